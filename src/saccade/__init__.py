@@ -1,0 +1,1 @@
+"""Saccade: CLIPSelf for any CLIP; dense features, their evaluation and their applications."""

@@ -1,0 +1,1 @@
+"""Floor 0: geometry; tensors in, tensors out."""

@@ -1,0 +1,67 @@
+"""The words every room shares: the letters legend, the box convention, and the records that travel between rooms.
+
+Letters, used in every signature and shape comment:
+
+    B images           N boxes or segments of one image     R regions of a batch
+    K classes          D embedding size                     C token width
+    L tokens           H W pixels                           h w patch grid
+    P patch size       Q queries
+
+Boxes are float32 xyxy in pixels with x1 < x2 and y1 < y2, one (N_i, 4) tensor an image: of the *picture* as it
+lies on disk in a `Sample`, of the *padded input* once the picture was resized for a tower. Other formats are converted
+where they are read. Pictures are uint8 RGB (3, H, W) until the compute device has them.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """Something handed in from outside is wrong; the message says what it must be, what it is, and what to do."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of a data set; its place in the data set's list is its label."""
+
+    id: int  # as the annotation file numbers it
+    name: str
+    is_thing: bool
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The annotated segments of one picture, things and stuff."""
+
+    boxes: Float[Tensor, "N 4"]  # xyxy, pixels of the picture; stuff: the extent of its mask
+    masks: Bool[Tensor, "N H W"]
+    labels: Int64[Tensor, " N"]  # place in the data set's categories
+    is_thing: Bool[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded picture and what is asked about it."""
+
+    id: str  # names the picture in every message: the json's image id, or the path within a folder
+    image: UInt8[Tensor, "3 H W"]
+    boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the picture
+    segments: Segments | None = None  # only where an evaluation asked for annotations
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A picture that could not be used, and why. It is counted and reported, never replaced."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The good and the bad samples of one step, in the sampler's order."""
+
+    samples: list[Sample]
+    bad: list[BadSample]
