@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-
-class InputError(ValueError):
-    """Something handed in from outside is wrong; the message says what it must be, what it is, and what to do."""
+from saccade.errors import InputError as InputError
 
 
 @dataclass(frozen=True)
