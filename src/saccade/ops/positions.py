@@ -1,0 +1,87 @@
+"""Position information for any grid: absolute embeddings resized, rotary tables recomputed (Sec. 3.1, dense features at
+any size).
+
+Both come from the size the tower was trained at, never from a parameter that was itself resized, so teacher and student
+of different input sizes share one set of weights. Rectangular grids follow the same formula per axis.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def resize_positions(
+    positions: Float[Tensor, "L C"], *, grid: tuple[int, int], native: tuple[int, int], has_class_token: bool
+) -> Float[Tensor, "M C"]:
+    """Resize absolute position embeddings to another patch grid: bicubic, no antialiasing, the class position kept.
+
+    Args:
+        positions: the tower's own, the class token's first where there is one, then row by row.
+        grid: (h, w) wanted.
+        native: (h, w) of `positions`.
+        has_class_token: whether the first row belongs to the class token.
+
+    Returns:
+        The same layout for `grid`; `positions` itself where the grids are equal. Computed in float32, returned in the
+        type given.
+    """
+    first = int(has_class_token)
+    assert positions.shape[0] == first + native[0] * native[1], f"{tuple(positions.shape)} is not a grid of {native}"
+    if grid == native:
+        return positions
+    plane = positions[first:].float().T.unflatten(1, native)[None]  # (1, C, h0, w0)
+    plane = F.interpolate(plane, size=grid, mode="bicubic", align_corners=False, antialias=False)  # (1, C, h, w)
+    resized = plane[0].flatten(1).T.to(positions.dtype)  # (h * w, C)
+    return torch.cat([positions[:first], resized])
+
+
+def rotary_table(
+    grid: tuple[int, int], *, native: tuple[int, int], head_width: int, theta: float = 10000.0
+) -> tuple[Float[Tensor, "L d"], Float[Tensor, "L d"]]:
+    """Compute EVA-02's two-dimensional rotary embedding for a grid.
+
+    Index i of an axis of N locations stands at i / N * native, so a larger grid is squeezed into the native range. The
+    first half of a head's channels turns with the row, the second with the column; in each, pair j turns by position *
+    theta^(-j / (d / 4)).
+
+    Args:
+        grid: (h, w) wanted.
+        native: (h, w) the tower was trained at; (16, 16) for EVA02-B-16 at 224 px.
+        head_width: d, channels of one attention head, a multiple of 4.
+        theta: base of the frequencies.
+
+    Returns:
+        Cosines and sines for `rotate`, float32, L = h * w, row by row. Sines carry the sign of the pair: minus for its
+        first channel.
+    """
+    assert head_width % 4 == 0, f"two axes of pairs need a head width that is a multiple of 4, got {head_width}"
+    bands = head_width // 4
+    frequencies = theta ** (-torch.arange(bands, dtype=torch.float64) / bands)  # (d / 4,)
+    rows, columns = (
+        torch.arange(length, dtype=torch.float64)[:, None] / length * base * frequencies  # (h or w, d / 4)
+        for length, base in zip(grid, native, strict=True)
+    )
+    angles = torch.cat(
+        [rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)], dim=2
+    )  # (h, w, d / 2)
+    angles = angles.flatten(0, 1).repeat_interleave(2, dim=1)  # (L, d), each angle for both channels of its pair
+    signs = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(head_width // 2)  # (d,)
+    return angles.cos().float(), (angles.sin() * signs).float()
+
+
+def rotate(
+    tokens: Float[Tensor, "*heads L d"], cosines: Float[Tensor, "L d"], sines: Float[Tensor, "L d"]
+) -> Float[Tensor, "*heads L d"]:
+    """Turn each adjacent pair (a, b) of channels to (a cos - b sin, b cos + a sin).
+
+    Args:
+        tokens: queries or keys, without the class token.
+        cosines: of `rotary_table`.
+        sines: of `rotary_table`, signed.
+
+    Returns:
+        The turned tokens, in the type of `tokens`.
+    """
+    swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (..., L, d)
+    return torch.addcmul(tokens * cosines, swapped, sines).to(tokens.dtype)

@@ -1,0 +1,153 @@
+"""Pictures to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, "teacher crops" and "student
+input").
+
+The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
+at the edge), so that a crop cut here differs from one cut by Pillow only by Pillow's rounding to whole grey levels.
+Many crops of one picture are two batched matrix products with a weight table an axis: static shapes, no loop over
+boxes, no wait for the device. Absent: RoIAlign (bilinear averaging, another picture), grid_sample (a = -0.75 and no
+antialiasing), and torch's own antialiased interpolation (no clamp between its passes, which shows at hard edges, and a
+wrong result where a side becomes one pixel).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Num
+from torch import Tensor
+
+
+def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
+    """Say how large a picture becomes when its longest side is resized to `size`.
+
+    Args:
+        height: of the picture [pixels].
+        width: of the picture [pixels].
+        size: wished length of the longest side [pixels].
+
+    Returns:
+        (height, width); the short side is rounded (halves to even) and at least 1.
+    """
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
+    """Resize a picture so that its longest side is `size` (student input; Sec. 3.2).
+
+    Args:
+        image: uint8 or floating point, in [0, 255].
+        size: length of the longest side [pixels].
+
+    Returns:
+        float32 in [0, 255], of the size `fitted_size` names.
+    """
+    height, width = image.shape[1:]
+    whole = torch.tensor([[0.0, 0.0, width, height]], device=image.device)
+    h, w = fitted_size(height, width, size=size)
+    top, left = (size - h) // 2, (size - w) // 2
+    return crop_and_resize(image, whole, size=size)[0, :, top : top + h, left : left + w]
+
+
+def crop_and_resize(
+    image: Num[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"], *, size: int
+) -> Float[Tensor, "N 3 size size"]:
+    """Cut boxes out of a picture, each fitted into a black square (teacher crops; Sec. 3.2).
+
+    Corners are rounded to whole pixels as Pillow's `Image.crop` does (halves to even), kept inside the picture, and at
+    least one pixel apart. The longest side of the cut becomes `size`, the other keeps the aspect, black goes equally
+    around it.
+
+    Args:
+        image: uint8 or floating point, in [0, 255].
+        boxes: xyxy, pixels of the picture.
+        size: side of the square [pixels].
+
+    Returns:
+        float32 in [0, 255], not rounded; N may be 0.
+    """
+    height, width = image.shape[1:]
+    corners = boxes.to(image.device).round().long()  # (N, 4)
+    left, right = _whole_pixels(corners[:, 0], corners[:, 2], length=width)
+    top, bottom = _whole_pixels(corners[:, 1], corners[:, 3], length=height)
+    longest = torch.maximum(right - left, bottom - top)  # (N,)
+    with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
+        across = _resize_weights(left, right, longest, length=width, size=size)  # (N, size, W)
+        down = _resize_weights(top, bottom, longest, length=height, size=size)  # (N, size, H)
+        rows = image.float() @ across.mT[:, None]  # (3, H, W) @ (N, 1, W, size) -> (N, 3, H, size)
+        crops = down[:, None] @ rows.clamp(0, 255)  # (N, 1, size, H) @ (N, 3, H, size) -> (N, 3, size, size)
+    return crops.clamp(0, 255)
+
+
+def pad_right_bottom(
+    image: Float[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
+) -> Float[Tensor, "*batch H W"]:
+    """Fill a picture up to the wished size at its right and bottom (student input; Sec. 3.2).
+
+    Args:
+        image: any number of leading dimensions.
+        height: wished, at least the picture's [pixels].
+        width: wished, at least the picture's [pixels].
+        value: 0 after normalisation is the paper's padding, 0 before it is black.
+
+    Returns:
+        The picture at the top left, `value` elsewhere.
+    """
+    right, bottom = width - image.shape[-1], height - image.shape[-2]
+    assert right >= 0 and bottom >= 0, f"picture {tuple(image.shape)} is larger than {height} x {width}"
+    return F.pad(image, (0, right, 0, bottom), value=value)
+
+
+def normalize(
+    images: Float[Tensor, "*batch 3 H W"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Tensor, "*batch 3 H W"]:
+    """Bring grey levels to the statistics a tower was trained with.
+
+    Args:
+        images: RGB in [0, 255].
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+
+    Returns:
+        (images / 255 - mean) / std.
+    """
+    scale = images.new_tensor([255 * s for s in std])[:, None, None]  # (3, 1, 1)
+    shift = images.new_tensor([m / s for m, s in zip(mean, std, strict=True)])[:, None, None]  # (3, 1, 1)
+    return images / scale - shift
+
+
+def _whole_pixels(
+    low: Int64[Tensor, " N"], high: Int64[Tensor, " N"], *, length: int
+) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]:
+    """Keep an interval inside [0, length] and at least one pixel long."""
+    low = low.clamp(0, length - 1)
+    return low, torch.maximum(high.clamp(max=length), low + 1)
+
+
+def _resize_weights(
+    low: Int64[Tensor, " N"], high: Int64[Tensor, " N"], longest: Int64[Tensor, " N"], *, length: int, size: int
+) -> Float[Tensor, "N size length"]:
+    """Write what each source pixel gives to each pixel of the square, along one axis, one table a crop.
+
+    Pixel `o` of a side fitted to `f` pixels sees the cut's coordinate c = (o + 1/2) * cut / f, and source pixel i, at i
+    - low + 1/2, weighs k((i - low + 1/2 - c) / s) with s = max(1, cut / f); rows that are padding are zero.
+    """
+    cut = (high - low).double()  # (N,)
+    fitted = (cut * size / longest).round().clamp(min=1)  # (N,), halves to even as `fitted_size`
+    scale = (cut / fitted).float()[:, None, None]  # (N, 1, 1)
+    start = ((size - fitted) / 2).floor().float()[:, None, None]  # (N, 1, 1), black before the picture
+    out = torch.arange(size, device=low.device)[:, None] - start  # (N, size, 1), counted from the picture's first pixel
+    source = (
+        torch.arange(length, device=low.device) - low[:, None, None]
+    )  # (N, 1, length), counted from the cut's first
+    distance = (source + 0.5 - (out + 0.5) * scale) / scale.clamp(min=1)  # (N, size, length)
+    inside = (source >= 0) & (source < cut[:, None, None])  # (N, 1, length)
+    weights = _cubic(distance) * inside  # (N, size, length)
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
+    return weights * ((out >= 0) & (out < fitted[:, None, None]))
+
+
+def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Keys' cubic kernel with a = -0.5: 1 at 0, 0 at 1, and 0 from 2 on."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

@@ -1,0 +1,55 @@
+"""Boxes: conversions are inverses, clipping and enlarging by hand, and the messages of the door."""
+
+import pytest
+import torch
+
+from saccade.ops.boxes import check_boxes, clip_boxes, enlarge_boxes, xywh_to_xyxy, xyxy_to_xywh
+from saccade.types import InputError
+
+
+def test_conversions_by_hand_and_as_inverses():
+    corners = xywh_to_xyxy(torch.tensor([[10.0, 20.0, 30.0, 40.0]]))
+    assert corners.tolist() == [[10, 20, 40, 60]]
+    assert xyxy_to_xywh(corners).tolist() == [[10, 20, 30, 40]]
+    boxes = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(xyxy_to_xywh(xywh_to_xyxy(boxes)), boxes)
+
+
+def test_clip_touches_each_side_by_its_own_length():
+    boxes = torch.tensor([[-5.0, -6.0, 300.0, 400.0], [10.0, 20.0, 30.0, 40.0], [210.0, 0.0, 220.0, 50.0]])
+    assert clip_boxes(boxes, height=100, width=200).tolist() == [
+        [0, 0, 200, 100],
+        [10, 20, 30, 40],
+        [200, 0, 200, 50],  # wholly outside: empty
+    ]
+
+
+def test_enlarge_about_the_centre_then_clip():
+    boxes = torch.tensor([[40.0, 20.0, 60.0, 60.0], [0.0, 0.0, 20.0, 20.0]])
+    # first: centre (50, 40), half sizes (10, 20) * 1.5 = (15, 30); second: centre (10, 10), half 15, cut at 0
+    assert enlarge_boxes(boxes, factor=1.5, height=200, width=100).tolist() == [[35, 10, 65, 70], [0, 0, 25, 25]]
+
+
+def test_no_boxes_pass_everywhere():
+    none = torch.zeros(0, 4)
+    check_boxes(none)
+    assert xywh_to_xyxy(none).shape == xyxy_to_xywh(none).shape == (0, 4)
+    assert enlarge_boxes(none, factor=1.5, height=5, width=5).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        (torch.zeros(3, 5), ["proposals", "(3, 5)", "scores"]),
+        (torch.zeros(4), ["(4,)", "(N, 4)"]),
+        (torch.tensor([[0, 0, 1, 1]]), ["int64", ".float()"]),
+        (torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, float("nan"), 1.0, 1.0]]), ["row 1", "finite"]),
+        (torch.tensor([[0.0, 0.0, float("inf"), 1.0]]), ["row 0", "finite"]),
+        (torch.tensor([[5.0, 0.0, 5.0, 1.0]]), ["row 0", "x1 < x2", "xywh_to_xyxy"]),
+        (torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 9.0, 1.0, 1.0]]), ["row 1", "y1 < y2"]),
+    ],
+)
+def test_wrong_boxes_are_refused_with_a_reason(boxes, words):
+    with pytest.raises(InputError) as caught:
+        check_boxes(boxes, "proposals")
+    assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -1,0 +1,171 @@
+"""Pooling against RoIAlign and the mask mean written from their definitions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
+from saccade.types import InputError
+
+
+def dense_map(batch: int, width: int, h: int, w: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(batch, width, h, w, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def bilinear(plane: torch.Tensor, y: float, x: float) -> torch.Tensor:
+    """Value of (D, h, w) at a point whose integers are the locations' own places; more than one outside: zero."""
+    h, w = plane.shape[1:]
+    if y < -1 or y > h or x < -1 or x > w:
+        return torch.zeros(plane.shape[0])
+    y, x = min(max(y, 0.0), h - 1.0), min(max(x, 0.0), w - 1.0)
+    top, left = min(int(y), h - 1), min(int(x), w - 1)
+    bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+    fy, fx = y - top, x - left
+    return (
+        plane[:, top, left] * (1 - fy) * (1 - fx)
+        + plane[:, top, right] * (1 - fy) * fx
+        + plane[:, bottom, left] * fy * (1 - fx)
+        + plane[:, bottom, right] * fy * fx
+    )
+
+
+def slow_roi_align(plane: torch.Tensor, box: list[float], stride: int) -> torch.Tensor:
+    """RoIAlign to 1 x 1: the box in map units, half a location back (aligned), ceil(side) samples an axis, mean."""
+    x1, y1, x2, y2 = (side / stride - 0.5 for side in box)
+    across, down = math.ceil(x2 - x1), math.ceil(y2 - y1)
+    total = torch.zeros(plane.shape[0])
+    for row in range(down):
+        for column in range(across):
+            y = y1 + (row + 0.5) * (y2 - y1) / down
+            x = x1 + (column + 0.5) * (x2 - x1) / across
+            total += bilinear(plane, y, x)
+    mean = total / (across * down)
+    return mean / mean.norm()
+
+
+BOXES = [
+    [
+        torch.tensor(
+            [[0.0, 0.0, 112.0, 80.0], [3.7, 9.1, 55.2, 33.3], [100.0, 70.0, 112.0, 80.0], [40.0, 40.0, 41.0, 42.0]]
+        )
+    ],
+    [torch.tensor([[16.0, 16.0, 32.0, 32.0]])],
+]
+
+
+@pytest.mark.parametrize("boxes", BOXES)
+def test_boxes_equal_roi_align_from_its_definition(boxes):
+    dense = dense_map(1, 6, 5, 7)
+    pooled = pool_boxes(dense, boxes, stride=16)
+    for one, box in zip(pooled, boxes[0].tolist(), strict=True):
+        torch.testing.assert_close(one, slow_roi_align(dense[0], box, 16), atol=1e-5, rtol=1e-5)
+
+
+def test_a_box_of_one_location_is_that_location():
+    dense = dense_map(1, 6, 5, 7)
+    # location (row 2, column 3) covers pixels 48..64 x 32..48 at stride 16; its one sample lies on its centre
+    pooled = pool_boxes(dense, [torch.tensor([[48.0, 32.0, 64.0, 48.0]])], stride=16)
+    torch.testing.assert_close(pooled[0], dense[0, :, 2, 3])
+
+
+def test_images_keep_their_boxes_and_order():
+    dense = dense_map(3, 4, 4, 4)
+    boxes = [
+        torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 8.0, 32.0, 32.0]]),
+        torch.zeros(0, 4),
+        torch.tensor([[4.0, 4.0, 9.0, 30.0]]),
+    ]
+    pooled = pool_boxes(dense, boxes, stride=8)
+    alone = torch.cat([pool_boxes(dense[i : i + 1], [boxes[i]], stride=8) for i in range(3)])
+    assert pooled.shape == (3, 4)
+    torch.testing.assert_close(pooled, alone)
+    torch.testing.assert_close(pooled.norm(dim=1), torch.ones(3))
+
+
+def test_nothing_to_pool_keeps_the_graph():
+    dense = dense_map(2, 4, 3, 3).requires_grad_()
+    for pooled in (
+        pool_boxes(dense, [torch.zeros(0, 4)] * 2, stride=8),
+        pool_masks(dense, [torch.zeros(0, 3, 3, dtype=torch.bool)] * 2),
+    ):
+        assert pooled.shape == (0, 4)
+        pooled.sum().backward()
+        assert dense.grad is not None and dense.grad.abs().max() == 0
+
+
+def test_low_precision_maps_are_pooled_in_float32():
+    dense = dense_map(1, 4, 6, 6)
+    boxes = [torch.tensor([[0.0, 0.0, 31.0, 40.0]])]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pool_boxes(dense.bfloat16(), boxes, stride=8)
+        masks = pool_masks(dense.bfloat16(), [torch.ones(1, 6, 6, dtype=torch.bool)])
+    assert pooled.dtype == masks.dtype == torch.float32
+    torch.testing.assert_close(pooled, pool_boxes(dense.bfloat16().float(), boxes, stride=8))
+
+
+def test_masks_are_plain_means_over_their_locations():
+    dense = dense_map(2, 5, 3, 4)
+    some = torch.rand(3, 3, 4, generator=torch.Generator().manual_seed(1)) > 0.5
+    masks = [some, torch.ones(1, 3, 4, dtype=torch.bool)]
+    pooled = pool_masks(dense, masks)
+    wanted = []
+    for i, image_masks in enumerate(masks):
+        for mask in image_masks:
+            places = [dense[i, :, y, x] for y in range(3) for x in range(4) if mask[y, x]]
+            mean = torch.stack(places).mean(dim=0)
+            wanted.append(mean / mean.norm())
+    torch.testing.assert_close(pooled, torch.stack(wanted))
+
+
+def test_a_mask_without_locations_gives_zero_not_nan():
+    pooled = pool_masks(dense_map(1, 5, 3, 4), [torch.zeros(2, 3, 4, dtype=torch.bool)])
+    assert torch.equal(pooled, torch.zeros(2, 5))
+
+
+def test_wrong_number_of_regions_is_refused():
+    with pytest.raises(InputError, match="boxes: need one tensor an image, 2 in all; got 1"):
+        pool_boxes(dense_map(2, 4, 3, 3), [torch.zeros(0, 4)], stride=8)
+    with pytest.raises(InputError, match="masks: need one tensor an image"):
+        pool_masks(dense_map(1, 4, 3, 3), [])
+
+
+def slow_shrink(mask: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """Bicubic of four taps an axis (a = -0.75, torch's), border repeated, no antialiasing."""
+
+    def taps(i: int, length: int, out: int):
+        centre = (i + 0.5) * length / out - 0.5
+        base = math.floor(centre)
+        for k in range(base - 1, base + 3):
+            t = abs(centre - k)
+            weight = (1.25 * t - 2.25) * t * t + 1 if t < 1 else ((-0.75 * t + 3.75) * t - 6) * t + 3
+            yield min(max(k, 0), length - 1), weight
+
+    shrunk = torch.zeros(h, w)
+    for i in range(h):
+        for j in range(w):
+            shrunk[i, j] = sum(
+                wy * wx * float(mask[y, x])
+                for y, wy in taps(i, mask.shape[0], h)
+                for x, wx in taps(j, mask.shape[1], w)
+            )
+    return shrunk > 1e-6
+
+
+def test_masks_shrink_as_four_taps_without_antialiasing():
+    share = torch.tensor([0.5, 0.9, 0.97, 0.1])[:, None, None]
+    masks = torch.rand(4, 33, 50, generator=torch.Generator().manual_seed(2)) > share
+    shrunk = shrink_masks(masks, grid=(5, 7))
+    for mask, one in zip(masks, shrunk, strict=True):
+        assert torch.equal(one, slow_shrink(mask, 5, 7))
+
+
+def test_a_tiny_mask_between_the_taps_vanishes_and_a_block_stays_itself():
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 0, 0] = True  # taps of location 0 at stride 16 are pixels 6, 7, 8, 9
+    masks[1, 16:32, 32:48] = True  # exactly location (1, 2)
+    shrunk = shrink_masks(masks, grid=(4, 4))
+    assert not shrunk[0].any()
+    assert shrunk[1].nonzero().tolist() == [[1, 2]]
+    assert shrink_masks(masks[:0], grid=(4, 4)).shape == (0, 4, 4)

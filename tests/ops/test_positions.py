@@ -1,0 +1,86 @@
+"""Positions for any grid: against four bicubic taps and a rotation written as complex numbers."""
+
+import cmath
+import math
+
+import pytest
+import torch
+
+from saccade.ops.positions import resize_positions, rotary_table, rotate
+
+
+def slow_bicubic(plane: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """(h0, w0, C) -> (h, w, C): four taps an axis, a = -0.75, half-pixel centres, border repeated."""
+
+    def taps(i: int, length: int, out: int):
+        centre = (i + 0.5) * length / out - 0.5
+        base = math.floor(centre)
+        for k in range(base - 1, base + 3):
+            t = abs(centre - k)
+            weight = (1.25 * t - 2.25) * t * t + 1 if t < 1 else ((-0.75 * t + 3.75) * t - 6) * t + 3
+            yield min(max(k, 0), length - 1), weight
+
+    out = torch.zeros(h, w, plane.shape[2])
+    for i in range(h):
+        for j in range(w):
+            for y, wy in taps(i, plane.shape[0], h):
+                for x, wx in taps(j, plane.shape[1], w):
+                    out[i, j] += wy * wx * plane[y, x]
+    return out
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (7, 5), (3, 9), (2, 2), (8, 8), (1, 1)])
+@pytest.mark.parametrize("has_class_token", [True, False])
+def test_absolute_positions_against_four_taps(grid, has_class_token):
+    positions = torch.randn(16 + has_class_token, 6, generator=torch.Generator().manual_seed(0))
+    resized = resize_positions(positions, grid=grid, native=(4, 4), has_class_token=has_class_token)
+    assert resized.shape == (grid[0] * grid[1] + has_class_token, 6)
+    if has_class_token:
+        assert torch.equal(resized[0], positions[0])
+    wanted = slow_bicubic(positions[int(has_class_token) :].reshape(4, 4, 6), *grid).reshape(-1, 6)
+    torch.testing.assert_close(resized[int(has_class_token) :], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_native_grid_is_returned_as_it_is_and_types_are_kept():
+    positions = torch.randn(7, 4)
+    assert resize_positions(positions, grid=(2, 3), native=(2, 3), has_class_token=True) is positions
+    half = resize_positions(positions.bfloat16(), grid=(4, 3), native=(2, 3), has_class_token=True)
+    whole = resize_positions(positions.bfloat16().float(), grid=(4, 3), native=(2, 3), has_class_token=True)
+    assert half.dtype == torch.bfloat16 and torch.equal(half, whole.bfloat16())
+    with pytest.raises(AssertionError, match="not a grid"):
+        resize_positions(positions, grid=(2, 2), native=(3, 3), has_class_token=True)
+
+
+def test_rotation_equals_complex_multiplication_pair_by_pair():
+    h, w, width, native = 3, 5, 8, (4, 4)
+    tokens = torch.randn(2, h * w, width, generator=torch.Generator().manual_seed(0))
+    turned = rotate(tokens, *rotary_table((h, w), native=native, head_width=width))
+    for row in range(h):
+        for column in range(w):
+            y, x = row / h * 4, column / w * 4  # squeezed into the native 4 x 4 range
+            # 8 channels: pairs 0, 1 turn with the row, 2, 3 with the column; frequencies 1 and 10000^(-1/2) = 0.01
+            angles = [y, y * 0.01, x, x * 0.01]
+            for pair, angle in enumerate(angles):
+                for head in range(2):
+                    a, b = tokens[head, row * w + column, 2 * pair : 2 * pair + 2].tolist()
+                    wanted = complex(a, b) * cmath.exp(1j * angle)
+                    got = turned[head, row * w + column, 2 * pair : 2 * pair + 2]
+                    torch.testing.assert_close(got, torch.tensor([wanted.real, wanted.imag]), atol=1e-5, rtol=1e-5)
+
+
+def test_native_grid_stands_on_whole_numbers_and_a_double_grid_on_halves():
+    cosines, _ = rotary_table((16, 16), native=(16, 16), head_width=64)
+    double, _ = rotary_table((32, 32), native=(16, 16), head_width=64)
+    # index 2 i of 32 stands where index i of 16 stands
+    assert torch.allclose(cosines.reshape(16, 16, 64), double.reshape(32, 32, 64)[::2, ::2], atol=1e-6)
+    torch.testing.assert_close(cosines.reshape(16, 16, 64)[3, 0, 0], torch.tensor(math.cos(3.0)))
+
+
+def test_rotation_keeps_lengths_types_and_relative_angles():
+    cosines, sines = rotary_table((4, 6), native=(4, 6), head_width=16)
+    query, key = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(3))
+    queries, keys = (rotate(one.expand(24, 16), cosines, sines).reshape(4, 6, 16) for one in (query, key))
+    torch.testing.assert_close(queries.norm(dim=2), query.norm().expand(4, 6))
+    # the product depends on the offset only: (0, 0) . (1, 2) == (2, 3) . (3, 5)
+    torch.testing.assert_close(queries[0, 0] @ keys[1, 2], queries[2, 3] @ keys[3, 5], atol=1e-4, rtol=1e-4)
+    assert rotate(query.expand(24, 16).bfloat16(), cosines, sines).dtype == torch.bfloat16

@@ -1,0 +1,197 @@
+"""Resampling against Pillow and against the kernel written out pixel by pixel."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saccade.ops.resample import crop_and_resize, fitted_size, normalize, pad_right_bottom, resize_longest
+
+
+def picture(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:
+    """A uint8 picture with smooth parts, hard edges and noise.
+
+    Below a contrast of about 0.6 the kernel's overshoot stays within 0 .. 255, so that the clamp between the two
+    passes, and with it their order (which Pillow chooses by size), does not matter.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    smooth = 127 + 100 * torch.sin(x / 9.0) * torch.cos(y / 13.0)
+    edges = 255.0 * (((x // 7) + (y // 5)) % 2)
+    noise = 255 * torch.rand(height, width, generator=generator)
+    levels = torch.stack([smooth, edges, noise])
+    return (127.5 + (levels - 127.5) * contrast).round().clamp(0, 255).to(torch.uint8)
+
+
+def pillow_crop(image: torch.Tensor, box: list[float], size: int) -> torch.Tensor:
+    """The plain path: cut, resize the longest side, paste in the middle of a black square."""
+    cut = Image.fromarray(image.permute(1, 2, 0).numpy()).crop(tuple(box))  # Image.crop rounds the corners itself
+    longest = max(cut.size)
+    width, height = (max(1, round(side * size / longest)) for side in cut.size)
+    square = Image.new("RGB", (size, size))
+    square.paste(cut.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float()
+
+
+def slow_axis(values: list[float], out: int) -> list[float]:
+    """Antialiased bicubic resize of one line, a = -0.5, from the definition."""
+    ratio = len(values) / out
+    stretch = max(1.0, ratio)
+    result = []
+    for o in range(out):
+        centre = (o + 0.5) * ratio
+        total = weighted = 0.0
+        for i, value in enumerate(values):
+            t = abs((i + 0.5 - centre) / stretch)
+            if t < 1:
+                weight = 1.5 * t**3 - 2.5 * t**2 + 1
+            elif t < 2:
+                weight = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+            else:
+                weight = 0.0
+            total += weight
+            weighted += weight * value
+        result.append(min(255.0, max(0.0, weighted / total)))
+    return result
+
+
+def slow_resize(plane: list[list[float]], height: int, width: int) -> list[list[float]]:
+    rows = [slow_axis(row, width) for row in plane]
+    columns = [slow_axis([row[x] for row in rows], height) for x in range(width)]
+    return [[columns[x][y] for x in range(width)] for y in range(height)]
+
+
+BOXES = [
+    [0.0, 0.0, 97.0, 61.0],  # whole, shrinks
+    [10.4, 7.6, 40.5, 50.5],  # fractional corners; 40.5 and 50.5 round to 40 and 50
+    [90.0, 55.0, 97.0, 61.0],  # a few pixels at the corner, grows
+    [20.0, 30.0, 21.0, 60.0],  # one pixel wide
+    [3.0, 10.0, 90.0, 12.0],  # two pixels high
+    [40.0, 20.0, 72.0, 52.0],  # exactly the target size: copied
+]
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_crop_equals_pillow_within_one_grey_level(box):
+    image = picture(61, 97)
+    ours = crop_and_resize(image, torch.tensor([box]), size=32)[0]
+    difference = (ours - pillow_crop(image, box, 32)).abs()
+    assert difference.max() <= 1.5, difference.max()  # Pillow rounds to whole levels after each of its two passes
+    assert difference.mean() <= 0.3, difference.mean()
+
+
+def test_crop_equals_the_definition():
+    image = picture(19, 23, seed=3)
+    box = [2.0, 3.0, 21.0, 15.0]  # 19 wide, 12 high -> 11 x round(12 * 11 / 19) = 11 x 7, black above floor(4 / 2) = 2
+    ours = crop_and_resize(image, torch.tensor([box]), size=11)[0]
+    for channel in range(3):
+        cut = image[channel, 3:15, 2:21].float().tolist()
+        wanted = torch.zeros(11, 11)
+        wanted[2:9] = torch.tensor(slow_resize(cut, 7, 11))
+        torch.testing.assert_close(ours[channel], wanted, atol=2e-3, rtol=0)
+
+
+def test_boxes_are_batched_without_changing_each_other():
+    image = picture(61, 97)
+    together = crop_and_resize(image, torch.tensor(BOXES), size=24)
+    alone = torch.cat([crop_and_resize(image, torch.tensor([box]), size=24) for box in BOXES])
+    torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
+
+
+def test_a_crop_sees_nothing_outside_its_box():
+    image = torch.full((3, 40, 40), 255, dtype=torch.uint8)
+    image[:, 10:30, 10:30] = 100
+    crops = crop_and_resize(image, torch.tensor([[10.0, 10.0, 30.0, 30.0]]), size=33)
+    torch.testing.assert_close(crops, torch.full_like(crops, 100.0), atol=1e-3, rtol=0)
+
+
+def test_boxes_outside_or_thinner_than_a_pixel_still_give_one_pixel():
+    image = picture(20, 30)
+    boxes = torch.tensor([[50.0, 50.0, 60.0, 60.0], [4.1, 4.1, 4.3, 4.2], [-9.0, -9.0, -2.0, -2.0]])
+    crops = crop_and_resize(image, boxes, size=8)
+    for crop, pixel in zip(crops, [image[:, 19, 29], image[:, 4, 4], image[:, 0, 0]], strict=True):
+        torch.testing.assert_close(crop, pixel.float()[:, None, None].expand(3, 8, 8), atol=1e-3, rtol=0)
+
+
+def test_no_boxes_and_a_one_pixel_picture():
+    assert crop_and_resize(picture(5, 6), torch.zeros(0, 4), size=8).shape == (0, 3, 8, 8)
+    image = torch.tensor([[[9]], [[8]], [[7]]], dtype=torch.uint8)
+    crop = crop_and_resize(image, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), size=3)[0]
+    torch.testing.assert_close(crop, image.float().expand(3, 3, 3))
+
+
+def test_uint8_and_float_pictures_give_the_same():
+    image = picture(21, 33)
+    boxes = torch.tensor([[0.0, 0.0, 33.0, 21.0]])
+    assert torch.equal(crop_and_resize(image, boxes, size=16), crop_and_resize(image.float(), boxes, size=16))
+
+
+def test_bfloat16_autocast_does_not_cost_grey_levels():
+    image, boxes = picture(61, 97), torch.tensor(BOXES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = crop_and_resize(image, boxes, size=16)
+    assert torch.equal(inside, crop_and_resize(image, boxes, size=16))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "wanted"),
+    [
+        (480, 640, 224, (168, 224)),
+        (640, 480, 1024, (1024, 768)),
+        (1, 5000, 100, (1, 100)),  # 100 / 5000 rounds to 0, kept at 1
+        (3, 6, 7, (4, 7)),  # 3.5 -> 4, halves to even
+        (5, 10, 9, (4, 9)),  # 4.5 -> 4
+        (64, 64, 64, (64, 64)),
+    ],
+)
+def test_fitted_size_by_hand(height, width, size, wanted):
+    assert fitted_size(height, width, size=size) == wanted
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(61, 97, 32), (61, 97, 160), (97, 61, 40), (30, 1, 15)])
+def test_resize_longest_equals_pillow(height, width, size):
+    image = picture(height, width, contrast=0.6)
+    ours = resize_longest(image, size=size)
+    h, w = fitted_size(height, width, size=size)
+    assert ours.shape == (3, h, w)
+    plain = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((w, h), Image.Resampling.BICUBIC)
+    difference = (ours - torch.from_numpy(np.array(plain)).permute(2, 0, 1).float()).abs()
+    assert difference.max() <= 1.5 and difference.mean() <= 0.3, (difference.max(), difference.mean())
+
+
+def test_a_whole_picture_crop_is_the_resized_picture_in_black():
+    image = picture(61, 97)
+    crop = crop_and_resize(image, torch.tensor([[0.0, 0.0, 97.0, 61.0]]), size=32)[0]
+    resized = resize_longest(image, size=32)  # 20 x 32, so 6 black rows above and below
+    assert torch.equal(crop[:, 6:26], resized)
+    assert crop[:, :6].abs().max() == 0 and crop[:, 26:].abs().max() == 0
+
+
+def test_random_sizes_agree_with_pillow_in_shape_and_place():
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(30):
+        height, width, size = (int(n) for n in torch.randint(2, 90, (3,), generator=generator))
+        corner = torch.rand(2, generator=generator) * torch.tensor([width - 1.0, height - 1.0])
+        far = corner + 1 + torch.rand(2, generator=generator) * (torch.tensor([width, height]) - corner - 1)
+        box = torch.cat([corner, far])
+        if (far.round() - corner.round()).min() < 1:
+            continue
+        image = picture(height, width, contrast=0.6)
+        difference = crop_and_resize(image, box[None], size=size)[0] - pillow_crop(image, box.tolist(), size)
+        assert difference.abs().max() <= 1.5, (height, width, size, box)
+
+
+def test_pad_and_normalize():
+    padded = pad_right_bottom(torch.ones(3, 2, 3), height=4, width=5, value=-1.0)
+    assert padded.shape == (3, 4, 5)
+    assert padded[:, :2, :3].min() == 1 and padded[:, 2:].max() == -1 and padded[:, :, 3:].max() == -1
+    with pytest.raises(AssertionError, match="larger"):
+        pad_right_bottom(torch.ones(3, 5, 3), height=4, width=5)
+    mean, std = (0.48, 0.45, 0.4), (0.26, 0.25, 0.27)
+    levels = torch.tensor([0.0, 128.0, 255.0])[:, None, None].expand(3, 2, 2)
+    wanted = [(level / 255 - m) / s for level, m, s in zip((0, 128, 255), mean, std, strict=True)]
+    normal = normalize(levels, mean=mean, std=std)
+    torch.testing.assert_close(normal[:, 0, 0], torch.tensor(wanted), atol=1e-6, rtol=1e-6)
+    assert math.isclose(float(normalize(levels[None], mean=mean, std=std)[0, 2, 1, 1]), wanted[2], rel_tol=1e-5)
