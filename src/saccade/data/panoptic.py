@@ -1,0 +1,80 @@
+"""The masks of a panoptic PNG: a colour R + 256 G + 65536 B a segment (COCO's format; the regions of Fig. 2, 3).
+
+Apart from `coco.py` because it decodes pixels, in the workers, while that reads text, once. Pixels whose colour is
+no segment of the record (unlabelled ones, and segments left out when the file was read) are in no mask.
+Deliberately absent: which segments an evaluation uses (its protocol says), run-length and polygon masks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saccade.data.coco import Record
+from saccade.data.pictures import PictureError, read_picture
+from saccade.types import Category, Segments
+
+MAX_MASK_BYTES = 4_000_000_000  # one byte a pixel and segment
+
+
+def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segments:
+    """Decode the masks of a picture's segments.
+
+    Args:
+        record: from `read_panoptic`.
+        categories: of the same data set.
+
+    Returns:
+        One entry a segment in the record's order; thing boxes as annotated, stuff boxes the extent of the mask.
+
+    Raises:
+        PictureError: the PNG is missing, damaged, of another size or kind, or lacks a segment the annotation lists.
+    """
+    assert record.panoptic is not None and record.size is not None, f"{record.id}: not a record of a panoptic file"
+    height, width = record.size
+    count = len(record.segment_ids)
+    if count * height * width > MAX_MASK_BYTES:
+        raise PictureError(
+            f"{record.panoptic}: need at most {MAX_MASK_BYTES:,} bytes of masks; {count} segments of "
+            f"{height} x {width} pixels take more. Make the picture smaller or merge segments."
+        )
+    colours = _read_colours(record)  # (H, W)
+    ids = torch.tensor(record.segment_ids, dtype=torch.int32)  # (N,)
+    masks = colours == ids[:, None, None]  # (N, H, W)
+    extents, empty = mask_extents(masks)
+    if empty.any():
+        missing = [colour for colour, gone in zip(record.segment_ids, empty.tolist(), strict=True) if gone]
+        raise PictureError(
+            f"{record.panoptic}: need pixels of every segment annotated for image {record.id}; there are none of "
+            f"{len(missing)} of {count} (the first id: {missing[0]}). Is this the PNG of another picture or file?"
+        )
+    is_thing = torch.tensor([categories[label].is_thing for label in record.labels], dtype=torch.bool)  # (N,)
+    annotated = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
+    return Segments(
+        boxes=torch.where(is_thing[:, None], annotated, extents),
+        masks=masks,
+        labels=torch.tensor(record.labels, dtype=torch.int64),
+        is_thing=is_thing,
+    )
+
+
+def mask_extents(masks: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 4"], Bool[Tensor, " N"]]:
+    """Find the smallest box that holds each mask.
+
+    Returns:
+        (N, 4) xyxy, pixels, whole numbers; and which masks are empty (their box means nothing).
+    """
+    height, width = masks.shape[1:]
+    rows, columns = masks.any(dim=2), masks.any(dim=1)  # (N, H), (N, W)
+    x1, y1 = columns.int().argmax(dim=1), rows.int().argmax(dim=1)  # (N,) each: the first True
+    x2, y2 = width - columns.flip(1).int().argmax(dim=1), height - rows.flip(1).int().argmax(dim=1)
+    return torch.stack([x1, y1, x2, y2], dim=1).float(), ~rows.any(dim=1)
+
+
+def _read_colours(record: Record) -> Tensor:
+    """Decode the PNG to (H, W) int32 ids; `read_picture` holds every bound and names every fault."""
+    assert record.panoptic is not None
+    image = read_picture(record.panoptic, expected_size=record.size)  # (3, H, W)
+    red, green, blue = image.int()
+    return red + 256 * green + 65536 * blue
