@@ -1,0 +1,258 @@
+"""Checkpoints that survive being killed at any moment, and that are believed only where every byte is right.
+
+    FOLDER/step_00000200/state.safetensors   the trained tensors and the optimizer's, raw (never alpha-mixed)
+                         manifest.json       step, facts of the run, size and sha256 of each file
+                         COMPLETE            sha256 of the manifest; written last
+
+A checkpoint is written to `step_00000200.partial`, synced, renamed, and marked complete; without the mark it does not
+exist. Loading goes back to the newest one that is whole. Tensors are safetensors: nothing in a checkpoint can run.
+Deliberately absent: random states (the loop derives them from seed, process and step) and sharded writing.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from saccade.types import InputError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, read back."""
+
+    step: int  # steps done
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]  # whatever JSON was saved with it
+
+
+def save_checkpoint(
+    folder: Path, *, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int = 2
+) -> Path:
+    """Write one checkpoint and, once it is whole, remove all but the newest `keep`.
+
+    Args:
+        folder: holds the checkpoints of the run.
+        step: steps done.
+        tensors: from `collect`.
+        facts: small JSON, returned by `load_latest`.
+        keep: checkpoints to keep, this one included.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: it could not be written (a full disk, say); the earlier checkpoints are untouched.
+    """
+    final = folder / f"step_{step:08d}"
+    partial = final.with_name(final.name + ".partial")
+    try:
+        for old in (partial, final):
+            if old.exists():
+                shutil.rmtree(old)
+        partial.mkdir(parents=True)
+        _write_tensors(partial / "state.safetensors", tensors)
+        manifest = _manifest(partial, step, facts)
+        _write(partial / "manifest.json", manifest)
+        _sync(partial)
+        partial.rename(final)
+        _sync(folder)
+        _write(final / "COMPLETE", hashlib.sha256(manifest).hexdigest().encode())
+        _sync(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(_cannot_write(final, tensors, error)) from error
+    for old in list_complete(folder)[:-keep]:
+        (old / "COMPLETE").unlink()
+        shutil.rmtree(old)
+    return final
+
+
+def list_complete(folder: Path) -> list[Path]:
+    """The checkpoints that carry their completion mark, oldest first."""
+    return sorted(path.parent for path in folder.glob("step_*/COMPLETE"))
+
+
+def clean_checkpoints(folder: Path) -> int:
+    """Remove what a killed save left behind; the number of leftovers."""
+    complete = set(list_complete(folder))
+    leftovers = [path for path in folder.glob("step_*") if path not in complete]
+    for path in leftovers:
+        shutil.rmtree(path)
+    return len(leftovers)
+
+
+def load_latest(folder: Path, *, tell: Callable[[str], object] = print) -> Checkpoint | None:
+    """The newest checkpoint that is whole; none where none was ever saved.
+
+    Args:
+        folder: holds the checkpoints of the run.
+        tell: hears, for each newer checkpoint that is passed over, which file is wrong and how.
+
+    Raises:
+        InputError: there are checkpoints, but none is whole.
+    """
+    paths = list_complete(folder)
+    for path in reversed(paths):
+        try:
+            return load_checkpoint(path)
+        except InputError as error:
+            tell(f"{error} Going back to the checkpoint before it.")
+    if paths:
+        raise InputError(f"{folder}: none of its {len(paths)} checkpoints is whole; remove the folder to start again.")
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint, believing nothing that its hashes do not confirm.
+
+    Raises:
+        InputError: a file is missing or differs from what was written, or a tensor is not finite; names the file.
+    """
+    try:
+        manifest = (path / "manifest.json").read_bytes()
+        if hashlib.sha256(manifest).hexdigest().encode() != (path / "COMPLETE").read_bytes():
+            raise InputError(f"{path / 'manifest.json'}: damaged (its sha256 is not the one in COMPLETE).")
+        content = json.loads(manifest)
+        for name, expected in content["files"].items():
+            _check_file(path / name, expected)
+        tensors = load_file(path / "state.safetensors")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read ({error}).") from error
+    wrong = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise InputError(f"{path / 'state.safetensors'}: holds values that are not finite, in {', '.join(wrong[:3])}.")
+    return Checkpoint(step=content["step"], tensors=tensors, facts=content["facts"])
+
+
+def collect(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The trained tensors and their optimizer state, by name; the inverse of `restore`."""
+    tensors = {}
+    for name, parameter in _trained(module).items():
+        tensors[f"parameter/{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = value.detach()
+    return tensors
+
+
+@torch.no_grad()
+def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put collected tensors back, in place; the inverse of `collect`.
+
+    Raises:
+        InputError: the tensors are not those of this module (missing, extra and mis-shaped ones are listed).
+    """
+    trained = _trained(module)
+    parameters = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("parameter/")}
+    _check_names(trained, parameters)
+    for name, parameter in trained.items():
+        parameter.copy_(parameters[name])
+    for label, tensor in tensors.items():
+        if not label.startswith("optimizer/"):
+            continue
+        _, key, name = label.split("/", 2)
+        device = trained[name].device
+        optimizer.state[trained[name]][key] = tensor.to(device).clone()
+
+
+def digest_module(module: nn.Module) -> str:
+    """The sha256 of every tensor of a module, so that a run never goes on from other weights than it began with."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return total.hexdigest()
+
+
+def require_space(folder: Path, *, module: nn.Module, copies: int) -> None:
+    """Refuse to start where the checkpoints would not fit.
+
+    Args:
+        folder: on the disk that is asked.
+        module: three float tensors are saved for each of its trained ones (itself and two moments).
+        copies: checkpoints that may exist at once.
+
+    Raises:
+        InputError: bytes needed, bytes free.
+    """
+    state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
+    need, free = max(2, copies) * state, shutil.disk_usage(folder).free
+    if free < need:
+        raise InputError(
+            f"{folder}: needs {need:,} free bytes for checkpoints of {state:,} bytes; the disk has {free:,}. "
+            "Free some, keep fewer checkpoints, or choose another folder."
+        )
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _check_names(trained: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+    missing = sorted(trained.keys() - found.keys())
+    extra = sorted(found.keys() - trained.keys())
+    shaped = sorted(name for name in trained.keys() & found.keys() if trained[name].shape != found[name].shape)
+    if missing or extra or shaped:
+        raise InputError(
+            "checkpoint: must hold exactly the tensors that this run trains; "
+            f"missing {len(missing)} {missing[:3]}, extra {len(extra)} {extra[:3]}, "
+            f"other shape {len(shaped)} {shaped[:3]}."
+        )
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    _sync(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _manifest(folder: Path, step: int, facts: dict[str, Any]) -> bytes:
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())}
+    return json.dumps({"step": step, "facts": facts, "files": files}, indent=1).encode()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path, expected: dict[str, Any]) -> None:
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise InputError(f"{path}: damaged (must have {expected['bytes']:,} bytes, has {size:,}).")
+    if _digest(path) != expected["sha256"]:
+        raise InputError(f"{path}: damaged (its sha256 is not the one in the manifest).")
+
+
+def _cannot_write(path: Path, tensors: dict[str, Tensor], error: Exception) -> str:
+    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
+    advice = "The disk is full (ENOSPC): free some space" if full else "Check the folder"
+    return f"{path}: cannot write a checkpoint of {need:,} bytes: {error}. {advice}, then run the same command again."

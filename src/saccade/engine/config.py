@@ -1,0 +1,179 @@
+"""What a distillation run is told (the flags of `saccade distill`), and the claim a run makes on its output folder.
+
+The defaults fit the small CLIP on a small machine; the paper's recipe (Sec. 4.1) is noted beside each field where it
+differs. The object stops at the door: everything below the command line takes plain arguments. Nothing here imports
+torch, so that `--help` is instant. Deliberately absent: configuration files, inheritance, nested groups.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
+"""Fields that may change between the parts of one run: the weights come out the same."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distil a CLIP into itself, so that its dense features match its image crops (CLIPSelf)."""
+
+    data: Path
+    """Folder of training pictures: a COCO root, or any folder of pictures (no annotations needed)."""
+    out: Path
+    """Folder of this run; the same command continues a stopped run. The product is written to OUT/model."""
+    model: str = "saccade-small"
+    """The CLIP to distil: saccade-small, an open_clip architecture such as EVA02-B-16, or a saved model folder."""
+    pretrained: str | None = None
+    """Weights of an open_clip architecture: a file, or an open_clip tag such as laion2b_s34b_b88k."""
+    split: str = "train"
+    """Which part of a COCO root."""
+    steps: int = 1000
+    """Optimizer steps. The paper: 6 epochs of COCO."""
+    batch: int = 4
+    """Pictures a process and step. The paper: 2 on each of 8 GPUs."""
+    lr: float = 1e-4
+    """Highest learning rate. The paper: 1e-5, for B/16 and L/14."""
+    weight_decay: float = 0.1
+    """AdamW's decay of the matrices; norms, biases and other vectors are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas. The paper for OpenAI weights: 0.9 0.98."""
+    eps: float = 1e-8
+    """AdamW's epsilon. The paper for OpenAI weights: 1e-6."""
+    warmup: int = 50
+    """Steps of linear warm-up before the cosine to zero. The paper: 1000."""
+    layers: int | None = None
+    """Train only the last so many transformer blocks; all of them when not given."""
+    regions: Literal["grid", "boxes"] = "grid"
+    """What is distilled: random grid patches, or the boxes of the annotations (region proposals)."""
+    grid: int = 6
+    """Largest number of rows or columns of a patch grid (the paper's M)."""
+    grid_rule: Literal["published", "all"] = "published"
+    """Grids drawn: the published code's 24 pairs (for M = 6), or all 36 of the paper's text."""
+    keep: int = 20
+    """At most so many patches a picture and step."""
+    student_size: int = 256
+    """Longest side of the student's input [pixels]. The paper: 1024 for B/16, 896 for L/14."""
+    pad: Literal["zero", "black"] = "zero"
+    """Padding of the student's input: zeros after colour normalisation (paper) or black before it (published code)."""
+    head: Literal["value", "value_only", "attention"] = "value"
+    """The last block of the dense forward; value is the paper's."""
+    alpha: float = 1.0
+    """The product is alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95 for L/14; 1 = off."""
+    seed: int = 0
+    """Draws the data order and the patch grids (and the weights of a model that starts at random)."""
+    workers: int = 1
+    """Processes that decode pictures; 0 decodes in the training process."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    """Steps between lines of OUT/metrics.jsonl."""
+    strict: bool = False
+    """Stop at the first picture that cannot be used, instead of counting it."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or cuda:N."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs."""
+    timeout: int = 120
+    """Seconds without an answer from another process after which the whole job ends."""
+
+
+def check_config(config: DistillConfig) -> None:
+    """Refuse numbers that cannot train anything, before anything is loaded.
+
+    Raises:
+        InputError: names the flag, what it must be and what it is.
+    """
+    from saccade.types import InputError
+
+    rules = (
+        ("steps", config.steps >= 1, "at least 1"),
+        ("batch", config.batch >= 1, "at least 1"),
+        ("lr", 0 < config.lr < float("inf"), "above 0"),
+        ("weight-decay", 0 <= config.weight_decay < float("inf"), "0 or above"),
+        ("betas", all(0 <= beta < 1 for beta in config.betas), "two numbers in [0, 1)"),
+        ("eps", config.eps > 0, "above 0"),
+        ("warmup", config.warmup >= 0, "0 or above"),
+        ("layers", config.layers is None or config.layers >= 1, "at least 1, or left out to train all blocks"),
+        ("grid", config.grid >= 1, "at least 1"),
+        ("keep", config.keep >= 1, "at least 1"),
+        ("student-size", config.student_size >= 1, "at least one patch"),
+        ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
+        ("workers", config.workers >= 0, "0 or above"),
+        ("save-every", config.save_every >= 1, "at least 1"),
+        ("keep-checkpoints", config.keep_checkpoints >= 1, "at least 1"),
+        ("log-every", config.log_every >= 1, "at least 1"),
+        ("timeout", config.timeout >= 1, "at least 1 second"),
+    )
+    for flag, holds, need in rules:
+        if not holds:
+            value = getattr(config, flag.replace("-", "_"))
+            raise InputError(f"--{flag}: must be {need}; got {value}.")
+
+
+def run_record(config: DistillConfig, facts: dict[str, str | int]) -> dict[str, Any]:
+    """The run's identity as JSON: its flags and the facts that no flag holds (digest of the weights, processes)."""
+    return json.loads(json.dumps({**asdict(config), **facts}, default=str))
+
+
+def claim_folder(out: Path, record: dict[str, Any]) -> bool:
+    """Take the output folder for this run, or recognise it as this run's own.
+
+    Args:
+        out: the run's folder; made if it does not exist.
+        record: from `run_record`.
+
+    Returns:
+        Whether the folder already held this run (there may be something to resume).
+
+    Raises:
+        InputError: the folder cannot be written, or holds another run (the differing fields are listed).
+    """
+    from saccade.types import InputError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".write_probe_{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: must be a folder that can be written; {error}. Choose another.") from error
+    path = out / "config.json"
+    if path.exists():
+        _same_run(path, record)
+        return True
+    taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
+    if taken:
+        raise InputError(
+            f"--out {out}: must be new or this run's own; it holds {', '.join(taken)} but no config.json. "
+            "Choose another folder."
+        )
+    partial = path.with_name("config.json.partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(path)
+    return False
+
+
+def _same_run(path: Path, record: dict[str, Any]) -> None:
+    from saccade.types import InputError
+
+    try:
+        found = json.loads(path.read_text())
+        assert isinstance(found, dict)
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            f"{path}: must be the JSON record of a run; it cannot be read. Choose another --out."
+        ) from error
+    missing = "(absent)"
+    fields = sorted({*found, *record} - set(HARMLESS))
+    differing = [name for name in fields if found.get(name, missing) != record.get(name, missing)]
+    if differing:
+        lines = [f"  {name}: there {found.get(name, missing)}, here {record.get(name, missing)}" for name in differing]
+        raise InputError(
+            f"--out {path.parent}: holds another run; to continue it, give the same command. Differing:\n"
+            + "\n".join(lines)
+            + "\nChoose another --out, or remove that folder."
+        )

@@ -1,0 +1,105 @@
+"""The processes of one run: read from torchrun's environment, joined by gloo (CPU) or nccl (CUDA).
+
+Everything works the same in one process, where these functions do nothing. A process that dies or stalls ends the
+others within `timeout`. Deliberately absent: launching processes (torchrun does), sharded parameters.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from saccade.types import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one process that writes files and speaks."""
+        return self.rank == 0
+
+    def total(self, numbers: list[float]) -> list[float]:
+        """Sum each number over the processes, in float64; every process gets the same sums."""
+        if self.size == 1:
+            return numbers
+        vector = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(vector)
+        return vector.tolist()
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What each process holds, by rank; every process gets all. For small things: messages, not tensors."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str, *, timeout: int) -> Iterator[World]:
+    """Join the processes that torchrun started (or be the only one) for the length of the block.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N; with several processes, cuda means one GPU each.
+        timeout: seconds without an answer from another process after which this one fails.
+
+    Raises:
+        InputError: the device is not there, or torchrun's variables are incomplete.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    size = int(found.get("WORLD_SIZE", "1"))
+    if size > 1 and len(found) < len(names):
+        missing = ", ".join(name for name in names if name not in found)
+        raise InputError(f"WORLD_SIZE is {size} but {missing} is not set; start several processes with torchrun.")
+    here = choose_device(device, local_rank=int(found.get("LOCAL_RANK", "0")) if size > 1 else None)
+    if size == 1:
+        yield World(rank=0, size=1, device=here)
+        return
+    backend = "nccl" if here.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str, *, local_rank: int | None) -> torch.device:
+    """The compute device by name; with several processes (`local_rank` given), the GPU of that number.
+
+    Raises:
+        InputError: not a device's name, or there is no such GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: must be auto, cpu, cuda or cuda:N; got {name}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: must be auto, cpu, cuda or cuda:N; got {name}.")
+    if device.type == "cpu":
+        return device
+    index = local_rank if local_rank is not None else device.index or 0
+    if index >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: needs GPU {index}; this machine has {torch.cuda.device_count()}. Use cpu.")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

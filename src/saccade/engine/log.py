@@ -1,0 +1,133 @@
+"""What a run says while it works: OUT/metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere.
+
+One JSON object a logged step, written at once, with `step` counted from 1. After a resume the lines past the resumed
+step are dropped, so that the file is one record of one run. Deliberately absent: trackers that need a server.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Log:
+    """The run's metrics file and its progress; the processes that are not the first stay silent."""
+
+    def __init__(self, path: Path, *, steps: int, start_step: int = 0, every: int = 10, speak: bool = True) -> None:
+        """Open the log of a run.
+
+        Args:
+            path: the metrics file; lines of steps after `start_step` are dropped.
+            steps: of the whole run.
+            start_step: steps already done.
+            every: steps between lines.
+            speak: whether this process writes and shows anything.
+        """
+        self._path, self._steps, self._start, self._every, self._speak = path, steps, start_step, every, speak
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._pictures, self._began, self._spoke = 0, time.monotonic(), float("-inf")
+        self._mean: float | None = None
+
+    def __enter__(self) -> "Log":
+        if not self._speak:
+            return self
+        _drop_lines_after(self._path, self._start)
+        self._file = self._path.open("a", encoding="utf-8")
+        if self._console.is_terminal:
+            columns = (BarColumn(), TextColumn("{task.completed}/{task.total}  {task.description}"))
+            self._bar = Progress(*columns, console=self._console, refresh_per_second=2)
+            self._task = self._bar.add_task("starting", total=self._steps, completed=self._start)
+            self._bar.start()
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._speak:
+            self._file.close()
+
+    def say(self, message: str) -> None:
+        """Show one message, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        elif self._speak:
+            print(message, file=sys.stderr, flush=True)
+
+    def step(self, done: int, *, loss: float, lr: float, gradient_norm: float, pictures: int, items: int) -> None:
+        """Record one finished step, summed over all processes.
+
+        Args:
+            done: steps finished, this one included.
+            loss: mean over the items of this step.
+            lr: the learning rate that was used.
+            gradient_norm: Euclidean norm of the gradient.
+            pictures: good pictures of this step.
+            items: what the loss is the mean over (regions, for CLIPSelf).
+        """
+        self._pictures += pictures
+        if items:
+            self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
+        if not self._speak:
+            return
+        due = done % self._every == 0 or done == self._steps
+        if due:
+            rate = self._pictures / max(time.monotonic() - self._began, 1e-9)
+            line = {"step": done, "loss": loss, "lr": lr, "gradient_norm": gradient_norm, "items": items}
+            self._write({**line, "pictures_per_second": round(rate, 3)})
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=self._status(done))
+        elif due and (time.monotonic() - self._spoke > 1 or done == self._steps):
+            self._spoke = time.monotonic()
+            self.say(f"step {done}/{self._steps}  {self._status(done)}")
+
+    def event(self, name: str, facts: dict[str, Any]) -> None:
+        """Write one line that is not a step, such as the end of the run."""
+        if self._speak:
+            self._write({"event": name, **facts})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _status(self, done: int) -> str:
+        elapsed = time.monotonic() - self._began
+        left = elapsed / max(done - self._start, 1) * (self._steps - done)
+        rate = self._pictures / max(elapsed, 1e-9)
+        loss = "-" if self._mean is None else f"{self._mean:.4f}"
+        return f"loss {loss}  {rate:.1f} pictures/s  {clock(left)} left"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: 0:07, 12:30, 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; a line cut short by a crash, and everything after it, goes."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith("\n"):
+            break
+        if entry.get("step", 0) > step:
+            break
+        kept.append(line)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)

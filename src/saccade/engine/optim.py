@@ -1,0 +1,74 @@
+"""AdamW as the paper uses it (Sec. 4.1): which tensors decay, the learning rate of a step, and the step itself.
+
+A learning rate is a pure function of the step, so there is no scheduler state to save. Deliberately absent: gradient
+clipping and layer-wise rates, which the method does not use.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+PartlyTrained = tuple[nn.Parameter, slice]
+"""A matrix of which only some rows are trained (the value rows of a fused query-key-value projection)."""
+
+
+def build_optimizer(
+    module: nn.Module,
+    *,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    partly: Sequence[PartlyTrained] = (),
+) -> torch.optim.AdamW:
+    """One fused AdamW over everything that is trained, in the module's order.
+
+    Args:
+        module: its parameters with `requires_grad` are trained.
+        weight_decay: for matrices; 1-D tensors (norms, biases) get none.
+        betas: decay of the two moments.
+        eps: added to the denominator.
+        partly: matrices whose untrained rows must not decay either; `take_step` decays their trained rows.
+
+    Returns:
+        The optimizer; the learning rate is set by `take_step`.
+    """
+    by_hand = {id(parameter) for parameter, _ in partly}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    assert trained, "nothing to train: no parameter requires a gradient"
+    decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in by_hand]
+    plain = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in by_hand]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
+    """Linear warm-up to `peak`, then a cosine to zero.
+
+    Args:
+        step: from 0; the first of `warmup` steps already moves, at peak / warmup.
+        peak: highest rate, reached at the last step of the warm-up.
+        warmup: steps of warm-up.
+        steps: of the whole run; the rate would be 0 at step `steps`.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def take_step(
+    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, partly: Sequence[PartlyTrained] = ()
+) -> None:
+    """One optimizer step at a given rate.
+
+    AdamW shrinks a whole tensor. Where only some rows are trained, the others have gradients of exact zero and so do
+    not move by Adam; their decay is what must not happen, so those tensors are outside the decayed group and the
+    trained rows are shrunk here by AdamW's own factor.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    for parameter, rows in partly:
+        parameter[rows].mul_(1 - lr * weight_decay)
+    optimizer.step()

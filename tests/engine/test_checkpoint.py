@@ -1,0 +1,231 @@
+"""Checkpoints survive a kill at any moment, and damage is noticed byte by byte."""
+
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from saccade.engine import checkpoint
+from saccade.engine.checkpoint import (
+    clean_checkpoints,
+    collect,
+    digest_module,
+    list_complete,
+    load_latest,
+    require_space,
+    restore,
+    save_checkpoint,
+)
+from saccade.types import InputError
+
+
+def state(step: int) -> dict[str, torch.Tensor]:
+    return {"parameter/a": torch.full((40, 50), float(step)), "optimizer/step/a": torch.tensor(float(step))}
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(folder, step=step, tensors=state(step), facts={"bad": {"7": "cut short"}}, keep=keep)
+
+
+def is_whole(folder: Path) -> int:
+    """The step of the newest whole checkpoint, after checking that its tensors are that step's."""
+    loaded = load_latest(folder, tell=str)
+    assert loaded is not None
+    for name, tensor in state(loaded.step).items():
+        assert torch.equal(loaded.tensors[name], tensor)
+    return loaded.step
+
+
+def test_what_is_saved_is_loaded_and_old_ones_go(tmp_path):
+    assert load_latest(tmp_path / "none") is None
+    for step in (2, 4, 6):
+        save(tmp_path, step)
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000004", "step_00000006"]
+    assert is_whole(tmp_path) == 6
+    loaded = load_latest(tmp_path)
+    assert loaded is not None and loaded.facts == {"bad": {"7": "cut short"}}
+
+
+def trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    module[0].bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1, fused=True)
+    for _ in range(seed):
+        module(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return module, optimizer
+
+
+def test_collect_and_restore_are_inverses(tmp_path):
+    module, optimizer = trained(seed=3)
+    save_checkpoint(tmp_path, step=3, tensors=collect(module, optimizer), facts={})
+    other, other_optimizer = trained(seed=1)
+    loaded = load_latest(tmp_path)
+    assert loaded is not None and "parameter/0.bias" not in loaded.tensors  # frozen: not saved
+    restore(other, other_optimizer, loaded.tensors)
+    for name, tensor in collect(module, optimizer).items():
+        assert torch.equal(collect(other, other_optimizer)[name], tensor), name
+    sizes = {key: value.dtype for key, value in other_optimizer.state[other[0].weight].items()}
+    assert sizes == {key: value.dtype for key, value in optimizer.state[module[0].weight].items()}
+
+
+def test_restore_refuses_another_module():
+    module, optimizer = trained(seed=1)
+    tensors = collect(module, optimizer)
+    wrong = {
+        "parameter/0.weight": torch.zeros(9, 9),
+        "parameter/new": torch.zeros(1),
+        "parameter/1.bias": tensors["parameter/1.bias"],
+    }
+    with pytest.raises(InputError, match=r"missing 1 \['1.weight'\], extra 1 \['new'\], other shape 1 \['0.weight'\]"):
+        restore(module, optimizer, wrong)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the code under test may catch it."""
+
+
+def test_a_kill_at_any_file_operation_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    """Every call that touches the disk is, in turn, the last one that happens; some leave it half done."""
+    names = [(os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "unlink")]
+    names.append((checkpoint, "save_file"))
+    for killed_at in range(100):
+        folder = tmp_path / str(killed_at)
+        save(folder, 1)
+        calls, finished = 0, False
+        with monkeypatch.context() as patch:
+
+            def watched(original):
+                def call(*args, **kwargs):
+                    nonlocal calls
+                    calls += 1
+                    if calls - 1 == killed_at:
+                        if original is save_file:
+                            Path(args[1]).write_bytes(b"half")
+                        raise Killed
+                    return original(*args, **kwargs)
+
+                return call
+
+            for owner, name in names:
+                patch.setattr(owner, name, watched(getattr(owner, name)))
+            with suppress(Killed):
+                save(folder, 2, keep=1)
+                finished = True
+        assert is_whole(folder) in (1, 2)
+        clean_checkpoints(folder)
+        assert is_whole(folder) in (1, 2)
+        assert set(folder.iterdir()) == set(list_complete(folder))  # no leftovers
+        save(folder, 3, keep=1)  # and the run goes on
+        assert [path.name for path in folder.iterdir()] == ["step_00000003"]
+        if finished:  # nothing was killed: every operation had its turn
+            break
+    assert finished and killed_at >= 10
+
+
+def _save_for_ever(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for step in range(2, 100_000):
+        save(folder, step)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kill_9_while_saving(tmp_path, seed):
+    save(tmp_path, 1)
+    child = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(tmp_path,))
+    child.start()
+    time.sleep(0.05 + 0.1 * random.Random(seed).random())
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    newest = int(list_complete(tmp_path)[-1].name[5:])
+    assert is_whole(tmp_path) == newest
+    clean_checkpoints(tmp_path)
+    assert set(tmp_path.iterdir()) == set(list_complete(tmp_path))
+
+
+def test_any_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    draw = random.Random(0)
+    for file in ("state.safetensors", "manifest.json", "COMPLETE"):
+        whole = (newest / file).read_bytes()
+        for _ in range(34):
+            damaged = bytearray(whole)
+            damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            (newest / file).write_bytes(damaged)
+            told = []
+            loaded = load_latest(tmp_path, tell=told.append)
+            assert loaded is not None and loaded.step == 1
+            assert len(told) == 1 and "step_00000002" in told[0] and "damaged" in told[0]
+            assert "Going back to the checkpoint before it" in told[0]
+        (newest / file).write_bytes(whole)
+    assert is_whole(tmp_path) == 2
+
+
+def test_a_file_cut_short_or_gone_is_noticed(tmp_path):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    whole = (newest / "state.safetensors").read_bytes()
+    (newest / "state.safetensors").write_bytes(whole[:-1])
+    assert is_whole(tmp_path) == 1
+    (newest / "state.safetensors").unlink()
+    assert is_whole(tmp_path) == 1
+
+
+def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+    (save(tmp_path, 1) / "state.safetensors").unlink()
+    with pytest.raises(InputError, match="none of its 1 checkpoints is whole"):
+        load_latest(tmp_path, tell=str)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    save(tmp_path, 1)
+    save_checkpoint(tmp_path, step=2, tensors={"parameter/a": torch.tensor([1.0, float("nan")])}, facts={})
+    told = []
+    loaded = load_latest(tmp_path, tell=told.append)
+    assert loaded is not None and loaded.step == 1
+    assert "not finite, in parameter/a" in told[0]
+
+
+def test_a_full_disk_is_named_and_the_previous_checkpoint_stays(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    # 2000 + 1 float32 = 8004 bytes
+    with pytest.raises(InputError, match=r"8,004 bytes.*No space left.*ENOSPC.*same command"):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert is_whole(tmp_path) == 1
+
+
+def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):
+    module = nn.Linear(10, 10, bias=False)  # 100 float32 and two moments: 1200 bytes
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 3599}))
+    with pytest.raises(InputError, match="needs 3,600 free bytes.*has 3,599"):
+        require_space(tmp_path, module=module, copies=3)
+    require_space(tmp_path, module=module, copies=2)
+
+
+def test_the_digest_knows_every_value_and_name():
+    module = nn.Linear(3, 2)
+    before = digest_module(module)
+    assert digest_module(module) == before
+    with torch.no_grad():
+        module.bias[1] += 1e-6
+    assert digest_module(module) != before

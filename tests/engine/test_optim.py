@@ -1,0 +1,49 @@
+"""The learning rate by hand, who decays, and rows that must not move."""
+
+import torch
+from torch import nn
+
+from saccade.engine.optim import build_optimizer, learning_rate, take_step
+
+
+def test_learning_rate_warms_up_then_falls_along_a_cosine():
+    rates = [learning_rate(step, peak=1.0, warmup=4, steps=12) for step in range(13)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]  # (step + 1) / 4
+    assert rates[4] == 1.0  # cos(0) = 1
+    assert abs(rates[8] - 0.5) < 1e-12  # half way: cos(pi/2) = 0
+    assert abs(rates[12]) < 1e-12  # cos(pi) = -1
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_learning_rate_without_warmup_begins_at_the_peak():
+    assert learning_rate(0, peak=3e-4, warmup=0, steps=1) == 3e-4
+
+
+def test_only_matrices_decay():
+    layer = nn.Linear(3, 3)
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    optimizer = build_optimizer(layer, weight_decay=0.5)
+    layer.weight.grad, layer.bias.grad = torch.zeros(3, 3), torch.zeros(3)
+    take_step(optimizer, lr=0.1, weight_decay=0.5)
+    # gradient 0: Adam moves nothing; decay multiplies by 1 - 0.1 * 0.5 = 0.95
+    torch.testing.assert_close(layer.weight.detach(), torch.full((3, 3), 0.95))
+    assert torch.equal(layer.bias.detach(), torch.ones(3))
+
+
+def test_partly_trained_rows_step_as_adamw_and_the_others_stand_still():
+    torch.manual_seed(0)
+    fused = nn.Linear(4, 6, bias=False)
+    alone = nn.Parameter(fused.weight.detach()[4:].clone())  # the same two rows as a tensor of their own
+    start = fused.weight.detach().clone()
+    partly = [(fused.weight, slice(4, None))]
+    optimizer = build_optimizer(fused, weight_decay=0.1, partly=partly)
+    reference = torch.optim.AdamW([alone], lr=1e-2, weight_decay=0.1)
+    for _ in range(5):
+        gradient = torch.randn(2, 4)
+        fused.weight.grad = torch.cat([torch.zeros(4, 4), gradient])
+        alone.grad = gradient.clone()
+        take_step(optimizer, lr=1e-2, weight_decay=0.1, partly=partly)
+        reference.step()
+    assert torch.equal(fused.weight.detach()[:4], start[:4])
+    torch.testing.assert_close(fused.weight.detach()[4:], alone.detach(), rtol=1e-6, atol=1e-7)

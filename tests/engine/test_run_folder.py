@@ -1,0 +1,69 @@
+"""Flags are refused early, and an output folder belongs to one run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from saccade.engine.config import DistillConfig, check_config, claim_folder, run_record
+from saccade.types import InputError
+
+CONFIG = DistillConfig(data=Path("pictures"), out=Path("out"))
+
+
+def test_the_defaults_are_accepted():
+    check_config(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("batch", 0), ("lr", float("nan")), ("lr", 0.0), ("layers", 0), ("alpha", 0.0), ("alpha", 1.5)],
+)
+def test_numbers_that_cannot_train_are_refused_by_name(field, value):
+    with pytest.raises(InputError, match=f"--{field}: must be .*; got {value}"):
+        check_config(replace(CONFIG, **{field: value}))
+
+
+def record(**changes):
+    return run_record(replace(CONFIG, **changes), {"weights": "abc", "processes": 1})
+
+
+def test_a_folder_is_claimed_once_and_recognised_after(tmp_path):
+    assert not claim_folder(tmp_path / "new", record())
+    assert claim_folder(tmp_path / "new", record())
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["weights"] == "abc"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]  # no probe, no partial
+
+
+def test_another_run_is_refused_with_the_differing_fields(tmp_path):
+    claim_folder(tmp_path, record())
+    with pytest.raises(InputError) as caught:
+        claim_folder(tmp_path, {**record(lr=1e-5, seed=3), "weights": "abd"})
+    message = str(caught.value)
+    assert "lr: there 0.0001, here 1e-05" in message and "seed: there 0, here 3" in message
+    assert "weights: there abc, here abd" in message
+    assert "warmup" not in message
+
+
+def test_fields_that_do_not_change_the_weights_may_change(tmp_path):
+    claim_folder(tmp_path, record())
+    assert claim_folder(tmp_path, record(workers=0, save_every=7, keep_checkpoints=5, log_every=1, strict=True))
+
+
+def test_a_folder_with_foreign_contents_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match=r"holds model but no config\.json"):
+        claim_folder(tmp_path, record())
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="must be a folder that can be written"):
+        claim_folder(tmp_path / "file" / "out", record())
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        claim_folder(tmp_path, record())
