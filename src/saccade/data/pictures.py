@@ -82,12 +82,12 @@ def read_picture(
         raise
     except UnidentifiedImageError as error:
         raise PictureError(
-            f"{path}: need a JPEG, PNG, WebP or BMP picture; its content is none of these. "
-            "Convert it, or remove it from the data."
+            f"{path}: need a JPEG, PNG, WebP or BMP picture; its content is none of these, or is damaged at its start. "
+            "Convert it, fetch it again, or remove it from the data."
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(
-            f"{path}: need at most {max_pixels:,} pixels; {error}. Make it smaller or remove it."
+            f"{path}: need at most {max_pixels:,} pixels; {error} Make it smaller or remove it."
         ) from error
     except Exception as error:  # Pillow's readers let every kind of exception out of a damaged file
         raise PictureError(

@@ -1,0 +1,391 @@
+"""Pictures as they come: every kind has one fixed result, and none ends or starves the process."""
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saccade.data.pictures import PictureError, list_pictures, read_picture
+from saccade.types import InputError
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def solid(mode: str, colour: object, size: tuple[int, int] = (16, 12)) -> Image.Image:
+    return Image.new(mode, size, colour)  # size is PIL's (width, height)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG put together by hand from (type, data) chunks."""
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def header(width: int, height: int, *, depth: int = 8, colour: int = 2) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+def put(folder: Path, content: bytes, name: str = "picture.bin") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------- what is read
+
+
+def test_rgb_png_comes_out_as_it_went_in(tmp_path):
+    pixels = noise(5, 7)
+    image = read_picture(put(tmp_path, encoded(Image.fromarray(pixels), "PNG")))
+    assert image.dtype == torch.uint8 and image.shape == (3, 5, 7) and image.is_contiguous()
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
+
+
+def test_the_picture_can_be_written_to(tmp_path):
+    image = read_picture(put(tmp_path, encoded(solid("RGB", (1, 2, 3), (1, 1)), "PNG")))
+    image += 1
+    assert image.flatten().tolist() == [2, 3, 4]
+
+
+SOLID = {  # name: (bytes, the one colour that must come out, tolerance in grey levels)
+    "jpeg": (encoded(solid("RGB", (200, 100, 50)), "JPEG", quality=95), (200, 100, 50), 2),
+    "progressive jpeg": (encoded(solid("RGB", (9, 9, 9)), "JPEG", progressive=True), (9, 9, 9), 2),
+    "grey jpeg": (encoded(solid("L", 77), "JPEG"), (77, 77, 77), 1),
+    # CMYK: no cyan, full magenta and yellow, no black is red
+    "cmyk jpeg": (encoded(solid("CMYK", (0, 255, 255, 0)), "JPEG", quality=95), (255, 0, 0), 3),
+    "grey png": (encoded(solid("L", 77), "PNG"), (77, 77, 77), 0),
+    "1-bit png": (encoded(solid("1", 1), "PNG"), (255, 255, 255), 0),
+    "palette png": (encoded(solid("RGB", (10, 20, 30)).quantize(2), "PNG"), (10, 20, 30), 0),
+    "webp": (encoded(solid("RGB", (10, 20, 30)), "WEBP", lossless=True), (10, 20, 30), 0),
+    "bmp": (encoded(solid("RGB", (10, 20, 30)), "BMP"), (10, 20, 30), 0),
+    "1-bit bmp": (encoded(solid("1", 0), "BMP"), (0, 0, 0), 0),
+    # alpha 128 of 255 on grey 128: 255 * 128/255 + 128 * 127/255 = 191.7, and 0 + 63.7
+    "rgba png": (encoded(solid("RGBA", (255, 0, 0, 128)), "PNG"), (192, 64, 64), 1),
+    "rgba webp": (encoded(solid("RGBA", (255, 0, 0, 128)), "WEBP", lossless=True), (192, 64, 64), 1),
+    "grey with alpha": (encoded(solid("LA", (255, 128)), "PNG"), (192, 192, 192), 1),
+    "all transparent": (encoded(solid("RGBA", (255, 0, 0, 0)), "PNG"), (128, 128, 128), 0),
+    "rgb with a clear colour": (encoded(solid("RGB", (7, 8, 9)), "PNG", transparency=(7, 8, 9)), (128, 128, 128), 0),
+    "grey with a clear grey": (encoded(solid("L", 7), "PNG", transparency=7), (128, 128, 128), 0),
+    "palette with a clear entry": (encoded(solid("P", 0), "PNG", transparency=0), (128, 128, 128), 0),
+    # 0x8000 / 257 = 127.5 -> 128 by rounding half up
+    "16-bit grey png": (encoded(solid("I;16", 0x8000), "PNG"), (128, 128, 128), 0),
+    "white 16-bit grey png": (encoded(solid("I;16", 65535), "PNG"), (255, 255, 255), 0),
+    "16-bit rgb png": (  # one pixel a row: filter byte, then 16-bit R G B
+        png(
+            header(1, 2, depth=16),
+            (b"IDAT", zlib.compress(struct.pack(">BHHH", 0, 65535, 257 * 100, 0) * 2)),
+            (b"IEND", b""),
+        ),
+        (255, 100, 0),
+        1,
+    ),
+    "16-bit grey with a clear grey": (
+        png(
+            header(1, 1, depth=16, colour=0),
+            (b"tRNS", struct.pack(">H", 5000)),
+            (b"IDAT", zlib.compress(struct.pack(">BH", 0, 5000))),
+            (b"IEND", b""),
+        ),
+        (128, 128, 128),
+        0,
+    ),
+    "animated webp, first frame": (
+        encoded(solid("RGB", "red"), "WEBP", save_all=True, append_images=[solid("RGB", "blue")], lossless=True),
+        (255, 0, 0),
+        0,
+    ),
+    "animated png, first frame": (
+        encoded(solid("RGB", "red"), "PNG", save_all=True, append_images=[solid("RGB", "blue")]),
+        (255, 0, 0),
+        0,
+    ),
+    "two pictures in one jpeg (MPO)": (
+        encoded(solid("RGB", "red"), "MPO", save_all=True, append_images=[solid("RGB", "blue")], quality=95),
+        (255, 0, 0),
+        3,
+    ),
+    "jpeg with a torn EXIF block": (
+        encoded(solid("RGB", (9, 9, 9)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken"),
+        (9, 9, 9),
+        2,
+    ),
+    "1 x 1": (encoded(solid("RGB", (1, 2, 3), (1, 1)), "PNG"), (1, 2, 3), 0),
+    "1 pixel wide, 20 high": (encoded(solid("RGB", (1, 2, 3), (1, 20)), "PNG"), (1, 2, 3), 0),
+}
+
+
+@pytest.mark.parametrize("name", SOLID)
+def test_every_kind_becomes_the_rgb_a_viewer_shows(tmp_path, name):
+    content, colour, tolerance = SOLID[name]
+    image = read_picture(put(tmp_path, content))
+    assert image.dtype == torch.uint8 and image.shape[0] == 3
+    off = (image.int() - torch.tensor(colour)[:, None, None]).abs().max()
+    assert off <= tolerance, f"{name}: {image[:, 0, 0].tolist()} instead of {colour}"
+
+
+def test_sixteen_bit_greys_are_rounded_not_clipped(tmp_path):
+    deep = np.arange(0, 65536, 13, dtype=np.uint16).reshape(1, -1).repeat(400, axis=0)
+    image = read_picture(put(tmp_path, encoded(Image.fromarray(deep), "PNG")))
+    expected = np.array([round(value / 65535 * 255) for value in deep[0].tolist()])  # no value lies on a half
+    assert np.abs(image[0, 0].numpy().astype(int) - expected).max() == 0
+
+
+def test_alpha_is_laid_over_the_background_asked_for(tmp_path):
+    path = put(tmp_path, encoded(solid("RGBA", (0, 0, 0, 0)), "PNG"))
+    assert read_picture(path, background=(1, 2, 3))[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_the_suffix_does_not_matter(tmp_path):
+    path = put(tmp_path, encoded(solid("RGB", (1, 2, 3)), "PNG"), "picture.jpg")
+    assert read_picture(path)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------------------ EXIF rotation
+
+# Where the stored pixel (r, c) of an H x W picture is shown, read off the EXIF standard's table
+# "the 0th row is the visual top/bottom/left/right side, the 0th column the visual ... side".
+SHOWN = {
+    1: lambda r, c, h, w: (r, c),
+    2: lambda r, c, h, w: (r, w - 1 - c),
+    3: lambda r, c, h, w: (h - 1 - r, w - 1 - c),
+    4: lambda r, c, h, w: (h - 1 - r, c),
+    5: lambda r, c, h, w: (c, r),
+    6: lambda r, c, h, w: (c, h - 1 - r),
+    7: lambda r, c, h, w: (w - 1 - c, h - 1 - r),
+    8: lambda r, c, h, w: (w - 1 - c, r),
+}
+
+
+def rotated(orientation: int, height: int = 2, width: int = 3) -> tuple[bytes, np.ndarray]:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = noise(height, width)
+    return encoded(Image.fromarray(pixels), "PNG", exif=exif), pixels
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_exif_rotation_shows_the_picture_upright(tmp_path, orientation):
+    content, stored = rotated(orientation)
+    image = read_picture(put(tmp_path, content))
+    assert image.shape == ((3, 2, 3) if orientation < 5 else (3, 3, 2))
+    for r in range(2):
+        for c in range(3):
+            row, column = SHOWN[orientation](r, c, 2, 3)
+            assert image[:, row, column].tolist() == stored[r, c].tolist()
+
+
+def test_exif_rotation_is_read_from_jpeg_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = put(tmp_path, encoded(solid("RGB", (9, 9, 9), (16, 8)), "JPEG", exif=exif))
+    assert read_picture(path).shape == (3, 16, 8)
+
+
+def test_the_annotated_size_decides_about_the_rotation(tmp_path):
+    content, stored = rotated(6)  # stored 2 x 3, shown 3 x 2
+    path = put(tmp_path, content)
+    assert read_picture(path, expected_size=(3, 2)).shape == (3, 3, 2)
+    unturned = read_picture(path, expected_size=(2, 3))  # annotated on the stored pixels
+    assert np.array_equal(unturned.permute(1, 2, 0).numpy(), stored)
+    with pytest.raises(PictureError, match="need 4 x 4"):
+        read_picture(path, expected_size=(4, 4))
+
+
+def test_a_picture_lying_on_its_side_without_exif_is_refused(tmp_path):
+    path = put(tmp_path, encoded(Image.fromarray(noise(2, 3)), "PNG"))
+    with pytest.raises(PictureError, match=r"need 3 x 2 .* as annotated; it is 2 x 3"):
+        read_picture(path, expected_size=(3, 2))
+
+
+# --------------------------------------------------------------------------------------------------- what is refused
+
+PHOTO = Image.fromarray(noise(40, 60))
+REFUSED = {  # name: (bytes, what the message says)
+    "empty": (b"", "0 bytes"),
+    "one byte": (b"\xff", "none of these"),
+    "text": (b"<html>404</html>", "none of these"),
+    "gif": (encoded(PHOTO.convert("P"), "GIF"), "none of these"),
+    "tiff": (encoded(PHOTO, "TIFF"), "none of these"),
+    "postscript": (encoded(PHOTO, "EPS"), "none of these"),  # Pillow would start another program for it
+    "numpy": (b"\x93NUMPY\x01\x00", "none of these"),
+    "jpeg, half": (encoded(PHOTO, "JPEG")[:1000], "whole picture"),
+    "jpeg without its end": (encoded(PHOTO, "JPEG", quality=95)[:-300], "whole picture"),
+    "png, half": (encoded(PHOTO, "PNG")[:3000], "whole picture"),
+    "webp, half": (encoded(PHOTO, "WEBP")[:500], "picture"),
+    "bmp, half": (encoded(PHOTO, "BMP")[:3000], "whole picture"),
+    "png header only": (png(header(60, 40)), "picture"),
+    "png of no width": (png(header(0, 40), (b"IDAT", b""), (b"IEND", b"")), "picture"),
+    "png, wrong sum": (encoded(PHOTO, "PNG")[:40] + b"\0" + encoded(PHOTO, "PNG")[41:], "picture"),
+    "144 Mpx": (png(header(12000, 12000), (b"IDAT", b"")), "at most 50,000,000 pixels"),
+    "900 Mpx": (png(header(30000, 30000), (b"IDAT", b"")), "at most 50,000,000 pixels"),
+    "20000 x 1": (encoded(solid("L", 0, (1, 20000)), "PNG"), "at most 20 shorter sides"),
+    "10 x 30000": (encoded(solid("L", 0, (30000, 10)), "PNG"), "at most 20 shorter sides"),
+    "1 pixel wide, 21 high": (encoded(solid("L", 0, (1, 21)), "PNG"), "at most 20 shorter sides"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bad_file_is_refused_with_its_path_and_what_to_do(tmp_path, name):
+    content, reason = REFUSED[name]
+    path = put(tmp_path, content, "bad.jpg")
+    with pytest.raises(PictureError, match=reason) as caught:
+        read_picture(path)
+    message = str(caught.value)
+    assert str(path) in message and "need" in message
+    assert any(word in message for word in ("Fetch", "fetch", "emove", "Convert", "Make it smaller"))
+
+
+def test_a_missing_file_a_folder_and_a_name_with_a_zero_byte_are_refused(tmp_path):
+    with pytest.raises(PictureError, match="no such file"):
+        read_picture(tmp_path / "gone.jpg")
+    with pytest.raises(PictureError, match="folder or a device"):
+        read_picture(tmp_path)
+    with pytest.raises(PictureError, match="null"):
+        read_picture("a\0b.jpg")
+
+
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="folder or a device"):
+        read_picture(tmp_path / "pipe.jpg")
+
+
+def test_a_file_too_large_for_any_picture_is_not_read(tmp_path):
+    path = tmp_path / "large.webp"
+    with path.open("wb") as file:
+        file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8L")
+        file.truncate(3_000_000_000)  # sparse: takes no disk
+    with pytest.raises(PictureError, match="bytes"):
+        read_picture(path)
+
+
+def test_the_caps_can_be_set(tmp_path):
+    path = put(tmp_path, encoded(PHOTO, "PNG"))  # 40 x 60
+    assert read_picture(path, max_pixels=2400, max_aspect=1.5).shape == (3, 40, 60)
+    with pytest.raises(PictureError, match="at most 2,399 pixels"):
+        read_picture(path, max_pixels=2399)
+    with pytest.raises(PictureError, match=r"at most 1\.4 shorter"):
+        read_picture(path, max_aspect=1.4)
+
+
+# ---------------------------------------------------------------------- hostile files, in a process of their own
+
+READ_ALL = """
+import json, resource, sys, time
+from pathlib import Path
+from saccade.data.pictures import PictureError, read_picture
+files = sorted(Path(sys.argv[1]).iterdir())
+read_picture(files[0])  # loads Pillow's readers
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+results = []
+for path in files:
+    start = time.process_time()
+    try:
+        read_picture(path)
+        result = "read"
+    except PictureError as error:
+        result = str(error)
+    results.append((path.name, result, time.process_time() - start))
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(json.dumps({"results": results, "grown": grown}))
+"""
+
+
+def read_all(folder: Path) -> tuple[dict[str, str], float, float]:
+    """Read every file of a folder in a child: (result by name, slowest [s], growth of memory [MB])."""
+    child = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert child.returncode == 0, f"the reader died with {child.returncode}: {child.stderr[-2000:]}"
+    answer = json.loads(child.stdout)
+    slowest = max(seconds for _, _, seconds in answer["results"])
+    return {name: result for name, result, _ in answer["results"]}, slowest, answer["grown"]
+
+
+def test_fuzzed_files_neither_crash_nor_hang(tmp_path):
+    rng = np.random.default_rng(1)
+    photo = Image.fromarray(np.asarray(Image.fromarray(noise(16, 16)).resize((160, 120))))
+    put(tmp_path, encoded(photo, "PNG"), "0.png")
+    for kind in ("JPEG", "PNG", "WEBP"):
+        content = encoded(photo, kind)
+        for i in range(60):
+            flipped = bytearray(content)
+            flipped[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            put(tmp_path, bytes(flipped), f"{kind}-flip-{i}")
+            put(tmp_path, content[: rng.integers(1, len(content) - 1)], f"{kind}-cut-{i}")
+    results, slowest, _ = read_all(tmp_path)
+    assert len(results) == 361 and slowest <= 1.0
+    assert sum(result != "read" for name, result in results.items() if "cut" in name) >= 170  # of 180
+
+
+def test_bombs_cost_no_memory(tmp_path):
+    put(tmp_path, encoded(PHOTO, "PNG"), "0.png")
+    rows = zlib.compressobj(1)
+    data = b"".join([rows.compress(bytes(12001)) for _ in range(12000)]) + rows.flush()  # a whole, valid 144 Mpx
+    put(tmp_path, png(header(12000, 12000, colour=0), (b"IDAT", data), (b"IEND", b"")), "144 Mpx.png")
+    put(tmp_path, png(header(30000, 30000), (b"IDAT", b""), (b"IEND", b"")), "900 Mpx.png")
+    text = b"Comment\0\0" + zlib.compress(bytes(300_000_000), 1)
+    put(tmp_path, png(header(1, 1), (b"zTXt", text), (b"IDAT", zlib.compress(bytes(4))), (b"IEND", b"")), "text.png")
+    size = (16383 - 1) | (16383 - 1) << 14  # VP8L: 14 bits a side
+    lossless = b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", size) + b"\0"
+    put(tmp_path, b"RIFF" + struct.pack("<I", 4 + len(lossless)) + b"WEBP" + lossless, "268 Mpx.webp")
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0)
+    put(tmp_path, b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + bitmap, "900 Mpx.bmp")
+    results, slowest, grown = read_all(tmp_path)
+    assert results.pop("0.png") == "read"
+    assert len(results) == 5 and all("need" in result for result in results.values()), results
+    assert grown < 100 and slowest <= 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+def test_pictures_are_listed_by_path_without_hidden_and_other_files(tmp_path):
+    for name in ("b.JPG", "a/2.png", "a/10.webp", ".hidden.png", ".cache/x.png", "notes.txt", "a.bmp", "c.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path)]
+    assert names == ["a.bmp", "a/10.webp", "a/2.png", "b.JPG", "c.jpeg"]
+
+
+def test_a_folder_that_is_missing_or_holds_no_picture_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        list_pictures(tmp_path / "gone")
+    with pytest.raises(InputError, match="found none"):
+        list_pictures(tmp_path)
+
+
+def test_links_may_not_leave_the_folder(tmp_path):
+    inside, outside = tmp_path / "data", tmp_path / "secret"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "x.png").touch()
+    (inside / "a.png").touch()
+    (inside / "loop").symlink_to(inside)  # linked folders are not entered
+    (inside / "b.png").symlink_to(inside / "a.png")
+    assert [path.name for path in list_pictures(inside)] == ["a.png", "b.png"]
+    (tmp_path / "alias").symlink_to(inside)  # the folder itself may be a link
+    assert len(list_pictures(tmp_path / "alias")) == 2
+    (inside / "c.png").symlink_to(outside / "x.png")
+    with pytest.raises(InputError, match="leads out"):
+        list_pictures(inside)
