@@ -37,7 +37,12 @@ def resize_positions(
 
 
 def rotary_table(
-    grid: tuple[int, int], *, native: tuple[int, int], head_width: int, theta: float = 10000.0
+    grid: tuple[int, int],
+    *,
+    native: tuple[int, int],
+    head_width: int,
+    theta: float = 10000.0,
+    device: torch.device | str = "cpu",
 ) -> tuple[Float[Tensor, "L d"], Float[Tensor, "L d"]]:
     """Compute EVA-02's two-dimensional rotary embedding for a grid.
 
@@ -47,9 +52,10 @@ def rotary_table(
 
     Args:
         grid: (h, w) wanted.
-        native: (h, w) the tower was trained at; (16, 16) for EVA02-B-16 at 224 px.
+        native: (h, w) range the positions are squeezed into; (16, 16) for all EVA-02 CLIP, whatever their own grid.
         head_width: d, channels of one attention head, a multiple of 4.
         theta: base of the frequencies.
+        device: where the table is made and stays.
 
     Returns:
         Cosines and sines for `rotate`, float32, L = h * w, row by row. Sines carry the sign of the pair: minus for its
@@ -57,16 +63,19 @@ def rotary_table(
     """
     assert head_width % 4 == 0, f"two axes of pairs need a head width that is a multiple of 4, got {head_width}"
     bands = head_width // 4
-    frequencies = theta ** (-torch.arange(bands, dtype=torch.float64) / bands)  # (d / 4,)
+    frequencies = theta ** (-torch.arange(bands, dtype=torch.float64, device=device) / bands)  # (d / 4,)
     rows, columns = (
-        torch.arange(length, dtype=torch.float64)[:, None] / length * base * frequencies  # (h or w, d / 4)
+        torch.arange(length, dtype=torch.float64, device=device)[:, None]
+        / length
+        * base
+        * frequencies  # (h or w, d / 4)
         for length, base in zip(grid, native, strict=True)
     )
     angles = torch.cat(
         [rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)], dim=2
     )  # (h, w, d / 2)
     angles = angles.flatten(0, 1).repeat_interleave(2, dim=1)  # (L, d), each angle for both channels of its pair
-    signs = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat(head_width // 2)  # (d,)
+    signs = torch.arange(head_width, device=device) % 2 * 2 - 1  # (d,), minus for the first of a pair
     return angles.cos().float(), (angles.sin() * signs).float()
 
 
