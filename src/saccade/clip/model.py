@@ -17,7 +17,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from torch import Tensor, nn
 
 from saccade.clip.dense import Head, class_embedding, dense_tokens, tower_sizes
-from saccade.clip.states import put_state, read_state
+from saccade.clip.states import put_state, read_state, rename_eva
 from saccade.ops.boxes import check_boxes
 from saccade.ops.pool import pool_boxes, pool_masks
 from saccade.types import InputError
@@ -198,7 +198,7 @@ def load(
         weights = _weights_of(name, str(pretrained), config)
     clip = Clip(_build(config, name=name, seed=seed), name=name, config=config)
     if weights is not None:
-        put_state(clip.model, read_state(weights), source=str(weights), name=name)
+        put_state(clip.model, rename_eva(read_state(weights)), source=str(weights), name=name)
     else:
         print(f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=...")
     return clip.to(device).eval()
@@ -257,17 +257,27 @@ def _weights_of(name: str, pretrained: str, config: dict[str, Any]) -> Path:
         raise InputError(f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file.") from error
 
 
+def _refusal(model: dict[str, Any]) -> str | None:
+    """Say what in a description cannot be built here, or None; in particular what would be fetched by a name in it."""
+    trunk, text = model["vision_cfg"].get("timm_model_name") or "", model["text_cfg"]
+    if "siglip" in trunk:
+        return "SigLIP has no class token and pools by attention, which needs a dense head of its own"
+    if ":" in trunk:
+        return f"its image tower would be fetched from {trunk}"
+    if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        return "its text tower or tokenizer would be fetched from the Hugging Face hub"
+    if "multimodal_cfg" in model:
+        return "it is a captioning model (CoCa), which pools by attention"
+    return None
+
+
 def _build(config: dict[str, Any], *, name: str, seed: int | None) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     """Build the open_clip module a description asks for, with random numbers, reading nothing from the network."""
     model = json.loads(json.dumps(config["model_cfg"]))  # a copy: open_clip's constructors and we change it
-    vision, text = model["vision_cfg"], model["text_cfg"]
-    outside = [text.get("hf_model_name"), text.get("hf_tokenizer_name")]
-    if ":" in (vision.get("timm_model_name") or ""):
-        outside.append(vision["timm_model_name"])
-    if any(outside) or "multimodal_cfg" in model:
-        reason = f"it needs {next(filter(None, outside), 'a captioning decoder')}, which is not part of open_clip"
-        raise InputError(f"{name}: not supported: {reason}. Use a model with open_clip's own text tower.")
-    vision["timm_model_pretrained"] = False
+    reason = _refusal(model)
+    if reason is not None:
+        raise InputError(f"{name}: this model is not supported: {reason}. Use a ViT or EVA-02 of open_clip.")
+    model["vision_cfg"]["timm_model_pretrained"] = False
     kind = open_clip.CustomTextCLIP if model.pop("custom_text", False) else open_clip.CLIP
     try:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):

@@ -15,6 +15,15 @@ from torch import Tensor, nn
 
 from saccade.types import InputError
 
+_EVA_NAMES = (
+    (".attn.q_bias", ".attn.q_proj.bias"),
+    (".attn.v_bias", ".attn.v_proj.bias"),
+    (".attn.inner_attn_ln.", ".attn.norm."),
+    (".mlp.w1.", ".mlp.fc1_g."),
+    (".mlp.w2.", ".mlp.fc1_x."),
+    (".mlp.w3.", ".mlp.fc2."),
+    (".mlp.ffn_ln.", ".mlp.norm."),
+)
 _NESTED = ("state_dict", "model", "module")  # where training scripts put the weights inside their checkpoint
 
 
@@ -77,6 +86,29 @@ def mix_states(student: dict[str, Tensor], teacher: dict[str, Tensor], *, alpha:
         blend = torch.lerp(theirs.float(), ours.float(), alpha).to(ours.dtype) if ours.is_floating_point() else ours
         mixed[key] = blend.clone()
     return mixed
+
+
+def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give EVA-CLIP's own weights, and those published with CLIPSelf, the names open_clip's towers have.
+
+    Args:
+        state: of any CLIP; without EVA's own names it is returned as it is.
+
+    Returns:
+        The same tensors; stored rotary tables are left out, since they are recomputed.
+    """
+    if "visual.blocks.0.attn.q_proj.weight" not in state:
+        return state
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("visual."):
+            if ".rope." in key:
+                continue
+            key = f"visual.trunk.{key.removeprefix('visual.')}"
+            for theirs, ours in _EVA_NAMES:
+                key = key.replace(theirs, ours)
+        renamed[key] = value
+    return renamed
 
 
 def put_state(model: nn.Module, state: dict[str, Tensor], *, source: str, name: str) -> None:

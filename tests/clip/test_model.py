@@ -1,0 +1,271 @@
+"""The one API: invariances of both families, and every way of loading the wrong thing."""
+
+import json
+import math
+
+import open_clip
+import pytest
+import torch
+
+from saccade.clip.model import CONFIG_FILE, WEIGHTS_FILE, load
+from saccade.clip.weights import save_clip
+from saccade.ops.pool import pool_boxes
+from saccade.types import InputError
+
+FAMILIES = ["vit", "eva"]
+
+
+@pytest.fixture(params=FAMILIES)
+def clip(request, make_clip):
+    return make_clip(request.param)
+
+
+def pictures(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_fields(make_clip):
+    vit, eva = make_clip("vit"), make_clip("eva")
+    assert (vit.native_size, vit.patch_size, vit.embed_dim) == (24, 8, 12)
+    assert (eva.native_size, eva.patch_size, eva.embed_dim) == (32, 8, 12)
+    assert vit.mean == (0.5, 0.4, 0.3) and vit.std == (0.2, 0.25, 0.3)
+    assert vit.visual is vit.model.visual
+    assert vit.tokenize(["a cat", "a dog"]).shape == (2, 12)
+
+
+@torch.no_grad()
+def test_batched_equals_single_and_order_does_not_matter(clip):
+    images = pictures(3, 3, 16, 40)
+    for encode in (clip.encode_image, clip.encode_dense):
+        together = encode(images)
+        torch.testing.assert_close(together, torch.cat([encode(image[None]) for image in images]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[[2, 0, 1]], encode(images[[2, 0, 1]]), atol=1e-5, rtol=1e-5)
+        assert encode(images[:0]).shape[0] == 0
+
+
+@torch.no_grad()
+def test_embeddings_have_length_one(clip):
+    images = pictures(2, 3, 24, 16)
+    torch.testing.assert_close(clip.encode_image(images).norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(clip.encode_dense(images).norm(dim=1), torch.ones(2, 3, 2))
+    torch.testing.assert_close(clip.encode_text(clip.tokenize(["x", "y"])).norm(dim=1), torch.ones(2))
+
+
+@torch.no_grad()
+def test_a_patch_is_found_at_its_place(clip):
+    """Change the pixels of one patch: with the last block alone, no attention is left, and only that location moves."""
+    name = "resblocks" if clip.name == "small-vit" else "blocks"
+    module = clip.visual.transformer if name == "resblocks" else clip.visual.trunk
+    saved = getattr(module, name)
+    setattr(module, name, saved[-1:])
+    try:
+        images = pictures(1, 3, 24, 40)
+        changed = images.clone()
+        changed[:, :, 8:16, 24:32] += 1  # row 1, column 3
+        moved = (clip.encode_dense(images) - clip.encode_dense(changed)).abs().amax(dim=(0, 1))
+        assert moved.nonzero().tolist() == [[1, 3]]
+    finally:
+        setattr(module, name, saved)
+
+
+@torch.no_grad()
+def test_boxes_and_masks_pool_the_dense_map(clip):
+    images = pictures(2, 3, 24, 40)
+    boxes = [torch.tensor([[0.0, 0.0, 16.0, 8.0], [5.0, 3.0, 39.0, 20.0]]), torch.zeros(0, 4)]
+    dense = clip.encode_dense(images)
+    torch.testing.assert_close(clip.encode_boxes(images, boxes), pool_boxes(dense, boxes, stride=8))
+    one_place = torch.zeros(1, 3, 5, dtype=torch.bool)
+    one_place[0, 2, 4] = True
+    masks = [torch.zeros(0, 3, 5, dtype=torch.bool), one_place]
+    torch.testing.assert_close(clip.encode_masks(images, masks), dense[1, :, 2, 4][None])
+    raw = clip.encode_dense(images, normalize=False)
+    torch.testing.assert_close(raw / raw.norm(dim=1, keepdim=True), dense)
+    assert not torch.allclose(clip.encode_boxes(images, boxes), clip.encode_boxes(images, boxes, head="value_only"))
+
+
+def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
+    with pytest.raises(InputError, match=r"multiples of the patch size 8; got 24 x 20"):
+        clip.encode_dense(pictures(1, 3, 24, 20))
+    with pytest.raises(InputError, match=r"need \(B, 3, H, W\); got \(1, 3, 0, 8\)"):
+        clip.encode_image(pictures(1, 3, 0, 8))
+    with pytest.raises(InputError, match=r"boxes\[1\].*x1 < x2"):
+        clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
+    with pytest.raises(InputError, match="one tensor an image, 2 in all; got 1"):
+        clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4)])
+    with pytest.raises(InputError, match=r"\(N, 3, 3\), the patch grid; got \(1, 24, 24\)"):
+        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 24, 24, dtype=torch.bool)])
+
+
+def test_unknown_head_is_refused(clip):
+    from saccade.clip.dense import dense_tokens
+
+    with pytest.raises(InputError, match="value, value_only, attention; got 'valu'"):
+        dense_tokens(clip.visual, pictures(1, 3, 24, 24), head="valu")
+
+
+def test_gradients_reach_the_first_block(clip):
+    clip.encode_dense(pictures(1, 3, 16, 24))[:, 0].sum().backward()
+    first = clip.visual.transformer.resblocks[0] if clip.name == "small-vit" else clip.visual.trunk.blocks[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in first.parameters())
+    clip.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def test_bfloat16_autocast_stays_close(clip):
+    images = pictures(2, 3, 24, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = clip.encode_dense(images)
+    cosine = (low.float() * clip.encode_dense(images)).sum(dim=1)
+    assert cosine.min() > 0.99  # 8 bits of mantissa over 3 blocks
+
+
+@torch.no_grad()
+def test_dropping_tokens_in_training_mode_is_not_for_us(make_clip):
+    clip = make_clip("vit")
+    images = pictures(1, 3, 24, 24)
+    still = clip.encode_dense(images)
+    assert torch.equal(clip.train().encode_dense(images), still)
+
+
+def test_random_numbers_come_from_the_seed_and_are_announced(capsys):
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 16},
+    }
+    config["text_cfg"] = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+    from saccade.clip.model import _build
+
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, two = (_build({"model_cfg": config}, name="tiny", seed=3).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert torch.equal(before, torch.random.get_rng_state())  # the global generator is left alone
+    other = _build({"model_cfg": config}, name="tiny", seed=4).state_dict()
+    assert not torch.equal(one["visual.conv1.weight"], other["visual.conv1.weight"])
+
+
+def test_an_architecture_without_weights_says_that_it_is_random(capsys):
+    clip = load("ViT-S-32-alt", seed=0)
+    assert "RANDOM" in capsys.readouterr().out
+    assert clip.native_size == 224 and math.isclose(clip.mean[0], 0.48145466)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("EVA02-B-61", ["EVA02-B-61", "EVA02-B-16"]),
+        ("vit-b-16", ["ViT-B-16"]),
+        ("sacade-small", ["saccade-small"]),
+        ("/no/such/folder", ["/no/such/folder", "folder"]),
+        ("ViT-B-16-SigLIP", ["SigLIP", "attention"]),
+        ("coca_ViT-B-32", ["CoCa"]),
+        ("roberta-ViT-B-32", ["Hugging Face"]),
+    ],
+)
+def test_names_that_cannot_be_loaded(name, words):
+    with pytest.raises(InputError) as caught:
+        load(name)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_residual_networks_are_refused_with_the_reason(make_clip):
+    from saccade.clip.dense import tower_sizes
+
+    tower = open_clip.modified_resnet.ModifiedResNet([1, 1, 1, 1], output_dim=8, heads=2, image_size=32, width=8)
+    with pytest.raises(InputError, match=r"RN-tiny.*residual networks have no class token"):
+        tower_sizes(tower, name="RN-tiny")
+
+
+def test_variants_without_a_dense_head_are_refused(make_clip):
+    import timm
+    from timm.models.eva import Eva
+
+    from saccade.clip.dense import tower_sizes
+
+    config = make_clip("vit").config["model_cfg"]
+    for change, words in [
+        ({"block_type": "custom"}, "custom"),
+        ({"pool_type": "avg"}, "class token"),
+        ({"image_size": [16, 24]}, "not square"),
+    ]:
+        model = open_clip.CLIP(**{**config, "vision_cfg": {**config["vision_cfg"], **change}})
+        with pytest.raises(InputError, match=words):
+            tower_sizes(model.visual, name="variant")
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2, "global_pool": "token"}
+    rope = {"use_rot_pos_emb": True, "ref_feat_shape": (2, 2), "qkv_fused": False}
+    towers = [
+        (Eva(**small), "fused"),
+        (Eva(**small, use_post_norm=True), "pre-norm"),
+        (Eva(**small, **rope, init_values=0.1), "layer scale"),
+        (Eva(**small, qkv_fused=False), "rotary"),
+        (Eva(**{**small, "global_pool": "avg"}, **rope), "class token"),
+        (Eva(**small, **rope, num_reg_tokens=2), "class token"),
+        (timm.create_model("resnet10t"), "timm's ResNet"),
+    ]
+    eva = make_clip("eva")
+    for trunk, words in towers:
+        eva.visual.trunk = trunk
+        with pytest.raises(InputError, match=words):
+            tower_sizes(eva.visual, name="variant")
+
+
+def test_weights_of_another_architecture_are_listed(make_clip, tmp_path):
+    save_clip(make_clip("vit"), tmp_path / "vit")
+    save_clip(make_clip("eva"), tmp_path / "eva")
+    with pytest.raises(InputError) as caught:
+        load(str(tmp_path / "vit"), pretrained=tmp_path / "eva" / WEIGHTS_FILE)
+    assert all(word in str(caught.value) for word in ["missing", "extra", "visual.class_embedding", str(tmp_path)])
+
+
+def test_pretrained_replaces_the_weights_of_a_folder(make_clip, tmp_path):
+    save_clip(make_clip("vit", seed=1), tmp_path / "one")
+    save_clip(make_clip("vit", seed=2), tmp_path / "two")
+    mixed = load(str(tmp_path / "one"), pretrained=str(tmp_path / "two" / WEIGHTS_FILE))
+    two = load(str(tmp_path / "two"))
+    assert all(torch.equal(mixed.model.state_dict()[key], value) for key, value in two.model.state_dict().items())
+
+
+def test_tags_are_checked_before_anything_is_fetched():
+    with pytest.raises(InputError, match=r"neither a file nor a tag of ViT-B-16\. Tags: .*laion400m_e31"):
+        load("ViT-B-16", pretrained="laion400m_e99")
+    with pytest.raises(InputError, match="use the model 'ViT-B-16-quickgelu'"):
+        load("ViT-B-16", pretrained="dfn2b")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("not json", "could not read"),
+        ("[]", "need model_cfg"),
+        ('{"model_cfg": {"embed_dim": 8}}', "vision_cfg"),
+    ],
+)
+def test_a_broken_description_is_refused(tmp_path, content, words):
+    (tmp_path / CONFIG_FILE).write_text(content)
+    with pytest.raises(InputError, match=words):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("vision_cfg", {"timm_model_name": "hf-hub:someone/something"}, "would be fetched"),
+        ("text_cfg", {"hf_model_name": "someone/something"}, "would be fetched"),
+        ("text_cfg", {"hf_tokenizer_name": "someone/something"}, "would be fetched"),
+        ("vision_cfg", {"_target_": "os.system"}, "cannot|can build"),
+    ],
+)
+def test_names_in_a_description_are_neither_fetched_nor_imported(make_clip, tmp_path, kind, change, words):
+    save_clip(make_clip("vit"), tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    config["model_cfg"][kind].update(change)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words):
+        load(str(tmp_path))
+
+
+def test_a_folder_without_weights_is_refused(make_clip, tmp_path):
+    save_clip(make_clip("vit"), tmp_path)
+    (tmp_path / WEIGHTS_FILE).unlink()
+    with pytest.raises(InputError, match=WEIGHTS_FILE):
+        load(str(tmp_path))

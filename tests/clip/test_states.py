@@ -1,0 +1,170 @@
+"""Weights files: what is read, what is refused, and that nothing in them runs."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.eva import checkpoint_filter_fn
+
+from saccade.clip.states import mix_states, put_state, read_state, rename_eva
+from saccade.types import InputError
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)}
+
+
+class Payload:
+    """A pickle that touches a file when it is loaded carelessly."""
+
+    def __init__(self, touched: Path):
+        self.touched = touched
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.touched}",)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.bin"])
+def test_bare_weights_are_read(tmp_path, name):
+    save_file(STATE, tmp_path / name) if name.endswith("safetensors") else torch.save(STATE, tmp_path / name)
+    state = read_state(tmp_path / name)
+    assert state.keys() == STATE.keys() and all(torch.equal(state[key], STATE[key]) for key in STATE)
+
+
+@pytest.mark.parametrize("nested", ["state_dict", "model", "module"])
+def test_weights_inside_a_training_checkpoint_are_found(tmp_path, nested):
+    inner = {f"module.{key}": value for key, value in STATE.items()}
+    torch.save({nested: inner, "epoch": 3, "optimizer": {"lr": 1.0}}, tmp_path / "w.pt")
+    assert read_state(tmp_path / "w.pt").keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("form", ["entry", "whole", "nested", "plain"])
+def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(tmp_path, form):
+    touched, path = tmp_path / "touched", tmp_path / "w.pt"
+    payload = Payload(touched)
+    content = {"entry": {**STATE, "x": payload}, "whole": payload, "nested": {"state_dict": {"x": payload}}}
+    if form == "plain":
+        path.write_bytes(pickle.dumps({"x": payload}))
+    else:
+        torch.save(content[form], path)
+    with pytest.raises(InputError, match="it was not run"):
+        read_state(path)
+    assert not touched.exists()
+
+
+def test_tampering_with_the_pickle_inside_a_good_file_does_not_run(tmp_path):
+    touched = tmp_path / "touched"
+    torch.save(STATE, tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for entry in good.namelist():
+            content = pickle.dumps(Payload(touched)) if entry.endswith("data.pkl") else good.read(entry)
+            bad.writestr(entry, content)
+    with pytest.raises(InputError, match="it was not run"):
+        read_state(tmp_path / "bad.pt")
+    assert not touched.exists()
+
+
+def test_damaged_missing_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is none"):
+        read_state(tmp_path / "none.pt")
+    with pytest.raises(InputError, match="there is none"):
+        read_state(tmp_path)
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(InputError, match="empty"):
+        read_state(tmp_path / "empty.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello there, this is not a header")
+    with pytest.raises(InputError, match="not a readable safetensors"):
+        read_state(tmp_path / "text.safetensors")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(InputError, match="damaged"):
+        read_state(tmp_path / "text.pt")
+    torch.save({"a": torch.zeros(1), "b": 3}, tmp_path / "mixed.pt")
+    with pytest.raises(InputError, match="first 'b'"):
+        read_state(tmp_path / "mixed.pt")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="got list"):
+        read_state(tmp_path / "list.pt")
+    torch.save({}, tmp_path / "nothing.pt")
+    with pytest.raises(InputError, match="no entries"):
+        read_state(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_every_truncation_is_refused(tmp_path, name):
+    save_file(STATE, tmp_path / name) if name.endswith("safetensors") else torch.save(STATE, tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    for length in range(0, len(content) - 1, max(1, len(content) // 40)):
+        (tmp_path / name).write_bytes(content[:length])
+        with pytest.raises(InputError):
+            read_state(tmp_path / name)
+
+
+def test_mixing_by_hand():
+    student = {"w": torch.tensor([2.0, 4.0]), "half": torch.tensor([1.0], dtype=torch.bfloat16), "n": torch.tensor(5)}
+    teacher = {"w": torch.tensor([0.0, 8.0]), "half": torch.tensor([3.0], dtype=torch.bfloat16), "n": torch.tensor(9)}
+    mixed = mix_states(student, teacher, alpha=0.75)
+    assert mixed["w"].tolist() == [1.5, 5.0]  # .75 * 2 + .25 * 0, .75 * 4 + .25 * 8
+    assert mixed["half"].dtype == torch.bfloat16 and mixed["half"].item() == 1.5
+    assert mixed["n"].item() == 5
+    for alpha, wanted in ((1.0, student), (0.0, teacher)):
+        assert torch.equal(mix_states(student, teacher, alpha=alpha)["w"], wanted["w"])
+
+
+def test_mixing_does_not_share_memory():
+    student = {"w": torch.ones(2), "n": torch.tensor([5])}
+    mixed = mix_states(student, {"w": torch.zeros(2), "n": torch.tensor([9])}, alpha=1.0)
+    mixed["w"].zero_(), mixed["n"].zero_()
+    assert student["w"].sum() == 2 and student["n"].item() == 5
+
+
+def test_mixing_refuses_strangers():
+    with pytest.raises(InputError, match=r"1 missing \(b\)"):
+        mix_states({"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}, alpha=0.5)
+    with pytest.raises(InputError, match="another shape"):
+        mix_states({"a": torch.zeros(2)}, {"a": torch.zeros(1)}, alpha=0.5)
+    with pytest.raises(InputError, match=r"in \[0, 1\].*1.5"):
+        mix_states({}, {}, alpha=1.5)
+
+
+def test_put_state_is_all_or_nothing():
+    model = torch.nn.Linear(3, 2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    wrong = [
+        ({"weight": torch.zeros(2, 3)}, r"1 missing \(bias\)"),
+        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight is \(2, 4\) instead of \(2, 3\)"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "z": torch.zeros(1)}, r"1 extra \(z\)"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.tensor([0.0, float("nan")])}, "1 of 2 tensors hold NaN"),
+    ]
+    for state, words in wrong:
+        with pytest.raises(InputError, match=words) as caught:
+            put_state(model, state, source="file.pt", name="linear")
+        assert "file.pt" in str(caught.value)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    put_state(model, {"weight": torch.ones(2, 3).half(), "bias": torch.ones(2)}, source="f", name="n")
+    assert model.weight.dtype == torch.float32 and model.weight.sum() == 6
+
+
+def test_long_lists_are_cut_and_counted():
+    state = {f"layer{i}": torch.zeros(1) for i in range(9)}
+    with pytest.raises(InputError, match=r"9 extra \(layer0, layer1, layer2, \.\.\.\)"):
+        put_state(torch.nn.Linear(1, 1), {**torch.nn.Linear(1, 1).state_dict(), **state}, source="f", name="n")
+
+
+def test_eva_names_agree_with_timm(make_clip):
+    model = make_clip("eva").model
+    original = {"visual.rope.freqs_cos": torch.zeros(3), "visual.blocks.0.attn.rope.freqs_sin": torch.zeros(3)}
+    back = [("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("attn.norm.", "attn.inner_attn_ln.")]
+    back += [("fc1_g.", "w1."), ("fc1_x.", "w2."), ("fc2.", "w3."), ("mlp.norm.", "mlp.ffn_ln.")]
+    for key, value in model.state_dict().items():
+        if key.startswith("visual.trunk."):
+            key = key.replace("visual.trunk.", "visual.")
+            for ours, theirs in back:
+                key = key.replace(ours, theirs)
+        original[key] = value
+    renamed = rename_eva(original)
+    assert renamed.keys() == model.state_dict().keys()
+    for key, value in checkpoint_filter_fn(original, model.visual.trunk).items():
+        assert torch.equal(renamed[f"visual.trunk.{key}"], value), key
+    assert rename_eva(STATE) is STATE

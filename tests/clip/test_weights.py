@@ -1,0 +1,78 @@
+"""A saved CLIP comes back to the bit, here and in open_clip, and a crash leaves no half file."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+
+from saccade.clip import weights
+from saccade.clip.model import load
+from saccade.clip.weights import save_clip
+
+
+@pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "eva"])
+def test_saved_and_loaded_is_the_same(make_clip, tmp_path, family):
+    clip = make_clip(family)
+    save_clip(clip, tmp_path / "deep" / "model")
+    again = load(str(tmp_path / "deep" / "model"))
+    assert again.config == clip.config and again.mean == clip.mean and again.std == clip.std
+    state = again.model.state_dict()
+    assert state.keys() == clip.model.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in clip.model.state_dict().items())
+    assert not again.training
+    images = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        assert torch.equal(again.encode_dense(images), clip.encode_dense(images))
+
+
+@pytest.mark.parametrize("family", ["vit-quickgelu", "eva"])
+def test_open_clip_opens_the_folder(make_clip, tmp_path, family):
+    clip = make_clip(family)
+    save_clip(clip, tmp_path)
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")
+    images = torch.randn(2, 3, clip.native_size, clip.native_size)
+    with torch.no_grad():
+        theirs = model.eval().encode_image(images, normalize=True)
+        torch.testing.assert_close(clip.encode_image(images), theirs, atol=1e-5, rtol=1e-5)
+        tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a cat", "two dogs"])
+        assert torch.equal(tokens, clip.tokenize(["a cat", "two dogs"]))
+        torch.testing.assert_close(clip.encode_text(tokens), model.encode_text(tokens, normalize=True))
+    assert tuple(preprocess.transforms[-1].mean) == clip.mean and tuple(preprocess.transforms[-1].std) == clip.std
+
+
+def test_half_precision_on_disk_float32_in_memory(make_clip, tmp_path):
+    clip = make_clip("vit")
+    save_clip(clip, tmp_path / "half", dtype=torch.float16)
+    save_clip(clip, tmp_path / "full")
+    sizes = [(tmp_path / name / "open_clip_model.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.6 * sizes[1]
+    again = load(str(tmp_path / "half"))
+    for key, value in clip.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], value.half().float())
+    assert all(value.dtype == torch.float32 for value in clip.model.state_dict().values())  # the model itself is kept
+
+
+def test_a_crash_while_writing_keeps_the_earlier_weights(make_clip, tmp_path, monkeypatch):
+    save_clip(make_clip("vit", seed=1), tmp_path)
+    before = load(str(tmp_path)).model.state_dict()
+
+    def crash(state, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", crash)
+    with pytest.raises(OSError, match="No space"):
+        save_clip(make_clip("vit", seed=2), tmp_path)
+    monkeypatch.undo()
+    after = load(str(tmp_path)).model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    save_clip(make_clip("vit", seed=2), tmp_path)  # a leftover part does not stand in the way
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_the_description_is_plain_json(make_clip, tmp_path):
+    save_clip(make_clip("eva"), tmp_path)
+    content = json.loads((tmp_path / "open_clip_config.json").read_text())
+    assert content["model_cfg"]["vision_cfg"]["timm_model_name"] == "eva02_saccade_test"
+    assert content["preprocess_cfg"]["mean"] == [0.5, 0.4, 0.3]
