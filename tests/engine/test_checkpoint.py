@@ -106,11 +106,11 @@ def test_a_kill_at_any_file_operation_leaves_the_previous_checkpoint(tmp_path, m
         calls, finished = 0, False
         with monkeypatch.context() as patch:
 
-            def watched(original):
+            def watched(original, last=killed_at):
                 def call(*args, **kwargs):
                     nonlocal calls
                     calls += 1
-                    if calls - 1 == killed_at:
+                    if calls - 1 == last:
                         if original is save_file:
                             Path(args[1]).write_bytes(b"half")
                         raise Killed
@@ -217,7 +217,7 @@ def test_a_full_disk_is_named_and_the_previous_checkpoint_stays(tmp_path, monkey
 def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     module = nn.Linear(10, 10, bias=False)  # 100 float32 and two moments: 1200 bytes
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 3599}))
-    with pytest.raises(InputError, match="needs 3,600 free bytes.*has 3,599"):
+    with pytest.raises(InputError, match=r"needs 3,600 free bytes.*has 3,599"):
         require_space(tmp_path, module=module, copies=3)
     require_space(tmp_path, module=module, copies=2)
 

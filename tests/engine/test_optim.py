@@ -1,5 +1,7 @@
 """The learning rate by hand, who decays, and rows that must not move."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -12,7 +14,7 @@ def test_learning_rate_warms_up_then_falls_along_a_cosine():
     assert rates[4] == 1.0  # cos(0) = 1
     assert abs(rates[8] - 0.5) < 1e-12  # half way: cos(pi/2) = 0
     assert abs(rates[12]) < 1e-12  # cos(pi) = -1
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[4:]))
 
 
 def test_learning_rate_without_warmup_begins_at_the_peak():
