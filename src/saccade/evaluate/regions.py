@@ -1,0 +1,206 @@
+"""Region classification: Image Crop against Dense Feature on panoptic annotations (Fig. 2, 3, A1; Tab. 1, 2, A3).
+
+Every annotated segment is classified among all categories by cosine with the text embeddings, once from the model's
+image embedding of its crop and once from the dense map pooled over it. One pass over the pictures serves everything:
+each is decoded once, its dense map is computed once an input size and pooled for boxes and for masks, and crops of
+different pictures share full batches. Deliberately absent: proposals (the regions are the annotated ones) and detection
+metrics.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from saccade.clip.dense import Head
+from saccade.clip.model import Clip
+from saccade.clip.text import embed_names
+from saccade.data.coco import Dataset, Record
+from saccade.evaluate.feed import CropPacker, Feed, boxes_on_input, square_inputs
+from saccade.evaluate.score import Tally, ranks_of
+from saccade.ops.boxes import enlarge_boxes
+from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
+from saccade.ops.resample import pad_right_bottom
+from saccade.types import InputError, Sample, Segments
+
+FIRST = 100  # only so many segments of a picture are looked at, in the annotation's order
+AREA = (64.0, 1024.0**2)  # width * height of an annotated box that counts [square pixels], both ends included
+CONTEXT = 1.5  # a thing's crop is its box enlarged about the centre; stuff is cut as it is
+
+
+@torch.inference_mode()
+def evaluate_regions(
+    clip: Clip,
+    dataset: Dataset,
+    *,
+    sizes: list[int],
+    crops: bool = True,
+    crowd: bool = True,
+    head: Head = "value",
+    batch: int = 8,
+    crop_batch: int = 128,
+    limit: int | None = None,
+    strict: bool = False,
+    workers: int = 0,
+    progress: bool = False,
+) -> dict:
+    """Classify every annotated segment from its crop and from the dense map (Sec. 4.1; Fig. 2, 3; Tab. 1, 2).
+
+    Thing boxes are pooled by RoIAlign, masks of things and stuff by their mean. The crop of a thing is its box enlarged
+    1.5 times and clipped, that of stuff the extent of its mask.
+
+    Args:
+        clip: the model under test; put it on the device wanted.
+        dataset: pictures with panoptic annotations.
+        sizes: sides of the dense tower's padded square input [pixels]; the sweep of Fig. 3.
+        crops: also embed crops at the tower's native size.
+        crowd: keep segments marked as crowds, as the published evaluation does.
+        head: how the last block makes dense tokens, see `Clip.encode_dense`.
+        batch: pictures a dense batch.
+        crop_batch: crops an image batch.
+        limit: only the first so many pictures.
+        strict: raise on the first bad picture instead of listing it.
+        workers: processes that decode.
+        progress: show a bar on stderr.
+
+    Returns:
+        {"crop": R or None, "dense": {size: R}, "head": head, "classes": how many compete, "pictures": how many were
+        good, "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S} and S = {"top1", "top5": mAcc
+        in percent or None without regions, "count"}. Boxes are thing boxes, things and stuff are masks; for crops the
+        things are those of the boxes.
+
+    Raises:
+        InputError: no size, a size the tower cannot take, a data set without segments, or no picture that can be read.
+    """
+    _check_sizes(sizes, clip.patch_size)
+    if not dataset.categories:
+        raise InputError(f"{dataset.name}: need annotated segments to classify; got pictures without annotations. "
+                         "Pictures alone can be measured by `saccade evaluate agreement`.")  # fmt: skip
+    clip.eval()
+    text = embed_names(clip, [category.name for category in dataset.categories])  # (K, D)
+    packer = CropPacker(clip, batch=crop_batch)
+    dense = {size: {kind: Tally() for kind in ("boxes", "things", "stuff")} for size in sizes}
+    labels, is_thing = [], []
+    feed = Feed(
+        counting_segments(dataset, crowd=crowd),
+        masks=True,
+        batch=batch,
+        limit=limit,
+        workers=workers,
+        strict=strict,
+        progress=progress,
+    )
+    for samples in feed:
+        chosen = [_to_device(sample, text.device) for sample in samples]
+        labels.append(torch.cat([segments.labels for _, segments in chosen]))
+        is_thing.append(torch.cat([segments.is_thing for _, segments in chosen]))
+        if crops:
+            for image, segments in chosen:
+                packer.add(image, _crop_boxes(segments, height=image.shape[1], width=image.shape[2]))
+        for size in sizes:
+            _add_dense(dense[size], clip, chosen, text=text, size=size, head=head)
+    return {
+        "crop": _score_crops(packer.finish(), torch.cat(labels), torch.cat(is_thing), text=text) if crops else None,
+        "dense": {size: {kind: tally.result() for kind, tally in dense[size].items()} for size in sizes},
+        "head": head,
+        "classes": len(dataset.categories),
+        "pictures": feed.pictures,
+        "bad": feed.bad_listed(),
+    }
+
+
+def _check_sizes(sizes: list[int], patch_size: int) -> None:
+    """Refuse a sweep that is empty, repeats itself or does not fit the patches, before any work is done."""
+    wrong = [size for size in sizes if size < patch_size or size % patch_size]
+    if not sizes or wrong or len(set(sizes)) < len(sizes):
+        raise InputError(f"sizes: need different multiples of the patch size {patch_size}; got {sizes}")
+
+
+def counting_segments(dataset: Dataset, *, crowd: bool) -> Dataset:
+    """Leave out of the records what the protocol does not count, so that it is never decoded (Sec. 4.1).
+
+    Args:
+        dataset: with annotations.
+        crowd: keep segments marked as crowds.
+
+    Returns:
+        The same pictures, each with those of its first 100 segments whose box is neither too small nor too large.
+    """
+    return replace(dataset, records=tuple(_counting(record, crowd=crowd) for record in dataset.records))
+
+
+def _counting(record: Record, *, crowd: bool) -> Record:
+    kept = [
+        index
+        for index, (x1, y1, x2, y2) in enumerate(record.boxes[:FIRST])
+        if AREA[0] <= (x2 - x1) * (y2 - y1) <= AREA[1] and (crowd or not record.crowd[index])
+    ]
+    return replace(
+        record,
+        boxes=tuple(record.boxes[index] for index in kept),
+        labels=tuple(record.labels[index] for index in kept),
+        crowd=tuple(record.crowd[index] for index in kept),
+        segment_ids=tuple(record.segment_ids[index] for index in kept),
+    )
+
+
+def _to_device(sample: Sample, device: torch.device) -> tuple[Tensor, Segments]:
+    """Move a picture and its segments to the device; masks are padded to the square the tower will see."""
+    segments = sample.segments
+    assert segments is not None, f"picture {sample.id} came without segments although they were asked for"
+    side = max(sample.image.shape[1:])
+    return sample.image.to(device), Segments(
+        boxes=segments.boxes.to(device),
+        masks=pad_right_bottom(segments.masks.to(device), height=side, width=side),  # (N, side, side)
+        labels=segments.labels.to(device),
+        is_thing=segments.is_thing.to(device),
+    )
+
+
+def _crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, "N 4"]:
+    """Cut things with their surroundings and stuff as it is."""
+    enlarged = enlarge_boxes(segments.boxes, factor=CONTEXT, height=height, width=width)  # (N, 4)
+    return torch.where(segments.is_thing[:, None], enlarged, segments.boxes)
+
+
+def _add_dense(
+    tallies: dict[str, Tally],
+    clip: Clip,
+    chosen: list[tuple[Tensor, Segments]],
+    *,
+    text: Float[Tensor, "K D"],
+    size: int,
+    head: Head,
+) -> None:
+    """Pool one dense pass over boxes and over masks, and tally how each region ranks its own class."""
+    inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std)
+    dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
+    grid = (dense.shape[2], dense.shape[3])
+    boxes = [
+        boxes_on_input(segments.boxes[segments.is_thing], height=image.shape[1], width=image.shape[2], size=size)
+        for image, segments in chosen
+    ]
+    masks = [shrink_masks(segments.masks, grid=grid) for _, segments in chosen]
+    labels = torch.cat([segments.labels for _, segments in chosen])  # (R,)
+    is_thing = torch.cat([segments.is_thing for _, segments in chosen])  # (R,)
+    by_box = ranks_of(pool_boxes(dense, boxes, stride=clip.patch_size) @ text.T, labels[is_thing])
+    by_mask = ranks_of(pool_masks(dense, masks) @ text.T, labels)
+    tallies["boxes"].add(by_box, labels[is_thing])
+    tallies["things"].add(by_mask[is_thing], labels[is_thing])
+    tallies["stuff"].add(by_mask[~is_thing], labels[~is_thing])
+
+
+def _score_crops(
+    embeddings: Float[Tensor, "R D"],
+    labels: Int64[Tensor, " R"],
+    is_thing: Bool[Tensor, " R"],
+    *,
+    text: Float[Tensor, "K D"],
+) -> dict:
+    """Score the packed crops; a thing has one crop, so its box and its mask share a score."""
+    ranks = ranks_of(embeddings.to(text) @ text.T, labels)
+    things, stuff = Tally(), Tally()
+    things.add(ranks[is_thing], labels[is_thing])
+    stuff.add(ranks[~is_thing], labels[~is_thing])
+    return {"boxes": things.result(), "things": things.result(), "stuff": stuff.result()}

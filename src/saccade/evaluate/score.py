@@ -1,0 +1,69 @@
+"""Ranks and mAcc: how region embeddings become the percentages of Fig. 2, 3 and Tab. 1 (Sec. 4.1).
+
+mAcc is accuracy per class, averaged over the classes present, so that a rare class counts as much as a common one.
+Deliberately absent: AP and PQ, which belong to detectors.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def ranks_of(scores: Float[Tensor, "R K"], labels: Int64[Tensor, " R"]) -> Int64[Tensor, " R"]:
+    """Count, for each region, the other classes that score at least as high as its own (0 = first).
+
+    Ties count against the region, and so does NaN: a region that covers no token has a zero embedding, scores 0 with
+    every class, and must not be called right because its class happens to stand first in the list.
+
+    Args:
+        scores: cosine of each region with each class.
+        labels: the true class of each region, in [0, K).
+
+    Returns:
+        Place of the true class among the K, in [0, K - 1].
+    """
+    own = scores.gather(1, labels[:, None])  # (R, 1)
+    return (~(scores < own)).sum(dim=1) - 1  # (R,)
+
+
+def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, top: int) -> float | None:
+    """Average over the classes present the share of a class's regions ranked in the first `top` (mAcc).
+
+    Args:
+        ranks: place of the true class, 0 = first.
+        labels: the true class.
+        top: how many first places count as right.
+
+    Returns:
+        Percent in [0, 100], or None where there is no region at all.
+    """
+    if labels.numel() == 0:
+        return None
+    total = torch.bincount(labels)  # (K,)
+    right = torch.bincount(labels, weights=(ranks < top).double(), minlength=total.numel())  # (K,)
+    present = total > 0
+    return 100 * (right[present] / total[present]).mean().item()
+
+
+class Tally:
+    """Ranks of one kind of region, gathered chunk by chunk; they stay on the device until the end."""
+
+    def __init__(self) -> None:
+        self.ranks: list[Int64[Tensor, " R"]] = []
+        self.labels: list[Int64[Tensor, " R"]] = []
+
+    def add(self, ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> None:
+        """Append the regions of one chunk."""
+        self.ranks.append(ranks)
+        self.labels.append(labels)
+
+    def result(self) -> dict[str, float | int | None]:
+        """Score everything added so far: {"top1", "top5"} in percent (None without regions) and "count"."""
+        empty = torch.empty(0, dtype=torch.int64)
+        ranks = torch.cat(self.ranks).cpu() if self.ranks else empty
+        labels = torch.cat(self.labels).cpu() if self.labels else empty
+        return {
+            "top1": mean_accuracy(ranks, labels, top=1),
+            "top5": mean_accuracy(ranks, labels, top=5),
+            "count": labels.numel(),
+        }

@@ -1,0 +1,48 @@
+"""mAcc and ranks against hand-made numbers and an independent loop."""
+
+import math
+
+import pytest
+import torch
+
+from saccade.evaluate.score import Tally, mean_accuracy, ranks_of
+
+
+def test_mean_accuracy_by_hand():
+    # class 0: right, wrong, wrong -> 1/3; class 2: right -> 1; class 1 has no region and does not count
+    ranks, labels = torch.tensor([0, 3, 1, 0]), torch.tensor([0, 0, 0, 2])
+    assert mean_accuracy(ranks, labels, top=1) == pytest.approx(100 * (1 / 3 + 1) / 2)
+    assert mean_accuracy(ranks, labels, top=2) == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert mean_accuracy(ranks, labels, top=4) == 100
+
+
+def test_against_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(200, 9, generator=generator)
+    labels = torch.randint(0, 9, (200,), generator=generator)
+    labels[labels == 4] = 3  # a class that is absent
+    for top in (1, 5):
+        shares = []
+        for label in sorted(set(labels.tolist())):
+            own = [row for row, true in zip(scores.tolist(), labels.tolist(), strict=True) if true == label]
+            right = sum(label in sorted(range(9), key=lambda k: -row[k])[:top] for row in own)
+            shares.append(right / len(own))
+        expected = 100 * sum(shares) / len(shares)
+        assert mean_accuracy(ranks_of(scores, labels), labels, top=top) == pytest.approx(expected)
+
+
+def test_ties_and_nan_count_against_the_region():
+    scores = torch.tensor([[0.0, 0.0, 0.0], [math.nan, math.nan, math.nan], [0.5, 0.5, 0.1], [0.9, 0.5, math.nan]])
+    # all equal, all NaN: last; equal to one other: second; a NaN rival counts as above
+    assert ranks_of(scores, torch.tensor([0, 1, 1, 0])).tolist() == [2, 2, 1, 1]
+
+
+def test_nothing_to_score():
+    assert Tally().result() == {"top1": None, "top5": None, "count": 0}
+
+
+def test_tally_joins_chunks():
+    tally = Tally()
+    tally.add(torch.tensor([0, 3]), torch.tensor([0, 0]))
+    tally.add(torch.tensor([0]), torch.tensor([1]))
+    assert tally.result() == {"top1": 75.0, "top5": 100.0, "count": 3}
