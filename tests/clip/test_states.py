@@ -84,10 +84,10 @@ def test_damaged_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="first 'b'"):
         read_state(tmp_path / "mixed.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(InputError, match="got list"):
+    with pytest.raises(InputError, match="got a list"):
         read_state(tmp_path / "list.pt")
     torch.save({}, tmp_path / "nothing.pt")
-    with pytest.raises(InputError, match="no entries"):
+    with pytest.raises(InputError, match="without entries"):
         read_state(tmp_path / "nothing.pt")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from saccade.ops import resample
 from saccade.ops.resample import crop_and_resize, fitted_size, normalize, pad_right_bottom, resize_longest
 
 
@@ -195,3 +196,10 @@ def test_pad_and_normalize():
     normal = normalize(levels, mean=mean, std=std)
     torch.testing.assert_close(normal[:, 0, 0], torch.tensor(wanted), atol=1e-6, rtol=1e-6)
     assert math.isclose(float(normalize(levels[None], mean=mean, std=std)[0, 2, 1, 1]), wanted[2], rel_tol=1e-5)
+
+
+def test_crops_cut_in_several_goes_are_the_same(monkeypatch):
+    image, boxes = picture(61, 97), torch.tensor(BOXES)
+    whole = crop_and_resize(image, boxes, size=24)
+    monkeypatch.setattr(resample, "_MOST_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
+    torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)

@@ -37,15 +37,15 @@ def class_embedding(visual: nn.Module, images: Float[Tensor, "B 3 H W"]) -> Floa
     raise AssertionError(f"tower of type {type(visual).__name__} was not refused when it was loaded")
 
 
-def dense_tokens(visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, head: Head) -> Float[Tensor, "B L D"]:
+def dense_tokens(visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, head: str) -> Float[Tensor, "B L D"]:
     """Embed every patch of the images (Sec. 3.1).
 
     Args:
         visual: an image tower `tower_sizes` accepts.
         images: normalised; H and W multiples of the patch size.
-        head: what becomes of the last block. "value" (the paper): its self-attention is replaced by its value and
-            output projections, residuals and MLP stay. "value_only": those projections alone, without residuals and
-            MLP. "attention": the block as it is.
+        head: one of `Head`, what becomes of the last block. "value" (the paper): its self-attention is replaced by its
+            value and output projections, residuals and MLP stay. "value_only": those projections alone, without
+            residuals and MLP. "attention": the block as it is.
 
     Returns:
         Patch embeddings row by row, L = H / P * W / P, not normalised.

@@ -53,7 +53,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: need a dictionary of tensors; got {type(content).__name__} of no entries.")
+        got = "one without entries" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise InputError(f"{path}: need a dictionary of tensors; got {got}.")
     strange = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange:
         raise InputError(f"{path}: need tensors only; {len(strange)} entries are something else, first {strange[0]!r}.")

@@ -45,9 +45,15 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
 
 
 def _publish(part: Path, final: Path) -> None:
-    """Flush a finished temporary file and give it its name."""
-    for path in (part, part.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    """Flush a finished temporary file to the disk, give it its name, and flush the folder that now lists it."""
+    _flush(part)
     part.replace(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -3,16 +3,18 @@ input").
 
 The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
 at the edge), so that a crop cut here differs from one cut by Pillow only by Pillow's rounding to whole grey levels.
-Many crops of one picture are two batched matrix products with a weight table an axis: static shapes, no loop over
-boxes, no wait for the device. Absent: RoIAlign (bilinear averaging, another picture), grid_sample (a = -0.75 and no
-antialiasing), and torch's own antialiased interpolation (no clamp between its passes, which shows at hard edges, and a
-wrong result where a side becomes one pixel).
+Crops of like size are two batched matrix products with a weight table an axis over windows of the picture: a grid's
+crops cost one pass over its pixels, and nothing waits for the device. Absent: RoIAlign (bilinear averaging, another
+picture), grid_sample (a = -0.75 and no antialiasing), and torch's own antialiased interpolation (no clamp between its
+passes, which shows at hard edges, and a wrong result where a side becomes one pixel).
 """
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num
 from torch import Tensor
+
+_MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
 
 
 def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
@@ -41,7 +43,7 @@ def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "
         float32 in [0, 255], of the size `fitted_size` names.
     """
     height, width = image.shape[1:]
-    whole = torch.tensor([[0.0, 0.0, width, height]], device=image.device)
+    whole = torch.tensor([[0.0, 0.0, width, height]])
     h, w = fitted_size(height, width, size=size)
     top, left = (size - h) // 2, (size - w) // 2
     return crop_and_resize(image, whole, size=size)[0, :, top : top + h, left : left + w]
@@ -58,23 +60,27 @@ def crop_and_resize(
 
     Args:
         image: uint8 or floating point, in [0, 255].
-        boxes: xyxy, pixels of the picture.
+        boxes: xyxy, pixels of the picture; best left on the CPU, since their sizes are needed there.
         size: side of the square [pixels].
 
     Returns:
         float32 in [0, 255], not rounded; N may be 0.
     """
     height, width = image.shape[1:]
-    corners = boxes.to(image.device).round().long()  # (N, 4)
+    corners = boxes.cpu().round().long()  # (N, 4), on the host, where sizes become shapes
     left, right = _whole_pixels(corners[:, 0], corners[:, 2], length=width)
     top, bottom = _whole_pixels(corners[:, 1], corners[:, 3], length=height)
-    longest = torch.maximum(right - left, bottom - top)  # (N,)
+    starts, extents = torch.stack([top, left], dim=1), torch.stack([bottom - top, right - left], dim=1)  # (N, 2) each
+    order = extents.prod(dim=1).argsort(descending=True)  # (N,), largest first, so that a batch holds like sizes
+    place = order.argsort()  # (N,), where each box went
+    crops = [image.new_zeros((0, 3, size, size), dtype=torch.float32)]
     with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
-        across = _resize_weights(left, right, longest, length=width, size=size)  # (N, size, W)
-        down = _resize_weights(top, bottom, longest, length=height, size=size)  # (N, size, H)
-        rows = image.float() @ across.mT[:, None]  # (3, H, W) @ (N, 1, W, size) -> (N, 3, H, size)
-        crops = down[:, None] @ rows.clamp(0, 255)  # (N, 1, size, H) @ (N, 3, H, size) -> (N, 3, size, size)
-    return crops.clamp(0, 255)
+        while len(order) > 0:
+            space = extents[order].amax(dim=0)  # (2,)
+            count = max(1, _MOST_VALUES // (3 * int(space.prod())))
+            crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
+            order = order[count:]
+    return torch.cat(crops)[place.to(image.device)]
 
 
 def pad_right_bottom(
@@ -122,25 +128,40 @@ def _whole_pixels(
     return low, torch.maximum(high.clamp(max=length), low + 1)
 
 
+def _cut_alike(
+    image: Num[Tensor, "3 H W"], starts: Int64[Tensor, "N 2"], extents: Int64[Tensor, "N 2"], *, size: int
+) -> Float[Tensor, "N 3 size size"]:
+    """Cut and resize crops as two batched matrix products over windows of the largest crop's size."""
+    tall, wide = extents.amax(dim=0).tolist()
+    starts, extents = starts.to(image.device), extents.to(image.device)
+    longest = extents.amax(dim=1)  # (N,)
+    y = (starts[:, :1] + torch.arange(tall, device=image.device)).clamp(max=image.shape[1] - 1)  # (N, tall)
+    x = (starts[:, 1:] + torch.arange(wide, device=image.device)).clamp(max=image.shape[2] - 1)  # (N, wide)
+    channel = torch.arange(3, device=image.device)[None, :, None, None]
+    windows = image[channel, y[:, None, :, None], x[:, None, None, :]].float()  # (N, 3, tall, wide)
+    across = _resize_weights(extents[:, 1], longest, length=wide, size=size)  # (N, size, wide)
+    down = _resize_weights(extents[:, 0], longest, length=tall, size=size)  # (N, size, tall)
+    rows = (windows.flatten(1, 2) @ across.mT).clamp(0, 255)  # (N, 3 * tall, wide) -> (N, 3 * tall, size)
+    crops = down[:, None] @ rows.unflatten(1, (3, tall))  # (N, 1, size, tall) @ (N, 3, tall, size)
+    return crops.clamp(0, 255)  # (N, 3, size, size)
+
+
 def _resize_weights(
-    low: Int64[Tensor, " N"], high: Int64[Tensor, " N"], longest: Int64[Tensor, " N"], *, length: int, size: int
+    cut: Int64[Tensor, " N"], longest: Int64[Tensor, " N"], *, length: int, size: int
 ) -> Float[Tensor, "N size length"]:
     """Write what each source pixel gives to each pixel of the square, along one axis, one table a crop.
 
-    Pixel `o` of a side fitted to `f` pixels sees the cut's coordinate c = (o + 1/2) * cut / f, and source pixel i, at i
-    - low + 1/2, weighs k((i - low + 1/2 - c) / s) with s = max(1, cut / f); rows that are padding are zero.
+    Pixel `o` of a side of `cut` pixels fitted to `f` sees the coordinate c = (o + 1/2) * cut / f, and source pixel i,
+    whose centre is i + 1/2, weighs k((i + 1/2 - c) / s) with s = max(1, cut / f). Rows that are padding are zero.
     """
-    cut = (high - low).double()  # (N,)
-    fitted = (cut * size / longest).round().clamp(min=1)  # (N,), halves to even as `fitted_size`
-    scale = (cut / fitted).float()[:, None, None]  # (N, 1, 1)
+    side = cut.double()  # (N,)
+    fitted = (side * size / longest).round().clamp(min=1)  # (N,), halves to even as `fitted_size`
+    scale = (side / fitted).float()[:, None, None]  # (N, 1, 1)
     start = ((size - fitted) / 2).floor().float()[:, None, None]  # (N, 1, 1), black before the picture
-    out = torch.arange(size, device=low.device)[:, None] - start  # (N, size, 1), counted from the picture's first pixel
-    source = (
-        torch.arange(length, device=low.device) - low[:, None, None]
-    )  # (N, 1, length), counted from the cut's first
+    out = torch.arange(size, device=cut.device)[:, None] - start  # (N, size, 1), counted from the picture's first pixel
+    source = torch.arange(length, device=cut.device)  # (length,)
     distance = (source + 0.5 - (out + 0.5) * scale) / scale.clamp(min=1)  # (N, size, length)
-    inside = (source >= 0) & (source < cut[:, None, None])  # (N, 1, length)
-    weights = _cubic(distance) * inside  # (N, size, length)
+    weights = _cubic(distance) * (source < cut[:, None, None])  # (N, size, length)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
     return weights * ((out >= 0) & (out < fitted[:, None, None]))
 
