@@ -1,0 +1,241 @@
+"""`saccade evaluate regions` and `saccade evaluate agreement`: measure a model's dense map, print a table, write JSON.
+
+Torch is imported only when something is measured, so that help and typing errors answer at once.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from saccade.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from saccade.clip.model import Clip
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Classify annotated regions from the dense map and from crops (Fig. 2, 3 and Tab. 1 of the paper)."""
+
+    data: Path
+    """COCO root with panoptic annotations, or a world written by `saccade world`."""
+    model: str
+    """Name of a CLIP, or a folder with one (OUT/model of a run)."""
+    pretrained: str | None = None
+    """Weights file or open_clip tag, where `model` is the name of an architecture."""
+    split: str = "val"
+    """train, val or test."""
+    sizes: tuple[int, ...] = ()
+    """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
+    crops: bool = True
+    """Also classify crops with the image tower."""
+    crowd: bool = True
+    """Keep segments marked as crowds, as the published evaluation does."""
+    head: Literal["value", "value_only", "attention"] = "value"
+    """What becomes of the last block; value is the paper's."""
+    limit: int | None = None
+    """Only the first so many pictures."""
+    batch: int = 8
+    """Pictures a dense batch."""
+    crop_batch: int = 128
+    """Crops an image batch."""
+    workers: int = 2
+    """Processes that decode pictures; 0 = none besides this one."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    strict: bool = False
+    """End at the first picture that cannot be read, instead of counting it."""
+    out: Path | None = None
+    """Write the result to this JSON file."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Compare the dense map with the model's own crops, without labels, on any folder of pictures."""
+
+    data: Path
+    """Folder of pictures, or COCO root."""
+    model: str
+    """Name of a CLIP, or a folder with one: its dense map is measured."""
+    pretrained: str | None = None
+    """Weights file or open_clip tag, where `model` is the name of an architecture."""
+    reference: str | None = None
+    """CLIP that embeds the crops, such as the one `model` was distilled from; default: `model` itself."""
+    reference_pretrained: str | None = None
+    """Weights file or open_clip tag, where `reference` is the name of an architecture."""
+    split: str = "val"
+    """train, val or test of a COCO root."""
+    size: int | None = None
+    """Side of the dense input [pixels]; default: four times the model's own size."""
+    head: Literal["value", "value_only", "attention"] = "value"
+    """What becomes of the last block; value is the paper's."""
+    grid: int = 6
+    """Most rows and columns of the grid laid over a picture."""
+    keep: int = 20
+    """Most patches of a picture."""
+    gallery: int = 50
+    """Pictures whose crops a patch chooses among."""
+    seed: int = 0
+    """Decides grids and galleries, together with each picture's id."""
+    limit: int | None = None
+    """Only the first so many pictures."""
+    batch: int = 8
+    """Pictures a dense batch."""
+    crop_batch: int = 128
+    """Crops an image batch."""
+    workers: int = 2
+    """Processes that decode pictures; 0 = none besides this one."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    strict: bool = False
+    """End at the first picture that cannot be read, instead of counting it."""
+    out: Path | None = None
+    """Write the result to this JSON file."""
+
+
+def run_regions(config: Regions) -> dict[str, Any]:
+    """Classify regions, print a table, write JSON where asked, and return the result."""
+    _check_out(config.out)
+    started = time.perf_counter()
+    from saccade.data.loader import open_data
+    from saccade.evaluate.regions import evaluate_regions
+
+    dataset = open_data(config.data, split=config.split, annotations="panoptic")
+    clip = _load(config.model, config.pretrained, config.device)
+    result = evaluate_regions(
+        clip,
+        dataset,
+        sizes=list(config.sizes) or [clip.native_size, 2 * clip.native_size, 4 * clip.native_size],
+        crops=config.crops,
+        crowd=config.crowd,
+        head=config.head,
+        batch=config.batch,
+        crop_batch=config.crop_batch,
+        limit=config.limit,
+        strict=config.strict,
+        workers=config.workers,
+        progress=True,
+    )
+    return _finish(result, _regions_table(result, config.model), config, started)
+
+
+def _regions_table(result: dict[str, Any], model: str) -> "Table":
+    from rich.table import Table
+
+    title = f"mAcc [%] of {model}: {result['pictures']} pictures, {result['classes']} classes, head {result['head']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("region features")
+    for kind in ("boxes", "things", "stuff"):
+        for top in ("top-1", "top-5"):
+            table.add_column(f"{kind}\n{top}", justify="right")
+    rows = {f"dense, {size} px": scores for size, scores in result["dense"].items()}
+    if result["crop"] is not None:
+        rows["crops"] = result["crop"]
+    for name, scores in rows.items():
+        values = [scores[kind][top] for kind in ("boxes", "things", "stuff") for top in ("top1", "top5")]
+        table.add_row(name, *("-" if value is None else f"{value:.1f}" for value in values))
+    first = next(iter(rows.values()))
+    counts = [str(first[kind]["count"]) for kind in ("boxes", "things", "stuff")]
+    table.add_section()
+    table.add_row("regions", *(cell for count in counts for cell in (count, "")))
+    return table
+
+
+def run_agreement(config: Agreement) -> dict[str, Any]:
+    """Compare dense map and crops, print a table, write JSON where asked, and return the result."""
+    from saccade.data.loader import open_data
+    from saccade.evaluate.agreement import evaluate_agreement
+
+    _check_out(config.out)
+    started = time.perf_counter()
+    dataset = open_data(config.data, split=config.split)
+    student = _load(config.model, config.pretrained, config.device)
+    reference = student
+    if config.reference is not None:
+        reference = _load(config.reference, config.reference_pretrained, config.device)
+    result = evaluate_agreement(
+        student,
+        reference,
+        dataset,
+        size=config.size or 4 * student.native_size,
+        head=config.head,
+        grid=config.grid,
+        keep=config.keep,
+        gallery=config.gallery,
+        seed=config.seed,
+        batch=config.batch,
+        crop_batch=config.crop_batch,
+        limit=config.limit,
+        strict=config.strict,
+        workers=config.workers,
+        progress=True,
+    )
+    return _finish(result, _agreement_table(result, config), config, started)
+
+
+def _agreement_table(result: dict[str, Any], config: Agreement) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"{config.model} against crops of {config.reference or config.model}", title_justify="left")
+    table.add_column("dense features")
+    for heading in ("mean cosine", f"R@1 [%]\namong {result['crops']:.0f} crops", "regions", "pictures"):
+        table.add_column(heading, justify="right")
+    name = f"{result['size']} px, head {result['head']}"
+    numbers = f"{result['cosine']:.3f}", f"{result['recall']:.1f}", str(result["regions"]), str(result["pictures"])
+    table.add_row(name, *numbers)
+    return table
+
+
+def _check_out(path: Path | None) -> None:
+    """Refuse a folder as the name of the result before hours are spent on it."""
+    if path is not None and path.is_dir():
+        raise InputError(f"out: need the name of a JSON file; got the folder {path}.")
+
+
+def _finish(result: dict[str, Any], table: "Table", config: Regions | Agreement, started: float) -> dict[str, Any]:
+    """Print the table and what was left out, and write the result with how it was made."""
+    from rich.console import Console
+
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    Console().print(table)
+    if result["bad"]:
+        first = result["bad"][0]
+        print(
+            f"{len(result['bad'])} bad pictures left out; the first, {first['id']}: {first['reason']}", file=sys.stderr
+        )
+    if config.out is not None:
+        _write_json(config.out, {**result, "config": _plain(config), "versions": _versions()})
+    return result
+
+
+def _load(name: str, pretrained: str | None, device: str) -> "Clip":
+    import torch
+
+    from saccade.clip.model import load
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(name, pretrained=pretrained, device=device)
+
+
+def _plain(config: Regions | Agreement) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a result, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,67 @@
+"""The loss of a run over its steps, read from the run's metrics.jsonl.
+
+Deliberately absent: curves of several runs in one picture; a run's file is plain JSON lines for whoever needs that.
+"""
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from saccade.errors import InputError
+
+
+def read_losses(metrics: Path) -> list[tuple[int, float]]:
+    """Read (step, loss) from a run's metrics.jsonl; a last line cut short by a crash is left out.
+
+    Args:
+        metrics: one JSON object a line; those without a loss (events) are passed over.
+
+    Returns:
+        By rising step.
+
+    Raises:
+        InputError: the file is missing, holds a line that is not JSON, or no loss at all.
+    """
+    if not metrics.is_file():
+        raise InputError(f"{metrics}: need the metrics.jsonl of a run; there is no such file. Name the run's folder.")
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    losses: dict[int, float] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise InputError(f"{metrics}, line {number}: need one JSON object a line; got {line[:60]!r}.") from None
+        if "loss" in entry:
+            losses[int(entry["step"])] = float(entry["loss"])
+    if not losses:
+        raise InputError(f"{metrics}: need lines with `step` and `loss`; got none. Has the run made a step yet?")
+    return sorted(losses.items())
+
+
+def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Average each loss with its neighbours: a fifteenth of the run, as many before as after, fewer at the ends."""
+    losses = [loss for _, loss in points]
+    half = len(points) // 30
+    smoothed = []
+    for index, (step, _) in enumerate(points):
+        reach = min(half, index, len(points) - 1 - index)
+        near = losses[index - reach : index + reach + 1]
+        smoothed.append((step, sum(near) / len(near)))
+    return smoothed
+
+
+def loss_curve(metrics: Path, path: Path) -> None:
+    """Draw a run's loss, as logged and smoothed, and write it as a PNG."""
+    points = read_losses(metrics)
+    figure = Figure(figsize=(6, 3.2), dpi=160, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), color="#a3adba", linewidth=0.8, label="as logged")
+    axes.plot(*zip(*smooth(points), strict=True), color="#0b63ce", linewidth=1.8, label="smoothed")
+    axes.set(xlabel="step", ylabel="loss: 1 - mean cosine", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")

@@ -1,0 +1,189 @@
+"""The report: self-contained, escaped, right numbers in the right places, and its charts."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from saccade.show.chart import Line, Scale, nice_ticks, spread, svg_chart
+from saccade.show.curves import loss_curve, read_losses, smooth
+from saccade.show.report import Result, write_report
+from saccade.types import InputError
+
+
+def scores(top1: float | None) -> dict:
+    return {"top1": top1, "top5": None if top1 is None else top1 + 0.5, "count": 0 if top1 is None else 12}
+
+
+def evaluation(offset: float, *, sizes: tuple = (32, 64)) -> dict:
+    dense = {size: {k: scores(offset + size / 10) for k in ("boxes", "things", "stuff")} for size in sizes}
+    crop = {"boxes": scores(offset + 50), "things": scores(offset + 50), "stuff": scores(None)}
+    return {"crop": crop, "dense": dense, "head": "value", "classes": 6, "pictures": 5, "bad": []}
+
+
+def make_result(**changes) -> Result:
+    result = {
+        "title": "A <small> & tested world",
+        "before": evaluation(1),
+        "after": evaluation(20),
+        "colour": scores(9.7),
+        "losses": [(1, 0.9), (2, 0.7), (3, 0.6)],
+        "command": "saccade demo --out 'a & b'",
+        "seed": 3,
+        "seconds": {"distil": 61.4, "evaluate": 8.0},
+        "versions": {"torch": "1.2.3"},
+    }
+    return {**result, **changes}  # pyright: ignore[reportReturnType]
+
+
+def page_of(tmp_path: Path, *, figures: list | None = None, **changes) -> str:
+    write_report(tmp_path / "out/r.html", result=make_result(**changes), figures=figures or [])
+    return (tmp_path / "out/r.html").read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and collects what the page would load and the text of its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.loads, self.cells, self.names = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.loads += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "xlink:href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.names.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-2:] in (["td", "span"], ["tr", "td"]):
+            self.cells.append(data)
+
+
+def parse(page: str) -> Tags:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    return tags
+
+
+def test_is_self_contained(tmp_path):
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "f.png")
+    page = page_of(tmp_path, figures=[("Maps", "what they show", tmp_path / "f.png")])
+    tags = parse(page)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+    assert "script" not in tags.names and "link" not in tags.names and "iframe" not in tags.names
+    (source,) = tags.loads
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == (tmp_path / "f.png").read_bytes()
+    assert "prefers-color-scheme: dark" in page and "width=device-width" in page
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_numbers_stand_where_they_belong(tmp_path):
+    page = page_of(tmp_path)
+    none = "\N{EN DASH}"
+    # at 64 px: before 1 + 6.4, after 20 + 6.4; crops 51 and 70; top-5 half a point more; stuff crops were not measured
+    expected = [
+        *("9.7", "10.2", none, none, none, none),
+        *("7.4", "7.9") * 3,
+        *("26.4", "26.9") * 3,
+        *("70.0", "70.5") * 2, none, none,
+        *("51.0", "51.5") * 2, none, none,
+    ]  # fmt: skip
+    assert parse(page).cells == expected
+    assert "3.6 times the accuracy before" in page and "52 % of what crops reach" in page  # 26.4 / 7.4 and / 51
+    assert "12 boxes on 5 pictures, 6 classes" in page and "colour alone: 9.7 %" in page
+    assert "69 s" in page and "1.2.3" in page
+
+
+def test_text_is_escaped(tmp_path):
+    page = page_of(tmp_path, summary="1 < 2")
+    assert "A &lt;small&gt; &amp; tested world" in page and "<small> &" not in page
+    assert "--out &#x27;a &amp; b&#x27;" in page and "1 &lt; 2" in page
+
+
+def test_size_can_be_chosen_and_may_be_text_from_json(tmp_path):
+    result = evaluation(20)
+    result["dense"] = {str(size): value for size, value in result["dense"].items()}
+    assert "23.2" in parse(page_of(tmp_path, after=result, size=32)).cells
+    with pytest.raises(InputError, match=r"input size 48; both have \[32, 64\]"):
+        page_of(tmp_path, size=48)
+    with pytest.raises(InputError, match="both have"):
+        page_of(tmp_path, after=evaluation(20, sizes=(16,)))
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    no_crops = {**evaluation(1), "crop": None}
+    page = page_of(tmp_path, before=no_crops, after={**evaluation(20), "crop": None}, colour=None, losses=[])
+    assert "Crops, " not in page and "Colour alone" not in page and "How training went" not in page
+    parse(page)
+
+
+def test_bad_pictures_are_told(tmp_path):
+    assert "could not be read" not in page_of(tmp_path)
+    assert "2 pictures could not be read" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
+
+
+def test_figure_must_be_a_png(tmp_path):
+    (tmp_path / "f.png").write_text("hello")
+    for name in ("f.png", "none.png"):
+        with pytest.raises(InputError, match="need a PNG"):
+            page_of(tmp_path, figures=[("Maps", "", tmp_path / name)])
+
+
+def test_scale():
+    # the plot spans 36..268 across and 12..210 down (390 x 250 less margins 36, 122, 12, 40)
+    scale = Scale(64, 256, 100, True)
+    assert [scale.x(size) for size in (64, 128, 256)] == pytest.approx([36, 152, 268])
+    assert [scale.y(value) for value in (0, 50, 100, 120)] == pytest.approx([210, 111, 12, 12])
+    assert Scale(32, 32, 1, True).x(32) == 152
+
+
+def test_chart_of_one_size():
+    chart = svg_chart([Line("after", "after", [(64, 5.0)], dots=True)], label="a", x_name="x", x_ticks=[64.0], top=100)
+    assert chart.count("<circle") == 1 and "after: 5.0 at x 64" in chart
+
+
+def test_names_do_not_collide():
+    places = spread([50, 51, 52, 205, 209], low=12, high=210)
+    assert all(b - a >= 13.99 for a, b in pairwise(places)) and places[-1] <= 210
+    assert spread([20, 100], low=12, high=210) == [20, 100]
+
+
+@pytest.mark.parametrize(
+    "top,ticks", [(100, [0, 20, 40, 60, 80, 100]), (0.83, [0, 0.2, 0.4, 0.6, 0.8]), (7, [0, 2, 4, 6])]
+)
+def test_nice_ticks(top, ticks):
+    assert nice_ticks(top) == ticks
+
+
+def test_losses(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 2, "loss": 0.5}', '{"step": 1, "loss": 0.8}', '{"event": "resumed"}', '{"step": 2, "loss": 0.4}']
+    metrics.write_text("\n".join(lines) + '\n{"step": 3, "lo')  # cut short by a crash
+    assert read_losses(metrics) == [(1, 0.8), (2, 0.4)]
+    loss_curve(metrics, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    metrics.write_text("nonsense\n" + lines[0])
+    with pytest.raises(InputError, match="line 1"):
+        read_losses(metrics)
+    metrics.write_text(lines[2])
+    with pytest.raises(InputError, match="need lines with"):
+        read_losses(metrics)
+    with pytest.raises(InputError, match="no such file"):
+        read_losses(tmp_path / "none")
+
+
+def test_smooth():
+    points = [(step, float(step % 2)) for step in range(60)]  # 0 1 0 1 ...: reach 2, the ends stay as they are
+    smoothed = smooth(points)
+    assert smoothed[0] == (0, 0.0) and smoothed[-1] == (59, 1.0) and smoothed[10] == (10, pytest.approx(0.4))
