@@ -54,12 +54,14 @@ def shake(model: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def make_clip(small_eva_is_known_to_timm: None) -> Callable[..., Clip]:
-    """Build a small random CLIP: make_clip("vit" | "vit-quickgelu" | "eva", seed=0)."""
+    """Build a small random CLIP: make_clip("vit" | "vit-quickgelu" | "vit-scaled" | "eva", seed=0)."""
 
     def build(family: str, *, seed: int = 0) -> Clip:
         model_cfg: dict[str, Any] = {"embed_dim": 12, "vision_cfg": EVA if family == "eva" else VIT, "text_cfg": TEXT}
         if family == "vit-quickgelu":
             model_cfg["quick_gelu"] = True
+        if family == "vit-scaled":
+            model_cfg["vision_cfg"] = {**VIT, "ls_init_value": 0.5}
         model = open_clip.CustomTextCLIP(**model_cfg) if family == "eva" else open_clip.CLIP(**model_cfg)
         shake(model, seed)
         if family == "eva":

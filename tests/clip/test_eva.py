@@ -6,6 +6,9 @@ import math
 import pytest
 import torch
 
+from saccade.clip.model import load
+from saccade.ops.positions import rotary_table
+
 HEADS, PATCH, NATIVE, ROTARY = 3, 8, 4, 6
 
 
@@ -141,6 +144,17 @@ def test_native_size_equals_open_clip(make_clip):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_full_architecture_at_its_native_size_equals_open_clip():
+    clip = load("EVA02-B-16", seed=0)
+    assert (clip.native_size, clip.patch_size, clip.embed_dim) == (224, 16, 512)
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours, theirs = clip.encode_image(image), clip.model.encode_image(image, normalize=True)
+        dense = clip.encode_dense(image[:, :, :96, :160])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert dense.shape == (1, 512, 6, 10) and dense.isfinite().all()
+
+
 def test_library_agrees_on_the_untouched_last_block(make_clip):
     clip = make_clip("eva")
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -152,8 +166,6 @@ def test_library_agrees_on_the_untouched_last_block(make_clip):
 
 
 def test_timm_computes_the_same_rotary_table_for_rectangles(make_clip):
-    from saccade.ops.positions import rotary_table
-
     rope = make_clip("eva").visual.trunk.rope
     rope = type(rope)(dim=8, in_pixels=False, ref_feat_shape=[6, 6])
     for grid in [(4, 4), (5, 3), (1, 9)]:

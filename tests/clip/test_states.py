@@ -46,7 +46,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(tmp_path,
     payload = Payload(touched)
     content = {"entry": {**STATE, "x": payload}, "whole": payload, "nested": {"state_dict": {"x": payload}}}
     if form == "plain":
-        path.write_bytes(pickle.dumps({"x": payload}))
+        path.write_bytes(pickle.dumps({"x": payload}, protocol=2))
     else:
         torch.save(content[form], path)
     with pytest.raises(InputError, match="it was not run"):
@@ -59,7 +59,7 @@ def test_tampering_with_the_pickle_inside_a_good_file_does_not_run(tmp_path):
     torch.save(STATE, tmp_path / "good.pt")
     with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
         for entry in good.namelist():
-            content = pickle.dumps(Payload(touched)) if entry.endswith("data.pkl") else good.read(entry)
+            content = pickle.dumps(Payload(touched), protocol=2) if entry.endswith("data.pkl") else good.read(entry)
             bad.writestr(entry, content)
     with pytest.raises(InputError, match="it was not run"):
         read_state(tmp_path / "bad.pt")

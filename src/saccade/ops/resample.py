@@ -11,7 +11,7 @@ passes, which shows at hard edges, and a wrong result where a side becomes one p
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Num
+from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
 
 _MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
@@ -84,12 +84,12 @@ def crop_and_resize(
 
 
 def pad_right_bottom(
-    image: Float[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
-) -> Float[Tensor, "*batch H W"]:
+    image: Shaped[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
+) -> Shaped[Tensor, "*batch H W"]:
     """Fill a picture up to the wished size at its right and bottom (student input; Sec. 3.2).
 
     Args:
-        image: any number of leading dimensions.
+        image: any number of leading dimensions, any type (masks are padded with False).
         height: wished, at least the picture's [pixels].
         width: wished, at least the picture's [pixels].
         value: 0 after normalisation is the paper's padding, 0 before it is black.
