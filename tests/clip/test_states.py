@@ -1,5 +1,6 @@
 """Weights files: what is read, what is refused, and that nothing in them runs."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -99,6 +100,17 @@ def test_every_truncation_is_refused(tmp_path, name):
         (tmp_path / name).write_bytes(content[:length])
         with pytest.raises(InputError):
             read_state(tmp_path / name)
+
+
+def test_tensors_that_lie_about_their_size_are_refused_unread(tmp_path):
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(InputError, match="not a readable safetensors"):
+        read_state(tmp_path / "w.safetensors")
+    torch.save({"weight": torch.zeros(1).expand(10**6, 10**6), "bias": torch.zeros(2)}, tmp_path / "w.pt")
+    assert (tmp_path / "w.pt").stat().st_size < 5000
+    with pytest.raises(InputError, match="of another shape"):
+        put_state(torch.nn.Linear(3, 2), read_state(tmp_path / "w.pt"), source="w.pt", name="linear")
 
 
 def test_mixing_by_hand():

@@ -6,6 +6,8 @@ Absent: preprocessing of pictures (`saccade.ops.resample`) and everything that t
 
 import difflib
 import json
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +184,8 @@ def load(
     Args:
         name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"), "saccade-small", or a folder holding
             open_clip_config.json and open_clip_model.safetensors.
-        pretrained: a weights file, or an open_clip tag of that architecture (downloaded). None takes the folder's or
-            the shipped weights; an architecture is then filled with random numbers, and says so.
+        pretrained: a weights file or a folder as above, or an open_clip tag of that architecture (downloaded). None
+            takes the folder's or the shipped weights; an architecture is then filled with random numbers, and says so.
         device: where it goes.
         seed: of the random numbers; None draws from torch's global generator.
 
@@ -200,7 +202,8 @@ def load(
     if weights is not None:
         put_state(clip.model, rename_eva(read_state(weights)), source=str(weights), name=name)
     else:
-        print(f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=...")
+        warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
+        print(warning, file=sys.stderr)
     return clip.to(device).eval()
 
 
@@ -232,15 +235,26 @@ def _read_config(path: Path) -> dict[str, Any]:
     ):
         raise InputError(f"{path}: need model_cfg with embed_dim, vision_cfg and text_cfg, as open_clip writes it.")
     statistics = config.get("preprocess_cfg") or {}
+    if not isinstance(statistics, dict):
+        raise InputError(f"{path}: preprocess_cfg must be a dictionary; got {statistics!r}.")
     statistics.setdefault("mean", list(open_clip.OPENAI_DATASET_MEAN))
     statistics.setdefault("std", list(open_clip.OPENAI_DATASET_STD))
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        values = statistics[key]
+        if not (isinstance(values, list) and len(values) == 3 and all(_is_above(value, least) for value in values)):
+            raise InputError(f"{path}: {key} must be three numbers, one a channel, above {least}; got {values!r}.")
     return {"model_cfg": model, "preprocess_cfg": statistics}
+
+
+def _is_above(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > least
 
 
 def _weights_of(name: str, pretrained: str, config: dict[str, Any]) -> Path:
     """Turn a file name or an open_clip tag into a file; a tag also sets the statistics it was trained with."""
-    if Path(pretrained).exists():
-        return Path(pretrained)
+    path = Path(pretrained)
+    if path.exists():
+        return path / WEIGHTS_FILE if path.is_dir() else path
     described = get_pretrained_cfg(name.replace("/", "-"), pretrained)
     if not described:
         tags = list_pretrained_tags_by_model(name.replace("/", "-"))
@@ -284,5 +298,5 @@ def _build(config: dict[str, Any], *, name: str, seed: int | None) -> open_clip.
             if seed is not None:
                 torch.manual_seed(seed)
             return kind(**model)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise InputError(f"{name}: its description is not one open_clip can build ({error}).") from error
