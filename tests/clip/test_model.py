@@ -242,6 +242,10 @@ def test_tags_are_checked_before_anything_is_fetched():
         ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": [1]}', "must be a dictionary"),
         ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {"mean": "abc"}}', "mean must be three"),
         (
+            '{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {"mean": [0.5, 0.5]}}',
+            "mean must be three",
+        ),
+        (
             '{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {"std": [1, 0, 1]}}',
             "std must be three",
         ),
