@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from saccade.evaluate.score import Tally, mean_accuracy, ranks_of
+from saccade.evaluate.score import mean_accuracy, ranks_of, score
 
 
 def test_mean_accuracy_by_hand():
@@ -37,12 +37,7 @@ def test_ties_and_nan_count_against_the_region():
     assert ranks_of(scores, torch.tensor([0, 1, 1, 0])).tolist() == [2, 2, 1, 1]
 
 
-def test_nothing_to_score():
-    assert Tally().result() == {"top1": None, "top5": None, "count": 0}
-
-
-def test_tally_joins_chunks():
-    tally = Tally()
-    tally.add(torch.tensor([0, 3]), torch.tensor([0, 0]))
-    tally.add(torch.tensor([0]), torch.tensor([1]))
-    assert tally.result() == {"top1": 75.0, "top5": 100.0, "count": 3}
+def test_score():
+    assert score(torch.tensor([0, 3, 0]), torch.tensor([0, 0, 1])) == {"top1": 75.0, "top5": 100.0, "count": 3}
+    nothing = torch.tensor([], dtype=torch.int64)
+    assert score(nothing, nothing) == {"top1": None, "top5": None, "count": 0}

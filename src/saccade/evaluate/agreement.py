@@ -121,11 +121,11 @@ def _student_regions(
     device = next(student.parameters()).device
     images = [sample.image.to(device) for sample in samples]
     for image, own in zip(images, boxes, strict=True):
-        packer.add(image, own.to(device))
+        packer.add(image, own)
     inputs = square_inputs(images, size=size, mean=student.mean, std=student.std)
     dense = student.encode_dense(inputs, head=head)  # (B, D, h, w)
     scaled = [
-        boxes_on_input(own.to(device), height=image.shape[1], width=image.shape[2], size=size)
+        boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size)
         for image, own in zip(images, boxes, strict=True)
     ]
     return pool_boxes(dense, scaled, stride=student.patch_size)

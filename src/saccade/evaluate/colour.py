@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saccade.data.coco import Dataset
 from saccade.evaluate.feed import Feed
-from saccade.evaluate.score import mean_accuracy, ranks_of
+from saccade.evaluate.score import ranks_of, score
 from saccade.types import InputError
 
 HUES = 24  # bins of the hue circle
@@ -63,9 +63,7 @@ def colour_bound(
     weights = fit_linear((seen - mean) / spread, seen_labels, classes=len(things), penalty=penalty)
     ranks = ranks_of(_scores((unseen - mean) / spread, weights), labels)
     return {
-        "top1": mean_accuracy(ranks, labels, top=1),
-        "top5": mean_accuracy(ranks, labels, top=5),
-        "count": labels.numel(),
+        **score(ranks, labels),
         "train_count": seen_labels.numel(),
         "classes": len(things),
     }

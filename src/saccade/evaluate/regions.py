@@ -18,7 +18,7 @@ from saccade.clip.model import Clip
 from saccade.clip.text import embed_names
 from saccade.data.coco import Dataset, Record
 from saccade.evaluate.feed import CropPacker, Feed, boxes_on_input, square_inputs
-from saccade.evaluate.score import Tally, ranks_of
+from saccade.evaluate.score import ranks_of, score
 from saccade.ops.boxes import enlarge_boxes
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
 from saccade.ops.resample import pad_right_bottom
@@ -80,7 +80,7 @@ def evaluate_regions(
     clip.eval()
     text = embed_names(clip, [category.name for category in dataset.categories])  # (K, D)
     packer = CropPacker(clip, batch=crop_batch)
-    dense = {size: {kind: Tally() for kind in ("boxes", "things", "stuff")} for size in sizes}
+    by_box, by_mask = {size: [] for size in sizes}, {size: [] for size in sizes}  # ranks, on the device until the end
     labels, is_thing = [], []
     feed = Feed(
         counting_segments(dataset, crowd=crowd),
@@ -99,10 +99,19 @@ def evaluate_regions(
             for image, segments in chosen:
                 packer.add(image, _crop_boxes(segments, height=image.shape[1], width=image.shape[2]))
         for size in sizes:
-            _add_dense(dense[size], clip, chosen, text=text, size=size, head=head)
+            boxes, masks = _dense_regions(clip, chosen, size=size, head=head)
+            by_box[size].append(ranks_of(boxes @ text.T, labels[-1][is_thing[-1]].to(text.device)))
+            by_mask[size].append(ranks_of(masks @ text.T, labels[-1].to(text.device)))
+    truth = torch.cat(labels), torch.cat(is_thing)
+    crop = None
+    if crops:
+        ranks = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
+        crop = _scores(ranks[truth[1]], ranks, *truth)
     return {
-        "crop": _score_crops(packer.finish(), torch.cat(labels), torch.cat(is_thing), text=text) if crops else None,
-        "dense": {size: {kind: tally.result() for kind, tally in dense[size].items()} for size in sizes},
+        "crop": crop,
+        "dense": {
+            size: _scores(torch.cat(by_box[size]).cpu(), torch.cat(by_mask[size]).cpu(), *truth) for size in sizes
+        },
         "head": head,
         "classes": len(dataset.categories),
         "pictures": feed.pictures,
@@ -146,16 +155,12 @@ def _counting(record: Record, *, crowd: bool) -> Record:
 
 
 def _to_device(sample: Sample, device: torch.device) -> tuple[Tensor, Segments]:
-    """Move a picture and its segments to the device; masks are padded to the square the tower will see."""
+    """Move a picture and its masks, padded to the square the tower will see, to the device; the rest stays."""
     segments = sample.segments
     assert segments is not None, f"picture {sample.id} came without segments although they were asked for"
     side = max(sample.image.shape[1:])
-    return sample.image.to(device), Segments(
-        boxes=segments.boxes.to(device),
-        masks=pad_right_bottom(segments.masks.to(device), height=side, width=side),  # (N, side, side)
-        labels=segments.labels.to(device),
-        is_thing=segments.is_thing.to(device),
-    )
+    masks = pad_right_bottom(segments.masks.to(device), height=side, width=side)  # (N, side, side)
+    return sample.image.to(device), replace(segments, masks=masks)
 
 
 def _crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, "N 4"]:
@@ -164,16 +169,10 @@ def _crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor,
     return torch.where(segments.is_thing[:, None], enlarged, segments.boxes)
 
 
-def _add_dense(
-    tallies: dict[str, Tally],
-    clip: Clip,
-    chosen: list[tuple[Tensor, Segments]],
-    *,
-    text: Float[Tensor, "K D"],
-    size: int,
-    head: Head,
-) -> None:
-    """Pool one dense pass over boxes and over masks, and tally how each region ranks its own class."""
+def _dense_regions(
+    clip: Clip, chosen: list[tuple[Tensor, Segments]], *, size: int, head: Head
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
+    """Pool ONE dense pass over the boxes of the T things and over the masks of all R segments."""
     inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std)
     dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     grid = (dense.shape[2], dense.shape[3])
@@ -182,25 +181,18 @@ def _add_dense(
         for image, segments in chosen
     ]
     masks = [shrink_masks(segments.masks, grid=grid) for _, segments in chosen]
-    labels = torch.cat([segments.labels for _, segments in chosen])  # (R,)
-    is_thing = torch.cat([segments.is_thing for _, segments in chosen])  # (R,)
-    by_box = ranks_of(pool_boxes(dense, boxes, stride=clip.patch_size) @ text.T, labels[is_thing])
-    by_mask = ranks_of(pool_masks(dense, masks) @ text.T, labels)
-    tallies["boxes"].add(by_box, labels[is_thing])
-    tallies["things"].add(by_mask[is_thing], labels[is_thing])
-    tallies["stuff"].add(by_mask[~is_thing], labels[~is_thing])
+    return pool_boxes(dense, boxes, stride=clip.patch_size), pool_masks(dense, masks)
 
 
-def _score_crops(
-    embeddings: Float[Tensor, "R D"],
+def _scores(
+    by_box: Int64[Tensor, " T"],
+    by_mask: Int64[Tensor, " R"],
     labels: Int64[Tensor, " R"],
     is_thing: Bool[Tensor, " R"],
-    *,
-    text: Float[Tensor, "K D"],
-) -> dict:
-    """Score the packed crops; a thing has one crop, so its box and its mask share a score."""
-    ranks = ranks_of(embeddings.to(text) @ text.T, labels)
-    things, stuff = Tally(), Tally()
-    things.add(ranks[is_thing], labels[is_thing])
-    stuff.add(ranks[~is_thing], labels[~is_thing])
-    return {"boxes": things.result(), "things": things.result(), "stuff": stuff.result()}
+) -> dict[str, dict[str, float | int | None]]:
+    """Score the ranks of thing boxes, thing masks and stuff masks apart."""
+    return {
+        "boxes": score(by_box, labels[is_thing]),
+        "things": score(by_mask[is_thing], labels[is_thing]),
+        "stuff": score(by_mask[~is_thing], labels[~is_thing]),
+    }

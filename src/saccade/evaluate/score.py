@@ -45,25 +45,10 @@ def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, to
     return 100 * (right[present] / total[present]).mean().item()
 
 
-class Tally:
-    """Ranks of one kind of region, gathered chunk by chunk; they stay on the device until the end."""
-
-    def __init__(self) -> None:
-        self.ranks: list[Int64[Tensor, " R"]] = []
-        self.labels: list[Int64[Tensor, " R"]] = []
-
-    def add(self, ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> None:
-        """Append the regions of one chunk."""
-        self.ranks.append(ranks)
-        self.labels.append(labels)
-
-    def result(self) -> dict[str, float | int | None]:
-        """Score everything added so far: {"top1", "top5"} in percent (None without regions) and "count"."""
-        empty = torch.empty(0, dtype=torch.int64)
-        ranks = torch.cat(self.ranks).cpu() if self.ranks else empty
-        labels = torch.cat(self.labels).cpu() if self.labels else empty
-        return {
-            "top1": mean_accuracy(ranks, labels, top=1),
-            "top5": mean_accuracy(ranks, labels, top=5),
-            "count": labels.numel(),
-        }
+def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict[str, float | int | None]:
+    """Sum up one kind of region: {"top1", "top5"} as mAcc in percent (None without regions) and "count"."""
+    return {
+        "top1": mean_accuracy(ranks, labels, top=1),
+        "top5": mean_accuracy(ranks, labels, top=5),
+        "count": labels.numel(),
+    }
