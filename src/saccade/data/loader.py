@@ -132,7 +132,10 @@ class BatchSampler:
 
     def __len__(self) -> int:
         """Steps left; only where they end."""
-        assert self.total_steps is not None, "a sampler without total_steps has no length"
+        if self.total_steps is None:
+            raise TypeError(
+                "a sampler without total_steps has no length"
+            )  # what list() and others expect of endless ones
         return max(0, self.total_steps - self.start_step)
 
 

@@ -1,0 +1,364 @@
+"""Annotation files: what is read, what is left out and counted, and what is refused with file, entry and field."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saccade.data.coco import find_coco, read_instances, read_panoptic
+from saccade.types import Category, InputError
+
+INSTANCES: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "a.jpg", "height": 40, "width": 60},
+        {"id": 3, "file_name": "deep/b.jpg", "height": 50, "width": 50},
+    ],
+    "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 90, "bbox": [1.5, 2, 10, 20.25], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+    ],
+}
+PANOPTIC: dict[str, Any] = {
+    "images": INSTANCES["images"],
+    "categories": [{"id": 200, "name": "rug", "isthing": 0}, {"id": 1, "name": "person", "isthing": 1}],
+    "annotations": [
+        {
+            "image_id": 7,
+            "file_name": "a.png",
+            "segments_info": [
+                {"id": 513, "category_id": 200, "bbox": [0, 0, 60, 40], "iscrowd": 0},
+                {"id": 1, "category_id": 1, "bbox": [5, 6, 7, 8], "iscrowd": 1},
+            ],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Empty files under the names the annotations use: reading annotations opens no picture."""
+    for name in ("a.jpg", "deep/b.jpg", "a.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+    return tmp_path / "pictures"
+
+
+def written(folder: Path, content: object) -> Path:
+    path = folder.parent / "notes.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy with one entry set; `place` is like "images.0.id"."""
+    content = copy.deepcopy(content)
+    *steps, last = [int(step) if step.isdigit() else step for step in place.split(".")]
+    target: Any = content
+    for step in steps:
+        target = target[step]
+    if value is DELETED:
+        del target[last]
+    else:
+        target[last] = value
+    return content
+
+
+DELETED = object()
+
+
+# ------------------------------------------------------------------------------------------------------- what is read
+
+
+def test_instances_become_records_in_the_files_order(folder):
+    dataset = read_instances(written(folder, INSTANCES), folder)
+    assert dataset.name == "notes" and dataset.dropped == {}
+    assert dataset.categories == (Category(1, "person", True), Category(90, "toothbrush", True))  # by id
+    first, second = dataset.records
+    assert (first.id, first.path, first.size) == (7, folder / "a.jpg", (40, 60))
+    assert first.boxes == ((1.5, 2, 11.5, 22.25), (0, 0, 60, 40))  # xywh -> xyxy
+    assert first.labels == (1, 0) and first.crowd == (False, True)
+    assert (second.id, second.path, second.boxes) == (3, folder / "deep/b.jpg", ())  # kept though nothing is annotated
+
+
+def test_panoptic_records_hold_colours_and_where_the_masks_are(folder):
+    dataset = read_panoptic(written(folder, PANOPTIC), folder, folder)
+    assert dataset.categories == (Category(1, "person", True), Category(200, "rug", False))
+    (record,) = dataset.records  # picture 3 has no panoptic annotation
+    assert dataset.dropped == {"picture has no panoptic annotation": 1}
+    assert record.panoptic == folder / "a.png" and record.segment_ids == (513, 1)
+    assert (
+        record.boxes == ((0, 0, 60, 40), (5, 6, 12, 14)) and record.labels == (1, 0) and record.crowd == (False, True)
+    )
+
+
+def test_ids_may_be_strings(folder):
+    content = changed(changed(INSTANCES, "images.0.id", "x"), "annotations.0.image_id", "x")
+    content = changed(content, "annotations.1.image_id", "x")
+    assert read_instances(written(folder, content), folder).records[0].id == "x"
+
+
+def test_empty_lists_are_an_empty_data_set(folder):
+    content = {"images": [], "annotations": [], "categories": []}
+    assert read_instances(written(folder, content), folder).records == ()
+
+
+BOXES = {  # xywh in a 40 x 60 (height x width) picture -> xyxy, or the reason it is left out
+    "over every edge": ([-5, -5, 100, 100], (0, 0, 60, 40)),
+    "a hair over the edge": ([50, 30, 10.0001, 10.0001], (50, 30, 60, 40)),
+    "exactly one pixel": ([59, 39, 1, 1], (59, 39, 60, 40)),
+    "one pixel left after clipping": ([-9, 0, 10, 10], (0, 0, 1, 10)),
+    "under one pixel wide": ([5, 5, 0.99, 10], "box is under 1 pixel inside the picture"),
+    "under one pixel after clipping": ([59.5, 5, 10, 10], "box is under 1 pixel inside the picture"),
+    "no extent": ([5, 5, 0, 0], "box is under 1 pixel inside the picture"),
+    "negative extent": ([5, 5, -3, 4], "box is under 1 pixel inside the picture"),
+    "right of the picture": ([60, 5, 10, 10], "box lies outside the picture"),
+    "above the picture": ([5, -20, 10, 10], "box lies outside the picture"),
+    "not a number": ([float("nan"), 5, 10, 10], "box is not finite"),
+    "infinite": ([0, 0, float("inf"), 10], "box is not finite"),
+    "infinite as a sum": ([1e308, 0, 1e308, 10], "box is not finite"),
+    "a whole number beyond floats": ([10**400, 0, 5, 5], "box is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
+    box, expected = BOXES[name]
+    for content, place, read in (
+        (INSTANCES, "annotations.0.bbox", lambda path: read_instances(path, folder)),
+        (PANOPTIC, "annotations.0.segments_info.0.bbox", lambda path: read_panoptic(path, folder, folder)),
+    ):
+        dataset = read(written(folder, changed(content, place, box)))
+        record = dataset.records[0]
+        if isinstance(expected, str):
+            assert dataset.dropped[expected] == 1 and len(record.boxes) == 1
+        else:
+            assert (
+                expected in record.boxes
+                and len(record.boxes) == 2
+                and not any(reason.startswith("box") for reason in dataset.dropped)
+            )
+        assert len(record.boxes) == len(record.labels) == len(record.crowd)
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+BROKEN_FILES = {  # name: (file content, what the message says)
+    "not json": ("{", "JSON"),
+    "empty": ("", "JSON"),
+    "a list": ([{"bbox": []}], "got a list"),
+    "a number": ("3", "got a int"),
+    "no images": ({"annotations": [], "categories": []}, "no `images`; its keys are"),
+    "captions": ({"images": [], "annotations": []}, "no `categories`"),
+    "images is an object": ({"images": {}, "annotations": [], "categories": []}, "`images` as {}"),
+    "nested too deep": ("[" * 100_000 + "]" * 100_000, "JSON"),
+    "a number of 5000 digits": ('{"images": ' + "9" * 5000 + "}", "JSON"),
+    "bytes that are no text": ("\0\1\2\3", "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_a_file_that_is_not_coco_is_refused(folder, name):
+    content, reason = BROKEN_FILES[name]
+    path = written(folder, content)
+    for read in (lambda: read_instances(path, folder), lambda: read_panoptic(path, folder, folder)):
+        with pytest.raises(InputError) as caught:
+            read()
+        assert reason in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(folder):
+    with pytest.raises(InputError, match="no such file"):
+        read_instances(folder / "gone.json", folder)
+    with pytest.raises(InputError, match="directory"):
+        read_instances(folder, folder)
+
+
+BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a file that is right otherwise
+    "image is no object": ("images.0", 5, "image: need an object"),
+    "image without id": ("images.0.id", DELETED, "image: need an `id`"),
+    "image id is true": ("images.0.id", True, "image: need an `id`"),
+    "image id is a fraction": ("images.0.id", 7.0, "image: need an `id`"),
+    "image id twice": ("images.1.id", 7, "image 7: need every image's `id` once"),
+    "image id as number and text": ("images.1.id", "7", "ids that differ as text"),
+    "no file name": ("images.0.file_name", DELETED, "image 7: need `file_name`"),
+    "empty file name": ("images.0.file_name", "", "image 7: need `file_name`"),
+    "file name is a number": ("images.0.file_name", 5, "image 7: need `file_name`"),
+    "no height": ("images.0.height", DELETED, "image 7: need `height`"),
+    "height is text": ("images.0.height", "480", "image 7: need `height`"),
+    "height is a fraction": ("images.0.height", 40.5, "image 7: need `height`"),
+    "no width at all": ("images.0.width", 0, "image 7: need `width` of at least 1"),
+    "negative width": ("images.0.width", -60, "image 7: need `width` of at least 1"),
+    "category without name": ("categories.0.name", DELETED, "category 90: need `name`"),
+    "category id twice": ("categories.0.id", 1, "category 1: need every category's `id` once"),
+    "category id is text": ("categories.0.id", "90", "need `id`, a whole number"),
+    "annotation is no object": ("annotations.0", [1], "annotation: need an object"),
+    "annotation without id": ("annotations.0.id", DELETED, "annotation: need an `id`"),
+    "annotation id twice": ("annotations.0.id", 2, "annotation 2: need every annotation's `id` once"),
+    "unknown image": ("annotations.0.image_id", 8, "annotation 1: need `image_id`"),
+    "image id of another type": ("annotations.0.image_id", "7", "annotation 1: need `image_id`"),
+    "image id is a list": ("annotations.0.image_id", [7], "annotation 1: need `image_id`"),
+    "unknown category": ("annotations.0.category_id", 5, "annotation 1: need `category_id`"),
+    "category id is true": ("annotations.0.category_id", True, "annotation 1: need `category_id`"),
+    "no box": ("annotations.0.bbox", DELETED, "annotation 1: need `bbox`"),
+    "box of three numbers": ("annotations.0.bbox", [1, 2, 3], "annotation 1: need `bbox`"),
+    "box of text": ("annotations.0.bbox", ["1", 2, 3, 4], "annotation 1: need `bbox` of four numbers"),
+    "crowd is text": ("annotations.0.iscrowd", "no", "annotation 1: need `iscrowd`, 0 or 1"),
+    "crowd is 2": ("annotations.0.iscrowd", 2, "annotation 1: need `iscrowd`, 0 or 1"),
+    "panoptic entries": ("annotations.0.segments_info", [], "a panoptic file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ENTRIES)
+def test_a_broken_entry_is_refused_by_name(folder, name):
+    place, value, reason = BROKEN_ENTRIES[name]
+    path = written(folder, changed(INSTANCES, place, value))
+    with pytest.raises(InputError) as caught:
+        read_instances(path, folder)
+    assert reason in str(caught.value) and str(path) in str(caught.value)
+
+
+BROKEN_PANOPTIC = {
+    "instances entries": ("annotations.0.segments_info", DELETED, "Is this an instances file?"),
+    "entry is no object": ("annotations.0", 3, "`segments_info`"),
+    "segment is no object": ("annotations.0.segments_info.0", 3, "segment: need an object"),
+    "unknown image": ("annotations.0.image_id", 8, "annotation of image 8: need `image_id`"),
+    "no PNG": ("annotations.0.file_name", DELETED, "annotation of image 7: need `file_name`"),
+    "segment id twice": ("annotations.0.segments_info.0.id", 1, "segment 1: need every segment's `id` once"),
+    "segment id 0 is unlabelled": ("annotations.0.segments_info.0.id", 0, "in 1..16777215"),
+    "segment id is no colour": ("annotations.0.segments_info.0.id", 2**24, "in 1..16777215"),
+    "segment id is text": ("annotations.0.segments_info.0.id", "1", "in 1..16777215"),
+    "unknown category": ("annotations.0.segments_info.0.category_id", 2, "segment 513: need `category_id`"),
+    "category without isthing": ("categories.0.isthing", DELETED, "category 200: need `isthing`"),
+    "picture annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation a picture"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_PANOPTIC)
+def test_a_broken_panoptic_entry_is_refused_by_name(folder, name):
+    place, value, reason = BROKEN_PANOPTIC[name]
+    path = written(folder, changed(PANOPTIC, place, value))
+    with pytest.raises(InputError) as caught:
+        read_panoptic(path, folder, folder)
+    assert reason in str(caught.value) and str(path) in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------- file names, links and folders
+
+ESCAPES = [
+    "../a.jpg",
+    "deep/../../a.jpg",
+    "/etc/passwd",
+    "..",
+    "C:\\a.jpg",
+    "..\\a.jpg",
+    "\\\\host\\a.jpg",
+    "a.jpg\0.png",
+    "deep/..",
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_file_name_that_leaves_its_folder_is_refused(folder, name):
+    for content, place, read in (
+        (INSTANCES, "images.0.file_name", lambda path: read_instances(path, folder)),
+        (PANOPTIC, "images.0.file_name", lambda path: read_panoptic(path, folder, folder)),
+        (PANOPTIC, "annotations.0.file_name", lambda path: read_panoptic(path, folder, folder)),
+    ):
+        with pytest.raises(InputError, match="image 7: need `file_name` inside"):
+            read(written(folder, changed(content, place, name)))
+
+
+def test_a_link_that_leaves_the_folder_is_refused(folder):
+    path = written(folder, INSTANCES)
+    secret = folder.parent / "secret.jpg"
+    secret.touch()
+    (folder / "a.jpg").unlink()
+    (folder / "a.jpg").symlink_to(secret)
+    with pytest.raises(InputError, match=r"a\.jpg: need a file inside .* leads out"):
+        read_instances(path, folder)
+    (folder / "a.jpg").unlink()
+    (folder / "a.jpg").symlink_to(folder / "deep" / "b.jpg")  # within the folder: fine
+    assert len(read_instances(path, folder).records) == 2
+
+
+def test_a_linked_folder_that_leaves_the_folder_is_refused(folder):
+    (folder / "deep" / "b.jpg").unlink()
+    (folder / "deep").rmdir()
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "b.jpg").touch()
+    (folder / "deep").symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(InputError, match="leads out"):
+        read_instances(written(folder, INSTANCES), folder)
+
+
+def test_the_picture_folder_itself_may_be_a_link(folder):
+    alias = folder.parent / "alias"
+    alias.symlink_to(folder)
+    assert len(read_instances(written(folder, INSTANCES), alias).records) == 2
+
+
+def test_one_missing_picture_is_left_to_its_step_and_all_missing_is_the_wrong_folder(folder):
+    path = written(folder, INSTANCES)
+    (folder / "a.jpg").unlink()
+    assert len(read_instances(path, folder).records) == 2  # counted and named when its turn comes
+    (folder / "deep" / "b.jpg").unlink()
+    with pytest.raises(InputError, match="none of 2 is there"):
+        read_instances(path, folder)
+    with pytest.raises(InputError, match="there is none"):
+        read_instances(path, folder / "gone")
+
+
+def layout(root: Path) -> Path:
+    for name in ("val2017", "annotations/panoptic_val2017"):
+        (root / name).mkdir(parents=True)
+    for kind in ("instances", "panoptic", "captions"):
+        (root / "annotations" / f"{kind}_val2017.json").touch()
+    return root
+
+
+def test_cocos_layout_is_found(tmp_path):
+    root = layout(tmp_path / "coco")
+    notes = root / "annotations"
+    files = find_coco(root, "val")
+    assert files.pictures == root / "val2017" and files.instances == notes / "instances_val2017.json"
+    assert files.panoptic == notes / "panoptic_val2017.json" and files.panoptic_pngs == notes / "panoptic_val2017"
+    assert files.captions == notes / "captions_val2017.json"
+    (notes / "panoptic_val2017.json").unlink()
+    assert find_coco(root, "val").panoptic is None
+
+
+def test_a_layout_that_is_not_cocos_is_refused_with_what_was_looked_for(tmp_path):
+    root = layout(tmp_path / "coco")
+    with pytest.raises(InputError, match=r"train2017; there is no such folder. It holds: annotations, val2017"):
+        find_coco(root, "train")
+    with pytest.raises(InputError, match='"train", "val" or "test"; got "minival"'):
+        find_coco(root, "minival")
+    with pytest.raises(InputError, match="nothing, there is no such folder"):
+        find_coco(tmp_path / "gone", "val")
+    for path in (root / "annotations").glob("*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"looked for .*instances_val2017\.json, .*panoptic_val2017\.json"):
+        find_coco(root, "val")
+
+
+# ------------------------------------------------------------------------------------------------------------ real COCO
+
+
+@pytest.mark.skipif("SACCADE_COCO_MINI" not in os.environ, reason="SACCADE_COCO_MINI names no folder of COCO pictures")
+def test_real_coco_is_read_whole():
+    root = Path(os.environ["SACCADE_COCO_MINI"])
+    for split in ("train", "val"):
+        files = find_coco(root, split)
+        assert files.instances and files.panoptic and files.panoptic_pngs
+        things = read_instances(files.instances, files.pictures)
+        raw = json.loads(files.instances.read_text())
+        assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
+        assert sum(len(r.boxes) for r in things.records) + sum(things.dropped.values()) == len(raw["annotations"])
+        both = read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
+        assert sum(category.is_thing for category in both.categories) == 80 and len(both.categories) == 133
+        assert both.records and not both.dropped

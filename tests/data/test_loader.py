@@ -1,0 +1,352 @@
+"""Batches: the order, starting anywhere, the same bits for any number of workers, bad pictures counted and named."""
+
+import itertools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saccade.data.coco import Dataset, Record
+from saccade.data.folder import read_folder
+from saccade.data.loader import (
+    BatchSampler,
+    EvaluationSource,
+    OnceSampler,
+    PictureSource,
+    derive_seed,
+    epoch_order,
+    make_loader,
+    open_data,
+    sample_proposals,
+)
+from saccade.types import BadSample, Batch, InputError, Sample
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Small pictures of different sizes, each of one colour that tells its number."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (20 + i, 15), (i, 0, 0)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def flat(batch: Batch) -> list[object]:
+    """Everything in a batch, comparable."""
+    good = [(s.id, s.image.tolist(), s.boxes.tolist()) for s in batch.samples]
+    return [good, [(b.id, b.reason) for b in batch.bad]]
+
+
+# ---------------------------------------------------------------------------------------------------------- the order
+
+
+def test_an_epochs_order_is_a_permutation_fixed_by_seed_and_epoch():
+    order = epoch_order(50, seed=3, epoch=2)
+    assert sorted(order) == list(range(50)) and order != list(range(50))
+    assert order == epoch_order(50, seed=3, epoch=2)
+    assert order != epoch_order(50, seed=4, epoch=2) and order != epoch_order(50, seed=3, epoch=3)
+    assert epoch_order(5, seed=3, epoch=2, shuffle=False) == [0, 1, 2, 3, 4]
+
+
+def test_seeds_do_not_collide_by_sums_or_digits():
+    parts = [(1, 23), (12, 3), (123,), (23, 1), (0, 0), (0,), (0, 0, 0)]
+    assert len({derive_seed(*p) for p in parts}) == len(parts)
+    assert all(0 <= derive_seed(*p) < 2**63 for p in parts)
+
+
+def test_every_epoch_shows_every_picture_once_whatever_the_batch():
+    pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, total_steps=14))  # 42 = 6 epochs of 7
+    assert Counter(pairs) == Counter((epoch, index) for epoch in range(6) for index in range(7))
+
+
+def test_fewer_pictures_than_a_batch_fill_it_from_the_next_epochs():
+    (first,) = BatchSampler(2, batch=5, seed=1, total_steps=1)
+    assert [epoch for epoch, _ in first] == [0, 0, 1, 1, 2]
+
+
+def test_a_sampler_starts_at_any_step():
+    whole = list(BatchSampler(7, batch=3, seed=1, total_steps=20))
+    for start in (0, 1, 9, 20):
+        rest = BatchSampler(7, batch=3, seed=1, start_step=start, total_steps=20)
+        assert list(rest) == whole[start:] and len(rest) == 20 - start
+
+
+def test_processes_share_a_step_without_changing_it():
+    alone = list(BatchSampler(10, batch=6, seed=1, total_steps=9))
+    for world in (2, 3):
+        shares = [
+            BatchSampler(10, batch=6 // world, seed=1, rank=r, world_size=world, total_steps=9) for r in range(world)
+        ]
+        assert [[*itertools.chain(*parts)] for parts in zip(*shares, strict=True)] == alone
+
+
+def test_without_an_end_the_stream_goes_on():
+    assert len(list(itertools.islice(BatchSampler(3, batch=2, seed=0), 100))) == 100
+
+
+def test_an_empty_data_set_or_batch_is_refused():
+    with pytest.raises(InputError, match="at least one picture"):
+        BatchSampler(0, batch=1, seed=0)
+    with pytest.raises(InputError, match="batch"):
+        BatchSampler(1, batch=0, seed=0)
+
+
+def test_evaluation_sees_every_picture_once_on_any_number_of_processes():
+    assert list(OnceSampler(5, batch=2)) == [[0, 1], [2, 3], [4]]
+    for world in (1, 2, 3, 7):
+        parts = [OnceSampler(5, batch=2, rank=rank, world_size=world) for rank in range(world)]
+        assert sorted(index for part in parts for batch in part for index in batch) == list(range(5))
+        assert all(len(list(part)) == len(part) for part in parts)
+
+
+# -------------------------------------------------------------------------------------------------------- the pictures
+
+
+def test_a_sample_is_the_picture_and_a_grid_over_it(tmp_path):
+    source = PictureSource(read_folder(pictures(tmp_path, 3)), keep=36)
+    sample = source[(0, 2)]
+    assert isinstance(sample, Sample) and sample.id == "02.png" and sample.segments is None
+    assert sample.image.dtype == torch.uint8 and sample.image.shape == (3, 15, 22) and sample.image[0, 0, 0] == 2
+    areas = (sample.boxes[:, 2] - sample.boxes[:, 0]) * (sample.boxes[:, 3] - sample.boxes[:, 1])
+    assert sample.boxes.dtype == torch.float32 and areas.sum().item() == pytest.approx(15 * 22, rel=1e-5)
+
+
+def test_regions_depend_on_seed_epoch_and_index_only(tmp_path):
+    dataset = read_folder(pictures(tmp_path, 12))
+    source = PictureSource(dataset, seed=1)
+
+    def boxes(source: PictureSource, epoch: int) -> list[object]:
+        return [source[(epoch, index)].boxes.tolist() for index in range(12)]
+
+    first = boxes(source, 0)
+    torch.manual_seed(99)  # the global stream plays no part
+    assert boxes(source, 0) == first and boxes(PictureSource(dataset, seed=1), 0) == first
+    assert boxes(source, 1) != first and boxes(PictureSource(dataset, seed=2), 0) != first
+
+
+def test_a_picture_one_pixel_wide_has_regions(tmp_path):
+    Image.new("RGB", (1, 20)).save(tmp_path / "thin.png")
+    source = PictureSource(read_folder(tmp_path))
+    for epoch in range(20):
+        sample = source[(epoch, 0)]
+        assert isinstance(sample, Sample) and len(sample.boxes) >= 1
+        assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
+
+
+def test_proposals_are_shuffled_capped_and_sieved_by_area():
+    good = tuple((float(i), 0.0, i + 8.0, 8.0) for i in range(30))  # 8 x 8: just large enough
+    record = Record(1, Path("x"), 2000, 2000, (*good, (0, 0, 7.9, 8), (0, 0, 1025, 1024)))
+    drawn = [
+        sample_proposals(record, height=2000, width=2000, keep=20, generator=torch.Generator().manual_seed(seed))
+        for seed in range(20)
+    ]
+    rows = [tuple(box) for boxes in drawn for box in boxes.tolist()]
+    assert set(rows) == set(good)  # the too small and the too large never appear, all others do
+    assert max(map(len, drawn)) == 20 and min(map(len, drawn)) < 20  # sieved after the cap
+    assert drawn[0].tolist() != drawn[1].tolist()
+
+
+def test_a_picture_without_a_usable_box_gives_its_top_left_quarter():
+    record = Record(1, Path("x"), 10, 30, ((0, 0, 2, 2),))
+    boxes = sample_proposals(record, height=10, width=30, keep=20, generator=torch.Generator())
+    assert boxes.tolist() == [[0, 0, 15, 5]]
+
+
+def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
+    dataset = read_folder(pictures(tmp_path, 1))
+    for numbers, reason in (
+        ({"regions": "patches"}, '"grid" or "boxes"'),
+        ({"regions": "boxes"}, "has none"),
+        ({"keep": 0}, "keep"),
+        ({"limit": 0}, "limit"),
+        ({"rule": "mine"}, "rule"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            PictureSource(dataset, **numbers)
+
+
+# --------------------------------------------------------------------------------------------------------- the batches
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
+    source = PictureSource(read_folder(pictures(tmp_path, 7)), seed=5)
+    (tmp_path / "03.png").write_bytes(b"broken")
+    loader = make_loader(source, BatchSampler(7, batch=3, seed=5, total_steps=6), workers=workers)
+    assert len(loader) == 6
+    expected = [[source[pair] for pair in pairs] for pairs in BatchSampler(7, batch=3, seed=5, total_steps=6)]
+    for batch, items in zip(loader, expected, strict=True):
+        good = [(s.id, s.image.tolist(), s.boxes.tolist()) for s in items if isinstance(s, Sample)]
+        assert flat(batch) == [good, [(b.id, b.reason) for b in items if isinstance(b, BadSample)]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
+    source = PictureSource(read_folder(pictures(tmp_path, 5)))
+
+    def stream(start: int) -> list[object]:
+        sampler = BatchSampler(5, batch=2, seed=0, start_step=start, total_steps=8)
+        return [flat(batch) for batch in make_loader(source, sampler, workers=workers)]
+
+    assert stream(3) == stream(0)[3:]
+
+
+def test_loading_leaves_the_global_random_stream_alone(tmp_path):
+    source = PictureSource(read_folder(pictures(tmp_path, 4)))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(make_loader(source, BatchSampler(4, batch=2, seed=0, total_steps=2), workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_picture_is_counted_and_named_and_not_replaced(tmp_path, workers):
+    dataset = read_folder(pictures(tmp_path, 4))
+    (tmp_path / "01.png").write_bytes((tmp_path / "01.png").read_bytes()[:50])  # truncated
+    (tmp_path / "02.png").unlink()  # gone since it was listed
+    sampler = BatchSampler(4, batch=4, seed=0, total_steps=1, shuffle=False)
+    (batch,) = make_loader(PictureSource(dataset), sampler, workers=workers)
+    assert [sample.id for sample in batch.samples] == ["00.png", "03.png"]
+    assert [bad.id for bad in batch.bad] == ["01.png", "02.png"]
+    assert str(tmp_path / "01.png") in batch.bad[0].reason and "no such file" in batch.bad[1].reason
+
+
+def test_a_batch_of_bad_pictures_only_is_still_a_batch(tmp_path):
+    dataset = read_folder(pictures(tmp_path, 2))
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    (batch,) = make_loader(PictureSource(dataset), BatchSampler(2, batch=2, seed=0, total_steps=1), workers=0)
+    assert batch.samples == [] and len(batch.bad) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_strict_raises_at_the_step_of_the_first_bad_picture(tmp_path, workers):
+    dataset = read_folder(pictures(tmp_path, 4))
+    (tmp_path / "02.png").write_bytes(b"broken")
+    sampler = BatchSampler(4, batch=2, seed=0, total_steps=2, shuffle=False)
+    batches = iter(make_loader(PictureSource(dataset), sampler, workers=workers, strict=True))
+    assert [sample.id for sample in next(batches).samples] == ["00.png", "01.png"]
+    with pytest.raises(InputError, match=r"picture 02\.png: .*strict") as caught:
+        next(batches)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_of_bad_pictures_stops_with_counts(tmp_path, workers):
+    dataset = read_folder(pictures(tmp_path, 10))
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"broken")
+    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=4, seed=0), workers=workers)  # would never end
+    with pytest.raises(InputError, match="20 of the first 20 cannot"):  # 16 may be bad, the fifth batch goes over
+        list(loader)
+
+
+def test_half_bad_is_no_reason_to_stop(tmp_path):
+    dataset = read_folder(pictures(tmp_path, 10))
+    for i in range(0, 10, 2):
+        (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
+    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, total_steps=10), workers=0)
+    assert sum(len(batch.bad) for batch in loader) == 50
+
+
+def test_workers_below_zero_are_refused(tmp_path):
+    source = PictureSource(read_folder(pictures(tmp_path, 1)))
+    with pytest.raises(InputError, match="workers"):
+        make_loader(source, BatchSampler(1, batch=1, seed=0), workers=-1)
+
+
+# -------------------------------------------------------------------------------------------- from a folder to a sample
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A COCO root of two 12 x 10 pictures: the first with a thing (2 2 6 6) over stuff, the second not there."""
+    notes = tmp_path / "annotations"
+    (notes / "panoptic_val2017").mkdir(parents=True)
+    (tmp_path / "val2017").mkdir()
+    Image.new("RGB", (10, 12), (50, 60, 70)).save(tmp_path / "val2017" / "1.png")
+    colours = np.full((12, 10, 3), (0, 1, 0), np.uint8)  # id 256
+    colours[2:6, 2:6] = (9, 0, 0)
+    Image.fromarray(colours).save(notes / "panoptic_val2017" / "1.png")
+    images = [{"id": i, "file_name": f"{i}.png", "height": 12, "width": 10} for i in (1, 2)]
+    categories = [{"id": 1, "name": "person", "isthing": 1}, {"id": 2, "name": "wall", "isthing": 0}]
+    infos = [{"id": 9, "category_id": 1, "bbox": [2, 2, 4, 4]}, {"id": 256, "category_id": 2, "bbox": [0, 0, 9, 9]}]
+    panoptic = [{"image_id": i, "file_name": "1.png", "segments_info": infos} for i in (1, 2)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 9, 9]} for i in (1, 2)]
+    common = {"images": images, "categories": categories}
+    (notes / "panoptic_val2017.json").write_text(json.dumps({**common, "annotations": panoptic}))
+    (notes / "instances_val2017.json").write_text(json.dumps({**common, "annotations": boxes}))
+    return tmp_path
+
+
+def test_a_coco_root_gives_its_boxes_as_regions(coco):
+    source = PictureSource(open_data(coco, split="val"), regions="boxes")
+    sample, bad = source[(0, 0)], source[(0, 1)]
+    assert isinstance(sample, Sample) and sample.id == "1" and sample.boxes.tolist() == [[0, 0, 9, 9]]
+    assert isinstance(bad, BadSample) and bad.id == "2" and "2.png" in bad.reason
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_gets_segments_with_masks(coco, workers):
+    source = EvaluationSource(open_data(coco, split="val", annotations="panoptic"))
+    (batch,) = make_loader(source, OnceSampler(len(source), batch=4), workers=workers)
+    assert [bad.id for bad in batch.bad] == ["2"]
+    (sample,) = batch.samples
+    assert sample.segments is not None and sample.segments.masks.sum(dim=(1, 2)).tolist() == [16, 120 - 16]
+    # the thing's box as annotated, the stuff's the extent of its mask
+    assert sample.boxes.tolist() == [[2, 2, 6, 6], [0, 0, 10, 12]]
+
+
+def test_a_bad_panoptic_png_makes_a_bad_sample(coco):
+    (coco / "annotations/panoptic_val2017/1.png").write_bytes(b"")
+    bad = EvaluationSource(open_data(coco, split="val", annotations="panoptic"))[0]
+    assert isinstance(bad, BadSample) and "panoptic_val2017/1.png" in bad.reason and "0 bytes" in bad.reason
+
+
+def test_evaluation_without_masks_reads_no_png(coco):
+    (coco / "annotations/panoptic_val2017/1.png").unlink()
+    (coco / "annotations/panoptic_val2017/other.png").touch()
+    (coco / "annotations/panoptic_val2017/1.png").write_bytes(b"")
+    sample = EvaluationSource(open_data(coco, split="val", annotations="panoptic"), masks=False)[0]
+    assert isinstance(sample, Sample) and sample.segments is not None and sample.segments.masks.shape == (2, 0, 0)
+    assert sample.boxes.tolist() == [[2, 2, 6, 6], [0, 0, 9, 9]]  # both as annotated
+
+
+def test_masks_without_panoptic_annotations_are_refused(coco):
+    with pytest.raises(InputError, match="masks need panoptic"):
+        EvaluationSource(open_data(coco, split="val"))
+
+
+def test_a_picture_of_another_size_than_annotated_is_bad(coco):
+    Image.new("RGB", (10, 13)).save(coco / "val2017" / "1.png")
+    bad = PictureSource(open_data(coco, split="val"))[(0, 0)]
+    assert isinstance(bad, BadSample) and "need 12 x 10" in bad.reason
+
+
+def test_open_data_says_what_it_needs(coco, tmp_path):
+    assert isinstance(open_data(coco / "val2017", split="anything"), Dataset)  # a plain folder has no splits
+    with pytest.raises(InputError, match="no folder `annotations`"):
+        open_data(coco / "val2017", split="val", annotations="panoptic")
+    with pytest.raises(InputError, match="train2017"):
+        open_data(coco, split="train")
+    (coco / "annotations" / "instances_val2017.json").unlink()
+    with pytest.raises(InputError, match=r"instances_val2017\.json; it is not there"):
+        open_data(coco, split="val")
+    (coco / "annotations" / "panoptic_val2017.json").rename(coco / "annotations" / "instances_val2017.json")
+    with pytest.raises(InputError, match=r"panoptic_val2017\.json and the folder"):
+        open_data(coco, split="val", annotations="panoptic")
+
+
+@pytest.mark.skipif("SACCADE_COCO_MINI" not in os.environ, reason="SACCADE_COCO_MINI names no folder of COCO pictures")
+def test_every_real_coco_picture_is_good():
+    root = Path(os.environ["SACCADE_COCO_MINI"])
+    for split in ("train", "val"):
+        source = EvaluationSource(open_data(root, split=split, annotations="panoptic"))
+        assert not [item for item in map(source.__getitem__, range(len(source))) if isinstance(item, BadSample)]
+        pictures = PictureSource(open_data(root, split=split), regions="boxes")
+        assert not [bad for i in range(len(pictures)) if isinstance(bad := pictures[(0, i)], BadSample)]
