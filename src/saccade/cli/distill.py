@@ -62,7 +62,7 @@ def distill(config: DistillConfig, world: "World") -> "Outcome":
 
     # --- towers: the teacher is the student before its first step
     student = load(config.model, pretrained=config.pretrained, device=str(world.device), seed=config.seed)
-    teacher = deepcopy(student)
+    teacher = deepcopy(student, {id(student.tokenizer): student.tokenizer})  # a copy of the weights, not of the words
     partly = train_layers(student, config.layers, head=config.head)
     objective = ClipSelf(
         student,

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from saccade.errors import InputError
+
 HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
 """Fields that may change between the parts of one run: the weights come out the same."""
 
@@ -87,8 +89,6 @@ def check_config(config: DistillConfig) -> None:
     Raises:
         InputError: names the flag, what it must be and what it is.
     """
-    from saccade.types import InputError
-
     rules = (
         ("steps", config.steps >= 1, "at least 1"),
         ("batch", config.batch >= 1, "at least 1"),
@@ -132,8 +132,6 @@ def claim_folder(out: Path, record: dict[str, Any]) -> bool:
     Raises:
         InputError: the folder cannot be written, or holds another run (the differing fields are listed).
     """
-    from saccade.types import InputError
-
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".write_probe_{os.getpid()}"
@@ -158,8 +156,6 @@ def claim_folder(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _same_run(path: Path, record: dict[str, Any]) -> None:
-    from saccade.types import InputError
-
     try:
         found = json.loads(path.read_text())
         assert isinstance(found, dict)

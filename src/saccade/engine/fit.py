@@ -104,7 +104,7 @@ def fit(
             # --- nothing that is not finite reaches the parameters, on any process
             norm = _gradient_norm(trained)
             own = loss.item()
-            total, signals = world.total([own * share, len(caught)])
+            (total,) = world.total([own * share])
             if not (math.isfinite(total) and math.isfinite(norm)):
                 raise _not_finite(step, own=own, norm=norm, batch=batch, world=world)
 
@@ -117,7 +117,7 @@ def fit(
             log.step(outcome.step, loss=total, lr=lr, gradient_norm=norm, pictures=int(pictures), items=int(items))
 
             # --- save when it is time; leave when done or asked to
-            leave = outcome.step == steps or signals > 0
+            leave = outcome.step == steps or world.total([len(caught)]) != [0]
             if leave or outcome.step % save_every == 0:
                 _save(checkpoints, objective, optimizer, outcome=outcome, keep=keep, world=world)
             if leave:

@@ -1,0 +1,214 @@
+"""The loop with an objective small enough to follow by hand."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from saccade.engine.checkpoint import collect, list_complete, load_latest, restore
+from saccade.engine.distributed import World, choose_device, joined
+from saccade.engine.fit import Outcome, fit, signals_caught
+from saccade.engine.log import Log
+from saccade.engine.optim import build_optimizer, take_step
+from saccade.types import BadSample, Batch, InputError, Sample
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+class Line(nn.Module):
+    """The mean over all boxes of (w . box - 1)^2; a second weight that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.5, -0.25, 0.1, 0.0]]))
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        boxes = [sample.boxes for sample in batch.samples if len(sample.boxes)]
+        if not boxes:
+            return self.weight.sum() * 0
+        return (torch.cat(boxes) @ self.weight.T - self.frozen).square().mean()
+
+
+class Noisy(Line):
+    """Draws inside the objective must also continue as if nothing had happened."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return super().forward(batch) * torch.rand(())
+
+
+class Cliff(Line):
+    """A finite loss whose gradient is not: sqrt at 0."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return (self.weight * 0).sum().sqrt()
+
+
+def batch_of(step: int, *, boxes: int = 3, bad: bool = False) -> Batch:
+    values = torch.rand(boxes, 4, generator=torch.Generator().manual_seed(step))
+    sample = Sample(f"picture {step}", torch.zeros(3, 2, 2, dtype=torch.uint8), values)
+    return Batch([sample], [BadSample(f"bad {step}", "cut short")] if bad else [])
+
+
+def count(batch: Batch) -> int:
+    return sum(len(sample.boxes) for sample in batch.samples)
+
+
+def train(folder: Path, batches: list[Batch], *, steps: int = 6, module: Line | None = None, **changes) -> tuple:
+    """Train from wherever the folder's checkpoints say; the module, its optimizer and the outcome."""
+    folder.mkdir(exist_ok=True)
+    module = module or Line()
+    optimizer = build_optimizer(module, weight_decay=0.1)
+    saved = load_latest(folder, tell=str)
+    start = 0
+    if saved is not None:
+        restore(module, optimizer, saved.tensors)
+        start = saved.step
+    settings = {"save_every": 100, "keep": 10, "world": ALONE, "bad": saved.facts["bad"] if saved else None} | changes
+    with Log(folder / "metrics.jsonl", steps=steps, start_step=start, every=1, speak=settings["world"].is_first) as log:
+        outcome = fit(
+            module,
+            batches[start:] if start else batches,
+            optimizer,
+            count=count,
+            learning_rate=lambda step: 0.01 / (step + 1),
+            steps=steps,
+            start_step=start,
+            log=log,
+            checkpoints=folder,
+            **settings,
+        )
+    return module, optimizer, outcome
+
+
+def test_the_loop_is_forward_backward_step(tmp_path):
+    batches = [batch_of(step) for step in range(6)]
+    module, _, outcome = train(tmp_path, batches)
+    plain = Line()
+    optimizer = torch.optim.AdamW([plain.weight], weight_decay=0.1, fused=True)
+    losses = []
+    for step, batch in enumerate(batches):
+        loss = plain(batch)
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert torch.equal(module.weight, plain.weight)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == losses and lines[0]["items"] == 3
+    assert outcome == Outcome(step=6)
+
+
+def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
+    batches = [batch_of(step) for step in range(4)]
+    whole, whole_optimizer, _ = train(tmp_path / "whole", batches, steps=4, module=Noisy())
+    with pytest.raises(ConnectionError):
+        train(tmp_path / "parts", batches, steps=4, module=Interrupted(after=3), save_every=2)
+    torch.rand(17)  # whatever another process would have drawn
+    parts, parts_optimizer, _ = train(tmp_path / "parts", batches, steps=4, module=Noisy())
+    ours, theirs = collect(whole, whole_optimizer), collect(parts, parts_optimizer)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours) and len(ours) == 4
+    losses = [(tmp_path / part / "metrics.jsonl").read_text().split('"pictures_per')[0] for part in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+class Interrupted(Noisy):
+    """Loses its power after some calls."""
+
+    def __init__(self, *, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionError
+        return super().forward(batch)
+
+
+def test_checkpoints_come_when_due_and_at_the_end(tmp_path):
+    train(tmp_path, [batch_of(step) for step in range(7)], steps=7, save_every=3, keep=2)
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000006", "step_00000007"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_batch_is_awaited_stops_after_the_next_step(tmp_path, number):
+    class Loader(list):
+        def __iter__(self):
+            for step, batch in enumerate(list.__iter__(self)):
+                if step == 2:
+                    os.kill(os.getpid(), number)
+                yield batch
+
+    before = signal.getsignal(number)
+    _, _, outcome = train(tmp_path, Loader(batch_of(step) for step in range(9)), steps=9)
+    assert outcome.step == 3 and outcome.stopped_by == number
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000003"]
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_acts_as_ever():
+    with pytest.raises(KeyboardInterrupt), signals_caught() as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("module", [Line(), Cliff()])
+def test_what_is_not_finite_stops_before_the_parameters_move(tmp_path, module):
+    batches = [batch_of(step) for step in range(4)]
+    if not isinstance(module, Cliff):
+        batches[2].samples[0].boxes[1, 1] = float("nan")
+    good = Line()
+    optimizer = build_optimizer(good, weight_decay=0.1)
+    for step in range(0 if isinstance(module, Cliff) else 2):
+        good(batches[step]).backward()
+        take_step(optimizer, lr=0.01 / (step + 1), weight_decay=0.1)
+        optimizer.zero_grad()
+    at = 1 if isinstance(module, Cliff) else 3
+    with pytest.raises(InputError, match=rf"step {at}: .*must be finite.*'picture {at - 1}'") as caught:
+        train(tmp_path, batches, module=module, save_every=1)
+    assert f"'picture {at}'" not in str(caught.value)
+    assert torch.equal(module.weight, good.weight)
+    assert len(list_complete(tmp_path)) == at - 1
+
+
+def test_a_step_without_items_moves_nothing(tmp_path):
+    nothing = batch_of(0, boxes=0)
+    module, _, outcome = train(tmp_path, [nothing, Batch([], [])], steps=2)
+    assert torch.equal(module.weight, Line().weight) and outcome.step == 2
+    one, *_ = train(tmp_path / "a", [batch_of(0), nothing, batch_of(1)], steps=3)
+    assert torch.isfinite(one.weight).all()
+
+
+def test_bad_pictures_are_known_once_each_and_survive_a_stop(tmp_path):
+    batches = [batch_of(step % 2, bad=step != 3) for step in range(6)]
+    with pytest.raises(ConnectionError):
+        train(tmp_path, batches, module=Interrupted(after=2), save_every=2)
+    assert load_latest(tmp_path).facts == {"bad": {"bad 0": "cut short", "bad 1": "cut short"}}
+    _, _, outcome = train(tmp_path, batches)
+    assert outcome.bad == {"bad 0": "cut short", "bad 1": "cut short"}
+
+
+def test_a_loader_that_ends_too_early_is_noticed(tmp_path):
+    with pytest.raises(AssertionError, match="the loader ended after step 2 of 6"):
+        train(tmp_path, [batch_of(0), batch_of(1)])
+
+
+@pytest.mark.parametrize("name", ["tpu", "mps", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(InputError, match="--device"):
+        choose_device(name, local_rank=None)
+
+
+def test_incomplete_process_variables_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InputError, match="RANK, LOCAL_RANK is not set"), joined("cpu", timeout=5):
+        pass

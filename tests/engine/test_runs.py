@@ -1,0 +1,175 @@
+"""Whole runs of `python -m saccade.cli.main distill`: stopped, killed, damaged, continued by the same command."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def command(zygote, tiny_model, pictures):
+    """Run one command; its exit status and what it said."""
+
+    def start(*flags, out: Path, data: Path = pictures, **request) -> tuple[int, str]:
+        said = out.with_name("said.txt")
+        said.unlink(missing_ok=True)
+        fixed = ["--model", tiny_model, "--student-size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
+        fixed += ["--workers", 0, "--log-every", 1, "--save-every", 2, "--device", "cpu"]
+        arguments = ["distill", "--data", data, "--out", out, *fixed, *flags]
+        return zygote.wait(zygote.start(said, arguments, **request)), said.read_text()
+
+    return start
+
+
+@pytest.fixture
+def distill(command, tmp_path):
+    """The command, writing to the folder `run` of this test, or another there."""
+    return lambda *flags, out="run", **others: command(*flags, out=tmp_path / out, **others)
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory) -> Path:
+    """The run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert command(out=out)[0] == 0
+    return out
+
+
+def state(out: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
+
+
+def losses(out: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def assert_same_bits(one: Path, other: Path, *, step: int = 4) -> None:
+    ours, theirs = state(one, step), state(other, step)
+    assert ours.keys() == theirs.keys() and any(name.startswith("optimizer/exp_avg_sq/") for name in ours)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert losses(one) == losses(other) and list(losses(one)) == [1, 2, 3, 4]
+    product, other_product = (load_file(out / "model" / "open_clip_model.safetensors") for out in (one, other))
+    assert all(torch.equal(tensor, other_product[name]) for name, tensor in product.items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_four_steps_are_two_and_kill_9_and_two_to_the_bit(whole, distill, tmp_path, workers):
+    # killed in the middle of step 4: step 3 is done but only step 2 is saved
+    status, said = distill("--workers", workers, kill=[signal.SIGKILL, 4])
+    assert status == -signal.SIGKILL
+    assert list(losses(tmp_path / "run")) == [1, 2, 3] and not (tmp_path / "run" / "model").exists()
+    status, said = distill("--workers", workers)
+    assert status == 0 and "going on from step 2 of 4" in said
+    assert_same_bits(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, tmp_path, number, expected, workers):
+    status, said = distill("--workers", workers, kill=[number, 3])  # to the whole group, as Ctrl-C and torchrun do
+    assert status == expected
+    assert (tmp_path / "run" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
+    assert "Stopped after step 3 of 4; saved." in said and "saccade distill --data" in said
+    assert distill()[0] == 0
+    assert_same_bits(whole, tmp_path / "run")
+
+
+def test_a_finished_run_stays_as_it_is(distill, tmp_path):
+    assert distill()[0] == 0
+    before = (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes()
+    assert distill()[0] == 0
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, distill, tmp_path):
+    assert distill()[0] == 0
+    file = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    status, said = distill()
+    assert status == 0 and f"{file}: damaged" in said and "going on from step 2 of 4" in said
+    assert_same_bits(whole, tmp_path / "run")
+
+
+def test_another_runs_folder_is_refused(distill, tmp_path):
+    assert distill()[0] == 0
+    status, said = distill("--lr", 2e-3)
+    assert status == 2 and "holds another run" in said and "lr: there 0.001, here 0.002" in said
+    assert "Traceback" not in said
+
+
+def test_other_weights_behind_the_same_flags_are_refused(distill, tmp_path, tiny_model):
+    assert distill("--steps", 1)[0] == 0
+    record = tmp_path / "run" / "config.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "weights": "0" * 64}))
+    status, said = distill("--steps", 1)
+    assert status == 2 and "weights: there 000" in said
+
+
+def test_mixing_is_for_the_product_and_training_goes_on_from_the_raw_student(whole, distill, tmp_path, tiny_model):
+    assert distill("--alpha", 0.25, kill=[signal.SIGKILL, 3])[0] == -signal.SIGKILL
+    assert distill("--alpha", 0.25)[0] == 0
+    raw, plain = state(tmp_path / "run", 4), state(whole, 4)
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in raw.items())  # mixing never touched the training
+    product = load_file(tmp_path / "run" / "model" / "open_clip_model.safetensors")
+    teacher = load_file(tiny_model / "open_clip_model.safetensors")
+    for name, tensor in product.items():
+        student = raw.get(f"parameter/student.model.{name}", teacher[name])
+        torch.testing.assert_close(tensor, 0.25 * student + 0.75 * teacher[name], rtol=0, atol=1e-6)
+    moved = [name for name in product if not torch.equal(product[name], teacher[name])]
+    assert moved and all("resblocks" in name for name in moved)
+
+
+def test_bad_pictures_are_counted_at_the_end_and_strict_stops_at_the_first(distill, tmp_path, pictures):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for picture in pictures.iterdir():
+        (mixed / picture.name).write_bytes(picture.read_bytes())
+    (mixed / "cut.png").write_bytes((pictures / "3.png").read_bytes()[:200])
+    (mixed / "empty.png").touch()
+    # 12 pictures in 4 steps of 3: one epoch, each picture once; stopped and continued on the way
+    distill(data=mixed, kill=[signal.SIGTERM, 2])
+    status, said = distill(data=mixed)
+    assert status == 0 and "2 pictures could not be used:" in said
+    assert "  cut.png: " in said and "  empty.png: " in said
+    end = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert end["event"] == "end" and sorted(end["bad_pictures"]) == ["cut.png", "empty.png"]
+    status, said = distill("--strict", out="strict", data=mixed)
+    assert status == 2 and "Traceback" not in said and ("cut.png" in said or "empty.png" in said)
+
+
+def test_mistakes_are_messages(distill, tmp_path):
+    for flags, message in (
+        (["--layers", 0], "--layers: must be at least 1"),
+        (["--student-size", 60], "Try 64"),
+        (["--batch", 11], "must hold at least one step's pictures, 11; got 10"),
+        (["--device", "tpu"], "--device: must be"),
+    ):
+        status, said = distill(*flags)
+        assert status == 2 and message in said and "Traceback" not in said, said
+
+
+def test_two_processes_train_as_one_does(zygote, distill, tmp_path, tiny_model, pictures):
+    """Two processes with 2 pictures each see what one process with 4 sees, and average over the union's regions."""
+    assert distill("--batch", 4, out="one")[0] == 0
+    flags = ["--data", pictures, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32, "--steps", 4]
+    flags += ["--batch", 2, "--lr", 1e-3, "--warmup", 1, "--workers", 0, "--log-every", 1, "--device", "cpu"]
+    processes = []
+    for rank in range(2):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+        output = tmp_path / f"said{rank}.txt"
+        processes.append(zygote.start(output, ["distill", *flags], environment=environment))
+    assert [zygote.wait(process) for process in processes] == [0, 0], (tmp_path / "said0.txt").read_text()
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(two) == [1, 2, 3, 4]
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-5
+    assert (tmp_path / "said1.txt").read_text().count("step") == 0  # only the first process speaks

@@ -1,0 +1,57 @@
+"""Two gloo processes see the gradient one process would see with all the pictures: averaged over all regions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = str(Path(__file__).with_name("two_processes.py"))
+
+
+@pytest.fixture
+def run(zygote, tiny_model, tmp_path):
+    def start(mode: str, *, size: int) -> list[Path]:
+        arguments = [tiny_model, tmp_path, mode]
+        processes = []
+        for rank in range(size):
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": 29531}
+            environment = {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            said = tmp_path / f"said_{mode}_{rank}_of_{size}.txt"
+            processes.append(zygote.start(said, arguments, script=SCRIPT, environment=environment))
+        assert [zygote.wait(process) for process in processes] == [0] * size, said.read_text()
+        return [tmp_path / f"{mode}_{rank}_of_{size}" for rank in range(size)]
+
+    return start
+
+
+def gradients(folder: Path) -> list[torch.Tensor]:
+    return torch.load(folder / "gradients.pt", weights_only=True)
+
+
+def loss(folder: Path) -> float:
+    return json.loads((folder / "metrics.jsonl").read_text())["loss"]
+
+
+def test_gradients_are_equal_on_all_processes_and_to_one_process_with_the_union(run):
+    first, second = run("union", size=2)
+    (alone,) = run("union", size=1)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(first), gradients(second), strict=True))
+    for ours, theirs in zip(gradients(first), gradients(alone), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert max(gradient.abs().max() for gradient in gradients(alone)) > 1e-2  # so that 1e-6 says something
+    # 6 regions on one side, 2 on the other: a mean of the two means would be another number
+    assert loss(first) == loss(second) == pytest.approx(loss(alone), abs=1e-6)
+
+
+def test_a_process_without_regions_takes_part(run):
+    first, second = run("empty", size=2)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(first), gradients(second), strict=True))
+    assert loss(first) == loss(second) > 0
+
+
+def test_all_processes_stop_together_at_a_loss_that_is_not_finite(run):
+    folders = run("broken", size=2)
+    for folder in folders:
+        message = (folder / "refused.txt").read_text()
+        assert "'picture 2', 'picture 3'" in message and "picture 0" not in message

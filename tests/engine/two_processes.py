@@ -1,0 +1,81 @@
+"""Run by test_two_processes.py as one process of a run: distils for a step and writes down its gradients."""
+
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from saccade.clip.model import load
+from saccade.engine.distributed import joined
+from saccade.engine.fit import fit
+from saccade.engine.log import Log
+from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
+from saccade.types import Batch, InputError, Sample
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients it is given and moves nothing."""
+
+    def step(self, closure=None):
+        self.gradients = [parameter.grad.clone() for parameter in self.param_groups[0]["params"]]
+
+
+def samples() -> list[Sample]:
+    """Four pictures with 5, 1, 2 and 0 regions: the first two belong to process 0, the others to process 1."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for number, regions in enumerate((5, 1, 2, 0)):
+        image = torch.randint(0, 256, (3, 40, 48), generator=draw, dtype=torch.uint8)
+        corners = torch.rand(regions, 2, generator=draw) * 20
+        made.append(Sample(f"picture {number}", image, torch.cat([corners, corners + 16], dim=1)))
+    return made
+
+
+class Broken(ClipSelf):
+    """Says NaN to the third picture."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        loss = super().forward(batch)
+        return loss * float("nan") if any(sample.id == "picture 2" for sample in batch.samples) else loss
+
+
+def main(model: str, out: str, mode: str) -> None:
+    student = load(model)
+    teacher = deepcopy(student)
+    with torch.no_grad():  # away from the teacher, where gradients are not small
+        for number, parameter in enumerate(student.parameters()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    train_layers(student)
+    objective = (Broken if mode == "broken" else ClipSelf)(student, teacher, student_size=32)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = Recorder(trained)
+    with joined("cpu", timeout=30) as world:
+        everything = samples()
+        mine = everything if world.size == 1 else everything[2 * world.rank : 2 * world.rank + 2]
+        if mode == "empty" and world.rank == 1:
+            mine = mine[1:]  # this process has no region at all
+        folder = Path(out) / f"{mode}_{world.rank}_of_{world.size}"
+        folder.mkdir(parents=True)
+        with Log(folder / "metrics.jsonl", steps=1, every=1) as log:
+            try:
+                fit(
+                    objective,
+                    [Batch(mine, [])],
+                    optimizer,
+                    count=count_regions,
+                    learning_rate=lambda step: 1.0,
+                    steps=1,
+                    world=world,
+                    log=log,
+                    checkpoints=folder if world.size == 1 else Path(out) / mode,
+                    save_every=1,
+                )
+            except InputError as error:
+                (folder / "refused.txt").write_text(str(error))
+                return
+    torch.save(optimizer.gradients, folder / "gradients.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
