@@ -55,7 +55,9 @@ def planted(folder, *, told_by_colour: bool, seed: int) -> Dataset:
         place, other = torch.randint(0, 3, (2,), generator=generator).tolist()
         Image.new("RGB", (12, 10), colours[place]).save(folder / f"{number}.png")
         label = place if told_by_colour else other
-        records.append(Record(number, folder / f"{number}.png", 10, 12, ((1, 1, 11, 9),), (label + 1,), (False,)))
+        records.append(
+            Record(number, folder / f"{number}.png", 10, 12, ((1.0, 1.0, 11.0, 9.0),), (label + 1,), (False,))
+        )
     categories = (Category(1, "mud", False), *(Category(n, f"thing {n}", True) for n in (2, 3, 4)))
     return Dataset(folder.name, categories, tuple(records), {})
 

@@ -169,7 +169,10 @@ def test_what_counts(coco):
     dataset = panoptic(coco)
     record = replace(
         dataset.records[0],
-        boxes=((0, 0, 8, 8), (0, 0, 7.9, 8), (0, 0, 1024, 1024), (0, 0, 1025, 1024), *[(0, 0, 9, 9)] * 98),
+        boxes=tuple(
+            (0.0, 0.0, w, h)
+            for w, h in [(8.0, 8.0), (7.9, 8.0), (1024.0, 1024.0), (1025.0, 1024.0), *[(9.0, 9.0)] * 98]
+        ),
         labels=tuple(range(102)),
         crowd=(True, *[False] * 101),
         segment_ids=tuple(range(1, 103)),

@@ -21,7 +21,7 @@ def scores(top1: float | None) -> dict:
 
 def evaluation(offset: float, *, sizes: tuple = (32, 64)) -> dict:
     dense = {size: {k: scores(offset + size / 10) for k in ("boxes", "things", "stuff")} for size in sizes}
-    crop = {"boxes": scores(offset + 50), "things": scores(offset + 50), "stuff": scores(None)}
+    crop = {"boxes": scores(offset + 50.0), "things": scores(offset + 50.0), "stuff": scores(None)}
     return {"crop": crop, "dense": dense, "head": "value", "classes": 6, "pictures": 5, "bad": []}
 
 
@@ -142,25 +142,27 @@ def test_figure_must_be_a_png(tmp_path):
 
 def test_scale():
     # the plot spans 36..268 across and 12..210 down (390 x 250 less margins 36, 122, 12, 40)
-    scale = Scale(64, 256, 100, True)
-    assert [scale.x(size) for size in (64, 128, 256)] == pytest.approx([36, 152, 268])
-    assert [scale.y(value) for value in (0, 50, 100, 120)] == pytest.approx([210, 111, 12, 12])
-    assert Scale(32, 32, 1, True).x(32) == 152
+    scale = Scale(64.0, 256.0, 100.0, True)
+    assert [scale.x(size) for size in (64.0, 128.0, 256.0)] == pytest.approx([36, 152, 268])
+    assert [scale.y(value) for value in (0.0, 50.0, 100.0, 120.0)] == pytest.approx([210, 111, 12, 12])
+    assert Scale(32.0, 32.0, 1.0, True).x(32.0) == 152
 
 
 def test_chart_of_one_size():
-    chart = svg_chart([Line("after", "after", [(64, 5.0)], dots=True)], label="a", x_name="x", x_ticks=[64.0], top=100)
+    chart = svg_chart(
+        [Line("after", "after", [(64.0, 5.0)], dots=True)], label="a", x_name="x", x_ticks=[64.0], top=100.0
+    )
     assert chart.count("<circle") == 1 and "after: 5.0 at x 64" in chart
 
 
 def test_names_do_not_collide():
-    places = spread([50, 51, 52, 205, 209], low=12, high=210)
+    places = spread([50.0, 51.0, 52.0, 205.0, 209.0], low=12.0, high=210.0)
     assert all(b - a >= 13.99 for a, b in pairwise(places)) and places[-1] <= 210
-    assert spread([20, 100], low=12, high=210) == [20, 100]
+    assert spread([20.0, 100.0], low=12.0, high=210.0) == [20, 100]
 
 
 @pytest.mark.parametrize(
-    "top,ticks", [(100, [0, 20, 40, 60, 80, 100]), (0.83, [0, 0.2, 0.4, 0.6, 0.8]), (7, [0, 2, 4, 6])]
+    "top,ticks", [(100.0, [0, 20, 40, 60, 80, 100]), (0.83, [0, 0.2, 0.4, 0.6, 0.8]), (7.0, [0, 2, 4, 6])]
 )
 def test_nice_ticks(top, ticks):
     assert nice_ticks(top) == ticks

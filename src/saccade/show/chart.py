@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 390, 250  # of a chart [SVG units, about pixels]
-LEFT, RIGHT, TOP, BOTTOM = 36, 122, 12, 40  # margins around the plot; names stand in the right one
+WIDTH, HEIGHT = 390.0, 250.0  # of a chart [SVG units, about pixels]
+LEFT, RIGHT, TOP, BOTTOM = 36.0, 122.0, 12.0, 40.0  # margins around the plot; names stand in the right one
 SPACING = 14.0  # least distance of two names [SVG units]
 
 
@@ -61,7 +61,7 @@ def svg_chart(
         An <svg> element that grows with its container.
     """
     scale = Scale(x_ticks[0], x_ticks[-1], top, is_log)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(label)}">']
     parts += _axes(scale, x_name, x_ticks)
     for line in lines:
         corners = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in line.points)

@@ -60,7 +60,7 @@ def match_labels(labels: Int64[Tensor, "h w"], like: Int64[Tensor, "h w"]) -> In
 
 def kmeans_sheet(
     path: Path,
-    pictures: list[tuple[str, UInt8[Tensor, "3 H W"]]],
+    pictures: list[tuple[str, UInt8[Tensor, "3 _ _"]]],
     *,
     models: list[tuple[str, Clip]],
     size: int,

@@ -47,11 +47,11 @@ def dense_map(clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, head: Hea
 def extent_of(values: Num[Tensor, "h w"], *, patch: int) -> tuple[float, float, float, float]:
     """Say where a map of locations lies on the resized picture: left, right, bottom, top [pixels]."""
     rows, columns = values.shape
-    return (0, columns * patch, rows * patch, 0)
+    return (0.0, float(columns * patch), float(rows * patch), 0.0)
 
 
 def new_sheet(
-    pictures: list[tuple[str, UInt8[Tensor, "3 H W"]]], *, headings: list[str], size: int, note: str, scale: float = 0.0
+    pictures: list[tuple[str, UInt8[Tensor, "3 _ _"]]], *, headings: list[str], size: int, note: str, scale: float = 0.0
 ) -> tuple[Figure, list[list[Axes]]]:
     """Lay out a sheet, a row a picture: the picture, then a panel a heading with the picture already in it.
 

@@ -164,7 +164,7 @@ def _sweep(result: Result, sizes: list[int]) -> str:
         if lines:
             ticks = [float(size) for size in sizes]
             label = f"{name}: top-1 mAcc over input size"
-            chart = svg_chart(lines, label=label, x_name="input size [px]", x_ticks=ticks, top=100, is_log=True)
+            chart = svg_chart(lines, label=label, x_name="input size [px]", x_ticks=ticks, top=100.0, is_log=True)
             charts.append(f"<figure><h3>{name}</h3>{chart}</figure>")
     return f"""<section>
 <h2>Accuracy over the input size</h2>
@@ -228,7 +228,9 @@ smoothed.</p>
 def _making(result: Result) -> str:
     """Say how to make all of it again, and how long it took."""
     seconds = result["seconds"]
-    stages = [(name, f"{value:,.0f} s") for name, value in [*seconds.items(), ("together", sum(seconds.values()))]]
+    stages = [
+        (name, f"{value:,.0f} s") for name, value in [*seconds.items(), ("together", float(sum(seconds.values())))]
+    ]
     versions = [("seed", str(result["seed"])), *result["versions"].items()]
     return f"""<section>
 <h2>Make it again</h2>

@@ -22,7 +22,7 @@ MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-
 @torch.inference_mode()
 def similarity_map(
     clip: Clip, image: UInt8[Tensor, "3 H W"], query: str, *, size: int, head: Head = "value"
-) -> Float[Tensor, "H W"]:
+) -> Float[Tensor, "rows columns"]:
     """Compute the cosine of a text with every place of a picture.
 
     Args:
@@ -33,19 +33,19 @@ def similarity_map(
         head: how the last block makes dense tokens.
 
     Returns:
-        Cosine in [-1, 1] for each pixel of the picture resized to `size`, interpolated between locations.
+        Cosine in [-1, 1] for each pixel (rows, columns) of the picture resized to `size`, interpolated between locations.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
     text = embed_names(clip, [query]).cpu()  # (1, D)
     cosine = torch.einsum("kd,dhw->khw", text, dense)  # (1, h, w)
     smooth = F.interpolate(cosine[None], scale_factor=clip.patch_size, mode="bilinear", align_corners=False)
     height, width = fitted_size(image.shape[1], image.shape[2], size=size)
-    return smooth[0, 0, :height, :width]  # (1, 1, h * P, w * P) -> (H, W)
+    return smooth[0, 0, :height, :width]  # (1, 1, h * P, w * P) -> (rows, columns)
 
 
 def similarity_sheet(
     path: Path,
-    rows: list[tuple[str, UInt8[Tensor, "3 H W"]]],
+    rows: list[tuple[str, UInt8[Tensor, "3 _ _"]]],
     *,
     models: list[tuple[str, Clip]],
     size: int,
