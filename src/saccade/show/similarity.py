@@ -33,7 +33,7 @@ def similarity_map(
         head: how the last block makes dense tokens.
 
     Returns:
-        Cosine in [-1, 1] for each pixel (rows, columns) of the picture resized to `size`, interpolated between locations.
+        Cosine in [-1, 1] for each pixel of the picture resized to `size`, interpolated between locations.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
     text = embed_names(clip, [query]).cpu()  # (1, D)
