@@ -1,4 +1,4 @@
-"""The one exception for mistakes made outside; apart from `types.py` so that it can be raised without importing torch."""
+"""The one exception for mistakes made outside; not in `types.py`, so that it can be raised without importing torch."""
 
 
 class InputError(ValueError):

@@ -10,6 +10,7 @@ Deliberately absent: augmentation (the method has none), padding to a common siz
 """
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,6 +308,15 @@ class BatchLoader:
         return len(self.loader)
 
 
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Make a decoding process deaf to SIGTERM and SIGINT, which Ctrl-C and torchrun send to the whole process group.
+
+    The training process must still get its pictures to finish its step, save and leave. Workers end when it does.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(
     source: PictureSource | EvaluationSource, sampler: BatchSampler | OnceSampler, *, workers: int, strict: bool = False
 ) -> BatchLoader:
@@ -329,6 +339,7 @@ def make_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=pack,
+        worker_init_fn=leave_signals_to_the_parent,
         generator=torch.Generator().manual_seed(0),  # else it draws from torch's global stream, and resuming changes it
     )
     return BatchLoader(loader, strict, source.dataset.name)

@@ -36,6 +36,7 @@ class Result(TypedDict):
     summary: NotRequired[str]  # one paragraph; the usual one where absent
     size: NotRequired[int]  # input size of headline and table [pixels]; the largest where absent
     colour: NotRequired[dict[str, Any] | None]  # colour_bound
+    agreement: NotRequired[dict[str, dict[str, Any]]]  # evaluate_agreement of "before" and of "after"
     losses: NotRequired[list[tuple[int, float]]]  # read_losses
 
 
@@ -57,6 +58,7 @@ def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Pa
     sections = [
         _header(result, size),
         _table(result, size),
+        _agreement(result),
         _sweep(result, sizes),
         *(_figure(*figure) for figure in figures),
         _loss(result),
@@ -143,6 +145,27 @@ def _table(result: Result, size: int) -> str:
 <p class="caption">mAcc in percent: accuracy per class, averaged over the classes present.
 All {result["after"]["classes"]} classes compete, colour alone chooses among things only. Crops of things carry half
 a box of surroundings and serve boxes and thing masks alike.{left_out}</p>
+</section>"""
+
+
+def _agreement(result: Result) -> str:
+    """Compare the dense map with crops where no label takes part."""
+    if "agreement" not in result:
+        return ""
+    before, after = result["agreement"]["before"], result["agreement"]["after"]
+    rows = "".join(
+        f'<tr class="{kind}"><th scope="row">Dense, {kind}</th><td>{one["cosine"]:.3f}</td>'
+        f'<td class="top1"><span>{one["recall"]:.1f}</span><i style="--share:{one["recall"]:.1f}%"></i></td></tr>'
+        for kind, one in (("before", before), ("after", after))
+    )
+    return f"""<section>
+<h2>Without any label</h2>
+<div class="scroll"><table>
+<thead><tr><td></td><th scope="col">mean cosine</th><th scope="col">R@1 [%]</th></tr></thead>
+<tbody>{rows}</tbody></table></div>
+<p class="caption">{after["regions"]} grid patches of {after["pictures"]} pictures: the cosine between a patch of the
+dense map and the untouched model's embedding of its crop, and how often the patch finds its own crop among
+{after["crops"]:.0f}, those of its picture and of {after["gallery"] - 1} others.</p>
 </section>"""
 
 

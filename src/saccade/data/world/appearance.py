@@ -9,12 +9,13 @@ Deliberately absent: cues by colour, by position in the picture, or by outline.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Texture = Callable[[Array, Array], Array]
 
 # ------------------------------------------------------------------------------------------- two-tone textures, things

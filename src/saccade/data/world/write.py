@@ -150,7 +150,7 @@ def _segments(scene: Scene) -> list[dict[str, Any]]:
         if (area := int(visible.sum())) >= MIN_AREA:
             encoded = rle.encode(np.asfortranarray(visible.astype(np.uint8)))
             box = [float(x) for x in rle.toBbox(encoded)]
-            counts = encoded["counts"].decode("ascii")
+            counts = encoded["counts"].decode("ascii")  # pyright: ignore[reportAttributeAccessIssue]  pycocotools gives bytes
             segments.append({"place": place, "kind": kind, "area": area, "bbox": box, "counts": counts})
     return segments
 

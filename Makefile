@@ -1,0 +1,38 @@
+# Two commands set everything up on a fresh machine with Python >= 3.11, make and git:
+#   make demo    the whole path, offline, about five minutes on two cores (open runs/demo/report.html)
+#   make test    the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NEED_GB := 7  # the environment takes 5.4 GB, of which PyTorch with CUDA 5.3
+
+.PHONY: demo test check format clean help
+
+help:
+	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make clean removes $(VENV)"
+
+demo: $(READY)
+	$(BIN)/saccade demo --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright src
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Saccade needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % v[:2])'
+	@$(PYTHON) -c 'import os, shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(not os.path.exists("$(BIN)/saccade") and free < $(NEED_GB) and "Saccade needs $(NEED_GB) GB of free disk for its environment; here are %.1f GB." % free)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,72 @@
+"""The command line: one verb a file; flags and help are read off each verb's frozen dataclass (tyro).
+
+torch and open_clip are imported by the verb that runs, never here, so that `--help` and mistyped flags answer at once.
+A mistake in the input ends with its message and status 2, without a traceback.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+
+from saccade.cli import demo, distill, evaluate, pretrain, show, world
+from saccade.engine.config import DistillConfig
+from saccade.errors import InputError
+
+Evaluate = Annotated[evaluate.Regions, subcommand("regions")] | Annotated[evaluate.Agreement, subcommand("agreement")]
+Show = Annotated[show.KMeans, subcommand("kmeans")] | Annotated[show.Similarity, subcommand("similarity")]
+Command = (
+    Annotated[demo.Demo, subcommand("demo")]
+    | Annotated[world.World, subcommand("world")]
+    | Annotated[pretrain.Pretrain, subcommand("pretrain")]
+    | Annotated[DistillConfig, subcommand("distill")]
+    | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
+    | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
+)
+
+DESCRIPTION = """Saccade: CLIPSelf for any CLIP.
+
+  saccade demo                                     the whole path on a rendered world, about five minutes on two cores
+  saccade distill --data COCO --out runs/mine      teach a CLIP dense features from its own image crops
+  saccade evaluate regions --data COCO --model runs/mine/model
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run one verb; exit with 2 and a message when the input is wrong."""
+    settings = (OmitArgPrefixes, OmitSubcommandPrefixes)
+    command: Any = tyro.cli(Command, prog="saccade", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    try:
+        run(command)
+    except InputError as error:
+        print(f"saccade: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("saccade: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run(command: Any) -> None:
+    """Run the verb whose flags these are."""
+    match command:
+        case demo.Demo():
+            demo.run(command)
+        case world.World():
+            world.run(command)
+        case pretrain.Pretrain():
+            pretrain.run(command)
+        case DistillConfig():
+            distill.run(command)
+        case evaluate.Regions():
+            evaluate.run_regions(command)
+        case evaluate.Agreement():
+            evaluate.run_agreement(command)
+        case show.KMeans():
+            show.run_kmeans(command)
+        case show.Similarity():
+            show.run_similarity(command)
+
+
+if __name__ == "__main__":
+    main()
