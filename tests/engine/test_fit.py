@@ -1,6 +1,7 @@
 """The loop with an objective small enough to follow by hand."""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from saccade.data.loader import BatchSampler, PictureSource, make_loader, open_data
 from saccade.engine.checkpoint import collect, list_complete, load_latest, restore
 from saccade.engine.distributed import World, choose_device, joined
 from saccade.engine.fit import Outcome, fit, signals_caught
@@ -150,6 +152,17 @@ def test_a_signal_while_a_batch_is_awaited_stops_after_the_next_step(tmp_path, n
     assert outcome.step == 3 and outcome.stopped_by == number
     assert [path.name for path in list_complete(tmp_path)] == ["step_00000003"]
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_decoding_processes_ignore_the_signals_that_stop_a_run(pictures):
+    source = PictureSource(open_data(pictures, split="train"))
+    batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, total_steps=50), workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    ignored = int(next(line for line in lines if line.startswith("SigIgn:")).split()[1], 16)
+    assert all(ignored >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT))
 
 
 def test_a_second_signal_acts_as_ever():

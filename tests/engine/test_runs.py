@@ -79,6 +79,11 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, 
     assert_same_bits(whole, tmp_path / "run")
 
 
+def test_decoding_processes_outlive_a_signal_to_the_whole_group(distill):
+    status, said = distill("--steps", 60, "--workers", 2, kill=[signal.SIGTERM, 3])  # they have pictures left to decode
+    assert status == 143 and "Stopped after step 3 of 60" in said, said
+
+
 def test_a_finished_run_stays_as_it_is(distill, tmp_path):
     assert distill()[0] == 0
     before = (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes()

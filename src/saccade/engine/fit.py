@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from types import FrameType
 
@@ -87,7 +86,7 @@ def fit(
     wrapped = DistributedDataParallel(objective, broadcast_buffers=False) if world.size > 1 else objective
 
     with signals_caught() as caught:
-        for batch in start_workers(loader):
+        for batch in loader:
             step = outcome.step
 
             # --- agree with the other processes on what this step holds
@@ -146,18 +145,6 @@ def signals_caught() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def start_workers(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The loader's batches, its processes deaf to SIGTERM and SIGINT: a signal to the whole process group (Ctrl-C,
-    torchrun) must leave them alive until this process has finished its step. They end when it does."""
-    batches = iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # inherited by the workers
-    try:
-        first = list(islice(batches, 1))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return chain(first, batches)
 
 
 def _first_signal(caught: list[signal.Signals], *, outcome: Outcome, steps: int, world: World) -> signal.Signals:
