@@ -40,7 +40,19 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
         )
     pictures, captions = [], []
     for shard in shards:
-        halves: dict[str, dict[str, bytes]] = {}
+        for key, pair in _read_shard(shard).items():
+            if len(pair) != 2:
+                missing = "picture" if "txt" in pair else "caption (.txt)"
+                raise InputError(f"{shard}: {key} has no {missing}. Each KEY needs a picture and a text.")
+            pictures.append(_decode(pair["picture"], side, f"{shard}: {key}"))
+            captions.append(pair["txt"].decode("utf-8").strip())
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), captions  # (B, 3, S, S)
+
+
+def _read_shard(shard: Path) -> dict[str, dict[str, bytes]]:
+    """The pictures and texts of a shard, by key; other members are passed over unread."""
+    halves: dict[str, dict[str, bytes]] = {}
+    try:
         with tarfile.open(shard) as tar:
             for member in tar:
                 key, _, kind = member.name.rpartition(".")
@@ -51,13 +63,9 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
                 content = tar.extractfile(member)
                 assert content is not None, f"{member.name} is a file"
                 halves.setdefault(key, {})["txt" if kind == "txt" else "picture"] = content.read()
-        for key, pair in halves.items():
-            if len(pair) != 2:
-                missing = "picture" if "txt" in pair else "caption (.txt)"
-                raise InputError(f"{shard}: {key} has no {missing}. Each KEY needs a picture and a text.")
-            pictures.append(_decode(pair["picture"], side, f"{shard}: {key}"))
-            captions.append(pair["txt"].decode("utf-8").strip())
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), captions  # (B, 3, S, S)
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{shard}: need a whole tar file; {error}. Fetch or write it again.") from error
+    return halves
 
 
 def _decode(content: bytes, side: int, name: str) -> np.ndarray:

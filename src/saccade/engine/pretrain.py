@@ -63,7 +63,6 @@ def pretrain(
     described = json.loads(config.read_text())
     side = described["model_cfg"]["vision_cfg"]["image_size"]
     model = open_clip.CLIP(**described["model_cfg"]).to(device).train()
-    dropout = PatchDropout(patch_dropout)
     # On a CPU the fused kernel's bf16 backward over a few dozen tokens takes 0.4 of the step; the plain one 0.1.
     attention = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     tokenizer = open_clip.SimpleTokenizer(context_length=described["model_cfg"]["text_cfg"]["context_length"])
@@ -73,12 +72,16 @@ def pretrain(
         torch.tensor(described["preprocess_cfg"][k], device=device).view(3, 1, 1) * 255 for k in ("mean", "std")
     )
     optimizers = _optimizers(model, lr=lr, lr_adam=lr_adam)
+    _check(steps=steps, batch=batch, pairs=len(images), patch_dropout=patch_dropout)
+    dropout = PatchDropout(patch_dropout)
     settings = {
         "steps": steps,
         "batch": batch,
         "lr": lr,
         "lr_adam": lr_adam,
         "warmup": warmup,
+        "patch_dropout": patch_dropout,
+        "whole_steps": whole_steps,
         "seed": seed,
         "pairs": len(images),
     }
@@ -101,7 +104,7 @@ def pretrain(
                 read = model.encode_text(tokens[unique].to(device), normalize=True)[place]
             loss = contrastive_loss(seen.float(), read.float(), place.to(device), scale=model.logit_scale.exp())
             if not math.isfinite(loss.item()):
-                raise RuntimeError(
+                raise InputError(
                     f"step {step}: the loss is {loss.item()}. Lower the learning rate (--lr {lr} --lr-adam {lr_adam})."
                 )
             for optimizer in optimizers:
@@ -123,6 +126,16 @@ def pretrain(
     weights = {name: value.detach().half().contiguous().cpu() for name, value in model.state_dict().items()}
     save_file(weights, out / "open_clip_model.safetensors")
     (out / "open_clip_config.json").write_text(config.read_text())
+
+
+def _check(*, steps: int, batch: int, pairs: int, patch_dropout: float) -> None:
+    """Refuse numbers that cannot train anything."""
+    if steps < 1 or not 2 <= batch <= pairs:
+        raise InputError(
+            f"pretrain: need at least one step and a batch of 2 to {pairs} pairs; got {steps} and {batch}."
+        )
+    if not 0 <= patch_dropout < 1:
+        raise InputError(f"pretrain: patch dropout must be in [0, 1); got {patch_dropout}.")
 
 
 def _number_captions(
@@ -179,7 +192,7 @@ def _restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimize
     """Load the last saved state, if there is one of the same settings; the step to go on from."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     if state["settings"] != settings:
         raise InputError(
             f"{path.parent}: holds a run with {state['settings']}, not {settings}. Name another folder, or delete it."

@@ -1,0 +1,100 @@
+"""The command line as users type it: help at once, mistakes explained, the demo from end to end."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saccade.cli.main import main
+
+VERBS = [["world"], ["pretrain"], ["distill"], ["evaluate", "regions"], ["evaluate", "agreement"],
+         ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from saccade.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "assert not {'torch', 'open_clip', 'torchvision', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(verb[0] in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_explains_every_flag(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([*verb, "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    flags = re.findall(r"--[a-z][a-z-]+", text)
+    assert flags
+    # tyro writes "(required)" or "(default: ...)" behind the help; a flag without help would show nothing before it
+    assert not re.search(r"│\s+--[a-z-]+ \S+\s+\((required|default)", text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["distil"], "distill"),
+        (["world", "w", "--trian", "3"], "--train"),
+        (["evaluate", "regions", "--data", "x"], "--model"),
+        (["distill", "--data", "x", "--out", "y", "--steps", "many"], "steps"),
+    ],
+)
+def test_a_mistyped_flag_gets_a_hint(typed: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(typed)
+    assert done.value.code == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err + captured.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["world", "{tmp}/w", "--train", "-1"], "counts"),
+        (["distill", "--data", "{tmp}/none", "--out", "{tmp}/run"], "none"),
+        (["distill", "--data", "{tmp}", "--out", "{tmp}/run", "--layers", "0"], "--layers"),
+        (["evaluate", "agreement", "--data", "{tmp}", "--model", "EVA02-B-61"], "EVA02-B-16"),
+        (["evaluate", "regions", "--data", "{tmp}", "--model", "saccade-small"], "annotations"),
+        (["pretrain", "--pairs", "{tmp}", "--out", "{tmp}/m"], "tar"),
+        (["show", "kmeans", "--data", "{tmp}", "--model", "saccade-small", "--out", "{tmp}/a.gif"], "PNG"),
+    ],
+)
+def test_a_wrong_input_ends_with_a_message_and_no_traceback(
+    typed: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
+    with pytest.raises(SystemExit) as done:
+        main([word.replace("{tmp}", str(tmp_path)) for word in typed])
+    assert done.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saccade: ") and expected in error and "Traceback" not in error
+
+
+def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["demo", "--out", str(tmp_path / "demo"), "--train", "8", "--test", "6", "--steps", "2", "--agreement", "3"]
+    main(typed)
+    assert "report.html" in capsys.readouterr().out
+    result = json.loads((tmp_path / "demo" / "result.json").read_text())
+    for row in ("crop", "before", "after", "student_crop"):
+        for kind in ("boxes", "things", "stuff"):
+            score = result["regions"][row][kind]
+            assert score["count"] > 0 and 0 <= score["top1"] <= score["top5"] <= 100
+    assert result["regions"]["before"]["boxes"]["count"] == result["regions"]["after"]["boxes"]["count"]
+    assert set(result["input_sizes"]) == {"64", "128", "256"}
+    assert {"before", "after"} == set(result["agreement"]) and 0 <= result["colour_only"]["top1"] <= 100
+    assert result["device"] == "cpu" and result["seconds"] > 0
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page.replace("http-equiv", "")
+    main(typed)  # the same command: the world and the run are there already, the report is written again
+    again = json.loads((tmp_path / "demo" / "result.json").read_text())
+    assert again["regions"] == result["regions"]

@@ -1,0 +1,146 @@
+"""The rendered world: the seed's bytes, COCO's form, and no cue by colour."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from saccade.data.loader import open_data
+from saccade.data.panoptic import panoptic_segments
+from saccade.data.world.appearance import STUFF, TEXTURES, two_tones
+from saccade.data.world.scenes import KINDS, MIN_VISIBLE, STUFFS, THINGS, draw_pair, draw_scene
+from saccade.data.world.write import WorldSize, base_and_novel, write_world
+from saccade.types import InputError
+
+SIZE = WorldSize(train=6, val=3, test=3, pairs=8, seed=5)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    write_world(folder, SIZE, processes=2)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_same_seed_same_bytes_whatever_the_processes(world: Path, tmp_path: Path) -> None:
+    write_world(tmp_path / "again", SIZE, processes=1)
+    assert digests(tmp_path / "again") == digests(world)
+
+
+def test_other_seed_other_pictures(world: Path, tmp_path: Path) -> None:
+    write_world(tmp_path / "other", WorldSize(train=1, val=0, test=0, pairs=0, seed=6), processes=1)
+    name = "train2017/000000000001.jpg"
+    assert (tmp_path / "other" / name).read_bytes() != (world / name).read_bytes()
+
+
+def test_more_scenes_leave_the_first_as_they_were(world: Path, tmp_path: Path) -> None:
+    # the shipped CLIP's pairs must not depend on how many scenes were drawn beside them
+    write_world(tmp_path / "pairs", WorldSize(train=0, val=0, test=0, pairs=8, seed=5), processes=1)
+    shard = "pairs/pairs-000000.tar"
+    assert (tmp_path / "pairs" / shard).read_bytes() == (world / shard).read_bytes()
+
+
+def test_a_complete_world_is_left_alone_and_another_is_refused(world: Path) -> None:
+    before = digests(world)
+    write_world(world, SIZE)
+    assert digests(world) == before
+    with pytest.raises(InputError, match="seed 5 instead of 9"):
+        write_world(world, WorldSize(train=6, val=3, test=3, pairs=8, seed=9))
+
+
+def test_foreign_files_are_refused_and_an_unfinished_world_is_finished(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(InputError, match="holds other files"):
+        write_world(tmp_path, SIZE)
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "world.partial").write_text(
+        json.dumps({"format": 1, "train": 6, "val": 3, "test": 3, "pairs": 8, "seed": 5})
+    )
+    write_world(part, SIZE, processes=1)
+    assert digests(part) == digests(world)
+
+
+def test_coco_tools_read_it_and_masks_boxes_areas_agree(world: Path) -> None:
+    api = COCO(str(world / "annotations" / "instances_train2017.json"))
+    panoptic = json.loads((world / "annotations" / "panoptic_train2017.json").read_text())
+    pngs = {entry["image_id"]: entry for entry in panoptic["annotations"]}
+    assert len(api.getImgIds()) == 6 and len(api.getCatIds()) == 32 and len(panoptic["categories"]) == 42
+    for annotation in api.loadAnns(api.getAnnIds()):
+        mask = api.annToMask(annotation).astype(bool)
+        y, x = np.nonzero(mask)
+        # the box is the extent of the visible mask, xywh
+        assert annotation["bbox"] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
+        assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
+        png = np.asarray(Image.open(world / f"annotations/panoptic_train2017/{annotation['image_id']:012d}.png"), int)
+        ids = png @ [1, 256, 65536]
+        same = [s for s in pngs[annotation["image_id"]]["segments_info"] if (mask == (ids == s["id"])).all()]
+        assert [s["category_id"] for s in same] == [annotation["category_id"]]
+        assert rle.area(api.annToRLE(annotation)) == annotation["area"]
+
+
+def test_our_loaders_read_it_as_they_read_coco(world: Path) -> None:
+    dataset = open_data(world, split="val", annotations="panoptic")
+    assert len(dataset.records) == 3 and not dataset.dropped
+    assert [category.name for category in dataset.categories] == [kind.name for kind in KINDS]
+    for record in dataset.records:
+        segments = panoptic_segments(record, dataset.categories)
+        assert segments.masks.any(dim=(1, 2)).all() and segments.masks.sum(dim=0).max() == 1
+        assert (~segments.is_thing).any(), "every scene lies on stuff"
+
+
+def test_categories_are_told_apart_by_texture_and_every_shape_has_one_novel() -> None:
+    assert len(THINGS) == 32 and len(STUFFS) == 10 == len(STUFF)
+    assert len({kind.texture for kind in THINGS}) == 32 == len(TEXTURES)
+    split = base_and_novel()
+    assert len(split["base"]) == 24 and len(split["novel"]) == 8
+    shapes = [kind.shape for kind in THINGS if kind.is_novel]
+    assert len(set(shapes)) == 8  # each shares its shape with three base categories
+
+
+def test_textures_differ_where_they_are_seen_whole() -> None:
+    v, u = np.mgrid[0:4:64j, 0:4:64j].astype(np.float32)
+    tones = np.stack([texture(u, v).astype(np.float32).ravel() for texture in TEXTURES.values()])
+    assert tones.min() >= 0 and tones.max() <= 1
+    assert (tones.std(axis=1) > 0.15).all(), "every texture shows"
+    likeness = np.abs(np.corrcoef(tones)) - np.eye(len(tones))
+    assert likeness.max() < 0.9
+
+
+def test_colours_are_drawn_without_regard_to_the_category() -> None:
+    rng = np.random.default_rng(0)
+    tones = [two_tones(rng, contrast=(0.4, 0.8)) for _ in range(2000)]
+    luminance = np.array([[colour @ [0.299, 0.587, 0.114] for colour in pair] for pair in tones]) / 255
+    gap = np.abs(luminance[:, 0] - luminance[:, 1])
+    assert gap.min() > 0.39 and gap.max() < 0.81
+    assert abs((luminance[:, 0] > luminance[:, 1]).mean() - 0.5) < 0.05, "which tone is darker is random"
+    assert all(colour.min() >= 0 and colour.max() <= 255 for pair in tones for colour in pair)
+
+
+def test_things_stay_visible_and_masks_cover_the_picture() -> None:
+    for seed in range(20):
+        scene = draw_scene(np.random.default_rng(seed))
+        assert scene.image.shape[:2] == scene.segments.shape and scene.image.dtype == np.uint8
+        assert scene.segments.min() >= 0 and scene.segments.max() < len(scene.kinds)
+        for place, kind in enumerate(scene.kinds):
+            if kind.is_thing:  # the smallest is 32 px across, a kite or a tent fills about a third of that
+                assert (scene.segments == place).sum() > MIN_VISIBLE * 32 * 32 / 4
+
+
+def test_captions_name_what_is_there() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        picture, caption = draw_pair(rng)
+        assert picture.shape == (64, 64, 3)
+        assert any(kind.name in caption for kind in KINDS), caption
+        assert " a eyed" not in caption and " a argyle" not in caption
