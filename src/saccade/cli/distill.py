@@ -150,14 +150,9 @@ def write_product(objective: "ClipSelf", folder: Path, *, alpha: float) -> None:
 def _open_pictures(config: DistillConfig, world: "World", *, start_step: int) -> tuple[Iterable["Batch"], int]:
     """The loader of this process, its first batch that of `start_step`; and how many pictures there are."""
     from saccade.data.loader import BatchSampler, PictureSource, make_loader, open_data
-    from saccade.types import InputError
 
     dataset = open_data(config.data, split=config.split)
-    count, need = len(dataset.records), config.batch * world.size
-    if count < need:
-        raise InputError(
-            f"--data {config.data}: must hold at least one step's pictures, {need}; got {count}. Lower --batch."
-        )
+    count = len(dataset.records)
     source = PictureSource(
         dataset,
         regions=config.regions,

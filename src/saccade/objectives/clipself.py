@@ -109,7 +109,7 @@ class ClipSelf(nn.Module):
                 height, width = sample.image.shape[1:]
                 boxes = enlarge_boxes(boxes, factor=self.enlarge, height=height, width=width)
             image = sample.image.to(self._device, non_blocking=True)
-            crops.append(crop_and_resize(image, boxes.to(self._device), size=self.teacher.native_size))
+            crops.append(crop_and_resize(image, boxes, size=self.teacher.native_size))
         packed = normalize(torch.cat(crops), mean=self.teacher.mean, std=self.teacher.std)  # (R, 3, S, S)
         embeddings = [self.teacher.encode_image(part, normalize=False) for part in packed.split(self.chunk)]
         return F.normalize(torch.cat(embeddings).float(), dim=1)

@@ -15,7 +15,8 @@ from saccade.data.world.appearance import SHAPES, STUFF, TEXTURES, Array, two_to
 
 Labels = NDArray[np.int32]
 
-SCENE_SIZES = ((256, 256), (192, 256), (256, 192))  # (height, width)
+SCENE_SIZES = ((192, 192), (192, 192), (160, 192), (192, 160))  # (height, width) [pixels]
+THING_SIZES = (28.0, 100.0)  # extent of a thing in a scene [pixels], log-uniform
 PAIR_SIZE = 64
 MIN_VISIBLE = 0.6  # of a thing's area, else the newcomer that would hide it is placed elsewhere
 
@@ -151,7 +152,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     for _ in range(int(rng.integers(3, 8))):
         kind = THINGS[rng.integers(len(THINGS))]
         for _attempt in range(6):
-            size = float(np.exp(rng.uniform(np.log(32), np.log(128))))
+            size = float(np.exp(rng.uniform(*np.log(THING_SIZES))))
             margin = size * 0.35
             centre = (rng.uniform(margin, width - margin), rng.uniform(margin, height - margin))
             mask, layer = _draw_thing(canvas, kind, rng, centre=centre, size=size)

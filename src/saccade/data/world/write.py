@@ -59,7 +59,7 @@ def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: 
     Raises:
         InputError: the folder holds another world or other files.
     """
-    parameters = {"format": 1, **asdict(size)}
+    parameters = {"format": 2, **asdict(size)}
     if _holds(folder, parameters):
         return
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
