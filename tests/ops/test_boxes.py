@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saccade.ops.boxes import check_boxes, clip_boxes, enlarge_boxes, xywh_to_xyxy, xyxy_to_xywh
+from saccade.ops.boxes import boxes_on_input, check_boxes, clip_boxes, enlarge_boxes, xywh_to_xyxy, xyxy_to_xywh
 from saccade.types import InputError
 
 
@@ -28,6 +28,13 @@ def test_enlarge_about_the_centre_then_clip():
     boxes = torch.tensor([[40.0, 20.0, 60.0, 60.0], [0.0, 0.0, 20.0, 20.0]])
     # first: centre (50, 40), half sizes (10, 20) * 1.5 = (15, 30); second: centre (10, 10), half 15, cut at 0
     assert enlarge_boxes(boxes, factor=1.5, height=200, width=100).tolist() == [[35, 10, 65, 70], [0, 0, 25, 25]]
+
+
+def test_boxes_on_the_input_keep_their_place_on_the_rounded_picture():
+    # 30 x 100 at 64 px: 64 wide, 30 * 0.64 = 19.2 -> 19 high; so across 64 / 100 = 0.64, down 19 / 30
+    boxes = torch.tensor([[0.0, 0.0, 100.0, 30.0], [50.0, 15.0, 75.0, 30.0]])
+    wanted = torch.tensor([[0.0, 0.0, 64.0, 19.0], [32.0, 9.5, 48.0, 19.0]])
+    torch.testing.assert_close(boxes_on_input(boxes, height=30, width=100, size=64), wanted)
 
 
 def test_no_boxes_pass_everywhere():

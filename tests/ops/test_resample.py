@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 
 from saccade.ops import resample
-from saccade.ops.resample import crop_and_resize, fitted_size, normalize, pad_right_bottom, resize_longest
+from saccade.ops.resample import (
+    crop_and_resize,
+    fitted_size,
+    normalize,
+    pad_right_bottom,
+    resize_longest,
+    square_input,
+)
 
 
 def picture(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:
@@ -198,6 +205,17 @@ def test_pad_and_normalize():
     normal = normalize(levels, mean=mean, std=std)
     torch.testing.assert_close(normal[:, 0, 0], torch.tensor(wanted), atol=1e-6, rtol=1e-6)
     assert math.isclose(float(normalize(levels[None], mean=mean, std=std)[0, 2, 1, 1]), wanted[2], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("pad", ["zero", "black"])
+def test_square_input_is_the_resized_picture_with_its_padding(pad):
+    image, mean, std = picture(61, 97), (0.48, 0.45, 0.4), (0.26, 0.25, 0.27)
+    square = square_input(image, size=32, mean=mean, std=std, pad=pad)  # 61 x 97 -> 20 x 32
+    assert square.shape == (3, 32, 32)
+    assert torch.equal(square[:, :20], normalize(resize_longest(image, size=32), mean=mean, std=std))
+    black = [-m / s for m, s in zip(mean, std, strict=True)]  # (0 / 255 - mean) / std
+    wanted = torch.tensor(black if pad == "black" else [0.0, 0.0, 0.0])[:, None, None].expand(3, 12, 32)
+    torch.testing.assert_close(square[:, 20:], wanted)
 
 
 def test_crops_cut_in_several_goes_are_the_same(monkeypatch):

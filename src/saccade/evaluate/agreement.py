@@ -15,7 +15,8 @@ from torch import Tensor
 from saccade.clip.dense import Head
 from saccade.clip.model import Clip
 from saccade.data.coco import Dataset
-from saccade.evaluate.feed import CropPacker, Feed, boxes_on_input, square_inputs
+from saccade.evaluate.feed import CropPacker, Feed, square_inputs
+from saccade.ops.boxes import boxes_on_input
 from saccade.ops.grid import sample_grid
 from saccade.ops.pool import pool_boxes
 from saccade.types import InputError, Sample
@@ -122,7 +123,7 @@ def _student_regions(
     images = [sample.image.to(device) for sample in samples]
     for image, own in zip(images, boxes, strict=True):
         packer.add(image, own)
-    inputs = square_inputs(images, size=size, mean=student.mean, std=student.std)
+    inputs = square_inputs(student, images, size=size)
     dense = student.encode_dense(inputs, head=head)  # (B, D, h, w)
     scaled = [
         boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size)

@@ -18,10 +18,8 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.data.coco import Dataset
 from saccade.data.loader import EvaluationSource, OnceSampler, make_loader
-from saccade.ops.resample import crop_and_resize, fitted_size, normalize, pad_right_bottom, resize_longest
+from saccade.ops.resample import crop_and_resize, normalize, square_input
 from saccade.types import BadSample, InputError, Sample
-
-Colour = tuple[float, float, float]  # one number each for R, G, B
 
 
 class Rate(ProgressColumn):
@@ -92,26 +90,9 @@ class Feed:
         return [{"id": item.id, "reason": item.reason} for item in self.bad]
 
 
-def square_inputs(
-    images: list[UInt8[Tensor, "3 _ _"]], *, size: int, mean: Colour, std: Colour
-) -> Float[Tensor, "B 3 size size"]:
-    """Bring pictures to the student's input: longest side to `size`, normalised, zeros right and below (Sec. 4.1).
-
-    Args:
-        images: pictures on the compute device.
-        size: side of the square input [pixels].
-        mean: colour statistics of the tower, for values in [0, 1].
-        std: likewise.
-    """
-    fitted = [normalize(resize_longest(image, size=size), mean=mean, std=std) for image in images]
-    return torch.stack([pad_right_bottom(image, height=size, width=size) for image in fitted])
-
-
-def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
-    """Carry boxes from pixels of a (height, width) picture to pixels of its padded square input."""
-    new_height, new_width = fitted_size(height, width, size=size)
-    x, y = new_width / width, new_height / height
-    return boxes * boxes.new_tensor([x, y, x, y])
+def square_inputs(clip: Clip, images: list[UInt8[Tensor, "3 _ _"]], *, size: int) -> Float[Tensor, "B 3 size size"]:
+    """Bring pictures on the device to the padded squares that a model's dense tower sees (Sec. 4.1)."""
+    return torch.stack([square_input(image, size=size, mean=clip.mean, std=clip.std) for image in images])
 
 
 class CropPacker:

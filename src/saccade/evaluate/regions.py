@@ -17,9 +17,9 @@ from saccade.clip.dense import Head
 from saccade.clip.model import Clip
 from saccade.clip.text import embed_names
 from saccade.data.coco import Dataset, Record
-from saccade.evaluate.feed import CropPacker, Feed, boxes_on_input, square_inputs
+from saccade.evaluate.feed import CropPacker, Feed, square_inputs
 from saccade.evaluate.score import ranks_of, score
-from saccade.ops.boxes import enlarge_boxes
+from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
 from saccade.ops.resample import pad_right_bottom
 from saccade.types import InputError, Sample, Segments
@@ -173,7 +173,7 @@ def _dense_regions(
     clip: Clip, chosen: list[tuple[Tensor, Segments]], *, size: int, head: Head
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
     """Pool ONE dense pass over the boxes of the T things and over the masks of all R segments."""
-    inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std)
+    inputs = square_inputs(clip, [image for image, _ in chosen], size=size)
     dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     grid = (dense.shape[2], dense.shape[3])
     boxes = [

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saccade.ops.resample import fitted_size
 from saccade.types import InputError
 
 
@@ -67,6 +68,23 @@ def enlarge_boxes(boxes: Float[Tensor, "N 4"], *, factor: float, height: int, wi
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2  # (N, 2)
     half = (boxes[:, 2:] - boxes[:, :2]) * (factor / 2)  # (N, 2)
     return clip_boxes(torch.cat([centre - half, centre + half], dim=1), height=height, width=width)
+
+
+def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
+    """Carry boxes from a picture to its padded square input, see `saccade.ops.resample.square_input` (Sec. 3.2).
+
+    Args:
+        boxes: xyxy, pixels of the picture.
+        height: of the picture [pixels].
+        width: of the picture [pixels].
+        size: side of the square input [pixels].
+
+    Returns:
+        xyxy, pixels of the input; each axis by its own factor, since the sides of the resized picture are rounded.
+    """
+    fitted_height, fitted_width = fitted_size(height, width, size=size)
+    across, down = fitted_width / width, fitted_height / height
+    return boxes * boxes.new_tensor([across, down, across, down])
 
 
 def check_boxes(boxes: Tensor, name: str = "boxes") -> None:

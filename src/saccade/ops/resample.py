@@ -4,10 +4,13 @@ input").
 The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
 at the edge), so that a crop cut here differs from one cut by Pillow only by Pillow's rounding to whole grey levels.
 Crops of like size are two batched matrix products with a weight table an axis over windows of the picture: a grid's
-crops cost one pass over its pixels, and nothing waits for the device. Absent: RoIAlign (bilinear averaging, another
-picture), grid_sample (a = -0.75 and no antialiasing), and torch's own antialiased interpolation (no clamp between its
-passes, which shows at hard edges, and a wrong result where a side becomes one pixel).
+crops cost one pass over its pixels. Sizes are worked out on the host from boxes that lie there; what goes to the device
+is a few numbers a crop, and no result comes back. Absent: RoIAlign (bilinear averaging, another picture), grid_sample
+(a = -0.75 and no antialiasing), and torch's own antialiased interpolation (no clamp between its passes, which shows at
+hard edges, and a wrong result where a side becomes one pixel).
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +84,32 @@ def crop_and_resize(
             crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
             order = order[count:]
     return torch.cat(crops)[place.to(image.device)]
+
+
+def square_input(
+    image: Num[Tensor, "3 H W"],
+    *,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    pad: Literal["zero", "black"] = "zero",
+) -> Float[Tensor, "3 size size"]:
+    """Bring a picture to the padded square the dense tower sees (student input; Sec. 3.2, 4.1).
+
+    Args:
+        image: uint8 or floating point, in [0, 255], on the compute device.
+        size: side of the square [pixels]; the picture's longest side becomes as long.
+        mean: colour statistics of the tower, see `normalize`.
+        std: likewise.
+        pad: zero = zeros after normalisation (paper), black = black before it (published code).
+
+    Returns:
+        The normalised picture at the top left, padding right of it and below.
+    """
+    resized = resize_longest(image, size=size)  # (3, h', w')
+    if pad == "black":
+        return normalize(pad_right_bottom(resized, height=size, width=size), mean=mean, std=std)
+    return pad_right_bottom(normalize(resized, mean=mean, std=std), height=size, width=size)
 
 
 def pad_right_bottom(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saccade.clip.dense import Head
 from saccade.clip.model import Clip
-from saccade.ops.resample import fitted_size, normalize, pad_right_bottom, resize_longest
+from saccade.ops.resample import fitted_size, square_input
 from saccade.types import InputError
 
 PANEL = 2.4  # longest side of a panel [inches]
@@ -38,9 +38,10 @@ def dense_map(clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, head: Hea
     """
     clip.eval()
     image = image.to(next(clip.parameters()).device)
-    fitted = normalize(resize_longest(image, size=size), mean=clip.mean, std=clip.std)  # (3, h', w')
-    dense = clip.encode_dense(pad_right_bottom(fitted, height=size, width=size)[None], head=head)[0]  # (D, h, w)
-    rows, columns = (ceil(side / clip.patch_size) for side in fitted.shape[1:])
+    square = square_input(image, size=size, mean=clip.mean, std=clip.std)  # (3, size, size)
+    dense = clip.encode_dense(square[None], head=head)[0]  # (D, h, w)
+    fitted = fitted_size(image.shape[1], image.shape[2], size=size)
+    rows, columns = (ceil(side / clip.patch_size) for side in fitted)
     return dense[:, :rows, :columns].cpu()
 
 
