@@ -133,14 +133,14 @@ def test_random_numbers_come_from_the_seed():
         "vision_cfg": {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 16},
     }
     config["text_cfg"] = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
-    from saccade.clip.model import _build
+    from saccade.clip.model import build
 
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, two = (_build({"model_cfg": config}, name="tiny", seed=3).state_dict() for _ in range(2))
+    one, two = (build({"model_cfg": config}, name="tiny", seed=3).state_dict() for _ in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert torch.equal(before, torch.random.get_rng_state())  # the global generator is left alone
-    other = _build({"model_cfg": config}, name="tiny", seed=4).state_dict()
+    other = build({"model_cfg": config}, name="tiny", seed=4).state_dict()
     assert not torch.equal(one["visual.conv1.weight"], other["visual.conv1.weight"])
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from saccade.engine.log import Log
 from saccade.engine.pretrain import pretrain
 from saccade.types import InputError
 
@@ -45,33 +46,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def train(made: tuple[Path, Path], out: Path, **changed) -> list[dict]:
-    rows: list[dict] = []
     settings = {
         "steps": 4, "batch": 6, "lr": 2e-3, "lr_adam": 2e-3, "warmup": 2, "patch_dropout": 0.5, "whole_steps": 1,
         "seed": 0, "save_every": 2, "device": "cpu", **changed,
     }  # fmt: skip
-    pretrain(made[0], made[1], out, report=rows.append, **settings)
-    return rows
+    pretrain(made[0], made[1], out, **settings)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_stopped_and_started_again_gives_the_same_bits(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_stopped_and_started_again_gives_the_same_bits(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(made, tmp_path / "whole")
+    step = Log.step
 
-    class Stopped(Exception):  # noqa: N818
-        pass
+    def die_after_3(log: Log, done: int, **numbers) -> None:
+        step(log, done, **numbers)
+        if done == 3:  # after the save of step 2: the third step is lost and made again
+            raise KeyboardInterrupt
 
-    def stop_at_3(row: dict) -> None:
-        if row["step"] == 3:  # after the save of step 2; the third step is lost and made again
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        pretrain(
-            made[0], made[1], tmp_path / "parts", steps=4, batch=6, lr=2e-3, lr_adam=2e-3, warmup=2, patch_dropout=0.5,
-            whole_steps=1, seed=0, save_every=2, device="cpu", report=stop_at_3,
-        )  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Log, "step", die_after_3)
+        train(made, tmp_path / "parts")
     rest = train(made, tmp_path / "parts")
-    assert [row["step"] for row in rest] == [3, 4]
-    assert [row["loss"] for row in rest] == [row["loss"] for row in whole[2:]]
+    assert [row["step"] for row in rest] == [1, 2, 3, 4], "the lost step's line is replaced"
+    assert [row["loss"] for row in rest] == [row["loss"] for row in whole]
     name = "open_clip_model.safetensors"
     first, second = load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -92,11 +91,20 @@ def test_it_learns_and_open_clip_reads_it(made: tuple[Path, Path], tmp_path: Pat
 
 def test_another_run_in_the_folder_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     train(made, tmp_path)
-    with pytest.raises(InputError, match="Name another folder"):
+    with pytest.raises(InputError, match=r"lr: there 0\.002, here 0\.001"):
         train(made, tmp_path, lr=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 31}, {"batch": 1}, {"patch_dropout": 1.0}])
+def test_a_damaged_state_is_named(made: tuple[Path, Path], tmp_path: Path) -> None:
+    train(made, tmp_path)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"last\.pt"):
+        train(made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch": 31}, {"batch": 1}, {"patch_dropout": 1.0}, {"save_every": 0}]
+)
 def test_numbers_that_cannot_train_are_refused(made: tuple[Path, Path], tmp_path: Path, wrong: dict) -> None:
-    with pytest.raises(InputError, match="pretrain"):
+    with pytest.raises(InputError, match=r"pretrain|Lower --batch"):
         train(made, tmp_path, **wrong)

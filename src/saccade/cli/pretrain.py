@@ -38,8 +38,8 @@ class Pretrain:
     """Draws the weights, the order and the augmentation."""
     save_every: int = 100
     """Steps between saved states."""
-    device: str = "cpu"
-    """cpu or cuda."""
+    device: str = "auto"
+    """cpu or cuda; auto = cuda where there is one."""
 
 
 def run(config: Pretrain) -> None:
@@ -48,17 +48,13 @@ def run(config: Pretrain) -> None:
     Raises:
         InputError: no shards, an incomplete pair, or an output folder of another run.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from saccade.engine.distributed import choose_device
     from saccade.engine.pretrain import pretrain
 
-    columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=config.steps, loss=float("nan"))
-        pretrain(
-            config.pairs, config.config, config.out, steps=config.steps, batch=config.batch, lr=config.lr,
-            lr_adam=config.lr_adam, warmup=config.warmup, patch_dropout=config.patch_dropout,
-            whole_steps=config.whole_steps, seed=config.seed, save_every=config.save_every, device=config.device,
-            report=lambda row: bar.update(task, completed=row["step"], loss=row["loss"]),
-        )  # fmt: skip
+    pretrain(
+        config.pairs, config.config, config.out, steps=config.steps, batch=config.batch, lr=config.lr,
+        lr_adam=config.lr_adam, warmup=config.warmup, patch_dropout=config.patch_dropout,
+        whole_steps=config.whole_steps, seed=config.seed, save_every=config.save_every,
+        device=choose_device(config.device, local_rank=None).type,
+    )  # fmt: skip
     print(f"{config.out}: open_clip_config.json and open_clip_model.safetensors")

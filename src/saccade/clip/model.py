@@ -198,7 +198,7 @@ def load(
     config, weights = _find(name)
     if pretrained is not None:
         weights = _weights_of(name, str(pretrained), config)
-    clip = Clip(_build(config, name=name, seed=seed), name=name, config=config)
+    clip = Clip(build(config, name=name, seed=seed), name=name, config=config)
     if weights is not None:
         put_state(clip.model, rename_eva(read_state(weights)), source=str(weights), name=name)
     else:
@@ -215,7 +215,7 @@ def _find(name: str) -> tuple[dict[str, Any], Path | None]:
         return {"model_cfg": architecture, "preprocess_cfg": statistics}, None
     folder = Path(__file__).parent / "small" if name == SMALL else Path(name)
     if folder.is_dir():
-        return _read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+        return read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     names = [SMALL, *open_clip.list_models()]
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [SMALL, "EVA02-B-16", "ViT-B-16", "ViT-L-14"]
     raise InputError(
@@ -224,7 +224,15 @@ def _find(name: str) -> tuple[dict[str, Any], Path | None]:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read and check open_clip's description of a model.
+
+    Returns:
+        {"model_cfg": ..., "preprocess_cfg": {"mean", "std", ...}}.
+
+    Raises:
+        InputError: it cannot be read, or is not such a description.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -285,7 +293,7 @@ def _refusal(model: dict[str, Any]) -> str | None:
     return None
 
 
-def _build(config: dict[str, Any], *, name: str, seed: int | None) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+def build(config: dict[str, Any], *, name: str, seed: int | None) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     """Build the open_clip module a description asks for, with random numbers, reading nothing from the network."""
     model = json.loads(json.dumps(config["model_cfg"]))  # a copy: open_clip's constructors and we change it
     reason = _refusal(model)

@@ -7,26 +7,25 @@ few pictures). Resume = the same command; the state is kept in `OUT/last.pt`.
 Deliberately absent: several processes, and any loss on regions.
 """
 
-import json
 import math
-import time
-from collections.abc import Callable
+import os
+import pickle
 from pathlib import Path
 
-import open_clip
 import torch
 from jaxtyping import Int64
 from open_clip.transformer import PatchDropout
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from saccade.clip.model import Clip, build, read_config
+from saccade.clip.weights import save_clip
 from saccade.data.shards import read_pairs
+from saccade.engine.config import claim_folder
+from saccade.engine.log import Log
 from saccade.objectives.image_text import clamp_scale, contrastive_loss
 from saccade.ops.augment import random_views
 from saccade.types import InputError
-
-Report = Callable[[dict[str, float]], None]
 
 
 def pretrain(
@@ -44,53 +43,45 @@ def pretrain(
     seed: int,
     save_every: int,
     device: str,
-    report: Report | None = None,
 ) -> None:
     """Train a CLIP with the contrastive loss and write it as an open_clip folder, in fp16.
 
     Args:
         pairs: folder of tar shards, KEY.jpg + KEY.txt.
         config: open_clip_config.json of the model to build.
-        out: receives open_clip_config.json, open_clip_model.safetensors, metrics.jsonl and, until done, last.pt.
+        out: receives open_clip_config.json, open_clip_model.safetensors, metrics.jsonl, and last.pt to go on from.
         lr, lr_adam: peak learning rates of Muon and of AdamW; linear warm-up, cosine to 0.
         patch_dropout: share of each picture's patches left out (Li et al., "Scaling Language-Image Pre-training via
             Masking", 2023: twice the speed for the same pictures), but for the last whole_steps steps.
         save_every: steps between saved states.
-        report: called each step with the step's numbers.
+        device: cpu or cuda.
+
+    Raises:
+        InputError: numbers that cannot train, a config or pairs that cannot be used, an output folder of another run,
+            or a loss that is not finite (the last saved state is good).
     """
     # -------------------------------------------------------------------------------------------------- setting up
-    torch.manual_seed(seed)
-    described = json.loads(config.read_text())
-    side = described["model_cfg"]["vision_cfg"]["image_size"]
-    model = open_clip.CLIP(**described["model_cfg"]).to(device).train()
+    _check(steps=steps, batch=batch, patch_dropout=patch_dropout, save_every=save_every)
+    described = read_config(config)
+    images, captions = read_pairs(pairs, side=described["model_cfg"]["vision_cfg"]["image_size"])
+    if batch > len(images):
+        raise InputError(f"{pairs}: need at least one batch of {batch} pairs; got {len(images)}. Lower --batch.")
+    clip = Clip(build(described, name=str(out), seed=seed), name=str(out), config=described).to(device)
+    model = clip.model.train()
+    dropout = PatchDropout(patch_dropout)
     # On a CPU the fused kernel's bf16 backward over a few dozen tokens takes 0.4 of the step; the plain one 0.1.
     attention = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    tokenizer = open_clip.SimpleTokenizer(context_length=described["model_cfg"]["text_cfg"]["context_length"])
-    images, captions = read_pairs(pairs, side=side)
-    numbers, tokens = _number_captions(captions, tokenizer)
-    mean, std = (
-        torch.tensor(described["preprocess_cfg"][k], device=device).view(3, 1, 1) * 255 for k in ("mean", "std")
-    )
+    numbers, tokens = _number_captions(captions, clip)
+    mean, std = (torch.tensor(statistic, device=device).view(3, 1, 1) * 255 for statistic in (clip.mean, clip.std))
     optimizers = _optimizers(model, lr=lr, lr_adam=lr_adam)
-    _check(steps=steps, batch=batch, pairs=len(images), patch_dropout=patch_dropout)
-    dropout = PatchDropout(patch_dropout)
-    settings = {
-        "steps": steps,
-        "batch": batch,
-        "lr": lr,
-        "lr_adam": lr_adam,
-        "warmup": warmup,
-        "patch_dropout": patch_dropout,
-        "whole_steps": whole_steps,
-        "seed": seed,
-        "pairs": len(images),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    step = _restore(out / "last.pt", model, optimizers, settings)
+    record = {"steps": steps, "batch": batch, "lr": lr, "lr_adam": lr_adam, "warmup": warmup, "seed": seed,
+              "patch_dropout": patch_dropout, "whole_steps": whole_steps, "pairs": len(images),
+              "model": described}  # fmt: skip
+    claim_folder(out, record)
+    step = _restore(out / "last.pt", model, optimizers)
     # ----------------------------------------------------------------------------------------------------- the loop
-    with (out / "metrics.jsonl").open("a") as log:
+    with Log(out / "metrics.jsonl", steps=steps, start_step=step, every=1) as log:
         while step < steps:
-            started = time.perf_counter()
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * _schedule(step, steps=steps, warmup=warmup)
@@ -103,48 +94,42 @@ def pretrain(
                 seen = model.encode_image(views, normalize=True)
                 read = model.encode_text(tokens[unique].to(device), normalize=True)[place]
             loss = contrastive_loss(seen.float(), read.float(), place.to(device), scale=model.logit_scale.exp())
-            if not math.isfinite(loss.item()):
-                raise InputError(
-                    f"step {step}: the loss is {loss.item()}. Lower the learning rate (--lr {lr} --lr-adam {lr_adam})."
-                )
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+            if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+                raise InputError(
+                    f"step {step + 1}: the loss and its gradient must be finite; got {loss.item()} and {norm}. "
+                    f"Lower the learning rates (--lr {lr} --lr-adam {lr_adam})."
+                )
             for optimizer in optimizers:
                 optimizer.step()
             clamp_scale(model.logit_scale)
             step += 1
-            row = {"step": step, "loss": round(loss.item(), 4), "scale": round(model.logit_scale.exp().item(), 2),
-                   "seconds": round(time.perf_counter() - started, 3)}  # fmt: skip
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            if report:
-                report(row)
+            rate = optimizers[0].param_groups[0]["lr"]
+            log.step(step, loss=loss.item(), lr=rate, gradient_norm=norm, pictures=batch, items=batch)
             if step % save_every == 0 or step == steps:
-                _save(out / "last.pt", model, optimizers, settings, step)
+                _save(out / "last.pt", model, optimizers, step)
     # -------------------------------------------------------------------------------------------------- the product
-    weights = {name: value.detach().half().contiguous().cpu() for name, value in model.state_dict().items()}
-    save_file(weights, out / "open_clip_model.safetensors")
-    (out / "open_clip_config.json").write_text(config.read_text())
+    save_clip(clip, out, dtype=torch.float16)
 
 
-def _check(*, steps: int, batch: int, pairs: int, patch_dropout: float) -> None:
-    """Refuse numbers that cannot train anything."""
-    if steps < 1 or not 2 <= batch <= pairs:
+def _check(*, steps: int, batch: int, patch_dropout: float, save_every: int) -> None:
+    """Refuse numbers that cannot train anything, before anything is read."""
+    if min(steps, save_every) < 1 or batch < 2:
         raise InputError(
-            f"pretrain: need at least one step and a batch of 2 to {pairs} pairs; got {steps} and {batch}."
+            "pretrain: need at least 1 step, 1 step between saved states and a batch of 2 pairs; "
+            f"got --steps {steps} --save-every {save_every} --batch {batch}."
         )
     if not 0 <= patch_dropout < 1:
-        raise InputError(f"pretrain: patch dropout must be in [0, 1); got {patch_dropout}.")
+        raise InputError(f"pretrain: --patch-dropout must be in [0, 1); got {patch_dropout}.")
 
 
-def _number_captions(
-    captions: list[str], tokenizer: open_clip.SimpleTokenizer
-) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "U T"]]:
+def _number_captions(captions: list[str], clip: Clip) -> tuple[Int64[Tensor, " B"], Int64[Tensor, "U T"]]:
     """Give equal captions equal numbers, and the tokens of each number."""
     place: dict[str, int] = {}
     numbers = [place.setdefault(caption, len(place)) for caption in captions]
-    return torch.tensor(numbers), tokenizer(list(place))
+    return torch.tensor(numbers), clip.tokenize(list(place))
 
 
 def _draw(count: int, batch: int, *, seed: int, step: int) -> tuple[Int64[Tensor, " B"], torch.Generator]:
@@ -175,28 +160,25 @@ def _optimizers(model: nn.Module, *, lr: float, lr_adam: float) -> list[torch.op
     ]
 
 
-def _save(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict[str, float], step: int
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizers": [o.state_dict() for o in optimizers],
-        "settings": settings,
-        "step": step,
-    }
-    torch.save(state, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
+def _save(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """Replace the saved state, whole or not at all."""
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
-def _restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict[str, float]) -> int:
-    """Load the last saved state, if there is one of the same settings; the step to go on from."""
+def _restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Load the saved state, if there is one; the step to go on from."""
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    if state["settings"] != settings:
-        raise InputError(
-            f"{path.parent}: holds a run with {state['settings']}, not {settings}. Name another folder, or delete it."
-        )
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise InputError(f"{path}: need the saved state of this run; {error}. Delete it to start afresh.") from error
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
