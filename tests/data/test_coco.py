@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from saccade.data.coco import find_coco, read_instances, read_panoptic
+from saccade.data.coco import Dropped, read_instances, read_panoptic
+from saccade.data.layout import find_coco
 from saccade.types import Category, InputError
 
 INSTANCES: dict[str, Any] = {
@@ -89,7 +90,8 @@ def test_panoptic_records_hold_colours_and_where_the_masks_are(folder):
     dataset = read_panoptic(written(folder, PANOPTIC), folder, folder)
     assert dataset.categories == (Category(1, "person", True), Category(200, "rug", False))
     (record,) = dataset.records  # picture 3 has no panoptic annotation
-    assert dataset.dropped == {"picture has no panoptic annotation": 1}
+    where = f"{folder.parent / 'notes.json'}: image 3"
+    assert dataset.dropped == {"picture has no panoptic annotation": Dropped(1, where)}
     assert record.panoptic == folder / "a.png" and record.segment_ids == (513, 1)
     assert (
         record.boxes == ((0, 0, 60, 40), (5, 6, 12, 14)) and record.labels == (1, 0) and record.crowd == (False, True)
@@ -135,7 +137,7 @@ def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
         dataset = read(written(folder, changed(content, place, box)))
         record = dataset.records[0]
         if isinstance(expected, str):
-            assert dataset.dropped[expected] == 1 and len(record.boxes) == 1
+            assert dataset.dropped[expected].count == 1 and len(record.boxes) == 1
         else:
             assert (
                 expected in record.boxes
@@ -143,6 +145,17 @@ def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
                 and not any(reason.startswith("box") for reason in dataset.dropped)
             )
         assert len(record.boxes) == len(record.labels) == len(record.crowd)
+
+
+def test_what_is_left_out_is_told_with_its_first_place(folder):
+    content = changed(changed(INSTANCES, "annotations.0.bbox", [99, 0, 5, 5]), "annotations.1.bbox", [0, 99, 5, 5])
+    path = written(folder, content)
+    assert read_instances(path, folder).dropped_lines() == [
+        f"2 left out because a box lies outside the picture; the first: {path}: annotation 1"
+    ]
+    path = written(folder, changed(PANOPTIC, "annotations.0.segments_info.0.bbox", [99, 0, 5, 5]))
+    first, second = read_panoptic(path, folder, folder).dropped_lines()
+    assert first.endswith(f"{path}: annotation of image 7: segment 513") and second.endswith("image 3")
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
@@ -313,39 +326,6 @@ def test_one_missing_picture_is_left_to_its_step_and_all_missing_is_the_wrong_fo
         read_instances(path, folder / "gone")
 
 
-def layout(root: Path) -> Path:
-    for name in ("val2017", "annotations/panoptic_val2017"):
-        (root / name).mkdir(parents=True)
-    for kind in ("instances", "panoptic", "captions"):
-        (root / "annotations" / f"{kind}_val2017.json").touch()
-    return root
-
-
-def test_cocos_layout_is_found(tmp_path):
-    root = layout(tmp_path / "coco")
-    notes = root / "annotations"
-    files = find_coco(root, "val")
-    assert files.pictures == root / "val2017" and files.instances == notes / "instances_val2017.json"
-    assert files.panoptic == notes / "panoptic_val2017.json" and files.panoptic_pngs == notes / "panoptic_val2017"
-    assert files.captions == notes / "captions_val2017.json"
-    (notes / "panoptic_val2017.json").unlink()
-    assert find_coco(root, "val").panoptic is None
-
-
-def test_a_layout_that_is_not_cocos_is_refused_with_what_was_looked_for(tmp_path):
-    root = layout(tmp_path / "coco")
-    with pytest.raises(InputError, match=r"train2017; there is no such folder. It holds: annotations, val2017"):
-        find_coco(root, "train")
-    with pytest.raises(InputError, match='"train", "val" or "test"; got "minival"'):
-        find_coco(root, "minival")
-    with pytest.raises(InputError, match="nothing, there is no such folder"):
-        find_coco(tmp_path / "gone", "val")
-    for path in (root / "annotations").glob("*.json"):
-        path.unlink()
-    with pytest.raises(InputError, match=r"looked for .*instances_val2017\.json, .*panoptic_val2017\.json"):
-        find_coco(root, "val")
-
-
 # ------------------------------------------------------------------------------------------------------------ real COCO
 
 
@@ -358,7 +338,8 @@ def test_real_coco_is_read_whole():
         things = read_instances(files.instances, files.pictures)
         raw = json.loads(files.instances.read_text())
         assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
-        assert sum(len(r.boxes) for r in things.records) + sum(things.dropped.values()) == len(raw["annotations"])
+        left_out = sum(one.count for one in things.dropped.values())
+        assert sum(len(r.boxes) for r in things.records) + left_out == len(raw["annotations"])
         both = read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
         assert sum(category.is_thing for category in both.categories) == 80 and len(both.categories) == 133
         assert both.records and not both.dropped

@@ -42,6 +42,10 @@ def test_members_are_never_written_to_disk(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "in"]
 
 
+BROKEN_CHUNK = bytearray(jpeg((1, 2, 3), 64))
+BROKEN_CHUNK[BROKEN_CHUNK.index(b"IDAT") + 10] ^= 0xFF  # the checksum no longer fits: Pillow raises SyntaxError
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
@@ -49,6 +53,8 @@ def test_members_are_never_written_to_disk(tmp_path: Path) -> None:
         ({"1.txt": b"a"}, "1 has no picture"),
         ({"1.png": b"not a picture", "1.txt": b"a"}, "need a JPEG or PNG"),
         ({"1.png": jpeg((1, 2, 3))[:60], "1.txt": b"a"}, "need a JPEG or PNG"),
+        ({"1.png": BROKEN_CHUNK, "1.txt": b"a"}, "need a JPEG or PNG"),
+        ({"1.png": jpeg((1, 2, 3)), "1.txt": b"caf\xe9"}, "1: need a caption in UTF-8"),
     ],
 )
 def test_a_pair_that_cannot_be_used_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
@@ -56,6 +62,13 @@ def test_a_pair_that_cannot_be_used_is_named(tmp_path: Path, members: dict[str, 
     with pytest.raises(InputError, match=message) as caught:
         read_pairs(tmp_path, side=8)
     assert "s.tar" in str(caught.value)
+
+
+def test_shards_without_a_pair_are_an_error(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", {"1.json": b"{}"})
+    write_tar(tmp_path / "t.tar", {})
+    with pytest.raises(InputError, match="the 2 hold none"):
+        read_pairs(tmp_path, side=8)
 
 
 def test_a_folder_without_shards_says_how_to_make_some(tmp_path: Path) -> None:

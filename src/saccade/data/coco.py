@@ -2,18 +2,19 @@
 
 Two kinds of fault are told apart. A file that contradicts itself (wrong types, unknown or doubled ids, a file name
 that leaves its folder) is refused with the file, the entry and the field. A single box that cannot be used (not finite,
-outside the picture, under one pixel inside it) is left out and counted in `Dataset.dropped`; boxes over the edge are
-clipped. The same reader serves training, evaluation (the regions of Fig. 2 and 3) and the rendered world.
-Deliberately absent: polygons and run lengths of instance masks (no protocol here needs them), captions.
+outside the picture, under one pixel inside it) is left out and counted in `Dataset.dropped`, which every command that
+uses annotations reports; boxes over the edge are clipped. The same reader serves training, evaluation (the regions of
+Fig. 2 and 3) and the rendered world.
+Deliberately absent: polygons and run lengths of instance masks (no protocol here needs them), captions, and where
+the files of a split lie (`layout.py`).
 """
 
 import json
 import math
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NoReturn
 
 from saccade.data.pictures import check_inside
 from saccade.types import Category, InputError
@@ -49,60 +50,30 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """How much of an annotation file was left out for one reason, and where it happened first."""
+
+    count: int
+    first: str  # file and entry
+
+    def __add__(self, other: "Dropped") -> "Dropped":
+        return Dropped(self.count + other.count, self.first)
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """The pictures of one split, in the file's order; the categories by id; what was left out, counted by reason."""
+    """The pictures of one split, in the file's order; the categories by id; what was left out, by reason."""
 
     name: str
     categories: tuple[Category, ...]
     records: tuple[Record, ...]
-    dropped: dict[str, int]
+    dropped: dict[str, Dropped]
 
-
-@dataclass(frozen=True)
-class CocoFiles:
-    """Where one split of a COCO root lies; None: that file is not there."""
-
-    pictures: Path
-    instances: Path | None
-    panoptic: Path | None
-    panoptic_pngs: Path | None
-    captions: Path | None
-
-
-def find_coco(root: Path | str, split: str) -> CocoFiles:
-    """Find the files of one split in COCO's standard layout.
-
-    Args:
-        root: the folder that holds `train2017/`, `val2017/`, `annotations/` ...
-        split: "train", "val" or "test".
-
-    Raises:
-        InputError: the pictures' folder or every annotation file of the split is missing; says what was looked for.
-    """
-    root = Path(root)
-    if split not in ("train", "val", "test"):
-        raise InputError(f'split: must be "train", "val" or "test"; got "{split}".')
-    pictures, notes = root / f"{split}2017", root / "annotations"
-    if not pictures.is_dir():
-        raise InputError(
-            f"{root}: need a COCO root with the pictures of split {split} in {pictures}; there is no such folder. "
-            f"It holds: {_listing(root)}. Check the path and the split."
-        )
-    wanted = {kind: notes / f"{kind}_{split}2017.json" for kind in ("instances", "panoptic", "captions")}
-    there = {kind: path if path.is_file() else None for kind, path in wanted.items()}
-    if not any(there.values()):
-        raise InputError(
-            f"{root}: need an annotation file of split {split}; looked for {', '.join(map(str, wanted.values()))}. "
-            f"{notes} holds: {_listing(notes)}."
-        )
-    pngs = notes / f"panoptic_{split}2017"
-    return CocoFiles(
-        pictures=pictures,
-        instances=there["instances"],
-        panoptic=there["panoptic"],
-        panoptic_pngs=pngs if pngs.is_dir() else None,
-        captions=there["captions"],
-    )
+    def dropped_lines(self) -> list[str]:
+        """What was left out when the annotations were read, for the user, one line a reason."""
+        return [
+            f"{one.count} left out because a {reason}; the first: {one.first}" for reason, one in self.dropped.items()
+        ]
 
 
 def read_instances(json_path: Path | str, image_folder: Path | str) -> Dataset:
@@ -124,7 +95,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str) -> Dataset:
     labels = {category.id: label for label, category in enumerate(categories)}
     images = _images(path, content["images"])
     found: dict[int | str, list[tuple[Box, int, bool]]] = {image_id: [] for image_id in images}
-    dropped: Counter[str] = Counter()
+    dropped: dict[str, Dropped] = {}
     seen: set[int | str] = set()
     for entry in content["annotations"]:
         if isinstance(entry, dict) and "segments_info" in entry:
@@ -135,7 +106,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str) -> Dataset:
         crowd = _flag(where, entry, "iscrowd", default=0)
         box = _box(where, entry.get("bbox"), height=image["height"], width=image["width"])
         if isinstance(box, str):
-            dropped[box] += 1
+            _drop(dropped, box, where)
         else:
             found[entry["image_id"]].append((box, label, crowd))
     paths = _picture_paths(path, {key: image["file_name"] for key, image in images.items()}, Path(image_folder))
@@ -143,7 +114,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str) -> Dataset:
     for key, image in images.items():
         boxes, numbers, crowds = zip(*found[key], strict=True) if found[key] else ((), (), ())
         records.append(Record(key, paths[key], image["height"], image["width"], boxes, numbers, crowds))
-    return Dataset(path.stem, categories, tuple(records), dict(dropped))
+    return Dataset(path.stem, categories, tuple(records), dropped)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: Path | str) -> Dataset:
@@ -165,7 +136,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: P
     categories = _categories(path, content["categories"], need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
     images = _images(path, content["images"])
-    dropped: Counter[str] = Counter()
+    dropped: dict[str, Dropped] = {}
     found: dict[int | str, tuple[list[tuple[Box, int, bool, int]], str]] = {}
     for entry in content["annotations"]:
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
@@ -183,7 +154,6 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: P
         name = _field(where, entry, "file_name", str, "the name of a PNG file")
         segments = _segments(where, entry["segments_info"], labels, image, dropped)
         found[entry["image_id"]] = (segments, name)
-    dropped[UNANNOTATED] += len(images) - len(found)
     paths = _picture_paths(path, {key: images[key]["file_name"] for key in found}, Path(image_folder))
     pngs = _picture_paths(path, {key: name for key, (_, name) in found.items()}, Path(png_folder))
     records = []
@@ -193,11 +163,13 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: P
             boxes, numbers, crowds, ids = zip(*segments, strict=True) if segments else ((), (), (), ())
             size = (image["height"], image["width"])
             records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
-    return Dataset(path.stem, categories, tuple(records), {reason: n for reason, n in dropped.items() if n})
+        else:
+            _drop(dropped, UNANNOTATED, f"{path}: image {_short(key)}")
+    return Dataset(path.stem, categories, tuple(records), dropped)
 
 
 def _segments(
-    where: str, infos: list[Any], labels: dict[int, int], image: dict[str, Any], dropped: Counter[str]
+    where: str, infos: list[Any], labels: dict[int, int], image: dict[str, Any], dropped: dict[str, Dropped]
 ) -> list[tuple[Box, int, bool, int]]:
     """The usable segments of one picture: (box, label, crowd, colour id)."""
     found = []
@@ -210,7 +182,7 @@ def _segments(
         crowd = _flag(here, info, "iscrowd", default=0)
         box = _box(here, info.get("bbox"), height=image["height"], width=image["width"])
         if isinstance(box, str):
-            dropped[box] += 1
+            _drop(dropped, box, here)
         else:
             found.append((box, label, crowd, info["id"]))
     return found
@@ -219,7 +191,12 @@ def _segments(
 # ------------------------------------------------------------------------------------------------------ one field each
 
 
-def _fail(where: str, need: str, got: str, do: str) -> None:
+def _drop(dropped: dict[str, Dropped], reason: str, where: str) -> None:
+    one = Dropped(1, where)
+    dropped[reason] = dropped[reason] + one if reason in dropped else one
+
+
+def _fail(where: str, need: str, got: str, do: str) -> NoReturn:
     raise InputError(f"{where}: need {need}; got {got}. {do}")
 
 
@@ -372,10 +349,3 @@ def _escapes(name: str) -> bool:
     """Whether a file name leads out of the folder it is relative to, on any system, or is no file name at all."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return posix.is_absolute() or bool(windows.anchor) or ".." in posix.parts + windows.parts or "\0" in name
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return "nothing, there is no such folder"
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "nothing"

@@ -11,7 +11,7 @@ Deliberately absent: augmentation (the method has none), padding to a common siz
 
 import hashlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from saccade.data.coco import Dataset, Record, find_coco, read_instances, read_panoptic
+from saccade.data.coco import Dataset, Record, read_instances, read_panoptic
 from saccade.data.folder import read_folder
+from saccade.data.layout import find_coco, find_pictures
 from saccade.data.panoptic import panoptic_segments
 from saccade.data.pictures import PictureError, read_picture
 from saccade.ops.grid import grid_pairs, sample_grid
@@ -34,18 +35,24 @@ FEW_BAD = 16  # bad pictures that prove nothing yet about the data
 BAD_SHARE = 0.5  # of the pictures seen; beyond it the data, not the pictures, is wrong
 
 
-def open_data(path: Path | str, *, split: str, annotations: Literal["instances", "panoptic"] = "instances") -> Dataset:
+def open_data(
+    path: Path | str, *, split: str, annotations: Literal["instances", "panoptic", "none"] = "instances"
+) -> Dataset:
     """Read a COCO root or, where there is no `annotations/` in it, a plain folder of pictures.
 
     Args:
         path: the folder.
         split: "train", "val" or "test"; a plain folder has none, there it is not looked at.
-        annotations: which of a COCO root's files to read.
+        annotations: which of a COCO root's files to read; "none" lists the pictures of the split's folder (ids are
+            their names), whatever the annotations are.
 
     Raises:
         InputError: neither is there, or a file is not what it must be.
     """
     path = Path(path)
+    if annotations == "none":
+        is_coco = any((path / name).is_dir() for name in ("annotations", "train2017", "val2017", "test2017"))
+        return read_folder(find_pictures(path, split) if is_coco else path)
     if not (path / "annotations").is_dir():
         if annotations == "panoptic":
             raise InputError(f"{path}: need a COCO root with panoptic annotations; it has no folder `annotations`.")
@@ -71,10 +78,8 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
     """Order the pictures of one epoch: a permutation of 0..count-1 that depends on (seed, epoch) alone."""
-    if not shuffle:
-        return list(range(count))
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return torch.randperm(count, generator=generator).tolist()
 
@@ -92,7 +97,6 @@ class BatchSampler:
         world_size: int = 1,
         start_step: int = 0,
         total_steps: int | None = None,
-        shuffle: bool = True,
     ) -> None:
         """Remember the numbers; nothing is drawn before iteration.
 
@@ -104,7 +108,6 @@ class BatchSampler:
             world_size: processes that share a step.
             start_step: the first step to yield: where a resumed run goes on.
             total_steps: the step to stop before; None: go on for ever.
-            shuffle: False: every epoch in the data set's order.
 
         Raises:
             InputError: no pictures, or a batch below 1.
@@ -114,7 +117,7 @@ class BatchSampler:
         if batch < 1:
             raise InputError(f"batch: need at least 1 picture; got {batch}.")
         assert 0 <= rank < world_size and start_step >= 0, f"rank {rank} of {world_size}, step {start_step}"
-        self.count, self.batch, self.seed, self.shuffle = count, batch, seed, shuffle
+        self.count, self.batch, self.seed = count, batch, seed
         self.rank, self.world_size = rank, world_size
         self.start_step, self.total_steps = start_step, total_steps
 
@@ -126,7 +129,7 @@ class BatchSampler:
             for position in range(first, first + self.batch):
                 epoch, place = divmod(position, self.count)
                 if epoch != known:
-                    known, order = epoch, epoch_order(self.count, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+                    known, order = epoch, epoch_order(self.count, seed=self.seed, epoch=epoch)
                 pairs.append((epoch, order[place]))
             yield pairs
             step += 1
@@ -134,27 +137,24 @@ class BatchSampler:
     def __len__(self) -> int:
         """Steps left; only where they end."""
         if self.total_steps is None:
-            raise TypeError(
-                "a sampler without total_steps has no length"
-            )  # what list() and others expect of endless ones
+            raise TypeError("a sampler without total_steps is endless")  # what list() expects of those
         return max(0, self.total_steps - self.start_step)
 
 
 class OnceSampler:
-    """Every picture exactly once, in order, shared among processes without padding: for evaluation."""
+    """Every picture exactly once, in order: for evaluation."""
 
-    def __init__(self, count: int, *, batch: int, rank: int = 0, world_size: int = 1) -> None:
-        """Take pictures rank, rank + world_size, ...; `batch` of them at a time, fewer in the last batch."""
+    def __init__(self, count: int, *, batch: int) -> None:
+        """Take `batch` of `count` pictures at a time, fewer in the last batch."""
         if batch < 1:
             raise InputError(f"batch: need at least 1 picture; got {batch}.")
-        self.own = range(rank, count, world_size)
-        self.batch = batch
+        self.count, self.batch = count, batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(self.own[start : start + self.batch]) for start in range(0, len(self.own), self.batch))
+        return (list(range(start, min(start + self.batch, self.count))) for start in range(0, self.count, self.batch))
 
     def __len__(self) -> int:
-        return -(-len(self.own) // self.batch)
+        return -(-self.count // self.batch)
 
 
 # --------------------------------------------------------------------------------------------------------- the pictures
@@ -318,13 +318,17 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 def make_loader(
-    source: PictureSource | EvaluationSource, sampler: BatchSampler | OnceSampler, *, workers: int, strict: bool = False
+    source: PictureSource | EvaluationSource,
+    sampler: Iterable[list[Any]],
+    *,
+    workers: int,
+    strict: bool = False,
 ) -> BatchLoader:
     """Feed batches, decoded by worker processes; the same bits whatever the number of workers.
 
     Args:
         source: what an index means.
-        sampler: lists of the source's indices, one list a step.
+        sampler: lists of the source's indices, one list a step: a `BatchSampler` or a `OnceSampler`.
         workers: processes that decode; 0 = this one.
         strict: raise InputError on the first picture that cannot be used. Otherwise it is in `Batch.bad`, and only more
             than half of the pictures seen (and more than 16) being bad is an error.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from saccade.types import InputError
@@ -30,7 +30,7 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
         The pictures, and the caption of each, in the order of the sorted shards.
 
     Raises:
-        InputError: no shard, a pair that is not complete, or a picture that cannot be read; names shard and member.
+        InputError: no shard, no pair, one that is not complete, or one that cannot be read; names shard and member.
     """
     shards = sorted(folder.glob("*.tar"))
     if not shards:
@@ -45,7 +45,9 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
                 missing = "picture" if "txt" in pair else "caption (.txt)"
                 raise InputError(f"{shard}: {key} has no {missing}. Each KEY needs a picture and a text.")
             pictures.append(_decode(pair["picture"], side, f"{shard}: {key}"))
-            captions.append(pair["txt"].decode("utf-8").strip())
+            captions.append(_read_text(pair["txt"], f"{shard}: {key}"))
+    if not pictures:
+        raise InputError(f"{folder}: need pairs of KEY.jpg + KEY.txt in its shards; the {len(shards)} hold none.")
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), captions  # (B, 3, S, S)
 
 
@@ -63,7 +65,9 @@ def _read_shard(shard: Path) -> dict[str, dict[str, bytes]]:
                 content = tar.extractfile(member)
                 assert content is not None, f"{member.name} is a file"
                 halves.setdefault(key, {})["txt" if kind == "txt" else "picture"] = content.read()
-    except (tarfile.TarError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the readers of tar and its compressions let many kinds out of a damaged file
         raise InputError(f"{shard}: need a whole tar file; {error}. Fetch or write it again.") from error
     return halves
 
@@ -71,8 +75,15 @@ def _read_shard(shard: Path) -> dict[str, dict[str, bytes]]:
 def _decode(content: bytes, side: int, name: str) -> np.ndarray:
     try:
         picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG")).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: need a JPEG or PNG picture; {error}") from error
+    except Exception as error:  # Pillow's readers let every kind of exception out of a damaged file
+        raise InputError(f"{name}: need a JPEG or PNG picture; {type(error).__name__}: {error}") from error
     if picture.size != (side, side):
         picture = picture.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(picture)
+
+
+def _read_text(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: need a caption in UTF-8; {error}. Write the text again.") from error

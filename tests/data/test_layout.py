@@ -1,0 +1,41 @@
+"""COCO's layout: what is found, and what is said where it is another."""
+
+from pathlib import Path
+
+import pytest
+
+from saccade.data.layout import find_coco
+from saccade.types import InputError
+
+
+def layout(root: Path) -> Path:
+    for name in ("val2017", "annotations/panoptic_val2017"):
+        (root / name).mkdir(parents=True)
+    for kind in ("instances", "panoptic", "captions"):
+        (root / "annotations" / f"{kind}_val2017.json").touch()
+    return root
+
+
+def test_cocos_layout_is_found(tmp_path):
+    root = layout(tmp_path / "coco")
+    notes = root / "annotations"
+    files = find_coco(root, "val")
+    assert files.pictures == root / "val2017" and files.instances == notes / "instances_val2017.json"
+    assert files.panoptic == notes / "panoptic_val2017.json" and files.panoptic_pngs == notes / "panoptic_val2017"
+    assert files.captions == notes / "captions_val2017.json"
+    (notes / "panoptic_val2017.json").unlink()
+    assert find_coco(root, "val").panoptic is None
+
+
+def test_a_layout_that_is_not_cocos_is_refused_with_what_was_looked_for(tmp_path):
+    root = layout(tmp_path / "coco")
+    with pytest.raises(InputError, match=r"train2017; there is no such folder. It holds: annotations, val2017"):
+        find_coco(root, "train")
+    with pytest.raises(InputError, match='"train", "val" or "test"; got "minival"'):
+        find_coco(root, "minival")
+    with pytest.raises(InputError, match="nothing, there is no such folder"):
+        find_coco(tmp_path / "gone", "val")
+    for path in (root / "annotations").glob("*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"looked for .*instances_val2017\.json, .*panoptic_val2017\.json"):
+        find_coco(root, "val")
