@@ -220,6 +220,12 @@ def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"needs 3,600 free bytes.*has 3,599"):
         require_space(tmp_path, module=module, copies=3)
     require_space(tmp_path, module=module, copies=2)
+    # the product's tensors, frozen ones and buffers too: 100 + 5 + 5 + 2 float32 and one int64 = 456 bytes
+    product = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(1, 5), nn.BatchNorm1d(1, affine=False))
+    product.requires_grad_(False)
+    with pytest.raises(InputError, match=r"needs 2,856 free bytes.*2 checkpoints of 1,200 bytes and a model of 456"):
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2855}))
+        require_space(tmp_path, module=module, copies=2, product=product)
 
 
 def test_the_digest_knows_every_value_and_name():

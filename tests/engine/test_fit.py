@@ -12,13 +12,13 @@ from torch import nn
 
 from saccade.data.loader import BatchSampler, PictureSource, make_loader, open_data
 from saccade.engine.checkpoint import collect, list_complete, load_latest, restore
-from saccade.engine.distributed import World, choose_device, joined
+from saccade.engine.distributed import Processes, choose_device, joined
 from saccade.engine.fit import Outcome, fit, signals_caught
 from saccade.engine.log import Log
 from saccade.engine.optim import build_optimizer, take_step
 from saccade.types import BadSample, Batch, InputError, Sample
 
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 
 
 class Line(nn.Module):
@@ -70,8 +70,10 @@ def train(folder: Path, batches: list[Batch], *, steps: int = 6, module: Line | 
     if saved is not None:
         restore(module, optimizer, saved.tensors)
         start = saved.step
-    settings = {"save_every": 100, "keep": 10, "world": ALONE, "bad": saved.facts["bad"] if saved else None} | changes
-    with Log(folder / "metrics.jsonl", steps=steps, start_step=start, every=1, speak=settings["world"].is_first) as log:
+    settings = {"save_every": 100, "keep": 10, "processes": ALONE, **(saved.facts if saved else {})} | changes
+    with Log(
+        folder / "metrics.jsonl", steps=steps, start_step=start, every=1, speak=settings["processes"].is_first
+    ) as log:
         outcome = fit(
             module,
             batches[start:] if start else batches,
@@ -103,7 +105,7 @@ def test_the_loop_is_forward_backward_step(tmp_path):
     assert torch.equal(module.weight, plain.weight)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == losses and lines[0]["items"] == 3
-    assert outcome == Outcome(step=6)
+    assert outcome == Outcome(step=6, good=6)
 
 
 def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
@@ -194,7 +196,10 @@ def test_what_is_not_finite_stops_before_the_parameters_move(tmp_path, module):
 def test_a_step_without_items_moves_nothing(tmp_path):
     nothing = batch_of(0, boxes=0)
     module, _, outcome = train(tmp_path, [nothing, Batch([], [])], steps=2)
-    assert torch.equal(module.weight, Line().weight) and outcome.step == 2
+    assert torch.equal(module.weight, Line().weight) and outcome == Outcome(step=2, good=1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["items"]) for line in lines] == [(1, 0), (2, 0)]
+    assert not any("loss" in line for line in lines)  # a loss of 0 would be a lie, and a dent in the curve
     one, *_ = train(tmp_path / "a", [batch_of(0), nothing, batch_of(1)], steps=3)
     assert torch.isfinite(one.weight).all()
 
@@ -203,9 +208,9 @@ def test_bad_pictures_are_known_once_each_and_survive_a_stop(tmp_path):
     batches = [batch_of(step % 2, bad=step != 3) for step in range(6)]
     with pytest.raises(ConnectionError):
         train(tmp_path, batches, module=Interrupted(after=2), save_every=2)
-    assert load_latest(tmp_path).facts == {"bad": {"bad 0": "cut short", "bad 1": "cut short"}}
+    assert load_latest(tmp_path).facts == {"good": 2, "bad": {"bad 0": "cut short", "bad 1": "cut short"}}
     _, _, outcome = train(tmp_path, batches)
-    assert outcome.bad == {"bad 0": "cut short", "bad 1": "cut short"}
+    assert outcome.bad == {"bad 0": "cut short", "bad 1": "cut short"} and outcome.good == 6
 
 
 def test_a_loader_that_ends_too_early_is_noticed(tmp_path):

@@ -32,6 +32,22 @@ def test_a_resumed_run_drops_the_lines_past_its_checkpoint(tmp_path):
     assert [line["step"] for line in read(path)] == [2, 4, 6, 8, 10]
 
 
+def test_a_run_that_goes_on_has_one_end(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for start in (0, 10):
+        write(path, start=start, stop=10)
+        with Log(path, steps=10, start_step=10) as log:
+            log.event("end", {"step": 10})
+    assert [line.get("event", line["step"]) for line in read(path)] == [2, 4, 6, 8, 10, "end"]
+
+
+def test_a_step_that_had_no_items_has_no_loss(tmp_path):
+    with Log(tmp_path / "metrics.jsonl", steps=2, every=1) as log:
+        log.step(1, loss=None, lr=0.5, gradient_norm=0.0, pictures=0, items=0)
+    (line,) = read(tmp_path / "metrics.jsonl")
+    assert "loss" not in line and line["step"] == 1 and line["items"] == 0
+
+
 def test_a_silent_process_writes_nothing(tmp_path):
     with Log(tmp_path / "metrics.jsonl", steps=1, every=1, speak=False) as log:
         log.step(1, loss=0.5, lr=0.5, gradient_norm=1.0, pictures=4, items=13)

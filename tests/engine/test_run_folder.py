@@ -18,7 +18,17 @@ def test_the_defaults_are_accepted():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch", 0), ("lr", float("nan")), ("lr", 0.0), ("layers", 0), ("alpha", 0.0), ("alpha", 1.5)],
+    [
+        ("steps", 0),
+        ("batch", 0),
+        ("lr", float("nan")),
+        ("lr", 0.0),
+        ("layers", 0),
+        ("alpha", 0.0),
+        ("alpha", 1.5),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
 )
 def test_numbers_that_cannot_train_are_refused_by_name(field, value):
     with pytest.raises(InputError, match=f"--{field}: must be .*; got {value}"):
@@ -66,4 +76,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_a_damaged_record_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
+        claim_folder(tmp_path, record())
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"must be the JSON record of a run; got \[1, 2\]"):
         claim_folder(tmp_path, record())

@@ -1,7 +1,9 @@
 """Whole runs of `python -m saccade.cli.main distill`: stopped, killed, damaged, continued by the same command."""
 
 import json
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -84,12 +86,22 @@ def test_decoding_processes_outlive_a_signal_to_the_whole_group(distill):
     assert status == 143 and "Stopped after step 3 of 60" in said, said
 
 
-def test_a_finished_run_stays_as_it_is(distill, tmp_path):
+def events(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "event" in line]
+
+
+def test_a_finished_run_stays_as_it_is_but_for_a_missing_product(whole, distill, tmp_path):
+    run = tmp_path / "run"
     assert distill()[0] == 0
-    before = (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes()
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]}
+    status, said = distill()
+    assert status == 0 and "finished already, after step 4 of 4" in said and "could be used" not in said
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]} == before
+    shutil.rmtree(run / "model")
     assert distill()[0] == 0
-    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4]
-    assert (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes() == before
+    assert_same_bits(whole, run)
+    assert [event["event"] for event in events(run)] == ["end"]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, distill, tmp_path):
@@ -151,30 +163,104 @@ def test_bad_pictures_are_counted_at_the_end_and_strict_stops_at_the_first(disti
     assert status == 2 and "Traceback" not in said and ("cut.png" in said or "empty.png" in said)
 
 
+def test_a_run_that_met_no_good_picture_has_no_product(distill, tmp_path):
+    (tmp_path / "broken").mkdir()
+    for number in range(3):
+        (tmp_path / "broken" / f"{number}.png").write_bytes(b"not a picture")
+    for _ in range(2):  # the same command again must not find a finished run either
+        status, said = distill(data=tmp_path / "broken")
+        assert status == 2 and "none of the 3 of this run could be" in said and "0.png: " in said, said
+        assert "Traceback" not in said and not (tmp_path / "run" / "model").exists()
+    assert losses(tmp_path / "run") == {}
+
+
+def test_good_pictures_before_a_stop_count(distill, tmp_path, pictures):
+    """One good picture, seen in the first half of the run; the second half, started anew, meets only bad ones."""
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    assert distill("--batch", 1, data=data, kill=[signal.SIGTERM, 3])[0] == 143
+    for picture in data.iterdir():
+        picture.write_bytes(b"gone bad")
+    assert distill("--batch", 1, data=data)[0] == 0
+    assert (tmp_path / "run" / "model").exists() and list(losses(tmp_path / "run")) == [1, 2, 3]
+    assert [event["event"] for event in events(tmp_path / "run")] == ["stop", "end"]
+
+
+def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, pictures):
+    data = tmp_path / "coco"
+    shutil.copytree(pictures, data / "train2017")
+    images = [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in (1, 3, 5, 7)]
+    boxes = [[0, 0, 40, 40], [100, 100, 9, 9], [200, 0, 9, 9]]  # the last two lie outside 64 x 48
+    notes = [{"id": n, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0} for n, box in enumerate(boxes)]
+    content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}
+    (data / "annotations").mkdir()
+    (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    status, said = distill(data=data)
+    assert status == 0 and "2 left out because a box lies outside the picture" in said, said
+    assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box lies outside the picture": 2}
+
+
+def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, pictures):
+    status, said = distill("--steps", 1, data=tmp_path / "typo")
+    assert status == 2 and "typo" in said and not (tmp_path / "run").exists()
+    status, said = distill("--steps", 1, "--regions", "boxes")  # these pictures have no boxes
+    assert status == 2 and not (tmp_path / "run").exists(), said
+    assert distill("--steps", 1)[0] == 0
+
+
 def test_mistakes_are_messages(distill, tmp_path):
     for flags, message in (
         (["--layers", 0], "--layers: must be at least 1"),
         (["--student-size", 60], "Try 64"),
-        (["--batch", 11], "must hold at least one step's pictures, 11; got 10"),
+        (["--seed", -1], "--seed: must be 0 to"),
         (["--device", "tpu"], "--device: must be"),
     ):
         status, said = distill(*flags)
         assert status == 2 and message in said and "Traceback" not in said, said
 
 
-def test_two_processes_train_as_one_does(zygote, distill, tmp_path, tiny_model, pictures):
+@pytest.fixture
+def two(zygote, tmp_path, tiny_model, pictures):
+    """The command in two processes, as torchrun starts them; their statuses and what each said."""
+
+    def start(*flags, port: int, **request) -> tuple[list[int], list[str]]:
+        fixed = ["--data", pictures, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32]
+        fixed += ["--steps", 4, "--batch", 2, "--lr", 1e-3, "--warmup", 1, "--workers", 0, "--log-every", 1]
+        said = [tmp_path / f"said{rank}.txt" for rank in range(2)]
+        processes = []
+        for rank in range(2):
+            said[rank].unlink(missing_ok=True)
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            arguments = ["distill", *fixed, "--device", "cpu", *flags]
+            processes.append(zygote.start(said[rank], arguments, environment=environment, **request))
+        return [zygote.wait(process) for process in processes], [path.read_text() for path in said]
+
+    return start
+
+
+def test_two_processes_train_as_one_does(distill, two, tmp_path):
     """Two processes with 2 pictures each see what one process with 4 sees, and average over the union's regions."""
     assert distill("--batch", 4, out="one")[0] == 0
-    flags = ["--data", pictures, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32, "--steps", 4]
-    flags += ["--batch", 2, "--lr", 1e-3, "--warmup", 1, "--workers", 0, "--log-every", 1, "--device", "cpu"]
-    processes = []
-    for rank in range(2):
-        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-        output = tmp_path / f"said{rank}.txt"
-        processes.append(zygote.start(output, ["distill", *flags], environment=environment))
-    assert [zygote.wait(process) for process in processes] == [0, 0], (tmp_path / "said0.txt").read_text()
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert list(two) == [1, 2, 3, 4]
-    assert max(abs(one[step] - two[step]) for step in one) < 1e-5
-    assert (tmp_path / "said1.txt").read_text().count("step") == 0  # only the first process speaks
+    statuses, said = two(port=29517)
+    assert statuses == [0, 0], said[0]
+    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(theirs) == [1, 2, 3, 4]
+    assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
+    assert said[1].count("step") == 0  # only the first process speaks
+
+
+def test_two_processes_are_told_how_to_go_on_with_both(two):
+    statuses, said = two(port=29518, kill=[signal.SIGTERM, 2])
+    assert statuses == [143, 143], said[0]
+    assert "\n  torchrun --nproc-per-node 2 -m saccade.cli.main distill --data" in said[0]
+    assert "torchrun" not in said[1]
+
+
+def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
+    (tmp_path / "two" / "model").mkdir(parents=True)
+    began = time.monotonic()
+    statuses, said = two("--timeout", 60, port=29519)
+    assert statuses == [2, 2], said
+    assert all("holds model but no config.json" in words and "Traceback" not in words for words in said)
+    assert time.monotonic() - began < 30  # nobody waited for an answer

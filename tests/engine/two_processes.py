@@ -50,12 +50,12 @@ def main(model: str, out: str, mode: str) -> None:
     objective = (Broken if mode == "broken" else ClipSelf)(student, teacher, student_size=32)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = Recorder(trained)
-    with joined("cpu", timeout=30) as world:
+    with joined("cpu", timeout=30) as processes:
         everything = samples()
-        mine = everything if world.size == 1 else everything[2 * world.rank : 2 * world.rank + 2]
-        if mode == "empty" and world.rank == 1:
+        mine = everything if processes.size == 1 else everything[2 * processes.rank : 2 * processes.rank + 2]
+        if mode == "empty" and processes.rank == 1:
             mine = mine[1:]  # this process has no region at all
-        folder = Path(out) / f"{mode}_{world.rank}_of_{world.size}"
+        folder = Path(out) / f"{mode}_{processes.rank}_of_{processes.size}"
         folder.mkdir(parents=True)
         with Log(folder / "metrics.jsonl", steps=1, every=1) as log:
             try:
@@ -66,9 +66,9 @@ def main(model: str, out: str, mode: str) -> None:
                     count=count_regions,
                     learning_rate=lambda step: 1.0,
                     steps=1,
-                    world=world,
+                    processes=processes,
                     log=log,
-                    checkpoints=folder if world.size == 1 else Path(out) / mode,
+                    checkpoints=folder if processes.size == 1 else Path(out) / mode,
                     save_every=1,
                 )
             except InputError as error:

@@ -1,8 +1,9 @@
 """`saccade distill`: CLIPSelf from a folder of pictures to a model folder (Sec. 3.2).
 
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
-OUT/metrics.jsonl has the losses, OUT/config.json says what was run. The same command continues a stopped run and does
-nothing to a finished one. Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
+OUT/metrics.jsonl has the losses, OUT/config.json says what was run. The same command continues a stopped run and
+changes nothing in a finished one, but for a product that is missing.
+Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
 """
 
 import shlex
@@ -12,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saccade.engine.config import DistillConfig, check_config, claim_folder, run_record
+from saccade.engine.config import DistillConfig, check_config, check_writable, claim_folder, run_record
+from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from saccade.engine.distributed import World
+    from saccade.data.loader import PictureSource
+    from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
     from saccade.objectives.clipself import ClipSelf
     from saccade.types import Batch
@@ -31,103 +34,118 @@ def run(config: DistillConfig) -> None:
     from saccade.engine.distributed import joined
 
     check_config(config)
-    with joined(config.device, timeout=config.timeout) as world:
-        outcome = distill(config, world)
+    with joined(config.device, timeout=config.timeout) as processes:
+        outcome = distill(config, processes)
     if outcome.stopped_by is None:
         return
-    if world.is_first:
-        again = shlex.join(["saccade", *sys.argv[1:]])
+    if processes.is_first:
+        again = _again(processes.size)
         print(f"Stopped after step {outcome.step} of {config.steps}; saved. To go on, run:\n  {again}", file=sys.stderr)
     raise SystemExit(128 + outcome.stopped_by)
 
 
-def distill(config: DistillConfig, world: "World") -> "Outcome":
+def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     """One run in this process: towers, data, objective, loop, product.
 
     Args:
         config: checked by `check_config`.
-        world: this process among those of the run.
+        processes: this process among those of the run.
 
     Returns:
         The steps done and the signal that stopped them, if one did.
+
+    Raises:
+        InputError: a flag, the data, the weights or the output folder is wrong, or no picture could be used.
     """
     from copy import deepcopy
 
-    from saccade.clip.model import load
+    from saccade.clip.model import CONFIG_FILE, WEIGHTS_FILE, load
     from saccade.engine.checkpoint import clean_checkpoints, digest_module, load_latest, require_space, restore
-    from saccade.engine.fit import fit
+    from saccade.engine.fit import Outcome, fit
     from saccade.engine.log import Log
     from saccade.engine.optim import build_optimizer, learning_rate
     from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
 
-    # --- towers: the teacher is the student before its first step
-    student = load(config.model, pretrained=config.pretrained, device=str(world.device), seed=config.seed)
-    teacher = deepcopy(student, {id(student.tokenizer): student.tokenizer})  # a copy of the weights, not of the words
-    partly = train_layers(student, config.layers, head=config.head)
-    objective = ClipSelf(
-        student,
-        teacher,
-        student_size=config.student_size,
-        pad=config.pad,
-        head=config.head,
-        enlarge=1.5 if config.regions == "boxes" else 1.0,
-    )
+    # --- pictures and towers, before anything is written; the teacher is the student before its first step
+    with processes.together():
+        source = _open_pictures(config)
+        student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
+        teacher = deepcopy(student, {id(student.tokenizer): student.tokenizer})  # a copy of the weights, not the words
+        partly = train_layers(student, config.layers, head=config.head)
+        objective = ClipSelf(
+            student,
+            teacher,
+            student_size=config.student_size,
+            pad=config.pad,
+            head=config.head,
+            enlarge=1.5 if config.regions == "boxes" else 1.0,
+        )
     optimizer = build_optimizer(
         objective, weight_decay=config.weight_decay, betas=config.betas, eps=config.eps, partly=partly
     )
 
-    # --- output folder: this run's own, with room for its checkpoints
-    checkpoints = config.out / "checkpoints"
-    if world.is_first:
-        claim_folder(config.out, run_record(config, {"weights": digest_module(teacher), "processes": world.size}))
-        clean_checkpoints(checkpoints)
-        require_space(config.out, module=objective, copies=config.keep_checkpoints + 1)
-    world.wait()
-
-    # --- where an earlier start of this command came to
-    saved = load_latest(checkpoints, tell=_tell(world))
-    start, bad = 0, {}
+    # --- output folder: this run's own; where an earlier start of this command came to
+    tell, checkpoints, model = _tell(processes), config.out / "checkpoints", config.out / "model"
+    with processes.together():
+        if processes.is_first:
+            facts = {"weights": digest_module(teacher), "processes": processes.size}
+            claim_folder(config.out, run_record(config, facts))
+    with processes.together():
+        saved = load_latest(checkpoints, tell=tell)
+    outcome = Outcome(step=0)
     if saved is not None:
+        outcome = Outcome(step=saved.step, good=saved.facts["good"], bad=saved.facts["bad"])
+        if saved.step == config.steps and (model / WEIGHTS_FILE).exists() and (model / CONFIG_FILE).exists():
+            tell(f"finished already, after step {saved.step} of {config.steps}; nothing was changed: {model}")
+            return outcome
         restore(objective, optimizer, saved.tensors)
-        start, bad = saved.step, saved.facts["bad"]
-
-    # --- pictures, from the step that comes next
-    loader, pictures = _open_pictures(config, world, start_step=start)
-    verb = "going on from step" if start else "starting at step"
-    _tell(world)(
-        f"{_summary(objective)}; {pictures} pictures; {verb} {start} of {config.steps}; writing to {config.out}"
-    )
+    with processes.together():
+        if processes.is_first:
+            check_writable(config.out)
+            clean_checkpoints(checkpoints)
+            require_space(config.out, module=objective, copies=config.keep_checkpoints + 1, product=student.model)
 
     # --- the loop
-    path = config.out / "metrics.jsonl"
-    with Log(path, steps=config.steps, start_step=start, every=config.log_every, speak=world.is_first) as log:
+    verb = "going on from step" if outcome.step else "starting at step"
+    tell(
+        f"{_summary(objective)}; {len(source)} pictures; {verb} {outcome.step} of {config.steps}; "
+        f"writing to {config.out}"
+    )
+    path, every = config.out / "metrics.jsonl", config.log_every
+    with Log(path, steps=config.steps, start_step=outcome.step, every=every, speak=processes.is_first) as log:
         outcome = fit(
             objective,
-            loader,
+            _batches(config, source, processes, start_step=outcome.step),
             optimizer,
             count=count_regions,
             learning_rate=partial(learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps),
             steps=config.steps,
-            start_step=start,
+            start_step=outcome.step,
             weight_decay=config.weight_decay,
             partly=partly,
             bfloat16=config.precision == "bfloat16",
             seed=config.seed,
-            world=world,
+            processes=processes,
             log=log,
             checkpoints=checkpoints,
             save_every=config.save_every,
             keep=config.keep_checkpoints,
-            bad=bad,
+            good=outcome.good,
+            bad=outcome.bad,
         )
-        log.event("end", {"step": outcome.step, "bad_pictures": outcome.bad})
 
-    # --- the product, and what was left out of it
-    if outcome.stopped_by is None and world.is_first:
-        write_product(objective, config.out / "model", alpha=config.alpha)
-        _tell(world)(f"done: {config.out / 'model'}")
-    _tell(world)(_bad_pictures(outcome.bad))
-    world.wait()
+        # --- what was left out, and the product
+        dropped = {reason: one.count for reason, one in source.dataset.dropped.items()}
+        left_out = {"bad_pictures": outcome.bad, "dropped_annotations": dropped}
+        log.event("stop" if outcome.stopped_by else "end", {"step": outcome.step, **left_out})
+    for line in [_bad_pictures(outcome.bad), *source.dataset.dropped_lines()]:
+        tell(line)
+    if outcome.stopped_by is None:
+        _require_good_pictures(outcome, config.out)
+        with processes.together():
+            if processes.is_first:
+                write_product(objective, model, alpha=config.alpha)
+        tell(f"done: {model}")
     return outcome
 
 
@@ -139,7 +157,8 @@ def write_product(objective: "ClipSelf", folder: Path, *, alpha: float) -> None:
         folder: OUT/model.
         alpha: share of the student; 1 saves it as it is.
     """
-    from saccade.clip.weights import mix_states, save_clip
+    from saccade.clip.states import mix_states
+    from saccade.clip.weights import save_clip
 
     student, teacher = objective.student.model, objective.teacher.model
     if alpha != 1:
@@ -147,30 +166,57 @@ def write_product(objective: "ClipSelf", folder: Path, *, alpha: float) -> None:
     save_clip(objective.student, folder)
 
 
-def _open_pictures(config: DistillConfig, world: "World", *, start_step: int) -> tuple[Iterable["Batch"], int]:
-    """The loader of this process, its first batch that of `start_step`; and how many pictures there are."""
-    from saccade.data.loader import BatchSampler, PictureSource, make_loader, open_data
+def _open_pictures(config: DistillConfig) -> "PictureSource":
+    """The data set of the run and the regions to draw in it."""
+    from saccade.data.loader import PictureSource, open_data
 
-    dataset = open_data(config.data, split=config.split)
-    count = len(dataset.records)
-    source = PictureSource(
-        dataset,
+    return PictureSource(
+        open_data(config.data, split=config.split),
         regions=config.regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.keep,
         seed=config.seed,
     )
+
+
+def _batches(
+    config: DistillConfig, source: "PictureSource", processes: "Processes", *, start_step: int
+) -> Iterable["Batch"]:
+    """The batches of this process, the first one that of `start_step`."""
+    from saccade.data.loader import BatchSampler, make_loader
+
     sampler = BatchSampler(
-        count,
+        len(source),
         batch=config.batch,
         seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
+        rank=processes.rank,
+        world_size=processes.size,
         start_step=start_step,
         total_steps=config.steps,
     )
-    return make_loader(source, sampler, workers=config.workers, strict=config.strict), count
+    return make_loader(source, sampler, workers=config.workers, strict=config.strict)
+
+
+def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
+    """Refuse to call an untouched teacher the product of a run.
+
+    Raises:
+        InputError: no picture of the whole run could be used.
+    """
+    if outcome.good == 0:
+        name, reason = min(outcome.bad.items(), default=("", "there was none"))
+        raise InputError(
+            f"--data: needs pictures that can be used; none of the {len(outcome.bad)} of this run could be, so nothing "
+            f"was learned and no model is written. The first: {name}: {reason}. Correct them and choose another --out, "
+            f"or remove {out}."
+        )
+
+
+def _again(size: int) -> str:
+    """The command line that started this run."""
+    several = ["torchrun", "--nproc-per-node", str(size), "-m", "saccade.cli.main"]
+    return shlex.join([*(several if size > 1 else ["saccade"]), *sys.argv[1:]])
 
 
 def _summary(objective: "ClipSelf") -> str:
@@ -187,6 +233,6 @@ def _bad_pictures(bad: dict[str, str]) -> str:
     return "\n".join([f"{len(bad)} pictures could not be used:", *lines, *more])
 
 
-def _tell(world: "World") -> Callable[[str], object]:
+def _tell(processes: "Processes") -> Callable[[str], object]:
     """Say something on the error stream, in the first process only."""
-    return partial(print, file=sys.stderr, flush=True) if world.is_first else str
+    return partial(print, file=sys.stderr, flush=True) if processes.is_first else str

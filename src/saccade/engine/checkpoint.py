@@ -176,23 +176,25 @@ def digest_module(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def require_space(folder: Path, *, module: nn.Module, copies: int) -> None:
-    """Refuse to start where the checkpoints would not fit.
+def require_space(folder: Path, *, module: nn.Module, copies: int, product: nn.Module | None = None) -> None:
+    """Refuse to start where the checkpoints and the product would not fit.
 
     Args:
         folder: on the disk that is asked.
         module: three float tensors are saved for each of its trained ones (itself and two moments).
         copies: checkpoints that may exist at once.
+        product: all its tensors are saved once, at the end.
 
     Raises:
         InputError: bytes needed, bytes free.
     """
     state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
-    need, free = max(2, copies) * state, shutil.disk_usage(folder).free
+    model = 0 if product is None else sum(t.numel() * t.element_size() for t in product.state_dict().values())
+    need, free = max(2, copies) * state + model, shutil.disk_usage(folder).free
     if free < need:
         raise InputError(
-            f"{folder}: needs {need:,} free bytes for checkpoints of {state:,} bytes; the disk has {free:,}. "
-            "Free some, keep fewer checkpoints, or choose another folder."
+            f"{folder}: needs {need:,} free bytes, for {max(2, copies)} checkpoints of {state:,} bytes and a model of "
+            f"{model:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
         )
 
 

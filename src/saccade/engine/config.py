@@ -102,6 +102,7 @@ def check_config(config: DistillConfig) -> None:
         ("keep", config.keep >= 1, "at least 1"),
         ("student-size", config.student_size >= 1, "at least one patch"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
+        ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),
         ("save-every", config.save_every >= 1, "at least 1"),
         ("keep-checkpoints", config.keep_checkpoints >= 1, "at least 1"),
@@ -127,22 +128,16 @@ def claim_folder(out: Path, record: dict[str, Any]) -> bool:
         record: from `run_record`.
 
     Returns:
-        Whether the folder already held this run (there may be something to resume).
+        Whether the folder already held this run (there may be something to resume); then nothing was written.
 
     Raises:
         InputError: the folder cannot be written, or holds another run (the differing fields are listed).
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".write_probe_{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"--out {out}: must be a folder that can be written; {error}. Choose another.") from error
     path = out / "config.json"
-    if path.exists():
+    if path.is_file():
         _same_run(path, record)
         return True
+    check_writable(out)
     taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
     if taken:
         raise InputError(
@@ -155,14 +150,30 @@ def claim_folder(out: Path, record: dict[str, Any]) -> bool:
     return False
 
 
+def check_writable(out: Path) -> None:
+    """Make a folder if it does not exist, and put a file into it for a moment.
+
+    Raises:
+        InputError: one of them cannot be done.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".write_probe_{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: must be a folder that can be written; {error}. Choose another.") from error
+
+
 def _same_run(path: Path, record: dict[str, Any]) -> None:
     try:
         found = json.loads(path.read_text())
-        assert isinstance(found, dict)
-    except (ValueError, AssertionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: must be the JSON record of a run; it cannot be read. Choose another --out."
+            f"{path}: must be the JSON record of a run; it cannot be read ({error}). Choose another --out."
         ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: must be the JSON record of a run; got {found!r:.60}. Choose another --out.")
     missing = "(absent)"
     fields = sorted({*found, *record} - set(HARMLESS))
     differing = [name for name in fields if found.get(name, missing) != record.get(name, missing)]

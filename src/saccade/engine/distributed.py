@@ -18,7 +18,7 @@ from saccade.types import InputError
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """This process among those of the run."""
 
     rank: int
@@ -46,14 +46,27 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
-    def wait(self) -> None:
-        """Go on when every process has come here."""
-        if self.size > 1:
-            dist.barrier()
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all processes leave together: what one of them refuses in it, all refuse.
+
+        Raises:
+            InputError: of this process, or the message of the first process that has one.
+        """
+        own: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            own = error
+        messages = [message for message in self.gather(None if own is None else str(own)) if message is not None]
+        if own is not None:
+            raise own
+        if messages:
+            raise InputError(messages[0])
 
 
 @contextmanager
-def joined(device: str, *, timeout: int) -> Iterator[World]:
+def joined(device: str, *, timeout: int) -> Iterator[Processes]:
     """Join the processes that torchrun started (or be the only one) for the length of the block.
 
     Args:
@@ -71,12 +84,12 @@ def joined(device: str, *, timeout: int) -> Iterator[World]:
         raise InputError(f"WORLD_SIZE is {size} but {missing} is not set; start several processes with torchrun.")
     here = choose_device(device, local_rank=int(found.get("LOCAL_RANK", "0")) if size > 1 else None)
     if size == 1:
-        yield World(rank=0, size=1, device=here)
+        yield Processes(rank=0, size=1, device=here)
         return
     backend = "nccl" if here.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     try:
-        yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
+        yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
     finally:
         dist.destroy_process_group()
 

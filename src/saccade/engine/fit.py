@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from saccade.engine.checkpoint import collect, save_checkpoint
-from saccade.engine.distributed import World
+from saccade.engine.distributed import Processes
 from saccade.engine.log import Log
 from saccade.engine.optim import PartlyTrained, take_step
 from saccade.types import Batch, InputError
@@ -31,6 +31,7 @@ class Outcome:
 
     step: int  # steps done
     stopped_by: signal.Signals | None = None  # the signal that ended it early
+    good: int = 0  # pictures that were trained on, each time they came, over all processes
     bad: dict[str, str] = field(default_factory=dict)  # pictures that could not be used: id -> reason
 
 
@@ -47,11 +48,12 @@ def fit(
     partly: Sequence[PartlyTrained] = (),
     bfloat16: bool = False,
     seed: int = 0,
-    world: World,
+    processes: Processes,
     log: Log,
     checkpoints: Path,
     save_every: int,
     keep: int = 2,
+    good: int = 0,
     bad: dict[str, str] | None = None,
 ) -> Outcome:
     """Train from `start_step` to `steps`, saving on the way.
@@ -68,44 +70,46 @@ def fit(
         partly: matrices trained in some rows only; see `take_step`.
         bfloat16: run the objective under autocast.
         seed: draws inside the objective, if it makes any, come from (seed, step, process).
-        world: the processes of the run.
+        processes: of the run.
         log: hears every step.
         checkpoints: folder of the checkpoints.
         save_every: steps between checkpoints; the last step and a signal save too.
         keep: checkpoints kept.
+        good: pictures trained on before `start_step`.
         bad: pictures found unusable before `start_step`.
 
     Returns:
-        The steps done, the signal that stopped the run if one did, and the pictures that could not be used.
+        The steps done, the signal that stopped the run if one did, and the pictures that could and could not be used.
 
     Raises:
         InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before.
     """
-    outcome = Outcome(step=start_step, bad=dict(bad or {}))
+    outcome = Outcome(step=start_step, good=good, bad=dict(bad or {}))
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    wrapped = DistributedDataParallel(objective, broadcast_buffers=False) if world.size > 1 else objective
+    wrapped = DistributedDataParallel(objective, broadcast_buffers=False) if processes.size > 1 else objective
 
     with signals_caught() as caught:
         for batch in loader:
             step = outcome.step
 
             # --- agree with the other processes on what this step holds
-            items, pictures = world.total([count(batch), len(batch.samples)])
+            items, pictures = processes.total([count(batch), len(batch.samples)])
+            outcome.good += int(pictures)
             outcome.bad.update({sample.id: sample.reason for sample in batch.bad})
 
             # --- forward and backward: the gradient of the mean over the items of all processes
-            torch.manual_seed(_step_seed(seed, step, world.rank))
-            with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            torch.manual_seed(_step_seed(seed, step, processes.rank))
+            with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 loss = wrapped(batch)
             share = count(batch) / max(items, 1)
-            (loss * (share * world.size)).backward()  # DistributedDataParallel averages, so the size cancels
+            (loss * (share * processes.size)).backward()  # DistributedDataParallel averages, so the size cancels
 
             # --- nothing that is not finite reaches the parameters, on any process
             norm = _gradient_norm(trained)
             own = loss.item()
-            (total,) = world.total([own * share])
+            (total,) = processes.total([own * share])
             if not (math.isfinite(total) and math.isfinite(norm)):
-                raise _not_finite(step, own=own, norm=norm, batch=batch, world=world)
+                raise _not_finite(step, own=own, norm=norm, batch=batch, processes=processes)
 
             # --- step; where no process had an item there is nothing to learn from
             lr = learning_rate(step)
@@ -113,17 +117,18 @@ def fit(
                 take_step(optimizer, lr=lr, weight_decay=weight_decay, partly=partly)
             optimizer.zero_grad(set_to_none=True)
             outcome.step = step + 1
-            log.step(outcome.step, loss=total, lr=lr, gradient_norm=norm, pictures=int(pictures), items=int(items))
+            mean = total if items else None
+            log.step(outcome.step, loss=mean, lr=lr, gradient_norm=norm, pictures=int(pictures), items=int(items))
 
             # --- save when it is time; leave when done or asked to
-            leave = outcome.step == steps or world.total([len(caught)]) != [0]
+            leave = outcome.step == steps or processes.total([len(caught)]) != [0]
             if leave or outcome.step % save_every == 0:
-                _save(checkpoints, objective, optimizer, outcome=outcome, keep=keep, world=world)
+                _save(checkpoints, objective, optimizer, outcome=outcome, keep=keep, processes=processes)
             if leave:
                 break
 
     if outcome.step < steps:
-        outcome.stopped_by = _first_signal(caught, outcome=outcome, steps=steps, world=world)
+        outcome.stopped_by = _first_signal(caught, outcome=outcome, steps=steps, processes=processes)
     return outcome
 
 
@@ -147,22 +152,30 @@ def signals_caught() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _first_signal(caught: list[signal.Signals], *, outcome: Outcome, steps: int, world: World) -> signal.Signals:
-    numbers = [number for part in world.gather(caught) for number in part]
+def _first_signal(
+    caught: list[signal.Signals], *, outcome: Outcome, steps: int, processes: Processes
+) -> signal.Signals:
+    numbers = [number for part in processes.gather(caught) for number in part]
     assert numbers, f"the loader ended after step {outcome.step} of {steps}"
     return numbers[0]
 
 
 def _save(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, *, outcome: Outcome, keep: int, world: World
+    folder: Path,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    outcome: Outcome,
+    keep: int,
+    processes: Processes,
 ) -> None:
     """Write a checkpoint by the first process, the others waiting; all of them then know the same bad pictures."""
-    for others in world.gather(outcome.bad):
+    for others in processes.gather(outcome.bad):
         outcome.bad.update(others)
-    if world.is_first:
-        facts = {"bad": outcome.bad}
-        save_checkpoint(folder, step=outcome.step, tensors=collect(objective, optimizer), facts=facts, keep=keep)
-    world.wait()
+    facts = {"good": outcome.good, "bad": outcome.bad}
+    with processes.together():
+        if processes.is_first:
+            save_checkpoint(folder, step=outcome.step, tensors=collect(objective, optimizer), facts=facts, keep=keep)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -176,10 +189,10 @@ def _gradient_norm(trained: list[nn.Parameter]) -> float:
     return torch.nn.utils.get_total_norm(gradients).item()
 
 
-def _not_finite(step: int, *, own: float, norm: float, batch: Batch, world: World) -> InputError:
+def _not_finite(step: int, *, own: float, norm: float, batch: Batch, processes: Processes) -> InputError:
     """The error all processes raise together; it names the pictures of the processes whose own loss went wrong."""
     ids = [sample.id for sample in batch.samples]
-    everyone = world.gather((own, ids))
+    everyone = processes.gather((own, ids))
     guilty = [part for loss, part in everyone if not math.isfinite(loss)] or [part for _, part in everyone]
     names = ", ".join(repr(name) for part in guilty for name in part)
     return InputError(

@@ -62,26 +62,29 @@ class Log:
         elif self._speak:
             print(message, file=sys.stderr, flush=True)
 
-    def step(self, done: int, *, loss: float, lr: float, gradient_norm: float, pictures: int, items: int) -> None:
+    def step(
+        self, done: int, *, loss: float | None, lr: float, gradient_norm: float, pictures: int, items: int
+    ) -> None:
         """Record one finished step, summed over all processes.
 
         Args:
             done: steps finished, this one included.
-            loss: mean over the items of this step.
+            loss: mean over the items of this step; None where it had none: its line then has no loss.
             lr: the learning rate that was used.
             gradient_norm: Euclidean norm of the gradient.
             pictures: good pictures of this step.
             items: what the loss is the mean over (regions, for CLIPSelf).
         """
         self._pictures += pictures
-        if items:
+        if loss is not None:
             self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
         if not self._speak:
             return
         due = done % self._every == 0 or done == self._steps
         if due:
             rate = self._pictures / max(time.monotonic() - self._began, 1e-9)
-            line = {"step": done, "loss": loss, "lr": lr, "gradient_norm": gradient_norm, "items": items}
+            line = {"step": done} if loss is None else {"step": done, "loss": loss}
+            line = {**line, "lr": lr, "gradient_norm": gradient_norm, "items": items}
             self._write({**line, "pictures_per_second": round(rate, 3)})
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self._status(done))
@@ -90,7 +93,7 @@ class Log:
             self.say(f"step {done}/{self._steps}  {self._status(done)}")
 
     def event(self, name: str, facts: dict[str, Any]) -> None:
-        """Write one line that is not a step, such as the end of the run."""
+        """Write one line that is not a step; "end" is the last line of a whole run."""
         if self._speak:
             self._write({"event": name, **facts})
 
@@ -114,7 +117,8 @@ def clock(seconds: float) -> str:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a line cut short by a crash, and everything after it, goes."""
+    """Keep the lines up to `step`, but no "end": the run goes on. A line cut short by a crash, and everything after
+    it, goes."""
     if not path.exists():
         return
     kept = []
@@ -127,7 +131,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
             break
         if entry.get("step", 0) > step:
             break
-        kept.append(line)
+        if entry.get("event") != "end":
+            kept.append(line)
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
