@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 
+from saccade.clip.dense import last_block_use, tower_blocks
 from saccade.clip.model import CONFIG_FILE, WEIGHTS_FILE, load
 from saccade.clip.weights import save_clip
 from saccade.ops.pool import pool_boxes
@@ -88,6 +89,8 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
         clip.encode_dense(pictures(1, 3, 24, 20))
     with pytest.raises(InputError, match=r"need \(B, 3, H, W\); got \(1, 3, 0, 8\)"):
         clip.encode_image(pictures(1, 3, 0, 8))
+    with pytest.raises(InputError, match=r"need \(B, 3, H, W\); got \(7,\)"):
+        clip.encode_image(pictures(7))
     with pytest.raises(InputError, match=r"boxes\[1\].*x1 < x2"):
         clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
     with pytest.raises(InputError, match="one tensor an image, 2 in all; got 1"):
@@ -103,6 +106,31 @@ def test_unknown_head_is_refused(clip):
         dense_tokens(clip.visual, pictures(1, 3, 24, 24), head="valu")
 
 
+@pytest.mark.parametrize("head", ["value", "value_only", "attention"])
+def test_what_a_head_leaves_of_the_last_block_is_what_gets_no_gradient(clip, head):
+    clip.zero_grad(set_to_none=True)
+    clip.encode_dense(pictures(1, 3, 24, 40), head=head)[:, 0].sum().backward()
+    unused, in_part = last_block_use(clip.visual, head=head)
+    block = tower_blocks(clip.visual)[-1]
+    without = {id(p) for p in block.parameters() if p.grad is None}
+    assert without == {id(parameter) for parameter in unused}
+    for parameter, rows in in_part:
+        used = parameter.grad.any(dim=1)  # a row each
+        assert used[rows].all() and used.sum() == len(used[rows])
+    fused = clip.name == "small-vit" and head != "attention"
+    assert len(in_part) == fused and (head == "attention") == (not unused and not in_part)
+    clip.zero_grad(set_to_none=True)
+
+
+def test_towers_that_were_never_accepted_have_no_blocks():
+    from open_clip.timm_model import TimmModel
+
+    tower = TimmModel("resnet10t", embed_dim=8, image_size=32, pretrained=False)
+    for ask in (tower_blocks, lambda visual: last_block_use(visual, head="value")):
+        with pytest.raises(AssertionError, match="TimmModel was not refused"):
+            ask(tower)
+
+
 def test_gradients_reach_the_first_block(clip):
     clip.encode_dense(pictures(1, 3, 16, 24))[:, 0].sum().backward()
     first = clip.visual.transformer.resblocks[0] if clip.name == "small-vit" else clip.visual.trunk.blocks[0]
@@ -115,6 +143,10 @@ def test_bfloat16_autocast_stays_close(clip):
     images = pictures(2, 3, 24, 40)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = clip.encode_dense(images)
+        whole = clip.encode_image(images)
+    assert low.dtype == whole.dtype == torch.float32  # lengths of 1 to float32's accuracy, not bfloat16's
+    torch.testing.assert_close(low.norm(dim=1), torch.ones(2, 3, 5))
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(2))
     cosine = (low.float() * clip.encode_dense(images)).sum(dim=1)
     assert cosine.min() > 0.99  # 8 bits of mantissa over 3 blocks
 

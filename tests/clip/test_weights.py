@@ -9,6 +9,7 @@ import torch
 from saccade.clip import weights
 from saccade.clip.model import load
 from saccade.clip.weights import save_clip
+from saccade.types import InputError
 
 
 @pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "eva"])
@@ -53,7 +54,7 @@ def test_half_precision_on_disk_float32_in_memory(make_clip, tmp_path):
     assert all(value.dtype == torch.float32 for value in clip.model.state_dict().values())  # the model itself is kept
 
 
-def test_a_crash_while_writing_keeps_the_earlier_weights(make_clip, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_weights(make_clip, tmp_path, monkeypatch):
     save_clip(make_clip("vit", seed=1), tmp_path)
     before = load(str(tmp_path)).model.state_dict()
 
@@ -62,13 +63,20 @@ def test_a_crash_while_writing_keeps_the_earlier_weights(make_clip, tmp_path, mo
         raise OSError("No space left on device")
 
     monkeypatch.setattr(weights, "save_file", crash)
-    with pytest.raises(OSError, match="No space"):
+    # the float32 numbers and nothing else: 4 bytes a value
+    need = sum(4 * value.numel() for value in make_clip("vit").model.state_dict().values())
+    with pytest.raises(InputError, match=f"a model of {need:,} bytes: No space"):
         save_clip(make_clip("vit", seed=2), tmp_path)
     monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
     after = load(str(tmp_path)).model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    save_clip(make_clip("vit", seed=2), tmp_path)  # a leftover part does not stand in the way
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(make_clip, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write a model"):
+        save_clip(make_clip("vit"), tmp_path / "file" / "model")
 
 
 def test_the_description_is_plain_json(make_clip, tmp_path):

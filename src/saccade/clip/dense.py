@@ -1,4 +1,5 @@
-"""The one place where a tower's family decides: which forward computes its image and its dense embeddings (Sec. 3.1).
+"""The one place where a tower's family decides: which forward computes its image and its dense embeddings (Sec. 3.1),
+and which of its parameters that takes.
 
 A new CLIP family is one file beside this one and one `case` in each `match` below. Residual networks and SigLIP are
 refused with the reason until they have theirs.
@@ -34,7 +35,7 @@ def class_embedding(visual: nn.Module, images: Float[Tensor, "B 3 H W"]) -> Floa
             return vit.embed_class(visual, images)
         case TimmModel(trunk=Eva()):
             return eva.embed_class(visual, images)
-    raise AssertionError(f"tower of type {type(visual).__name__} was not refused when it was loaded")
+    raise _unknown(visual)
 
 
 def dense_tokens(visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, head: str) -> Float[Tensor, "B L D"]:
@@ -60,7 +61,40 @@ def dense_tokens(visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, head: s
             return vit.embed_patches(visual, images, head=head)
         case TimmModel(trunk=Eva()):
             return eva.embed_patches(visual, images, head=head)
-    raise AssertionError(f"tower of type {type(visual).__name__} was not refused when it was loaded")
+    raise _unknown(visual)
+
+
+def tower_blocks(visual: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of an image tower, first to last.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+    """
+    match visual:
+        case VisionTransformer():
+            return [*vit.blocks(visual)]
+        case TimmModel(trunk=Eva()):
+            return eva.blocks(visual)
+    raise _unknown(visual)
+
+
+def last_block_use(visual: nn.Module, *, head: Head) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
+    """Which parameters of the last block the dense embedding does without (Sec. 3.1); they have nothing to learn.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        head: as in `dense_tokens`.
+
+    Returns:
+        The parameters that are not used at all; and the matrices of which only some rows are used (values in a fused
+        query-key-value projection), with those rows.
+    """
+    match visual:
+        case VisionTransformer():
+            return vit.last_block_use(visual, head=head)
+        case TimmModel(trunk=Eva()):
+            return eva.last_block_use(visual, head=head)
+    raise _unknown(visual)
 
 
 def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
@@ -94,6 +128,10 @@ def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
     if reason is not None:
         raise _refused(name, reason)
     return image[0], patch[0], embed_dim
+
+
+def _unknown(visual: nn.Module) -> AssertionError:
+    return AssertionError(f"tower of type {type(visual).__name__} was not refused when it was loaded")
 
 
 def _refused(name: str, reason: str) -> InputError:

@@ -41,7 +41,7 @@ def refusal(trunk: Eva) -> str | None:
 def embed_class(visual: TimmModel, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
     """Embed whole images by the class token, as CLIP does (the teacher; Sec. 3.2)."""
     tokens, table = _before_last(visual, images)  # (B, 1 + L, C)
-    block = _blocks(visual)[-1]
+    block = blocks(visual)[-1]
     asked = tokens[:, :1] + _attend(block.attn, block.norm1(tokens), table, queries=1)  # (B, 1, C)
     return _project(visual, _add_mlp(block, asked))[:, 0]
 
@@ -49,7 +49,7 @@ def embed_class(visual: TimmModel, images: Float[Tensor, "B 3 H W"]) -> Float[Te
 def embed_patches(visual: TimmModel, images: Float[Tensor, "B 3 H W"], *, head: str) -> Float[Tensor, "B L D"]:
     """Embed every patch (the student; Sec. 3.1); `head` as in `saccade.clip.dense.dense_tokens`."""
     tokens, table = _before_last(visual, images)  # (B, 1 + L, C)
-    block, patches = _blocks(visual)[-1], tokens[:, 1:]
+    block, patches = blocks(visual)[-1], tokens[:, 1:]
     match head:
         case "value":
             patches = _add_mlp(block, patches + _value(block.attn, block.norm1(patches)))
@@ -62,15 +62,26 @@ def embed_patches(visual: TimmModel, images: Float[Tensor, "B 3 H W"], *, head: 
     return _project(visual, patches)
 
 
-def _blocks(visual: TimmModel) -> list[Any]:
+def blocks(visual: TimmModel) -> list[Any]:
+    """The transformer blocks, first to last."""
     trunk: Any = visual.trunk  # timm types most attributes as optional; `refusal` has looked at them
     return list(trunk.blocks)
+
+
+def last_block_use(visual: TimmModel, *, head: str) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
+    """What `embed_patches` leaves of the last block; as in `saccade.clip.dense.last_block_use`."""
+    if head == "attention":
+        return [], []
+    block = blocks(visual)[-1]
+    unused = [block.attn.q_proj, block.attn.k_proj]
+    unused += [block.norm2, block.mlp] if head == "value_only" else []
+    return [parameter for module in unused for parameter in module.parameters()], []
 
 
 def _before_last(visual: TimmModel, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T C"], Table]:
     """Run the patch embedding and all blocks but the last; the class token comes first."""
     trunk: Any = visual.trunk
-    blocks = _blocks(visual)
+    *before, last = blocks(visual)
     planes = trunk.patch_embed.proj(images)  # (B, C, h, w)
     grid = (planes.shape[2], planes.shape[3])
     patches = trunk.patch_embed.norm(planes.flatten(2).mT)  # (B, L, C)
@@ -78,8 +89,8 @@ def _before_last(visual: TimmModel, images: Float[Tensor, "B 3 H W"]) -> tuple[F
     native = trunk.patch_embed.grid_size
     positions = resize_positions(trunk.pos_embed[0], grid=grid, native=native, has_class_token=True)
     tokens = trunk.norm_pre(torch.cat([first, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
-    table = _table_with_class(trunk.rope, blocks[0].attn.head_dim, grid, images.device)
-    for block in blocks[:-1]:
+    table = _table_with_class(trunk.rope, last.attn.head_dim, grid, images.device)
+    for block in before:
         tokens = _whole_block(block, tokens, table)
     return tokens, table
 

@@ -74,14 +74,14 @@ class Clip(nn.Module):
 
         Args:
             images: normalised with `mean` and `std`; H and W multiples of the patch size.
-            normalize: to length 1.
+            normalize: to length 1, in float32 whatever the arithmetic of the tower.
 
         Raises:
             InputError: H or W is not a multiple of the patch size.
         """
         self._check_images(images)
         embeddings = class_embedding(self.visual, images)
-        return F.normalize(embeddings, dim=1) if normalize else embeddings
+        return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
 
     def encode_dense(
         self, images: Float[Tensor, "B 3 H W"], *, head: Head = "value", normalize: bool = True
@@ -91,7 +91,7 @@ class Clip(nn.Module):
         Args:
             images: normalised with `mean` and `std`; H and W multiples of the patch size, of any aspect.
             head: what becomes of the last block; "value" is the paper's, see `saccade.clip.dense.dense_tokens`.
-            normalize: each location to length 1.
+            normalize: each location to length 1, in float32 whatever the arithmetic of the tower.
 
         Returns:
             The dense map, h = H / P, w = W / P.
@@ -101,7 +101,7 @@ class Clip(nn.Module):
         """
         self._check_images(images)
         tokens = dense_tokens(self.visual, images, head=head)  # (B, L, D)
-        tokens = F.normalize(tokens, dim=2) if normalize else tokens
+        tokens = F.normalize(tokens.float(), dim=2) if normalize else tokens
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         return tokens.mT.unflatten(2, grid)  # (B, D, L) -> (B, D, h, w)
 
@@ -165,9 +165,9 @@ class Clip(nn.Module):
         return self.tokenizer(texts)
 
     def _check_images(self, images: Tensor) -> None:
-        height, width = images.shape[-2:]
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in (height, width):
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise InputError(f"images: need (B, 3, H, W); got {tuple(images.shape)}.")
+        height, width = images.shape[2:]
         if height % self.patch_size or width % self.patch_size:
             raise InputError(
                 f"images: height and width must be multiples of the patch size {self.patch_size}; "

@@ -90,11 +90,11 @@ def fill(template: str, name: str) -> str:
         The sentence, after "This is " where it begins with an article.
 
     Raises:
-        InputError: a name without a letter.
+        InputError: a name without a character other than "_" and blanks.
     """
     words = " ".join(name.replace("_", " ").replace("/", " or ").lower().split())
     if not words:
-        raise InputError("class names: need at least one letter each; got an empty one.")
+        raise InputError("class names: need at least one character each; got an empty one.")
     article = "an" if words[0] in "aeiou" else "a"
     text = template.replace("{article}", article).replace("{}", words)
     return f"This is {text}" if text.startswith(("a ", "an ", "the ")) else text

@@ -29,7 +29,7 @@ def refusal(visual: VisionTransformer) -> str | None:
 def embed_class(visual: VisionTransformer, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
     """Embed whole images by the class token, as CLIP does (the teacher; Sec. 3.2)."""
     tokens = _before_last(visual, images)  # (B, 1 + L, C)
-    block = _blocks(visual)[-1]
+    block = blocks(visual)[-1]
     asked = tokens[:, :1] + block.ls_1(_attend(block.attn, block.ln_1(tokens), queries=1))  # (B, 1, C)
     return _project(visual, _add_mlp(block, asked))[:, 0]
 
@@ -37,7 +37,7 @@ def embed_class(visual: VisionTransformer, images: Float[Tensor, "B 3 H W"]) -> 
 def embed_patches(visual: VisionTransformer, images: Float[Tensor, "B 3 H W"], *, head: str) -> Float[Tensor, "B L D"]:
     """Embed every patch (the student; Sec. 3.1); `head` as in `saccade.clip.dense.dense_tokens`."""
     tokens = _before_last(visual, images)  # (B, 1 + L, C)
-    block, patches = _blocks(visual)[-1], tokens[:, 1:]
+    block, patches = blocks(visual)[-1], tokens[:, 1:]
     match head:
         case "value":
             patches = patches + block.ls_1(_value(block.attn, block.ln_1(patches)))
@@ -51,8 +51,22 @@ def embed_patches(visual: VisionTransformer, images: Float[Tensor, "B 3 H W"], *
     return _project(visual, patches)
 
 
-def _blocks(visual: VisionTransformer) -> list[ResidualAttentionBlock]:
+def blocks(visual: VisionTransformer) -> list[ResidualAttentionBlock]:
+    """The transformer blocks, first to last."""
     return cast(list[ResidualAttentionBlock], list(visual.transformer.resblocks))
+
+
+def last_block_use(
+    visual: VisionTransformer, *, head: str
+) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
+    """What `embed_patches` leaves of the last block; as in `saccade.clip.dense.last_block_use`."""
+    if head == "attention":
+        return [], []
+    block = blocks(visual)[-1]
+    unused = [block.ls_1, block.ln_2, block.mlp, block.ls_2] if head == "value_only" else []
+    value_rows = slice(2 * block.attn.embed_dim, None)  # the fused weight holds queries, keys, values
+    in_part = [(cast(nn.Parameter, block.attn.in_proj_weight), value_rows)]
+    return [parameter for module in unused for parameter in module.parameters()], in_part
 
 
 def _before_last(visual: VisionTransformer, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T C"]:
@@ -63,7 +77,7 @@ def _before_last(visual: VisionTransformer, images: Float[Tensor, "B 3 H W"]) ->
     first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, C)
     positions = resize_positions(visual.positional_embedding, grid=grid, native=visual.grid_size, has_class_token=True)
     tokens = visual.ln_pre(torch.cat([first, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
-    for block in _blocks(visual)[:-1]:
+    for block in blocks(visual)[:-1]:
         tokens = _whole_block(block, tokens)
     return tokens
 

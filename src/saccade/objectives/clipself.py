@@ -6,23 +6,22 @@ cut out as a picture of its own.
 
 Both towers start from the same weights; the teacher never changes. Pictures arrive as uint8 and are cut, resized and
 normalised on the device of the towers. Deliberately absent: augmentation, a queue of old embeddings, the text tower (no
-text is used), and alpha mixing, which is for the product and not for training (`saccade.clip.weights.mix_states`).
+text is used), and alpha mixing, which is for the product and not for training (`saccade.clip.states.mix_states`).
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from saccade.clip.dense import Head
+from saccade.clip.dense import Head, last_block_use, tower_blocks
 from saccade.clip.model import Clip
-from saccade.ops.boxes import enlarge_boxes
+from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
-from saccade.ops.resample import crop_and_resize, fitted_size, normalize, pad_right_bottom, resize_longest
+from saccade.ops.resample import crop_and_resize, normalize, square_input
 from saccade.types import Batch, InputError, Sample
 
 
@@ -65,7 +64,8 @@ class ClipSelf(nn.Module):
                 f"teacher: must embed as the student does ({student.embed_dim} numbers); got {teacher.embed_dim}."
             )
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
-        self.student_size, self.pad, self.enlarge, self.chunk = student_size, pad, enlarge, chunk
+        self.student_size, self.enlarge, self.chunk = student_size, enlarge, chunk
+        self.pad: Literal["zero", "black"] = pad
         self.head: Head = head
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
@@ -80,6 +80,7 @@ class ClipSelf(nn.Module):
         samples = [sample for sample in batch.samples if len(sample.boxes)]
         if not samples:
             return sum(p.sum() for p in self.parameters() if p.requires_grad) * torch.zeros((), device=self._device)
+        samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]
         images, boxes = self._student_input(samples)
         with torch.no_grad():
             targets = self._encode_crops(samples)  # (R, D)
@@ -92,12 +93,10 @@ class ClipSelf(nn.Module):
         size, student = self.student_size, self.student
         images, boxes = [], []
         for sample in samples:
-            image = resize_longest(sample.image.to(self._device, non_blocking=True), size=size)  # (3, h', w')
-            if self.pad == "zero":
-                image = normalize(image, mean=student.mean, std=student.std)
-            image = pad_right_bottom(image, height=size, width=size)
-            images.append(image if self.pad == "zero" else normalize(image, mean=student.mean, std=student.std))
-            boxes.append(_resize_boxes(sample, size=size).to(self._device, non_blocking=True))
+            images.append(square_input(sample.image, size=size, mean=student.mean, std=student.std, pad=self.pad))
+            height, width = sample.image.shape[1:]
+            fitted = boxes_on_input(sample.boxes, height=height, width=width, size=size)
+            boxes.append(fitted.to(self._device, non_blocking=True))
         return torch.stack(images), boxes
 
     def _encode_crops(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
@@ -108,8 +107,7 @@ class ClipSelf(nn.Module):
             if self.enlarge != 1:
                 height, width = sample.image.shape[1:]
                 boxes = enlarge_boxes(boxes, factor=self.enlarge, height=height, width=width)
-            image = sample.image.to(self._device, non_blocking=True)
-            crops.append(crop_and_resize(image, boxes, size=self.teacher.native_size))
+            crops.append(crop_and_resize(sample.image, boxes, size=self.teacher.native_size))
         packed = normalize(torch.cat(crops), mean=self.teacher.mean, std=self.teacher.std)  # (R, 3, S, S)
         embeddings = [self.teacher.encode_image(part, normalize=False) for part in packed.split(self.chunk)]
         return F.normalize(torch.cat(embeddings).float(), dim=1)
@@ -143,7 +141,7 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     Raises:
         InputError: `last` is 0 or below, or more than there are blocks.
     """
-    blocks = _blocks(student)
+    blocks = tower_blocks(student.visual)
     count = len(blocks) if last is None else last
     if not 1 <= count <= len(blocks):
         raise InputError(
@@ -152,39 +150,7 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     student.requires_grad_(False)
     for block in blocks[len(blocks) - count :]:
         block.requires_grad_(True)
-    return [] if head == "attention" else _freeze_unused(blocks[-1], head=head)
-
-
-def _resize_boxes(sample: Sample, *, size: int) -> Float[Tensor, "N 4"]:
-    """A picture's boxes in the pixels of its student input; each axis by its own factor, since sides are rounded."""
-    height, width = sample.image.shape[1:]
-    fitted_height, fitted_width = fitted_size(height, width, size=size)
-    across, down = fitted_width / width, fitted_height / height
-    return sample.boxes * torch.tensor([across, down, across, down])
-
-
-def _blocks(clip: Clip) -> list[nn.Module]:
-    """The transformer blocks of an image tower, first to last."""
-    match clip.visual:
-        case VisionTransformer() as tower:
-            return list(tower.transformer.resblocks)
-        case TimmModel() as tower:
-            return list(tower.trunk.get_submodule("blocks").children())
-        case other:
-            raise InputError(
-                f"{clip.name}: must be a vision transformer to be distilled; got a {type(other).__name__}."
-            )
-
-
-def _freeze_unused(block: nn.Module, *, head: Head) -> list[tuple[nn.Parameter, slice]]:
-    """Freeze what an attention-free last block does not use; the matrices it uses in part, with the rows it uses."""
-    partly = []
-    for name, parameter in block.named_parameters():
-        parts = name.split(".")
-        is_query_or_key = "q_proj" in parts or "k_proj" in parts
-        is_beyond_value = parts[0] in ("mlp", "ln_2", "norm2", "ls_1", "ls_2")
-        if is_query_or_key or (head == "value_only" and is_beyond_value):
-            parameter.requires_grad_(False)
-        elif name == "attn.in_proj_weight":  # queries, keys, values, a third each
-            partly.append((parameter, slice(parameter.shape[0] // 3 * 2, None)))
+    unused, partly = last_block_use(student.visual, head=head)
+    for parameter in unused:
+        parameter.requires_grad_(False)
     return partly
