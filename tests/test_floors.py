@@ -7,13 +7,13 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "saccade"
 FLOORS = {
-    "errors": 0, "types": 0, "ops": 0,
+    "errors": 0, "types": 0, "files": 0, "ops": 0,
     "clip": 1, "data": 1,
     "objectives": 2, "heads": 2,
     "engine": 3, "evaluate": 3, "show": 3, "export": 3,
     "cli": 4, "page": 4, "recipes": 4,
 }  # fmt: skip
-GROUND = {("types", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
+GROUND = {("types", "errors"), ("files", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
@@ -62,7 +62,7 @@ def test_what_the_house_forbids(path: Path) -> None:
 
 def test_floor_0_and_the_world_do_without_heavy_libraries() -> None:
     # the world's drawing processes start in a tenth of a second because they import no torch
-    for path in [SOURCE / "errors.py", *(SOURCE / "data" / "world").glob("*.py")]:
+    for path in [SOURCE / "errors.py", SOURCE / "files.py", *(SOURCE / "data" / "world").glob("*.py")]:
         modules = {
             name.split(".")[0]
             for node in ast.walk(ast.parse(path.read_text()))

@@ -114,3 +114,6 @@ def test_refuses(clip, wide_clip, coco):
         evaluate_agreement(clip, wide_clip, dataset, size=64)
     with pytest.raises(InputError, match="gallery"):
         evaluate_agreement(clip, clip, dataset, size=64, gallery=0)
+    for size in (0, -8, 60):
+        with pytest.raises(InputError, match=f"--size: need a positive multiple of the patch size 8; got {size}"):
+            evaluate_agreement(clip, clip, dataset, size=size)

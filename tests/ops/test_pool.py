@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from saccade.ops import pool
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
 from saccade.types import InputError
 
@@ -131,34 +132,21 @@ def test_wrong_number_of_regions_is_refused():
         pool_masks(dense_map(1, 4, 3, 3), [])
 
 
-def slow_shrink(mask: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """Bicubic of four taps an axis (a = -0.75, torch's), border repeated, no antialiasing."""
-
-    def taps(i: int, length: int, out: int):
-        centre = (i + 0.5) * length / out - 0.5
-        base = math.floor(centre)
-        for k in range(base - 1, base + 3):
-            t = abs(centre - k)
-            weight = (1.25 * t - 2.25) * t * t + 1 if t < 1 else ((-0.75 * t + 3.75) * t - 6) * t + 3
-            yield min(max(k, 0), length - 1), weight
-
-    shrunk = torch.zeros(h, w)
-    for i in range(h):
-        for j in range(w):
-            shrunk[i, j] = sum(
-                wy * wx * float(mask[y, x])
-                for y, wy in taps(i, mask.shape[0], h)
-                for x, wx in taps(j, mask.shape[1], w)
-            )
-    return shrunk > 1e-6
-
-
-def test_masks_shrink_as_four_taps_without_antialiasing():
+def test_masks_shrink_as_four_taps_without_antialiasing(slow_bicubic):
     share = torch.tensor([0.5, 0.9, 0.97, 0.1])[:, None, None]
     masks = torch.rand(4, 33, 50, generator=torch.Generator().manual_seed(2)) > share
     shrunk = shrink_masks(masks, grid=(5, 7))
     for mask, one in zip(masks, shrunk, strict=True):
-        assert torch.equal(one, slow_shrink(mask, 5, 7))
+        assert torch.equal(one, slow_bicubic(mask[:, :, None].float(), 5, 7)[:, :, 0] > 1e-6)
+
+
+def test_masks_shrunk_in_several_goes_are_the_same(monkeypatch):
+    masks = torch.rand(5, 20, 30, generator=torch.Generator().manual_seed(3)) > 0.8
+    whole = shrink_masks(masks, grid=(4, 6))
+    monkeypatch.setattr(pool, "_MOST_VALUES", 2 * 20 * 30)  # two, two and one
+    assert torch.equal(shrink_masks(masks, grid=(4, 6)), whole)
+    monkeypatch.setattr(pool, "_MOST_VALUES", 1)  # less than a mask
+    assert torch.equal(shrink_masks(masks, grid=(4, 6)), whole)
 
 
 def test_a_tiny_mask_between_the_taps_vanishes_and_a_block_stays_itself():

@@ -9,29 +9,9 @@ import torch
 from saccade.ops.positions import resize_positions, rotary_table, rotate
 
 
-def slow_bicubic(plane: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """(h0, w0, C) -> (h, w, C): four taps an axis, a = -0.75, half-pixel centres, border repeated."""
-
-    def taps(i: int, length: int, out: int):
-        centre = (i + 0.5) * length / out - 0.5
-        base = math.floor(centre)
-        for k in range(base - 1, base + 3):
-            t = abs(centre - k)
-            weight = (1.25 * t - 2.25) * t * t + 1 if t < 1 else ((-0.75 * t + 3.75) * t - 6) * t + 3
-            yield min(max(k, 0), length - 1), weight
-
-    out = torch.zeros(h, w, plane.shape[2])
-    for i in range(h):
-        for j in range(w):
-            for y, wy in taps(i, plane.shape[0], h):
-                for x, wx in taps(j, plane.shape[1], w):
-                    out[i, j] += wy * wx * plane[y, x]
-    return out
-
-
 @pytest.mark.parametrize("grid", [(4, 4), (7, 5), (3, 9), (2, 2), (8, 8), (1, 1)])
 @pytest.mark.parametrize("has_class_token", [True, False])
-def test_absolute_positions_against_four_taps(grid, has_class_token):
+def test_absolute_positions_against_four_taps(grid, has_class_token, slow_bicubic):
     positions = torch.randn(16 + has_class_token, 6, generator=torch.Generator().manual_seed(0))
     resized = resize_positions(positions, grid=grid, native=(4, 4), has_class_token=has_class_token)
     assert resized.shape == (grid[0] * grid[1] + has_class_token, 6)

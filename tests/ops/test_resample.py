@@ -9,6 +9,7 @@ from PIL import Image
 
 from saccade.ops import resample
 from saccade.ops.resample import (
+    check_side,
     crop_and_resize,
     fitted_size,
     normalize,
@@ -16,6 +17,7 @@ from saccade.ops.resample import (
     resize_longest,
     square_input,
 )
+from saccade.types import InputError
 
 
 def picture(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:
@@ -216,6 +218,17 @@ def test_square_input_is_the_resized_picture_with_its_padding(pad):
     black = [-m / s for m, s in zip(mean, std, strict=True)]  # (0 / 255 - mean) / std
     wanted = torch.tensor(black if pad == "black" else [0.0, 0.0, 0.0])[:, None, None].expand(3, 12, 32)
     torch.testing.assert_close(square[:, 20:], wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(60, "56 or 64"), (0, "8"), (-8, "8"), (3, "8"), (9, "8 or 16"), (17, "16 or 24")]
+)
+def test_a_side_that_does_not_fit_the_patches_gets_its_neighbours(size, nearest):
+    check_side(64, patch=8, flag="--size")
+    check_side(8, patch=8, flag="--size")
+    with pytest.raises(InputError, match=f"--size: need a positive multiple of the patch size 8; got {size}. "
+                                         f"Try {nearest}\\."):  # fmt: skip
+        check_side(size, patch=8, flag="--size")
 
 
 def test_crops_cut_in_several_goes_are_the_same(monkeypatch):

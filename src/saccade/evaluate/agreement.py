@@ -19,6 +19,7 @@ from saccade.evaluate.feed import CropPacker, Feed, square_inputs
 from saccade.ops.boxes import boxes_on_input
 from saccade.ops.grid import sample_grid
 from saccade.ops.pool import pool_boxes
+from saccade.ops.resample import check_side
 from saccade.types import InputError, Sample
 
 
@@ -67,7 +68,8 @@ def evaluate_agreement(
         in a gallery, "crops": mean number of crops in a gallery, "size", "head", "seed", "bad": [{"id", "reason"}]}.
 
     Raises:
-        InputError: models of different embedding size, gallery below 1, or no picture that can be read.
+        InputError: models of different embedding size, a size the tower cannot take, gallery below 1, or no picture
+            that can be read.
     """
     if student.embed_dim != reference.embed_dim:
         raise InputError(
@@ -76,6 +78,7 @@ def evaluate_agreement(
         )
     if gallery < 1:
         raise InputError(f"gallery: need a number of pictures >= 1; got {gallery}")
+    check_side(size, patch=student.patch_size, flag="--size")
     student.eval()
     reference.eval()
     packer = CropPacker(reference, batch=crop_batch)

@@ -21,7 +21,7 @@ from saccade.evaluate.feed import CropPacker, Feed, square_inputs
 from saccade.evaluate.score import ranks_of, score
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
-from saccade.ops.resample import pad_right_bottom
+from saccade.ops.resample import check_side, pad_right_bottom
 from saccade.types import InputError, Sample, Segments
 
 FIRST = 100  # only so many segments of a picture are looked at, in the annotation's order
@@ -121,9 +121,10 @@ def evaluate_regions(
 
 def _check_sizes(sizes: list[int], patch_size: int) -> None:
     """Refuse a sweep that is empty, repeats itself or does not fit the patches, before any work is done."""
-    wrong = [size for size in sizes if size < patch_size or size % patch_size]
-    if not sizes or wrong or len(set(sizes)) < len(sizes):
-        raise InputError(f"sizes: need different multiples of the patch size {patch_size}; got {sizes}")
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise InputError(f"--sizes: need different multiples of the patch size {patch_size}; got {sizes}.")
+    for size in sizes:
+        check_side(size, patch=patch_size, flag="--sizes")
 
 
 def counting_segments(dataset: Dataset, *, crowd: bool) -> Dataset:

@@ -13,6 +13,8 @@ from torchvision.ops import roi_align
 
 from saccade.types import InputError
 
+_MOST_VALUES = 2**26  # of masks turned to numbers at once: 256 MB of float32
+
 
 def pool_boxes(
     dense: Float[Tensor, "B D h w"], boxes: list[Float[Tensor, "_ 4"]], *, stride: int
@@ -71,16 +73,18 @@ def shrink_masks(masks: Bool[Tensor, "N H W"], *, grid: tuple[int, int]) -> Bool
     can vanish, and then has no location at all.
 
     Args:
-        masks: at the resolution of the padded input.
+        masks: of the whole padded square at any resolution; evaluation passes those of the picture as it lies on disk,
+            padded to a square, not of the resized input.
         grid: (h, w) of the dense map.
 
     Returns:
         Which locations belong to each mask.
     """
-    if masks.shape[0] == 0:
-        return masks.new_zeros((0, *grid))
-    shrunk = F.interpolate(masks[None].float(), size=grid, mode="bicubic", align_corners=False, antialias=False)
-    return shrunk[0] > 0  # (1, N, h, w) -> (N, h, w)
+    shrunk = [masks.new_zeros((0, *grid))]
+    for some in masks.split(max(1, _MOST_VALUES // masks[:1].numel())) if len(masks) else ():
+        values = F.interpolate(some[None].float(), size=grid, mode="bicubic", align_corners=False, antialias=False)
+        shrunk.append(values[0] > 0)  # (1, n, h, w) -> (n, h, w)
+    return torch.cat(shrunk)  # (N, h, w)
 
 
 def _check_count(dense: Tensor, count: int, name: str) -> None:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
 
+from saccade.types import InputError
+
 _MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
 
 
@@ -84,6 +86,23 @@ def crop_and_resize(
             crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
             order = order[count:]
     return torch.cat(crops)[place.to(image.device)]
+
+
+def check_side(size: int, *, patch: int, flag: str) -> None:
+    """Refuse a side of the square input that is no positive multiple of the patch size.
+
+    Args:
+        size: side of the square input [pixels].
+        patch: side of a patch [pixels].
+        flag: how the message calls the size.
+
+    Raises:
+        InputError: names the nearest sizes that fit.
+    """
+    if size < patch or size % patch:
+        below = max(1, size // patch) * patch
+        nearest = f"{below} or {below + patch}" if size > patch else str(patch)
+        raise InputError(f"{flag}: need a positive multiple of the patch size {patch}; got {size}. Try {nearest}.")
 
 
 def square_input(

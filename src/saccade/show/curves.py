@@ -1,12 +1,10 @@
 """The loss of a run over its steps, read from the run's metrics.jsonl.
 
-Deliberately absent: curves of several runs in one picture; a run's file is plain JSON lines for whoever needs that.
+Deliberately absent: drawing (`report.py` does it) and curves of several runs in one picture.
 """
 
 import json
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from saccade.errors import InputError
 
@@ -51,17 +49,3 @@ def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
         near = losses[index - reach : index + reach + 1]
         smoothed.append((step, sum(near) / len(near)))
     return smoothed
-
-
-def loss_curve(metrics: Path, path: Path) -> None:
-    """Draw a run's loss, as logged and smoothed, and write it as a PNG."""
-    points = read_losses(metrics)
-    figure = Figure(figsize=(6, 3.2), dpi=160, facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*points, strict=True), color="#a3adba", linewidth=0.8, label="as logged")
-    axes.plot(*zip(*smooth(points), strict=True), color="#0b63ce", linewidth=1.8, label="smoothed")
-    axes.set(xlabel="step", ylabel="loss: 1 - mean cosine", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")

@@ -4,6 +4,7 @@ Sheets have a row a picture: the picture itself, then one panel a model, so that
 Deliberately absent: pyplot and its global figures; every sheet is an object of its own.
 """
 
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from saccade.clip.dense import Head
 from saccade.clip.model import Clip
+from saccade.files import write_whole
 from saccade.ops.resample import fitted_size, square_input
 from saccade.types import InputError
 
@@ -97,7 +99,6 @@ def new_sheet(
 
 def write_sheet(figure: Figure, path: Path) -> None:
     """Write a sheet as a PNG, all of it or nothing; its folder is made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    png = BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from saccade.errors import InputError
+from saccade.files import write_whole
 from saccade.show.chart import Line, svg_chart
 from saccade.show.curves import smooth
 
@@ -33,15 +34,13 @@ class Result(TypedDict):
     seed: int
     seconds: dict[str, float]  # by stage, in order
     versions: dict[str, str]
-    summary: NotRequired[str]  # one paragraph; the usual one where absent
-    size: NotRequired[int]  # input size of headline and table [pixels]; the largest where absent
     colour: NotRequired[dict[str, Any] | None]  # colour_bound
     agreement: NotRequired[dict[str, dict[str, Any]]]  # evaluate_agreement of "before" and of "after"
     losses: NotRequired[list[tuple[int, float]]]  # read_losses
 
 
 def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Path]]) -> None:
-    """Write the report of a distillation as one self-contained HTML page.
+    """Write the report of a distillation as one self-contained HTML page; headline and table at the largest input size.
 
     Args:
         path: of the page; its folder is made where missing.
@@ -52,9 +51,9 @@ def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Pa
         InputError: a figure is not a PNG file, or the two evaluations share no input size.
     """
     sizes = sorted(set(_dense(result["before"])) & set(_dense(result["after"])))
-    size = result.get("size", sizes[-1] if sizes else 0)
-    if size not in sizes:
-        raise InputError(f"result: need before and after at the headline's input size {size}; both have {sizes}")
+    if not sizes:
+        raise InputError("result: need before and after at an input size that both have; they share none.")
+    size = sizes[-1]
     sections = [
         _header(result, size),
         _table(result, size),
@@ -65,10 +64,7 @@ def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Pa
         _making(result),
     ]
     page = _PAGE.format(title=escape(result["title"]), style=_STYLE, body="\n".join(sections))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page.encode("utf-8"))
 
 
 def _dense(evaluation: dict[str, Any]) -> dict[int, dict[str, Any]]:
@@ -94,7 +90,7 @@ def _header(result: Result, size: int) -> str:
     return f"""<header>
 <p class="eyebrow">Saccade · report</p>
 <h1>{escape(result["title"])}</h1>
-<p class="lead">{escape(result.get("summary", SUMMARY))}</p>
+<p class="lead">{SUMMARY}</p>
 <div class="headline">
 <p class="figure"><span class="was">{_percent(before["top1"])}</span>
 <span class="arrow" role="img" aria-label="to">&rarr;</span>

@@ -21,14 +21,14 @@ MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-
 
 @torch.inference_mode()
 def similarity_map(
-    clip: Clip, image: UInt8[Tensor, "3 H W"], query: str, *, size: int, head: Head = "value"
+    clip: Clip, image: UInt8[Tensor, "3 H W"], text: str, *, size: int, head: Head = "value"
 ) -> Float[Tensor, "rows columns"]:
     """Compute the cosine of a text with every place of a picture.
 
     Args:
         clip: the model.
         image: RGB.
-        query: a class name or a few words; put into the 63 templates.
+        text: a class name or a few words; put into the 63 templates.
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
 
@@ -36,8 +36,8 @@ def similarity_map(
         Cosine in [-1, 1] for each pixel of the picture resized to `size`, interpolated between locations.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
-    text = embed_names(clip, [query]).cpu()  # (1, D)
-    cosine = torch.einsum("kd,dhw->khw", text, dense)  # (1, h, w)
+    embedding = embed_names(clip, [text]).cpu()  # (1, D)
+    cosine = torch.einsum("kd,dhw->khw", embedding, dense)  # (1, h, w)
     smooth = F.interpolate(cosine[None], scale_factor=clip.patch_size, mode="bilinear", align_corners=False)
     height, width = fitted_size(image.shape[1], image.shape[2], size=size)
     return smooth[0, 0, :height, :width]  # (1, 1, h * P, w * P) -> (rows, columns)
@@ -51,19 +51,19 @@ def similarity_sheet(
     size: int,
     head: Head = "value",
 ) -> None:
-    """Draw where each picture answers to its query under several models as one PNG.
+    """Draw where each picture answers to its text under several models as one PNG.
 
     Args:
         path: of the PNG.
-        rows: a query and RGB, a row each.
+        rows: a text and RGB, a row each.
         models: a heading and a model, a column each.
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
     """
     note = f"Cosine of the text at the left with each place; input {size} px, head {head}. One scale a row."
     figure, panels = new_sheet(rows, headings=[heading for heading, _ in models], size=size, note=note, scale=0.75)
-    for (query, image), axes in zip(rows, panels, strict=True):
-        maps = [similarity_map(clip, image, query, size=size, head=head) for _, clip in models]
+    for (text, image), axes in zip(rows, panels, strict=True):
+        maps = [similarity_map(clip, image, text, size=size, head=head) for _, clip in models]
         low, high = min(one.min().item() for one in maps), max(one.max().item() for one in maps)
         for panel, one in zip(axes, maps, strict=True):
             drawn = panel.imshow(one.numpy(), cmap=MAP, vmin=low, vmax=high, alpha=0.8, extent=extent_of(one, patch=1))

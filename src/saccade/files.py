@@ -1,0 +1,38 @@
+"""Result files: written whole or not at all, into a place that was judged before the work.
+
+Deliberately absent: flushing to the disk and checksums, which checkpoints need and have (`saccade.engine.checkpoint`).
+"""
+
+import os
+from pathlib import Path
+
+from saccade.errors import InputError
+
+
+def check_target(path: Path, *, flag: str) -> None:
+    """Refuse a name under which no file can be written, before hours are spent on what it is to hold.
+
+    Args:
+        path: of the file to come; folders that are missing will be made.
+        flag: how the message calls it.
+
+    Raises:
+        InputError: it is a folder, or lies below a file or in a folder that may not be written.
+    """
+    if path.is_dir():
+        raise InputError(f"{flag}: need the name of a file; got the folder {path}.")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{flag}: need a file in a folder; {path} would lie below {parent}, which is a file.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{flag}: need a folder that may be written; {parent}, for {path}, may not.")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no reader meets half of it; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
