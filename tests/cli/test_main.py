@@ -65,6 +65,13 @@ def test_a_mistyped_flag_gets_a_hint(typed: list[str], expected: str, capsys: py
         (["evaluate", "regions", "--data", "{tmp}", "--model", "saccade-small"], "annotations"),
         (["pretrain", "--pairs", "{tmp}", "--out", "{tmp}/m"], "tar"),
         (["show", "kmeans", "--data", "{tmp}", "--model", "saccade-small", "--out", "{tmp}/a.gif"], "PNG"),
+        (["show", "kmeans", "--data", "{tmp}", "--model", "x", "--out", "{tmp}/one.png/a.png"], "which is a file"),
+        (["evaluate", "agreement", "--data", "{tmp}", "--model", "x", "--out", "{tmp}/one.png/a.json"], "--out"),
+        (["evaluate", "agreement", "--data", "{tmp}", "--model", "x", "--device", "foo"], "--device"),
+        (["evaluate", "agreement", "--data", "{tmp}", "--model", "x", "--device", "cuda:99"], "GPU 99"),
+        (["world", "{tmp}/one.png"], "this is a file"),
+        (["world", "{tmp}/one.png/w"], "one.png"),
+        (["world", "{tmp}/damaged"], "damaged"),
     ],
 )
 def test_a_wrong_input_ends_with_a_message_and_no_traceback(
@@ -73,6 +80,8 @@ def test_a_wrong_input_ends_with_a_message_and_no_traceback(
     from PIL import Image
 
     Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "world.json").write_text("{")
     with pytest.raises(SystemExit) as done:
         main([word.replace("{tmp}", str(tmp_path)) for word in typed])
     assert done.value.code == 2
@@ -90,7 +99,7 @@ def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.
             score = result["regions"][row][kind]
             assert score["count"] > 0 and 0 <= score["top1"] <= score["top5"] <= 100
     assert result["regions"]["before"]["boxes"]["count"] == result["regions"]["after"]["boxes"]["count"]
-    assert set(result["input_sizes"]) == {"64", "128", "256"}
+    assert set(result["input_sizes"]) == {"64", "128", "192"}
     assert {"before", "after"} == set(result["agreement"]) and 0 <= result["colour_only"]["top1"] <= 100
     assert result["device"] == "cpu" and result["seconds"] > 0
     page = (tmp_path / "demo" / "report.html").read_text()
@@ -98,3 +107,6 @@ def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.
     main(typed)  # the same command: the world and the run are there already, the report is written again
     again = json.loads((tmp_path / "demo" / "result.json").read_text())
     assert again["regions"] == result["regions"]
+    with pytest.raises(SystemExit):
+        main([*typed, "--seed", "1"])
+    assert "seed: there 0, here 1" in capsys.readouterr().err

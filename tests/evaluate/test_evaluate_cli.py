@@ -1,12 +1,14 @@
 """The two verbs as they are typed: table, JSON, messages."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from saccade.cli.evaluate import Agreement, Regions, run_agreement, run_regions
+from saccade.cli.evaluate import Agreement, Regions, _bad_pictures, run_agreement, run_regions
+from saccade.cli.main import main
 from saccade.clip.weights import save_clip
 from saccade.types import InputError
 
@@ -31,16 +33,13 @@ def test_regions(model, coco, tmp_path, capsys):
 
 
 def test_bad_pictures_are_told(model, coco, tmp_path, capsys):
-    for part in ("annotations", "val2017"):
-        (tmp_path / part).mkdir()
-        for path in (coco / part).rglob("*.*"):
-            target = tmp_path / part / path.relative_to(coco / part)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
     (tmp_path / "val2017/3.png").write_bytes(b"")
     config = Regions(data=tmp_path, model=model, sizes=(32,), workers=0)
     assert run_regions(config)["pictures"] == 4
-    assert "1 bad pictures left out; the first, 3:" in capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()
+    place = told.index("pictures that could not be used: 1")
+    assert told[place + 1].startswith("  3: ") and "0 bytes" in told[place + 1] and len(told) == place + 2
     with pytest.raises(InputError, match="picture 3"):
         run_regions(replace(config, strict=True))
 
@@ -52,12 +51,43 @@ def test_agreement(model, coco, tmp_path, capsys):
     assert "64 px, head value" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["cosine"] == result["cosine"]
     assert run_agreement(replace(config, reference=model))["recall"] == result["recall"]
-    # ids differ between a folder and a COCO root, so other grids are drawn; the size defaults to four times 32
-    assert run_agreement(Agreement(data=coco, model=model, workers=0))["size"] == 128
+    assert run_agreement(replace(config, data=coco))["cosine"] == result["cosine"]  # the same pictures, the same ids
+    assert run_agreement(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
+
+
+def test_agreement_takes_a_coco_root_whose_annotations_are_broken(model, coco, tmp_path):
+    shutil.copytree(coco / "val2017", tmp_path / "val2017")
+    config = Agreement(data=tmp_path, model=model, size=32, workers=0)
+    assert run_agreement(config)["pictures"] == 5
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
+    assert run_agreement(config)["pictures"] == 5
+
+
+def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, capsys):
+    """As typed: a box outside its picture is named with file, picture and segment."""
+    shutil.copytree(coco, tmp_path / "coco")
+    notes = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(notes.read_text())
+    content["annotations"][1]["segments_info"][2]["bbox"] = [500, 0, 9, 9]
+    notes.write_text(json.dumps(content))
+    out = tmp_path / "r.json"
+    words = f"evaluate regions --data {tmp_path}/coco --model {model} --sizes 32 --no-crops --workers 0 --out {out}"
+    main(words.split())
+    reason, first = "box lies outside the picture", f"{notes}: annotation of image 2: segment 300"
+    assert f"1 left out because a {reason}; the first: {first}" in capsys.readouterr().err
+    assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
+
+
+def test_ten_bad_pictures_are_told_and_the_rest_counted():
+    bad = [{"id": str(number), "reason": "broken"} for number in range(12)]
+    lines = _bad_pictures(bad)
+    assert lines[0] == "pictures that could not be used: 12" and lines[1:11] == [f"  {n}: broken" for n in range(10)]
+    assert lines[11:] == ["  and 2 more; --out FILE lists all"] and _bad_pictures([]) == []
 
 
 def test_refuses(model, coco, tmp_path):
-    with pytest.raises(InputError, match="name of a JSON file"):
+    with pytest.raises(InputError, match="name of a file; got the folder"):
         run_regions(Regions(data=coco, model=model, out=tmp_path))
     with pytest.raises(InputError, match="panoptic"):
         run_regions(Regions(data=Path(coco / "val2017"), model=model))

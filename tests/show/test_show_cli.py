@@ -38,10 +38,10 @@ def test_kmeans(model, pictures, tmp_path, capsys):
 
 
 def test_similarity(model, pictures, tmp_path):
-    """Every picture is asked for every query."""
+    """Every picture is asked for every text."""
     config = {"data": pictures, "model": model, "size": 64, "count": 2}
-    one = run_similarity(Similarity(**config, query=("cup",), out=tmp_path / "1.png"))
-    two = run_similarity(Similarity(**config, query=("cup", "dog"), out=tmp_path / "2.png"))
+    one = run_similarity(Similarity(**config, text=("cup",), out=tmp_path / "1.png"))
+    two = run_similarity(Similarity(**config, text=("cup", "dog"), out=tmp_path / "2.png"))
     assert height_of(two) > 1.6 * height_of(one)
 
 
@@ -49,4 +49,19 @@ def test_refuses(model, pictures, tmp_path):
     with pytest.raises(InputError, match="PNG file"):
         run_kmeans(KMeans(data=pictures, model=model, out=tmp_path / "k.jpg"))
     with pytest.raises(InputError, match="count"):
-        run_similarity(Similarity(data=pictures, model=model, query=("cup",), out=tmp_path / "k.png", count=0))
+        run_similarity(Similarity(data=pictures, model=model, text=("cup",), out=tmp_path / "k.png", count=0))
+    for size in (0, -8, 60):
+        for before in (None, model):
+            with pytest.raises(InputError, match=f"--size: .*; got {size}"):
+                run_kmeans(KMeans(data=pictures, model=model, before=before, out=tmp_path / "k.png", size=size))
+    with pytest.raises(InputError, match="which is a file"):
+        run_kmeans(KMeans(data=pictures, model=model, out=pictures / "0.png" / "k.png"))
+    with pytest.raises(InputError, match="--device"):
+        run_kmeans(KMeans(data=pictures, model=model, out=tmp_path / "k.png", device="foo"))
+
+
+def test_a_coco_root_needs_no_annotations(model, pictures, tmp_path):
+    pictures.rename(tmp_path / "val2017")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
+    run_kmeans(KMeans(data=tmp_path, model=model, out=tmp_path / "k.png", size=32, count=1))

@@ -10,32 +10,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saccade.errors import InputError
+from saccade.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from saccade.clip.model import Clip
+    from saccade.data.coco import Dataset
+
+TOLD = 10  # bad pictures named on the screen
 
 
-@dataclass(frozen=True)
-class Regions:
-    """Classify annotated regions from the dense map and from crops (Fig. 2, 3 and Tab. 1 of the paper)."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The flags of both verbs."""
 
     data: Path
-    """COCO root with panoptic annotations, or a world written by `saccade world`."""
+    """Folder of pictures, or COCO root."""
     model: str
-    """Name of a CLIP, or a folder with one (OUT/model of a run)."""
+    """Name of a CLIP, or a folder with one (OUT/model of a run): its dense map is measured."""
     pretrained: str | None = None
     """Weights file or open_clip tag, where `model` is the name of an architecture."""
     split: str = "val"
-    """train, val or test."""
-    sizes: tuple[int, ...] = ()
-    """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
-    crops: bool = True
-    """Also classify crops with the image tower."""
-    crowd: bool = True
-    """Keep segments marked as crowds, as the published evaluation does."""
+    """train, val or test of a COCO root."""
     head: Literal["value", "value_only", "attention"] = "value"
     """What becomes of the last block; value is the paper's."""
     limit: int | None = None
@@ -54,26 +51,30 @@ class Regions:
     """Write the result to this JSON file."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Compare the dense map with the model's own crops, without labels, on any folder of pictures."""
+@dataclass(frozen=True, kw_only=True)
+class Regions(Evaluation):
+    """Classify annotated regions from the dense map and from crops (Fig. 2, 3 and Tab. 1 of the paper)."""
 
     data: Path
-    """Folder of pictures, or COCO root."""
-    model: str
-    """Name of a CLIP, or a folder with one: its dense map is measured."""
-    pretrained: str | None = None
-    """Weights file or open_clip tag, where `model` is the name of an architecture."""
+    """COCO root with panoptic annotations, or a world written by `saccade world`."""
+    sizes: tuple[int, ...] = ()
+    """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
+    crops: bool = True
+    """Also classify crops with the image tower."""
+    crowd: bool = True
+    """Keep segments marked as crowds, as the published evaluation does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement(Evaluation):
+    """Compare the dense map with the model's own crops, without labels, on any folder of pictures."""
+
     reference: str | None = None
     """CLIP that embeds the crops, such as the one `model` was distilled from; default: `model` itself."""
     reference_pretrained: str | None = None
     """Weights file or open_clip tag, where `reference` is the name of an architecture."""
-    split: str = "val"
-    """train, val or test of a COCO root."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
     grid: int = 6
     """Most rows and columns of the grid laid over a picture."""
     keep: int = 20
@@ -82,25 +83,12 @@ class Agreement:
     """Pictures whose crops a patch chooses among."""
     seed: int = 0
     """Decides grids and galleries, together with each picture's id."""
-    limit: int | None = None
-    """Only the first so many pictures."""
-    batch: int = 8
-    """Pictures a dense batch."""
-    crop_batch: int = 128
-    """Crops an image batch."""
-    workers: int = 2
-    """Processes that decode pictures; 0 = none besides this one."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
-    strict: bool = False
-    """End at the first picture that cannot be read, instead of counting it."""
-    out: Path | None = None
-    """Write the result to this JSON file."""
 
 
 def run_regions(config: Regions) -> dict[str, Any]:
     """Classify regions, print a table, write JSON where asked, and return the result."""
-    _check_out(config.out)
+    if config.out is not None:
+        check_target(config.out, flag="--out")
     started = time.perf_counter()
     from saccade.data.loader import open_data
     from saccade.evaluate.regions import evaluate_regions
@@ -121,7 +109,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
         workers=config.workers,
         progress=True,
     )
-    return _finish(result, _regions_table(result, config.model), config, started)
+    return _finish(result, _regions_table(result, config.model), config, dataset=dataset, started=started)
 
 
 def _regions_table(result: dict[str, Any], model: str) -> "Table":
@@ -151,9 +139,10 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
     from saccade.data.loader import open_data
     from saccade.evaluate.agreement import evaluate_agreement
 
-    _check_out(config.out)
+    if config.out is not None:
+        check_target(config.out, flag="--out")
     started = time.perf_counter()
-    dataset = open_data(config.data, split=config.split)
+    dataset = open_data(config.data, split=config.split, annotations="none")
     student = _load(config.model, config.pretrained, config.device)
     reference = student
     if config.reference is not None:
@@ -162,7 +151,7 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
         student,
         reference,
         dataset,
-        size=config.size or 4 * student.native_size,
+        size=4 * student.native_size if config.size is None else config.size,
         head=config.head,
         grid=config.grid,
         keep=config.keep,
@@ -175,7 +164,7 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
         workers=config.workers,
         progress=True,
     )
-    return _finish(result, _agreement_table(result, config), config, started)
+    return _finish(result, _agreement_table(result, config), config, dataset=dataset, started=started)
 
 
 def _agreement_table(result: dict[str, Any], config: Agreement) -> "Table":
@@ -191,39 +180,40 @@ def _agreement_table(result: dict[str, Any], config: Agreement) -> "Table":
     return table
 
 
-def _check_out(path: Path | None) -> None:
-    """Refuse a folder as the name of the result before hours are spent on it."""
-    if path is not None and path.is_dir():
-        raise InputError(f"out: need the name of a JSON file; got the folder {path}.")
-
-
-def _finish(result: dict[str, Any], table: "Table", config: Regions | Agreement, started: float) -> dict[str, Any]:
+def _finish(
+    result: dict[str, Any], table: "Table", config: Evaluation, *, dataset: "Dataset", started: float
+) -> dict[str, Any]:
     """Print the table and what was left out, and write the result with how it was made."""
     from rich.console import Console
 
+    result["dropped"] = {reason: asdict(one) for reason, one in dataset.dropped.items()}
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
-    if result["bad"]:
-        first = result["bad"][0]
-        print(
-            f"{len(result['bad'])} bad pictures left out; the first, {first['id']}: {first['reason']}", file=sys.stderr
-        )
+    for line in [*dataset.dropped_lines(), *_bad_pictures(result["bad"])]:
+        print(line, file=sys.stderr)
     if config.out is not None:
-        _write_json(config.out, {**result, "config": _plain(config), "versions": _versions()})
+        content = {**result, "config": _plain(config), "versions": _versions()}
+        write_whole(config.out, (json.dumps(content, indent=2) + "\n").encode())
     return result
 
 
+def _bad_pictures(bad: list[dict[str, str]]) -> list[str]:
+    """How many pictures could not be used, and the first ten with their reasons."""
+    if not bad:
+        return []
+    more = [f"  and {len(bad) - TOLD} more; --out FILE lists all"] if len(bad) > TOLD else []
+    told = [f"  {one['id']}: {one['reason']}" for one in bad[:TOLD]]
+    return [f"pictures that could not be used: {len(bad)}", *told, *more]
+
+
 def _load(name: str, pretrained: str | None, device: str) -> "Clip":
-    import torch
-
     from saccade.clip.model import load
+    from saccade.engine.distributed import choose_device
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(name, pretrained=pretrained, device=device)
+    return load(name, pretrained=pretrained, device=choose_device(device, local_rank=None))
 
 
-def _plain(config: Regions | Agreement) -> dict[str, Any]:
+def _plain(config: Evaluation) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
 
 
@@ -231,11 +221,3 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result, all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)

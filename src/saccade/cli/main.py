@@ -1,7 +1,7 @@
 """The command line: one verb a file; flags and help are read off each verb's frozen dataclass (tyro).
 
 torch and open_clip are imported by the verb that runs, never here, so that `--help` and mistyped flags answer at once.
-A mistake in the input ends with its message and status 2, without a traceback.
+A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
 """
 
 import sys
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     command: Any = tyro.cli(Command, prog="saccade", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
     try:
         run(command)
-    except InputError as error:
+    except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         print(f"saccade: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

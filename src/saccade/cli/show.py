@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from saccade.errors import InputError
+from saccade.files import check_target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saccade.clip.model import Clip
-    from saccade.data.coco import Dataset
 
 
-@dataclass(frozen=True)
-class KMeans:
-    """Draw what the dense map groups together (Fig. 4 of the paper)."""
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """The flags of both verbs."""
 
     data: Path
     """A picture, a folder of pictures, or a COCO root."""
@@ -36,42 +36,30 @@ class KMeans:
     """Pictures, evenly spaced over the data."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
+    head: Literal["value", "value_only", "attention"] = "value"
+    """What becomes of the last block; value is the paper's."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans(Drawing):
+    """Draw what the dense map groups together (Fig. 4 of the paper)."""
+
     clusters: int = 8
     """At most so many groups a picture."""
     seed: int = 0
     """Of the starting centres."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
 
 
-@dataclass(frozen=True)
-class Similarity:
+@dataclass(frozen=True, kw_only=True)
+class Similarity(Drawing):
     """Draw where pictures answer to a text."""
 
-    data: Path
-    """A picture, a folder of pictures, or a COCO root."""
-    model: str
-    """Name of a CLIP, or a folder with one (OUT/model of a run)."""
-    query: tuple[str, ...]
+    text: tuple[str, ...]
     """Class names or a few words each; every picture is asked for each of them."""
-    out: Path
-    """PNG to write."""
-    before: str | None = None
-    """Draw this CLIP beside it, such as the one `model` was distilled from."""
-    pretrained: str | None = None
-    """Weights file or open_clip tag, where `before` (or, without it, `model`) is the name of an architecture."""
-    split: str = "val"
-    """train, val or test of a COCO root."""
     count: int = 3
     """Pictures, evenly spaced over the data."""
-    size: int | None = None
-    """Side of the dense input [pixels]; default: four times the model's own size."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
 
 
 def run_kmeans(config: KMeans) -> Path:
@@ -79,8 +67,8 @@ def run_kmeans(config: KMeans) -> Path:
     _check(config)
     from saccade.show.kmeans import kmeans_sheet
 
-    pictures, models = _pictures(config), _models(config)
-    size = config.size or 4 * models[-1][1].native_size
+    models = _models(config)
+    size, pictures = _size(config, models), _pictures(config)
     numbers = {"size": size, "clusters": config.clusters, "seed": config.seed}
     kmeans_sheet(config.out, pictures, models=models, head=config.head, **numbers)
     print(f"wrote {config.out}")
@@ -92,48 +80,53 @@ def run_similarity(config: Similarity) -> Path:
     _check(config)
     from saccade.show.similarity import similarity_sheet
 
-    rows = [(query, image) for _, image in _pictures(config) for query in config.query]
     models = _models(config)
-    size = config.size or 4 * models[-1][1].native_size
+    size = _size(config, models)
+    rows = [(text, image) for _, image in _pictures(config) for text in config.text]
     similarity_sheet(config.out, rows, models=models, size=size, head=config.head)
     print(f"wrote {config.out}")
     return config.out
 
 
-def _check(config: KMeans | Similarity) -> None:
+def _check(config: Drawing) -> None:
     """Refuse flags that cannot work before any model is loaded."""
     if config.out.suffix.lower() != ".png":
-        raise InputError(f"out: need the name of a PNG file; got {config.out}.")
+        raise InputError(f"--out: need the name of a PNG file; got {config.out}.")
+    check_target(config.out, flag="--out")
     if config.count < 1:
-        raise InputError(f"count: need at least 1 picture; got {config.count}.")
+        raise InputError(f"--count: need at least 1 picture; got {config.count}.")
 
 
-def _pictures(config: KMeans | Similarity) -> "list[tuple[str, Tensor]]":
+def _pictures(config: Drawing) -> "list[tuple[str, Tensor]]":
     """Read the pictures asked for, evenly spaced over the data; a bad one is an error."""
+    from saccade.data.loader import open_data
     from saccade.data.pictures import read_picture
 
     if config.data.is_file():
         return [(config.data.name, read_picture(config.data))]
-    records = _open(config.data, config.split).records
+    records = open_data(config.data, split=config.split, annotations="none").records
     count = min(config.count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
-    return [(str(record.id), read_picture(record.path, expected_size=record.size)) for record in chosen]
+    return [(str(record.id), read_picture(record.path)) for record in chosen]
 
 
-def _open(path: Path, split: str) -> "Dataset":
-    from saccade.data.loader import open_data
-
-    return open_data(path, split=split)
-
-
-def _models(config: KMeans | Similarity) -> "list[tuple[str, Clip]]":
+def _models(config: Drawing) -> "list[tuple[str, Clip]]":
     """Load the models, each under its heading."""
-    import torch
-
     from saccade.clip.model import load
+    from saccade.engine.distributed import choose_device
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = choose_device(config.device, local_rank=None)
     if config.before is None:
         return [(config.model, load(config.model, pretrained=config.pretrained, device=device))]
     before = load(config.before, pretrained=config.pretrained, device=device)
     return [("before", before), ("after", load(config.model, device=device))]
+
+
+def _size(config: Drawing, models: "list[tuple[str, Clip]]") -> int:
+    """The side of the dense input, judged before anything is drawn [pixels]."""
+    from saccade.ops.resample import check_side
+
+    size = 4 * models[-1][1].native_size if config.size is None else config.size
+    for _, clip in models:
+        check_side(size, patch=clip.patch_size, flag="--size")
+    return size

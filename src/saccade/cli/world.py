@@ -34,7 +34,7 @@ def run(config: World) -> None:
     """Write the world, with a progress bar.
 
     Raises:
-        InputError: a negative number, or the folder holds something else.
+        InputError: a negative number, or the folder is a file or holds something else.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -44,6 +44,7 @@ def run(config: World) -> None:
     size = WorldSize(train=config.train, val=config.val, test=config.test, pairs=config.pairs, seed=config.seed)
     if min(config.train, config.val, config.test, config.pairs, config.seed) < 0 or config.processes < 1:
         raise InputError(f"world: need counts and a seed of 0 or above, and at least one process; got {config}.")
+    _check_folder(config.folder)
     with Progress("drawing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as bar:
         task = bar.add_task("", total=config.train + config.val + config.test + config.pairs)
         write_world(
@@ -52,3 +53,20 @@ def run(config: World) -> None:
     print(
         f"{config.folder}: {config.train} train, {config.val} val and {config.test} test scenes, {config.pairs} pairs"
     )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a file in the folder's place, and a folder whose note of what it holds is damaged."""
+    import json
+
+    from saccade.errors import InputError
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: need a folder for the world; this is a file. Name another.")
+    for note in (folder / "world.json", folder / "world.partial"):
+        try:
+            parameters = json.loads(note.read_bytes()) if note.exists() else {}
+        except ValueError:
+            parameters = None
+        if not isinstance(parameters, dict):
+            raise InputError(f"{note}: need the parameters of a world in JSON; the file is damaged. Delete {folder}.")
