@@ -50,6 +50,8 @@ def test_refuses(model, pictures, tmp_path):
         run_kmeans(KMeans(data=pictures, model=model, out=tmp_path / "k.jpg"))
     with pytest.raises(InputError, match="count"):
         run_similarity(Similarity(data=pictures, model=model, text=("cup",), out=tmp_path / "k.png", count=0))
+    with pytest.raises(InputError, match="--text: need at least one"):
+        run_similarity(Similarity(data=pictures, model=model, text=(), out=tmp_path / "k.png"))
     for size in (0, -8, 60):
         for before in (None, model):
             with pytest.raises(InputError, match=f"--size: .*; got {size}"):

@@ -78,6 +78,8 @@ def run_kmeans(config: KMeans) -> Path:
 def run_similarity(config: Similarity) -> Path:
     """Draw the sheet of similarity maps, say where it lies, and return its path."""
     _check(config)
+    if not all(text.strip() for text in config.text) or not config.text:
+        raise InputError('--text: need at least one name or a few words, such as --text "a dog" cup; got none.')
     from saccade.show.similarity import similarity_sheet
 
     models = _models(config)
