@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade.engine.config import DistillConfig, check_config, claim_folder, run_record
+from saccade.engine.config import DistillConfig, check_config, claim_folder, numbers_of, run_record
 from saccade.types import InputError
 
 CONFIG = DistillConfig(data=Path("pictures"), out=Path("out"))
@@ -80,3 +80,13 @@ def test_a_damaged_record_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[1, 2]")
     with pytest.raises(InputError, match=r"must be the JSON record of a run; got \[1, 2\]"):
         claim_folder(tmp_path, record())
+
+
+def test_numbers_not_given_are_the_papers_or_the_small_clips() -> None:
+    flags = {"data": Path("d"), "out": Path("o"), "steps": 44_358}
+    b16 = numbers_of(DistillConfig(**flags, model="EVA02-B-16"), patch_size=16)
+    assert (b16.lr, b16.weight_decay, b16.warmup, b16.student_size) == (1e-5, 0.1, 1000, 1024)  # Sec. 4.1
+    assert numbers_of(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).student_size == 896
+    assert numbers_of(DistillConfig(**flags), patch_size=8).lr == 1e-3
+    mine = numbers_of(DistillConfig(**flags, lr=3e-4, warmup=0), patch_size=8)
+    assert (mine.lr, mine.warmup, mine.student_size) == (3e-4, 0, 192)

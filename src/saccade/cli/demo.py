@@ -8,15 +8,19 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saccade.engine.config import DistillConfig
+from saccade.engine.config import DistillConfig, check_config, claim_folder
+from saccade.errors import InputError
+from saccade.files import write_whole
 
 if TYPE_CHECKING:
     from saccade.clip.model import Clip
     from saccade.data.coco import Dataset
+
+SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Demo:
     """Scenes to distil on."""
     test: int = 300
     """Scenes to report on, never trained on."""
-    steps: int = 500
+    steps: int = 300
     """Steps of CLIPSelf."""
     agreement: int = 100
     """Test scenes for the label-free agreement."""
@@ -50,6 +54,7 @@ def run(config: Demo) -> None:
     """
     seconds: dict[str, float] = {}
     world = config.out / "world"
+    _check(config, world)
     with _timed(seconds, "world"):
         _draw_world(config, world)
     with _timed(seconds, "libraries"):
@@ -60,23 +65,34 @@ def run(config: Demo) -> None:
     device = str(choose_device(config.device, local_rank=None))
     test = open_data(world, split="test", annotations="panoptic")
     before = load(SMALL, device=device)
-    sizes = [before.native_size, 2 * before.native_size, 4 * before.native_size]
+    sizes = [before.native_size, 2 * before.native_size, SIZE]
     with _timed(seconds, "evaluation before"):
         regions_before, colour = _evaluate(before, test, sizes), _colour(world, test)
         agreement = {"before": _agree(before, before, test, config)}
     with _timed(seconds, "distillation"):
-        _distill(config, world, student_size=sizes[-1])
+        _distill(config, world)
     after = load(str(config.out / "distilled" / "model"), device=device)
     with _timed(seconds, "evaluation after"):
         regions_after = _evaluate(after, test, sizes)
         agreement["after"] = _agree(after, before, test, config)
     with _timed(seconds, "pictures"):
-        figures = _figures(config.out, test, before, after, size=sizes[-1])
+        figures = _figures(config.out, test, before, after, size=SIZE)
 
     result = _result(regions_before, regions_after, colour, agreement, sizes, seconds, device)
     _write_report(config, regions_before, regions_after, colour, agreement, seconds, figures)
-    (config.out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(config.out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     _tell(config.out, result)
+
+
+def _check(config: Demo, world: Path) -> None:
+    """Refuse flags that cannot work, and a folder of another demo, before anything is drawn."""
+    check_config(_distill_config(config, world))
+    if min(config.train, config.test, config.agreement) < 1:
+        raise InputError(
+            "demo: need at least one scene to train, to test and to compare; "
+            f"got --train {config.train} --test {config.test} --agreement {config.agreement}."
+        )
+    claim_folder(config.out, {**asdict(config), "out": str(config.out)})
 
 
 @contextmanager
@@ -97,22 +113,21 @@ def _draw_world(config: Demo, folder: Path) -> None:
     world.run(world.World(folder, train=config.train, val=0, test=config.test, seed=config.seed))
 
 
-def _distill(config: Demo, world: Path, *, student_size: int) -> None:
+def _distill_config(config: Demo, world: Path) -> DistillConfig:
+    return DistillConfig(
+        data=world,
+        out=config.out / "distilled",
+        steps=config.steps,
+        student_size=SIZE,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _distill(config: Demo, world: Path) -> None:
     from saccade.cli import distill
 
-    distill.run(
-        DistillConfig(
-            data=world,
-            out=config.out / "distilled",
-            steps=config.steps,
-            student_size=student_size,
-            seed=config.seed,
-            device=config.device,
-            lr=3e-4,
-            weight_decay=0.05,
-            warmup=30,
-        )
-    )
+    distill.run(_distill_config(config, world))
 
 
 def _evaluate(clip: "Clip", test: "Dataset", sizes: list[int]) -> dict[str, Any]:
@@ -124,9 +139,8 @@ def _evaluate(clip: "Clip", test: "Dataset", sizes: list[int]) -> dict[str, Any]
 def _agree(student: "Clip", reference: "Clip", test: "Dataset", config: Demo) -> dict[str, Any]:
     from saccade.evaluate.agreement import evaluate_agreement
 
-    size = 4 * student.native_size
     return evaluate_agreement(
-        student, reference, test, size=size, limit=config.agreement, seed=config.seed, progress=True
+        student, reference, test, size=SIZE, limit=config.agreement, seed=config.seed, progress=True
     )
 
 

@@ -9,11 +9,12 @@ Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saccade.engine.config import DistillConfig, check_config, check_writable, claim_folder, run_record
+from saccade.engine.config import DistillConfig, check_config, check_writable, claim_folder, numbers_of, run_record
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
@@ -71,24 +72,25 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         source = _open_pictures(config)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
         teacher = deepcopy(student, {id(student.tokenizer): student.tokenizer})  # a copy of the weights, not the words
+        numbers = numbers_of(config, patch_size=student.patch_size)
         partly = train_layers(student, config.layers, head=config.head)
         objective = ClipSelf(
             student,
             teacher,
-            student_size=config.student_size,
+            student_size=numbers.student_size,
             pad=config.pad,
             head=config.head,
             enlarge=1.5 if config.regions == "boxes" else 1.0,
         )
     optimizer = build_optimizer(
-        objective, weight_decay=config.weight_decay, betas=config.betas, eps=config.eps, partly=partly
+        objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
     )
 
     # --- output folder: this run's own; where an earlier start of this command came to
     tell, checkpoints, model = _tell(processes), config.out / "checkpoints", config.out / "model"
     with processes.together():
         if processes.is_first:
-            facts = {"weights": digest_module(teacher), "processes": processes.size}
+            facts = {**asdict(numbers), "weights": digest_module(teacher), "processes": processes.size}
             claim_folder(config.out, run_record(config, facts))
     with processes.together():
         saved = load_latest(checkpoints, tell=tell)
@@ -118,10 +120,10 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             _batches(config, source, processes, start_step=outcome.step),
             optimizer,
             count=count_regions,
-            learning_rate=partial(learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps),
+            learning_rate=partial(learning_rate, peak=numbers.lr, warmup=numbers.warmup, steps=config.steps),
             steps=config.steps,
             start_step=outcome.step,
-            weight_decay=config.weight_decay,
+            weight_decay=numbers.weight_decay,
             partly=partly,
             bfloat16=config.precision == "bfloat16",
             seed=config.seed,
@@ -171,7 +173,7 @@ def _open_pictures(config: DistillConfig) -> "PictureSource":
     from saccade.data.loader import PictureSource, open_data
 
     return PictureSource(
-        open_data(config.data, split=config.split),
+        open_data(config.data, split=config.split, annotations="instances" if config.regions == "boxes" else "none"),
         regions=config.regions,
         limit=config.grid,
         rule=config.grid_rule,

@@ -1,18 +1,19 @@
 """What a distillation run is told (the flags of `saccade distill`), and the claim a run makes on its output folder.
 
-The defaults fit the small CLIP on a small machine; the paper's recipe (Sec. 4.1) is noted beside each field where it
-differs. The object stops at the door: everything below the command line takes plain arguments. Nothing here imports
+Learning rate, decay, warm-up and input size default to the paper's (Sec. 4.1), or to the small CLIP's for the small
+CLIP. The object stops at the door: everything below the command line takes plain arguments. Nothing here imports
 torch, so that `--help` is instant. Deliberately absent: configuration files, inheritance, nested groups.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from saccade.errors import InputError
 
+SMALL = "saccade-small"  # the shipped small CLIP
 HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
 """Fields that may change between the parts of one run: the weights come out the same."""
 
@@ -25,7 +26,7 @@ class DistillConfig:
     """Folder of training pictures: a COCO root, or any folder of pictures (no annotations needed)."""
     out: Path
     """Folder of this run; the same command continues a stopped run. The product is written to OUT/model."""
-    model: str = "saccade-small"
+    model: str = SMALL
     """The CLIP to distil: saccade-small, an open_clip architecture such as EVA02-B-16, or a saved model folder."""
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or an open_clip tag such as laion2b_s34b_b88k."""
@@ -35,16 +36,18 @@ class DistillConfig:
     """Optimizer steps. The paper: 6 epochs of COCO."""
     batch: int = 4
     """Pictures a process and step. The paper: 2 on each of 8 GPUs."""
-    lr: float = 1e-4
-    """Highest learning rate. The paper: 1e-5, for B/16 and L/14."""
-    weight_decay: float = 0.1
-    """AdamW's decay of the matrices; norms, biases and other vectors are never decayed."""
+    lr: float | None = None
+    """Highest learning rate; when not given, the paper's 1e-5, and 1e-3 for saccade-small."""
+    weight_decay: float | None = None
+    """AdamW's decay of the matrices (norms, biases and other vectors are never decayed); when not given, the paper's
+    0.1, and 0.05 for saccade-small."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas. The paper for OpenAI weights: 0.9 0.98."""
     eps: float = 1e-8
     """AdamW's epsilon. The paper for OpenAI weights: 1e-6."""
-    warmup: int = 50
-    """Steps of linear warm-up before the cosine to zero. The paper: 1000."""
+    warmup: int | None = None
+    """Steps of linear warm-up before the cosine to zero; when not given, a tenth of the steps but at most the paper's
+    1000, and 20 for saccade-small."""
     layers: int | None = None
     """Train only the last so many transformer blocks; all of them when not given."""
     regions: Literal["grid", "boxes"] = "grid"
@@ -55,8 +58,9 @@ class DistillConfig:
     """Grids drawn: the published code's 24 pairs (for M = 6), or all 36 of the paper's text."""
     keep: int = 20
     """At most so many patches a picture and step."""
-    student_size: int = 256
-    """Longest side of the student's input [pixels]. The paper: 1024 for B/16, 896 for L/14."""
+    student_size: int | None = None
+    """Longest side of the student's input [pixels]; when not given, the paper's 64 patches and at most 1024 (1024 for
+    B/16, 896 for L/14), and 192 for saccade-small."""
     pad: Literal["zero", "black"] = "zero"
     """Padding of the student's input: zeros after colour normalisation (paper) or black before it (published code)."""
     head: Literal["value", "value_only", "attention"] = "value"
@@ -83,6 +87,29 @@ class DistillConfig:
     """Seconds without an answer from another process after which the whole job ends."""
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What a run trains with where a flag was left to the model."""
+
+    lr: float
+    weight_decay: float
+    warmup: int
+    student_size: int
+
+
+def numbers_of(config: DistillConfig, *, patch_size: int) -> Numbers:
+    """The flags' own numbers, and for those not given the paper's (Sec. 4.1), or the small CLIP's.
+
+    Args:
+        config: flags.
+        patch_size: of the student [pixels].
+    """
+    paper = Numbers(1e-5, 0.1, warmup=min(1000, config.steps // 10), student_size=min(64 * patch_size, 1024))
+    usual = Numbers(1e-3, 0.05, warmup=20, student_size=192) if config.model == SMALL else paper
+    given = {name: getattr(config, name) for name in asdict(usual) if getattr(config, name) is not None}
+    return replace(usual, **given)
+
+
 def check_config(config: DistillConfig) -> None:
     """Refuse numbers that cannot train anything, before anything is loaded.
 
@@ -92,15 +119,15 @@ def check_config(config: DistillConfig) -> None:
     rules = (
         ("steps", config.steps >= 1, "at least 1"),
         ("batch", config.batch >= 1, "at least 1"),
-        ("lr", 0 < config.lr < float("inf"), "above 0"),
-        ("weight-decay", 0 <= config.weight_decay < float("inf"), "0 or above"),
+        ("lr", config.lr is None or 0 < config.lr < float("inf"), "above 0"),
+        ("weight-decay", config.weight_decay is None or 0 <= config.weight_decay < float("inf"), "0 or above"),
         ("betas", all(0 <= beta < 1 for beta in config.betas), "two numbers in [0, 1)"),
         ("eps", config.eps > 0, "above 0"),
-        ("warmup", config.warmup >= 0, "0 or above"),
+        ("warmup", config.warmup is None or config.warmup >= 0, "0 or above"),
         ("layers", config.layers is None or config.layers >= 1, "at least 1, or left out to train all blocks"),
         ("grid", config.grid >= 1, "at least 1"),
         ("keep", config.keep >= 1, "at least 1"),
-        ("student-size", config.student_size >= 1, "at least one patch"),
+        ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),
@@ -115,7 +142,7 @@ def check_config(config: DistillConfig) -> None:
             raise InputError(f"--{flag}: must be {need}; got {value}.")
 
 
-def run_record(config: DistillConfig, facts: dict[str, str | int]) -> dict[str, Any]:
+def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
     """The run's identity as JSON: its flags and the facts that no flag holds (digest of the weights, processes)."""
     return json.loads(json.dumps({**asdict(config), **facts}, default=str))
 
