@@ -47,7 +47,7 @@ def test_a_folder_is_claimed_once_and_recognised_after(tmp_path):
 
 
 def test_another_run_is_refused_with_the_differing_fields(tmp_path):
-    claim_folder(tmp_path, record())
+    claim_folder(tmp_path, record(lr=1e-4))
     with pytest.raises(InputError) as caught:
         claim_folder(tmp_path, {**record(lr=1e-5, seed=3), "weights": "abd"})
     message = str(caught.value)

@@ -195,7 +195,7 @@ def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, p
     content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}
     (data / "annotations").mkdir()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    status, said = distill(data=data)
+    status, said = distill("--regions", "boxes", data=data)
     assert status == 0 and "2 left out because a box lies outside the picture" in said, said
     assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box lies outside the picture": 2}
 
