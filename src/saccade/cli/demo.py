@@ -36,7 +36,7 @@ class Demo:
     """Scenes to distil on."""
     test: int = 300
     """Scenes to report on, never trained on."""
-    steps: int = 300
+    steps: int = 260
     """Steps of CLIPSelf."""
     agreement: int = 100
     """Test scenes for the label-free agreement."""

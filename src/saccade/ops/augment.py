@@ -33,9 +33,9 @@ def random_views(images: UInt8[Tensor, "B 3 H W"], *, generator: torch.Generator
     views = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     small = F.interpolate(views, scale_factor=0.5, mode="area")
     blurred = F.interpolate(small, size=views.shape[-2:], mode="bilinear")
-    views = torch.lerp(views, blurred, (draw(-1, 1, 1, 1, 1)).clamp(min=0))
-    views = (views - 128) * draw(0.7, 1.3, 1, 1, 1) + 128 + draw(-25, 25, 1, 1, 1)
-    return _letterbox(views.clamp(0, 255), draw(0, 1, 2), draw(0.4, 1, 1))
+    views = torch.lerp(views, blurred, (draw(-1.0, 1.0, 1, 1, 1)).clamp(min=0))
+    views = (views - 128) * draw(0.7, 1.3, 1, 1, 1) + 128 + draw(-25.0, 25.0, 1, 1, 1)
+    return _letterbox(views.clamp(0, 255), draw(0.0, 1.0, 2), draw(0.4, 1.0, 1))
 
 
 def _letterbox(
