@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from saccade.clip.model import load
+from saccade.clip.load import load
 from saccade.ops.positions import rotary_table
 
 HEADS, PATCH, NATIVE, ROTARY = 3, 8, 4, 6

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saccade.clip.dense import last_block_use, tower_blocks
-from saccade.clip.model import CONFIG_FILE, WEIGHTS_FILE, load
+from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
 from saccade.clip.weights import save_clip
 from saccade.ops.pool import pool_boxes
 from saccade.types import InputError
@@ -165,7 +165,7 @@ def test_random_numbers_come_from_the_seed():
         "vision_cfg": {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 16},
     }
     config["text_cfg"] = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
-    from saccade.clip.model import build
+    from saccade.clip.load import build
 
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 
 import saccade.clip
-from saccade.clip.model import Clip, load
+from saccade.clip.load import load
+from saccade.clip.model import Clip
 from saccade.data.loader import open_data
 from saccade.data.world.write import WorldSize, write_world
 from saccade.evaluate.regions import evaluate_regions

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saccade.clip import weights
-from saccade.clip.model import load
+from saccade.clip.load import load
 from saccade.clip.weights import save_clip
 from saccade.types import InputError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from saccade.clip.model import load
+from saccade.clip.load import load
 from saccade.engine.distributed import joined
 from saccade.engine.fit import fit
 from saccade.engine.log import Log

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import roi_align
 
-from saccade.clip.model import Clip, load
+from saccade.clip.load import load
+from saccade.clip.model import Clip
 from saccade.engine.optim import build_optimizer, take_step
 from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
 from saccade.types import BadSample, Batch, InputError, Sample

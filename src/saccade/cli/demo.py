@@ -58,7 +58,7 @@ def run(config: Demo) -> None:
     with _timed(seconds, "world"):
         _draw_world(config, world)
     with _timed(seconds, "libraries"):
-        from saccade.clip.model import SMALL, load
+        from saccade.clip.load import SMALL, load
         from saccade.data.loader import open_data
         from saccade.engine.distributed import choose_device
 

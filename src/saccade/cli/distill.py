@@ -60,7 +60,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     """
     from copy import deepcopy
 
-    from saccade.clip.model import CONFIG_FILE, WEIGHTS_FILE, load
+    from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
     from saccade.engine.checkpoint import clean_checkpoints, digest_module, load_latest, require_space, restore
     from saccade.engine.fit import Outcome, fit
     from saccade.engine.log import Log

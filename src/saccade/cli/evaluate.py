@@ -207,7 +207,7 @@ def _bad_pictures(bad: list[dict[str, str]]) -> list[str]:
 
 
 def _load(name: str, pretrained: str | None, device: str) -> "Clip":
-    from saccade.clip.model import load
+    from saccade.clip.load import load
     from saccade.engine.distributed import choose_device
 
     return load(name, pretrained=pretrained, device=choose_device(device, local_rank=None))

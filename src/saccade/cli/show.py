@@ -114,7 +114,7 @@ def _pictures(config: Drawing) -> "list[tuple[str, Tensor]]":
 
 def _models(config: Drawing) -> "list[tuple[str, Clip]]":
     """Load the models, each under its heading."""
-    from saccade.clip.model import load
+    from saccade.clip.load import load
     from saccade.engine.distributed import choose_device
 
     device = choose_device(config.device, local_rank=None)

@@ -14,12 +14,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from saccade.clip.model import CONFIG_FILE, WEIGHTS_FILE, Clip
+from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE
+from saccade.clip.model import Clip
 from saccade.types import InputError
 
 
 def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a CLIP as a folder that `saccade.clip.model.load` and open_clip's `local-dir:FOLDER` open.
+    """Write a CLIP as a folder that `saccade.clip.load.load` and open_clip's `local-dir:FOLDER` open.
 
     Both files are written under temporary names, flushed to the disk and renamed, the weights first; files of an
     earlier save stay whole until then.

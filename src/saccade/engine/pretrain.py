@@ -18,7 +18,8 @@ from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from saccade.clip.model import Clip, build, read_config
+from saccade.clip.load import build, read_config
+from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
 from saccade.data.shards import read_pairs
 from saccade.engine.config import claim_folder
