@@ -2,13 +2,17 @@
 
 import json
 import math
+from typing import get_args
 
 import open_clip
 import pytest
 import torch
 
-from saccade.clip.dense import last_block_use, tower_blocks
+from saccade.clip.dense import default_windows, last_block_use, tower_stages
+from saccade.clip.heads import Head
 from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
+from saccade.clip.model import Clip
+from saccade.clip.tower import Windows
 from saccade.clip.weights import save_clip
 from saccade.ops.pool import pool_boxes
 from saccade.types import InputError
@@ -87,38 +91,127 @@ def test_boxes_and_masks_pool_the_dense_map(clip):
 def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
     with pytest.raises(InputError, match=r"multiples of the patch size 8; got 24 x 20"):
         clip.encode_dense(pictures(1, 3, 24, 20))
-    with pytest.raises(InputError, match=r"need \(B, 3, H, W\); got \(1, 3, 0, 8\)"):
+    with pytest.raises(InputError, match=r"need \(B, 3, H, W\), or a list.*; got \(1, 3, 0, 8\)"):
         clip.encode_image(pictures(1, 3, 0, 8))
-    with pytest.raises(InputError, match=r"need \(B, 3, H, W\); got \(7,\)"):
+    with pytest.raises(InputError, match=r"need \(B, 3, H, W\), or a list.*; got \(7,\)"):
         clip.encode_image(pictures(7))
     with pytest.raises(InputError, match=r"boxes\[1\].*x1 < x2"):
         clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
     with pytest.raises(InputError, match="one tensor an image, 2 in all; got 1"):
         clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4)])
-    with pytest.raises(InputError, match=r"\(N, 3, 3\), the patch grid; got \(1, 24, 24\)"):
-        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 24, 24, dtype=torch.bool)])
+    with pytest.raises(InputError, match="need a list of one tensor an image, 1 in all; got one tensor"):
+        clip.encode_boxes(pictures(1, 3, 24, 24), torch.zeros(1, 4))
+    with pytest.raises(InputError, match=r"masks\[0\].*\(N, 24, 24\) in pixels, or \(N, 3, 3\).*got \(1, 24, 23\)"):
+        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 24, 23, dtype=torch.bool)])
+    with pytest.raises(InputError, match=r"masks\[0\]: need bool; got torch.float32"):
+        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 3, 3)])
+    with pytest.raises(InputError, match="masks: need a list of one tensor an image, 1 in all; got 2"):
+        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 3, 3, dtype=torch.bool)] * 2)
+    with pytest.raises(InputError, match=r"images: need normalised floating point; got torch.uint8"):
+        clip.encode_image(torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
+    broken = pictures(3, 3, 24, 24)
+    broken[1, 2, 3, 4] = math.nan
+    with pytest.raises(InputError, match="image 1 holds NaN"):
+        clip.encode_dense(broken)
+    with pytest.raises(InputError, match=r"images\[2\].*got 24 x 20"):
+        clip.encode_dense([pictures(3, 24, 24), pictures(3, 8, 8), pictures(3, 24, 20)])
+    with pytest.raises(InputError, match=r"layers: need stages of small-.*, -3 to 2; got \(3,\)"):
+        clip.features(pictures(1, 3, 24, 24), layers=(3,))
+
+
+def test_nothing_in_nothing_out(clip):
+    image, none = pictures(2, 3, 24, 24), torch.zeros(0, 3, 24, 24)
+    for head in ("value", "masked"):
+        assert clip.encode_boxes(image, [torch.zeros(0, 4)] * 2, head=head).shape == (0, 12)
+        assert clip.encode_boxes(list(image), [torch.zeros(0, 4)] * 2, head=head).shape == (0, 12)
+        for no_masks in (torch.zeros(0, 3, 3, dtype=torch.bool), torch.zeros(0, 24, 24, dtype=torch.bool)):
+            assert clip.encode_masks(image, [no_masks] * 2, head=head).shape == (0, 12)
+        assert clip.encode_boxes(none, [], head=head).shape == clip.encode_masks(none, [], head=head).shape == (0, 12)
+        assert clip.encode_boxes([], [], head=head).shape == clip.encode_masks([], [], head=head).shape == (0, 12)
+    assert clip.encode_image([]).shape == (0, 12) and clip.encode_dense([]) == []
+
+
+@torch.no_grad()
+def test_features_are_what_leaves_each_block_and_what_the_head_makes(clip):
+    images = pictures(2, 3, 24, 40)
+    first, head, last = clip.features(images, layers=(0, -1, 2), head="value_only")
+    assert torch.equal(head, last) and first.shape == last.shape == (2, tower_width(clip), 3, 5)
+    [dense] = clip.features(images, layers=(2,))
+    raw = clip.encode_dense(images, normalize=False).flatten(2).mT  # (B, L, D)
+    tokens = dense.flatten(2).mT  # (B, L, C)
+    if clip.name == "small-vit":
+        visual = clip.visual
+        torch.testing.assert_close(visual.ln_post(tokens) @ visual.proj, raw)
+        theirs = visual.forward_intermediates(images[:, :, :, :24], indices=[0, 1])["image_intermediates"]
+        for one, other in zip(clip.features(images[:, :, :, :24], layers=(0, 1)), theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    else:
+        trunk = clip.visual.trunk
+        torch.testing.assert_close(trunk.head(trunk.norm(tokens)), raw)
+    several = clip.features([images[0], images[1, :, :8]], layers=(1, 2))
+    assert [tuple(one.shape) for maps in several for one in maps] == [(tower_width(clip), h, 5) for h in (3, 1)] * 2
+
+
+def tower_width(clip):
+    return 16 if clip.name == "small-vit" else 24
+
+
+@torch.no_grad()
+def test_windows_are_a_property_that_is_saved_with_the_model(make_clip, tmp_path, clip):
+    clip = make_clip(clip.name.removeprefix("small-"), seed=3)
+    images = pictures(1, 3, 32, 48)
+    whole = clip.encode_dense(images)
+    clip.windows = Windows(2, (0, 1))
+    narrow = clip.encode_dense(images)
+    assert not torch.allclose(whole, narrow, atol=1e-3)
+    save_clip(clip, tmp_path)
+    again = load(str(tmp_path))
+    assert again.windows == clip.windows == Windows(2, (0, 1))
+    assert torch.equal(again.encode_dense(images), narrow)
+    open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")  # reads past what only Saccade knows
+    again.windows = None
+    assert torch.equal(again.encode_dense(images), whole) and "saccade" not in again.config
+    torch.testing.assert_close(again.encode_image(images), clip.encode_image(images))  # the dense path only
+
+
+def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
+    assert default_windows(load("saccade-small").visual) == Windows(16, (0, 3))
+    clip = make_clip("vit")
+    with pytest.raises(InputError, match="blocks are counted 0 to 2; got 3"):
+        clip.windows = Windows(2, (0, 3))
+    with pytest.raises(InputError, match="at least 1 token; got 0"):
+        clip.windows = Windows(0, (0,))
+    config = {**clip.config, "saccade": {"windows": {"size": "2", "blocks": [0]}}}
+    with pytest.raises(InputError, match='"windows" must be'):
+        Clip(clip.model, name="odd", config=config)
 
 
 def test_unknown_head_is_refused(clip):
     from saccade.clip.dense import dense_tokens
 
-    with pytest.raises(InputError, match="value, value_only, attention; got 'valu'"):
+    with pytest.raises(InputError, match=r"value, value_only, .*, values3; got 'valu'"):
         dense_tokens(clip.visual, pictures(1, 3, 24, 24), head="valu")
+    with pytest.raises(InputError, match=r"masked embeds regions.*encode_boxes"):
+        dense_tokens(clip.visual, pictures(1, 3, 24, 24), head="masked")
 
 
-@pytest.mark.parametrize("head", ["value", "value_only", "attention"])
+@pytest.mark.parametrize("head", get_args(Head))
 def test_what_a_head_leaves_of_the_last_block_is_what_gets_no_gradient(clip, head):
     clip.zero_grad(set_to_none=True)
     clip.encode_dense(pictures(1, 3, 24, 40), head=head)[:, 0].sum().backward()
     unused, in_part = last_block_use(clip.visual, head=head)
-    block = tower_blocks(clip.visual)[-1]
+    block = tower_stages(clip.visual)[-1]
     without = {id(p) for p in block.parameters() if p.grad is None}
     assert without == {id(parameter) for parameter in unused}
-    for parameter, rows in in_part:
-        used = parameter.grad.any(dim=1)  # a row each
-        assert used[rows].all() and used.sum() == len(used[rows])
-    fused = clip.name == "small-vit" and head != "attention"
-    assert len(in_part) == fused and (head == "attention") == (not unused and not in_part)
+    if in_part:  # rows of one matrix
+        matrix, rows = in_part[0][0], torch.zeros(len(in_part[0][0]), dtype=torch.bool)
+        for parameter, part in in_part:
+            assert parameter is matrix
+            rows[part] = True
+        assert torch.equal(matrix.grad.any(dim=1), rows)
+    everything = head in ("attention", "sclip")
+    assert bool(in_part) == (clip.name == "small-vit" and not everything)
+    assert everything == (not unused and not in_part)
     clip.zero_grad(set_to_none=True)
 
 
@@ -126,7 +219,7 @@ def test_towers_that_were_never_accepted_have_no_blocks():
     from open_clip.timm_model import TimmModel
 
     tower = TimmModel("resnet10t", embed_dim=8, image_size=32, pretrained=False)
-    for ask in (tower_blocks, lambda visual: last_block_use(visual, head="value")):
+    for ask in (tower_stages, lambda visual: last_block_use(visual, head="value")):
         with pytest.raises(AssertionError, match="TimmModel was not refused"):
             ask(tower)
 
@@ -200,14 +293,6 @@ def test_names_that_cannot_be_loaded(name, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_residual_networks_are_refused_with_the_reason(make_clip):
-    from saccade.clip.dense import tower_sizes
-
-    tower = open_clip.modified_resnet.ModifiedResNet([1, 1, 1, 1], output_dim=8, heads=2, image_size=32, width=8)
-    with pytest.raises(InputError, match=r"RN-tiny.*residual networks have no class token"):
-        tower_sizes(tower, name="RN-tiny")
-
-
 def test_variants_without_a_dense_head_are_refused(make_clip):
     import timm
     from timm.models.eva import Eva
@@ -232,7 +317,7 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
         (Eva(**small, qkv_fused=False), "rotary"),
         (Eva(**{**small, "global_pool": "avg"}, **rope), "class token"),
         (Eva(**small, **rope, num_reg_tokens=2), "class token"),
-        (timm.create_model("resnet10t"), "timm's ResNet"),
+        (timm.create_model("resnet10t"), "for a ResNet"),
     ]
     eva = make_clip("eva")
     for trunk, words in towers:

@@ -1,81 +1,167 @@
-"""The one place where a tower's family decides: which forward computes its image and its dense embeddings (Sec. 3.1),
-and which of its parameters that takes.
+"""The one place where a tower's family decides, and the embeddings every family gives (Sec. 3.1; Tab. A3).
 
-A new CLIP family is one file beside this one and one `case` in each `match` below. Residual networks and SigLIP are
-refused with the reason until they have theirs.
+A new CLIP family is one file beside this one (what it must offer: `tower.Family`) and one `case` in `family_of`. Towers
+without tokens in space, and those nobody has described yet, are refused by name with the reason.
 """
 
-from typing import Any, Literal, get_args
+from collections import deque
+from typing import Any, get_args
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from saccade.clip import eva, vit
+from saccade.clip import eva, resnet, siglip, vit
+from saccade.clip.attention import look
+from saccade.clip.heads import HEADS, Head, gathered, masked, run_blocks
+from saccade.clip.tower import Family, Windows
 from saccade.types import InputError
 
-Head = Literal["value", "value_only", "attention"]
+Grids = list[tuple[int, int]]  # (h, w) of each picture of a batch
 
 
-def class_embedding(visual: nn.Module, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+def family_of(visual: nn.Module) -> Family | None:
+    """The functions of a tower's family, or None where there are none; `tower_sizes` says why."""
+    match visual:
+        case VisionTransformer():
+            return vit
+        case TimmModel(trunk=Eva()):
+            return eva
+        case TimmModel(trunk=TimmVisionTransformer()):
+            return siglip
+        case ModifiedResNet():
+            return resnet
+    return None
+
+
+def class_embedding(
+    visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, grids: Grids | None = None
+) -> Float[Tensor, "B D"]:
     """Embed whole images as CLIP does, at any size (the teacher; Sec. 3.2).
 
     Args:
         visual: an image tower `tower_sizes` accepts.
         images: normalised; H and W multiples of the patch size.
+        grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
 
     Returns:
         One embedding an image, not normalised.
     """
-    match visual:
-        case VisionTransformer():
-            return vit.embed_class(visual, images)
-        case TimmModel(trunk=Eva()):
-            return eva.embed_class(visual, images)
-    raise _unknown(visual)
+    family = _accepted(visual)
+    tokens, sight = look(family, visual, images, grids=grids)
+    return family.finish(visual, gathered(family, visual, tokens, sight))[:, 0]
 
 
-def dense_tokens(visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, head: str) -> Float[Tensor, "B L D"]:
+def dense_tokens(
+    visual: nn.Module,
+    images: Float[Tensor, "B 3 H W"],
+    *,
+    head: str,
+    grids: Grids | None = None,
+    windows: Windows | None = None,
+) -> Float[Tensor, "B L D"]:
     """Embed every patch of the images (Sec. 3.1).
 
     Args:
         visual: an image tower `tower_sizes` accepts.
         images: normalised; H and W multiples of the patch size.
-        head: one of `Head`, what becomes of the last block. "value" (the paper): its self-attention is replaced by its
-            value and output projections, residuals and MLP stay. "value_only": those projections alone, without
-            residuals and MLP. "attention": the block as it is.
+        head: what becomes of the last block, see `saccade.clip.heads`; "value" is the paper's.
+        grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        windows: which blocks attend in windows (Sec. 4.4).
 
     Returns:
-        Patch embeddings row by row, L = H / P * W / P, not normalised.
+        Patch embeddings row by row, L = H / P * W / P, not normalised; of padding, numbers without meaning.
 
     Raises:
-        InputError: another head.
+        InputError: another head, or one this family cannot have.
     """
-    if head not in get_args(Head):
-        raise InputError(f"head: must be one of {', '.join(get_args(Head))}; got {head!r}.")
-    match visual:
-        case VisionTransformer():
-            return vit.embed_patches(visual, images, head=head)
-        case TimmModel(trunk=Eva()):
-            return eva.embed_patches(visual, images, head=head)
-    raise _unknown(visual)
+    family, needs = _accepted(visual), HEADS[check_head(visual, head)]
+    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
+    entering = deque(run_blocks(family, visual, tokens, sight), maxlen=needs.entering)
+    return family.finish(visual, needs.apply(family, visual, list(entering), sight))
 
 
-def tower_blocks(visual: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of an image tower, first to last.
+def region_embedding(
+    visual: nn.Module,
+    images: Float[Tensor, "B 3 H W"],
+    regions: Bool[Tensor, "B Q L"],
+    *,
+    grids: Grids | None = None,
+    windows: Windows | None = None,
+) -> Float[Tensor, "B Q D"]:
+    """Embed regions by masked attention (Tab. A3), see `saccade.clip.heads.masked`.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        images: normalised; H and W multiples of the patch size.
+        regions: which patches belong to each region; of padding none.
+        grids: as in `dense_tokens`.
+        windows: as in `dense_tokens`; the copies themselves are not bound to windows.
+
+    Returns:
+        One embedding a region, not normalised. A region without patches is what its copy makes of the class token
+        alone; zero where there is none.
+    """
+    family = _accepted(visual)
+    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
+    found = family.finish(visual, masked(family, visual, tokens, sight, regions))
+    return found if sight.first else found * regions.any(dim=2, keepdim=True)
+
+
+def tapped(
+    visual: nn.Module,
+    images: Float[Tensor, "B 3 H W"],
+    *,
+    layers: tuple[int, ...],
+    head: str,
+    grids: Grids | None = None,
+    windows: Windows | None = None,
+) -> list[Float[Tensor, "B C h w"]]:
+    """Take feature maps out of a tower: what leaves the stages asked for, and for the last one what the head makes.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        images: normalised; H and W multiples of the patch size.
+        layers: places in `tower_stages`, from 0.
+        head: of the last stage; see `dense_tokens`.
+        grids: as in `dense_tokens`.
+        windows: as in `dense_tokens`.
+
+    Returns:
+        One map a layer, in the order asked, before final norm and projection.
+    """
+    family, needs = _accepted(visual), HEADS[check_head(visual, head)]
+    last = len(family.stages(visual)) - 1
+    found: dict[int, Tensor] = {}
+    if isinstance(visual, ModifiedResNet):  # its stages but the last are no attention over tokens
+        found = dict(enumerate(resnet.taps(visual, images)))
+        if last not in layers:
+            return [found[layer] for layer in layers]
+    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
+    entering = deque(maxlen=needs.entering)
+    for index, state in enumerate(run_blocks(family, visual, tokens, sight)):
+        entering.append(state)
+        if index - 1 in layers:
+            found.setdefault(index - 1, _plane(state[:, sight.first :], sight.grid))
+        if index == max(layers) + 1:
+            break
+    if last in layers:
+        found[last] = _plane(needs.apply(family, visual, list(entering), sight), sight.grid)
+    return [found[layer] for layer in layers]
+
+
+def tower_stages(visual: nn.Module) -> list[nn.Module]:
+    """What is trained and tapped, first to last: transformer blocks (SigLIP: and the pool), or residual stages and the
+    pool; the last one is what a head changes.
 
     Args:
         visual: an image tower `tower_sizes` accepts.
     """
-    match visual:
-        case VisionTransformer():
-            return [*vit.blocks(visual)]
-        case TimmModel(trunk=Eva()):
-            return eva.blocks(visual)
-    raise _unknown(visual)
+    return _accepted(visual).stages(visual)
 
 
 def last_block_use(visual: nn.Module, *, head: Head) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
@@ -89,12 +175,60 @@ def last_block_use(visual: nn.Module, *, head: Head) -> tuple[list[nn.Parameter]
         The parameters that are not used at all; and the matrices of which only some rows are used (values in a fused
         query-key-value projection), with those rows.
     """
-    match visual:
-        case VisionTransformer():
-            return vit.last_block_use(visual, head=head)
-        case TimmModel(trunk=Eva()):
-            return eva.last_block_use(visual, head=head)
-    raise _unknown(visual)
+    needs = HEADS[check_head(visual, head)]
+    return _accepted(visual).unused(visual, part=needs.part, mlp=needs.mlp)
+
+
+def check_head(visual: nn.Module, head: str) -> str:
+    """Refuse a head that does not exist, or that a family cannot have.
+
+    Raises:
+        InputError: names the heads there are.
+    """
+    if head == "masked":
+        raise InputError("head: masked embeds regions, not patches; use it with encode_boxes or encode_masks.")
+    heads = get_args(Head)
+    if head not in heads:
+        raise InputError(f"head: must be one of {', '.join(heads)}; got {head!r}.")
+    family, needs = _accepted(visual), HEADS[head]
+    if family is siglip and ("q" in needs.part or needs.entering > 1):
+        reason = "a SigLIP tower gathers its picture by a pool with one learned query, so its patches have none"
+        raise InputError(f"head: {head} is not defined here: {reason}. Use value, value_only or naclip.")
+    if needs.entering > len(family.blocks(visual)):
+        reason = f"it takes {needs.entering} attention blocks, and this tower has {len(family.blocks(visual))}"
+        raise InputError(f"head: {head} is not defined here: {reason}. Use value.")
+    return head
+
+
+def check_windows(visual: nn.Module, windows: Windows) -> Windows:
+    """Refuse window attention that a tower cannot have.
+
+    Raises:
+        InputError: a residual network, a side below 1, or blocks the tower does not have.
+    """
+    family = _accepted(visual)
+    count = len(family.blocks(visual)) - (family is siglip)  # SigLIP's pool looks at the whole picture
+    if family is resnet:
+        raise InputError("windows: residual networks have one attention layer, the pool; there is nothing to window.")
+    if windows.size < 1:
+        raise InputError(f"windows: the side must be at least 1 token; got {windows.size}.")
+    strange = [index for index in windows.blocks if not 0 <= index < count]
+    if strange:
+        raise InputError(f"windows: blocks are counted 0 to {count - 1}; got {strange[0]}.")
+    return windows
+
+
+def default_windows(visual: nn.Module, *, size: int = 16) -> Windows:
+    """The paper's windows: all blocks but the last of each quarter (B: all but 2, 5, 8, 11; L: all but 5, 11, 17, 23).
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        size: side of a window [tokens].
+    """
+    family = _accepted(visual)
+    count = len(family.blocks(visual)) - (family is siglip)
+    whole = {-(-quarter * count // 4) - 1 for quarter in (1, 2, 3, 4)}  # rounded up where four do not divide
+    return check_windows(visual, Windows(size, tuple(index for index in range(count) if index not in whole)))
 
 
 def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
@@ -107,35 +241,37 @@ def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
     Raises:
         InputError: dense embeddings are not defined for this tower here; says why and what to use.
     """
-    image: Any  # (height, width); the libraries' types do not say so
-    patch: Any
-    match visual:
-        case VisionTransformer():
-            reason = vit.refusal(visual)
-            image, patch, embed_dim = visual.image_size, visual.patch_size, visual.output_dim
-        case TimmModel(trunk=Eva() as trunk):
-            reason = eva.refusal(trunk)
-            image, patch, embed_dim = trunk.patch_embed.img_size, trunk.patch_embed.patch_size, trunk.num_classes
-        case ModifiedResNet():
-            raise _refused(name, "residual networks have no class token and need a dense head of their own")
-        case TimmModel(trunk=trunk):
-            kind = type(trunk).__name__  # SigLIP towers come as timm's VisionTransformer
-            raise _refused(name, f"there is no dense head yet for timm's {kind}, which SigLIP and others use")
-        case _:
-            raise _refused(name, f"there is no dense head yet for a {type(visual).__name__}")
-    if reason is None and (image[0] != image[1] or patch[0] != patch[1]):
-        reason = f"its native image size {tuple(image)} or patch size {tuple(patch)} is not square"
+    family = family_of(visual)
+    if family is None:
+        trunk: Any = visual.trunk if isinstance(visual, TimmModel) else visual
+        raise _refused(name, f"there is no dense head yet for a {type(trunk).__name__}")
+    reason = family.refusal(visual)
     if reason is not None:
         raise _refused(name, reason)
+    image, patch, embed_dim = family.sizes(visual)
+    if image[0] != image[1] or patch[0] != patch[1]:
+        raise _refused(name, f"its native image size {tuple(image)} or patch size {tuple(patch)} is not square")
     return image[0], patch[0], embed_dim
 
 
-def _unknown(visual: nn.Module) -> AssertionError:
-    return AssertionError(f"tower of type {type(visual).__name__} was not refused when it was loaded")
+def can_batch_sizes(visual: nn.Module) -> bool:
+    """Whether pictures of several sizes fit one batch: attention can leave padding out, convolutions cannot."""
+    return not isinstance(visual, ModifiedResNet)
+
+
+def _plane(tokens: Float[Tensor, "B L C"], grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    return tokens.mT.unflatten(2, grid)
+
+
+def _accepted(visual: nn.Module) -> Family:
+    family = family_of(visual)
+    assert family is not None, f"tower of type {type(visual).__name__} was not refused when it was loaded"
+    return family
 
 
 def _refused(name: str, reason: str) -> InputError:
     return InputError(
-        f"{name}: this tower is not supported: {reason}. "
-        "Use an OpenAI or open_clip ViT (ViT-B-16, ViT-L-14, ...) or EVA-02 (EVA02-B-16, EVA02-L-14, EVA02-L-14-336)."
+        f"{name}: this tower is not supported: {reason}. Use an OpenAI or open_clip ViT (ViT-B-16, ViT-L-14, ...), "
+        "EVA-02 (EVA02-B-16, EVA02-L-14, EVA02-L-14-336), SigLIP (ViT-B-16-SigLIP, ViT-B-16-SigLIP2, ...) or a "
+        "residual network (RN50, RN101, RN50x4, RN50x16, RN50x64)."
     )

@@ -1,4 +1,4 @@
-"""Image and patch embeddings of EVA-02 CLIP (Sec. 3.1): timm's `Eva` trunk inside open_clip's `TimmModel`.
+"""EVA-02 CLIP as a family of towers (Sec. 3.1): timm's `Eva` trunk inside open_clip's `TimmModel`.
 
 Free functions over timm's own modules, any height and width: the trunk's own forward is bound to one size. Absolute
 positions are resized and the rotary table is recomputed for the grid at hand, both from the size the tower was trained
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.timm_model import TimmModel
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
-from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.eva import EvaAttention, EvaBlock
 from torch import Tensor, nn
 
-from saccade.ops.positions import resize_positions, rotary_table, rotate
+from saccade.clip.tower import Table
+from saccade.ops.positions import resize_positions, rotary_table
 
-Table = tuple[Float[Tensor, "T d"], Float[Tensor, "T d"]]  # cosines and signed sines, the class token's row first
 
-
-def refusal(trunk: Eva) -> str | None:
-    """Say which part of a trunk is not supported, or None."""
+def refusal(visual: TimmModel) -> str | None:
+    """Say which part of a tower is not supported, or None."""
+    trunk: Any = visual.trunk
     block = trunk.blocks[0]
     if not isinstance(block, EvaBlock) or not isinstance(block.attn, EvaAttention):
         return "its blocks are not EVA-02's pre-norm blocks"
@@ -38,95 +38,95 @@ def refusal(trunk: Eva) -> str | None:
     return None
 
 
-def embed_class(visual: TimmModel, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-    """Embed whole images by the class token, as CLIP does (the teacher; Sec. 3.2)."""
-    tokens, table = _before_last(visual, images)  # (B, 1 + L, C)
-    block = blocks(visual)[-1]
-    asked = tokens[:, :1] + _attend(block.attn, block.norm1(tokens), table, queries=1)  # (B, 1, C)
-    return _project(visual, _add_mlp(block, asked))[:, 0]
+def sizes(visual: TimmModel) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Native image size, patch size, embedding size."""
+    trunk: Any = visual.trunk
+    return trunk.patch_embed.img_size, trunk.patch_embed.patch_size, trunk.num_classes
 
 
-def embed_patches(visual: TimmModel, images: Float[Tensor, "B 3 H W"], *, head: str) -> Float[Tensor, "B L D"]:
-    """Embed every patch (the student; Sec. 3.1); `head` as in `saccade.clip.dense.dense_tokens`."""
-    tokens, table = _before_last(visual, images)  # (B, 1 + L, C)
-    block, patches = blocks(visual)[-1], tokens[:, 1:]
-    match head:
-        case "value":
-            patches = _add_mlp(block, patches + _value(block.attn, block.norm1(patches)))
-        case "value_only":
-            patches = _value(block.attn, block.norm1(patches))
-        case "attention":
-            patches = _whole_block(block, tokens, table)[:, 1:]
-        case _:
-            raise AssertionError(f"unknown head {head!r}")
-    return _project(visual, patches)
+def first(visual: TimmModel) -> int:
+    """One class token."""
+    return 1
+
+
+def stages(visual: TimmModel) -> list[nn.Module]:
+    """The transformer blocks."""
+    return blocks(visual)
 
 
 def blocks(visual: TimmModel) -> list[Any]:
-    """The transformer blocks, first to last."""
+    """The transformer blocks."""
     trunk: Any = visual.trunk  # timm types most attributes as optional; `refusal` has looked at them
     return list(trunk.blocks)
 
 
-def last_block_use(visual: TimmModel, *, head: str) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
-    """What `embed_patches` leaves of the last block; as in `saccade.clip.dense.last_block_use`."""
-    if head == "attention":
-        return [], []
-    block = blocks(visual)[-1]
-    unused = [block.attn.q_proj, block.attn.k_proj]
-    unused += [block.norm2, block.mlp] if head == "value_only" else []
-    return [parameter for module in unused for parameter in module.parameters()], []
-
-
-def _before_last(visual: TimmModel, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T C"], Table]:
-    """Run the patch embedding and all blocks but the last; the class token comes first."""
+def positions(visual: TimmModel, grid: tuple[int, int]) -> Float[Tensor, "T C"]:
+    """The class token's position and those of the patches, resized."""
     trunk: Any = visual.trunk
-    *before, last = blocks(visual)
-    planes = trunk.patch_embed.proj(images)  # (B, C, h, w)
-    grid = (planes.shape[2], planes.shape[3])
-    patches = trunk.patch_embed.norm(planes.flatten(2).mT)  # (B, L, C)
-    first = trunk.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, 1, C)
-    native = trunk.patch_embed.grid_size
-    positions = resize_positions(trunk.pos_embed[0], grid=grid, native=native, has_class_token=True)
-    tokens = trunk.norm_pre(torch.cat([first, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
-    table = _table_with_class(trunk.rope, last.attn.head_dim, grid, images.device)
-    for block in before:
-        tokens = _whole_block(block, tokens, table)
-    return tokens, table
+    return resize_positions(trunk.pos_embed[0], grid=grid, native=trunk.patch_embed.grid_size, has_class_token=True)
 
 
-def _table_with_class(rope: RotaryEmbeddingCat, head_width: int, grid: tuple[int, int], device: torch.device) -> Table:
-    assert rope.ref_feat_shape is not None, "refused when it was loaded"
+def table(visual: TimmModel, grid: tuple[int, int]) -> Table:
+    """The rotary embedding of a grid, squeezed into the native range; the class token's row turns nothing."""
+    trunk: Any = visual.trunk
+    rope, width, device = trunk.rope, trunk.blocks[0].attn.head_dim, trunk.pos_embed.device
     native = (rope.ref_feat_shape[0], rope.ref_feat_shape[1])
-    cosines, sines = rotary_table(grid, native=native, head_width=head_width, theta=rope.temperature, device=device)
+    cosines, sines = rotary_table(grid, native=native, head_width=width, theta=rope.temperature, device=device)
     return F.pad(cosines, (0, 0, 1, 0), value=1.0), F.pad(sines, (0, 0, 1, 0))  # (1 + L, d) each
 
 
-def _whole_block(block: Any, tokens: Float[Tensor, "B T C"], table: Table) -> Float[Tensor, "B T C"]:
-    tokens = tokens + _attend(block.attn, block.norm1(tokens), table, queries=tokens.shape[1])
-    return _add_mlp(block, tokens)
+def embed(
+    visual: TimmModel, images: Float[Tensor, "B 3 H W"], positions: Float[Tensor, "*B T C"]
+) -> Float[Tensor, "B T C"]:
+    """Class token and patches with their positions."""
+    trunk: Any = visual.trunk
+    patches = trunk.patch_embed.norm(trunk.patch_embed.proj(images).flatten(2).mT)  # (B, C, h, w) -> (B, L, C)
+    token = trunk.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, 1, C)
+    return trunk.norm_pre(torch.cat([token, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
 
 
-def _add_mlp(block: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+def asking(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+    """The class token."""
+    return tokens[:, :1]
+
+
+def heads(block: Any) -> int:
+    """How many attention heads a block has."""
+    return block.attn.num_heads
+
+
+def project_in(visual: TimmModel, block: Any, tokens: Float[Tensor, "B T C"], part: str) -> tuple[Tensor, ...]:
+    """The first norm and some of the projections."""
+    normed, attn = block.norm1(tokens), block.attn
+    projections = {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
+    return tuple(projections[letter](normed) for letter in part)  # (B, T, C) each
+
+
+def project_out(block: Any, mixed: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """EVA's inner norm, then the output projection."""
+    return block.attn.proj(block.attn.norm(mixed))
+
+
+def add(block: Any, tokens: Float[Tensor, "B T C"], update: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """The residual around attention."""
+    return tokens + update
+
+
+def add_mlp(block: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """The MLP and the residual around it."""
     return tokens + block.mlp(block.norm2(tokens))
 
 
-def _attend(attn: Any, tokens: Float[Tensor, "B T C"], table: Table, *, queries: int) -> Float[Tensor, "B Q C"]:
-    """Let the first `queries` tokens attend to all tokens."""
-    cosines, sines = table
-    q = attn.q_proj(tokens[:, :queries]).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, Q, d)
-    k = attn.k_proj(tokens).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, T, d)
-    v = attn.v_proj(tokens).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, T, d)
-    q, k = rotate(q, cosines[:queries], sines[:queries]), rotate(k, cosines, sines)
-    mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, Q, d)
-    return attn.proj(attn.norm(mixed.transpose(1, 2).flatten(2)))  # (B, Q, C)
-
-
-def _value(attn: Any, tokens: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
-    """Attention with every token attending to itself alone: value, inner norm, output projection (Sec. 3.1)."""
-    return attn.proj(attn.norm(attn.v_proj(tokens)))
-
-
-def _project(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
+def finish(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
+    """Final norm and projection."""
     trunk: Any = visual.trunk
     return visual.head(trunk.head(trunk.fc_norm(trunk.norm(tokens))))
+
+
+def unused(visual: TimmModel, *, part: str, mlp: bool) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
+    """What some projections leave of the last block."""
+    block = blocks(visual)[-1]
+    projections = {"q": block.attn.q_proj, "k": block.attn.k_proj, "v": block.attn.v_proj}
+    modules = [module for letter, module in projections.items() if letter not in part]
+    modules += [] if mlp else [block.norm2, block.mlp]
+    return [parameter for module in modules for parameter in module.parameters()], []

@@ -76,7 +76,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read and check open_clip's description of a model.
 
     Returns:
-        {"model_cfg": ..., "preprocess_cfg": {"mean", "std", ...}}.
+        {"model_cfg": ..., "preprocess_cfg": {"mean", "std", ...}}, and "saccade" where it has what only Saccade knows.
 
     Raises:
         InputError: it cannot be read, or is not such a description.
@@ -99,7 +99,8 @@ def read_config(path: Path) -> dict[str, Any]:
         values = statistics[key]
         if not (isinstance(values, list) and len(values) == 3 and all(_is_above(value, least) for value in values)):
             raise InputError(f"{path}: {key} must be three numbers, one a channel, above {least}; got {values!r}.")
-    return {"model_cfg": model, "preprocess_cfg": statistics}
+    known = {"saccade": config["saccade"]} if isinstance(config.get("saccade"), dict) else {}
+    return {"model_cfg": model, "preprocess_cfg": statistics, **known}
 
 
 def _is_above(value: Any, least: float) -> bool:

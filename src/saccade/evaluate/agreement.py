@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.clip.dense import Head
+from saccade.clip.heads import Head
 from saccade.clip.model import Clip
 from saccade.data.coco import Dataset
 from saccade.evaluate.feed import CropPacker, Feed, square_inputs

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from saccade.clip.dense import Head
+from saccade.clip.heads import Head
 from saccade.clip.model import Clip
 from saccade.clip.text import embed_names
 from saccade.data.coco import Dataset, Record

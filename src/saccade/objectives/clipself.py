@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.clip.dense import Head, last_block_use, tower_blocks
+from saccade.clip.dense import last_block_use, tower_stages
+from saccade.clip.heads import Head
 from saccade.clip.model import Clip
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
@@ -141,7 +142,7 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     Raises:
         InputError: `last` is 0 or below, or more than there are blocks.
     """
-    blocks = tower_blocks(student.visual)
+    blocks = tower_stages(student.visual)
     count = len(blocks) if last is None else last
     if not 1 <= count <= len(blocks):
         raise InputError(

@@ -6,7 +6,7 @@ torchvision has them.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saccade.ops.resample import fitted_size
@@ -85,6 +85,24 @@ def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size
     fitted_height, fitted_width = fitted_size(height, width, size=size)
     across, down = fitted_width / width, fitted_height / height
     return boxes * boxes.new_tensor([across, down, across, down])
+
+
+def cover_patches(boxes: Float[Tensor, "N 4"], *, grid: tuple[int, int], stride: int) -> Bool[Tensor, "N h w"]:
+    """Say which patches each box touches, by any area (masked attention; Tab. A3).
+
+    Args:
+        boxes: xyxy, pixels of the input; may reach beyond it.
+        grid: (h, w) of the patches.
+        stride: side of a patch [pixels].
+
+    Returns:
+        At least one patch for a box that lies inside.
+    """
+    rows, columns = (torch.arange(side, device=boxes.device) * stride for side in grid)
+    x, y = boxes[:, 0::2], boxes[:, 1::2]  # (N, 2) each
+    across = (x[:, :1] < columns + stride) & (x[:, 1:] > columns)  # (N, w)
+    down = (y[:, :1] < rows + stride) & (y[:, 1:] > rows)  # (N, h)
+    return down[:, :, None] & across[:, None]
 
 
 def check_boxes(boxes: Tensor, name: str = "boxes") -> None:

@@ -80,7 +80,7 @@ def rotary_table(
 
 
 def rotate(
-    tokens: Float[Tensor, "*heads L d"], cosines: Float[Tensor, "L d"], sines: Float[Tensor, "L d"]
+    tokens: Float[Tensor, "*heads L d"], cosines: Float[Tensor, "*#heads L d"], sines: Float[Tensor, "*#heads L d"]
 ) -> Float[Tensor, "*heads L d"]:
     """Turn each adjacent pair (a, b) of channels to (a cos - b sin, b cos + a sin).
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from saccade.clip.dense import Head
+from saccade.clip.heads import Head
 from saccade.clip.model import Clip
 from saccade.files import write_whole
 from saccade.ops.resample import fitted_size, square_input

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from saccade.clip.dense import Head
+from saccade.clip.heads import Head
 from saccade.clip.model import Clip
 from saccade.clip.text import embed_names
 from saccade.ops.resample import fitted_size

@@ -1,0 +1,160 @@
+"""What attention sees: one block over a batch of tokens, whole or in windows, padding left out (Sec. 3.1, 4.4).
+
+Pictures of one size need no mask. Pictures of several sizes are laid into one batch whose padding no token ever sees,
+each with the positions of its own grid, so that a picture's tokens are those it has alone. Every mixture is one fused
+kernel; neither heads nor windows are looped over.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from saccade.clip.tower import Family, Sight, Table, Windows
+from saccade.ops.positions import rotate
+from saccade.ops.windows import merge_windows, split_windows
+
+
+def look(
+    family: Family,
+    visual: Any,
+    images: Float[Tensor, "B 3 H W"],
+    *,
+    grids: list[tuple[int, int]] | None = None,
+    windows: Windows | None = None,
+) -> tuple[Float[Tensor, "B T C"], Sight]:
+    """Embed the patches of a batch and say what attention will see of them.
+
+    Args:
+        family: of the tower.
+        visual: the tower.
+        images: normalised; H and W multiples of the patch size.
+        grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        windows: which blocks attend in windows.
+
+    Returns:
+        The tokens that enter the first block, and their sight.
+    """
+    (down, across), first = family.sizes(visual)[1], family.first(visual)
+    grid = (images.shape[2] // down, images.shape[3] // across)
+    if grids is None:
+        positions, table, own = family.positions(visual, grid), family.table(visual, grid), None
+    else:
+        spread = [_spread(family.positions(visual, one), grid=grid, own=one, first=first) for one in grids]
+        positions = torch.stack(spread)  # (B, T, C)
+        table = _spread_tables([family.table(visual, one) for one in grids], grid=grid, grids=grids, first=first)
+        ones = [positions.new_ones(first + one[0] * one[1], 1) for one in grids]
+        marks = [_spread(some, grid=grid, own=one, first=first) for some, one in zip(ones, grids, strict=True)]
+        own = torch.stack(marks)[:, :, 0] > 0  # (B, T)
+    tokens = family.embed(visual, images, positions)
+    window_table = None if windows is None else family.table(visual, (windows.size, windows.size))
+    return tokens, Sight(grid, first, table, own, windows, window_table)
+
+
+def whole_block(
+    family: Family, visual: Any, index: int, tokens: Float[Tensor, "B T C"], sight: Sight
+) -> Float[Tensor, "B T C"]:
+    """Run one block as the tower has it, or with its attention inside windows."""
+    block = family.blocks(visual)[index]
+    q, k, v = family.project_in(visual, block, tokens, "qkv")
+    if sight.windows is not None and index in sight.windows.blocks:
+        update = _in_windows(family, block, q, k, v, sight, size=sight.windows.size)
+    else:
+        mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
+        update = family.project_out(block, mixed)
+    return family.add_mlp(block, family.add(block, tokens, update))
+
+
+def mix(
+    q: Float[Tensor, "B Q C"],
+    k: Float[Tensor, "B T C"],
+    v: Float[Tensor, "B T C"],
+    *,
+    heads: int,
+    table: Table | None,
+    seen: Shaped[Tensor, "..."] | None = None,
+    turn_queries: bool = True,
+) -> Float[Tensor, "B Q C"]:
+    """Let queries gather the values of the keys they agree with, head by head.
+
+    Args:
+        q: one row an asking token; where they are turned, the first Q of the T tokens.
+        k: keys.
+        v: values.
+        heads: C is split into so many.
+        table: rotary embedding of the T tokens.
+        seen: which keys a query sees (Bool), or what is added to its scores (Float); broadcasts to (B, heads, Q, T).
+        turn_queries: whether the queries stand where the first Q tokens stand; copies of the class token stand nowhere.
+    """
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, Q or T, d)
+    if table is not None:
+        cosines, sines = table
+        k = rotate(k, cosines, sines)
+        q = rotate(q, cosines[..., : q.shape[2], :], sines[..., : q.shape[2], :]) if turn_queries else q
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, heads, Q, d)
+    return mixed.transpose(1, 2).flatten(2)  # (B, Q, C)
+
+
+def keys_seen(sight: Sight) -> Bool[Tensor, "B 1 1 T"] | None:
+    """Which keys every query sees: a picture's own; None: all."""
+    return None if sight.own is None else sight.own[:, None, None]
+
+
+def _in_windows(family: Family, block: Any, q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, size: int) -> Tensor:
+    """Attention inside windows; the class token asks in each of them, and its answers are averaged (Sec. 4.4)."""
+    cut = [_split(x, sight, size=size) for x in (q, k, v)]  # (B * n, first + s * s, C) each
+    inside = _inside(q, sight, size=size)  # (B, n, first + s * s) or None
+    seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
+    mixed = mix(*cut, heads=family.heads(block), table=sight.window_table, seen=seen)
+    update = family.project_out(block, mixed).unflatten(0, (q.shape[0], -1))  # (B, n, first + s * s, C)
+    patches = merge_windows(update[:, :, sight.first :], grid=sight.grid, size=size)  # (B, L, C)
+    answers = update[:, :, : sight.first]  # (B, n, first, C)
+    if inside is None:
+        return torch.cat([answers.mean(dim=1), patches], dim=1)
+    share = inside[:, :, sight.first :].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1), not of padding alone
+    return torch.cat([(answers * share).sum(dim=1) / share.sum(dim=1), patches], dim=1)
+
+
+def _split(x: Shaped[Tensor, "B T X"], sight: Sight, *, size: int) -> Shaped[Tensor, "Bn S X"]:
+    """Windows of the patches, each with a copy of the class token before them."""
+    patches = split_windows(x[:, sight.first :], grid=sight.grid, size=size)  # (B, n, s * s, X)
+    copies = x[:, None, : sight.first].expand(-1, patches.shape[1], -1, -1)  # (B, n, first, X)
+    return torch.cat([copies, patches], dim=2).flatten(0, 1)
+
+
+def _inside(x: Tensor, sight: Sight, *, size: int) -> Bool[Tensor, "B n S"] | None:
+    """Which tokens of each window are a picture's own; None: all are."""
+    if sight.own is None and sight.grid[0] % size == 0 and sight.grid[1] % size == 0:
+        return None
+    own = x.new_ones(x.shape[:2], dtype=torch.bool) if sight.own is None else sight.own
+    return _split(own[:, :, None], sight, size=size)[..., 0].unflatten(0, (x.shape[0], -1))
+
+
+def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
+    """Let a window of padding alone see itself: its tokens are cut off, but must be numbers until then."""
+    return inside | ~inside.any(dim=-1, keepdim=True)
+
+
+def _spread(
+    rows: Float[Tensor, "t X"], *, grid: tuple[int, int], own: tuple[int, int], first: int
+) -> Float[Tensor, "T X"]:
+    """Lay the rows of a picture's own grid out on the larger grid of its batch; zeros elsewhere."""
+    plane = rows[first:].unflatten(0, own)  # (h', w', X)
+    plane = F.pad(plane, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))  # (h, w, X)
+    return torch.cat([rows[:first], plane.flatten(0, 1)])
+
+
+def _spread_tables(
+    tables: list[Table | None], *, grid: tuple[int, int], grids: list[tuple[int, int]], first: int
+) -> Table | None:
+    """Each picture's own rotary embedding, (B, 1, T, d) both."""
+    pairs = [table for table in tables if table is not None]
+    if not pairs:
+        return None
+    cosines, sines = (
+        torch.stack([_spread(part, grid=grid, own=own, first=first) for part, own in zip(parts, grids, strict=True)])
+        for parts in zip(*pairs, strict=True)
+    )
+    return cosines[:, None], sines[:, None]

@@ -1,0 +1,180 @@
+"""Dense heads: what becomes of the last block, so that each patch says what lies there (Sec. 3.1; Tab. A3).
+
+One function a head, all over the same functions of a family. `value` is the paper's. The training-free ones are what
+users compare with: `sclip` (SCLIP, Wang et al., ECCV 2024), `clearclip` (ClearCLIP, Lan et al., ECCV 2024), `naclip`
+(NACLIP, Hajimiri et al., WACV 2025), each as its paper changes the last block, with rotary embeddings where the tower
+has them. Their other tricks (sliding windows, refinement of the masks, thresholds) are no matter of a head and absent.
+
+    x: tokens that enter the last block    o: its output projection    v: its values    f: final norm and projection
+
+    value       f(mlp(x + o(v)))           sclip       f(mlp(x + o((softmax(qq') + softmax(kk')) v)))
+    value_only  f(o(v))                    clearclip   f(o(softmax(qq') v))
+    attention   f(the block as it is)      naclip      f(o(softmax(kk' + nearness) v))
+                                           values3     f(sum of o(v) over the last three blocks)
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saccade.clip.attention import keys_seen, mix, whole_block
+from saccade.clip.tower import Family, Sight
+
+Head = Literal["value", "value_only", "attention", "sclip", "clearclip", "naclip", "values3"]
+RegionHead = Head | Literal["masked"]
+
+_NEAR = 5.0  # NACLIP's standard deviation [tokens]
+
+
+def run_blocks(
+    family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight
+) -> Iterator[Float[Tensor, "B T C"]]:
+    """Yield what enters each block, first to last; the last block is not run."""
+    yield tokens
+    for index in range(len(family.blocks(visual)) - 1):
+        tokens = whole_block(family, visual, index, tokens, sight)
+        yield tokens
+
+
+def value(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """The paper's: self-attention of the last block replaced by value and output projection, the rest kept."""
+    block, patches = family.blocks(visual)[-1], entering[-1][:, sight.first :]
+    (v,) = family.project_in(visual, block, patches, "v")
+    return family.add_mlp(block, family.add(block, patches, family.project_out(block, v)))
+
+
+def value_only(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """Value and output projection alone, without residual and MLP (MaskCLIP, Zhou et al., ECCV 2022)."""
+    block, patches = family.blocks(visual)[-1], entering[-1][:, sight.first :]
+    (v,) = family.project_in(visual, block, patches, "v")
+    return family.project_out(block, v)
+
+
+def attention(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """The last block as it is."""
+    return whole_block(family, visual, len(family.blocks(visual)) - 1, entering[-1], sight)[:, sight.first :]
+
+
+def sclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """Queries agree with queries and keys with keys, both added up; residual and MLP kept."""
+    block, tokens = family.blocks(visual)[-1], entering[-1]
+    q, k, v = family.project_in(visual, block, tokens, "qkv")
+    mixed = _agree(family, block, q, v, sight) + _agree(family, block, k, v, sight)
+    return family.add_mlp(block, family.add(block, tokens, family.project_out(block, mixed)))[:, sight.first :]
+
+
+def clearclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """Queries agree with queries; no residual, no MLP."""
+    block, tokens = family.blocks(visual)[-1], entering[-1]
+    (q,) = family.project_in(visual, block, tokens, "q")
+    (v,) = family.project_in(visual, block, tokens, "v")
+    return family.project_out(block, _agree(family, block, q, v, sight))[:, sight.first :]
+
+
+def naclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """Keys agree with keys, the more the nearer they lie; no residual, no MLP."""
+    block, tokens = family.blocks(visual)[-1], entering[-1]
+    k, v = family.project_in(visual, block, tokens, "kv")
+    nearness = _nearness(sight, like=k)  # (T, T)
+    seen = keys_seen(sight)
+    bias = nearness if seen is None else nearness.where(seen, -torch.inf)  # (B, 1, T, T) where there is padding
+    mixed = mix(k, k, v, heads=family.heads(block), table=sight.table, seen=bias)
+    return family.project_out(block, mixed)[:, sight.first :]
+
+
+def values3(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+    """The sum of what the last three blocks' values add to the tokens; nothing else of these blocks."""
+    parts = []
+    for block, tokens in zip(family.blocks(visual)[-3:], entering[-3:], strict=True):
+        (v,) = family.project_in(visual, block, tokens[:, sight.first :], "v")
+        parts.append(family.project_out(block, v))
+    return parts[0] + parts[1] + parts[2]
+
+
+def masked(
+    family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight, regions: Bool[Tensor, "B Q L"]
+) -> Float[Tensor, "B Q X"]:
+    """Embed regions by copies of the class token that see their region alone (masked attention; Tab. A3).
+
+    A copy starts as the class token does. In every block it asks, and sees the patches of its region and the class
+    token; nobody sees it, so all other tokens are what they are without it. Where a tower gathers the picture only at
+    its end (SigLIP, residual networks), so do the copies.
+
+    Args:
+        family: of the tower.
+        visual: the tower.
+        tokens: that enter the first block.
+        sight: of `look`.
+        regions: which patches belong to each region.
+
+    Returns:
+        One row a region, not projected. A region without patches sees the class token alone, and where there is none,
+        everything.
+    """
+    blocks, count = family.blocks(visual), regions.shape[1]
+    first = regions.new_ones((*regions.shape[:2], sight.first))
+    seen = torch.cat([first, regions], dim=2)  # (B, Q, T)
+    seen = (seen | ~seen.any(dim=2, keepdim=True))[:, None]  # (B, 1, Q, T)
+    copies = None
+    for index, (block, entering) in enumerate(zip(blocks, run_blocks(family, visual, tokens, sight), strict=True)):
+        gathers = index == len(blocks) - 1 or sight.first > 0
+        if copies is None and gathers:
+            copies = family.asking(visual, entering).expand(-1, count, -1)  # (B, Q, C)
+        if copies is not None:
+            (q,) = family.project_in(visual, block, copies, "q")
+            k, v = family.project_in(visual, block, entering, "kv")
+            mixed = mix(
+                q, k, v, heads=family.heads(block), table=sight.table, seen=seen, turn_queries=False
+            )  # (B, Q, C)
+            copies = family.add_mlp(block, family.add(block, copies, family.project_out(block, mixed)))
+    assert copies is not None, "the last block always gathers"
+    return copies
+
+
+def gathered(family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight) -> Float[Tensor, "B 1 X"]:
+    """Run all blocks, the last one for the token that gathers the picture alone (the image embedding)."""
+    block = family.blocks(visual)[-1]
+    for entering in run_blocks(family, visual, tokens, sight):
+        tokens = entering
+    asking = family.asking(visual, tokens)  # (B, 1, C)
+    (q,) = family.project_in(visual, block, asking, "q")
+    k, v = family.project_in(visual, block, tokens, "kv")
+    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight), turn_queries=False)
+    return family.add_mlp(block, family.add(block, asking, family.project_out(block, mixed)))
+
+
+def _agree(family: Family, block: Any, x: Tensor, v: Tensor, sight: Sight) -> Tensor:
+    """Gather values by how much `x` (queries or keys) agrees with itself."""
+    return mix(x, x, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
+
+
+def _nearness(sight: Sight, *, like: Tensor) -> Float[Tensor, "T T"]:
+    """1 between a patch and itself, falling off as a Gaussian of the distance on the grid; 0 for the class token."""
+    h, w = sight.grid
+    rows, columns = torch.arange(h, device=like.device), torch.arange(w, device=like.device)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1).to(like.dtype)  # (L, 2)
+    apart = (places[:, None] - places).square().sum(dim=2)  # (L, L), squared
+    return torch.nn.functional.pad((-apart / (2 * _NEAR**2)).exp(), (sight.first, 0, sight.first, 0))
+
+
+class Needs(NamedTuple):
+    """What a head takes of the tower."""
+
+    apply: Callable[[Family, Any, list[Tensor], Sight], Tensor]
+    part: str  # projections of the last block: letters of "qkv"
+    mlp: bool  # whether the last block's MLP is used
+    entering: int = 1  # the tokens entering how many of the last blocks
+
+
+HEADS: dict[str, Needs] = {
+    "value": Needs(value, "v", mlp=True),
+    "value_only": Needs(value_only, "v", mlp=False),
+    "attention": Needs(attention, "qkv", mlp=True),
+    "sclip": Needs(sclip, "qkv", mlp=True),
+    "clearclip": Needs(clearclip, "qv", mlp=False),
+    "naclip": Needs(naclip, "kv", mlp=False),
+    "values3": Needs(values3, "v", mlp=False, entering=3),
+}
