@@ -1,117 +1,192 @@
-"""From a name or a folder to a `Clip` with its weights: which architecture, which statistics, which file (Sec. 4.1).
+"""From a name, a folder or a file to a `Clip` with its weights: which architecture, which statistics, which file.
 
-Nothing is fetched because a name stands in a description; only an open_clip tag downloads. Absent: reading of weights
-files (`saccade.clip.states`) and writing of models (`saccade.clip.weights`).
+Nothing is fetched because a name stands in a file; only an open_clip tag and "hf-hub:ORG/NAME" download. Absent: what a
+description means (`saccade.clip.describe`, `saccade.clip.huggingface`), reading of weights files
+(`saccade.clip.states`) and writing of models (`saccade.clip.weights`).
 """
 
 import difflib
-import json
-import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import open_clip
 import torch
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor
 
+from saccade.clip.describe import CONFIG_FILE, TOKENIZER_FILES, Module, build, describe_architecture
+from saccade.clip.describe import read_config as read_config
+from saccade.clip.hf_names import from_huggingface, is_huggingface
+from saccade.clip.huggingface import HF_CONFIG_FILE, describe_huggingface
 from saccade.clip.model import Clip
-from saccade.clip.states import put_state, read_state, rename_eva
+from saccade.clip.recognise import recognise
+from saccade.clip.states import drop_derived, file_kind, put_state, read_state, rename_eva
+from saccade.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
 from saccade.types import InputError
 
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
+Precision = Literal["float32", "bfloat16", "float16"]
+
 SMALL = "saccade-small"  # the small CLIP shipped in clip/small
+_SMALL_FOLDER = Path(__file__).parent / "small"
+_WEIGHTS = (  # in a folder, the first of these
+    WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    HF_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a name stands for."""
+
+    name: str  # for messages; of the architecture where a file was recognised
+    config: dict[str, Any]
+    weights: Path | None = None  # a file, or a folder in which one lies
 
 
 def load(
-    name: str, *, pretrained: str | Path | None = None, device: str | torch.device = "cpu", seed: int | None = None
+    name: str | Path,
+    *,
+    pretrained: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    seed: int | None = None,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
 ) -> Clip:
     """Build a CLIP and fill it with weights.
 
     Args:
-        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"), "saccade-small", or a folder holding
-            open_clip_config.json and open_clip_model.safetensors.
+        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"); "saccade-small"; a folder in open_clip's
+            layout ("local-dir:FOLDER" too) or in Hugging Face transformers' (CLIPModel, SiglipModel);
+            "hf-hub:ORG/NAME", which downloads one; or a weights file alone, whose architecture is recognised.
         pretrained: a weights file or a folder as above, or an open_clip tag of that architecture (downloaded). None
             takes the folder's or the shipped weights; an architecture is then filled with random numbers, and says so.
         device: where it goes.
+        precision: of all weights and of the arithmetic.
         seed: of the random numbers; None draws from torch's global generator.
+        allow_missing: keep random numbers where the file has no weights, and say on stderr where.
+        allow_extra: pass over weights the model has no place for, and say so on stderr.
 
     Returns:
-        The model in evaluation mode, float32.
+        The model in evaluation mode.
 
     Raises:
         InputError: unknown name or tag, weights of another architecture, damaged or unsafe files, unsupported towers.
     """
-    config, weights = _find(name)
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+    found, model = load_module(
+        name, pretrained=pretrained, seed=seed, allow_missing=allow_missing, allow_extra=allow_extra
+    )
+    clip = Clip(model, name=found.name, config=found.config)
+    return clip.to(device, getattr(torch, precision)).eval()
+
+
+def load_module(
+    name: str | Path,
+    *,
+    pretrained: str | Path | None = None,
+    seed: int | None = None,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+) -> tuple[_Found, Module]:
+    """Build and fill the open_clip module alone, of any tower; the arguments are `load`'s."""
+    found = _find(str(name))
     if pretrained is not None:
-        weights = _weights_of(name, str(pretrained), config)
-    clip = Clip(build(config, name=name, seed=seed), name=name, config=config)
-    if weights is not None:
-        put_state(clip.model, rename_eva(read_state(weights)), source=str(weights), name=name)
-    else:
+        found = _with_weights(found, str(pretrained))
+    model = build(found.config, name=found.name, seed=seed)
+    if found.weights is None:
         warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
         print(warning, file=sys.stderr)
-    return clip.to(device).eval()
+        return found, model
+    source = _file_in(found.weights) if found.weights.is_dir() else found.weights
+    state = _fit(read_named(source), model)
+    put_state(model, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
+    return found, model
 
 
-def _find(name: str) -> tuple[dict[str, Any], Path | None]:
-    """Find the description of a model and, where it lies in a folder, its weights."""
-    architecture = open_clip.get_model_config(name.replace("/", "-")) if ":" not in name else None
+def read_named(path: Path) -> dict[str, Tensor]:
+    """Read a weights file and give its tensors open_clip's names, whoever wrote it."""
+    state = drop_derived(read_state(path))
+    return from_huggingface(state) if is_huggingface(state) else rename_eva(state)
+
+
+def _fit(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
+    """Put the text tower's weights where the model has them, and scales in the model's form: both are conventions."""
+    if isinstance(model, open_clip.CustomTextCLIP):
+        state = convert_to_custom_text_state_dict(state)
+    fitted = dict(state)
+    for key, value in model.state_dict().items():
+        if key.startswith("logit_") and key in state and state[key].numel() == value.numel() == 1:
+            fitted[key] = state[key].reshape(value.shape)
+    return fitted
+
+
+def _find(name: str) -> _Found:
+    """Find the description of a model and, where it lies in a folder or a file, its weights."""
+    architecture = describe_architecture(name.replace("/", "-"))
     if architecture is not None:
-        statistics = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-        return {"model_cfg": architecture, "preprocess_cfg": statistics}, None
-    folder = Path(__file__).parent / "small" if name == SMALL else Path(name)
-    if folder.is_dir():
-        return read_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+        return _Found(name, architecture)
+    if name == SMALL:
+        return _Found(name, read_config(_SMALL_FOLDER / CONFIG_FILE), _SMALL_FOLDER)
+    if name.startswith("hf-hub:"):
+        return _find_in(_download(name.removeprefix("hf-hub:")), name)
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        return _find_in(path, name)
+    if path.is_file():
+        return _recognise(path)
     names = [SMALL, *open_clip.list_models()]
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [SMALL, "EVA02-B-16", "ViT-B-16", "ViT-L-14"]
     raise InputError(
-        f"model: {name!r} is neither an open_clip architecture nor a folder with {CONFIG_FILE}. "
-        f"Did you mean {', '.join(near)}?"
+        f"model: {name!r} is neither an open_clip architecture, nor a folder with {CONFIG_FILE} or {HF_CONFIG_FILE}, "
+        f"nor a weights file. Did you mean {', '.join(near)}?"
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read and check open_clip's description of a model.
-
-    Returns:
-        {"model_cfg": ..., "preprocess_cfg": {"mean", "std", ...}}, and "saccade" where it has what only Saccade knows.
-
-    Raises:
-        InputError: it cannot be read, or is not such a description.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: need open_clip's description of a model; could not read it ({error}).") from error
-    model = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model, dict) or not all(
-        isinstance(model.get(f"{kind}_cfg"), dict) for kind in ("vision", "text")
-    ):
-        raise InputError(f"{path}: need model_cfg with embed_dim, vision_cfg and text_cfg, as open_clip writes it.")
-    statistics = config.get("preprocess_cfg") or {}
-    if not isinstance(statistics, dict):
-        raise InputError(f"{path}: preprocess_cfg must be a dictionary; got {statistics!r}.")
-    statistics.setdefault("mean", list(open_clip.OPENAI_DATASET_MEAN))
-    statistics.setdefault("std", list(open_clip.OPENAI_DATASET_STD))
-    for key, least in (("mean", -math.inf), ("std", 0.0)):
-        values = statistics[key]
-        if not (isinstance(values, list) and len(values) == 3 and all(_is_above(value, least) for value in values)):
-            raise InputError(f"{path}: {key} must be three numbers, one a channel, above {least}; got {values!r}.")
-    known = {"saccade": config["saccade"]} if isinstance(config.get("saccade"), dict) else {}
-    return {"model_cfg": model, "preprocess_cfg": statistics, **known}
+def _find_in(folder: Path, name: str) -> _Found:
+    if (folder / CONFIG_FILE).is_file():
+        return _Found(name, read_config(folder / CONFIG_FILE), folder)
+    if (folder / HF_CONFIG_FILE).is_file():
+        return _Found(name, describe_huggingface(folder), folder)
+    raise InputError(
+        f"{folder}: need {CONFIG_FILE} (open_clip's) or {HF_CONFIG_FILE} (transformers') in this folder; "
+        "there is neither. Give a weights file to have its architecture recognised."
+    )
 
 
-def _is_above(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > least
+def _recognise(path: Path) -> _Found:
+    """Find the architecture of a weights file: described beside it, or told from its content."""
+    if path.name in _WEIGHTS and any((path.parent / beside).is_file() for beside in (CONFIG_FILE, HF_CONFIG_FILE)):
+        return _Found(str(path), _find_in(path.parent, str(path)).config, path)
+    state = read_named(path)
+    described = {SMALL: read_config(_SMALL_FOLDER / CONFIG_FILE)}
+    described |= {one: config for one in open_clip.list_models() if (config := describe_architecture(one))}
+    openai = file_kind(path) == "torchscript"  # all of OpenAI's were trained with quick_gelu
+    name = recognise(state, described, source=str(path), quick_gelu=True if openai else None)
+    return _Found(name, described[name], path)
 
 
-def _weights_of(name: str, pretrained: str, config: dict[str, Any]) -> Path:
-    """Turn a file name or an open_clip tag into a file; a tag also sets the statistics it was trained with."""
+def _file_in(folder: Path) -> Path:
+    """The weights file of a folder."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder}: need weights in this folder, one of {', '.join(_WEIGHTS)}; there are none.")
+
+
+def _with_weights(found: _Found, pretrained: str) -> _Found:
+    """Take a file, a folder or an open_clip tag for the weights; a tag also sets the statistics it was trained with."""
     path = Path(pretrained)
     if path.exists():
-        return path / WEIGHTS_FILE if path.is_dir() else path
+        if path.is_dir() and any((path / name).is_file() for name in TOKENIZER_FILES):
+            text = found.config["model_cfg"]["text_cfg"]
+            text |= {"hf_tokenizer_name": str(path)} if text.get("hf_tokenizer_name") else {}
+        return _Found(found.name, found.config, path)
+    name, config = found.name, found.config
     described = get_pretrained_cfg(name.replace("/", "-"), pretrained)
     if not described:
         tags = list_pretrained_tags_by_model(name.replace("/", "-"))
@@ -123,37 +198,20 @@ def _weights_of(name: str, pretrained: str, config: dict[str, Any]) -> Path:
         raise InputError(f"pretrained: {pretrained!r} was trained with the other activation; use the model {other!r}.")
     config["preprocess_cfg"].update({key: list(described[key]) for key in ("mean", "std") if key in described})
     try:
-        return Path(download_pretrained(described))
+        return _Found(name, config, Path(download_pretrained(described)))
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file.") from error
 
 
-def _refusal(model: dict[str, Any]) -> str | None:
-    """Say what in a description cannot be built here, or None; in particular what would be fetched by a name in it."""
-    trunk, text = model["vision_cfg"].get("timm_model_name") or "", model["text_cfg"]
-    if "siglip" in trunk:
-        return "SigLIP has no class token and pools by attention, which needs a dense head of its own"
-    if ":" in trunk:
-        return f"its image tower would be fetched from {trunk}"
-    if text.get("hf_model_name") or text.get("hf_tokenizer_name"):
-        return "its text tower or tokenizer would be fetched from the Hugging Face hub"
-    if "multimodal_cfg" in model:
-        return "it is a captioning model (CoCa), which pools by attention"
-    return None
+def _download(repository: str) -> Path:
+    """Fetch a model folder from the Hugging Face hub: descriptions, tokenizer, weights (safetensors if there are)."""
+    from huggingface_hub import snapshot_download
 
-
-def build(config: dict[str, Any], *, name: str, seed: int | None) -> open_clip.CLIP | open_clip.CustomTextCLIP:
-    """Build the open_clip module a description asks for, with random numbers, reading nothing from the network."""
-    model = json.loads(json.dumps(config["model_cfg"]))  # a copy: open_clip's constructors and we change it
-    reason = _refusal(model)
-    if reason is not None:
-        raise InputError(f"{name}: this model is not supported: {reason}. Use a ViT or EVA-02 of open_clip.")
-    model["vision_cfg"]["timm_model_pretrained"] = False
-    kind = open_clip.CustomTextCLIP if model.pop("custom_text", False) else open_clip.CLIP
+    small = ["*.json", "*.txt", "*.model"]
     try:
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            return kind(**model)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
-        raise InputError(f"{name}: its description is not one open_clip can build ({error}).") from error
+        folder = Path(snapshot_download(repository, allow_patterns=[*small, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repository, allow_patterns=[*small, "*.bin"]))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"model: could not download {repository!r} from the Hugging Face hub ({error}).") from error
+    return folder

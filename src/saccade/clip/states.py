@@ -1,19 +1,27 @@
 """Weights as plain dictionaries of tensors: read from a file without running it, mixed, put into a model key by key.
 
-Nothing read from a file is imported or executed: safetensors, or torch's `weights_only` unpickler. Absent: TorchScript
-archives (OpenAI's own files) and pickles of whole modules, both refused with the way out.
+Kinds of files are told apart by their content, never by their names. Nothing read from a file is imported or executed:
+safetensors, torch's `weights_only` unpickler, or for TorchScript our own (`saccade.clip.openai_archive`). Absent:
+pickles of whole modules, which are refused, and Hugging Face's names (`saccade.clip.huggingface`).
 """
 
 import pickle
+import re
+import sys
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from saccade.clip.describe import read_json
+from saccade.clip.openai_archive import is_torchscript, read_archive
 from saccade.types import InputError
+
+Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
 _EVA_NAMES = (
     (".attn.q_bias", ".attn.q_proj.bias"),
@@ -25,14 +33,48 @@ _EVA_NAMES = (
     (".mlp.ffn_ln.", ".mlp.norm."),
 )
 _NESTED = ("state_dict", "model", "module")  # where training scripts put the weights inside their checkpoint
+_DERIVED = re.compile(r"(^|\.)(attn_mask|position_ids|rope\.freqs_(cos|sin))$")  # tables some files hold, recomputed
+
+
+def file_kind(path: Path) -> Kind:
+    """Tell what a weights file is from its content.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        "index" of a sharded model, "safetensors", "torchscript" (OpenAI's own files), or "torch" for anything else.
+
+    Raises:
+        InputError: there is no such file, or nothing in it, or only what stands for one in a Git LFS clone.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: need a weights file; this is a folder.")
+    if not path.is_file():
+        raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); there is none here.")
+    with path.open("rb") as file:
+        head = file.read(40)
+    if not head:
+        raise InputError(f"{path}: need a weights file; this one is empty. Download or copy it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a Git LFS pointer stands here instead of the file. Fetch it with: git lfs pull.")
+    if re.match(rb"\s*\{[\s\"}]", head) and b"\0" not in head[:8]:
+        return "index"
+    if head[8:9] == b"{":  # after the length of the header
+        return "safetensors"
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return "torchscript" if is_torchscript(archive.namelist()) else "torch"
+    return "torch"
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file on the CPU.
 
     Args:
-        path: a .safetensors file, or one written by `torch.save` (.pt, .pth, .bin) that holds tensors only, bare or
-            under "state_dict", "model" or "module".
+        path: a safetensors file; one written by `torch.save` that holds tensors only, bare or under "state_dict",
+            "model" or "module"; a TorchScript archive; or the index (*.index.json) of several such files. What it is
+            called does not matter.
 
     Returns:
         Tensors by name; the "module." that data-parallel training writes before each name is taken off.
@@ -41,14 +83,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         InputError: missing, empty, damaged, or holding anything but tensors (which is not run).
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth or .bin); there is none here.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: need a weights file; this one is empty. Download or copy it again.")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}). Download or copy it again.") from error
+    kind = file_kind(path)
+    content = _read_shards(path) if kind == "index" else _read_file(path, kind)
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -60,6 +96,44 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: need tensors only; {len(strange)} entries are something else, first {strange[0]!r}.")
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def _read_file(path: Path, kind: Kind) -> Any:
+    match kind:
+        case "safetensors":
+            try:
+                return load_file(path)
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                raise InputError(
+                    f"{path}: not a readable safetensors file ({error}). Download or copy it again."
+                ) from error
+        case "torchscript":
+            return read_archive(path)
+        case "torch":
+            return _unpickle(path)
+        case "index":
+            raise InputError(f"{path}: is itself an index; an index must name files with tensors.")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Read a model whose weights lie in several files beside their index."""
+    places = read_json(index, what="the index of a sharded model").get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f'{index}: need a "weight_map" from names of tensors to files.')
+    files = sorted(set(places.values()))
+    outside = [name for name in files if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
+    if outside:
+        raise InputError(f"{index}: need files of its own folder; it names {outside[0]!r}.")
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise InputError(f"{index}: {len(absent)} of {len(files)} files are missing: {_first(absent)}. Download them.")
+    state: dict[str, Tensor] = {}
+    for name in files:
+        state |= _read_file(index.parent / name, file_kind(index.parent / name))
+    without = [key for key in places if key not in state]
+    if without:
+        raise InputError(f"{index}: {len(without)} tensors are not in its files: {_first(without)}.")
+    return state
 
 
 def mix_states(student: dict[str, Tensor], teacher: dict[str, Tensor], *, alpha: float) -> dict[str, Tensor]:
@@ -96,15 +170,13 @@ def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state: of any CLIP; without EVA's own names it is returned as it is.
 
     Returns:
-        The same tensors; stored rotary tables are left out, since they are recomputed.
+        The same tensors.
     """
     if "visual.blocks.0.attn.q_proj.weight" not in state:
         return state
     renamed = {}
     for key, value in state.items():
         if key.startswith("visual."):
-            if ".rope." in key:
-                continue
             key = f"visual.trunk.{key.removeprefix('visual.')}"
             for theirs, ours in _EVA_NAMES:
                 key = key.replace(theirs, ours)
@@ -112,7 +184,20 @@ def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def put_state(model: nn.Module, state: dict[str, Tensor], *, source: str, name: str) -> None:
+def drop_derived(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the tables some files hold though every model recomputes them: causal masks, places, rotary tables."""
+    return {key: value for key, value in state.items() if not _DERIVED.search(key)}
+
+
+def put_state(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    source: str,
+    name: str,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+) -> None:
     """Copy weights into a model, all of them or none.
 
     Args:
@@ -120,37 +205,54 @@ def put_state(model: nn.Module, state: dict[str, Tensor], *, source: str, name: 
         state: must have exactly the model's names and shapes, and finite numbers.
         source: the file, for the message.
         name: the model's, for the message.
+        allow_missing: keep the model's numbers where the state has none, and say so on stderr.
+        allow_extra: pass over what the model has no place for, and say so on stderr.
 
     Raises:
         InputError: missing, extra or mis-shaped entries (counts and the first few), or numbers that are not finite.
     """
-    problems = _differences(model.state_dict(), state)
+    wanted = model.state_dict()
+    missing, extra, shaped = _compare(wanted, state)
+    problems = _describe([] if allow_missing else missing, [] if allow_extra else extra, shaped)
+    if len(missing) == len(wanted):
+        problems = _describe(missing, extra, shaped)  # allowing everything is no way to load nothing
     if problems:
+        allowed = ["allow_missing=True"] if missing and not allow_missing else []
+        allowed += ["allow_extra=True"] if extra and not allow_extra else []
+        way = f" or pass {' and '.join(allowed)}" if allowed and not shaped and len(missing) < len(wanted) else ""
         raise InputError(
-            f"{source}: these are not weights of {name}: {problems} Give the architecture the file was made with."
+            f"{source}: these are not weights of {name}: {problems} Give the architecture the file was made with{way}."
         )
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    used = {key: state[key] for key in wanted if key in state}
+    broken = [key for key, value in used.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise InputError(
             f"{source}: {len(broken)} of {len(state)} tensors hold NaN or infinity, first {broken[0]}. "
             "Use an earlier checkpoint."
         )
-    model.load_state_dict(state)
+    if missing or extra:
+        print(f"{source}: as allowed, {_describe(missing, extra, [])}", file=sys.stderr)
+    model.load_state_dict(used, strict=not missing)
 
 
 def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # given a name, torch would let its suffix decide what it is
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: holds something else than tensors, or is damaged; it was not run ({first}). "
-            "If it is OpenAI's own TorchScript file, use converted weights, such as open_clip's tag 'openai'."
+            "Save its state dictionary alone, with torch.save or as safetensors."
         ) from error
 
 
 def _differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> str:
     """Describe missing, extra and mis-shaped entries; empty where there are none."""
+    return _describe(*_compare(wanted, got))
+
+
+def _compare(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
     missing = [key for key in wanted if key not in got]
     extra = [key for key in got if key not in wanted]
     shaped = [
@@ -158,6 +260,10 @@ def _differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> str:
         for key, value in wanted.items()
         if key in got and got[key].shape != value.shape
     ]
+    return missing, extra, shaped
+
+
+def _describe(missing: list[str], extra: list[str], shaped: list[str]) -> str:
     found = [("missing", missing), ("extra", extra), ("of another shape", shaped)]
     words = [f"{len(items)} {kind} ({_first(items)})" for kind, items in found if items]
     return "; ".join(words) + "." if words else ""

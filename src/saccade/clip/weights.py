@@ -1,5 +1,5 @@
-"""Checkpoints of a whole CLIP: a folder open_clip itself can open (`local-dir:FOLDER`), written so that a crash leaves
-no half file.
+"""Folders of a whole CLIP: one open_clip itself can open (`local-dir:FOLDER`), or one for Hugging Face transformers;
+both written so that a crash leaves no half file.
 
 Absent: reading and mixing of bare weights (`saccade.clip.states`), and training checkpoints, which hold an optimizer
 and belong to the engine.
@@ -9,21 +9,31 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
-from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE
+from saccade.clip.describe import CONFIG_FILE, to_json
+from saccade.clip.hf_names import to_huggingface
+from saccade.clip.hf_write import describe_for_huggingface, tokenizer_for_huggingface
 from saccade.clip.model import Clip
 from saccade.types import InputError
+
+WEIGHTS_FILE, HF_WEIGHTS_FILE = "open_clip_model.safetensors", "model.safetensors"
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a CLIP as a folder that `saccade.clip.load.load` and open_clip's `local-dir:FOLDER` open.
 
-    Both files are written under temporary names, flushed to the disk and renamed, the weights first; files of an
-    earlier save stay whole until then.
+    All files are written under temporary names, flushed to the disk and renamed, the weights first; files of an
+    earlier save stay whole until then. A Hugging Face tokenizer is copied from the folder the CLIP came from.
 
     Args:
         clip: with the weights to publish (for CLIPSelf's product the mixed ones, see `saccade.clip.states.mix_states`).
@@ -33,17 +43,63 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
     Raises:
         InputError: the folder cannot be written (a full disk, say); nothing half written is left in it.
     """
-    folder = Path(folder)
+    config, files = to_json(clip.config), _tokenizer_files(clip.config)
+    if files:
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "."  # this folder, wherever it goes
+    files[CONFIG_FILE] = _json(config)
+    _write(Path(folder), WEIGHTS_FILE, _state(clip, dtype), files)
+
+
+def save_huggingface(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a CLIP as a folder of Hugging Face transformers: CLIPModel or SiglipModel, preprocessing and tokenizer.
+
+    Args:
+        clip: a ViT or SigLIP.
+        folder: made where it does not exist.
+        dtype: of the floating point weights in the file; None keeps theirs.
+
+    Raises:
+        InputError: transformers cannot express this CLIP, or the folder cannot be written.
+    """
+    described = describe_for_huggingface(clip.config, clip.model, name=clip.name)
+    text = clip.config["model_cfg"]["text_cfg"]
+    files = {name: _json(content) for name, content in described.items()} | _tokenizer_files(clip.config)
+    if not text.get("hf_tokenizer_name"):
+        written = tokenizer_for_huggingface(text.get("context_length", 77))
+        files |= {name: content.encode() for name, content in written.items()}
+    state = {key: value.contiguous().clone() for key, value in to_huggingface(_state(clip, dtype)).items()}
+    _write(Path(folder), HF_WEIGHTS_FILE, state, files)
+
+
+def _state(clip: Clip, dtype: torch.dtype | None) -> dict[str, Tensor]:
     state = {}
     for key, value in clip.model.state_dict().items():
         value = value.detach().cpu()
         cast = value.to(dtype) if dtype is not None and value.is_floating_point() else value
         state[key] = cast.contiguous().clone()  # a file of its own: no two entries may share memory
-    parts = {name: folder / f".{name}.part" for name in (WEIGHTS_FILE, CONFIG_FILE)}
+    return state
+
+
+def _tokenizer_files(config: dict[str, Any]) -> dict[str, bytes]:
+    """The tokenizer that lies in the folder a CLIP came from; nothing where it has CLIP's own or one by name only."""
+    source = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+    if not source or not Path(source).is_dir():
+        return {}
+    return {name: (Path(source) / name).read_bytes() for name in _TOKENIZER if (Path(source) / name).is_file()}
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _write(folder: Path, weights: str, state: dict[str, Tensor], files: dict[str, bytes]) -> None:
+    """Write weights and the small files beside them, each whole or not at all."""
+    parts = {name: folder / f".{name}.part" for name in (weights, *files)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, parts[WEIGHTS_FILE], metadata={"format": "pt"})
-        parts[CONFIG_FILE].write_text(json.dumps(clip.config, indent=2) + "\n", encoding="utf-8")
+        save_file(state, parts[weights], metadata={"format": "pt"})
+        for name, content in files.items():
+            parts[name].write_bytes(content)
         for name, part in parts.items():
             _publish(part, folder / name)
     except (OSError, SafetensorError) as error:
