@@ -10,7 +10,7 @@ import pytest
 
 from saccade.cli.main import main
 
-VERBS = [["world"], ["pretrain"], ["distill"], ["evaluate", "regions"], ["evaluate", "agreement"],
+VERBS = [["world"], ["pretrain"], ["distill"], ["convert"], ["evaluate", "regions"], ["evaluate", "agreement"],
          ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
 
 

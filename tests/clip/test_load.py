@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 
+import open_clip
 import pytest
 import torch
 
@@ -134,3 +137,141 @@ def test_a_tokenizer_is_looked_for_in_the_folder_whatever_name_a_description_giv
     assert clip.config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == str(tmp_path)
     with pytest.raises(InputError, match="tokenizer"):
         clip.tokenize(["a cat"])
+
+
+def test_open_clip_s_own_prefix_and_paths(make_clip, tmp_path):
+    save_clip(make_clip("vit"), tmp_path / "m")
+    for name in (f"local-dir:{tmp_path / 'm'}", tmp_path / "m", tmp_path / "m" / WEIGHTS_FILE):
+        clip = load(name)
+        assert clip.name == str(name) and clip.native_size == 24
+
+
+def test_a_file_of_the_small_clip_is_recognised(tmp_path):
+    from saccade.clip.load import SMALL
+
+    small = load(SMALL)
+    torch.save({"module": {f"module.{k}": v for k, v in small.model.state_dict().items()}}, tmp_path / "loose")
+    clip = load(tmp_path / "loose")
+    assert clip.name == SMALL
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(clip.encode_image(images), small.encode_image(images))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_precision_is_that_of_every_weight(precision):
+    clip = load("saccade-small", precision=precision)
+    dtype = getattr(torch, precision)
+    assert {value.dtype for value in clip.state_dict().values() if value.is_floating_point()} == {dtype}
+    with pytest.raises(InputError, match="precision: must be one of float32, bfloat16, float16; got 'fp16'"):
+        load("saccade-small", precision="fp16")
+
+
+def test_missing_and_extra_weights_can_be_allowed(make_clip, tmp_path, capsys):
+    clip = make_clip("vit")
+    state = {key: value for key, value in clip.model.state_dict().items() if key.startswith("visual.")}
+    torch.save({**state, "head.weight": torch.zeros(2)}, tmp_path / "w.pt")
+    save_clip(clip, tmp_path / "m")
+    with pytest.raises(InputError, match="pass allow_missing=True and allow_extra=True"):
+        load(tmp_path / "m", pretrained=tmp_path / "w.pt")
+    one, two = (
+        load(tmp_path / "m", pretrained=tmp_path / "w.pt", allow_missing=True, allow_extra=True, seed=seed)
+        for seed in (0, 1)
+    )
+    assert "1 extra (head.weight)" in capsys.readouterr().err
+    assert torch.equal(one.visual.conv1.weight, clip.visual.conv1.weight)
+    assert not torch.equal(one.model.text_projection, two.model.text_projection)  # drawn from the seed
+
+
+def test_what_only_saccade_knows_is_kept(make_clip, tmp_path):
+    clip = make_clip("vit")
+    clip.config = {**clip.config, "saccade": {"windows": {"size": 2, "blocks": [0]}, "note": "kept"}}
+    save_clip(clip, tmp_path / "m")
+    open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'm'}")  # reads past it
+    assert load(tmp_path / "m").config["saccade"] == clip.config["saccade"]
+
+
+def test_old_eva_names_and_a_training_checkpoint(make_clip, tmp_path):
+    """EVA-CLIP's own names, nested and prefixed as training scripts write them, with the tables they hold."""
+    clip = make_clip("eva")
+    save_clip(clip, tmp_path / "m")
+    back = [("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("attn.norm.", "attn.inner_attn_ln.")]
+    back += [("fc1_g.", "w1."), ("fc1_x.", "w2."), ("fc2.", "w3."), ("mlp.norm.", "mlp.ffn_ln.")]
+    old = {"module.visual.rope.freqs_cos": torch.zeros(3), "module.text.attn_mask": torch.zeros(2, 2)}
+    for key, value in clip.model.state_dict().items():
+        if key.startswith("visual.trunk."):
+            key = key.replace("visual.trunk.", "visual.")
+            for ours, theirs in back:
+                key = key.replace(ours, theirs)
+        old[f"module.{key}"] = value
+    torch.save({"epoch": 6, "name": "run", "state_dict": old, "optimizer": {}}, tmp_path / "epoch_6.pt")
+    again = load(tmp_path / "m", pretrained=tmp_path / "epoch_6.pt")
+    assert all(torch.equal(again.model.state_dict()[k], v) for k, v in clip.model.state_dict().items())
+
+
+def test_text_weights_find_their_place_in_a_custom_text_tower(make_clip, tmp_path):
+    clip = make_clip("vit")
+    save_clip(clip, tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    config["model_cfg"]["custom_text"] = True
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    again = load(tmp_path)
+    assert isinstance(again.model, open_clip.CustomTextCLIP)
+    tokens = clip.tokenize(["a cat"])
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_text(tokens), clip.encode_text(tokens))
+
+
+def test_statistics_of_an_architecture_are_those_its_published_weights_agree_on():
+    from saccade.clip.describe import describe_architecture
+
+    siglip = describe_architecture("ViT-B-16-SigLIP")["preprocess_cfg"]
+    assert siglip["mean"] == siglip["std"] == [0.5] * 3 and siglip["resize_mode"] == "squash"
+    assert tuple(describe_architecture("ViT-B-16")["preprocess_cfg"]["mean"]) == open_clip.OPENAI_DATASET_MEAN
+    assert tuple(describe_architecture("RN50")["preprocess_cfg"]["mean"]) == open_clip.OPENAI_DATASET_MEAN
+
+
+def test_a_model_of_the_hub_is_a_folder(make_clip, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    save_clip(make_clip("vit"), tmp_path / "m")
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, "*.bin" in allow_patterns))
+        return str(tmp_path / "m")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load("hf-hub:someone/something").native_size == 24
+    (tmp_path / "m" / WEIGHTS_FILE).unlink()
+    with pytest.raises(InputError, match="need weights in this folder"):
+        load("hf-hub:someone/something")
+    assert asked == [("someone/something", False)] * 2 + [("someone/something", True)]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("away")))
+    with pytest.raises(InputError, match=r"could not download 'someone/something'.*away"):
+        load("hf-hub:someone/something")
+
+
+def test_folders_and_files_that_are_nothing(tmp_path):
+    with pytest.raises(InputError, match="there is neither"):
+        load(tmp_path)
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="this one is empty"):
+        load(tmp_path / "empty")
+    with pytest.raises(InputError, match="this one is empty"):
+        load("saccade-small", pretrained=tmp_path / "empty")
+
+
+def test_the_door_is_light_and_opens():
+    code = (
+        "import sys, saccade\n"
+        "assert not {'torch', 'open_clip', 'numpy'} & set(sys.modules)\n"
+        "assert 'load' in dir(saccade)\n"
+        "assert saccade.load('saccade-small').embed_dim == 128\n"
+        "from saccade import Clip, save_clip, save_huggingface\n"
+        "try: saccade.laod\n"
+        "except AttributeError as error: assert 'load' in str(error)\n"
+        "else: raise SystemExit('no error')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.eva import checkpoint_filter_fn
 
-from saccade.clip.states import drop_derived, mix_states, put_state, read_state, rename_eva
+from saccade.clip.states import drop_derived, file_kind, mix_states, put_state, read_state, rename_eva
 from saccade.types import InputError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)}
@@ -27,9 +27,14 @@ class Payload:
         return os.system, (f"touch {self.touched}",)
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.bin"])
-def test_bare_weights_are_read(tmp_path, name):
-    save_file(STATE, tmp_path / name) if name.endswith("safetensors") else torch.save(STATE, tmp_path / name)
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.bin", "w.index.json", "w"])
+def test_bare_weights_are_read_whatever_they_are_called(tmp_path, kind, name):
+    if kind == "safetensors":
+        save_file(STATE, tmp_path / name)
+    else:
+        torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
+    assert file_kind(tmp_path / name) == ("safetensors" if kind == "safetensors" else "torch")
     state = read_state(tmp_path / name)
     assert state.keys() == STATE.keys() and all(torch.equal(state[key], STATE[key]) for key in STATE)
 
@@ -41,13 +46,29 @@ def test_weights_inside_a_training_checkpoint_are_found(tmp_path, nested):
     assert read_state(tmp_path / "w.pt").keys() == STATE.keys()
 
 
-@pytest.mark.parametrize("form", ["entry", "whole", "nested", "plain"])
+def test_checkpoints_of_a_training_run(tmp_path):
+    """What the public training code of CLIPSelf writes: an epoch, a name, the weights, an optimizer and a scaler."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    content = {
+        "epoch": 6, "name": "run", "state_dict": {f"module.visual.{key}": value for key, value in STATE.items()},
+        "optimizer": optimizer.state_dict(), "scaler": {"scale": 65536.0, "growth_factor": 2.0},
+    }  # fmt: skip
+    torch.save(content, tmp_path / "epoch_6.pt")
+    assert read_state(tmp_path / "epoch_6.pt").keys() == {f"visual.{key}" for key in STATE}
+
+
+@pytest.mark.parametrize("form", ["entry", "whole", "nested", "plain", "legacy"])
 def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(tmp_path, form):
     touched, path = tmp_path / "touched", tmp_path / "w.pt"
     payload = Payload(touched)
     content = {"entry": {**STATE, "x": payload}, "whole": payload, "nested": {"state_dict": {"x": payload}}}
     if form == "plain":
         path.write_bytes(pickle.dumps({"x": payload}, protocol=2))
+    elif form == "legacy":
+        torch.save({**STATE, "x": payload}, path, _use_new_zipfile_serialization=False)
     else:
         torch.save(content[form], path)
     with pytest.raises(InputError, match="it was not run"):
@@ -92,9 +113,13 @@ def test_damaged_missing_and_foreign_files_are_refused(tmp_path):
         read_state(tmp_path / "nothing.pt")
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_every_truncation_is_refused(tmp_path, name):
-    save_file(STATE, tmp_path / name) if name.endswith("safetensors") else torch.save(STATE, tmp_path / name)
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_every_truncation_is_refused(tmp_path, kind):
+    name = "w.safetensors"
+    if kind == "safetensors":
+        save_file(STATE, tmp_path / name)
+    else:
+        torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
     content = (tmp_path / name).read_bytes()
     for length in range(0, len(content) - 1, max(1, len(content) // 40)):
         (tmp_path / name).write_bytes(content[:length])
@@ -109,8 +134,8 @@ def test_tensors_that_lie_about_their_size_are_refused_unread(tmp_path):
         read_state(tmp_path / "w.safetensors")
     torch.save({"weight": torch.zeros(1).expand(10**6, 10**6), "bias": torch.zeros(2)}, tmp_path / "w.pt")
     assert (tmp_path / "w.pt").stat().st_size < 5000
-    with pytest.raises(InputError, match="of another shape"):
-        put_state(torch.nn.Linear(3, 2), read_state(tmp_path / "w.pt"), source="w.pt", name="linear")
+    with pytest.raises(InputError, match="1 tensors claim more numbers than the file holds, first 'weight'"):
+        read_state(tmp_path / "w.pt")
 
 
 def test_mixing_by_hand():
@@ -182,3 +207,83 @@ def test_eva_names_agree_with_timm(make_clip):
     for key, value in checkpoint_filter_fn(original, model.visual.trunk).items():
         assert torch.equal(renamed[f"visual.trunk.{key}"], value), key
     assert rename_eva(STATE) is STATE
+
+
+def test_lengths_of_headers_that_lie_are_refused(tmp_path):
+    for length in (2**62, 2**26, 10**8):
+        (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + b'{"a":1}')
+        with pytest.raises(InputError, match="not a readable safetensors"):
+            read_state(tmp_path / "w")
+
+
+def test_a_pointer_of_git_lfs_is_explained(tmp_path):
+    (tmp_path / "w").write_text("version https://git-lfs.example/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(InputError, match="git lfs pull"):
+        read_state(tmp_path / "w")
+
+
+def test_shards_are_put_together(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
+    torch.save({"b": torch.zeros(3)}, tmp_path / "two.bin")
+    index = {"metadata": {"total_size": 20}, "weight_map": {"a": "one.safetensors", "b": "two.bin"}}
+    (tmp_path / "index").write_text(json.dumps(index, indent=2))
+    state = read_state(tmp_path / "index")
+    assert state["a"].tolist() == [1, 1] and state["b"].tolist() == [0, 0, 0]
+    (tmp_path / "index").write_text(json.dumps(index, separators=(",", ":")))
+    assert file_kind(tmp_path / "index") == "index" and read_state(tmp_path / "index").keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"weight_map": {"a": "none.safetensors"}}, "1 of 1 files are missing: none.safetensors"),
+        ({"weight_map": {"a": "../outside"}}, r"of its own folder; it names '\.\./outside'"),
+        ({"weight_map": {"a": "{outside}"}}, "of its own folder"),
+        ({"weight_map": {"a": ".."}}, "of its own folder"),
+        ({"weight_map": {"a": ""}}, "of its own folder"),
+        ({"weight_map": {"a": "index"}}, "is itself an index"),
+        ({"weight_map": {"a": 3}}, 'need a "weight_map"'),
+        ({"weight_map": {}}, 'need a "weight_map"'),
+        ({"a": 1}, 'need a "weight_map"'),
+        ({"weight_map": {"a": "one", "b": "one"}}, "1 tensors are not in its files: b"),
+        ({"weight_map": {"a": "payload"}}, "it was not run"),
+        ({"weight_map": {"a": "list"}}, "need a dictionary of tensors; got a list"),
+    ],
+)
+def test_an_index_that_names_the_wrong_thing_is_refused(tmp_path, index, words):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "outside")
+    save_file({"a": torch.ones(2)}, folder / "one")
+    torch.save({"a": Payload(tmp_path / "touched")}, folder / "payload")
+    torch.save([torch.ones(2)], folder / "list")
+    (folder / "index").write_text(json.dumps(index).replace("{outside}", str(tmp_path / "outside")))
+    with pytest.raises(InputError, match=words):
+        read_state(folder / "index")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_broken_index_is_refused(tmp_path):
+    (tmp_path / "w").write_text('{"weight_map": {"a": ')
+    with pytest.raises(InputError, match="the index of a sharded model"):
+        read_state(tmp_path / "w")
+
+
+def test_what_is_missing_or_extra_can_be_allowed_and_is_told(capsys):
+    model = torch.nn.Linear(3, 2)
+    bias = model.bias.detach().clone()
+    settings = {"source": "file.pt", "name": "linear"}
+    with pytest.raises(InputError, match="or pass allow_missing=True and allow_extra=True"):
+        put_state(model, {"weight": torch.ones(2, 3), "z": torch.zeros(1)}, **settings)
+    with pytest.raises(InputError, match=r"1 extra \(z\)\..* or pass allow_extra=True\."):
+        put_state(model, {"weight": torch.ones(2, 3), "z": torch.zeros(1)}, **settings, allow_missing=True)
+    assert capsys.readouterr().err == ""
+    odd = torch.full((1,), float("nan"))  # what is passed over need not be finite
+    put_state(model, {"weight": torch.ones(2, 3), "z": odd}, **settings, allow_missing=True, allow_extra=True)
+    assert capsys.readouterr().err == "file.pt: as allowed, 1 missing (bias); 1 extra (z).\n"
+    assert model.weight.sum() == 6 and torch.equal(model.bias, bias)
+    allowed = {"allow_missing": True, "allow_extra": True}
+    with pytest.raises(InputError, match=r"weight is \(2, 4\)"):  # another shape is never allowed
+        put_state(model, {"weight": torch.ones(2, 4)}, **settings, **allowed)
+    with pytest.raises(InputError, match="2 missing"):  # nor is nothing at all
+        put_state(model, {"z": torch.ones(2)}, **settings, **allowed)

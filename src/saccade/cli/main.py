@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import demo, distill, evaluate, pretrain, show, world
+from saccade.cli import convert, demo, distill, evaluate, pretrain, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -21,6 +21,7 @@ Command = (
     | Annotated[world.World, subcommand("world")]
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
+    | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
 )
@@ -58,6 +59,8 @@ def run(command: Any) -> None:
             pretrain.run(command)
         case DistillConfig():
             distill.run(command)
+        case convert.Convert():
+            convert.run(command)
         case evaluate.Regions():
             evaluate.run_regions(command)
         case evaluate.Agreement():

@@ -21,6 +21,7 @@ CONFIG_FILE = "open_clip_config.json"
 GELUS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}  # exact, and the approximation SigLIP was trained with
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json")
 _TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens"}
+_MOST_LAYERS = 1000
 _STATISTICS = ("mean", "std", "interpolation", "resize_mode")
 
 Module = open_clip.CLIP | open_clip.CustomTextCLIP
@@ -107,6 +108,10 @@ def refusal(model: dict[str, Any]) -> str | None:
         return f"its image tower would be fetched from {trunk}"
     if text.get("hf_model_name"):
         return "its text tower would be fetched from the Hugging Face hub"
+    towers = [model["vision_cfg"].get("layers", 12), text.get("layers", 12)]
+    counts = [layers for one in towers for layers in (one if isinstance(one, list) else [one])]
+    if not all(type(layers) is int and 0 < layers <= _MOST_LAYERS for layers in counts):
+        return f"it needs 1 to {_MOST_LAYERS} layers; it has {towers}"
     if "multimodal_cfg" in model:
         return "it is a captioning model (CoCa), which pools by attention"
     strange = set(text.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS

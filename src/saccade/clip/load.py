@@ -17,13 +17,13 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
-from saccade.clip.describe import CONFIG_FILE, TOKENIZER_FILES, Module, build, describe_architecture
+from saccade.clip.describe import CONFIG_FILE, TOKENIZER_FILES, Module, build, build_empty, describe_architecture
 from saccade.clip.describe import read_config as read_config
 from saccade.clip.hf_names import from_huggingface, is_huggingface
 from saccade.clip.huggingface import HF_CONFIG_FILE, describe_huggingface
 from saccade.clip.model import Clip
 from saccade.clip.recognise import recognise
-from saccade.clip.states import drop_derived, file_kind, put_state, read_state, rename_eva
+from saccade.clip.states import check_state, drop_derived, file_kind, put_state, read_state, rename_eva
 from saccade.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
 from saccade.types import InputError
 
@@ -97,13 +97,15 @@ def load_module(
     found = _find(str(name))
     if pretrained is not None:
         found = _with_weights(found, str(pretrained))
-    model = build(found.config, name=found.name, seed=seed)
     if found.weights is None:
         warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
         print(warning, file=sys.stderr)
-        return found, model
+        return found, build(found.config, name=found.name, seed=seed)
+    empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
     source = _file_in(found.weights) if found.weights.is_dir() else found.weights
-    state = _fit(read_named(source), model)
+    state = _fit(read_named(source), empty)
+    check_state(empty, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
+    model = build(found.config, name=found.name, seed=seed)
     put_state(model, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
     return found, model
 

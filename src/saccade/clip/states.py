@@ -5,7 +5,6 @@ safetensors, torch's `weights_only` unpickler, or for TorchScript our own (`sacc
 pickles of whole modules, which are refused, and Hugging Face's names (`saccade.clip.huggingface`).
 """
 
-import pickle
 import re
 import sys
 import zipfile
@@ -94,6 +93,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     strange = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange:
         raise InputError(f"{path}: need tensors only; {len(strange)} entries are something else, first {strange[0]!r}.")
+    lies = [key for key, value in content.items() if value.nbytes > value.untyped_storage().nbytes()]
+    if lies:
+        raise InputError(f"{path}: {len(lies)} tensors claim more numbers than the file holds, first {lies[0]!r}.")
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
 
@@ -129,7 +131,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise InputError(f"{index}: {len(absent)} of {len(files)} files are missing: {_first(absent)}. Download them.")
     state: dict[str, Tensor] = {}
     for name in files:
-        state |= _read_file(index.parent / name, file_kind(index.parent / name))
+        shard = _read_file(index.parent / name, file_kind(index.parent / name))
+        if not isinstance(shard, dict):
+            raise InputError(f"{index.parent / name}: need a dictionary of tensors; got a {type(shard).__name__}.")
+        state |= shard
     without = [key for key in places if key not in state]
     if without:
         raise InputError(f"{index}: {len(without)} tensors are not in its files: {_first(without)}.")
@@ -211,18 +216,8 @@ def put_state(
     Raises:
         InputError: missing, extra or mis-shaped entries (counts and the first few), or numbers that are not finite.
     """
+    check_state(model, state, source=source, name=name, allow_missing=allow_missing, allow_extra=allow_extra)
     wanted = model.state_dict()
-    missing, extra, shaped = _compare(wanted, state)
-    problems = _describe([] if allow_missing else missing, [] if allow_extra else extra, shaped)
-    if len(missing) == len(wanted):
-        problems = _describe(missing, extra, shaped)  # allowing everything is no way to load nothing
-    if problems:
-        allowed = ["allow_missing=True"] if missing and not allow_missing else []
-        allowed += ["allow_extra=True"] if extra and not allow_extra else []
-        way = f" or pass {' and '.join(allowed)}" if allowed and not shaped and len(missing) < len(wanted) else ""
-        raise InputError(
-            f"{source}: these are not weights of {name}: {problems} Give the architecture the file was made with{way}."
-        )
     used = {key: state[key] for key in wanted if key in state}
     broken = [key for key, value in used.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -230,16 +225,34 @@ def put_state(
             f"{source}: {len(broken)} of {len(state)} tensors hold NaN or infinity, first {broken[0]}. "
             "Use an earlier checkpoint."
         )
-    if missing or extra:
-        print(f"{source}: as allowed, {_describe(missing, extra, [])}", file=sys.stderr)
-    model.load_state_dict(used, strict=not missing)
+    left = _differences(wanted, state)
+    if left:
+        print(f"{source}: as allowed, {left}", file=sys.stderr)
+    model.load_state_dict(used, strict=not left)
+
+
+def check_state(
+    model: nn.Module, state: dict[str, Tensor], *, source: str, name: str, allow_missing: bool, allow_extra: bool
+) -> None:
+    """Refuse weights that do not fit a model, by names and shapes alone; as `put_state`, whose arguments these are."""
+    wanted = model.state_dict()
+    missing, extra, shaped = _compare(wanted, state)
+    none = len(missing) == len(wanted)  # allowing what is missing is no way to load nothing
+    problems = _describe([] if allow_missing and not none else missing, [] if allow_extra else extra, shaped)
+    if problems:
+        allowed = ["allow_missing=True"] if missing and not allow_missing else []
+        allowed += ["allow_extra=True"] if extra and not allow_extra else []
+        way = f", or pass {' and '.join(allowed)}" if allowed and not shaped and not none else ""
+        raise InputError(
+            f"{source}: these are not weights of {name}: {problems} Give the architecture the file was made with{way}."
+        )
 
 
 def _unpickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:  # given a name, torch would let its suffix decide what it is
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except Exception as error:  # a damaged pickle fails in more ways than can be listed
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: holds something else than tensors, or is damaged; it was not run ({first}). "

@@ -1,0 +1,157 @@
+"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade.
+
+What was written is opened by the library it is meant for, which must embed a fixed random picture and text as the input
+did; only then does the folder get its name.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from saccade.errors import InputError
+from saccade.files import check_target
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+    from torch import Tensor
+
+    from saccade.clip.model import Clip
+
+    Pair = tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]  # embeddings of a picture and a text, of length 1
+
+TOLERANCE = 1e-4  # of embeddings of length 1, in float32
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a CLIP in another layout, and check that its own library opens it and embeds the same."""
+
+    source: Positional[str]
+    """A CLIP's folder or weights file, the name of an architecture, or saccade-small."""
+    out: Positional[Path]
+    """Folder to write; new or empty."""
+    to: Literal["open_clip", "hf", "saccade"]
+    """open_clip: a folder for local-dir:OUT. hf: for transformers' CLIPModel or SiglipModel. saccade: open_clip's
+    folder with what only Saccade knows, such as window attention."""
+    model: str | None = None
+    """Architecture of a weights file whose content leaves it open."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the weights in the file."""
+
+
+def run(config: Convert) -> None:
+    """Load, write, open again, compare.
+
+    Raises:
+        InputError: the input does not load, the layout has no place for it, OUT holds something, or the result differs.
+    """
+    _check_out(config.out)
+    if config.to == "hf":
+        _check_transformers()
+    import torch
+
+    from saccade.clip.load import load
+    from saccade.clip.weights import save_clip, save_huggingface
+
+    clip = load(config.model, pretrained=config.source) if config.model else load(config.source)
+    picture, text = _inputs(clip)
+    exact = _embed_ours(clip, picture, text)
+    dtype = getattr(torch, config.dtype)
+    with torch.no_grad():  # what the file can hold; comparing with this leaves the conversion's own error
+        for tensor in (*clip.parameters(), *clip.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(dtype))
+    before = _embed_ours(clip, picture, text)
+    if config.to == "open_clip":
+        known = clip.config.get("saccade")
+        clip.config = {key: value for key, value in clip.config.items() if key != "saccade"}
+        if known:
+            print(f"left out, since open_clip has no word for it: {', '.join(known)}", file=sys.stderr)
+    partial = config.out.absolute().with_name(f".{config.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (save_huggingface if config.to == "hf" else save_clip)(clip, partial, dtype=dtype)
+        after = _embed_again(partial, config.to, picture, text)
+        images, texts = (_distance(one, other) for one, other in zip(before, after, strict=True))
+        if not max(images, texts) <= TOLERANCE:
+            raise InputError(
+                f"{config.out}: not written, since opened again it embeds differently: a picture by {images:.1e}, "
+                f"a text by {texts:.1e}; need at most {TOLERANCE:.0e}. "
+                + ("open_clip may lack this model's activation; use --to saccade." if config.to == "open_clip" else "")
+            )
+        if config.out.is_dir():
+            config.out.rmdir()  # it is empty
+        partial.replace(config.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
+    print(f"opened again, its embeddings differ by {images:.1e} (a picture) and {texts:.1e} (a text)")
+    if config.dtype != "float32":
+        images, texts = (_distance(one, other) for one, other in zip(exact, after, strict=True))
+        print(f"from the input, {config.dtype} included: {images:.1e} and {texts:.1e}")
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"OUT: need a folder that is new or empty; {out} holds something. Choose another.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"OUT: need a folder; {out} is a file.")
+    check_target(out / "config.json", flag="OUT")
+
+
+def _check_transformers() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is None:
+        raise InputError('--to hf: needs transformers, to open the result: pip install "saccade[hf]".')
+
+
+def _inputs(clip: "Clip") -> "tuple[Float[Tensor, '1 3 H W'], Int64[Tensor, '1 T']]":
+    """A picture of noise at the native size, and a text of random tokens that ends as texts of this CLIP do."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    text = clip.config["model_cfg"]["text_cfg"]
+    words = text.get("vocab_size", 49408)
+    tokens = torch.randint(3, words - 2, (1, text.get("context_length", 77)), generator=generator)
+    tokens[0, -1] = text["eos_id"] if text.get("pool_type") == "eos" else words - 1
+    return torch.randn(1, 3, clip.native_size, clip.native_size, generator=generator), tokens
+
+
+def _embed_ours(clip: "Clip", picture: "Tensor", text: "Tensor") -> "Pair":
+    import torch
+
+    with torch.no_grad():
+        return clip.encode_image(picture), clip.encode_text(text)
+
+
+def _embed_again(folder: Path, layout: str, picture: "Tensor", text: "Tensor") -> "Pair":
+    """Open what was written with the library it is meant for."""
+    import open_clip
+    import torch
+    import torch.nn.functional as F
+
+    from saccade.clip.load import load
+
+    with torch.no_grad():
+        match layout:
+            case "saccade":
+                return _embed_ours(load(folder), picture, text)
+            case "open_clip":
+                model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+                images, texts = model.eval().encode_image(picture), model.encode_text(text)
+            case _:
+                from transformers import AutoModel
+
+                model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+                images = model.get_image_features(pixel_values=picture).pooler_output
+                texts = model.get_text_features(input_ids=text).pooler_output
+        return F.normalize(images, dim=1), F.normalize(texts, dim=1)
+
+
+def _distance(one: "Tensor", other: "Tensor") -> float:
+    return float((one - other).abs().max())
