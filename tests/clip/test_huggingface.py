@@ -300,3 +300,15 @@ def test_half_precision_is_kept_in_the_file(tmp_path):
         SimpleNamespace(config=clip.config, model=clip.model, name="x"), tmp_path / "out", dtype=torch.half
     )
     assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.half}
+
+
+def test_the_tokenizer_beside_the_weights_is_the_one(tmp_path):
+    make("siglip", tmp_path / "one")
+    make("siglip", tmp_path / "two", seed=1)
+    write_tokenizer(tmp_path / "two")
+    clip = load(tmp_path / "one", pretrained=tmp_path / "two")
+    assert clip.tokenize(["a dog"])[0, :2].tolist() == [3, 5]
+    save_clip(load(tmp_path / "one"), tmp_path / "out")  # without one: no path of this machine either
+    assert str(tmp_path) not in (tmp_path / "out" / CONFIG_FILE).read_text()
+    with pytest.raises(InputError, match="tokenizer"):
+        load(tmp_path / "out").tokenize(["a dog"])

@@ -109,6 +109,8 @@ def test_a_broken_description_is_refused(tmp_path, content, words):
         ("vision_cfg", {"timm_model_name": "hf-hub:someone/something"}, "would be fetched"),
         ("text_cfg", {"hf_model_name": "someone/something"}, "would be fetched"),
         ("text_cfg", {"tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code"),
+        ("text_cfg", {"tokenizer_kwargs": [1]}, "settings that are not open_clip's"),
+        ("vision_cfg", {"layers": [1, 2]}, "can build"),
         ("vision_cfg", {"_target_": "os.system"}, "cannot|can build"),
     ],
 )
@@ -275,3 +277,15 @@ def test_the_door_is_light_and_opens():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_activation_saccade_does_not_know_is_refused(make_clip, tmp_path):
+    for act in ("relu", [], None, 3):
+        clip = make_clip("eva")
+        clip.config = {**clip.config, "saccade": {"trunk_act": act}}
+        save_clip(clip, tmp_path)
+        if act is None:  # states nothing
+            load(tmp_path)
+            continue
+        with pytest.raises(InputError, match='"trunk_act" must be one of gelu, gelu_pytorch_tanh'):
+            load(tmp_path)

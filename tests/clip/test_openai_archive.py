@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from contextlib import suppress
 
 import open_clip
 import pytest
@@ -68,7 +69,7 @@ def test_torch_jit_is_never_asked(tmp_path, monkeypatch):
     read_state(tmp_path / "w.pt")
 
 
-def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch):
+def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
     """Two descriptions of the same shapes: OpenAI's files are of the one with quick_gelu."""
     from saccade.clip import load as room
 
@@ -81,6 +82,9 @@ def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch):
     monkeypatch.setattr(room.open_clip, "list_models", lambda: list(described))
     found, model = load_module(tmp_path / "w.pt")
     assert found.name == "Tiny-quickgelu" and model.visual.conv1.weight.dtype == torch.float32
+    assert "quick_gelu" not in capsys.readouterr().err
+    load("Tiny", pretrained=tmp_path / "w.pt")
+    assert "OpenAI's files need quick_gelu, which Tiny lacks" in capsys.readouterr().err
     torch.save(read_state(tmp_path / "w.pt"), tmp_path / "bare.pt")
     with pytest.raises(InputError, match=r"several architectures, Tiny, Tiny-quickgelu.*load\('Tiny', pretrained="):
         load(tmp_path / "bare.pt")
@@ -250,6 +254,19 @@ def test_damaged_archives_are_refused(tmp_path):
     refused(tmp_path / "less.pt", "data/3")
     replace(tmp_path / "good.pt", tmp_path / "none.pt", lambda name, old: None if name == "data.pkl" else old)
     refused(tmp_path / "none.pt", "need one data.pkl; got 0")
+
+
+@pytest.mark.parametrize("form", ["torchscript", "torch"])
+def test_a_directory_of_the_zip_with_any_byte_changed_ends_with_a_message(tmp_path, form):
+    write(tmp_path / "w") if form == "torchscript" else torch.save({"a": torch.ones(2)}, tmp_path / "w")
+    content = (tmp_path / "w").read_bytes()
+    start = content.index(b"PK\x01\x02")
+    for place in range(start, len(content), (len(content) - start) // 150 or 1):
+        changed = bytearray(content)
+        changed[place] ^= 0xB5
+        (tmp_path / "w").write_bytes(changed)
+        with suppress(InputError):  # what the change does not concern is still read
+            read_state(tmp_path / "w")
 
 
 def test_compressed_numbers_are_refused_unread(tmp_path):

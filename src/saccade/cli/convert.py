@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -54,6 +54,7 @@ def run(config: Convert) -> None:
         _check_transformers()
     import torch
 
+    from saccade.clip.describe import TOKENIZER_FILES
     from saccade.clip.load import load
     from saccade.clip.weights import save_clip, save_huggingface
 
@@ -88,6 +89,9 @@ def run(config: Convert) -> None:
         partial.replace(config.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    named = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+    if named and not any((config.out / name).is_file() for name in TOKENIZER_FILES):
+        print(f"the tokenizer did not lie with the input: put the files of {named} into {config.out}", file=sys.stderr)
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
     print(f"opened again, its embeddings differ by {images:.1e} (a picture) and {texts:.1e} (a text)")
     if config.dtype != "float32":
@@ -138,18 +142,17 @@ def _embed_again(folder: Path, layout: str, picture: "Tensor", text: "Tensor") -
     from saccade.clip.load import load
 
     with torch.no_grad():
-        match layout:
-            case "saccade":
-                return _embed_ours(load(folder), picture, text)
-            case "open_clip":
-                model, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-                images, texts = model.eval().encode_image(picture), model.encode_text(text)
-            case _:
-                from transformers import AutoModel
+        if layout == "saccade":
+            return _embed_ours(load(folder), picture, text)
+        if layout == "open_clip":
+            opened: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False)
+            images, texts = opened.eval().encode_image(picture), opened.encode_text(text)
+        else:
+            from transformers import AutoModel
 
-                model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-                images = model.get_image_features(pixel_values=picture).pooler_output
-                texts = model.get_text_features(input_ids=text).pooler_output
+            opened = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+            images = opened.get_image_features(pixel_values=picture).pooler_output
+            texts = opened.get_text_features(input_ids=text).pooler_output
         return F.normalize(images, dim=1), F.normalize(texts, dim=1)
 
 

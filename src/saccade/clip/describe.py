@@ -114,9 +114,9 @@ def refusal(model: dict[str, Any]) -> str | None:
         return f"it needs 1 to {_MOST_LAYERS} layers; it has {towers}"
     if "multimodal_cfg" in model:
         return "it is a captioning model (CoCa), which pools by attention"
-    strange = set(text.get("tokenizer_kwargs") or {}) - _TOKENIZER_SETTINGS
-    if strange:
-        return f"its tokenizer has settings that are not open_clip's: {', '.join(sorted(strange))}"
+    settings = text.get("tokenizer_kwargs", {})
+    if not isinstance(settings, dict) or not settings.keys() <= _TOKENIZER_SETTINGS:
+        return f"its tokenizer has settings that are not open_clip's: {settings!r}"
     return None
 
 
@@ -142,7 +142,7 @@ def build(config: dict[str, Any], *, name: str, seed: int | None) -> Module:
             if seed is not None:
                 torch.manual_seed(seed)
             module = kind(**model)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError, AttributeError) as error:
         raise InputError(f"{name}: its description is not one open_clip can build ({error}).") from error
     act = config.get("saccade", {}).get("trunk_act")
     if act is not None:
@@ -163,7 +163,7 @@ def to_json(content: Any) -> Any:
 
 def _set_trunk_act(visual: nn.Module, act: Any, name: str) -> None:
     """Give a timm trunk the activation it was trained with, which open_clip's description has no word for."""
-    if act not in GELUS:
+    if not isinstance(act, str) or act not in GELUS:
         raise InputError(f'{name}: "trunk_act" must be one of {", ".join(GELUS)}; got {act!r}.')
     for module in visual.modules():
         if isinstance(module, Mlp):

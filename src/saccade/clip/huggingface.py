@@ -105,7 +105,7 @@ def _describe_siglip(vision: dict[str, Any], text: dict[str, Any], path: Path) -
             f"{path}: need layer_norm_eps 1e-06, vision_use_head true and gelu or gelu_pytorch_tanh, as timm's SigLIP "
             f"towers have; got {vision['layer_norm_eps']}, {vision['vision_use_head']} and {vision['hidden_act']}."
         )
-    if text["hidden_act"] not in GELUS or text.get("projection_size", sizes[0]) != sizes[0]:
+    if text["hidden_act"] not in GELUS or (text.get("projection_size") or text["hidden_size"]) != sizes[0]:
         raise InputError(
             f"{path}: need texts embedded with gelu or gelu_pytorch_tanh in {sizes[0]} numbers, as images are; "
             f"got {text['hidden_act']} and {text.get('projection_size')}."

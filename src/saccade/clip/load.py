@@ -38,7 +38,7 @@ _WEIGHTS = (  # in a folder, the first of these
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What a name stands for."""
 
     name: str  # for messages; of the architecture where a file was recognised
@@ -92,7 +92,7 @@ def load_module(
     seed: int | None = None,
     allow_missing: bool = False,
     allow_extra: bool = False,
-) -> tuple[_Found, Module]:
+) -> tuple[Found, Module]:
     """Build and fill the open_clip module alone, of any tower; the arguments are `load`'s."""
     found = _find(str(name))
     if pretrained is not None:
@@ -103,6 +103,11 @@ def load_module(
         return found, build(found.config, name=found.name, seed=seed)
     empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
     source = _file_in(found.weights) if found.weights.is_dir() else found.weights
+    if file_kind(source) == "torchscript" and not found.config["model_cfg"].get("quick_gelu"):
+        warning = (
+            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks: the results would be a little wrong"
+        )
+        print(f"{warning}. If it is one of theirs, load it by its name alone.", file=sys.stderr)
     state = _fit(read_named(source), empty)
     check_state(empty, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
     model = build(found.config, name=found.name, seed=seed)
@@ -127,13 +132,13 @@ def _fit(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
     return fitted
 
 
-def _find(name: str) -> _Found:
+def _find(name: str) -> Found:
     """Find the description of a model and, where it lies in a folder or a file, its weights."""
     architecture = describe_architecture(name.replace("/", "-"))
     if architecture is not None:
-        return _Found(name, architecture)
+        return Found(name, architecture)
     if name == SMALL:
-        return _Found(name, read_config(_SMALL_FOLDER / CONFIG_FILE), _SMALL_FOLDER)
+        return Found(name, read_config(_SMALL_FOLDER / CONFIG_FILE), _SMALL_FOLDER)
     if name.startswith("hf-hub:"):
         return _find_in(_download(name.removeprefix("hf-hub:")), name)
     path = Path(name.removeprefix("local-dir:"))
@@ -149,27 +154,27 @@ def _find(name: str) -> _Found:
     )
 
 
-def _find_in(folder: Path, name: str) -> _Found:
+def _find_in(folder: Path, name: str) -> Found:
     if (folder / CONFIG_FILE).is_file():
-        return _Found(name, read_config(folder / CONFIG_FILE), folder)
+        return Found(name, read_config(folder / CONFIG_FILE), folder)
     if (folder / HF_CONFIG_FILE).is_file():
-        return _Found(name, describe_huggingface(folder), folder)
+        return Found(name, describe_huggingface(folder), folder)
     raise InputError(
         f"{folder}: need {CONFIG_FILE} (open_clip's) or {HF_CONFIG_FILE} (transformers') in this folder; "
         "there is neither. Give a weights file to have its architecture recognised."
     )
 
 
-def _recognise(path: Path) -> _Found:
+def _recognise(path: Path) -> Found:
     """Find the architecture of a weights file: described beside it, or told from its content."""
     if path.name in _WEIGHTS and any((path.parent / beside).is_file() for beside in (CONFIG_FILE, HF_CONFIG_FILE)):
-        return _Found(str(path), _find_in(path.parent, str(path)).config, path)
+        return Found(str(path), _find_in(path.parent, str(path)).config, path)
     state = read_named(path)
     described = {SMALL: read_config(_SMALL_FOLDER / CONFIG_FILE)}
     described |= {one: config for one in open_clip.list_models() if (config := describe_architecture(one))}
     openai = file_kind(path) == "torchscript"  # all of OpenAI's were trained with quick_gelu
     name = recognise(state, described, source=str(path), quick_gelu=True if openai else None)
-    return _Found(name, described[name], path)
+    return Found(name, described[name], path)
 
 
 def _file_in(folder: Path) -> Path:
@@ -180,14 +185,14 @@ def _file_in(folder: Path) -> Path:
     raise InputError(f"{folder}: need weights in this folder, one of {', '.join(_WEIGHTS)}; there are none.")
 
 
-def _with_weights(found: _Found, pretrained: str) -> _Found:
+def _with_weights(found: Found, pretrained: str) -> Found:
     """Take a file, a folder or an open_clip tag for the weights; a tag also sets the statistics it was trained with."""
     path = Path(pretrained)
     if path.exists():
         if path.is_dir() and any((path / name).is_file() for name in TOKENIZER_FILES):
             text = found.config["model_cfg"]["text_cfg"]
             text |= {"hf_tokenizer_name": str(path)} if text.get("hf_tokenizer_name") else {}
-        return _Found(found.name, found.config, path)
+        return Found(found.name, found.config, path)
     name, config = found.name, found.config
     described = get_pretrained_cfg(name.replace("/", "-"), pretrained)
     if not described:
@@ -200,7 +205,7 @@ def _with_weights(found: _Found, pretrained: str) -> _Found:
         raise InputError(f"pretrained: {pretrained!r} was trained with the other activation; use the model {other!r}.")
     config["preprocess_cfg"].update({key: list(described[key]) for key in ("mean", "std") if key in described})
     try:
-        return _Found(name, config, Path(download_pretrained(described)))
+        return Found(name, config, Path(download_pretrained(described)))
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file.") from error
 

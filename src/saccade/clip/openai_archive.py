@@ -36,9 +36,13 @@ _LARGEST_PICKLE = 64 * 2**20  # bytes; that of the largest CLIP has less than on
 _MOST_NAMES, _DEEPEST = 100_000, 32
 
 
-def is_torchscript(names: list[str]) -> bool:
-    """Whether a zip with these entries is a TorchScript archive, and not one of `torch.save`."""
-    return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, and not one of `torch.save` nor a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return False
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:

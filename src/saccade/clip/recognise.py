@@ -82,8 +82,10 @@ def weights_sizes(state: dict[str, Tensor]) -> Sizes:
         sizes["vision"], sizes["width"] = "ResNet", shapes["visual.layer1.0.conv1.weight"][0]
         sizes["layers"] = tuple(_count(state, rf"visual\.layer{i}\.(\d+)\.") for i in range(1, 5))
     elif any(key.startswith("visual.trunk.") for key in shapes):
-        is_map = "visual.trunk.attn_pool.latent" in shapes
-        sizes["vision"] = "timm, pooled by attention" if is_map else "timm"
+        if not any(key.startswith("visual.trunk.blocks.0.") for key in shapes):
+            sizes["vision"] = "timm, in stages"
+        else:
+            sizes["vision"] = "timm, pooled by attention" if "visual.trunk.attn_pool.latent" in shapes else "timm"
         if "visual.trunk.patch_embed.proj.weight" in shapes:
             sizes["patch"] = shapes["visual.trunk.patch_embed.proj.weight"][-1]
     if f"{text}token_embedding.weight" in shapes:
@@ -100,7 +102,10 @@ def stated_sizes(model: dict[str, Any]) -> Sizes:
     sizes: Sizes = {}
     trunk = vision.get("timm_model_name")
     if trunk:
-        sizes["vision"] = "timm, pooled by attention" if vision.get("timm_pool") == "map" else "timm"
+        if trunk.startswith(("convnext", "fastvit", "swin")):
+            sizes["vision"] = "timm, in stages"
+        else:
+            sizes["vision"] = "timm, pooled by attention" if vision.get("timm_pool") == "map" else "timm"
         patch = re.search(r"patch(\d+)", trunk)
         sizes |= {"patch": int(patch[1])} if patch else {}
     elif isinstance(vision.get("layers"), list):

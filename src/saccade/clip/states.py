@@ -7,7 +7,6 @@ pickles of whole modules, which are refused, and Hugging Face's names (`saccade.
 
 import re
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +60,7 @@ def file_kind(path: Path) -> Kind:
         return "index"
     if head[8:9] == b"{":  # after the length of the header
         return "safetensors"
-    if head.startswith(b"PK") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return "torchscript" if is_torchscript(archive.namelist()) else "torch"
-    return "torch"
+    return "torchscript" if head.startswith(b"PK") and is_torchscript(path) else "torch"
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

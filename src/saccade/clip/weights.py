@@ -44,7 +44,8 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
         InputError: the folder cannot be written (a full disk, say); nothing half written is left in it.
     """
     config, files = to_json(clip.config), _tokenizer_files(clip.config)
-    if files:
+    source = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+    if source and (files or Path(source).is_dir() or Path(source).is_absolute()):
         config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "."  # this folder, wherever it goes
     files[CONFIG_FILE] = _json(config)
     _write(Path(folder), WEIGHTS_FILE, _state(clip, dtype), files)
