@@ -91,7 +91,8 @@ def run(config: Convert) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     named = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     if named and not any((config.out / name).is_file() for name in TOKENIZER_FILES):
-        print(f"the tokenizer did not lie with the input: put the files of {named} into {config.out}", file=sys.stderr)
+        whose = "" if Path(named).is_dir() else f" of {named}"
+        print(f"no tokenizer lay with the input: put the files{whose} into {config.out}", file=sys.stderr)
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
     print(f"opened again, its embeddings differ by {images:.1e} (a picture) and {texts:.1e} (a text)")
     if config.dtype != "float32":

@@ -44,6 +44,7 @@ class Found:
     name: str  # for messages; of the architecture where a file was recognised
     config: dict[str, Any]
     weights: Path | None = None  # a file, or a folder in which one lies
+    state: dict[str, Tensor] | None = None  # what is in that file, where it had to be read to be recognised
 
 
 def load(
@@ -108,7 +109,7 @@ def load_module(
             f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks: the results would be a little wrong"
         )
         print(f"{warning}. If it is one of theirs, load it by its name alone.", file=sys.stderr)
-    state = _fit(read_named(source), empty)
+    state = _fit(found.state or read_named(source), empty)
     check_state(empty, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
     model = build(found.config, name=found.name, seed=seed)
     put_state(model, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
@@ -174,7 +175,7 @@ def _recognise(path: Path) -> Found:
     described |= {one: config for one in open_clip.list_models() if (config := describe_architecture(one))}
     openai = file_kind(path) == "torchscript"  # all of OpenAI's were trained with quick_gelu
     name = recognise(state, described, source=str(path), quick_gelu=True if openai else None)
-    return Found(name, described[name], path)
+    return Found(name, described[name], path, state)
 
 
 def _file_in(folder: Path) -> Path:
