@@ -58,13 +58,42 @@ def whole_block(
 ) -> Float[Tensor, "B T C"]:
     """Run one block as the tower has it, or with its attention inside windows."""
     block = family.blocks(visual)[index]
-    q, k, v = family.project_in(visual, block, tokens, "qkv")
-    if sight.windows is not None and index in sight.windows.blocks:
-        update = _in_windows(family, block, q, k, v, sight, size=sight.windows.size)
-    else:
-        mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
-        update = family.project_out(block, mixed)
-    return family.add_mlp(block, family.add(block, tokens, update))
+    windowed = sight.windows is not None and index in sight.windows.blocks
+    attend = _in_windows if windowed else _everywhere
+    tokens = family.add(block, tokens, attend(family, visual, block, tokens, sight))
+    return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
+
+
+def entering(
+    family: Family,
+    visual: Any,
+    images: Float[Tensor, "B 3 H W"],
+    *,
+    places: set[int],
+    grids: list[tuple[int, int]] | None = None,
+    windows: Windows | None = None,
+) -> tuple[dict[int, Float[Tensor, "B T C"]], Sight]:
+    """Run a tower as far as needed and keep what enters some of its blocks, and nothing else.
+
+    Args:
+        family: of the tower.
+        visual: the tower.
+        images: normalised; H and W multiples of the patch size.
+        places: of the blocks, from 0; the last one asked for is not run.
+        grids: see `look`.
+        windows: see `look`.
+
+    Returns:
+        The tokens entering each of these blocks, and their sight.
+    """
+    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
+    kept = {}
+    for index in range(max(places) + 1):
+        if index in places:
+            kept[index] = tokens
+        if index < max(places):
+            tokens = whole_block(family, visual, index, tokens, sight)
+    return kept, sight
 
 
 def mix(
@@ -102,13 +131,22 @@ def keys_seen(sight: Sight) -> Bool[Tensor, "B 1 1 T"] | None:
     return None if sight.own is None else sight.own[:, None, None]
 
 
-def _in_windows(family: Family, block: Any, q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, size: int) -> Tensor:
+def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, sight: Sight) -> Tensor:
+    """Attention of every token to every token of its picture."""
+    q, k, v = family.project_in(visual, block, tokens, "qkv")
+    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
+    return family.project_out(block, mixed)
+
+
+def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, sight: Sight) -> Tensor:
     """Attention inside windows; the class token asks in each of them, and its answers are averaged (Sec. 4.4)."""
-    cut = [_split(x, sight, size=size) for x in (q, k, v)]  # (B * n, first + s * s, C) each
-    inside = _inside(q, sight, size=size)  # (B, n, first + s * s) or None
+    assert sight.windows is not None, "asked for windows where there are none"
+    size, parts = sight.windows.size, family.project_in(visual, block, tokens, "qkv")
+    cut = [_split(x, sight, size=size) for x in parts]  # (B * n, first + s * s, C) each
+    inside = _inside(tokens, sight, size=size)  # (B, n, first + s * s) or None
     seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
     mixed = mix(*cut, heads=family.heads(block), table=sight.window_table, seen=seen)
-    update = family.project_out(block, mixed).unflatten(0, (q.shape[0], -1))  # (B, n, first + s * s, C)
+    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], -1))  # (B, n, first + s * s, C)
     patches = merge_windows(update[:, :, sight.first :], grid=sight.grid, size=size)  # (B, L, C)
     answers = update[:, :, : sight.first]  # (B, n, first, C)
     if inside is None:
