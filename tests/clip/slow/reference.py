@@ -48,12 +48,13 @@ def read(family: str, visual: torch.nn.Module, image: Tensor) -> Vit | Eva | Res
 
 
 class Reference:
-    """Remembers what it computed, so that boxes and masks do not pay for the dense map again."""
+    """Remembers what it computed, so that nothing is paid for twice."""
 
     def __init__(self, family: str, visual: torch.nn.Module, image: Tensor) -> None:
         self.tower = read(family, visual, image)
         self.stride = image.shape[1] // self.tower.grid[0]
         self.maps: dict[tuple[str, Windows | None], Tensor] = {}
+        self.copies: dict[tuple[tuple[int, int], ...], Tensor] = {}
 
     def image(self) -> Tensor:
         return unit(self.tower.image())  # (D,)
@@ -65,18 +66,25 @@ class Reference:
             self.maps[head, windows] = torch.stack(rows, dim=1).reshape(raw.shape)
         return self.maps[head, windows]  # (D, h, w)
 
+    def region(self, cells: list[tuple[int, int]]) -> Tensor:
+        """The region head `masked` (D,)."""
+        if tuple(cells) not in self.copies:
+            self.copies[tuple(cells)] = unit(self.tower.masked(cells))
+        return self.copies[tuple(cells)]
+
     def boxes(self, boxes: Tensor, head: str) -> Tensor:
         """(N, 4) xyxy [pixels] -> (N, D)."""
         if head == "masked":
-            cells = [cells_of_box(box, *self.tower.grid, self.stride) for box in boxes.tolist()]
-            return torch.stack([unit(self.tower.masked(one)) for one in cells])
+            return torch.stack(
+                [self.region(cells_of_box(box, *self.tower.grid, self.stride)) for box in boxes.tolist()]
+            )
         return torch.stack([pool_box(self.dense(head), box, self.stride) for box in boxes.tolist()])
 
     def masks(self, masks: Tensor, head: str) -> Tensor:
         """(N, H, W) [pixels] or (N, h, w) on the grid -> (N, D)."""
         cells = [cells_of_mask(mask, *self.tower.grid) for mask in masks]
         if head == "masked":
-            return torch.stack([unit(self.tower.masked(one)) for one in cells])
+            return torch.stack([self.region(one) for one in cells])
         return torch.stack([pool_cells(self.dense(head), one) for one in cells])
 
 
