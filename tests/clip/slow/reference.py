@@ -112,8 +112,8 @@ def example_masks(size: tuple[int, int], grid: tuple[int, int]) -> tuple[Tensor,
     """Masks in pixels and on the grid: scattered, a block, all, none, and in pixels a corner too small to be seen."""
     height, width = size
     generator = torch.Generator().manual_seed(3)
-    pixels = torch.rand(5, height, width, generator=generator) > torch.tensor([0.97, 1, 1, 1, 1])[:, None, None]
-    pixels[1, height // 3 : height // 2, width // 4 : width // 2 + 3] = True
+    pixels = torch.rand(5, height, width, generator=generator) > torch.tensor([0.93, 1, 1, 1, 1])[:, None, None]
+    pixels[1, height // 5 : 3 * height // 5, width // 4 : width // 2 + 3] = True
     pixels[2] = True
     pixels[4, 0, 0] = True
     cells = torch.rand(4, *grid, generator=generator) > torch.tensor([0.6, 1, 1, 1])[:, None, None]

@@ -4,7 +4,7 @@ from typing import Any
 
 import open_clip
 import torch
-from timm.models import register_model
+from timm.models import is_model, register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -61,8 +61,9 @@ def siglip_saccade_test(
 
 def register() -> None:
     """Make the two towers known to timm by name, as open_clip asks for them."""
-    register_model(eva02_saccade_test)
-    register_model(siglip_saccade_test)
+    for tower in (eva02_saccade_test, siglip_saccade_test):
+        if not is_model(tower.__name__):
+            register_model(tower)
 
 
 def shake(model: torch.nn.Module, seed: int, *, by_inputs: bool = False) -> None:
