@@ -35,7 +35,8 @@ from slow.reference import (  # noqa: E402
 )
 from slow.towers import FAMILIES, build, register  # noqa: E402
 
-from saccade.clip.model import Clip, Windows  # noqa: E402
+from saccade.clip.model import Clip  # noqa: E402
+from saccade.clip.tower import Windows  # noqa: E402
 from saccade.files import check_target, write_whole  # noqa: E402
 
 LIMIT = 1e-5

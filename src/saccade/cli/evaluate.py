@@ -8,8 +8,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from saccade.clip.names import Head
 from saccade.files import check_target, write_whole
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Evaluation:
     """Weights file or open_clip tag, where `model` is the name of an architecture."""
     split: str = "val"
     """train, val or test of a COCO root."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
     limit: int | None = None
     """Only the first so many pictures."""
     batch: int = 8

@@ -5,8 +5,9 @@ Torch is imported only when something is drawn, so that help and typing errors a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from saccade.clip.names import Head
 from saccade.errors import InputError
 from saccade.files import check_target
 
@@ -36,8 +37,8 @@ class Drawing:
     """Pictures, evenly spaced over the data."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
 

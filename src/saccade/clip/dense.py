@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from saccade.clip import eva, resnet, siglip, vit
 from saccade.clip.attention import entering, look
-from saccade.clip.heads import HEADS, Head, gathered, masked
+from saccade.clip.heads import HEADS, gathered, masked
+from saccade.clip.names import Head
 from saccade.clip.tower import Family, Windows
 from saccade.types import InputError
 

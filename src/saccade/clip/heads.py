@@ -14,7 +14,7 @@ has them. Their other tricks (sliding windows, refinement of the masks, threshol
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,9 +22,6 @@ from torch import Tensor
 
 from saccade.clip.attention import keys_seen, mix, whole_block
 from saccade.clip.tower import Family, Sight
-
-Head = Literal["value", "value_only", "attention", "sclip", "clearclip", "naclip", "values3"]
-RegionHead = Head | Literal["masked"]
 
 _NEAR = 5.0  # NACLIP's standard deviation [tokens]
 

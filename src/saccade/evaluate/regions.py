@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.clip.text import embed_names
 from saccade.data.coco import Dataset, Record
 from saccade.evaluate.feed import CropPacker, Feed, square_inputs

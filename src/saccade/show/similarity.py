@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.clip.text import embed_names
 from saccade.ops.resample import fitted_size
 from saccade.show.maps import INK, QUIET, dense_map, extent_of, new_sheet, write_sheet
