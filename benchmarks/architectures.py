@@ -114,7 +114,7 @@ def table(rows: list[dict[str, Any]], supported: list[str], refused: dict[str, l
         f"both of length 1, limit {LIMIT:g} (-: the library gives no such tokens). *dense*: grid of a finite map at 1.5",
         "times the height.",
         "",
-        "| name | native [px] | patch | D | image tower's parameters | image | last block | dense |",
+        "| name | native [px] | patch | D | parameters, image | image | last block | dense |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

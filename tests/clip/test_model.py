@@ -244,6 +244,19 @@ def test_bfloat16_autocast_stays_close(clip):
     assert cosine.min() > 0.99  # 8 bits of mantissa over 3 blocks
 
 
+@pytest.mark.parametrize("family", ["vit", "eva", "rn", "siglip"])
+@torch.no_grad()
+def test_bfloat16_towers_stay_close(make_clip, family):
+    clip, low = make_clip(family, seed=6), make_clip(family, seed=6).to(torch.bfloat16)
+    images = pictures(2, 3, 64, 96)
+    heads = [head for head in get_args(Head) if head in ("value", "naclip") or family in ("vit", "eva")]
+    for encode in ("encode_image", *heads):
+        options = {} if encode == "encode_image" else {"head": encode}
+        ours, exact = (getattr(one, "encode_dense" if options else encode)(images, **options) for one in (low, clip))
+        assert ours.dtype == torch.float32
+        assert (ours * exact).sum(dim=1).min() > 0.97  # 8 bits of mantissa over 4 blocks
+
+
 @torch.no_grad()
 def test_dropping_tokens_in_training_mode_is_not_for_us(make_clip):
     clip = make_clip("vit")

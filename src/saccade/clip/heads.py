@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -144,9 +145,10 @@ def _nearness(sight: Sight, *, like: Tensor) -> Float[Tensor, "T T"]:
     """1 between a patch and itself, falling off as a Gaussian of the distance on the grid; 0 for the class token."""
     h, w = sight.grid
     rows, columns = torch.arange(h, device=like.device), torch.arange(w, device=like.device)
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1).to(like.dtype)  # (L, 2)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1)  # (L, 2)
     apart = (places[:, None] - places).square().sum(dim=2)  # (L, L), squared
-    return torch.nn.functional.pad((-apart / (2 * _NEAR**2)).exp(), (sight.first, 0, sight.first, 0))
+    near = (apart / (-2 * _NEAR**2)).exp().to(like.dtype)
+    return F.pad(near, (sight.first, 0, sight.first, 0))  # (T, T)
 
 
 class Needs(NamedTuple):
