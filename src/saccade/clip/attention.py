@@ -109,19 +109,19 @@ def mix(
     """Let queries gather the values of the keys they agree with, head by head.
 
     Args:
-        q: one row an asking token; where they are turned, the first Q of the T tokens.
+        q: one row an asking token.
         k: keys.
         v: values.
         heads: C is split into so many.
         table: rotary embedding of the T tokens.
         seen: which keys a query sees (Bool), or what is added to its scores (Float); broadcasts to (B, heads, Q, T).
-        turn_queries: whether the queries stand where the first Q tokens stand; copies of the class token stand nowhere.
+        turn_queries: whether the queries are those of the T tokens; the class token and its copies stand nowhere.
     """
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, Q or T, d)
     if table is not None:
         cosines, sines = table
         k = rotate(k, cosines, sines)
-        q = rotate(q, cosines[..., : q.shape[2], :], sines[..., : q.shape[2], :]) if turn_queries else q
+        q = rotate(q, cosines, sines) if turn_queries else q
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, heads, Q, d)
     return mixed.transpose(1, 2).flatten(2)  # (B, Q, C)
 
