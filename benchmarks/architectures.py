@@ -109,12 +109,12 @@ def table(rows: list[dict[str, Any]], supported: list[str], refused: dict[str, l
         f"`python benchmarks/architectures.py --write docs/architectures.md` on {date.today()}:",
         f"{packages}, CPU, float32.",
         "",
-        "Full-size image towers, random weights. *image*: largest difference of the image embedding from open_clip's at",
+        "Full size, random weights. *image*: largest difference of the image embedding from open_clip's at",
         "the native size; *last block*: of the dense map of the head `attention` from the library's own last tokens;",
-        f"both of length 1, limit {LIMIT:g} (-: the library gives no such tokens). *dense*: grid of a finite map at 1.5",
-        "times the height.",
+        f"both of length 1, limit {LIMIT:g} (-: the library gives no such tokens). *dense*: grid of a map at 1.5",
+        "times the native height [patches]; *native* and *patch* in pixels.",
         "",
-        "| name | native [px] | patch | D | parameters | image | last block | dense |",
+        "| name | native | patch | D | parameters | image | last block | dense |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
