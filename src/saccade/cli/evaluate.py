@@ -63,6 +63,9 @@ class Regions(Evaluation):
     """Also classify crops with the image tower."""
     crowd: bool = True
     """Keep segments marked as crowds, as the published evaluation does."""
+    templates: Literal["vild", "clip", "none"] = "vild"
+    """What class names are written into: ViLD's 63 templates (the paper), CLIP's 80 for ImageNet, or nothing. Their
+    embeddings are kept in $SACCADE_CACHE, else ~/.cache/saccade; SACCADE_CACHE="" keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
     if config.out is not None:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
+    from saccade.clip.text import default_cache
     from saccade.data.loader import open_data
     from saccade.evaluate.regions import evaluate_regions
 
@@ -102,6 +106,8 @@ def run_regions(config: Regions) -> dict[str, Any]:
         crops=config.crops,
         crowd=config.crowd,
         head=config.head,
+        templates=config.templates,
+        text_cache=default_cache(),
         batch=config.batch,
         crop_batch=config.crop_batch,
         limit=config.limit,
