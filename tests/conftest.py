@@ -1,4 +1,4 @@
-"""What every test needs: commands keep text embeddings in a folder of the tests', never in the home of who runs them."""
+"""What every test needs: commands keep text embeddings in a folder of the tests, never in somebody's home."""
 
 from collections.abc import Iterator
 

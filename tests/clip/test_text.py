@@ -122,7 +122,12 @@ def asked(monkeypatch):
     """How many prompts were embedded since the last look."""
     seen = []
     embed = text._embed
-    monkeypatch.setattr(text, "_embed", lambda clip, tokens, *a, **k: (seen.append(len(tokens)), embed(clip, tokens, *a, **k))[1])  # fmt: skip
+
+    def spy(clip, tokens, counts, *, batch):
+        seen.append(len(tokens))
+        return embed(clip, tokens, counts, batch=batch)
+
+    monkeypatch.setattr(text, "_embed", spy)
 
     def count() -> int:
         total = sum(seen)

@@ -83,7 +83,7 @@ def test_typed_mistakes():
 
 
 def test_missing_and_too_large(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="none.txt: need a vocabulary file; there is no such file"):
+    with pytest.raises(InputError, match=r"none\.txt: need a vocabulary file; there is no such file"):
         read_vocabulary(str(tmp_path / "none.txt"))
     with pytest.raises(InputError, match="need a vocabulary file"):
         read_vocabulary((tmp_path / "folder.txt").mkdir() or tmp_path / "folder.txt")

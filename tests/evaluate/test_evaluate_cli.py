@@ -9,6 +9,7 @@ import pytest
 
 from saccade.cli.evaluate import Agreement, Regions, _bad_pictures, run_agreement, run_regions
 from saccade.cli.main import main
+from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
 from saccade.types import InputError
 
@@ -30,6 +31,21 @@ def test_regions(model, coco, tmp_path, capsys):
     assert written["dense"]["64"] == result["dense"][64] and written["crop"] == result["crop"]
     assert written["config"]["model"] == model and "torch" in written["versions"] and written["seconds"] > 0
     assert run_regions(replace(config, sizes=(32,), crops=False, out=None))["crop"] is None
+
+
+def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
+    """The verb writes one file of rows a template set, reads it again, and scores with it as without."""
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "kept"))
+    config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
+    first = run_regions(config)
+    assert first["templates"] == "clip" and len([*(tmp_path / "kept").iterdir()]) == 1
+    assert run_regions(replace(config, templates="none"))["templates"] == "none"
+    assert len([*(tmp_path / "kept").iterdir()]) == 2
+    monkeypatch.setattr(Clip, "encode_text", None)  # nothing is embedded any more
+    assert run_regions(config)["dense"] == first["dense"]
+    monkeypatch.setenv("SACCADE_CACHE", "")
+    with pytest.raises(TypeError):
+        run_regions(config)
 
 
 def test_bad_pictures_are_told(model, coco, tmp_path, capsys):

@@ -59,7 +59,7 @@ def read_vocabulary(text_or_path: str | Path) -> Vocabulary:
 
 
 def _is_file_name(text: str) -> bool:
-    """Whether what was typed names a vocabulary file; another file that is there is refused as one, not made a class."""
+    """Whether what was typed names a vocabulary file; any other file that is there is refused as one, not a class."""
     suffix = Path(text).suffix.lower()
     return suffix in SUFFIXES or (suffix != "" and len(text) < 256 and Path(text).is_file())
 
@@ -95,9 +95,8 @@ def _json_classes(path: Path) -> list[tuple[str, list[Any]]]:
         entries = [(f"{path}: entry {name!r}", name, _words(path, repr(name), others)) for name, others in content]
         return [(where, [name, *(word for word in words if word != name)]) for where, name, words in entries]
     if isinstance(content, list):
-        return [
-            (f"{path}: entry {i}", [e] if isinstance(e, str) else _words(path, i, e)) for i, e in _numbered(content)
-        ]
+        each = [(i, [one] if isinstance(one, str) else _words(path, i, one)) for i, one in _numbered(content)]
+        return [(f"{path}: entry {i}", words) for i, words in each]
     raise InputError(
         f"{path}: need a list of names, a list of lists of synonyms, or an object name -> synonyms; "
         f"got {_short(content)}."

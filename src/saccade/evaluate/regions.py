@@ -71,10 +71,10 @@ def evaluate_regions(
         progress: show a bar on stderr.
 
     Returns:
-        {"crop": R or None, "dense": {size: R}, "head": head, "templates": theirs, "classes": how many compete, "pictures": how many were
-        good, "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S} and S = {"top1", "top5": mAcc
-        in percent or None without regions, "count"}. Boxes are thing boxes, things and stuff are masks; for crops the
-        things are those of the boxes.
+        {"crop": R or None, "dense": {size: R}, "head": head, "templates": templates, "classes": how many compete,
+        "pictures": how many were good, "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S} and
+        S = {"top1", "top5": mAcc in percent or None without regions, "count"}. Boxes are thing boxes, things and stuff
+        are masks; for crops the things are those of the boxes.
 
     Raises:
         InputError: no size, a size the tower cannot take, a data set without segments, or no picture that can be read.
