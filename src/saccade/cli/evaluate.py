@@ -195,19 +195,19 @@ def _finish(
     result["dropped"] = {reason: asdict(one) for reason, one in dataset.dropped.items()}
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
-    for line in [*dataset.dropped_lines(), *_bad_pictures(result["bad"])]:
+    for line in [*dataset.dropped_lines(), *bad_lines(result["bad"], listed="--out FILE")]:
         print(line, file=sys.stderr)
     if config.out is not None:
-        content = {**result, "config": _plain(config), "versions": _versions()}
+        content = {**result, "config": _plain(config), "versions": versions()}
         write_whole(config.out, (json.dumps(content, indent=2) + "\n").encode())
     return result
 
 
-def _bad_pictures(bad: list[dict[str, str]]) -> list[str]:
-    """How many pictures could not be used, and the first ten with their reasons."""
+def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
+    """How many pictures could not be used, the first ten with their reasons, and what lists the others."""
     if not bad:
         return []
-    more = [f"  and {len(bad) - TOLD} more; --out FILE lists all"] if len(bad) > TOLD else []
+    more = [f"  and {len(bad) - TOLD} more; {listed} lists all"] if len(bad) > TOLD else []
     told = [f"  {one['id']}: {one['reason']}" for one in bad[:TOLD]]
     return [f"pictures that could not be used: {len(bad)}", *told, *more]
 
@@ -223,7 +223,7 @@ def _plain(config: Evaluation) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}
