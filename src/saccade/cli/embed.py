@@ -59,7 +59,7 @@ class Embed:
     what: Literal["image", "dense", "boxes"] = "image"
     """Which features, see above."""
     boxes: Path | None = None
-    """For --what boxes, in pixels of the picture: COCO's {"images", "annotations"}, or {ID: [[x1, y1, x2, y2], ...]}."""
+    """For --what boxes, in pixels of the picture: COCO's images and annotations, or {ID: [[x1, y1, x2, y2], ...]}."""
     model: str = "saccade-small"
     """Name of a CLIP, or a folder with one (OUT/model of a run)."""
     pretrained: str | None = None
@@ -130,9 +130,7 @@ def run(config: Embed) -> Path:
     seconds = time.perf_counter() - began
     _finish(config, parts, folder, identity)
     count = len(dataset.records) - done
-    print(
-        f"{count} pictures in {seconds:.1f} s, {count / seconds:.1f} a second; {began - started:.1f} s to load before"
-    )
+    print(f"{count} pictures in {seconds:.1f} s, {count / seconds:.1f} a second, after {began - started:.1f} s to load")
     return config.out
 
 
@@ -158,10 +156,14 @@ def _with_boxes(dataset: "Dataset", path: Path) -> "Dataset":
     """Give each picture its boxes; those of which the file says nothing get none."""
     from dataclasses import replace
 
-    from saccade.data.boxes import read_boxes
+    from saccade.data.boxes import Boxed, read_boxes
 
-    boxes = read_boxes(path, pictures=[str(record.id) for record in dataset.records])
-    return replace(dataset, records=tuple(replace(one, boxes=boxes.get(str(one.id), ())) for one in dataset.records))
+    found = read_boxes(path, pictures=[str(record.id) for record in dataset.records])
+    records = []
+    for record in dataset.records:
+        own = found.get(str(record.id), Boxed())
+        records.append(replace(record, boxes=own.boxes, height=own.height, width=own.width))
+    return replace(dataset, records=tuple(records))
 
 
 def _size(config: Embed, clip: "Clip") -> int:
@@ -201,7 +203,7 @@ def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dic
         except OSError:
             length = -1
         pictures.update(json.dumps([record.id, length]).encode())
-        boxes.update(json.dumps(record.boxes).encode())
+        boxes.update(json.dumps([record.size, record.boxes]).encode())
     facts = {
         "format": "pt",
         "what": config.what,

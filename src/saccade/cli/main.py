@@ -31,6 +31,7 @@ DESCRIPTION = """Saccade: CLIPSelf for any CLIP.
   saccade demo                                     the whole path on a rendered world, about five minutes on two cores
   saccade distill --data COCO --out runs/mine      teach a CLIP dense features from its own image crops
   saccade evaluate regions --data COCO --model runs/mine/model
+  saccade embed PICTURES --out features.safetensors
 """
 
 

@@ -96,7 +96,7 @@ def claim_parts(folder: Path, identity: dict[str, str]) -> list[Part]:
         InputError: the parts are another command's (lists the differences), or the folder is not one of parts.
     """
     manifest = folder / "manifest.json"
-    if manifest.is_file():
+    if manifest.is_file() and any(folder.glob("*.safetensors")):  # a manifest alone protects nothing
         try:
             there = json.loads(manifest.read_bytes())
         except ValueError:
@@ -105,7 +105,8 @@ def claim_parts(folder: Path, identity: dict[str, str]) -> list[Part]:
             raise InputError(f"{manifest}: need the manifest of parts in JSON; it is damaged. Delete {folder}.")
         refuse_another(folder, there, identity)
     else:
-        if folder.exists() and (not folder.is_dir() or any(p.suffix != ".partial" for p in folder.iterdir())):
+        mine = {".json", ".partial"}  # what a command leaves that was stopped before its first part
+        if folder.exists() and (not folder.is_dir() or any(path.suffix not in mine for path in folder.iterdir())):
             raise InputError(f"{folder}: need a folder for unfinished parts; it holds something else. Move it away.")
         write_whole(manifest, (json.dumps(identity, indent=1) + "\n").encode())
     parts: list[Part] = []

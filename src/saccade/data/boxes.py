@@ -1,16 +1,17 @@
 """Boxes of one's own for pictures of one's own, read strictly: what `saccade embed --boxes` takes.
 
-    COCO     {"images": [{"id", "file_name", ...}], "annotations": [{"image_id", "bbox": [x, y, width, height]}, ...]}
+    COCO     {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "bbox": [x, y, width, height]}, ...]}
     plain    {"file name": [[x1, y1, x2, y2], ...], ...}
 
-Both in pixels of the picture. Unlike `coco.py` this asks for no categories, sizes or ids of annotations, and keeps
-every box: whoever embeds them wants one row a box in the file's order, or to be told which one has none. Absent:
-clipping, which needs the decoded picture's size.
+Both in pixels of the picture. Unlike `coco.py` this asks for no categories and no ids of annotations, and keeps every
+box: whoever embeds them wants one row a box in the file's order, or to be told which one has none. Where COCO's images
+state `height` and `width`, the picture must have them. Absent: clipping, which needs the decoded picture's size.
 """
 
 import json
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,16 @@ from saccade.data.coco import Box
 from saccade.errors import InputError
 
 
-def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, tuple[Box, ...]]:
+@dataclass(frozen=True)
+class Boxed:
+    """The boxes of a picture in the file's order, and the size that they are meant for [pixels], where it is stated."""
+
+    boxes: tuple[Box, ...] = ()  # xyxy
+    height: int | None = None
+    width: int | None = None
+
+
+def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, Boxed]:
     """Read the boxes of each picture, in the file's order.
 
     Args:
@@ -26,7 +36,7 @@ def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, tuple[Box,
         pictures: the ids (paths within the folder) of the pictures at hand.
 
     Returns:
-        xyxy by the picture's id, only finite numbers, but neither clipped nor ordered (x1 < x2 may not hold).
+        The boxes by the picture's id: finite numbers, but neither clipped nor ordered (x1 < x2 may not hold).
 
     Raises:
         InputError: not such a file, a name or a picture twice, a box that is not four finite numbers, or one of a
@@ -44,7 +54,7 @@ def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, tuple[Box,
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         found = _read_coco(path, content)
     elif isinstance(content, dict) and content:
-        found = {name: _read_list(path, name, value) for name, value in content.items()}
+        found = {name: Boxed(_read_list(path, name, value)) for name, value in content.items()}
     else:
         _fail(str(path), "COCO's images and annotations, or an object {file name: [[x1, y1, x2, y2], ...]}", content)
     known = set(pictures)
@@ -71,11 +81,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, tuple[Box, ...]]:
+def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, Boxed]:
     if not isinstance(content.get("images"), list):
         _fail(str(path), "a list `images` beside `annotations`", content.get("images"))
     names: dict[Any, str] = {}
     found: dict[str, list[Box]] = {}
+    sizes: dict[str, tuple[int | None, int | None]] = {}
     for place, image in enumerate(content["images"]):
         where = f"{path}: images[{place}]"
         key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
@@ -84,6 +95,7 @@ def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, tuple[Box, ...]
         if key in names or name in found:
             _fail(where, "every `id` and every `file_name` once", image)
         names[key], found[name] = name, []
+        sizes[name] = _size(where, image)
     for place, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotations[{place}]"
         if not isinstance(annotation, dict):
@@ -93,7 +105,17 @@ def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, tuple[Box, ...]
             _fail(where, f"`image_id`, one of the {len(names)} ids the file lists", key)
         x, y, w, h = _four(f"{where}: bbox", annotation.get("bbox"), form="[x, y, width, height]")
         found[names[key]].append(_finite(f"{where}: bbox", (x, y, x + w, y + h)))
-    return {name: tuple(boxes) for name, boxes in found.items()}
+    return {name: Boxed(tuple(boxes), *sizes[name]) for name, boxes in found.items()}
+
+
+def _size(where: str, image: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The stated height and width, or neither."""
+    size = image.get("height"), image.get("width")
+    if size == (None, None):
+        return None, None
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in size):
+        _fail(where, "`height` and `width` as whole numbers of pixels, or neither", list(size))
+    return size
 
 
 def _read_list(path: Path, name: str, value: Any) -> tuple[Box, ...]:
