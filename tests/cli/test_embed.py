@@ -185,9 +185,11 @@ def test_half_precision_and_metadata(config, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["image", "dense", "boxes"])
-def test_the_bytes_do_not_depend_on_parts_or_workers(config, tmp_path, monkeypatch, what):
-    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "sub/a.png": [[0, 0, 9, 9]]}))
-    config = replace(config, what=what, size=None if what == "image" else 64, batch=2)
+def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path, monkeypatch, what):
+    """Named in an order that is not the alphabet's, in which the library would lay the tensors down."""
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "b.png": [[0, 0, 9, 9]]}))
+    named = (pictures / "d.png", pictures / "sub", pictures / "b.png")  # d, a, e, b
+    config = replace(config, pictures=named, what=what, size=None if what == "image" else 64, batch=2)
     config = replace(config, boxes=tmp_path / "boxes.json" if what == "boxes" else None)
     one = run(config)
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)  # a part a batch

@@ -49,7 +49,7 @@ class Embed:
       --what boxes  boxes/ID (N, D): a row a box in the order of --boxes. Boxes are clipped to the picture; those under
                     one pixel wide or high in it have no row, and F.json lists their places as `dropped`.
 
-    The same command continues a stopped one (from F.safetensors.parts/) and gives the same bytes.
+    The same command continues a stopped one (from F.safetensors.parts/); with as many threads it gives the same bytes.
     """
 
     pictures: Positional[tuple[Path, ...]]

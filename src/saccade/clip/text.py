@@ -47,8 +47,9 @@ def embed_vocabulary(
         templates: "vild", "clip", "none", or one's own; see `saccade.clip.templates.template_set`.
         background: a word for what belongs to no class ("background"), embedded like a class.
         batch: prompts embedded at once.
-        cache: folder where the rows are kept for the next call with the same text tower and prompts; the result is the
-            same to the bit with and without it. None: nothing is read or written.
+        cache: folder where the rows are kept for the next call with the same text tower, prompts, batch, device and
+            number of threads; on one machine the result is the same to the bit with and without it. None: nothing is
+            read or written.
 
     Returns:
         One embedding of length 1 a class, on the device of the model; with a background one more, the last.
@@ -121,7 +122,7 @@ def _cache_key(clip: Clip, tokens: Tensor, counts: list[int], *, batch: int) -> 
     prompts = digest_state({"tokens": tokens, "counts": torch.tensor(counts)})
     device = clip.model.logit_scale.device.type
     precision = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
-    arithmetic = [device, precision, torch.__version__, batch]
+    arithmetic = [device, precision, torch.__version__, torch.get_num_threads(), batch]
     facts = json.dumps([tower, description, prompts, list(tokens.shape), arithmetic], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 
