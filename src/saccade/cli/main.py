@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import demo, distill, evaluate, pretrain, show, world
+from saccade.cli import demo, distill, embed, evaluate, pretrain, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -22,6 +22,7 @@ Command = (
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
+    | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
 )
 
@@ -30,6 +31,7 @@ DESCRIPTION = """Saccade: CLIPSelf for any CLIP.
   saccade demo                                     the whole path on a rendered world, about five minutes on two cores
   saccade distill --data COCO --out runs/mine      teach a CLIP dense features from its own image crops
   saccade evaluate regions --data COCO --model runs/mine/model
+  saccade embed PICTURES --out features.safetensors
 """
 
 
@@ -62,6 +64,8 @@ def run(command: Any) -> None:
             evaluate.run_regions(command)
         case evaluate.Agreement():
             evaluate.run_agreement(command)
+        case embed.Embed():
+            embed.run(command)
         case show.KMeans():
             show.run_kmeans(command)
         case show.Similarity():

@@ -7,3 +7,6 @@ Head = Literal["value", "value_only", "attention", "sclip", "clearclip", "naclip
 
 RegionHead = Head | Literal["masked"]
 """How regions are embedded: by pooling the map of a dense head, or by masked attention (Tab. A3)."""
+
+TemplateName = Literal["vild", "clip", "none"]
+"""Sentences that class names are written into; see `saccade.clip.templates.template_set`."""
