@@ -11,7 +11,7 @@ import pytest
 from saccade.cli.main import main
 
 VERBS = [["world"], ["pretrain"], ["distill"], ["convert"], ["evaluate", "regions"], ["evaluate", "agreement"],
-         ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
+         ["embed"], ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
 
 
 def test_help_imports_no_torch() -> None:
@@ -64,6 +64,8 @@ def test_a_mistyped_flag_gets_a_hint(typed: list[str], expected: str, capsys: py
         (["evaluate", "agreement", "--data", "{tmp}", "--model", "EVA02-B-61"], "EVA02-B-16"),
         (["evaluate", "regions", "--data", "{tmp}", "--model", "saccade-small"], "annotations"),
         (["pretrain", "--pairs", "{tmp}", "--out", "{tmp}/m"], "tar"),
+        (["embed", "{tmp}/none.png", "--out", "{tmp}/f.safetensors"], "none.png"),
+        (["embed", "{tmp}", "--out", "{tmp}/f.npz"], ".safetensors"),
         (["show", "kmeans", "--data", "{tmp}", "--model", "saccade-small", "--out", "{tmp}/a.gif"], "PNG"),
         (["show", "kmeans", "--data", "{tmp}", "--model", "x", "--out", "{tmp}/one.png/a.png"], "which is a file"),
         (["evaluate", "agreement", "--data", "{tmp}", "--model", "x", "--out", "{tmp}/one.png/a.json"], "--out"),

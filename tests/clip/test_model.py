@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from saccade.clip.dense import default_windows, last_block_use, tower_stages
-from saccade.clip.heads import Head
 from saccade.clip.load import load
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.clip.tower import Windows
 from saccade.clip.weights import save_clip
 from saccade.ops.pool import pool_boxes
@@ -114,8 +114,8 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
         clip.encode_dense(broken)
     with pytest.raises(InputError, match=r"images\[2\].*got 24 x 20"):
         clip.encode_dense([pictures(3, 24, 24), pictures(3, 8, 8), pictures(3, 24, 20)])
-    with pytest.raises(InputError, match=r"layers: need stages of small-.*, -3 to 2; got \(3,\)"):
-        clip.features(pictures(1, 3, 24, 24), layers=(3,))
+    with pytest.raises(InputError, match=r"layers: need stages of small-.*, -4 to 3; got \(4,\)"):
+        clip.features(pictures(1, 3, 24, 24), layers=(4,))
 
 
 def test_nothing_in_nothing_out(clip):
@@ -133,9 +133,9 @@ def test_nothing_in_nothing_out(clip):
 @torch.no_grad()
 def test_features_are_what_leaves_each_block_and_what_the_head_makes(clip):
     images = pictures(2, 3, 24, 40)
-    first, head, last = clip.features(images, layers=(0, -1, 2), head="value_only")
+    first, head, last = clip.features(images, layers=(0, -1, 3), head="value_only")
     assert torch.equal(head, last) and first.shape == last.shape == (2, tower_width(clip), 3, 5)
-    [dense] = clip.features(images, layers=(2,))
+    [dense] = clip.features(images, layers=(3,))
     raw = clip.encode_dense(images, normalize=False).flatten(2).mT  # (B, L, D)
     tokens = dense.flatten(2).mT  # (B, L, C)
     if clip.name == "small-vit":
@@ -147,7 +147,7 @@ def test_features_are_what_leaves_each_block_and_what_the_head_makes(clip):
     else:
         trunk = clip.visual.trunk
         torch.testing.assert_close(trunk.head(trunk.norm(tokens)), raw)
-    several = clip.features([images[0], images[1, :, :8]], layers=(1, 2))
+    several = clip.features([images[0], images[1, :, :8]], layers=(1, 3))
     assert [tuple(one.shape) for maps in several for one in maps] == [(tower_width(clip), h, 5) for h in (3, 1)] * 2
 
 
@@ -176,8 +176,8 @@ def test_windows_are_a_property_that_is_saved_with_the_model(make_clip, tmp_path
 def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
     assert default_windows(load("saccade-small").visual) == Windows(16, (0, 3))
     clip = make_clip("vit")
-    with pytest.raises(InputError, match="blocks are counted 0 to 2; got 3"):
-        clip.windows = Windows(2, (0, 3))
+    with pytest.raises(InputError, match="blocks are counted 0 to 3; got 4"):
+        clip.windows = Windows(2, (0, 4))
     with pytest.raises(InputError, match="at least 1 token; got 0"):
         clip.windows = Windows(0, (0,))
     config = {**clip.config, "saccade": {"windows": {"size": "2", "blocks": [0]}}}
@@ -241,6 +241,19 @@ def test_bfloat16_autocast_stays_close(clip):
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(2))
     cosine = (low.float() * clip.encode_dense(images)).sum(dim=1)
     assert cosine.min() > 0.99  # 8 bits of mantissa over 3 blocks
+
+
+@pytest.mark.parametrize("family", ["vit", "eva", "rn", "siglip"])
+@torch.no_grad()
+def test_bfloat16_towers_stay_close(make_clip, family):
+    clip, low = make_clip(family, seed=6), make_clip(family, seed=6).to(torch.bfloat16)
+    images = pictures(2, 3, 64, 96)
+    heads = [head for head in get_args(Head) if head in ("value", "naclip") or family in ("vit", "eva")]
+    for encode in ("encode_image", *heads):
+        options = {} if encode == "encode_image" else {"head": encode}
+        ours, exact = (getattr(one, "encode_dense" if options else encode)(images, **options) for one in (low, clip))
+        assert ours.dtype == torch.float32
+        assert (ours * exact).sum(dim=1).min() > 0.97  # 8 bits of mantissa over 4 blocks
 
 
 @torch.no_grad()

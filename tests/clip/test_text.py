@@ -1,10 +1,18 @@
-"""Prompts by hand, and class embeddings against the definition."""
+"""Prompts by hand, class embeddings against the definition, and kept embeddings against fresh ones."""
+
+import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from saccade.clip.text import VILD_TEMPLATES, embed_names, fill
+from saccade.clip import text
+from saccade.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
+from saccade.clip.text import default_cache, embed_vocabulary
+from saccade.clip.vocabulary import Vocabulary
 from saccade.types import InputError
+
+TWO = ("a photo of {article} {}.", "the {}.")
 
 
 def test_sixty_three_different_templates():
@@ -14,6 +22,15 @@ def test_sixty_three_different_templates():
     assert sum("{article}" in template for template in VILD_TEMPLATES) == 15
     assert sum(template.startswith("There") for template in VILD_TEMPLATES) == 2
     assert sum(template.startswith("itap") for template in VILD_TEMPLATES) == 3
+
+
+def test_eighty_templates_of_clip():
+    """Known from CLIP's notebook of prompts: the first, the last, and that they bring their own articles."""
+    chosen = template_set("clip")
+    assert len(set(chosen.templates)) == 80 and all(one.count("{}") == 1 for one in chosen.templates)
+    texts = chosen.fill("Apple_pie")
+    assert texts[0] == "a bad photo of a Apple pie." and texts[-1] == "a tattoo of the Apple pie."
+    assert not any(one.startswith("This is") for one in texts)
 
 
 @pytest.mark.parametrize(
@@ -33,30 +50,175 @@ def test_sixty_three_different_templates():
         ("{}", "  hot   dog ", "hot dog"),
     ],
 )
-def test_filled_by_hand(template, name, wanted):
-    assert fill(template, name) == wanted
+def test_vild_filled_by_hand(template, name, wanted):
+    assert TemplateSet((template,), vild=True).fill(name) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("templates", "name", "wanted"),
+    [
+        ("none", "A dog_house on the/left", ["A dog_house on the/left"]),
+        (TWO, "Old_apple/Pear", ["a photo of an Old apple/Pear.", "the Old apple/Pear."]),
+        (("{}",), "a  b", ["a b"]),
+    ],
+)
+def test_the_other_sets_filled_by_hand(templates, name, wanted):
+    assert template_set(templates).fill(name) == wanted
+
+
+@pytest.mark.parametrize("templates", ["openai", (), ("a photo",), ("a {}", "a {article}")])
+def test_refuses_templates(templates):
+    with pytest.raises(InputError, match="templates: "):
+        template_set(templates)
+
+
+def by_definition(clip, groups: list[list[str]]) -> torch.Tensor:
+    """Prompt by prompt with the library's own model."""
+    rows = []
+    for prompts in groups:
+        mean = torch.zeros(12)
+        for prompt in prompts:
+            with torch.no_grad():
+                one = clip.model.encode_text(clip.tokenizer([prompt]))[0]
+            mean += one / one.norm() / len(prompts)
+        rows.append(mean / mean.norm())
+    return torch.stack(rows)
 
 
 def test_embedding_is_the_normalised_mean_of_normalised_texts(make_clip):
     clip = make_clip("vit")
-    names, templates = ["cat", "old_apple"], ("a photo of {article} {}.", "itap of the {}.", "the {}.")
-    wanted = []
-    for name in names:
-        mean = torch.zeros(12)
-        for template in templates:
-            with torch.no_grad():
-                one = clip.model.encode_text(clip.tokenizer([fill(template, name)]))[0]
-            mean += one / one.norm() / 3
-        wanted.append(mean / mean.norm())
-    got = embed_names(clip, names, templates=templates)
-    torch.testing.assert_close(got, torch.stack(wanted), atol=1e-5, rtol=1e-5)
+    wanted = [["a photo of a cat.", "the cat."], ["a photo of an old apple.", "the old apple."]]
+    got = embed_vocabulary(clip, ["cat", "old_apple"], templates=TWO)
+    torch.testing.assert_close(got, by_definition(clip, wanted), atol=1e-5, rtol=1e-5)
     assert not got.requires_grad
-    torch.testing.assert_close(embed_names(clip, names, templates=templates, batch=2), got)
+    torch.testing.assert_close(embed_vocabulary(clip, ["cat", "old_apple"], templates=TWO, batch=3), got)
+
+
+def test_synonyms_are_averaged_and_the_background_is_last(make_clip):
+    clip = make_clip("vit")
+    vocabulary = Vocabulary((("cat", "kitty", "tom"), ("dog",)))
+    wanted = [["cat", "kitty", "tom"], ["dog"], ["nothing"]]
+    got = embed_vocabulary(clip, vocabulary, templates="none", background="nothing")
+    torch.testing.assert_close(got, by_definition(clip, wanted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(embed_vocabulary(clip, vocabulary, templates="none"), got[:2])
 
 
 def test_nothing_to_embed_is_refused(make_clip):
     clip = make_clip("vit")
     with pytest.raises(InputError, match="at least one class name"):
-        embed_names(clip, [])
-    with pytest.raises(InputError, match="empty one"):
-        embed_names(clip, ["cat", "_"])
+        embed_vocabulary(clip, [])
+    with pytest.raises(InputError, match="got '_'"):
+        embed_vocabulary(clip, ["cat", "_"])
+    with pytest.raises(InputError, match="read_vocabulary"):
+        embed_vocabulary(clip, "cat")
+    with pytest.raises(InputError, match="is class 'cat'"):
+        embed_vocabulary(clip, Vocabulary((("cat", "Tom cat"),)), background="tom_cat")
+    with pytest.raises(InputError, match="batch"):
+        embed_vocabulary(clip, ["cat"], batch=0)
+
+
+@pytest.fixture()
+def asked(monkeypatch):
+    """How many prompts were embedded since the last look."""
+    seen = []
+    embed = text._embed
+
+    def spy(clip, tokens, counts, *, batch):
+        seen.append(len(tokens))
+        return embed(clip, tokens, counts, batch=batch)
+
+    monkeypatch.setattr(text, "_embed", spy)
+
+    def count() -> int:
+        total = sum(seen)
+        seen.clear()
+        return total
+
+    return count
+
+
+def test_kept_embeddings_are_the_fresh_ones_to_the_bit(make_clip, tmp_path, asked):
+    clip = make_clip("eva")
+    fresh = embed_vocabulary(clip, ["cat", "dog"], templates=TWO)
+    assert asked() == 4
+    first = embed_vocabulary(clip, ["cat", "dog"], templates=TWO, cache=tmp_path / "new")
+    assert asked() == 4
+    again = embed_vocabulary(clip, ["cat", "dog"], templates=TWO, cache=tmp_path / "new")
+    assert asked() == 0 and torch.equal(first, fresh) and torch.equal(again, fresh)
+    assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".safetensors"]
+
+
+def test_other_texts_and_other_weights_are_other_files(make_clip, tmp_path, asked):
+    clip = make_clip("vit")
+    embed_vocabulary(clip, Vocabulary((("cat", "dog"), ("bus",))), templates="none", cache=tmp_path)
+    # the same prompts, grouped otherwise; other prompts; another batch, which may change the last bits
+    embed_vocabulary(clip, Vocabulary((("cat",), ("dog", "bus"))), templates="none", cache=tmp_path)
+    embed_vocabulary(clip, ["cat", "dog"], templates="none", cache=tmp_path)
+    embed_vocabulary(clip, ["cat", "dog"], templates="none", batch=1, cache=tmp_path)
+    assert asked() == 3 + 3 + 2 + 2 and len([*tmp_path.iterdir()]) == 4
+    changed = make_clip("vit")
+    with torch.no_grad():
+        changed.model.ln_final.bias[3] += 1e-3
+    one = embed_vocabulary(changed, ["cat", "dog"], templates="none", cache=tmp_path)
+    assert asked() == 2 and torch.equal(one, embed_vocabulary(changed, ["cat", "dog"], templates="none"))
+    asked()
+    with torch.no_grad():  # the image tower has no part in it: a distilled student reads what its teacher wrote
+        changed.model.visual.proj[0, 0] += 1
+    assert torch.equal(embed_vocabulary(changed, ["cat", "dog"], templates="none", cache=tmp_path), one)
+    assert asked() == 0
+
+
+def damage_bytes(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # one bit of the last number
+    path.write_bytes(content)
+
+
+def not_finite(path):
+    save_file({"rows": torch.full((2, 12), math.nan)}, path, {"key": path.stem.removeprefix("text-")})
+
+
+def of_another_key(path):
+    save_file({"rows": load_file(path)["rows"]}, path, {"key": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        damage_bytes,
+        not_finite,
+        of_another_key,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path: path.write_text("not ours at all"),
+        lambda path: save_file({"other": torch.zeros(2, 12)}, path),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_written_anew(make_clip, tmp_path, asked, spoil):
+    clip = make_clip("vit")
+    fresh = embed_vocabulary(clip, ["cat", "dog"], templates="none", cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    spoil(path)
+    asked()
+    assert torch.equal(embed_vocabulary(clip, ["cat", "dog"], templates="none", cache=tmp_path), fresh)
+    assert asked() == 2 and torch.equal(load_file(path)["rows"], fresh)
+    assert torch.equal(embed_vocabulary(clip, ["cat", "dog"], templates="none", cache=tmp_path), fresh)
+    assert asked() == 0
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(make_clip, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    clip = make_clip("vit")
+    got = embed_vocabulary(clip, ["cat"], cache=tmp_path / "file" / "cache")
+    assert torch.equal(got, embed_vocabulary(clip, ["cat"]))
+    assert "could not be kept" in capsys.readouterr().err
+
+
+def test_where_commands_keep_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "here"))
+    assert default_cache() == tmp_path / "here"
+    monkeypatch.setenv("SACCADE_CACHE", "")
+    assert default_cache() is None
+    monkeypatch.delenv("SACCADE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache() == tmp_path / ".cache" / "saccade"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.evaluate import Agreement, Regions, _bad_pictures, run_agreement, run_regions
+from saccade.cli.evaluate import Agreement, Regions, bad_lines, run_agreement, run_regions
 from saccade.cli.main import main
+from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
 from saccade.types import InputError
 
@@ -30,6 +31,21 @@ def test_regions(model, coco, tmp_path, capsys):
     assert written["dense"]["64"] == result["dense"][64] and written["crop"] == result["crop"]
     assert written["config"]["model"] == model and "torch" in written["versions"] and written["seconds"] > 0
     assert run_regions(replace(config, sizes=(32,), crops=False, out=None))["crop"] is None
+
+
+def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
+    """The verb writes one file of rows a template set, reads it again, and scores with it as without."""
+    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "kept"))
+    config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
+    first = run_regions(config)
+    assert first["templates"] == "clip" and len([*(tmp_path / "kept").iterdir()]) == 1
+    assert run_regions(replace(config, templates="none"))["templates"] == "none"
+    assert len([*(tmp_path / "kept").iterdir()]) == 2
+    monkeypatch.setattr(Clip, "encode_text", None)  # nothing is embedded any more
+    assert run_regions(config)["dense"] == first["dense"]
+    monkeypatch.setenv("SACCADE_CACHE", "")
+    with pytest.raises(TypeError):
+        run_regions(config)
 
 
 def test_bad_pictures_are_told(model, coco, tmp_path, capsys):
@@ -81,9 +97,9 @@ def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, ca
 
 def test_ten_bad_pictures_are_told_and_the_rest_counted():
     bad = [{"id": str(number), "reason": "broken"} for number in range(12)]
-    lines = _bad_pictures(bad)
+    lines = bad_lines(bad, listed="F.json")
     assert lines[0] == "pictures that could not be used: 12" and lines[1:11] == [f"  {n}: broken" for n in range(10)]
-    assert lines[11:] == ["  and 2 more; --out FILE lists all"] and _bad_pictures([]) == []
+    assert lines[11:] == ["  and 2 more; F.json lists all"] and bad_lines([], listed="") == []
 
 
 def test_refuses(model, coco, tmp_path):

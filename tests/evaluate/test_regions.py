@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import roi_align
 
-from saccade.clip.text import embed_names
+from saccade.clip.text import embed_vocabulary
 from saccade.data.loader import open_data
 from saccade.evaluate.feed import CropPacker
 from saccade.evaluate.regions import counting_segments, evaluate_regions
@@ -71,7 +71,7 @@ def slow_reference(clip, coco, *, size: int, head: str) -> dict:
     """Score every segment of the tiny root straight from its files."""
     notes = json.loads((coco / "annotations/panoptic_val2017.json").read_text())
     order = [category["id"] for category in notes["categories"]]
-    text = embed_names(clip, [category["name"] for category in notes["categories"]])
+    text = embed_vocabulary(clip, [category["name"] for category in notes["categories"]])
     found = {source: {kind: [] for kind in KINDS} for source in ("crop", "dense")}
     for entry in notes["annotations"]:
         pixels = np.asarray(Image.open(coco / "val2017" / entry["file_name"]).convert("RGB"))

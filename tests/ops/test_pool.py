@@ -1,10 +1,9 @@
 """Pooling against RoIAlign and the mask mean written from their definitions."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
+from slow.common import pool_box, resize
 
 from saccade.ops import pool
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
@@ -13,37 +12,6 @@ from saccade.types import InputError
 
 def dense_map(batch: int, width: int, h: int, w: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(batch, width, h, w, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def bilinear(plane: torch.Tensor, y: float, x: float) -> torch.Tensor:
-    """Value of (D, h, w) at a point whose integers are the locations' own places; more than one outside: zero."""
-    h, w = plane.shape[1:]
-    if y < -1 or y > h or x < -1 or x > w:
-        return torch.zeros(plane.shape[0])
-    y, x = min(max(y, 0.0), h - 1.0), min(max(x, 0.0), w - 1.0)
-    top, left = min(int(y), h - 1), min(int(x), w - 1)
-    bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
-    fy, fx = y - top, x - left
-    return (
-        plane[:, top, left] * (1 - fy) * (1 - fx)
-        + plane[:, top, right] * (1 - fy) * fx
-        + plane[:, bottom, left] * fy * (1 - fx)
-        + plane[:, bottom, right] * fy * fx
-    )
-
-
-def slow_roi_align(plane: torch.Tensor, box: list[float], stride: int) -> torch.Tensor:
-    """RoIAlign to 1 x 1: the box in map units, half a location back (aligned), ceil(side) samples an axis, mean."""
-    x1, y1, x2, y2 = (side / stride - 0.5 for side in box)
-    across, down = math.ceil(x2 - x1), math.ceil(y2 - y1)
-    total = torch.zeros(plane.shape[0])
-    for row in range(down):
-        for column in range(across):
-            y = y1 + (row + 0.5) * (y2 - y1) / down
-            x = x1 + (column + 0.5) * (x2 - x1) / across
-            total += bilinear(plane, y, x)
-    mean = total / (across * down)
-    return mean / mean.norm()
 
 
 BOXES = [
@@ -61,7 +29,7 @@ def test_boxes_equal_roi_align_from_its_definition(boxes):
     dense = dense_map(1, 6, 5, 7)
     pooled = pool_boxes(dense, boxes, stride=16)
     for one, box in zip(pooled, boxes[0].tolist(), strict=True):
-        torch.testing.assert_close(one, slow_roi_align(dense[0], box, 16), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one, pool_box(dense[0], box, 16), atol=1e-5, rtol=1e-5)
 
 
 def test_a_box_of_one_location_is_that_location():
@@ -132,12 +100,12 @@ def test_wrong_number_of_regions_is_refused():
         pool_masks(dense_map(1, 4, 3, 3), [])
 
 
-def test_masks_shrink_as_four_taps_without_antialiasing(slow_bicubic):
+def test_masks_shrink_as_four_taps_without_antialiasing():
     share = torch.tensor([0.5, 0.9, 0.97, 0.1])[:, None, None]
     masks = torch.rand(4, 33, 50, generator=torch.Generator().manual_seed(2)) > share
     shrunk = shrink_masks(masks, grid=(5, 7))
     for mask, one in zip(masks, shrunk, strict=True):
-        assert torch.equal(one, slow_bicubic(mask[:, :, None].float(), 5, 7)[:, :, 0] > 1e-6)
+        assert torch.equal(one, resize(mask[:, :, None].float(), 5, 7)[:, :, 0] > 1e-6)
 
 
 def test_masks_shrunk_in_several_goes_are_the_same(monkeypatch):

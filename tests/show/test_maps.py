@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from saccade.clip.text import embed_names
+from saccade.clip.text import embed_vocabulary
 from saccade.ops.resample import normalize, resize_longest
 from saccade.show.kmeans import kmeans_map, kmeans_sheet, match_labels
 from saccade.show.maps import dense_map
@@ -66,7 +66,7 @@ def test_similarity_is_the_cosine_at_each_location(small_clip):
     cosine = similarity_map(small_clip, image, "a lamp", size=64)
     assert cosine.shape == (48, 64)
     with torch.inference_mode():
-        text = embed_names(small_clip, ["a lamp"])[0]
+        text = embed_vocabulary(small_clip, ["a lamp"], templates="none")[0]
         expected = (dense_map(small_clip, image, size=64) * text[:, None, None]).sum(dim=0)  # (6, 8)
     # between two locations, half-way, bilinear interpolation gives their mean: the four middle pixels of a patch border
     for row, column in ((0, 0), (2, 5), (4, 6)):

@@ -169,7 +169,7 @@ def _figures(
         things = [i for i, label in enumerate(record.labels) if test.categories[label].is_thing]
         largest = max(things or range(len(record.labels)), key=lambda i: _area(record.boxes[i]))
         queries.append((test.categories[record.labels[largest]].name, image))
-    similarity_sheet(heat, queries, models=models, size=size)
+    similarity_sheet(heat, queries, models=models, size=size, templates="vild")
     return [
         ("What belongs together", "K-means over the dense map of a scene; one colour is one group.", groups),
         ("Where it is", "Cosine between the dense map and the name of one thing in the scene.", heat),

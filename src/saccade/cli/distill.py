@@ -60,6 +60,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     """
     from copy import deepcopy
 
+    from saccade.clip.dense import default_windows
     from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
     from saccade.engine.checkpoint import clean_checkpoints, digest_module, load_latest, require_space, restore
     from saccade.engine.fit import Outcome, fit
@@ -72,6 +73,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         source = _open_pictures(config)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
         teacher = deepcopy(student, {id(student.tokenizer): student.tokenizer})  # a copy of the weights, not the words
+        if config.window is not None:
+            student.windows = default_windows(student.visual, size=config.window)
         numbers = numbers_of(config, patch_size=student.patch_size)
         partly = train_layers(student, config.layers, head=config.head)
         objective = ClipSelf(

@@ -8,8 +8,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from saccade.clip.names import Head, TemplateName
 from saccade.files import check_target, write_whole
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Evaluation:
     """Weights file or open_clip tag, where `model` is the name of an architecture."""
     split: str = "val"
     """train, val or test of a COCO root."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
     limit: int | None = None
     """Only the first so many pictures."""
     batch: int = 8
@@ -63,6 +64,9 @@ class Regions(Evaluation):
     """Also classify crops with the image tower."""
     crowd: bool = True
     """Keep segments marked as crowds, as the published evaluation does."""
+    templates: TemplateName = "vild"
+    """What class names are written into: ViLD's 63 templates (the paper), CLIP's 80 for ImageNet, or nothing. Their
+    embeddings are kept in $SACCADE_CACHE, else ~/.cache/saccade; SACCADE_CACHE="" keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
     if config.out is not None:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
+    from saccade.clip.text import default_cache
     from saccade.data.loader import open_data
     from saccade.evaluate.regions import evaluate_regions
 
@@ -102,6 +107,8 @@ def run_regions(config: Regions) -> dict[str, Any]:
         crops=config.crops,
         crowd=config.crowd,
         head=config.head,
+        templates=config.templates,
+        text_cache=default_cache(),
         batch=config.batch,
         crop_batch=config.crop_batch,
         limit=config.limit,
@@ -189,19 +196,19 @@ def _finish(
     result["dropped"] = {reason: asdict(one) for reason, one in dataset.dropped.items()}
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
-    for line in [*dataset.dropped_lines(), *_bad_pictures(result["bad"])]:
+    for line in [*dataset.dropped_lines(), *bad_lines(result["bad"], listed="--out FILE")]:
         print(line, file=sys.stderr)
     if config.out is not None:
-        content = {**result, "config": _plain(config), "versions": _versions()}
+        content = {**result, "config": _plain(config), "versions": versions()}
         write_whole(config.out, (json.dumps(content, indent=2) + "\n").encode())
     return result
 
 
-def _bad_pictures(bad: list[dict[str, str]]) -> list[str]:
-    """How many pictures could not be used, and the first ten with their reasons."""
+def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
+    """How many pictures could not be used, the first ten with their reasons, and what lists the others."""
     if not bad:
         return []
-    more = [f"  and {len(bad) - TOLD} more; --out FILE lists all"] if len(bad) > TOLD else []
+    more = [f"  and {len(bad) - TOLD} more; {listed} lists all"] if len(bad) > TOLD else []
     told = [f"  {one['id']}: {one['reason']}" for one in bad[:TOLD]]
     return [f"pictures that could not be used: {len(bad)}", *told, *more]
 
@@ -217,7 +224,7 @@ def _plain(config: Evaluation) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, evaluate, pretrain, show, world
+from saccade.cli import convert, demo, distill, embed, evaluate, pretrain, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -23,6 +23,7 @@ Command = (
     | Annotated[DistillConfig, subcommand("distill")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
+    | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
 )
 
@@ -31,6 +32,7 @@ DESCRIPTION = """Saccade: CLIPSelf for any CLIP.
   saccade demo                                     the whole path on a rendered world, about five minutes on two cores
   saccade distill --data COCO --out runs/mine      teach a CLIP dense features from its own image crops
   saccade evaluate regions --data COCO --model runs/mine/model
+  saccade embed PICTURES --out features.safetensors
 """
 
 
@@ -65,6 +67,8 @@ def run(command: Any) -> None:
             evaluate.run_regions(command)
         case evaluate.Agreement():
             evaluate.run_agreement(command)
+        case embed.Embed():
+            embed.run(command)
         case show.KMeans():
             show.run_kmeans(command)
         case show.Similarity():

@@ -5,8 +5,9 @@ Torch is imported only when something is drawn, so that help and typing errors a
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from saccade.clip.names import Head, TemplateName
 from saccade.errors import InputError
 from saccade.files import check_target
 
@@ -36,8 +37,8 @@ class Drawing:
     """Pictures, evenly spaced over the data."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
-    head: Literal["value", "value_only", "attention"] = "value"
-    """What becomes of the last block; value is the paper's."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
 
@@ -58,6 +59,8 @@ class Similarity(Drawing):
 
     text: tuple[str, ...]
     """Class names or a few words each; every picture is asked for each of them."""
+    templates: TemplateName = "none"
+    """none asks for the words as they are typed; vild (63) and clip (80) write bare class names into sentences."""
     count: int = 3
     """Pictures, evenly spaced over the data."""
 
@@ -85,7 +88,7 @@ def run_similarity(config: Similarity) -> Path:
     models = _models(config)
     size = _size(config, models)
     rows = [(text, image) for _, image in _pictures(config) for text in config.text]
-    similarity_sheet(config.out, rows, models=models, size=size, head=config.head)
+    similarity_sheet(config.out, rows, models=models, size=size, head=config.head, templates=config.templates)
     print(f"wrote {config.out}")
     return config.out
 

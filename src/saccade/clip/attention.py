@@ -58,13 +58,42 @@ def whole_block(
 ) -> Float[Tensor, "B T C"]:
     """Run one block as the tower has it, or with its attention inside windows."""
     block = family.blocks(visual)[index]
-    q, k, v = family.project_in(visual, block, tokens, "qkv")
-    if sight.windows is not None and index in sight.windows.blocks:
-        update = _in_windows(family, block, q, k, v, sight, size=sight.windows.size)
-    else:
-        mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
-        update = family.project_out(block, mixed)
-    return family.add_mlp(block, family.add(block, tokens, update))
+    windowed = sight.windows is not None and index in sight.windows.blocks
+    attend = _in_windows if windowed else _everywhere
+    tokens = family.add(block, tokens, attend(family, visual, block, tokens, sight))
+    return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
+
+
+def entering(
+    family: Family,
+    visual: Any,
+    images: Float[Tensor, "B 3 H W"],
+    *,
+    places: set[int],
+    grids: list[tuple[int, int]] | None = None,
+    windows: Windows | None = None,
+) -> tuple[dict[int, Float[Tensor, "B T C"]], Sight]:
+    """Run a tower as far as needed and keep what enters some of its blocks, and nothing else.
+
+    Args:
+        family: of the tower.
+        visual: the tower.
+        images: normalised; H and W multiples of the patch size.
+        places: of the blocks, from 0; the last one asked for is not run.
+        grids: see `look`.
+        windows: see `look`.
+
+    Returns:
+        The tokens entering each of these blocks, and their sight.
+    """
+    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
+    kept = {}
+    for index in range(max(places) + 1):
+        if index in places:
+            kept[index] = tokens
+        if index < max(places):
+            tokens = whole_block(family, visual, index, tokens, sight)
+    return kept, sight
 
 
 def mix(
@@ -80,19 +109,19 @@ def mix(
     """Let queries gather the values of the keys they agree with, head by head.
 
     Args:
-        q: one row an asking token; where they are turned, the first Q of the T tokens.
+        q: one row an asking token.
         k: keys.
         v: values.
         heads: C is split into so many.
         table: rotary embedding of the T tokens.
         seen: which keys a query sees (Bool), or what is added to its scores (Float); broadcasts to (B, heads, Q, T).
-        turn_queries: whether the queries stand where the first Q tokens stand; copies of the class token stand nowhere.
+        turn_queries: whether the queries are those of the T tokens; the class token and its copies stand nowhere.
     """
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, Q or T, d)
     if table is not None:
         cosines, sines = table
         k = rotate(k, cosines, sines)
-        q = rotate(q, cosines[..., : q.shape[2], :], sines[..., : q.shape[2], :]) if turn_queries else q
+        q = rotate(q, cosines, sines) if turn_queries else q
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, heads, Q, d)
     return mixed.transpose(1, 2).flatten(2)  # (B, Q, C)
 
@@ -102,13 +131,22 @@ def keys_seen(sight: Sight) -> Bool[Tensor, "B 1 1 T"] | None:
     return None if sight.own is None else sight.own[:, None, None]
 
 
-def _in_windows(family: Family, block: Any, q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, size: int) -> Tensor:
+def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, sight: Sight) -> Tensor:
+    """Attention of every token to every token of its picture."""
+    q, k, v = family.project_in(visual, block, tokens, "qkv")
+    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
+    return family.project_out(block, mixed)
+
+
+def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, sight: Sight) -> Tensor:
     """Attention inside windows; the class token asks in each of them, and its answers are averaged (Sec. 4.4)."""
-    cut = [_split(x, sight, size=size) for x in (q, k, v)]  # (B * n, first + s * s, C) each
-    inside = _inside(q, sight, size=size)  # (B, n, first + s * s) or None
+    assert sight.windows is not None, "asked for windows where there are none"
+    size, parts = sight.windows.size, family.project_in(visual, block, tokens, "qkv")
+    cut = [_split(x, sight, size=size) for x in parts]  # (B * n, first + s * s, C) each
+    inside = _inside(tokens, sight, size=size)  # (B, n, first + s * s) or None
     seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
     mixed = mix(*cut, heads=family.heads(block), table=sight.window_table, seen=seen)
-    update = family.project_out(block, mixed).unflatten(0, (q.shape[0], -1))  # (B, n, first + s * s, C)
+    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], -1))  # (B, n, first + s * s, C)
     patches = merge_windows(update[:, :, sight.first :], grid=sight.grid, size=size)  # (B, L, C)
     answers = update[:, :, : sight.first]  # (B, n, first, C)
     if inside is None:

@@ -4,7 +4,6 @@ A new CLIP family is one file beside this one (what it must offer: `tower.Family
 without tokens in space, and those nobody has described yet, are refused by name with the reason.
 """
 
-from collections import deque
 from typing import Any, get_args
 
 from jaxtyping import Bool, Float
@@ -16,8 +15,9 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from saccade.clip import eva, resnet, siglip, vit
-from saccade.clip.attention import look
-from saccade.clip.heads import HEADS, Head, gathered, masked, run_blocks
+from saccade.clip.attention import entering, look
+from saccade.clip.heads import HEADS, gathered, masked
+from saccade.clip.names import Head
 from saccade.clip.tower import Family, Windows
 from saccade.types import InputError
 
@@ -52,8 +52,9 @@ def class_embedding(
         One embedding an image, not normalised.
     """
     family = _accepted(visual)
-    tokens, sight = look(family, visual, images, grids=grids)
-    return family.finish(visual, gathered(family, visual, tokens, sight))[:, 0]
+    last = len(family.blocks(visual)) - 1
+    states, sight = entering(family, visual, images, places={last}, grids=grids)
+    return family.finish(visual, gathered(family, visual, states[last], sight))[:, 0]
 
 
 def dense_tokens(
@@ -80,9 +81,10 @@ def dense_tokens(
         InputError: another head, or one this family cannot have.
     """
     family, needs = _accepted(visual), HEADS[check_head(visual, head)]
-    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
-    entering = deque(run_blocks(family, visual, tokens, sight), maxlen=needs.entering)
-    return family.finish(visual, needs.apply(family, visual, list(entering), sight))
+    count = len(family.blocks(visual))
+    places = set(range(count - needs.states, count))
+    states, sight = entering(family, visual, images, places=places, grids=grids, windows=windows)
+    return family.finish(visual, needs.apply(family, visual, list(states.values()), sight))
 
 
 def region_embedding(
@@ -135,23 +137,18 @@ def tapped(
         One map a layer, in the order asked, before final norm and projection.
     """
     family, needs = _accepted(visual), HEADS[check_head(visual, head)]
-    last = len(family.stages(visual)) - 1
-    found: dict[int, Tensor] = {}
     if isinstance(visual, ModifiedResNet):  # its stages but the last are no attention over tokens
-        found = dict(enumerate(resnet.taps(visual, images)))
-        if last not in layers:
-            return [found[layer] for layer in layers]
-    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
-    entering = deque(maxlen=needs.entering)
-    for index, state in enumerate(run_blocks(family, visual, tokens, sight)):
-        entering.append(state)
-        if index - 1 in layers:
-            found.setdefault(index - 1, _plane(state[:, sight.first :], sight.grid))
-        if index == max(layers) + 1:
-            break
+        maps = resnet.taps(visual, images)
+        pool = [] if len(maps) not in layers else [dense_tokens(visual, images, head=head)]
+        return [maps[layer] if layer < len(maps) else pool[0].mT.unflatten(2, maps[-1].shape[2:]) for layer in layers]
+    last = len(family.blocks(visual)) - 1
+    of_head = set(range(last + 1 - needs.states, last + 1)) if last in layers else set()
+    places = {layer + 1 for layer in layers if layer != last} | of_head  # what leaves a block enters the next
+    states, sight = entering(family, visual, images, places=places, grids=grids, windows=windows)
+    maps = {layer: states[layer + 1][:, sight.first :] for layer in layers if layer != last}
     if last in layers:
-        found[last] = _plane(needs.apply(family, visual, list(entering), sight), sight.grid)
-    return [found[layer] for layer in layers]
+        maps[last] = needs.apply(family, visual, [states[place] for place in sorted(of_head)], sight)
+    return [maps[layer].mT.unflatten(2, sight.grid) for layer in layers]  # (B, L, C) -> (B, C, h, w) each
 
 
 def tower_stages(visual: nn.Module) -> list[nn.Module]:
@@ -191,11 +188,11 @@ def check_head(visual: nn.Module, head: str) -> str:
     if head not in heads:
         raise InputError(f"head: must be one of {', '.join(heads)}; got {head!r}.")
     family, needs = _accepted(visual), HEADS[head]
-    if family is siglip and ("q" in needs.part or needs.entering > 1):
+    if family is siglip and ("q" in needs.part or needs.states > 1):
         reason = "a SigLIP tower gathers its picture by a pool with one learned query, so its patches have none"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value, value_only or naclip.")
-    if needs.entering > len(family.blocks(visual)):
-        reason = f"it takes {needs.entering} attention blocks, and this tower has {len(family.blocks(visual))}"
+    if needs.states > len(family.blocks(visual)):
+        reason = f"it takes {needs.states} attention blocks, and this tower has {len(family.blocks(visual))}"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value.")
     return head
 
@@ -257,10 +254,6 @@ def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
 def can_batch_sizes(visual: nn.Module) -> bool:
     """Whether pictures of several sizes fit one batch: attention can leave padding out, convolutions cannot."""
     return not isinstance(visual, ModifiedResNet)
-
-
-def _plane(tokens: Float[Tensor, "B L C"], grid: tuple[int, int]) -> Float[Tensor, "B C h w"]:
-    return tokens.mT.unflatten(2, grid)
 
 
 def _accepted(visual: nn.Module) -> Family:

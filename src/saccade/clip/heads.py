@@ -13,70 +13,55 @@ has them. Their other tricks (sliding windows, refinement of the masks, threshol
                                            values3     f(sum of o(v) over the last three blocks)
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saccade.clip.attention import keys_seen, mix, whole_block
 from saccade.clip.tower import Family, Sight
 
-Head = Literal["value", "value_only", "attention", "sclip", "clearclip", "naclip", "values3"]
-RegionHead = Head | Literal["masked"]
-
 _NEAR = 5.0  # NACLIP's standard deviation [tokens]
 
 
-def run_blocks(
-    family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight
-) -> Iterator[Float[Tensor, "B T C"]]:
-    """Yield what enters each block, first to last; the last block is not run."""
-    yield tokens
-    for index in range(len(family.blocks(visual)) - 1):
-        tokens = whole_block(family, visual, index, tokens, sight)
-        yield tokens
-
-
-def value(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def value(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """The paper's: self-attention of the last block replaced by value and output projection, the rest kept."""
-    block, patches = family.blocks(visual)[-1], entering[-1][:, sight.first :]
-    (v,) = family.project_in(visual, block, patches, "v")
-    return family.add_mlp(block, family.add(block, patches, family.project_out(block, v)))
+    block, patches = family.blocks(visual)[-1], states[-1][:, sight.first :]
+    return family.add_mlp(block, family.add(block, patches, _values(family, visual, block, patches)))
 
 
-def value_only(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def value_only(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """Value and output projection alone, without residual and MLP (MaskCLIP, Zhou et al., ECCV 2022)."""
-    block, patches = family.blocks(visual)[-1], entering[-1][:, sight.first :]
-    (v,) = family.project_in(visual, block, patches, "v")
-    return family.project_out(block, v)
+    return _values(family, visual, family.blocks(visual)[-1], states[-1][:, sight.first :])
 
 
-def attention(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def attention(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """The last block as it is."""
-    return whole_block(family, visual, len(family.blocks(visual)) - 1, entering[-1], sight)[:, sight.first :]
+    return whole_block(family, visual, len(family.blocks(visual)) - 1, states[-1], sight)[:, sight.first :]
 
 
-def sclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def sclip(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """Queries agree with queries and keys with keys, both added up; residual and MLP kept."""
-    block, tokens = family.blocks(visual)[-1], entering[-1]
+    block, tokens = family.blocks(visual)[-1], states[-1]
     q, k, v = family.project_in(visual, block, tokens, "qkv")
     mixed = _agree(family, block, q, v, sight) + _agree(family, block, k, v, sight)
     return family.add_mlp(block, family.add(block, tokens, family.project_out(block, mixed)))[:, sight.first :]
 
 
-def clearclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def clearclip(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """Queries agree with queries; no residual, no MLP."""
-    block, tokens = family.blocks(visual)[-1], entering[-1]
+    block, tokens = family.blocks(visual)[-1], states[-1]
     (q,) = family.project_in(visual, block, tokens, "q")
     (v,) = family.project_in(visual, block, tokens, "v")
     return family.project_out(block, _agree(family, block, q, v, sight))[:, sight.first :]
 
 
-def naclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def naclip(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """Keys agree with keys, the more the nearer they lie; no residual, no MLP."""
-    block, tokens = family.blocks(visual)[-1], entering[-1]
+    block, tokens = family.blocks(visual)[-1], states[-1]
     k, v = family.project_in(visual, block, tokens, "kv")
     nearness = _nearness(sight, like=k)  # (T, T)
     seen = keys_seen(sight)
@@ -85,13 +70,11 @@ def naclip(family: Family, visual: Any, entering: list[Tensor], sight: Sight) ->
     return family.project_out(block, mixed)[:, sight.first :]
 
 
-def values3(family: Family, visual: Any, entering: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def values3(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
     """The sum of what the last three blocks' values add to the tokens; nothing else of these blocks."""
-    parts = []
-    for block, tokens in zip(family.blocks(visual)[-3:], entering[-3:], strict=True):
-        (v,) = family.project_in(visual, block, tokens[:, sight.first :], "v")
-        parts.append(family.project_out(block, v))
-    return parts[0] + parts[1] + parts[2]
+    pairs = zip(family.blocks(visual)[-3:], states[-3:], strict=True)
+    third, second, last = (_values(family, visual, block, tokens[:, sight.first :]) for block, tokens in pairs)
+    return third + second + last
 
 
 def masked(
@@ -119,31 +102,38 @@ def masked(
     seen = torch.cat([first, regions], dim=2)  # (B, Q, T)
     seen = (seen | ~seen.any(dim=2, keepdim=True))[:, None]  # (B, 1, Q, T)
     copies = None
-    for index, (block, entering) in enumerate(zip(blocks, run_blocks(family, visual, tokens, sight), strict=True)):
-        gathers = index == len(blocks) - 1 or sight.first > 0
-        if copies is None and gathers:
-            copies = family.asking(visual, entering).expand(-1, count, -1)  # (B, Q, C)
+    for index, block in enumerate(blocks):
+        is_last = index == len(blocks) - 1
+        if copies is None and (is_last or sight.first > 0):
+            copies = family.asking(visual, tokens).expand(-1, count, -1)  # (B, Q, C)
         if copies is not None:
-            (q,) = family.project_in(visual, block, copies, "q")
-            k, v = family.project_in(visual, block, entering, "kv")
-            mixed = mix(
-                q, k, v, heads=family.heads(block), table=sight.table, seen=seen, turn_queries=False
-            )  # (B, Q, C)
-            copies = family.add_mlp(block, family.add(block, copies, family.project_out(block, mixed)))
+            copies = _asked(family, visual, block, copies, tokens, sight, seen=seen)
+        if not is_last:
+            tokens = whole_block(family, visual, index, tokens, sight)
     assert copies is not None, "the last block always gathers"
     return copies
 
 
 def gathered(family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight) -> Float[Tensor, "B 1 X"]:
-    """Run all blocks, the last one for the token that gathers the picture alone (the image embedding)."""
-    block = family.blocks(visual)[-1]
-    for entering in run_blocks(family, visual, tokens, sight):
-        tokens = entering
+    """Run the last block for the token that gathers the picture alone (the image embedding)."""
     asking = family.asking(visual, tokens)  # (B, 1, C)
+    return _asked(family, visual, family.blocks(visual)[-1], asking, tokens, sight, seen=keys_seen(sight))
+
+
+def _asked(
+    family: Family, visual: Any, block: Any, asking: Tensor, tokens: Tensor, sight: Sight, *, seen: Tensor | None
+) -> Tensor:
+    """Run a block for tokens that ask the others and stand nowhere on the grid."""
     (q,) = family.project_in(visual, block, asking, "q")
     k, v = family.project_in(visual, block, tokens, "kv")
-    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight), turn_queries=False)
+    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=seen, turn_queries=False)  # (B, Q, C)
     return family.add_mlp(block, family.add(block, asking, family.project_out(block, mixed)))
+
+
+def _values(family: Family, visual: Any, block: Any, tokens: Tensor) -> Tensor:
+    """What attention would add if every token saw itself alone."""
+    (v,) = family.project_in(visual, block, tokens, "v")
+    return family.project_out(block, v)
 
 
 def _agree(family: Family, block: Any, x: Tensor, v: Tensor, sight: Sight) -> Tensor:
@@ -155,9 +145,10 @@ def _nearness(sight: Sight, *, like: Tensor) -> Float[Tensor, "T T"]:
     """1 between a patch and itself, falling off as a Gaussian of the distance on the grid; 0 for the class token."""
     h, w = sight.grid
     rows, columns = torch.arange(h, device=like.device), torch.arange(w, device=like.device)
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1).to(like.dtype)  # (L, 2)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1)  # (L, 2)
     apart = (places[:, None] - places).square().sum(dim=2)  # (L, L), squared
-    return torch.nn.functional.pad((-apart / (2 * _NEAR**2)).exp(), (sight.first, 0, sight.first, 0))
+    near = (apart / (-2 * _NEAR**2)).exp().to(like.dtype)
+    return F.pad(near, (sight.first, 0, sight.first, 0))  # (T, T)
 
 
 class Needs(NamedTuple):
@@ -166,7 +157,7 @@ class Needs(NamedTuple):
     apply: Callable[[Family, Any, list[Tensor], Sight], Tensor]
     part: str  # projections of the last block: letters of "qkv"
     mlp: bool  # whether the last block's MLP is used
-    entering: int = 1  # the tokens entering how many of the last blocks
+    states: int = 1  # the tokens entering how many of the last blocks
 
 
 HEADS: dict[str, Needs] = {
@@ -176,5 +167,5 @@ HEADS: dict[str, Needs] = {
     "sclip": Needs(sclip, "qkv", mlp=True),
     "clearclip": Needs(clearclip, "qv", mlp=False),
     "naclip": Needs(naclip, "kv", mlp=False),
-    "values3": Needs(values3, "v", mlp=False, entering=3),
+    "values3": Needs(values3, "v", mlp=False, states=3),
 }

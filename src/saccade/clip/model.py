@@ -33,7 +33,7 @@ from saccade.clip.dense import (
     tower_sizes,
     tower_stages,
 )
-from saccade.clip.heads import Head, RegionHead
+from saccade.clip.names import Head, RegionHead
 from saccade.clip.tower import Windows
 from saccade.ops.boxes import check_boxes, cover_patches
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks

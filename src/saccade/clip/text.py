@@ -1,126 +1,147 @@
-"""Class names to classifier rows: ViLD's 63 templates, each embedding normalised, averaged, normalised (Sec. 4.1).
+"""Class names to classifier rows: every prompt's embedding normalised, averaged, normalised (Sec. 4.1).
 
-The templates are those published with ViLD (Gu et al., 2022; Apache-2.0). Absent: vocabularies, which come from the
-data sets.
+Thousands of prompts through a large text tower take minutes on a CPU, so the rows can be kept in a folder. Absent:
+templates (`saccade.clip.templates`) and vocabulary files (`saccade.clip.vocabulary`).
 """
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from saccade.clip.digest import digest_state
 from saccade.clip.model import Clip
+from saccade.clip.names import TemplateName
+from saccade.clip.templates import template_set
+from saccade.clip.vocabulary import Vocabulary, compared
+from saccade.files import write_whole
 from saccade.types import InputError
-
-VILD_TEMPLATES = (
-    "There is {article} {} in the scene.",
-    "There is the {} in the scene.",
-    "a photo of {article} {} in the scene.",
-    "a photo of the {} in the scene.",
-    "a photo of one {} in the scene.",
-    "itap of {article} {}.",
-    "itap of my {}.",
-    "itap of the {}.",
-    "a photo of {article} {}.",
-    "a photo of my {}.",
-    "a photo of the {}.",
-    "a photo of one {}.",
-    "a photo of many {}.",
-    "a good photo of {article} {}.",
-    "a good photo of the {}.",
-    "a bad photo of {article} {}.",
-    "a bad photo of the {}.",
-    "a photo of a nice {}.",
-    "a photo of the nice {}.",
-    "a photo of a cool {}.",
-    "a photo of the cool {}.",
-    "a photo of a weird {}.",
-    "a photo of the weird {}.",
-    "a photo of a small {}.",
-    "a photo of the small {}.",
-    "a photo of a large {}.",
-    "a photo of the large {}.",
-    "a photo of a clean {}.",
-    "a photo of the clean {}.",
-    "a photo of a dirty {}.",
-    "a photo of the dirty {}.",
-    "a bright photo of {article} {}.",
-    "a bright photo of the {}.",
-    "a dark photo of {article} {}.",
-    "a dark photo of the {}.",
-    "a photo of a hard to see {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of {article} {}.",
-    "a low resolution photo of the {}.",
-    "a cropped photo of {article} {}.",
-    "a cropped photo of the {}.",
-    "a close-up photo of {article} {}.",
-    "a close-up photo of the {}.",
-    "a jpeg corrupted photo of {article} {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a blurry photo of {article} {}.",
-    "a blurry photo of the {}.",
-    "a pixelated photo of {article} {}.",
-    "a pixelated photo of the {}.",
-    "a black and white photo of the {}.",
-    "a black and white photo of {article} {}.",
-    "a plastic {}.",
-    "the plastic {}.",
-    "a toy {}.",
-    "the toy {}.",
-    "a plushie {}.",
-    "the plushie {}.",
-    "a cartoon {}.",
-    "the cartoon {}.",
-    "an embroidered {}.",
-    "the embroidered {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-)
-
-
-def fill(template: str, name: str) -> str:
-    """Write a class name into a template (Sec. 4.1).
-
-    Args:
-        template: with {} for the name and, where it is wanted, {article} for "a" or "an".
-        name: of a class; "_" becomes a space, "/" becomes " or ", capitals become small.
-
-    Returns:
-        The sentence, after "This is " where it begins with an article.
-
-    Raises:
-        InputError: a name without a character other than "_" and blanks.
-    """
-    words = " ".join(name.replace("_", " ").replace("/", " or ").lower().split())
-    if not words:
-        raise InputError("class names: need at least one character each; got an empty one.")
-    article = "an" if words[0] in "aeiou" else "a"
-    text = template.replace("{article}", article).replace("{}", words)
-    return f"This is {text}" if text.startswith(("a ", "an ", "the ")) else text
 
 
 @torch.no_grad()
-def embed_names(
-    clip: Clip, names: list[str], *, templates: tuple[str, ...] = VILD_TEMPLATES, batch: int = 512
+def embed_vocabulary(
+    clip: Clip,
+    vocabulary: Vocabulary | Sequence[str],
+    *,
+    templates: TemplateName | tuple[str, ...] = "vild",
+    background: str | None = None,
+    batch: int = 512,
+    cache: Path | None = None,
 ) -> Float[Tensor, "K D"]:
-    """Embed classes as the mean over templates (the zero-shot classifier of Sec. 4.1).
+    """Embed classes as the zero-shot classifier of Sec. 4.1: the mean over templates.
+
+    A class with synonyms is the mean over all templates of all its words: each prompt's embedding is normalised, they
+    are averaged with equal weight, and the mean is normalised.
 
     Args:
         clip: whose text tower is asked.
-        names: of the K classes.
-        templates: see `fill`.
-        batch: texts embedded at once.
+        vocabulary: of `saccade.clip.vocabulary.read_vocabulary`, or the names of the classes.
+        templates: "vild", "clip", "none", or one's own; see `saccade.clip.templates.template_set`.
+        background: a word for what belongs to no class ("background"), embedded like a class.
+        batch: prompts embedded at once.
+        cache: folder where the rows are kept for the next call with the same text tower, prompts, batch, device and
+            number of threads; on one machine the result is the same to the bit with and without it. None: nothing is
+            read or written.
 
     Returns:
-        One embedding of length 1 a class, on the device of the model.
+        One embedding of length 1 a class, on the device of the model; with a background one more, the last.
 
     Raises:
-        InputError: no names or no templates, or an empty name.
+        InputError: no names, an empty name, unknown templates, a batch below 1, or a background that is a class.
     """
-    if not names or not templates:
-        raise InputError(f"need at least one class name and one template; got {len(names)} and {len(templates)}.")
-    texts = [fill(template, name) for name in names for template in templates]
-    parts = [clip.encode_text(clip.tokenize(texts[i : i + batch])) for i in range(0, len(texts), batch)]
-    each = torch.cat(parts).float().unflatten(0, (len(names), len(templates)))  # (K * T, D) -> (K, T, D)
-    return F.normalize(each.mean(dim=1), dim=1)
+    classes = _classes(vocabulary, background)
+    chosen = template_set(templates)
+    if batch < 1:
+        raise InputError(f"batch: need at least 1 prompt; got {batch}.")
+    texts = [[text for word in words for text in chosen.fill(word)] for words in classes]
+    tokens = clip.tokenize([text for one in texts for text in one])  # (T, context)
+    counts = [len(one) for one in texts]  # prompts of each class
+    device = clip.model.logit_scale.device
+    if cache is None:
+        return _embed(clip, tokens, counts, batch=batch)
+    key = _cache_key(clip, tokens, counts, batch=batch)
+    path = cache / f"text-{key}.safetensors"
+    kept = _read_cached(path, key=key, shape=(len(classes), clip.embed_dim))
+    if kept is not None:
+        return kept.to(device)
+    rows = _embed(clip, tokens, counts, batch=batch)
+    _write_cached(path, rows.cpu(), key=key)
+    return rows
+
+
+def default_cache() -> Path | None:
+    """The folder where commands keep text embeddings: $SACCADE_CACHE, else ~/.cache/saccade; None where it is ""."""
+    named = os.environ.get("SACCADE_CACHE")
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        return Path.home() / ".cache" / "saccade"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _classes(vocabulary: Vocabulary | Sequence[str], background: str | None) -> list[tuple[str, ...]]:
+    """The words of each class, the background's last."""
+    if isinstance(vocabulary, str):
+        raise InputError(f"vocabulary: need a list of names; got the text {vocabulary!r}. Use read_vocabulary for it.")
+    classes = [*vocabulary.classes] if isinstance(vocabulary, Vocabulary) else [(name,) for name in vocabulary]
+    if not classes:
+        raise InputError("vocabulary: need at least one class name; got none.")
+    if background is None:
+        return classes
+    same = [words[0] for words in classes if compared(background) in map(compared, words)]
+    if same:
+        raise InputError(f"background: need a word that names no class; {background!r} is class {same[0]!r}.")
+    return [*classes, (background,)]
+
+
+def _embed(clip: Clip, tokens: Int64[Tensor, "T context"], counts: list[int], *, batch: int) -> Float[Tensor, "K D"]:
+    """Embed all prompts and average those of each class."""
+    each = torch.cat([clip.encode_text(part).float() for part in tokens.split(batch)])  # (T, D), of length 1
+    means = torch.stack([own.mean(dim=0) for own in each.split(counts)])  # (K, D)
+    return F.normalize(means, dim=1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the cache
+
+
+def _cache_key(clip: Clip, tokens: Tensor, counts: list[int], *, batch: int) -> str:
+    """Digest whatever the rows depend on: the text tower, the prompts as tokens (so the tokenizer is in it), and what
+    decides their last bits."""
+    state = clip.model.state_dict()
+    tower = digest_state({name: tensor for name, tensor in state.items() if not name.startswith("visual.")})
+    description = {name: value for name, value in clip.config["model_cfg"].items() if name != "vision_cfg"}
+    prompts = digest_state({"tokens": tokens, "counts": torch.tensor(counts)})
+    device = clip.model.logit_scale.device.type
+    precision = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+    arithmetic = [device, precision, torch.__version__, torch.get_num_threads(), batch]
+    facts = json.dumps([tower, description, prompts, list(tokens.shape), arithmetic], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _read_cached(path: Path, *, key: str, shape: tuple[int, int]) -> Tensor | None:
+    """Read rows that were kept; None where there are none, or the file is damaged or not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts, rows = file.metadata() or {}, file.get_tensor("rows")
+    except (OSError, SafetensorError):
+        return None
+    is_whole = rows.shape == shape and rows.dtype == torch.float32 and facts.get("sha256") == digest_state({"": rows})
+    return rows if is_whole and facts.get("key") == key else None
+
+
+def _write_cached(path: Path, rows: Tensor, *, key: str) -> None:
+    """Keep rows; where that fails the work is not lost, only not kept, and says so."""
+    try:
+        write_whole(path, save({"rows": rows}, {"key": key, "sha256": digest_state({"": rows})}))
+    except OSError as error:
+        print(f"text embeddings could not be kept in {path.parent}: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from saccade.clip.digest import digest_state
 from saccade.types import InputError
 
 
@@ -169,11 +170,7 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
 
 def digest_module(module: nn.Module) -> str:
     """The sha256 of every tensor of a module, so that a run never goes on from other weights than it began with."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return total.hexdigest()
+    return digest_state(module.state_dict())
 
 
 def require_space(folder: Path, *, module: nn.Module, copies: int, product: nn.Module | None = None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from saccade.clip.names import Head
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
@@ -63,8 +64,11 @@ class DistillConfig:
     B/16, 896 for L/14), and 192 for saccade-small."""
     pad: Literal["zero", "black"] = "zero"
     """Padding of the student's input: zeros after colour normalisation (paper) or black before it (published code)."""
-    head: Literal["value", "value_only", "attention"] = "value"
+    head: Head = "value"
     """The last block of the dense forward; value is the paper's."""
+    window: int | None = None
+    """Side of the student's attention windows [patches], in all blocks but the last of each quarter. The paper: 16
+    (Sec. 4.4). The whole picture when not given."""
     alpha: float = 1.0
     """The product is alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95 for L/14; 1 = off."""
     seed: int = 0
@@ -128,6 +132,7 @@ def check_config(config: DistillConfig) -> None:
         ("grid", config.grid >= 1, "at least 1"),
         ("keep", config.keep >= 1, "at least 1"),
         ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
+        ("window", config.window is None or config.window >= 1, "at least 1 patch"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.data.coco import Dataset
 from saccade.evaluate.feed import CropPacker, Feed, square_inputs
 from saccade.ops.boxes import boxes_on_input

@@ -29,6 +29,12 @@ class Rate(ProgressColumn):
         return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
 
 
+def picture_bar(*, show: bool) -> Progress:
+    """A bar on stderr with pictures done, rate and time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not show)
+
+
 class Feed:
     """The pictures of a data set in batches, read once; afterwards it knows how many were good and which were bad."""
 
@@ -68,8 +74,7 @@ class Feed:
         self.bad: list[BadSample] = []
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), disable=not self._progress) as bar:
+        with picture_bar(show=self._progress) as bar:
             task = bar.add_task(f"pictures of {self.dataset.name}", total=len(self.dataset.records))
             for batch in self._loader:
                 self.pictures += len(batch.samples)

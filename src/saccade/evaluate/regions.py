@@ -8,14 +8,15 @@ metrics.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
-from saccade.clip.text import embed_names
+from saccade.clip.names import Head, TemplateName
+from saccade.clip.text import embed_vocabulary
 from saccade.data.coco import Dataset, Record
 from saccade.evaluate.feed import CropPacker, Feed, square_inputs
 from saccade.evaluate.score import ranks_of, score
@@ -38,6 +39,8 @@ def evaluate_regions(
     crops: bool = True,
     crowd: bool = True,
     head: Head = "value",
+    templates: TemplateName | tuple[str, ...] = "vild",
+    text_cache: Path | None = None,
     batch: int = 8,
     crop_batch: int = 128,
     limit: int | None = None,
@@ -57,6 +60,8 @@ def evaluate_regions(
         crops: also embed crops at the tower's native size.
         crowd: keep segments marked as crowds, as the published evaluation does.
         head: how the last block makes dense tokens, see `Clip.encode_dense`.
+        templates: what the class names are written into, see `saccade.clip.templates.template_set`.
+        text_cache: folder where text embeddings are kept, see `saccade.clip.text.embed_vocabulary`.
         batch: pictures a dense batch.
         crop_batch: crops an image batch.
         limit: only the first so many pictures.
@@ -65,10 +70,10 @@ def evaluate_regions(
         progress: show a bar on stderr.
 
     Returns:
-        {"crop": R or None, "dense": {size: R}, "head": head, "classes": how many compete, "pictures": how many were
-        good, "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S} and S = {"top1", "top5": mAcc
-        in percent or None without regions, "count"}. Boxes are thing boxes, things and stuff are masks; for crops the
-        things are those of the boxes.
+        {"crop": R or None, "dense": {size: R}, "head": head, "templates": templates, "classes": how many compete,
+        "pictures": how many were good, "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S} and
+        S = {"top1", "top5": mAcc in percent or None without regions, "count"}. Boxes are thing boxes, things and stuff
+        are masks; for crops the things are those of the boxes.
 
     Raises:
         InputError: no size, a size the tower cannot take, a data set without segments, or no picture that can be read.
@@ -78,7 +83,8 @@ def evaluate_regions(
         raise InputError(f"{dataset.name}: need annotated segments to classify; got pictures without annotations. "
                          "Pictures alone can be measured by `saccade evaluate agreement`.")  # fmt: skip
     clip.eval()
-    text = embed_names(clip, [category.name for category in dataset.categories])  # (K, D)
+    names = [category.name for category in dataset.categories]
+    text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)
     packer = CropPacker(clip, batch=crop_batch)
     by_box, by_mask = {size: [] for size in sizes}, {size: [] for size in sizes}  # ranks, on the device until the end
     labels, is_thing = [], []
@@ -113,6 +119,7 @@ def evaluate_regions(
             size: _scores(torch.cat(by_box[size]).cpu(), torch.cat(by_mask[size]).cpu(), *truth) for size in sizes
         },
         "head": head,
+        "templates": templates,
         "classes": len(dataset.categories),
         "pictures": feed.pictures,
         "bad": feed.bad_listed(),

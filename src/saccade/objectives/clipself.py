@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saccade.clip.dense import last_block_use, tower_stages
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
 from saccade.ops.resample import crop_and_resize, normalize, square_input

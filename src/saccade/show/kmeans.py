@@ -9,8 +9,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.ops.kmeans import cosine_kmeans
 from saccade.show.maps import dense_map, extent_of, new_sheet, write_sheet
 from saccade.types import InputError

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
+from saccade.clip.names import Head
 from saccade.files import write_whole
 from saccade.ops.resample import fitted_size, square_input
 from saccade.types import InputError

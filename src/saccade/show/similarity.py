@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from saccade.clip.heads import Head
 from saccade.clip.model import Clip
-from saccade.clip.text import embed_names
+from saccade.clip.names import Head, TemplateName
+from saccade.clip.text import embed_vocabulary
 from saccade.ops.resample import fitted_size
 from saccade.show.maps import INK, QUIET, dense_map, extent_of, new_sheet, write_sheet
 
@@ -21,22 +21,29 @@ MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-
 
 @torch.inference_mode()
 def similarity_map(
-    clip: Clip, image: UInt8[Tensor, "3 H W"], text: str, *, size: int, head: Head = "value"
+    clip: Clip,
+    image: UInt8[Tensor, "3 H W"],
+    text: str,
+    *,
+    size: int,
+    head: Head = "value",
+    templates: TemplateName = "none",
 ) -> Float[Tensor, "rows columns"]:
     """Compute the cosine of a text with every place of a picture.
 
     Args:
         clip: the model.
         image: RGB.
-        text: a class name or a few words; put into the 63 templates.
+        text: a class name or a few words.
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
+        templates: "none" asks for the text as it stands; "vild" and "clip" suit bare class names.
 
     Returns:
         Cosine in [-1, 1] for each pixel of the picture resized to `size`, interpolated between locations.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
-    embedding = embed_names(clip, [text]).cpu()  # (1, D)
+    embedding = embed_vocabulary(clip, [text], templates=templates).cpu()  # (1, D)
     cosine = torch.einsum("kd,dhw->khw", embedding, dense)  # (1, h, w)
     smooth = F.interpolate(cosine[None], scale_factor=clip.patch_size, mode="bilinear", align_corners=False)
     height, width = fitted_size(image.shape[1], image.shape[2], size=size)
@@ -50,6 +57,7 @@ def similarity_sheet(
     models: list[tuple[str, Clip]],
     size: int,
     head: Head = "value",
+    templates: TemplateName = "none",
 ) -> None:
     """Draw where each picture answers to its text under several models as one PNG.
 
@@ -59,11 +67,12 @@ def similarity_sheet(
         models: a heading and a model, a column each.
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
+        templates: see `similarity_map`.
     """
     note = f"Cosine of the text at the left with each place; input {size} px, head {head}. One scale a row."
     figure, panels = new_sheet(rows, headings=[heading for heading, _ in models], size=size, note=note, scale=0.75)
     for (text, image), axes in zip(rows, panels, strict=True):
-        maps = [similarity_map(clip, image, text, size=size, head=head) for _, clip in models]
+        maps = [similarity_map(clip, image, text, size=size, head=head, templates=templates) for _, clip in models]
         low, high = min(one.min().item() for one in maps), max(one.max().item() for one in maps)
         for panel, one in zip(axes, maps, strict=True):
             drawn = panel.imshow(one.numpy(), cmap=MAP, vmin=low, vmax=high, alpha=0.8, extent=extent_of(one, patch=1))

@@ -1,0 +1,93 @@
+"""Vocabulary files as people write them, and each mistake with its file, its place and its reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saccade.clip import vocabulary
+from saccade.clip.vocabulary import read_vocabulary
+from saccade.errors import InputError
+
+CAT_AND_DOG = (("cat", "kitty"), ("hot dog",))
+
+
+def written(tmp_path, name, content) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "classes"),
+    [
+        ("a.txt", "# mine\n\ncat, kitty\r\n  hot dog  \n", CAT_AND_DOG),
+        ("marked.TXT", b"\xef\xbb\xbfcat,kitty\nhot dog", CAT_AND_DOG),
+        ("umlaut.txt", "Käse\n", (("Käse",),)),
+        ("names.json", '["cat", "hot dog"]', (("cat",), ("hot dog",))),
+        ("lists.json", '[["cat", "kitty"], ["hot dog"]]', CAT_AND_DOG),
+        ("mixed.json", '[["cat", "kitty"], "hot dog"]', CAT_AND_DOG),
+        ("object.json", '{"cat": ["kitty"], "hot dog": []}', CAT_AND_DOG),
+        ("own.json", '{"cat": ["kitty", "cat"], "hot dog": ["hot dog"]}', CAT_AND_DOG),
+        ("comma.json", '["door, open"]', (("door, open",),)),  # what a .txt cannot hold
+    ],
+)
+def test_what_files_hold(tmp_path, name, content, classes):
+    path = written(tmp_path, name, content)
+    assert read_vocabulary(path).classes == classes == read_vocabulary(str(path)).classes
+    assert read_vocabulary(path).names == tuple(words[0] for words in classes)
+
+
+def test_typed_names_are_a_class_each():
+    assert read_vocabulary("cat, hot dog ,wall-other").classes == (("cat",), ("hot dog",), ("wall-other",))
+    assert read_vocabulary("st. bernard").names == ("st. bernard",)  # a dot alone makes no file
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "# nothing\n\n", "a.txt: need at least one class"),
+        ("a.txt", "cat\n\ndog,,hound\n", r"a.txt: line 3: need a name in each place; got an empty one \(''\)"),
+        ("a.txt", "cat\n_ \n", "a.txt: line 2: need a name in each place"),
+        ("a.txt", "cat\nDog\ndog\n", r"line 3: need every name once; got 'dog' again, class 'Dog' has it .*line 2"),
+        ("a.txt", "cat, tom_cat\ndog, Tom  Cat", r"line 2: .*'Tom  Cat' again, class 'cat' has it \(.*a.txt: line 1\)"),
+        ("a.txt", "dog, hound, dog", "line 1: .*this class has it twice"),
+        ("a.txt", b"cat\nd\xffg", "a.txt: need text in UTF-8; byte 5"),
+        ("a.json", "[]", "a.json: need at least one class"),
+        ("a.json", "{}", "a.json: need at least one class"),
+        ("a.json", '["cat", 3]', "a.json: entry 2: need a list of synonyms; got 3"),
+        ("a.json", '["cat", ["dog", null]]', "a.json: entry 2: need names as text; got None"),
+        ("a.json", '["cat", []]', "a.json: entry 2: need at least one name"),
+        ("a.json", '["cat", {"dog": []}]', "a.json: entry 2: need a list of synonyms"),
+        ("a.json", '{"cat": "kitty"}', "a.json: entry 'cat': need a list of synonyms; got 'kitty'"),
+        ("a.json", '{"cat": ["x"], "dog": ["x"]}', "entry 'dog': .*'x' again, class 'cat' has it .*entry 'cat'"),
+        ("a.json", '{"cat": [], "cat": []}', "entry 'cat': .*'cat' again"),
+        ("a.json", '"cat"', "a.json: need a list of names, .*got 'cat'"),
+        ("a.json", '["cat"', "a.json: need JSON; JSONDecodeError"),
+        ("a.json", "[" * 100_000, "a.json: need JSON; RecursionError"),
+        ("a.csv", "cat", "need a vocabulary in a .txt or .json file; got one that ends in '.csv'"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(tmp_path, name, content, message):
+    path = written(tmp_path, name, content)
+    with pytest.raises(InputError, match=message):
+        read_vocabulary(path)
+    with pytest.raises(InputError, match=message):
+        read_vocabulary(str(path))
+
+
+def test_typed_mistakes():
+    for typed, message in (("", "name 1: need a name"), ("cat,", "name 2: need a name"), ("a,A", "name 2: .*once")):
+        with pytest.raises(InputError, match=message):
+            read_vocabulary(typed)
+
+
+def test_missing_and_too_large(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"none\.txt: need a vocabulary file; there is no such file"):
+        read_vocabulary(str(tmp_path / "none.txt"))
+    with pytest.raises(InputError, match="need a vocabulary file"):
+        read_vocabulary((tmp_path / "folder.txt").mkdir() or tmp_path / "folder.txt")
+    path = written(tmp_path, "a.json", json.dumps(["cat", "dog"]))
+    monkeypatch.setattr(vocabulary, "MAX_BYTES", 13)  # of its 14
+    with pytest.raises(InputError, match="at most 13 bytes; it has 14"):
+        read_vocabulary(path)
