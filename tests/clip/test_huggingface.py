@@ -312,3 +312,13 @@ def test_the_tokenizer_beside_the_weights_is_the_one(tmp_path):
     assert str(tmp_path) not in (tmp_path / "out" / CONFIG_FILE).read_text()
     with pytest.raises(InputError, match="tokenizer"):
         load(tmp_path / "out").tokenize(["a dog"])
+
+
+def test_weights_without_a_place_in_transformers_are_refused(tmp_path):
+    """A SigLIP tower with a projection behind it."""
+    make("siglip", tmp_path / "in")
+    clip = load(tmp_path / "in")
+    clip.visual.head = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    with pytest.raises(InputError, match=r"no place for 2 of its weights, first visual\.head\.0\.weight"):
+        save_huggingface(clip, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -67,6 +67,7 @@ _SIGLIP: Pairs = (
     ("vision_model.head.layernorm.", "visual.trunk.attn_pool.norm."),
     ("vision_model.head.mlp.", "visual.trunk.attn_pool.mlp."),
 )
+HF_PLACES = ("text_model.", "vision_model.", "text_projection.", "visual_projection.", "logit_")
 _THEIR_QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 _POOL = "visual.trunk.attn_pool."
 

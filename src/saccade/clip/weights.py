@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saccade.clip.describe import CONFIG_FILE, to_json
-from saccade.clip.hf_names import to_huggingface
+from saccade.clip.hf_names import HF_PLACES, to_huggingface
 from saccade.clip.hf_write import describe_for_huggingface, tokenizer_for_huggingface
 from saccade.clip.model import Clip
 from saccade.types import InputError
@@ -69,6 +69,12 @@ def save_huggingface(clip: Clip, folder: str | Path, *, dtype: torch.dtype | Non
         written = tokenizer_for_huggingface(text.get("context_length", 77))
         files |= {name: content.encode() for name, content in written.items()}
     state = {key: value.contiguous().clone() for key, value in to_huggingface(_state(clip, dtype)).items()}
+    strange = [key for key in state if not key.startswith(HF_PLACES)]
+    if strange:
+        raise InputError(
+            f"{clip.name}: cannot be written for transformers, whose models have no place for {len(strange)} of its "
+            f"weights, first {strange[0]}."
+        )
     _write(Path(folder), HF_WEIGHTS_FILE, state, files)
 
 
