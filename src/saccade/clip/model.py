@@ -106,7 +106,7 @@ class Clip(nn.Module):
         if not name:
             return open_clip.SimpleTokenizer(context_length=length, **settings)
         try:
-            return HFTokenizer(name, context_length=length, **settings)
+            return HFTokenizer(name, context_length=length, trust_remote_code=False, **settings)
         except ImportError as error:
             raise InputError(f'{self.name}: its tokenizer needs transformers: pip install "saccade[hf]".') from error
         except (OSError, ValueError) as error:
