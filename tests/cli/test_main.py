@@ -11,7 +11,7 @@ import pytest
 from saccade.cli.main import main
 
 VERBS = [["world"], ["pretrain"], ["distill"], ["convert"], ["evaluate", "regions"], ["evaluate", "agreement"],
-         ["embed"], ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
+         ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
 
 
 def test_help_imports_no_torch() -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from slow.common import pool_box, resize
 
 from saccade.ops import pool
-from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
+from saccade.ops.pool import pool_boxes, pool_indexed_boxes, pool_masks, shrink_masks
 from saccade.types import InputError
 
 
@@ -51,6 +51,13 @@ def test_images_keep_their_boxes_and_order():
     assert pooled.shape == (3, 4)
     torch.testing.assert_close(pooled, alone)
     torch.testing.assert_close(pooled.norm(dim=1), torch.ones(3))
+
+
+def test_boxes_in_one_tensor_come_in_any_order():
+    dense = dense_map(2, 4, 4, 4)
+    boxes = [torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 8.0, 32.0, 32.0]]), torch.tensor([[4.0, 4.0, 9.0, 30.0]])]
+    mixed = pool_indexed_boxes(dense, torch.cat(boxes)[[2, 0, 1]], torch.tensor([1, 0, 0]), stride=8)
+    assert torch.equal(mixed, pool_boxes(dense, boxes, stride=8)[[2, 0, 1]])
 
 
 def test_nothing_to_pool_keeps_the_graph():

@@ -32,6 +32,13 @@ def test_native_grid_is_returned_as_it_is_and_types_are_kept():
         resize_positions(positions, grid=(2, 2), native=(3, 3), has_class_token=True)
 
 
+def test_a_graph_for_any_grid_gives_the_native_grid_to_the_bit(monkeypatch):
+    positions = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    resized = resize_positions(positions, grid=(3, 4), native=(3, 4), has_class_token=True)
+    assert resized is not positions and torch.equal(resized, positions)
+
+
 def test_rotation_equals_complex_multiplication_pair_by_pair():
     h, w, width, native = 3, 5, 8, (4, 4)
     tokens = torch.randn(2, h * w, width, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, embed, evaluate, pretrain, show, world
+from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -24,6 +24,7 @@ Command = (
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
     | Annotated[embed.Embed, subcommand("embed")]
+    | Annotated[export.Export, subcommand("export")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
 )
 
@@ -69,6 +70,8 @@ def run(command: Any) -> None:
             evaluate.run_agreement(command)
         case embed.Embed():
             embed.run(command)
+        case export.Export():
+            export.run(command)
         case show.KMeans():
             show.run_kmeans(command)
         case show.Similarity():

@@ -164,7 +164,8 @@ def _split(x: Shaped[Tensor, "B T X"], sight: Sight, *, size: int) -> Shaped[Ten
 
 def _inside(x: Tensor, sight: Sight, *, size: int) -> Bool[Tensor, "B n S"] | None:
     """Which tokens of each window are a picture's own; None: all are."""
-    if sight.own is None and sight.grid[0] % size == 0 and sight.grid[1] % size == 0:
+    exporting = torch.compiler.is_exporting()  # one graph for every grid, so no branch on its size
+    if not exporting and sight.own is None and sight.grid[0] % size == 0 and sight.grid[1] % size == 0:
         return None
     own = x.new_ones(x.shape[:2], dtype=torch.bool) if sight.own is None else sight.own
     return _split(own[:, :, None], sight, size=size)[..., 0].unflatten(0, (x.shape[0], -1))

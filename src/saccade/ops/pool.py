@@ -7,7 +7,7 @@ CUDA, so there the last bit of a gradient may differ between runs.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -37,8 +37,27 @@ def pool_boxes(
         InputError: the number of box tensors differs from B.
     """
     _check_count(dense, len(boxes), "boxes")
+    boxes = [one.to(dense.device, torch.float32) for one in boxes]
+    image_index = [one.new_full((len(one),), i, dtype=torch.int64) for i, one in enumerate(boxes)]
+    return pool_indexed_boxes(dense, torch.cat(boxes), torch.cat(image_index), stride=stride)
+
+
+def pool_indexed_boxes(
+    dense: Float[Tensor, "B D h w"], boxes: Float[Tensor, "R 4"], image_index: Int64[Tensor, " R"], *, stride: int
+) -> Float[Tensor, "R D"]:
+    """Average a dense map inside each box, the boxes of all images in one tensor; otherwise `pool_boxes`.
+
+    Args:
+        dense: dense embeddings, L2-normalised per location.
+        boxes: xyxy, pixels of the padded input, x1 < x2.
+        image_index: the image each box lies in.
+        stride: input pixels per location.
+
+    Returns:
+        One L2-normalised float32 embedding a box.
+    """
     with torch.autocast(dense.device.type, enabled=False):
-        rois = [one.to(dense.device, torch.float32) for one in boxes]
+        rois = torch.cat([image_index[:, None].float(), boxes], dim=1)  # (R, 5)
         pooled = roi_align(dense.float(), rois, 1, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True)
     return F.normalize(pooled.flatten(1), dim=1)  # (R, D, 1, 1) -> (R, D)
 

@@ -23,12 +23,12 @@ def resize_positions(
         has_class_token: whether the first row belongs to the class token.
 
     Returns:
-        The same layout for `grid`; `positions` itself where the grids are equal. Computed in float32, returned in the
-        type given.
+        The same layout for `grid`; `positions` itself where the grids are equal (a graph being exported for any grid
+        resizes there too, by weights of 0 and 1). Computed in float32, returned in the type given.
     """
     first = int(has_class_token)
     assert positions.shape[0] == first + native[0] * native[1], f"{tuple(positions.shape)} is not a grid of {native}"
-    if grid == native:
+    if not torch.compiler.is_exporting() and grid == native:
         return positions
     plane = positions[first:].float().T.unflatten(1, native)[None]  # (1, C, h0, w0)
     plane = F.interpolate(plane, size=grid, mode="bicubic", align_corners=False, antialias=False)  # (1, C, h, w)

@@ -46,5 +46,5 @@ def merge_windows(windows: Shaped[Tensor, "B n S X"], *, grid: tuple[int, int], 
 
 
 def _filled(grid: tuple[int, int], size: int) -> tuple[int, int]:
-    """The sides of a grid filled up to whole windows."""
-    return -(-grid[0] // size) * size, -(-grid[1] // size) * size
+    """The sides of a grid filled up to whole windows; no negative numbers, which ONNX divides towards zero."""
+    return (grid[0] + size - 1) // size * size, (grid[1] + size - 1) // size * size

@@ -1,0 +1,80 @@
+"""Run by conftest.py in a process of its own, where no hook checks shapes: symbolic sizes are no integers to it.
+
+Knows small random CLIPs by name ("vit", "eva", "eva-windows", "rn", "siglip"). Answers each JSON request of its input
+by a line:
+
+    {"arguments": [...]}  runs the command line; with "spoil": true the model changes once a .pt2 is written; with
+                          "one_file": BYTES, larger weights lie beside an .onnx
+    {"compile": FAMILY}   captures the dense path as one graph, and says how far its numbers are off
+"""
+
+import io
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from slow.towers import build, register
+
+import saccade.clip.load
+from saccade.cli.main import main
+from saccade.clip.load import load
+from saccade.clip.model import Clip
+from saccade.clip.tower import Windows
+from saccade.export import write
+
+FAMILIES = ("vit", "eva", "rn", "siglip")
+
+
+def twin(family: str) -> Clip:
+    model, config = build(family, 0)
+    return Clip(model, name=family, config=config)
+
+
+def run(arguments: list[str], *, spoil: bool = False, one_file: int | None = None) -> dict[str, Any]:
+    save, most = torch.export.save, write._ONE_FILE
+
+    def save_and_spoil(program, *rest):
+        save(program, *rest)
+        with torch.no_grad():
+            next(iter(program.state_dict.values())).mul_(1.01)  # the model's own memory
+
+    torch.export.save = save_and_spoil if spoil else save
+    write._ONE_FILE = most if one_file is None else one_file
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main(arguments)
+    except SystemExit as done:
+        status = done.code
+    finally:
+        torch.export.save, write._ONE_FILE = save, most
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def compiled(family: str) -> dict[str, float]:
+    clip = twin(family)
+    images = torch.randn(2, 3, 3 * clip.patch_size, 4 * clip.patch_size, generator=torch.Generator().manual_seed(0))
+    whole = torch.compile(clip.encode_dense, backend="aot_eager", fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        return {"difference": float((whole(images) - clip.encode_dense(images)).abs().max())}
+
+
+def make(name: str, **settings: Any) -> Clip:
+    """In the place of `load`: small CLIPs by name, besides what it knows."""
+    if name not in (*FAMILIES, "eva-windows"):
+        return load(name, **settings)
+    clip = twin(name.removesuffix("-windows"))
+    clip.windows = Windows(size=2, blocks=(0, 1)) if name == "eva-windows" else None
+    return clip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    register()
+    saccade.clip.load.load = make
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = compiled(request["compile"]) if "compile" in request else run(**request)
+        print(json.dumps(answer), flush=True)
