@@ -49,8 +49,8 @@ class Found:
 
 def load(
     name: str | Path,
-    *,
     pretrained: str | Path | None = None,
+    *,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
     seed: int | None = None,
