@@ -177,7 +177,7 @@ def _refuse_differences(parity: list[dict[str, Any]], path: Path) -> None:
         raise InputError(
             f"{path}: not written, since it does not compute what the model computes: the largest difference is "
             f"{worst['max_abs_difference']:.1e} at images {worst['images']}, allowed are {LIMIT:.0e}{said}. "
-            "Try another --opset, or --format torch."
+            "Try another --format or --opset."
         )
 
 
