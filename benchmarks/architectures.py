@@ -91,7 +91,7 @@ def support() -> tuple[list[str], dict[str, list[str]]]:
     for name in open_clip.list_models():
         try:
             with torch.device("meta"):
-                load(name, seed=0)
+                load(name, device="meta")
             supported.append(name)
         except InputError as error:
             reason = str(error).removeprefix(f"{name}: this model is not supported: ")
