@@ -1,4 +1,4 @@
-"""The real architectures: which sizes each has, built without memory; full-size numbers are in docs/architectures.md."""
+"""The real architectures: the sizes of each, built without memory; full-size numbers are in docs/architectures.md."""
 
 import pytest
 import torch
