@@ -72,7 +72,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     with processes.together():
         source = _open_pictures(config)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
-        teacher = deepcopy(student, {id(student.tokenizer): student.tokenizer})  # a copy of the weights, not the words
+        teacher = deepcopy(student)  # no text is used, so no tokenizer has been made yet
         if config.window is not None:
             student.windows = default_windows(student.visual, size=config.window)
         numbers = numbers_of(config, patch_size=student.patch_size)

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from saccade.clip.tower import Family, Sight, Table, Windows
+from saccade.clip.tower import Family, Layout, Table, Windows
 from saccade.ops.positions import rotate
 from saccade.ops.windows import merge_windows, split_windows
 
 
-def look(
+def embed_tokens(
     family: Family,
     visual: Any,
     images: Float[Tensor, "B 3 H W"],
     *,
     grids: list[tuple[int, int]] | None = None,
     windows: Windows | None = None,
-) -> tuple[Float[Tensor, "B T C"], Sight]:
+) -> tuple[Float[Tensor, "B T C"], Layout]:
     """Embed the patches of a batch and say what attention will see of them.
 
     Args:
@@ -35,32 +35,32 @@ def look(
         windows: which blocks attend in windows.
 
     Returns:
-        The tokens that enter the first block, and their sight.
+        The tokens that enter the first block, and their layout.
     """
-    (down, across), first = family.sizes(visual)[1], family.first(visual)
+    (down, across), prefix = family.sizes(visual)[1], family.prefix_tokens(visual)
     grid = (images.shape[2] // down, images.shape[3] // across)
     if grids is None:
-        positions, table, own = family.positions(visual, grid), family.table(visual, grid), None
+        positions, table, valid = family.positions(visual, grid), family.table(visual, grid), None
     else:
-        spread = [_spread(family.positions(visual, one), grid=grid, own=one, first=first) for one in grids]
+        spread = [_spread(family.positions(visual, one), grid=grid, own=one, prefix=prefix) for one in grids]
         positions = torch.stack(spread)  # (B, T, C)
-        table = _spread_tables([family.table(visual, one) for one in grids], grid=grid, grids=grids, first=first)
-        ones = [positions.new_ones(first + one[0] * one[1], 1) for one in grids]
-        marks = [_spread(some, grid=grid, own=one, first=first) for some, one in zip(ones, grids, strict=True)]
-        own = torch.stack(marks)[:, :, 0] > 0  # (B, T)
+        table = _spread_tables([family.table(visual, one) for one in grids], grid=grid, grids=grids, prefix=prefix)
+        ones = [positions.new_ones(prefix + one[0] * one[1], 1) for one in grids]
+        marks = [_spread(some, grid=grid, own=one, prefix=prefix) for some, one in zip(ones, grids, strict=True)]
+        valid = torch.stack(marks)[:, :, 0] > 0  # (B, T)
     tokens = family.embed(visual, images, positions)
     window_table = None if windows is None else family.table(visual, (windows.size, windows.size))
-    return tokens, Sight(grid, first, table, own, windows, window_table)
+    return tokens, Layout(grid, prefix, table, valid, windows, window_table)
 
 
 def whole_block(
-    family: Family, visual: Any, index: int, tokens: Float[Tensor, "B T C"], sight: Sight
-) -> Float[Tensor, "B T C"]:
+    family: Family, visual: Any, index: int, tokens: Float[Tensor, "B T C"], layout: Layout
+) -> Float[Tensor, "B T X"]:
     """Run one block as the tower has it, or with its attention inside windows."""
     block = family.blocks(visual)[index]
-    windowed = sight.windows is not None and index in sight.windows.blocks
-    attend = _in_windows if windowed else _everywhere
-    tokens = family.add(block, tokens, attend(family, visual, block, tokens, sight))
+    windowed = layout.windows is not None and index in layout.windows.blocks
+    attended = _in_windows if windowed else _everywhere
+    tokens = family.add(block, tokens, attended(family, visual, block, tokens, layout))
     return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
 
 
@@ -72,7 +72,7 @@ def entering(
     places: set[int],
     grids: list[tuple[int, int]] | None = None,
     windows: Windows | None = None,
-) -> tuple[dict[int, Float[Tensor, "B T C"]], Sight]:
+) -> tuple[dict[int, Float[Tensor, "B T C"]], Layout]:
     """Run a tower as far as needed and keep what enters some of its blocks, and nothing else.
 
     Args:
@@ -80,23 +80,23 @@ def entering(
         visual: the tower.
         images: normalised; H and W multiples of the patch size.
         places: of the blocks, from 0; the last one asked for is not run.
-        grids: see `look`.
-        windows: see `look`.
+        grids: see `embed_tokens`.
+        windows: see `embed_tokens`.
 
     Returns:
-        The tokens entering each of these blocks, and their sight.
+        The tokens entering each of these blocks, and their layout.
     """
-    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
+    tokens, layout = embed_tokens(family, visual, images, grids=grids, windows=windows)
     kept = {}
     for index in range(max(places) + 1):
         if index in places:
             kept[index] = tokens
         if index < max(places):
-            tokens = whole_block(family, visual, index, tokens, sight)
-    return kept, sight
+            tokens = whole_block(family, visual, index, tokens, layout)
+    return kept, layout
 
 
-def mix(
+def attend(
     q: Float[Tensor, "B Q C"],
     k: Float[Tensor, "B T C"],
     v: Float[Tensor, "B T C"],
@@ -126,49 +126,49 @@ def mix(
     return mixed.transpose(1, 2).flatten(2)  # (B, Q, C)
 
 
-def keys_seen(sight: Sight) -> Bool[Tensor, "B 1 1 T"] | None:
+def keys_seen(layout: Layout) -> Bool[Tensor, "B 1 1 T"] | None:
     """Which keys every query sees: a picture's own; None: all."""
-    return None if sight.own is None else sight.own[:, None, None]
+    return None if layout.valid is None else layout.valid[:, None, None]
 
 
-def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, sight: Sight) -> Tensor:
+def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Attention of every token to every token of its picture."""
     q, k, v = family.project_in(visual, block, tokens, "qkv")
-    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
+    mixed = attend(q, k, v, heads=family.heads(block), table=layout.table, seen=keys_seen(layout))
     return family.project_out(block, mixed)
 
 
-def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, sight: Sight) -> Tensor:
+def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Attention inside windows; the class token asks in each of them, and its answers are averaged (Sec. 4.4)."""
-    assert sight.windows is not None, "asked for windows where there are none"
-    size, parts = sight.windows.size, family.project_in(visual, block, tokens, "qkv")
-    cut = [_split(x, sight, size=size) for x in parts]  # (B * n, first + s * s, C) each
-    inside = _inside(tokens, sight, size=size)  # (B, n, first + s * s) or None
+    assert layout.windows is not None, "asked for windows where there are none"
+    size, parts = layout.windows.size, family.project_in(visual, block, tokens, "qkv")
+    cut = [_split(x, layout, size=size) for x in parts]  # (B * n, prefix + s * s, C) each
+    inside = _inside(tokens, layout, size=size)  # (B, n, prefix + s * s) or None
     seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
-    mixed = mix(*cut, heads=family.heads(block), table=sight.window_table, seen=seen)
-    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], -1))  # (B, n, first + s * s, C)
-    patches = merge_windows(update[:, :, sight.first :], grid=sight.grid, size=size)  # (B, L, C)
-    answers = update[:, :, : sight.first]  # (B, n, first, C)
+    mixed = attend(*cut, heads=family.heads(block), table=layout.window_table, seen=seen)
+    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], -1))  # (B, n, prefix + s * s, C)
+    patches = merge_windows(update[:, :, layout.prefix :], grid=layout.grid, size=size)  # (B, L, C)
+    answers = update[:, :, : layout.prefix]  # (B, n, prefix, C)
     if inside is None:
         return torch.cat([answers.mean(dim=1), patches], dim=1)
-    share = inside[:, :, sight.first :].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1), not of padding alone
+    share = inside[:, :, layout.prefix :].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1), not of padding alone
     return torch.cat([(answers * share).sum(dim=1) / share.sum(dim=1), patches], dim=1)
 
 
-def _split(x: Shaped[Tensor, "B T X"], sight: Sight, *, size: int) -> Shaped[Tensor, "Bn S X"]:
+def _split(x: Shaped[Tensor, "B T X"], layout: Layout, *, size: int) -> Shaped[Tensor, "Bn S X"]:
     """Windows of the patches, each with a copy of the class token before them."""
-    patches = split_windows(x[:, sight.first :], grid=sight.grid, size=size)  # (B, n, s * s, X)
-    copies = x[:, None, : sight.first].expand(-1, patches.shape[1], -1, -1)  # (B, n, first, X)
+    patches = split_windows(x[:, layout.prefix :], grid=layout.grid, size=size)  # (B, n, s * s, X)
+    copies = x[:, None, : layout.prefix].expand(-1, patches.shape[1], -1, -1)  # (B, n, prefix, X)
     return torch.cat([copies, patches], dim=2).flatten(0, 1)
 
 
-def _inside(x: Tensor, sight: Sight, *, size: int) -> Bool[Tensor, "B n S"] | None:
+def _inside(x: Tensor, layout: Layout, *, size: int) -> Bool[Tensor, "B n S"] | None:
     """Which tokens of each window are a picture's own; None: all are."""
     exporting = torch.compiler.is_exporting()  # one graph for every grid, so no branch on its size
-    if not exporting and sight.own is None and sight.grid[0] % size == 0 and sight.grid[1] % size == 0:
+    if not exporting and layout.valid is None and layout.grid[0] % size == 0 and layout.grid[1] % size == 0:
         return None
-    own = x.new_ones(x.shape[:2], dtype=torch.bool) if sight.own is None else sight.own
-    return _split(own[:, :, None], sight, size=size)[..., 0].unflatten(0, (x.shape[0], -1))
+    valid = x.new_ones(x.shape[:2], dtype=torch.bool) if layout.valid is None else layout.valid
+    return _split(valid[:, :, None], layout, size=size)[..., 0].unflatten(0, (x.shape[0], -1))
 
 
 def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
@@ -177,23 +177,23 @@ def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
 
 
 def _spread(
-    rows: Float[Tensor, "t X"], *, grid: tuple[int, int], own: tuple[int, int], first: int
+    rows: Float[Tensor, "t X"], *, grid: tuple[int, int], own: tuple[int, int], prefix: int
 ) -> Float[Tensor, "T X"]:
     """Lay the rows of a picture's own grid out on the larger grid of its batch; zeros elsewhere."""
-    plane = rows[first:].unflatten(0, own)  # (h', w', X)
+    plane = rows[prefix:].unflatten(0, own)  # (h', w', X)
     plane = F.pad(plane, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))  # (h, w, X)
-    return torch.cat([rows[:first], plane.flatten(0, 1)])
+    return torch.cat([rows[:prefix], plane.flatten(0, 1)])
 
 
 def _spread_tables(
-    tables: list[Table | None], *, grid: tuple[int, int], grids: list[tuple[int, int]], first: int
+    tables: list[Table | None], *, grid: tuple[int, int], grids: list[tuple[int, int]], prefix: int
 ) -> Table | None:
     """Each picture's own rotary embedding, (B, 1, T, d) both."""
     pairs = [table for table in tables if table is not None]
     if not pairs:
         return None
     cosines, sines = (
-        torch.stack([_spread(part, grid=grid, own=own, first=first) for part, own in zip(parts, grids, strict=True)])
+        torch.stack([_spread(part, grid=grid, own=own, prefix=prefix) for part, own in zip(parts, grids, strict=True)])
         for parts in zip(*pairs, strict=True)
     )
     return cosines[:, None], sines[:, None]

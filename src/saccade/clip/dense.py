@@ -15,11 +15,13 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from saccade.clip import eva, resnet, siglip, vit
-from saccade.clip.attention import entering, look
+from saccade.clip.attention import embed_tokens, entering
 from saccade.clip.heads import HEADS, gathered, masked
 from saccade.clip.names import Head
-from saccade.clip.tower import Family, Windows
+from saccade.clip.tower import Family, Layout, Windows
 from saccade.types import InputError
+
+_LARGEST_WINDOW = 1024  # tokens: 16,384 pixels of a ViT-B/16; grids are filled up to whole windows
 
 Grids = list[tuple[int, int]]  # (h, w) of each picture of a batch
 
@@ -53,8 +55,8 @@ def class_embedding(
     """
     family = _accepted(visual)
     last = len(family.blocks(visual)) - 1
-    states, sight = entering(family, visual, images, places={last}, grids=grids)
-    return family.finish(visual, gathered(family, visual, states[last], sight))[:, 0]
+    states, layout = entering(family, visual, images, places={last}, grids=grids)
+    return family.finish(visual, gathered(family, visual, states[last], layout))[:, 0]
 
 
 def dense_tokens(
@@ -83,8 +85,8 @@ def dense_tokens(
     family, needs = _accepted(visual), HEADS[check_head(visual, head)]
     count = len(family.blocks(visual))
     places = set(range(count - needs.states, count))
-    states, sight = entering(family, visual, images, places=places, grids=grids, windows=windows)
-    return family.finish(visual, needs.apply(family, visual, list(states.values()), sight))
+    states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows)
+    return family.finish(visual, needs.apply(family, visual, list(states.values()), layout))
 
 
 def region_embedding(
@@ -109,9 +111,9 @@ def region_embedding(
         alone; zero where there is none.
     """
     family = _accepted(visual)
-    tokens, sight = look(family, visual, images, grids=grids, windows=windows)
-    found = family.finish(visual, masked(family, visual, tokens, sight, regions))
-    return found if sight.first else found * regions.any(dim=2, keepdim=True)
+    tokens, layout = embed_tokens(family, visual, images, grids=grids, windows=windows)
+    found = family.finish(visual, masked(family, visual, tokens, layout, regions))
+    return found if layout.prefix else found * regions.any(dim=2, keepdim=True)
 
 
 def tapped(
@@ -139,16 +141,20 @@ def tapped(
     family, needs = _accepted(visual), HEADS[check_head(visual, head)]
     if isinstance(visual, ModifiedResNet):  # its stages but the last are no attention over tokens
         maps = resnet.taps(visual, images)
-        pool = [] if len(maps) not in layers else [dense_tokens(visual, images, head=head)]
-        return [maps[layer] if layer < len(maps) else pool[0].mT.unflatten(2, maps[-1].shape[2:]) for layer in layers]
+        if len(maps) in layers:
+            grid = (maps[-1].shape[2], maps[-1].shape[3])
+            tokens = resnet.tokens_of(maps[-1], resnet.positions(visual, grid))
+            pooled = needs.apply(family, visual, [tokens], Layout(grid, prefix=1, table=None, valid=None))
+            maps.append(pooled.mT.unflatten(2, grid))
+        return [maps[layer] for layer in layers]
     last = len(family.blocks(visual)) - 1
     of_head = set(range(last + 1 - needs.states, last + 1)) if last in layers else set()
     places = {layer + 1 for layer in layers if layer != last} | of_head  # what leaves a block enters the next
-    states, sight = entering(family, visual, images, places=places, grids=grids, windows=windows)
-    maps = {layer: states[layer + 1][:, sight.first :] for layer in layers if layer != last}
+    states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows)
+    maps = {layer: states[layer + 1][:, layout.prefix :] for layer in layers if layer != last}
     if last in layers:
-        maps[last] = needs.apply(family, visual, [states[place] for place in sorted(of_head)], sight)
-    return [maps[layer].mT.unflatten(2, sight.grid) for layer in layers]  # (B, L, C) -> (B, C, h, w) each
+        maps[last] = needs.apply(family, visual, [states[place] for place in sorted(of_head)], layout)
+    return [maps[layer].mT.unflatten(2, layout.grid) for layer in layers]  # (B, L, C) -> (B, C, h, w) each
 
 
 def tower_stages(visual: nn.Module) -> list[nn.Module]:
@@ -207,8 +213,10 @@ def check_windows(visual: nn.Module, windows: Windows) -> Windows:
     count = len(family.blocks(visual)) - (family is siglip)  # SigLIP's pool looks at the whole picture
     if family is resnet:
         raise InputError("windows: residual networks have one attention layer, the pool; there is nothing to window.")
-    if windows.size < 1:
-        raise InputError(f"windows: the side must be at least 1 token; got {windows.size}.")
+    if not 1 <= windows.size <= _LARGEST_WINDOW:
+        raise InputError(f"windows: the side must be 1 to {_LARGEST_WINDOW} tokens; got {windows.size}.")
+    if len(set(windows.blocks)) < len(windows.blocks):
+        raise InputError(f"windows: need each block once; got {windows.blocks}.")
     strange = [index for index in windows.blocks if not 0 <= index < count]
     if strange:
         raise InputError(f"windows: blocks are counted 0 to {count - 1}; got {strange[0]}.")

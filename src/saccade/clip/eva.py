@@ -44,7 +44,7 @@ def sizes(visual: TimmModel) -> tuple[tuple[int, int], tuple[int, int], int]:
     return trunk.patch_embed.img_size, trunk.patch_embed.patch_size, trunk.num_classes
 
 
-def first(visual: TimmModel) -> int:
+def prefix_tokens(visual: TimmModel) -> int:
     """One class token."""
     return 1
 
@@ -85,7 +85,7 @@ def embed(
     return trunk.norm_pre(torch.cat([token, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
 
 
-def asking(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+def query_token(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
     """The class token."""
     return tokens[:, :1]
 

@@ -21,64 +21,64 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saccade.clip.attention import keys_seen, mix, whole_block
-from saccade.clip.tower import Family, Sight
+from saccade.clip.attention import attend, keys_seen, whole_block
+from saccade.clip.tower import Family, Layout
 
 _NEAR = 5.0  # NACLIP's standard deviation [tokens]
 
 
-def value(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def value(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """The paper's: self-attention of the last block replaced by value and output projection, the rest kept."""
-    block, patches = family.blocks(visual)[-1], states[-1][:, sight.first :]
+    block, patches = family.blocks(visual)[-1], states[-1][:, layout.prefix :]
     return family.add_mlp(block, family.add(block, patches, _values(family, visual, block, patches)))
 
 
-def value_only(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def value_only(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """Value and output projection alone, without residual and MLP (MaskCLIP, Zhou et al., ECCV 2022)."""
-    return _values(family, visual, family.blocks(visual)[-1], states[-1][:, sight.first :])
+    return _values(family, visual, family.blocks(visual)[-1], states[-1][:, layout.prefix :])
 
 
-def attention(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def attention(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """The last block as it is."""
-    return whole_block(family, visual, len(family.blocks(visual)) - 1, states[-1], sight)[:, sight.first :]
+    return whole_block(family, visual, len(family.blocks(visual)) - 1, states[-1], layout)[:, layout.prefix :]
 
 
-def sclip(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def sclip(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """Queries agree with queries and keys with keys, both added up; residual and MLP kept."""
     block, tokens = family.blocks(visual)[-1], states[-1]
     q, k, v = family.project_in(visual, block, tokens, "qkv")
-    mixed = _agree(family, block, q, v, sight) + _agree(family, block, k, v, sight)
-    return family.add_mlp(block, family.add(block, tokens, family.project_out(block, mixed)))[:, sight.first :]
+    mixed = _agree(family, block, q, v, layout) + _agree(family, block, k, v, layout)
+    return family.add_mlp(block, family.add(block, tokens, family.project_out(block, mixed)))[:, layout.prefix :]
 
 
-def clearclip(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def clearclip(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """Queries agree with queries; no residual, no MLP."""
     block, tokens = family.blocks(visual)[-1], states[-1]
     (q,) = family.project_in(visual, block, tokens, "q")
     (v,) = family.project_in(visual, block, tokens, "v")
-    return family.project_out(block, _agree(family, block, q, v, sight))[:, sight.first :]
+    return family.project_out(block, _agree(family, block, q, v, layout))[:, layout.prefix :]
 
 
-def naclip(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def naclip(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """Keys agree with keys, the more the nearer they lie; no residual, no MLP."""
     block, tokens = family.blocks(visual)[-1], states[-1]
     k, v = family.project_in(visual, block, tokens, "kv")
-    nearness = _nearness(sight, like=k)  # (T, T)
-    seen = keys_seen(sight)
+    nearness = _nearness(layout, like=k)  # (T, T)
+    seen = keys_seen(layout)
     bias = nearness if seen is None else nearness.where(seen, -torch.inf)  # (B, 1, T, T) where there is padding
-    mixed = mix(k, k, v, heads=family.heads(block), table=sight.table, seen=bias)
-    return family.project_out(block, mixed)[:, sight.first :]
+    mixed = attend(k, k, v, heads=family.heads(block), table=layout.table, seen=bias)
+    return family.project_out(block, mixed)[:, layout.prefix :]
 
 
-def values3(family: Family, visual: Any, states: list[Tensor], sight: Sight) -> Float[Tensor, "B L X"]:
+def values3(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """The sum of what the last three blocks' values add to the tokens; nothing else of these blocks."""
     pairs = zip(family.blocks(visual)[-3:], states[-3:], strict=True)
-    third, second, last = (_values(family, visual, block, tokens[:, sight.first :]) for block, tokens in pairs)
+    third, second, last = (_values(family, visual, block, tokens[:, layout.prefix :]) for block, tokens in pairs)
     return third + second + last
 
 
 def masked(
-    family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight, regions: Bool[Tensor, "B Q L"]
+    family: Family, visual: Any, tokens: Float[Tensor, "B T C"], layout: Layout, regions: Bool[Tensor, "B Q L"]
 ) -> Float[Tensor, "B Q X"]:
     """Embed regions by copies of the class token that see their region alone (masked attention; Tab. A3).
 
@@ -90,7 +90,7 @@ def masked(
         family: of the tower.
         visual: the tower.
         tokens: that enter the first block.
-        sight: of `look`.
+        layout: of `embed_tokens`.
         regions: which patches belong to each region.
 
     Returns:
@@ -98,35 +98,35 @@ def masked(
         everything.
     """
     blocks, count = family.blocks(visual), regions.shape[1]
-    first = regions.new_ones((*regions.shape[:2], sight.first))
-    seen = torch.cat([first, regions], dim=2)  # (B, Q, T)
+    prefix = regions.new_ones((*regions.shape[:2], layout.prefix))
+    seen = torch.cat([prefix, regions], dim=2)  # (B, Q, T)
     seen = (seen | ~seen.any(dim=2, keepdim=True))[:, None]  # (B, 1, Q, T)
     copies = None
     for index, block in enumerate(blocks):
         is_last = index == len(blocks) - 1
-        if copies is None and (is_last or sight.first > 0):
-            copies = family.asking(visual, tokens).expand(-1, count, -1)  # (B, Q, C)
+        if copies is None and (is_last or layout.prefix > 0):
+            copies = family.query_token(visual, tokens).expand(-1, count, -1)  # (B, Q, C)
         if copies is not None:
-            copies = _asked(family, visual, block, copies, tokens, sight, seen=seen)
+            copies = _asked(family, visual, block, copies, tokens, layout, seen=seen)
         if not is_last:
-            tokens = whole_block(family, visual, index, tokens, sight)
+            tokens = whole_block(family, visual, index, tokens, layout)
     assert copies is not None, "the last block always gathers"
     return copies
 
 
-def gathered(family: Family, visual: Any, tokens: Float[Tensor, "B T C"], sight: Sight) -> Float[Tensor, "B 1 X"]:
+def gathered(family: Family, visual: Any, tokens: Float[Tensor, "B T C"], layout: Layout) -> Float[Tensor, "B 1 X"]:
     """Run the last block for the token that gathers the picture alone (the image embedding)."""
-    asking = family.asking(visual, tokens)  # (B, 1, C)
-    return _asked(family, visual, family.blocks(visual)[-1], asking, tokens, sight, seen=keys_seen(sight))
+    asking = family.query_token(visual, tokens)  # (B, 1, C)
+    return _asked(family, visual, family.blocks(visual)[-1], asking, tokens, layout, seen=keys_seen(layout))
 
 
 def _asked(
-    family: Family, visual: Any, block: Any, asking: Tensor, tokens: Tensor, sight: Sight, *, seen: Tensor | None
+    family: Family, visual: Any, block: Any, asking: Tensor, tokens: Tensor, layout: Layout, *, seen: Tensor | None
 ) -> Tensor:
     """Run a block for tokens that ask the others and stand nowhere on the grid."""
     (q,) = family.project_in(visual, block, asking, "q")
     k, v = family.project_in(visual, block, tokens, "kv")
-    mixed = mix(q, k, v, heads=family.heads(block), table=sight.table, seen=seen, turn_queries=False)  # (B, Q, C)
+    mixed = attend(q, k, v, heads=family.heads(block), table=layout.table, seen=seen, turn_queries=False)  # (B, Q, C)
     return family.add_mlp(block, family.add(block, asking, family.project_out(block, mixed)))
 
 
@@ -136,25 +136,25 @@ def _values(family: Family, visual: Any, block: Any, tokens: Tensor) -> Tensor:
     return family.project_out(block, v)
 
 
-def _agree(family: Family, block: Any, x: Tensor, v: Tensor, sight: Sight) -> Tensor:
+def _agree(family: Family, block: Any, x: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Gather values by how much `x` (queries or keys) agrees with itself."""
-    return mix(x, x, v, heads=family.heads(block), table=sight.table, seen=keys_seen(sight))
+    return attend(x, x, v, heads=family.heads(block), table=layout.table, seen=keys_seen(layout))
 
 
-def _nearness(sight: Sight, *, like: Tensor) -> Float[Tensor, "T T"]:
+def _nearness(layout: Layout, *, like: Tensor) -> Float[Tensor, "T T"]:
     """1 between a patch and itself, falling off as a Gaussian of the distance on the grid; 0 for the class token."""
-    h, w = sight.grid
+    h, w = layout.grid
     rows, columns = torch.arange(h, device=like.device), torch.arange(w, device=like.device)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2).flatten(0, 1)  # (L, 2)
     apart = (places[:, None] - places).square().sum(dim=2)  # (L, L), squared
     near = (apart / (-2 * _NEAR**2)).exp().to(like.dtype)
-    return F.pad(near, (sight.first, 0, sight.first, 0))  # (T, T)
+    return F.pad(near, (layout.prefix, 0, layout.prefix, 0))  # (T, T)
 
 
 class Needs(NamedTuple):
     """What a head takes of the tower."""
 
-    apply: Callable[[Family, Any, list[Tensor], Sight], Tensor]
+    apply: Callable[[Family, Any, list[Tensor], Layout], Tensor]
     part: str  # projections of the last block: letters of "qkv"
     mlp: bool  # whether the last block's MLP is used
     states: int = 1  # the tokens entering how many of the last blocks

@@ -13,6 +13,7 @@ filling, embed a list one picture at a time.
 
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any, overload
 
 import open_clip
@@ -103,20 +104,22 @@ class Clip(nn.Module):
         text = self.config["model_cfg"]["text_cfg"]
         length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
         name = text.get("hf_tokenizer_name")
-        if not name:
-            return open_clip.SimpleTokenizer(context_length=length, **settings)
         try:
-            return HFTokenizer(name, context_length=length, trust_remote_code=False, **settings)
+            if not name:
+                return open_clip.SimpleTokenizer(context_length=length, **settings)
+            safe = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
+            return HFTokenizer(name, context_length=length, **safe, **settings)
         except ImportError as error:
             raise InputError(f'{self.name}: its tokenizer needs transformers: pip install "saccade[hf]".') from error
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged tokenizer files and odd settings fail in more ways than can be listed
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{self.name}: its tokenizer {name!r} could not be loaded ({str(error).splitlines()[0]}). "
+                f"{self.name}: its tokenizer {name or settings!r} could not be loaded ({first}). "
                 "Load the model from a folder that holds its tokenizer files."
             ) from error
 
     def encode_image(self, images: Pictures, *, normalize: bool = True) -> Float[Tensor, "B D"]:
-        """Embed whole images as CLIP does (the teacher; Sec. 3.2). At the native size this is open_clip's own result.
+        """Embed whole images as CLIP does (the teacher; Sec. 3.2); at the native size as open_clip does.
 
         Args:
             images: normalised with `mean` and `std`; H and W multiples of the patch size; see the module about lists.
@@ -174,7 +177,7 @@ class Clip(nn.Module):
                 box touches.
 
         Returns:
-            One embedding of length 1 a box, image by image, in the order given.
+            One embedding of length 1 a box, image by image, in the order given; zero for a box beside its image.
 
         Raises:
             InputError: boxes that are not boxes, or not one tensor an image.
@@ -236,7 +239,8 @@ class Clip(nn.Module):
 
         Returns:
             What leaves each stage, in the order asked, before final norm and projection: the tokens' width and the
-            dense map's grid, but for residual stages. For a list of pictures, one list a layer.
+            dense map's grid (residual networks: each stage's own, and D for the pool). For a list of pictures, one list
+            a layer.
 
         Raises:
             InputError: no such layer, or what `encode_dense` refuses.
@@ -257,9 +261,10 @@ class Clip(nn.Module):
 
         Args:
             tokens: of `tokenize`, on any device.
-            normalize: to length 1.
+            normalize: to length 1, in float32 whatever the arithmetic of the tower.
         """
-        return self.model.encode_text(tokens.to(self.model.logit_scale.device), normalize=normalize)
+        embeddings = self.model.encode_text(tokens.to(self.model.logit_scale.device))
+        return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
 
     def tokenize(self, texts: list[str]) -> Int64[Tensor, "B T"]:
         """Turn texts into tokens, cut or zero-padded to the context length."""
@@ -283,13 +288,12 @@ class Clip(nn.Module):
 
     def _batch(self, images: Pictures) -> tuple[Float[Tensor, "B 3 H W"], Grids | None]:
         """Check pictures and lay them into one tensor; the grids say what of it is a picture's own."""
-        if isinstance(images, Tensor):
-            self._check_images(images, "images")
+        self._check_pictures(images)
+        if not isinstance(images, list):
             return images.to(self._dtype), None
-        for i, image in enumerate(images):
-            self._check_images(image[None], f"images[{i}]")
         if not images:
-            return torch.zeros(0, 3, self.patch_size, self.patch_size, dtype=self._dtype), None
+            side, like = self.patch_size, next(self.visual.parameters())
+            return like.new_zeros(0, 3, side, side), None
         height, width = (max(image.shape[side] for image in images) for side in (1, 2))
         batch = torch.stack([pad_right_bottom(image, height=height, width=width) for image in images])
         grids = self._grids(images)
@@ -326,14 +330,25 @@ class Clip(nn.Module):
         return masks if tuple(masks.shape[1:]) == grid else shrink_masks(masks, grid=grid)
 
     def _check_regions(self, images: Pictures, regions: list[Tensor], name: str) -> None:
-        if isinstance(regions, Tensor) or len(regions) != len(images):
+        self._check_pictures(images)
+        strange = [type(one).__name__ for one in regions if not isinstance(one, Tensor)]
+        if isinstance(regions, Tensor) or strange or len(regions) != len(images):
             got = f"one tensor {tuple(regions.shape)}" if isinstance(regions, Tensor) else str(len(regions))
             raise InputError(
-                f"{name}: need a list of one tensor an image, {len(images)} in all; got {got}. "
+                f"{name}: need a list of one tensor an image, {len(images)} in all; got {(*strange, got)[0]}. "
                 "An image without regions takes an empty tensor."
             )
 
+    def _check_pictures(self, images: Pictures) -> None:
+        if not isinstance(images, list):
+            self._check_images(images, "images")
+            return
+        for i, image in enumerate(images):
+            self._check_images(image[None], f"images[{i}]")
+
     def _check_images(self, images: Tensor, name: str) -> None:
+        if not isinstance(images, Tensor):
+            raise InputError(f"{name}: need a tensor, or a list of them; got {type(images).__name__}.")
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise InputError(f"{name}: need (B, 3, H, W), or a list of (3, H, W); got {tuple(images.shape)}.")
         if not images.is_floating_point():
@@ -363,6 +378,6 @@ def _cut(maps: Tensor, grids: Grids | None) -> list[Tensor]:
 def _read_windows(content: Any, visual: nn.Module, name: str) -> Windows:
     """Window attention as it stands in a description."""
     size, blocks = (content.get("size"), content.get("blocks")) if isinstance(content, dict) else (None, None)
-    if not isinstance(size, int) or not isinstance(blocks, list) or not all(isinstance(one, int) for one in blocks):
+    if type(size) is not int or not isinstance(blocks, list) or not all(type(one) is int for one in blocks):
         raise InputError(f'{name}: "windows" must be {{"size": tokens, "blocks": [places]}}; got {content!r}.')
     return check_windows(visual, Windows(size, tuple(blocks)))

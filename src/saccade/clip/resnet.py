@@ -30,7 +30,7 @@ def sizes(visual: ModifiedResNet) -> tuple[tuple[int, int], tuple[int, int], int
     return (height, width), (_STRIDE, _STRIDE), visual.output_dim
 
 
-def first(visual: ModifiedResNet) -> int:
+def prefix_tokens(visual: ModifiedResNet) -> int:
     """The mean of the locations, in the class token's place."""
     return 1
 
@@ -78,7 +78,7 @@ def tokens_of(last: Float[Tensor, "B C h w"], positions: Float[Tensor, "T C"]) -
     return torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + positions.to(places.dtype)
 
 
-def asking(visual: ModifiedResNet, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+def query_token(visual: ModifiedResNet, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
     """The mean."""
     return tokens[:, :1]
 

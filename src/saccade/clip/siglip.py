@@ -49,7 +49,7 @@ def sizes(visual: TimmModel) -> tuple[tuple[int, int], tuple[int, int], int]:
     return trunk.patch_embed.img_size, trunk.patch_embed.patch_size, width
 
 
-def first(visual: TimmModel) -> int:
+def prefix_tokens(visual: TimmModel) -> int:
     """No class token."""
     return 0
 
@@ -85,7 +85,7 @@ def embed(
     return patches + positions.to(patches.dtype)
 
 
-def asking(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+def query_token(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
     """The pool's learned query."""
     trunk: Any = visual.trunk
     return trunk.attn_pool.latent.expand(tokens.shape[0], -1, -1)

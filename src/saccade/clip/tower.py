@@ -2,7 +2,7 @@
 
 A family is a module of this room (`vit`, `eva`, `resnet`, `siglip`) with the functions below: its tokens and positions,
 and each step of its attention blocks, as free functions over the library's own modules. The heads (`heads`) put them
-together. What attention sees beside that (padding, windows, rotary tables) travels in a `Sight`.
+together. What attention sees beside that (padding, windows, rotary tables) travels in a `Layout`.
 """
 
 from dataclasses import dataclass
@@ -11,26 +11,30 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-Table = tuple[Float[Tensor, "*B T d"], Float[Tensor, "*B T d"]]
-"""Cosines and signed sines of a rotary embedding; the class token's row comes first and turns nothing."""
+Table = tuple[Float[Tensor, "..."], Float[Tensor, "..."]]
+"""Cosines and signed sines of a rotary embedding, (T, d) or one (1, T, d) a picture; the class token's row comes first
+and turns nothing."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Window attention of the dense path (Sec. 4.4): which blocks look only inside windows, and how large these are."""
+    """Window attention of the dense path (Sec. 4.4): which blocks look only inside windows, and how large these are.
+
+    The last block has attention under the head "attention" alone; only there does a window on it matter.
+    """
 
     size: int  # side of a window [tokens]; 16 in the paper
     blocks: tuple[int, ...]  # counted from 0; in the paper all but the last of each quarter
 
 
 @dataclass(frozen=True)
-class Sight:
+class Layout:
     """Where the tokens of a batch stand, and which of them attention sees."""
 
     grid: tuple[int, int]  # (h, w) of the patches of the batch, padding included
-    first: int  # tokens before the patches: 1 class token (of a residual network the mean), or none
+    prefix: int  # tokens before the patches: 1 class token (of a residual network the mean), or none
     table: Table | None  # rotary embedding of the whole grid; None: the family has none
-    own: Bool[Tensor, "B T"] | None  # tokens that are a picture's own; None: all are
+    valid: Bool[Tensor, "B T"] | None  # tokens that are a picture's own; None: all are
     windows: Windows | None = None
     window_table: Table | None = None  # rotary embedding inside one window
 
@@ -47,7 +51,7 @@ class Family(Protocol):
         """Native image size (height, width) [pixels], patch size (height, width) [pixels], embedding size."""
         ...
 
-    def first(self, visual: Any) -> int:
+    def prefix_tokens(self, visual: Any) -> int:
         """Tokens before the patches: 1 class token (of a residual network the mean), or 0."""
         ...
 
@@ -71,7 +75,7 @@ class Family(Protocol):
         """Pictures to the tokens that enter the first of the blocks."""
         ...
 
-    def asking(self, visual: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+    def query_token(self, visual: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
         """The token that gathers the picture: in the last block its answer is the image embedding."""
         ...
 

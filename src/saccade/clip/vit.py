@@ -31,7 +31,7 @@ def sizes(visual: VisionTransformer) -> tuple[tuple[int, int], tuple[int, int], 
     return (height, width), (down, across), visual.output_dim
 
 
-def first(visual: VisionTransformer) -> int:
+def prefix_tokens(visual: VisionTransformer) -> int:
     """One class token."""
     return 1
 
@@ -65,7 +65,7 @@ def embed(
     return visual.ln_pre(torch.cat([token, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
 
 
-def asking(visual: VisionTransformer, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
+def query_token(visual: VisionTransformer, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
     """The class token."""
     return tokens[:, :1]
 

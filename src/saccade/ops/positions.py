@@ -85,7 +85,7 @@ def rotate(
     """Turn each adjacent pair (a, b) of channels to (a cos - b sin, b cos + a sin).
 
     Args:
-        tokens: queries or keys, without the class token.
+        tokens: queries or keys.
         cosines: of `rotary_table`.
         sines: of `rotary_table`, signed.
 
