@@ -98,7 +98,7 @@ def test_what_only_saccade_can_compute_is_not_written_for_open_clip(tmp_path, ca
     from timm.models import register_model
     from timm.models.vision_transformer import VisionTransformer
 
-    from saccade.clip import huggingface
+    from saccade.clip.hf import read as huggingface
 
     def vit_saccadetwo_patch8_siglip_24(pretrained: bool = False, **kwargs) -> VisionTransformer:
         kwargs = {key: value for key, value in kwargs.items() if key in ("num_classes", "global_pool")}

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
-from saccade.clip import huggingface
 from saccade.clip.describe import CONFIG_FILE, describe_architecture
-from saccade.clip.hf_names import from_huggingface, to_huggingface
-from saccade.clip.huggingface import describe_huggingface
+from saccade.clip.hf import read as huggingface
+from saccade.clip.hf.names import from_huggingface, to_huggingface
+from saccade.clip.hf.read import describe_huggingface
 from saccade.clip.load import load, load_module
 from saccade.clip.weights import save_clip, save_huggingface
 from saccade.types import InputError

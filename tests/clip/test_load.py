@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -128,6 +129,29 @@ def test_a_folder_without_weights_is_refused(make_clip, tmp_path):
     (tmp_path / WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match=WEIGHTS_FILE):
         load(str(tmp_path))
+
+
+def test_a_published_tokenizers_name_survives_saving_and_a_relative_folder_does_not_become_a_name(
+    make_clip, tmp_path, monkeypatch
+):
+    clip = make_clip("siglip")
+    clip.config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "timm/ViT-B-16-SigLIP"
+    save_clip(clip, tmp_path / "org" / "name")
+    again = load(tmp_path / "org" / "name")
+    assert again.config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "timm/ViT-B-16-SigLIP"
+
+    class Fetched:
+        def save_pretrained(self, folder):
+            (Path(folder) / "tokenizer.json").write_text("{}")
+
+    vars(clip)["tokenizer"] = Fetched()  # by now a text was asked for
+    save_clip(clip, tmp_path / "org" / "name")
+    monkeypatch.chdir(tmp_path)
+    again = load("org/name")
+    assert again.config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == str(tmp_path / "org" / "name")
+    monkeypatch.chdir("/")
+    with pytest.raises(InputError, match=r"its tokenizer .*org/name.* could not be loaded"):
+        again.tokenize(["a cat"])  # from the folder, not from a hub's org/name
 
 
 def test_a_tokenizer_is_looked_for_in_the_folder_whatever_name_a_description_gives(make_clip, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saccade.clip.dense import default_windows, last_block_use, tower_stages
+from saccade.clip.heads import HEADS
 from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
@@ -183,6 +184,10 @@ def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
     config = {**clip.config, "saccade": {"windows": {"size": "2", "blocks": [0]}}}
     with pytest.raises(InputError, match='"windows" must be'):
         Clip(clip.model, name="odd", config=config)
+
+
+def test_the_heads_offered_are_those_that_exist():
+    assert set(HEADS) == set(get_args(Head))
 
 
 def test_unknown_head_is_refused(clip):

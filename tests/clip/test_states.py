@@ -183,9 +183,34 @@ def test_put_state_is_all_or_nothing():
     assert model.weight.dtype == torch.float32 and model.weight.sum() == 6
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.eye(3).to_sparse(),
+        torch.ones(2, 3, dtype=torch.complex64),
+        torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.quint8),
+    ],
+    ids=["sparse", "complex", "quantised"],
+)
+def test_odd_tensors_are_refused(tmp_path, odd):
+    torch.save({"weight": odd, "bias": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"first 'weight'"):
+        read_state(tmp_path / "w.pt")
+
+
+def test_whole_numbers_are_no_weights():
+    with pytest.raises(InputError, match=r"of another kind, first weight: torch.int64 instead of torch.float32"):
+        put_state(
+            torch.nn.Linear(3, 2),
+            {"weight": torch.ones(2, 3, dtype=torch.int64), "bias": torch.ones(2)},
+            source="f",
+            name="n",
+        )
+
+
 def test_long_lists_are_cut_and_counted():
-    state = {f"layer{i}": torch.zeros(1) for i in range(9)}
-    with pytest.raises(InputError, match=r"9 extra \(layer0, layer1, layer2, \.\.\.\)"):
+    state = {f"layer{i}": torch.zeros(1) for i in range(23)}
+    with pytest.raises(InputError, match=r"23 extra \(layer0, layer1, .*, layer19, \.\.\.\)"):
         put_state(torch.nn.Linear(1, 1), {**torch.nn.Linear(1, 1).state_dict(), **state}, source="f", name="n")
 
 

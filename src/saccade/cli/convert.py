@@ -54,7 +54,7 @@ def run(config: Convert) -> None:
         _check_transformers()
     import torch
 
-    from saccade.clip.describe import TOKENIZER_FILES
+    from saccade.clip.describe import holds_tokenizer
     from saccade.clip.load import load
     from saccade.clip.weights import save_clip, save_huggingface
 
@@ -90,7 +90,7 @@ def run(config: Convert) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     named = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
-    if named and not any((config.out / name).is_file() for name in TOKENIZER_FILES):
+    if named and not holds_tokenizer(config.out):
         whose = "" if Path(named).is_dir() else f" of {named}"
         print(f"no tokenizer lay with the input: put the files{whose} into {config.out}", file=sys.stderr)
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")

@@ -1,7 +1,8 @@
 """Descriptions of models, open_clip's `open_clip_config.json`: read, checked, built; and what is not built here.
 
-Nothing is fetched or imported because a name stands in a description. Absent: where a description comes from
-(`saccade.clip.load`), Hugging Face's descriptions (`saccade.clip.huggingface`) and weights (`saccade.clip.states`).
+Nothing is imported because a name stands in a description, and nothing fetched but tokenizers of open_clip's own list.
+Absent: where a description comes from
+(`saccade.clip.load`), Hugging Face's descriptions (`saccade.clip.hf.read`) and weights (`saccade.clip.states`).
 """
 
 import json
@@ -47,7 +48,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Returns:
         {"model_cfg": ..., "preprocess_cfg": {"mean", "std", ...}}, and "saccade" where it has what only Saccade knows.
-        A Hugging Face tokenizer it names is the one in its own folder.
+        A Hugging Face tokenizer it names is the one in its own folder; where none lies there, one of the names that
+        open_clip's own list has stays, and is fetched when texts are first turned into tokens.
 
     Raises:
         InputError: it cannot be read, or is not such a description.
@@ -64,10 +66,22 @@ def read_config(path: Path) -> dict[str, Any]:
     statistics.setdefault("mean", list(open_clip.OPENAI_DATASET_MEAN))
     statistics.setdefault("std", list(open_clip.OPENAI_DATASET_STD))
     check_statistics(statistics, path)
-    if model["text_cfg"].get("hf_tokenizer_name"):
-        model["text_cfg"]["hf_tokenizer_name"] = str(path.parent)  # never fetched by the name a file holds
+    tokenizer = model["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and (holds_tokenizer(path.parent) or tokenizer not in published_tokenizers()):
+        model["text_cfg"]["hf_tokenizer_name"] = str(path.parent.resolve())  # a name that only a file holds is no name
     known = {"saccade": config["saccade"]} if isinstance(config.get("saccade"), dict) else {}
     return {"model_cfg": model, "preprocess_cfg": statistics, **known}
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether the files of a Hugging Face tokenizer lie in a folder."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def published_tokenizers() -> set[str]:
+    """The Hugging Face tokenizers that open_clip's own list of architectures names."""
+    models = [open_clip.get_model_config(name) or {} for name in open_clip.list_models()]
+    return {name for one in models if isinstance(name := one.get("text_cfg", {}).get("hf_tokenizer_name"), str)}
 
 
 def read_json(path: Path, *, what: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From a name, a folder or a file to a `Clip` with its weights: which architecture, which statistics, which file.
 
-Nothing is fetched because a name stands in a file; only an open_clip tag and "hf-hub:ORG/NAME" download. Absent: what a
-description means (`saccade.clip.describe`, `saccade.clip.huggingface`), reading of weights files
+Only an open_clip tag and "hf-hub:ORG/NAME" download, and the tokenizers that open_clip's own list names (SigLIP's),
+when a text is first asked for; nothing is fetched because some other name stands in a file. Absent: what a
+description means (`saccade.clip.describe`, `saccade.clip.hf.read`), reading of weights files
 (`saccade.clip.states`) and writing of models (`saccade.clip.weights`).
 """
 
@@ -17,10 +18,10 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
-from saccade.clip.describe import CONFIG_FILE, TOKENIZER_FILES, Module, build, build_empty, describe_architecture
+from saccade.clip.describe import CONFIG_FILE, Module, build, build_empty, describe_architecture, holds_tokenizer
 from saccade.clip.describe import read_config as read_config
-from saccade.clip.hf_names import from_huggingface, is_huggingface
-from saccade.clip.huggingface import HF_CONFIG_FILE, describe_huggingface
+from saccade.clip.hf.names import from_huggingface, is_huggingface
+from saccade.clip.hf.read import HF_CONFIG_FILE, describe_huggingface
 from saccade.clip.model import Clip
 from saccade.clip.recognise import recognise
 from saccade.clip.states import check_state, drop_derived, file_kind, put_state, read_state, rename_eva
@@ -105,10 +106,10 @@ def load_module(
     empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
     source = _file_in(found.weights) if found.weights.is_dir() else found.weights
     if file_kind(source) == "torchscript" and not found.config["model_cfg"].get("quick_gelu"):
-        warning = (
-            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks: the results would be a little wrong"
+        raise InputError(
+            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks, and would be a little wrong without. "
+            "Load the file by its name alone, or into the architecture whose name ends in -quickgelu."
         )
-        print(f"{warning}. If it is one of theirs, load it by its name alone.", file=sys.stderr)
     state = _fit(found.state or read_named(source), empty)
     check_state(empty, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
     model = build(found.config, name=found.name, seed=seed)
@@ -190,9 +191,9 @@ def _with_weights(found: Found, pretrained: str) -> Found:
     """Take a file, a folder or an open_clip tag for the weights; a tag also sets the statistics it was trained with."""
     path = Path(pretrained)
     if path.exists():
-        if path.is_dir() and any((path / name).is_file() for name in TOKENIZER_FILES):
+        if path.is_dir() and holds_tokenizer(path):
             text = found.config["model_cfg"]["text_cfg"]
-            text |= {"hf_tokenizer_name": str(path)} if text.get("hf_tokenizer_name") else {}
+            text |= {"hf_tokenizer_name": str(path.resolve())} if text.get("hf_tokenizer_name") else {}
         return Found(found.name, found.config, path)
     name, config = found.name, found.config
     described = get_pretrained_cfg(name.replace("/", "-"), pretrained)

@@ -2,7 +2,7 @@
 
 Kinds of files are told apart by their content, never by their names. Nothing read from a file is imported or executed:
 safetensors, torch's `weights_only` unpickler, or for TorchScript our own (`saccade.clip.openai_archive`). Absent:
-pickles of whole modules, which are refused, and Hugging Face's names (`saccade.clip.huggingface`).
+pickles of whole modules, which are refused, and Hugging Face's names (`saccade.clip.hf.names`).
 """
 
 import re
@@ -89,11 +89,21 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     strange = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange:
         raise InputError(f"{path}: need tensors only; {len(strange)} entries are something else, first {strange[0]!r}.")
+    odd = [key for key, value in content.items() if not _is_plain(value)]
+    if odd:
+        raise InputError(
+            f"{path}: need plain dense numbers; {len(odd)} tensors are sparse, quantised, complex or without data, "
+            f"first {odd[0]!r}."
+        )
     lies = [key for key, value in content.items() if value.nbytes > value.untyped_storage().nbytes()]
     if lies:
         raise InputError(f"{path}: {len(lies)} tensors claim more numbers than the file holds, first {lies[0]!r}.")
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def _is_plain(value: Tensor) -> bool:
+    return not (value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta)
 
 
 def _read_file(path: Path, kind: Kind) -> Any:
@@ -215,6 +225,10 @@ def put_state(
     check_state(model, state, source=source, name=name, allow_missing=allow_missing, allow_extra=allow_extra)
     wanted = model.state_dict()
     used = {key: state[key] for key in wanted if key in state}
+    whole = [key for key, value in used.items() if value.is_floating_point() != wanted[key].is_floating_point()]
+    if whole:
+        kinds = f"{used[whole[0]].dtype} instead of {wanted[whole[0]].dtype}"
+        raise InputError(f"{source}: {len(whole)} tensors are of another kind, first {whole[0]}: {kinds}.")
     broken = [key for key, value in used.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise InputError(
@@ -278,5 +292,5 @@ def _describe(missing: list[str], extra: list[str], shaped: list[str]) -> str:
     return "; ".join(words) + "." if words else ""
 
 
-def _first(items: list[str], count: int = 3) -> str:
+def _first(items: list[str], count: int = 20) -> str:
     return ", ".join(items[:count]) + (", ..." if len(items) > count else "")

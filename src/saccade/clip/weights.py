@@ -9,6 +9,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saccade.clip.describe import CONFIG_FILE, to_json
-from saccade.clip.hf_names import HF_PLACES, to_huggingface
-from saccade.clip.hf_write import describe_for_huggingface, tokenizer_for_huggingface
+from saccade.clip.describe import CONFIG_FILE, published_tokenizers, to_json
+from saccade.clip.hf.names import HF_PLACES, to_huggingface
+from saccade.clip.hf.write import describe_for_huggingface, tokenizer_for_huggingface
 from saccade.clip.model import Clip
 from saccade.types import InputError
 
@@ -33,7 +34,8 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
     """Write a CLIP as a folder that `saccade.clip.load.load` and open_clip's `local-dir:FOLDER` open.
 
     All files are written under temporary names, flushed to the disk and renamed, the weights first; files of an
-    earlier save stay whole until then. A Hugging Face tokenizer is copied from the folder the CLIP came from.
+    earlier save stay whole until then. A Hugging Face tokenizer is copied from the folder the CLIP came from, or
+    written if it was fetched; where no text was needed so far, its published name stays.
 
     Args:
         clip: with the weights to publish (for CLIPSelf's product the mixed ones, see `saccade.clip.states.mix_states`).
@@ -43,9 +45,9 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
     Raises:
         InputError: the folder cannot be written (a full disk, say); nothing half written is left in it.
     """
-    config, files = to_json(clip.config), _tokenizer_files(clip.config)
+    config, files = to_json(clip.config), _tokenizer_files(clip)
     source = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
-    if source and (files or Path(source).is_dir() or Path(source).is_absolute()):
+    if source and (files or source not in published_tokenizers()):
         config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "."  # this folder, wherever it goes
     files[CONFIG_FILE] = _json(config)
     _write(Path(folder), WEIGHTS_FILE, _state(clip, dtype), files)
@@ -64,7 +66,7 @@ def save_huggingface(clip: Clip, folder: str | Path, *, dtype: torch.dtype | Non
     """
     described = describe_for_huggingface(clip.config, clip.model, name=clip.name)
     text = clip.config["model_cfg"]["text_cfg"]
-    files = {name: _json(content) for name, content in described.items()} | _tokenizer_files(clip.config)
+    files = {name: _json(content) for name, content in described.items()} | _tokenizer_files(clip)
     if not text.get("hf_tokenizer_name"):
         written = tokenizer_for_huggingface(text.get("context_length", 77))
         files |= {name: content.encode() for name, content in written.items()}
@@ -87,11 +89,17 @@ def _state(clip: Clip, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return state
 
 
-def _tokenizer_files(config: dict[str, Any]) -> dict[str, bytes]:
-    """The tokenizer that lies in the folder a CLIP came from; nothing where it has CLIP's own or one by name only."""
-    source = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
-    if not source or not Path(source).is_dir():
+def _tokenizer_files(clip: Clip) -> dict[str, bytes]:
+    """The tokenizer of the folder a CLIP came from, or one it has fetched; nothing where it has CLIP's own."""
+    source = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
+    if not source:
         return {}
+    if not Path(source).is_dir():
+        if "tokenizer" not in vars(clip):  # by name only, and not needed so far
+            return {}
+        with TemporaryDirectory() as folder:
+            clip.tokenizer.save_pretrained(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
     return {name: (Path(source) / name).read_bytes() for name in _TOKENIZER if (Path(source) / name).is_file()}
 
 

@@ -85,9 +85,10 @@ def export_clip(
         description = describe(clip, plan, what=what, format=format, head=head, size=size, opset=opset)
         description |= {"file": path.name, "files": files, "parity": {"limit": LIMIT, "shapes": parity}}
         (partial / f"{path.name}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model under this name
         for one in sorted(partial.iterdir(), reverse=True):  # what belongs to the file first, the file last
             one.replace(path.with_name(one.name))
+        if f"{path.name}.data" not in files:
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model under this name
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return description

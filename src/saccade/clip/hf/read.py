@@ -1,7 +1,7 @@
 """Descriptions of Hugging Face transformers' CLIPModel and SiglipModel, as open_clip's.
 
-What open_clip's modules cannot express is refused with the reason. Absent: the way back (`saccade.clip.hf_write`),
-names of weights (`saccade.clip.hf_names`), and transformers itself, which reading does not need.
+What open_clip's modules cannot express is refused with the reason. Absent: the way back (`saccade.clip.hf.write`),
+names of weights (`saccade.clip.hf.names`), and transformers itself, which reading does not need.
 """
 
 from pathlib import Path
@@ -62,7 +62,7 @@ def describe_huggingface(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: need pictures of 3 channels; got {vision['num_channels']}.")
     described = _describe_clip(config, vision, text, path) if kind == "clip" else _describe_siglip(vision, text, path)
     if kind == "siglip" or text["vocab_size"] != 49408:  # CLIP's own byte pairs are open_clip's SimpleTokenizer
-        described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(folder)
+        described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     return {**described, "preprocess_cfg": _statistics(folder, kind)}
 
 

@@ -1,4 +1,4 @@
-"""A CLIP as a folder of Hugging Face transformers: the inverse of reading one (`saccade.clip.huggingface`).
+"""A CLIP as a folder of Hugging Face transformers: the inverse of reading one (`saccade.clip.hf.read`).
 
 What CLIPModel and SiglipModel cannot express is refused with the reason. Absent: transformers itself, which writing
 does not need, and the check that it opens the result (`saccade convert` makes it).
@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import nn
 
 from saccade.clip.describe import GELUS
-from saccade.clip.huggingface import HF_CONFIG_FILE, PREPROCESSOR_FILE
+from saccade.clip.hf.read import HF_CONFIG_FILE, PREPROCESSOR_FILE
 from saccade.types import InputError
 
 _VISION_TOLD = {

@@ -1,0 +1,1 @@
+"""Hugging Face transformers: its descriptions and names of weights, read and written."""
