@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torchvision.ops import roi_align
 
 from saccade.cli import features
-from saccade.cli.embed import Embed, run
+from saccade.cli.embed import Embed, _digest_description, run
 from saccade.cli.main import main
 from saccade.cli.parts import header_size, read_header
 from saccade.clip.load import load
 from saccade.clip.model import Clip
+from saccade.clip.weights import save_clip
 from saccade.types import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
@@ -278,6 +279,36 @@ def test_what_lies_in_the_way(config, pictures, tmp_path):
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds something else"):
         run(replace(config, out=tmp_path / "g.safetensors"))
+
+
+def test_another_description_or_another_time_is_another_command(config, clip, pictures, tmp_path):
+    """The same model path whose description changed, and a picture that changed but kept its length."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes((pictures / "a.png").read_bytes())
+    save_clip(clip, tmp_path / "model")
+    config = replace(config, pictures=(picture,), model=str(tmp_path / "model"))
+    run(config)
+    before = config.out.read_bytes()
+    time = picture.stat().st_mtime_ns
+    os.utime(picture, ns=(time, time + 1_000_000_000))
+    with pytest.raises(InputError, match=r"Differing:\n  input: there 1 pictures, .*, here 1 pictures, .*\nGive"):
+        run(config)
+    os.utime(picture, ns=(time, time))
+    run(config)  # finished
+    described = tmp_path / "model" / "open_clip_config.json"
+    content = json.loads(described.read_text())
+    described.write_text(json.dumps({**content, "saccade": {"windows": {"size": 2, "blocks": [0]}}}))
+    with pytest.raises(InputError, match=r"another command. Differing:\n  description: there \w+, here \w+\nGive"):
+        run(config)
+    assert config.out.read_bytes() == before
+
+
+def test_where_the_tokenizer_lies_does_not_matter():
+    def digest(**text) -> str:
+        return _digest_description({"model_cfg": {"embed_dim": 2, "text_cfg": text}, "preprocess_cfg": {}})
+
+    assert digest(width=1, hf_tokenizer_name="/a") == digest(hf_tokenizer_name="/b", width=1) == digest(width=1)
+    assert digest(width=1) != digest(width=2)
 
 
 def test_bad_pictures(config, pictures, tmp_path):

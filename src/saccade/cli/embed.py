@@ -196,21 +196,27 @@ def _check_header(config: Embed, dataset: "Dataset", clip: "Clip", size: int) ->
 
 
 def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dict[str, str]:
-    """Whatever the bytes of the file depend on; it becomes the file's metadata."""
+    """What tells this command's work from another's; it becomes the file's metadata.
+
+    The bytes of the file depend on more: on the number of threads, on the machine, and on the pictures' own bytes, of
+    which only the length and the time of their last change are looked at.
+    """
     from saccade.clip.digest import digest_state
 
     pictures, boxes = hashlib.sha256(), hashlib.sha256()
     for record in dataset.records:
         try:
-            length = record.path.stat().st_size
+            found = record.path.stat()
+            length, changed = found.st_size, found.st_mtime_ns
         except OSError:
-            length = -1
-        pictures.update(json.dumps([record.id, length]).encode())
+            length, changed = -1, -1
+        pictures.update(json.dumps([record.id, length, changed]).encode())
         boxes.update(json.dumps([record.size, record.boxes]).encode())
     facts = {
         "format": "pt",
         "what": config.what,
         "model": config.model,
+        "description": _digest_description(clip.config),
         "weights": digest_state(clip.visual.state_dict()),
         "mean": json.dumps(clip.mean),
         "std": json.dumps(clip.std),
@@ -219,7 +225,7 @@ def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dic
         "dtype": config.dtype,
         "batch": str(config.batch or BATCH[config.what]),  # it can change the last bit of a sum, as can the device
         "device": next(clip.parameters()).device.type,
-        "input": f"{len(dataset.records)} pictures, names and sizes {pictures.hexdigest()[:16]}",
+        "input": f"{len(dataset.records)} pictures, names, lengths and times {pictures.hexdigest()[:16]}",
         **versions(),
     }
     if config.what != "image":
@@ -227,6 +233,14 @@ def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dic
     if config.what == "boxes":
         facts["boxes"] = boxes.hexdigest()
     return facts
+
+
+def _digest_description(config: dict[str, Any]) -> str:
+    """The sha256 of a model's description (such as its windows) without where its tokenizer lies: no text is used."""
+    model = config["model_cfg"]
+    text = {name: value for name, value in model["text_cfg"].items() if name != "hf_tokenizer_name"}
+    described = {**config, "model_cfg": {**model, "text_cfg": text}}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> None:
