@@ -128,7 +128,7 @@ def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
         "d.png": [[3, 3, 3.5, 60]],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    config = replace(config, what="boxes", size=128, boxes=tmp_path / "boxes.json")
+    config = replace(config, size=128, boxes=tmp_path / "boxes.json")  # which alone means --what boxes
     run(config)
     stored = load_file(config.out)
     dense, h, w = dense_by_hand(clip, pictures / "a.png", 128)
@@ -329,9 +329,10 @@ def test_bad_pictures(config, pictures, tmp_path):
 def test_refuses(config, pictures, tmp_path):
     for change, message in [
         ({"out": tmp_path / "f.pt"}, "--out: need the name of a .safetensors"),
-        ({"what": "boxes"}, "--boxes FILE and --what boxes"),
-        ({"boxes": tmp_path / "b.json"}, "--boxes FILE and --what boxes"),
-        ({"what": "boxes", "boxes": tmp_path / "f.json"}, "would overwrite the boxes"),
+        ({"what": "boxes"}, "--what boxes: need a file of boxes"),
+        ({"what": "dense", "boxes": tmp_path / "b.json"}, "--boxes: means --what boxes; got --what dense"),
+        ({"what": "image", "boxes": tmp_path / "b.json"}, "--boxes: means --what boxes; got --what image"),
+        ({"boxes": tmp_path / "f.json"}, "would overwrite the boxes"),
         ({"size": 64}, "--size: is for dense and boxes"),
         ({"what": "dense", "size": 60}, "--size: need a positive multiple of the patch size 8; got 60"),
         ({"batch": 0}, "--batch"),

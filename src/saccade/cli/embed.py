@@ -57,10 +57,10 @@ class Embed:
     """Pictures, and folders that are searched with all below them."""
     out: Path
     """F.safetensors to write. F.json goes beside it, and unfinished work into F.safetensors.parts/."""
-    what: Literal["image", "dense", "boxes"] = "image"
-    """Which features, see above."""
+    what: Literal["image", "dense", "boxes"] | None = None
+    """Which features, see above; default: boxes where --boxes is given, else image."""
     boxes: Path | None = None
-    """For --what boxes, in pixels of the picture: COCO's images and annotations, or {ID: [[x1, y1, x2, y2], ...]}."""
+    """Boxes to embed, in pixels of the picture: COCO's images and annotations, or {ID: [[x1, y1, x2, y2], ...]}."""
     model: str = "saccade-small"
     """Name of a CLIP, or a folder with one (OUT/model of a run)."""
     pretrained: str | None = None
@@ -79,6 +79,11 @@ class Embed:
     """Type in which features are stored; they are computed in float32."""
     strict: bool = False
     """End at the first picture that cannot be read, instead of listing it."""
+
+    @property
+    def asked(self) -> Literal["image", "dense", "boxes"]:
+        """Which features, also where `what` was left out."""
+        return self.what or ("image" if self.boxes is None else "boxes")
 
 
 def run(config: Embed) -> Path:
@@ -119,11 +124,11 @@ def run(config: Embed) -> Path:
         clip,
         dataset,
         folder,
-        what=config.what,
+        what=config.asked,
         size=size,
         head=config.head,
         dtype=getattr(torch, config.dtype),
-        batch=config.batch or BATCH[config.what],
+        batch=config.batch or BATCH[config.asked],
         done=done,
         workers=config.workers,
         strict=config.strict,
@@ -141,13 +146,15 @@ def _check(config: Embed) -> None:
         raise InputError(f"--out: need the name of a .safetensors file; got {config.out}.")
     check_target(config.out, flag="--out")
     check_target(config.out.with_suffix(".json"), flag="--out (the .json beside it)")
-    if (config.what == "boxes") != (config.boxes is not None):
-        raise InputError("--boxes FILE and --what boxes: need both or neither; got one.")
+    if config.asked == "boxes" and config.boxes is None:
+        raise InputError("--what boxes: need a file of boxes; got none. Add --boxes F.json.")
+    if config.asked != "boxes" and config.boxes is not None:
+        raise InputError(f"--boxes: means --what boxes; got --what {config.what}. Leave one of the two out.")
     if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
         raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
-    if config.what == "image" and config.size is not None:
+    if config.asked == "image" and config.size is not None:
         raise InputError("--size: is for dense and boxes; whole pictures are embedded at the model's own size.")
-    if config.what == "dense" and config.head == "masked":
+    if config.asked == "dense" and config.head == "masked":
         raise InputError("--head masked: embeds boxes, not patches; use it with --what boxes.")
     if config.batch is not None and config.batch < 1:
         raise InputError(f"--batch: need at least 1 picture; got {config.batch}.")
@@ -173,7 +180,7 @@ def _size(config: Embed, clip: "Clip") -> int:
     """The side of the input [pixels]."""
     from saccade.ops.resample import check_side
 
-    if config.what == "image":
+    if config.asked == "image":
         return clip.native_size
     size = 4 * clip.native_size if config.size is None else config.size
     check_side(size, patch=clip.patch_size, flag="--size")
@@ -182,12 +189,12 @@ def _size(config: Embed, clip: "Clip") -> int:
 
 def _check_header(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> None:
     """Refuse more pictures than the header of one safetensors file can name (several hundred thousand)."""
-    if config.what == "image":
+    if config.asked == "image":
         return
     most = max((len(record.boxes) for record in dataset.records), default=0)
     side = size // clip.patch_size
-    shape = [clip.embed_dim, side, side] if config.what == "dense" else [most, clip.embed_dim]
-    need = header_size((f"{config.what}/{record.id}" for record in dataset.records), shape=shape)
+    shape = [clip.embed_dim, side, side] if config.asked == "dense" else [most, clip.embed_dim]
+    need = header_size((f"{config.asked}/{record.id}" for record in dataset.records), shape=shape)
     if need > MAX_HEADER:
         raise InputError(
             f"PICTURES: {len(dataset.records):,} are too many for one safetensors file, whose header may have "
@@ -214,7 +221,7 @@ def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dic
         boxes.update(json.dumps([record.size, record.boxes]).encode())
     facts = {
         "format": "pt",
-        "what": config.what,
+        "what": config.asked,
         "model": config.model,
         "description": _digest_description(clip.config),
         "weights": digest_state(clip.visual.state_dict()),
@@ -223,14 +230,14 @@ def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dic
         "size": str(size),
         "patch_size": str(clip.patch_size),
         "dtype": config.dtype,
-        "batch": str(config.batch or BATCH[config.what]),  # it can change the last bit of a sum, as can the device
+        "batch": str(config.batch or BATCH[config.asked]),  # it can change the last bit of a sum, as can the device
         "device": next(clip.parameters()).device.type,
         "input": f"{len(dataset.records)} pictures, names, lengths and times {pictures.hexdigest()[:16]}",
         **versions(),
     }
-    if config.what != "image":
+    if config.asked != "image":
         facts["head"] = config.head
-    if config.what == "boxes":
+    if config.asked == "boxes":
         facts["boxes"] = boxes.hexdigest()
     return facts
 
@@ -276,7 +283,7 @@ def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, 
     notes = config.out.with_suffix(".json")
     content: dict[str, Any] = {**identity, "pictures": pictures, "bad": bad}
     write_whole(notes, _one_a_line(content))
-    join_parts(parts, config.out, metadata=identity, stacked=config.what == "image")
+    join_parts(parts, config.out, metadata=identity, stacked=config.asked == "image")
     remove_parts(folder)
     print(f"wrote {config.out} ({config.out.stat().st_size:,} bytes) and {notes}")
     for line in [*_dropped_lines(config, pictures), *bad_lines(bad, listed=str(notes))]:
@@ -296,7 +303,7 @@ def _one_a_line(content: dict[str, Any]) -> bytes:
 
 def _dropped_lines(config: Embed, pictures: list[dict[str, Any]]) -> list[str]:
     """What boxes did not get a row."""
-    if config.what != "boxes":
+    if config.asked != "boxes":
         return []
     total = Counter(boxes=sum(one["boxes"] for one in pictures), dropped=sum(len(one["dropped"]) for one in pictures))
     lines = [f"boxes embedded: {total['boxes']}"]
