@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torchvision.ops import roi_align
 
 from saccade.cli import features
 from saccade.cli.embed import Embed, _digest_description, run
 from saccade.cli.main import main
-from saccade.cli.parts import header_size, read_header
 from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
@@ -277,7 +276,7 @@ def test_what_lies_in_the_way(config, pictures, tmp_path):
         run(config)
     Path(f"{tmp_path}/g.safetensors.parts").mkdir()
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match=r"nothing but parts; it holds 'thesis.txt'"):
         run(replace(config, out=tmp_path / "g.safetensors"))
 
 
@@ -349,13 +348,13 @@ def test_refuses(config, pictures, tmp_path):
         run(replace(config, pictures=(tmp_path / name,)))
 
 
-def test_headers(tmp_path):
-    """Ours reads what the library writes, and the bound on a header holds."""
-    tensors = {f"dense/{number}": torch.zeros(3, 2, 2) for number in range(11)}
-    save_file(tensors, tmp_path / "t.safetensors", {"a": "b"})
-    metadata, stored = read_header(tmp_path / "t.safetensors")
-    assert metadata == {"a": "b"} and {one.name: tuple(one.shape) for one in stored} == dict.fromkeys(
-        tensors, (3, 2, 2)
-    )
-    length = int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little")
-    assert length - 100 < header_size(tensors, shape=[3, 2, 2]) and header_size(tensors, shape=[3, 2, 2]) < 2 * length
+def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
+    """Beside a finished file, where parts that a kill left would be removed, lies what is not ours."""
+    run(config)
+    folder = Path(f"{config.out}.parts")
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"name": "my page"}')
+    with pytest.raises(InputError, match="need the manifest of parts"):
+        run(config)
+    assert (folder / "manifest.json").read_text() == '{"name": "my page"}'
+    assert load_file(config.out)["image"].shape == (5, 128)

@@ -112,7 +112,7 @@ def run(config: Embed) -> Path:
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
     if config.out.exists():
         _refuse_unless_ours(config.out, notes, identity)
-        remove_parts(folder)  # where a kill came between the last two steps
+        remove_parts(folder, identity)  # where a kill came between the last two steps
         print(f"{config.out}: is finished already; nothing was done")
         return config.out
     parts = claim_parts(folder, identity)
@@ -274,20 +274,20 @@ def _stop_at_bad(config: Embed, parts: list[Part]) -> None:
 
 
 def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
-    """Write both files, the tensors last, remove the parts, and say what there is now."""
+    """Write both files, the tensors last, say what there is now, and remove the parts."""
     pictures = [one for part in parts for one in part.notes["pictures"]]
     bad = [one for part in parts for one in part.notes["bad"]]
     if not pictures:
-        remove_parts(folder)
+        remove_parts(folder, identity)
         raise InputError("\n".join(["PICTURES: none of them could be read", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
     content: dict[str, Any] = {**identity, "pictures": pictures, "bad": bad}
     write_whole(notes, _one_a_line(content))
     join_parts(parts, config.out, metadata=identity, stacked=config.asked == "image")
-    remove_parts(folder)
     print(f"wrote {config.out} ({config.out.stat().st_size:,} bytes) and {notes}")
     for line in [*_dropped_lines(config, pictures), *bad_lines(bad, listed=str(notes))]:
         print(line, file=sys.stderr)
+    remove_parts(folder, identity)
 
 
 def _one_a_line(content: dict[str, Any]) -> bytes:
