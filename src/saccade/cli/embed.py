@@ -7,15 +7,14 @@ import hashlib
 import json
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from saccade.cli.evaluate import bad_lines, versions
-from saccade.cli.parts import (
+from saccade.clip.names import RegionHead
+from saccade.embed.parts import (
     MAX_HEADER,
     Part,
     claim_parts,
@@ -25,9 +24,8 @@ from saccade.cli.parts import (
     refuse_another,
     remove_parts,
 )
-from saccade.clip.names import RegionHead
 from saccade.errors import InputError
-from saccade.files import check_target, write_whole
+from saccade.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
     from saccade.clip.model import Clip
@@ -97,9 +95,9 @@ def run(config: Embed) -> Path:
     started = time.perf_counter()
     import torch
 
-    from saccade.cli.features import make_parts, name_pictures
     from saccade.clip.load import load
     from saccade.data.coco import Dataset
+    from saccade.embed.features import make_parts, name_pictures
     from saccade.engine.distributed import choose_device
 
     dataset = Dataset("pictures", (), name_pictures(config.pictures), {})
@@ -305,12 +303,12 @@ def _dropped_lines(config: Embed, pictures: list[dict[str, Any]]) -> list[str]:
     """What boxes did not get a row."""
     if config.asked != "boxes":
         return []
-    total = Counter(boxes=sum(one["boxes"] for one in pictures), dropped=sum(len(one["dropped"]) for one in pictures))
-    lines = [f"boxes embedded: {total['boxes']}"]
-    if total["dropped"]:
+    lines = [f"boxes embedded: {sum(one['boxes'] for one in pictures)}"]
+    dropped = sum(len(one["dropped"]) for one in pictures)
+    if dropped:
         first = next(one for one in pictures if one["dropped"])
         lines.append(
-            f"boxes under 1 pixel inside their picture, left out: {total['dropped']}; "
+            f"boxes under 1 pixel inside their picture, left out: {dropped}; "
             f"the first: {first['id']}, box {first['dropped'][0]}"
         )
     return lines

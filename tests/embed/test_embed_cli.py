@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.ops import roi_align
 
-from saccade.cli import features
 from saccade.cli.embed import Embed, _digest_description, run
 from saccade.cli.main import main
 from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
+from saccade.embed import features
 from saccade.types import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
@@ -200,7 +200,7 @@ def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path,
 
 KILLED = """
 import os, signal, sys
-from saccade.cli import features
+from saccade.embed import features
 from saccade.cli.main import main
 features.PART_SECONDS = 0.0
 write = features.write_part
