@@ -1,12 +1,16 @@
-"""Result files: written whole or not at all, into a place that was judged before the work.
+"""Result files: written whole or not at all, into a place that was judged before the work; what made them, and what
+they had to leave out.
 
 Deliberately absent: flushing to the disk and checksums, which checkpoints need and have (`saccade.engine.checkpoint`).
 """
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from saccade.errors import InputError
+
+TOLD = 10  # bad pictures named on the screen
 
 
 def check_target(path: Path, *, flag: str) -> None:
@@ -36,3 +40,17 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes a result."""
+    return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}
+
+
+def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
+    """How many pictures could not be used, the first ten with their reasons, and what lists the others."""
+    if not bad:
+        return []
+    more = [f"  and {len(bad) - TOLD} more; {listed} lists all"] if len(bad) > TOLD else []
+    told = [f"  {one['id']}: {one['reason']}" for one in bad[:TOLD]]
+    return [f"pictures that could not be used: {len(bad)}", *told, *more]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.evaluate import Agreement, Regions, bad_lines, run_agreement, run_regions
+from saccade.cli.evaluate import Agreement, Regions, run_agreement, run_regions
 from saccade.cli.main import main
 from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
@@ -93,13 +93,6 @@ def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, ca
     reason, first = "box lies outside the picture", f"{notes}: annotation of image 2: segment 300"
     assert f"1 left out because a {reason}; the first: {first}" in capsys.readouterr().err
     assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
-
-
-def test_ten_bad_pictures_are_told_and_the_rest_counted():
-    bad = [{"id": str(number), "reason": "broken"} for number in range(12)]
-    lines = bad_lines(bad, listed="F.json")
-    assert lines[0] == "pictures that could not be used: 12" and lines[1:11] == [f"  {n}: broken" for n in range(10)]
-    assert lines[11:] == ["  and 2 more; F.json lists all"] and bad_lines([], listed="") == []
 
 
 def test_refuses(model, coco, tmp_path):

@@ -16,6 +16,7 @@ from saccade.ops.resample import (
     pad_right_bottom,
     resize_longest,
     square_input,
+    square_inputs,
 )
 from saccade.types import InputError
 
@@ -218,6 +219,10 @@ def test_square_input_is_the_resized_picture_with_its_padding(pad):
     black = [-m / s for m, s in zip(mean, std, strict=True)]  # (0 / 255 - mean) / std
     wanted = torch.tensor(black if pad == "black" else [0.0, 0.0, 0.0])[:, None, None].expand(3, 12, 32)
     torch.testing.assert_close(square[:, 20:], wanted)
+    other = picture(20, 9, seed=1)
+    both = square_inputs([image, other], size=32, mean=mean, std=std, pad=pad)
+    assert torch.equal(both[0], square) and both.shape == (2, 3, 32, 32)
+    assert torch.equal(both[1, :, :, 14:], both[0, :, 31:, :1].expand(3, 32, 18))  # 20 x 9 -> 32 x 14
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,14 @@ import hashlib
 import json
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from saccade.cli.evaluate import bad_lines, versions
-from saccade.cli.parts import (
+from saccade.clip.names import RegionHead
+from saccade.embed.parts import (
     MAX_HEADER,
     Part,
     claim_parts,
@@ -25,9 +24,8 @@ from saccade.cli.parts import (
     refuse_another,
     remove_parts,
 )
-from saccade.clip.names import RegionHead
 from saccade.errors import InputError
-from saccade.files import check_target, write_whole
+from saccade.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
     from saccade.clip.model import Clip
@@ -57,10 +55,10 @@ class Embed:
     """Pictures, and folders that are searched with all below them."""
     out: Path
     """F.safetensors to write. F.json goes beside it, and unfinished work into F.safetensors.parts/."""
-    what: Literal["image", "dense", "boxes"] = "image"
-    """Which features, see above."""
+    what: Literal["image", "dense", "boxes"] | None = None
+    """Which features, see above; default: boxes where --boxes is given, else image."""
     boxes: Path | None = None
-    """For --what boxes, in pixels of the picture: COCO's images and annotations, or {ID: [[x1, y1, x2, y2], ...]}."""
+    """Boxes to embed, in pixels of the picture: COCO's images and annotations, or {ID: [[x1, y1, x2, y2], ...]}."""
     model: str = "saccade-small"
     """Name of a CLIP, or a folder with one (OUT/model of a run)."""
     pretrained: str | None = None
@@ -80,6 +78,11 @@ class Embed:
     strict: bool = False
     """End at the first picture that cannot be read, instead of listing it."""
 
+    @property
+    def asked(self) -> Literal["image", "dense", "boxes"]:
+        """Which features, also where `what` was left out."""
+        return self.what or ("image" if self.boxes is None else "boxes")
+
 
 def run(config: Embed) -> Path:
     """Embed the pictures, say what was written, and return the file's path.
@@ -92,9 +95,9 @@ def run(config: Embed) -> Path:
     started = time.perf_counter()
     import torch
 
-    from saccade.cli.features import make_parts, name_pictures
     from saccade.clip.load import load
     from saccade.data.coco import Dataset
+    from saccade.embed.features import make_parts, name_pictures
     from saccade.engine.distributed import choose_device
 
     dataset = Dataset("pictures", (), name_pictures(config.pictures), {})
@@ -107,7 +110,7 @@ def run(config: Embed) -> Path:
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
     if config.out.exists():
         _refuse_unless_ours(config.out, notes, identity)
-        remove_parts(folder)  # where a kill came between the last two steps
+        remove_parts(folder, identity)  # where a kill came between the last two steps
         print(f"{config.out}: is finished already; nothing was done")
         return config.out
     parts = claim_parts(folder, identity)
@@ -119,11 +122,11 @@ def run(config: Embed) -> Path:
         clip,
         dataset,
         folder,
-        what=config.what,
+        what=config.asked,
         size=size,
         head=config.head,
         dtype=getattr(torch, config.dtype),
-        batch=config.batch or BATCH[config.what],
+        batch=config.batch or BATCH[config.asked],
         done=done,
         workers=config.workers,
         strict=config.strict,
@@ -141,13 +144,15 @@ def _check(config: Embed) -> None:
         raise InputError(f"--out: need the name of a .safetensors file; got {config.out}.")
     check_target(config.out, flag="--out")
     check_target(config.out.with_suffix(".json"), flag="--out (the .json beside it)")
-    if (config.what == "boxes") != (config.boxes is not None):
-        raise InputError("--boxes FILE and --what boxes: need both or neither; got one.")
+    if config.asked == "boxes" and config.boxes is None:
+        raise InputError("--what boxes: need a file of boxes; got none. Add --boxes F.json.")
+    if config.asked != "boxes" and config.boxes is not None:
+        raise InputError(f"--boxes: means --what boxes; got --what {config.what}. Leave one of the two out.")
     if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
         raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
-    if config.what == "image" and config.size is not None:
+    if config.asked == "image" and config.size is not None:
         raise InputError("--size: is for dense and boxes; whole pictures are embedded at the model's own size.")
-    if config.what == "dense" and config.head == "masked":
+    if config.asked == "dense" and config.head == "masked":
         raise InputError("--head masked: embeds boxes, not patches; use it with --what boxes.")
     if config.batch is not None and config.batch < 1:
         raise InputError(f"--batch: need at least 1 picture; got {config.batch}.")
@@ -173,7 +178,7 @@ def _size(config: Embed, clip: "Clip") -> int:
     """The side of the input [pixels]."""
     from saccade.ops.resample import check_side
 
-    if config.what == "image":
+    if config.asked == "image":
         return clip.native_size
     size = 4 * clip.native_size if config.size is None else config.size
     check_side(size, patch=clip.patch_size, flag="--size")
@@ -182,12 +187,12 @@ def _size(config: Embed, clip: "Clip") -> int:
 
 def _check_header(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> None:
     """Refuse more pictures than the header of one safetensors file can name (several hundred thousand)."""
-    if config.what == "image":
+    if config.asked == "image":
         return
     most = max((len(record.boxes) for record in dataset.records), default=0)
     side = size // clip.patch_size
-    shape = [clip.embed_dim, side, side] if config.what == "dense" else [most, clip.embed_dim]
-    need = header_size((f"{config.what}/{record.id}" for record in dataset.records), shape=shape)
+    shape = [clip.embed_dim, side, side] if config.asked == "dense" else [most, clip.embed_dim]
+    need = header_size((f"{config.asked}/{record.id}" for record in dataset.records), shape=shape)
     if need > MAX_HEADER:
         raise InputError(
             f"PICTURES: {len(dataset.records):,} are too many for one safetensors file, whose header may have "
@@ -196,37 +201,51 @@ def _check_header(config: Embed, dataset: "Dataset", clip: "Clip", size: int) ->
 
 
 def _identity(config: Embed, dataset: "Dataset", clip: "Clip", size: int) -> dict[str, str]:
-    """Whatever the bytes of the file depend on; it becomes the file's metadata."""
+    """What tells this command's work from another's; it becomes the file's metadata.
+
+    The bytes of the file depend on more: on the number of threads, on the machine, and on the pictures' own bytes, of
+    which only the length and the time of their last change are looked at.
+    """
     from saccade.clip.digest import digest_state
 
     pictures, boxes = hashlib.sha256(), hashlib.sha256()
     for record in dataset.records:
         try:
-            length = record.path.stat().st_size
+            found = record.path.stat()
+            length, changed = found.st_size, found.st_mtime_ns
         except OSError:
-            length = -1
-        pictures.update(json.dumps([record.id, length]).encode())
+            length, changed = -1, -1
+        pictures.update(json.dumps([record.id, length, changed]).encode())
         boxes.update(json.dumps([record.size, record.boxes]).encode())
     facts = {
         "format": "pt",
-        "what": config.what,
+        "what": config.asked,
         "model": config.model,
+        "description": _digest_description(clip.config),
         "weights": digest_state(clip.visual.state_dict()),
         "mean": json.dumps(clip.mean),
         "std": json.dumps(clip.std),
         "size": str(size),
         "patch_size": str(clip.patch_size),
         "dtype": config.dtype,
-        "batch": str(config.batch or BATCH[config.what]),  # it can change the last bit of a sum, as can the device
+        "batch": str(config.batch or BATCH[config.asked]),  # it can change the last bit of a sum, as can the device
         "device": next(clip.parameters()).device.type,
-        "input": f"{len(dataset.records)} pictures, names and sizes {pictures.hexdigest()[:16]}",
+        "input": f"{len(dataset.records)} pictures, names, lengths and times {pictures.hexdigest()[:16]}",
         **versions(),
     }
-    if config.what != "image":
+    if config.asked != "image":
         facts["head"] = config.head
-    if config.what == "boxes":
+    if config.asked == "boxes":
         facts["boxes"] = boxes.hexdigest()
     return facts
+
+
+def _digest_description(config: dict[str, Any]) -> str:
+    """The sha256 of a model's description (such as its windows) without where its tokenizer lies: no text is used."""
+    model = config["model_cfg"]
+    text = {name: value for name, value in model["text_cfg"].items() if name != "hf_tokenizer_name"}
+    described = {**config, "model_cfg": {**model, "text_cfg": text}}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> None:
@@ -253,20 +272,20 @@ def _stop_at_bad(config: Embed, parts: list[Part]) -> None:
 
 
 def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
-    """Write both files, the tensors last, remove the parts, and say what there is now."""
+    """Write both files, the tensors last, say what there is now, and remove the parts."""
     pictures = [one for part in parts for one in part.notes["pictures"]]
     bad = [one for part in parts for one in part.notes["bad"]]
     if not pictures:
-        remove_parts(folder)
+        remove_parts(folder, identity)
         raise InputError("\n".join(["PICTURES: none of them could be read", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
     content: dict[str, Any] = {**identity, "pictures": pictures, "bad": bad}
     write_whole(notes, _one_a_line(content))
-    join_parts(parts, config.out, metadata=identity, stacked=config.what == "image")
-    remove_parts(folder)
+    join_parts(parts, config.out, metadata=identity, stacked=config.asked == "image")
     print(f"wrote {config.out} ({config.out.stat().st_size:,} bytes) and {notes}")
     for line in [*_dropped_lines(config, pictures), *bad_lines(bad, listed=str(notes))]:
         print(line, file=sys.stderr)
+    remove_parts(folder, identity)
 
 
 def _one_a_line(content: dict[str, Any]) -> bytes:
@@ -282,14 +301,14 @@ def _one_a_line(content: dict[str, Any]) -> bytes:
 
 def _dropped_lines(config: Embed, pictures: list[dict[str, Any]]) -> list[str]:
     """What boxes did not get a row."""
-    if config.what != "boxes":
+    if config.asked != "boxes":
         return []
-    total = Counter(boxes=sum(one["boxes"] for one in pictures), dropped=sum(len(one["dropped"]) for one in pictures))
-    lines = [f"boxes embedded: {total['boxes']}"]
-    if total["dropped"]:
+    lines = [f"boxes embedded: {sum(one['boxes'] for one in pictures)}"]
+    dropped = sum(len(one["dropped"]) for one in pictures)
+    if dropped:
         first = next(one for one in pictures if one["dropped"])
         lines.append(
-            f"boxes under 1 pixel inside their picture, left out: {total['dropped']}; "
+            f"boxes under 1 pixel inside their picture, left out: {dropped}; "
             f"the first: {first['id']}, box {first['dropped'][0]}"
         )
     return lines

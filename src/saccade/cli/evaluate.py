@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade.clip.names import Head, TemplateName
-from saccade.files import check_target, write_whole
+from saccade.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from saccade.clip.model import Clip
     from saccade.data.coco import Dataset
-
-TOLD = 10  # bad pictures named on the screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +202,6 @@ def _finish(
     return result
 
 
-def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
-    """How many pictures could not be used, the first ten with their reasons, and what lists the others."""
-    if not bad:
-        return []
-    more = [f"  and {len(bad) - TOLD} more; {listed} lists all"] if len(bad) > TOLD else []
-    told = [f"  {one['id']}: {one['reason']}" for one in bad[:TOLD]]
-    return [f"pictures that could not be used: {len(bad)}", *told, *more]
-
-
 def _load(name: str, pretrained: str | None, device: str) -> "Clip":
     from saccade.clip.load import load
     from saccade.engine.distributed import choose_device
@@ -222,9 +211,3 @@ def _load(name: str, pretrained: str | None, device: str) -> "Clip":
 
 def _plain(config: Evaluation) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}

@@ -15,11 +15,11 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.data.coco import Dataset
-from saccade.evaluate.feed import CropPacker, Feed, square_inputs
+from saccade.evaluate.feed import CropPacker, Feed
 from saccade.ops.boxes import boxes_on_input
 from saccade.ops.grid import sample_grid
 from saccade.ops.pool import pool_boxes
-from saccade.ops.resample import check_side
+from saccade.ops.resample import check_side, square_inputs
 from saccade.types import InputError, Sample
 
 
@@ -126,7 +126,7 @@ def _student_regions(
     images = [sample.image.to(device) for sample in samples]
     for image, own in zip(images, boxes, strict=True):
         packer.add(image, own)
-    inputs = square_inputs(student, images, size=size)
+    inputs = square_inputs(images, size=size, mean=student.mean, std=student.std)
     dense = student.encode_dense(inputs, head=head)  # (B, D, h, w)
     scaled = [
         boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size)

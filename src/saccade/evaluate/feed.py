@@ -1,7 +1,7 @@
 """How pictures reach a protocol: decoded by workers in the data set's order, batched, the bad ones put aside.
 
-Shared by the protocols of this room: the padded square that the dense tower sees, and the packing of teacher crops
-across pictures, so that the image tower always gets full batches although pictures hold different numbers of regions.
+Shared by the protocols of this room, as is the packing of teacher crops across pictures, so that the image tower always
+gets full batches although pictures hold different numbers of regions.
 Deliberately absent: shuffling and augmentation; an evaluation sees every picture once, as it is.
 """
 
@@ -10,29 +10,14 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor
 
 from saccade.clip.model import Clip
 from saccade.data.coco import Dataset
 from saccade.data.loader import EvaluationSource, OnceSampler, make_loader
-from saccade.ops.resample import crop_and_resize, normalize, square_input
+from saccade.ops.resample import crop_and_resize, normalize
+from saccade.progress import picture_bar
 from saccade.types import BadSample, InputError, Sample
-
-
-class Rate(ProgressColumn):
-    """Pictures a second, so far."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
-
-
-def picture_bar(*, show: bool) -> Progress:
-    """A bar on stderr with pictures done, rate and time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not show)
 
 
 class Feed:
@@ -93,11 +78,6 @@ class Feed:
     def bad_listed(self) -> list[dict[str, str]]:
         """The bad pictures as they go into a result file."""
         return [{"id": item.id, "reason": item.reason} for item in self.bad]
-
-
-def square_inputs(clip: Clip, images: list[UInt8[Tensor, "3 _ _"]], *, size: int) -> Float[Tensor, "B 3 size size"]:
-    """Bring pictures on the device to the padded squares that a model's dense tower sees (Sec. 4.1)."""
-    return torch.stack([square_input(image, size=size, mean=clip.mean, std=clip.std) for image in images])
 
 
 class CropPacker:

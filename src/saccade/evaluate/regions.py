@@ -18,11 +18,11 @@ from saccade.clip.model import Clip
 from saccade.clip.names import Head, TemplateName
 from saccade.clip.text import embed_vocabulary
 from saccade.data.coco import Dataset, Record
-from saccade.evaluate.feed import CropPacker, Feed, square_inputs
+from saccade.evaluate.feed import CropPacker, Feed
 from saccade.evaluate.score import ranks_of, score
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
-from saccade.ops.resample import check_side, pad_right_bottom
+from saccade.ops.resample import check_side, pad_right_bottom, square_inputs
 from saccade.types import InputError, Sample, Segments
 
 FIRST = 100  # only so many segments of a picture are looked at, in the annotation's order
@@ -181,7 +181,7 @@ def _dense_regions(
     clip: Clip, chosen: list[tuple[Tensor, Segments]], *, size: int, head: Head
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
     """Pool ONE dense pass over the boxes of the T things and over the masks of all R segments."""
-    inputs = square_inputs(clip, [image for image, _ in chosen], size=size)
+    inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std)
     dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     grid = (dense.shape[2], dense.shape[3])
     boxes = [

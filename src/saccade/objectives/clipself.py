@@ -22,7 +22,7 @@ from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
-from saccade.ops.resample import crop_and_resize, normalize, square_input
+from saccade.ops.resample import crop_and_resize, normalize, square_inputs
 from saccade.types import Batch, InputError, Sample
 
 
@@ -92,13 +92,14 @@ class ClipSelf(nn.Module):
     def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
         """The pictures resized and padded to one square, and their boxes in its pixels."""
         size, student = self.student_size, self.student
-        images, boxes = [], []
+        images = [sample.image for sample in samples]
+        inputs = square_inputs(images, size=size, mean=student.mean, std=student.std, pad=self.pad)  # (B, 3, H, W)
+        boxes = []
         for sample in samples:
-            images.append(square_input(sample.image, size=size, mean=student.mean, std=student.std, pad=self.pad))
             height, width = sample.image.shape[1:]
             fitted = boxes_on_input(sample.boxes, height=height, width=width, size=size)
             boxes.append(fitted.to(self._device, non_blocking=True))
-        return torch.stack(images), boxes
+        return inputs, boxes
 
     def _encode_crops(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
         """The teacher's embedding of every region cut out of its full-resolution picture, all pictures packed."""

@@ -131,6 +131,18 @@ def square_input(
     return pad_right_bottom(normalize(resized, mean=mean, std=std), height=size, width=size)
 
 
+def square_inputs(
+    images: list[Num[Tensor, "3 _ _"]],
+    *,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    pad: Literal["zero", "black"] = "zero",
+) -> Float[Tensor, "B 3 size size"]:
+    """Bring pictures of any sizes, at least one, to one batch of padded squares; the arguments are `square_input`'s."""
+    return torch.stack([square_input(image, size=size, mean=mean, std=std, pad=pad) for image in images])
+
+
 def pad_right_bottom(
     image: Shaped[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
 ) -> Shaped[Tensor, "*batch H W"]:

@@ -1,7 +1,7 @@
 """Pictures to stored features, for `saccade embed`: image embeddings, dense maps, or embeddings of boxes.
 
-Beside `embed.py` because it needs torch from its first line. What is asked of the model is what the evaluations ask:
-teacher crops for whole pictures, the padded square input for the rest (Sec. 3.1, 3.2).
+What is asked of the model is what the evaluations ask: teacher crops for whole pictures, the padded square input for
+the rest (Sec. 3.1, 3.2).
 """
 
 import json
@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from saccade.cli.parts import NOTES, Part, write_part
 from saccade.clip.model import Clip
 from saccade.clip.names import Head, RegionHead
 from saccade.data.coco import Dataset, Record
 from saccade.data.folder import read_folder
 from saccade.data.loader import EvaluationSource, OnceSampler, make_loader
-from saccade.evaluate.feed import picture_bar, square_inputs
+from saccade.embed.parts import NOTES, Part, write_part
 from saccade.ops.boxes import boxes_on_input, clip_boxes
-from saccade.ops.resample import crop_and_resize, fitted_size, normalize
+from saccade.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
+from saccade.progress import picture_bar
 from saccade.types import BadSample, InputError, Sample
 
 PART_SECONDS = 30.0  # of work that a kill may cost
@@ -113,7 +113,8 @@ def dense_features(clip: Clip, samples: list[Sample], *, size: int, head: Head) 
         (r P, c P) of the resized picture, and those at the right and bottom edge may hold some padding.
     """
     device = next(clip.parameters()).device
-    inputs = square_inputs(clip, [sample.image.to(device) for sample in samples], size=size)
+    images = [sample.image.to(device) for sample in samples]
+    inputs = square_inputs(images, size=size, mean=clip.mean, std=clip.std)
     dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     tensors, notes = {}, []
     for sample, one in zip(samples, dense, strict=True):
@@ -149,7 +150,7 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
     asked = [(sample.image.to(device), own) for sample, own in zip(samples, kept, strict=True) if len(own)]
     rows = torch.empty(0, clip.embed_dim, device=device)
     if asked:
-        inputs = square_inputs(clip, [image for image, _ in asked], size=size)
+        inputs = square_inputs([image for image, _ in asked], size=size, mean=clip.mean, std=clip.std)
         scaled = [boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size) for image, own in asked]
         rows = clip.encode_boxes(inputs, scaled, head=head)  # (R, D)
     each = rows.split([len(own) for own in kept])

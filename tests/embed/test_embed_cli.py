@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torchvision.ops import roi_align
 
-from saccade.cli import features
-from saccade.cli.embed import Embed, run
+from saccade.cli.embed import Embed, _digest_description, run
 from saccade.cli.main import main
-from saccade.cli.parts import header_size, read_header
 from saccade.clip.load import load
 from saccade.clip.model import Clip
+from saccade.clip.weights import save_clip
+from saccade.embed import features
 from saccade.types import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
@@ -127,7 +127,7 @@ def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
         "d.png": [[3, 3, 3.5, 60]],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    config = replace(config, what="boxes", size=128, boxes=tmp_path / "boxes.json")
+    config = replace(config, size=128, boxes=tmp_path / "boxes.json")  # which alone means --what boxes
     run(config)
     stored = load_file(config.out)
     dense, h, w = dense_by_hand(clip, pictures / "a.png", 128)
@@ -200,7 +200,7 @@ def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path,
 
 KILLED = """
 import os, signal, sys
-from saccade.cli import features
+from saccade.embed import features
 from saccade.cli.main import main
 features.PART_SECONDS = 0.0
 write = features.write_part
@@ -276,8 +276,38 @@ def test_what_lies_in_the_way(config, pictures, tmp_path):
         run(config)
     Path(f"{tmp_path}/g.safetensors.parts").mkdir()
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match=r"nothing but parts; it holds 'thesis.txt'"):
         run(replace(config, out=tmp_path / "g.safetensors"))
+
+
+def test_another_description_or_another_time_is_another_command(config, clip, pictures, tmp_path):
+    """The same model path whose description changed, and a picture that changed but kept its length."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes((pictures / "a.png").read_bytes())
+    save_clip(clip, tmp_path / "model")
+    config = replace(config, pictures=(picture,), model=str(tmp_path / "model"))
+    run(config)
+    before = config.out.read_bytes()
+    time = picture.stat().st_mtime_ns
+    os.utime(picture, ns=(time, time + 1_000_000_000))
+    with pytest.raises(InputError, match=r"Differing:\n  input: there 1 pictures, .*, here 1 pictures, .*\nGive"):
+        run(config)
+    os.utime(picture, ns=(time, time))
+    run(config)  # finished
+    described = tmp_path / "model" / "open_clip_config.json"
+    content = json.loads(described.read_text())
+    described.write_text(json.dumps({**content, "saccade": {"windows": {"size": 2, "blocks": [0]}}}))
+    with pytest.raises(InputError, match=r"another command. Differing:\n  description: there \w+, here \w+\nGive"):
+        run(config)
+    assert config.out.read_bytes() == before
+
+
+def test_where_the_tokenizer_lies_does_not_matter():
+    def digest(**text) -> str:
+        return _digest_description({"model_cfg": {"embed_dim": 2, "text_cfg": text}, "preprocess_cfg": {}})
+
+    assert digest(width=1, hf_tokenizer_name="/a") == digest(hf_tokenizer_name="/b", width=1) == digest(width=1)
+    assert digest(width=1) != digest(width=2)
 
 
 def test_bad_pictures(config, pictures, tmp_path):
@@ -298,9 +328,10 @@ def test_bad_pictures(config, pictures, tmp_path):
 def test_refuses(config, pictures, tmp_path):
     for change, message in [
         ({"out": tmp_path / "f.pt"}, "--out: need the name of a .safetensors"),
-        ({"what": "boxes"}, "--boxes FILE and --what boxes"),
-        ({"boxes": tmp_path / "b.json"}, "--boxes FILE and --what boxes"),
-        ({"what": "boxes", "boxes": tmp_path / "f.json"}, "would overwrite the boxes"),
+        ({"what": "boxes"}, "--what boxes: need a file of boxes"),
+        ({"what": "dense", "boxes": tmp_path / "b.json"}, "--boxes: means --what boxes; got --what dense"),
+        ({"what": "image", "boxes": tmp_path / "b.json"}, "--boxes: means --what boxes; got --what image"),
+        ({"boxes": tmp_path / "f.json"}, "would overwrite the boxes"),
         ({"size": 64}, "--size: is for dense and boxes"),
         ({"what": "dense", "size": 60}, "--size: need a positive multiple of the patch size 8; got 60"),
         ({"batch": 0}, "--batch"),
@@ -317,13 +348,13 @@ def test_refuses(config, pictures, tmp_path):
         run(replace(config, pictures=(tmp_path / name,)))
 
 
-def test_headers(tmp_path):
-    """Ours reads what the library writes, and the bound on a header holds."""
-    tensors = {f"dense/{number}": torch.zeros(3, 2, 2) for number in range(11)}
-    save_file(tensors, tmp_path / "t.safetensors", {"a": "b"})
-    metadata, stored = read_header(tmp_path / "t.safetensors")
-    assert metadata == {"a": "b"} and {one.name: tuple(one.shape) for one in stored} == dict.fromkeys(
-        tensors, (3, 2, 2)
-    )
-    length = int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little")
-    assert length - 100 < header_size(tensors, shape=[3, 2, 2]) and header_size(tensors, shape=[3, 2, 2]) < 2 * length
+def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
+    """Beside a finished file, where parts that a kill left would be removed, lies what is not ours."""
+    run(config)
+    folder = Path(f"{config.out}.parts")
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"name": "my page"}')
+    with pytest.raises(InputError, match="need the manifest of parts"):
+        run(config)
+    assert (folder / "manifest.json").read_text() == '{"name": "my page"}'
+    assert load_file(config.out)["image"].shape == (5, 128)

@@ -1,18 +1,20 @@
 """A large file of tensors made in parts, so that a stopped command goes on where it was and the memory stays small.
 
-    F.safetensors.parts/manifest.json                         what the parts are made with
+    F.safetensors.parts/manifest.json                         whose they are, and what they are made with
     F.safetensors.parts/000000000-000000064.safetensors       the tensors of pictures 0 to 63, and a note about each
 
 Parts are safetensors files, each written whole. Joining them copies bytes: the format is eight bytes of length, a JSON
 header with each tensor's type, shape and place, and the numbers. The library's own writer would need all tensors in
-memory. The joined file does not depend on how the work was cut into parts.
+memory. The joined file does not depend on how the work was cut into parts. A folder without this manifest, or with a
+file of another name, is somebody else's: nothing in it is written or deleted.
 Deliberately absent: two processes that share the work.
 """
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,6 +26,8 @@ from saccade.files import write_whole
 MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
 NOTES = "notes"  # the key of a part's metadata that holds its notes
 BLOCK = 16_000_000  # bytes copied at once
+_OWNER = {"made_by": "saccade embed"}  # how a manifest of parts is told from any other manifest.json
+_OURS = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)(\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -95,28 +99,48 @@ def claim_parts(folder: Path, identity: dict[str, str]) -> list[Part]:
     Raises:
         InputError: the parts are another command's (lists the differences), or the folder is not one of parts.
     """
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and any(folder.glob("*.safetensors")):  # a manifest alone protects nothing
-        try:
-            there = json.loads(manifest.read_bytes())
-        except ValueError:
-            there = None
-        if not isinstance(there, dict):
-            raise InputError(f"{manifest}: need the manifest of parts in JSON; it is damaged. Delete {folder}.")
+    there = _read_manifest(folder)
+    found = sorted(folder.glob("*.safetensors*"))
+    if there is not None and any(path.suffix == ".safetensors" for path in found):  # a manifest alone protects nothing
         refuse_another(folder, there, identity)
     else:
-        mine = {".json", ".partial"}  # what a command leaves that was stopped before its first part
-        if folder.exists() and (not folder.is_dir() or any(path.suffix not in mine for path in folder.iterdir())):
-            raise InputError(f"{folder}: need a folder for unfinished parts; it holds something else. Move it away.")
-        write_whole(manifest, (json.dumps(identity, indent=1) + "\n").encode())
+        write_whole(folder / "manifest.json", (json.dumps({**_OWNER, **identity}, indent=1) + "\n").encode())
     parts: list[Part] = []
-    for path in sorted(folder.glob("*.safetensors*")):
+    for path in found:
         part = _read_part(path)
         if part is not None and part.start == (parts[-1].stop if parts else 0):
             parts.append(part)
         else:
             path.unlink()
     return parts
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the parts in a folder are made with; None where there is neither a manifest nor a part.
+
+    Raises:
+        InputError: it is no folder, holds a file that is no part, or parts without a manifest of parts.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise InputError(f"{folder}: need a folder for unfinished parts; it is a file. Move it away.")
+    paths = sorted(folder.iterdir())
+    foreign = [path.name for path in paths if not (_OURS.fullmatch(path.name) and path.is_file())]
+    if foreign:
+        raise InputError(f"{folder}: need a folder of nothing but parts; it holds {foreign[0]!r}. Move that away.")
+    manifest = folder / "manifest.json"
+    if all(path.name == "manifest.json.partial" for path in paths):
+        return None
+    try:
+        there = json.loads(manifest.read_bytes())
+    except (OSError, ValueError):
+        there = None
+    if not isinstance(there, dict) or not there.items() >= _OWNER.items():
+        raise InputError(
+            f"{manifest}: need the manifest of parts; it is missing, damaged or of something else. Move {folder} away."
+        )
+    return {name: value for name, value in there.items() if name not in _OWNER}
 
 
 def refuse_another(place: Path, there: dict[str, Any], here: dict[str, str]) -> None:
@@ -209,6 +233,17 @@ def header_size(names: Iterable[str], *, shape: list[int]) -> int:
     return sum(len(json.dumps(name)) + each + 2 * len(str(place * count)) for count, name in enumerate(names, start=1))
 
 
-def remove_parts(folder: Path) -> None:
-    """Delete the parts once they are joined."""
-    shutil.rmtree(folder, ignore_errors=True)
+def remove_parts(folder: Path, identity: dict[str, str]) -> None:
+    """Delete the parts of a command once they are joined, and their folder; none is no mistake.
+
+    Raises:
+        InputError: nothing was deleted, because the folder is not this command's, or holds a file that is no part.
+    """
+    there = _read_manifest(folder)
+    if there is None:
+        return
+    refuse_another(folder, there, identity)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "manifest.json"):
+        path.unlink()  # the manifest last: what a kill leaves is still known as ours
+    with suppress(OSError):  # a link to a folder elsewhere, or a file came in
+        folder.rmdir()

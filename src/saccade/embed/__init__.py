@@ -1,0 +1,1 @@
+"""Features of pictures, written into one file for those who go on with them elsewhere."""
