@@ -42,8 +42,9 @@ def measure(name: str) -> dict[str, Any]:
     clip = load(name, seed=0)
     _liven(clip)
     side = clip.native_size
-    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    theirs = clip.model.encode_image(images, normalize=True)
+    coarse = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    images = F.interpolate(coarse, size=(side, side), mode="bilinear")  # noise of every pixel would average out
+    theirs, ours = clip.model.encode_image(images, normalize=True), clip.encode_image(images)
     tokens = _last_tokens(clip, images)
     tall = -(-3 * side // (2 * clip.patch_size)) * clip.patch_size
     oblong = torch.randn(1, 3, tall, side, generator=torch.Generator().manual_seed(1))
@@ -54,7 +55,8 @@ def measure(name: str) -> dict[str, Any]:
         "patch": clip.patch_size,
         "embedding": clip.embed_dim,
         "parameters": sum(one.numel() for one in clip.visual.parameters()),
-        "image": float((clip.encode_image(images) - theirs).abs().max()),
+        "image": float((ours - theirs).abs().max()),
+        "two_pictures": float((theirs[0] - theirs[1]).abs().max()),
         "last_block": None if tokens is None else _distance(clip, images, tokens),
         "finite": bool(dense.isfinite().all()),
         "grid": list(dense.shape[2:]),
@@ -63,15 +65,21 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def _liven(clip: Clip) -> None:
-    """Give what a fresh tower holds at zero or one (norms, biases, ends of residuals) random numbers too."""
+    """Random numbers of a size that lets every part of a tower be seen in its output; fresh towers hide most of it."""
     generator = torch.Generator().manual_seed(2)
-    for parameter in clip.visual.parameters():
-        if parameter.ndim == 1 or not parameter.any():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    for name, parameter in clip.visual.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:  # matrices, kernels, tables of positions: as wide as what they read
+            inputs = parameter[0].numel() if parameter.ndim in (2, 4) else parameter.shape[-1]
+            parameter.copy_(noise * inputs**-0.5)
+        elif name.endswith("weight"):
+            parameter.copy_(0.1 * noise + (0.3 if ".bn3." in name else 1))  # many ends of residuals add up
+        else:
+            parameter.copy_(0.1 * noise)
 
 
 def _last_tokens(clip: Clip, images: Tensor) -> Tensor | None:
-    """The library's tokens after its last block, normed and projected, (1, L, D); None where it does not give them."""
+    """The library's tokens after its last block, normed and projected, (B, L, D); None where it does not give them."""
     visual: Any = clip.visual
     if "RN" in clip.name or "SigLIP" in clip.name:
         return None
@@ -81,7 +89,7 @@ def _last_tokens(clip: Clip, images: Tensor) -> Tensor | None:
 
 
 def _distance(clip: Clip, images: Tensor, tokens: Tensor) -> float:
-    ours = clip.encode_dense(images, head="attention").flatten(2).mT  # (1, L, D)
+    ours = clip.encode_dense(images, head="attention").flatten(2).mT  # (B, L, D)
     return float((ours - F.normalize(tokens, dim=2)).abs().max())
 
 
@@ -110,18 +118,20 @@ def table(rows: list[dict[str, Any]], supported: list[str], refused: dict[str, l
         f"{packages}, CPU, float32.",
         "",
         "Full size, random weights. *image*: largest difference of the image embedding from open_clip's at",
-        "the native size; *last block*: of the dense map of the head `attention` from the library's own last tokens;",
+        "the native size; *apart*: how far two pictures lie from one another there; *last block*: difference of the",
+        "dense map of the head `attention` from the library's own last tokens;",
         f"both of length 1, limit {LIMIT:g} (-: the library gives no such tokens). *dense*: grid of a map at 1.5",
         "times the native height [patches]; *native* and *patch* in pixels.",
         "",
-        "| name | native | patch | D | parameters | image | last block | dense |",
-        "|---|---|---|---|---|---|---|---|",
+        "| name | native | patch | D | parameters | image | apart | last block | dense |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         last = "-" if row["last_block"] is None else f"{row['last_block']:.1e}"
         lines.append(
             f"| {row['name']} | {row['native']} | {row['patch']} | {row['embedding']} "
-            f"| {row['parameters'] / 1e6:.1f} M | {row['image']:.1e} | {last} | {row['grid'][0]} x {row['grid'][1]} |"
+            f"| {row['parameters'] / 1e6:.1f} M | {row['image']:.1e} | {row['two_pictures']:.1e} | {last} "
+            f"| {row['grid'][0]} x {row['grid'][1]} |"
         )
     lines += ["", f"## The {len(supported)} names of open_clip that load", "", ", ".join(supported), ""]
     lines += [f"## The {sum(map(len, refused.values()))} that are refused", "", "| reason | names |", "|---|---|"]
