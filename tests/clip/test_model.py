@@ -14,6 +14,7 @@ from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.clip.tower import Windows
 from saccade.clip.weights import save_clip
+from saccade.objectives.clipself import train_layers
 from saccade.ops.pool import pool_boxes
 from saccade.types import InputError
 
@@ -117,9 +118,14 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
         clip.encode_dense([pictures(3, 24, 24), pictures(3, 8, 8), pictures(3, 24, 20)])
     with pytest.raises(InputError, match=r"layers: need stages of small-.*, -4 to 3; got \(4,\)"):
         clip.features(pictures(1, 3, 24, 24), layers=(4,))
+    with pytest.raises(InputError, match=r"layers: need stages .* got -1"):
+        clip.features(pictures(1, 3, 24, 24), layers=-1)
 
 
-def test_nothing_in_nothing_out(clip):
+@pytest.mark.parametrize("windows", [None, Windows(2, (0, 2))])
+def test_nothing_in_nothing_out(make_clip, clip, windows):
+    clip = make_clip(clip.name.removeprefix("small-"))
+    clip.windows = windows
     image, none = pictures(2, 3, 24, 24), torch.zeros(0, 3, 24, 24)
     for head in ("value", "masked"):
         assert clip.encode_boxes(image, [torch.zeros(0, 4)] * 2, head=head).shape == (0, 12)
@@ -129,6 +135,30 @@ def test_nothing_in_nothing_out(clip):
         assert clip.encode_boxes(none, [], head=head).shape == clip.encode_masks(none, [], head=head).shape == (0, 12)
         assert clip.encode_boxes([], [], head=head).shape == clip.encode_masks([], [], head=head).shape == (0, 12)
     assert clip.encode_image([]).shape == (0, 12) and clip.encode_dense([]) == []
+    for head in get_args(Head):
+        assert clip.encode_dense(none, head=head).shape == (0, 12, 3, 3)
+    assert clip.features([], layers=(1,)) == [[]]
+
+
+@torch.no_grad()
+def test_windows_far_larger_than_the_grid_cost_what_the_grid_costs(clip, make_clip):
+    clip = make_clip(clip.name.removeprefix("small-"))
+    images = pictures(1, 3, 24, 40)
+    clip.windows = Windows(1024, (0, 1))  # a million tokens, were they filled up
+    assert clip.encode_dense(images).shape == (1, 12, 3, 5)
+
+
+@pytest.mark.parametrize("family", ["vit", "eva", "rn", "siglip"])
+def test_statistics_of_batches_and_positions_stay_as_they_are(make_clip, family):
+    clip = make_clip(family, seed=8)
+    before = {name: value.clone() for name, value in clip.model.named_buffers()}
+    images = pictures(2, 3, 64, 64)
+    still = clip.encode_dense(images)
+    assert torch.equal(clip.train().encode_dense(images), still) and clip.training
+    assert all(torch.equal(value, before[name]) for name, value in clip.model.named_buffers())
+    train_layers(clip)
+    trained = [name for name, parameter in clip.named_parameters() if parameter.requires_grad]
+    assert trained and not [name for name in trained if "pos" in name or "text" in name or "token" in name]
 
 
 @torch.no_grad()
@@ -179,6 +209,14 @@ def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
     clip = make_clip("vit")
     with pytest.raises(InputError, match="blocks are counted 0 to 3; got 4"):
         clip.windows = Windows(2, (0, 4))
+    with pytest.raises(InputError, match=r"need saccade.clip.tower.Windows.*got 16.*default_windows"):
+        clip.windows = 16
+    with pytest.raises(InputError, match="whole numbers"):
+        clip.windows = Windows(2.0, (0,))
+    with pytest.raises(InputError, match="each block once"):
+        clip.windows = Windows(2, (0, 0))
+    with pytest.raises(InputError, match="nothing is left"):
+        default_windows(clip.visual)  # 4 blocks
     with pytest.raises(InputError, match="1 to 1024 tokens; got 0"):
         clip.windows = Windows(0, (0,))
     config = {**clip.config, "saccade": {"windows": {"size": "2", "blocks": [0]}}}

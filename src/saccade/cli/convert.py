@@ -31,14 +31,14 @@ class Convert:
     """Write a CLIP in another layout, and check that its own library opens it and embeds the same."""
 
     source: Positional[str]
-    """A CLIP's folder or weights file, the name of an architecture, or saccade-small."""
+    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture."""
     out: Positional[Path]
     """Folder to write; new or empty."""
     to: Literal["open_clip", "hf", "saccade"]
     """open_clip: a folder for local-dir:OUT. hf: for transformers' CLIPModel or SiglipModel. saccade: open_clip's
     folder with what only Saccade knows, such as window attention."""
     model: str | None = None
-    """Architecture of a weights file whose content leaves it open."""
+    """Architecture of a weights file whose content leaves it open, or of a tag."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
 
@@ -50,6 +50,7 @@ def run(config: Convert) -> None:
         InputError: the input does not load, the layout has no place for it, OUT holds something, or the result differs.
     """
     _check_out(config.out)
+    _check_weights(config)
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -108,6 +109,16 @@ def _check_out(out: Path) -> None:
     check_target(out / "config.json", flag="OUT")
 
 
+def _check_weights(config: Convert) -> None:
+    from saccade.clip.describe import describe_architecture
+
+    if config.model is None and describe_architecture(config.source) is not None:
+        raise InputError(
+            f"SOURCE: {config.source} names an architecture without weights. Give a weights file or a tag as SOURCE, "
+            f"and --model {config.source}."
+        )
+
+
 def _check_transformers() -> None:
     from importlib.util import find_spec
 
@@ -150,6 +161,9 @@ def _embed_again(folder: Path, layout: str, picture: "Tensor", text: "Tensor") -
             images, texts = opened.eval().encode_image(picture), opened.encode_text(text)
         else:
             from transformers import AutoModel
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
 
             opened = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
             images = opened.get_image_features(pixel_values=picture).pooler_output

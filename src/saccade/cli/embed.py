@@ -95,6 +95,7 @@ def run(config: Embed) -> Path:
     started = time.perf_counter()
     import torch
 
+    from saccade.clip.dense import check_head
     from saccade.clip.load import load
     from saccade.data.coco import Dataset
     from saccade.embed.features import make_parts, name_pictures
@@ -104,6 +105,8 @@ def run(config: Embed) -> Path:
     if config.boxes is not None:
         dataset = _with_boxes(dataset, config.boxes)
     clip = load(config.model, pretrained=config.pretrained, device=choose_device(config.device, local_rank=None))
+    if config.asked != "image" and config.head != "masked":
+        check_head(clip.visual, config.head)
     size = _size(config, clip)
     _check_header(config, dataset, clip, size)
     identity = _identity(config, dataset, clip, size)

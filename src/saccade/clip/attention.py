@@ -49,8 +49,13 @@ def embed_tokens(
         marks = [_spread(some, grid=grid, own=one, prefix=prefix) for some, one in zip(ones, grids, strict=True)]
         valid = torch.stack(marks)[:, :, 0] > 0  # (B, T)
     tokens = family.embed(visual, images, positions)
-    window_table = None if windows is None else family.table(visual, (windows.size, windows.size))
-    return tokens, Layout(grid, prefix, table, valid, windows, window_table)
+    if windows is None:
+        return tokens, Layout(grid, prefix, table, valid)
+    whole = (windows.size, windows.size)
+    # a window need not be larger than the grid, but its rotary embedding is that of the whole window
+    size = whole if torch.compiler.is_exporting() else (min(windows.size, grid[0]), min(windows.size, grid[1]))
+    window_table = family.table(visual, size, whole=whole)
+    return tokens, Layout(grid, prefix, table, valid, windows.blocks, size, window_table)
 
 
 def whole_block(
@@ -58,8 +63,7 @@ def whole_block(
 ) -> Float[Tensor, "B T X"]:
     """Run one block as the tower has it, or with its attention inside windows."""
     block = family.blocks(visual)[index]
-    windowed = layout.windows is not None and index in layout.windows.blocks
-    attended = _in_windows if windowed else _everywhere
+    attended = _in_windows if index in layout.windowed else _everywhere
     tokens = family.add(block, tokens, attended(family, visual, block, tokens, layout))
     return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
 
@@ -140,14 +144,14 @@ def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, layout:
 
 def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Attention inside windows; the class token asks in each of them, and its answers are averaged (Sec. 4.4)."""
-    assert layout.windows is not None, "asked for windows where there are none"
-    size, parts = layout.windows.size, family.project_in(visual, block, tokens, "qkv")
-    cut = [_split(x, layout, size=size) for x in parts]  # (B * n, prefix + s * s, C) each
-    inside = _inside(tokens, layout, size=size)  # (B, n, prefix + s * s) or None
+    parts = [_split(x, layout) for x in family.project_in(visual, block, tokens, "qkv")]  # (B, n, prefix + S, C) each
+    count = parts[0].shape[1]
+    cut = [x.flatten(0, 1) for x in parts]  # (B * n, prefix + S, C) each
+    inside = _inside(tokens, layout)  # (B, n, prefix + S) or None
     seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
     mixed = attend(*cut, heads=family.heads(block), table=layout.window_table, seen=seen)
-    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], -1))  # (B, n, prefix + s * s, C)
-    patches = merge_windows(update[:, :, layout.prefix :], grid=layout.grid, size=size)  # (B, L, C)
+    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], count))  # (B, n, prefix + S, C)
+    patches = merge_windows(update[:, :, layout.prefix :], grid=layout.grid, size=layout.window)  # (B, L, C)
     answers = update[:, :, : layout.prefix]  # (B, n, prefix, C)
     if inside is None:
         return torch.cat([answers.mean(dim=1), patches], dim=1)
@@ -155,20 +159,21 @@ def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, layout:
     return torch.cat([(answers * share).sum(dim=1) / share.sum(dim=1), patches], dim=1)
 
 
-def _split(x: Shaped[Tensor, "B T X"], layout: Layout, *, size: int) -> Shaped[Tensor, "Bn S X"]:
+def _split(x: Shaped[Tensor, "B T X"], layout: Layout) -> Shaped[Tensor, "B n S X"]:
     """Windows of the patches, each with a copy of the class token before them."""
-    patches = split_windows(x[:, layout.prefix :], grid=layout.grid, size=size)  # (B, n, s * s, X)
+    patches = split_windows(x[:, layout.prefix :], grid=layout.grid, size=layout.window)  # (B, n, S, X)
     copies = x[:, None, : layout.prefix].expand(-1, patches.shape[1], -1, -1)  # (B, n, prefix, X)
-    return torch.cat([copies, patches], dim=2).flatten(0, 1)
+    return torch.cat([copies, patches], dim=2)
 
 
-def _inside(x: Tensor, layout: Layout, *, size: int) -> Bool[Tensor, "B n S"] | None:
+def _inside(x: Tensor, layout: Layout) -> Bool[Tensor, "B n S"] | None:
     """Which tokens of each window are a picture's own; None: all are."""
+    (h, w), (s, t) = layout.grid, layout.window
     exporting = torch.compiler.is_exporting()  # one graph for every grid, so no branch on its size
-    if not exporting and layout.valid is None and layout.grid[0] % size == 0 and layout.grid[1] % size == 0:
+    if not exporting and layout.valid is None and h % s == 0 and w % t == 0:
         return None
     valid = x.new_ones(x.shape[:2], dtype=torch.bool) if layout.valid is None else layout.valid
-    return _split(valid[:, :, None], layout, size=size)[..., 0].unflatten(0, (x.shape[0], -1))
+    return _split(valid[:, :, None], layout)[..., 0]
 
 
 def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:

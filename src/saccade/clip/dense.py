@@ -203,7 +203,7 @@ def check_head(visual: nn.Module, head: str) -> str:
     return head
 
 
-def check_windows(visual: nn.Module, windows: Windows) -> Windows:
+def check_windows(visual: nn.Module, windows: Any) -> Windows:
     """Refuse window attention that a tower cannot have.
 
     Raises:
@@ -213,6 +213,13 @@ def check_windows(visual: nn.Module, windows: Windows) -> Windows:
     count = len(family.blocks(visual)) - (family is siglip)  # SigLIP's pool looks at the whole picture
     if family is resnet:
         raise InputError("windows: residual networks have one attention layer, the pool; there is nothing to window.")
+    if not isinstance(windows, Windows):
+        raise InputError(
+            f"windows: need saccade.clip.tower.Windows(size, blocks); got {windows!r}. "
+            "saccade.clip.dense.default_windows(clip.visual, size=...) gives the paper's."
+        )
+    if type(windows.size) is not int or not all(type(index) is int for index in windows.blocks):
+        raise InputError(f"windows: need whole numbers; got {windows}.")
     if not 1 <= windows.size <= _LARGEST_WINDOW:
         raise InputError(f"windows: the side must be 1 to {_LARGEST_WINDOW} tokens; got {windows.size}.")
     if len(set(windows.blocks)) < len(windows.blocks):
@@ -233,7 +240,10 @@ def default_windows(visual: nn.Module, *, size: int = 16) -> Windows:
     family = _accepted(visual)
     count = len(family.blocks(visual)) - (family is siglip)
     whole = {-(-quarter * count // 4) - 1 for quarter in (1, 2, 3, 4)}  # rounded up where four do not divide
-    return check_windows(visual, Windows(size, tuple(index for index in range(count) if index not in whole)))
+    blocks = tuple(index for index in range(count) if index not in whole)
+    if not blocks and family is not resnet:
+        raise InputError(f"windows: this tower has {count} blocks, the last of each quarter whole; nothing is left.")
+    return check_windows(visual, Windows(size, blocks))
 
 
 def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:

@@ -66,11 +66,13 @@ def positions(visual: TimmModel, grid: tuple[int, int]) -> Float[Tensor, "T C"]:
     return resize_positions(trunk.pos_embed[0], grid=grid, native=trunk.patch_embed.grid_size, has_class_token=True)
 
 
-def table(visual: TimmModel, grid: tuple[int, int]) -> Table:
-    """The rotary embedding of a grid, squeezed into the native range; the class token's row turns nothing."""
+def table(visual: TimmModel, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> Table:
+    """The rotary embedding of a grid, which (or the whole it is part of) is squeezed into the native range; the class
+    token's row turns nothing."""
     trunk: Any = visual.trunk
     rope, width, device = trunk.rope, trunk.blocks[0].attn.head_dim, trunk.pos_embed.device
-    native = (rope.ref_feat_shape[0], rope.ref_feat_shape[1])
+    (rows, columns), (h, w) = rope.ref_feat_shape, grid
+    native = (rows, columns) if whole is None else (rows * h / whole[0], columns * w / whole[1])
     cosines, sines = rotary_table(grid, native=native, head_width=width, theta=rope.temperature, device=device)
     return F.pad(cosines, (0, 0, 1, 0), value=1.0), F.pad(sines, (0, 0, 1, 0))  # (1 + L, d) each
 

@@ -80,10 +80,15 @@ def load(
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision: must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: need one that is here; got {device} and no GPU can be used. Take cpu.")
     found, model = load_module(
         name, pretrained=pretrained, seed=seed, allow_missing=allow_missing, allow_extra=allow_extra
     )
     clip = Clip(model, name=found.name, config=found.config)
+    if found.weights is None:
+        warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
+        print(warning, file=sys.stderr)
     return clip.to(device, getattr(torch, precision)).eval()
 
 
@@ -100,8 +105,6 @@ def load_module(
     if pretrained is not None:
         found = _with_weights(found, str(pretrained))
     if found.weights is None:
-        warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
-        print(warning, file=sys.stderr)
         return found, build(found.config, name=found.name, seed=seed)
     empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
     source = _file_in(found.weights) if found.weights.is_dir() else found.weights

@@ -80,6 +80,14 @@ class Clip(nn.Module):
         windows = config.get("saccade", {}).get("windows")
         self._windows = None if windows is None else _read_windows(windows, model.visual, name)
 
+    def train(self, mode: bool = True) -> "Clip":
+        """Switch to training; the statistics of residual networks' BatchNorm stay as they are, as CLIP's do."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
     @property
     def visual(self) -> nn.Module:
         """The image tower."""
@@ -246,7 +254,9 @@ class Clip(nn.Module):
             InputError: no such layer, or what `encode_dense` refuses.
         """
         count = len(tower_stages(self.visual))
-        if not layers or not all(-count <= layer < count for layer in layers):
+        if not isinstance(layers, tuple | list) or not all(isinstance(layer, int) for layer in layers) or not layers:
+            raise InputError(f"layers: need stages of {self.name}, a tuple of whole numbers; got {layers!r}.")
+        if not all(-count <= layer < count for layer in layers):
             raise InputError(f"layers: need stages of {self.name}, {-count} to {count - 1}; got {layers}.")
         places = tuple(layer % count for layer in layers)
         if isinstance(images, list) and not can_batch_sizes(self.visual):

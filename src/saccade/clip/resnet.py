@@ -36,8 +36,10 @@ def prefix_tokens(visual: ModifiedResNet) -> int:
 
 
 def stages(visual: ModifiedResNet) -> list[nn.Module]:
-    """The four residual stages and the attention pool."""
-    return [visual.layer1, visual.layer2, visual.layer3, visual.layer4, visual.attnpool]
+    """The four residual stages and the attention pool's projections; its positions are no part to be trained."""
+    pool = visual.attnpool
+    projections = nn.ModuleList([pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj])
+    return [visual.layer1, visual.layer2, visual.layer3, visual.layer4, projections]
 
 
 def blocks(visual: ModifiedResNet) -> list[AttentionPool2d]:
@@ -60,7 +62,7 @@ def positions(visual: ModifiedResNet, grid: tuple[int, int]) -> Float[Tensor, "T
     return resize_positions(table, grid=grid, native=(side, side), has_class_token=True)
 
 
-def table(visual: ModifiedResNet, grid: tuple[int, int]) -> None:
+def table(visual: ModifiedResNet, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> None:
     """No rotary embedding."""
     return None
 

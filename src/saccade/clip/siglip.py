@@ -71,7 +71,7 @@ def positions(visual: TimmModel, grid: tuple[int, int]) -> Float[Tensor, "T C"]:
     return resize_positions(trunk.pos_embed[0], grid=grid, native=trunk.patch_embed.grid_size, has_class_token=False)
 
 
-def table(visual: TimmModel, grid: tuple[int, int]) -> None:
+def table(visual: TimmModel, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> None:
     """No rotary embedding."""
     return None
 

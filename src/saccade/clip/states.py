@@ -263,9 +263,10 @@ def _unpickle(path: Path) -> Any:
         with path.open("rb") as file:  # given a name, torch would let its suffix decide what it is
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in more ways than can be listed
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        asked = re.search(r"GLOBAL [\w.]+", str(error))  # the rest is torch's advice to run it all the same
         raise InputError(
-            f"{path}: holds something else than tensors, or is damaged; it was not run ({first}). "
+            f"{path}: holds something else than tensors, or is damaged; it was not run "
+            f"({asked[0] if asked else type(error).__name__}). "
             "Save its state dictionary alone, with torch.save or as safetensors."
         ) from error
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -91,6 +91,11 @@ def default_cache() -> Path | None:
 
 def _classes(vocabulary: Vocabulary | Sequence[str], background: str | None) -> list[tuple[str, ...]]:
     """The words of each class, the background's last."""
+    if isinstance(vocabulary, Mapping):
+        raise InputError(
+            "vocabulary: need a list of names or a Vocabulary; got a dictionary. Synonyms are written as "
+            "Vocabulary(((name, synonym, ...), ...)) or in a .json file."
+        )
     if isinstance(vocabulary, str):
         raise InputError(f"vocabulary: need a list of names; got the text {vocabulary!r}. Use read_vocabulary for it.")
     classes = [*vocabulary.classes] if isinstance(vocabulary, Vocabulary) else [(name,) for name in vocabulary]

@@ -35,7 +35,8 @@ class Layout:
     prefix: int  # tokens before the patches: 1 class token (of a residual network the mean), or none
     table: Table | None  # rotary embedding of the whole grid; None: the family has none
     valid: Bool[Tensor, "B T"] | None  # tokens that are a picture's own; None: all are
-    windows: Windows | None = None
+    windowed: tuple[int, ...] = ()  # blocks that attend in windows
+    window: tuple[int, int] = (0, 0)  # height and width of these windows [tokens]
     window_table: Table | None = None  # rotary embedding inside one window
 
 
@@ -67,8 +68,8 @@ class Family(Protocol):
         """The position embedding of each token on a grid."""
         ...
 
-    def table(self, visual: Any, grid: tuple[int, int]) -> Table | None:
-        """The rotary embedding of each token on a grid, or None."""
+    def table(self, visual: Any, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> Table | None:
+        """The rotary embedding of each token on a grid, the top left of a `whole` one where that is given; or None."""
         ...
 
     def embed(self, visual: Any, images: Tensor, positions: Float[Tensor, "*B T C"]) -> Float[Tensor, "B T C"]:

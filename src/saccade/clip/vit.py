@@ -51,7 +51,7 @@ def positions(visual: VisionTransformer, grid: tuple[int, int]) -> Float[Tensor,
     return resize_positions(visual.positional_embedding, grid=grid, native=visual.grid_size, has_class_token=True)
 
 
-def table(visual: VisionTransformer, grid: tuple[int, int]) -> None:
+def table(visual: VisionTransformer, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> None:
     """No rotary embedding."""
     return None
 

@@ -115,6 +115,7 @@ def _write(folder: Path, weights: str, state: dict[str, Tensor], files: dict[str
         save_file(state, parts[weights], metadata={"format": "pt"})
         for name, content in files.items():
             parts[name].write_bytes(content)
+        parts[weights].chmod(parts[next(iter(files))].stat().st_mode)  # safetensors makes files for their owner alone
         for name, part in parts.items():
             _publish(part, folder / name)
     except (OSError, SafetensorError) as error:

@@ -45,6 +45,8 @@ def name_pictures(named: tuple[Path, ...]) -> tuple[Record, ...]:
         raise InputError("PICTURES: need at least one picture or folder; got none.")
     found: dict[str, Record] = {}
     for path in named:
+        if (path / "annotations").is_dir():
+            raise InputError(f"{path}: is a COCO root; name a folder of pictures in it, such as {path / 'val2017'}.")
         if not path.exists():
             raise InputError(f"{path}: need a picture or a folder of pictures; there is no such file. Check the path.")
         for record in read_folder(path).records if path.is_dir() else (Record(path.name, path),):

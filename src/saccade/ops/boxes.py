@@ -119,6 +119,7 @@ def check_boxes(boxes: Tensor, name: str = "boxes") -> None:
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         scores = " Did you pass scores too?" if boxes.ndim == 2 and boxes.shape[1] == 5 else ""
+        scores = " For an image without boxes take torch.zeros(0, 4)." if boxes.numel() == 0 else scores
         raise InputError(f"{name}: need (N, 4) xyxy pixels with x1 < x2; got shape {tuple(boxes.shape)}.{scores}")
     if not boxes.is_floating_point():
         raise InputError(f"{name}: need floating point pixels; got {boxes.dtype}. Call .float() on them.")

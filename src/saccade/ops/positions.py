@@ -39,7 +39,7 @@ def resize_positions(
 def rotary_table(
     grid: tuple[int, int],
     *,
-    native: tuple[int, int],
+    native: tuple[int | float, int | float],
     head_width: int,
     theta: float = 10000.0,
     device: torch.device | str = "cpu",
