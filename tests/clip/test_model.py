@@ -212,7 +212,7 @@ def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
     with pytest.raises(InputError, match=r"need saccade.clip.tower.Windows.*got 16.*default_windows"):
         clip.windows = 16
     with pytest.raises(InputError, match="whole numbers"):
-        clip.windows = Windows(2.0, (0,))
+        clip.windows = Windows(True, (0,))
     with pytest.raises(InputError, match="each block once"):
         clip.windows = Windows(2, (0, 0))
     with pytest.raises(InputError, match="nothing is left"):

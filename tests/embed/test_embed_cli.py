@@ -358,3 +358,12 @@ def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
         run(config)
     assert (folder / "manifest.json").read_text() == '{"name": "my page"}'
     assert load_file(config.out)["image"].shape == (5, 128)
+
+
+def test_what_cannot_be_embedded_leaves_nothing_behind(config, pictures, tmp_path):
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"is a COCO root; name a folder of pictures in it, such as .*val2017"):
+        run(replace(config, pictures=(tmp_path / "coco",)))
+    with pytest.raises(InputError, match="head: must be one of"):
+        run(replace(config, what="dense", size=64, head="valu"))
+    assert not list(tmp_path.glob("*.parts"))
