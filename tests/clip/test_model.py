@@ -141,6 +141,24 @@ def test_nothing_in_nothing_out(make_clip, clip, windows):
 
 
 @torch.no_grad()
+def test_windows_of_siglip(make_clip):
+    """Without a class token a window sees nothing else; one window over all is no window; lists leak nothing."""
+    clip = make_clip("siglip", seed=5)
+    images = pictures(1, 3, 24, 40)
+    whole = clip.encode_dense(images)
+    clip.windows = Windows(5, (0, 1, 2))
+    torch.testing.assert_close(clip.encode_dense(images), whole, atol=1e-6, rtol=0)
+    clip.windows = Windows(2, (0, 1, 2))
+    changed = images.clone()
+    changed[:, :, 16:, 32:] += 1  # row 2, column 4: alone in its window of the filled up grid
+    moved = (clip.encode_dense(images) - clip.encode_dense(changed)).abs().amax(dim=(0, 1))
+    assert moved.nonzero().tolist() == [[2, 4]]
+    several = [pictures(3, 24, 40, seed=1), pictures(3, 8, 56, seed=2)]  # one window of the second is all padding
+    for one, image in zip(clip.encode_dense(several), several, strict=True):
+        torch.testing.assert_close(one, clip.encode_dense(image[None])[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_windows_far_larger_than_the_grid_cost_what_the_grid_costs(clip, make_clip):
     clip = make_clip(clip.name.removeprefix("small-"))
     images = pictures(1, 3, 24, 40)
