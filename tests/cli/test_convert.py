@@ -58,6 +58,12 @@ def test_there_and_back(source, tmp_path, capsys, layout, dtype):
     )
 
 
+def test_an_architecture_without_weights_is_not_converted(tmp_path, capsys):
+    typed = ["convert", "ViT-S-32-alt", tmp_path / "out", "--to", "saccade"]
+    fails(typed, "ViT-S-32-alt names an architecture without weights", capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_weights_file_with_the_name_of_its_architecture(source, tmp_path, capsys):
     loose = tmp_path / "loose.pt"
     torch.save({"state_dict": load_file(source / "open_clip_model.safetensors")}, loose)

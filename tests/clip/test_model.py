@@ -112,8 +112,9 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
         clip.encode_image(torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
     broken = pictures(3, 3, 24, 24)
     broken[1, 2, 3, 4] = math.nan
-    with pytest.raises(InputError, match="image 1 holds NaN"):
-        clip.encode_dense(broken)
+    for images in (broken, list(broken)):
+        with pytest.raises(InputError, match="image 1 holds NaN"):
+            clip.encode_dense(images)
     with pytest.raises(InputError, match=r"images\[2\].*got 24 x 20"):
         clip.encode_dense([pictures(3, 24, 24), pictures(3, 8, 8), pictures(3, 24, 20)])
     with pytest.raises(InputError, match=r"layers: need stages of small-.*, -4 to 3; got \(4,\)"):

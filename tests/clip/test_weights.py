@@ -42,6 +42,12 @@ def test_open_clip_opens_the_folder(make_clip, tmp_path, family):
     assert tuple(preprocess.transforms[-1].mean) == clip.mean and tuple(preprocess.transforms[-1].std) == clip.std
 
 
+def test_others_may_read_what_they_may_read_elsewhere(make_clip, tmp_path):
+    save_clip(make_clip("vit"), tmp_path / "model")
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_half_precision_on_disk_float32_in_memory(make_clip, tmp_path):
     clip = make_clip("vit")
     save_clip(clip, tmp_path / "half", dtype=torch.float16)

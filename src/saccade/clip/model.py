@@ -300,12 +300,14 @@ class Clip(nn.Module):
         """Check pictures and lay them into one tensor; the grids say what of it is a picture's own."""
         self._check_pictures(images)
         if not isinstance(images, list):
+            _check_finite(images)
             return images.to(self._dtype), None
         if not images:
             side, like = self.patch_size, next(self.visual.parameters())
             return like.new_zeros(0, 3, side, side), None
         height, width = (max(image.shape[side] for image in images) for side in (1, 2))
         batch = torch.stack([pad_right_bottom(image, height=height, width=width) for image in images])
+        _check_finite(batch)
         grids = self._grids(images)
         return batch.to(self._dtype), None if len(set(grids)) == 1 else grids
 
@@ -370,12 +372,15 @@ class Clip(nn.Module):
                 f"got {height} x {width}. "
                 "Pad them with saccade.ops.resample.pad_right_bottom."
             )
-        if images.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere the look would wait
-            finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
-            if not finite.all():
-                raise InputError(
-                    f"{name}: need finite numbers; image {int((~finite).nonzero()[0])} holds NaN or infinity."
-                )
+
+
+def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
+    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device."""
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            raise InputError(f"images: need finite numbers; image {place} holds NaN or infinity.")
 
 
 def _cut(maps: Tensor, grids: Grids | None) -> list[Tensor]:
