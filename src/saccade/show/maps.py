@@ -4,6 +4,7 @@ Sheets have a row a picture: the picture itself, then one panel a model, so that
 Deliberately absent: pyplot and its global figures; every sheet is an object of its own.
 """
 
+import textwrap
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -62,7 +63,7 @@ def new_sheet(
         pictures: a short title and RGB, a row each.
         headings: of the panels beside the picture.
         size: longest side a picture has in the coordinates of its panels [pixels].
-        note: one line below the sheet that says how to read it.
+        note: one or two lines below the sheet that say how to read it.
         scale: room for a scale at the right of each row [inches].
 
     Returns:
@@ -93,7 +94,8 @@ def new_sheet(
         row[0].set_ylabel(title, fontsize=7, color=QUIET)
     for axes, heading in zip(panels[0], ["picture", *headings], strict=True):
         axes.set_title(heading, fontsize=9, color=INK, loc="left", pad=4)
-    figure.text(left / total[0], 0.12 / total[1], note, fontsize=7, color=QUIET)
+    lines = textwrap.fill(note, int((total[0] - left) / 0.055))  # [inches], of a letter of 7 points
+    figure.text(left / total[0], 0.08 / total[1], lines, fontsize=7, color=QUIET)
     return figure, [list(row[1:]) for row in panels]
 
 
