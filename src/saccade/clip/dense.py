@@ -90,9 +90,7 @@ def dense_tokens(
     family, needs = _accepted(visual), HEADS[check_head(visual, head)]
     count = len(family.blocks(visual))
     places = set(range(count - needs.states, count))
-    states, layout = entering(
-        family, visual, images, places=places, grids=grids, frame=frame, windows=windows, run=run
-    )
+    states, layout = entering(family, visual, images, places=places, grids=grids, frame=frame, windows=windows, run=run)
     return family.finish(visual, needs.apply(family, visual, list(states.values()), layout))
 
 
