@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from saccade.engine.config import (
+    MAY_CHANGE,
     DistillConfig,
     Sharing,
     check_config,
@@ -121,7 +122,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         if processes.is_first:
             facts = {**asdict(numbers), "weights": digest_module(teacher), "processes": processes.size}
             record = run_record(config, facts)
-            claim_folder(config.out, record)
+            claim_folder(config.out, record, may_change=MAY_CHANGE)
     with processes.together():
         saved = load_latest(checkpoints, tell=tell)
     outcome = Outcome(step=0)

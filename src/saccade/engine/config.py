@@ -6,6 +6,7 @@ torch, so that `--help` is instant. Deliberately absent: configuration files, in
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,9 @@ from saccade.errors import InputError
 SMALL = "saccade-small"  # the shipped small CLIP
 HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
 """Fields that may change between the parts of one run: the weights come out the same."""
-SHARING = ("batch", "accumulate", "processes")
-"""Fields that may change with the machines at hand: how the pictures of a step are shared; see `told_sharing`."""
-REMEDIES = ("nonfinite", "nonfinite_limit")
-"""Fields that may change because a run needed it: what happens where it cannot go on."""
+MAY_CHANGE = (*HARMLESS, "batch", "accumulate", "processes", "nonfinite", "nonfinite_limit")
+"""Fields that may change between the parts of one distillation: also how the pictures of a step are shared, which
+depends on the machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,13 @@ def told_sharing(before: Sharing, now: Sharing, *, steps: int) -> str | None:
     )
 
 
-def claim_folder(out: Path, record: dict[str, Any]) -> bool:
+def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = HARMLESS) -> bool:
     """Take the output folder for this run, or recognise it as this run's own.
 
     Args:
         out: the run's folder; made if it does not exist.
         record: from `run_record`.
+        may_change: fields that do not make it another run.
 
     Returns:
         Whether the folder already held this run (there may be something to resume); then nothing was written.
@@ -240,7 +241,7 @@ def claim_folder(out: Path, record: dict[str, Any]) -> bool:
     """
     path = out / "config.json"
     if path.is_file():
-        _same_run(path, record)
+        _same_run(path, record, may_change)
         return True
     check_writable(out)
     taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
@@ -270,7 +271,7 @@ def check_writable(out: Path) -> None:
         raise InputError(f"--out {out}: must be a folder that can be written; {error}. Choose another.") from error
 
 
-def _same_run(path: Path, record: dict[str, Any]) -> None:
+def _same_run(path: Path, record: dict[str, Any], may_change: Sequence[str]) -> None:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -280,7 +281,7 @@ def _same_run(path: Path, record: dict[str, Any]) -> None:
     if not isinstance(found, dict):
         raise InputError(f"{path}: must be the JSON record of a run; got {found!r:.60}. Choose another --out.")
     missing = "(absent)"
-    fields = sorted({*found, *record} - {*HARMLESS, *SHARING, *REMEDIES})
+    fields = sorted({*found, *record} - set(may_change))
     differing = [name for name in fields if found.get(name, missing) != record.get(name, missing)]
     if differing:
         lines = [f"  {name}: there {found.get(name, missing)}, here {record.get(name, missing)}" for name in differing]
