@@ -9,9 +9,9 @@ import torch
 
 from saccade.clip.load import load
 from saccade.clip.model import Clip
-from saccade.engine.distributed import joined
+from saccade.engine.distributed import joined, whole_tensor
 from saccade.engine.optim import build_optimizer
-from saccade.engine.shard import shard_student, whole_tensor
+from saccade.engine.shard import shard_student
 from saccade.objectives.clipself import ClipSelf, train_layers
 from saccade.types import Batch, InputError, Sample
 
@@ -36,7 +36,7 @@ def compare(clip: Clip, processes, *, bfloat16: bool, checkpointing: bool, regio
     """How far the gradients lie apart, how large they are, and what share of the trained weights is held here."""
     batches = [Batch([sample(seed, count)], []) for seed, count in enumerate(regions)]
     spread = objective_of(clip, checkpointing=checkpointing)
-    whole = objective_of(clip, checkpointing=checkpointing, bfloat16=bfloat16)
+    whole = objective_of(clip, checkpointing=checkpointing, low_precision=bfloat16)
     shard_student(spread, processes=processes, bfloat16=bfloat16)
     spread(batches[processes.rank]).backward()
     (sum(whole(batch) for batch in batches) / 2).backward()

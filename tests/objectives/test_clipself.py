@@ -290,7 +290,7 @@ def test_bfloat16_copies_give_float32_gradients_near_the_exact_ones(pair, checkp
     train_layers(student)
     exact = ClipSelf(student, teacher, student_size=64)
     expected, loss = gradients(exact, two_samples()), exact(two_samples()).item()
-    low = ClipSelf(student, teacher, student_size=64, bfloat16=True, checkpointing=checkpointing)
+    low = ClipSelf(student, teacher, student_size=64, low_precision=True, checkpointing=checkpointing)
     found = gradients(low, two_samples())
     assert found.keys() == expected.keys()
     assert all(gradient.dtype == torch.float32 for gradient in found.values())

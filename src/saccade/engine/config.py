@@ -117,6 +117,8 @@ class DistillConfig:
     a third more time."""
     fsdp: bool = False
     """Spread the student's weights over the processes (FSDP2): for towers as large as ViT-H/14."""
+    dry_run: bool = False
+    """Say what the run would do, take and write, measured on one batch, and stop there."""
     timeout: int = 120
     """Seconds without an answer from another process after which the whole job ends."""
 

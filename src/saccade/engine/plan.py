@@ -140,6 +140,13 @@ def estimate_memory(objective: ClipSelf, *, regions: int, processes: int = 1, sh
     return Memory(fixed, a_picture, _available(objective))
 
 
+def written(objective: ClipSelf, out: Path, *, copies: int) -> dict[str, int]:
+    """What a run writes where, and how many bytes of it; 0 where that grows with the run."""
+    trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    product = 4 * sum(parameter.numel() for parameter in objective.student.parameters())
+    return {str(out / "model"): product, str(out / "checkpoints"): 3 * copies * trained, str(out / "metrics.jsonl"): 0}
+
+
 def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
     """Time a forward and backward pass of real pictures, and leave everything as it was [seconds].
 
@@ -149,7 +156,8 @@ def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
     device = next(objective.student.parameters()).device
     batches = [batch for batch in batches if count_regions(batch)]
     taken = None
-    for batch in [*batches, *batches] if device.type == "cuda" else batches:  # a GPU's first pass also sets it up
+    is_slow_at_first = device.type == "cuda" or objective.compiled
+    for batch in [*batches, *batches] if is_slow_at_first else batches:
         began = time.monotonic()
         objective(batch).backward()
         if device.type == "cuda":
@@ -181,7 +189,7 @@ def _twin(objective: ClipSelf) -> tuple[ClipSelf, FakeTensorMode]:
             pad=objective.pad,
             head=objective.head,
             tokens=objective.tokens,
-            bfloat16=objective.bfloat16,
+            low_precision=objective.low_precision,
             checkpointing=objective.checkpointing,
             chunk=objective.chunk,
         )

@@ -14,7 +14,6 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from saccade.clip.dense import tower_stages
 from saccade.engine.distributed import Processes
@@ -49,15 +48,11 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
         return run(family, visual, block, *rest)
 
     for block in tower_stages(student.visual)[:-1]:
-        block.run_gathered = MethodType(run_own, block)  # FSDP gathers around a method of the module it shards
+        # FSDP gathers around a method of the module it shards
+        block.run_gathered = MethodType(run_own, block)  # pyright: ignore[reportArgumentType]
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
     student.run_block = lambda family, visual, block, *rest: block.run_gathered(family, visual, *rest)
     of_tower = {id(parameter) for parameter in student.visual.parameters()}
     whole = {parameter for parameter in objective.parameters() if id(parameter) not in of_tower}
     fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be spread over the processes; all of them must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -43,7 +43,7 @@ class ClipSelf(nn.Module):
         head: Head = "value",
         enlarge: float = 1.0,
         tokens: Literal["all", "valid"] = "all",
-        bfloat16: bool = False,
+        low_precision: bool = False,
         compiled: bool = False,
         checkpointing: bool = False,
         chunk: int = 128,
@@ -59,7 +59,7 @@ class ClipSelf(nn.Module):
             enlarge: teacher crops are boxes enlarged by this about their centre (1 for patches, 1.5 for proposals).
             tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the picture; the
                 padding is then neither computed nor seen.
-            bfloat16: the student computes with bfloat16 copies of its weights, which stay as they are.
+            low_precision: the student computes with bfloat16 copies of its weights, which stay as they are.
             compiled: run the blocks of both towers through torch.compile.
             checkpointing: keep only what enters each of the student's blocks, and run them again in the backward pass.
             chunk: teacher crops encoded at once, which bounds their memory.
@@ -82,7 +82,7 @@ class ClipSelf(nn.Module):
         self.pad: Literal["zero", "black"] = pad
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
-        self.bfloat16, self.checkpointing = bfloat16, checkpointing
+        self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
         self._copies: dict[str, Tensor] = {}
         run = torch.compile(whole_block) if compiled else whole_block
         teacher.run_block = run
@@ -102,7 +102,7 @@ class ClipSelf(nn.Module):
         groups = [list(group) for _, group in groupby(sorted(samples, key=self._seen), key=self._seen)]
         with torch.no_grad():
             targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
-        if self.bfloat16:
+        if self.low_precision:
             self._copies = low_precision_copies(self.student.visual)
         with self._as_in_forward():
             regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
@@ -127,7 +127,7 @@ class ClipSelf(nn.Module):
 
     def _as_in_forward(self) -> AbstractContextManager[None]:
         """The student with the weights it computes with."""
-        return using(self.student.visual, self._copies) if self.bfloat16 else nullcontext()
+        return using(self.student.visual, self._copies) if self.low_precision else nullcontext()
 
     def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
         """The pictures resized and padded to one square, and their boxes in its pixels."""
