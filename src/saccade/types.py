@@ -12,7 +12,7 @@ lies on disk in a `Sample`, of the *padded input* once the picture was resized f
 where they are read. Pictures are uint8 RGB (3, H, W) until the compute device has them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -27,6 +27,8 @@ class Category:
     id: int  # as the annotation file numbers it
     name: str
     is_thing: bool
+    synonyms: tuple[str, ...] = ()  # LVIS only
+    frequency: str | None = None  # LVIS only: "r", "c" or "f" (rare, common, frequent)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Sample:
     boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the picture
     segments: Segments | None = None  # only where an evaluation asked for annotations
 
+    def pin_memory(self) -> "Sample":
+        """The same sample with its picture and boxes in page-locked memory; what a DataLoader calls."""
+        return replace(self, image=self.image.pin_memory(), boxes=self.boxes.pin_memory())
+
 
 @dataclass(frozen=True)
 class BadSample:
@@ -63,3 +69,7 @@ class Batch:
 
     samples: list[Sample]
     bad: list[BadSample]
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; what a DataLoader calls."""
+        return Batch([sample.pin_memory() for sample in self.samples], self.bad)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from saccade.data.coco import Dataset, Record
 from saccade.data.folder import read_folder
 from saccade.data.loader import (
     BatchSampler,
@@ -22,8 +22,8 @@ from saccade.data.loader import (
     epoch_order,
     make_loader,
     open_data,
-    sample_proposals,
 )
+from saccade.data.records import Dataset
 from saccade.types import BadSample, Batch, InputError, Sample
 
 
@@ -58,29 +58,43 @@ def test_seeds_do_not_collide_by_sums_or_digits():
 
 
 def test_every_epoch_shows_every_picture_once_whatever_the_batch():
-    pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, total_steps=14))  # 42 = 6 epochs of 7
+    pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, batches=14))  # 42 = 6 epochs of 7
     assert Counter(pairs) == Counter((epoch, index) for epoch in range(6) for index in range(7))
 
 
 def test_fewer_pictures_than_a_batch_fill_it_from_the_next_epochs():
-    (first,) = BatchSampler(2, batch=5, seed=1, total_steps=1)
+    (first,) = BatchSampler(2, batch=5, seed=1, batches=1)
     assert [epoch for epoch, _ in first] == [0, 0, 1, 1, 2]
 
 
 def test_a_sampler_starts_at_any_step():
-    whole = list(BatchSampler(7, batch=3, seed=1, total_steps=20))
+    whole = list(BatchSampler(7, batch=3, seed=1, batches=20))
     for start in (0, 1, 9, 20):
-        rest = BatchSampler(7, batch=3, seed=1, start_step=start, total_steps=20)
+        rest = BatchSampler(7, batch=3, seed=1, start=3 * start, batches=20 - start)
         assert list(rest) == whole[start:] and len(rest) == 20 - start
 
 
 def test_processes_share_a_step_without_changing_it():
-    alone = list(BatchSampler(10, batch=6, seed=1, total_steps=9))
+    alone = list(BatchSampler(10, batch=6, seed=1, batches=9))
     for world in (2, 3):
-        shares = [
-            BatchSampler(10, batch=6 // world, seed=1, rank=r, world_size=world, total_steps=9) for r in range(world)
-        ]
+        shares = [BatchSampler(10, batch=6 // world, seed=1, rank=r, world_size=world, batches=9) for r in range(world)]
         assert [[*itertools.chain(*parts)] for parts in zip(*shares, strict=True)] == alone
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("taken", [0, 5, 8, 23])
+def test_another_number_of_processes_goes_on_where_the_last_stopped(world, taken):
+    # one process took `taken` pictures of two epochs of 20; what is left of them is shown once each by the others
+    before = [*itertools.chain(*BatchSampler(20, batch=1, seed=1, batches=taken))]
+    each = -(-(40 - taken) // (3 * world))  # batches of 3 that cover the rest
+    shares = [
+        [*BatchSampler(20, batch=3, seed=1, rank=rank, world_size=world, start=taken, batches=each)]
+        for rank in range(world)
+    ]
+    in_order = [pair for batches in zip(*shares, strict=True) for batch in batches for pair in batch]
+    assert Counter(before + in_order[: 40 - taken]) == Counter((e, i) for e in range(2) for i in range(20))
+    assert {epoch for epoch, _ in in_order[40 - taken :]} <= {2, 3}  # beyond: the next epochs, nothing twice
+    assert len(set(in_order)) == len(in_order) == each * 3 * world
 
 
 def test_without_an_end_the_stream_goes_on():
@@ -134,25 +148,6 @@ def test_a_picture_one_pixel_wide_has_regions(tmp_path):
         assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
 
 
-def test_proposals_are_shuffled_capped_and_sieved_by_area():
-    good = tuple((float(i), 0.0, i + 8.0, 8.0) for i in range(30))  # 8 x 8: just large enough
-    record = Record(1, Path("x"), 2000, 2000, (*good, (0, 0, 7.9, 8), (0, 0, 1025, 1024)))
-    drawn = [
-        sample_proposals(record, height=2000, width=2000, keep=20, generator=torch.Generator().manual_seed(seed))
-        for seed in range(20)
-    ]
-    rows = [tuple(box) for boxes in drawn for box in boxes.tolist()]
-    assert set(rows) == set(good)  # the too small and the too large never appear, all others do
-    assert max(map(len, drawn)) == 20 and min(map(len, drawn)) < 20  # sieved after the cap
-    assert drawn[0].tolist() != drawn[1].tolist()
-
-
-def test_a_picture_without_a_usable_box_gives_its_top_left_quarter():
-    record = Record(1, Path("x"), 10, 30, ((0, 0, 2, 2),))
-    boxes = sample_proposals(record, height=10, width=30, keep=20, generator=torch.Generator())
-    assert boxes.tolist() == [[0, 0, 15, 5]]
-
-
 def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
     dataset = read_folder(pictures(tmp_path, 1))
     for numbers, reason in (
@@ -173,9 +168,9 @@ def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
 def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
     source = PictureSource(read_folder(pictures(tmp_path, 7)), seed=5)
     (tmp_path / "03.png").write_bytes(b"broken")
-    loader = make_loader(source, BatchSampler(7, batch=3, seed=5, total_steps=6), workers=workers)
+    loader = make_loader(source, BatchSampler(7, batch=3, seed=5, batches=6), workers=workers)
     assert len(loader) == 6
-    expected = [[source[pair] for pair in pairs] for pairs in BatchSampler(7, batch=3, seed=5, total_steps=6)]
+    expected = [[source[pair] for pair in pairs] for pairs in BatchSampler(7, batch=3, seed=5, batches=6)]
     for batch, items in zip(loader, expected, strict=True):
         good = [(s.id, s.image.tolist(), s.boxes.tolist()) for s in items if isinstance(s, Sample)]
         assert flat(batch) == [good, [(b.id, b.reason) for b in items if isinstance(b, BadSample)]]
@@ -186,7 +181,7 @@ def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
     source = PictureSource(read_folder(pictures(tmp_path, 5)))
 
     def stream(start: int) -> list[object]:
-        sampler = BatchSampler(5, batch=2, seed=0, start_step=start, total_steps=8)
+        sampler = BatchSampler(5, batch=2, seed=0, start=2 * start, batches=8 - start)
         return [flat(batch) for batch in make_loader(source, sampler, workers=workers)]
 
     assert stream(3) == stream(0)[3:]
@@ -197,7 +192,7 @@ def test_loading_leaves_the_global_random_stream_alone(tmp_path):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(make_loader(source, BatchSampler(4, batch=2, seed=0, total_steps=2), workers=workers))
+        list(make_loader(source, BatchSampler(4, batch=2, seed=0, batches=2), workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -217,7 +212,7 @@ def test_a_batch_of_bad_pictures_only_is_still_a_batch(tmp_path):
     dataset = read_folder(pictures(tmp_path, 2))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    (batch,) = make_loader(PictureSource(dataset), BatchSampler(2, batch=2, seed=0, total_steps=1), workers=0)
+    (batch,) = make_loader(PictureSource(dataset), BatchSampler(2, batch=2, seed=0, batches=1), workers=0)
     assert batch.samples == [] and len(batch.bad) == 2
 
 
@@ -247,8 +242,21 @@ def test_half_bad_is_no_reason_to_stop(tmp_path):
     dataset = read_folder(pictures(tmp_path, 10))
     for i in range(0, 10, 2):
         (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
-    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, total_steps=10), workers=0)
+    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, batches=10), workers=0)
     assert sum(len(batch.bad) for batch in loader) == 50
+
+
+def test_pinning_a_batch_pins_what_the_device_copies(monkeypatch):
+    class Pinned(torch.Tensor):
+        """Marks what was pinned; this machine may have no GPU to pin for."""
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.as_subclass(Pinned))
+    sample = Sample("a", torch.full((3, 2, 2), 7, dtype=torch.uint8), torch.ones(1, 4))
+    pinned = pin_memory(Batch([sample], [BadSample("b", "bad")]))  # the DataLoader's own
+    assert isinstance(pinned, Batch) and pinned.bad == [BadSample("b", "bad")]
+    (one,) = pinned.samples
+    assert isinstance(one.image, Pinned) and isinstance(one.boxes, Pinned) and one.id == "a"
+    assert one.image.dtype == torch.uint8 and one.image.tolist() == sample.image.tolist()
 
 
 def test_workers_below_zero_are_refused(tmp_path):

@@ -159,7 +159,7 @@ def test_a_signal_while_a_batch_is_awaited_stops_after_the_next_step(tmp_path, n
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_decoding_processes_ignore_the_signals_that_stop_a_run(pictures):
     source = PictureSource(open_data(pictures, split="train"))
-    batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, total_steps=50), workers=1))
+    batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, batches=50), workers=1))
     next(batches)
     (worker,) = multiprocessing.active_children()
     lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()

@@ -14,7 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saccade.engine.config import DistillConfig, check_config, check_writable, claim_folder, numbers_of, run_record
+from saccade.engine.config import (
+    DistillConfig,
+    check_config,
+    check_writable,
+    claim_folder,
+    numbers_of,
+    regions_of,
+    run_record,
+)
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
@@ -83,7 +91,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             student_size=numbers.student_size,
             pad=config.pad,
             head=config.head,
-            enlarge=1.5 if config.regions == "boxes" else 1.0,
+            enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
         )
     optimizer = build_optimizer(
         objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
@@ -174,10 +182,19 @@ def write_product(objective: "ClipSelf", folder: Path, *, alpha: float) -> None:
 def _open_pictures(config: DistillConfig) -> "PictureSource":
     """The data set of the run and the regions to draw in it."""
     from saccade.data.loader import PictureSource, open_data
+    from saccade.data.regions import with_boxes
 
+    regions = regions_of(config)
+    dataset = open_data(
+        config.data,
+        split=config.split,
+        annotations="instances" if regions == "boxes" and config.boxes is None else "none",
+        annotation_file=config.annotations,
+        shard_cache=config.shard_cache,
+    )
     return PictureSource(
-        open_data(config.data, split=config.split, annotations="instances" if config.regions == "boxes" else "none"),
-        regions=config.regions,
+        dataset if config.boxes is None else with_boxes(dataset, config.boxes),
+        regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.keep,
@@ -197,10 +214,11 @@ def _batches(
         seed=config.seed,
         rank=processes.rank,
         world_size=processes.size,
-        start_step=start_step,
-        total_steps=config.steps,
+        start=start_step * config.batch * processes.size,
+        batches=config.steps - start_step,
     )
-    return make_loader(source, sampler, workers=config.workers, strict=config.strict)
+    pin = processes.device.type == "cuda"
+    return make_loader(source, sampler, workers=config.workers, strict=config.strict, pin=pin)
 
 
 def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
