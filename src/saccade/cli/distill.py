@@ -78,7 +78,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
 
     # --- pictures and towers, before anything is written; the teacher is the student before its first step
     with processes.together():
-        source = _open_pictures(config)
+        source = _open_pictures(config, progress=processes.is_first)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
         teacher = deepcopy(student)  # no text is used, so no tokenizer has been made yet
         if config.window is not None:
@@ -179,7 +179,7 @@ def write_product(objective: "ClipSelf", folder: Path, *, alpha: float) -> None:
     save_clip(objective.student, folder)
 
 
-def _open_pictures(config: DistillConfig) -> "PictureSource":
+def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
     """The data set of the run and the regions to draw in it."""
     from saccade.data.loader import PictureSource, open_data
     from saccade.data.regions import with_boxes
@@ -191,6 +191,7 @@ def _open_pictures(config: DistillConfig) -> "PictureSource":
         annotations="instances" if regions == "boxes" and config.boxes is None else "none",
         annotation_file=config.annotations,
         shard_cache=config.shard_cache,
+        progress=progress,
     )
     return PictureSource(
         dataset if config.boxes is None else with_boxes(dataset, config.boxes),

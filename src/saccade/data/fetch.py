@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from saccade.data.shards import index_shard
+from saccade.progress import picture_bar
 from saccade.types import InputError
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
@@ -58,25 +59,27 @@ def expand(pattern: str) -> list[str]:
     return names
 
 
-def fetch_all(names: list[str], cache: Path | None) -> list[Path]:
+def fetch_all(names: list[str], cache: Path | None, *, progress: bool = False) -> list[Path]:
     """Bring shards to the local disk, those that are not there already.
 
     Args:
         names: from `expand`.
         cache: folder to keep fetched shards in; local ones stay where they are.
+        progress: show a bar.
 
     Raises:
         InputError: no folder to keep them in, or one cannot be fetched or is not a whole tar file.
     """
     paths = []
-    for place, name in enumerate(names):
-        parts = urlsplit(name)
-        if parts.scheme in ("", "file"):
-            paths.append(Path(unquote(parts.path) if parts.scheme else name))
-        elif cache is None:
-            raise InputError(f"{name}: need a folder to keep it in; SACCADE_CACHE is empty. Use --shard-cache.")
-        else:
-            paths.append(fetch(name, cache, place=f"shard {place + 1} of {len(names)}"))
+    with picture_bar(show=progress) as bar:
+        for place, name in bar.track(list(enumerate(names, start=1)), description="shards at hand"):
+            parts = urlsplit(name)
+            if parts.scheme in ("", "file"):
+                paths.append(Path(unquote(parts.path) if parts.scheme else name))
+            elif cache is None:
+                raise InputError(f"{name}: need a folder to keep it in; SACCADE_CACHE is empty. Use --shard-cache.")
+            else:
+                paths.append(fetch(name, cache, place=f"shard {place} of {len(names)}"))
     return paths
 
 

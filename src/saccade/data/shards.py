@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -26,6 +27,7 @@ from torch import Tensor
 from saccade.data.pictures import SUFFIXES, read_picture
 from saccade.data.records import Dataset, Dropped, Member, Record
 from saccade.data.strict import DISTRUST, drop, escapes, fail
+from saccade.progress import picture_bar
 from saccade.types import InputError
 
 MAX_TEXT = 1_000_000  # bytes
@@ -46,7 +48,9 @@ class Index:
     first_link: str
 
 
-def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, labels: Sequence[str] = ()) -> Dataset:
+def read_shards(
+    paths: Sequence[Path], *, name: str, cache: Path | None, labels: Sequence[str] = (), progress: bool = False
+) -> Dataset:
     """List the pictures of tar shards as records without annotations.
 
     Args:
@@ -54,6 +58,7 @@ def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, labels:
         name: of the data set.
         cache: folder where the indices are kept; None: every start scans again.
         labels: what messages call the shards; their file names when not given, their paths where two share one.
+        progress: show a bar while they are scanned; the first scan of a million pictures takes a minute.
 
     Returns:
         Records whose id is SHARD:KEY; keys without a picture, and links, are counted in `dropped`.
@@ -67,14 +72,15 @@ def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, labels:
             labels = [str(path) for path in paths]
     dropped: dict[str, Dropped] = {}
     indices = []
-    for label, path in zip(labels, paths, strict=True):
-        index = index_shard(path, cache=cache)
-        for key in (key for key, (_, size) in zip(index.keys, index.pictures, strict=True) if size < 0):
-            drop(dropped, NO_PICTURE, f"{label}:{key}")
-        if index.links:
-            more = Dropped(index.links, f"{label}:{index.first_link}")
-            dropped[NO_FILE] = dropped[NO_FILE] + more if NO_FILE in dropped else more
-        indices.append(index)
+    with picture_bar(show=progress) as bar:
+        for label, path in bar.track(list(zip(labels, paths, strict=True)), description=f"shards of {name}"):
+            index = index_shard(path, cache=cache)
+            for place in np.flatnonzero(index.pictures[:, 1] < 0):
+                drop(dropped, NO_PICTURE, f"{label}:{index.keys[place]}")
+            if index.links:
+                more = Dropped(index.links, f"{label}:{index.first_link}")
+                dropped[NO_FILE] = dropped[NO_FILE] + more if NO_FILE in dropped else more
+            indices.append(index)
     records = ShardRecords(tuple(zip(labels, paths, strict=True)), indices)
     if not len(records):
         kinds = " ".join(SUFFIXES)
@@ -229,7 +235,8 @@ def _keep(path: Path, index: Index, facts: str) -> None:
         partial.write_bytes(buffer.getvalue())
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------ the pairs

@@ -37,6 +37,7 @@ def open_data(
     annotations: Kind = "instances",
     annotation_file: Path | None = None,
     shard_cache: Path | None = None,
+    progress: bool = False,
 ) -> Dataset:
     """Read a data set of any kind that the module's table shows.
 
@@ -49,12 +50,14 @@ def open_data(
         annotation_file: read this file instead of the one that lies in the standard place; its content says whether it
             is COCO's, LVIS's or Objects365's, and it says which pictures there are.
         shard_cache: where fetched shards are kept; $SACCADE_CACHE/shards when not given.
+        progress: show a bar while shards are fetched and scanned.
 
     Raises:
         InputError: it is none of them or may be two, or a file is not what it must be.
     """
     cache = default_cache()
-    shards = _find_shards(path, cache / "shards" if shard_cache is None and cache is not None else shard_cache)
+    kept = cache / "shards" if shard_cache is None and cache is not None else shard_cache
+    shards = _find_shards(path, kept, progress=progress)
     path = Path(path)
     if annotation_file is not None or annotations == "panoptic":
         if shards:
@@ -64,7 +67,7 @@ def open_data(
         return _open_annotated(path, annotation_file, split)
     if shards:
         name = path.name if path.is_dir() else str(path)
-        return read_shards(shards, name=name, cache=cache)
+        return read_shards(shards, name=name, cache=cache, progress=progress)
     kinds = _recognise(path, split)
     if len(kinds) > 1:
         raise InputError(
@@ -85,10 +88,10 @@ def open_data(
     return read_folder(path)
 
 
-def _find_shards(path: Path | str, cache: Path | None) -> list[Path]:
+def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> list[Path]:
     """The shards that a path or pattern means; none: it is something else."""
     if is_pattern(str(path)):
-        return fetch_all(expand(str(path)), cache)
+        return fetch_all(expand(str(path)), cache, progress=progress)
     path = Path(path)
     if path.is_file() and path.suffix == ".tar":
         return [path]

@@ -92,6 +92,7 @@ def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) 
 
 
 def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) -> Any:
+    """Take a field of a type; an empty text counts as none."""
     value = entry.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value == "":
         fail(where, f"`{key}`, {need}", short(value) if key in entry else "no such field")
@@ -99,6 +100,7 @@ def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) ->
 
 
 def known_id(where: str, entry: dict[str, Any], key: str, known: dict[Any, Any]) -> Any:
+    """Take a field that must name something the file lists."""
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
         fail(where, f"`{key}`, one of the {len(known)} ids the file lists", short(value))
@@ -106,6 +108,7 @@ def known_id(where: str, entry: dict[str, Any], key: str, known: dict[Any, Any])
 
 
 def flag(where: str, entry: dict[str, Any], key: str, *, default: int | None) -> bool:
+    """Take a field that is 0 or 1."""
     value = entry.get(key, default)
     if not isinstance(value, int) or value not in (0, 1):
         fail(where, f"`{key}`, 0 or 1", short(value) if key in entry else "no such field")
