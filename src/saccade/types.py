@@ -12,7 +12,7 @@ lies on disk in a `Sample`, of the *padded input* once the picture was resized f
 where they are read. Pictures are uint8 RGB (3, H, W) until the compute device has them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
@@ -50,10 +50,6 @@ class Sample:
     boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the picture
     segments: Segments | None = None  # only where an evaluation asked for annotations
 
-    def pin_memory(self) -> "Sample":
-        """The same sample with its picture and boxes in page-locked memory; what a DataLoader calls."""
-        return replace(self, image=self.image.pin_memory(), boxes=self.boxes.pin_memory())
-
 
 @dataclass(frozen=True)
 class BadSample:
@@ -69,7 +65,3 @@ class Batch:
 
     samples: list[Sample]
     bad: list[BadSample]
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; what a DataLoader calls."""
-        return Batch([sample.pin_memory() for sample in self.samples], self.bad)

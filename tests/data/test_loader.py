@@ -22,6 +22,7 @@ from saccade.data.loader import (
     epoch_order,
     make_loader,
     open_data,
+    pack,
 )
 from saccade.data.records import Dataset
 from saccade.types import BadSample, Batch, InputError, Sample
@@ -246,17 +247,33 @@ def test_half_bad_is_no_reason_to_stop(tmp_path):
     assert sum(len(batch.bad) for batch in loader) == 50
 
 
-def test_pinning_a_batch_pins_what_the_device_copies(monkeypatch):
-    class Pinned(torch.Tensor):
-        """Marks what was pinned; this machine may have no GPU to pin for."""
+def test_a_batch_travels_as_two_tensors_and_arrives_whole():
+    samples = [
+        Sample(str(i), torch.arange(3 * h * w, dtype=torch.uint8).view(3, h, w) + i, torch.rand(n, 4), segments)
+        for i, (h, w, n, segments) in enumerate([(2, 3, 4, None), (5, 1, 0, None), (1, 1, 1, None)])
+    ]
+    bad = BadSample("b", "bad")
+    packed = pack([samples[0], bad, *samples[1:]])
+    assert sum(isinstance(value, torch.Tensor) for value in vars(packed).values()) == 2
+    batch = packed.unpack()
+    assert batch.bad == [bad] and flat(batch) == flat(Batch(samples, [bad]))
+    assert all(sample.image.is_contiguous() and sample.image.dtype == torch.uint8 for sample in batch.samples)
+    assert pack([bad]).unpack() == Batch([], [bad])
 
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.as_subclass(Pinned))
+
+def test_pinning_a_batch_pins_what_the_device_copies(monkeypatch):
+    pinned: list[torch.Size] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        """Notes what was pinned; this machine may have no GPU to pin for."""
+        pinned.append(tensor.shape)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     sample = Sample("a", torch.full((3, 2, 2), 7, dtype=torch.uint8), torch.ones(1, 4))
-    pinned = pin_memory(Batch([sample], [BadSample("b", "bad")]))  # the DataLoader's own
-    assert isinstance(pinned, Batch) and pinned.bad == [BadSample("b", "bad")]
-    (one,) = pinned.samples
-    assert isinstance(one.image, Pinned) and isinstance(one.boxes, Pinned) and one.id == "a"
-    assert one.image.dtype == torch.uint8 and one.image.tolist() == sample.image.tolist()
+    packed = pin_memory(pack([sample, BadSample("b", "bad")]))  # the DataLoader's own
+    assert flat(packed.unpack()) == flat(Batch([sample], [BadSample("b", "bad")]))
+    assert pinned == [(12,), (1, 4)]
 
 
 def test_workers_below_zero_are_refused(tmp_path):

@@ -314,7 +314,7 @@ def test_an_index_is_kept_and_used_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", ["content", "time", "head", "kept", "kept pickle"])
 def test_a_changed_shard_or_a_damaged_index_is_scanned_again(tmp_path, change):
-    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.png": jpeg((1, 2, 3))})
+    write_tar(tmp_path / "s.tar", {"0.bin": b"z" * 5000, "1.png": jpeg((1, 2, 3))})
     old = (tmp_path / "s.tar").stat()
     shards(tmp_path / "s.tar", cache=tmp_path)
     (kept,) = tmp_path.rglob("*.npz")
@@ -323,7 +323,8 @@ def test_a_changed_shard_or_a_damaged_index_is_scanned_again(tmp_path, change):
         write_tar(tmp_path / "s.tar", {f"{name}.png": jpeg((1, 2, 3)) for name in "789"} | {"z.bin": b"z" * 9999})
         os.utime(tmp_path / "s.tar", ns=times)
     elif change in ("time", "head"):
-        write_tar(tmp_path / "s.tar", {"7.png": jpeg((1, 2, 3)), "8.png": jpeg((1, 2, 3))})
+        first = "0.bin" if change == "time" else "0.bim"  # else the first bytes are the same
+        write_tar(tmp_path / "s.tar", {first: b"z" * 5000, "7.png": jpeg((1, 2, 3))})
         os.utime(tmp_path / "s.tar", ns=times if change == "head" else (times[0], times[1] + 1))
         assert (tmp_path / "s.tar").stat().st_size == old.st_size
     else:

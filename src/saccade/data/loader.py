@@ -13,10 +13,12 @@ import hashlib
 import itertools
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -223,23 +225,61 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 # ---------------------------------------------------------------------------------------------------------- the batches
 
 
-def pack(items: Sequence[Sample | BadSample]) -> Batch:
+@dataclass(frozen=True)
+class Packed:
+    """A batch on its way from a worker: all pictures in one tensor and all boxes in another.
+
+    A tensor that travels costs a shared file and an open descriptor each, of which a process may have 1,024: 8 workers
+    with two batches of 32 would need more.
+    """
+
+    ids: list[str]
+    shapes: list[tuple[int, int]]  # (height, width) [pixels]
+    counts: list[int]  # boxes of each picture
+    pictures: UInt8[Tensor, " bytes"]
+    boxes: Float[Tensor, "R 4"]
+    segments: list[Segments | None]
+    bad: list[BadSample]
+
+    def pin_memory(self) -> "Packed":
+        """The same batch with its pictures and boxes in page-locked memory; what a DataLoader calls."""
+        return replace(self, pictures=self.pictures.pin_memory(), boxes=self.boxes.pin_memory())
+
+    def unpack(self) -> Batch:
+        """The batch; its pictures and boxes are views."""
+        pictures = self.pictures.split([3 * height * width for height, width in self.shapes])
+        boxes = self.boxes.split(self.counts)
+        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, strict=True)
+        samples = [Sample(key, flat.view(3, *shape), rows, rest) for key, shape, flat, rows, rest in parts]
+        return Batch(samples, self.bad)
+
+
+def pack(items: Sequence[Sample | BadSample]) -> Packed:
     """Put the good samples of a step beside the bad ones, each in order; nothing is padded or replaced."""
     good = [item for item in items if isinstance(item, Sample)]
-    return Batch(good, [item for item in items if isinstance(item, BadSample)])
+    return Packed(
+        ids=[sample.id for sample in good],
+        shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in good],
+        counts=[len(sample.boxes) for sample in good],
+        pictures=torch.cat([torch.empty(0, dtype=torch.uint8), *(sample.image.flatten() for sample in good)]),
+        boxes=torch.cat([torch.empty(0, 4), *(sample.boxes for sample in good)]),
+        segments=[sample.segments for sample in good],
+        bad=[item for item in items if isinstance(item, BadSample)],
+    )
 
 
 @dataclass
 class BatchLoader:
     """Iterates over batches, and stops where the pictures, or too many of them, cannot be used."""
 
-    loader: DataLoader[Batch]
+    loader: DataLoader[Packed]
     strict: bool
     name: str
 
     def __iter__(self) -> Iterator[Batch]:
         seen, bad = 0, 0
-        for batch in self.loader:
+        for packed in self.loader:
+            batch = packed.unpack()
             if batch.bad and self.strict:
                 first = batch.bad[0]
                 raise InputError(f"picture {first.id}: {first.reason} (strict: the first bad picture ends the run)")
