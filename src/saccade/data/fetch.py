@@ -23,14 +23,13 @@ from saccade.types import InputError
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
 PLAIN = re.compile(r"[A-Za-z0-9._~:/@%+,=-]+")  # no letter of it means anything to a shell
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 CHUNK = 1 << 20  # bytes
 
 
 def is_pattern(text: str) -> bool:
     """Whether a text names shards by URL or by braces, rather than one file or folder."""
-    return ("{" in text or "::" in text or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text) is not None) and not Path(
-        text
-    ).exists()
+    return ("{" in text or "::" in text or SCHEME.match(text) is not None) and not Path(text).exists()
 
 
 def expand(pattern: str) -> list[str]:
@@ -39,9 +38,10 @@ def expand(pattern: str) -> list[str]:
     Raises:
         InputError: webdataset is missing, or a name has another scheme or a letter that is not plain.
     """
-    has_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern) is not None or "://" in pattern
-    if "$" in pattern or (has_url and not PLAIN.fullmatch(re.sub(r"[{}]", "", pattern))):
-        _refuse(pattern, "letters, digits and . _ ~ : / @ % + , = - { } only", "others, which a shell could read")
+    for part in pattern.split("::"):
+        _check_name(part)
+    if "$" in pattern:  # webdataset would put the environment there
+        _refuse(pattern, "a pattern without $", "one with it")
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
@@ -51,9 +51,7 @@ def expand(pattern: str) -> list[str]:
         ) from error
     names = expand_urls(pattern)
     for name in names:
-        scheme = urlsplit(name).scheme if has_url else ""
-        if scheme not in ("", *SCHEMES):
-            _refuse(name, f"a path or a URL of {', '.join(SCHEMES)}", f"the scheme {scheme!r}")
+        _check_name(name)
     if len(set(names)) < len(names):
         _refuse(pattern, "every shard once", "one twice")
     return names
@@ -132,6 +130,17 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _check_name(name: str) -> None:
+    """Refuse URLs that are programs, and letters that one of the programs that fetch could pass to a shell."""
+    scheme = SCHEME.match(name)
+    if scheme is None:
+        return
+    if scheme.group(1) not in SCHEMES:
+        _refuse(name, f"a path or a URL of {', '.join(SCHEMES)}", f"the scheme {scheme.group(1)!r}")
+    if not PLAIN.fullmatch(re.sub(r"[{}]", "", name)):
+        _refuse(name, "letters, digits and . _ ~ : / @ % + , = - { } only", "others, which a shell could read")
 
 
 def _refuse(name: str, need: str, got: str) -> None:
