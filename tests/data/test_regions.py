@@ -122,3 +122,18 @@ def test_pictures_without_a_box_are_told():
     assert note_boxless(pictures(THREE.records[2])).dropped_lines() == []
     (line,) = note_boxless(THREE).dropped_lines()
     assert line.startswith("2 of 3 pictures have no box") and line.endswith("the first: a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([{"image_id": 7}], r"result 0: bbox: need \[x, y, width, height\]"),
+        ([{"image_id": 7, "bbox": [0, 0, 1, 1]}, {"image_id": True, "bbox": [0, 0, 1, 1]}], "result 1: need an object"),
+        ([{"image_id": 7, "bbox": [0, 0, 1, 1]}, 3], "result 1: need an object"),
+        ([{"image_id": 7, "bbox": [0, 0, float("nan"), 1]}], "result 0: bbox: need finite numbers"),
+        ([], "need COCO's images and annotations, a list of results"),
+    ],
+)
+def test_a_broken_list_of_results_is_refused_by_place(tmp_path, content, reason):
+    with pytest.raises(InputError, match=reason):
+        with_boxes(THREE, written(tmp_path, content))
