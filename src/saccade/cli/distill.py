@@ -26,6 +26,7 @@ from saccade.engine.config import (
     check_writable,
     claim_folder,
     numbers_of,
+    regions_of,
     run_record,
     told_sharing,
 )
@@ -105,7 +106,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     # --- pictures and towers, before anything is written; the teacher is the student before its first step
     low = config.precision == "bfloat16"
     with processes.together():
-        source, held_out = _open_pictures(config), _open_held_out(config, processes)
+        source = _open_pictures(config, progress=processes.is_first)
+        held_out = _open_held_out(config, processes)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
         digest = digest_module(student) if processes.is_first else ""
         original = deepcopy(student)  # no text is used, so no tokenizer has been made yet
@@ -246,7 +248,7 @@ def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, stude
         student_size=student_size,
         pad=config.pad,
         head=config.head,
-        enlarge=1.5 if config.regions == "boxes" else 1.0,
+        enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
         tokens=config.tokens,
         low_precision=config.precision == "bfloat16" and not config.fsdp,  # FSDP gathers in bfloat16 itself
         compiled=config.compile,
@@ -293,13 +295,23 @@ def _plan(
     return plan.record(), stream
 
 
-def _open_pictures(config: DistillConfig) -> "PictureSource":
+def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
     """The data set of the run and the regions to draw in it."""
     from saccade.data.loader import PictureSource, open_data
+    from saccade.data.regions import with_boxes
 
+    regions = regions_of(config)
+    dataset = open_data(
+        config.data,
+        split=config.split,
+        annotations="instances" if regions == "boxes" and config.boxes is None else "none",
+        annotation_file=config.annotations,
+        shard_cache=config.shard_cache,
+        progress=progress,
+    )
     return PictureSource(
-        open_data(config.data, split=config.split, annotations="instances" if config.regions == "boxes" else "none"),
-        regions=config.regions,
+        dataset if config.boxes is None else with_boxes(dataset, config.boxes),
+        regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.keep,
@@ -313,10 +325,11 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
 
     if config.validate is None:
         return None
-    annotations = "instances" if config.regions == "boxes" else "none"
+    regions = regions_of(config)
+    annotations = "instances" if regions == "boxes" else "none"
     source = PictureSource(
-        open_data(config.validate, split=config.validate_split, annotations=annotations),
-        regions=config.regions,
+        open_data(str(config.validate), split=config.validate_split, annotations=annotations),
+        regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.keep,
@@ -343,7 +356,8 @@ def _batches(
         start=start,
         batches=steps * config.accumulate,
     )
-    return make_loader(source, sampler, workers=config.workers, strict=config.strict)
+    pin = processes.device.type == "cuda"
+    return make_loader(source, sampler, workers=config.workers, strict=config.strict, pin=pin)
 
 
 def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
