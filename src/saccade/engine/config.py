@@ -15,7 +15,7 @@ from saccade.clip.names import Head
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
-HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
+HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout", "recipe")
 """Fields that may change between the parts of one run: the weights come out the same."""
 
 
@@ -100,6 +100,8 @@ class DistillConfig:
     """Spread the student's weights over the processes (FSDP2): for towers as large as ViT-H/14."""
     timeout: int = 120
     """Seconds without an answer from another process after which the whole job ends."""
+    recipe: str | None = None
+    """Start from the flags that `saccade recipes` lists under this name; any flag given overrides its own."""
 
 
 @dataclass(frozen=True)
