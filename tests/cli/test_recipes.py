@@ -139,3 +139,14 @@ def test_neither_help_nor_the_list_imports_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    needing = Recipe("mine", "none", "Mine.", {"steps": 7}, "(estimate)", needs={"pretrained": "FILE"})
+    monkeypatch.setattr("saccade.cli.recipes.RECIPES", (needing,))
+    assert shlex.join(command(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
+    with pytest.raises(SystemExit) as done:
+        main(["distill", "--recipe", "mine", *NEEDED])
+    assert done.value.code == 2 and "--pretrained" in capsys.readouterr().err
+    parsed = parse(["distill", "--recipe", "mine", *NEEDED, "--pretrained", "w.pt"])
+    assert (parsed.pretrained, parsed.steps) == ("w.pt", 7)
