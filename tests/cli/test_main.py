@@ -10,8 +10,9 @@ import pytest
 
 from saccade.cli.main import main
 
-VERBS = [["world"], ["pretrain"], ["distill"], ["convert"], ["evaluate", "regions"], ["evaluate", "agreement"],
-         ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"], ["demo"]]  # fmt: skip
+VERBS = [["world"], ["pretrain"], ["distill"], ["recipes"], ["convert"], ["evaluate", "regions"],
+         ["evaluate", "agreement"], ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"],
+         ["demo"]]  # fmt: skip
 
 
 def test_help_imports_no_torch() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, show, world
+from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, recipes, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -21,6 +21,7 @@ Command = (
     | Annotated[world.World, subcommand("world")]
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
+    | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
     | Annotated[embed.Embed, subcommand("embed")]
@@ -39,16 +40,28 @@ DESCRIPTION = """Saccade: CLIPSelf for any CLIP.
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run one verb; exit with 2 and a message when the input is wrong."""
-    settings = (OmitArgPrefixes, OmitSubcommandPrefixes)
-    command: Any = tyro.cli(Command, prog="saccade", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
     try:
-        run(command)
+        run(parse(sys.argv[1:] if arguments is None else arguments))
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         print(f"saccade: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("saccade: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def parse(arguments: list[str]) -> Any:
+    """Read the flags of one verb; those of `distill --recipe NAME` default to the recipe's.
+
+    Raises:
+        InputError: there is no such recipe.
+    """
+    settings = (OmitArgPrefixes, OmitSubcommandPrefixes)
+    recipe = recipes.named_in(arguments) if arguments[:1] == ["distill"] else None
+    if recipe is not None:
+        default = recipes.start(recipes.find(recipe))
+        return tyro.cli(DistillConfig, prog="saccade distill", default=default, args=arguments[1:], config=settings)
+    return tyro.cli(Command, prog="saccade", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def run(command: Any) -> None:
@@ -62,6 +75,8 @@ def run(command: Any) -> None:
             pretrain.run(command)
         case DistillConfig():
             distill.run(command)
+        case recipes.Recipes():
+            recipes.run(command)
         case convert.Convert():
             convert.run(command)
         case evaluate.Regions():

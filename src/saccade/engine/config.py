@@ -15,11 +15,18 @@ from saccade.clip.names import Head
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
-HARMLESS = ("out", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
+HARMLESS = (
+    *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
+    "dry_run",
+)
 """Fields that may change between the parts of one run: the weights come out the same."""
-MAY_CHANGE = (*HARMLESS, "batch", "accumulate", "processes", "nonfinite", "nonfinite_limit")
-"""Fields that may change between the parts of one distillation: also how the pictures of a step are shared, which
-depends on the machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not finite."""
+MAY_CHANGE = (
+    *(*HARMLESS, "batch", "accumulate", "processes", "compile", "checkpointing", "fsdp"),
+    *("nonfinite", "nonfinite_limit"),
+)
+"""Fields that may change between the parts of one distillation: also how a step is computed and its pictures shared,
+which depends on the machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not
+finite."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,8 @@ class DistillConfig:
     """Say what the run would do, take and write, measured on one batch, and stop there."""
     timeout: int = 120
     """Seconds without an answer from another process after which the whole job ends."""
+    recipe: str | None = None
+    """Start from the flags that `saccade recipes` lists under this name; any flag given overrides its own."""
 
 
 @dataclass(frozen=True)

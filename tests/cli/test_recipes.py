@@ -1,0 +1,152 @@
+"""`saccade recipes` and `saccade distill --recipe`: what is printed is what is run, and any flag given wins."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from saccade.cli.main import main, parse
+from saccade.cli.recipes import command, start
+from saccade.engine.config import DistillConfig
+from saccade.recipes import RECIPES, Recipe
+
+ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+NEEDED = ["--data", "d", "--out", "o"]
+NAME = "clipself-l14-patches-1gpu"
+
+
+@ROWS
+def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
+    short, spelled = (shlex.split(shlex.join(command(recipe, spelled=spelled))) for spelled in (False, True))
+    assert short[:2] == spelled[:2] == ["saccade", "distill"] and "--recipe" not in spelled
+    parsed = parse(spelled[1:])
+    told = {name: getattr(parsed, name) for name in ("data", "out", *recipe.needs)}
+    assert {name: str(value) for name, value in told.items()} == {"data": "DIR", "out": "OUT", **recipe.needs}
+    assert parsed == DistillConfig(**told, **recipe.fields)
+    assert parse(short[1:]) == replace(parsed, recipe=recipe.name)
+
+
+@pytest.mark.parametrize("named", [["--recipe", NAME], [f"--recipe={NAME}"]], ids=len)
+def test_a_flag_given_wins_over_the_recipe_wherever_it_stands(named: list[str]) -> None:
+    plain = parse(["distill", *named, *NEEDED])
+    assert (plain.model, plain.alpha, plain.batch, plain.recipe) == ("EVA02-L-14-336", 0.95, 2, NAME)
+    before = parse(["distill", "--batch", "1", "--alpha", "1", *named, *NEEDED])
+    after = parse(["distill", *NEEDED, *named, "--alpha", "1", "--batch", "1"])
+    assert before == after == replace(plain, batch=1, alpha=1.0)
+
+
+def test_of_two_recipes_the_last_counts() -> None:
+    both = parse(["distill", "--recipe", NAME, *NEEDED, "--recipe", "world"])
+    assert both == parse(["distill", "--recipe", "world", *NEEDED])
+
+
+def test_without_a_recipe_nothing_changes() -> None:
+    parsed = parse(["distill", *NEEDED])
+    assert parsed == DistillConfig(data=parsed.data, out=Path("o"))
+
+
+def test_help_shows_the_recipes_values_and_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["distill", "--recipe", NAME, "--help"])
+    assert done.value.code == 0
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    for default in ("(default: EVA02-L-14-336)", "(default: merged2b_s6b_b61k)", "(default: 44358)", "(default: 896)"):
+        assert default in text
+    assert text.count("(required)") == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["distill", "--recipe", "clipself-l14-patches", *NEEDED], "clipself-l14-patches-1gpu"),
+        (["distill", "--recipe=wrld", *NEEDED], "world"),
+        (["distill", "--recipe", "clipself-l14-windows", "--help"], "clipself-l14-window"),
+        (["recipes", "openai-b16"], "openai-b16-patches"),
+        (["distill", "--recipe", "", *NEEDED], "clipself-b16-patches-1gpu"),
+    ],
+)
+def test_an_unknown_recipe_is_refused_with_near_names(
+    typed: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(typed)
+    assert done.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saccade: ") and expected in error and "`saccade recipes`" in error
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["distill", "--recipe", NAME],  # without --data and --out
+        ["distill", *NEEDED, "--recipe"],  # without a name
+        ["distill", "--recipe", "--data", "d", "--out", "o"],
+        ["distill", "--recip", NAME, *NEEDED],  # a flag is never guessed: the row would be left out unseen
+        ["embed", "--recipe", NAME],
+    ],
+)
+def test_the_parser_refuses_half_a_command(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(typed)
+    assert done.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_the_list_holds_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipes"])
+    text = capsys.readouterr().out
+    assert all(f" {recipe.name} " in text for recipe in RECIPES)
+    main(["recipes", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in rows] == [recipe.name for recipe in RECIPES]
+    main(["recipes", NAME, "--json"])
+    assert json.loads(capsys.readouterr().out) == next(one for one in rows if one["name"] == NAME)
+
+
+def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipes", NAME])
+    text = capsys.readouterr().out
+    assert "38.4" in text and "6 h" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("saccade distill") and "--recipe" not in line]
+    words = shlex.split(line)
+    assert words[words.index("--pretrained") + 1] == "merged2b_s6b_b61k"
+    assert parse(words[1:]) == replace(
+        parse(["distill", "--recipe", NAME, "--data", "DIR", "--out", "OUT"]), recipe=None
+    )
+
+
+def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_path: Path) -> None:
+    from saccade.engine.config import claim_folder, run_record
+
+    config = replace(start(next(r for r in RECIPES if r.name == "world")), data=tmp_path, out=tmp_path / "run")
+    claim_folder(config.out, run_record(config, {}))
+    assert json.loads((config.out / "config.json").read_text())["recipe"] == "world"
+    assert claim_folder(config.out, run_record(replace(config, recipe=None), {}))  # the same flags, spelled out
+
+
+def test_neither_help_nor_the_list_imports_torch() -> None:
+    code = (
+        "import sys; from saccade.cli.main import main\n"
+        "main(['recipes'])\n"
+        "try: main(['distill', '--recipe', 'world', '--help'])\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "assert not {'torch', 'open_clip', 'torchvision', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    needing = Recipe("mine", "none", "Mine.", {"steps": 7}, "(estimate)", needs={"pretrained": "FILE"})
+    monkeypatch.setattr("saccade.cli.recipes.RECIPES", (needing,))
+    assert shlex.join(command(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
+    with pytest.raises(SystemExit) as done:
+        main(["distill", "--recipe", "mine", *NEEDED])
+    assert done.value.code == 2 and "--pretrained" in capsys.readouterr().err
+    parsed = parse(["distill", "--recipe", "mine", *NEEDED, "--pretrained", "w.pt"])
+    assert (parsed.pretrained, parsed.steps) == ("w.pt", 7)

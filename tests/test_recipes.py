@@ -1,0 +1,106 @@
+"""Every row of the recipes: flags that exist and pass, models that there are, numbers that the paper's text gives."""
+
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+
+import pytest
+
+from saccade.engine.config import SMALL, DistillConfig, check_config
+from saccade.recipes import RECIPES, Recipe
+
+ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+
+
+def row(name: str) -> Recipe:
+    (found,) = [recipe for recipe in RECIPES if recipe.name == name]
+    return found
+
+
+def test_names_are_unique_and_can_be_typed() -> None:
+    names = [recipe.name for recipe in RECIPES]
+    assert len(set(names)) == len(names)
+    assert all(name.replace("-", "").isalnum() and not name.startswith("-") for name in names)
+
+
+@ROWS
+def test_a_row_says_what_it_is(recipe: Recipe) -> None:
+    assert recipe.where and recipe.how and recipe.what.endswith(".") and "\n" not in recipe.what
+    assert "(published" in recipe.time or "(estimate" in recipe.time
+    assert recipe.published is None or recipe.published
+
+
+@ROWS
+def test_the_fields_exist_differ_from_the_defaults_and_pass(recipe: Recipe) -> None:
+    defaults = {one.name: one.default for one in fields(DistillConfig)}
+    assert set(recipe.fields) | set(recipe.needs) <= set(defaults)
+    needed = {name for name, default in defaults.items() if default is MISSING}
+    assert not needed & set(recipe.fields), "folders are the user's"
+    for name, value in recipe.fields.items():
+        assert value != defaults[name], name
+    check_config(DistillConfig(data=Path("d"), out=Path("o"), **recipe.fields))
+
+
+def test_models_are_architectures_with_that_tag_and_the_activation_it_needs() -> None:
+    import open_clip
+
+    known = set(open_clip.list_pretrained())
+    for recipe in RECIPES:
+        model, tag = recipe.fields.get("model", SMALL), recipe.fields.get("pretrained")
+        assert (model, tag) in known or (model, tag) == (SMALL, None), recipe.name
+        if tag is not None:
+            described = open_clip.get_pretrained_cfg(model, tag)
+            config = open_clip.get_model_config(model)
+            assert bool(described.get("quick_gelu")) == bool(config.get("quick_gelu")), recipe.name
+
+
+def test_the_two_recipes_of_the_paper() -> None:
+    # 6 epochs of COCO's 118,287 training pictures, 16 a step: 6 * 118,287 / 16 = 44,357.6
+    for size, alpha, student in (("b16", 0.7, 1024), ("l14", 0.95, 896)):
+        for regions in ("patches", "proposals"):
+            one = row(f"clipself-{size}-{regions}-1gpu").fields
+            synchronised = row(f"clipself-{size}-{regions}-sync16").fields
+            for numbers in (one, synchronised):
+                assert numbers["steps"] == 44_358 and numbers["warmup"] == 1000
+                assert (numbers["lr"], numbers["weight_decay"]) == (1e-5, 0.1)
+                assert (numbers["alpha"], numbers["student_size"]) == (alpha, student)
+                assert numbers.get("regions", "grid") == ("grid" if regions == "patches" else "boxes")
+            assert one["batch"] * one.get("accumulate", 1) == 2
+            assert synchronised["batch"] * synchronised.get("accumulate", 1) == 16
+
+
+def test_published_numbers_stand_with_the_run_they_came_from() -> None:
+    published = {recipe.name: recipe.published for recipe in RECIPES if recipe.published}
+    # the published gradients were never averaged: no -sync16 row has a number
+    assert {name: numbers for name, numbers in published.items() if not name.startswith("clipself-b16-patches")} == {
+        "clipself-l14-patches-1gpu": {"OV-COCO, novel AP50": 38.4},
+        "clipself-b16-proposals-1gpu": {"OV-COCO, novel AP50": 37.6},
+        "clipself-l14-proposals-1gpu": {"OV-COCO, novel AP50": 44.3},
+        "clipself-b16-lvis": {"OV-LVIS, APr": 25.3},
+        "clipself-l14-lvis": {"OV-LVIS, APr": 34.9},
+    }
+    assert list(published["clipself-b16-patches-1gpu"].values()) == [72.1, 74.4, 46.8, 33.6]
+
+
+def test_openai_towers_have_their_optimizer_numbers() -> None:
+    rows = [recipe for recipe in RECIPES if recipe.fields.get("pretrained") == "openai"]
+    assert {recipe.fields["model"] for recipe in rows} == {
+        "ViT-B-16-quickgelu",
+        "ViT-L-14-quickgelu",
+        "ViT-L-14-336-quickgelu",
+    }
+    assert all(recipe.fields["betas"] == (0.9, 0.98) and recipe.fields["eps"] == 1e-6 for recipe in rows)
+
+
+def test_an_ablation_differs_in_one_flag() -> None:
+    base = row("clipself-b16-patches-1gpu").fields
+    ablations = [recipe for recipe in RECIPES if recipe.what.startswith("Ablation")]
+    assert len(ablations) >= 9
+    for recipe in ablations:
+        assert len(dict(recipe.fields.items() ^ base.items())) == 1, recipe.name
+
+
+def test_the_world_row_is_what_the_demo_distils() -> None:
+    from saccade.cli.demo import Demo, _distill_config
+
+    demo = _distill_config(Demo(out=Path("demo")), Path("d"))
+    assert replace(DistillConfig(data=demo.data, out=demo.out), **row("world").fields) == demo
