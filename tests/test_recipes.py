@@ -59,11 +59,12 @@ def test_the_two_recipes_of_the_paper() -> None:
         for regions in ("patches", "proposals"):
             one = row(f"clipself-{size}-{regions}-1gpu").fields
             synchronised = row(f"clipself-{size}-{regions}-sync16").fields
+            for ending in ("1gpu", "sync16"):
+                assert ("boxes" in row(f"clipself-{size}-{regions}-{ending}").needs) == (regions == "proposals")
             for numbers in (one, synchronised):
                 assert numbers["steps"] == 44_358 and numbers["warmup"] == 1000
                 assert (numbers["lr"], numbers["weight_decay"]) == (1e-5, 0.1)
                 assert (numbers["alpha"], numbers["student_size"]) == (alpha, student)
-                assert numbers.get("regions", "grid") == ("grid" if regions == "patches" else "boxes")
             assert one["batch"] * one.get("accumulate", 1) == 2
             assert synchronised["batch"] * synchronised.get("accumulate", 1) == 16
 

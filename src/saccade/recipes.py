@@ -156,7 +156,7 @@ RECIPES: tuple[Recipe, ...] = (
             fields={**ONE, **tower},
             published={"OV-LVIS, APr": rare},
             time=time,
-            how=f"{HOW_ONE} LVIS holds out some pictures of COCO train: name its own with --annotations lvis_v1_train.json.",
+            how=f"{HOW_ONE} LVIS holds out some pictures of COCO train: --annotations lvis_v1_train.json has its own.",
         )
         for size, title, tower, rare, time in (
             ("b16", "B/16", B16, 25.3, B16_LIKE),
