@@ -147,7 +147,15 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         f"writing to {config.out}"
     )
     path, every, bfloat16 = config.out / "metrics.jsonl", config.log_every, config.precision == "bfloat16"
+    measure = partial(held_out_loss, objective, count=count_regions, bfloat16=bfloat16, processes=processes)
     with Log(path, steps=config.steps, start_step=outcome.step, every=every, speak=processes.is_first) as log:
+        guard = Guard(
+            log,
+            processes,
+            nonfinite=config.nonfinite,
+            limit=config.nonfinite_limit,
+            record=config.out / "nonfinite.jsonl",
+        )
         outcome = fit(
             objective,
             _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step),
@@ -163,21 +171,11 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             seed=config.seed,
             processes=processes,
             log=log,
-            guard=Guard(
-                log,
-                processes,
-                nonfinite=config.nonfinite,
-                limit=config.nonfinite_limit,
-                record=config.out / "nonfinite.jsonl",
-            ),
+            guard=guard,
             checkpoints=checkpoints,
             save_every=config.save_every,
             keep=config.keep_checkpoints,
-            validate=None
-            if held_out is None
-            else partial(
-                held_out_loss, objective, held_out, count=count_regions, bfloat16=bfloat16, processes=processes
-            ),
+            validate=None if held_out is None else partial(measure, held_out),
             facts={"config": record, "versions": versions()},
         )
 
@@ -190,9 +188,10 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     if outcome.stopped_by is None:
         _require_good_pictures(outcome, config.out)
         with processes.together():
+            if config.product == "best":
+                tell(f"the product is the student of step {_restore_best(objective, optimizer, checkpoints)}")
+        with processes.together():
             if processes.is_first:
-                if config.product == "best":
-                    tell(f"the product is the student of step {_restore_best(objective, optimizer, checkpoints)}")
                 write_product(objective, model, alpha=config.alpha)
         tell(f"done: {model}")
     return outcome
@@ -271,8 +270,14 @@ def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
     """Refuse to call an untouched teacher the product of a run.
 
     Raises:
-        InputError: no picture of the whole run could be used.
+        InputError: no picture of the whole run could be used, or no step was finite.
     """
+    if outcome.good == 0 and outcome.skipped:
+        raise InputError(
+            f"--nonfinite skip: needs steps that are finite; none of the {outcome.skipped} that were left out was, so "
+            "nothing was learned and no model is written. Look at the pictures in nonfinite.jsonl and choose another "
+            f"--out, or remove {out}."
+        )
     if outcome.good == 0:
         name, reason = min(outcome.bad.items(), default=("", "there was none"))
         raise InputError(

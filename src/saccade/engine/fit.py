@@ -9,7 +9,7 @@ optimizer's. Deliberately absent: epochs (the sampler's matter), gradient clippi
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -183,7 +183,7 @@ def _take(stream: Iterator[Batch], accumulate: int) -> tuple[list[Batch], InputE
     return batches, None
 
 
-def _communicating(wrapped: nn.Module, last: bool) -> Any:
+def _communicating(wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Processes average their gradients once a step, in the backward of its last batch."""
     return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
 
@@ -223,9 +223,10 @@ def _save(
     for others in processes.gather(outcome.bad):
         outcome.bad.update(others)
     facts = {**outcome.facts(), "random_rule": RANDOM_RULE, **facts}
+    tensors = collect(objective, optimizer)  # by all processes: none may be missing where tensors are shared
     with processes.together():
         if processes.is_first:
-            save_checkpoint(folder, step=outcome.step, tensors=collect(objective, optimizer), facts=facts, keep=keep)
+            save_checkpoint(folder, step=outcome.step, tensors=tensors, facts=facts, keep=keep)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
