@@ -94,6 +94,7 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
     assert list(theirs) == [1, 2, 3, 4]
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
     now = facts(tmp_path / "two")
+    assert now["versions"]["torch"] == torch.__version__ and "(seed, epoch, picture)" in now["random_rule"]
     assert now["position"] == 16 and (now["config"]["processes"], now["config"]["accumulate"]) == (1, 2)
 
 

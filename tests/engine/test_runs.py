@@ -9,6 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from saccade.cli.distill import _require_good_pictures
+from saccade.engine.fit import Outcome
+from saccade.types import InputError
+
 
 @pytest.fixture(scope="module")
 def whole(command, tmp_path_factory) -> Path:
@@ -196,6 +200,11 @@ def test_mistakes_are_messages(distill, tmp_path):
     ):
         status, said = distill(*flags)
         assert status == 2 and message in said and "Traceback" not in said, said
+
+
+def test_a_run_without_a_finite_step_has_no_product(tmp_path):
+    with pytest.raises(InputError, match="none of the 3 that were left out was"):
+        _require_good_pictures(Outcome(step=3, skipped=3), tmp_path)
 
 
 def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no_other(whole, distill, tmp_path):

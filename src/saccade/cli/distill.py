@@ -163,8 +163,16 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
 
     # --- the loop
     path, every = config.out / "metrics.jsonl", config.log_every
+    measure = partial(held_out_loss, objective, count=count_regions, processes=processes)
     with Log(path, steps=config.steps, start_step=outcome.step, every=every, speak=processes.is_first) as log:
         log.event("plan", plan)
+        guard = Guard(
+            log,
+            processes,
+            nonfinite=config.nonfinite,
+            limit=config.nonfinite_limit,
+            record=config.out / "nonfinite.jsonl",
+        )
         outcome = fit(
             objective,
             batches,
@@ -179,19 +187,11 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             seed=config.seed,
             processes=processes,
             log=log,
-            guard=Guard(
-                log,
-                processes,
-                nonfinite=config.nonfinite,
-                limit=config.nonfinite_limit,
-                record=config.out / "nonfinite.jsonl",
-            ),
+            guard=guard,
             checkpoints=checkpoints,
             save_every=config.save_every,
             keep=config.keep_checkpoints,
-            validate=None
-            if held_out is None
-            else partial(held_out_loss, objective, held_out, count=count_regions, processes=processes),
+            validate=None if held_out is None else partial(measure, held_out),
             facts={"config": record, "versions": versions()},
         )
 
@@ -364,8 +364,14 @@ def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
     """Refuse to call an untouched teacher the product of a run.
 
     Raises:
-        InputError: no picture of the whole run could be used.
+        InputError: no picture of the whole run could be used, or no step was finite.
     """
+    if outcome.good == 0 and outcome.skipped:
+        raise InputError(
+            f"--nonfinite skip: needs steps that are finite; none of the {outcome.skipped} that were left out was, so "
+            "nothing was learned and no model is written. Look at the pictures in nonfinite.jsonl and choose another "
+            f"--out, or remove {out}."
+        )
     if outcome.good == 0:
         name, reason = min(outcome.bad.items(), default=("", "there was none"))
         raise InputError(

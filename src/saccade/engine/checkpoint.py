@@ -230,9 +230,9 @@ def require_space(folder: Path, *, module: nn.Module, copies: int, product: nn.M
 
 def versions() -> dict[str, str]:
     """What wrote a checkpoint, to be read by people where results differ."""
-    names = ("saccade", "torch", "open_clip_torch", "timm")
+    names = ("saccade", "open_clip_torch", "timm")
     found = {name: metadata.version(name) for name in names if list(metadata.distributions(name=name))}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), **found}  # torch's names the CUDA
 
 
 def _held_out_loss(path: Path) -> float:
