@@ -1,9 +1,9 @@
 """`saccade distill`: CLIPSelf from a folder of pictures to a model folder (Sec. 3.2).
 
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
-OUT/metrics.jsonl has the losses, OUT/config.json says what was run. The same command continues a stopped run and
-changes nothing in a finished one, but for a product that is missing; with another number of processes, another --batch
-or --accumulate it goes on from the same picture, and says what stays equal.
+OUT/metrics.jsonl and OUT/tensorboard have the losses, OUT/config.json says what was run. The same command continues a
+stopped run and changes nothing in a finished one, but for a product that is missing; with another number of processes,
+another --batch or --accumulate it goes on from the same picture, and says what stays equal.
 Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
 """
 
@@ -91,11 +91,14 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     from saccade.engine.guard import Guard
     from saccade.engine.log import Log
     from saccade.engine.optim import build_optimizer, learning_rate
+    from saccade.engine.trackers import choose_sinks, import_tracker
     from saccade.engine.validate import held_out_loss
     from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
 
     # --- pictures and towers, before anything is written; the teacher is the student before its first step
     with processes.together():
+        if processes.is_first and config.track != "none":
+            import_tracker(config.track)
         source, held_out = _open_pictures(config), _open_held_out(config, processes)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
         teacher = deepcopy(student)  # no text is used, so no tokenizer has been made yet
@@ -151,7 +154,9 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         f"writing to {config.out}"
     )
     path, every, bfloat16 = config.out / "metrics.jsonl", config.log_every, config.precision == "bfloat16"
-    with Log(path, steps=config.steps, start_step=outcome.step, every=every, speak=processes.is_first) as log:
+    sinks = choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record)
+    start, speak = outcome.step, processes.is_first
+    with Log(path, steps=config.steps, start_step=start, every=every, speak=speak, sinks=sinks) as log:
         outcome = fit(
             objective,
             _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step),

@@ -15,7 +15,17 @@ from saccade.clip.names import Head
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
-HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
+HARMLESS = (
+    "out",
+    "workers",
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "strict",
+    "timeout",
+    "tensorboard",
+    "track",
+)
 """Fields that may change between the parts of one run: the weights come out the same."""
 MAY_CHANGE = (*HARMLESS, "batch", "accumulate", "processes", "nonfinite", "nonfinite_limit")
 """Fields that may change between the parts of one distillation: also how the pictures of a step are shared, which
@@ -100,6 +110,11 @@ class DistillConfig:
     """Steps left out in a row after which the run stops all the same."""
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
+    tensorboard: bool = True
+    """Write the same numbers for TensorBoard, to OUT/tensorboard."""
+    track: Literal["none", "wandb", "trackio"] = "none"
+    """Send the same numbers, and what is in OUT/config.json, to W&B or trackio, to a run named like the folder of OUT;
+    their packages are installed by hand, and set up by their own environment variables."""
     strict: bool = False
     """Stop at the first picture that cannot be used, instead of counting it."""
     device: str = "auto"
