@@ -15,17 +15,8 @@ from saccade.clip.names import Head
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
-HARMLESS = (
-    "out",
-    "workers",
-    "log_every",
-    "save_every",
-    "keep_checkpoints",
-    "strict",
-    "timeout",
-    "tensorboard",
-    "track",
-)
+HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout",
+            "tensorboard", "track")  # fmt: skip
 """Fields that may change between the parts of one run: the weights come out the same."""
 MAY_CHANGE = (*HARMLESS, "batch", "accumulate", "processes", "nonfinite", "nonfinite_limit")
 """Fields that may change between the parts of one distillation: also how the pictures of a step are shared, which

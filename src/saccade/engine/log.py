@@ -1,7 +1,7 @@
 """What a run says while it works: OUT/metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere.
 
 One JSON object a logged step, written at once, with `step` counted from 1. After a resume the lines past the resumed
-step are dropped, so that the file is one record of one run. The same numbers go to each `Sink` that it is given (trackers.py).
+step are dropped, so that the file is one record of one run. The same numbers go to every `Sink` (see trackers.py).
 """
 
 import json
@@ -19,7 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 class Sink(Protocol):
     """Another place for the numbers of a run. Whatever it raises, the run goes on without it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Said when it fails."""
+        ...
 
     def open(self, start_step: int) -> None:
         """Begin, or go on after `start_step`."""

@@ -57,7 +57,8 @@ class Tracker:
             out: folder of the run.
             config: what the tracker shows as the run's settings.
         """
-        self.name, self._out, self._config = name, out, config
+        self.name: Literal["wandb", "trackio"] = name
+        self._out, self._config = out, config
 
     def open(self, start_step: int) -> None:
         """Start the tracker's run, or go on with the one of track.json, whatever `start_step` is.
