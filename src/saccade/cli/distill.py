@@ -1,10 +1,10 @@
 """`saccade distill`: CLIPSelf from a folder of pictures to a model folder (Sec. 3.2).
 
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
-OUT/metrics.jsonl has the losses, OUT/config.json says what was run. What the run will take is told before its first
-step; with --dry-run that is all. The same command continues a stopped run and
-changes nothing in a finished one, but for a product that is missing; with another number of processes, another --batch
-or --accumulate it goes on from the same picture, and says what stays equal.
+OUT/metrics.jsonl and OUT/tensorboard have the losses, OUT/config.json says what was run. What the run will take is told
+before its first step; with --dry-run that is all. The same command continues a stopped run and changes nothing in a
+finished one, but for a product that is missing; with another number of processes, another --batch or --accumulate it
+goes on from the same picture, and says what stays equal.
 Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
 """
 
@@ -100,12 +100,15 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     from saccade.engine.log import Log
     from saccade.engine.optim import build_optimizer, learning_rate
     from saccade.engine.shard import shard_student
+    from saccade.engine.trackers import choose_sinks, import_tracker
     from saccade.engine.validate import held_out_loss
     from saccade.objectives.clipself import count_regions, train_layers
 
     # --- pictures and towers, before anything is written; the teacher is the student before its first step
     low = config.precision == "bfloat16"
     with processes.together():
+        if processes.is_first and config.track != "none":
+            import_tracker(config.track)
         source = _open_pictures(config, progress=processes.is_first)
         held_out = _open_held_out(config, processes)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
@@ -164,7 +167,9 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     # --- the loop
     path, every = config.out / "metrics.jsonl", config.log_every
     measure = partial(held_out_loss, objective, count=count_regions, processes=processes)
-    with Log(path, steps=config.steps, start_step=outcome.step, every=every, speak=processes.is_first) as log:
+    sinks = choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record)
+    start, speak = outcome.step, processes.is_first
+    with Log(path, steps=config.steps, start_step=start, every=every, speak=speak, sinks=sinks) as log:
         log.event("plan", plan)
         guard = Guard(
             log,
@@ -289,7 +294,7 @@ def _plan(
         processes=processes.size,
         memory=estimate_memory(objective, regions=config.keep, processes=processes.size, sharded=config.fsdp),
         seconds=seconds,
-        writes=written(objective, config.out, copies=config.keep_checkpoints),
+        writes=written(objective, config.out, copies=config.keep_checkpoints, tensorboard=config.tensorboard),
     )
     tell(tell_plan(plan))
     return plan.record(), stream

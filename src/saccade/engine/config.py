@@ -17,7 +17,7 @@ from saccade.errors import InputError
 SMALL = "saccade-small"  # the shipped small CLIP
 HARMLESS = (
     *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
-    "dry_run",
+    *("tensorboard", "track", "dry_run"),
 )
 """Fields that may change between the parts of one run: the weights come out the same."""
 MAY_CHANGE = (
@@ -116,6 +116,11 @@ class DistillConfig:
     """Steps left out in a row after which the run stops all the same."""
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
+    tensorboard: bool = True
+    """Write the same numbers for TensorBoard, to OUT/tensorboard."""
+    track: Literal["none", "wandb", "trackio"] = "none"
+    """Send the same numbers, and what is in OUT/config.json, to W&B or trackio, to a run named like the folder of OUT;
+    their packages are installed by hand, and set up by their own environment variables."""
     strict: bool = False
     """Stop at the first picture that cannot be used, instead of counting it."""
     device: str = "auto"

@@ -1,24 +1,55 @@
 """What a run says while it works: OUT/metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere.
 
 One JSON object a logged step, written at once, with `step` counted from 1. After a resume the lines past the resumed
-step are dropped, so that the file is one record of one run. Deliberately absent: trackers that need a server.
+step are dropped, so that the file is one record of one run. The same numbers go to every `Sink` (see trackers.py).
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 
+class Sink(Protocol):
+    """Another place for the numbers of a run. Whatever it raises, the run goes on without it."""
+
+    @property
+    def name(self) -> str:
+        """Said when it fails."""
+        ...
+
+    def open(self, start_step: int) -> None:
+        """Begin, or go on after `start_step`."""
+        ...
+
+    def record(self, step: int, numbers: dict[str, float]) -> None:
+        """Take the numbers of one step, counted from 1; a step may come twice, with other numbers."""
+        ...
+
+    def close(self) -> None:
+        """End; called once, if `open` and every `record` went well."""
+        ...
+
+
 class Log:
     """The run's metrics file and its progress; the processes that are not the first stay silent."""
 
-    def __init__(self, path: Path, *, steps: int, start_step: int = 0, every: int = 10, speak: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        steps: int,
+        start_step: int = 0,
+        every: int = 10,
+        speak: bool = True,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         """Open the log of a run.
 
         Args:
@@ -27,8 +58,10 @@ class Log:
             start_step: steps already done.
             every: steps between lines.
             speak: whether this process writes and shows anything.
+            sinks: also told what the metrics file is told; opened and closed with it.
         """
         self._path, self._steps, self._start, self._every, self._speak = path, steps, start_step, every, speak
+        self._sinks = list(sinks) if speak else []
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._pictures, self._began, self._spoke = 0, time.monotonic(), float("-inf")
@@ -39,6 +72,7 @@ class Log:
             return self
         _drop_lines_after(self._path, self._start)
         self._file = self._path.open("a", encoding="utf-8")
+        self._tell_sinks(lambda sink: sink.open(self._start))
         if self._console.is_terminal:
             columns = (BarColumn(), TextColumn("{task.completed}/{task.total}  {task.description}"))
             self._bar = Progress(*columns, console=self._console, refresh_per_second=2)
@@ -54,6 +88,7 @@ class Log:
             self._bar.stop()
         if self._speak:
             self._file.close()
+        self._tell_sinks(lambda sink: sink.close())
 
     def say(self, message: str) -> None:
         """Show one message, above the bar where there is one."""
@@ -83,9 +118,11 @@ class Log:
         due = done % self._every == 0 or done == self._steps
         if due:
             rate = self._pictures / max(time.monotonic() - self._began, 1e-9)
-            line = {"step": done} if loss is None else {"step": done, "loss": loss}
-            line = {**line, "lr": lr, "gradient_norm": gradient_norm, "items": items}
-            self._write({**line, "pictures_per_second": round(rate, 3)})
+            numbers = {} if loss is None else {"loss": loss}
+            numbers = {**numbers, "lr": lr, "gradient_norm": gradient_norm, "items": items}
+            numbers["pictures_per_second"] = round(rate, 3)
+            self._write({"step": done, **numbers})
+            self._tell_sinks(lambda sink: sink.record(done, numbers))
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self._status(done))
         elif due and (time.monotonic() - self._spoke > 1 or done == self._steps):
@@ -93,13 +130,27 @@ class Log:
             self.say(f"step {done}/{self._steps}  {self._status(done)}")
 
     def event(self, name: str, facts: dict[str, Any]) -> None:
-        """Write one line that is not a step; "end" is the last line of a whole run."""
-        if self._speak:
-            self._write({"event": name, **facts})
+        """Write one line that is not a step; "end" is the last line of a whole run. A held-out loss is a number for the
+        sinks too."""
+        if not self._speak:
+            return
+        self._write({"event": name, **facts})
+        if facts.get("held_out_loss") is not None:
+            self._tell_sinks(lambda sink: sink.record(facts["step"], {"held_out_loss": facts["held_out_loss"]}))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def _tell_sinks(self, tell: Callable[[Sink], None]) -> None:
+        """Tell every sink something; leave out from now on what fails, be it a full disk, the network or its own."""
+        for sink in list(self._sinks):
+            try:
+                tell(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                reason = f"{type(error).__name__}: {error}"
+                self.say(f"{sink.name} failed ({reason}); going on without it, {self._path.name} has all numbers")
 
     def _status(self, done: int) -> str:
         elapsed = time.monotonic() - self._began

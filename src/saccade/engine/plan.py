@@ -140,11 +140,12 @@ def estimate_memory(objective: ClipSelf, *, regions: int, processes: int = 1, sh
     return Memory(fixed, a_picture, _available(objective))
 
 
-def written(objective: ClipSelf, out: Path, *, copies: int) -> dict[str, int]:
+def written(objective: ClipSelf, out: Path, *, copies: int, tensorboard: bool) -> dict[str, int]:
     """What a run writes where, and how many bytes of it; 0 where that grows with the run."""
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     product = 4 * sum(parameter.numel() for parameter in objective.student.parameters())
-    return {str(out / "model"): product, str(out / "checkpoints"): 3 * copies * trained, str(out / "metrics.jsonl"): 0}
+    sizes = {"model": product, "checkpoints": 3 * copies * trained, "metrics.jsonl": 0, "tensorboard": 0}
+    return {str(out / name): size for name, size in sizes.items() if tensorboard or name != "tensorboard"}
 
 
 def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
