@@ -42,6 +42,17 @@ def write_whole(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def default_cache() -> Path | None:
+    """The folder for what is worth keeping between runs: $SACCADE_CACHE, else ~/.cache/saccade; None where it is ""."""
+    named = os.environ.get("SACCADE_CACHE")
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        return Path.home() / ".cache" / "saccade"
+    except RuntimeError:  # a user without a home
+        return None
+
+
 def versions() -> dict[str, str]:
     """The versions of what computes a result."""
     return {name: version(name) for name in ("saccade", "torch", "open_clip_torch")}

@@ -27,6 +27,8 @@ class Category:
     id: int  # as the annotation file numbers it
     name: str
     is_thing: bool
+    synonyms: tuple[str, ...] = ()  # LVIS only
+    frequency: str | None = None  # LVIS only: "r", "c" or "f" (rare, common, frequent)
 
 
 @dataclass(frozen=True)

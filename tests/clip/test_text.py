@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from saccade.clip import text
 from saccade.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
-from saccade.clip.text import default_cache, embed_vocabulary
+from saccade.clip.text import embed_vocabulary
 from saccade.clip.vocabulary import Vocabulary
+from saccade.files import default_cache
 from saccade.types import InputError
 
 TWO = ("a photo of {article} {}.", "the {}.")

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from saccade.data.coco import Dropped, read_instances, read_panoptic
+from saccade.data.coco import read_instances, read_panoptic
 from saccade.data.layout import find_coco
+from saccade.data.records import Dropped
 from saccade.types import Category, InputError
 
 INSTANCES: dict[str, Any] = {

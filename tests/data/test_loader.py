@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from saccade.data.coco import Dataset, Record
 from saccade.data.folder import read_folder
 from saccade.data.loader import (
     BatchSampler,
@@ -22,8 +22,9 @@ from saccade.data.loader import (
     epoch_order,
     make_loader,
     open_data,
-    sample_proposals,
+    pack,
 )
+from saccade.data.records import Dataset
 from saccade.types import BadSample, Batch, InputError, Sample
 
 
@@ -81,6 +82,22 @@ def test_processes_share_a_step_without_changing_it():
         assert [[*itertools.chain(*parts)] for parts in zip(*shares, strict=True)] == alone
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("taken", [0, 5, 8, 23])
+def test_another_number_of_processes_goes_on_where_the_last_stopped(world, taken):
+    # one process took `taken` pictures of two epochs of 20; what is left of them is shown once each by the others
+    before = [*itertools.chain(*BatchSampler(20, batch=1, seed=1, batches=taken))]
+    each = -(-(40 - taken) // (3 * world))  # batches of 3 that cover the rest
+    shares = [
+        [*BatchSampler(20, batch=3, seed=1, rank=rank, world_size=world, start=taken, batches=each)]
+        for rank in range(world)
+    ]
+    in_order = [pair for batches in zip(*shares, strict=True) for batch in batches for pair in batch]
+    assert Counter(before + in_order[: 40 - taken]) == Counter((e, i) for e in range(2) for i in range(20))
+    assert {epoch for epoch, _ in in_order[40 - taken :]} <= {2, 3}  # beyond: the next epochs, nothing twice
+    assert len(set(in_order)) == len(in_order) == each * 3 * world
+
+
 def test_without_an_end_the_stream_goes_on():
     assert len(list(itertools.islice(BatchSampler(3, batch=2, seed=0), 100))) == 100
 
@@ -130,25 +147,6 @@ def test_a_picture_one_pixel_wide_has_regions(tmp_path):
         sample = source[(epoch, 0)]
         assert isinstance(sample, Sample) and len(sample.boxes) >= 1
         assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
-
-
-def test_proposals_are_shuffled_capped_and_sieved_by_area():
-    good = tuple((float(i), 0.0, i + 8.0, 8.0) for i in range(30))  # 8 x 8: just large enough
-    record = Record(1, Path("x"), 2000, 2000, (*good, (0, 0, 7.9, 8), (0, 0, 1025, 1024)))
-    drawn = [
-        sample_proposals(record, height=2000, width=2000, keep=20, generator=torch.Generator().manual_seed(seed))
-        for seed in range(20)
-    ]
-    rows = [tuple(box) for boxes in drawn for box in boxes.tolist()]
-    assert set(rows) == set(good)  # the too small and the too large never appear, all others do
-    assert max(map(len, drawn)) == 20 and min(map(len, drawn)) < 20  # sieved after the cap
-    assert drawn[0].tolist() != drawn[1].tolist()
-
-
-def test_a_picture_without_a_usable_box_gives_its_top_left_quarter():
-    record = Record(1, Path("x"), 10, 30, ((0, 0, 2, 2),))
-    boxes = sample_proposals(record, height=10, width=30, keep=20, generator=torch.Generator())
-    assert boxes.tolist() == [[0, 0, 15, 5]]
 
 
 def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
@@ -247,6 +245,35 @@ def test_half_bad_is_no_reason_to_stop(tmp_path):
         (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
     loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, batches=10), workers=0)
     assert sum(len(batch.bad) for batch in loader) == 50
+
+
+def test_a_batch_travels_as_two_tensors_and_arrives_whole():
+    samples = [
+        Sample(str(i), torch.arange(3 * h * w, dtype=torch.uint8).view(3, h, w) + i, torch.rand(n, 4), segments)
+        for i, (h, w, n, segments) in enumerate([(2, 3, 4, None), (5, 1, 0, None), (1, 1, 1, None)])
+    ]
+    bad = BadSample("b", "bad")
+    packed = pack([samples[0], bad, *samples[1:]])
+    assert sum(isinstance(value, torch.Tensor) for value in vars(packed).values()) == 2
+    batch = packed.unpack()
+    assert batch.bad == [bad] and flat(batch) == flat(Batch(samples, [bad]))
+    assert all(sample.image.is_contiguous() and sample.image.dtype == torch.uint8 for sample in batch.samples)
+    assert pack([bad]).unpack() == Batch([], [bad])
+
+
+def test_pinning_a_batch_pins_what_the_device_copies(monkeypatch):
+    pinned: list[torch.Size] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        """Notes what was pinned; this machine may have no GPU to pin for."""
+        pinned.append(tensor.shape)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    sample = Sample("a", torch.full((3, 2, 2), 7, dtype=torch.uint8), torch.ones(1, 4))
+    packed = pin_memory(pack([sample, BadSample("b", "bad")]))  # the DataLoader's own
+    assert flat(packed.unpack()) == flat(Batch([sample], [BadSample("b", "bad")]))
+    assert pinned == [(12,), (1, 4)]
 
 
 def test_workers_below_zero_are_refused(tmp_path):

@@ -1,14 +1,21 @@
-"""Picture-caption pairs from tar shards: complete pairs only, nothing extracted, nothing executed."""
+"""Tar shards: every picture found where it lies, every fault named, nothing extracted, nothing executed."""
 
 import io
+import os
+import pickle
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.data.shards import read_pairs
-from saccade.types import InputError
+from saccade.data.folder import read_folder
+from saccade.data.loader import BatchSampler, PictureSource, make_loader
+from saccade.data.pictures import PictureError, read_picture
+from saccade.data.records import Dataset, Record, read_record
+from saccade.data.shards import NO_FILE, NO_PICTURE, index_shard, read_pairs, read_shards, split_name
+from saccade.types import BadSample, InputError
 
 
 def jpeg(colour: tuple[int, int, int], side: int = 16) -> bytes:
@@ -34,11 +41,13 @@ def test_pairs_come_in_the_order_of_the_shards(tmp_path: Path) -> None:
     assert images[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
 
 
-def test_members_are_never_written_to_disk(tmp_path: Path) -> None:
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    write_tar(folder / "a.tar", {"../../evil.png": jpeg((1, 2, 3)), "../../evil.txt": b"a"})
-    read_pairs(folder, side=8)
+    for name in ("../../evil", "/evil", "a/../evil", "C:\\evil"):
+        write_tar(folder / "a.tar", {f"{name}.png": jpeg((1, 2, 3)), f"{name}.txt": b"a"})
+        with pytest.raises(InputError, match=r"a\.tar: member .*evil\.png': need a name inside the shard"):
+            read_pairs(folder, side=8)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "in"]
 
 
@@ -51,9 +60,9 @@ BROKEN_CHUNK[BROKEN_CHUNK.index(b"IDAT") + 10] ^= 0xFF  # the checksum no longer
     [
         ({"1.png": b""}, "1 has no caption"),
         ({"1.txt": b"a"}, "1 has no picture"),
-        ({"1.png": b"not a picture", "1.txt": b"a"}, "need a JPEG or PNG"),
-        ({"1.png": jpeg((1, 2, 3))[:60], "1.txt": b"a"}, "need a JPEG or PNG"),
-        ({"1.png": BROKEN_CHUNK, "1.txt": b"a"}, "need a JPEG or PNG"),
+        ({"1.png": b"not a picture", "1.txt": b"a"}, "s.tar:1: need a JPEG, PNG"),
+        ({"1.png": jpeg((1, 2, 3))[:60], "1.txt": b"a"}, "s.tar:1: need a whole picture"),
+        ({"1.png": BROKEN_CHUNK, "1.txt": b"a"}, "s.tar:1: need a whole picture"),
         ({"1.png": jpeg((1, 2, 3)), "1.txt": b"caf\xe9"}, "1: need a caption in UTF-8"),
     ],
 )
@@ -82,3 +91,249 @@ def test_a_cut_shard_is_an_error(tmp_path: Path, length: int) -> None:
     (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:length])
     with pytest.raises(InputError, match=r"s\.tar"):
         read_pairs(tmp_path, side=8)
+
+
+# ----------------------------------------------------------------------------------------- shards as a training source
+
+
+def shards(*paths: Path, cache: Path | None = None) -> Dataset:
+    return read_shards(paths, name="shards", cache=cache)
+
+
+def ids(dataset: Dataset) -> list[int | str]:
+    return [record.id for record in dataset.records]
+
+
+def test_a_picture_in_a_shard_is_the_picture_on_disk(tmp_path):
+    draw = np.random.default_rng(0)
+    (tmp_path / "folder").mkdir()
+    contents = {}
+    for name in ("a/1.png", "a/2.jpg", "3.webp"):
+        buffer = io.BytesIO()
+        noise = draw.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(buffer, {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name.rpartition(".")[2]])
+        contents[name] = buffer.getvalue()
+        (tmp_path / "folder" / name.replace("/", "_")).write_bytes(buffer.getvalue())
+    write_tar(tmp_path / "s.tar", {"a/1.txt": b"one", **contents})
+    dataset = shards(tmp_path / "s.tar")
+    assert ids(dataset) == ["s.tar:a/1", "s.tar:a/2", "s.tar:3"] and dataset.dropped == {}
+    for record, name in zip(dataset.records, contents, strict=True):
+        expected = read_picture(tmp_path / "folder" / name.replace("/", "_"))
+        assert read_record(record).tolist() == expected.tolist()
+
+
+def test_a_run_over_shards_is_the_run_over_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    members = {f"{number}.png": jpeg((number, 0, 0), side=10 + number) for number in range(7)}
+    for name, content in members.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    names = sorted(members)
+    write_tar(tmp_path / "a.tar", {name: members[name] for name in names[:3]})
+    write_tar(tmp_path / "b.tar", {name: members[name] for name in names[3:]})
+
+    def stream(dataset: Dataset, workers: int) -> list[object]:
+        source = PictureSource(dataset, seed=4)
+        sampler = BatchSampler(7, batch=2, seed=4, rank=1, world_size=2, start=3, batches=5)
+        loader = make_loader(source, sampler, workers=workers)
+        return [[(one.image.tolist(), one.boxes.tolist()) for one in batch.samples] for batch in loader]
+
+    expected = stream(read_folder(tmp_path / "folder"), 0)
+    for workers in (0, 2):
+        assert stream(shards(tmp_path / "a.tar", tmp_path / "b.tar"), workers) == expected
+
+
+def test_interleaved_keys_lose_nothing(tmp_path):
+    members = {"a.jpg": jpeg((1, 0, 0)), "b.jpg": jpeg((2, 0, 0)), "a.txt": b"one", "b.txt": b"two"}
+    write_tar(tmp_path / "s.tar", members)
+    assert ids(shards(tmp_path / "s.tar")) == ["s.tar:a", "s.tar:b"]
+    assert read_pairs(tmp_path, side=16)[1] == ["one", "two"]
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, (f"touch {self.mark}",))
+
+
+def test_pickles_are_never_opened(tmp_path):
+    content = pickle.dumps(Payload(tmp_path / "ran"))
+    pickle.loads(content)
+    assert (tmp_path / "ran").exists()  # the payload works
+    (tmp_path / "ran").unlink()
+    kinds = ("pyd", "pkl", "pickle", "pth", "cls", "npy", "png.pkl")
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.png": content} | {f"1.{k}": content for k in kinds})
+    loader = make_loader(PictureSource(shards(tmp_path / "s.tar")), [[(0, 0), (0, 1)]], workers=1)
+    (batch,) = loader
+    assert [sample.id for sample in batch.samples] == ["s.tar:1"] and [bad.id for bad in batch.bad] == ["s.tar:2"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_pictures_of_one_key_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for _ in range(2):
+            info = tarfile.TarInfo("1.png")
+            info.size = len(jpeg((1, 2, 3)))
+            tar.addfile(info, io.BytesIO(jpeg((1, 2, 3))))
+    with pytest.raises(InputError, match=r"s\.tar: member '1\.png': need one picture and one text a key"):
+        shards(tmp_path / "s.tar")
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "1.jpg": jpeg((1, 2, 3))})
+    with pytest.raises(InputError, match=r"member '1\.jpg': need one picture"):
+        shards(tmp_path / "s.tar")
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
+    (tmp_path / "other").mkdir()
+    write_tar(tmp_path / "other/s.tar", {"1.png": jpeg((1, 2, 3))})  # the same key in another shard is another picture
+    assert ids(shards(tmp_path / "s.tar", tmp_path / "other/s.tar")) == [
+        f"{tmp_path}/s.tar:1",
+        f"{tmp_path}/other/s.tar:1",
+    ]
+
+
+def test_links_and_keys_without_a_picture_are_counted(tmp_path):
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.txt": b"no picture"})
+    with tarfile.open(tmp_path / "s.tar", "a") as tar:
+        for name, kind in (("3.png", tarfile.SYMTYPE), ("4.png", tarfile.LNKTYPE), ("5.png", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    dataset = shards(tmp_path / "s.tar")
+    assert ids(dataset) == ["s.tar:1"]
+    assert {reason: (one.count, one.first) for reason, one in dataset.dropped.items()} == {
+        NO_PICTURE: (1, "s.tar:2"),
+        NO_FILE: (3, "s.tar:3"),
+    }
+
+
+def test_a_shard_without_pictures_is_refused(tmp_path):
+    write_tar(tmp_path / "s.tar", {"1.txt": b"a", "2.pyd": b"b"})
+    with pytest.raises(InputError, match=r"shards: need pictures .* the 1 hold none"):
+        shards(tmp_path / "s.tar")
+
+
+def test_a_cut_at_any_place_is_an_error(tmp_path):
+    write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
+    whole = (tmp_path / "s.tar").read_bytes()
+    index = index_shard(tmp_path / "s.tar")
+    end = index.pictures[-1].sum() + -index.pictures[-1][1] % 512  # the end mark begins here
+    second = int(index.pictures[1][0]) - 512  # a cut between two members, which tarfile takes for the end
+    for length in (0, 1, 511, 512, second - 1, second, second + 1, second + 700, end - 512, end - 1, end, end + 511):
+        (tmp_path / "s.tar").write_bytes(whole[: int(length)])
+        with pytest.raises(InputError, match=r"s\.tar: need a whole tar file"):
+            shards(tmp_path / "s.tar")
+    (tmp_path / "s.tar").write_bytes(whole[: int(end) + 512])
+    assert len(shards(tmp_path / "s.tar").records) == 3
+
+
+def test_a_damaged_header_is_an_error_wherever_it_is(tmp_path):
+    write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
+    whole = (tmp_path / "s.tar").read_bytes()
+    for first, _ in index_shard(tmp_path / "s.tar").pictures:
+        for place in (0, 130, 150):  # the name, the size and the checksum
+            broken = bytearray(whole)
+            broken[int(first) - 512 + place] ^= 0x10
+            (tmp_path / "s.tar").write_bytes(broken)
+            with pytest.raises(InputError, match=r"s\.tar: need a whole tar file"):
+                shards(tmp_path / "s.tar")
+
+
+def test_a_compressed_shard_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("1.png"))
+    with pytest.raises(InputError, match="need a whole tar file, not compressed"):
+        shards(tmp_path / "s.tar")
+
+
+def test_bit_rot_in_a_picture_makes_a_bad_sample_named_by_shard_and_key(tmp_path):
+    write_tar(tmp_path / "s.tar", {"good.png": jpeg((1, 2, 3), 40), "rotten.png": jpeg((4, 5, 6), 40)})
+    dataset = shards(tmp_path / "s.tar")
+    content = bytearray((tmp_path / "s.tar").read_bytes())
+    member = dataset.records[1].member
+    assert member is not None
+    content[member.offset + content[member.offset :].index(b"IDAT") + 9] ^= 0xFF
+    (tmp_path / "s.tar").write_bytes(content)
+    bad = PictureSource(dataset)[(0, 1)]
+    assert isinstance(bad, BadSample) and bad.id == "s.tar:rotten"
+    assert f"{tmp_path}/s.tar:rotten: need a whole picture" in bad.reason
+    assert not isinstance(PictureSource(dataset)[(0, 0)], BadSample)
+
+
+def test_a_member_over_the_bound_is_refused_unread_and_one_that_is_gone_is_named(tmp_path):
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
+    with pytest.raises(PictureError, match="k: need at most 400,000,000 bytes; it has 400,000,001"):
+        read_picture(tmp_path / "s.tar", part=(512, 400_000_001), name="k")
+    with pytest.raises(PictureError, match="k: need a picture file; it has 0 bytes"):
+        read_picture(tmp_path / "s.tar", part=(512, 0), name="k")
+    dataset = shards(tmp_path / "s.tar")
+    (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:520])
+    with pytest.raises(PictureError, match=r"s\.tar:1: need .* the file ends after 8 of them"):
+        read_record(dataset.records[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("x/a.b.JPG", ("x/a", "b.jpg")),  # webdataset: the kind begins at the first dot
+        ("v1.0/a.jpg", ("v1.0/a", "jpg")),
+        ("./a.txt", ("./a", "txt")),
+        ("._a.jpg", ("", "_a.jpg")),
+        ("a", ("a", "")),
+    ],
+)
+def test_keys_are_webdatasets(name, parts):
+    assert split_name(name) == parts
+
+
+def test_records_are_a_sequence(tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.png": jpeg((1, 2, 3)), "2.txt": b"x", "schön.png": jpeg((1, 2, 3))})
+    write_tar(tmp_path / "b.tar", {"3.png": jpeg((1, 2, 3))})
+    records = shards(tmp_path / "a.tar", tmp_path / "b.tar").records
+    listed = list(records)
+    assert [record.id for record in listed] == ["a.tar:1", "a.tar:schön", "b.tar:3"] and len(records) == 3
+    assert records[-1] == records[2] == listed[2] and records[1:] == tuple(listed[1:])
+    assert all(isinstance(record, Record) for record in listed)
+    for place in (3, -4):
+        with pytest.raises(IndexError):
+            records[place]
+
+
+# -------------------------------------------------------------------------------------------------------- kept indices
+
+
+def test_an_index_is_kept_and_used_again(tmp_path, monkeypatch):
+    write_tar(tmp_path / "s.tar", {"schön.png": jpeg((1, 2, 3)), "2.png": jpeg((1, 2, 3)), "3.txt": b"x"})
+    first = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
+    monkeypatch.setattr("saccade.data.shards._scan", lambda path: pytest.fail("scanned again"))
+    again = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
+    assert list(again.records) == list(first.records) and again.dropped == first.dropped
+    assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("change", ["content", "time", "head", "kept", "kept pickle"])
+def test_a_changed_shard_or_a_damaged_index_is_scanned_again(tmp_path, change):
+    write_tar(tmp_path / "s.tar", {"0.bin": b"z" * 5000, "1.png": jpeg((1, 2, 3))})
+    old = (tmp_path / "s.tar").stat()
+    shards(tmp_path / "s.tar", cache=tmp_path)
+    (kept,) = tmp_path.rglob("*.npz")
+    times = (old.st_atime_ns, old.st_mtime_ns)
+    if change == "content":
+        write_tar(tmp_path / "s.tar", {f"{name}.png": jpeg((1, 2, 3)) for name in "789"} | {"z.bin": b"z" * 9999})
+        os.utime(tmp_path / "s.tar", ns=times)
+    elif change in ("time", "head"):
+        first = "0.bin" if change == "time" else "0.bim"  # else the first bytes are the same
+        write_tar(tmp_path / "s.tar", {first: b"z" * 5000, "7.png": jpeg((1, 2, 3))})
+        os.utime(tmp_path / "s.tar", ns=times if change == "head" else (times[0], times[1] + 1))
+        assert (tmp_path / "s.tar").stat().st_size == old.st_size
+    else:
+        kept.write_bytes(b"damaged" if change == "kept" else pickle.dumps(Payload(tmp_path / "ran")))
+    again = shards(tmp_path / "s.tar", cache=tmp_path)
+    assert ids(again) == ids(shards(tmp_path / "s.tar")) and not (tmp_path / "ran").exists()
+
+
+def test_where_nothing_can_be_kept_every_start_scans(tmp_path):
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
+    (tmp_path / "file").touch()
+    assert ids(shards(tmp_path / "s.tar", cache=tmp_path / "file")) == ["s.tar:1"]

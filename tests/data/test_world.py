@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pycocotools.coco import COCO
 
 from saccade.data.loader import open_data
 from saccade.data.panoptic import panoptic_segments
+from saccade.data.records import read_record
 from saccade.data.world.appearance import STUFF, TEXTURES, two_tones
 from saccade.data.world.scenes import KINDS, MIN_VISIBLE, STUFFS, THINGS, draw_pair, draw_scene
 from saccade.data.world.write import WorldSize, base_and_novel, write_world
@@ -35,6 +37,19 @@ def digests(folder: Path) -> dict[str, str]:
 def test_same_seed_same_bytes_whatever_the_processes(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path / "again", SIZE, processes=1)
     assert digests(tmp_path / "again") == digests(world)
+
+
+def test_the_pairs_are_shards_to_train_on(world: Path) -> None:
+    dataset = open_data(world / "pairs", split="train")
+    assert [record.id for record in dataset.records] == [f"pairs-000000.tar:{number:09d}" for number in range(8)]
+    assert dataset.dropped == {}
+    with tarfile.open(world / "pairs" / "pairs-000000.tar") as tar:
+        names = [name for name in tar.getnames() if name.endswith(".jpg")]
+        for record, name in zip(dataset.records, names, strict=True):
+            content = tar.extractfile(name)
+            assert content is not None
+            expected = np.asarray(Image.open(content).convert("RGB")).transpose(2, 0, 1)
+            assert np.array_equal(read_record(record).numpy(), expected)
 
 
 def test_other_seed_other_pictures(world: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from saccade.engine.config import MAY_CHANGE, DistillConfig, check_config, claim_folder, numbers_of, run_record
 from saccade.types import InputError
 
-CONFIG = DistillConfig(data=Path("pictures"), out=Path("out"))
+CONFIG = DistillConfig(data="pictures", out=Path("out"))
 
 
 def test_the_defaults_are_accepted():

@@ -20,6 +20,7 @@ import traceback
 
 import open_clip  # noqa: F401  the imports that cost seconds
 import torch
+import torch._dynamo
 import torchvision  # noqa: F401
 
 import saccade.data.loader

@@ -115,7 +115,7 @@ def _draw_world(config: Demo, folder: Path) -> None:
 
 def _distill_config(config: Demo, world: Path) -> DistillConfig:
     return DistillConfig(
-        data=world,
+        data=str(world),
         out=config.out / "distilled",
         steps=config.steps,
         student_size=SIZE,

@@ -1,7 +1,8 @@
 """`saccade distill`: CLIPSelf from a folder of pictures to a model folder (Sec. 3.2).
 
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
-OUT/metrics.jsonl has the losses, OUT/config.json says what was run. The same command continues a stopped run and
+OUT/metrics.jsonl has the losses, OUT/config.json says what was run. What the run will take is told before its first
+step; with --dry-run that is all. The same command continues a stopped run and
 changes nothing in a finished one, but for a product that is missing; with another number of processes, another --batch
 or --accumulate it goes on from the same picture, and says what stays equal.
 Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,19 +26,24 @@ from saccade.engine.config import (
     check_writable,
     claim_folder,
     numbers_of,
+    regions_of,
     run_record,
     told_sharing,
 )
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from torch.optim import Optimizer
+    from torch import Tensor
 
+    from saccade.clip.model import Clip
     from saccade.data.loader import BatchLoader, PictureSource
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
     from saccade.objectives.clipself import ClipSelf
     from saccade.types import Batch
+
+
+FEW_STEPS = 10  # a run of no more is as long as its measurement
 
 
 def run(config: DistillConfig) -> None:
@@ -77,10 +84,11 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     """
     from copy import deepcopy
 
-    from saccade.clip.dense import default_windows
+    from saccade.clip.dense import last_block_use
     from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
     from saccade.engine.checkpoint import (
         clean_checkpoints,
+        collect,
         digest_module,
         load_latest,
         require_space,
@@ -91,37 +99,42 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     from saccade.engine.guard import Guard
     from saccade.engine.log import Log
     from saccade.engine.optim import build_optimizer, learning_rate
+    from saccade.engine.shard import shard_student
     from saccade.engine.validate import held_out_loss
-    from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
+    from saccade.objectives.clipself import count_regions, train_layers
 
     # --- pictures and towers, before anything is written; the teacher is the student before its first step
+    low = config.precision == "bfloat16"
     with processes.together():
-        source, held_out = _open_pictures(config), _open_held_out(config, processes)
+        source = _open_pictures(config, progress=processes.is_first)
+        held_out = _open_held_out(config, processes)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
-        teacher = deepcopy(student)  # no text is used, so no tokenizer has been made yet
-        if config.window is not None:
-            student.windows = default_windows(student.visual, size=config.window)
+        digest = digest_module(student) if processes.is_first else ""
+        original = deepcopy(student)  # no text is used, so no tokenizer has been made yet
+        teacher = deepcopy(student).bfloat16() if low else original
         numbers = numbers_of(config, patch_size=student.patch_size)
         partly = train_layers(student, config.layers, head=config.head)
-        objective = ClipSelf(
-            student,
-            teacher,
-            student_size=numbers.student_size,
-            pad=config.pad,
-            head=config.head,
-            enlarge=1.5 if config.regions == "boxes" else 1.0,
-        )
+        objective = _objective(config, student, teacher, student_size=numbers.student_size)
+        if config.fsdp:
+            shard_student(objective, processes=processes, bfloat16=low)
+            _, partly = last_block_use(student.visual, head=config.head)  # sharding put other parameters in their place
+        if low:
+            original = original.cpu()
     optimizer = build_optimizer(
         objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
     )
+    tell, checkpoints, model = _tell(processes), config.out / "checkpoints", config.out / "model"
+    if config.dry_run:
+        batches = _batches(config, source, processes, start=0, steps=config.steps)
+        _plan(config, objective, batches, processes, pictures=len(source), start_step=0, tell=tell)
+        tell("--dry-run: nothing was trained and nothing was written")
+        return Outcome(step=0)
 
     # --- output folder: this run's own; where an earlier start of this command came to
-    tell, checkpoints, model = _tell(processes), config.out / "checkpoints", config.out / "model"
     record: dict[str, Any] = {}
     with processes.together():
         if processes.is_first:
-            facts = {**asdict(numbers), "weights": digest_module(teacher), "processes": processes.size}
-            record = run_record(config, facts)
+            record = run_record(config, {**asdict(numbers), "weights": digest, "processes": processes.size})
             claim_folder(config.out, record, may_change=MAY_CHANGE)
     with processes.together():
         saved = load_latest(checkpoints, tell=tell)
@@ -138,27 +151,23 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             check_writable(config.out)
             clean_checkpoints(checkpoints)
             copies = config.keep_checkpoints + 1 + (held_out is not None)  # one more while it is written; the best
-            require_space(config.out, module=objective, copies=copies, product=student.model)
+            require_space(config.out, module=objective, copies=copies, product=original.model)
+
+    # --- told first
+    batches = _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step)
+    plan, batches = _plan(
+        config, objective, batches, processes, pictures=len(source), start_step=outcome.step, tell=tell
+    )
+    verb = "going on from step" if outcome.step else "starting at step"
+    tell(f"{verb} {outcome.step} of {config.steps}; writing to {config.out}")
 
     # --- the loop
-    verb = "going on from step" if outcome.step else "starting at step"
-    tell(
-        f"{_summary(objective)}; {len(source)} pictures; {verb} {outcome.step} of {config.steps}; "
-        f"writing to {config.out}"
-    )
-    path, every, bfloat16 = config.out / "metrics.jsonl", config.log_every, config.precision == "bfloat16"
-    measure = partial(held_out_loss, objective, count=count_regions, bfloat16=bfloat16, processes=processes)
+    path, every = config.out / "metrics.jsonl", config.log_every
     with Log(path, steps=config.steps, start_step=outcome.step, every=every, speak=processes.is_first) as log:
-        guard = Guard(
-            log,
-            processes,
-            nonfinite=config.nonfinite,
-            limit=config.nonfinite_limit,
-            record=config.out / "nonfinite.jsonl",
-        )
+        log.event("plan", plan)
         outcome = fit(
             objective,
-            _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step),
+            batches,
             optimizer,
             count=count_regions,
             learning_rate=partial(learning_rate, peak=numbers.lr, warmup=numbers.warmup, steps=config.steps),
@@ -167,15 +176,22 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             accumulate=config.accumulate,
             weight_decay=numbers.weight_decay,
             partly=partly,
-            bfloat16=bfloat16,
             seed=config.seed,
             processes=processes,
             log=log,
-            guard=guard,
+            guard=Guard(
+                log,
+                processes,
+                nonfinite=config.nonfinite,
+                limit=config.nonfinite_limit,
+                record=config.out / "nonfinite.jsonl",
+            ),
             checkpoints=checkpoints,
             save_every=config.save_every,
             keep=config.keep_checkpoints,
-            validate=None if held_out is None else partial(measure, held_out),
+            validate=None
+            if held_out is None
+            else partial(held_out_loss, objective, held_out, count=count_regions, processes=processes),
             facts={"config": record, "versions": versions()},
         )
 
@@ -187,40 +203,115 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         tell(line)
     if outcome.stopped_by is None:
         _require_good_pictures(outcome, config.out)
-        with processes.together():
-            if config.product == "best":
-                tell(f"the product is the student of step {_restore_best(objective, optimizer, checkpoints)}")
+        tensors = collect(objective, optimizer, hold=processes.is_first)
         with processes.together():
             if processes.is_first:
-                write_product(objective, model, alpha=config.alpha)
+                if config.product == "best":
+                    tensors = _best_tensors(checkpoints, tell=tell)
+                original.windows = student.windows
+                write_product(original, tensors, model, alpha=config.alpha)
         tell(f"done: {model}")
     return outcome
 
 
-def write_product(objective: "ClipSelf", folder: Path, *, alpha: float) -> None:
-    """Mix the student with its teacher over the whole state and save it as a model folder (Sec. 4.1).
+def write_product(original: "Clip", tensors: "dict[str, Tensor]", folder: Path, *, alpha: float) -> None:
+    """Mix what was trained with what it was before (Sec. 4.1), and save it as a model folder.
 
     Args:
-        objective: after training; its student becomes the mixed one.
+        original: the CLIP as it was; becomes the mixed one.
+        tensors: of a checkpoint.
         folder: OUT/model.
         alpha: share of the student; 1 saves it as it is.
     """
     from saccade.clip.states import mix_states
     from saccade.clip.weights import save_clip
 
-    student, teacher = objective.student.model, objective.teacher.model
-    if alpha != 1:
-        student.load_state_dict(mix_states(student.state_dict(), teacher.state_dict(), alpha=alpha))
-    save_clip(objective.student, folder)
+    start = "parameter/student.model."
+    trained = {label.removeprefix(start): tensor for label, tensor in tensors.items() if label.startswith(start)}
+    state = original.model.state_dict()
+    before = {name: state[name] for name in trained}
+    after = {name: tensor.to(before[name].device) for name, tensor in trained.items()}
+    original.model.load_state_dict({**state, **(after if alpha == 1 else mix_states(after, before, alpha=alpha))})
+    save_clip(original, folder)
 
 
-def _open_pictures(config: DistillConfig) -> "PictureSource":
+def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, student_size: int) -> "ClipSelf":
+    """What is minimised, as the flags say."""
+    from saccade.clip.dense import default_windows
+    from saccade.objectives.clipself import ClipSelf
+
+    if config.window is not None:
+        student.windows = default_windows(student.visual, size=config.window)
+    return ClipSelf(
+        student,
+        teacher,
+        student_size=student_size,
+        pad=config.pad,
+        head=config.head,
+        enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
+        tokens=config.tokens,
+        low_precision=config.precision == "bfloat16" and not config.fsdp,  # FSDP gathers in bfloat16 itself
+        compiled=config.compile,
+        checkpointing=config.checkpointing,
+    )
+
+
+def _plan(
+    config: DistillConfig,
+    objective: "ClipSelf",
+    batches: "Iterable[Batch]",
+    processes: "Processes",
+    *,
+    pictures: int,
+    start_step: int,
+    tell: Callable[[str], object],
+) -> "tuple[dict[str, Any], Iterable[Batch]]":
+    """Say what the run will do and take; the plan as JSON, and the batches, none of them lost to the measurement."""
+    from saccade.engine.plan import Plan, estimate_memory, measure_pass, tell_plan, written
+
+    stream, seconds = iter(batches), None
+    if config.dry_run or config.steps - start_step > FEW_STEPS:
+        with processes.together():
+            first = list(islice(stream, 1))
+        stream = chain(first, stream)
+        measured = [one for one in processes.gather(measure_pass(objective, first)) if one is not None]
+        seconds = max(measured, default=None)
+    plan = Plan(  # made by every process: none waits for another that counts
+        model=objective.student.name,
+        device=str(processes.device),
+        trained=sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad),
+        parameters=sum(parameter.numel() for parameter in objective.student.parameters()),
+        pictures=pictures,
+        steps=config.steps,
+        start_step=start_step,
+        batch=config.batch,
+        accumulate=config.accumulate,
+        processes=processes.size,
+        memory=estimate_memory(objective, regions=config.keep, processes=processes.size, sharded=config.fsdp),
+        seconds=seconds,
+        writes=written(objective, config.out, copies=config.keep_checkpoints),
+    )
+    tell(tell_plan(plan))
+    return plan.record(), stream
+
+
+def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
     """The data set of the run and the regions to draw in it."""
     from saccade.data.loader import PictureSource, open_data
+    from saccade.data.regions import with_boxes
 
+    regions = regions_of(config)
+    dataset = open_data(
+        config.data,
+        split=config.split,
+        annotations="instances" if regions == "boxes" and config.boxes is None else "none",
+        annotation_file=config.annotations,
+        shard_cache=config.shard_cache,
+        progress=progress,
+    )
     return PictureSource(
-        open_data(config.data, split=config.split, annotations="instances" if config.regions == "boxes" else "none"),
-        regions=config.regions,
+        dataset if config.boxes is None else with_boxes(dataset, config.boxes),
+        regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.keep,
@@ -234,17 +325,19 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
 
     if config.validate is None:
         return None
-    annotations = "instances" if config.regions == "boxes" else "none"
+    regions = regions_of(config)
+    annotations = "instances" if regions == "boxes" else "none"
     source = PictureSource(
-        open_data(config.validate, split=config.validate_split, annotations=annotations),
-        regions=config.regions,
+        open_data(str(config.validate), split=config.validate_split, annotations=annotations),
+        regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.keep,
     )
     chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_pictures]
     mine = [(0, index) for index in chosen[processes.rank :: processes.size]]
-    batches = [mine[first : first + config.batch] for first in range(0, len(mine), config.batch)]
+    most = -(-len(chosen) // processes.size)  # every process gets as many batches, the last ones perhaps empty
+    batches = [mine[first : first + config.batch] for first in range(0, most, config.batch)]
     return make_loader(source, batches, workers=config.workers)
 
 
@@ -263,7 +356,8 @@ def _batches(
         start=start,
         batches=steps * config.accumulate,
     )
-    return make_loader(source, sampler, workers=config.workers, strict=config.strict)
+    pin = processes.device.type == "cuda"
+    return make_loader(source, sampler, workers=config.workers, strict=config.strict, pin=pin)
 
 
 def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
@@ -302,20 +396,20 @@ def _tell_sharing(
         tell(told)
 
 
-def _restore_best(objective: "ClipSelf", optimizer: "Optimizer", checkpoints: Path) -> int:
-    """Go back to the checkpoint with the lowest held-out loss; its step.
+def _best_tensors(checkpoints: Path, *, tell: Callable[[str], object]) -> "dict[str, Tensor]":
+    """What the checkpoint with the lowest held-out loss holds.
 
     Raises:
         InputError: it is damaged, or no checkpoint has a finite held-out loss.
     """
-    from saccade.engine.checkpoint import find_best, load_checkpoint, restore
+    from saccade.engine.checkpoint import find_best, load_checkpoint
 
     path = find_best(checkpoints)
     if path is None:
         raise InputError(f"--product best: no checkpoint in {checkpoints} has a finite held-out loss; use last.")
     best = load_checkpoint(path)
-    restore(objective, optimizer, best.tensors)
-    return best.step
+    tell(f"the product is the student of step {best.step}")
+    return best.tensors
 
 
 def _leave_the_lost(config: DistillConfig, error: Exception) -> NoReturn:
@@ -338,12 +432,6 @@ def _again() -> str:
     start = ["torchrun", *many, "--nproc-per-node", local, "-m", "saccade.cli.main"] if size > 1 else ["saccade"]
     where = f" on each of the {nodes} nodes (with the same --rdzv options as before)" if nodes > 1 else ""
     return f"To go on, run{where}:\n  {shlex.join([*start, *sys.argv[1:]])}"
-
-
-def _summary(objective: "ClipSelf") -> str:
-    total = sum(parameter.numel() for parameter in objective.student.parameters())
-    trained = sum(parameter.numel() for parameter in objective.student.parameters() if parameter.requires_grad)
-    return f"{objective.student.name}: training {trained / 1e6:.1f} of {total / 1e6:.1f} million parameters"
 
 
 def _bad_pictures(bad: dict[str, str]) -> str:

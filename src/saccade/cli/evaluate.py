@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade.clip.names import Head, TemplateName
-from saccade.files import bad_lines, check_target, versions, write_whole
+from saccade.files import bad_lines, check_target, default_cache, versions, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +92,6 @@ def run_regions(config: Regions) -> dict[str, Any]:
     if config.out is not None:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
-    from saccade.clip.text import default_cache
     from saccade.data.loader import open_data
     from saccade.evaluate.regions import evaluate_regions
 

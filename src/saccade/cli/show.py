@@ -106,13 +106,14 @@ def _pictures(config: Drawing) -> "list[tuple[str, Tensor]]":
     """Read the pictures asked for, evenly spaced over the data; a bad one is an error."""
     from saccade.data.loader import open_data
     from saccade.data.pictures import read_picture
+    from saccade.data.records import read_record
 
     if config.data.is_file():
         return [(config.data.name, read_picture(config.data))]
     records = open_data(config.data, split=config.split, annotations="none").records
     count = min(config.count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
-    return [(str(record.id), read_picture(record.path)) for record in chosen]
+    return [(str(record.id), read_record(record)) for record in chosen]
 
 
 def _models(config: Drawing) -> "list[tuple[str, Clip]]":

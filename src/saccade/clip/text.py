@@ -6,7 +6,6 @@ templates (`saccade.clip.templates`) and vocabulary files (`saccade.clip.vocabul
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,17 +75,6 @@ def embed_vocabulary(
     rows = _embed(clip, tokens, counts, batch=batch)
     _write_cached(path, rows.cpu(), key=key)
     return rows
-
-
-def default_cache() -> Path | None:
-    """The folder where commands keep text embeddings: $SACCADE_CACHE, else ~/.cache/saccade; None where it is ""."""
-    named = os.environ.get("SACCADE_CACHE")
-    if named is not None:
-        return Path(named) if named else None
-    try:
-        return Path.home() / ".cache" / "saccade"
-    except RuntimeError:  # a user without a home
-        return None
 
 
 def _classes(vocabulary: Vocabulary | Sequence[str], background: str | None) -> list[tuple[str, ...]]:

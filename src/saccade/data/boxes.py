@@ -1,9 +1,10 @@
-"""Boxes of one's own for pictures of one's own, read strictly: what `saccade embed --boxes` takes.
+"""Boxes of one's own for pictures of one's own, read strictly: what `--boxes` of `saccade embed` and `distill` takes.
 
     COCO     {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "bbox": [x, y, width, height]}, ...]}
     plain    {"file name": [[x1, y1, x2, y2], ...], ...}
+    results  [{"image_id", "bbox": [x, y, width, height], "score"}, ...]    distill only; what detectors write
 
-Both in pixels of the picture. Unlike `coco.py` this asks for no categories and no ids of annotations, and keeps every
+All in pixels of the picture. Unlike `coco.py` this asks for no categories and no ids of annotations, and keeps every
 box: whoever embeds them wants one row a box in the file's order, or to be told which one has none. Where COCO's images
 state `height` and `width`, the picture must have them. Absent: clipping, which needs the decoded picture's size.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from saccade.data.coco import Box
+from saccade.data.records import Box
 from saccade.errors import InputError
 
 
@@ -29,18 +30,45 @@ class Boxed:
 
 
 def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, Boxed]:
-    """Read the boxes of each picture, in the file's order.
+    """Read the boxes of each picture, in the file's order, and hold the file to the pictures at hand.
 
     Args:
-        path: a JSON file in either form.
+        path: a JSON file in the COCO or the plain form.
         pictures: the ids (paths within the folder) of the pictures at hand.
 
     Returns:
         The boxes by the picture's id: finite numbers, but neither clipped nor ordered (x1 < x2 may not hold).
 
     Raises:
-        InputError: not such a file, a name or a picture twice, a box that is not four finite numbers, or one of a
-            picture that is not at hand; names the file and the entry.
+        InputError: as `parse_boxes`, or a picture that is not at hand.
+    """
+    found: dict[str, Boxed] = {}
+    known = set(pictures)
+    for name, boxed in parse_boxes(path).items():
+        if not isinstance(name, str) or name not in known:
+            near = next((one for one in known if Path(one).name == Path(str(name)).name), min(known))
+            _fail(
+                f"{path}: picture {name!r}",
+                f"a picture among the {len(known)} named, by its path within its folder (such as {near!r})",
+                "none of that name",
+            )
+        found[name] = boxed
+    return found
+
+
+def parse_boxes(path: Path) -> dict[str | int, Boxed]:
+    """Read the boxes of each picture, in the file's order, whatever pictures there are.
+
+    Args:
+        path: a JSON file in any of the three forms.
+
+    Returns:
+        The boxes by the file's name of the picture, or by its `image_id` in a list of results; finite numbers, but
+        neither clipped nor ordered (x1 < x2 may not hold).
+
+    Raises:
+        InputError: not such a file, a name or a picture twice, or a box that is not four finite numbers; names the
+            file and the entry.
     """
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_object)
@@ -52,21 +80,17 @@ def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, Boxed]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need boxes in JSON; {type(error).__name__}: {error}. Correct the file.") from error
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        found = _read_coco(path, content)
-    elif isinstance(content, dict) and content:
-        found = {name: Boxed(_read_list(path, name, value)) for name, value in content.items()}
-    else:
-        _fail(str(path), "COCO's images and annotations, or an object {file name: [[x1, y1, x2, y2], ...]}", content)
-    known = set(pictures)
-    for name in found:
-        if name not in known:
-            near = next((one for one in known if Path(one).name == Path(name).name), min(known))
-            _fail(
-                f"{path}: picture {name!r}",
-                f"a picture among the {len(known)} named, by its path within its folder (such as {near!r})",
-                "none of that name",
-            )
-    return found
+        return _read_coco(path, content)
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return _read_results(path, content)
+    if isinstance(content, dict) and content:
+        return {name: Boxed(_read_list(path, name, value)) for name, value in content.items()}
+    _fail(
+        str(path),
+        "COCO's images and annotations, a list of results [{image_id, bbox, score}, ...], or an object "
+        "{file name: [[x1, y1, x2, y2], ...]}",
+        content,
+    )
 
 
 class _TwiceError(Exception):
@@ -81,7 +105,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, Boxed]:
+def _read_results(path: Path, content: list[Any]) -> dict[str | int, Boxed]:
+    found: dict[str | int, list[Box]] = {}
+    for place, result in enumerate(content):
+        where = f"{path}: result {place}"
+        if not isinstance(result, dict) or not _is_id(result.get("image_id")):
+            _fail(where, "an object with `image_id` and `bbox`", result)
+        found.setdefault(result["image_id"], []).append(_read_xywh(f"{where}: bbox", result.get("bbox")))
+    return {key: Boxed(tuple(boxes)) for key, boxes in found.items()}
+
+
+def _read_coco(path: Path, content: dict[str, Any]) -> dict[str | int, Boxed]:
     if not isinstance(content.get("images"), list):
         _fail(str(path), "a list `images` beside `annotations`", content.get("images"))
     names: dict[Any, str] = {}
@@ -103,8 +137,7 @@ def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, Boxed]:
         key = annotation.get("image_id")
         if not _is_id(key) or key not in names:
             _fail(where, f"`image_id`, one of the {len(names)} ids the file lists", key)
-        x, y, w, h = _four(f"{where}: bbox", annotation.get("bbox"), form="[x, y, width, height]")
-        found[names[key]].append(_finite(f"{where}: bbox", (x, y, x + w, y + h)))
+        found[names[key]].append(_read_xywh(f"{where}: bbox", annotation.get("bbox")))
     return {name: Boxed(tuple(boxes), *sizes[name]) for name, boxes in found.items()}
 
 
@@ -123,6 +156,11 @@ def _read_list(path: Path, name: str, value: Any) -> tuple[Box, ...]:
         _fail(f"{path}: picture {name!r}", "a list of boxes [x1, y1, x2, y2]", value)
     where = f"{path}: picture {name!r}: box"
     return tuple(_four(f"{where} {place}", box, form="[x1, y1, x2, y2]") for place, box in enumerate(value))
+
+
+def _read_xywh(where: str, value: Any) -> Box:
+    x, y, w, h = _four(where, value, form="[x, y, width, height]")
+    return _finite(where, (x, y, x + w, y + h))
 
 
 def _is_id(key: object) -> bool:

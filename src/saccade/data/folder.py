@@ -5,8 +5,8 @@ Deliberately absent: labels from folder names, captions, archives.
 
 from pathlib import Path
 
-from saccade.data.coco import Dataset, Record
 from saccade.data.pictures import list_pictures
+from saccade.data.records import Dataset, Record
 
 
 def read_folder(folder: Path | str) -> Dataset:

@@ -1,72 +1,37 @@
 """Records -> batches: which picture when, which regions of it, and workers that do nothing but decode.
 
-The stream of pictures is a pure function of (seed, step, rank, world size): position p of the stream is picture p mod N
-of epoch p // N's own permutation, and step s takes the positions s * G .. (s + 1) * G - 1, G = batch * world size, rank
-after rank. So every epoch shows every picture exactly once, a batch may hold the end of one epoch and the start of the
-next, a run can start at any step, and the pictures of a step do not depend on how many processes share it. Regions are
-drawn from (seed, epoch, index) alone: the same bits whatever the number of workers (Sec. 3.2; grids or proposals).
+The stream of pictures is a pure function of (seed, position): position p is picture p mod N of epoch p // N's own
+permutation, and from any start on, batch j of rank r takes the positions start + (j * world size + r) * batch and those
+that follow it. So every epoch shows every picture exactly once, a batch may hold the end of one epoch and the start of
+the next, a run can go on at any position with another number of processes, and the pictures of a step do not depend on
+how many share it. Regions are drawn from (seed, epoch, index) alone: the same bits whatever the number of workers.
 Workers hand over uint8 pictures of their own size; crops, resizing and normalisation happen on the compute device.
 Deliberately absent: augmentation (the method has none), padding to a common size, replacing bad pictures.
 """
 
 import hashlib
+import itertools
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from saccade.data.coco import Dataset, Record, read_instances, read_panoptic
-from saccade.data.folder import read_folder
-from saccade.data.layout import find_coco, find_pictures
 from saccade.data.panoptic import panoptic_segments
-from saccade.data.pictures import PictureError, read_picture
+from saccade.data.pictures import PictureError
+from saccade.data.records import Dataset, Record, read_record
+from saccade.data.regions import note_boxless, sample_proposals
+from saccade.data.sources import open_data as open_data
 from saccade.ops.grid import grid_pairs, sample_grid
 from saccade.types import BadSample, Batch, InputError, Sample, Segments
 
-SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the picture squared]
 FEW_BAD = 16  # bad pictures that prove nothing yet about the data
 BAD_SHARE = 0.5  # of the pictures seen; beyond it the data, not the pictures, is wrong
-
-
-def open_data(
-    path: Path | str, *, split: str, annotations: Literal["instances", "panoptic", "none"] = "instances"
-) -> Dataset:
-    """Read a COCO root or, where there is no `annotations/` in it, a plain folder of pictures.
-
-    Args:
-        path: the folder.
-        split: "train", "val" or "test"; a plain folder has none, there it is not looked at.
-        annotations: which of a COCO root's files to read; "none" lists the pictures of the split's folder (ids are
-            their names), whatever the annotations are.
-
-    Raises:
-        InputError: neither is there, or a file is not what it must be.
-    """
-    path = Path(path)
-    if annotations == "none":
-        is_coco = any((path / name).is_dir() for name in ("annotations", "train2017", "val2017", "test2017"))
-        return read_folder(find_pictures(path, split) if is_coco else path)
-    if not (path / "annotations").is_dir():
-        if annotations == "panoptic":
-            raise InputError(f"{path}: need a COCO root with panoptic annotations; it has no folder `annotations`.")
-        return read_folder(path)
-    files = find_coco(path, split)
-    if annotations == "panoptic":
-        if files.panoptic is None or files.panoptic_pngs is None:
-            wanted = path / "annotations" / f"panoptic_{split}2017"
-            raise InputError(f"{path}: need {wanted}.json and the folder {wanted}; not both are there.")
-        return read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
-    if files.instances is None:
-        wanted = path / "annotations" / f"instances_{split}2017.json"
-        raise InputError(f"{path}: need {wanted}; it is not there. To use only the pictures, name {files.pictures}.")
-    return read_instances(files.instances, files.pictures)
 
 
 # ------------------------------------------------------------------------------------------------------------ the order
@@ -85,7 +50,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
 
 
 class BatchSampler:
-    """Which (epoch, index) pairs each step of one process holds; see the module's docstring for the rule."""
+    """Which (epoch, index) pairs each batch of one process holds; see the module's docstring for the rule."""
 
     def __init__(
         self,
@@ -106,8 +71,8 @@ class BatchSampler:
             seed: of the run; the permutations depend on it and the epoch.
             rank: of this process, in 0..world_size-1.
             world_size: processes that share a step.
-            start: pictures of the stream that came before: where a resumed run goes on.
-            batches: how many to yield; None: go on for ever.
+            start: pictures that all processes together took from the stream before, however many they were.
+            batches: how many this process yields; None: go on for ever.
 
         Raises:
             InputError: no pictures, or a batch below 1.
@@ -122,9 +87,9 @@ class BatchSampler:
         self.start, self.batches = start, batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step, known, order = 0, -1, []
-        while self.batches is None or step < self.batches:
-            first = self.start + (step * self.world_size + self.rank) * self.batch
+        known, order = -1, []
+        for number in itertools.count() if self.batches is None else range(self.batches):
+            first = self.start + (number * self.world_size + self.rank) * self.batch
             pairs = []
             for position in range(first, first + self.batch):
                 epoch, place = divmod(position, self.count)
@@ -132,13 +97,12 @@ class BatchSampler:
                     known, order = epoch, epoch_order(self.count, seed=self.seed, epoch=epoch)
                 pairs.append((epoch, order[place]))
             yield pairs
-            step += 1
 
     def __len__(self) -> int:
         """Batches to come; only where they end."""
         if self.batches is None:
-            raise TypeError("a sampler without an end is endless")  # what list() expects of those
-        return self.batches
+            raise TypeError("a sampler without `batches` is endless")  # what list() expects of those
+        return max(0, self.batches)
 
 
 class OnceSampler:
@@ -193,7 +157,8 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         if keep < 1:
             raise InputError(f"keep: need at least 1 region a picture; got {keep}.")
         grid_pairs(limit, rule)  # refuses what it cannot draw, before any worker starts
-        self.dataset, self.regions, self.seed = dataset, regions, seed
+        self.dataset = note_boxless(dataset) if regions == "boxes" else dataset
+        self.regions, self.seed = regions, seed
         self.limit, self.rule, self.keep = limit, rule, keep
 
     def __len__(self) -> int:
@@ -203,7 +168,7 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         epoch, index = place
         record = self.dataset.records[index]
         try:
-            image = read_picture(record.path, expected_size=record.size)
+            image = read_record(record)
         except PictureError as error:
             return BadSample(str(record.id), str(error))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, index))
@@ -214,22 +179,6 @@ class PictureSource(TorchDataset[Sample | BadSample]):
             numbers = {"limit": self.limit, "rule": self.rule, "keep": self.keep}
             boxes = sample_grid(height=height, width=width, **numbers, generator=generator)
         return Sample(str(record.id), image, boxes)
-
-
-def sample_proposals(
-    record: Record, *, height: int, width: int, keep: int, generator: torch.Generator
-) -> Float[Tensor, "N 4"]:
-    """Draw a picture's annotated boxes as regions: shuffle, take the first `keep`, leave out those of extreme size.
-
-    Returns:
-        xyxy, pixels of the picture, areas in [8^2, 1024^2]; the picture's top left quarter where no box is left, as the
-        published training does, so that every picture counts in the loss.
-    """
-    boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
-    boxes = boxes[torch.randperm(len(boxes), generator=generator)[:keep]]
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])  # (N,)
-    boxes = boxes[(area >= SMALLEST_AREA) & (area <= LARGEST_AREA)]
-    return boxes if len(boxes) else torch.tensor([[0.0, 0.0, width / 2, height / 2]])
 
 
 class EvaluationSource(TorchDataset[Sample | BadSample]):
@@ -257,7 +206,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
     def __getitem__(self, index: int) -> Sample | BadSample:
         record, categories = self.dataset.records[index], self.dataset.categories
         try:
-            image = read_picture(record.path, expected_size=record.size)
+            image = read_record(record)
             segments = panoptic_segments(record, categories) if self.masks else self._without_masks(record)
         except PictureError as error:
             return BadSample(str(record.id), str(error))
@@ -276,23 +225,61 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 # ---------------------------------------------------------------------------------------------------------- the batches
 
 
-def pack(items: Sequence[Sample | BadSample]) -> Batch:
+@dataclass(frozen=True)
+class Packed:
+    """A batch on its way from a worker: all pictures in one tensor and all boxes in another.
+
+    A tensor that travels costs a shared file and an open descriptor each, of which a process may have 1,024: 8 workers
+    with two batches of 32 would need more.
+    """
+
+    ids: list[str]
+    shapes: list[tuple[int, int]]  # (height, width) [pixels]
+    counts: list[int]  # boxes of each picture
+    pictures: UInt8[Tensor, " bytes"]
+    boxes: Float[Tensor, "R 4"]
+    segments: list[Segments | None]
+    bad: list[BadSample]
+
+    def pin_memory(self) -> "Packed":
+        """The same batch with its pictures and boxes in page-locked memory; what a DataLoader calls."""
+        return replace(self, pictures=self.pictures.pin_memory(), boxes=self.boxes.pin_memory())
+
+    def unpack(self) -> Batch:
+        """The batch; its pictures and boxes are views."""
+        pictures = self.pictures.split([3 * height * width for height, width in self.shapes])
+        boxes = self.boxes.split(self.counts)
+        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, strict=True)
+        samples = [Sample(key, flat.view(3, *shape), rows, rest) for key, shape, flat, rows, rest in parts]
+        return Batch(samples, self.bad)
+
+
+def pack(items: Sequence[Sample | BadSample]) -> Packed:
     """Put the good samples of a step beside the bad ones, each in order; nothing is padded or replaced."""
     good = [item for item in items if isinstance(item, Sample)]
-    return Batch(good, [item for item in items if isinstance(item, BadSample)])
+    return Packed(
+        ids=[sample.id for sample in good],
+        shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in good],
+        counts=[len(sample.boxes) for sample in good],
+        pictures=torch.cat([torch.empty(0, dtype=torch.uint8), *(sample.image.flatten() for sample in good)]),
+        boxes=torch.cat([torch.empty(0, 4), *(sample.boxes for sample in good)]),
+        segments=[sample.segments for sample in good],
+        bad=[item for item in items if isinstance(item, BadSample)],
+    )
 
 
 @dataclass
 class BatchLoader:
     """Iterates over batches, and stops where the pictures, or too many of them, cannot be used."""
 
-    loader: DataLoader[Batch]
+    loader: DataLoader[Packed]
     strict: bool
     name: str
 
     def __iter__(self) -> Iterator[Batch]:
         seen, bad = 0, 0
-        for batch in self.loader:
+        for packed in self.loader:
+            batch = packed.unpack()
             if batch.bad and self.strict:
                 first = batch.bad[0]
                 raise InputError(f"picture {first.id}: {first.reason} (strict: the first bad picture ends the run)")
@@ -323,6 +310,7 @@ def make_loader(
     *,
     workers: int,
     strict: bool = False,
+    pin: bool = False,
 ) -> BatchLoader:
     """Feed batches, decoded by worker processes; the same bits whatever the number of workers.
 
@@ -332,6 +320,7 @@ def make_loader(
         workers: processes that decode; 0 = this one.
         strict: raise InputError on the first picture that cannot be used. Otherwise it is in `Batch.bad`, and only more
             than half of the pictures seen (and more than 16) being bad is an error.
+        pin: hand the pictures over in page-locked memory, from which a GPU copies while it computes.
 
     Raises:
         InputError: workers below 0.
@@ -344,6 +333,7 @@ def make_loader(
         num_workers=workers,
         collate_fn=pack,
         worker_init_fn=leave_signals_to_the_parent,
+        pin_memory=pin,
         generator=torch.Generator().manual_seed(0),  # else it draws from torch's global stream, and resuming changes it
     )
     return BatchLoader(loader, strict, source.dataset.name)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saccade.data.coco import Record
 from saccade.data.pictures import PictureError, read_picture
+from saccade.data.records import Record
 from saccade.types import Category, Segments
 
 MAX_MASK_BYTES = 4_000_000_000  # one byte a pixel and segment

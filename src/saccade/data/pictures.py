@@ -1,4 +1,4 @@
-"""Bounded decoding: a picture file from anywhere -> uint8 RGB, or an error that names the file and says what to do.
+"""Bounded decoding: a picture from anywhere -> uint8 RGB, or an error that names the file and says what to do.
 
 The header is judged before a pixel is decoded (pixels, aspect, the size an annotation promises), so that a
 decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a file: torchvision's PNG
@@ -7,6 +7,7 @@ brought to 8 bits, alpha laid over a stated colour, CMYK, palette and grey conve
 Deliberately absent: resizing, normalisation (the compute device does both), colour profiles, repair of truncated files.
 """
 
+import io
 import os
 import stat
 import warnings
@@ -49,8 +50,10 @@ def read_picture(
     max_aspect: float = MAX_ASPECT,
     expected_size: tuple[int, int] | None = None,
     background: tuple[int, int, int] = GREY,
+    part: tuple[int, int] | None = None,
+    name: str | None = None,
 ) -> UInt8[Tensor, "3 H W"]:
-    """Decode one picture file, within bounds.
+    """Decode one picture file, or one within a file, within bounds.
 
     Args:
         path: a JPEG, PNG, WebP or BMP file, told apart by content, not by name.
@@ -59,6 +62,8 @@ def read_picture(
         expected_size: (height, width) [pixels] that an annotation promises. EXIF rotation is then applied where the
             size comes out right with it, left out where it comes out right only without it. None: always applied.
         background: RGB in 0..255 shown through transparent pixels.
+        part: (first byte, bytes) of the picture within the file, as in a tar shard; None: the file is the picture.
+        name: what messages call the picture; its path when not given.
 
     Returns:
         RGB in 0..255, contiguous.
@@ -67,14 +72,15 @@ def read_picture(
         PictureError: missing, empty, truncated or damaged, another format, over a bound, or not of the promised size.
     """
     path = Path(path)
-    _check_file(path, max_bytes=max_pixels * BYTES_PER_PIXEL)
+    name = str(path) if name is None else name
+    content = _open(path, name, part, max_bytes=max_pixels * BYTES_PER_PIXEL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks and of sizes that the caps below judge
-            with Image.open(path, formats=FORMATS) as image:
-                _check_header(path, image, max_pixels, max_aspect, expected_size)
+            with Image.open(content, formats=FORMATS) as image:
+                _check_header(name, image, max_pixels, max_aspect, expected_size)
                 image.load()
-                turn = _turn(path, image, expected_size)
+                turn = _turn(name, image, expected_size)
                 rgb = _to_rgb(image, background)
                 upright = rgb if turn is None else rgb.transpose(turn)
                 planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
@@ -82,16 +88,16 @@ def read_picture(
         raise
     except UnidentifiedImageError as error:
         raise PictureError(
-            f"{path}: need a JPEG, PNG, WebP or BMP picture; its content is none of these, or is damaged at its start. "
+            f"{name}: need a JPEG, PNG, WebP or BMP picture; its content is none of these, or is damaged at its start. "
             "Convert it, fetch it again, or remove it from the data."
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(
-            f"{path}: need at most {max_pixels:,} pixels; {error} Make it smaller or remove it."
+            f"{name}: need at most {max_pixels:,} pixels; {error} Make it smaller or remove it."
         ) from error
     except Exception as error:  # Pillow's readers let every kind of exception out of a damaged file
         raise PictureError(
-            f"{path}: need a whole picture; decoding stopped with {type(error).__name__}: {error}. "
+            f"{name}: need a whole picture; decoding stopped with {type(error).__name__}: {error}. "
             "The file is damaged or truncated: fetch it again, or remove it from the data."
         ) from error
     return torch.from_numpy(planes)
@@ -137,47 +143,65 @@ def check_inside(path: Path, folder: Path) -> None:
         )
 
 
-def _check_file(path: Path, *, max_bytes: int) -> None:
+def _open(path: Path, name: str, part: tuple[int, int] | None, *, max_bytes: int) -> Path | io.BytesIO:
+    """What Pillow is to open: the file, or the bytes of a part of it; judged by size before any is read."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise PictureError(
-            f"{path}: need a picture file; {reason}. Check the data folder, or whether the download is complete."
+            f"{name}: need a picture file; {reason}. Check the data folder, or whether the download is complete."
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError(f"{path}: need a picture file; this is a folder or a device. Remove it from the data.")
-    if status.st_size == 0:
-        raise PictureError(f"{path}: need a picture file; it has 0 bytes. Fetch it again, or remove it from the data.")
-    if status.st_size > max_bytes:
-        raise PictureError(f"{path}: need at most {max_bytes:,} bytes; it has {status.st_size:,}. Make it smaller.")
+        raise PictureError(f"{name}: need a picture file; this is a folder or a device. Remove it from the data.")
+    size = status.st_size if part is None else part[1]
+    if size == 0:
+        raise PictureError(f"{name}: need a picture file; it has 0 bytes. Fetch it again, or remove it from the data.")
+    if size > max_bytes:
+        raise PictureError(f"{name}: need at most {max_bytes:,} bytes; it has {size:,}. Make it smaller.")
+    return path if part is None else _read_part(path, name, *part)
+
+
+def _read_part(path: Path, name: str, first: int, size: int) -> io.BytesIO:
+    try:
+        with path.open("rb") as file:
+            file.seek(first)
+            content = file.read(size)
+    except OSError as error:
+        raise PictureError(f"{name}: need a file that can be read; {error}. Fetch it again.") from error
+    if len(content) < size:
+        raise PictureError(
+            f"{name}: need {size:,} bytes at {first:,}; the file ends after {len(content):,} of them. "
+            "It was changed or cut since the run began: fetch it again."
+        )
+    return io.BytesIO(content)
 
 
 def _check_header(
-    path: Path, image: Image.Image, max_pixels: int, max_aspect: float, expected_size: tuple[int, int] | None
+    name: str, image: Image.Image, max_pixels: int, max_aspect: float, expected_size: tuple[int, int] | None
 ) -> None:
     """Judge the size that the header states, before anything of that size is allocated."""
     width, height = image.size
     stated = f"its header states {height} x {width} (height x width)"
     if min(width, height) < 1:
-        raise PictureError(f"{path}: need at least 1 x 1 pixel; {stated}. Remove it from the data.")
+        raise PictureError(f"{name}: need at least 1 x 1 pixel; {stated}. Remove it from the data.")
     if width * height > max_pixels:
         raise PictureError(
-            f"{path}: need at most {max_pixels:,} pixels; {stated}, {width * height:,} pixels. "
+            f"{name}: need at most {max_pixels:,} pixels; {stated}, {width * height:,} pixels. "
             "Make it smaller or remove it."
         )
     if max(width, height) > max_aspect * min(width, height):
         raise PictureError(
-            f"{path}: need a longer side of at most {max_aspect:g} shorter sides; {stated}. Cut it or remove it."
+            f"{name}: need a longer side of at most {max_aspect:g} shorter sides; {stated}. Cut it or remove it."
         )
     if expected_size is not None and expected_size not in ((height, width), (width, height)):
         raise PictureError(
-            f"{path}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; {stated}. "
+            f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; {stated}. "
             "The picture is not the annotated one, or was resized: restore it, or annotate it again."
         )
 
 
-def _turn(path: Path, image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Transpose | None:
+def _turn(name: str, image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Transpose | None:
     """Choose the EXIF rotation that agrees with the annotation; a damaged EXIF block counts as none."""
     try:
         orientation = image.getexif().get(ORIENTATION)
@@ -191,7 +215,7 @@ def _turn(path: Path, image: Image.Image, expected_size: tuple[int, int] | None)
     if stored == expected_size:
         return None
     raise PictureError(
-        f"{path}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; it is "
+        f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; it is "
         f"{shown[0]} x {shown[1]} as its EXIF block has it shown. Restore the picture (rotated, or its EXIF stripped?)."
     )
 

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saccade.clip.digest import digest_state
+from saccade.engine.distributed import spread_like, whole_tensor
 from saccade.types import InputError
 
 
@@ -155,14 +156,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(step=content["step"], tensors=tensors, facts=content["facts"])
 
 
-def collect(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The trained tensors and their optimizer state, by name; the inverse of `restore`."""
+def collect(module: nn.Module, optimizer: torch.optim.Optimizer, *, hold: bool = True) -> dict[str, Tensor]:
+    """The trained tensors and their optimizer state, by name; the inverse of `restore`.
+
+    Args:
+        module: where its weights are spread over the processes, all of these must call.
+        optimizer: over its trained parameters.
+        hold: False: help to put spread tensors together, and keep nothing.
+    """
     tensors = {}
     for name, parameter in _trained(module).items():
-        tensors[f"parameter/{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{key}/{name}"] = value.detach()
+        found = {f"parameter/{name}": parameter, **_moments(optimizer, name, parameter)}
+        for label, tensor in found.items():
+            whole = whole_tensor(tensor.detach())
+            if hold:
+                tensors[label] = whole if whole is tensor else whole.cpu()
     return tensors
+
+
+def _moments(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter) -> dict[str, Tensor]:
+    return {f"optimizer/{key}/{name}": value for key, value in optimizer.state[parameter].items()}
 
 
 @torch.no_grad()
@@ -176,13 +189,16 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
     parameters = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("parameter/")}
     _check_names(trained, parameters)
     for name, parameter in trained.items():
-        parameter.copy_(parameters[name])
+        parameter.copy_(spread_like(parameters[name], parameter))
     for label, tensor in tensors.items():
         if not label.startswith("optimizer/"):
             continue
         _, key, name = label.split("/", 2)
-        device = trained[name].device
-        optimizer.state[trained[name]][key] = tensor.to(device).clone()
+        parameter = trained[name]
+        is_spread = tensor.shape == parameter.shape  # the moments are, the counter of steps is not
+        optimizer.state[parameter][key] = (
+            spread_like(tensor, parameter) if is_spread else tensor.to(parameter.device)
+        ).clone()
 
 
 def digest_module(module: nn.Module) -> str:

@@ -15,7 +15,7 @@ from saccade.clip.names import Head
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
-HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
+HARMLESS = ("out", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
 """Fields that may change between the parts of one run: the weights come out the same."""
 MAY_CHANGE = (*HARMLESS, "batch", "accumulate", "processes", "nonfinite", "nonfinite_limit")
 """Fields that may change between the parts of one distillation: also how the pictures of a step are shared, which
@@ -26,8 +26,9 @@ depends on the machines at hand (`told_sharing` says what stays equal), and the 
 class DistillConfig:
     """Distil a CLIP into itself, so that its dense features match its image crops (CLIPSelf)."""
 
-    data: Path
-    """Folder of training pictures: a COCO root, or any folder of pictures (no annotations needed)."""
+    data: str
+    """Training pictures (no annotations needed): any folder of them; a COCO, LVIS, VOC or Objects365 root; tar shards
+    as a folder, as "shards-{00000..00331}.tar", or as a URL of that form."""
     out: Path
     """Folder of this run; the same command continues a stopped run. The product is written to OUT/model."""
     model: str = SMALL
@@ -35,7 +36,11 @@ class DistillConfig:
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or an open_clip tag such as laion2b_s34b_b88k."""
     split: str = "train"
-    """Which part of a COCO root."""
+    """Which part of an annotated root: train, val or test, and for VOC also trainval."""
+    annotations: Path | None = None
+    """Annotation file to read in place of the one in the standard place: COCO, LVIS or Objects365 JSON."""
+    shard_cache: Path | None = None
+    """Where shards fetched by URL are kept; when not given, $SACCADE_CACHE/shards or ~/.cache/saccade/shards."""
     steps: int = 1000
     """Optimizer steps. The paper: 6 epochs of COCO."""
     batch: int = 4
@@ -56,8 +61,12 @@ class DistillConfig:
     1000, and 20 for saccade-small."""
     layers: int | None = None
     """Train only the last so many transformer blocks; all of them when not given."""
-    regions: Literal["grid", "boxes"] = "grid"
-    """What is distilled: random grid patches, or the boxes of the annotations (region proposals)."""
+    regions: Literal["grid", "boxes"] | None = None
+    """What is distilled: random grid patches, or the boxes of the annotations or of --boxes (region proposals). When
+    not given: boxes with --boxes, else grid."""
+    boxes: Path | None = None
+    """JSON file of boxes to distil: proposals in COCO's form or as a list of results, or {"file name": [[x1, y1, x2,
+    y2], ...]}, in pixels."""
     grid: int = 6
     """Largest number of rows or columns of a patch grid (the paper's M)."""
     grid_rule: Literal["published", "all"] = "published"
@@ -105,7 +114,20 @@ class DistillConfig:
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs."""
+    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs. The weights
+    that are trained stay float32."""
+    tokens: Literal["all", "valid"] = "all"
+    """Which tokens of its padded square the student computes: all (paper), or only those that hold some of the picture,
+    which is faster but not quite the paper's method: padding is then seen by no token."""
+    compile: bool = False
+    """Run the towers' blocks through torch.compile: faster on a GPU, after a minute of compiling."""
+    checkpointing: bool = False
+    """Keep only what enters each of the student's blocks and run it again in the backward pass: far less memory, about
+    a third more time."""
+    fsdp: bool = False
+    """Spread the student's weights over the processes (FSDP2): for towers as large as ViT-H/14."""
+    dry_run: bool = False
+    """Say what the run would do, take and write, measured on one batch, and stop there."""
     timeout: int = 120
     """Seconds without an answer from another process after which the whole job ends."""
 
@@ -131,6 +153,11 @@ def numbers_of(config: DistillConfig, *, patch_size: int) -> Numbers:
     usual = Numbers(1e-3, 0.05, warmup=20, student_size=192) if config.model == SMALL else paper
     given = {name: getattr(config, name) for name in asdict(usual) if getattr(config, name) is not None}
     return replace(usual, **given)
+
+
+def regions_of(config: DistillConfig) -> Literal["grid", "boxes"]:
+    """What is distilled, where the flags say it together."""
+    return config.regions or ("grid" if config.boxes is None else "boxes")
 
 
 def check_config(config: DistillConfig) -> None:
@@ -172,11 +199,14 @@ def check_config(config: DistillConfig) -> None:
         if not holds:
             value = getattr(config, flag.replace("-", "_"))
             raise InputError(f"--{flag}: must be {need}; got {value}.")
+    if config.boxes is not None and config.regions == "grid":
+        raise InputError("--regions grid: draws no boxes, but --boxes names some. Leave one of them out.")
 
 
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
     """The run's identity as JSON: its flags and the facts that no flag holds (digest of the weights, processes)."""
-    return json.loads(json.dumps({**asdict(config), **facts}, default=str))
+    data = config.data if "://" in str(config.data) else str(Path(config.data))  # DIR and DIR/ are one
+    return json.loads(json.dumps({**asdict(config), "data": data, **facts}, default=str))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from saccade.types import InputError
 
@@ -134,6 +135,19 @@ def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
         raise LostProcessError(
             f"{where()}: another process of this run is gone or does not answer ({reason})."
         ) from error
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be spread over the processes (FSDP); all of them must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device of another, spread over the processes as that one is; inverse of `whole_tensor`."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def choose_device(name: str, *, local_rank: int | None) -> torch.device:

@@ -8,8 +8,9 @@ optimizer's. Deliberately absent: epochs (the sampler's matter), gradient clippi
 """
 
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from saccade.engine.checkpoint import Checkpoint, collect, save_checkpoint
@@ -69,7 +71,6 @@ def fit(
     accumulate: int = 1,
     weight_decay: float = 0.0,
     partly: Sequence[PartlyTrained] = (),
-    bfloat16: bool = False,
     seed: int = 0,
     processes: Processes,
     log: Log,
@@ -93,7 +94,6 @@ def fit(
         accumulate: batches a process and step; the gradient is that of the mean over all their items.
         weight_decay: of the trained rows of `partly`.
         partly: matrices trained in some rows only; see `take_step`.
-        bfloat16: run the objective under autocast.
         seed: draws inside the objective, if it makes any, come from (seed, step, process).
         processes: of the run.
         log: hears every step, one step later or before a save.
@@ -115,7 +115,11 @@ def fit(
     outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
     saved, guard = outcome.step, guard or Guard(log, processes)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    wrapped = DistributedDataParallel(objective, broadcast_buffers=False) if processes.size > 1 else objective
+    wrapped = objective
+    if processes.size > 1 and not isinstance(objective, FSDPModule):  # which averages gradients by itself
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 has another name for it, 2.10 has not
+            wrapped = DistributedDataParallel(objective, broadcast_buffers=False)
     stream, given = iter(loader), None  # the step that the device works on
 
     with signals_caught() as caught, loss_noticed(lambda: f"step {outcome.step + 1}"):
@@ -139,9 +143,8 @@ def fit(
             losses, shares = [], [number / max(items, 1) for number in counts]
             for index, batch in enumerate(batches):
                 with _communicating(wrapped, index == accumulate - 1):
-                    with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                        loss = wrapped(batch)
-                    # DistributedDataParallel averages, so the number of processes cancels
+                    loss = wrapped(batch)
+                    # gradients are averaged over the processes, so their number cancels
                     (loss * (shares[index] * processes.size)).backward()
                 losses.append(loss.detach())
 
@@ -183,8 +186,10 @@ def _take(stream: Iterator[Batch], accumulate: int) -> tuple[list[Batch], InputE
     return batches, None
 
 
-def _communicating(wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
+def _communicating(wrapped: nn.Module, last: bool) -> Any:
     """Processes average their gradients once a step, in the backward of its last batch."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(last)
     return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
 
 
@@ -223,7 +228,7 @@ def _save(
     for others in processes.gather(outcome.bad):
         outcome.bad.update(others)
     facts = {**outcome.facts(), "random_rule": RANDOM_RULE, **facts}
-    tensors = collect(objective, optimizer)  # by all processes: none may be missing where tensors are shared
+    tensors = collect(objective, optimizer, hold=processes.is_first)
     with processes.together():
         if processes.is_first:
             save_checkpoint(folder, step=outcome.step, tensors=tensors, facts=facts, keep=keep)

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from saccade.engine.distributed import spread_like, whole_tensor
 
 PartlyTrained = tuple[nn.Parameter, slice]
 """A matrix of which only some rows are trained (the value rows of a fused query-key-value projection)."""
@@ -60,7 +63,8 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 
 def gradient_norm(trained: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
     """The Euclidean norm of all gradients together, on their device; the host does not wait for it."""
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    return whole_tensor(torch.nn.utils.get_total_norm(gradients))
 
 
 @torch.no_grad()
@@ -89,6 +93,12 @@ def take_step(
         group["lr"] = lr
     for parameter, rows in partly:
         factor = torch.full((), 1 - lr * weight_decay, device=parameter.device)
-        parameter[rows].mul_(factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0))
+        factor = factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0)
+        if isinstance(parameter, DTensor):  # whose rows cannot be written to alone
+            factors = factor.new_ones(parameter.shape[0], 1)
+            factors[rows] = factor
+            parameter.mul_(spread_like(factors, parameter))
+        else:
+            parameter[rows].mul_(factor)
     optimizer.found_inf = nonfinite  # pyright: ignore[reportAttributeAccessIssue]  as GradScaler tells a fused AdamW
     optimizer.step()

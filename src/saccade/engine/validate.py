@@ -16,16 +16,14 @@ def held_out_loss(
     batches: Iterable[Batch],
     *,
     count: Callable[[Batch], int],
-    bfloat16: bool = False,
     processes: Processes,
 ) -> float | None:
     """The mean of the loss over all items of all held-out batches of all processes; nothing is trained.
 
     Args:
         objective: as given to `fit`.
-        batches: this process's share of the held-out pictures.
+        batches: this process's share of the held-out pictures, as many batches as every other's.
         count: as given to `fit`.
-        bfloat16: run the objective under autocast.
         processes: of the run.
 
     Returns:
@@ -38,10 +36,7 @@ def held_out_loss(
     with processes.together():
         for batch in batches:
             number = count(batch)
-            if number == 0:
-                continue
-            with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                total += objective(batch).double() * number
+            total += objective(batch).double() * number  # also of a batch without items: spread weights want all to run
             items += number
     total, items = processes.total([total.item(), items])
     if items == 0:

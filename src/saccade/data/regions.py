@@ -1,0 +1,151 @@
+"""What is distilled in a picture: the boxes of its annotations, of proposals, or one's own (Sec. 3.2; Tab. 2).
+
+The forms of a file of boxes are `boxes.py`'s. Boxes that no picture can use are left out and counted, as are those of
+pictures that are not in the data. The random grids, which need no file, are `ops.grid`'s.
+Deliberately absent: scores (the published rule draws at random from all), refusing proposals by what they were
+trained on.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.data.boxes import Boxed, parse_boxes
+from saccade.data.records import Box, Dataset, Dropped, Record
+from saccade.data.strict import OUTSIDE, TINY, clip_box, drop
+from saccade.types import InputError
+
+SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the picture squared]
+ELSEWHERE = "picture of the boxes file is not in the data"
+
+
+def sample_proposals(
+    record: Record, *, height: int, width: int, keep: int, generator: torch.Generator
+) -> Float[Tensor, "N 4"]:
+    """Draw a picture's boxes as regions: shuffle, take the first `keep`, leave out those of extreme size.
+
+    Args:
+        record: its boxes, clipped already where the file of boxes stated the picture's size.
+        height: of the decoded picture [pixels].
+        width: of the decoded picture [pixels].
+        keep: at most so many.
+        generator: of this picture and epoch.
+
+    Returns:
+        xyxy, pixels of the picture, areas in [8^2, 1024^2]; the picture's top left quarter where no box is left, as the
+        published training does, so that every picture counts in the loss.
+    """
+    boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
+    boxes = boxes[torch.randperm(len(boxes), generator=generator)[:keep]]
+    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)  # (N, 2)
+    area = sides.prod(dim=1)  # (N,)
+    boxes = boxes[(area >= SMALLEST_AREA) & (area <= LARGEST_AREA) & (sides >= 1).all(dim=1)]
+    return boxes if len(boxes) else torch.tensor([[0.0, 0.0, width / 2, height / 2]])
+
+
+def with_boxes(dataset: Dataset, path: Path) -> Dataset:
+    """Give the pictures of a data set the boxes of a file, in place of any they have.
+
+    Args:
+        dataset: of any kind. A picture goes by its id, by its path below the data's folder or the end of that path,
+            by its name without suffix, and, in a file of results, by the number that its name or id is.
+        path: in any of the three forms.
+
+    Returns:
+        The same pictures with the file's boxes, clipped where their size is known; what is left out is in `dropped`.
+
+    Raises:
+        InputError: the file is not one of these, is about none of the pictures, or states another size than the data.
+    """
+    found, places = parse_boxes(path), _places(dataset.records)
+    dropped, taken = dict(dataset.dropped), {}
+    for name, boxed in found.items():
+        place = _place(places, name)
+        where = f"{path}: picture {name!r}"
+        if place is None:
+            drop(dropped, ELSEWHERE, where)
+        elif place in taken:
+            raise InputError(f"{where}: need every picture once; it is {dataset.records[place].id}, as another one is.")
+        else:
+            taken[place] = _boxed_record(dataset.records[place], boxed, where, dropped)
+    if not taken:
+        raise InputError(
+            f"--boxes {path}: need boxes of the data's pictures; none of its {len(found)} is among the "
+            f"{len(dataset.records)} (such as {str(dataset.records[0].id)!r}). Is it about another split or data set?"
+        )
+    records = tuple(
+        taken[place] if place in taken else replace(record, boxes=(), labels=(), crowd=())
+        for place, record in enumerate(dataset.records)
+    )
+    return replace(dataset, records=records, dropped=dropped)
+
+
+def note_boxless(dataset: Dataset) -> Dataset:
+    """Note how many pictures have no box at all, so that the user is told what is distilled in them."""
+    none = [record for record in dataset.records if not record.boxes]
+    if not none:
+        return dataset
+    line = (
+        f"{len(none)} of {len(dataset.records)} pictures have no box: their top left quarter was distilled; "
+        f"the first: {none[0].id}"
+    )
+    return replace(dataset, notes=(*dataset.notes, line))
+
+
+def _boxed_record(record: Record, boxed: Boxed, where: str, dropped: dict[str, Dropped]) -> Record:
+    """A record with the boxes that it can use."""
+    stated = None if boxed.height is None or boxed.width is None else (boxed.height, boxed.width)
+    if stated is not None and record.size is not None and stated != record.size:
+        raise InputError(
+            f"{where}: need boxes for {record.size[0]} x {record.size[1]} pixels (height x width), as the data has it; "
+            f"got them for {stated[0]} x {stated[1]}. Are the boxes of another version of the data?"
+        )
+    size = record.size or stated
+    kept: list[Box] = []
+    for box in boxed.boxes:
+        usable = _without_size(box) if size is None else clip_box(box, height=size[0], width=size[1])
+        if isinstance(usable, str):
+            drop(dropped, usable, where)
+        else:
+            kept.append(usable)
+    height, width = size or (None, None)
+    return replace(record, height=height, width=width, boxes=tuple(kept), labels=(), crowd=())
+
+
+def _without_size(box: Box) -> Box | str:
+    """What can be judged of a box before its picture is decoded; the rest is `sample_proposals`'."""
+    x1, y1, x2, y2 = max(box[0], 0.0), max(box[1], 0.0), box[2], box[3]
+    if x2 <= 0 or y2 <= 0:
+        return OUTSIDE
+    return TINY if x2 - x1 < 1 or y2 - y1 < 1 else (x1, y1, x2, y2)
+
+
+def _places(records: Sequence[Record]) -> dict[str | int, int]:
+    """Every way to call a picture -> its place; what would call two pictures calls none."""
+    places: dict[str | int, int] = {}
+    counts: Counter[str | int] = Counter()
+    exact: dict[str | int, int] = {}
+    for place, record in enumerate(records):
+        exact[record.id] = place
+        name = record.path.as_posix() if record.member is None else record.member.key
+        path = PurePosixPath(name)
+        calls: set[str | int] = {str(record.id), path.stem if record.member is None else path.name}
+        calls |= {"/".join(path.parts[-depth:]) for depth in range(1, min(len(path.parts), 4) + 1)}
+        calls |= {int(call) for call in calls if isinstance(call, str) and call.isdecimal() and len(call) < 19}
+        for call in calls:
+            places[call] = place
+            counts[call] += 1
+    return {call: place for call, place in places.items() if counts[call] == 1} | exact
+
+
+def _place(places: dict[str | int, int], name: str | int) -> int | None:
+    """The picture that a file of boxes means: by its whole name, else by the name without suffix (shards' keys)."""
+    if name in places or isinstance(name, int):
+        return places.get(name)
+    return places.get(name.rpartition(".")[0])

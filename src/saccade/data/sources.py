@@ -1,0 +1,164 @@
+"""The one place that recognises a data set, by what lies on disk.
+
+    annotations/instances_SPLIT2017.json + SPLIT2017/     COCO, and the rendered world        `coco.py`
+    annotations/lvis_v1_SPLIT.json + {train,val}2017/     LVIS v1                             `lvis.py`
+    [VOCdevkit/]VOC2012/{JPEGImages,ImageSets/Main}       Pascal VOC                          `voc.py`
+    [annotations/]zhiyuan_objv2_SPLIT.json                Objects365                          `objects365.py`
+    *.tar, "shards-{000..331}.tar", URLs                  tar shards in webdataset layout     `shards.py`
+    anything else                                         a folder of pictures                `folder.py`
+
+Deliberately absent: reading any of them, and guessing between two.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from saccade.data.coco import list_things, read_instances, read_panoptic
+from saccade.data.fetch import expand, fetch_all, is_pattern
+from saccade.data.folder import read_folder
+from saccade.data.layout import find_coco, find_pictures
+from saccade.data.lvis import is_lvis, list_lvis, read_lvis
+from saccade.data.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
+from saccade.data.pictures import SUFFIXES
+from saccade.data.records import Dataset
+from saccade.data.shards import read_shards
+from saccade.data.strict import list_categories, load
+from saccade.data.voc import find_voc, read_voc
+from saccade.files import default_cache
+from saccade.types import InputError
+
+Kind = Literal["instances", "panoptic", "none"]
+
+
+def open_data(
+    path: Path | str,
+    *,
+    split: str,
+    annotations: Kind = "instances",
+    annotation_file: Path | None = None,
+    shard_cache: Path | None = None,
+    progress: bool = False,
+) -> Dataset:
+    """Read a data set of any kind that the module's table shows.
+
+    Args:
+        path: a folder, a tar file, or a pattern of shards.
+        split: "train", "val" or "test" ("trainval" for VOC); folders of pictures and shards have none, there it is not
+            looked at.
+        annotations: what to read of annotated data; "panoptic" is COCO's alone; "none" lists the pictures of the split
+            (ids are their names in the split's folder), whatever the annotations are.
+        annotation_file: read this file instead of the one that lies in the standard place; its content says whether it
+            is COCO's, LVIS's or Objects365's, and it says which pictures there are.
+        shard_cache: where fetched shards are kept; $SACCADE_CACHE/shards when not given.
+        progress: show a bar while shards are fetched and scanned.
+
+    Raises:
+        InputError: it is none of them or may be two, or a file is not what it must be.
+    """
+    cache = default_cache()
+    kept = cache / "shards" if shard_cache is None and cache is not None else shard_cache
+    shards = _find_shards(path, kept, progress=progress)
+    path = Path(path)
+    if annotation_file is not None or annotations == "panoptic":
+        if shards:
+            raise InputError(f"{path}: need a folder of annotated pictures; these are tar shards, which have no boxes.")
+        if annotation_file is None:
+            return _open_panoptic(path, split)
+        return _open_annotated(path, annotation_file, split)
+    if shards:
+        name = path.name if path.is_dir() else str(path)
+        return read_shards(shards, name=name, cache=cache, progress=progress)
+    kinds = _recognise(path, split)
+    if len(kinds) > 1:
+        raise InputError(
+            f"{path}: may be read as {' or as '.join(kinds)}. Say which: name the folder of one of them, or its "
+            "annotation file with --annotations."
+        )
+    match kinds:
+        case ["COCO"] if annotations == "none":
+            return read_folder(find_pictures(path, split))
+        case ["COCO"]:
+            return _open_coco(path, split)
+        case ["Pascal VOC"]:
+            return read_voc(_only_year(path), split=split, boxes=annotations == "instances")
+        case ["Objects365"] if annotations == "none" and (path / split).is_dir():
+            return read_folder(path / split)
+        case ["Objects365"]:
+            return read_objects365(find_objects365(path, split)[0], path, split=split)
+    return read_folder(path)
+
+
+def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> list[Path]:
+    """The shards that a path or pattern means; none: it is something else."""
+    if is_pattern(str(path)):
+        return fetch_all(expand(str(path)), cache, progress=progress)
+    path = Path(path)
+    if path.is_file() and path.suffix == ".tar":
+        return [path]
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else []
+    if shards and any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):
+        raise InputError(f"{path}: holds tar shards and pictures side by side. Put either into a folder of its own.")
+    return shards
+
+
+def _recognise(root: Path, split: str) -> list[str]:
+    """The names of the layouts that a folder has."""
+    splits = [f"{name}2017" for name in ("train", "val", "test")]
+    found = {
+        "COCO": (root / "annotations").is_dir() or any((root / name).is_dir() for name in splits),
+        "Pascal VOC": bool(find_voc(root)),
+        "Objects365": bool(find_objects365(root, split)),
+    }
+    if found["Objects365"] and not any((root / name).is_dir() for name in splits):
+        found["COCO"] = False  # its `annotations` folder alone
+    return [name for name, there in found.items() if there]
+
+
+def _open_coco(root: Path, split: str) -> Dataset:
+    """The boxes of a COCO root: its instances, or LVIS's where only they are there."""
+    lvis = root / "annotations" / f"lvis_v1_{split}.json"
+    instances = root / "annotations" / f"instances_{split}2017.json"
+    if lvis.is_file():
+        if instances.is_file():
+            raise InputError(f"{root}: holds {instances} and {lvis}. Say which with --annotations.")
+        return read_lvis(lvis, root)
+    files = find_coco(root, split)
+    if files.instances is None:
+        raise InputError(f"{root}: need {instances}; it is not there. To use only the pictures, name {files.pictures}.")
+    return read_instances(files.instances, files.pictures)
+
+
+def _open_panoptic(root: Path, split: str) -> Dataset:
+    if not (root / "annotations").is_dir():
+        raise InputError(f"{root}: need a COCO root with panoptic annotations; it has no folder `annotations`.")
+    files = find_coco(root, split)
+    if files.panoptic is None or files.panoptic_pngs is None:
+        wanted = root / "annotations" / f"panoptic_{split}2017"
+        raise InputError(f"{root}: need {wanted}.json and the folder {wanted}; not both are there.")
+    return read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
+
+
+def _open_annotated(root: Path, file: Path, split: str) -> Dataset:
+    """Read the file that the user named, by what it holds."""
+    content = load(file, kind="an annotation")
+    if is_lvis(content):
+        return list_lvis(file, content, root)
+    if is_objects365(content):
+        return list_objects365(file, content, root, split=split)
+    categories = list_categories(file, content["categories"])
+    return list_things(file, content, _folder_of(content, root, split), categories=categories)
+
+
+def _folder_of(content: dict[str, Any], root: Path, split: str) -> Path:
+    """What the names of a COCO file are relative to: the folder named, or its pictures of the split."""
+    pictures = root / f"{split}2017"
+    names = [one["file_name"] for one in content["images"][:100] if isinstance(one, dict) and "file_name" in one]
+    there = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
+    return pictures if pictures.is_dir() and not there else root
+
+
+def _only_year(root: Path) -> Path:
+    years = find_voc(root)
+    if len(years) > 1:
+        raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {', '.join(map(str, years))}.")
+    return years[0]

@@ -1,0 +1,75 @@
+"""The data flags of `saccade distill`: which pictures and which regions they give together."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from saccade.cli.distill import _open_pictures
+from saccade.data.loader import PictureSource
+from saccade.data.world.write import WorldSize, write_world
+from saccade.engine.config import DistillConfig, check_config, regions_of, run_record
+from saccade.errors import InputError
+from saccade.types import Sample
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    write_world(folder, WorldSize(train=3, val=1, test=0, pairs=2, seed=0), processes=1)
+    return folder
+
+
+def source(data: Path | str, **flags) -> PictureSource:
+    config = DistillConfig(data=str(data), out=Path("out"), **flags)
+    check_config(config)
+    return _open_pictures(config, progress=False)
+
+
+def drawn(source: PictureSource, index: int) -> list[tuple[float, ...]]:
+    sample = source[(0, index)]
+    assert isinstance(sample, Sample)
+    return sorted(tuple(box) for box in sample.boxes.tolist())
+
+
+def test_boxes_of_the_annotations_and_the_same_ones_named_as_proposals_train_the_same(world):
+    notes = world / "annotations/instances_train2017.json"
+    annotated, named = source(world, regions="boxes"), source(world, boxes=notes)
+    assert regions_of(DistillConfig(data="d", out=Path("o"), boxes=notes)) == "boxes"
+    for index in range(3):
+        assert drawn(annotated, index) == drawn(named, index) != drawn(source(world), index)
+
+
+def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
+    results = [{"image_id": 2, "bbox": [10, 20, 30, 40], "score": 0.5}]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    found = source(world, boxes=tmp_path / "r.json")
+    assert drawn(found, 1) == [(10, 20, 40, 60)]
+    (line,) = found.dataset.dropped_lines()
+    assert line.startswith("2 of 3 pictures have no box")
+
+
+def test_shards_with_boxes_of_ones_own(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(content, "PNG")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        info = tarfile.TarInfo("k.png")
+        info.size = len(content.getvalue())
+        tar.addfile(info, io.BytesIO(content.getvalue()))
+    (tmp_path / "b.json").write_text(json.dumps({"k.png": [[1, 2, 30, 99]]}))
+    assert drawn(source(tmp_path, boxes=tmp_path / "b.json"), 0) == [(1, 2, 30, 30)]
+    with pytest.raises(InputError, match='regions "boxes" need annotated boxes'):
+        source(tmp_path, regions="boxes")
+
+
+def test_grid_and_boxes_together_are_refused():
+    with pytest.raises(InputError, match="--regions grid: draws no boxes"):
+        source("d", regions="grid", boxes=Path("b.json"))
+
+
+def test_a_folder_is_one_folder_with_and_without_its_slash():
+    records = [run_record(DistillConfig(data=data, out=Path("o")), {}) for data in ("a/b", "a/b/", "http://h/a.tar")]
+    assert records[0] == records[1] and records[2]["data"] == "http://h/a.tar"

@@ -1,0 +1,64 @@
+"""Objects365: the names of both versions, found in each way that the archives unpack."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saccade.data.objects365 import read_objects365
+from saccade.types import InputError
+
+
+def annotated(root: Path, *names: str) -> Path:
+    images = [{"id": place, "file_name": name, "height": 30, "width": 40} for place, name in enumerate(names)]
+    notes = [
+        {"id": 10, "image_id": 0, "category_id": 1, "bbox": [1.25, 2, 10, 20], "iscrowd": 1, "isfake": 0},
+        {"id": 11, "image_id": 0, "category_id": 1, "bbox": [float("nan"), 2, 10, 20], "iscrowd": 0},
+    ]
+    path = root / "zhiyuan_objv2_train.json"
+    path.write_text(json.dumps({"images": images, "annotations": notes, "categories": [{"id": 1, "name": "Person"}]}))
+    return path
+
+
+def put(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+V2 = ("images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects365_v2_00908726.jpg")
+
+
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [
+        (V2, ("images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects365_v2_00908726.jpg")),
+        (V2, ("train/images/v1/patch8/objects365_v1_00420917.jpg", None)),
+        (V2, ("train/patch8/objects365_v1_00420917.jpg", "train/patch16/objects365_v2_00908726.jpg")),
+        (V2, (None, "images/train/patch16/objects365_v2_00908726.jpg")),
+        (V2, ("train/objects365_v1_00420917.jpg", "train/objects365_v2_00908726.jpg")),
+        (("obj365_train_000000000001.jpg",), ("train/obj365_train_000000000001.jpg",)),
+        (("obj365_train_000000000001.jpg",), ("obj365_train_000000000001.jpg",)),
+    ],
+)
+def test_pictures_are_found_however_the_archives_were_unpacked(tmp_path, names, where):
+    there = {put(tmp_path / place) for place in where if place is not None}
+    dataset = read_objects365(annotated(tmp_path, *names), tmp_path, split="train")
+    paths = [record.path for record in dataset.records]
+    assert there <= set(paths) and len(paths) == len(names)
+    assert all(path.name == Path(name).name for path, name in zip(paths, names, strict=True))
+    assert dataset.records[0].boxes == ((1.25, 2, 11.25, 22),) and dataset.records[0].crowd == (True,)
+    assert sum(one.count for one in dataset.dropped.values()) == 1
+
+
+def test_no_picture_anywhere_says_where_it_looked(tmp_path):
+    with pytest.raises(InputError, match=r"none of the first 2 is there \(the first: images/v1/patch8") as caught:
+        read_objects365(annotated(tmp_path, *V2), tmp_path, split="train")
+    assert str(tmp_path / "images" / "train") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../objects365_v1_1.jpg", "/etc/objects365_v1_1.jpg"])
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    put(tmp_path / V2[0])
+    with pytest.raises(InputError, match=r"image 1: need `file_name` inside"):
+        read_objects365(annotated(tmp_path, V2[0], name), tmp_path, split="train")

@@ -1,0 +1,139 @@
+"""Regions from files of boxes: every form, what is left out and told, and the published draw."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from saccade.data.records import Dataset, Member, Record
+from saccade.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
+from saccade.data.strict import OUTSIDE, TINY
+from saccade.errors import InputError
+
+
+def pictures(*records: Record) -> Dataset:
+    return Dataset("some", (), records, {})
+
+
+THREE = pictures(
+    Record("a.jpg", Path("/d/train2017/a.jpg")),
+    Record("deep/000000000012.jpg", Path("/d/train2017/deep/000000000012.jpg")),
+    Record(7, Path("/d/train2017/c.png"), 30, 40, ((0, 0, 9, 9),), (1,), (True,)),
+)
+
+
+def written(folder: Path, content: object) -> Path:
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_proposals_are_shuffled_capped_and_sieved_by_area():
+    good = tuple((float(i), 0.0, i + 8.0, 8.0) for i in range(30))  # 8 x 8: just large enough
+    record = Record(1, Path("x"), 2000, 2000, (*good, (0, 0, 7.9, 8), (0, 0, 1025, 1024)))
+    drawn = [
+        sample_proposals(record, height=2000, width=2000, keep=20, generator=torch.Generator().manual_seed(seed))
+        for seed in range(20)
+    ]
+    rows = [tuple(box) for boxes in drawn for box in boxes.tolist()]
+    assert set(rows) == set(good)  # the too small and the too large never appear, all others do
+    assert max(map(len, drawn)) == 20 and min(map(len, drawn)) < 20  # sieved after the cap
+    assert drawn[0].tolist() != drawn[1].tolist()
+
+
+def test_a_picture_without_a_usable_box_gives_its_top_left_quarter():
+    record = Record(1, Path("x"), 10, 30, ((0, 0, 2, 2),))
+    boxes = sample_proposals(record, height=10, width=30, keep=20, generator=torch.Generator())
+    assert boxes.tolist() == [[0, 0, 15, 5]]
+
+
+def test_a_box_over_the_edge_is_clipped_once_the_picture_is_known():
+    record = Record(1, Path("x"), boxes=((10, 5, 300, 300), (50, 50, 90, 90)))  # the second lies outside
+    boxes = sample_proposals(record, height=30, width=40, keep=20, generator=torch.Generator())
+    assert boxes.tolist() == [[10, 5, 40, 30]]
+
+
+@pytest.mark.parametrize("name", ["deep/000000000012.jpg", "000000000012.jpg", "000000000012", 12, "12.jpg"])
+def test_a_picture_goes_by_its_name_or_its_number(tmp_path, name):
+    content = [{"image_id": name, "bbox": [1, 2, 10, 20], "score": 0.5}]
+    if name == "12.jpg":  # no name of any picture
+        with pytest.raises(InputError, match="none of its 1 is among the 3"):
+            with_boxes(THREE, written(tmp_path, content))
+        return
+    dataset = with_boxes(THREE, written(tmp_path, content))
+    assert [record.boxes for record in dataset.records] == [(), ((1, 2, 11, 22),), ()]
+    assert dataset.records[2].labels == () == dataset.records[2].crowd and dataset.dropped == {}
+
+
+def test_results_in_any_order_and_plain_boxes_and_cocos_form(tmp_path):
+    results = [
+        {"image_id": 7, "bbox": [0, 0, 5, 5], "score": 0.9},
+        {"image_id": "a.jpg", "bbox": [1, 1, 5, 5], "score": 0.8},
+        {"image_id": 7, "bbox": [2, 2, 5, 5], "score": 0.7},
+    ]
+    expected = [((1, 1, 6, 6),), (), ((0, 0, 5, 5), (2, 2, 7, 7))]
+    assert [r.boxes for r in with_boxes(THREE, written(tmp_path, results)).records] == expected
+    plain = {"c.png": [[0, 0, 5, 5], [2, 2, 7, 7]], "train2017/a.jpg": [[1, 1, 6, 6]]}
+    assert [r.boxes for r in with_boxes(THREE, written(tmp_path, plain)).records] == expected
+    images = [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 9}, {"id": 3, "file_name": "c.png"}]
+    notes = [{"image_id": one["image_id"], "bbox": one["bbox"]} for one in results]
+    notes = [{**one, "image_id": {7: 3, "a.jpg": 1}[one["image_id"]]} for one in notes]
+    found = with_boxes(THREE, written(tmp_path, {"images": images, "annotations": notes})).records
+    assert [record.boxes for record in found] == expected
+    assert [record.size for record in found] == [(8, 9), None, (30, 40)]  # as stated; then the decoder checks it
+
+
+def test_boxes_that_no_picture_can_use_are_counted(tmp_path):
+    content = {
+        "a.jpg": [[-5, -5, 0, 0], [3, 3, 3.5, 9], [-5, 0, 4, 4]],
+        "c.png": [[40, 0, 50, 9], [39.5, 0, 50, 9], [0, 0, 99, 99]],
+        "z.jpg": [[0, 0, 9, 9]],
+    }
+    dataset = with_boxes(THREE, written(tmp_path, content))
+    assert [record.boxes for record in dataset.records] == [((0, 0, 4, 4),), (), ((0, 0, 40, 30),)]
+    assert {reason: one.count for reason, one in dataset.dropped.items()} == {OUTSIDE: 2, TINY: 2, ELSEWHERE: 1}
+    assert "z.jpg" in dataset.dropped[ELSEWHERE].first
+
+
+def test_two_pictures_of_one_name_need_their_folders(tmp_path):
+    two = pictures(Record("x/a.jpg", Path("/d/x/a.jpg")), Record("y/a.jpg", Path("/d/y/a.jpg")))
+    dataset = with_boxes(two, written(tmp_path, {"a.jpg": [[0, 0, 9, 9]], "y/a.jpg": [[0, 0, 8, 8]]}))
+    assert [record.boxes for record in dataset.records] == [(), ((0, 0, 8, 8),)]
+    assert dataset.dropped[ELSEWHERE].count == 1  # "a.jpg" could be either
+
+
+def test_one_picture_under_two_names_and_another_size_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"'train2017/a.jpg': need every picture once"):
+        with_boxes(THREE, written(tmp_path, {"a.jpg": [], "train2017/a.jpg": []}))
+    other = {"images": [{"id": 1, "file_name": "c.png", "height": 40, "width": 30}], "annotations": []}
+    with pytest.raises(InputError, match=r"need boxes for 30 x 40 pixels .* got them for 40 x 30"):
+        with_boxes(THREE, written(tmp_path, other))
+
+
+def test_pictures_in_shards_go_by_their_keys(tmp_path):
+    shard = pictures(*(Record(f"s.tar:{key}", Path("s.tar"), member=Member(key, 0, 1)) for key in ("k/5", "k/6")))
+    for name in ("s.tar:k/5", "k/5", "5.jpg", "k/5.png"):
+        dataset = with_boxes(shard, written(tmp_path, {name: [[0, 0, 9, 9]]}))
+        assert [len(record.boxes) for record in dataset.records] == [1, 0], name
+
+
+def test_pictures_without_a_box_are_told():
+    assert note_boxless(pictures(THREE.records[2])).dropped_lines() == []
+    (line,) = note_boxless(THREE).dropped_lines()
+    assert line.startswith("2 of 3 pictures have no box") and line.endswith("the first: a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([{"image_id": 7}], r"result 0: bbox: need \[x, y, width, height\]"),
+        ([{"image_id": 7, "bbox": [0, 0, 1, 1]}, {"image_id": True, "bbox": [0, 0, 1, 1]}], "result 1: need an object"),
+        ([{"image_id": 7, "bbox": [0, 0, 1, 1]}, 3], "result 1: need an object"),
+        ([{"image_id": 7, "bbox": [0, 0, float("nan"), 1]}], "result 0: bbox: need finite numbers"),
+        ([], "need COCO's images and annotations, a list of results"),
+    ],
+)
+def test_a_broken_list_of_results_is_refused_by_place(tmp_path, content, reason):
+    with pytest.raises(InputError, match=reason):
+        with_boxes(THREE, written(tmp_path, content))

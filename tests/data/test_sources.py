@@ -1,0 +1,118 @@
+"""What lies on disk says what a data set is; two answers are a question back."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from saccade.data.sources import open_data
+from saccade.types import InputError
+
+
+def put(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(path)
+
+
+def note(path: Path, name: str = "1.png", field: str = "file_name", **category: object) -> Path:
+    """An annotation file of one picture with one box, (1, 2, 11, 22)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"id": 9, field: name, "height": 30, "width": 40}]
+    notes = [{"id": 1, "image_id": 9, "category_id": 1, "bbox": [1, 2, 10, 20]}]
+    categories = [{"id": 1, "name": "cat", **category}]
+    path.write_text(json.dumps({"images": images, "annotations": notes, "categories": categories}))
+    return path
+
+
+def coco(root: Path) -> Path:
+    put(root / "train2017/1.png")
+    note(root / "annotations/instances_train2017.json")
+    return root
+
+
+def lvis(root: Path) -> Path:
+    put(root / "train2017/1.png")
+    path = root / "annotations/lvis_v1_train.json"
+    note(path, "http://host/train2017/1.png", "coco_url", synonyms=["cat"], frequency="f")
+    return root
+
+
+def objects365(root: Path) -> Path:
+    put(root / "train/patch0/objects365_v1_1.png")
+    note(root / "annotations/zhiyuan_objv2_train.json", "images/v1/patch0/objects365_v1_1.png")
+    return root
+
+
+def voc(root: Path) -> Path:
+    year = root / "VOC2007"
+    put(year / "JPEGImages/1.jpg")
+    for name in ("Annotations/1.xml", "ImageSets/Main/train.txt"):
+        (year / name).parent.mkdir(parents=True)
+    (year / "ImageSets/Main/train.txt").write_text("1\n")
+    box = "<xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>22</ymax>"
+    (year / "Annotations/1.xml").write_text(
+        "<annotation><size><width>40</width><height>30</height></size>"
+        f"<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+    )
+    return root
+
+
+@pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
+def test_each_layout_gives_its_boxes_and_its_pictures(tmp_path, make):
+    root = make(tmp_path)
+    (record,) = open_data(root, split="train").records
+    assert record.boxes == ((1, 2, 11, 22),) and record.size == (30, 40) and record.path.is_file()
+    (bare,) = open_data(root, split="train", annotations="none").records
+    assert bare.path == record.path and bare.boxes == ()
+
+
+@pytest.mark.parametrize("make", [coco, lvis, objects365])
+def test_a_file_named_is_recognised_by_its_content(tmp_path, make):
+    root = make(tmp_path / "root")
+    (path,) = (root / "annotations").iterdir()
+    path = path.rename(tmp_path / "mine.json")
+    for annotations in ("instances", "none"):
+        (record,) = open_data(root, split="train", annotations=annotations, annotation_file=path).records
+        assert record.id == 9 and record.boxes == ((1, 2, 11, 22),) and record.path.is_file()
+
+
+def test_names_of_a_coco_file_may_hold_their_folder(tmp_path):
+    path = note(coco(tmp_path) / "mine.json", "train2017/1.png")
+    (record,) = open_data(tmp_path, split="train", annotation_file=path).records
+    assert record.path == tmp_path / "train2017/1.png"
+
+
+def test_two_answers_are_an_error_that_says_what_to_do(tmp_path):
+    lvis(coco(tmp_path / "both"))
+    with pytest.raises(InputError, match=r"holds .*instances_train2017.json and .*lvis_v1_train.json.*--annotations"):
+        open_data(tmp_path / "both", split="train")
+    assert len(open_data(tmp_path / "both", split="train", annotations="none").records) == 1
+    file = tmp_path / "both/annotations/lvis_v1_train.json"
+    assert open_data(tmp_path / "both", split="train", annotation_file=file).categories[0].frequency == "f"
+    voc(coco(tmp_path / "mixed"))
+    with pytest.raises(InputError, match="may be read as COCO or as Pascal VOC"):
+        open_data(tmp_path / "mixed", split="train")
+    (tmp_path / "years/VOC2007/ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "years/VOC2007/JPEGImages").mkdir()
+    voc(tmp_path / "years/VOCdevkit")
+    with pytest.raises(InputError, match=r"holds 2 years of Pascal VOC. Name one: .*VOC2007, .*VOCdevkit"):
+        open_data(tmp_path / "years", split="train")
+    put(tmp_path / "side/1.png")
+    (tmp_path / "side/a.tar").touch()
+    with pytest.raises(InputError, match="tar shards and pictures side by side"):
+        open_data(tmp_path / "side", split="train")
+
+
+def test_shards_have_no_annotations(tmp_path):
+    (tmp_path / "a.tar").touch()
+    for arguments in ({"annotations": "panoptic"}, {"annotation_file": tmp_path / "x.json"}):
+        with pytest.raises(InputError, match="these are tar shards"):
+            open_data(tmp_path, split="train", **arguments)
+
+
+def test_anything_else_is_a_folder_of_pictures(tmp_path):
+    put(tmp_path / "deep/1.png")
+    assert [record.id for record in open_data(tmp_path, split="any").records] == ["deep/1.png"]
+    with pytest.raises(InputError, match="there is no such folder"):
+        open_data(tmp_path / "gone", split="train")
