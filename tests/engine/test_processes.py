@@ -106,7 +106,7 @@ def test_other_pictures_a_step_are_told_and_the_epoch_shows_each_once(distill, t
     assert facts(tmp_path / "two")["position"] == 14
     # which pictures these are: 8 by two processes, then 12 by one
     config = DistillConfig(data=pictures, out=tmp_path, batch=2, workers=0)
-    source, cpu = _open_pictures(config), torch.device("cpu")
+    source, cpu = _open_pictures(config, progress=False), torch.device("cpu")
     parts = [_batches(config, source, Processes(rank, 2, cpu), start=0, steps=2) for rank in (0, 1)]
     config = DistillConfig(data=pictures, out=tmp_path, batch=3, workers=0)
     parts.append(_batches(config, source, Processes(0, 1, cpu), start=8, steps=4))

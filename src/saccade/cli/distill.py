@@ -33,8 +33,6 @@ from saccade.engine.config import (
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from torch import Tensor
-
     from saccade.clip.model import Clip
     from saccade.data.loader import BatchLoader, PictureSource
     from saccade.engine.distributed import Processes
@@ -99,6 +97,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     from saccade.engine.guard import Guard
     from saccade.engine.log import Log
     from saccade.engine.optim import build_optimizer, learning_rate
+    from saccade.engine.product import best_tensors, write_product
     from saccade.engine.shard import shard_student
     from saccade.engine.trackers import choose_sinks, import_tracker
     from saccade.engine.validate import held_out_loss
@@ -212,32 +211,11 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         with processes.together():
             if processes.is_first:
                 if config.product == "best":
-                    tensors = _best_tensors(checkpoints, tell=tell)
+                    tensors = best_tensors(checkpoints, tell=tell)
                 original.windows = student.windows
                 write_product(original, tensors, model, alpha=config.alpha)
         tell(f"done: {model}")
     return outcome
-
-
-def write_product(original: "Clip", tensors: "dict[str, Tensor]", folder: Path, *, alpha: float) -> None:
-    """Mix what was trained with what it was before (Sec. 4.1), and save it as a model folder.
-
-    Args:
-        original: the CLIP as it was; becomes the mixed one.
-        tensors: of a checkpoint.
-        folder: OUT/model.
-        alpha: share of the student; 1 saves it as it is.
-    """
-    from saccade.clip.states import mix_states
-    from saccade.clip.weights import save_clip
-
-    start = "parameter/student.model."
-    trained = {label.removeprefix(start): tensor for label, tensor in tensors.items() if label.startswith(start)}
-    state = original.model.state_dict()
-    before = {name: state[name] for name in trained}
-    after = {name: tensor.to(before[name].device) for name, tensor in trained.items()}
-    original.model.load_state_dict({**state, **(after if alpha == 1 else mix_states(after, before, alpha=alpha))})
-    save_clip(original, folder)
 
 
 def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, student_size: int) -> "ClipSelf":
@@ -399,22 +377,6 @@ def _tell_sharing(
     told = told_sharing(saved, Sharing(processes.size, config.batch, config.accumulate), steps=steps)
     if told is not None:
         tell(told)
-
-
-def _best_tensors(checkpoints: Path, *, tell: Callable[[str], object]) -> "dict[str, Tensor]":
-    """What the checkpoint with the lowest held-out loss holds.
-
-    Raises:
-        InputError: it is damaged, or no checkpoint has a finite held-out loss.
-    """
-    from saccade.engine.checkpoint import find_best, load_checkpoint
-
-    path = find_best(checkpoints)
-    if path is None:
-        raise InputError(f"--product best: no checkpoint in {checkpoints} has a finite held-out loss; use last.")
-    best = load_checkpoint(path)
-    tell(f"the product is the student of step {best.step}")
-    return best.tensors
 
 
 def _leave_the_lost(config: DistillConfig, error: Exception) -> NoReturn:

@@ -10,7 +10,7 @@ optimizer's. Deliberately absent: epochs (the sampler's matter), gradient clippi
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -186,7 +186,7 @@ def _take(stream: Iterator[Batch], accumulate: int) -> tuple[list[Batch], InputE
     return batches, None
 
 
-def _communicating(wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
+def _communicating(wrapped: nn.Module, last: bool) -> Any:
     """Processes average their gradients once a step, in the backward of its last batch."""
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(last)
