@@ -10,7 +10,7 @@ NEED_GB := 8  # the environment takes 6.1 GB, of which PyTorch with CUDA 5.3
 .PHONY: demo test bench check format clean help
 
 help:
-	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make bench measures on this CPU (make bench BENCH="--data DIR");  make clean removes $(VENV)"
+	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make bench measures on this CPU;  make clean removes $(VENV)"
 
 demo: $(READY)
 	$(BIN)/saccade demo --out runs/demo

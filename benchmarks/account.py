@@ -80,6 +80,11 @@ def _fake(name: str) -> Clip:
     """A model whose tensors have no content; to be called inside FakeTensorMode."""
     with unset_fake_temporarily(), torch.device("meta"):
         clip = load(name, device="meta")
+    return emptied(clip)
+
+
+def emptied(clip: Clip) -> Clip:
+    """Replace all tensors by some of the mode at hand."""
     for module in clip.modules():
         for key, parameter in module._parameters.items():
             module._parameters[key] = None if parameter is None else nn.Parameter(_empty(parameter))
