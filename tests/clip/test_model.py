@@ -6,7 +6,9 @@ from typing import get_args
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 
+from saccade.clip import eva
 from saccade.clip.dense import default_windows, last_block_use, tower_stages
 from saccade.clip.heads import HEADS
 from saccade.clip.load import load
@@ -357,3 +359,39 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
         eva.visual.trunk = trunk
         with pytest.raises(InputError, match=words):
             tower_sizes(eva.visual, name="variant")
+
+
+@torch.no_grad()
+def test_the_top_left_of_a_frame_has_the_positions_it_has_there(make_clip):
+    """By the library's own modules: patches of the picture alone, positions resized to the frame's grid and cut."""
+    clip = make_clip("vit")
+    visual, patch = clip.visual, clip.patch_size
+    picture = torch.randn(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(0))
+    found = clip.encode_dense(picture, head="attention", normalize=False, frame=(6 * patch, 5 * patch))
+    own = visual.positional_embedding
+    side = visual.grid_size[0]
+    plane = own[1:].T.unflatten(1, (side, side))[None]
+    plane = F.interpolate(plane, size=(6, 5), mode="bicubic", align_corners=False)[0, :, :3]
+    positions = torch.cat([own[:1], plane.flatten(1).T])
+    patches = visual.conv1(picture).flatten(2).mT
+    tokens = torch.cat([visual.class_embedding.expand(2, 1, -1), patches], dim=1) + positions
+    expected = visual.ln_post(visual.transformer(visual.ln_pre(tokens)))[:, 1:] @ visual.proj
+    torch.testing.assert_close(found, expected.mT.unflatten(2, (3, 5)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "eva", "siglip"])
+@torch.no_grad()
+def test_a_frame_that_ends_with_the_picture_changes_nothing(make_clip, family):
+    clip = make_clip(family)
+    side = 5 * clip.patch_size
+    picture = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(clip.encode_dense(picture, frame=(side, side)), clip.encode_dense(picture))
+
+
+@torch.no_grad()
+def test_rotary_positions_in_a_frame_are_the_frames_own(make_clip):
+    visual = make_clip("eva").visual
+    whole = [part[1:].unflatten(0, (6, 5))[:3, :4].flatten(0, 1) for part in eva.table(visual, (6, 5))]
+    cut = [part[1:] for part in eva.table(visual, (3, 4), whole=(6, 5))]
+    for ours, theirs in zip(cut, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

@@ -6,12 +6,14 @@ by a line:
     {"arguments": [...]}  runs the command line; with "spoil": true the model changes once a .pt2 is written; with
                           "one_file": BYTES, larger weights lie beside an .onnx
     {"compile": FAMILY}   captures the dense path as one graph, and says how far its numbers are off
+    {"train": FAMILY}     three steps' losses and gradients with compiled blocks: how far off, and how many graphs
 """
 
 import io
 import json
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.clip.tower import Windows
 from saccade.export import write
+from saccade.objectives.clipself import ClipSelf, train_layers
+from saccade.types import Batch, Sample
 
 FAMILIES = ("vit", "eva", "rn", "siglip")
 
@@ -61,6 +65,30 @@ def compiled(family: str) -> dict[str, float]:
         return {"difference": float((whole(images) - clip.encode_dense(images)).abs().max())}
 
 
+def sample(height: int, width: int, regions: int) -> Sample:
+    draw = torch.Generator().manual_seed(height + regions)
+    corners = torch.rand(regions, 2, generator=draw) * 20
+    image = torch.randint(0, 256, (3, height, width), generator=draw, dtype=torch.uint8)
+    return Sample("", image, torch.cat([corners, corners + 16], dim=1))
+
+
+def trained(family: str) -> dict[str, float]:
+    batches = [Batch([sample(48, 64, 2 + n), sample(64, 48, 3)], []) for n in range(3)]  # other numbers of crops
+    found = []
+    for compiles in (False, True):
+        student = twin(family)
+        train_layers(student)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(1.1)  # away from the teacher
+        objective = ClipSelf(student, twin(family), student_size=64, compiled=compiles, tokens="valid")
+        losses = [objective(batch) for batch in batches]
+        torch.stack(losses).sum().backward()
+        found.append([*losses, *(p.grad for p in student.parameters() if p.grad is not None)])
+    difference = max(float((a - b).detach().abs().max()) for a, b in zip(*found, strict=True))
+    return {"difference": difference, "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+
+
 def make(name: str, **settings: Any) -> Clip:
     """In the place of `load`: small CLIPs by name, besides what it knows."""
     if name not in (*FAMILIES, "eva-windows"):
@@ -76,5 +104,10 @@ if __name__ == "__main__":
     saccade.clip.load.load = make
     for line in sys.stdin:
         request = json.loads(line)
-        answer = compiled(request["compile"]) if "compile" in request else run(**request)
+        if "train" in request:
+            compile_, torch.compile = torch.compile, partial(torch.compile, backend="aot_eager")
+            answer = trained(request["train"])
+            torch.compile = compile_
+        else:
+            answer = compiled(request["compile"]) if "compile" in request else run(**request)
         print(json.dumps(answer), flush=True)

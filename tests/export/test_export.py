@@ -167,3 +167,9 @@ def test_the_shipped_model_as_users_type_it(ask, folder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_dense_path_is_one_graph_to_the_compiler(family, ask):
     assert ask(compile=family)["difference"] < 1e-5
+
+
+def test_compiled_blocks_train_alike_and_are_compiled_once_for_all_blocks(ask):
+    """Teacher and student, each first for its sizes and then for any: 4 graphs for 2 x 3 blocks and 9 batch sizes."""
+    answer = ask(train="eva")
+    assert answer["difference"] < 1e-5 and answer["graphs"] <= 4

@@ -246,3 +246,96 @@ def test_golden_loss_curve(pair):
         losses.append(loss.item())
     assert losses[3] < losses[0]
     assert losses == pytest.approx(GOLDEN, abs=2e-5)
+
+
+# ------------------------------------------------------------------------------------------- the same, in other ways
+
+
+def gradients(objective: ClipSelf, batch: Batch) -> dict[str, torch.Tensor]:
+    objective.zero_grad()
+    objective(batch).backward()
+    return {name: p.grad.clone() for name, p in objective.student.named_parameters() if p.grad is not None}
+
+
+def test_checkpointing_changes_no_bit_and_saves_less(pair):
+    student, teacher = pair
+    train_layers(student)
+    plain = ClipSelf(student, teacher, student_size=64)
+    kept, expected = saved_bytes(plain, two_samples()), gradients(plain, two_samples())
+    again = ClipSelf(student, teacher, student_size=64, checkpointing=True)
+    assert saved_bytes(again, two_samples()) < 0.7 * kept
+    found = gradients(again, two_samples())
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def saved_bytes(objective: ClipSelf, batch: Batch) -> int:
+    """What the forward pass keeps for the backward pass, beside the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    storages = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        objective(batch)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bfloat16_copies_give_float32_gradients_near_the_exact_ones(pair, checkpointing):
+    student, teacher = pair
+    train_layers(student)
+    exact = ClipSelf(student, teacher, student_size=64)
+    expected, loss = gradients(exact, two_samples()), exact(two_samples()).item()
+    low = ClipSelf(student, teacher, student_size=64, bfloat16=True, checkpointing=checkpointing)
+    found = gradients(low, two_samples())
+    assert found.keys() == expected.keys()
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+    assert 0 < abs(low(two_samples()).item() - loss) < 0.01
+    ours, theirs = (torch.cat([one[name].flatten() for name in expected]) for one in (found, expected))
+    assert F.cosine_similarity(ours, theirs, dim=0) > 0.999
+
+
+def test_valid_tokens_are_those_that_hold_some_of_the_picture(pair):
+    """48 x 80 becomes 38 x 64 on a square of 64: 5 of 8 rows of patches; 64 x 40 becomes 64 x 40: 5 of 8 columns."""
+    student, teacher = pair
+    train_layers(student)
+    objective = ClipSelf(student, teacher, student_size=64, tokens="valid")
+    shapes = []
+    encode = student.encode_dense
+
+    def watched(images, **settings):
+        shapes.append((tuple(images.shape), settings["frame"]))
+        return encode(images, **settings)
+
+    student.encode_dense = watched
+    wide, tall = two_samples().samples
+    third = Sample("wide too", wide.image.flip(2), wide.boxes[:1])
+    loss = objective(Batch([wide, tall, third], []))
+    assert sorted(shapes) == [((1, 3, 64, 40), (64, 64)), ((2, 3, 40, 64), (64, 64))]  # alike sizes go together
+    alone = [objective(Batch([sample], [])) for sample in (wide, tall, third)]
+    torch.testing.assert_close(loss, (3 * alone[0] + alone[1] + alone[2]) / 5, rtol=0, atol=1e-6)
+
+
+def test_valid_tokens_of_a_square_picture_are_all_tokens(pair):
+    batch = Batch([Sample("square", smooth_picture(50, 50, seed=3), torch.tensor([[3.0, 4, 30, 41]]))], [])
+    train_layers(pair[0])
+    every, valid = (gradients(ClipSelf(*pair, student_size=64, tokens=tokens), batch) for tokens in ("all", "valid"))
+    for name, gradient in every.items():
+        torch.testing.assert_close(valid[name], gradient, rtol=0, atol=1e-6)
+
+
+def test_padding_is_not_seen_among_valid_tokens(pair):
+    """White padding instead of zeros changes the loss over all tokens, and not the loss over the valid ones."""
+    batch = Batch([Sample("wide", smooth_picture(40, 80, seed=3), torch.tensor([[3.0, 4, 30, 31]]))], [])
+    losses = {
+        (tokens, pad): ClipSelf(*pair, student_size=64, tokens=tokens, pad=pad)(batch).item()
+        for tokens in ("all", "valid")
+        for pad in ("zero", "black")
+    }
+    assert losses["valid", "zero"] == losses["valid", "black"]
+    assert abs(losses["all", "zero"] - losses["all", "black"]) > 1e-5

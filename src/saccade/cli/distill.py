@@ -84,6 +84,10 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             pad=config.pad,
             head=config.head,
             enlarge=1.5 if config.regions == "boxes" else 1.0,
+            tokens=config.tokens,
+            bfloat16=config.precision == "bfloat16" and not config.fsdp,
+            compiled=config.compile,
+            checkpointing=config.checkpointing,
         )
     optimizer = build_optimizer(
         objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly

@@ -5,12 +5,15 @@ each with the positions of its own grid, so that a picture's tokens are those it
 kernel; neither heads nor windows are looped over.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from saccade.clip.tower import Family, Layout, Table, Windows
 from saccade.ops.positions import rotate
@@ -23,6 +26,7 @@ def embed_tokens(
     images: Float[Tensor, "B 3 H W"],
     *,
     grids: list[tuple[int, int]] | None = None,
+    frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
 ) -> tuple[Float[Tensor, "B T C"], Layout]:
     """Embed the patches of a batch and say what attention will see of them.
@@ -32,6 +36,7 @@ def embed_tokens(
         visual: the tower.
         images: normalised; H and W multiples of the patch size.
         grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        frame: (h, w) of the grid whose top left the images are, and whose positions they get; None: their own.
         windows: which blocks attend in windows.
 
     Returns:
@@ -39,7 +44,10 @@ def embed_tokens(
     """
     (down, across), prefix = family.sizes(visual)[1], family.prefix_tokens(visual)
     grid = (images.shape[2] // down, images.shape[3] // across)
-    if grids is None:
+    if frame is not None:
+        positions = _top_left(family.positions(visual, frame), frame=frame, grid=grid, prefix=prefix)
+        table, valid = family.table(visual, grid, whole=frame), None
+    elif grids is None:
         positions, table, valid = family.positions(visual, grid), family.table(visual, grid), None
     else:
         spread = [_spread(family.positions(visual, one), grid=grid, own=one, prefix=prefix) for one in grids]
@@ -59,13 +67,38 @@ def embed_tokens(
 
 
 def whole_block(
-    family: Family, visual: Any, index: int, tokens: Float[Tensor, "B T C"], layout: Layout
+    family: Family, visual: Any, block: Any, tokens: Float[Tensor, "B T C"], layout: Layout, windowed: bool
 ) -> Float[Tensor, "B T X"]:
     """Run one block as the tower has it, or with its attention inside windows."""
-    block = family.blocks(visual)[index]
-    attended = _in_windows if index in layout.windowed else _everywhere
+    attended = _in_windows if windowed else _everywhere
     tokens = family.add(block, tokens, attended(family, visual, block, tokens, layout))
     return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
+
+
+RunBlock = Callable[[Family, Any, Any, Tensor, Layout, bool], Tensor]
+"""How the blocks before the last are run: as `whole_block` runs them, in more or less memory and time."""
+
+
+def recomputed(run: RunBlock, *, again: Callable[[], AbstractContextManager[None]] = nullcontext) -> RunBlock:
+    """Keep only what enters a block, and run it again when its gradients are asked for (activation checkpointing).
+
+    Args:
+        run: how the block is run.
+        again: what must surround it the second time, as the caller's own context did the first time.
+    """
+
+    def run_twice(*arguments: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return run(*arguments)
+        return checkpoint(  # nothing is drawn in a block, so there is no random state to keep
+            run,  # pyright: ignore[reportArgumentType]
+            *arguments,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), again()),
+        )
+
+    return run_twice
 
 
 def entering(
@@ -75,7 +108,9 @@ def entering(
     *,
     places: set[int],
     grids: list[tuple[int, int]] | None = None,
+    frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
+    run: RunBlock = whole_block,
 ) -> tuple[dict[int, Float[Tensor, "B T C"]], Layout]:
     """Run a tower as far as needed and keep what enters some of its blocks, and nothing else.
 
@@ -85,18 +120,20 @@ def entering(
         images: normalised; H and W multiples of the patch size.
         places: of the blocks, from 0; the last one asked for is not run.
         grids: see `embed_tokens`.
+        frame: see `embed_tokens`.
         windows: see `embed_tokens`.
+        run: how a block is run.
 
     Returns:
         The tokens entering each of these blocks, and their layout.
     """
-    tokens, layout = embed_tokens(family, visual, images, grids=grids, windows=windows)
+    tokens, layout = embed_tokens(family, visual, images, grids=grids, frame=frame, windows=windows)
     kept = {}
-    for index in range(max(places) + 1):
+    for index, block in enumerate(family.blocks(visual)[: max(places) + 1]):
         if index in places:
             kept[index] = tokens
         if index < max(places):
-            tokens = whole_block(family, visual, index, tokens, layout)
+            tokens = run(family, visual, block, tokens, layout, index in layout.windowed)
     return kept, layout
 
 
@@ -179,6 +216,14 @@ def _inside(x: Tensor, layout: Layout) -> Bool[Tensor, "B n S"] | None:
 def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
     """Let a window of padding alone see itself: its tokens are cut off, but must be numbers until then."""
     return inside | ~inside.any(dim=-1, keepdim=True)
+
+
+def _top_left(
+    rows: Float[Tensor, "T X"], *, frame: tuple[int, int], grid: tuple[int, int], prefix: int
+) -> Float[Tensor, "t X"]:
+    """Keep the rows of the top left of a grid."""
+    plane = rows[prefix:].unflatten(0, frame)[: grid[0], : grid[1]]  # (h, w, X)
+    return torch.cat([rows[:prefix], plane.flatten(0, 1)])
 
 
 def _spread(

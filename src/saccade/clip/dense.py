@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from saccade.clip import eva, resnet, siglip, vit
-from saccade.clip.attention import embed_tokens, entering
+from saccade.clip.attention import RunBlock, embed_tokens, entering, whole_block
 from saccade.clip.heads import HEADS, gathered, masked
 from saccade.clip.names import Head
 from saccade.clip.tower import Family, Layout, Windows
@@ -41,7 +41,7 @@ def family_of(visual: nn.Module) -> Family | None:
 
 
 def class_embedding(
-    visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, grids: Grids | None = None
+    visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, grids: Grids | None = None, run: RunBlock = whole_block
 ) -> Float[Tensor, "B D"]:
     """Embed whole images as CLIP does, at any size (the teacher; Sec. 3.2).
 
@@ -49,13 +49,14 @@ def class_embedding(
         visual: an image tower `tower_sizes` accepts.
         images: normalised; H and W multiples of the patch size.
         grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        run: how the blocks before the last are run.
 
     Returns:
         One embedding an image, not normalised.
     """
     family = _accepted(visual)
     last = len(family.blocks(visual)) - 1
-    states, layout = entering(family, visual, images, places={last}, grids=grids)
+    states, layout = entering(family, visual, images, places={last}, grids=grids, run=run)
     return family.finish(visual, gathered(family, visual, states[last], layout))[:, 0]
 
 
@@ -65,7 +66,9 @@ def dense_tokens(
     *,
     head: str,
     grids: Grids | None = None,
+    frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
+    run: RunBlock = whole_block,
 ) -> Float[Tensor, "B L D"]:
     """Embed every patch of the images (Sec. 3.1).
 
@@ -74,7 +77,9 @@ def dense_tokens(
         images: normalised; H and W multiples of the patch size.
         head: what becomes of the last block, see `saccade.clip.heads`; "value" is the paper's.
         grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        frame: (h, w) of the grid whose top left the images are, and whose positions they get; None: their own.
         windows: which blocks attend in windows (Sec. 4.4).
+        run: how the blocks before the last are run.
 
     Returns:
         Patch embeddings row by row, L = H / P * W / P, not normalised; of padding, numbers without meaning.
@@ -85,7 +90,7 @@ def dense_tokens(
     family, needs = _accepted(visual), HEADS[check_head(visual, head)]
     count = len(family.blocks(visual))
     places = set(range(count - needs.states, count))
-    states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows)
+    states, layout = entering(family, visual, images, places=places, grids=grids, frame=frame, windows=windows, run=run)
     return family.finish(visual, needs.apply(family, visual, list(states.values()), layout))
 
 

@@ -40,7 +40,9 @@ def value_only(family: Family, visual: Any, states: list[Tensor], layout: Layout
 
 def attention(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
     """The last block as it is."""
-    return whole_block(family, visual, len(family.blocks(visual)) - 1, states[-1], layout)[:, layout.prefix :]
+    blocks = family.blocks(visual)
+    is_windowed = len(blocks) - 1 in layout.windowed
+    return whole_block(family, visual, blocks[-1], states[-1], layout, is_windowed)[:, layout.prefix :]
 
 
 def sclip(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
@@ -109,7 +111,7 @@ def masked(
         if copies is not None:
             copies = _asked(family, visual, block, copies, tokens, layout, seen=seen)
         if not is_last:
-            tokens = whole_block(family, visual, index, tokens, layout)
+            tokens = whole_block(family, visual, block, tokens, layout, index in layout.windowed)
     assert copies is not None, "the last block always gathers"
     return copies
 

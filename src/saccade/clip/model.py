@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from open_clip.tokenizer import HFTokenizer
 from torch import Tensor, nn
 
+from saccade.clip.attention import RunBlock, whole_block
 from saccade.clip.dense import (
     Grids,
     can_batch_sizes,
@@ -58,6 +59,7 @@ class Clip(nn.Module):
         embed_dim: D.
         windows: which blocks of the dense path look inside windows only (Sec. 4.4); None: none. It is saved with the
             model; `saccade.clip.dense.default_windows` gives the paper's.
+        run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
     """
 
     def __init__(self, model: open_clip.CLIP | open_clip.CustomTextCLIP, *, name: str, config: dict[str, Any]):
@@ -79,6 +81,7 @@ class Clip(nn.Module):
         self.std: tuple[float, float, float] = tuple(config["preprocess_cfg"]["std"])
         windows = config.get("saccade", {}).get("windows")
         self._windows = None if windows is None else _read_windows(windows, model.visual, name)
+        self.run_block: RunBlock = whole_block
 
     def train(self, mode: bool = True) -> "Clip":
         """Switch to training; the statistics of residual networks' BatchNorm stay as they are, as CLIP's do."""
@@ -140,15 +143,17 @@ class Clip(nn.Module):
             alone = [self.encode_image(image[None], normalize=normalize) for image in images]
             return torch.cat(alone) if alone else self._nothing()
         batch, grids = self._batch(images)
-        embeddings = class_embedding(self.visual, batch, grids=grids)
+        embeddings = class_embedding(self.visual, batch, grids=grids, run=self.run_block)
         return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
 
     @overload
-    def encode_dense(self, images: Tensor, *, head: Head = ..., normalize: bool = ...) -> Tensor: ...
+    def encode_dense(
+        self, images: Tensor, *, head: Head = ..., normalize: bool = ..., frame: tuple[int, int] | None = ...
+    ) -> Tensor: ...
     @overload
     def encode_dense(self, images: list[Tensor], *, head: Head = ..., normalize: bool = ...) -> list[Tensor]: ...
     def encode_dense(
-        self, images: Pictures, *, head: Head = "value", normalize: bool = True
+        self, images: Pictures, *, head: Head = "value", normalize: bool = True, frame: tuple[int, int] | None = None
     ) -> Float[Tensor, "B D h w"] | list[Float[Tensor, "D _ _"]]:
         """Embed every patch of the images (the student; Sec. 3.1).
 
@@ -157,6 +162,8 @@ class Clip(nn.Module):
                 about lists.
             head: what becomes of the last block; "value" is the paper's, see `saccade.clip.heads`.
             normalize: each location to length 1, in float32 whatever the arithmetic of the tower.
+            frame: (H, W) [pixels] of the padded square whose top left `images` (a tensor) are: they get the positions
+                they would have in it, and of its padding there is nothing. None: the images are whole.
 
         Returns:
             The dense map, h = H / P, w = W / P; for a list one (D, h_i, w_i) a picture.
@@ -168,7 +175,10 @@ class Clip(nn.Module):
         if isinstance(images, list) and not can_batch_sizes(self.visual):
             return [self.encode_dense(image[None], head=head, normalize=normalize)[0] for image in images]
         batch, grids = self._batch(images)
-        tokens = dense_tokens(self.visual, batch, head=head, grids=grids, windows=self.windows)  # (B, L, D)
+        whole = None if frame is None else (frame[0] // self.patch_size, frame[1] // self.patch_size)
+        tokens = dense_tokens(
+            self.visual, batch, head=head, grids=grids, frame=whole, windows=self.windows, run=self.run_block
+        )  # (B, L, D)
         tokens = F.normalize(tokens.float(), dim=2) if normalize else tokens
         dense = tokens.mT.unflatten(2, self._grid(batch))  # (B, D, L) -> (B, D, h, w)
         return dense if isinstance(images, Tensor) else _cut(dense, grids)
@@ -375,8 +385,8 @@ class Clip(nn.Module):
 
 
 def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
-    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device."""
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device, and a fake tensor holds none."""
+    if type(images) is Tensor and images.device.type == "cpu" and not torch.compiler.is_compiling():
         finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
         if not finite.all():
             place = int((~finite).nonzero()[0])

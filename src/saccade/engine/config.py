@@ -86,7 +86,18 @@ class DistillConfig:
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs."""
+    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs. The weights
+    that are trained stay float32."""
+    tokens: Literal["all", "valid"] = "all"
+    """Which tokens of its padded square the student computes: all (paper), or only those that hold some of the picture,
+    which is faster but not quite the paper's method: padding is then seen by no token."""
+    compile: bool = False
+    """Run the towers' blocks through torch.compile: faster on a GPU, after a minute of compiling."""
+    checkpointing: bool = False
+    """Keep only what enters each of the student's blocks and run it again in the backward pass: far less memory, about
+    a third more time."""
+    fsdp: bool = False
+    """Spread the student's weights over the processes (FSDP2): for towers as large as ViT-H/14."""
     timeout: int = 120
     """Seconds without an answer from another process after which the whole job ends."""
 

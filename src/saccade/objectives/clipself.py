@@ -9,7 +9,9 @@ normalised on the device of the towers. Deliberately absent: augmentation, a que
 text is used), and alpha mixing, which is for the product and not for training (`saccade.clip.states.mix_states`).
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -17,12 +19,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saccade.clip.attention import recomputed, whole_block
 from saccade.clip.dense import last_block_use, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
+from saccade.clip.precision import low_precision_copies, using
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
-from saccade.ops.resample import crop_and_resize, normalize, square_inputs
+from saccade.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
 from saccade.types import Batch, InputError, Sample
 
 
@@ -38,6 +42,10 @@ class ClipSelf(nn.Module):
         pad: Literal["zero", "black"] = "zero",
         head: Head = "value",
         enlarge: float = 1.0,
+        tokens: Literal["all", "valid"] = "all",
+        bfloat16: bool = False,
+        compiled: bool = False,
+        checkpointing: bool = False,
         chunk: int = 128,
     ) -> None:
         """Pair a student with its frozen teacher.
@@ -49,7 +57,12 @@ class ClipSelf(nn.Module):
             pad: zero = zeros after colour normalisation (paper), black = black before it (published code).
             head: the last block of the student's dense forward.
             enlarge: teacher crops are boxes enlarged by this about their centre (1 for patches, 1.5 for proposals).
-            chunk: teacher crops encoded at once.
+            tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the picture; the
+                padding is then neither computed nor seen.
+            bfloat16: the student computes with bfloat16 copies of its weights, which stay as they are.
+            compiled: run the blocks of both towers through torch.compile.
+            checkpointing: keep only what enters each of the student's blocks, and run them again in the backward pass.
+            chunk: teacher crops encoded at once, which bounds their memory.
 
         Raises:
             InputError: the size is not a multiple of the patch size, or the towers embed differently.
@@ -67,7 +80,12 @@ class ClipSelf(nn.Module):
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
         self.student_size, self.enlarge, self.chunk = student_size, enlarge, chunk
         self.pad: Literal["zero", "black"] = pad
+        self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
+        self._copies: dict[str, Tensor] | None = {} if bfloat16 else None
+        run = torch.compile(whole_block) if compiled else whole_block
+        teacher.run_block = run
+        student.run_block = recomputed(run, again=self._as_in_forward) if checkpointing else run
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - mean over ALL regions of the batch of cos(student region, teacher crop).
@@ -78,16 +96,37 @@ class ClipSelf(nn.Module):
         Returns:
             The loss, in [0, 2]; where the batch has no region, a zero that still reaches every trained parameter.
         """
-        samples = [sample for sample in batch.samples if len(sample.boxes)]
-        if not samples:
-            return sum(p.sum() for p in self.parameters() if p.requires_grad) * torch.zeros((), device=self._device)
+        samples = [sample for sample in batch.samples if len(sample.boxes)] or [_blank(self.student.patch_size)]
         samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]
-        images, boxes = self._student_input(samples)
+        groups = [list(group) for _, group in groupby(sorted(samples, key=self._seen), key=self._seen)]
         with torch.no_grad():
-            targets = self._encode_crops(samples)  # (R, D)
-        dense = self.student.encode_dense(images, head=self.head)  # (B, D, h, w)
-        regions = pool_boxes(dense, boxes, stride=self.student.patch_size)  # (R, D)
-        return 1 - (regions * targets).sum(dim=1).mean()
+            targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
+        if self._copies is not None:
+            self._copies = low_precision_copies(self.student.visual)
+        with self._as_in_forward():
+            regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
+        loss = 1 - (regions * targets).sum(dim=1).mean()
+        return loss if count_regions(batch) else loss * 0
+
+    def _encode_regions(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
+        """The student's embedding of every region, from dense maps of one size."""
+        images, boxes = self._student_input(samples)
+        height, width = self._seen(samples[0])
+        frame = (self.student_size, self.student_size) if self.tokens == "valid" else None
+        dense = self.student.encode_dense(images[:, :, :height, :width], head=self.head, frame=frame)  # (B, D, h, w)
+        return pool_boxes(dense, boxes, stride=self.student.patch_size)
+
+    def _seen(self, sample: Sample) -> tuple[int, int]:
+        """How much of its padded square the student sees of a picture: (H, W) [pixels], in whole patches."""
+        if self.tokens == "all":
+            return self.student_size, self.student_size
+        height, width = fitted_size(*sample.image.shape[1:], size=self.student_size)
+        patch = self.student.patch_size
+        return -(-height // patch) * patch, -(-width // patch) * patch
+
+    def _as_in_forward(self) -> AbstractContextManager[None]:
+        """The student with the weights it computes with."""
+        return nullcontext() if self._copies is None else using(self.student.visual, self._copies)
 
     def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
         """The pictures resized and padded to one square, and their boxes in its pixels."""
@@ -97,8 +136,7 @@ class ClipSelf(nn.Module):
         boxes = []
         for sample in samples:
             height, width = sample.image.shape[1:]
-            fitted = boxes_on_input(sample.boxes, height=height, width=width, size=size)
-            boxes.append(fitted.to(self._device, non_blocking=True))
+            boxes.append(boxes_on_input(sample.boxes, height=height, width=width, size=size))
         return inputs, boxes
 
     def _encode_crops(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
@@ -117,6 +155,11 @@ class ClipSelf(nn.Module):
     @property
     def _device(self) -> torch.device:
         return next(self.student.parameters()).device
+
+
+def _blank(side: int) -> Sample:
+    """A black picture with one region, so that a process without any takes every step the others take."""
+    return Sample("", torch.zeros(3, side, side, dtype=torch.uint8), torch.tensor([[0.0, 0.0, side, side]]))
 
 
 def count_regions(batch: Batch) -> int:

@@ -37,9 +37,9 @@ def pool_boxes(
         InputError: the number of box tensors differs from B.
     """
     _check_count(dense, len(boxes), "boxes")
-    boxes = [one.to(dense.device, torch.float32) for one in boxes]
-    image_index = [one.new_full((len(one),), i, dtype=torch.int64) for i, one in enumerate(boxes)]
-    return pool_indexed_boxes(dense, torch.cat(boxes), torch.cat(image_index), stride=stride)
+    packed = torch.cat(boxes).to(dense.device, torch.float32, non_blocking=True)  # (R, 4)
+    image_index = torch.tensor([i for i, one in enumerate(boxes) for _ in range(len(one))], dtype=torch.int64)
+    return pool_indexed_boxes(dense, packed, image_index.to(dense.device, non_blocking=True), stride=stride)
 
 
 def pool_indexed_boxes(

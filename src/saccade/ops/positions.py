@@ -92,5 +92,10 @@ def rotate(
     Returns:
         The turned tokens, in the type of `tokens`.
     """
-    swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (..., L, d)
-    return torch.addcmul(tokens * cosines, swapped, sines).to(tokens.dtype)
+    if torch.compiler.is_compiling():  # which fuses this into one kernel, and knows no complex numbers (nor does ONNX)
+        swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (..., L, d)
+        return torch.addcmul(tokens * cosines, swapped, sines).to(tokens.dtype)
+    exact = tokens if tokens.dtype == torch.float64 else tokens.float()
+    turns = torch.complex(cosines[..., ::2], sines[..., 1::2])  # (..., L, d / 2)
+    pairs = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) * turns  # one kernel: it is read and written once
+    return torch.view_as_real(pairs).flatten(-2).to(tokens.dtype)

@@ -12,6 +12,7 @@ hard edges, and a wrong result where a side becomes one pixel).
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num, Shaped
@@ -48,10 +49,10 @@ def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "
         float32 in [0, 255], of the size `fitted_size` names.
     """
     height, width = image.shape[1:]
-    whole = torch.tensor([[0.0, 0.0, width, height]])
     h, w = fitted_size(height, width, size=size)
     top, left = (size - h) // 2, (size - w) // 2
-    return crop_and_resize(image, whole, size=size)[0, :, top : top + h, left : left + w]
+    whole = np.array([[0, 0, width, height]])
+    return _cut(image, whole, size=size)[0, :, top : top + h, left : left + w]
 
 
 def crop_and_resize(
@@ -71,21 +72,7 @@ def crop_and_resize(
     Returns:
         float32 in [0, 255], not rounded; N may be 0.
     """
-    height, width = image.shape[1:]
-    corners = boxes.cpu().round().long()  # (N, 4), on the host, where sizes become shapes
-    left, right = _whole_pixels(corners[:, 0], corners[:, 2], length=width)
-    top, bottom = _whole_pixels(corners[:, 1], corners[:, 3], length=height)
-    starts, extents = torch.stack([top, left], dim=1), torch.stack([bottom - top, right - left], dim=1)  # (N, 2) each
-    order = extents.prod(dim=1).argsort(descending=True)  # (N,), largest first, so that a batch holds like sizes
-    place = order.argsort()  # (N,), where each box went
-    crops = [image.new_zeros((0, 3, size, size), dtype=torch.float32)]
-    with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
-        while len(order) > 0:
-            space = extents[order].amax(dim=0)  # (2,)
-            count = max(1, _MOST_VALUES // (3 * int(space.prod())))
-            crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
-            order = order[count:]
-    return torch.cat(crops)[place.to(image.device)]
+    return _cut(image, np.rint(np.array(boxes.tolist()).reshape(-1, 4)).astype(np.int64), size=size)
 
 
 def check_side(size: int, *, patch: int, flag: str) -> None:
@@ -175,55 +162,74 @@ def normalize(
     Returns:
         (images / 255 - mean) / std.
     """
-    scale = images.new_tensor([255 * s for s in std])[:, None, None]  # (3, 1, 1)
-    shift = images.new_tensor([m / s for m, s in zip(mean, std, strict=True)])[:, None, None]  # (3, 1, 1)
+    numbers = [[255 * s for s in std], [m / s for m, s in zip(mean, std, strict=True)]]
+    table = torch.tensor(numbers, dtype=images.dtype).to(images.device, non_blocking=True)  # (2, 3)
+    scale, shift = table[:, :, None, None]  # (3, 1, 1) each
     return images / scale - shift
 
 
-def _whole_pixels(
-    low: Int64[Tensor, " N"], high: Int64[Tensor, " N"], *, length: int
-) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]:
+def _cut(image: Num[Tensor, "3 H W"], corners: np.ndarray, *, size: int) -> Float[Tensor, "N 3 size size"]:
+    """Cut and fit, from corners (N, 4) that are whole numbers on the host, where sizes become shapes."""
+    height, width = image.shape[1:]
+    left, right = _whole_pixels(corners[:, 0], corners[:, 2], length=width)
+    top, bottom = _whole_pixels(corners[:, 1], corners[:, 3], length=height)
+    starts, extents = np.stack([top, left], axis=1), np.stack([bottom - top, right - left], axis=1)  # (N, 2) each
+    order = np.argsort(-extents.prod(axis=1), kind="stable")  # (N,), largest first, so that a batch holds like sizes
+    place = torch.tensor(np.argsort(order)).to(image.device, non_blocking=True)  # (N,), where each box went
+    crops = [image.new_zeros((0, 3, size, size), dtype=torch.float32)]
+    with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
+        while len(order) > 0:
+            space = extents[order].max(axis=0)  # (2,)
+            count = max(1, _MOST_VALUES // (3 * int(space.prod())))
+            crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
+            order = order[count:]
+    return torch.cat(crops)[place]
+
+
+def _whole_pixels(low: np.ndarray, high: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Keep an interval inside [0, length] and at least one pixel long."""
-    low = low.clamp(0, length - 1)
-    return low, torch.maximum(high.clamp(max=length), low + 1)
+    low = low.clip(0, length - 1)
+    return low, np.maximum(high.clip(max=length), low + 1)
 
 
 def _cut_alike(
-    image: Num[Tensor, "3 H W"], starts: Int64[Tensor, "N 2"], extents: Int64[Tensor, "N 2"], *, size: int
+    image: Num[Tensor, "3 H W"], starts: np.ndarray, extents: np.ndarray, *, size: int
 ) -> Float[Tensor, "N 3 size size"]:
-    """Cut and resize crops as two batched matrix products over windows of the largest crop's size."""
-    tall, wide = extents.amax(dim=0).tolist()
-    starts, extents = starts.to(image.device), extents.to(image.device)
-    longest = extents.amax(dim=1)  # (N,)
-    y = (starts[:, :1] + torch.arange(tall, device=image.device)).clamp(max=image.shape[1] - 1)  # (N, tall)
-    x = (starts[:, 1:] + torch.arange(wide, device=image.device)).clamp(max=image.shape[2] - 1)  # (N, wide)
+    """Cut and resize crops as two batched matrix products over windows of the largest crop's size.
+
+    Starts and extents are (N, 2), rows before columns [pixels].
+    """
+    longest = extents.max(axis=1, keepdims=True)  # (N, 1)
+    fitted = np.rint(extents * size / longest).clip(min=1)  # (N, 2), halves to even as `fitted_size`
+    margin = (size - fitted) // 2  # (N, 2), black before the picture
+    numbers = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
+    table = torch.tensor(numbers).to(image.device, non_blocking=True)
+    tall, wide = extents.max(axis=0).tolist()
+    y, down = _axis(table[:, 0], length=tall, limit=image.shape[1], size=size)  # (N, tall), (N, size, tall)
+    x, across = _axis(table[:, 1], length=wide, limit=image.shape[2], size=size)  # (N, wide), (N, size, wide)
     channel = torch.arange(3, device=image.device)[None, :, None, None]
     windows = image[channel, y[:, None, :, None], x[:, None, None, :]].float()  # (N, 3, tall, wide)
-    across = _resize_weights(extents[:, 1], longest, length=wide, size=size)  # (N, size, wide)
-    down = _resize_weights(extents[:, 0], longest, length=tall, size=size)  # (N, size, tall)
     rows = (windows.flatten(1, 2) @ across.mT).clamp(0, 255)  # (N, 3 * tall, wide) -> (N, 3 * tall, size)
     crops = down[:, None] @ rows.unflatten(1, (3, tall))  # (N, 1, size, tall) @ (N, 3, tall, size)
     return crops.clamp(0, 255)  # (N, 3, size, size)
 
 
-def _resize_weights(
-    cut: Int64[Tensor, " N"], longest: Int64[Tensor, " N"], *, length: int, size: int
-) -> Float[Tensor, "N size length"]:
-    """Write what each source pixel gives to each pixel of the square, along one axis, one table a crop.
+def _axis(
+    table: Float[Tensor, "N 5"], *, length: int, limit: int, size: int
+) -> tuple[Int64[Tensor, "N length"], Float[Tensor, "N size length"]]:
+    """Write which pixels of a line each crop reads, and what each gives to each pixel of the square.
 
     Pixel `o` of a side of `cut` pixels fitted to `f` sees the coordinate c = (o + 1/2) * cut / f, and source pixel i,
     whose centre is i + 1/2, weighs k((i + 1/2 - c) / s) with s = max(1, cut / f). Rows that are padding are zero.
     """
-    side = cut.double()  # (N,)
-    fitted = (side * size / longest).round().clamp(min=1)  # (N,), halves to even as `fitted_size`
-    scale = (side / fitted).float()[:, None, None]  # (N, 1, 1)
-    start = ((size - fitted) / 2).floor().float()[:, None, None]  # (N, 1, 1), black before the picture
-    out = torch.arange(size, device=cut.device)[:, None] - start  # (N, size, 1), counted from the picture's first pixel
-    source = torch.arange(length, device=cut.device)  # (length,)
+    first, cut, fitted, scale, margin = table[:, :, None, None].unbind(dim=1)  # (N, 1, 1) each
+    source = torch.arange(length, device=table.device, dtype=torch.float32)  # (length,)
+    out = torch.arange(size, device=table.device)[:, None] - margin  # (N, size, 1), from the picture's first pixel
     distance = (source + 0.5 - (out + 0.5) * scale) / scale.clamp(min=1)  # (N, size, length)
-    weights = _cubic(distance) * (source < cut[:, None, None])  # (N, size, length)
+    weights = _cubic(distance) * (source < cut)  # (N, size, length)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
-    return weights * ((out >= 0) & (out < fitted[:, None, None]))
+    pixels = (first[:, 0] + source).clamp(max=limit - 1).long()  # (N, length)
+    return pixels, weights * ((out >= 0) & (out < fitted))
 
 
 def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,0 +1,71 @@
+"""Run by test_shard.py as one of two processes: gradients of spread weights, beside those of whole weights."""
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from saccade.clip.load import load
+from saccade.clip.model import Clip
+from saccade.engine.distributed import joined
+from saccade.engine.optim import build_optimizer
+from saccade.engine.shard import shard_student, whole_tensor
+from saccade.objectives.clipself import ClipSelf, train_layers
+from saccade.types import Batch, InputError, Sample
+
+
+def sample(seed: int, regions: int) -> Sample:
+    draw = torch.Generator().manual_seed(seed)
+    corners = torch.rand(regions, 2, generator=draw) * 20
+    image = torch.randint(0, 256, (3, 40, 48), generator=draw, dtype=torch.uint8)
+    return Sample(f"picture {seed}", image, torch.cat([corners, corners + 16], dim=1))
+
+
+def objective_of(clip: Clip, **settings) -> ClipSelf:
+    student = deepcopy(clip)
+    with torch.no_grad():  # away from the teacher, where gradients are not small
+        for number, parameter in enumerate(student.parameters()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    train_layers(student)
+    return ClipSelf(student, deepcopy(clip), student_size=32, **settings)
+
+
+def compare(clip: Clip, processes, *, bfloat16: bool, checkpointing: bool, regions: tuple[int, int]) -> dict:
+    """How far the gradients lie apart, how large they are, and what share of the trained weights is held here."""
+    batches = [Batch([sample(seed, count)], []) for seed, count in enumerate(regions)]
+    spread = objective_of(clip, checkpointing=checkpointing)
+    whole = objective_of(clip, checkpointing=checkpointing, bfloat16=bfloat16)
+    shard_student(spread, processes=processes, bfloat16=bfloat16)
+    spread(batches[processes.rank]).backward()
+    (sum(whole(batch) for batch in batches) / 2).backward()
+    pairs = zip(spread.student.visual.named_parameters(), whole.student.visual.named_parameters(), strict=True)
+    apart, largest, held, total = 0.0, 0.0, 0, 0
+    for (name, ours), (other, theirs) in pairs:
+        assert name == other and (ours.grad is None) == (theirs.grad is None), name
+        if theirs.grad is not None:
+            apart = max(apart, (whole_tensor(ours.grad) - theirs.grad).abs().max().item())
+            largest = max(largest, theirs.grad.abs().max().item())
+            held, total = held + ours.to_local().numel(), total + theirs.numel()
+    optimizer = build_optimizer(spread, weight_decay=0.1)
+    optimizer.step()
+    return {"apart": apart, "largest": largest, "share": held / total}
+
+
+def main(model: str, out: str) -> None:
+    clip, found = load(model), {}
+    with joined("cpu", timeout=30) as processes:
+        for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
+            settings = {"bfloat16": bfloat16, "checkpointing": checkpointing}
+            found[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
+        found["empty"] = compare(clip, processes, bfloat16=False, checkpointing=False, regions=(5, 0))
+        try:
+            shard_student(objective_of(clip, tokens="valid"), processes=processes)
+        except InputError as error:
+            found["refused"] = str(error)
+    Path(out, f"rank{processes.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,36 @@
+"""Weights spread over two processes: the gradients of whole weights, and half of them held by each."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(__file__).with_name("sharded.py"))
+
+
+@pytest.fixture(scope="module")
+def found(zygote, tiny_model, tmp_path_factory) -> list[dict]:
+    out = tmp_path_factory.mktemp("sharded")
+    processes = []
+    for rank in range(2):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": 29561}
+        environment = {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        said = out / f"said{rank}.txt"
+        processes.append(zygote.start(said, [tiny_model, out], script=SCRIPT, environment=environment))
+    assert [zygote.wait(process) for process in processes] == [0, 0], (out / "said0.txt").read_text()
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("way", ["(False, False)", "(False, True)", "(True, False)", "empty"])
+def test_gradients_are_those_of_whole_weights(found, way):
+    for one in found:
+        assert one[way]["apart"] <= 1e-7 < 1e-3 < one[way]["largest"]
+
+
+def test_each_process_holds_its_part(found):
+    assert found[0]["(False, False)"]["share"] + found[1]["(False, False)"]["share"] == pytest.approx(1)
+    assert 0.4 < found[0]["(False, False)"]["share"] < 0.6
+
+
+def test_dropped_padding_is_refused(found):
+    assert "--tokens all" in found[0]["refused"]
