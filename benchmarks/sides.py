@@ -1,9 +1,7 @@
 """The two sides of a training step: ours as `saccade distill` runs it, and the plain one, from the same weights."""
 
 import argparse
-import inspect
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +36,7 @@ def towers(model: str, device: str = "cpu") -> tuple[Clip, Clip]:
 
 
 class Ours:
-    """ClipSelf, its fused optimizer, and the autocast of `saccade.engine.fit`."""
+    """ClipSelf and its fused optimizer; in bfloat16 by copies of the student's weights and a bfloat16 teacher."""
 
     def __init__(
         self,
@@ -49,16 +47,22 @@ class Ours:
         bfloat16: bool = False,
         valid_tokens: bool = False,
         compiled: bool = False,
+        checkpointing: bool = False,
     ) -> None:
-        """Set up as the command line does; `valid_tokens` drops the padding tokens, where ClipSelf can."""
-        self.partly, self.bfloat16 = train_layers(student), bfloat16
-        options: dict[str, Any] = {"tokens": "valid"} if valid_tokens else {}
-        self.objective = ClipSelf(student, teacher, student_size=size, **options)
+        """Set up as the command line does; `valid_tokens` drops the padding tokens."""
+        self.partly = train_layers(student)
+        if bfloat16 and next(teacher.parameters()).dtype != torch.bfloat16:
+            teacher = teacher.to(torch.bfloat16)
+        self.objective = ClipSelf(
+            student,
+            teacher,
+            student_size=size,
+            tokens="valid" if valid_tokens else "all",
+            bfloat16=bfloat16,
+            compiled=compiled,
+            checkpointing=checkpointing,
+        )
         self.optimizer = build_optimizer(self.objective, weight_decay=WEIGHT_DECAY, partly=self.partly)
-        self.device = next(student.parameters()).device
-        if compiled:
-            student.encode_dense = torch.compile(student.encode_dense)
-            teacher.encode_image = torch.compile(teacher.encode_image)
 
     def step(self, batch: Batch) -> Tensor:
         """Forward, backward, AdamW."""
@@ -69,8 +73,7 @@ class Ours:
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            return self.objective(batch)
+        return self.objective(batch)
 
     def update(self) -> None:
         """AdamW, by the gradients there are."""
@@ -94,11 +97,6 @@ def stacked(pictures: PlainPictures) -> tuple[Tensor, Tensor, Tensor]:
     """All samples as torch's collate stacks them."""
     images, boxes, crops = zip(*(pictures[i] for i in range(len(pictures))), strict=True)
     return torch.stack(images), torch.stack(boxes), torch.stack(crops)
-
-
-def can_drop_padding() -> bool:
-    """Whether the objective knows `tokens="valid"`."""
-    return "tokens" in inspect.signature(ClipSelf.__init__).parameters
 
 
 def parity(options: argparse.Namespace) -> dict[str, float]:

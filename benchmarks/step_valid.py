@@ -3,20 +3,17 @@
     python benchmarks/step_valid.py --model EVA02-B-16 --size 512
 
 Both sides are ours: leaving padding out changes the method (patches no longer see it), so it is a named option. A
-picture of 4:3 fills three quarters of its square. Prints `"ratio": null` where the objective has no such option.
+picture of 4:3 fills three quarters of its square.
 """
 
 from inputs import photographs, to_batch
 from measure import arguments, read, report, take_turns
-from sides import Ours, can_drop_padding, copy_of, towers
+from sides import Ours, copy_of, towers
 
 
 def main() -> None:
     """Measure and print."""
     options = read(arguments(__doc__))
-    if not can_drop_padding():
-        report("step_valid", options, ratio=None, unit="seconds a step", note="not available: no tokens='valid'")
-        return
     student, teacher = towers(options.model, options.device)
     batch = to_batch(photographs(options.batch, crops=options.crops, data=options.data))
     common = {"size": options.size, "bfloat16": options.precision == "bfloat16", "compiled": options.compile}
