@@ -58,28 +58,26 @@ def test_seeds_do_not_collide_by_sums_or_digits():
 
 
 def test_every_epoch_shows_every_picture_once_whatever_the_batch():
-    pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, total_steps=14))  # 42 = 6 epochs of 7
+    pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, batches=14))  # 42 = 6 epochs of 7
     assert Counter(pairs) == Counter((epoch, index) for epoch in range(6) for index in range(7))
 
 
 def test_fewer_pictures_than_a_batch_fill_it_from_the_next_epochs():
-    (first,) = BatchSampler(2, batch=5, seed=1, total_steps=1)
+    (first,) = BatchSampler(2, batch=5, seed=1, batches=1)
     assert [epoch for epoch, _ in first] == [0, 0, 1, 1, 2]
 
 
 def test_a_sampler_starts_at_any_step():
-    whole = list(BatchSampler(7, batch=3, seed=1, total_steps=20))
+    whole = list(BatchSampler(7, batch=3, seed=1, batches=20))
     for start in (0, 1, 9, 20):
-        rest = BatchSampler(7, batch=3, seed=1, start_step=start, total_steps=20)
+        rest = BatchSampler(7, batch=3, seed=1, start=3 * start, batches=20 - start)
         assert list(rest) == whole[start:] and len(rest) == 20 - start
 
 
 def test_processes_share_a_step_without_changing_it():
-    alone = list(BatchSampler(10, batch=6, seed=1, total_steps=9))
+    alone = list(BatchSampler(10, batch=6, seed=1, batches=9))
     for world in (2, 3):
-        shares = [
-            BatchSampler(10, batch=6 // world, seed=1, rank=r, world_size=world, total_steps=9) for r in range(world)
-        ]
+        shares = [BatchSampler(10, batch=6 // world, seed=1, rank=r, world_size=world, batches=9) for r in range(world)]
         assert [[*itertools.chain(*parts)] for parts in zip(*shares, strict=True)] == alone
 
 
@@ -173,9 +171,9 @@ def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
 def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
     source = PictureSource(read_folder(pictures(tmp_path, 7)), seed=5)
     (tmp_path / "03.png").write_bytes(b"broken")
-    loader = make_loader(source, BatchSampler(7, batch=3, seed=5, total_steps=6), workers=workers)
+    loader = make_loader(source, BatchSampler(7, batch=3, seed=5, batches=6), workers=workers)
     assert len(loader) == 6
-    expected = [[source[pair] for pair in pairs] for pairs in BatchSampler(7, batch=3, seed=5, total_steps=6)]
+    expected = [[source[pair] for pair in pairs] for pairs in BatchSampler(7, batch=3, seed=5, batches=6)]
     for batch, items in zip(loader, expected, strict=True):
         good = [(s.id, s.image.tolist(), s.boxes.tolist()) for s in items if isinstance(s, Sample)]
         assert flat(batch) == [good, [(b.id, b.reason) for b in items if isinstance(b, BadSample)]]
@@ -186,7 +184,7 @@ def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
     source = PictureSource(read_folder(pictures(tmp_path, 5)))
 
     def stream(start: int) -> list[object]:
-        sampler = BatchSampler(5, batch=2, seed=0, start_step=start, total_steps=8)
+        sampler = BatchSampler(5, batch=2, seed=0, start=2 * start, batches=8 - start)
         return [flat(batch) for batch in make_loader(source, sampler, workers=workers)]
 
     assert stream(3) == stream(0)[3:]
@@ -197,7 +195,7 @@ def test_loading_leaves_the_global_random_stream_alone(tmp_path):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(make_loader(source, BatchSampler(4, batch=2, seed=0, total_steps=2), workers=workers))
+        list(make_loader(source, BatchSampler(4, batch=2, seed=0, batches=2), workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -217,7 +215,7 @@ def test_a_batch_of_bad_pictures_only_is_still_a_batch(tmp_path):
     dataset = read_folder(pictures(tmp_path, 2))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    (batch,) = make_loader(PictureSource(dataset), BatchSampler(2, batch=2, seed=0, total_steps=1), workers=0)
+    (batch,) = make_loader(PictureSource(dataset), BatchSampler(2, batch=2, seed=0, batches=1), workers=0)
     assert batch.samples == [] and len(batch.bad) == 2
 
 
@@ -247,7 +245,7 @@ def test_half_bad_is_no_reason_to_stop(tmp_path):
     dataset = read_folder(pictures(tmp_path, 10))
     for i in range(0, 10, 2):
         (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
-    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, total_steps=10), workers=0)
+    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, batches=10), workers=0)
     assert sum(len(batch.bad) for batch in loader) == 50
 
 

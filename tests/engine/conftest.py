@@ -1,7 +1,8 @@
-"""A tiny CLIP and a tiny folder of pictures on disk, and processes that start fast."""
+"""A tiny CLIP and a tiny folder of pictures on disk, and processes and commands that start fast."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,3 +85,64 @@ def pictures(tmp_path_factory) -> Path:
         coarse = Image.fromarray(draw.integers(0, 255, (4, 5, 3), dtype=np.uint8))
         coarse.resize((64, 48) if number % 2 else (40, 56), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def command(zygote, tiny_model, pictures):
+    """Run one command; its exit status and what it said."""
+
+    def start(*flags, out: Path, data: Path = pictures, **request) -> tuple[int, str]:
+        said = out.with_name("said.txt")
+        said.unlink(missing_ok=True)
+        fixed = ["--model", tiny_model, "--student-size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
+        fixed += ["--workers", 0, "--log-every", 1, "--save-every", 2, "--device", "cpu"]
+        arguments = ["distill", "--data", data, "--out", out, *fixed, *flags]
+        return zygote.wait(zygote.start(said, arguments, **request)), said.read_text()
+
+    return start
+
+
+@pytest.fixture
+def distill(command, tmp_path):
+    """The command, writing to the folder `run` of this test, or another there."""
+    return lambda *flags, out="run", **others: command(*flags, out=tmp_path / out, **others)
+
+
+@pytest.fixture
+def two(zygote, tmp_path, tiny_model, pictures):
+    """The command in two processes, as torchrun starts them; their statuses and what each said. What `second` asks of
+    the zygote is for the second process alone; SIGKILL gets it where it does not end by itself."""
+
+    def start(*flags, port: int, data: Path = pictures, second: dict | None = None, **request) -> tuple:
+        fixed = ["--data", data, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32]
+        fixed += [
+            "--steps",
+            4,
+            "--batch",
+            2,
+            "--save-every",
+            2,
+            "--lr",
+            1e-3,
+            "--warmup",
+            1,
+            "--workers",
+            0,
+            "--log-every",
+            1,
+        ]
+        said = [tmp_path / f"said{rank}.txt" for rank in range(2)]
+        processes = []
+        for rank in range(2):
+            said[rank].unlink(missing_ok=True)
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            arguments = ["distill", *fixed, "--log-every", 1, "--device", "cpu", *flags]
+            asked = {**request, **(second or {})} if rank else request
+            processes.append(zygote.start(said[rank], arguments, environment=environment, **asked))
+        first = zygote.wait(processes[0])
+        if second:
+            os.kill(processes[1], signal.SIGKILL)  # not reaped yet, so still this process
+        return [first, zygote.wait(processes[1])], [path.read_text() for path in said]
+
+    return start

@@ -1,10 +1,13 @@
 """Checkpoints survive a kill at any moment, and damage is noticed byte by byte."""
 
+import ctypes
 import errno
 import multiprocessing
 import os
 import random
+import resource
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +22,7 @@ from saccade.engine.checkpoint import (
     clean_checkpoints,
     collect,
     digest_module,
+    find_best,
     list_complete,
     load_latest,
     require_space,
@@ -212,6 +216,77 @@ def test_a_full_disk_is_named_and_the_previous_checkpoint_stays(tmp_path, monkey
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
     assert is_whole(tmp_path) == 1
+
+
+def in_a_child(act) -> int:
+    """Run in a forked process that may change its own mounts and limits; its exit status."""
+    child = multiprocessing.get_context("fork").Process(target=act)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def save_until_full(folder: Path, said: Path, make_full) -> None:
+    """Save one checkpoint, then one that does not fit."""
+    torch.set_num_threads(1)
+    save(folder, 1)
+    (before,) = (checkpoint.hashlib.sha256((path / "state.safetensors").read_bytes()) for path in list_complete(folder))
+    make_full()
+    try:
+        large = {"parameter/a": torch.zeros(1000, 1000)}  # 4,000,000 bytes
+        save_checkpoint(folder, step=2, tensors=large, facts={})
+    except InputError as error:
+        said.write_text(str(error))
+    (after,) = (checkpoint.hashlib.sha256((path / "state.safetensors").read_bytes()) for path in folder.iterdir())
+    assert after.digest() == before.digest() and is_whole(folder) == 1
+    save(folder, 2)  # smaller: there is room for it, as after freeing some
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mounts")
+def test_a_disk_that_is_full_for_real(tmp_path):
+    """A file system of 1 MB, seen by the child alone."""
+    said, disk = tmp_path / "said.txt", tmp_path / "disk"
+    disk.mkdir()
+
+    def act() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        new_mounts, private = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+        if libc.unshare(new_mounts) or libc.mount(None, b"/", None, private, None):
+            os._exit(77)
+        if libc.mount(b"none", os.fsencode(disk), b"tmpfs", 0, b"size=1m"):
+            os._exit(77)
+        with pytest.raises(InputError, match=r"needs 24,000,000 free bytes.*the disk has 1,048,576"):
+            # 4 MB a copy of a weight, and two moments: 12 MB a checkpoint
+            require_space(disk, module=nn.Linear(1000, 1000, bias=False), copies=1, product=None)
+        save_until_full(disk / "checkpoints", said, lambda: None)
+
+    status = in_a_child(act)
+    if status == 77:
+        pytest.skip("this process may not mount")
+    assert status == 0
+    assert "4,000,000 bytes" in said.read_text() and "The disk is full (ENOSPC)" in said.read_text()
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    assert in_a_child(lambda: save_until_full(tmp_path / "run", tmp_path / "said.txt", limit)) == 0
+    assert "4,000,000 bytes" in (tmp_path / "said.txt").read_text()
+
+
+def test_the_best_is_kept_beside_the_newest_however_old(tmp_path):
+    for step, loss in enumerate((3.0, 1.0, None, 1.0, 2.0, float("nan")), start=1):
+        facts = {} if step == 5 else {"held_out_loss": loss}
+        save_checkpoint(tmp_path, step=step, tensors=state(step), facts=facts, keep=1)
+    assert find_best(tmp_path) == tmp_path / "step_00000002"  # the earlier of two equal ones
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000002", "step_00000006"]
+    assert is_whole(tmp_path) == 6  # to go on from: the newest, not the best
+    save_checkpoint(tmp_path, step=7, tensors=state(7), facts={"held_out_loss": 0.5}, keep=1)
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000007"]
+    (tmp_path / "step_00000007" / "manifest.json").write_text("{")
+    assert find_best(tmp_path) is None and find_best(tmp_path / "none") is None
 
 
 def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):

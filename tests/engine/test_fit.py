@@ -13,9 +13,10 @@ from torch import nn
 from saccade.data.loader import BatchSampler, PictureSource, make_loader, open_data
 from saccade.engine.checkpoint import collect, list_complete, load_latest, restore
 from saccade.engine.distributed import Processes, choose_device, joined
-from saccade.engine.fit import Outcome, fit, signals_caught
+from saccade.engine.fit import Outcome, fit
 from saccade.engine.log import Log
 from saccade.engine.optim import build_optimizer, take_step
+from saccade.engine.stop import signals_caught
 from saccade.types import BadSample, Batch, InputError, Sample
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
@@ -66,11 +67,11 @@ def train(folder: Path, batches: list[Batch], *, steps: int = 6, module: Line | 
     module = module or Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     saved = load_latest(folder, tell=str)
-    start = 0
+    start, begin = 0, None
     if saved is not None:
         restore(module, optimizer, saved.tensors)
-        start = saved.step
-    settings = {"save_every": 100, "keep": 10, "processes": ALONE, **(saved.facts if saved else {})} | changes
+        start, begin = saved.step, Outcome.resumed(saved)
+    settings = {"save_every": 100, "keep": 10, "processes": ALONE} | changes
     with Log(
         folder / "metrics.jsonl", steps=steps, start_step=start, every=1, speak=settings["processes"].is_first
     ) as log:
@@ -81,7 +82,7 @@ def train(folder: Path, batches: list[Batch], *, steps: int = 6, module: Line | 
             count=count,
             learning_rate=lambda step: 0.01 / (step + 1),
             steps=steps,
-            start_step=start,
+            begin=begin,
             log=log,
             checkpoints=folder,
             **settings,
@@ -105,7 +106,7 @@ def test_the_loop_is_forward_backward_step(tmp_path):
     assert torch.equal(module.weight, plain.weight)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == losses and lines[0]["items"] == 3
-    assert outcome == Outcome(step=6, good=6)
+    assert outcome == Outcome(step=6, position=6, good=6)
 
 
 def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
@@ -141,7 +142,7 @@ def test_checkpoints_come_when_due_and_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_a_batch_is_awaited_stops_after_the_next_step(tmp_path, number):
+def test_a_signal_while_a_batch_is_awaited_stops_before_it_is_trained_on(tmp_path, number):
     class Loader(list):
         def __iter__(self):
             for step, batch in enumerate(list.__iter__(self)):
@@ -151,15 +152,15 @@ def test_a_signal_while_a_batch_is_awaited_stops_after_the_next_step(tmp_path, n
 
     before = signal.getsignal(number)
     _, _, outcome = train(tmp_path, Loader(batch_of(step) for step in range(9)), steps=9)
-    assert outcome.step == 3 and outcome.stopped_by == number
-    assert [path.name for path in list_complete(tmp_path)] == ["step_00000003"]
+    assert outcome.step == outcome.position == 2 and outcome.stopped_by == number
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000002"]
     assert signal.getsignal(number) == before
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_decoding_processes_ignore_the_signals_that_stop_a_run(pictures):
     source = PictureSource(open_data(pictures, split="train"))
-    batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, total_steps=50), workers=1))
+    batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, batches=50), workers=1))
     next(batches)
     (worker,) = multiprocessing.active_children()
     lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
@@ -196,7 +197,7 @@ def test_what_is_not_finite_stops_before_the_parameters_move(tmp_path, module):
 def test_a_step_without_items_moves_nothing(tmp_path):
     nothing = batch_of(0, boxes=0)
     module, _, outcome = train(tmp_path, [nothing, Batch([], [])], steps=2)
-    assert torch.equal(module.weight, Line().weight) and outcome == Outcome(step=2, good=1)
+    assert torch.equal(module.weight, Line().weight) and outcome == Outcome(step=2, position=1, good=1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["items"]) for line in lines] == [(1, 0), (2, 0)]
     assert not any("loss" in line for line in lines)  # a loss of 0 would be a lie, and a dent in the curve
@@ -208,7 +209,9 @@ def test_bad_pictures_are_known_once_each_and_survive_a_stop(tmp_path):
     batches = [batch_of(step % 2, bad=step != 3) for step in range(6)]
     with pytest.raises(ConnectionError):
         train(tmp_path, batches, module=Interrupted(after=2), save_every=2)
-    assert load_latest(tmp_path).facts == {"good": 2, "bad": {"bad 0": "cut short", "bad 1": "cut short"}}
+    saved = Outcome.resumed(load_latest(tmp_path))
+    # two steps of a good and a bad picture each
+    assert saved == Outcome(2, position=4, good=2, bad={"bad 0": "cut short", "bad 1": "cut short"})
     _, _, outcome = train(tmp_path, batches)
     assert outcome.bad == {"bad 0": "cut short", "bad 1": "cut short"} and outcome.good == 6
 

@@ -49,3 +49,22 @@ def test_partly_trained_rows_step_as_adamw_and_the_others_stand_still():
         reference.step()
     assert torch.equal(fused.weight.detach()[:4], start[:4])
     torch.testing.assert_close(fused.weight.detach()[4:], alone.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_a_finite_one_moves_as_ever():
+    def stepped(*nonfinite):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 6)
+        partly = [(layer.weight, slice(4, None))]
+        optimizer = build_optimizer(layer, weight_decay=0.1, partly=partly)
+        for found in nonfinite:
+            layer.weight.grad = torch.cat([torch.zeros(4, 4), torch.ones(2, 4)])
+            layer.bias.grad = torch.full((6,), float("nan") if found else 1.0)
+            found = None if found is None else torch.tensor(found)
+            take_step(optimizer, lr=1e-2, weight_decay=0.1, partly=partly, nonfinite=found)
+        return [layer.weight, layer.bias, *(v for p in optimizer.state for v in optimizer.state[p].values())]
+
+    plain = stepped(None, None)
+    assert len(plain) == 8  # two parameters, each with a counter and two moments
+    for steps in ((0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(stepped(*steps), plain, strict=True)), steps

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade.engine.config import DistillConfig, check_config, claim_folder, numbers_of, run_record
+from saccade.engine.config import MAY_CHANGE, DistillConfig, check_config, claim_folder, numbers_of, run_record
 from saccade.types import InputError
 
 CONFIG = DistillConfig(data=Path("pictures"), out=Path("out"))
@@ -21,6 +21,8 @@ def test_the_defaults_are_accepted():
     [
         ("steps", 0),
         ("batch", 0),
+        ("accumulate", 0),
+        ("product", "best"),
         ("lr", float("nan")),
         ("lr", 0.0),
         ("layers", 0),
@@ -59,6 +61,17 @@ def test_another_run_is_refused_with_the_differing_fields(tmp_path):
 def test_fields_that_do_not_change_the_weights_may_change(tmp_path):
     claim_folder(tmp_path, record())
     assert claim_folder(tmp_path, record(workers=0, save_every=7, keep_checkpoints=5, log_every=1, strict=True))
+
+
+def test_a_distillation_may_go_on_with_other_machines_and_nothing_else_may(tmp_path):
+    claim_folder(tmp_path, record())
+    changes = {"batch": 1, "accumulate": 8, "nonfinite": "skip", "nonfinite_limit": 3}
+    other = {**record(**changes), "processes": 2}
+    assert claim_folder(tmp_path, other, may_change=MAY_CHANGE)
+    with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  nonfinite: "):
+        claim_folder(tmp_path, other)  # pretraining
+    with pytest.raises(InputError, match="validate: there None, here held_out"):
+        claim_folder(tmp_path, record(validate=Path("held_out")), may_change=MAY_CHANGE)
 
 
 def test_a_folder_with_foreign_contents_is_refused(tmp_path):

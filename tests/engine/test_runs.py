@@ -3,33 +3,11 @@
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-
-
-@pytest.fixture(scope="module")
-def command(zygote, tiny_model, pictures):
-    """Run one command; its exit status and what it said."""
-
-    def start(*flags, out: Path, data: Path = pictures, **request) -> tuple[int, str]:
-        said = out.with_name("said.txt")
-        said.unlink(missing_ok=True)
-        fixed = ["--model", tiny_model, "--student-size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
-        fixed += ["--workers", 0, "--log-every", 1, "--save-every", 2, "--device", "cpu"]
-        arguments = ["distill", "--data", data, "--out", out, *fixed, *flags]
-        return zygote.wait(zygote.start(said, arguments, **request)), said.read_text()
-
-    return start
-
-
-@pytest.fixture
-def distill(command, tmp_path):
-    """The command, writing to the folder `run` of this test, or another there."""
-    return lambda *flags, out="run", **others: command(*flags, out=tmp_path / out, **others)
 
 
 @pytest.fixture(scope="module")
@@ -214,53 +192,32 @@ def test_mistakes_are_messages(distill, tmp_path):
         (["--student-size", 60], "Try 64"),
         (["--seed", -1], "--seed: must be 0 to"),
         (["--device", "tpu"], "--device: must be"),
+        (["--validate", tmp_path / "typo"], "typo"),
     ):
         status, said = distill(*flags)
         assert status == 2 and message in said and "Traceback" not in said, said
 
 
-@pytest.fixture
-def two(zygote, tmp_path, tiny_model, pictures):
-    """The command in two processes, as torchrun starts them; their statuses and what each said."""
-
-    def start(*flags, port: int, **request) -> tuple[list[int], list[str]]:
-        fixed = ["--data", pictures, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32]
-        fixed += ["--steps", 4, "--batch", 2, "--lr", 1e-3, "--warmup", 1, "--workers", 0, "--log-every", 1]
-        said = [tmp_path / f"said{rank}.txt" for rank in range(2)]
-        processes = []
-        for rank in range(2):
-            said[rank].unlink(missing_ok=True)
-            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            arguments = ["distill", *fixed, "--device", "cpu", *flags]
-            processes.append(zygote.start(said[rank], arguments, environment=environment, **request))
-        return [zygote.wait(process) for process in processes], [path.read_text() for path in said]
-
-    return start
+def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no_other(whole, distill, tmp_path):
+    assert distill(kill=[signal.SIGTERM, 2])[0] == 143
+    saved = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.safetensors"
+    before = saved.read_bytes()
+    status, said = distill(largest_file=len(before) // 2)
+    assert status == 2 and "cannot write a checkpoint of" in said and "Traceback" not in said, said
+    assert "then run the same command again" in said
+    assert saved.read_bytes() == before and [path.name for path in saved.parent.parent.iterdir()] == ["step_00000002"]
+    assert distill()[0] == 0
+    assert_same_bits(whole, tmp_path / "run")
 
 
-def test_two_processes_train_as_one_does(distill, two, tmp_path):
-    """Two processes with 2 pictures each see what one process with 4 sees, and average over the union's regions."""
-    assert distill("--batch", 4, out="one")[0] == 0
-    statuses, said = two(port=29517)
-    assert statuses == [0, 0], said[0]
-    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert list(theirs) == [1, 2, 3, 4]
-    assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
-    assert said[1].count("step") == 0  # only the first process speaks
-
-
-def test_two_processes_are_told_how_to_go_on_with_both(two):
-    statuses, said = two(port=29518, kill=[signal.SIGTERM, 2])
-    assert statuses == [143, 143], said[0]
-    assert "\n  torchrun --nproc-per-node 2 -m saccade.cli.main distill --data" in said[0]
-    assert "torchrun" not in said[1]
-
-
-def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
-    (tmp_path / "two" / "model").mkdir(parents=True)
-    began = time.monotonic()
-    statuses, said = two("--timeout", 60, port=29519)
-    assert statuses == [2, 2], said
-    assert all("holds model but no config.json" in words and "Traceback" not in words for words in said)
-    assert time.monotonic() - began < 30  # nobody waited for an answer
+def test_a_run_that_explodes_stops_with_the_pictures_and_may_be_told_to_go_on(distill, tmp_path):
+    explode = ["--lr", 1e30, "--save-every", 1]  # the second step and all after it are not finite
+    status, said = distill(*explode)
+    assert status == 2 and "saccade: step 2: the loss and its gradient must be finite" in said, said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
+    status, said = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
+    assert status == 2 and "step 3: " in said and "the last of 2 such steps in a row" in said, said
+    assert distill(*explode, "--nonfinite", "skip")[0] == 0
+    assert list(losses(tmp_path / "run")) == [1] and events(tmp_path / "run")[-1]["skipped_steps"] == 3
+    record = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
+    assert all(len(line["pictures"]) == 3 for line in record) and {line["step"] for line in record} == {2, 3, 4}

@@ -44,6 +44,20 @@ def test_gradients_are_equal_on_all_processes_and_to_one_process_with_the_union(
     assert loss(first) == loss(second) == pytest.approx(loss(alone), abs=1e-6)
 
 
+def test_accumulated_batches_give_the_gradient_of_their_union_and_are_exchanged_once(run):
+    """4 pictures at once == 2 + 2 in one process == (1 + 1) on each of two processes."""
+    (alone,) = run("union", size=1)
+    (accumulated,) = run("accumulated", size=1)
+    first, second = run("accumulated", size=2)
+    whole, _ = run("union", size=2)
+    for folder in (accumulated, first, second):
+        for ours, theirs in zip(gradients(folder), gradients(alone), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        assert loss(folder) == pytest.approx(loss(alone), abs=1e-6)
+    exchanged = [int((folder / "averaged.txt").read_text()) for folder in (whole, first, second)]
+    assert exchanged[0] == exchanged[1] == exchanged[2] >= 1
+
+
 def test_a_process_without_regions_takes_part(run):
     first, second = run("empty", size=2)
     assert all(torch.equal(a, b) for a, b in zip(gradients(first), gradients(second), strict=True))

@@ -5,7 +5,10 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
+import saccade.engine.fit as fit_module
 from saccade.clip.load import load
 from saccade.engine.distributed import joined
 from saccade.engine.fit import fit
@@ -32,6 +35,25 @@ def samples() -> list[Sample]:
     return made
 
 
+averaged = []  # one entry each time processes exchange a part of their gradients
+
+
+class Counting(DistributedDataParallel):
+    """Counts what it exchanges."""
+
+    def __init__(self, module, **settings):
+        super().__init__(module, **settings)
+        self.register_comm_hook(None, self.count)
+
+    @staticmethod
+    def count(state, bucket):
+        averaged.append(bucket.index())
+        return allreduce_hook(None, bucket)
+
+
+fit_module.DistributedDataParallel = Counting
+
+
 class Broken(ClipSelf):
     """Says NaN to the third picture."""
 
@@ -55,14 +77,17 @@ def main(model: str, out: str, mode: str) -> None:
         mine = everything if processes.size == 1 else everything[2 * processes.rank : 2 * processes.rank + 2]
         if mode == "empty" and processes.rank == 1:
             mine = mine[1:]  # this process has no region at all
+        half = len(mine) // 2
+        parts = [Batch(mine[:half], []), Batch(mine[half:], [])] if mode == "accumulated" else [Batch(mine, [])]
         folder = Path(out) / f"{mode}_{processes.rank}_of_{processes.size}"
         folder.mkdir(parents=True)
         with Log(folder / "metrics.jsonl", steps=1, every=1) as log:
             try:
                 fit(
                     objective,
-                    [Batch(mine, [])],
+                    parts,
                     optimizer,
+                    accumulate=len(parts),
                     count=count_regions,
                     learning_rate=lambda step: 1.0,
                     steps=1,
@@ -75,6 +100,7 @@ def main(model: str, out: str, mode: str) -> None:
                 (folder / "refused.txt").write_text(str(error))
                 return
     torch.save(optimizer.gradients, folder / "gradients.pt")
+    (folder / "averaged.txt").write_text(str(len(averaged)))
 
 
 if __name__ == "__main__":

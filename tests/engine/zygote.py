@@ -2,14 +2,17 @@
 
 Started once; reads one JSON request a line and answers with one line:
 
-    {"module": NAME or "script": PATH, "arguments": [...], "environment": {...}, "output": PATH, "kill": [SIGNAL, N]}
+    {"module": NAME or "script": PATH, "arguments": [...], "environment": {...}, "output": PATH, "kill": [SIGNAL, N],
+     "largest_file": BYTES}
                     forks a process that runs it as `python -m` would; answers its process id. With "kill" the process
-                    sends its whole group the signal when it is about to take its N-th optimizer step.
+                    sends its whole group the signal when it is about to take its N-th optimizer step; signal 0: it
+                    leaves with status 0. With "largest_file" no file of it grows beyond, as on a full disk.
     {"wait": PID}   answers the exit status as a shell would say it, minus the signal's number where one killed it.
 """
 
 import json
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -31,6 +34,8 @@ def kill_at(number: int, count: int) -> None:
     def watched(*args, **kwargs):
         nonlocal calls
         calls += 1
+        if calls == count and number == 0:
+            os._exit(0)
         if calls == count:
             command = (
                 f"kill -{int(number)} -{os.getpgid(0)}"  # from outside: torch's workers know their parent's signals
@@ -50,6 +55,8 @@ def run_child(request: dict) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request.get("environment", {}))
     torch.set_num_threads(1)
+    if "largest_file" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], request["largest_file"]))
     if "kill" in request:
         kill_at(*request["kill"])
     sys.argv = ["saccade", *request["arguments"]]

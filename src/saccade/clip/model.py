@@ -385,7 +385,7 @@ class Clip(nn.Module):
 
 
 def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
-    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device, and a fake tensor holds none."""
+    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device. A fake tensor holds none."""
     if type(images) is Tensor and images.device.type == "cpu" and not torch.compiler.is_compiling():
         finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
         if not finite.all():

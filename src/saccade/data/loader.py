@@ -95,8 +95,8 @@ class BatchSampler:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        start_step: int = 0,
-        total_steps: int | None = None,
+        start: int = 0,
+        batches: int | None = None,
     ) -> None:
         """Remember the numbers; nothing is drawn before iteration.
 
@@ -106,8 +106,8 @@ class BatchSampler:
             seed: of the run; the permutations depend on it and the epoch.
             rank: of this process, in 0..world_size-1.
             world_size: processes that share a step.
-            start_step: the first step to yield: where a resumed run goes on.
-            total_steps: the step to stop before; None: go on for ever.
+            start: pictures of the stream that came before: where a resumed run goes on.
+            batches: how many to yield; None: go on for ever.
 
         Raises:
             InputError: no pictures, or a batch below 1.
@@ -116,15 +116,15 @@ class BatchSampler:
             raise InputError("data: need at least one picture; the data set has none. Check the folder and the split.")
         if batch < 1:
             raise InputError(f"batch: need at least 1 picture; got {batch}.")
-        assert 0 <= rank < world_size and start_step >= 0, f"rank {rank} of {world_size}, step {start_step}"
+        assert 0 <= rank < world_size and start >= 0, f"rank {rank} of {world_size}, start {start}"
         self.count, self.batch, self.seed = count, batch, seed
         self.rank, self.world_size = rank, world_size
-        self.start_step, self.total_steps = start_step, total_steps
+        self.start, self.batches = start, batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step, known, order = self.start_step, -1, []
-        while self.total_steps is None or step < self.total_steps:
-            first = (step * self.world_size + self.rank) * self.batch
+        step, known, order = 0, -1, []
+        while self.batches is None or step < self.batches:
+            first = self.start + (step * self.world_size + self.rank) * self.batch
             pairs = []
             for position in range(first, first + self.batch):
                 epoch, place = divmod(position, self.count)
@@ -135,10 +135,10 @@ class BatchSampler:
             step += 1
 
     def __len__(self) -> int:
-        """Steps left; only where they end."""
-        if self.total_steps is None:
-            raise TypeError("a sampler without total_steps is endless")  # what list() expects of those
-        return max(0, self.total_steps - self.start_step)
+        """Batches to come; only where they end."""
+        if self.batches is None:
+            raise TypeError("a sampler without an end is endless")  # what list() expects of those
+        return self.batches
 
 
 class OnceSampler:

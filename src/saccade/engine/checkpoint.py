@@ -6,16 +6,20 @@
 
 A checkpoint is written to `step_00000200.partial`, synced, renamed, and marked complete; without the mark it does not
 exist. Loading goes back to the newest one that is whole. Tensors are safetensors: nothing in a checkpoint can run.
-Deliberately absent: random states (the loop derives them from seed, process and step) and sharded writing.
+The newest few are kept, and the one whose facts have the lowest `held_out_loss`. Deliberately absent: random states
+(the loop derives them from seed, process and step) and sharded writing.
 """
 
 import errno
 import hashlib
 import json
+import math
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +44,13 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, *, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int = 2
 ) -> Path:
-    """Write one checkpoint and, once it is whole, remove all but the newest `keep`.
+    """Write one checkpoint and, once it is whole, remove all but the newest `keep` and the best.
 
     Args:
         folder: holds the checkpoints of the run.
         step: steps done.
         tensors: from `collect`.
-        facts: small JSON, returned by `load_latest`.
+        facts: small JSON, returned by `load_latest`; a `held_out_loss` in it is what `find_best` looks at.
         keep: checkpoints to keep, this one included.
 
     Returns:
@@ -68,20 +72,33 @@ def save_checkpoint(
         _sync(partial)
         partial.rename(final)
         _sync(folder)
-        _write(final / "COMPLETE", hashlib.sha256(manifest).hexdigest().encode())
+        mark = final / "COMPLETE.partial"  # a mark that is there but empty would be no mark
+        _write(mark, hashlib.sha256(manifest).hexdigest().encode())
+        mark.rename(final / "COMPLETE")
         _sync(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(_cannot_write(final, tensors, error)) from error
+    best = find_best(folder)
     for old in list_complete(folder)[:-keep]:
-        (old / "COMPLETE").unlink()
-        shutil.rmtree(old)
+        if old != best:
+            (old / "COMPLETE").unlink()
+            shutil.rmtree(old)
     return final
 
 
 def list_complete(folder: Path) -> list[Path]:
     """The checkpoints that carry their completion mark, oldest first."""
     return sorted(path.parent for path in folder.glob("step_*/COMPLETE"))
+
+
+def find_best(folder: Path) -> Path | None:
+    """The checkpoint with the lowest held-out loss, the earliest of equal ones; none where none was validated.
+
+    It is read off the checkpoints themselves, so that no kill can leave a mark that points to another.
+    """
+    losses = {path: _held_out_loss(path) for path in list_complete(folder)}
+    return min((path for path in losses if losses[path] < math.inf), key=losses.__getitem__, default=None)
 
 
 def clean_checkpoints(folder: Path) -> int:
@@ -193,6 +210,22 @@ def require_space(folder: Path, *, module: nn.Module, copies: int, product: nn.M
             f"{folder}: needs {need:,} free bytes, for {max(2, copies)} checkpoints of {state:,} bytes and a model of "
             f"{model:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
         )
+
+
+def versions() -> dict[str, str]:
+    """What wrote a checkpoint, to be read by people where results differ."""
+    names = ("saccade", "torch", "open_clip_torch", "timm")
+    found = {name: metadata.version(name) for name in names if list(metadata.distributions(name=name))}
+    return {"python": platform.python_version(), **found}
+
+
+def _held_out_loss(path: Path) -> float:
+    """Of a complete checkpoint; infinite where it has none, or where its manifest is damaged."""
+    try:
+        loss = json.loads((path / "manifest.json").read_bytes())["facts"]["held_out_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

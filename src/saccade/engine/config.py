@@ -6,7 +6,7 @@ torch, so that `--help` is instant. Deliberately absent: configuration files, in
 """
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,9 @@ from saccade.errors import InputError
 SMALL = "saccade-small"  # the shipped small CLIP
 HARMLESS = ("out", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout")
 """Fields that may change between the parts of one run: the weights come out the same."""
+MAY_CHANGE = (*HARMLESS, "batch", "accumulate", "processes", "nonfinite", "nonfinite_limit")
+"""Fields that may change between the parts of one distillation: also how the pictures of a step are shared, which
+depends on the machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class DistillConfig:
     steps: int = 1000
     """Optimizer steps. The paper: 6 epochs of COCO."""
     batch: int = 4
-    """Pictures a process and step. The paper: 2 on each of 8 GPUs."""
+    """Pictures a process and step (and pass, with --accumulate). The paper: 2 on each of 8 GPUs."""
+    accumulate: int = 1
+    """Batches a process and step: their gradients are added up, so that batch 4 is batch 2 accumulated twice."""
     lr: float | None = None
     """Highest learning rate; when not given, the paper's 1e-5, and 1e-3 for saccade-small."""
     weight_decay: float | None = None
@@ -79,6 +84,20 @@ class DistillConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    validate: Path | None = None
+    """Pictures held out, as --data takes them: at every checkpoint the loss over some of them is measured, and the
+    checkpoint where it is lowest is kept beside the newest."""
+    validate_split: str = "val"
+    """Which part of a COCO root is held out."""
+    validate_pictures: int = 64
+    """How many of the held-out pictures are measured; always the same ones, with the same patches."""
+    product: Literal["last", "best"] = "last"
+    """Which student becomes the product: the last, or the one with the lowest held-out loss."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite never moves anything; stop there, or leave it out and go on. The
+    pictures of such steps are in OUT/nonfinite.jsonl."""
+    nonfinite_limit: int = 20
+    """Steps left out in a row after which the run stops all the same."""
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
     strict: bool = False
@@ -134,6 +153,7 @@ def check_config(config: DistillConfig) -> None:
     rules = (
         ("steps", config.steps >= 1, "at least 1"),
         ("batch", config.batch >= 1, "at least 1"),
+        ("accumulate", config.accumulate >= 1, "at least 1"),
         ("lr", config.lr is None or 0 < config.lr < float("inf"), "above 0"),
         ("weight-decay", config.weight_decay is None or 0 <= config.weight_decay < float("inf"), "0 or above"),
         ("betas", all(0 <= beta < 1 for beta in config.betas), "two numbers in [0, 1)"),
@@ -149,6 +169,13 @@ def check_config(config: DistillConfig) -> None:
         ("workers", config.workers >= 0, "0 or above"),
         ("save-every", config.save_every >= 1, "at least 1"),
         ("keep-checkpoints", config.keep_checkpoints >= 1, "at least 1"),
+        ("validate-pictures", config.validate_pictures >= 1, "at least 1"),
+        (
+            "product",
+            config.product == "last" or config.validate is not None,
+            "last where nothing is held out (see --validate)",
+        ),
+        ("nonfinite-limit", config.nonfinite_limit >= 1, "at least 1"),
         ("log-every", config.log_every >= 1, "at least 1"),
         ("timeout", config.timeout >= 1, "at least 1 second"),
     )
@@ -163,12 +190,59 @@ def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> di
     return json.loads(json.dumps({**asdict(config), **facts}, default=str))
 
 
-def claim_folder(out: Path, record: dict[str, Any]) -> bool:
+@dataclass(frozen=True)
+class Sharing:
+    """How the pictures of a step are shared."""
+
+    processes: int
+    batch: int
+    accumulate: int
+
+    @property
+    def pictures(self) -> int:
+        """Pictures a step."""
+        return self.processes * self.batch * self.accumulate
+
+    def __str__(self) -> str:
+        times = "" if self.accumulate == 1 else f" x {self.accumulate} batches"
+        return f"{self.processes} process{'es' * (self.processes > 1)} x {self.batch} pictures{times}"
+
+
+def told_sharing(before: Sharing, now: Sharing, *, steps: int) -> str | None:
+    """What stays equal where a run goes on with other processes or batches; nothing where these are the same.
+
+    Args:
+        before: how the part of the run that was saved shared its steps.
+        now: how this one does.
+        steps: left.
+    """
+    if before == now:
+        return None
+    change = f"going on with {now} a step, where it was {before}"
+    if before.pictures == now.pictures:
+        return (
+            f"{change}: the same {now.pictures} pictures in every step, their sums in another order. "
+            "Results are equal to rounding, not to the bit."
+        )
+    each = before.pictures // now.processes
+    keeps = f"--batch {now.batch} --accumulate {each // now.batch}" if each % now.batch == 0 else f"--batch {each}"
+    advice = f"To keep {before.pictures}, use {keeps} with {now.processes} process{'es' * (now.processes > 1)}"
+    if before.pictures % now.processes:
+        advice = f"{before.pictures} cannot be kept with {now.processes} processes: it is not a multiple of that"
+    return (
+        f"{change}: from here on {now.pictures} pictures a step instead of {before.pictures}, so other gradients, and "
+        f"{steps * now.pictures:,} more pictures instead of {steps * before.pictures:,}. Every epoch still shows every "
+        f"picture exactly once. {advice}."
+    )
+
+
+def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = HARMLESS) -> bool:
     """Take the output folder for this run, or recognise it as this run's own.
 
     Args:
         out: the run's folder; made if it does not exist.
         record: from `run_record`.
+        may_change: fields that do not make it another run.
 
     Returns:
         Whether the folder already held this run (there may be something to resume); then nothing was written.
@@ -178,7 +252,7 @@ def claim_folder(out: Path, record: dict[str, Any]) -> bool:
     """
     path = out / "config.json"
     if path.is_file():
-        _same_run(path, record)
+        _same_run(path, record, may_change)
         return True
     check_writable(out)
     taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
@@ -201,14 +275,14 @@ def check_writable(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".write_probe_{os.getpid()}"
+        probe = out / ".write_probe"
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
         raise InputError(f"--out {out}: must be a folder that can be written; {error}. Choose another.") from error
 
 
-def _same_run(path: Path, record: dict[str, Any]) -> None:
+def _same_run(path: Path, record: dict[str, Any], may_change: Sequence[str]) -> None:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -218,7 +292,7 @@ def _same_run(path: Path, record: dict[str, Any]) -> None:
     if not isinstance(found, dict):
         raise InputError(f"{path}: must be the JSON record of a run; got {found!r:.60}. Choose another --out.")
     missing = "(absent)"
-    fields = sorted({*found, *record} - set(HARMLESS))
+    fields = sorted({*found, *record} - set(may_change))
     differing = [name for name in fields if found.get(name, missing) != record.get(name, missing)]
     if differing:
         lines = [f"  {name}: there {found.get(name, missing)}, here {record.get(name, missing)}" for name in differing]

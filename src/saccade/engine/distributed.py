@@ -1,11 +1,12 @@
-"""The processes of one run: read from torchrun's environment, joined by gloo (CPU) or nccl (CUDA).
+"""The processes of one run: read from torchrun's environment, joined by gloo, and by nccl for what lies on a GPU.
 
-Everything works the same in one process, where these functions do nothing. A process that dies or stalls ends the
-others within `timeout`. Deliberately absent: launching processes (torchrun does), sharded parameters.
+Small numbers and messages of the host travel by gloo, so that asking for them never waits for a GPU. Everything works
+the same in one process, where these functions do nothing. A process that dies or stalls ends the others within
+`timeout`, as `LostProcessError`. Deliberately absent: launching processes (torchrun does), sharded parameters.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,8 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from saccade.types import InputError
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run died, left, or has not answered in time; this one cannot go on without it."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,18 @@ class Processes:
         return self.rank == 0
 
     def total(self, numbers: list[float]) -> list[float]:
-        """Sum each number over the processes, in float64; every process gets the same sums."""
+        """Sum each number of the host over the processes, in float64; every process gets the same sums."""
         if self.size == 1:
             return numbers
-        vector = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        vector = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(vector)
         return vector.tolist()
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place and where it lies; a GPU does so without the host waiting."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def gather(self, thing: Any) -> list[Any]:
         """What each process holds, by rank; every process gets all. For small things: messages, not tensors."""
@@ -75,6 +87,7 @@ def joined(device: str, *, timeout: int) -> Iterator[Processes]:
 
     Raises:
         InputError: the device is not there, or torchrun's variables are incomplete.
+        LostProcessError: another process is gone or silent.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     found = {name: os.environ[name] for name in names if name in os.environ}
@@ -86,12 +99,41 @@ def joined(device: str, *, timeout: int) -> Iterator[Processes]:
     if size == 1:
         yield Processes(rank=0, size=1, device=here)
         return
-    backend = "nccl" if here.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    lost = False
     try:
-        yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
+        with loss_noticed(lambda: "outside of the training loop"):
+            yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
+    except LostProcessError:
+        lost = True
+        raise
     finally:
-        dist.destroy_process_group()
+        if not lost:  # else taking leave could wait for what the lost process still owes
+            dist.destroy_process_group()
+
+
+@contextmanager
+def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
+    """Tell torch's many errors for a process that is gone apart from all others, and say where it happened.
+
+    Args:
+        where: asked when it happened; begins the message.
+
+    Raises:
+        LostProcessError: in place of those errors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises a plain RuntimeError, from a reduction or out of a backward; its text names its source file
+        if isinstance(error, LostProcessError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        text = str(error).splitlines()[0]  # gloo's: [file:line] What happened. Advice.
+        reason = text.rpartition("] ")[2].partition(". ")[0] if "gloo" in text else text
+        raise LostProcessError(
+            f"{where()}: another process of this run is gone or does not answer ({reason})."
+        ) from error
 
 
 def choose_device(name: str, *, local_rank: int | None) -> torch.device:

@@ -1,28 +1,36 @@
-"""The training loop: any objective with `loss = objective(batch)`, any loader that starts at a given step.
+"""The training loop: any objective with `loss = objective(batch)`, any loader that starts at a given place.
 
-One step: agree on the number of items, forward, backward (averaged over all processes), check, step, log, save. A run
-that is stopped (SIGTERM, Ctrl-C, kill -9, power) and started again by the same command ends with the same bits: order
-and draws come from (seed, step), and the checkpoint holds the trained tensors and the optimizer's. Deliberately absent:
-epochs (the sampler's matter), validation, gradient accumulation and clipping, schedulers with state.
+One step: take batches, agree on what they hold, forward, backward (averaged over all items of all batches and
+processes), check, step, save. The host never waits for the device inside a step: it reads what came of a step when the
+next one is queued. A run that is stopped (SIGTERM, Ctrl-C, kill -9, power) and started again by the same command ends
+with the same bits: order and draws come from (seed, step), and the checkpoint holds the trained tensors and the
+optimizer's. Deliberately absent: epochs (the sampler's matter), gradient clipping, schedulers with state.
 """
 
-import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from saccade.engine.checkpoint import collect, save_checkpoint
-from saccade.engine.distributed import Processes
+from saccade.engine.checkpoint import Checkpoint, collect, save_checkpoint
+from saccade.engine.distributed import Processes, loss_noticed
+from saccade.engine.guard import Guard, Step, ids_of, judge
 from saccade.engine.log import Log
-from saccade.engine.optim import PartlyTrained, take_step
+from saccade.engine.optim import PartlyTrained, gradient_norm, take_step
+from saccade.engine.stop import signals_caught
 from saccade.types import Batch, InputError
+
+RANDOM_RULE = (
+    "No random state is saved: order of the pictures from (seed, epoch), regions from (seed, epoch, picture), draws "
+    "inside the objective from (seed, step, process)."
+)
 
 
 @dataclass
@@ -31,8 +39,22 @@ class Outcome:
 
     step: int  # steps done
     stopped_by: signal.Signals | None = None  # the signal that ended it early
+    position: int = 0  # pictures of the stream that those steps took, over all processes
     good: int = 0  # pictures that were trained on, each time they came, over all processes
+    skipped: int = 0  # steps that moved nothing, because their loss or gradient was not finite
     bad: dict[str, str] = field(default_factory=dict)  # pictures that could not be used: id -> reason
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it; the inverse of `resumed`."""
+        return {"position": self.position, "good": self.good, "skipped": self.skipped, "bad": self.bad}
+
+    @classmethod
+    def resumed(cls, saved: Checkpoint) -> "Outcome":
+        """How far the run had come when it was saved."""
+        facts = saved.facts
+        return cls(
+            saved.step, position=facts["position"], good=facts["good"], skipped=facts["skipped"], bad=facts["bad"]
+        )
 
 
 def fit(
@@ -43,136 +65,164 @@ def fit(
     count: Callable[[Batch], int],
     learning_rate: Callable[[int], float],
     steps: int,
-    start_step: int = 0,
+    begin: Outcome | None = None,
+    accumulate: int = 1,
     weight_decay: float = 0.0,
     partly: Sequence[PartlyTrained] = (),
     bfloat16: bool = False,
     seed: int = 0,
     processes: Processes,
     log: Log,
+    guard: Guard | None = None,
     checkpoints: Path,
     save_every: int,
     keep: int = 2,
-    good: int = 0,
-    bad: dict[str, str] | None = None,
+    validate: Callable[[], float | None] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> Outcome:
-    """Train from `start_step` to `steps`, saving on the way.
+    """Train from where `begin` came to, up to `steps`, saving on the way.
 
     Args:
         objective: a scalar loss, the mean over the items of a batch; parameters with `requires_grad` are trained.
-        loader: this process's batches, the first one belonging to `start_step`.
+        loader: this process's batches, the first one that of the first step to do.
         optimizer: over the trained parameters; restored already when resuming.
         count: items of a batch (regions, for CLIPSelf), so that the loss is averaged over those of ALL processes.
         learning_rate: of a step, from 0.
         steps: where to end.
-        start_step: steps already done.
+        begin: where an earlier part of the run came to; the start when None.
+        accumulate: batches a process and step; the gradient is that of the mean over all their items.
         weight_decay: of the trained rows of `partly`.
         partly: matrices trained in some rows only; see `take_step`.
         bfloat16: run the objective under autocast.
         seed: draws inside the objective, if it makes any, come from (seed, step, process).
         processes: of the run.
-        log: hears every step.
+        log: hears every step, one step later or before a save.
+        guard: what happens where the loss or its gradient is not finite; when None, it stops the run.
         checkpoints: folder of the checkpoints.
         save_every: steps between checkpoints; the last step and a signal save too.
-        keep: checkpoints kept.
-        good: pictures trained on before `start_step`.
-        bad: pictures found unusable before `start_step`.
+        keep: newest checkpoints kept.
+        validate: the held-out loss, asked at every save that is due; the checkpoint with the lowest is kept as well.
+        facts: more that the checkpoints are to hold; small JSON.
 
     Returns:
         The steps done, the signal that stopped the run if one did, and the pictures that could and could not be used.
 
     Raises:
         InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before.
+            Or the loader refused its pictures, in this process or another.
+        LostProcessError: another process is gone or silent.
     """
-    outcome = Outcome(step=start_step, good=good, bad=dict(bad or {}))
+    outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
+    saved, guard = outcome.step, guard or Guard(log, processes)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     wrapped = DistributedDataParallel(objective, broadcast_buffers=False) if processes.size > 1 else objective
+    stream, given = iter(loader), None  # the step that the device works on
 
-    with signals_caught() as caught:
-        for batch in loader:
-            step = outcome.step
+    with signals_caught() as caught, loss_noticed(lambda: f"step {outcome.step + 1}"):
+        while outcome.step < steps:
+            # --- take this step's batches; agree with the other processes on what they hold, and whether to go on
+            batches, refusal = _take(stream, accumulate)
+            counts, bad = [count(batch) for batch in batches], sum(len(batch.bad) for batch in batches)
+            mine = [sum(counts), sum(len(batch.samples) for batch in batches), bad, refusal is not None, len(caught)]
+            items, good, bad, refused, asked = (int(number) for number in processes.total(mine))
+            if refused:
+                with processes.together():
+                    if refusal is not None:
+                        raise refusal
+            if asked:
+                outcome.stopped_by = _first_signal(caught, processes)
+                break
+            assert len(batches) == accumulate, f"the loader ended after step {outcome.step} of {steps}"
 
-            # --- agree with the other processes on what this step holds
-            items, pictures = processes.total([count(batch), len(batch.samples)])
-            outcome.good += int(pictures)
-            outcome.bad.update({sample.id: sample.reason for sample in batch.bad})
+            # --- forward and backward: the gradient of the mean over the items of all batches and processes
+            torch.manual_seed(_step_seed(seed, outcome.step, processes.rank))
+            losses, shares = [], [number / max(items, 1) for number in counts]
+            for index, batch in enumerate(batches):
+                with _communicating(wrapped, index == accumulate - 1):
+                    with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                        loss = wrapped(batch)
+                    # DistributedDataParallel averages, so the number of processes cancels
+                    (loss * (shares[index] * processes.size)).backward()
+                losses.append(loss.detach())
 
-            # --- forward and backward: the gradient of the mean over the items of all processes
-            torch.manual_seed(_step_seed(seed, step, processes.rank))
-            with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                loss = wrapped(batch)
-            share = count(batch) / max(items, 1)
-            (loss * (share * processes.size)).backward()  # DistributedDataParallel averages, so the size cancels
+            # --- nothing that is not finite reaches the parameters, on any process; the device finds out by itself
+            nonfinite, numbers, ready = judge(losses, shares, norm=gradient_norm(trained), processes=processes)
 
-            # --- nothing that is not finite reaches the parameters, on any process
-            norm = _gradient_norm(trained)
-            own = loss.item()
-            (total,) = processes.total([own * share])
-            if not (math.isfinite(total) and math.isfinite(norm)):
-                raise _not_finite(step, own=own, norm=norm, batch=batch, processes=processes)
+            # --- meanwhile: what came of the step before
+            _settle(given, guard, outcome)
+            lr = learning_rate(outcome.step)
+            given = Step(outcome.step + 1, ids_of(batches), lr, good, items, nonfinite, numbers, ready)
 
             # --- step; where no process had an item there is nothing to learn from
-            lr = learning_rate(step)
             if items:
-                take_step(optimizer, lr=lr, weight_decay=weight_decay, partly=partly)
+                take_step(optimizer, lr=lr, weight_decay=weight_decay, partly=partly, nonfinite=nonfinite)
             optimizer.zero_grad(set_to_none=True)
-            outcome.step = step + 1
-            mean = total if items else None
-            log.step(outcome.step, loss=mean, lr=lr, gradient_norm=norm, pictures=int(pictures), items=int(items))
+            outcome.step, outcome.position = outcome.step + 1, outcome.position + good + bad
+            outcome.bad.update({sample.id: sample.reason for batch in batches for sample in batch.bad})
 
-            # --- save when it is time; leave when done or asked to
-            leave = outcome.step == steps or processes.total([len(caught)]) != [0]
-            if leave or outcome.step % save_every == 0:
-                _save(checkpoints, objective, optimizer, outcome=outcome, keep=keep, processes=processes)
-            if leave:
-                break
+            # --- save when it is time
+            if outcome.step == steps or outcome.step % save_every == 0:
+                _settle(given, guard, outcome)
+                given, held_out = None, _validate(validate, outcome.step, log)
+                _save(checkpoints, objective, optimizer, outcome, {**(facts or {}), **held_out}, keep, processes)
+                saved = outcome.step
 
-    if outcome.step < steps:
-        outcome.stopped_by = _first_signal(caught, outcome=outcome, steps=steps, processes=processes)
+        _settle(given, guard, outcome)
+        if saved < outcome.step:
+            _save(checkpoints, objective, optimizer, outcome, facts or {}, keep, processes)
     return outcome
 
 
-@contextmanager
-def signals_caught() -> Iterator[list[signal.Signals]]:
-    """Note SIGTERM and SIGINT in a list instead of dying; a second one acts as ever. Nothing else happens inside the
-    handler: the loop looks at the list when a step is whole."""
-    caught: list[signal.Signals] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(signal.Signals(number))
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
+def _take(stream: Iterator[Batch], accumulate: int) -> tuple[list[Batch], InputError | None]:
+    """The next batches, fewer where the stream ends; or why the loader gives no more."""
+    batches = []
     try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        batches.extend(islice(stream, accumulate))
+    except InputError as error:
+        return [], error
+    return batches, None
 
 
-def _first_signal(
-    caught: list[signal.Signals], *, outcome: Outcome, steps: int, processes: Processes
-) -> signal.Signals:
-    numbers = [number for part in processes.gather(caught) for number in part]
-    assert numbers, f"the loader ended after step {outcome.step} of {steps}"
-    return numbers[0]
+def _communicating(wrapped: nn.Module, last: bool) -> Any:
+    """Processes average their gradients once a step, in the backward of its last batch."""
+    return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
+
+
+def _settle(given: Step | None, guard: Guard, outcome: Outcome) -> None:
+    """Hear what came of a step, and count its pictures where it moved something."""
+    if given is None:
+        return
+    if guard.settle(given):
+        outcome.good += given.pictures
+    else:
+        outcome.skipped += 1
+
+
+def _first_signal(caught: list[signal.Signals], processes: Processes) -> signal.Signals:
+    return next(number for part in processes.gather(caught) for number in part)
+
+
+def _validate(validate: Callable[[], float | None] | None, step: int, log: Log) -> dict[str, float | None]:
+    if validate is None:
+        return {}
+    found = {"held_out_loss": validate()}
+    log.event("validation", {"step": step, **found})
+    return found
 
 
 def _save(
     folder: Path,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    *,
     outcome: Outcome,
+    facts: dict[str, Any],
     keep: int,
     processes: Processes,
 ) -> None:
     """Write a checkpoint by the first process, the others waiting; all of them then know the same bad pictures."""
     for others in processes.gather(outcome.bad):
         outcome.bad.update(others)
-    facts = {"good": outcome.good, "bad": outcome.bad}
+    facts = {**outcome.facts(), "random_rule": RANDOM_RULE, **facts}
     with processes.together():
         if processes.is_first:
             save_checkpoint(folder, step=outcome.step, tensors=collect(objective, optimizer), facts=facts, keep=keep)
@@ -182,21 +232,3 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     """One 63-bit seed a (seed, step, process), far apart for neighbours (splitmix64's constants)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
     return (mixed ^ (mixed >> 31)) % 2**63
-
-
-def _gradient_norm(trained: list[nn.Parameter]) -> float:
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).item()
-
-
-def _not_finite(step: int, *, own: float, norm: float, batch: Batch, processes: Processes) -> InputError:
-    """The error all processes raise together; it names the pictures of the processes whose own loss went wrong."""
-    ids = [sample.id for sample in batch.samples]
-    everyone = processes.gather((own, ids))
-    guilty = [part for loss, part in everyone if not math.isfinite(loss)] or [part for _, part in everyone]
-    names = ", ".join(repr(name) for part in guilty for name in part)
-    return InputError(
-        f"step {step + 1}: the loss and its gradient must be finite; got loss {own}, gradient norm {norm}, from the "
-        f"pictures {names}. Stopped before the optimizer moved anything; the last checkpoint is good. Look at these "
-        "pictures and their boxes, or start again with a lower --lr."
-    )

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 PartlyTrained = tuple[nn.Parameter, slice]
 """A matrix of which only some rows are trained (the value rows of a fused query-key-value projection)."""
@@ -57,18 +58,37 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def gradient_norm(trained: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
+    """The Euclidean norm of all gradients together, on their device; the host does not wait for it."""
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+
+
 @torch.no_grad()
 def take_step(
-    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, partly: Sequence[PartlyTrained] = ()
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: float,
+    weight_decay: float,
+    partly: Sequence[PartlyTrained] = (),
+    nonfinite: Float[Tensor, ""] | None = None,
 ) -> None:
-    """One optimizer step at a given rate.
+    """One optimizer step at a given rate; none at all, moments and counters included, where `nonfinite` is 1.
 
     AdamW shrinks a whole tensor. Where only some rows are trained, the others have gradients of exact zero and so do
     not move by Adam; their decay is what must not happen, so those tensors are outside the decayed group and the
     trained rows are shrunk here by AdamW's own factor.
+
+    Args:
+        optimizer: from `build_optimizer`.
+        lr: learning rate.
+        weight_decay: of the trained rows of `partly`.
+        partly: as given to `build_optimizer`.
+        nonfinite: 0 or 1, on the device of the parameters; the host need not know which.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
     for parameter, rows in partly:
-        parameter[rows].mul_(1 - lr * weight_decay)
+        factor = torch.full((), 1 - lr * weight_decay, device=parameter.device)
+        parameter[rows].mul_(factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0))
+    optimizer.found_inf = nonfinite  # pyright: ignore[reportAttributeAccessIssue]  as GradScaler tells a fused AdamW
     optimizer.step()

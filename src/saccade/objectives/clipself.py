@@ -82,7 +82,8 @@ class ClipSelf(nn.Module):
         self.pad: Literal["zero", "black"] = pad
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
-        self._copies: dict[str, Tensor] | None = {} if bfloat16 else None
+        self.bfloat16, self.checkpointing = bfloat16, checkpointing
+        self._copies: dict[str, Tensor] = {}
         run = torch.compile(whole_block) if compiled else whole_block
         teacher.run_block = run
         student.run_block = recomputed(run, again=self._as_in_forward) if checkpointing else run
@@ -101,7 +102,7 @@ class ClipSelf(nn.Module):
         groups = [list(group) for _, group in groupby(sorted(samples, key=self._seen), key=self._seen)]
         with torch.no_grad():
             targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
-        if self._copies is not None:
+        if self.bfloat16:
             self._copies = low_precision_copies(self.student.visual)
         with self._as_in_forward():
             regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
@@ -126,7 +127,7 @@ class ClipSelf(nn.Module):
 
     def _as_in_forward(self) -> AbstractContextManager[None]:
         """The student with the weights it computes with."""
-        return nullcontext() if self._copies is None else using(self.student.visual, self._copies)
+        return using(self.student.visual, self._copies) if self.bfloat16 else nullcontext()
 
     def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
         """The pictures resized and padded to one square, and their boxes in its pixels."""

@@ -1,0 +1,209 @@
+"""What a run will cost, told before its first step: memory, the largest batch that fits, time, and what is written.
+
+Memory is counted on a twin of the objective whose tensors hold nothing (`saccade.engine.account`), with one picture and
+with two: what grows is a picture's, the rest is fixed. It counts tensors; libraries and the memory allocator come on
+top. Time is that of one real batch, forward and backward, whose gradients are dropped: the run's bits do not change.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from saccade.clip.describe import build
+from saccade.clip.model import Clip
+from saccade.engine.account import counting
+from saccade.engine.log import clock
+from saccade.objectives.clipself import ClipSelf, count_regions
+from saccade.ops.grid import grid_boxes
+from saccade.types import Batch, Sample
+
+_PICTURE = (480, 640)  # (height, width) [pixels] of the pictures that are counted: COCO's most frequent size
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one process on its device [bytes]."""
+
+    fixed: int
+    a_picture: int
+    available: int
+
+    def needed(self, batch: int) -> int:
+        """With so many pictures in a forward pass."""
+        return self.fixed + batch * self.a_picture
+
+    @property
+    def largest_batch(self) -> int:
+        """How many pictures fit; may be 0."""
+        return max(0, (self.available - self.fixed) // self.a_picture)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and take."""
+
+    model: str
+    device: str
+    trained: int  # parameters
+    parameters: int  # of the whole CLIP
+    pictures: int
+    steps: int
+    start_step: int
+    batch: int  # pictures of a process in one forward pass
+    accumulate: int
+    processes: int
+    memory: Memory
+    seconds: float | None  # of a forward and backward pass; None: not measured
+    writes: dict[str, int]  # what is written where -> bytes, 0 where it grows with the run
+
+    @property
+    def pictures_a_step(self) -> int:
+        """Over all processes."""
+        return self.batch * self.accumulate * self.processes
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the whole run, where a pass was measured."""
+        return None if self.seconds is None else self.seconds * self.accumulate * (self.steps - self.start_step)
+
+    def record(self) -> dict[str, object]:
+        """As JSON, with what follows from the numbers."""
+        follows = {
+            "pictures_a_step": self.pictures_a_step,
+            "epochs": round(self.steps * self.pictures_a_step / self.pictures, 3),
+            "memory_needed": self.memory.needed(self.batch),
+            "largest_batch": self.memory.largest_batch,
+            "seconds_left": self.seconds_left,
+        }
+        return json.loads(json.dumps({**asdict(self), **follows}, default=str))
+
+
+def tell_plan(plan: Plan) -> str:
+    """A plan as lines to read."""
+    memory, each, epochs = plan.memory, plan.pictures_a_step, plan.steps * plan.pictures_a_step / plan.pictures
+    parts = f"{plan.batch} x {plan.accumulate} accumulated x {plan.processes} processes"
+    need = memory.needed(plan.batch)
+    lines = [
+        f"model     {plan.model}: training {plan.trained / 1e6:.1f} of {plan.parameters / 1e6:.1f} million parameters",
+        f"pictures  {plan.pictures:,}, {each} a step ({parts}); {plan.steps:,} steps are {epochs:.2f} epochs",
+        f"memory    about {_size(need)} of {_size(memory.available)} on {plan.device}: {_size(memory.fixed)} and "
+        f"{_size(memory.a_picture)} a picture; the largest batch that fits is {memory.largest_batch}",
+    ]
+    if plan.seconds_left is None:
+        lines.append("time      not measured: there are too few steps left, or the first pictures hold no region")
+    else:
+        lines.append(
+            f"time      about {clock(plan.seconds_left)} for {plan.steps - plan.start_step:,} steps; one forward and "
+            f"backward pass took {plan.seconds:.3g} s"
+        )
+    lines += [f"writes    {path}  {_size(size) if size else ''}".rstrip() for path, size in plan.writes.items()]
+    if plan.batch > memory.largest_batch:
+        lines.append(
+            f"WARNING   a batch of {plan.batch} may not fit. Lower --batch and raise --accumulate by as much, or use "
+            "--checkpointing, a smaller --student-size, or --precision bfloat16."
+        )
+    return "\n".join(lines)
+
+
+def estimate_memory(objective: ClipSelf, *, regions: int, processes: int = 1, sharded: bool = False) -> Memory:
+    """Count what a step of a process holds at most.
+
+    Args:
+        objective: as it will be trained, on its device.
+        regions: of a picture, at most.
+        processes: of the run; several keep gradients twice (in the buckets that are sent).
+        sharded: whether the student's weights are spread over the processes.
+    """
+    twin, mode = _twin(objective)
+    boxes = grid_boxes(4, -(-regions // 4), height=_PICTURE[0], width=_PICTURE[1])[:regions]  # real: sizes hang on them
+    peaks = []
+    for pictures in (1, 2):
+        with mode, counting() as account:
+            image = torch.empty(3, *_PICTURE, dtype=torch.uint8)
+            twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
+        twin.zero_grad(set_to_none=True)
+        peaks.append(account.peak_bytes)
+    tensors = [*twin.parameters(), *twin.buffers()]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    trained = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
+    a_picture = max(1, peaks[1] - peaks[0])
+    fixed = weights + 2 * trained + peaks[0] - a_picture
+    if sharded:  # weights, gradients and both moments
+        fixed -= int(4 * trained * (1 - 1 / processes))
+    elif processes > 1:
+        fixed += trained
+    return Memory(fixed, a_picture, _available(objective))
+
+
+def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
+    """Time a forward and backward pass of real pictures, and leave everything as it was [seconds].
+
+    Returns:
+        None where the pictures hold no region.
+    """
+    device = next(objective.student.parameters()).device
+    batches = [batch for batch in batches if count_regions(batch)]
+    taken = None
+    for batch in [*batches, *batches] if device.type == "cuda" else batches:  # a GPU's first pass also sets it up
+        began = time.monotonic()
+        objective(batch).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken = time.monotonic() - began
+        objective.zero_grad(set_to_none=True)
+    return taken
+
+
+def _twin(objective: ClipSelf) -> tuple[ClipSelf, FakeTensorMode]:
+    """The same objective over tensors that hold nothing, and the mode it works in."""
+    student, teacher = objective.student, objective.teacher
+    kinds = {name: parameter.dtype for name, parameter in teacher.named_parameters()}
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.device("meta"):
+        pair = [
+            Clip(build(one.config, name=one.name, seed=0), name=one.name, config=one.config)
+            for one in (student, teacher)
+        ]
+        for name, parameter in pair[1].named_parameters():
+            parameter.data = parameter.data.to(kinds[name])
+    with mode:
+        for one in pair:
+            one.to_empty(device="cpu")
+        twin = ClipSelf(
+            pair[0],
+            pair[1],
+            student_size=objective.student_size,
+            pad=objective.pad,
+            head=objective.head,
+            tokens=objective.tokens,
+            bfloat16=objective.bfloat16,
+            checkpointing=objective.checkpointing,
+            chunk=objective.chunk,
+        )
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return twin, mode
+
+
+def _available(objective: ClipSelf) -> int:
+    """What the device has left, and what the towers already take of it [bytes]."""
+    device = next(objective.student.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
+    tensors = [*objective.parameters(), *objective.buffers()]
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    memory = Path("/proc/meminfo")
+    if not memory.exists():  # not Linux
+        return taken
+    [line] = [line for line in memory.read_text().splitlines() if line.startswith("MemAvailable:")]
+    return int(line.split()[1]) * 1024 + taken
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

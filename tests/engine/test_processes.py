@@ -1,0 +1,156 @@
+"""Runs of several processes: equal to one, together in everything, and never waiting for one that is gone."""
+
+import json
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saccade.cli.distill import _again, _batches, _open_pictures
+from saccade.engine.checkpoint import list_complete, load_checkpoint
+from saccade.engine.config import DistillConfig, Sharing, told_sharing
+from saccade.engine.distributed import Processes
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines(out) if "loss" in line}
+
+
+def facts(out: Path) -> dict:
+    return load_checkpoint(list_complete(out / "checkpoints")[-1]).facts
+
+
+def test_two_processes_train_as_one_does(distill, two, tmp_path):
+    """Two processes with 2 pictures each see what one process with 4 sees, and average over the union's regions."""
+    assert distill("--batch", 4, out="one")[0] == 0
+    statuses, said = two(port=29517)
+    assert statuses == [0, 0], said[0]
+    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(theirs) == [1, 2, 3, 4]
+    assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
+    assert said[1].count("step") == 0  # only the first process speaks
+
+
+def test_two_processes_are_told_how_to_go_on_with_both(two):
+    statuses, said = two(port=29518, kill=[signal.SIGTERM, 2])
+    assert statuses == [143, 143], said[0]
+    assert "\n  torchrun --nproc-per-node 2 -m saccade.cli.main distill --data" in said[0]
+    assert "torchrun" not in said[1]
+
+
+def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
+    (tmp_path / "two" / "model").mkdir(parents=True)
+    began = time.monotonic()
+    statuses, said = two("--timeout", 60, port=29519)
+    assert statuses == [2, 2], said
+    assert all("holds model but no config.json" in words and "Traceback" not in words for words in said)
+    assert time.monotonic() - began < 30  # nobody waited for an answer
+
+
+def test_what_one_process_cannot_use_all_refuse(two, tmp_path, pictures):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "cut.png").write_bytes((pictures / "3.png").read_bytes()[:200])
+    statuses, said = two("--strict", "--timeout", 60, port=29520, data=data)
+    assert statuses == [2, 2], said
+    assert all("picture cut.png: " in words and "Traceback" not in words for words in said)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "port"),
+    [(signal.SIGKILL, "", 29521), (signal.SIGSTOP, "Timed out", 29522), (0, "", 29523)],
+    ids=["killed", "stopped", "left with status 0"],
+)
+def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, tmp_path, number, reason, port):
+    statuses, said = two("--timeout", 3, port=port, second={"kill": [number, 3]})
+    assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], said[0]
+    assert "step 4: another process of this run is gone or does not answer (" in said[0] or "step 3: " in said[0], said
+    assert reason in said[0] and "the last checkpoint is of step 2" in said[0] and "Traceback" not in said[0], said[0]
+    assert "To go on, run:\n  torchrun --nproc-per-node 2 -m saccade.cli.main distill" in said[0]
+    if number == signal.SIGKILL:
+        assert two(port=port + 10)[0] == [0, 0]
+        assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
+
+
+def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tmp_path):
+    """2 processes x 2 pictures, stopped; then 1 x 2 pictures x 2 batches: the same 4 pictures a step."""
+    assert distill("--batch", 4, out="one")[0] == 0
+    assert two(port=29524, kill=[signal.SIGTERM, 2])[0] == [143, 143]
+    assert facts(tmp_path / "two")["position"] == 8
+    status, said = distill("--batch", 2, "--accumulate", 2, out="two")
+    assert status == 0, said
+    assert "going on with 1 process x 2 pictures x 2 batches a step, where it was 2 processes x 2 pictures" in said
+    assert "the same 4 pictures in every step" in said and "equal to rounding, not to the bit" in said
+    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(theirs) == [1, 2, 3, 4]
+    assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
+    now = facts(tmp_path / "two")
+    assert now["position"] == 16 and (now["config"]["processes"], now["config"]["accumulate"]) == (1, 2)
+
+
+def test_other_pictures_a_step_are_told_and_the_epoch_shows_each_once(distill, two, tmp_path, pictures):
+    assert two(port=29525, kill=[signal.SIGTERM, 2])[0] == [143, 143]
+    status, said = distill("--batch", 3, out="two")  # 8 pictures, then 2 steps of 3
+    assert status == 0 and "from here on 3 pictures a step instead of 4" in said, said
+    assert "6 more pictures instead of 8" in said and "To keep 4, use --batch 4 with 1 process." in said
+    assert facts(tmp_path / "two")["position"] == 14
+    # which pictures these are: 8 by two processes, then 12 by one
+    config = DistillConfig(data=pictures, out=tmp_path, batch=2, workers=0)
+    source, cpu = _open_pictures(config), torch.device("cpu")
+    parts = [_batches(config, source, Processes(rank, 2, cpu), start=0, steps=2) for rank in (0, 1)]
+    config = DistillConfig(data=pictures, out=tmp_path, batch=3, workers=0)
+    parts.append(_batches(config, source, Processes(0, 1, cpu), start=8, steps=4))
+    shown = Counter(sample.id for part in parts for batch in part for sample in batch.samples)
+    assert len(shown) == 10 and set(shown.values()) == {2}  # 20 pictures are two epochs of 10
+
+
+def test_what_stays_equal_is_told():
+    before = Sharing(processes=8, batch=2, accumulate=1)
+    assert told_sharing(before, before, steps=5) is None
+    assert "the same 16 pictures" in str(told_sharing(before, Sharing(2, 4, 2), steps=5))
+    told = str(told_sharing(before, Sharing(2, 2, 1), steps=5))
+    assert "4 pictures a step instead of 16" in told and "20 more pictures instead of 80" in told
+    assert "--batch 2 --accumulate 4 with 2 processes" in told  # 2 x 2 x 4 = 16
+    assert "16 cannot be kept with 3 processes" in str(told_sharing(before, Sharing(3, 2, 1), steps=5))
+
+
+def test_the_command_to_go_on_names_all_nodes(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["saccade", "distill", "--data", "my pictures"])
+    assert _again() == "To go on, run:\n  saccade distill --data 'my pictures'"
+    for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    told = _again()
+    assert "on each of the 2 nodes" in told
+    assert "torchrun --nnodes 2 --nproc-per-node 4 -m saccade.cli.main distill --data 'my pictures'" in told
+
+
+def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(
+    distill, two, tmp_path, pictures
+):
+    flags = ["--validate", pictures, "--validate-pictures", 7, "--keep-checkpoints", 1, "--product", "best"]
+    flags += ["--save-every", 1, "--steps", 2, "--lr", 30]  # much too fast: the second step overshoots
+    status, said = distill("--batch", 4, *flags, out="one")
+    assert status == 0, said
+    assert two(*flags, port=29526)[0] == [0, 0]
+    alone, shared = (
+        {line["step"]: line["held_out_loss"] for line in lines(tmp_path / name) if line.get("event") == "validation"}
+        for name in ("one", "two")
+    )
+    assert list(alone) == list(shared) == [1, 2]
+    assert alone[1] == pytest.approx(shared[1], abs=1e-5)
+    assert alone[1] < alone[2] and "the product is the student of step 1" in said
+    kept = [path.name for path in list_complete(tmp_path / "one" / "checkpoints")]
+    assert kept == ["step_00000001", "step_00000002"]
+    raw = load_file(tmp_path / "one" / "checkpoints" / kept[0] / "state.safetensors")
+    product = load_file(tmp_path / "one" / "model" / "open_clip_model.safetensors")
+    trained = [name for name in product if f"parameter/student.model.{name}" in raw]
+    assert trained and all(torch.equal(product[name], raw[f"parameter/student.model.{name}"]) for name in trained)
