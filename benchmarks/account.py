@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from counters import Account, counting
 from measure import arguments, read, report
 from saccade.clip.load import load
 from saccade.clip.model import Clip
+from saccade.engine.account import Account, counting
 from saccade.ops.grid import grid_boxes
 from saccade.types import Batch, Sample
 from sides import Ours, plain_step
@@ -113,12 +113,18 @@ def ratios(found: dict[str, Account]) -> dict[str, float]:
     return {name: ours[name] / plain[name] for name in LIMITS}
 
 
+def largest(counted: dict[str, int], *, first: int = 15) -> dict[str, int]:
+    """The largest entries, by size."""
+    return dict(sorted(counted.items(), key=lambda pair: -pair[1])[:first])
+
+
 def main() -> None:
     """Count and print."""
     options = read(arguments(__doc__, size=1024, precision="bfloat16"))
     found = accounts(options)
     shares = ratios(found)
-    more = {side: dict(account.by_operator.most_common(15)) for side, account in found.items()}
+    profile = {side: largest(account.calls) for side, account in found.items()}
+    moved = {side: {name: value / 1e9 for name, value in largest(one.moved).items()} for side, one in found.items()}
     numbers = {side: {name: asdict(account)[name] for name in LIMITS} for side, account in found.items()}
     report(
         "account",
@@ -131,7 +137,9 @@ def main() -> None:
         limits=LIMITS,
         all_reached=all(shares[name] <= limit for name, limit in LIMITS.items()),
         counted=numbers,
-        operators=more,
+        peak_ratio=found["ours"].peak_bytes / found["plain"].peak_bytes,
+        operators=profile,
+        gigabytes=moved,
     )
 
 

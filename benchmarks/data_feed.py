@@ -24,7 +24,7 @@ def feed(items: list[Item], *, batch: int, workers: int) -> int:
     """Go once through our loader; bytes of all samples."""
     records = tuple(Record(str(i), path) for i, (path, _) in enumerate(items))
     source = PictureSource(Dataset("benchmark", (), records, {}), seed=0)
-    sampler = BatchSampler(len(items), batch=batch, seed=0, total_steps=len(items) // batch)
+    sampler = BatchSampler(len(items), batch=batch, seed=0, batches=len(items) // batch)
     samples = [one for some in make_loader(source, sampler, workers=workers) for one in some.samples]
     assert len(samples) == len(sampler) * batch, "pictures are missing"
     return sum(tensor.nbytes for sample in samples for tensor in (sample.image, sample.boxes))

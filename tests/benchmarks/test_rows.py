@@ -119,12 +119,11 @@ def test_account_of_a_small_eva(line, make_clip, monkeypatch):
     found = line(account, "--precision", "bfloat16", "--size", "96")
     again = line(account, "--precision", "bfloat16", "--size", "96")
     assert found["counted"] == again["counted"]  # deterministic
-    print(found["ratios"])
-    shares = found["ratios"]
-    assert shares["flops"] < 1.0
-    assert shares["operators"] < 0.8
-    assert shares["bytes_moved"] < 0.75
-    assert shares["bytes_saved"] < 0.85
+    shares = found["ratios"]  # this tower: 0.99, 0.75, 0.57, 0.73; operators are to come to 0.45, bytes saved to 0.6
+    assert shares["flops"] <= 1
+    assert shares["operators"] <= 0.78
+    assert shares["bytes_moved"] <= account.LIMITS["bytes_moved"]
+    assert shares["bytes_saved"] <= 0.76
 
 
 def test_the_driver_collects_lines_and_survives_a_failure(monkeypatch, capsys, tmp_path):
