@@ -58,7 +58,7 @@ class Ours:
             teacher,
             student_size=size,
             tokens="valid" if valid_tokens else "all",
-            bfloat16=bfloat16,
+            low_precision=bfloat16,
             compiled=compiled,
             checkpointing=checkpointing,
         )

@@ -100,8 +100,8 @@ def test_one_side_alone_prints_bytes(line, side):
 
 
 def test_memory_that_a_call_takes_is_seen():
-    taken = rise(lambda: torch.ones(2**24).sum(), "cpu")
-    assert 0.9 * 2**26 < taken < 1.5 * 2**26
+    taken = rise(lambda: torch.ones(2**27).sum(), "cpu")  # 512 MB, beside which what other tests free is little
+    assert 0.7 * 2**29 < taken < 1.3 * 2**29
 
 
 def test_two_processes_have_the_same_gradients(line):
