@@ -27,6 +27,8 @@ class _CopyAll(torch.autograd.Function):
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         copies = [torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in tensors]
         torch._foreach_copy_(copies, tensors)  # pyright: ignore[reportPrivateImportUsage]
+        needed = zip(copies, ctx.needs_input_grad, strict=True)
+        ctx.mark_non_differentiable(*(copy for copy, need in needed if not need))  # of what is frozen
         return tuple(copies)
 
     @staticmethod
