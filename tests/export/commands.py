@@ -75,6 +75,8 @@ def sample(height: int, width: int, regions: int) -> Sample:
 def trained(family: str) -> dict[str, float]:
     batches = [Batch([sample(48, 64, 2 + n), sample(64, 48, 3)], []) for n in range(3)]  # other numbers of crops
     found = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of what was compiled before
     for compiles in (False, True):
         student = twin(family)
         train_layers(student)

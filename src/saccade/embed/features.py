@@ -227,7 +227,8 @@ def make_parts(
     parts, waiting = [], Unwritten(done, done)
     with picture_bar(show=True) as bar:
         task = bar.add_task(f"{what} embeddings", total=len(dataset.records), completed=done)
-        for one in loader.loader:  # the bare loader: here any number of bad pictures is told at the end
+        for packed in loader.loader:  # the bare loader: here any number of bad pictures is told at the end
+            one = packed.unpack()
             if one.bad and strict:
                 raise InputError(f"picture {one.bad[0].id}: {one.bad[0].reason} (--strict ends at the first)")
             if one.samples:
