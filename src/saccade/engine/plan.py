@@ -123,16 +123,19 @@ def estimate_memory(objective: ClipSelf, *, regions: int, processes: int = 1, sh
     boxes = grid_boxes(4, -(-regions // 4), height=_PICTURE[0], width=_PICTURE[1])[:regions]  # real: sizes hang on them
     peaks = []
     for pictures in (1, 2):
-        with mode, counting() as account:
+        with mode:
             image = torch.empty(3, *_PICTURE, dtype=torch.uint8)
-            twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
-        twin.zero_grad(set_to_none=True)
+            for parameter in twin.parameters():  # as in every batch but a step's first: else the most that is alive
+                if parameter.requires_grad:  # could be the gradients, whatever the batch
+                    parameter.grad = torch.empty_like(parameter)
+            with counting() as account:
+                twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
         peaks.append(account.peak_bytes)
     tensors = [*twin.parameters(), *twin.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
     a_picture = max(1, peaks[1] - peaks[0])
-    fixed = weights + 2 * trained + peaks[0] - a_picture
+    fixed = weights + 3 * trained + peaks[0] - a_picture
     if sharded:  # weights, gradients and both moments
         fixed -= int(4 * trained * (1 - 1 / processes))
     elif processes > 1:
