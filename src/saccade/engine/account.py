@@ -60,9 +60,9 @@ class _Counter(TorchDispatchMode):
     def __init__(self, account: Account) -> None:
         super().__init__()
         self._account, self._alive, self._saved, self._seen = account, 0, 0, 0
-        self._known = WeakIdKeyDictionary(ref_type=weakref.ref)  # storages met so far
-        self._kept = WeakIdKeyDictionary(ref_type=weakref.ref)  # storages kept for backward -> bytes
-        self._parameters = WeakIdKeyDictionary(ref_type=weakref.ref)  # storages of parameters
+        self._known = _by_storage()  # storages met so far
+        self._kept = _by_storage()  # storages kept for backward -> bytes
+        self._parameters = _by_storage()  # storages of parameters
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._seen += 1
@@ -115,6 +115,11 @@ class _Counter(TorchDispatchMode):
 
     def _forget(self, size: int) -> None:
         self._alive -= size
+
+
+def _by_storage() -> Any:
+    """A dictionary that forgets a storage when its memory is let go."""
+    return WeakIdKeyDictionary(ref_type=weakref.ref)  # pyright: ignore[reportArgumentType]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
