@@ -165,6 +165,6 @@ def test_options_cost_what_they_promise():
     copies = 2 * sum(one.numel() for one in objective_of("ViT-B-32", student_size=448).student.visual.parameters())
     assert halved.bytes_saved - copies < 0.75 * plain.bytes_saved and halved.flops == plain.flops
     assert recomputed.bytes_saved < 0.4 * plain.bytes_saved and recomputed.flops > plain.flops
-    assert recomputed.peak_bytes < plain.peak_bytes
+    assert recomputed.peak_bytes < 0.5 * plain.peak_bytes  # beside gradients that are there already
     assert valid.flops < 0.9 * plain.flops  # a 4 : 3 picture leaves a quarter of its square empty
     assert step(objective_of("ViT-B-32", student_size=448)) == plain  # to the last bit

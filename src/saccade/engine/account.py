@@ -5,7 +5,6 @@ to speak of (`saccade.engine.plan`, benchmarks/account.py). A fused kernel is on
 inside a kernel, and what torch.compile would fuse, are not seen.
 """
 
-import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ _EMPTY = frozenset(("empty", "empty_like", "empty_strided", "new_empty", "new_em
 """Operators that take memory and write nothing."""
 _FREE = frozenset(("_local_scalar_dense", "lift_fresh"))
 """Operators that hand on what is there."""
-_BETWEEN_COLLECTIONS = 100  # operators; blocks that are run again in backward are let go by the garbage collector alone
 
 
 @dataclass
@@ -44,13 +42,8 @@ def counting() -> Iterator[Account]:
     """Count what runs inside the block, fake or real; the account is whole once the block is left."""
     account = Account()
     counter = _Counter(account)
-    gc.collect()
-    gc.freeze()  # what is there already need not be looked through at each collection
-    try:
-        with counter, torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor):
-            yield account
-    finally:
-        gc.unfreeze()
+    with counter, torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor):
+        yield account
     account.bytes_saved = counter.saved_bytes()
 
 
@@ -59,15 +52,12 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, account: Account) -> None:
         super().__init__()
-        self._account, self._alive, self._saved, self._seen = account, 0, 0, 0
+        self._account, self._alive, self._saved = account, 0, 0
         self._known = _by_storage()  # storages met so far
         self._kept = _by_storage()  # storages kept for backward -> bytes
         self._parameters = _by_storage()  # storages of parameters
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._seen += 1
-        if self._seen % _BETWEEN_COLLECTIONS == 0:
-            gc.collect()
         given = _tensors((args, kwargs))
         before = {id(self._meet(one, is_new=False)) for one in given}
         result = func(*args, **(kwargs or {}))
