@@ -7,16 +7,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEED_GB := 8  # the environment takes 6.1 GB, of which PyTorch with CUDA 5.3
 
-.PHONY: demo test check format clean help
+.PHONY: demo test bench check format clean help
 
 help:
-	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make clean removes $(VENV)"
+	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make bench measures on this CPU;  make clean removes $(VENV)"
 
 demo: $(READY)
 	$(BIN)/saccade demo --out runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks

@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 
 from saccade.clip.load import load
 from saccade.clip.model import Clip
+from saccade.clip.precision import low_precision_copies
 from saccade.engine.optim import build_optimizer, take_step
 from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
 from saccade.types import BadSample, Batch, InputError, Sample
@@ -339,3 +340,12 @@ def test_padding_is_not_seen_among_valid_tokens(pair):
     }
     assert losses["valid", "zero"] == losses["valid", "black"]
     assert abs(losses["all", "zero"] - losses["all", "black"]) > 1e-5
+
+
+def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
+    student = pair[0]
+    train_layers(student)
+    copies = low_precision_copies(student.visual)
+    flags = {name: copy.requires_grad for name, copy in copies.items()}
+    assert flags == {name: parameter.requires_grad for name, parameter in student.visual.named_parameters()}
+    assert any(flags.values()) and not all(flags.values())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from saccade.clip.tower import Family, Layout, Table, Windows
-from saccade.ops.positions import rotate
+from saccade.ops.positions import pair_turns, rotate
 from saccade.ops.windows import merge_windows, split_windows
 
 
@@ -57,12 +57,13 @@ def embed_tokens(
         marks = [_spread(some, grid=grid, own=one, prefix=prefix) for some, one in zip(ones, grids, strict=True)]
         valid = torch.stack(marks)[:, :, 0] > 0  # (B, T)
     tokens = family.embed(visual, images, positions)
+    table = _with_turns(table)
     if windows is None:
         return tokens, Layout(grid, prefix, table, valid)
     whole = (windows.size, windows.size)
     # a window need not be larger than the grid, but its rotary embedding is that of the whole window
     size = whole if torch.compiler.is_exporting() else (min(windows.size, grid[0]), min(windows.size, grid[1]))
-    window_table = family.table(visual, size, whole=whole)
+    window_table = _with_turns(family.table(visual, size, whole=whole))
     return tokens, Layout(grid, prefix, table, valid, windows.blocks, size, window_table)
 
 
@@ -160,9 +161,8 @@ def attend(
     """
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, Q or T, d)
     if table is not None:
-        cosines, sines = table
-        k = rotate(k, cosines, sines)
-        q = rotate(q, cosines, sines) if turn_queries else q
+        k = rotate(k, *table)
+        q = rotate(q, *table) if turn_queries else q
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, heads, Q, d)
     return mixed.transpose(1, 2).flatten(2)  # (B, Q, C)
 
@@ -216,6 +216,11 @@ def _inside(x: Tensor, layout: Layout) -> Bool[Tensor, "B n S"] | None:
 def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
     """Let a window of padding alone see itself: its tokens are cut off, but must be numbers until then."""
     return inside | ~inside.any(dim=-1, keepdim=True)
+
+
+def _with_turns(table: Table | None) -> Table | None:
+    """Make the complex form of a table once for all blocks; a compiler has no use for it."""
+    return table if table is None or torch.compiler.is_compiling() else (*table[:2], pair_turns(*table[:2]))
 
 
 def _top_left(

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.timm_model import TimmModel
+from timm.layers.mlp import SwiGLU
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat
 from timm.models.eva import EvaAttention, EvaBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from saccade.clip.tower import Table
 from saccade.ops.positions import resize_positions, rotary_table
@@ -115,8 +117,29 @@ def add(block: Any, tokens: Float[Tensor, "B T C"], update: Float[Tensor, "B T C
 
 
 def add_mlp(block: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-    """The MLP and the residual around it."""
-    return tokens + block.mlp(block.norm2(tokens))
+    """The MLP and the residual around it.
+
+    In training, what lies between its matrices (gate and inner norm, half of what a block would keep for the backward
+    pass) is computed again there; that moves a few bytes and does no matrix product. A compiler decides that itself.
+    """
+    mlp, normed = block.mlp, block.norm2(tokens)
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or type(mlp) is not SwiGLU:
+        return tokens + mlp(normed)
+    norm = mlp.norm
+    weights = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (None, None)
+    inner = checkpoint(  # its weights as arguments, because they may be copies that are gone by then
+        _gate, mlp, mlp.fc1_g(normed), mlp.fc1_x(normed), *weights, use_reentrant=False, preserve_rng_state=False
+    )
+    return tokens + mlp.fc2(inner)
+
+
+def _gate(
+    mlp: Any, gate: Float[Tensor, "B T X"], values: Float[Tensor, "B T X"], weight: Tensor | None, bias: Tensor | None
+) -> Float[Tensor, "B T X"]:
+    """What timm's SwiGLU does between its matrices."""
+    gated = mlp.act(gate) * values
+    norm = mlp.norm
+    return norm(gated) if weight is None else F.layer_norm(gated, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def finish(visual: TimmModel, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:

@@ -7,6 +7,7 @@ moves. Norms and softmax still add up in float32 inside their kernels, and rotar
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,28 @@ from torch import Tensor, nn
 def low_precision_copies(module: nn.Module) -> dict[str, Tensor]:
     """Copy a module's floating point parameters and buffers to bfloat16, by name; gradients reach the originals."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    return dict(zip(names, _CopyAll.apply(*(tensors[name] for name in names)), strict=True))
+
+
+class _CopyAll(torch.autograd.Function):
+    """float32 -> bfloat16 of many tensors, and their gradients back, each in one call instead of one a tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        copies = [torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in tensors]
+        torch._foreach_copy_(copies, tensors)  # pyright: ignore[reportPrivateImportUsage]
+        needed = zip(copies, ctx.needs_input_grad, strict=True)
+        ctx.mark_non_differentiable(*(copy for copy, need in needed if not need))  # of what is frozen
+        return tuple(copies)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [gradient for gradient in gradients if gradient is not None]
+        exact = [torch.empty_like(gradient, dtype=torch.float32) for gradient in given]
+        torch._foreach_copy_(exact, given)  # pyright: ignore[reportPrivateImportUsage]
+        found = iter(exact)
+        return tuple(None if gradient is None else next(found) for gradient in gradients)
 
 
 @contextmanager

@@ -8,12 +8,12 @@ together. What attention sees beside that (padding, windows, rotary tables) trav
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-Table = tuple[Float[Tensor, "..."], Float[Tensor, "..."]]
+Table = tuple[Float[Tensor, "..."], Float[Tensor, "..."]] | tuple[Tensor, Tensor, Shaped[Tensor, "..."]]
 """Cosines and signed sines of a rotary embedding, (T, d) or one (1, T, d) a picture; the class token's row comes first
-and turns nothing."""
+and turns nothing. In a `Layout`, outside of compilers, the same as complex numbers beside them."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ of different input sizes share one set of weights. Rectangular grids follow the 
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 
@@ -80,7 +80,10 @@ def rotary_table(
 
 
 def rotate(
-    tokens: Float[Tensor, "*heads L d"], cosines: Float[Tensor, "*#heads L d"], sines: Float[Tensor, "*#heads L d"]
+    tokens: Float[Tensor, "*heads L d"],
+    cosines: Float[Tensor, "*#heads L d"],
+    sines: Float[Tensor, "*#heads L d"],
+    turns: Complex[Tensor, "*#heads L e"] | None = None,
 ) -> Float[Tensor, "*heads L d"]:
     """Turn each adjacent pair (a, b) of channels to (a cos - b sin, b cos + a sin).
 
@@ -88,6 +91,7 @@ def rotate(
         tokens: queries or keys.
         cosines: of `rotary_table`.
         sines: of `rotary_table`, signed.
+        turns: the same as one complex number a pair (`pair_turns`), where they were made before.
 
     Returns:
         The turned tokens, in the type of `tokens`.
@@ -96,6 +100,13 @@ def rotate(
         swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (..., L, d)
         return torch.addcmul(tokens * cosines, swapped, sines).to(tokens.dtype)
     exact = tokens if tokens.dtype == torch.float64 else tokens.float()
-    turns = torch.complex(cosines[..., ::2], sines[..., 1::2])  # (..., L, d / 2)
+    turns = pair_turns(cosines, sines) if turns is None else turns  # (..., L, d / 2)
     pairs = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) * turns  # one kernel: it is read and written once
     return torch.view_as_real(pairs).flatten(-2).to(tokens.dtype)
+
+
+def pair_turns(
+    cosines: Float[Tensor, "*heads L d"], sines: Float[Tensor, "*heads L d"]
+) -> Complex[Tensor, "*heads L e"]:
+    """Write a table of `rotary_table` as one complex number a pair of channels, e = d / 2."""
+    return torch.complex(cosines[..., ::2], sines[..., 1::2])
