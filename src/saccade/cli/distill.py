@@ -250,11 +250,15 @@ def _plan(
     tell: Callable[[str], object],
 ) -> "tuple[dict[str, Any], Iterable[Batch]]":
     """Say what the run will do and take; the plan as JSON, and the batches, none of them lost to the measurement."""
-    from saccade.engine.plan import Plan, estimate_memory, measure_pass, tell_plan, written
+    from saccade.engine.plan import Plan, check_memory, estimate_memory, measure_pass, tell_plan, written
 
+    memory = estimate_memory(
+        objective, batch=config.batch, regions=config.keep, processes=processes.size, sharded=config.fsdp
+    )
     stream, seconds = iter(batches), None
     if config.dry_run or config.steps - start_step > FEW_STEPS:
         with processes.together():
+            check_memory(memory, batch=config.batch, device=processes.device)
             first = list(islice(stream, 1))
         stream = chain(first, stream)
         measured = [one for one in processes.gather(measure_pass(objective, first)) if one is not None]
@@ -270,7 +274,7 @@ def _plan(
         batch=config.batch,
         accumulate=config.accumulate,
         processes=processes.size,
-        memory=estimate_memory(objective, regions=config.keep, processes=processes.size, sharded=config.fsdp),
+        memory=memory,
         seconds=seconds,
         writes=written(objective, config.out, copies=config.keep_checkpoints, tensorboard=config.tensorboard),
     )

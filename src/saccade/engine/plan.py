@@ -1,8 +1,9 @@
 """What a run will cost, told before its first step: memory, the largest batch that fits, time, and what is written.
 
-Memory is counted on a twin of the objective whose tensors hold nothing (`saccade.engine.account`), with one picture and
-with two: what grows is a picture's, the rest is fixed. It counts tensors; libraries and the memory allocator come on
-top. Time is that of one real batch, forward and backward, whose gradients are dropped: the run's bits do not change.
+Memory is counted on a twin of the objective whose tensors hold nothing (`saccade.engine.account`), with the batch and
+with twice as many pictures: what grows is a picture's, the rest is fixed. It counts tensors; libraries and the memory
+allocator come on top. Time is that of one real batch, forward and backward, whose gradients are dropped: the run's bits
+do not change.
 """
 
 import json
@@ -20,9 +21,14 @@ from saccade.engine.account import counting
 from saccade.engine.log import clock
 from saccade.objectives.clipself import ClipSelf, count_regions
 from saccade.ops.grid import grid_boxes
-from saccade.types import Batch, Sample
+from saccade.types import Batch, InputError, Sample
 
 _PICTURE = (480, 640)  # (height, width) [pixels] of the pictures that are counted: COCO's most frequent size
+_MOST_COUNTED = 8  # pictures; of a larger batch this many and twice as many are counted
+_LOWER = (
+    "Lower --batch and raise --accumulate by as much, or use --checkpointing, a smaller --student-size, or "
+    "--precision bfloat16."
+)
 
 
 @dataclass(frozen=True)
@@ -103,41 +109,57 @@ def tell_plan(plan: Plan) -> str:
         )
     lines += [f"writes    {path}  {_size(size) if size else ''}".rstrip() for path, size in plan.writes.items()]
     if plan.batch > memory.largest_batch:
-        lines.append(
-            f"WARNING   a batch of {plan.batch} may not fit. Lower --batch and raise --accumulate by as much, or use "
-            "--checkpointing, a smaller --student-size, or --precision bfloat16."
-        )
+        lines.append(f"WARNING   a batch of {plan.batch} may not fit. {_LOWER}")
     return "\n".join(lines)
 
 
-def estimate_memory(objective: ClipSelf, *, regions: int, processes: int = 1, sharded: bool = False) -> Memory:
+def estimate_memory(
+    objective: ClipSelf, *, batch: int, regions: int, processes: int = 1, sharded: bool = False
+) -> Memory:
     """Count what a step of a process holds at most.
 
     Args:
         objective: as it will be trained, on its device.
+        batch: pictures in a forward pass.
         regions: of a picture, at most.
         processes: of the run; several keep gradients twice (in the buckets that are sent).
         sharded: whether the student's weights are spread over the processes.
     """
     twin, mode = _twin(objective)
     boxes = grid_boxes(4, -(-regions // 4), height=_PICTURE[0], width=_PICTURE[1])[:regions]  # real: sizes hang on them
-    peaks = []
-    for pictures in (1, 2):
-        with mode, counting() as account:
+    peaks, first = [], min(batch, _MOST_COUNTED)
+    for pictures in (first, 2 * first):
+        with mode:
             image = torch.empty(3, *_PICTURE, dtype=torch.uint8)
-            twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
-        twin.zero_grad(set_to_none=True)
+            for parameter in twin.parameters():  # as in every batch but a step's first: else the most that is alive
+                if parameter.requires_grad:  # could be the gradients, whatever the batch
+                    parameter.grad = torch.empty_like(parameter)
+            with counting() as account:
+                twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
         peaks.append(account.peak_bytes)
     tensors = [*twin.parameters(), *twin.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
-    a_picture = max(1, peaks[1] - peaks[0])
-    fixed = weights + 2 * trained + peaks[0] - a_picture
+    a_picture = max(1, (peaks[1] - peaks[0]) // first)
+    fixed = weights + 3 * trained + peaks[0] - first * a_picture
     if sharded:  # weights, gradients and both moments
         fixed -= int(4 * trained * (1 - 1 / processes))
     elif processes > 1:
         fixed += trained
     return Memory(fixed, a_picture, _available(objective))
+
+
+def check_memory(memory: Memory, *, batch: int, device: torch.device) -> None:
+    """Refuse a batch that a GPU has no room for, before it is tried; the host's memory is only warned about.
+
+    Raises:
+        InputError: bytes needed, bytes there, and what to lower.
+    """
+    if device.type == "cuda" and batch > memory.largest_batch:
+        raise InputError(
+            f"--batch {batch}: needs about {_size(memory.needed(batch))} on {device}, which has "
+            f"{_size(memory.available)}; the largest batch that fits is {memory.largest_batch}. {_LOWER}"
+        )
 
 
 def written(objective: ClipSelf, out: Path, *, copies: int, tensorboard: bool) -> dict[str, int]:
