@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from saccade.cli.distill import _tell_other_batch
 from saccade.cli.main import main, parse
 from saccade.cli.recipes import command, start
 from saccade.engine.config import DistillConfig
@@ -150,3 +151,11 @@ def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert done.value.code == 2 and "--pretrained" in capsys.readouterr().err
     parsed = parse(["distill", "--recipe", "mine", *NEEDED, "--pretrained", "w.pt"])
     assert (parsed.pretrained, parsed.steps) == ("w.pt", 7)
+
+
+def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
+    told: list[str] = []
+    _tell_other_batch("clipself-b16-patches-sync16", 16, tell=told.append)
+    assert told == []
+    _tell_other_batch("clipself-b16-patches-sync16", 128, tell=told.append)
+    assert "means 16 pictures a step" in told[0] and told[0].endswith("take 128")

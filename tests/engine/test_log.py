@@ -63,3 +63,4 @@ def test_plain_lines_name_rate_and_time_left(tmp_path, capsys):
 
 def test_clock_reads_as_people_do():
     assert [clock(seconds) for seconds in (7, 750, 3723)] == ["0:07", "12:30", "1:02:03"]
+    assert clock(71 * 3600) == "71:00:00" and clock(3 * 86400 + 4 * 3600 + 306) == "3 days 4:05:06"

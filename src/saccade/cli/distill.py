@@ -279,7 +279,19 @@ def _plan(
         writes=written(objective, config.out, copies=config.keep_checkpoints, tensorboard=config.tensorboard),
     )
     tell(tell_plan(plan))
+    if config.recipe is not None:
+        _tell_other_batch(config.recipe, plan.pictures_a_step, tell=tell)
     return plan.record(), stream
+
+
+def _tell_other_batch(recipe: str, pictures: int, *, tell: Callable[[str], object]) -> None:
+    """Warn where batch, accumulation and processes together are not what the recipe means."""
+    from saccade.cli.recipes import find
+
+    fields = find(recipe).fields
+    meant = fields.get("batch", DistillConfig.batch) * fields.get("accumulate", DistillConfig.accumulate)
+    if pictures != meant:
+        tell(f"WARNING   {recipe} means {meant} pictures a step; these flags and processes take {pictures}")
 
 
 def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":

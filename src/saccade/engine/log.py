@@ -161,9 +161,12 @@ class Log:
 
 
 def clock(seconds: float) -> str:
-    """A duration as people read it: 0:07, 12:30, 1:02:03."""
+    """A duration as people read it: 0:07, 12:30, 1:02:03, 3 days 4:05:06."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
+    if hours >= 72:
+        days, hour = divmod(hours, 24)
+        return f"{days} days {hour}:{minute:02d}:{second:02d}"
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
