@@ -23,6 +23,7 @@ from saccade.objectives.clipself import ClipSelf, count_regions
 from saccade.ops.grid import grid_boxes
 from saccade.types import Batch, InputError, Sample
 
+_SURELY = 1.25  # times what there is: beyond the estimate's own error
 _PICTURE = (480, 640)  # (height, width) [pixels] of the pictures that are counted: COCO's most frequent size
 _MOST_COUNTED = 8  # pictures; of a larger batch this many and twice as many are counted
 _LOWER = (
@@ -150,12 +151,12 @@ def estimate_memory(
 
 
 def check_memory(memory: Memory, *, batch: int, device: torch.device) -> None:
-    """Refuse a batch that a GPU has no room for, before it is tried; the host's memory is only warned about.
+    """Refuse a batch that a GPU surely has no room for, before it is tried; a near one is only warned about.
 
     Raises:
         InputError: bytes needed, bytes there, and what to lower.
     """
-    if device.type == "cuda" and batch > memory.largest_batch:
+    if device.type == "cuda" and memory.needed(batch) > _SURELY * memory.available:
         raise InputError(
             f"--batch {batch}: needs about {_size(memory.needed(batch))} on {device}, which has "
             f"{_size(memory.available)}; the largest batch that fits is {memory.largest_batch}. {_LOWER}"
@@ -177,7 +178,7 @@ def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
         None where the pictures hold no region.
     """
     device = next(objective.student.parameters()).device
-    batches = [batch for batch in batches if count_regions(batch)]
+    batches = list(batches)  # also those without regions: where weights are spread, all processes must run
     taken = None
     is_slow_at_first = device.type == "cuda" or objective.compiled
     for batch in [*batches, *batches] if is_slow_at_first else batches:
@@ -187,7 +188,7 @@ def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
             torch.cuda.synchronize(device)
         taken = time.monotonic() - began
         objective.zero_grad(set_to_none=True)
-    return taken
+    return taken if any(count_regions(batch) for batch in batches) else None
 
 
 def _twin(objective: ClipSelf) -> tuple[ClipSelf, FakeTensorMode]:
