@@ -177,15 +177,14 @@ def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
         None where the pictures hold no region.
     """
     device = next(objective.student.parameters()).device
-    batches = [batch for batch in batches if count_regions(batch)]
-    taken = None
+    batches, taken = list(batches), None
     is_slow_at_first = device.type == "cuda" or objective.compiled
     for batch in [*batches, *batches] if is_slow_at_first else batches:
         began = time.monotonic()
-        objective(batch).backward()
+        objective(batch).backward()  # also of a batch without regions: spread weights want all processes to run
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken = time.monotonic() - began
+        taken = time.monotonic() - began if count_regions(batch) else None
         objective.zero_grad(set_to_none=True)
     return taken
 
