@@ -254,7 +254,12 @@ def _plan(
     from saccade.engine.plan import Plan, check_memory, estimate_memory, measure_pass, tell_plan, written
 
     memory = estimate_memory(
-        objective, batch=config.batch, regions=config.keep, processes=processes.size, sharded=config.fsdp
+        objective,
+        batch=config.batch,
+        regions=config.keep,
+        processes=processes.size,
+        sharded=config.fsdp,
+        bfloat16=config.precision == "bfloat16",
     )
     stream, seconds = iter(batches), None
     if config.dry_run or config.steps - start_step > FEW_STEPS:
