@@ -351,6 +351,17 @@ def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
     assert any(flags.values()) and not all(flags.values())
 
 
+def test_what_would_change_nothing_in_a_residual_network_is_refused():
+    tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+    shape = {**TINY_VIT["model_cfg"], "vision_cfg": tower}
+    config = {"model_cfg": shape, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.3, 0.3, 0.3]}}
+    one = Clip(open_clip.CLIP(**deepcopy(shape)), name="RN tiny", config=config).eval()
+    ClipSelf(one, one, student_size=64)
+    for flag in ("compiled", "checkpointing"):
+        with pytest.raises(InputError, match="RN tiny is a residual network and has none"):
+            ClipSelf(one, one, student_size=64, **{flag: True})
+
+
 def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
     student, copied, copy = pair[0], [], torch._foreach_copy_
 
