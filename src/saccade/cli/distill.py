@@ -333,7 +333,9 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
     regions = regions_of(config)
     annotations = "instances" if regions == "boxes" else "none"
     source = PictureSource(
-        open_data(str(config.validate), split=config.validate_split, annotations=annotations),
+        open_data(
+            config.validate, split=config.validate_split, annotations=annotations, shard_cache=config.shard_cache
+        ),
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
