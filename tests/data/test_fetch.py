@@ -1,6 +1,7 @@
 """Shards by pattern and by URL: fetched whole or not at all, and no text of a URL reaches a shell."""
 
 import functools
+import hashlib
 import http.server
 import io
 import shutil
@@ -8,11 +9,13 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import saccade.data.fetch as fetch_module
 from saccade.data.fetch import expand, fetch, fetch_all, is_pattern
 from saccade.data.sources import open_data
 from saccade.types import InputError
@@ -159,6 +162,27 @@ def test_what_is_not_fetched_whole_is_not_kept(tmp_path, served, name):
     with pytest.raises(InputError, match=f"{name}: shard 1 of 1 could not be fetched into"):
         open_data(f"{address}/{name}", split="train", shard_cache=tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [".lock"]
+
+
+@contextmanager
+def no_lock(folder: Path) -> Iterator[None]:
+    """A lock that cannot be had."""
+    raise OSError("no locks here")
+    yield
+
+
+def test_half_a_shard_of_another_process_is_left_to_it(tmp_path, monkeypatch):
+    url = "https://host/a.tar"
+    monkeypatch.setattr(fetch_module, "_download", lambda url, target: target.write_bytes(b"half"))
+    with pytest.raises(InputError, match="need a whole tar"):
+        fetch(url, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # our own half is gone
+    theirs = tmp_path / f"a-{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar.partial"
+    theirs.write_bytes(b"half of it")
+    monkeypatch.setattr(fetch_module, "_alone", no_lock)
+    with pytest.raises(InputError, match="no locks here"):
+        fetch(url, tmp_path)
+    assert theirs.read_bytes() == b"half of it"
 
 
 def test_a_missing_program_is_named(tmp_path, monkeypatch):

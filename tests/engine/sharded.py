@@ -23,20 +23,27 @@ def sample(seed: int, regions: int) -> Sample:
     return Sample(f"picture {seed}", image, torch.cat([corners, corners + 16], dim=1))
 
 
+def deeper(clip: Clip) -> Clip:
+    """The same CLIP with twice as many blocks."""
+    one = deepcopy(clip)
+    one.visual.transformer.resblocks.extend(deepcopy(one.visual.transformer.resblocks))
+    return one
+
+
 def objective_of(clip: Clip, **settings) -> ClipSelf:
     student = deepcopy(clip)
     with torch.no_grad():  # away from the teacher, where gradients are not small
         for number, parameter in enumerate(student.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-    train_layers(student)
+    train_layers(student, head=settings.get("head", "value"))
     return ClipSelf(student, deepcopy(clip), student_size=32, **settings)
 
 
-def compare(clip: Clip, processes, *, bfloat16: bool, checkpointing: bool, regions: tuple[int, int]) -> dict:
+def compare(clip: Clip, processes, *, bfloat16: bool, regions: tuple[int, int], **settings) -> dict:
     """How far the gradients lie apart, how large they are, and what share of the trained weights is held here."""
     batches = [Batch([sample(seed, count)], []) for seed, count in enumerate(regions)]
-    spread = objective_of(clip, checkpointing=checkpointing)
-    whole = objective_of(clip, checkpointing=checkpointing, low_precision=bfloat16)
+    spread = objective_of(clip, **settings)
+    whole = objective_of(clip, low_precision=bfloat16, **settings)
     shard_student(spread, processes=processes, bfloat16=bfloat16)
     spread(batches[processes.rank]).backward()
     (sum(whole(batch) for batch in batches) / 2).backward()
@@ -59,7 +66,8 @@ def main(model: str, out: str) -> None:
         for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
             settings = {"bfloat16": bfloat16, "checkpointing": checkpointing}
             found[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
-        found["empty"] = compare(clip, processes, bfloat16=False, checkpointing=False, regions=(5, 0))
+        found["empty"] = compare(clip, processes, bfloat16=False, regions=(5, 0))
+        found["in parts"] = compare(deeper(clip), processes, bfloat16=False, regions=(5, 5), head="values3")
         try:
             shard_student(objective_of(clip, tokens="valid"), processes=processes)
         except InputError as error:

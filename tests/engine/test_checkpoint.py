@@ -25,10 +25,12 @@ from saccade.engine.checkpoint import (
     find_best,
     list_complete,
     load_latest,
+    load_together,
     require_space,
     restore,
     save_checkpoint,
 )
+from saccade.engine.distributed import Processes
 from saccade.types import InputError
 
 
@@ -301,6 +303,30 @@ def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"needs 2,856 free bytes.*2 checkpoints of 1,200 bytes and a model of 456"):
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2855}))
         require_space(tmp_path, module=module, copies=2, product=product)
+
+
+def test_a_run_that_fitted_may_go_on(tmp_path, monkeypatch):
+    module = nn.Linear(10, 10, bias=False)  # 1200 bytes a checkpoint, as above
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 3600 - 2 * 1200}))
+    require_space(tmp_path, module=module, copies=3, there=2)  # of 3,600 bytes the first two took 2,400
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1199}))
+    with pytest.raises(InputError, match="needs 1,200 free bytes, for 1 checkpoints of"):
+        require_space(tmp_path, module=module, copies=3, there=5)  # more than now wanted, but one is still to come
+
+
+class Apart(Processes):
+    """One of two processes, the other of which sees an empty folder."""
+
+    def gather(self, thing):
+        return [thing, 0 if isinstance(thing, int) else None]
+
+
+def test_processes_that_find_different_checkpoints_do_not_go_on(tmp_path):
+    apart = Apart(0, 2, torch.device("cpu"))
+    assert load_together(tmp_path, processes=apart) is None
+    save(tmp_path, 4)
+    with pytest.raises(InputError, match=r"by rank they are at steps \[4, 0\] .* an --out that all machines share"):
+        load_together(tmp_path, processes=apart)
 
 
 def test_the_digest_knows_every_value_and_name():

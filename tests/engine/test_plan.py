@@ -77,6 +77,14 @@ def test_weights_gradients_and_moments_are_fixed_and_pictures_a_line(objective):
     assert larger.fixed == pytest.approx(whole.fixed, rel=0.1)
 
 
+def test_spread_weights_in_bfloat16_take_what_bfloat16_does(objective):
+    """The objective is then a float32 one, whose blocks are gathered in bfloat16."""
+    shape = {"batch": 2, "regions": 4, "processes": 2, "sharded": True}
+    exact, low = (estimate_memory(objective(size=256), **shape, bfloat16=bfloat16) for bfloat16 in (False, True))
+    copied = estimate_memory(objective(size=256, low_precision=True), **shape)
+    assert low.a_picture == copied.a_picture < 0.8 * exact.a_picture
+
+
 def test_a_small_input_does_not_hide_a_picture_behind_the_gradients(objective):
     # tokens of 16 patches of 8 pixels: a picture's activations are far less than the gradients of both blocks
     memory = estimate_memory(objective(size=32), batch=4, regions=1)

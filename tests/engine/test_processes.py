@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from saccade.cli.distill import _again, _batches, _open_pictures
+from saccade.data.loader import epoch_order
 from saccade.engine.checkpoint import list_complete, load_checkpoint
 from saccade.engine.config import DistillConfig, Sharing, told_sharing
 from saccade.engine.distributed import Processes
@@ -179,6 +180,14 @@ def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two
         if name.endswith("in_proj_bias"):  # keys' biases (32 to 63) have no gradient but rounding, which Adam blows up
             found[32:64] = tensor[32:64]
         torch.testing.assert_close(found, tensor, rtol=0, atol=2e-5)
+
+
+def test_spread_weights_are_measured_though_one_process_begins_without_a_picture(two, tmp_path, pictures):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / f"{epoch_order(10, seed=0, epoch=0)[1]}.png").write_bytes(b"bad")  # the second process's first
+    statuses, said = two("--fsdp", "--batch", 1, "--dry-run", "--timeout", 5, port=29573, data=data)
+    assert statuses == [0, 0] and "one forward and backward pass took" in said[0], said
 
 
 def test_spread_weights_to_the_end_in_bfloat16(two, tmp_path, tiny_model):

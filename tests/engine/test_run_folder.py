@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from saccade.cli.main import parse
 from saccade.engine.config import MAY_CHANGE, DistillConfig, check_config, claim_folder, numbers_of, run_record
 from saccade.types import InputError
 
@@ -71,7 +72,15 @@ def test_a_distillation_may_go_on_with_other_machines_and_nothing_else_may(tmp_p
     with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  nonfinite: "):
         claim_folder(tmp_path, other)  # pretraining
     with pytest.raises(InputError, match="validate: there None, here held_out"):
-        claim_folder(tmp_path, record(validate=Path("held_out")), may_change=MAY_CHANGE)
+        claim_folder(tmp_path, record(validate="held_out/"), may_change=MAY_CHANGE)
+
+
+def test_addresses_stay_as_they_are_and_a_folder_has_one_name(tmp_path):
+    url = "https://host/{0..3}.tar"
+    typed = parse(["distill", "--data", url, "--validate", url, "--out", str(tmp_path)])
+    assert (typed.data, typed.validate) == (url, url)
+    assert [record(data=url, validate=url)[name] for name in ("data", "validate")] == [url, url]
+    assert record(data="a/", validate="b/") == record(data="a", validate="b")
 
 
 def test_a_folder_with_foreign_contents_is_refused(tmp_path):

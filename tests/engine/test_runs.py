@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from saccade.cli.distill import _require_good_pictures
+from saccade.data.loader import epoch_order
 from saccade.engine.fit import Outcome
 from saccade.types import InputError
 
@@ -143,6 +144,21 @@ def test_bad_pictures_are_counted_at_the_end_and_strict_stops_at_the_first(disti
     assert end["event"] == "end" and sorted(end["bad_pictures"]) == ["cut.png", "empty.png"]
     status, said = distill("--strict", out="strict", data=mixed)
     assert status == 2 and "Traceback" not in said and ("cut.png" in said or "empty.png" in said)
+
+
+def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, pictures):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    last = data / f"{epoch_order(10, seed=0, epoch=0)[9]}.png"  # of step 4, where steps 2 and 4 are saved
+    kept = last.read_bytes()
+    last.write_bytes(b"bad")
+    status, said = distill("--strict", data=data)
+    assert status == 2 and "strict: the first bad picture ends the run" in said, said
+    assert list(losses(tmp_path / "run")) == [1, 2, 3]
+    last.write_bytes(kept)
+    status, said = distill(data=data)
+    assert status == 0 and "going on from step 3 of 4" in said, said
+    assert_same_bits(whole, tmp_path / "run")
 
 
 def test_a_run_that_met_no_good_picture_has_no_product(distill, tmp_path):

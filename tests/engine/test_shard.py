@@ -21,7 +21,7 @@ def found(zygote, tiny_model, tmp_path_factory) -> list[dict]:
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("way", ["(False, False)", "(False, True)", "(True, False)", "empty"])
+@pytest.mark.parametrize("way", ["(False, False)", "(False, True)", "(True, False)", "empty", "in parts"])
 def test_gradients_are_those_of_whole_weights(found, way):
     for one in found:
         assert one[way]["apart"] <= 1e-7 < 1e-3 < one[way]["largest"]

@@ -349,3 +349,30 @@ def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
     flags = {name: copy.requires_grad for name, copy in copies.items()}
     assert flags == {name: parameter.requires_grad for name, parameter in student.visual.named_parameters()}
     assert any(flags.values()) and not all(flags.values())
+
+
+def test_what_would_change_nothing_in_a_residual_network_is_refused():
+    tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+    shape = {**TINY_VIT["model_cfg"], "vision_cfg": tower}
+    config = {"model_cfg": shape, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.3, 0.3, 0.3]}}
+    one = Clip(open_clip.CLIP(**deepcopy(shape)), name="RN tiny", config=config).eval()
+    ClipSelf(one, one, student_size=64)
+    for flag in ("compiled", "checkpointing"):
+        with pytest.raises(InputError, match="RN tiny is a residual network and has none"):
+            ClipSelf(one, one, student_size=64, **{flag: True})
+
+
+def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
+    student, copied, copy = pair[0], [], torch._foreach_copy_
+
+    def watched(to, of):
+        copied.append(sum(map(torch.numel, of)))
+        copy(to, of)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", watched)
+    train_layers(student, 1)
+    ClipSelf(*pair, student_size=32, low_precision=True)(two_samples()).backward()
+    every = [parameter.numel() for parameter in student.visual.parameters()]
+    trained = [parameter.numel() for parameter in student.visual.parameters() if parameter.requires_grad]
+    assert copied == [sum(every), sum(trained)]  # to bfloat16, and the gradients back
+    assert all((parameter.grad is None) != parameter.requires_grad for parameter in student.visual.parameters())

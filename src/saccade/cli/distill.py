@@ -88,7 +88,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         clean_checkpoints,
         collect,
         digest_module,
-        load_latest,
+        list_complete,
+        load_together,
         require_space,
         restore,
         versions,
@@ -138,8 +139,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         if processes.is_first:
             record = run_record(config, {**asdict(numbers), "weights": digest, "processes": processes.size})
             claim_folder(config.out, record, may_change=MAY_CHANGE)
-    with processes.together():
-        saved = load_latest(checkpoints, tell=tell)
+    saved = load_together(checkpoints, processes=processes, tell=tell)
     outcome = Outcome(step=0)
     if saved is not None:
         outcome = Outcome.resumed(saved)
@@ -153,7 +153,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             check_writable(config.out)
             clean_checkpoints(checkpoints)
             copies = config.keep_checkpoints + 1 + (held_out is not None)  # one more while it is written; the best
-            require_space(config.out, module=objective, copies=copies, product=original.model)
+            there = len(list_complete(checkpoints))
+            require_space(config.out, module=objective, copies=copies, there=there, product=original.model)
 
     # --- told first
     batches = _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step)
@@ -253,7 +254,12 @@ def _plan(
     from saccade.engine.plan import Plan, check_memory, estimate_memory, measure_pass, tell_plan, written
 
     memory = estimate_memory(
-        objective, batch=config.batch, regions=config.keep, processes=processes.size, sharded=config.fsdp
+        objective,
+        batch=config.batch,
+        regions=config.keep,
+        processes=processes.size,
+        sharded=config.fsdp,
+        bfloat16=config.precision == "bfloat16",
     )
     stream, seconds = iter(batches), None
     if config.dry_run or config.steps - start_step > FEW_STEPS:
@@ -327,7 +333,9 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
     regions = regions_of(config)
     annotations = "instances" if regions == "boxes" else "none"
     source = PictureSource(
-        open_data(str(config.validate), split=config.validate_split, annotations=annotations),
+        open_data(
+            config.validate, split=config.validate_split, annotations=annotations, shard_cache=config.shard_cache
+        ),
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,

@@ -1,8 +1,8 @@
 """Compute with bfloat16 copies of float32 weights (mixed precision without autocast and without a loss scaler).
 
 Autocast runs every norm in float32 and casts frozen weights again in each step; here a tower computes in bfloat16
-throughout, on copies made once a step, and gradients flow through the copies to the float32 weights that the optimizer
-moves. Norms and softmax still add up in float32 inside their kernels, and rotary tables stay float32.
+throughout, on copies made once a forward pass, and gradients flow through the copies to the float32 weights that the
+optimizer moves. Norms and softmax still add up in float32 inside their kernels, and rotary tables stay float32.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ class _CopyAll(torch.autograd.Function):
         torch._foreach_copy_(copies, tensors)  # pyright: ignore[reportPrivateImportUsage]
         needed = zip(copies, ctx.needs_input_grad, strict=True)
         ctx.mark_non_differentiable(*(copy for copy, need in needed if not need))  # of what is frozen
+        ctx.set_materialize_grads(False)  # else it gets zeros, which would be made float32 and thrown away
         return tuple(copies)
 
     @staticmethod

@@ -102,12 +102,14 @@ def fetch(url: str, cache: Path, *, place: str = "a shard") -> Path:
     partial = path.with_name(path.name + ".partial")
     try:
         with _alone(cache):
-            if not path.is_file():
-                _download(url, partial)
-                index_shard(partial)
-                partial.replace(path)
+            try:
+                if not path.is_file():
+                    _download(url, partial)
+                    index_shard(partial)
+                    partial.replace(path)
+            finally:  # while it is ours alone: another process may begin the same one next
+                partial.unlink(missing_ok=True)
     except Exception as error:  # what webdataset and the programs it runs let out
-        partial.unlink(missing_ok=True)
         program = " (webdataset runs this program)" if isinstance(error, FileNotFoundError) else ""
         raise InputError(
             f"{url}: {place} could not be fetched into {cache}; {type(error).__name__}: {error}{program}. "

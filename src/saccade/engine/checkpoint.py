@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saccade.clip.digest import digest_state
-from saccade.engine.distributed import spread_like, whole_tensor
+from saccade.engine.distributed import Processes, spread_like, whole_tensor
 from saccade.types import InputError
 
 
@@ -132,6 +132,28 @@ def load_latest(folder: Path, *, tell: Callable[[str], object] = print) -> Check
     return None
 
 
+def load_together(folder: Path, *, processes: Processes, tell: Callable[[str], object] = print) -> Checkpoint | None:
+    """`load_latest` by every process of a run, which must all go on from the same step.
+
+    Args:
+        folder: of the run's checkpoints, on a disk that all machines share.
+        processes: of the run.
+        tell: as in `load_latest`.
+
+    Raises:
+        InputError: as `load_latest`, for any process; or they found different steps.
+    """
+    with processes.together():
+        saved = load_latest(folder, tell=tell)
+    steps = processes.gather(0 if saved is None else saved.step)
+    if len(set(steps)) > 1:
+        raise InputError(
+            f"{folder}: all processes must find the same checkpoint; by rank they are at steps {steps} (0: none). "
+            "Give an --out that all machines share, and look whether one of them cannot read it."
+        )
+    return saved
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint, believing nothing that its hashes do not confirm.
 
@@ -170,7 +192,7 @@ def collect(module: nn.Module, optimizer: torch.optim.Optimizer, *, hold: bool =
         for label, tensor in found.items():
             whole = whole_tensor(tensor.detach())
             if hold:
-                tensors[label] = whole if whole is tensor else whole.cpu()
+                tensors[label] = whole.cpu()
     return tensors
 
 
@@ -206,13 +228,16 @@ def digest_module(module: nn.Module) -> str:
     return digest_state(module.state_dict())
 
 
-def require_space(folder: Path, *, module: nn.Module, copies: int, product: nn.Module | None = None) -> None:
+def require_space(
+    folder: Path, *, module: nn.Module, copies: int, there: int = 0, product: nn.Module | None = None
+) -> None:
     """Refuse to start where the checkpoints and the product would not fit.
 
     Args:
         folder: on the disk that is asked.
         module: three float tensors are saved for each of its trained ones (itself and two moments).
         copies: checkpoints that may exist at once.
+        there: of them, that an earlier part of the run has written; there is always one more to write.
         product: all its tensors are saved once, at the end.
 
     Raises:
@@ -220,10 +245,11 @@ def require_space(folder: Path, *, module: nn.Module, copies: int, product: nn.M
     """
     state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
     model = 0 if product is None else sum(t.numel() * t.element_size() for t in product.state_dict().values())
-    need, free = max(2, copies) * state + model, shutil.disk_usage(folder).free
+    count = max(1, max(2, copies) - there)
+    need, free = count * state + model, shutil.disk_usage(folder).free
     if free < need:
         raise InputError(
-            f"{folder}: needs {need:,} free bytes, for {max(2, copies)} checkpoints of {state:,} bytes and a model of "
+            f"{folder}: needs {need:,} free bytes, for {count} checkpoints of {state:,} bytes and a model of "
             f"{model:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
         )
 

@@ -100,7 +100,7 @@ class DistillConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
-    validate: Path | None = None
+    validate: str | None = None
     """Pictures held out, as --data takes them: at every checkpoint the loss over some of them is measured, and the
     checkpoint where it is lowest is kept beside the newest."""
     validate_split: str = "val"
@@ -219,8 +219,9 @@ def check_config(config: DistillConfig) -> None:
 
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
     """The run's identity as JSON: its flags and the facts that no flag holds (digest of the weights, processes)."""
-    data = config.data if "://" in str(config.data) else str(Path(config.data))  # DIR and DIR/ are one
-    return json.loads(json.dumps({**asdict(config), "data": data, **facts}, default=str))
+    named = {"data": config.data, "validate": config.validate}
+    same = {name: str(Path(text)) for name, text in named.items() if text is not None and "://" not in str(text)}
+    return json.loads(json.dumps({**asdict(config), **same, **facts}, default=str))  # DIR and DIR/ are one
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def fit(
 
     Raises:
         InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before.
-            Or the loader refused its pictures, in this process or another.
+            Or the loader refused its pictures, in this process or another; the steps before are saved.
         LostProcessError: another process is gone or silent.
     """
     outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
@@ -120,7 +120,8 @@ def fit(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 has another name for it, 2.10 has not
             wrapped = DistributedDataParallel(objective, broadcast_buffers=False)
-    stream, given = iter(loader), None  # the step that the device works on
+    stream, refusal, refused = iter(loader), None, 0
+    given = None  # the step that the device works on
 
     with signals_caught() as caught, loss_noticed(lambda: f"step {outcome.step + 1}"):
         while outcome.step < steps:
@@ -130,9 +131,7 @@ def fit(
             mine = [sum(counts), sum(len(batch.samples) for batch in batches), bad, refusal is not None, len(caught)]
             items, good, bad, refused, asked = (int(number) for number in processes.total(mine))
             if refused:
-                with processes.together():
-                    if refusal is not None:
-                        raise refusal
+                break
             if asked:
                 outcome.stopped_by = _first_signal(caught, processes)
                 break
@@ -173,6 +172,10 @@ def fit(
         _settle(given, guard, outcome)
         if saved < outcome.step:
             _save(checkpoints, objective, optimizer, outcome, facts or {}, keep, processes)
+        if refused:
+            with processes.together():
+                if refusal is not None:
+                    raise refusal
     return outcome
 
 

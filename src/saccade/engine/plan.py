@@ -115,7 +115,7 @@ def tell_plan(plan: Plan) -> str:
 
 
 def estimate_memory(
-    objective: ClipSelf, *, batch: int, regions: int, processes: int = 1, sharded: bool = False
+    objective: ClipSelf, *, batch: int, regions: int, processes: int = 1, sharded: bool = False, bfloat16: bool = False
 ) -> Memory:
     """Count what a step of a process holds at most.
 
@@ -125,8 +125,9 @@ def estimate_memory(
         regions: of a picture, at most.
         processes: of the run; several keep gradients twice (in the buckets that are sent).
         sharded: whether the student's weights are spread over the processes.
+        bfloat16: whether such weights are gathered in bfloat16; the objective does not know of it.
     """
-    twin, mode = _twin(objective)
+    twin, mode = _twin(objective, low_precision=sharded and bfloat16)
     boxes = grid_boxes(4, -(-regions // 4), height=_PICTURE[0], width=_PICTURE[1])[:regions]  # real: sizes hang on them
     peaks, first = [], min(batch, _MOST_COUNTED)
     for pictures in (first, 2 * first):
@@ -178,20 +179,19 @@ def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
         None where the pictures hold no region.
     """
     device = next(objective.student.parameters()).device
-    batches = list(batches)  # also those without regions: where weights are spread, all processes must run
-    taken = None
+    batches, taken = list(batches), None
     is_slow_at_first = device.type == "cuda" or objective.compiled
     for batch in [*batches, *batches] if is_slow_at_first else batches:
         began = time.monotonic()
-        objective(batch).backward()
+        objective(batch).backward()  # also of a batch without regions: spread weights want all processes to run
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken = time.monotonic() - began
+        taken = time.monotonic() - began if count_regions(batch) else None
         objective.zero_grad(set_to_none=True)
-    return taken if any(count_regions(batch) for batch in batches) else None
+    return taken
 
 
-def _twin(objective: ClipSelf) -> tuple[ClipSelf, FakeTensorMode]:
+def _twin(objective: ClipSelf, *, low_precision: bool = False) -> tuple[ClipSelf, FakeTensorMode]:
     """The same objective over tensors that hold nothing, and the mode it works in."""
     student, teacher = objective.student, objective.teacher
     kinds = {name: parameter.dtype for name, parameter in teacher.named_parameters()}
@@ -213,7 +213,7 @@ def _twin(objective: ClipSelf) -> tuple[ClipSelf, FakeTensorMode]:
             pad=objective.pad,
             head=objective.head,
             tokens=objective.tokens,
-            low_precision=objective.low_precision,
+            low_precision=objective.low_precision or low_precision,
             checkpointing=objective.checkpointing,
             chunk=objective.chunk,
         )

@@ -1,7 +1,7 @@
 """The student's weights spread over the processes (FSDP2), for towers whose weights, gradients and moments do not fit
 beside a batch: ViT-H/14 and above.
 
-Each block is gathered when it runs and let go after it; what is outside the blocks, and the last block, which a head
+Each block is gathered when it runs and let go after it; what is outside the blocks, and the last blocks, which a head
 runs in parts, are gathered for the whole step. Frozen things (the teacher, the text tower) stay whole on every process.
 Deliberately absent: offloading to the host, sharding of the teacher.
 """
@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from saccade.clip.dense import tower_stages
+from saccade.clip.heads import HEADS
 from saccade.engine.distributed import Processes
 from saccade.objectives.clipself import ClipSelf
 from saccade.types import InputError
@@ -42,14 +43,16 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     mesh = init_device_mesh(processes.device.type, (processes.size,))
     kind = torch.bfloat16 if bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    run = student.run_block
+    run, stages = student.run_block, tower_stages(student.visual)
+    in_parts = HEADS[objective.head].states
 
     def run_own(block: nn.Module, family: Any, visual: Any, *rest: Any) -> Tensor:
         return run(family, visual, block, *rest)
 
-    for block in tower_stages(student.visual)[:-1]:
+    for block in stages[:-1]:
         # FSDP gathers around a method of the module it shards
         block.run_gathered = MethodType(run_own, block)  # pyright: ignore[reportArgumentType]
+    for block in stages[:-in_parts]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
     student.run_block = lambda family, visual, block, *rest: block.run_gathered(family, visual, *rest)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from saccade.clip.attention import recomputed, whole_block
@@ -65,7 +66,8 @@ class ClipSelf(nn.Module):
             chunk: teacher crops encoded at once, which bounds their memory.
 
         Raises:
-            InputError: the size is not a multiple of the patch size, or the towers embed differently.
+            InputError: the size is not a multiple of the patch size, the towers embed differently, or a residual
+                network is to be compiled or checkpointed, which would change nothing.
         """
         super().__init__()
         if student_size < 1 or student_size % student.patch_size:
@@ -76,6 +78,11 @@ class ClipSelf(nn.Module):
         if student.embed_dim != teacher.embed_dim:
             raise InputError(
                 f"teacher: must embed as the student does ({student.embed_dim} numbers); got {teacher.embed_dim}."
+            )
+        if (compiled or checkpointing) and isinstance(student.visual, ModifiedResNet):
+            raise InputError(
+                f"--compile, --checkpointing: act on transformer blocks; {student.name} is a residual network and has "
+                "none. Leave them out."
             )
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
         self.student_size, self.enlarge, self.chunk = student_size, enlarge, chunk
