@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import roi_align
 
+from saccade.clip.dense import tower_stages
 from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.clip.precision import low_precision_copies
@@ -374,5 +375,27 @@ def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
     ClipSelf(*pair, student_size=32, low_precision=True)(two_samples()).backward()
     every = [parameter.numel() for parameter in student.visual.parameters()]
     trained = [parameter.numel() for parameter in student.visual.parameters() if parameter.requires_grad]
-    assert copied == [sum(every), sum(trained)]  # to bfloat16, and the gradients back
+    assert sum(copied) == sum(every) + sum(trained)  # to bfloat16, and the gradients back
     assert all((parameter.grad is None) != parameter.requires_grad for parameter in student.visual.parameters())
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_a_blocks_gradients_are_ready_before_the_backward_pass_is_through(pair, low_precision):
+    """So that processes can exchange them meanwhile: the middle block's come before the first one's are begun."""
+    student, teacher = pair
+    train_layers(student)
+    first, middle, _ = tower_stages(student.visual)
+    order = []
+    middle.mlp.c_fc.weight.register_post_accumulate_grad_hook(lambda _: order.append("middle is ready"))
+    objective = ClipSelf(student, teacher, student_size=64, low_precision=low_precision)
+    run = student.run_block
+
+    def watched(family, visual, block, tokens, *rest):
+        if block is middle:
+            tokens.register_hook(lambda _: order.append("first begins"))
+        return run(family, visual, block, tokens, *rest)
+
+    student.run_block = watched
+    objective(two_samples()).backward()
+    assert order == ["middle is ready", "first begins"]
+    assert first.mlp.c_fc.weight.grad is not None

@@ -6,7 +6,6 @@ kernel; neither heads nor windows are looped over.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -80,13 +79,8 @@ RunBlock = Callable[[Family, Any, Any, Tensor, Layout, bool], Tensor]
 """How the blocks before the last are run: as `whole_block` runs them, in more or less memory and time."""
 
 
-def recomputed(run: RunBlock, *, again: Callable[[], AbstractContextManager[None]] = nullcontext) -> RunBlock:
-    """Keep only what enters a block, and run it again when its gradients are asked for (activation checkpointing).
-
-    Args:
-        run: how the block is run.
-        again: what must surround it the second time, as the caller's own context did the first time.
-    """
+def recomputed(run: RunBlock) -> RunBlock:
+    """Keep only what enters a block, and run it again when its gradients are asked for (activation checkpointing)."""
 
     def run_twice(*arguments: Any) -> Tensor:
         if not torch.is_grad_enabled():
@@ -96,7 +90,6 @@ def recomputed(run: RunBlock, *, again: Callable[[], AbstractContextManager[None
             *arguments,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), again()),
         )
 
     return run_twice

@@ -172,6 +172,17 @@ def tower_stages(visual: nn.Module) -> list[nn.Module]:
     return _accepted(visual).stages(visual)
 
 
+def blocks_run_whole(visual: nn.Module, *, head: Head) -> list[nn.Module]:
+    """The blocks that are run as a whole and by nothing else (`RunBlock`): all but those a head takes in parts.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        head: as in `dense_tokens`.
+    """
+    blocks = _accepted(visual).blocks(visual)
+    return blocks[: len(blocks) - HEADS[check_head(visual, head)].states]
+
+
 def last_block_use(visual: nn.Module, *, head: Head) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
     """Which parameters of the last block the dense embedding does without (Sec. 3.1); they have nothing to learn.
 

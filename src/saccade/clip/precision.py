@@ -1,22 +1,42 @@
 """Compute with bfloat16 copies of float32 weights (mixed precision without autocast and without a loss scaler).
 
-Autocast runs every norm in float32 and casts frozen weights again in each step; here a tower computes in bfloat16
-throughout, on copies made once a forward pass, and gradients flow through the copies to the float32 weights that the
-optimizer moves. Norms and softmax still add up in float32 inside their kernels, and rotary tables stay float32.
+Autocast runs every norm in float32; here a tower computes in bfloat16 throughout, on copies of its weights, and
+gradients flow through the copies to the float32 weights that the optimizer moves. A block's copies are made where it
+runs, so that its gradients are ready when the backward pass has left it, and processes can exchange them meanwhile.
+Norms and softmax still add up in float32 inside their kernels, and rotary tables stay float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from saccade.clip.attention import RunBlock
+from saccade.clip.tower import Family
 
-def low_precision_copies(module: nn.Module) -> dict[str, Tensor]:
-    """Copy a module's floating point parameters and buffers to bfloat16, by name; gradients reach the originals."""
+
+def in_low_precision(run: RunBlock) -> RunBlock:
+    """Run a block with bfloat16 copies of its weights, made for this one run of it."""
+
+    def run_copies(family: Family, visual: Any, block: Any, *rest: Any) -> Tensor:
+        with using(block, low_precision_copies(block)):
+            return run(family, visual, block, *rest)
+
+    return run_copies
+
+
+def low_precision_copies(module: nn.Module, *, leave: Sequence[nn.Module] = ()) -> dict[str, Tensor]:
+    """Copy a module's floating point parameters and buffers to bfloat16, by name; gradients reach the originals.
+
+    Args:
+        module: of any kind.
+        leave: parts of it that are not copied.
+    """
+    left = {id(tensor) for part in leave for tensor in (*part.parameters(), *part.buffers())}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    names = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and id(tensor) not in left]
     return dict(zip(names, _CopyAll.apply(*(tensors[name] for name in names)), strict=True))
 
 

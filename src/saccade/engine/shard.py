@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from saccade.clip.dense import tower_stages
-from saccade.clip.heads import HEADS
+from saccade.clip.dense import blocks_run_whole, tower_stages
 from saccade.engine.distributed import Processes
 from saccade.objectives.clipself import ClipSelf
 from saccade.types import InputError
@@ -44,7 +43,6 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     kind = torch.bfloat16 if bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     run, stages = student.run_block, tower_stages(student.visual)
-    in_parts = HEADS[objective.head].states
 
     def run_own(block: nn.Module, family: Any, visual: Any, *rest: Any) -> Tensor:
         return run(family, visual, block, *rest)
@@ -52,7 +50,7 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     for block in stages[:-1]:
         # FSDP gathers around a method of the module it shards
         block.run_gathered = MethodType(run_own, block)  # pyright: ignore[reportArgumentType]
-    for block in stages[:-in_parts]:
+    for block in blocks_run_whole(student.visual, head=objective.head):
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
     student.run_block = lambda family, visual, block, *rest: block.run_gathered(family, visual, *rest)

@@ -21,10 +21,10 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from saccade.clip.attention import recomputed, whole_block
-from saccade.clip.dense import last_block_use, tower_stages
+from saccade.clip.dense import blocks_run_whole, last_block_use, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
-from saccade.clip.precision import low_precision_copies, using
+from saccade.clip.precision import in_low_precision, low_precision_copies, using
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
 from saccade.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
@@ -90,10 +90,10 @@ class ClipSelf(nn.Module):
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
-        self._copies: dict[str, Tensor] = {}
         run = torch.compile(whole_block) if compiled else whole_block
         teacher.run_block = run
-        student.run_block = recomputed(run, again=self._as_in_forward) if checkpointing else run
+        run = in_low_precision(run) if low_precision else run
+        student.run_block = recomputed(run) if checkpointing else run
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - mean over ALL regions of the batch of cos(student region, teacher crop).
@@ -109,9 +109,7 @@ class ClipSelf(nn.Module):
         groups = [list(group) for _, group in groupby(sorted(samples, key=self._seen), key=self._seen)]
         with torch.no_grad():
             targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
-        if self.low_precision:
-            self._copies = low_precision_copies(self.student.visual)
-        with self._as_in_forward():
+        with self._outside_the_blocks():
             regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
         loss = 1 - (regions * targets).sum(dim=1).mean()
         return loss if count_regions(batch) else loss * 0
@@ -132,9 +130,12 @@ class ClipSelf(nn.Module):
         patch = self.student.patch_size
         return -(-height // patch) * patch, -(-width // patch) * patch
 
-    def _as_in_forward(self) -> AbstractContextManager[None]:
-        """The student with the weights it computes with."""
-        return using(self.student.visual, self._copies) if self.low_precision else nullcontext()
+    def _outside_the_blocks(self) -> AbstractContextManager[None]:
+        """The student with the weights it computes with, but for the blocks that have theirs where they run."""
+        if not self.low_precision:
+            return nullcontext()
+        visual = self.student.visual
+        return using(visual, low_precision_copies(visual, leave=blocks_run_whole(visual, head=self.head)))
 
     def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
         """The pictures resized and padded to one square, and their boxes in its pixels."""
