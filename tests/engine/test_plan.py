@@ -8,6 +8,7 @@ import torch
 
 from saccade.cli.main import main
 from saccade.clip.load import load
+from saccade.clip.tower import Windows
 from saccade.engine import plan
 from saccade.engine.plan import Memory, Plan, check_memory, estimate_memory, measure_pass, tell_plan
 from saccade.objectives.clipself import ClipSelf, train_layers
@@ -114,6 +115,14 @@ def test_a_dry_run_tells_and_leaves_no_trace(tiny_model, pictures, tmp_path, cap
     told = capsys.readouterr().err
     assert "6 a step" in told and "60.00 epochs" in told and "for 100 steps" in told and str(tmp_path / "run") in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_window_attention_is_planned_too(objective):
+    one = objective(size=256)
+    without = estimate_memory(one, batch=2, regions=4)
+    one.student.windows = Windows(2, (0,))
+    assert one.student.config["saccade"] == {"windows": {"size": 2, "blocks": [0]}}  # as a saved model's file has it
+    assert estimate_memory(one, batch=2, regions=4).fixed == pytest.approx(without.fixed, rel=0.1)
 
 
 def test_a_dry_run_on_a_full_gpu_is_refused_before_it_is_tried(tiny_model, pictures, tmp_path, capsys, monkeypatch):
