@@ -84,6 +84,17 @@ def test_a_small_input_does_not_hide_a_picture_behind_the_gradients(objective):
     assert memory.a_picture > 4 * 3 * 32 * 32  # its input alone
 
 
+def test_gradients_do_not_hide_what_a_picture_takes_in_a_small_batch(objective, monkeypatch):
+    # gradients alone take 1000, pictures 200 and 50 each: up to 16 of them are hidden
+    monkeypatch.setattr(plan, "_peak", lambda *_, pictures: max(1000, 200 + 50 * pictures))
+    memory = estimate_memory(objective(), batch=1, regions=4)
+    held = memory.fixed - 200  # weights, gradients and moments
+    assert memory.a_picture == 50 and memory.least == held + 1000
+    assert [memory.needed(batch) - held for batch in (1, 16, 17)] == [1000, 1000, 1050]
+    assert Memory(fixed=10, a_picture=5, available=100, least=40).largest_batch == 18
+    assert Memory(fixed=10, a_picture=5, available=39, least=40).largest_batch == 0
+
+
 def test_the_estimate_is_what_a_real_pass_takes_of_the_allocator(objective):
     from saccade.engine.account import counting
 
