@@ -283,9 +283,7 @@ def test_without_a_network_a_tag_names_the_ways_that_are_left(monkeypatch):
         raise OSError("away")
 
     monkeypatch.setattr("saccade.clip.load.download_pretrained", away)
-    with pytest.raises(
-        InputError, match=r"could not download 'openai'.*away.*Give a file.*--dry-run --pretrained None"
-    ):
+    with pytest.raises(InputError, match=r"could not download 'openai'.*away.*Give a file, or none.*--pretrained None"):
         load("ViT-B-16-quickgelu", pretrained="openai")
 
 
