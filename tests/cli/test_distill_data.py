@@ -52,6 +52,15 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     assert line.startswith("2 of 3 pictures have no box")
 
 
+def test_boxes_in_parts_of_the_sides_and_those_of_other_pictures_are_refused(world, tmp_path):
+    (tmp_path / "parts.json").write_text(json.dumps({"000000000001.jpg": [[0.1, 0.2, 0.5, 0.6]]}))
+    with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*none is\. They are in pixels"):
+        source(world, boxes=tmp_path / "parts.json")
+    (tmp_path / "others.json").write_text(json.dumps([{"image_id": "2", "bbox": [10, 20, 30, 40]}]))
+    with pytest.raises(InputError, match=r"none of its 1 \(such as '2'\) is among the 3 \(such as '000000000001\.jpg'"):
+        source(world, boxes=tmp_path / "others.json")
+
+
 def test_shards_with_boxes_of_ones_own(tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (40, 30)).save(content, "PNG")

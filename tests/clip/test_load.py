@@ -278,6 +278,15 @@ def test_a_model_of_the_hub_is_a_folder(make_clip, tmp_path, monkeypatch):
         load("hf-hub:someone/something")
 
 
+def test_without_a_network_a_tag_names_the_ways_that_are_left(monkeypatch):
+    def away(_):
+        raise OSError("away")
+
+    monkeypatch.setattr("saccade.clip.load.download_pretrained", away)
+    with pytest.raises(InputError, match=r"could not download 'openai'.*away.*Give a file, or none.*--pretrained None"):
+        load("ViT-B-16-quickgelu", pretrained="openai")
+
+
 def test_folders_and_files_that_are_nothing(tmp_path):
     with pytest.raises(InputError, match="there is neither"):
         load(tmp_path)

@@ -8,6 +8,7 @@ import torch
 
 from saccade.cli.main import main
 from saccade.clip.load import load
+from saccade.clip.tower import Windows
 from saccade.engine import plan
 from saccade.engine.plan import Memory, Plan, check_memory, estimate_memory, measure_pass, tell_plan
 from saccade.objectives.clipself import ClipSelf, train_layers
@@ -91,6 +92,17 @@ def test_a_small_input_does_not_hide_a_picture_behind_the_gradients(objective):
     assert memory.a_picture > 4 * 3 * 32 * 32  # its input alone
 
 
+def test_gradients_do_not_hide_what_a_picture_takes_in_a_small_batch(objective, monkeypatch):
+    # gradients alone take 1000, pictures 200 and 50 each: up to 16 of them are hidden
+    monkeypatch.setattr(plan, "_peak", lambda *_, pictures: max(1000, 200 + 50 * pictures))
+    memory = estimate_memory(objective(), batch=1, regions=4)
+    held = memory.fixed - 200  # weights, gradients and moments
+    assert memory.a_picture == 50 and memory.least == held + 1000
+    assert [memory.needed(batch) - held for batch in (1, 16, 17)] == [1000, 1000, 1050]
+    assert Memory(fixed=10, a_picture=5, available=100, least=40).largest_batch == 18
+    assert Memory(fixed=10, a_picture=5, available=39, least=40).largest_batch == 0
+
+
 def test_the_estimate_is_what_a_real_pass_takes_of_the_allocator(objective):
     from saccade.engine.account import counting
 
@@ -122,6 +134,14 @@ def test_a_dry_run_tells_and_leaves_no_trace(tiny_model, pictures, tmp_path, cap
     told = capsys.readouterr().err
     assert "6 a step" in told and "60.00 epochs" in told and "for 100 steps" in told and str(tmp_path / "run") in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_window_attention_is_planned_too(objective):
+    one = objective(size=256)
+    without = estimate_memory(one, batch=2, regions=4)
+    one.student.windows = Windows(2, (0,))
+    assert one.student.config["saccade"] == {"windows": {"size": 2, "blocks": [0]}}  # as a saved model's file has it
+    assert estimate_memory(one, batch=2, regions=4).fixed == pytest.approx(without.fixed, rel=0.1)
 
 
 def test_a_dry_run_on_a_full_gpu_is_refused_before_it_is_tried(tiny_model, pictures, tmp_path, capsys, monkeypatch):

@@ -149,6 +149,7 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
     )
     assert list(alone) == list(shared) == [1, 2]
     assert alone[1] == pytest.approx(shared[1], abs=1e-5)
+    assert f"step 1  held-out loss {alone[1]:.4f}" in said
     assert alone[1] < alone[2] and "the product is the student of step 1" in said
     kept = [path.name for path in list_complete(tmp_path / "one" / "checkpoints")]
     assert kept == ["step_00000001", "step_00000002"]

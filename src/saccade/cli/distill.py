@@ -204,7 +204,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         dropped = {reason: one.count for reason, one in source.dataset.dropped.items()}
         left_out = {"bad_pictures": outcome.bad, "dropped_annotations": dropped, "skipped_steps": outcome.skipped}
         log.event("stop" if outcome.stopped_by else "end", {"step": outcome.step, **left_out})
-    for line in [_bad_pictures(outcome.bad), *source.dataset.dropped_lines()]:
+    skipped = _skipped_steps(outcome, config.out)
+    for line in [_bad_pictures(outcome.bad), *source.dataset.dropped_lines(), *skipped]:
         tell(line)
     if outcome.stopped_by is None:
         _require_good_pictures(outcome, config.out)
@@ -431,6 +432,13 @@ def _bad_pictures(bad: dict[str, str]) -> str:
     lines = [f"  {name}: {reason}" for name, reason in sorted(bad.items())[:10]]
     more = [f"  and {len(bad) - 10} more, all in metrics.jsonl"] if len(bad) > 10 else []
     return "\n".join([f"{len(bad)} pictures could not be used:", *lines, *more])
+
+
+def _skipped_steps(outcome: "Outcome", out: Path) -> list[str]:
+    if not outcome.skipped:
+        return []
+    said = f"{outcome.skipped} of {outcome.step} steps were left out: their loss or gradient was not finite"
+    return [f"WARNING   {said}; their pictures are in {out / 'nonfinite.jsonl'}"]
 
 
 def _tell(processes: "Processes") -> Callable[[str], object]:

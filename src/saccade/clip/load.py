@@ -212,7 +212,10 @@ def _with_weights(found: Found, pretrained: str) -> Found:
     try:
         return Found(name, config, Path(download_pretrained(described)))
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file.") from error
+        raise InputError(
+            f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file, or none: RANDOM numbers, "
+            "enough to learn what a run takes (--dry-run --pretrained None)."
+        ) from error
 
 
 def _download(repository: str) -> Path:

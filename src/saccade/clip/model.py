@@ -11,7 +11,6 @@ by no token, and positions are those of the picture's own grid. Residual network
 filling, embed a list one picture at a time.
 """
 
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -105,9 +104,9 @@ class Clip(nn.Module):
     def windows(self, windows: Windows | None) -> None:
         self._windows = None if windows is None else check_windows(self.visual, windows)
         known = {key: value for key, value in self.config.get("saccade", {}).items() if key != "windows"}
-        known |= {} if windows is None else {"windows": asdict(windows)}
+        as_json = {} if windows is None else {"windows": {"size": windows.size, "blocks": list(windows.blocks)}}
         self.config = {key: value for key, value in self.config.items() if key != "saccade"}
-        self.config |= {"saccade": known} if known else {}
+        self.config |= {"saccade": known | as_json} if known | as_json else {}
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -76,8 +76,14 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
             taken[place] = _boxed_record(dataset.records[place], boxed, where, dropped)
     if not taken:
         raise InputError(
-            f"--boxes {path}: need boxes of the data's pictures; none of its {len(found)} is among the "
-            f"{len(dataset.records)} (such as {str(dataset.records[0].id)!r}). Is it about another split or data set?"
+            f"--boxes {path}: need boxes of the data's pictures; none of its {len(found)} (such as "
+            f"{next(iter(found))!r}) is among the {len(dataset.records)} (such as {str(dataset.records[0].id)!r}). "
+            "Is it about another split or data set?"
+        )
+    if not any(record.boxes for record in taken.values()):
+        raise InputError(
+            f"--boxes {path}: need boxes of at least 1 pixel inside their pictures; none is. They are in pixels of the "
+            "picture, not in parts of its sides: xyxy in {file name: ...}, xywh in COCO's form and in results."
         )
     records = tuple(
         taken[place] if place in taken else replace(record, boxes=(), labels=(), crowd=())

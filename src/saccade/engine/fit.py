@@ -215,6 +215,8 @@ def _validate(validate: Callable[[], float | None] | None, step: int, log: Log) 
         return {}
     found = {"held_out_loss": validate()}
     log.event("validation", {"step": step, **found})
+    if found["held_out_loss"] is not None:
+        log.say(f"step {step}  held-out loss {found['held_out_loss']:.4f}")
     return found
 
 

@@ -133,7 +133,8 @@ class Guard:
         where = "" if self._record is None else f" (also in {self._record})"
         message = (
             f"step {number}: the loss and its gradient must be finite; got loss {mean}, gradient norm {norm}, from the "
-            f"pictures {names}{where}. Stopped before the optimizer moved anything; the last checkpoint is good. "
+            f"pictures {names}{where}. Stopped before the optimizer moved anything: the last checkpoint, if there "
+            "is one, is good. "
         )
         if self._stop:
             advice = "start again with a lower --lr, or leave such steps out with --nonfinite skip"

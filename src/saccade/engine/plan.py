@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from saccade.clip.describe import build
@@ -26,6 +28,8 @@ from saccade.types import Batch, InputError, Sample
 _SURELY = 1.25  # times what there is: beyond the estimate's own error
 _PICTURE = (480, 640)  # (height, width) [pixels] of the pictures that are counted: COCO's most frequent size
 _MOST_COUNTED = 8  # pictures; of a larger batch this many and twice as many are counted
+_HIDDEN = 0.5  # of the peak; where twice the pictures add less, gradients hide what a picture takes
+_SHOWN = 16  # pictures; counted, with twice as many, where fewer are hidden
 _LOWER = (
     "Lower --batch and raise --accumulate by as much, or use --checkpointing, a smaller --student-size, or "
     "--precision bfloat16."
@@ -39,15 +43,16 @@ class Memory:
     fixed: int
     a_picture: int
     available: int
+    least: int = 0  # however few the pictures: gradients alone may be more than what is kept of these
 
     def needed(self, batch: int) -> int:
         """With so many pictures in a forward pass."""
-        return self.fixed + batch * self.a_picture
+        return max(self.least, self.fixed + batch * self.a_picture)
 
     @property
     def largest_batch(self) -> int:
         """How many pictures fit; may be 0."""
-        return max(0, (self.available - self.fixed) // self.a_picture)
+        return max(0, (self.available - self.fixed) // self.a_picture) if self.least <= self.available else 0
 
 
 @dataclass(frozen=True)
@@ -129,26 +134,34 @@ def estimate_memory(
     """
     twin, mode = _twin(objective, low_precision=sharded and bfloat16)
     boxes = grid_boxes(4, -(-regions // 4), height=_PICTURE[0], width=_PICTURE[1])[:regions]  # real: sizes hang on them
-    peaks, first = [], min(batch, _MOST_COUNTED)
-    for pictures in (first, 2 * first):
-        with mode:
-            image = torch.empty(3, *_PICTURE, dtype=torch.uint8)
-            for parameter in twin.parameters():  # as in every batch but a step's first: else the most that is alive
-                if parameter.requires_grad:  # could be the gradients, whatever the batch
-                    parameter.grad = torch.empty_like(parameter)
-            with counting() as account:
-                twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
-        peaks.append(account.peak_bytes)
+    first = min(batch, _MOST_COUNTED)
+    low, high = (_peak(twin, mode, boxes, pictures=pictures) for pictures in (first, 2 * first))
+    least = low
+    if high - low < _HIDDEN * low:
+        first = _SHOWN
+        low, high = (_peak(twin, mode, boxes, pictures=pictures) for pictures in (first, 2 * first))
     tensors = [*twin.parameters(), *twin.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = sum(p.numel() * p.element_size() for p in twin.parameters() if p.requires_grad)
-    a_picture = max(1, (peaks[1] - peaks[0]) // first)
-    fixed = weights + 3 * trained + peaks[0] - first * a_picture
+    a_picture = max(1, (high - low) // first)
+    held = weights + 3 * trained
     if sharded:  # weights, gradients and both moments
-        fixed -= int(4 * trained * (1 - 1 / processes))
+        held -= int(4 * trained * (1 - 1 / processes))
     elif processes > 1:
-        fixed += trained
-    return Memory(fixed, a_picture, _available(objective))
+        held += trained
+    return Memory(held + low - first * a_picture, a_picture, _available(objective), least=held + least)
+
+
+def _peak(twin: ClipSelf, mode: FakeTensorMode, boxes: Float[Tensor, "N 4"], *, pictures: int) -> int:
+    """What a pass of so many pictures holds at most, beyond weights, gradients and moments [bytes]."""
+    with mode:
+        image = torch.empty(3, *_PICTURE, dtype=torch.uint8)
+        for parameter in twin.parameters():  # as in every batch but a step's first: else the most that is alive
+            if parameter.requires_grad:  # could be the gradients, whatever the batch
+                parameter.grad = torch.empty_like(parameter)
+        with counting() as account:
+            twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
+    return account.peak_bytes
 
 
 def check_memory(memory: Memory, *, batch: int, device: torch.device) -> None:
