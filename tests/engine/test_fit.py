@@ -233,3 +233,17 @@ def test_incomplete_process_variables_are_refused(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(InputError, match="RANK, LOCAL_RANK is not set"), joined("cpu", timeout=5):
         pass
+
+
+@pytest.mark.parametrize("bad_step", [4, 6])
+def test_the_steps_before_one_that_is_not_finite_are_saved(tmp_path, bad_step):
+    """Steps 1 to 3 (or 5) are finite and no save is due: they are kept, with the picture to go on from."""
+    batches = [batch_of(step) for step in range(6)]
+    batches[bad_step - 1].samples[0].boxes[1, 1] = float("nan")
+    with pytest.raises(InputError, match=f"step {bad_step}: "):
+        train(tmp_path / "stopped", batches)
+    saved = load_latest(tmp_path / "stopped")
+    assert saved is not None and saved.step == bad_step - 1
+    assert (saved.facts["position"], saved.facts["good"]) == (bad_step - 1, bad_step - 1)
+    whole, optimizer, _ = train(tmp_path / "whole", batches[: bad_step - 1], steps=bad_step - 1)
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in collect(whole, optimizer).items())

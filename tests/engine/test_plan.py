@@ -146,7 +146,7 @@ def test_window_attention_is_planned_too(objective):
 
 def test_a_dry_run_on_a_full_gpu_is_refused_before_it_is_tried(tiny_model, pictures, tmp_path, capsys, monkeypatch):
     as_gpu = partial(check_memory, device=GPU)
-    monkeypatch.setattr(plan, "_available", lambda objective: 1000)
+    monkeypatch.setattr(plan, "_available", lambda objective, local: 1000)
     monkeypatch.setattr(plan, "check_memory", lambda memory, *, batch, device: as_gpu(memory, batch=batch))
     monkeypatch.setattr(plan, "measure_pass", lambda *_: pytest.fail("tried a batch that does not fit"))
     typed = ["distill", "--data", pictures, "--out", tmp_path / "run", "--model", tiny_model, "--student-size", 64]

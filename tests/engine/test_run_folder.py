@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from saccade.cli.main import parse
-from saccade.engine.config import MAY_CHANGE, DistillConfig, check_config, claim_folder, numbers_of, run_record
+from saccade.engine.config import (
+    MAY_CHANGE,
+    DistillConfig,
+    check_config,
+    claim_folder,
+    hold_folder,
+    numbers_of,
+    run_record,
+)
 from saccade.types import InputError
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))
@@ -112,3 +120,11 @@ def test_numbers_not_given_are_the_papers_or_the_small_clips() -> None:
     assert numbers_of(DistillConfig(**flags), patch_size=8).lr == 1e-3
     mine = numbers_of(DistillConfig(**flags, lr=3e-4, warmup=0), patch_size=8)
     assert (mine.lr, mine.warmup, mine.student_size) == (3e-4, 0, 192)
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
+    held = hold_folder(tmp_path)
+    with pytest.raises(InputError, match="another process is writing there"):
+        hold_folder(tmp_path)
+    held.close()
+    hold_folder(tmp_path).close()

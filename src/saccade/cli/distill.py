@@ -25,6 +25,7 @@ from saccade.engine.config import (
     check_config,
     check_writable,
     claim_folder,
+    hold_folder,
     numbers_of,
     regions_of,
     run_record,
@@ -139,6 +140,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         if processes.is_first:
             record = run_record(config, {**asdict(numbers), "weights": digest, "processes": processes.size})
             claim_folder(config.out, record, may_change=MAY_CHANGE)
+            lock = hold_folder(config.out)  # noqa: F841  until this function is left
     saved = load_together(checkpoints, processes=processes, tell=tell)
     outcome = Outcome(step=0)
     if saved is not None:
@@ -157,6 +159,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             require_space(config.out, module=objective, copies=copies, there=there, product=original.model)
 
     # --- told first
+    for line in source.dataset.dropped_lines():
+        tell(line)
     batches = _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step)
     plan, batches = _plan(
         config, objective, batches, processes, pictures=len(source), start_step=outcome.step, tell=tell
@@ -259,6 +263,7 @@ def _plan(
         batch=config.batch,
         regions=config.keep,
         processes=processes.size,
+        local=int(os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))),
         sharded=config.fsdp,
         bfloat16=config.precision == "bfloat16",
     )
@@ -342,6 +347,10 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
         rule=config.grid_rule,
         keep=config.keep,
     )
+    if regions == "boxes" and not any(record.boxes for record in source.dataset.records):
+        raise InputError(
+            f"--validate {config.validate}: where boxes are distilled it needs annotated boxes; none here."
+        )
     chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_pictures]
     mine = [(0, index) for index in chosen[processes.rank :: processes.size]]
     most = -(-len(chosen) // processes.size)  # every process gets as many batches, the last ones perhaps empty

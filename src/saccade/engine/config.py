@@ -5,11 +5,12 @@ CLIP. The object stops at the door: everything below the command line takes plai
 torch, so that `--help` is instant. Deliberately absent: configuration files, inheritance, nested groups.
 """
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from saccade.clip.names import Head
 from saccade.errors import InputError
@@ -102,7 +103,7 @@ class DistillConfig:
     """Newest checkpoints kept."""
     validate: str | None = None
     """Pictures held out, as --data takes them: at every checkpoint the loss over some of them is measured, and the
-    checkpoint where it is lowest is kept beside the newest."""
+    checkpoint where it is lowest is kept beside the newest. Where boxes are distilled, these are its annotations'."""
     validate_split: str = "val"
     """Which part of a COCO root is held out."""
     validate_pictures: int = 64
@@ -299,6 +300,26 @@ def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str]
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(path)
     return False
+
+
+def hold_folder(out: Path) -> TextIO:
+    """Keep other runs out of a claimed folder until the file is closed; the system does so even after kill -9.
+
+    Returns:
+        The open lock file.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+    file = (out / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(f"--out {out}: another process is writing there. Wait for it, or choose another.") from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def check_writable(out: Path) -> None:

@@ -128,10 +128,10 @@ def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         # gloo raises a plain RuntimeError, from a reduction or out of a backward; its text names its source file
-        if isinstance(error, LostProcessError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if isinstance(error, LostProcessError) or not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
         text = str(error).splitlines()[0]  # gloo's: [file:line] What happened. Advice.
-        reason = text.rpartition("] ")[2].partition(". ")[0] if "gloo" in text else text
+        reason = text.rpartition("] ")[2].partition(". ")[0] if "/gloo/" in text else text
         raise LostProcessError(
             f"{where()}: another process of this run is gone or does not answer ({reason})."
         ) from error

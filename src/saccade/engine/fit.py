@@ -108,8 +108,8 @@ def fit(
         The steps done, the signal that stopped the run if one did, and the pictures that could and could not be used.
 
     Raises:
-        InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before.
-            Or the loader refused its pictures, in this process or another; the steps before are saved.
+        InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before,
+            which is saved. Or the loader refused its pictures, in this process or another; the steps before are saved.
         LostProcessError: another process is gone or silent.
     """
     outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
@@ -119,9 +119,14 @@ def fit(
     if processes.size > 1 and not isinstance(objective, FSDPModule):  # which averages gradients by itself
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 has another name for it, 2.10 has not
-            wrapped = DistributedDataParallel(objective, broadcast_buffers=False)
+            wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
     stream, refusal, refused = iter(loader), None, 0
-    given = None  # the step that the device works on
+    given, before = None, outcome  # the step that the device works on; how far the run had come before it
+
+    def rescue() -> None:
+        """Keep the steps before one that is not finite: nothing was moved since."""
+        if saved < before.step:
+            _save(checkpoints, objective, optimizer, before, facts or {}, keep, processes)
 
     with signals_caught() as caught, loss_noticed(lambda: f"step {outcome.step + 1}"):
         while outcome.step < steps:
@@ -151,7 +156,7 @@ def fit(
             nonfinite, numbers, ready = judge(losses, shares, norm=gradient_norm(trained), processes=processes)
 
             # --- meanwhile: what came of the step before
-            _settle(given, guard, outcome)
+            _settle(given, guard, outcome, rescue)
             lr = learning_rate(outcome.step)
             given = Step(outcome.step + 1, ids_of(batches), lr, good, items, nonfinite, numbers, ready)
 
@@ -159,17 +164,18 @@ def fit(
             if items:
                 take_step(optimizer, lr=lr, weight_decay=weight_decay, partly=partly, nonfinite=nonfinite)
             optimizer.zero_grad(set_to_none=True)
+            before = replace(outcome, bad=dict(outcome.bad))
             outcome.step, outcome.position = outcome.step + 1, outcome.position + good + bad
             outcome.bad.update({sample.id: sample.reason for batch in batches for sample in batch.bad})
 
             # --- save when it is time
             if outcome.step == steps or outcome.step % save_every == 0:
-                _settle(given, guard, outcome)
+                _settle(given, guard, outcome, rescue)
                 given, held_out = None, _validate(validate, outcome.step, log)
                 _save(checkpoints, objective, optimizer, outcome, {**(facts or {}), **held_out}, keep, processes)
                 saved = outcome.step
 
-        _settle(given, guard, outcome)
+        _settle(given, guard, outcome, rescue)
         if saved < outcome.step:
             _save(checkpoints, objective, optimizer, outcome, facts or {}, keep, processes)
         if refused:
@@ -196,11 +202,16 @@ def _communicating(wrapped: nn.Module, last: bool) -> Any:
     return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
 
 
-def _settle(given: Step | None, guard: Guard, outcome: Outcome) -> None:
-    """Hear what came of a step, and count its pictures where it moved something."""
+def _settle(given: Step | None, guard: Guard, outcome: Outcome, rescue: Callable[[], None]) -> None:
+    """Hear what came of a step, and count its pictures where it moved something; where it ends the run, save first."""
     if given is None:
         return
-    if guard.settle(given):
+    try:
+        is_finite = guard.settle(given)
+    except InputError:
+        rescue()
+        raise
+    if is_finite:
         outcome.good += given.pictures
     else:
         outcome.skipped += 1

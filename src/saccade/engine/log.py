@@ -181,7 +181,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
             entry = json.loads(line)
         except ValueError:
             break
-        if not line.endswith("\n"):
+        if not line.endswith("\n") or not isinstance(entry, dict):
             break
         if entry.get("step", 0) > step:
             break

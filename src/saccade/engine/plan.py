@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 
 from saccade.clip.describe import build
 from saccade.clip.model import Clip
@@ -98,7 +99,7 @@ class Plan:
 def tell_plan(plan: Plan) -> str:
     """A plan as lines to read."""
     memory, each, epochs = plan.memory, plan.pictures_a_step, plan.steps * plan.pictures_a_step / plan.pictures
-    parts = f"{plan.batch} x {plan.accumulate} accumulated x {plan.processes} processes"
+    parts = f"{plan.batch} x {plan.accumulate} accumulated x {plan.processes} process{'es' * (plan.processes > 1)}"
     need = memory.needed(plan.batch)
     lines = [
         f"model     {plan.model}: training {plan.trained / 1e6:.1f} of {plan.parameters / 1e6:.1f} million parameters",
@@ -120,7 +121,14 @@ def tell_plan(plan: Plan) -> str:
 
 
 def estimate_memory(
-    objective: ClipSelf, *, batch: int, regions: int, processes: int = 1, sharded: bool = False, bfloat16: bool = False
+    objective: ClipSelf,
+    *,
+    batch: int,
+    regions: int,
+    processes: int = 1,
+    local: int = 1,
+    sharded: bool = False,
+    bfloat16: bool = False,
 ) -> Memory:
     """Count what a step of a process holds at most.
 
@@ -128,7 +136,8 @@ def estimate_memory(
         objective: as it will be trained, on its device.
         batch: pictures in a forward pass.
         regions: of a picture, at most.
-        processes: of the run; several keep gradients twice (in the buckets that are sent).
+        processes: of the run.
+        local: of these, on this machine; they share its memory where they compute on the CPU.
         sharded: whether the student's weights are spread over the processes.
         bfloat16: whether such weights are gathered in bfloat16; the objective does not know of it.
     """
@@ -147,9 +156,7 @@ def estimate_memory(
     held = weights + 3 * trained
     if sharded:  # weights, gradients and both moments
         held -= int(4 * trained * (1 - 1 / processes))
-    elif processes > 1:
-        held += trained
-    return Memory(held + low - first * a_picture, a_picture, _available(objective), least=held + least)
+    return Memory(held + low - first * a_picture, a_picture, _available(objective, local), least=held + least)
 
 
 def _peak(twin: ClipSelf, mode: FakeTensorMode, boxes: Float[Tensor, "N 4"], *, pictures: int) -> int:
@@ -236,18 +243,18 @@ def _twin(objective: ClipSelf, *, low_precision: bool = False) -> tuple[ClipSelf
     return twin, mode
 
 
-def _available(objective: ClipSelf) -> int:
+def _available(objective: ClipSelf, local: int) -> int:
     """What the device has left, and what the towers already take of it [bytes]."""
     device = next(objective.student.parameters()).device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
-    tensors = [*objective.parameters(), *objective.buffers()]
+    tensors = [one.to_local() if isinstance(one, DTensor) else one for one in objective.state_dict().values()]
     taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     memory = Path("/proc/meminfo")
     if not memory.exists():  # not Linux
         return taken
     [line] = [line for line in memory.read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(line.split()[1]) * 1024 + taken
+    return int(line.split()[1]) * 1024 // local + taken
 
 
 def _size(count: int) -> str:

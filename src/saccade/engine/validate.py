@@ -33,11 +33,16 @@ def held_out_loss(
         InputError: no held-out picture could be used.
     """
     total, items = torch.zeros((), dtype=torch.float64, device=processes.device), 0
-    with processes.together():
-        for batch in batches:
-            number = count(batch)
-            total += objective(batch).double() * number  # also of a batch without items: spread weights want all to run
-            items += number
+    stream = iter(batches)
+    while True:
+        batch = None
+        with processes.together():  # before each batch: none may run its own while another has refused
+            batch = next(stream, None)
+        if batch is None:
+            break
+        number = count(batch)
+        total += objective(batch).double() * number  # also of a batch without items: spread weights want all to run
+        items += number
     total, items = processes.total([total.item(), items])
     if items == 0:
         raise InputError("--validate: needs held-out pictures that can be used; none of them could be read.")

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Literal
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
@@ -90,7 +91,10 @@ class ClipSelf(nn.Module):
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
-        run = torch.compile(whole_block) if compiled else whole_block
+        run = whole_block
+        if compiled:  # one function for two towers, with and without windows and gradients, for several sizes
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            run = torch.compile(whole_block)
         teacher.run_block = run
         run = in_low_precision(run) if low_precision else run
         student.run_block = recomputed(run) if checkpointing else run
