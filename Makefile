@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/saccade demo --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes of one thread: more threads would wait for each other
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(BENCH)
