@@ -164,7 +164,7 @@ def fit(
             if items:
                 take_step(optimizer, lr=lr, weight_decay=weight_decay, partly=partly, nonfinite=nonfinite)
             optimizer.zero_grad(set_to_none=True)
-            before = replace(outcome, bad=dict(outcome.bad))
+            before = replace(outcome)  # the pictures found bad since may be known early
             outcome.step, outcome.position = outcome.step + 1, outcome.position + good + bad
             outcome.bad.update({sample.id: sample.reason for batch in batches for sample in batch.bad})
 
