@@ -11,10 +11,10 @@ FLOORS = {
     "clip": 1, "data": 1,
     "objectives": 2, "heads": 2,
     "engine": 3, "evaluate": 3, "show": 3, "export": 3, "embed": 3,
-    "cli": 4, "page": 4, "recipes": 4,
+    "cli": 4, "page": 4, "recipes": 4, "ledger": 4,
 }  # fmt: skip
 GROUND = {("types", "errors"), ("files", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
-DOORS = {("cli", "recipes")}  # and of floor 4
+DOORS = {("cli", "recipes"), ("cli", "ledger")}  # and of floor 4
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, recipes, show, world
+from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, recipes, reproduce, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -24,6 +24,7 @@ Command = (
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
+    | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
@@ -83,6 +84,8 @@ def run(command: Any) -> None:
             evaluate.run_regions(command)
         case evaluate.Agreement():
             evaluate.run_agreement(command)
+        case reproduce.Reproduce():
+            reproduce.run(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():

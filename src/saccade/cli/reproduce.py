@@ -1,0 +1,253 @@
+"""`saccade reproduce`: the tables and figures of the paper as commands that run, and the page that tells what came out.
+
+Each row trains (once a seed) and measures by the verbs a user types; every command has its log. What is done is not
+done again: the same command goes on where an earlier one stopped, and rows that share a training share it. Each command
+runs in a process of its own, forked from one that has imported the libraries already.
+"""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from saccade.engine.config import SMALL, hold_folder
+from saccade.errors import InputError
+from saccade.files import versions, write_whole
+from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
+from saccade.ledger.page import write_page, write_results
+from saccade.ledger.rows import TABLES, Row, rows_of
+from saccade.ledger.scale import PAPER
+from saccade.ledger.scale import SMALL as SMALL_SCALE
+
+Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "all"]
+PRELOADED = ["saccade.cli.distill", "saccade.objectives.clipself", "saccade.evaluate.regions", "saccade.engine.fit"]
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run the rows of the paper's tables and write what came out beside the published numbers.
+
+    On the world everything runs offline, about an hour and a half on two cores for `all`. On a COCO root it trains and
+    measures --model there. The same command goes on where it was stopped and skips what is done.
+    """
+
+    tables: Annotated[tuple[Table, ...], Positional]
+    """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
+    attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), or all."""
+    on: str = "world"
+    """world: rendered here; or a COCO root with panoptic annotations."""
+    out: Path = Path("runs/reproduce")
+    """Where runs, measurements and logs go."""
+    results: Path | None = None
+    """Folder of one JSON file a row; default: results for the world, OUT/results for other data."""
+    page: Path | None = None
+    """The page; default: docs/results.md for the world, OUT/results.md for other data. Plots go beside it."""
+    model: str = SMALL
+    """The CLIP to distil; another than the small one is trained with the paper's numbers."""
+    pretrained: str | None = None
+    """Weights of an open_clip architecture: a file, or a tag."""
+    cnn: str | None = None
+    """A residual CLIP for the figures; default: the world's own, pretrained here; none on other data."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every training is run once with each."""
+    steps: int | None = None
+    """Steps of every training, in place of the scale's own."""
+    limit: int | None = None
+    """Only the first so many pictures are measured."""
+    jobs: int = 2
+    """Commands run at once, each with its share of the cores."""
+    workers: int = 0
+    """Processes that decode pictures, for each command; 0 = none besides its own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    dry_run: bool = False
+    """List the commands, those to be run first, and stop there."""
+
+
+def run(config: Reproduce) -> None:
+    """Run what is not done yet, write results and page.
+
+    Raises:
+        InputError: a flag is wrong, or another command writes to the same folder.
+        SystemExit: 1 where a command failed (its log is named, the others were run), 130 and 143 after a signal.
+    """
+    stage, rows = _stage(config), _rows(config)
+    for row in rows:
+        if (reason := is_left_out(stage, row)) is not None:
+            print(f"{row.name} is left out: {reason}", file=sys.stderr)
+    page = config.page or (Path("docs/results.md") if stage.is_world else config.out / "results.md")
+    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows, folder=page.with_suffix(""))}
+    todo = {name: job for name, job in jobs.items() if not _is_done(stage, job)}
+    if config.dry_run:
+        for job in [*todo.values(), *(job for name, job in jobs.items() if name not in todo)]:
+            print(f"{'' if job.name in todo else '# done: '}saccade {shlex.join(job.words)}")
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    lock = hold_folder(config.out)  # noqa: F841  until this function is left
+    print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
+    failed = _run_all(stage, jobs, todo, at_once=config.jobs)
+    results = config.results or (Path("results") if stage.is_world else config.out / "results")
+    written = write_results(stage, rows, jobs, results, seconds=_seconds(stage))
+    write_page(page, results, scale=stage.scale)
+    print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
+    if failed:
+        lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
+        print("\n".join([f"{len(failed)} commands did not end well:", *lines]), file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _stage(config: Reproduce) -> Stage:
+    """Check the flags and put together what the rows are run on."""
+    if config.on != "world" and not Path(config.on).is_dir():
+        raise InputError(f"--on: need world, or the folder of a COCO root; got {config.on}.")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
+    if config.jobs < 1 or (config.steps is not None and config.steps < 1):
+        raise InputError("--jobs, --steps: need at least 1.")
+    scale = SMALL_SCALE if config.model == SMALL else PAPER
+    if config.steps is not None:
+        scale = replace(scale, steps=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
+    return Stage(
+        on=config.on,
+        out=config.out,
+        scale=scale,
+        model=config.model,
+        pretrained=config.pretrained,
+        seeds=config.seeds,
+        cnn=config.cnn,
+        limit=config.limit,
+        device=config.device,
+        workers=config.workers,
+    )
+
+
+def _rows(config: Reproduce) -> tuple[Row, ...]:
+    wanted = set(TABLES) if "all" in config.tables else set(config.tables)
+    if not wanted:
+        raise InputError(f"reproduce: need tables, some of {', '.join(TABLES)}, or all.")
+    scale = SMALL_SCALE if config.model == SMALL else PAPER
+    return tuple(row for row in rows_of(scale) if row.table in wanted)
+
+
+# ---------------------------------------------------------------------------------------------------------------- jobs
+
+
+def _is_done(stage: Stage, job: Job) -> bool:
+    """Whether this very command ended well before, and what it made is still there."""
+    try:
+        return job.makes.exists() and json.loads(_stamp(stage, job.name).read_bytes())["words"] == list(job.words)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _stamp(stage: Stage, name: str) -> Path:
+    return stage.out / "done" / f"{name.replace('/', '-')}.json"
+
+
+def _log(stage: Stage, name: str) -> Path:
+    return stage.out / "logs" / f"{name.replace('/', '-')}.log"
+
+
+def _seconds(stage: Stage) -> dict[str, float]:
+    """How long every command took that is done [seconds]."""
+    stamps = [json.loads(path.read_bytes()) for path in (stage.out / "done").glob("*.json")]
+    return {stamp["name"]: stamp["seconds"] for stamp in stamps}
+
+
+def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_once: int) -> dict[str, str]:
+    """Run the commands, several at once, each after what it needs.
+
+    Returns:
+        Those that did not end well, by name, with the reason.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes to come
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    waiting, running, failed = dict(todo), dict[str, tuple[BaseProcess, float]](), dict[str, str]()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with (
+        _terminated_as_interrupted(),
+        Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar,
+    ):
+        task = bar.add_task("commands", total=sum(job.cost for job in todo.values()))
+        try:
+            while waiting or running:
+                for name, job in list(waiting.items()):
+                    lost = next((need for need in job.needs if need in failed), None)
+                    if lost is not None:
+                        failed[name] = f"{lost} failed before"
+                        del waiting[name]
+                    elif len(running) < at_once and not any(need in waiting or need in running for need in job.needs):
+                        process = context.Process(target=_work, args=(job.words, str(_log(stage, name))))
+                        process.start()
+                        running[name] = (process, time.perf_counter())
+                        del waiting[name]
+                done = len(todo) - len(waiting) - len(running)
+                bar.update(task, description=f"{done}/{len(todo)} {' '.join(running)}")
+                connection.wait([process.sentinel for process, _ in running.values()], timeout=1)
+                for name, (process, started) in list(running.items()):
+                    if process.exitcode is None:
+                        continue
+                    del running[name]
+                    bar.advance(task, jobs[name].cost)
+                    if process.exitcode == 0 and jobs[name].makes.exists():
+                        _note_done(stage, jobs[name], time.perf_counter() - started)
+                    else:
+                        failed[name] = f"status {process.exitcode}"
+        except KeyboardInterrupt as stop:
+            for process, _ in running.values():
+                if process.pid is not None and process.is_alive():
+                    os.kill(process.pid, signal.SIGTERM)
+            for process, _ in running.values():
+                process.join()
+            print("saccade: stopped; what ran was saved. The same command goes on.", file=sys.stderr)
+            raise SystemExit(stop.args[0] if stop.args else 130) from None
+    return failed
+
+
+def _note_done(stage: Stage, job: Job, seconds: float) -> None:
+    content = {"name": job.name, "words": list(job.words), "seconds": round(seconds, 1), "versions": versions()}
+    write_whole(_stamp(stage, job.name), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _work(words: tuple[str, ...], log: str) -> None:
+    """Run one command in this process, all it says going to its log."""
+    from saccade.cli.main import main
+
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which tells this one
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["saccade", *words]
+    print(f"\n$ saccade {shlex.join(words)}", flush=True)
+    main(list(words))
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, but for the status."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

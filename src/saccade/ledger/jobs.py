@@ -1,0 +1,263 @@
+"""Rows -> commands: what has to be run for a table, in which order, and when a command is done.
+
+    assets (world, proposals, CNN) -> trainings, one a run and seed -> measurements, one a row and seed
+
+A job is one command of `saccade`, as a user types it, and the file that says that it is done. Jobs that several rows
+share are run once. Deliberately absent: running them (`saccade.cli.reproduce`), and reading what they wrote
+(`results.py`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saccade.ledger.rows import Row, Run, runs_of
+from saccade.ledger.scale import Scale
+
+UNTOUCHED = "untouched"  # where the measurements of the CLIP as it comes lie
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command and what must be done before it."""
+
+    name: str
+    words: tuple[str, ...]  # of `saccade`
+    makes: Path  # there once it is done
+    needs: tuple[str, ...] = ()  # names of jobs
+    cost: float = 1.0  # about how long it takes, in trainings; for the time left
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the rows are run on."""
+
+    on: str  # "world", or the path of a COCO root
+    out: Path
+    scale: Scale
+    model: str
+    pretrained: str | None
+    seeds: tuple[int, ...]
+    cnn: str | None = None  # a residual CLIP; made on the world where None
+    limit: int | None = None  # pictures measured
+    device: str = "auto"
+    workers: int = 0
+    extra: tuple[str, ...] = field(default=())  # words for every training
+
+    @property
+    def is_world(self) -> bool:
+        """Whether the data is rendered by a job of its own."""
+        return self.on == "world"
+
+    @property
+    def data(self) -> Path:
+        """Root of the pictures."""
+        return self.out / "data" if self.is_world else Path(self.on)
+
+    @property
+    def split(self) -> str:
+        """Where numbers are reported: never trained or tuned on."""
+        return "test" if self.is_world else "val"
+
+
+def jobs_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
+    """Every job that the rows need, by name, each after what it needs.
+
+    Args:
+        stage: what they are run on.
+        rows: of any tables.
+    """
+    jobs: dict[str, Job] = {}
+    for row in rows:
+        if is_left_out(stage, row) is None:
+            for seed in seeds_of(stage, row):
+                _measure(stage, row, seed, jobs)
+    return jobs
+
+
+def is_left_out(stage: Stage, row: Row) -> str | None:
+    """Why a row cannot be run on this data, or None."""
+    if row.run == "cnn" and stage.cnn is None and not stage.is_world:
+        return "it needs a residual CLIP: name one with --cnn"
+    run = None if row.run is None or row.run == "cnn" else runs_of(stage.scale)[row.run]
+    if run is not None and "pairs" in run.needs and not stage.is_world:
+        return "it needs pictures of another domain; use `saccade distill --data SHARDS` by hand"
+    return None
+
+
+def seeds_of(stage: Stage, row: Row) -> tuple[int, ...]:
+    """The seeds a row is run with; a CLIP as it comes has none, and is measured once."""
+    return stage.seeds if is_trained(row) else stage.seeds[:1]
+
+
+def is_trained(row: Row) -> bool:
+    """Whether a row's model comes out of a training of the ledger, once a seed."""
+    return row.run not in (None, "cnn")
+
+
+def measured(stage: Stage, row: Row, seed: int) -> Path:
+    """The JSON file that a row's measurement with a seed is written to."""
+    return _folder(stage, row.run, seed) / f"{row.measure}.json"
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
+    """Add the measurement of a row with a seed, and before it all that it needs."""
+    out, name = measured(stage, row, seed), _name(stage, row, seed)
+    if name in jobs:
+        return
+    needs, model = _model(stage, row, seed, jobs)
+    common, reference = [*_common(stage), "--out", str(out)], _reference(stage)
+    size, sweep = str(stage.scale.size), stage.scale.sweep
+    match row.measure:
+        case "regions":
+            words = ["evaluate", "regions", *model, *common, "--sizes", size, *_head(stage, row)]
+        case "sweep":
+            words = ["evaluate", "regions", *model, *common, "--sizes", *map(str, sweep)]
+        case "masked":
+            words = ["evaluate", "regions", *model, *common, "--sizes", size, "--masked", "--no-crops"]
+        case "retrieval":
+            words = ["evaluate", "retrieval", *model, *reference, *common, "--size", size, "--seed", str(seed)]
+        case "global":
+            words = ["evaluate", "global", *model, *reference, *common]
+        case "pareto":
+            words = ["evaluate", "pareto", *model, *reference, *common, "--size", size]
+    jobs[name] = Job(name, tuple(words), out, needs, cost=1.5 if row.measure in ("sweep", "pareto") else 0.5)
+
+
+def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tuple[str, ...], list[str]]:
+    """What has to be done before a row's model is there, and the words that name it."""
+    data = _data(stage, jobs)
+    if row.run is None:
+        return data, ["--model", stage.model, *_pretrained(stage)]
+    if row.run == "cnn":
+        return (*data, *_cnn(stage, jobs)), ["--model", str(stage.cnn or stage.out / "cnn")]
+    training = _train(stage, runs_of(stage.scale)[row.run], seed, jobs)
+    return (training,), ["--model", str(_folder(stage, row.run, seed) / "model")]
+
+
+def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job]) -> str:
+    """Add a training; its name."""
+    folder = _folder(stage, run.name, seed)
+    name = folder.name
+    if name in jobs:
+        return name
+    places = {
+        "{data}": str(stage.data),
+        "{pairs}": str(stage.data / "pairs"),
+        "{proposals}": str(stage.out / "proposals" / "proposals_train.json"),
+    }
+    words = ["distill", "--data", places[run.data], "--out", str(folder), "--model", stage.model, *_pretrained(stage)]
+    words += ["--steps", str(stage.scale.steps), "--batch", str(stage.scale.batch), "--seed", str(seed)]
+    words += [] if "--student-size" in run.flags else ["--student-size", str(stage.scale.size)]
+    words += [] if stage.scale.alpha == 1 else ["--alpha", str(stage.scale.alpha)]
+    words += [places.get(word, word) for word in run.flags]
+    words += ["--workers", str(stage.workers), "--device", stage.device, "--keep-checkpoints", "1", *stage.extra]
+    needs = [*_data(stage, jobs)]
+    if "proposals" in run.needs:
+        needs += _proposals(stage, jobs)
+    makes = folder / "model" / "open_clip_model.safetensors"
+    jobs[name] = Job(name, tuple(words), makes, tuple(needs), cost=2.0)
+    return name
+
+
+def _data(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
+    if not stage.is_world:
+        return ()
+    numbers = ["--train", "600", "--val", "100", "--test", "300", "--pairs", "4000"]
+    words = ("world", str(stage.data), *numbers, "--seed", "0", "--processes", "1")
+    jobs.setdefault("world", Job("world", words, stage.data / "world.json"))
+    return ("world",)
+
+
+def _proposals(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
+    folder = stage.out / "proposals"
+    words = ["proposals", "--data", str(stage.data), "--out", str(folder), "--model", stage.model, *_pretrained(stage)]
+    words += ["--steps", str(stage.scale.proposal_steps), "--size", str(stage.scale.size), "--seed", "0"]
+    words += ["--workers", str(stage.workers), "--device", stage.device]
+    job = Job("proposals", tuple(words), folder / "proposals_train.json", _data(stage, jobs), cost=3.0)
+    jobs.setdefault("proposals", job)
+    return ("proposals",)
+
+
+def _cnn(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
+    if stage.cnn is not None:
+        return ()
+    pairs = stage.out / "pairs"
+    words = ("world", str(pairs), "--train", "0", "--val", "0", "--test", "0", "--pairs", "30000", "--processes", "1")
+    jobs.setdefault("pairs", Job("pairs", words, pairs / "world.json", cost=3.0))
+    words = ("pretrain", "--pairs", str(pairs / "pairs"), "--out", str(stage.out / "cnn"), "--seed", "0")
+    made = stage.out / "cnn" / "open_clip_model.safetensors"
+    jobs.setdefault("cnn", Job("cnn", words, made, ("pairs",), cost=12.0))
+    return ("cnn",)
+
+
+def _name(stage: Stage, row: Row, seed: int) -> str:
+    """What the job is called that measures a row with a seed."""
+    return f"{_folder(stage, row.run, seed).name}/{row.measure}"
+
+
+def _common(stage: Stage) -> list[str]:
+    """The words of every measurement."""
+    words = ["--data", str(stage.data), "--split", stage.split, "--workers", str(stage.workers)]
+    words += ["--device", stage.device]
+    return words if stage.limit is None else [*words, "--limit", str(stage.limit)]
+
+
+def _reference(stage: Stage) -> list[str]:
+    """The words that name the CLIP as it comes, where it is what a model is compared with."""
+    words = ["--reference", stage.model]
+    return words if stage.pretrained is None else [*words, "--reference-pretrained", stage.pretrained]
+
+
+def _pretrained(stage: Stage) -> list[str]:
+    return [] if stage.pretrained is None else ["--pretrained", stage.pretrained]
+
+
+def _head(stage: Stage, row: Row) -> list[str]:
+    """The head that a run trained is the one that is measured."""
+    flags = () if row.run in (None, "cnn") else runs_of(stage.scale)[row.run].flags
+    return ["--head", flags[flags.index("--head") + 1]] if "--head" in flags else []
+
+
+def _folder(stage: Stage, run: str | None, seed: int) -> Path:
+    """Where a run with a seed lies, or the measurements of a CLIP as it comes."""
+    if run is None:
+        return stage.out / UNTOUCHED
+    return stage.out / ("cnn-measured" if run == "cnn" else f"{run}-{seed}")
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def figures_for(stage: Stage, rows: tuple[Row, ...], *, folder: Path) -> dict[str, Job]:
+    """The pictures of the tables asked for: input sizes and K-means of the figures, the trade of the sweep.
+
+    Args:
+        stage: what the rows are run on.
+        rows: of the tables asked for.
+        folder: receives the PNG files.
+    """
+    found: dict[str, Job] = {}
+    seed = stage.seeds[0]
+    sweeps = [row for row in rows if row.measure == "sweep" and is_left_out(stage, row) is None]
+    if sweeps:
+        named = [f"{row.title}={measured(stage, row, seed)}" for row in sweeps]
+        needs = tuple(_name(stage, row, seed) for row in sweeps)
+        words = ("show", "sizes", "--results", *named, "--out", str(folder / "sizes.png"))
+        found["figure-sizes"] = Job("figure-sizes", words, folder / "sizes.png", needs, cost=0.1)
+        model = _folder(stage, "clipself", seed)
+        words = ("show", "kmeans", "--data", str(stage.data), "--split", stage.split, "--model", str(model / "model"))
+        words += ("--before", stage.model, *_pretrained(stage), "--size", str(stage.scale.size), "--count", "6")
+        words += ("--device", stage.device, "--out", str(folder / "kmeans.png"))
+        found["figure-kmeans"] = Job("figure-kmeans", words, folder / "kmeans.png", (model.name,), cost=0.2)
+    swept = [row for row in rows if row.measure == "pareto"]
+    if swept:
+        models = [str(_folder(stage, row.run, seed) / "model") for row in swept]
+        needs = tuple(_folder(stage, row.run, seed).name for row in swept)
+        words = ("evaluate", "pareto", "--model", *models, *_reference(stage), *_common(stage))
+        words += ("--size", str(stage.scale.size), "--out", str(stage.out / "pareto.json"))
+        words += ("--plot", str(folder / "pareto.png"))
+        found["figure-pareto"] = Job("figure-pareto", words, folder / "pareto.png", needs, cost=2.0)
+    return found

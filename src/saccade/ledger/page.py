@@ -1,0 +1,204 @@
+"""From measurements to one JSON file a row, and from those to the page: published beside measured, and the verdicts.
+
+What stands on the page below `BY_HAND` is left as it is when the page is written again: why a row contradicts the paper
+is for people to say. Deliberately absent: anything that is not in the JSON files; they are all the page is made of.
+"""
+
+import json
+import shlex
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from saccade.errors import InputError
+from saccade.files import versions, write_whole
+from saccade.ledger.jobs import Job, Stage, is_left_out, is_trained, measured, seeds_of
+from saccade.ledger.results import Compared, Values, judge, read_metrics, spread, verdict_of
+from saccade.ledger.rows import TABLES, Row, claims_of, rows_of
+from saccade.ledger.scale import Scale
+
+BY_HAND = "<!-- below this line the page is written by hand, and kept when it is made again -->"
+TITLES = {
+    "tab1": "Tab. 1: what the method is made of",
+    "tab2": "Tab. 2: patches or proposals",
+    "tab8": "Tab. 8: other supervision, windows, other pictures",
+    "tabA1": "Tab. A1: what each location retrieves",
+    "tabA3": "Tab. A3: masked attention",
+    "figs": "Fig. 2, 3, A1, 4: crops and places over input sizes",
+    "global": "What is kept of whole pictures",
+    "terms": "Later work as options of the objective",
+}
+FIGURES = {"figs": ("sizes.png", "kmeans.png"), "global": ("pareto.png",)}
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def write_results(
+    stage: Stage, rows: tuple[Row, ...], jobs: dict[str, Job], folder: Path, *, seconds: dict[str, float]
+) -> list[Path]:
+    """Write one JSON file a row that was measured with every seed.
+
+    Args:
+        stage: what the rows were run on.
+        rows: of the tables asked for; those not measured are passed over.
+        jobs: the commands they came from.
+        folder: receives NAME.json.
+        seconds: how long each command took, by its name.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for row in rows:
+        seeds = seeds_of(stage, row)
+        if is_left_out(stage, row) is not None or not all(measured(stage, row, seed).exists() for seed in seeds):
+            continue
+        found = [read_metrics(row, measured(stage, row, seed)) for seed in seeds]
+        first = [jobs[name] for name in _chain(f"{measured(stage, row, seeds[0]).parent.name}/{row.measure}", jobs)]
+        content = {
+            "row": row.name,
+            "table": row.table,
+            "title": row.title,
+            "on": "world" if stage.is_world else Path(stage.on).name,
+            "model": stage.model,
+            "seeds": list(seeds),
+            "values": {metric: [round(one[metric], 3) for one in found] for metric in row.metrics},
+            "published": dict(row.published),
+            "commands": [shlex.join(("saccade", *job.words)) for job in first],
+            "seconds": [seconds.get(job.name) for job in first],
+            "versions": versions(),
+        }
+        path = folder / f"{row.name}.json"
+        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+        written.append(path)
+    return written
+
+
+def _chain(name: str, jobs: dict[str, Job]) -> list[str]:
+    """What has to be run for a job, in order, itself last."""
+    chain: list[str] = []
+    for need in jobs[name].needs:
+        chain += [one for one in _chain(need, jobs) if one not in chain]
+    return [*chain, name]
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every row's file, by the row's name.
+
+    Raises:
+        InputError: a file is not a row's.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+            found[content["row"]] = content
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: need a row of the ledger; {type(error).__name__}: {error}. Delete it."
+            ) from error
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- page
+
+
+def write_page(page: Path, folder: Path, *, scale: Scale) -> None:
+    """Write the page from the rows' files.
+
+    Args:
+        page: a Markdown file; what stands below `BY_HAND` is kept.
+        folder: of the rows' files.
+        scale: which rows and claims there are.
+    """
+    results = read_results(folder)
+    kept = page.read_text().partition(BY_HAND)[2] if page.exists() else "\n"
+    text = "\n".join([*_head(results), *_tables(results, scale, page), BY_HAND])
+    write_whole(page, (text + kept).encode())
+
+
+def _head(results: dict[str, dict[str, Any]]) -> list[str]:
+    said = sorted({f"{one['model']} on {one['on']}" for one in results.values()})
+    seeds = sorted({len(one["seeds"]) for one in results.values()})
+    return [
+        "# Results",
+        "",
+        "Written by `saccade reproduce`; every number comes from the JSON file of its row, which holds the whole",
+        f"commands, the value with each seed, and the time. Measured: {', '.join(said)}.",
+        "Published: EVA-02 B/16 on COCO, where the number is known to us. Top-1 mAcc [%] unless said; mean and standard",
+        f"deviation over {' or '.join(map(str, seeds))} seeds (a CLIP as it comes has none).",
+        "",
+        "A claim *holds* where each difference is more than twice its standard error over seeds, is *contradicted* where",
+        "one is so in the other direction, and is *not told apart* otherwise.",
+        "",
+    ]
+
+
+def _tables(results: dict[str, dict[str, Any]], scale: Scale, page: Path) -> list[str]:
+    measured = {name: one["values"] for name, one in results.items()}
+    lines: list[str] = []
+    for table in TABLES:
+        rows = [row for row in rows_of(scale) if row.table == table]
+        if not any(row.name in results for row in rows):
+            continue
+        lines += [f"## {TITLES[table]}", ""]
+        for metrics in dict.fromkeys(row.metrics for row in rows):
+            lines += _table([row for row in rows if row.metrics == metrics], metrics, results)
+        figures = [name for name in FIGURES.get(table, ()) if (page.with_suffix("") / name).exists()]
+        figures = [name for name in FIGURES.get(table, ()) if (page.with_suffix("") / name).exists()]
+        lines += [f"![{name}]({page.stem}/{name})\n" for name in figures]
+        lines += _verdicts(table, measured, scale)
+    return lines
+
+
+def _table(rows: list[Row], metrics: tuple[str, ...], results: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"| row | {' | '.join(metrics)} | published | command |", f"|{'---|' * (len(metrics) + 3)}"]
+    for row in rows:
+        one = results.get(row.name)
+        if one is None:
+            cells, command = ["not run"] + [""] * (len(metrics) - 1), ""
+        else:
+            cells = [_mean(one["values"][metric]) for metric in metrics]
+            command = f"`{_short(one['commands'])}`"
+        published = ", ".join(f"{metric} {value:g}" for metric, value in row.published) or "-"
+        lines.append(f"| {row.title} | {' | '.join(cells)} | {published} | {command} |")
+    return [*lines, ""]
+
+
+def _mean(values: list[float]) -> str:
+    return f"{fmean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
+
+
+def _short(commands: list[str]) -> str:
+    """The words of a row's own command that are not those of every run: the training's flags, or the measurement's."""
+    training = [shlex.split(one) for one in commands if one.startswith("saccade distill")]
+    words = training[-1] if training else shlex.split(commands[-1])
+    common = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device", "--keep-checkpoints"}
+    common |= {"--split", "--limit"}
+    kept, skipping = [], False
+    for word in words[1:]:
+        if word.startswith("--"):
+            skipping = word in common
+        if not skipping:
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def _verdicts(table: str, measured: dict[str, Values], scale: Scale) -> list[str]:
+    lines = []
+    trained = {row.name for row in rows_of(scale) if is_trained(row)}
+    for claim in claims_of(scale):
+        if claim.table == table:
+            pairs = judge(claim, measured, trained=trained)
+            lines.append(f"- **{verdict_of(pairs)}**: {claim.text} ({claim.source}): {', '.join(map(_told, pairs))}.")
+    return [*lines, ""]
+
+
+def _told(pair: Compared) -> str:
+    if pair.difference is None:
+        return f"{pair.more} - {pair.less} not run"
+    doubt = "" if pair.verdict == "holds" else f" ({pair.verdict})"
+    (row, metric), (other, metric_) = pair.more.split(".", 1), pair.less.split(".", 1)
+    what = metric if metric == metric_ else f"{metric} over {metric_}"
+    return f"{what} {pair.difference:+.1f}{f' ({row} over {other})' if row != other else ''}{doubt}"

@@ -1,0 +1,45 @@
+"""The numbers that make one set of rows fit the rendered world, real pictures with the small CLIP, or the paper's size.
+
+The paper's ablations are stated for a ViT-B/16 of 12 blocks that sees 1024 pixels; a smaller tower gets what is in
+proportion. Deliberately absent: anything a flag of `saccade distill` decides by itself (learning rate, decay, warm-up).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the rows of the ledger fill in."""
+
+    steps: int
+    batch: int
+    size: int  # side of the student's and of the evaluation's dense input [pixels]
+    sweep: tuple[int, ...]  # dense input sizes of Fig. 2, 3 and A1
+    sizes: tuple[int, ...]  # smaller student inputs of Tab. 1; the paper's 320, 480, 640, 800 of 1024
+    layers: tuple[int, ...]  # last so many blocks trained; the paper's 3, 6, 9 of 12
+    window: int  # side of the attention windows [patches]
+    proposal_steps: int
+    alpha: float = 1.0
+
+
+SMALL = Scale(
+    steps=260,
+    batch=4,
+    size=192,
+    sweep=(64, 96, 128, 192, 256),
+    sizes=(64, 96, 120, 152),  # in proportion, on whole patches of 8
+    layers=(2, 3, 5),  # of 6; half a block is rounded up
+    window=6,  # a quarter of the grid's side, as 16 is of 64
+    proposal_steps=600,
+)
+PAPER = Scale(
+    steps=44_358,
+    batch=2,
+    size=1024,
+    sweep=(224, 320, 480, 640, 800, 1024),
+    sizes=(320, 480, 640, 800),
+    layers=(3, 6, 9),
+    window=16,
+    proposal_steps=20_000,
+    alpha=0.7,
+)
