@@ -124,13 +124,13 @@ def _head(results: dict[str, dict[str, Any]]) -> list[str]:
     return [
         "# Results",
         "",
-        "Written by `saccade reproduce`; every number comes from the JSON file of its row, which holds the whole",
-        f"commands, the value with each seed, and the time. Measured: {', '.join(said)}.",
-        "Published: EVA-02 B/16 on COCO, where the number is known to us. Top-1 mAcc [%] unless said; mean and standard",
+        "Written by `saccade reproduce`; every number comes from the JSON file of its row, which holds the commands as",
+        f"typed, the value with each seed, and the time. Measured: {', '.join(said)}.",
+        "Published: EVA-02 B/16 on COCO, where we know the number. Top-1 mAcc [%] unless said; mean and standard",
         f"deviation over {' or '.join(map(str, seeds))} seeds (a CLIP as it comes has none).",
         "",
-        "A claim *holds* where each difference is more than twice its standard error over seeds, is *contradicted* where",
-        "one is so in the other direction, and is *not told apart* otherwise.",
+        "A claim *holds* where each difference is more than twice its standard error over seeds, is *contradicted*",
+        "where one is so in the other direction, and is *not told apart* otherwise.",
         "",
     ]
 

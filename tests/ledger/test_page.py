@@ -1,0 +1,74 @@
+"""From measurements to a row's file and the page; what is written by hand stays."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saccade.errors import InputError
+from saccade.ledger.jobs import Stage, jobs_for, measured
+from saccade.ledger.page import BY_HAND, read_results, write_page, write_results
+from saccade.ledger.rows import Row, rows_of
+from saccade.ledger.scale import SMALL
+
+
+def fill(stage: Stage, row: Row, *values: float) -> None:
+    """Write measurements as the evaluation does, one a seed."""
+    for seed, value in zip(stage.seeds, values, strict=False):
+        scores = {kind: {"top1": value} for kind in ("boxes", "things", "stuff")}
+        path = measured(stage, row, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"dense": {"192": scores}, "crop": scores}))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage("world", tmp_path / "out", SMALL, "saccade-small", None, (0, 1, 2))
+
+
+def write(stage: Stage, tmp_path: Path) -> str:
+    rows = tuple(row for row in rows_of(SMALL) if row.table == "tab1")
+    seconds = {"m4-0": 60.0}
+    write_results(stage, rows, jobs_for(stage, rows), tmp_path / "results", seconds=seconds)
+    page = tmp_path / "docs" / "results.md"
+    write_page(page, tmp_path / "results", scale=SMALL)
+    return page.read_text()
+
+
+def test_rows_measured_with_every_seed_are_written_and_shown(stage: Stage, tmp_path: Path) -> None:
+    rows = {row.name: row for row in rows_of(SMALL)}
+    fill(stage, rows["untouched"], 4.0)
+    fill(stage, rows["m6"], 51.0, 52.0, 53.0)
+    fill(stage, rows["m4"], 50.0, 51.0)  # one seed is missing
+    text = write(stage, tmp_path)
+    assert sorted(path.stem for path in (tmp_path / "results").iterdir()) == ["m6", "untouched"]
+    assert "| CLIP as it comes | 4.0 | 4.0 | 4.0 | 4.0 | boxes 18.2, crops 68.4 |" in text
+    assert "| 52.0 ± 1.0 | 52.0 ± 1.0 | 52.0 ± 1.0 | 52.0 ± 1.0 | boxes 72.1, things 74.4, stuff 46.8 |" in text
+    assert "| M = 4 | not run |" in text
+    assert (
+        "**holds**: CLIPSelf makes dense features recognise regions (Tab. 1): boxes +48.0 (m6 over untouched)" in text
+    )
+    assert "**not run**: M = 6 is better than M = 4" in text
+
+    fill(stage, rows["m4"], 54.0, 55.0, 56.0)
+    assert "**contradicted**: M = 6 is better than M = 4" in write(stage, tmp_path)
+    content = json.loads((tmp_path / "results" / "m4.json").read_text())
+    assert content["values"]["boxes"] == [54.0, 55.0, 56.0] and content["seeds"] == [0, 1, 2]
+    assert [command.split()[1] for command in content["commands"]] == ["world", "distill", "evaluate"]
+    assert content["seconds"] == [None, 60.0, None]
+
+
+def test_what_is_written_by_hand_stays(stage: Stage, tmp_path: Path) -> None:
+    fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
+    page = tmp_path / "docs" / "results.md"
+    first = write(stage, tmp_path)
+    page.write_text(first + "\n## Why\n\nBecause.\n")
+    second = write(stage, tmp_path)
+    assert second == first + "\n## Why\n\nBecause.\n"
+    assert second.count(BY_HAND) == 1
+
+
+def test_a_strange_file_among_the_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match=r"x\.json: need a row of the ledger; KeyError: 'row'"):
+        read_results(tmp_path)

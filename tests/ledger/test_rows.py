@@ -1,0 +1,99 @@
+"""The rows are data, so what can be wrong in data is looked for: names, commands that do not parse, empty claims."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from saccade.cli.main import parse
+from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for, seeds_of
+from saccade.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
+from saccade.ledger.scale import PAPER, SMALL, Scale
+
+SCALES = pytest.mark.parametrize("scale", [SMALL, PAPER], ids=["small", "paper"])
+WORLD = Stage("world", Path("o"), SMALL, "saccade-small", None, (0, 1, 2))
+
+
+@SCALES
+def test_names_are_used_once_and_point_to_something(scale: Scale) -> None:
+    rows, runs = rows_of(scale), runs_of(scale)
+    assert len({row.name for row in rows}) == len(rows)
+    assert {row.table for row in rows} == set(TABLES)
+    assert {row.run for row in rows} - {None, "cnn"} <= set(runs)
+    assert set(runs) <= {row.run for row in rows}, "a run that no row shows"
+    assert all(set(dict(row.published)) <= set(row.metrics) for row in rows)
+
+
+@SCALES
+def test_claims_are_about_rows_and_their_metrics(scale: Scale) -> None:
+    metrics = {row.name: row.metrics for row in rows_of(scale)}
+    for claim in claims_of(scale):
+        assert claim.table in TABLES and claim.pairs, claim
+        for side in (one for pair in claim.pairs for one in pair):
+            name, metric = side.split(".", 1)
+            assert metric in metrics[name], (claim.text, side)
+
+
+def test_all_of_an_ablation_is_compared_step_by_step() -> None:
+    claim = next(one for one in claims_of(SMALL) if "blocks" in one.text)
+    assert claim.pairs == (
+        ("layers1.boxes", "layers0.boxes"),
+        ("layers2.boxes", "layers1.boxes"),
+        ("m6.boxes", "layers2.boxes"),
+    )
+    assert isinstance(claim, Claim)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        WORLD,
+        Stage("world", Path("o"), PAPER, "EVA02-B-16", "w.pt", (0, 1), cnn="rn", limit=4),
+        Stage("coco", Path("o"), SMALL, "saccade-small", None, (3,)),
+    ],
+    ids=["world", "paper", "coco"],
+)
+def test_every_command_is_one_that_a_user_can_type(stage: Stage) -> None:
+    rows = rows_of(stage.scale)
+    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows, folder=Path("docs/results"))}
+    assert all(job.name == name for name, job in jobs.items())
+    seen: set[str] = set()
+    for job in jobs.values():
+        parse(list(job.words))  # leaves with an error where a flag does not exist
+        assert set(job.needs) <= seen, f"{job.name} comes before what it needs"
+        seen.add(job.name)
+    made = [job.makes for job in jobs.values()]
+    assert len(set(made)) == len(made), "two commands write the same file"
+
+
+def test_rows_share_trainings_and_a_clip_as_it_comes_is_measured_once() -> None:
+    rows = tuple(row for row in rows_of(SMALL) if row.table in ("tab2", "tab8"))
+    trainings = [name for name, job in jobs_for(WORLD, rows).items() if job.words[0] == "distill"]
+    assert len(trainings) == len(set(trainings)) == 3 * len({row.run for row in rows})
+    untouched = next(row for row in rows_of(SMALL) if row.run is None)
+    assert seeds_of(WORLD, untouched) == (0,) and seeds_of(WORLD, rows[0]) == (0, 1, 2)
+
+
+def test_a_run_of_another_head_is_measured_with_it() -> None:
+    jobs = jobs_for(WORLD, tuple(row for row in rows_of(SMALL) if row.table == "terms"))
+    for name, head in (("values3-gates-1/regions", "values3"), ("clipself-1/regions", None)):
+        words = jobs[name].words
+        assert (words[words.index("--head") + 1] if "--head" in words else None) == head
+
+
+def test_what_other_data_cannot_have_is_left_out_with_the_reason() -> None:
+    stage = Stage("coco", Path("o"), SMALL, "saccade-small", None, (0,))
+    left = {row.name: reason for row in rows_of(SMALL) if (reason := is_left_out(stage, row))}
+    assert set(left) == {"tab8-other", "figs-cnn"}
+    assert "--cnn" in left["figs-cnn"]
+    named = replace(stage, cnn="rn50")
+    assert {row.name for row in rows_of(SMALL) if is_left_out(named, row)} == {"tab8-other"}
+
+
+def test_the_numbers_of_the_paper_reach_the_command() -> None:
+    stage = Stage("coco", Path("o"), PAPER, "EVA02-B-16", "w.pt", (0,))
+    rows = tuple(row for row in rows_of(PAPER) if row.name in ("m4", "layers0", "size0"))
+    jobs: dict[str, Job] = jobs_for(stage, rows)
+    assert "--alpha 0.7" in " ".join(jobs["m4-0"].words) and "--steps 44358" in " ".join(jobs["m4-0"].words)
+    assert "--layers 3" in " ".join(jobs["last3-0"].words)
+    assert " ".join(jobs["size320-0"].words).count("--student-size") == 1
