@@ -261,7 +261,7 @@ def _plan(
     memory = estimate_memory(
         objective,
         batch=config.batch,
-        regions=config.keep,
+        regions=config.max_regions,
         processes=processes.size,
         local=int(os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))),
         sharded=config.fsdp,
@@ -325,7 +325,7 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
-        keep=config.keep,
+        keep=config.max_regions,
         seed=config.seed,
     )
 
@@ -345,7 +345,7 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
-        keep=config.keep,
+        keep=config.max_regions,
     )
     if regions == "boxes" and not any(record.boxes for record in source.dataset.records):
         raise InputError(

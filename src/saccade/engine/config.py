@@ -79,7 +79,7 @@ class DistillConfig:
     """Largest number of rows or columns of a patch grid (the paper's M)."""
     grid_rule: Literal["published", "all"] = "published"
     """Grids drawn: the published code's 24 pairs (for M = 6), or all 36 of the paper's text."""
-    keep: int = 20
+    max_regions: int = 20
     """At most so many patches a picture and step."""
     student_size: int | None = None
     """Longest side of the student's input [pixels]; when not given, the paper's 64 patches and at most 1024 (1024 for
@@ -192,7 +192,7 @@ def check_config(config: DistillConfig) -> None:
         ("warmup", config.warmup is None or config.warmup >= 0, "0 or above"),
         ("layers", config.layers is None or config.layers >= 1, "at least 1, or left out to train all blocks"),
         ("grid", config.grid >= 1, "at least 1"),
-        ("keep", config.keep >= 1, "at least 1"),
+        ("max-regions", config.max_regions >= 1, "at least 1"),
         ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
         ("window", config.window is None or config.window >= 1, "at least 1 patch"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
