@@ -239,6 +239,8 @@ def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, stude
         head=config.head,
         enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
         tokens=config.tokens,
+        keep=config.keep,
+        keep_crops=config.keep_crops,
         low_precision=config.precision == "bfloat16" and not config.fsdp,  # FSDP gathers in bfloat16 itself
         compiled=config.compile,
         checkpointing=config.checkpointing,

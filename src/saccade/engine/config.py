@@ -91,6 +91,11 @@ class DistillConfig:
     window: int | None = None
     """Side of the student's attention windows [patches], in all blocks but the last of each quarter. The paper: 16
     (Sec. 4.4). The whole picture when not given."""
+    keep: float = 0.0
+    """Weight of a term that keeps the student's own embedding of a crop the teacher's, so that the image embedding is
+    not forgotten; 0 leaves it out."""
+    keep_crops: int = 4
+    """At most so many crops of a picture in that term, of those that the teacher embeds anyway."""
     alpha: float = 1.0
     """The product is alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95 for L/14; 1 = off."""
     seed: int = 0
@@ -195,6 +200,8 @@ def check_config(config: DistillConfig) -> None:
         ("max-regions", config.max_regions >= 1, "at least 1"),
         ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
         ("window", config.window is None or config.window >= 1, "at least 1 patch"),
+        ("keep", 0 <= config.keep < float("inf"), "0 or above"),
+        ("keep-crops", config.keep_crops >= 1, "at least 1"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),

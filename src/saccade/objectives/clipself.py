@@ -7,6 +7,7 @@ cut out as a picture of its own.
 Both towers start from the same weights; the teacher never changes. Pictures arrive as uint8 and are cut, resized and
 normalised on the device of the towers. Deliberately absent: augmentation, a queue of old embeddings, the text tower (no
 text is used), and alpha mixing, which is for the product and not for training (`saccade.clip.states.mix_states`).
+Terms that may be added, each with a weight: `saccade.objectives.keep`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,7 @@ from saccade.clip.dense import blocks_run_whole, last_block_use, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.clip.precision import in_low_precision, low_precision_copies, using
+from saccade.objectives.keep import keep_loss, trained_rows
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
 from saccade.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
@@ -45,6 +47,8 @@ class ClipSelf(nn.Module):
         head: Head = "value",
         enlarge: float = 1.0,
         tokens: Literal["all", "valid"] = "all",
+        keep: float = 0.0,
+        keep_crops: int = 4,
         low_precision: bool = False,
         compiled: bool = False,
         checkpointing: bool = False,
@@ -61,14 +65,16 @@ class ClipSelf(nn.Module):
             enlarge: teacher crops are boxes enlarged by this about their centre (1 for patches, 1.5 for proposals).
             tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the picture; the
                 padding is then neither computed nor seen.
+            keep: weight of `keep_loss`; 0 leaves it out.
+            keep_crops: of a picture, at most, in that loss.
             low_precision: the student computes with bfloat16 copies of its weights, which stay as they are.
             compiled: run the blocks of both towers through torch.compile.
             checkpointing: keep only what enters each of the student's blocks, and run them again in the backward pass.
             chunk: teacher crops encoded at once, which bounds their memory.
 
         Raises:
-            InputError: the size is not a multiple of the patch size, the towers embed differently, or a residual
-                network is to be compiled or checkpointed, which would change nothing.
+            InputError: the size is not a multiple of the patch size, the towers embed differently or take other
+                pictures, or a residual network is to be compiled or checkpointed, which would change nothing.
         """
         super().__init__()
         if student_size < 1 or student_size % student.patch_size:
@@ -85,7 +91,15 @@ class ClipSelf(nn.Module):
                 f"--compile, --checkpointing: act on transformer blocks; {student.name} is a residual network and has "
                 "none. Leave them out."
             )
+        inputs = [(one.native_size, one.mean, one.std) for one in (student, teacher)]
+        if keep and inputs[0] != inputs[1]:
+            raise InputError(
+                f"--keep: student and teacher must take the same pictures (side, mean, std); got {inputs[0]} and "
+                f"{inputs[1]}. Leave it out."
+            )
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.keep, self.keep_crops = keep, keep_crops
+        self._rows = trained_rows(student.visual, head=head) if keep else {}  # by name: sharding replaces parameters
         self.student_size, self.enlarge, self.chunk = student_size, enlarge, chunk
         self.pad: Literal["zero", "black"] = pad
         self.tokens: Literal["all", "valid"] = tokens
@@ -100,22 +114,29 @@ class ClipSelf(nn.Module):
         student.run_block = recomputed(run) if checkpointing else run
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """1 - mean over ALL regions of the batch of cos(student region, teacher crop).
+        """1 - mean over ALL regions of the batch of cos(student region, teacher crop); and terms that have a weight.
 
         Args:
             batch: pictures with the boxes of their regions; bad samples are left out.
 
         Returns:
-            The loss, in [0, 2]; where the batch has no region, a zero that still reaches every trained parameter.
+            The loss, in [0, 2] without terms; where the batch has no region, a zero that still reaches every trained
+            parameter.
         """
         samples = [sample for sample in batch.samples if len(sample.boxes)] or [_blank(self.student.patch_size)]
         samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]
         groups = [list(group) for _, group in groupby(sorted(samples, key=self._seen), key=self._seen)]
+        samples = [sample for group in groups for sample in group]
         with torch.no_grad():
-            targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
+            crops = self._cut_crops(samples)  # (R, 3, S, S)
+            targets = self._encode_crops(crops)  # (R, D)
         with self._outside_the_blocks():
             regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
-        loss = 1 - (regions * targets).sum(dim=1).mean()
+            loss = 1 - (regions * targets).sum(dim=1).mean()
+            if self.keep:
+                counts = [len(sample.boxes) for sample in samples]
+                kept = keep_loss(self.student, crops, targets, counts=counts, most=self.keep_crops, rows=self._rows)
+                loss = loss + self.keep * kept
         return loss if count_regions(batch) else loss * 0
 
     def _encode_regions(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
@@ -152,8 +173,8 @@ class ClipSelf(nn.Module):
             boxes.append(boxes_on_input(sample.boxes, height=height, width=width, size=size))
         return inputs, boxes
 
-    def _encode_crops(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
-        """The teacher's embedding of every region cut out of its full-resolution picture, all pictures packed."""
+    def _cut_crops(self, samples: list[Sample]) -> Float[Tensor, "R 3 S S"]:
+        """Every region cut out of its full-resolution picture as the teacher takes it, all pictures packed."""
         crops = []
         for sample in samples:
             boxes = sample.boxes
@@ -161,8 +182,11 @@ class ClipSelf(nn.Module):
                 height, width = sample.image.shape[1:]
                 boxes = enlarge_boxes(boxes, factor=self.enlarge, height=height, width=width)
             crops.append(crop_and_resize(sample.image, boxes, size=self.teacher.native_size))
-        packed = normalize(torch.cat(crops), mean=self.teacher.mean, std=self.teacher.std)  # (R, 3, S, S)
-        embeddings = [self.teacher.encode_image(part, normalize=False) for part in packed.split(self.chunk)]
+        return normalize(torch.cat(crops), mean=self.teacher.mean, std=self.teacher.std)
+
+    def _encode_crops(self, crops: Float[Tensor, "R 3 S S"]) -> Float[Tensor, "R D"]:
+        """The teacher's embedding of every crop."""
+        embeddings = [self.teacher.encode_image(part, normalize=False) for part in crops.split(self.chunk)]
         return F.normalize(torch.cat(embeddings).float(), dim=1)
 
     @property
