@@ -241,6 +241,9 @@ def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, stude
         tokens=config.tokens,
         keep=config.keep,
         keep_crops=config.keep_crops,
+        correlation=config.correlation,
+        correlation_head=config.correlation_head,
+        correlation_temperature=config.correlation_temperature,
         low_precision=config.precision == "bfloat16" and not config.fsdp,  # FSDP gathers in bfloat16 itself
         compiled=config.compile,
         checkpointing=config.checkpointing,

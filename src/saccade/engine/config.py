@@ -96,6 +96,12 @@ class DistillConfig:
     not forgotten; 0 leaves it out."""
     keep_crops: int = 4
     """At most so many crops of a picture in that term, of those that the teacher embeds anyway."""
+    correlation: float = 0.0
+    """Weight of a term that keeps which places of a picture are alike for the teacher's dense map; 0 leaves it out."""
+    correlation_head: Head = "naclip"
+    """The last block of the teacher's dense map in that term."""
+    correlation_temperature: float = 0.1
+    """Of the similarities between places in that term."""
     alpha: float = 1.0
     """The product is alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95 for L/14; 1 = off."""
     seed: int = 0
@@ -202,6 +208,8 @@ def check_config(config: DistillConfig) -> None:
         ("window", config.window is None or config.window >= 1, "at least 1 patch"),
         ("keep", 0 <= config.keep < float("inf"), "0 or above"),
         ("keep-crops", config.keep_crops >= 1, "at least 1"),
+        ("correlation", 0 <= config.correlation < float("inf"), "0 or above"),
+        ("correlation-temperature", 0 < config.correlation_temperature < float("inf"), "above 0"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),
