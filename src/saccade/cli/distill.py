@@ -117,7 +117,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         original = deepcopy(student)  # no text is used, so no tokenizer has been made yet
         teacher = deepcopy(student).bfloat16() if low else original
         numbers = numbers_of(config, patch_size=student.patch_size)
-        partly = train_layers(student, config.layers, head=config.head)
+        partly = train_layers(student, config.layers, head=config.head, gates=config.gates)
         objective = _objective(config, student, teacher, student_size=numbers.student_size)
         if config.fsdp:
             shard_student(objective, processes=processes, bfloat16=low)

@@ -88,6 +88,9 @@ class DistillConfig:
     """Padding of the student's input: zeros after colour normalisation (paper) or black before it (published code)."""
     head: Head = "value"
     """The last block of the dense forward; value is the paper's."""
+    gates: bool = False
+    """Learn a number for each head of the last three blocks, which its values are multiplied by (with --head values3);
+    saved with the model."""
     window: int | None = None
     """Side of the student's attention windows [patches], in all blocks but the last of each quarter. The paper: 16
     (Sec. 4.4). The whole picture when not given."""
@@ -229,6 +232,11 @@ def check_config(config: DistillConfig) -> None:
         if not holds:
             value = getattr(config, flag.replace("-", "_"))
             raise InputError(f"--{flag}: must be {need}; got {value}.")
+    if config.gates and config.head != "values3":
+        raise InputError(
+            f"--gates: weigh the heads whose values --head values3 adds up; got --head {config.head}. "
+            "Give --head values3 with it, or leave it out."
+        )
     if config.boxes is not None and config.regions == "grid":
         raise InputError("--regions grid: draws no boxes, but --boxes names some. Leave one of them out.")
 

@@ -23,7 +23,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from saccade.clip.attention import recomputed, whole_block
-from saccade.clip.dense import blocks_run_whole, last_block_use, tower_stages
+from saccade.clip.dense import blocks_run_whole, last_block_use, open_gates, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.clip.precision import in_low_precision, low_precision_copies, using
@@ -223,7 +223,9 @@ def count_regions(batch: Batch) -> int:
     return sum(len(sample.boxes) for sample in batch.samples)
 
 
-def train_layers(student: Clip, last: int | None = None, *, head: Head = "value") -> list[tuple[nn.Parameter, slice]]:
+def train_layers(
+    student: Clip, last: int | None = None, *, head: Head = "value", gates: bool = False
+) -> list[tuple[nn.Parameter, slice]]:
     """Make only transformer blocks trainable (Sec. 4.1), and of the last block only what the dense forward uses.
 
     Embeddings, positions, class token, final norm, projection, text tower and logit scale stay frozen. The last block's
@@ -234,13 +236,15 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
         student: its `requires_grad` flags are set.
         last: train the last so many blocks; all when None.
         head: the last block of the dense forward.
+        gates: train the gates of the heads too (of "values3", see `saccade.clip.heads`); where there are none they
+            start open.
 
     Returns:
         Matrices that are trained in some rows only (a fused query-key-value projection), with those rows: the optimizer
         must not decay the others.
 
     Raises:
-        InputError: `last` is 0 or below, or more than there are blocks.
+        InputError: `last` is 0 or below, or more than there are blocks; or the tower can have no gates.
     """
     blocks = tower_stages(student.visual)
     count = len(blocks) if last is None else last
@@ -251,6 +255,9 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     student.requires_grad_(False)
     for block in blocks[len(blocks) - count :]:
         block.requires_grad_(True)
+    if gates:
+        trained = open_gates(student.visual) if student.gates is None else student.gates.detach().unflatten(0, (3, -1))
+        student.gates = trained  # a parameter anew, which requires gradients
     unused, partly = last_block_use(student.visual, head=head)
     for parameter in unused:
         parameter.requires_grad_(False)
