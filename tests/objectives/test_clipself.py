@@ -127,7 +127,7 @@ def test_proposals_enlarge_the_crop_and_not_the_region(pair):
     loss = ClipSelf(*pair, student_size=64, enlarge=1.5)(Batch([Sample("a", image, box)], []))
     objective = ClipSelf(*pair, student_size=64)
     images, boxes = objective._student_input([Sample("a", image, box)])
-    target = objective._encode_crops([Sample("a", image, larger)])[0]
+    target = objective._encode_crops([Sample("a", image, larger)])[0][0]
     rois = torch.cat([torch.zeros(1, 1), boxes[0]], dim=1)
     region = roi_align(pair[0].encode_dense(images), rois, 1, spatial_scale=1 / 8, sampling_ratio=-1, aligned=True)
     torch.testing.assert_close(loss, 1 - F.cosine_similarity(region.flatten(), target, dim=0), rtol=0, atol=1e-6)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]  # embeddings of a picture and a text, of length 1
 
+_OF_DENSE = ("windows", "gates")  # what only Saccade knows, and no other library has a word for
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
 
@@ -36,7 +37,7 @@ class Convert:
     """Folder to write; new or empty."""
     to: Literal["open_clip", "hf", "saccade"]
     """open_clip: a folder for local-dir:OUT. hf: for transformers' CLIPModel or SiglipModel. saccade: open_clip's
-    folder with what only Saccade knows, such as window attention."""
+    folder with what only Saccade knows, such as window attention and gates of heads."""
     model: str | None = None
     """Architecture of a weights file whose content leaves it open, or of a tag."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -68,11 +69,12 @@ def run(config: Convert) -> None:
             if tensor.is_floating_point():
                 tensor.copy_(tensor.to(dtype))
     before = _embed_ours(clip, picture, text)
-    if config.to == "open_clip":
-        known = clip.config.get("saccade")
+    if config.to != "saccade":
+        known = [key for key in clip.config.get("saccade", {}) if config.to == "open_clip" or key in _OF_DENSE]
         clip.config = {key: value for key, value in clip.config.items() if key != "saccade"}
         if known:
-            print(f"left out, since open_clip has no word for it: {', '.join(known)}", file=sys.stderr)
+            library = "open_clip has" if config.to == "open_clip" else "transformers have"
+            print(f"left out, since {library} no word for it: {', '.join(known)}", file=sys.stderr)
     partial = config.out.absolute().with_name(f".{config.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

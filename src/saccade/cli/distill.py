@@ -117,7 +117,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         original = deepcopy(student)  # no text is used, so no tokenizer has been made yet
         teacher = deepcopy(student).bfloat16() if low else original
         numbers = numbers_of(config, patch_size=student.patch_size)
-        partly = train_layers(student, config.layers, head=config.head)
+        partly = train_layers(student, config.layers, head=config.head, gates=config.gates)
         objective = _objective(config, student, teacher, student_size=numbers.student_size)
         if config.fsdp:
             shard_student(objective, processes=processes, bfloat16=low)
@@ -239,6 +239,11 @@ def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, stude
         head=config.head,
         enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
         tokens=config.tokens,
+        keep=config.keep,
+        keep_crops=config.keep_crops,
+        correlation=config.correlation,
+        correlation_head=config.correlation_head,
+        correlation_temperature=config.correlation_temperature,
         low_precision=config.precision == "bfloat16" and not config.fsdp,  # FSDP gathers in bfloat16 itself
         compiled=config.compile,
         checkpointing=config.checkpointing,
@@ -261,7 +266,7 @@ def _plan(
     memory = estimate_memory(
         objective,
         batch=config.batch,
-        regions=config.keep,
+        regions=config.max_regions,
         processes=processes.size,
         local=int(os.environ.get("LOCAL_WORLD_SIZE", str(processes.size))),
         sharded=config.fsdp,
@@ -325,7 +330,7 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
-        keep=config.keep,
+        keep=config.max_regions,
         seed=config.seed,
     )
 
@@ -345,7 +350,7 @@ def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoade
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
-        keep=config.keep,
+        keep=config.max_regions,
     )
     if regions == "boxes" and not any(record.boxes for record in source.dataset.records):
         raise InputError(

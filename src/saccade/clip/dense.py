@@ -4,8 +4,10 @@ A new CLIP family is one file beside this one (what it must offer: `tower.Family
 without tokens in space, and those nobody has described yet, are refused by name with the reason.
 """
 
+from dataclasses import replace
 from typing import Any, get_args
 
+import torch
 from jaxtyping import Bool, Float
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
@@ -68,6 +70,7 @@ def dense_tokens(
     grids: Grids | None = None,
     frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
+    gates: Float[Tensor, " G"] | None = None,
     run: RunBlock = whole_block,
 ) -> Float[Tensor, "B L D"]:
     """Embed every patch of the images (Sec. 3.1).
@@ -79,6 +82,7 @@ def dense_tokens(
         grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
         frame: (h, w) of the grid whose top left the images are, and whose positions they get; None: their own.
         windows: which blocks attend in windows (Sec. 4.4).
+        gates: of the heads under "values3", as `check_gates` returns them; None: none.
         run: how the blocks before the last are run.
 
     Returns:
@@ -91,7 +95,7 @@ def dense_tokens(
     count = len(family.blocks(visual))
     places = set(range(count - needs.states, count))
     states, layout = entering(family, visual, images, places=places, grids=grids, frame=frame, windows=windows, run=run)
-    return family.finish(visual, needs.apply(family, visual, list(states.values()), layout))
+    return family.finish(visual, needs.apply(family, visual, list(states.values()), replace(layout, gates=gates)))
 
 
 def region_embedding(
@@ -129,6 +133,7 @@ def tapped(
     head: str,
     grids: Grids | None = None,
     windows: Windows | None = None,
+    gates: Float[Tensor, " G"] | None = None,
 ) -> list[Float[Tensor, "B C h w"]]:
     """Take feature maps out of a tower: what leaves the stages asked for, and for the last one what the head makes.
 
@@ -139,6 +144,7 @@ def tapped(
         head: of the last stage; see `dense_tokens`.
         grids: as in `dense_tokens`.
         windows: as in `dense_tokens`.
+        gates: as in `dense_tokens`.
 
     Returns:
         One map a layer, in the order asked, before final norm and projection.
@@ -158,7 +164,9 @@ def tapped(
     states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows)
     maps = {layer: states[layer + 1][:, layout.prefix :] for layer in layers if layer != last}
     if last in layers:
-        maps[last] = needs.apply(family, visual, [states[place] for place in sorted(of_head)], layout)
+        maps[last] = needs.apply(
+            family, visual, [states[place] for place in sorted(of_head)], replace(layout, gates=gates)
+        )
     return [maps[layer].mT.unflatten(2, layout.grid) for layer in layers]  # (B, L, C) -> (B, C, h, w) each
 
 
@@ -217,6 +225,41 @@ def check_head(visual: nn.Module, head: str) -> str:
         reason = f"it takes {needs.states} attention blocks, and this tower has {len(family.blocks(visual))}"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value.")
     return head
+
+
+def check_gates(visual: nn.Module, gates: Any) -> Float[Tensor, " G"]:
+    """Refuse gates of heads that a tower cannot have, and lay them out in one row.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        gates: one number for each head of each of the last three blocks, (3, heads): nested lists or a tensor.
+
+    Returns:
+        (3 * heads,) float32, block by block.
+
+    Raises:
+        InputError: the tower has no head "values3", or these are not its numbers.
+    """
+    check_head(visual, "values3")
+    try:
+        numbers = torch.as_tensor(gates, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"gates: need three rows of numbers, one a head; got {gates!r:.200} ({error}).") from error
+    shape = tuple(open_gates(visual).shape)
+    if tuple(numbers.shape) != shape or not numbers.isfinite().all():
+        raise InputError(f"gates: need {shape[0]} rows of {shape[1]} finite numbers; got {gates!r:.200}.")
+    return numbers.flatten()
+
+
+def open_gates(visual: nn.Module) -> Float[Tensor, "3 H"]:
+    """The gates that change nothing: 1 for each head of each of the last three blocks.
+
+    Raises:
+        InputError: the tower has no head "values3".
+    """
+    check_head(visual, "values3")
+    family = _accepted(visual)
+    return torch.ones(3, family.heads(family.blocks(visual)[-1]))
 
 
 def check_windows(visual: nn.Module, windows: Any) -> Windows:

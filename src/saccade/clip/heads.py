@@ -73,9 +73,15 @@ def naclip(family: Family, visual: Any, states: list[Tensor], layout: Layout) ->
 
 
 def values3(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
-    """The sum of what the last three blocks' values add to the tokens; nothing else of these blocks."""
-    pairs = zip(family.blocks(visual)[-3:], states[-3:], strict=True)
-    third, second, last = (_values(family, visual, block, tokens[:, layout.prefix :]) for block, tokens in pairs)
+    """The sum of what the last three blocks' values add to the tokens; nothing else of these blocks.
+
+    Each head's values may be multiplied by a number of its own (`Clip.gates`): the head selection gating of DenseRC
+    ("Reconstructing CLIP for Open-Vocabulary Dense Perception", CVPR 2026), which weighs heads and mixes no places.
+    Ours are plain learned numbers, the same for every picture.
+    """
+    gates = (None, None, None) if layout.gates is None else layout.gates.chunk(3)  # (heads,) each
+    parts = zip(family.blocks(visual)[-3:], states[-3:], gates, strict=True)
+    third, second, last = (_values(family, visual, block, x[:, layout.prefix :], gate) for block, x, gate in parts)
     return third + second + last
 
 
@@ -132,9 +138,11 @@ def _asked(
     return family.add_mlp(block, family.add(block, asking, family.project_out(block, mixed)))
 
 
-def _values(family: Family, visual: Any, block: Any, tokens: Tensor) -> Tensor:
-    """What attention would add if every token saw itself alone."""
+def _values(family: Family, visual: Any, block: Any, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
+    """What attention would add if every token saw itself alone; gates multiply its heads."""
     (v,) = family.project_in(visual, block, tokens, "v")
+    if gates is not None:
+        v = (v.unflatten(2, (len(gates), -1)) * gates[:, None].to(v.dtype)).flatten(2)  # (B, L, C)
     return family.project_out(block, v)
 
 

@@ -26,6 +26,7 @@ from saccade.clip.attention import RunBlock, whole_block
 from saccade.clip.dense import (
     Grids,
     can_batch_sizes,
+    check_gates,
     check_windows,
     class_embedding,
     dense_tokens,
@@ -58,6 +59,8 @@ class Clip(nn.Module):
         embed_dim: D.
         windows: which blocks of the dense path look inside windows only (Sec. 4.4); None: none. It is saved with the
             model; `saccade.clip.dense.default_windows` gives the paper's.
+        gates: what the head "values3" multiplies each head's values by, (3 * heads,), the last three blocks in order;
+            None: nothing. Set as (3, heads), it is saved with the model; trained in place, it must be set again.
         run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
     """
 
@@ -80,6 +83,11 @@ class Clip(nn.Module):
         self.std: tuple[float, float, float] = tuple(config["preprocess_cfg"]["std"])
         windows = config.get("saccade", {}).get("windows")
         self._windows = None if windows is None else _read_windows(windows, model.visual, name)
+        self._gates: nn.Parameter | None
+        self.register_parameter("_gates", None)
+        gates = config.get("saccade", {}).get("gates")
+        if gates is not None:
+            self.gates = gates
         self.run_block: RunBlock = whole_block
 
     def train(self, mode: bool = True) -> "Clip":
@@ -103,10 +111,28 @@ class Clip(nn.Module):
     @windows.setter
     def windows(self, windows: Windows | None) -> None:
         self._windows = None if windows is None else check_windows(self.visual, windows)
-        known = {key: value for key, value in self.config.get("saccade", {}).items() if key != "windows"}
-        as_json = {} if windows is None else {"windows": {"size": windows.size, "blocks": list(windows.blocks)}}
-        self.config = {key: value for key, value in self.config.items() if key != "saccade"}
-        self.config |= {"saccade": known | as_json} if known | as_json else {}
+        self._know("windows", None if windows is None else {"size": windows.size, "blocks": list(windows.blocks)})
+
+    @property
+    def gates(self) -> nn.Parameter | None:
+        """Gates of the heads under "values3"."""
+        return self._gates
+
+    @gates.setter
+    def gates(self, gates: Float[Tensor, "3 H"] | list[list[float]] | None) -> None:
+        if gates is None:
+            self._gates = None
+        else:
+            checked = check_gates(self.visual, gates)
+            self._gates = nn.Parameter(checked.detach().clone().to(next(self.visual.parameters()).device))
+        self._know("gates", None if self._gates is None else self._gates.detach().unflatten(0, (3, -1)).tolist())
+
+    def _know(self, key: str, content: Any) -> None:
+        """Write down what only Saccade knows of the model, or with None no longer."""
+        known = {name: value for name, value in self.config.get("saccade", {}).items() if name != key}
+        known |= {} if content is None else {key: content}
+        self.config = {name: value for name, value in self.config.items() if name != "saccade"}
+        self.config |= {"saccade": known} if known else {}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -176,7 +202,14 @@ class Clip(nn.Module):
         batch, grids = self._batch(images)
         whole = None if frame is None else (frame[0] // self.patch_size, frame[1] // self.patch_size)
         tokens = dense_tokens(
-            self.visual, batch, head=head, grids=grids, frame=whole, windows=self.windows, run=self.run_block
+            self.visual,
+            batch,
+            head=head,
+            grids=grids,
+            frame=whole,
+            windows=self.windows,
+            gates=self.gates,
+            run=self.run_block,
         )  # (B, L, D)
         tokens = F.normalize(tokens.float(), dim=2) if normalize else tokens
         dense = tokens.mT.unflatten(2, self._grid(batch))  # (B, D, L) -> (B, D, h, w)
@@ -272,7 +305,7 @@ class Clip(nn.Module):
             alone = [self.features(image[None], layers=places, head=head) for image in images]
             return [[maps[place][0] for maps in alone] for place in range(len(places))]
         batch, grids = self._batch(images)
-        maps = tapped(self.visual, batch, layers=places, head=head, grids=grids, windows=self.windows)
+        maps = tapped(self.visual, batch, layers=places, head=head, grids=grids, windows=self.windows, gates=self.gates)
         return maps if isinstance(images, Tensor) else [_cut(one, grids) for one in maps]
 
     def encode_text(self, tokens: Int64[Tensor, "B T"], *, normalize: bool = True) -> Float[Tensor, "B D"]:

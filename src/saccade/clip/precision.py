@@ -30,13 +30,18 @@ def in_low_precision(run: RunBlock) -> RunBlock:
 def low_precision_copies(module: nn.Module, *, leave: Sequence[nn.Module] = ()) -> dict[str, Tensor]:
     """Copy a module's floating point parameters and buffers to bfloat16, by name; gradients reach the originals.
 
+    What is bfloat16 already is left as it is.
+
     Args:
         module: of any kind.
         leave: parts of it that are not copied.
     """
     left = {id(tensor) for part in leave for tensor in (*part.parameters(), *part.buffers())}
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and id(tensor) not in left]
+    wide = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype != torch.bfloat16]
+    names = [name for name in wide if id(tensors[name]) not in left]
+    if not names:
+        return {}
     return dict(zip(names, _CopyAll.apply(*(tensors[name] for name in names)), strict=True))
 
 

@@ -38,6 +38,7 @@ class Layout:
     windowed: tuple[int, ...] = ()  # blocks that attend in windows
     window: tuple[int, int] = (0, 0)  # height and width of these windows [tokens]
     window_table: Table | None = None  # rotary embedding inside one window
+    gates: Float[Tensor, " G"] | None = None  # what `values3` multiplies heads by, block by block; None: nothing
 
 
 @runtime_checkable

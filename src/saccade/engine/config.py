@@ -79,7 +79,7 @@ class DistillConfig:
     """Largest number of rows or columns of a patch grid (the paper's M)."""
     grid_rule: Literal["published", "all"] = "published"
     """Grids drawn: the published code's 24 pairs (for M = 6), or all 36 of the paper's text."""
-    keep: int = 20
+    max_regions: int = 20
     """At most so many patches a picture and step."""
     student_size: int | None = None
     """Longest side of the student's input [pixels]; when not given, the paper's 64 patches and at most 1024 (1024 for
@@ -88,9 +88,23 @@ class DistillConfig:
     """Padding of the student's input: zeros after colour normalisation (paper) or black before it (published code)."""
     head: Head = "value"
     """The last block of the dense forward; value is the paper's."""
+    gates: bool = False
+    """Learn a number for each head of the last three blocks, which its values are multiplied by (with --head values3);
+    saved with the model."""
     window: int | None = None
     """Side of the student's attention windows [patches], in all blocks but the last of each quarter. The paper: 16
     (Sec. 4.4). The whole picture when not given."""
+    keep: float = 0.0
+    """Weight of a term that keeps the student's own embedding of a crop the teacher's, so that the image embedding is
+    not forgotten; 0 leaves it out."""
+    keep_crops: int = 4
+    """At most so many crops of a picture in that term, of those that the teacher embeds anyway."""
+    correlation: float = 0.0
+    """Weight of a term that keeps which places of a picture are alike for the teacher's dense map; 0 leaves it out."""
+    correlation_head: Head = "naclip"
+    """The last block of the teacher's dense map in that term."""
+    correlation_temperature: float = 0.1
+    """Of the similarities between places in that term."""
     alpha: float = 1.0
     """The product is alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95 for L/14; 1 = off."""
     seed: int = 0
@@ -192,9 +206,13 @@ def check_config(config: DistillConfig) -> None:
         ("warmup", config.warmup is None or config.warmup >= 0, "0 or above"),
         ("layers", config.layers is None or config.layers >= 1, "at least 1, or left out to train all blocks"),
         ("grid", config.grid >= 1, "at least 1"),
-        ("keep", config.keep >= 1, "at least 1"),
+        ("max-regions", config.max_regions >= 1, "at least 1"),
         ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
         ("window", config.window is None or config.window >= 1, "at least 1 patch"),
+        ("keep", 0 <= config.keep < float("inf"), "0 or above"),
+        ("keep-crops", config.keep_crops >= 1, "at least 1"),
+        ("correlation", 0 <= config.correlation < float("inf"), "0 or above"),
+        ("correlation-temperature", 0 < config.correlation_temperature < float("inf"), "above 0"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),
@@ -214,6 +232,11 @@ def check_config(config: DistillConfig) -> None:
         if not holds:
             value = getattr(config, flag.replace("-", "_"))
             raise InputError(f"--{flag}: must be {need}; got {value}.")
+    if config.gates and config.head != "values3":
+        raise InputError(
+            f"--gates: weigh the heads whose values --head values3 adds up; got --head {config.head}. "
+            "Give --head values3 with it, or leave it out."
+        )
     if config.boxes is not None and config.regions == "grid":
         raise InputError("--regions grid: draws no boxes, but --boxes names some. Leave one of them out.")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from saccade.clip.dense import open_gates
 from saccade.clip.model import Clip
 from saccade.clip.states import mix_states
 from saccade.clip.weights import save_clip
@@ -12,6 +13,7 @@ from saccade.engine.checkpoint import find_best, load_checkpoint
 from saccade.types import InputError
 
 _OF_STUDENT = "parameter/student.model."
+_GATES = "parameter/student._gates"
 
 
 def write_product(original: Clip, tensors: dict[str, Tensor], folder: Path, *, alpha: float) -> None:
@@ -28,6 +30,10 @@ def write_product(original: Clip, tensors: dict[str, Tensor], folder: Path, *, a
     before = {name: state[name] for name in trained}
     after = {name: tensor.to(before[name].device) for name, tensor in trained.items()}
     original.model.load_state_dict({**state, **(after if alpha == 1 else mix_states(after, before, alpha=alpha))})
+    if _GATES in tensors:
+        before = open_gates(original.visual).flatten() if original.gates is None else original.gates.detach().cpu()
+        mixed = mix_states({_GATES: tensors[_GATES]}, {_GATES: before}, alpha=alpha)[_GATES]
+        original.gates = mixed.unflatten(0, (3, -1))
     save_clip(original, folder)
 
 

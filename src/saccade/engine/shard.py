@@ -55,5 +55,6 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
         register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
     student.run_block = lambda family, visual, block, *rest: block.run_gathered(family, visual, *rest)
     of_tower = {id(parameter) for parameter in student.visual.parameters()}
-    whole = {parameter for parameter in objective.parameters() if id(parameter) not in of_tower}
+    others = (parameter for parameter in objective.parameters() if id(parameter) not in of_tower)
+    whole = {parameter for parameter in others if not parameter.requires_grad}  # gates of heads are trained
     fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)

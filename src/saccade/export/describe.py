@@ -42,6 +42,7 @@ def describe(
         "model": clip.name,
         "head": None if what == "image" else head,
         "windows": None if clip.windows is None or what == "image" else asdict(clip.windows),
+        "gates": None if clip.gates is None or head != "values3" else clip.gates.tolist(),
         "inputs": {
             name: {"axes": axes, "dtype": types[name], "holds": units[name]} for name, axes in plan.inputs.items()
         },

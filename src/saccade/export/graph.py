@@ -32,6 +32,7 @@ class Graph(nn.Module):
     def __init__(self, clip: Clip, *, head: Head):
         super().__init__()
         self.visual = clip.visual
+        self.gates = clip.gates if head == "values3" else None
         self.unsaved: tuple[Clip] = (clip,)  # modules inside a tuple are not registered
         self.head: Head = head
 

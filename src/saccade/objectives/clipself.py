@@ -7,6 +7,7 @@ cut out as a picture of its own.
 Both towers start from the same weights; the teacher never changes. Pictures arrive as uint8 and are cut, resized and
 normalised on the device of the towers. Deliberately absent: augmentation, a queue of old embeddings, the text tower (no
 text is used), and alpha mixing, which is for the product and not for training (`saccade.clip.states.mix_states`).
+Terms that may be added, each with a weight: `saccade.objectives.keep` and `saccade.objectives.correlation`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -22,10 +23,12 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from saccade.clip.attention import recomputed, whole_block
-from saccade.clip.dense import blocks_run_whole, last_block_use, tower_stages
+from saccade.clip.dense import blocks_run_whole, last_block_use, open_gates, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.clip.precision import in_low_precision, low_precision_copies, using
+from saccade.objectives.correlation import correlation_losses
+from saccade.objectives.keep import keep_loss, trained_rows
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
 from saccade.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
@@ -45,6 +48,11 @@ class ClipSelf(nn.Module):
         head: Head = "value",
         enlarge: float = 1.0,
         tokens: Literal["all", "valid"] = "all",
+        keep: float = 0.0,
+        keep_crops: int = 4,
+        correlation: float = 0.0,
+        correlation_head: Head = "naclip",
+        correlation_temperature: float = 0.1,
         low_precision: bool = False,
         compiled: bool = False,
         checkpointing: bool = False,
@@ -61,14 +69,19 @@ class ClipSelf(nn.Module):
             enlarge: teacher crops are boxes enlarged by this about their centre (1 for patches, 1.5 for proposals).
             tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the picture; the
                 padding is then neither computed nor seen.
+            keep: weight of `keep_loss`; 0 leaves it out.
+            keep_crops: of a picture, at most, in that loss.
+            correlation: weight of `correlation_losses`; 0 leaves it out.
+            correlation_head: the last block of the teacher's dense map in that loss.
+            correlation_temperature: of the similarities in it.
             low_precision: the student computes with bfloat16 copies of its weights, which stay as they are.
             compiled: run the blocks of both towers through torch.compile.
             checkpointing: keep only what enters each of the student's blocks, and run them again in the backward pass.
             chunk: teacher crops encoded at once, which bounds their memory.
 
         Raises:
-            InputError: the size is not a multiple of the patch size, the towers embed differently, or a residual
-                network is to be compiled or checkpointed, which would change nothing.
+            InputError: the size is not a multiple of the patch size, the towers embed differently or take other
+                pictures, or a residual network is to be compiled or checkpointed, which would change nothing.
         """
         super().__init__()
         if student_size < 1 or student_size % student.patch_size:
@@ -85,7 +98,17 @@ class ClipSelf(nn.Module):
                 f"--compile, --checkpointing: act on transformer blocks; {student.name} is a residual network and has "
                 "none. Leave them out."
             )
+        inputs = [(one.native_size, one.mean, one.std) for one in (student, teacher)]
+        if keep and inputs[0] != inputs[1]:
+            raise InputError(
+                f"--keep: student and teacher must take the same pictures (side, mean, std); got {inputs[0]} and "
+                f"{inputs[1]}. Leave it out."
+            )
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.keep, self.keep_crops = keep, keep_crops
+        self.correlation, self.correlation_temperature = correlation, correlation_temperature
+        self.correlation_head: Head = correlation_head
+        self._rows = trained_rows(student.visual, head=head) if keep else {}  # by name: sharding replaces parameters
         self.student_size, self.enlarge, self.chunk = student_size, enlarge, chunk
         self.pad: Literal["zero", "black"] = pad
         self.tokens: Literal["all", "valid"] = tokens
@@ -100,36 +123,55 @@ class ClipSelf(nn.Module):
         student.run_block = recomputed(run) if checkpointing else run
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """1 - mean over ALL regions of the batch of cos(student region, teacher crop).
+        """1 - mean over ALL regions of the batch of cos(student region, teacher crop); and terms that have a weight.
 
         Args:
             batch: pictures with the boxes of their regions; bad samples are left out.
 
         Returns:
-            The loss, in [0, 2]; where the batch has no region, a zero that still reaches every trained parameter.
+            The loss, in [0, 2] without terms; where the batch has no region, a zero that still reaches every trained
+            parameter.
         """
         samples = [sample for sample in batch.samples if len(sample.boxes)] or [_blank(self.student.patch_size)]
         samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]
         groups = [list(group) for _, group in groupby(sorted(samples, key=self._seen), key=self._seen)]
+        samples = [sample for group in groups for sample in group]
+        counts = [len(sample.boxes) for sample in samples]
         with torch.no_grad():
-            targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
+            targets, crops = self._encode_crops(samples)  # (R, D), (R, 3, S, S)
         with self._outside_the_blocks():
-            regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
-        loss = 1 - (regions * targets).sum(dim=1).mean()
+            regions, apart = zip(*(self._encode_regions(group) for group in groups), strict=True)  # (R, D), (B,)
+            loss = 1 - (torch.cat(regions) * targets).sum(dim=1).mean()
+            if self.keep:
+                kept = keep_loss(self.student, crops, targets, counts=counts, most=self.keep_crops, rows=self._rows)
+                loss = loss + self.keep * kept
+        if self.correlation:  # a picture counts by its regions, as it does in the loss
+            shares = torch.tensor([count / sum(counts) for count in counts]).to(self._device, non_blocking=True)
+            loss = loss + self.correlation * (torch.cat(apart) @ shares)
         return loss if count_regions(batch) else loss * 0
 
-    def _encode_regions(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
-        """The student's embedding of every region, from dense maps of one size."""
+    def _encode_regions(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, " B"]]:
+        """The student's embedding of every region, from dense maps of one size; and where `correlation` has a weight,
+        how far the likeness of each picture's places is from the teacher's."""
         images, boxes = self._student_input(samples)
         height, width = self._seen(samples[0])
+        images, patch = images[:, :, :height, :width], self.student.patch_size
         frame = (self.student_size, self.student_size) if self.tokens == "valid" else None
-        dense = self.student.encode_dense(images[:, :, :height, :width], head=self.head, frame=frame)  # (B, D, h, w)
-        return pool_boxes(dense, boxes, stride=self.student.patch_size)
+        dense = self.student.encode_dense(images, head=self.head, frame=frame)  # (B, D, h, w)
+        regions = pool_boxes(dense, boxes, stride=patch)
+        if not self.correlation:
+            return regions, regions.new_zeros(0)
+        with torch.no_grad():
+            target = self.teacher.encode_dense(images, head=self.correlation_head, frame=frame)  # (B, D, h, w)
+        grids = [(height // patch, width // patch) for height, width in map(self._holding, samples)]
+        return regions, correlation_losses(dense, target, grids=grids, temperature=self.correlation_temperature)
 
     def _seen(self, sample: Sample) -> tuple[int, int]:
         """How much of its padded square the student sees of a picture: (H, W) [pixels], in whole patches."""
-        if self.tokens == "all":
-            return self.student_size, self.student_size
+        return (self.student_size, self.student_size) if self.tokens == "all" else self._holding(sample)
+
+    def _holding(self, sample: Sample) -> tuple[int, int]:
+        """How much of its padded square holds some of a picture: (H, W) [pixels], in whole patches."""
         height, width = fitted_size(*sample.image.shape[1:], size=self.student_size)
         patch = self.student.patch_size
         return -(-height // patch) * patch, -(-width // patch) * patch
@@ -152,8 +194,9 @@ class ClipSelf(nn.Module):
             boxes.append(boxes_on_input(sample.boxes, height=height, width=width, size=size))
         return inputs, boxes
 
-    def _encode_crops(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
-        """The teacher's embedding of every region cut out of its full-resolution picture, all pictures packed."""
+    def _encode_crops(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, "_ 3 S S"]]:
+        """The teacher's embedding of every region cut out of its full-resolution picture, all pictures packed; and
+        where `keep` has a weight, these crops."""
         crops = []
         for sample in samples:
             boxes = sample.boxes
@@ -163,7 +206,7 @@ class ClipSelf(nn.Module):
             crops.append(crop_and_resize(sample.image, boxes, size=self.teacher.native_size))
         packed = normalize(torch.cat(crops), mean=self.teacher.mean, std=self.teacher.std)  # (R, 3, S, S)
         embeddings = [self.teacher.encode_image(part, normalize=False) for part in packed.split(self.chunk)]
-        return F.normalize(torch.cat(embeddings).float(), dim=1)
+        return F.normalize(torch.cat(embeddings).float(), dim=1), packed if self.keep else packed[:0].clone()
 
     @property
     def _device(self) -> torch.device:
@@ -180,7 +223,9 @@ def count_regions(batch: Batch) -> int:
     return sum(len(sample.boxes) for sample in batch.samples)
 
 
-def train_layers(student: Clip, last: int | None = None, *, head: Head = "value") -> list[tuple[nn.Parameter, slice]]:
+def train_layers(
+    student: Clip, last: int | None = None, *, head: Head = "value", gates: bool = False
+) -> list[tuple[nn.Parameter, slice]]:
     """Make only transformer blocks trainable (Sec. 4.1), and of the last block only what the dense forward uses.
 
     Embeddings, positions, class token, final norm, projection, text tower and logit scale stay frozen. The last block's
@@ -191,13 +236,15 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
         student: its `requires_grad` flags are set.
         last: train the last so many blocks; all when None.
         head: the last block of the dense forward.
+        gates: train the gates of the heads too (of "values3", see `saccade.clip.heads`); where there are none they
+            start open.
 
     Returns:
         Matrices that are trained in some rows only (a fused query-key-value projection), with those rows: the optimizer
         must not decay the others.
 
     Raises:
-        InputError: `last` is 0 or below, or more than there are blocks.
+        InputError: `last` is 0 or below, or more than there are blocks; or the tower can have no gates.
     """
     blocks = tower_stages(student.visual)
     count = len(blocks) if last is None else last
@@ -208,6 +255,9 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     student.requires_grad_(False)
     for block in blocks[len(blocks) - count :]:
         block.requires_grad_(True)
+    if gates:
+        trained = open_gates(student.visual) if student.gates is None else student.gates.detach().unflatten(0, (3, -1))
+        student.gates = trained  # a parameter anew, which requires gradients
     unused, partly = last_block_use(student.visual, head=head)
     for parameter in unused:
         parameter.requires_grad_(False)
