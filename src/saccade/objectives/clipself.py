@@ -49,6 +49,7 @@ class ClipSelf(nn.Module):
         compiled: bool = False,
         checkpointing: bool = False,
         chunk: int = 128,
+        compare: nn.Module | None = None,
     ) -> None:
         """Pair a student with its frozen teacher.
 
@@ -65,6 +66,8 @@ class ClipSelf(nn.Module):
             compiled: run the blocks of both towers through torch.compile.
             checkpointing: keep only what enters each of the student's blocks, and run them again in the backward pass.
             chunk: teacher crops encoded at once, which bounds their memory.
+            compare: (regions, crops), both (R, D) of length 1 -> the loss, in place of 1 - mean cosine; see
+                `saccade.objectives.region_text`.
 
         Raises:
             InputError: the size is not a multiple of the patch size, the towers embed differently, or a residual
@@ -90,6 +93,7 @@ class ClipSelf(nn.Module):
         self.pad: Literal["zero", "black"] = pad
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
+        self.compare = compare
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
         run = whole_block
         if compiled:  # one function for two towers, with and without windows and gradients, for several sizes
@@ -100,13 +104,14 @@ class ClipSelf(nn.Module):
         student.run_block = recomputed(run) if checkpointing else run
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """1 - mean over ALL regions of the batch of cos(student region, teacher crop).
+        """1 - mean over ALL regions of the batch of cos(student region, teacher crop), or `compare`'s loss.
 
         Args:
             batch: pictures with the boxes of their regions; bad samples are left out.
 
         Returns:
-            The loss, in [0, 2]; where the batch has no region, a zero that still reaches every trained parameter.
+            The loss, of cosines in [0, 2]; where the batch has no region, a zero that still reaches every trained
+            parameter.
         """
         samples = [sample for sample in batch.samples if len(sample.boxes)] or [_blank(self.student.patch_size)]
         samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]
@@ -115,7 +120,7 @@ class ClipSelf(nn.Module):
             targets = self._encode_crops([sample for group in groups for sample in group])  # (R, D)
         with self._outside_the_blocks():
             regions = torch.cat([self._encode_regions(group) for group in groups])  # (R, D)
-        loss = 1 - (regions * targets).sum(dim=1).mean()
+        loss = 1 - (regions * targets).sum(dim=1).mean() if self.compare is None else self.compare(regions, targets)
         return loss if count_regions(batch) else loss * 0
 
     def _encode_regions(self, samples: list[Sample]) -> Float[Tensor, "R D"]:
@@ -180,7 +185,9 @@ def count_regions(batch: Batch) -> int:
     return sum(len(sample.boxes) for sample in batch.samples)
 
 
-def train_layers(student: Clip, last: int | None = None, *, head: Head = "value") -> list[tuple[nn.Parameter, slice]]:
+def train_layers(
+    student: Clip, last: int | None = None, *, head: Head | None = "value"
+) -> list[tuple[nn.Parameter, slice]]:
     """Make only transformer blocks trainable (Sec. 4.1), and of the last block only what the dense forward uses.
 
     Embeddings, positions, class token, final norm, projection, text tower and logit scale stay frozen. The last block's
@@ -190,7 +197,7 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     Args:
         student: its `requires_grad` flags are set.
         last: train the last so many blocks; all when None.
-        head: the last block of the dense forward.
+        head: the last block of the dense forward; None: the image embedding is trained, which uses the block as it is.
 
     Returns:
         Matrices that are trained in some rows only (a fused query-key-value projection), with those rows: the optimizer
@@ -208,7 +215,7 @@ def train_layers(student: Clip, last: int | None = None, *, head: Head = "value"
     student.requires_grad_(False)
     for block in blocks[len(blocks) - count :]:
         block.requires_grad_(True)
-    unused, partly = last_block_use(student.visual, head=head)
+    unused, partly = ([], []) if head is None else last_block_use(student.visual, head=head)
     for parameter in unused:
         parameter.requires_grad_(False)
     return partly
