@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 
 from saccade.data.layout import find_coco
@@ -48,7 +49,7 @@ def with_captions(dataset: Dataset, *, root: Path | str, split: str, file: Path 
         return _from_file(dataset, file)
     if isinstance(dataset.records, ShardRecords):
         texts = dataset.records.texts()
-        if not any(texts.has_text()):
+        if not texts.has_text().any():
             raise InputError(f"{dataset.name}: need KEY.txt beside KEY.jpg in the shards; they hold no text.")
         return replace(dataset, captions=texts)
     if (Path(root) / "annotations").is_dir():
@@ -68,12 +69,12 @@ def only_captioned(dataset: Dataset) -> Dataset:
         dataset: of `with_captions`.
     """
     captions = dataset.captions
-    has = captions.has_text() if isinstance(captions, ShardTexts) else [bool(one) for one in captions]
-    if all(has):
+    has = captions.has_text() if isinstance(captions, ShardTexts) else np.array([bool(one) for one in captions])
+    if has.all():
         return dataset
-    places = [place for place, there in enumerate(has) if there]
-    first = dataset.records[has.index(False)]
-    dropped = {**dataset.dropped, NO_CAPTION: Dropped(len(has) - len(places), str(first.id))}
+    first = dataset.records[int(np.flatnonzero(~has)[0])]
+    dropped = {**dataset.dropped, NO_CAPTION: Dropped(int((~has).sum()), str(first.id))}
+    places = np.flatnonzero(has)
     return replace(dataset, records=_Part(dataset.records, places), captions=_Part(captions, places), dropped=dropped)
 
 
@@ -185,7 +186,7 @@ Item = TypeVar("Item")
 class _Part(Sequence[Item]):
     """Some items of a sequence that makes them when they are asked for."""
 
-    def __init__(self, whole: Sequence[Item], places: Sequence[int]) -> None:
+    def __init__(self, whole: Sequence[Item], places: np.ndarray) -> None:
         self._whole, self._places = whole, places
 
     def __len__(self) -> int:
@@ -197,5 +198,5 @@ class _Part(Sequence[Item]):
     def __getitem__(self, place: slice) -> tuple[Item, ...]: ...
     def __getitem__(self, place: int | slice) -> Item | tuple[Item, ...]:
         if isinstance(place, slice):
-            return tuple(self._whole[one] for one in self._places[place])
-        return self._whole[self._places[place]]
+            return tuple(self._whole[one] for one in self._places[place].tolist())
+        return self._whole[int(self._places[place])]

@@ -158,9 +158,9 @@ class ShardTexts(Sequence[tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def has_text(self) -> list[bool]:
-        """Whether each picture has a text of at least one byte; none is read."""
-        return (self._parts[:, 1] > 0).tolist()
+    def has_text(self) -> np.ndarray:
+        """Whether each picture has a text of at least one byte, (N,); none is read."""
+        return self._parts[:, 1] > 0
 
     @overload
     def __getitem__(self, place: int) -> tuple[str, ...]: ...
