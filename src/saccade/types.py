@@ -49,6 +49,7 @@ class Sample:
     image: UInt8[Tensor, "3 H W"]
     boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the picture
     segments: Segments | None = None  # only where an evaluation asked for annotations
+    caption: str | None = None  # only where an objective learns from captions
 
 
 @dataclass(frozen=True)

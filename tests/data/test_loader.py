@@ -38,7 +38,7 @@ def pictures(folder: Path, count: int) -> Path:
 
 def flat(batch: Batch) -> list[object]:
     """Everything in a batch, comparable."""
-    good = [(s.id, s.image.tolist(), s.boxes.tolist()) for s in batch.samples]
+    good = [(s.id, s.image.tolist(), s.boxes.tolist(), s.caption) for s in batch.samples]
     return [good, [(b.id, b.reason) for b in batch.bad]]
 
 
@@ -173,7 +173,7 @@ def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
     assert len(loader) == 6
     expected = [[source[pair] for pair in pairs] for pairs in BatchSampler(7, batch=3, seed=5, batches=6)]
     for batch, items in zip(loader, expected, strict=True):
-        good = [(s.id, s.image.tolist(), s.boxes.tolist()) for s in items if isinstance(s, Sample)]
+        good = [(s.id, s.image.tolist(), s.boxes.tolist(), s.caption) for s in items if isinstance(s, Sample)]
         assert flat(batch) == [good, [(b.id, b.reason) for b in items if isinstance(b, BadSample)]]
 
 
@@ -249,8 +249,8 @@ def test_half_bad_is_no_reason_to_stop(tmp_path):
 
 def test_a_batch_travels_as_two_tensors_and_arrives_whole():
     samples = [
-        Sample(str(i), torch.arange(3 * h * w, dtype=torch.uint8).view(3, h, w) + i, torch.rand(n, 4), segments)
-        for i, (h, w, n, segments) in enumerate([(2, 3, 4, None), (5, 1, 0, None), (1, 1, 1, None)])
+        Sample(str(i), torch.arange(3 * h * w, dtype=torch.uint8).view(3, h, w) + i, torch.rand(n, 4), caption=caption)
+        for i, (h, w, n, caption) in enumerate([(2, 3, 4, None), (5, 1, 0, "a dog"), (1, 1, 1, None)])
     ]
     bad = BadSample("b", "bad")
     packed = pack([samples[0], bad, *samples[1:]])

@@ -1,4 +1,4 @@
-"""`saccade distill`: CLIPSelf from a folder of pictures to a model folder (Sec. 3.2).
+"""`saccade distill`: CLIPSelf, or a baseline of it, from a folder of pictures to a model folder (Sec. 3.2).
 
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
 OUT/metrics.jsonl and OUT/tensorboard have the losses, OUT/config.json says what was run. What the run will take is told
@@ -18,6 +18,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from saccade.cli.objective import (
+    build_objective,
+    choose_count,
+    choose_nouns,
+    learns_from_captions,
+    trained_head,
+)
 from saccade.engine.config import (
     MAY_CHANGE,
     DistillConfig,
@@ -34,11 +41,11 @@ from saccade.engine.config import (
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from saccade.clip.model import Clip
     from saccade.data.loader import BatchLoader, PictureSource
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
     from saccade.objectives.clipself import ClipSelf
+    from saccade.objectives.image_text import ImageText
     from saccade.types import Batch
 
 
@@ -103,7 +110,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     from saccade.engine.shard import shard_student
     from saccade.engine.trackers import choose_sinks, import_tracker
     from saccade.engine.validate import held_out_loss
-    from saccade.objectives.clipself import count_regions, train_layers
+    from saccade.objectives.clipself import ClipSelf, train_layers
 
     # --- pictures and towers, before anything is written; the teacher is the student before its first step
     low = config.precision == "bfloat16"
@@ -112,14 +119,14 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             import_tracker(config.track)
         source = _open_pictures(config, progress=processes.is_first)
         held_out = _open_held_out(config, processes)
+        nouns, count = choose_nouns(config, source.dataset), choose_count(config)
         student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
         digest = digest_module(student) if processes.is_first else ""
-        original = deepcopy(student)  # no text is used, so no tokenizer has been made yet
-        teacher = deepcopy(student).bfloat16() if low else original
+        original = deepcopy(student)  # no text was used, so no tokenizer has been made yet
         numbers = numbers_of(config, patch_size=student.patch_size)
-        partly = train_layers(student, config.layers, head=config.head, gates=config.gates)
-        objective = _objective(config, student, teacher, student_size=numbers.student_size)
-        if config.fsdp:
+        partly = train_layers(student, config.layers, head=trained_head(config), gates=config.gates)
+        objective = build_objective(config, student, original, student_size=numbers.student_size, nouns=nouns)
+        if config.fsdp and isinstance(objective, ClipSelf):
             shard_student(objective, processes=processes, bfloat16=low)
             _, partly = last_block_use(student.visual, head=config.head)  # sharding put other parameters in their place
         if low:
@@ -138,7 +145,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     record: dict[str, Any] = {}
     with processes.together():
         if processes.is_first:
-            record = run_record(config, {**asdict(numbers), "weights": digest, "processes": processes.size})
+            facts = {**asdict(numbers), "weights": digest, "processes": processes.size}
+            record = run_record(config, facts if nouns is None else {**facts, **nouns.facts()})
             claim_folder(config.out, record, may_change=MAY_CHANGE)
             lock = hold_folder(config.out)  # noqa: F841  until this function is left
     saved = load_together(checkpoints, processes=processes, tell=tell)
@@ -153,13 +161,15 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     with processes.together():
         if processes.is_first:
             check_writable(config.out)
+            if nouns is not None:
+                nouns.write(config.out)
             clean_checkpoints(checkpoints)
             copies = config.keep_checkpoints + 1 + (held_out is not None)  # one more while it is written; the best
             there = len(list_complete(checkpoints))
             require_space(config.out, module=objective, copies=copies, there=there, product=original.model)
 
     # --- told first
-    for line in source.dataset.dropped_lines():
+    for line in [*source.dataset.dropped_lines(), *([] if nouns is None else [nouns.line()])]:
         tell(line)
     batches = _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step)
     plan, batches = _plan(
@@ -170,7 +180,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
 
     # --- the loop
     path, every = config.out / "metrics.jsonl", config.log_every
-    measure = partial(held_out_loss, objective, count=count_regions, processes=processes)
+    measure = partial(held_out_loss, objective, count=count, processes=processes)
     sinks = choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record)
     start, speak = outcome.step, processes.is_first
     with Log(path, steps=config.steps, start_step=start, every=every, speak=speak, sinks=sinks) as log:
@@ -186,7 +196,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             objective,
             batches,
             optimizer,
-            count=count_regions,
+            count=count,
             learning_rate=partial(learning_rate, peak=numbers.lr, warmup=numbers.warmup, steps=config.steps),
             steps=config.steps,
             begin=outcome,
@@ -224,35 +234,9 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     return outcome
 
 
-def _objective(config: DistillConfig, student: "Clip", teacher: "Clip", *, student_size: int) -> "ClipSelf":
-    """What is minimised, as the flags say."""
-    from saccade.clip.dense import default_windows
-    from saccade.objectives.clipself import ClipSelf
-
-    if config.window is not None:
-        student.windows = default_windows(student.visual, size=config.window)
-    return ClipSelf(
-        student,
-        teacher,
-        student_size=student_size,
-        pad=config.pad,
-        head=config.head,
-        enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
-        tokens=config.tokens,
-        keep=config.keep,
-        keep_crops=config.keep_crops,
-        correlation=config.correlation,
-        correlation_head=config.correlation_head,
-        correlation_temperature=config.correlation_temperature,
-        low_precision=config.precision == "bfloat16" and not config.fsdp,  # FSDP gathers in bfloat16 itself
-        compiled=config.compile,
-        checkpointing=config.checkpointing,
-    )
-
-
 def _plan(
     config: DistillConfig,
-    objective: "ClipSelf",
+    objective: "ClipSelf | ImageText",
     batches: "Iterable[Batch]",
     processes: "Processes",
     *,
@@ -313,6 +297,7 @@ def _tell_other_batch(recipe: str, pictures: int, *, tell: Callable[[str], objec
 
 def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
     """The data set of the run and the regions to draw in it."""
+    from saccade.data.captions import only_captioned, with_captions
     from saccade.data.loader import PictureSource, open_data
     from saccade.data.regions import with_boxes
 
@@ -325,6 +310,11 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         shard_cache=config.shard_cache,
         progress=progress,
     )
+    if learns_from_captions(config):
+        dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
+    learns_pairs = config.objective == "image-text"
+    if learns_pairs:
+        dataset = only_captioned(dataset)
     return PictureSource(
         dataset if config.boxes is None else with_boxes(dataset, config.boxes),
         regions=regions,
@@ -332,25 +322,32 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         rule=config.grid_rule,
         keep=config.max_regions,
         seed=config.seed,
+        captions=learns_pairs,
     )
 
 
 def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoader | None":
     """This process's share of the held-out pictures: the same ones, with the same regions, in every run."""
+    from saccade.data.captions import only_captioned, with_captions
     from saccade.data.loader import PictureSource, epoch_order, make_loader, open_data
 
     if config.validate is None:
         return None
     regions = regions_of(config)
     annotations = "instances" if regions == "boxes" else "none"
+    dataset = open_data(
+        config.validate, split=config.validate_split, annotations=annotations, shard_cache=config.shard_cache
+    )
+    learns_pairs = config.objective == "image-text"
+    if learns_pairs:
+        dataset = only_captioned(with_captions(dataset, root=config.validate, split=config.validate_split))
     source = PictureSource(
-        open_data(
-            config.validate, split=config.validate_split, annotations=annotations, shard_cache=config.shard_cache
-        ),
+        dataset,
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
         keep=config.max_regions,
+        captions=learns_pairs,
     )
     if regions == "boxes" and not any(record.boxes for record in source.dataset.records):
         raise InputError(

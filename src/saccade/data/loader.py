@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from saccade.data.captions import draw_caption
 from saccade.data.panoptic import panoptic_segments
 from saccade.data.pictures import PictureError
 from saccade.data.records import Dataset, Record, read_record
@@ -136,6 +137,7 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         limit: int = 6,
         rule: str = "published",
         keep: int = 20,
+        captions: bool = False,
     ) -> None:
         """Remember what to draw.
 
@@ -146,20 +148,24 @@ class PictureSource(TorchDataset[Sample | BadSample]):
             limit: M, the most rows and columns of a grid.
             rule: "published" or "all" grids; see `ops.grid.grid_pairs`.
             keep: at most so many regions a picture.
+            captions: draw one of each picture's captions too, after its regions, which it does not change.
 
         Raises:
-            InputError: unknown regions or rule, a number out of range, or boxes asked of a data set without any.
+            InputError: unknown regions or rule, a number out of range, or boxes or captions asked of a data set without
+                any.
         """
         if regions not in ("grid", "boxes"):
             raise InputError(f'regions: must be "grid" or "boxes"; got "{regions}".')
         if regions == "boxes" and not any(record.boxes for record in dataset.records):
             raise InputError(f'{dataset.name}: regions "boxes" need annotated boxes; it has none. Use regions "grid".')
+        if captions and not dataset.captions:
+            raise InputError(f"{dataset.name}: need captions; none were read. See saccade.data.captions.")
         if keep < 1:
             raise InputError(f"keep: need at least 1 region a picture; got {keep}.")
         grid_pairs(limit, rule)  # refuses what it cannot draw, before any worker starts
         self.dataset = note_boxless(dataset) if regions == "boxes" else dataset
         self.regions, self.seed = regions, seed
-        self.limit, self.rule, self.keep = limit, rule, keep
+        self.limit, self.rule, self.keep, self.captions = limit, rule, keep, captions
 
     def __len__(self) -> int:
         return len(self.dataset.records)
@@ -178,7 +184,13 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         else:
             numbers = {"limit": self.limit, "rule": self.rule, "keep": self.keep}
             boxes = sample_grid(height=height, width=width, **numbers, generator=generator)
-        return Sample(str(record.id), image, boxes)
+        if not self.captions:
+            return Sample(str(record.id), image, boxes)
+        try:
+            caption = draw_caption(self.dataset.captions[index], generator=generator)
+        except InputError as error:  # a text in a shard is read only now
+            return BadSample(str(record.id), str(error))
+        return Sample(str(record.id), image, boxes, caption=caption)
 
 
 class EvaluationSource(TorchDataset[Sample | BadSample]):
@@ -239,6 +251,7 @@ class Packed:
     pictures: UInt8[Tensor, " bytes"]
     boxes: Float[Tensor, "R 4"]
     segments: list[Segments | None]
+    captions: list[str | None]
     bad: list[BadSample]
 
     def pin_memory(self) -> "Packed":
@@ -249,8 +262,8 @@ class Packed:
         """The batch; its pictures and boxes are views."""
         pictures = self.pictures.split([3 * height * width for height, width in self.shapes])
         boxes = self.boxes.split(self.counts)
-        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, strict=True)
-        samples = [Sample(key, flat.view(3, *shape), rows, rest) for key, shape, flat, rows, rest in parts]
+        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, self.captions, strict=True)
+        samples = [Sample(key, flat.view(3, *shape), *rest) for key, shape, flat, *rest in parts]
         return Batch(samples, self.bad)
 
 
@@ -264,6 +277,7 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
         pictures=torch.cat([torch.empty(0, dtype=torch.uint8), *(sample.image.flatten() for sample in good)]),
         boxes=torch.cat([torch.empty(0, 4), *(sample.boxes for sample in good)]),
         segments=[sample.segments for sample in good],
+        captions=[sample.caption for sample in good],
         bad=[item for item in items if isinstance(item, BadSample)],
     )
 

@@ -67,6 +67,7 @@ class Dataset:
     records: Sequence[Record]  # a tuple; of tar shards a view that makes them when asked, millions fit in memory
     dropped: dict[str, Dropped]
     notes: tuple[str, ...] = ()  # what else the user must be told
+    captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
 
     def dropped_lines(self) -> list[str]:
         """What was left out when the data was read, and the notes, for the user, one line each."""

@@ -63,10 +63,10 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
     Raises:
         InputError: the file is not one of these, is about none of the pictures, or states another size than the data.
     """
-    found, places = parse_boxes(path), _places(dataset.records)
+    found, places = parse_boxes(path), places_of(dataset.records)
     dropped, taken = dict(dataset.dropped), {}
     for name, boxed in found.items():
-        place = _place(places, name)
+        place = find_place(places, name)
         where = f"{path}: picture {name!r}"
         if place is None:
             drop(dropped, ELSEWHERE, where)
@@ -132,7 +132,7 @@ def _without_size(box: Box) -> Box | str:
     return TINY if x2 - x1 < 1 or y2 - y1 < 1 else (x1, y1, x2, y2)
 
 
-def _places(records: Sequence[Record]) -> dict[str | int, int]:
+def places_of(records: Sequence[Record]) -> dict[str | int, int]:
     """Every way to call a picture -> its place; what would call two pictures calls none."""
     places: dict[str | int, int] = {}
     counts: Counter[str | int] = Counter()
@@ -150,8 +150,8 @@ def _places(records: Sequence[Record]) -> dict[str | int, int]:
     return {call: place for call, place in places.items() if counts[call] == 1} | exact
 
 
-def _place(places: dict[str | int, int], name: str | int) -> int | None:
-    """The picture that a file of boxes means: by its whole name, else by the name without suffix (shards' keys)."""
+def find_place(places: dict[str | int, int], name: str | int) -> int | None:
+    """The picture that a file means: by its whole name, else by the name without suffix (shards' keys)."""
     if name in places or isinstance(name, int):
         return places.get(name)
     return places.get(name.rpartition(".")[0])

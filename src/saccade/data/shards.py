@@ -89,7 +89,8 @@ def read_shards(
 
 
 class ShardRecords(Sequence[Record]):
-    """The pictures of many shards, 20 bytes and its key for each; a `Record` is made when one is asked for."""
+    """The pictures of many shards, 36 bytes and its key for each; a `Record` is made, and a text read, when one is
+    asked for."""
 
     def __init__(self, shards: Sequence[tuple[str, Path]], indices: Sequence[Index]) -> None:
         """Put the indices of shards behind one another.
@@ -103,6 +104,8 @@ class ShardRecords(Sequence[Record]):
         self._numbers = np.repeat(np.arange(len(indices), dtype=np.int32), [int(one.sum()) for one in there])  # (N,)
         parts = [index.pictures[one] for index, one in zip(indices, there, strict=True)]
         self._parts = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)  # (N, 2)
+        texts = [index.texts[one] for index, one in zip(indices, there, strict=True)]
+        self._texts = np.concatenate(texts) if texts else np.empty((0, 2), np.int64)  # (N, 2)
         keys = [
             key.encode()
             for index, one in zip(indices, there, strict=True)
@@ -129,6 +132,48 @@ class ShardRecords(Sequence[Record]):
         key = self._keys[self._ends[place] : self._ends[place + 1]].decode()
         offset, size = self._parts[place].tolist()
         return Record(f"{label}:{key}", path, member=Member(key, offset, size))
+
+    def texts(self) -> "ShardTexts":
+        """The texts beside the pictures, in the same order."""
+        return ShardTexts(self, [path for _, path in self._shards], self._numbers, self._texts)
+
+
+class ShardTexts(Sequence[tuple[str, ...]]):
+    """The text beside each picture of many shards, KEY.txt of KEY.jpg, read when it is asked for; () where a picture
+    has none."""
+
+    def __init__(
+        self, records: Sequence[Record], shards: Sequence[Path], numbers: np.ndarray, parts: np.ndarray
+    ) -> None:
+        """Remember where the texts are.
+
+        Args:
+            records: their pictures, for messages.
+            shards: the shards' files.
+            numbers: (N,) in which of them each text is.
+            parts: (N, 2) its first byte there, and its bytes; -1 -1 where there is none.
+        """
+        self._records, self._shards, self._numbers, self._parts = records, shards, numbers, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def has_text(self) -> np.ndarray:
+        """Whether each picture has a text of at least one byte, (N,); none is read."""
+        return self._parts[:, 1] > 0
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[tuple[str, ...], ...]: ...
+    def __getitem__(self, place: int | slice) -> tuple[str, ...] | tuple[tuple[str, ...], ...]:
+        if isinstance(place, slice):
+            return tuple(self[one] for one in range(*place.indices(len(self))))
+        first, size = self._parts[place].tolist()
+        if size <= 0:
+            return ()
+        text = _read_text(self._shards[self._numbers[place]], first, size, str(self._records[place].id))
+        return (text,) if text else ()
 
 
 # ------------------------------------------------------------------------------------------------------------ the index

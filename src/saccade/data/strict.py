@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
@@ -59,22 +60,45 @@ def short(value: object) -> str:
 
 def load(path: Path, *, kind: str) -> dict[str, Any]:
     """Parse the file and hold it to the outline of COCO: an object with three lists."""
+    content = parse(path, kind=kind)
+    check_lists(path, content, kind=kind, lists=("images", "annotations", "categories"))
+    return content
+
+
+def parse(path: Path, *, kind: str, unique: bool = False) -> Any:
+    """Parse a JSON file, whatever it holds; with `unique` no key may stand twice in one of its objects."""
     where = str(path)
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=partial(_object, where) if unique else None)
+    except InputError:
+        raise
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{where}: need {kind} file; {reason}. Check the path.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR}") from error
-    need = f"{kind} file: an object with the lists `images`, `annotations` and `categories`"
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        fail(where, "every name once in an object", f"{short(twice)} twice")
+    return found
+
+
+def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) -> None:
+    """Hold a parsed file to the outline of COCO: an object with these lists."""
+    where = str(path)
+    named = " and ".join([", ".join(f"`{key}`" for key in lists[:-1]), f"`{lists[-1]}`"])
+    need = f"{kind} file: an object with the lists {named}"
     if not isinstance(content, dict):
         fail(where, need, f"a {type(content).__name__} (a file of results?)", "Name the annotation file.")
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(content.get(key), list):
             problem = f"`{key}` as {short(content[key])}" if key in content else f"no `{key}`"
             fail(where, need, f"{problem}; its keys are {short(list(content))}", "Name the annotation file.")
-    return content
 
 
 def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) -> str:

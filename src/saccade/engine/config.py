@@ -69,6 +69,16 @@ class DistillConfig:
     1000, and 20 for saccade-small."""
     layers: int | None = None
     """Train only the last so many transformer blocks; all of them when not given."""
+    objective: Literal["clipself", "region-text", "image-text"] = "clipself"
+    """What is learned: clipself, the teacher's embeddings of crops. Or a baseline that learns from text: region-text,
+    the noun that the teacher finds in each crop (A.4); image-text, each picture's caption (Tab. 1, row 5)."""
+    captions: Path | None = None
+    """Captions for the two baselines: JSON in COCO's form or {"file name": ["caption", ...]}. When not given, those
+    of the data: annotations/captions_SPLIT2017.json of a COCO root, KEY.txt beside KEY.jpg in tar shards."""
+    nouns: Path | None = None
+    """Nouns for region-text, in place of those of the captions: .txt, one a line, or a JSON list."""
+    min_count: int = 5
+    """Nouns that occur less often in the captions are left out. Those kept are in OUT/nouns.json, with their counts."""
     regions: Literal["grid", "boxes"] | None = None
     """What is distilled: random grid patches, or the boxes of the annotations or of --boxes (region proposals). When
     not given: boxes with --boxes, else grid."""
@@ -205,6 +215,7 @@ def check_config(config: DistillConfig) -> None:
         ("eps", config.eps > 0, "above 0"),
         ("warmup", config.warmup is None or config.warmup >= 0, "0 or above"),
         ("layers", config.layers is None or config.layers >= 1, "at least 1, or left out to train all blocks"),
+        ("min-count", config.min_count >= 1, "at least 1"),
         ("grid", config.grid >= 1, "at least 1"),
         ("max-regions", config.max_regions >= 1, "at least 1"),
         ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
@@ -237,8 +248,39 @@ def check_config(config: DistillConfig) -> None:
             f"--gates: weigh the heads whose values --head values3 adds up; got --head {config.head}. "
             "Give --head values3 with it, or leave it out."
         )
+    _check_objective(config)
     if config.boxes is not None and config.regions == "grid":
         raise InputError("--regions grid: draws no boxes, but --boxes names some. Leave one of them out.")
+
+
+def _check_objective(config: DistillConfig) -> None:
+    """Refuse flags that an objective does not look at, and a batch from which it cannot learn."""
+    idle = {
+        "clipself": {"captions": config.captions, "nouns": config.nouns},
+        "region-text": {},
+        "image-text": {
+            "nouns": config.nouns,
+            "boxes": config.boxes,
+            "regions": config.regions,
+            "window": config.window,
+            "tokens": config.tokens if config.tokens != "all" else None,
+            "head": config.head if config.head != "value" else None,
+            "keep": config.keep or None,
+            "correlation": config.correlation or None,
+            "fsdp": True if config.fsdp else None,
+        },
+    }
+    for flag, value in idle[config.objective].items():
+        if value is not None:
+            shown = f"--{flag}" if value is True else f"--{flag} {value}"
+            raise InputError(f"{shown}: means nothing to --objective {config.objective}. Leave one of them out.")
+    if config.objective == "image-text" and config.batch < 2:
+        raise InputError(
+            f"--batch: must be at least 2 with --objective image-text, which tells a caption from the others of its "
+            f"batch; got {config.batch}."
+        )
+    if config.captions is not None and config.nouns is not None:
+        raise InputError("--captions, --nouns: region-text takes its nouns from one of them. Leave the other out.")
 
 
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:

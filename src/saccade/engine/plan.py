@@ -9,12 +9,13 @@ do not change.
 import json
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 
@@ -23,8 +24,11 @@ from saccade.clip.model import Clip
 from saccade.engine.account import counting
 from saccade.engine.log import clock
 from saccade.objectives.clipself import ClipSelf, count_regions
+from saccade.objectives.image_text import ImageText
 from saccade.ops.grid import grid_boxes
 from saccade.types import Batch, InputError, Sample
+
+Objective = ClipSelf | ImageText
 
 _SURELY = 1.25  # times what there is: beyond the estimate's own error
 _PICTURE = (480, 640)  # (height, width) [pixels] of the pictures that are counted: COCO's most frequent size
@@ -121,7 +125,7 @@ def tell_plan(plan: Plan) -> str:
 
 
 def estimate_memory(
-    objective: ClipSelf,
+    objective: Objective,
     *,
     batch: int,
     regions: int,
@@ -159,7 +163,7 @@ def estimate_memory(
     return Memory(held + low - first * a_picture, a_picture, _available(objective, local), least=held + least)
 
 
-def _peak(twin: ClipSelf, mode: FakeTensorMode, boxes: Float[Tensor, "N 4"], *, pictures: int) -> int:
+def _peak(twin: Objective, mode: FakeTensorMode, boxes: Float[Tensor, "N 4"], *, pictures: int) -> int:
     """What a pass of so many pictures holds at most, beyond weights, gradients and moments [bytes]."""
     with mode:
         image = torch.empty(3, *_PICTURE, dtype=torch.uint8)
@@ -167,7 +171,7 @@ def _peak(twin: ClipSelf, mode: FakeTensorMode, boxes: Float[Tensor, "N 4"], *, 
             if parameter.requires_grad:  # could be the gradients, whatever the batch
                 parameter.grad = torch.empty_like(parameter)
         with counting() as account:
-            twin(Batch([Sample("", image, boxes)] * pictures, [])).backward()
+            twin(Batch([Sample("", image, boxes, caption=f"{i}") for i in range(pictures)], [])).backward()
     return account.peak_bytes
 
 
@@ -184,7 +188,7 @@ def check_memory(memory: Memory, *, batch: int, device: torch.device) -> None:
         )
 
 
-def written(objective: ClipSelf, out: Path, *, copies: int, tensorboard: bool) -> dict[str, int]:
+def written(objective: Objective, out: Path, *, copies: int, tensorboard: bool) -> dict[str, int]:
     """What a run writes where, and how many bytes of it; 0 where that grows with the run."""
     trained = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     product = 4 * sum(parameter.numel() for parameter in objective.student.parameters())
@@ -192,7 +196,7 @@ def written(objective: ClipSelf, out: Path, *, copies: int, tensorboard: bool) -
     return {str(out / name): size for name, size in sizes.items() if tensorboard or name != "tensorboard"}
 
 
-def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
+def measure_pass(objective: Objective, batches: Iterable[Batch]) -> float | None:
     """Time a forward and backward pass of real pictures, and leave everything as it was [seconds].
 
     Returns:
@@ -211,43 +215,57 @@ def measure_pass(objective: ClipSelf, batches: Iterable[Batch]) -> float | None:
     return taken
 
 
-def _twin(objective: ClipSelf, *, low_precision: bool = False) -> tuple[ClipSelf, FakeTensorMode]:
+def _twin(objective: Objective, *, low_precision: bool = False) -> tuple[Objective, FakeTensorMode]:
     """The same objective over tensors that hold nothing, and the mode it works in."""
-    student, teacher = objective.student, objective.teacher
-    kinds = {name: parameter.dtype for name, parameter in teacher.named_parameters()}
+    towers = [objective.student] if isinstance(objective, ImageText) else [objective.student, objective.teacher]
+    kinds = {name: parameter.dtype for name, parameter in towers[-1].named_parameters()}
+    compare = None if isinstance(objective, ImageText) else deepcopy(objective.compare)
+    if compare is not None:
+        compare.cpu()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.device("meta"):
-        pair = [
-            Clip(build(one.config, name=one.name, seed=0), name=one.name, config=one.config)
-            for one in (student, teacher)
-        ]
-        for name, parameter in pair[1].named_parameters():
+        empty = [Clip(build(one.config, name=one.name, seed=0), name=one.name, config=one.config) for one in towers]
+        for name, parameter in empty[-1].named_parameters():
             parameter.data = parameter.data.to(kinds[name])
     with mode:
-        for one in pair:
+        for one in empty:
             one.to_empty(device="cpu")
-        twin = ClipSelf(
-            pair[0],
-            pair[1],
-            student_size=objective.student_size,
-            pad=objective.pad,
-            head=objective.head,
-            tokens=objective.tokens,
-            keep=objective.keep,
-            keep_crops=objective.keep_crops,
-            correlation=objective.correlation,
-            correlation_head=objective.correlation_head,
-            low_precision=objective.low_precision or low_precision,
-            checkpointing=objective.checkpointing,
-            chunk=objective.chunk,
-        )
+        twin = _rebuilt(objective, empty, compare=compare, low_precision=objective.low_precision or low_precision)
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in trained)
     return twin, mode
 
 
-def _available(objective: ClipSelf, local: int) -> int:
+def _rebuilt(objective: Objective, towers: list[Clip], *, compare: nn.Module | None, low_precision: bool) -> Objective:
+    """The same objective over other towers."""
+    if isinstance(objective, ImageText):
+        return ImageText(
+            towers[0],
+            student_size=objective.student_size,
+            pad=objective.pad,
+            low_precision=low_precision,
+            checkpointing=objective.checkpointing,
+        )
+    return ClipSelf(
+        towers[0],
+        towers[1],
+        student_size=objective.student_size,
+        pad=objective.pad,
+        head=objective.head,
+        tokens=objective.tokens,
+        keep=objective.keep,
+        keep_crops=objective.keep_crops,
+        correlation=objective.correlation,
+        correlation_head=objective.correlation_head,
+        low_precision=low_precision,
+        checkpointing=objective.checkpointing,
+        chunk=objective.chunk,
+        compare=compare,
+    )
+
+
+def _available(objective: Objective, local: int) -> int:
     """What the device has left, and what the towers already take of it [bytes]."""
     device = next(objective.student.parameters()).device
     if device.type == "cuda":

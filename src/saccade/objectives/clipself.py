@@ -57,6 +57,7 @@ class ClipSelf(nn.Module):
         compiled: bool = False,
         checkpointing: bool = False,
         chunk: int = 128,
+        compare: nn.Module | None = None,
     ) -> None:
         """Pair a student with its frozen teacher.
 
@@ -78,6 +79,8 @@ class ClipSelf(nn.Module):
             compiled: run the blocks of both towers through torch.compile.
             checkpointing: keep only what enters each of the student's blocks, and run them again in the backward pass.
             chunk: teacher crops encoded at once, which bounds their memory.
+            compare: (regions, crops), both (R, D) of length 1 -> the loss, in place of 1 - mean cosine; see
+                `saccade.objectives.region_text`.
 
         Raises:
             InputError: the size is not a multiple of the patch size, the towers embed differently or take other
@@ -113,6 +116,7 @@ class ClipSelf(nn.Module):
         self.pad: Literal["zero", "black"] = pad
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
+        self.compare = compare
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
         run = whole_block
         if compiled:  # one function for two towers, with and without windows and gradients, for several sizes
@@ -123,14 +127,14 @@ class ClipSelf(nn.Module):
         student.run_block = recomputed(run) if checkpointing else run
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """1 - mean over ALL regions of the batch of cos(student region, teacher crop); and terms that have a weight.
+        """1 - mean over ALL regions of the batch of cos(student region, teacher crop), or `compare`'s loss; and terms.
 
         Args:
             batch: pictures with the boxes of their regions; bad samples are left out.
 
         Returns:
-            The loss, in [0, 2] without terms; where the batch has no region, a zero that still reaches every trained
-            parameter.
+            The loss, of cosines in [0, 2] without terms; where the batch has no region, a zero that still reaches every
+            trained parameter.
         """
         samples = [sample for sample in batch.samples if len(sample.boxes)] or [_blank(self.student.patch_size)]
         samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]
@@ -141,7 +145,8 @@ class ClipSelf(nn.Module):
             targets, crops = self._encode_crops(samples)  # (R, D), (R, 3, S, S)
         with self._outside_the_blocks():
             regions, apart = zip(*(self._encode_regions(group) for group in groups), strict=True)  # (R, D), (B,)
-            loss = 1 - (torch.cat(regions) * targets).sum(dim=1).mean()
+            regions = torch.cat(regions)
+            loss = 1 - (regions * targets).sum(dim=1).mean() if self.compare is None else self.compare(regions, targets)
             if self.keep:
                 kept = keep_loss(self.student, crops, targets, counts=counts, most=self.keep_crops, rows=self._rows)
                 loss = loss + self.keep * kept
@@ -224,7 +229,7 @@ def count_regions(batch: Batch) -> int:
 
 
 def train_layers(
-    student: Clip, last: int | None = None, *, head: Head = "value", gates: bool = False
+    student: Clip, last: int | None = None, *, head: Head | None = "value", gates: bool = False
 ) -> list[tuple[nn.Parameter, slice]]:
     """Make only transformer blocks trainable (Sec. 4.1), and of the last block only what the dense forward uses.
 
@@ -235,7 +240,7 @@ def train_layers(
     Args:
         student: its `requires_grad` flags are set.
         last: train the last so many blocks; all when None.
-        head: the last block of the dense forward.
+        head: the last block of the dense forward; None: the image embedding is trained, which uses the block as it is.
         gates: train the gates of the heads too (of "values3", see `saccade.clip.heads`); where there are none they
             start open.
 
@@ -258,7 +263,7 @@ def train_layers(
     if gates:
         trained = open_gates(student.visual) if student.gates is None else student.gates.detach().unflatten(0, (3, -1))
         student.gates = trained  # a parameter anew, which requires gradients
-    unused, partly = last_block_use(student.visual, head=head)
+    unused, partly = ([], []) if head is None else last_block_use(student.visual, head=head)
     for parameter in unused:
         parameter.requires_grad_(False)
     return partly
