@@ -10,12 +10,22 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, recipes, show, world
+from saccade.cli import convert, demo, distill, embed, evaluate, evaluate_global, export, pretrain, recipes, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
-Evaluate = Annotated[evaluate.Regions, subcommand("regions")] | Annotated[evaluate.Agreement, subcommand("agreement")]
-Show = Annotated[show.KMeans, subcommand("kmeans")] | Annotated[show.Similarity, subcommand("similarity")]
+Evaluate = (
+    Annotated[evaluate.Regions, subcommand("regions")]
+    | Annotated[evaluate.Agreement, subcommand("agreement")]
+    | Annotated[evaluate.Retrieval, subcommand("retrieval")]
+    | Annotated[evaluate_global.Global, subcommand("global")]
+    | Annotated[evaluate_global.Pareto, subcommand("pareto")]
+)
+Show = (
+    Annotated[show.KMeans, subcommand("kmeans")]
+    | Annotated[show.Similarity, subcommand("similarity")]
+    | Annotated[show.Sizes, subcommand("sizes")]
+)
 Command = (
     Annotated[demo.Demo, subcommand("demo")]
     | Annotated[world.World, subcommand("world")]
@@ -23,7 +33,7 @@ Command = (
     | Annotated[DistillConfig, subcommand("distill")]
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
-    | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
+    | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
@@ -83,6 +93,12 @@ def run(command: Any) -> None:
             evaluate.run_regions(command)
         case evaluate.Agreement():
             evaluate.run_agreement(command)
+        case evaluate.Retrieval():
+            evaluate.run_retrieval(command)
+        case evaluate_global.Global():
+            evaluate_global.run_global(command)
+        case evaluate_global.Pareto():
+            evaluate_global.run_pareto(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():
@@ -91,6 +107,8 @@ def run(command: Any) -> None:
             show.run_kmeans(command)
         case show.Similarity():
             show.run_similarity(command)
+        case show.Sizes():
+            show.run_sizes(command)
 
 
 if __name__ == "__main__":
