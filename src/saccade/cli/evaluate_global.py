@@ -159,21 +159,23 @@ def _global_table(result: dict[str, Any], config: Global) -> "Table":
         about = result["classification"]
         titles.append(f"{about['of']} of {about['pictures']} pictures in {about['classes']} classes")
         rows += [(f"classification, {word}, top-{top}", ("classification", kind, f"top{top}"))
-                 for word, kind in (("mean over classes", "mean"), ("overall", "overall")) for top in (1, 5)]  # fmt: skip
+                 for word, kind in (("mean over classes", "mean"), ("overall", "overall"))
+                 for top in (1, 5)]  # fmt: skip
     if result["retrieval"] is not None:
         about = result["retrieval"]
         titles.append(f"{about['captions']} captions of {about['pictures']} pictures, view {result['view']}")
         rows += [(f"{word}, R@{top}", ("retrieval", way, f"r{top}"))
                  for word, way in (("image to text", "image_to_text"), ("text to image", "text_to_image"))
                  for top in (1, 5, 10)]  # fmt: skip
-    table = Table(title=f"image embeddings [%]: {'; '.join(titles)}", title_justify="left")
+    beside = "" if config.reference is None else f" beside {config.reference}"
+    title = f"image embeddings of {config.model}{beside} [%]: {'; '.join(titles)}"
+    table = Table(title=title, title_justify="left")
     table.add_column("task")
-    labels = (("reference", config.reference), ("model", config.model))
-    shown = [(name, label) for name, label in labels if name in result]
-    for name, label in shown:
-        table.add_column(f"{name}\n{label}", justify="right")
+    shown = [name for name in ("reference", "model") if name in result]
+    for name in shown:
+        table.add_column(name, justify="right")
     for word, (first, second, third) in rows:
-        values = [result[name][first][second][third] for name, _ in shown]
+        values = [result[name][first][second][third] for name in shown]
         table.add_row(word, *("-" if value is None else f"{value:.1f}" for value in values))
     return table
 
@@ -240,8 +242,16 @@ def _pareto_table(result: dict[str, Any], config: Pareto) -> "Table":
     title = f"alpha * student + (1 - alpha) * {config.reference} [%], {result['size']} px, head {result['head']}"
     table = Table(title=title, title_justify="left")
     table.add_column("model")
-    columns = ("alpha", "dense\nboxes", "dense\nthings", "dense\nstuff", "global\nper class", "global\noverall",
-               "retrieval\nR@1", "front")  # fmt: skip
+    columns = (
+        "alpha",
+        "dense\nboxes",
+        "dense\nthings",
+        "dense\nstuff",
+        "global\nmean",
+        "global\nall",
+        "texts\nR@1",
+        "front",
+    )
     for heading in columns:
         table.add_column(heading, justify="right")
     for point in result["points"]:

@@ -168,7 +168,7 @@ class Galleries:
             for place in self._places.get(picture, [])
         ]
         width = min(self.gallery, len(self.keys))
-        return self.regions[torch.tensor(rows, dtype=torch.int64).reshape(-1, width)]
+        return self.regions[torch.tensor(rows, dtype=torch.int64).reshape(len(rows), width)]
 
 
 def _embed_galleries(

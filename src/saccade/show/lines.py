@@ -16,14 +16,15 @@ from saccade.show.chart import SPACING, spread
 INK, QUIET = "#1f2328", "#59636e"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
 WIDTH, HEIGHT = 6.6, 4.2  # [inches]
-LEFT, RIGHT, TOP, BOTTOM = 0.7, 2.0, 0.5, 0.6  # margins around the plot [inches]
+LEFT, TOP, BOTTOM = 0.7, 0.5, 0.6  # margins around the plot [inches]
+NAMES = 2.0  # the right one, where names stand in it [inches]
 POINTS = 72  # an inch
 
 
-def new_chart(title: str, *, x_name: str, y_name: str) -> tuple[Figure, Axes]:
-    """Lay out a chart with room at its right for the names of lines."""
+def new_chart(title: str, *, x_name: str, y_name: str, right: float = NAMES) -> tuple[Figure, Axes]:
+    """Lay out a chart with a margin at its right [inches] for the names of lines."""
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=160, facecolor="white")
-    room = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (TOP + BOTTOM) / HEIGHT)
+    room = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + right) / WIDTH, 1 - (TOP + BOTTOM) / HEIGHT)
     axes = figure.add_axes(room)
     axes.set_title(title, fontsize=10, color=INK, loc="left", pad=10)
     axes.set_xlabel(x_name, fontsize=9, color=QUIET)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.errors import InputError
-from saccade.show.lines import COLOURS, INK, QUIET, name_ends, new_chart, write_chart
+from saccade.show.lines import COLOURS, INK, QUIET, new_chart, write_chart
 
 
 def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: str) -> None:
@@ -26,26 +26,25 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
         "What dense gain costs: alpha * student + (1 - alpha) * teacher",
         x_name=f"global: top-1 of {whole} by image embeddings, mean over classes [%]",
         y_name=f"dense: top-1 mAcc of thing boxes at {size} px [%]",
+        right=0.7,
     )
     axes.grid(axis="x", color="#e3e6ea", linewidth=0.8)
-    ends = []
     for name, colour in zip(names, COLOURS, strict=False):
         own = sorted((point for point in points if point["model"] == name), key=lambda point: point["alpha"])
         x, y = [point["classification"] for point in own], [point["boxes"] for point in own]
         axes.plot(x, y, "-o", color=colour, ms=4.5, lw=1.6, zorder=3)
         for point in own:
+            is_end = point["alpha"] == own[-1]["alpha"]
             axes.annotate(
-                f"{point['alpha']:g}", (point["classification"], point["boxes"]), xytext=(6, 5),
-                textcoords="offset points", fontsize=7.5, color=colour,
+                f"{point['alpha']:g}, {name}" if is_end else f"{point['alpha']:g}",
+                (point["classification"], point["boxes"]), xytext=(7, 6), textcoords="offset points",
+                fontsize=8.5 if is_end else 7.5, color=colour,
             )  # fmt: skip
-        ends.append((y[-1], name, colour))
     front = [(point["classification"], point["boxes"]) for point in points if point["front"]]
     axes.plot(*zip(*front, strict=True), "o", ms=11, mfc="none", mec=INK, mew=1.1, zorder=4)
     axes.margins(0.09, 0.1)
-    name_ends(axes, [*ends])
-    axes.annotate(
-        "numbers: alpha\nrings: no other mix is as good\nin both and better in one", (1.0, 0.0),
-        xycoords="axes fraction", xytext=(8, 0), textcoords="offset points", va="bottom", fontsize=7, color=QUIET,
-        annotation_clip=False,
+    axes.text(
+        0.02, 0.03, "numbers: alpha; rings: no other mix is as good in both and better in one",
+        transform=axes.transAxes, fontsize=7, color=QUIET,
     )  # fmt: skip
     write_chart(figure, path)
