@@ -1,4 +1,4 @@
-"""`saccade evaluate regions` and `saccade evaluate agreement`: measure a model's dense map, print a table, write JSON.
+"""`saccade evaluate regions`, `agreement` and `retrieval`: measure a model's dense map, print a table, write JSON.
 
 Torch is imported only when something is measured, so that help and typing errors answer at once.
 """
@@ -21,19 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The flags of both verbs."""
+class Reading:
+    """The flags of every verb that reads pictures and measures."""
 
     data: Path
     """Folder of pictures, or COCO root."""
-    model: str
-    """Name of a CLIP, or a folder with one (OUT/model of a run): its dense map is measured."""
-    pretrained: str | None = None
-    """Weights file or open_clip tag, where `model` is the name of an architecture."""
     split: str = "val"
     """train, val or test of a COCO root."""
-    head: Head = "value"
-    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
     limit: int | None = None
     """Only the first so many pictures."""
     batch: int = 8
@@ -51,6 +45,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation(Reading):
+    """The flags of the verbs that measure the dense map of one model."""
+
+    model: str
+    """Name of a CLIP, or a folder with one (OUT/model of a run): its dense map is measured."""
+    pretrained: str | None = None
+    """Weights file or open_clip tag, where `model` is the name of an architecture."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Regions(Evaluation):
     """Classify annotated regions from the dense map and from crops (Fig. 2, 3 and Tab. 1 of the paper)."""
 
@@ -60,6 +66,8 @@ class Regions(Evaluation):
     """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
     crops: bool = True
     """Also classify crops with the image tower."""
+    masked: bool = False
+    """Also classify regions by masked attention at each size (Tab. A3)."""
     crowd: bool = True
     """Keep segments marked as crowds, as the published evaluation does."""
     templates: TemplateName = "vild"
@@ -87,6 +95,28 @@ class Agreement(Evaluation):
     """Decides grids and galleries, together with each picture's id."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluation):
+    """Let every location of the dense map find its picture and its region among others (Tab. A1 of the paper)."""
+
+    data: Path
+    """COCO root with panoptic annotations, or with --no-regions any pictures."""
+    reference: str | None = None
+    """CLIP whose image embeddings are searched, such as the one `model` was distilled from; default: `model` itself."""
+    reference_pretrained: str | None = None
+    """Weights file or open_clip tag, where `reference` is the name of an architecture."""
+    size: int | None = None
+    """Side of the dense input [pixels]; default: four times the model's own size."""
+    regions: bool = True
+    """Also search for the crops of annotated regions."""
+    crowd: bool = True
+    """Keep segments marked as crowds, as the published evaluation does."""
+    gallery: int = 50
+    """Pictures, and regions, that a location chooses among."""
+    seed: int = 0
+    """Decides the galleries, together with each picture's id."""
+
+
 def run_regions(config: Regions) -> dict[str, Any]:
     """Classify regions, print a table, write JSON where asked, and return the result."""
     if config.out is not None:
@@ -96,12 +126,13 @@ def run_regions(config: Regions) -> dict[str, Any]:
     from saccade.evaluate.regions import evaluate_regions
 
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
-    clip = _load(config.model, config.pretrained, config.device)
+    clip = load_model(config.model, config.pretrained, config.device)
     result = evaluate_regions(
         clip,
         dataset,
         sizes=list(config.sizes) or [clip.native_size, 2 * clip.native_size, 4 * clip.native_size],
         crops=config.crops,
+        masked=config.masked,
         crowd=config.crowd,
         head=config.head,
         templates=config.templates,
@@ -113,7 +144,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
         workers=config.workers,
         progress=True,
     )
-    return _finish(result, _regions_table(result, config.model), config, dataset=dataset, started=started)
+    return finish(result, _regions_table(result, config.model), config, datasets=[dataset], started=started)
 
 
 def _regions_table(result: dict[str, Any], model: str) -> "Table":
@@ -126,6 +157,8 @@ def _regions_table(result: dict[str, Any], model: str) -> "Table":
         for top in ("top-1", "top-5"):
             table.add_column(f"{kind}\n{top}", justify="right")
     rows = {f"dense, {size} px": scores for size, scores in result["dense"].items()}
+    for size, scores in (result["masked"] or {}).items():
+        rows[f"masked attention, {size} px"] = scores
     if result["crop"] is not None:
         rows["crops"] = result["crop"]
     for name, scores in rows.items():
@@ -147,10 +180,10 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
     dataset = open_data(config.data, split=config.split, annotations="none")
-    student = _load(config.model, config.pretrained, config.device)
+    student = load_model(config.model, config.pretrained, config.device)
     reference = student
     if config.reference is not None:
-        reference = _load(config.reference, config.reference_pretrained, config.device)
+        reference = load_model(config.reference, config.reference_pretrained, config.device)
     result = evaluate_agreement(
         student,
         reference,
@@ -168,7 +201,7 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
         workers=config.workers,
         progress=True,
     )
-    return _finish(result, _agreement_table(result, config), config, dataset=dataset, started=started)
+    return finish(result, _agreement_table(result, config), config, datasets=[dataset], started=started)
 
 
 def _agreement_table(result: dict[str, Any], config: Agreement) -> "Table":
@@ -184,16 +217,71 @@ def _agreement_table(result: dict[str, Any], config: Agreement) -> "Table":
     return table
 
 
-def _finish(
-    result: dict[str, Any], table: "Table", config: Evaluation, *, dataset: "Dataset", started: float
+def run_retrieval(config: Retrieval) -> dict[str, Any]:
+    """Search by locations, print a table, write JSON where asked, and return the result."""
+    if config.out is not None:
+        check_target(config.out, flag="--out")
+    started = time.perf_counter()
+    from saccade.data.loader import open_data
+    from saccade.evaluate.retrieval import evaluate_retrieval
+
+    kind = "panoptic" if config.regions else "none"
+    dataset = open_data(config.data, split=config.split, annotations=kind)
+    student = load_model(config.model, config.pretrained, config.device)
+    reference = student
+    if config.reference is not None:
+        reference = load_model(config.reference, config.reference_pretrained, config.device)
+    result = evaluate_retrieval(
+        student,
+        reference,
+        dataset,
+        size=4 * student.native_size if config.size is None else config.size,
+        head=config.head,
+        regions=config.regions,
+        crowd=config.crowd,
+        gallery=config.gallery,
+        seed=config.seed,
+        batch=config.batch,
+        crop_batch=config.crop_batch,
+        limit=config.limit,
+        strict=config.strict,
+        workers=config.workers,
+        progress=True,
+    )
+    return finish(result, _retrieval_table(result, config), config, datasets=[dataset], started=started)
+
+
+def _retrieval_table(result: dict[str, Any], config: Retrieval) -> "Table":
+    from rich.table import Table
+
+    title = (
+        f"R@K [%] of the locations of {config.model}, {result['size']} px, head {result['head']}: "
+        f"{result['pictures']} pictures embedded by {config.reference or config.model}"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("a location finds")
+    for heading in ("R@1", "R@5", "R@10", "asked"):
+        table.add_column(heading, justify="right")
+    rows = {f"its picture among {result['gallery']}": result["image"]}
+    if result["region"] is not None:
+        rows[f"its region's crop among {result['region_gallery']}"] = result["region"]
+    for name, found in rows.items():
+        shares = ("-" if found[key] is None else f"{found[key]:.1f}" for key in ("r1", "r5", "r10"))
+        table.add_row(name, *shares, str(found["count"]))
+    return table
+
+
+def finish(
+    result: dict[str, Any], table: "Table", config: Reading, *, datasets: "list[Dataset]", started: float
 ) -> dict[str, Any]:
     """Print the table and what was left out, and write the result with how it was made."""
     from rich.console import Console
 
-    result["dropped"] = {reason: asdict(one) for reason, one in dataset.dropped.items()}
+    result["dropped"] = {reason: asdict(one) for dataset in datasets for reason, one in dataset.dropped.items()}
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
-    for line in [*dataset.dropped_lines(), *bad_lines(result["bad"], listed="--out FILE")]:
+    told = [line for dataset in datasets for line in dataset.dropped_lines()]
+    for line in [*told, *bad_lines(result["bad"], listed="--out FILE")]:
         print(line, file=sys.stderr)
     if config.out is not None:
         content = {**result, "config": _plain(config), "versions": versions()}
@@ -201,12 +289,13 @@ def _finish(
     return result
 
 
-def _load(name: str, pretrained: str | None, device: str) -> "Clip":
+def load_model(name: str, pretrained: str | None, device: str) -> "Clip":
+    """Load a model to the device that the flag names."""
     from saccade.clip.load import load
     from saccade.engine.distributed import choose_device
 
     return load(name, pretrained=pretrained, device=choose_device(device, local_rank=None))
 
 
-def _plain(config: Evaluation) -> dict[str, Any]:
+def _plain(config: Reading) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}

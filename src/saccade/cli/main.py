@@ -10,12 +10,35 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, recipes, reproduce, show, world
+from saccade.cli import (
+    convert,
+    demo,
+    distill,
+    embed,
+    evaluate,
+    evaluate_global,
+    export,
+    pretrain,
+    recipes,
+    reproduce,
+    show,
+    world,
+)
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
-Evaluate = Annotated[evaluate.Regions, subcommand("regions")] | Annotated[evaluate.Agreement, subcommand("agreement")]
-Show = Annotated[show.KMeans, subcommand("kmeans")] | Annotated[show.Similarity, subcommand("similarity")]
+Evaluate = (
+    Annotated[evaluate.Regions, subcommand("regions")]
+    | Annotated[evaluate.Agreement, subcommand("agreement")]
+    | Annotated[evaluate.Retrieval, subcommand("retrieval")]
+    | Annotated[evaluate_global.Global, subcommand("global")]
+    | Annotated[evaluate_global.Pareto, subcommand("pareto")]
+)
+Show = (
+    Annotated[show.KMeans, subcommand("kmeans")]
+    | Annotated[show.Similarity, subcommand("similarity")]
+    | Annotated[show.Sizes, subcommand("sizes")]
+)
 Command = (
     Annotated[demo.Demo, subcommand("demo")]
     | Annotated[world.World, subcommand("world")]
@@ -23,7 +46,7 @@ Command = (
     | Annotated[DistillConfig, subcommand("distill")]
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
-    | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
+    | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
@@ -86,6 +109,12 @@ def run(command: Any) -> None:
             evaluate.run_agreement(command)
         case reproduce.Reproduce():
             reproduce.run(command)
+        case evaluate.Retrieval():
+            evaluate.run_retrieval(command)
+        case evaluate_global.Global():
+            evaluate_global.run_global(command)
+        case evaluate_global.Pareto():
+            evaluate_global.run_pareto(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():
@@ -94,6 +123,8 @@ def run(command: Any) -> None:
             show.run_kmeans(command)
         case show.Similarity():
             show.run_similarity(command)
+        case show.Sizes():
+            show.run_sizes(command)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""`saccade show kmeans` and `saccade show similarity`: pictures of the dense map, before and after side by side.
+"""`saccade show kmeans`, `similarity`: pictures of the dense map, before and after side by side; `sizes`: a sweep.
 
 Torch is imported only when something is drawn, so that help and typing errors answer at once.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from saccade.clip.names import Head, TemplateName
 from saccade.errors import InputError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """The flags of both verbs."""
+    """The flags of the verbs that draw pictures."""
 
     data: Path
     """A picture, a folder of pictures, or a COCO root."""
@@ -65,6 +65,18 @@ class Similarity(Drawing):
     """Pictures, evenly spaced over the data."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Draw accuracy against input size from results of `saccade evaluate regions` (Fig. 2, 3 and A1 of the paper)."""
+
+    results: tuple[str, ...]
+    """NAME=FILE.json each, one a model; without NAME= the file's name stands for it."""
+    out: Path
+    """PNG to write."""
+    kind: Literal["boxes", "things", "stuff"] = "boxes"
+    """Regions to show: thing boxes, or masks of things or of stuff."""
+
+
 def run_kmeans(config: KMeans) -> Path:
     """Draw the sheet of K-means maps, say where it lies, and return its path."""
     _check(config)
@@ -93,11 +105,43 @@ def run_similarity(config: Similarity) -> Path:
     return config.out
 
 
+def run_sizes(config: Sizes) -> Path:
+    """Draw the sweep, say where it lies, and return its path."""
+    check_png(config.out, flag="--out")
+    from saccade.show.sizes import read_sweep, sizes_chart
+
+    if not config.results:
+        raise InputError("--results: need at least one NAME=FILE.json of saccade evaluate regions; got none.")
+    sweeps = {}
+    for entry in config.results:
+        name, path = split_named(entry)
+        if name in sweeps:
+            raise InputError(f"--results: need different names; got {name!r} twice. Write NAME=FILE.json.")
+        sweeps[name] = read_sweep(path, kind=config.kind)
+    sizes_chart(config.out, sweeps, kind=config.kind)
+    print(f"wrote {config.out}")
+    return config.out
+
+
+def split_named(entry: str) -> tuple[str, Path]:
+    """Part NAME=PATH; without NAME= the path names itself: a file by its stem, RUN/model by RUN."""
+    name, equals, path = entry.partition("=")
+    if equals and name and path and "/" not in name:
+        return name, Path(path)
+    path = Path(entry)
+    return (path.parent.name if path.name == "model" and path.parent.name else path.stem), path
+
+
+def check_png(path: Path, *, flag: str) -> None:
+    """Refuse what is no name of a PNG file that can be written."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{flag}: need the name of a PNG file; got {path}.")
+    check_target(path, flag=flag)
+
+
 def _check(config: Drawing) -> None:
     """Refuse flags that cannot work before any model is loaded."""
-    if config.out.suffix.lower() != ".png":
-        raise InputError(f"--out: need the name of a PNG file; got {config.out}.")
-    check_target(config.out, flag="--out")
+    check_png(config.out, flag="--out")
     if config.count < 1:
         raise InputError(f"--count: need at least 1 picture; got {config.count}.")
 

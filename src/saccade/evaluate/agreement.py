@@ -3,10 +3,8 @@
 For grid patches of any pictures: the mean cosine between a patch pooled from the student's dense map and the reference
 model's embedding of its crop, and how often a patch retrieves its own crop among those of its picture and of 49 others.
 The cosine alone would reward a map that says the same everywhere; the retrieval does not.
-Deliberately absent: retrieval of single locations, which is the paper's Tab. A1 itself.
+Deliberately absent: retrieval of single locations, which is the paper's Tab. A1 itself (`retrieval.py`).
 """
-
-import hashlib
 
 import torch
 from jaxtyping import Float
@@ -16,6 +14,7 @@ from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.data.coco import Dataset
 from saccade.evaluate.feed import CropPacker, Feed
+from saccade.evaluate.gallery import draw_others, named_stream
 from saccade.ops.boxes import boxes_on_input
 from saccade.ops.grid import sample_grid
 from saccade.ops.pool import pool_boxes
@@ -107,15 +106,9 @@ def evaluate_agreement(
 
 def patches_of(sample: Sample, *, grid: int, rule: str, keep: int, seed: int) -> Float[Tensor, "N 4"]:
     """Draw a picture's grid patches from the seed and the picture's id alone: the same in any order and any subset."""
-    generator = _generator(seed, "patches", sample.id)
+    generator = named_stream(seed, "patches", sample.id)
     height, width = sample.image.shape[1:]
     return sample_grid(height=height, width=width, limit=grid, rule=rule, keep=keep, generator=generator)
-
-
-def _generator(seed: int, purpose: str, picture: str) -> torch.Generator:
-    """Derive a random stream from the seed, what it is for and a picture's id; the same on every machine."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{picture}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def _student_regions(
@@ -161,9 +154,8 @@ def recall_at_1(
     place = {name: index for index, name in enumerate(names)}
     hits, chosen = dense.new_zeros((), dtype=torch.int64), 0
     for picture, own in rows.items():
-        order = torch.randperm(len(names) - 1, generator=_generator(seed, "gallery", picture))[: gallery - 1]
-        others = [names[index + (index >= place[picture])] for index in order.tolist()]  # its own place is skipped
-        candidates = torch.cat([own, *(rows[other] for other in others)])  # (M,), its own crops first
+        others = draw_others(names, place[picture], count=gallery - 1, seed=seed)
+        candidates = torch.cat([own, *(rows[names[other]] for other in others)])  # (M,), its own crops first
         scores = dense[own] @ crops[candidates].T  # (N, M)
         best = scores.diagonal()[:, None]  # (N, 1), each region with its own crop
         hits += ((scores >= best).sum(dim=1) == 1).sum()

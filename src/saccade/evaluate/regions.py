@@ -3,7 +3,8 @@
 Every annotated segment is classified among all categories by cosine with the text embeddings, once from the model's
 image embedding of its crop and once from the dense map pooled over it. One pass over the pictures serves everything:
 each is decoded once, its dense map is computed once an input size and pooled for boxes and for masks, and crops of
-different pictures share full batches. Deliberately absent: proposals (the regions are the annotated ones) and detection
+different pictures share full batches. Masked attention (Tab. A3), the other way to a region's embedding, is asked on
+the same inputs. Deliberately absent: proposals (the regions are the annotated ones) and detection
 metrics.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from saccade.clip.model import Clip
@@ -20,7 +21,7 @@ from saccade.clip.text import embed_vocabulary
 from saccade.data.coco import Dataset, Record
 from saccade.evaluate.feed import CropPacker, Feed
 from saccade.evaluate.score import ranks_of, score
-from saccade.ops.boxes import boxes_on_input, enlarge_boxes
+from saccade.ops.boxes import boxes_on_input, cover_patches, enlarge_boxes
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
 from saccade.ops.resample import check_side, pad_right_bottom, square_inputs
 from saccade.types import InputError, Sample, Segments
@@ -37,6 +38,7 @@ def evaluate_regions(
     *,
     sizes: list[int],
     crops: bool = True,
+    masked: bool = False,
     crowd: bool = True,
     head: Head = "value",
     templates: TemplateName | tuple[str, ...] = "vild",
@@ -58,6 +60,7 @@ def evaluate_regions(
         dataset: pictures with panoptic annotations.
         sizes: sides of the dense tower's padded square input [pixels]; the sweep of Fig. 3.
         crops: also embed crops at the tower's native size.
+        masked: also embed boxes and masks by masked attention at each size (Tab. A3).
         crowd: keep segments marked as crowds, as the published evaluation does.
         head: how the last block makes dense tokens, see `Clip.encode_dense`.
         templates: what the class names are written into, see `saccade.clip.templates.template_set`.
@@ -70,10 +73,11 @@ def evaluate_regions(
         progress: show a bar on stderr.
 
     Returns:
-        {"crop": R or None, "dense": {size: R}, "head": head, "templates": templates, "classes": how many compete,
-        "pictures": how many were good, "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S} and
-        S = {"top1", "top5": mAcc in percent or None without regions, "count"}. Boxes are thing boxes, things and stuff
-        are masks; for crops the things are those of the boxes.
+        {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head": head, "templates": templates,
+        "classes": how many compete, "pictures": how many were good, "bad": [{"id", "reason"}]}, where R = {"boxes": S,
+        "things": S, "stuff": S} and S = {"top1", "top5": mAcc in percent or None without regions, "count"}. Boxes are
+        thing boxes, things and stuff are masks; for crops the things are those of the boxes. No mask holds a location
+        of padding alone.
 
     Raises:
         InputError: no size, a size the tower cannot take, a data set without segments, or no picture that can be read.
@@ -86,7 +90,9 @@ def evaluate_regions(
     names = [category.name for category in dataset.categories]
     text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)
     packer = CropPacker(clip, batch=crop_batch)
-    by_box, by_mask = {size: [] for size in sizes}, {size: [] for size in sizes}  # ranks, on the device until the end
+    ways = ("dense", "masked") if masked else ("dense",)
+    by_box = {(way, size): [] for way in ways for size in sizes}  # ranks, on the device until the end
+    by_mask = {(way, size): [] for way in ways for size in sizes}
     labels, is_thing = [], []
     feed = Feed(
         counting_segments(dataset, crowd=crowd),
@@ -98,26 +104,32 @@ def evaluate_regions(
         progress=progress,
     )
     for samples in feed:
-        chosen = [_to_device(sample, text.device) for sample in samples]
+        chosen = [to_device(sample, text.device) for sample in samples]
         labels.append(torch.cat([segments.labels for _, segments in chosen]))
         is_thing.append(torch.cat([segments.is_thing for _, segments in chosen]))
         if crops:
             for image, segments in chosen:
-                packer.add(image, _crop_boxes(segments, height=image.shape[1], width=image.shape[2]))
+                packer.add(image, crop_boxes(segments, height=image.shape[1], width=image.shape[2]))
         for size in sizes:
-            boxes, masks = _dense_regions(clip, chosen, size=size, head=head)
-            by_box[size].append(ranks_of(boxes @ text.T, labels[-1][is_thing[-1]].to(text.device)))
-            by_mask[size].append(ranks_of(masks @ text.T, labels[-1].to(text.device)))
+            regions = _regions_on_input(clip, chosen, size=size)
+            for way in ways:
+                boxes, masks = _dense(clip, *regions, head=head) if way == "dense" else _masked(clip, *regions)
+                by_box[way, size].append(ranks_of(boxes @ text.T, labels[-1][is_thing[-1]].to(text.device)))
+                by_mask[way, size].append(ranks_of(masks @ text.T, labels[-1].to(text.device)))
     truth = torch.cat(labels), torch.cat(is_thing)
     crop = None
     if crops:
         ranks = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
         crop = _scores(ranks[truth[1]], ranks, *truth)
+    found = {
+        way: {size: _scores(torch.cat(by_box[way, size]).cpu(), torch.cat(by_mask[way, size]).cpu(), *truth)
+              for size in sizes}
+        for way in ways
+    }  # fmt: skip
     return {
         "crop": crop,
-        "dense": {
-            size: _scores(torch.cat(by_box[size]).cpu(), torch.cat(by_mask[size]).cpu(), *truth) for size in sizes
-        },
+        "dense": found["dense"],
+        "masked": found.get("masked"),
         "head": head,
         "templates": templates,
         "classes": len(dataset.categories),
@@ -158,11 +170,11 @@ def _counting(record: Record, *, crowd: bool) -> Record:
         boxes=tuple(record.boxes[index] for index in kept),
         labels=tuple(record.labels[index] for index in kept),
         crowd=tuple(record.crowd[index] for index in kept),
-        segment_ids=tuple(record.segment_ids[index] for index in kept),
+        segment_ids=tuple(record.segment_ids[index] for index in kept if record.segment_ids),  # of panoptic files alone
     )
 
 
-def _to_device(sample: Sample, device: torch.device) -> tuple[Tensor, Segments]:
+def to_device(sample: Sample, device: torch.device) -> tuple[Tensor, Segments]:
     """Move a picture and its masks, padded to the square the tower will see, to the device; the rest stays."""
     segments = sample.segments
     assert segments is not None, f"picture {sample.id} came without segments although they were asked for"
@@ -171,25 +183,76 @@ def _to_device(sample: Sample, device: torch.device) -> tuple[Tensor, Segments]:
     return sample.image.to(device), replace(segments, masks=masks)
 
 
-def _crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, "N 4"]:
+def crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, "N 4"]:
     """Cut things with their surroundings and stuff as it is."""
     enlarged = enlarge_boxes(segments.boxes, factor=CONTEXT, height=height, width=width)  # (N, 4)
     return torch.where(segments.is_thing[:, None], enlarged, segments.boxes)
 
 
-def _dense_regions(
-    clip: Clip, chosen: list[tuple[Tensor, Segments]], *, size: int, head: Head
-) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
-    """Pool ONE dense pass over the boxes of the T things and over the masks of all R segments."""
+def picture_locations(*, height: int, width: int, size: int, patch: int) -> Bool[Tensor, "h w"]:
+    """Say which locations of a picture's padded square hold any of the picture; the others are padding (Sec. 4.1).
+
+    Args:
+        height: of the picture [pixels].
+        width: of the picture [pixels].
+        size: side of the square [pixels].
+        patch: side of a location [pixels].
+    """
+    whole = boxes_on_input(
+        torch.tensor([[0.0, 0.0, width, height]]), height=height, width=width, size=size
+    )  # (1, 4), xyxy
+    return cover_patches(whole, grid=(size // patch, size // patch), stride=patch)[0]
+
+
+def masks_on_grid(
+    image: UInt8[Tensor, "3 H W"], masks: Bool[Tensor, "N S S"], *, size: int, patch: int
+) -> Bool[Tensor, "N h w"]:
+    """Shrink a picture's masks, padded to a square, to the token grid (Sec. 4.1).
+
+    Where a location is smaller than a pixel of the picture, the kernel would also reach the padding beside it, which is
+    left out.
+    """
+    shrunk = shrink_masks(masks, grid=(size // patch, size // patch))  # (N, h, w)
+    inside = picture_locations(height=image.shape[1], width=image.shape[2], size=size, patch=patch)
+    return shrunk & inside.to(shrunk.device)
+
+
+def _regions_on_input(
+    clip: Clip, chosen: list[tuple[Tensor, Segments]], *, size: int
+) -> tuple[Float[Tensor, "B 3 size size"], list[Float[Tensor, "_ 4"]], list[Bool[Tensor, "_ h w"]]]:
+    """Bring a batch to one input size: the padded squares, the boxes of its things on them, all masks on the grid."""
     inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std)
-    dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
-    grid = (dense.shape[2], dense.shape[3])
     boxes = [
         boxes_on_input(segments.boxes[segments.is_thing], height=image.shape[1], width=image.shape[2], size=size)
         for image, segments in chosen
     ]
-    masks = [shrink_masks(segments.masks, grid=grid) for _, segments in chosen]
+    masks = [masks_on_grid(image, segments.masks, size=size, patch=clip.patch_size) for image, segments in chosen]
+    return inputs, boxes, masks
+
+
+def _dense(
+    clip: Clip,
+    inputs: Float[Tensor, "B 3 S S"],
+    boxes: list[Float[Tensor, "_ 4"]],
+    masks: list[Bool[Tensor, "_ h w"]],
+    *,
+    head: Head,
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
+    """Pool ONE dense pass over the boxes of the T things and over the masks of all R segments."""
+    dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     return pool_boxes(dense, boxes, stride=clip.patch_size), pool_masks(dense, masks)
+
+
+def _masked(
+    clip: Clip, inputs: Float[Tensor, "B 3 S S"], boxes: list[Float[Tensor, "_ 4"]], masks: list[Bool[Tensor, "_ h w"]]
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
+    """Ask ONE pass of masked attention for the boxes of the T things and the masks of all R segments (Tab. A3)."""
+    grid = (inputs.shape[2] // clip.patch_size, inputs.shape[3] // clip.patch_size)
+    covered = [cover_patches(own.to(inputs.device), grid=grid, stride=clip.patch_size) for own in boxes]
+    both = [torch.cat([one, other]) for one, other in zip(covered, masks, strict=True)]  # (T_i + N_i, h, w) each
+    embedded = clip.encode_masks(inputs, both, head="masked").split([len(one) for one in both])
+    pairs = [one.split([len(own), len(one) - len(own)]) for one, own in zip(embedded, boxes, strict=True)]
+    return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
 
 
 def _scores(

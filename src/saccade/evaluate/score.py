@@ -52,3 +52,16 @@ def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict[str, 
         "top5": mean_accuracy(ranks, labels, top=5),
         "count": labels.numel(),
     }
+
+
+def recall(ranks: Int64[Tensor, " R"], weights: Int64[Tensor, " R"] | None = None) -> dict[str, float | int | None]:
+    """Sum up a retrieval: {"r1", "r5", "r10"} in percent of the queries (None without any) and "count".
+
+    Args:
+        ranks: place of each query's right answer, 0 = first.
+        weights: how many queries each rank stands for; one when not given.
+    """
+    weights = torch.ones_like(ranks) if weights is None else weights
+    count = int(weights.sum())
+    shares = {top: 100 * int(weights[ranks < top].sum()) / count if count else None for top in (1, 5, 10)}
+    return {**{f"r{top}": share for top, share in shares.items()}, "count": count}

@@ -1,0 +1,82 @@
+"""The sweep's chart: what is read from a result, and what is drawn of it."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from saccade.cli.main import main
+from saccade.show.lines import HEIGHT, name_ends, new_chart
+from saccade.show.sizes import Sweep, read_sweep, sizes_chart
+from saccade.types import InputError
+
+
+def scores(top1: float | None) -> dict:
+    return {kind: {"top1": top1, "top5": 99.0, "count": 3} for kind in ("boxes", "things", "stuff")}
+
+
+def write_result(path: Path, *, masked: bool = True, **changes) -> Path:
+    content = {"crop": scores(80.0), "dense": {"96": scores(30.0), "48": scores(20.0)}, **changes}
+    content |= {"masked": {"96": scores(40.0)}} if masked else {}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_reads_by_rising_size(tmp_path):
+    sweep = read_sweep(write_result(tmp_path / "r.json"), kind="boxes")
+    assert list(sweep.dense.items()) == [(48, 20.0), (96, 30.0)] and (sweep.masked, sweep.crop) == ({96: 40.0}, 80.0)
+    older = read_sweep(write_result(tmp_path / "o.json", masked=False, crop=None), kind="stuff")
+    assert older.masked == {} and older.crop is None
+
+
+def test_refuses(tmp_path):
+    for content, message in (
+        ("{", "need a JSON file"),
+        ("[]", "it is none"),
+        ('{"dense": {"x": 1}, "crop": null}', "none"),
+    ):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_sweep(tmp_path / "r.json", kind="boxes")
+    with pytest.raises(InputError, match="need stuff masks to show"):
+        read_sweep(write_result(tmp_path / "n.json", dense={"48": scores(None)}), kind="stuff")
+    with pytest.raises(InputError, match="1 to 8 models"):
+        sizes_chart(tmp_path / "s.png", {f"m{n}": Sweep({48: 1.0}, {}, None) for n in range(9)}, kind="boxes")
+
+
+def test_lines_and_their_styles(tmp_path, monkeypatch):
+    """A model's dense, masked and crop lines share its colour: solid, dotted, dashed and level."""
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (drawn.append((a, k)), plot(self, *a, **k))[1])
+    sweeps = {"a": Sweep({48: 20.0, 96: 30.0}, {96: 40.0}, 80.0), "b": Sweep({48: 5.0, 96: 6.0}, {}, None)}
+    sizes_chart(tmp_path / "s.png", sweeps, kind="boxes")
+    first, second, third, fourth = drawn
+    assert [args[:3] for args, _ in drawn[:2]] == [([48, 96], [20.0, 30.0], "-"), ([96], [40.0], ":")]
+    assert third[0] == ([48, 96], [80.0, 80.0], "--") and fourth[0][1] == [5.0, 6.0]
+    assert first[1]["color"] == second[1]["color"] == third[1]["color"] != fourth[1]["color"]
+
+
+def test_names_at_the_same_height_are_pushed_apart():
+    figure, axes = new_chart("t", x_name="x", y_name="y")
+    axes.set_ylim(0, 100)
+    name_ends(axes, [(50.0, "one", "red"), (50.0, "two", "blue"), (0.0, "three", "green")])
+    heights = sorted(text.xy[1] * HEIGHT for text in axes.texts)
+    assert all(above - below > 0.1 for below, above in pairwise(heights))
+    assert {text.get_text() for text in axes.texts} == {"one", "two", "three"} and figure.axes == [axes]
+
+
+def test_as_typed(tmp_path, capsys):
+    result, out = write_result(tmp_path / "r.json"), tmp_path / "new/s.png"
+    main(f"show sizes --results before={result} {result} --kind things --out {out}".split())
+    assert f"wrote {out}" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 500
+    with pytest.raises(SystemExit):
+        main(f"show sizes --results {result} {result} --out {out}".split())
+    assert "got 'r' twice" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(f"show sizes --results {result} --out {tmp_path}/s.jpg".split())
