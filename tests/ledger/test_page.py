@@ -23,7 +23,7 @@ def fill(stage: Stage, row: Row, *values: float) -> None:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    return Stage("world", tmp_path / "out", SMALL, "saccade-small", None, (0, 1, 2))
+    return Stage("world", tmp_path / "out", tmp_path / "docs" / "results", SMALL, "saccade-small", None, (0, 1, 2))
 
 
 def write(stage: Stage, tmp_path: Path) -> str:

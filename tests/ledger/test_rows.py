@@ -11,7 +11,7 @@ from saccade.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
 from saccade.ledger.scale import PAPER, SMALL, Scale
 
 SCALES = pytest.mark.parametrize("scale", [SMALL, PAPER], ids=["small", "paper"])
-WORLD = Stage("world", Path("o"), SMALL, "saccade-small", None, (0, 1, 2))
+WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0, 1, 2))
 
 
 @SCALES
@@ -48,14 +48,14 @@ def test_all_of_an_ablation_is_compared_step_by_step() -> None:
     "stage",
     [
         WORLD,
-        Stage("world", Path("o"), PAPER, "EVA02-B-16", "w.pt", (0, 1), cnn="rn", limit=4),
-        Stage("coco", Path("o"), SMALL, "saccade-small", None, (3,)),
+        Stage("world", Path("o"), Path("docs/results"), PAPER, "EVA02-B-16", "w.pt", (0, 1), cnn="rn", limit=4),
+        Stage("coco", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (3,)),
     ],
     ids=["world", "paper", "coco"],
 )
 def test_every_command_is_one_that_a_user_can_type(stage: Stage) -> None:
     rows = rows_of(stage.scale)
-    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows, folder=Path("docs/results"))}
+    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows)}
     assert all(job.name == name for name, job in jobs.items())
     seen: set[str] = set()
     for job in jobs.values():
@@ -82,7 +82,7 @@ def test_a_run_of_another_head_is_measured_with_it() -> None:
 
 
 def test_what_other_data_cannot_have_is_left_out_with_the_reason() -> None:
-    stage = Stage("coco", Path("o"), SMALL, "saccade-small", None, (0,))
+    stage = Stage("coco", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0,))
     left = {row.name: reason for row in rows_of(SMALL) if (reason := is_left_out(stage, row))}
     assert set(left) == {"tab8-other", "figs-cnn"}
     assert "--cnn" in left["figs-cnn"]
@@ -91,7 +91,7 @@ def test_what_other_data_cannot_have_is_left_out_with_the_reason() -> None:
 
 
 def test_the_numbers_of_the_paper_reach_the_command() -> None:
-    stage = Stage("coco", Path("o"), PAPER, "EVA02-B-16", "w.pt", (0,))
+    stage = Stage("coco", Path("o"), Path("docs/results"), PAPER, "EVA02-B-16", "w.pt", (0,))
     rows = tuple(row for row in rows_of(PAPER) if row.name in ("m4", "layers0", "size0"))
     jobs: dict[str, Job] = jobs_for(stage, rows)
     assert "--alpha 0.7" in " ".join(jobs["m4-0"].words) and "--steps 44358" in " ".join(jobs["m4-0"].words)

@@ -82,12 +82,12 @@ def run(config: Reproduce) -> None:
         InputError: a flag is wrong, or another command writes to the same folder.
         SystemExit: 1 where a command failed (its log is named, the others were run), 130 and 143 after a signal.
     """
-    stage, rows = _stage(config), _rows(config)
+    page = config.page or (Path("docs/results.md") if config.on == "world" else config.out / "results.md")
+    stage, rows = _stage(config, figures=page.with_suffix("")), _rows(config)
     for row in rows:
         if (reason := is_left_out(stage, row)) is not None:
             print(f"{row.name} is left out: {reason}", file=sys.stderr)
-    page = config.page or (Path("docs/results.md") if stage.is_world else config.out / "results.md")
-    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows, folder=page.with_suffix(""))}
+    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows)}
     todo = {name: job for name, job in jobs.items() if not _is_done(stage, job)}
     if config.dry_run:
         for job in [*todo.values(), *(job for name, job in jobs.items() if name not in todo)]:
@@ -107,7 +107,7 @@ def run(config: Reproduce) -> None:
         raise SystemExit(1)
 
 
-def _stage(config: Reproduce) -> Stage:
+def _stage(config: Reproduce, *, figures: Path) -> Stage:
     """Check the flags and put together what the rows are run on."""
     if config.on != "world" and not Path(config.on).is_dir():
         raise InputError(f"--on: need world, or the folder of a COCO root; got {config.on}.")
@@ -121,6 +121,7 @@ def _stage(config: Reproduce) -> Stage:
     return Stage(
         on=config.on,
         out=config.out,
+        figures=figures,
         scale=scale,
         model=config.model,
         pretrained=config.pretrained,

@@ -14,6 +14,7 @@ from saccade.ledger.rows import Row, Run, runs_of
 from saccade.ledger.scale import Scale
 
 UNTOUCHED = "untouched"  # where the measurements of the CLIP as it comes lie
+SWEPT = ("clipself", "keep")  # runs whose weights are mixed with the teacher's
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Stage:
 
     on: str  # "world", or the path of a COCO root
     out: Path
+    figures: Path  # folder of the page's pictures
     scale: Scale
     model: str
     pretrained: str | None
@@ -96,6 +98,8 @@ def is_trained(row: Row) -> bool:
 
 def measured(stage: Stage, row: Row, seed: int) -> Path:
     """The JSON file that a row's measurement with a seed is written to."""
+    if row.measure == "pareto":  # of several runs at once, so that the front is theirs
+        return stage.out / f"pareto-{seed}" / "pareto.json"
     return _folder(stage, row.run, seed) / f"{row.measure}.json"
 
 
@@ -122,8 +126,11 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
         case "global":
             words = ["evaluate", "global", *model, *reference, *common]
         case "pareto":
-            words = ["evaluate", "pareto", *model, *reference, *common, "--size", size]
-    jobs[name] = Job(name, tuple(words), out, needs, cost=1.5 if row.measure in ("sweep", "pareto") else 0.5)
+            named = [f"{run}={_folder(stage, run, seed) / 'model'}" for run in SWEPT]
+            needs = tuple(_train(stage, runs_of(stage.scale)[run], seed, jobs) for run in SWEPT)
+            plot = ["--plot", str(stage.figures / "pareto.png")] if seed == stage.seeds[0] else []
+            words = ["evaluate", "pareto", "--model", *named, *reference, *common, "--size", size, *plot]
+    jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
 
 
 def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tuple[str, ...], list[str]]:
@@ -195,7 +202,7 @@ def _cnn(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
 
 def _name(stage: Stage, row: Row, seed: int) -> str:
     """What the job is called that measures a row with a seed."""
-    return f"{_folder(stage, row.run, seed).name}/{row.measure}"
+    return f"{measured(stage, row, seed).parent.name}/{row.measure}"
 
 
 def _common(stage: Stage) -> list[str]:
@@ -231,16 +238,15 @@ def _folder(stage: Stage, run: str | None, seed: int) -> Path:
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def figures_for(stage: Stage, rows: tuple[Row, ...], *, folder: Path) -> dict[str, Job]:
-    """The pictures of the tables asked for: input sizes and K-means of the figures, the trade of the sweep.
+def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
+    """The pictures of the figures, where they are asked for: input sizes (Fig. 2, 3, A1) and K-means (Fig. 4).
 
     Args:
         stage: what the rows are run on.
         rows: of the tables asked for.
-        folder: receives the PNG files.
     """
     found: dict[str, Job] = {}
-    seed = stage.seeds[0]
+    seed, folder = stage.seeds[0], stage.figures
     sweeps = [row for row in rows if row.measure == "sweep" and is_left_out(stage, row) is None]
     if sweeps:
         named = [f"{row.title}={measured(stage, row, seed)}" for row in sweeps]
@@ -252,12 +258,4 @@ def figures_for(stage: Stage, rows: tuple[Row, ...], *, folder: Path) -> dict[st
         words += ("--before", stage.model, *_pretrained(stage), "--size", str(stage.scale.size), "--count", "6")
         words += ("--device", stage.device, "--out", str(folder / "kmeans.png"))
         found["figure-kmeans"] = Job("figure-kmeans", words, folder / "kmeans.png", (model.name,), cost=0.2)
-    swept = [row for row in rows if row.measure == "pareto"]
-    if swept:
-        models = [str(_folder(stage, row.run, seed) / "model") for row in swept]
-        needs = tuple(_folder(stage, row.run, seed).name for row in swept)
-        words = ("evaluate", "pareto", "--model", *models, *_reference(stage), *_common(stage))
-        words += ("--size", str(stage.scale.size), "--out", str(stage.out / "pareto.json"))
-        words += ("--plot", str(folder / "pareto.png"))
-        found["figure-pareto"] = Job("figure-pareto", words, folder / "pareto.png", needs, cost=2.0)
     return found

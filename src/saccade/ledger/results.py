@@ -57,11 +57,11 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
         case "global":
             return _global(content["model"])
         case "pareto":
-            points = content["points"]
             return {
-                f"{name}@{point['alpha']:g}": value
-                for point in points
-                for name, value in {"boxes": point["dense"]["boxes"], "classes": point["global"]["classes"]}.items()
+                f"{shown}@{point['alpha']:g}": point[name]
+                for point in content["points"]
+                for shown, name in (("boxes", "boxes"), ("classes", "classification"))
+                if point["model"] == row.run
             }
 
 
@@ -79,7 +79,12 @@ def _regions(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _global(content: dict[str, Any]) -> dict[str, Any]:
-    return content
+    """Top-1 of crops by class, and R@1 of captions and pictures."""
+    return {
+        "classes": content["classification"]["mean"]["top1"],
+        "image-to-text": content["retrieval"]["image_to_text"]["r1"],
+        "text-to-image": content["retrieval"]["text_to_image"]["r1"],
+    }
 
 
 def spread(values: list[float]) -> float:
