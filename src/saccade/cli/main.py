@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
-from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, recipes, show, world
+from saccade.cli import convert, demo, distill, embed, evaluate, export, pretrain, proposals, recipes, show, world
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 
@@ -21,6 +21,7 @@ Command = (
     | Annotated[world.World, subcommand("world")]
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
+    | Annotated[proposals.Proposals, subcommand("proposals")]
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure a CLIP's dense features.")]
@@ -75,6 +76,8 @@ def run(command: Any) -> None:
             pretrain.run(command)
         case DistillConfig():
             distill.run(command)
+        case proposals.Proposals():
+            proposals.run(command)
         case recipes.Recipes():
             recipes.run(command)
         case convert.Convert():
