@@ -1,7 +1,7 @@
 """`saccade proposals`: train a small RPN on the boxes of base categories, and write the proposals that it makes.
 
-DIR/proposals_SPLIT.json is what `saccade distill --boxes` takes: COCO's form, with one category "object", a score a box,
-and in `info.provenance` what was learned from, by which `distill` refuses proposals that have seen a novel class.
+DIR/proposals_SPLIT.json is what `saccade distill --boxes` takes: COCO's form, with one category "object", a score a
+box, and in `info.provenance` what was learned from, by which `distill` refuses proposals that saw a novel class.
 DIR/recall.json says how many base and novel objects of a held-out split they find; DIR/checkpoints/, DIR/metrics.jsonl
 and DIR/config.json are those of any run: the same command continues a stopped one, and after a finished one it makes
 the files again (with another --keep, say). Deliberately absent: several processes.

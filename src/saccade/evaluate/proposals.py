@@ -1,7 +1,7 @@
 """How many annotated objects region proposals find: recall of base and of novel objects apart.
 
-An object is found at an IoU if one of the picture's best K proposals overlaps it by as much. R@0.5 is the share found at
-0.5; AR@K is the mean over the IoUs 0.5, 0.55 ... 0.95, over all objects together. Crowds are not asked for.
+An object is found at an IoU if one of the picture's best K proposals overlaps it by as much. R@0.5 is the share found
+at 0.5; AR@K is the mean over the IoUs 0.5, 0.55 ... 0.95, over all objects together. Crowds are not asked for.
 Deliberately absent: a mean over classes and one proposal an object (COCO's AR, for detections with classes), precision.
 """
 
@@ -48,18 +48,8 @@ def recall_of(
     result: dict[str, Any] = {}
     for group, names in groups.items():
         members = [torch.tensor([name in names for name in labels], dtype=torch.bool) for _, labels, _ in pictures]
-        found = {
-            top: torch.cat(
-                [
-                    torch.zeros(0),
-                    *(
-                        best_overlaps(objects[mine], proposals, top=top)
-                        for mine, (objects, _, proposals) in zip(members, pictures, strict=True)
-                    ),
-                ]
-            )
-            for top in tops
-        }
+        asked = [(objects[mine], proposals) for mine, (objects, _, proposals) in zip(members, pictures, strict=True)]
+        found = {top: torch.cat([torch.zeros(0), *(best_overlaps(*pair, top=top) for pair in asked)]) for top in tops}
         count = len(found[max(tops)])
         result[group] = {"objects": count, "recall50": _percent(found[max(tops)], (0.5,))}
         result[group] |= {f"AR@{top}": _percent(found[top], IOUS) for top in tops}

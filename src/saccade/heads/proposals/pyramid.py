@@ -1,6 +1,6 @@
 """Feature maps of three strides for the RPN: from a frozen CLIP's tower, or from a small network of its own (A.3).
 
-    tower: taps after a third, two thirds and all of the blocks, normalised, side by side -> 1x1 conv -> up 2x / same / down 2x
+    tower: taps at a third, two thirds and the end of the blocks, side by side -> 1x1 conv -> up 2x / same / down 2x
     conv:  a stem and four stages of plain 3x3 convolutions -> 1x1 convs, top down -> strides 4 / 8 / 16
 
 Only the tower version has CLIP in it; a ViT's tokens are far apart for small boxes, which the other is for.

@@ -2,11 +2,12 @@
 
     pictures --resize, pad--> pyramid --two 3x3 convs--> 3 anchors a place --> objectness, box
 
-Two losses over 256 anchors a picture, half of them positive: cross-entropy of "is an object", smooth L1 of the box. It is
-trained on the boxes of base categories only. Novel and left-out objects have no box here: what lies on them is
-background, as in the paper's RPN on OV-COCO, so they are found only as far as they look like objects. Anchors that lie
-mostly in a crowd and on no object are left out of the loss. Anchors, matching, sampling and suppression are
-torchvision's. Deliberately absent: classes, refinement of the boxes by a second stage, jitter of the scale.
+Two losses over 256 anchors a picture, up to half of them positive: cross-entropy of "is an object", smooth L1 of the
+box. It is trained on the boxes of base categories only. Novel and left-out objects have no box here: what lies on them
+is background, as in the paper's RPN on OV-COCO, so they are found only as far as they look like objects. Anchors that
+lie mostly in a crowd and on no object are left out of the loss. Anchors, matching, sampling and suppression are
+torchvision's, but suppression is over all levels together. Deliberately absent: classes, a second stage that refines
+the boxes, jitter of the scale.
 """
 
 from collections.abc import Sequence
@@ -183,7 +184,7 @@ class Proposer(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return self.rpn.head.cls_logits.weight.device
+        return next(self.rpn.parameters()).device
 
 
 def best_boxes(
