@@ -72,6 +72,13 @@ def test_the_file_is_read_as_boxes_of_the_pictures(world, made):
     assert [len(record.boxes) for record in dataset.records] == [7] * 4 and dataset.dropped == {}
 
 
+def test_a_folder_without_boxes_is_refused(world, tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["proposals", "--data", str(world / "train2017"), "--out", str(tmp_path / "p"), *TINY])
+    assert done.value.code == 2 and "need annotated boxes of base categories" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
 def test_the_same_command_makes_the_same_and_a_stopped_run_ends_with_the_same_bits(world, made, tmp_path, capsys):
     before = (made / "proposals_train.json").read_bytes()
     main(["proposals", "--data", str(world), "--out", str(made), *TINY])
@@ -83,7 +90,7 @@ def test_the_same_command_makes_the_same_and_a_stopped_run_ends_with_the_same_bi
     shutil.rmtree(again / "checkpoints/step_00000004")
     (again / "proposals_train.json").unlink()
     main(["proposals", "--data", str(world), "--out", str(again), *TINY])
-    assert "step 2 of 4" in capsys.readouterr().err
+    assert "starting at step 2 of 4" in capsys.readouterr().err
     assert (again / "proposals_train.json").read_bytes() == before
     one, other = (load_latest(folder / "checkpoints") for folder in (made, again))
     assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.types import Sample
 
 MAY_CHANGE = (
-    *("out", "pictures", "keep", "min_score", "pre_nms", "nms", "validate_split", "workers", "save_every", "device"),
+    *("out", "pictures", "keep", "min_score", "pre_nms", "nms", "validate_split", "workers", "save_every"),
     "propose_batch",
 )
 """Fields that may change between the parts of one run: the network that is trained is the same."""
@@ -65,7 +65,7 @@ class Proposals:
     """Pictures to make proposals for (a folder, or a root, of which SPLIT is taken), in place of those learned from."""
     validate_split: str | None = None
     """Held-out part of the root on which recall is measured; when not given, val, where it is there."""
-    steps: int = 600
+    steps: int = 300
     """Optimizer steps."""
     batch: int = 8
     """Pictures a step."""
@@ -74,8 +74,8 @@ class Proposals:
     size: int | None = None
     """Longest side of the input [pixels], a multiple of two patches; when not given, 64 patches and at most 1024, and
     192 for saccade-small and for conv."""
-    channels: int = 128
-    """Width of the pyramid and of the RPN."""
+    channels: int | None = None
+    """Width of the pyramid and of the RPN; when not given, 128, and 64 for saccade-small and for conv."""
     scales: tuple[float, ...] = (8.0,)
     """Sides of the square anchors of each level, in its strides."""
     positive_iou: float = 0.7
@@ -128,13 +128,15 @@ def run(config: Proposals) -> None:
 def _run(config: Proposals, processes: "Processes") -> "Outcome":
     """Pictures, network, training, and the files."""
     from saccade.data.loader import open_data
-    from saccade.data.splits import split_of
+    from saccade.data.splits import as_objects, split_of
     from saccade.engine.checkpoint import digest_module
 
     # --- pictures and network, before anything is written
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
     split = _split(dataset, split_of(dataset, config.data, file=config.novel), told=str(config.data))
     others = None if config.pictures is None else open_data(config.pictures, split=config.split, annotations="none")
+    objects = as_objects(dataset, split.base)
+    _require_boxes(objects, config)
     held_out = _held_out(config, dataset)
     objective = _network(config, device=str(processes.device))
     names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}
@@ -143,7 +145,8 @@ def _run(config: Proposals, processes: "Processes") -> "Outcome":
     # --- the loop, in this run's own folder
     claim_folder(config.out, json.loads(json.dumps(record, default=str)), may_change=MAY_CHANGE)
     lock = hold_folder(config.out)
-    outcome = _train(config, objective, dataset, split, processes)
+    _tell(f"learning from the boxes of {len(split.base)} categories ({split.rule}); writing to {config.out}")
+    outcome = _train(config, objective, objects, processes)
     if outcome.stopped_by is not None:
         return outcome
 
@@ -159,12 +162,9 @@ def _run(config: Proposals, processes: "Processes") -> "Outcome":
     return outcome
 
 
-def _train(
-    config: Proposals, objective: "Proposer", dataset: "Dataset", split: "BaseNovel", processes: "Processes"
-) -> "Outcome":
+def _train(config: Proposals, objective: "Proposer", objects: "Dataset", processes: "Processes") -> "Outcome":
     """Train the network from where it came to, or find it trained."""
     from saccade.data.loader import BatchSampler, EvaluationSource, make_loader
-    from saccade.data.splits import as_objects
     from saccade.engine.checkpoint import clean_checkpoints, load_latest, restore
     from saccade.engine.checkpoint import versions as made_by
     from saccade.engine.fit import Outcome, fit
@@ -172,13 +172,7 @@ def _train(
     from saccade.engine.optim import build_optimizer, learning_rate
     from saccade.heads.proposals.rpn import count_pictures
 
-    source = EvaluationSource(as_objects(dataset, split.base), masks=False)
-    boxes = sum(not crowd for record in source.dataset.records for crowd in record.crowd)
-    if boxes == 0:
-        raise InputError(
-            f"--data {config.data}: need annotated boxes of base categories in split {config.split}; there is none. "
-            "Is this the right root, split and --novel?"
-        )
+    source = EvaluationSource(objects, masks=False)
     optimizer = build_optimizer(objective, weight_decay=WEIGHT_DECAY)
     checkpoints, outcome = config.out / "checkpoints", Outcome(step=0)
     saved = load_latest(checkpoints, tell=_tell)
@@ -190,12 +184,9 @@ def _train(
         return outcome
     check_writable(config.out)
     clean_checkpoints(checkpoints)
-    for line in dataset.dropped_lines():
+    for line in objects.dropped_lines():
         _tell(line)
-    _tell(
-        f"learning from {boxes} boxes of {len(split.base)} categories in {len(source)} pictures ({split.rule}); "
-        f"step {outcome.step} of {config.steps}; writing to {config.out}"
-    )
+    _tell(f"starting at step {outcome.step} of {config.steps}")
     sampler = BatchSampler(
         len(source),
         batch=config.batch,
@@ -237,21 +228,23 @@ def _network(config: Proposals, *, device: str) -> "Proposer":
     from saccade.heads.proposals.rpn import Proposer
 
     mean, std, size = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, 192
+    is_small = config.backbone == "conv" or config.model == SMALL
+    channels = config.channels or (64 if is_small else 128)
     if config.backbone == "tower":
         clip = load(config.model, pretrained=config.pretrained, device=device, seed=config.seed)
         mean, std = clip.mean, clip.std
-        size = 192 if config.model == SMALL else min(64 * clip.patch_size, 1024)
+        size = size if is_small else min(64 * clip.patch_size, 1024)
         torch.manual_seed(config.seed)
-        pyramid = TowerPyramid(clip, channels=config.channels)
+        pyramid = TowerPyramid(clip, channels=channels)
     else:
         torch.manual_seed(config.seed)
-        pyramid = ConvPyramid(channels=config.channels)
+        pyramid = ConvPyramid(channels=channels)
     return Proposer(
         pyramid,
         size=size if config.size is None else config.size,
         mean=mean,
         std=std,
-        channels=config.channels,
+        channels=channels,
         scales=config.scales,
         positive_iou=config.positive_iou,
         negative_iou=config.negative_iou,
@@ -356,6 +349,19 @@ def _split(dataset: "Dataset", found: "BaseNovel | None", *, told: str) -> "Base
     return BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all categories")
 
 
+def _require_boxes(objects: "Dataset", config: Proposals) -> None:
+    """Refuse to learn from nothing.
+
+    Raises:
+        InputError: no picture has a box of a base category.
+    """
+    if all(crowd for record in objects.records for crowd in record.crowd):
+        raise InputError(
+            f"--data {config.data}: need annotated boxes of base categories in split {config.split}; there is none. "
+            "Is this the right root, split and --novel?"
+        )
+
+
 def _held_out(config: Proposals, dataset: "Dataset") -> "Dataset | None":
     """The annotated pictures on which recall is measured, where there are any."""
     from saccade.data.loader import open_data
@@ -387,7 +393,8 @@ def _model_name(config: Proposals) -> str:
     if config.backbone == "conv":
         return "conv"
     path = Path(config.model)
-    return "/".join(path.parts[-2:]) if path.is_absolute() or path.is_dir() else config.model
+    name = "/".join(path.parts[-2:]) if path.is_absolute() or path.is_dir() else config.model
+    return name if config.pretrained is None else f"{name}, {Path(config.pretrained).name}"
 
 
 def _check(config: Proposals) -> None:
@@ -400,7 +407,7 @@ def _check(config: Proposals) -> None:
         ("steps", config.steps >= 1, "at least 1"),
         ("batch", config.batch >= 1, "at least 1"),
         ("lr", 0 < config.lr < float("inf"), "above 0"),
-        ("channels", config.channels >= 8 and config.channels % 8 == 0, "a multiple of 8"),
+        ("channels", config.channels is None or (config.channels >= 8 and config.channels % 8 == 0), "a multiple of 8"),
         ("scales", bool(config.scales) and all(0 < scale < 1000 for scale in config.scales), "numbers above 0"),
         ("positive-iou", 0 < config.positive_iou <= 1, "above 0 and at most 1"),
         ("negative-iou", 0 <= config.negative_iou <= config.positive_iou, "0 to --positive-iou"),
