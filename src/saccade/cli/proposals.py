@@ -66,7 +66,7 @@ class Proposals:
     validate_split: str | None = None
     """Held-out part of the root on which recall is measured; when not given, val, where it is there."""
     steps: int = 300
-    """Optimizer steps."""
+    """Optimizer steps; 300 are enough for the rendered world."""
     batch: int = 8
     """Pictures a step."""
     lr: float = 1e-3
@@ -83,7 +83,7 @@ class Proposals:
     negative_iou: float = 0.3
     """Anchors that overlap every object by less are background."""
     flip: bool = True
-    """Mirror every other picture in training."""
+    """Mirror half of the pictures in training, at random."""
     keep: int = 100
     """At most so many proposals a picture."""
     min_score: float = 0.0

@@ -68,7 +68,7 @@ class Proposer(nn.Module):
             positive_iou: anchors that overlap an object by as much are positive, and each object's best.
             negative_iou: anchors that overlap every object by less are negative.
             samples: anchors a picture that the loss looks at, at most half of them positive.
-            flip: show every other picture mirrored, drawn from torch's global stream.
+            flip: mirror half of the pictures in training, drawn from torch's global stream.
 
         Raises:
             InputError: a size that does not fit.
