@@ -10,7 +10,7 @@ import pytest
 
 from saccade.cli.main import main
 
-VERBS = [["world"], ["pretrain"], ["distill"], ["recipes"], ["convert"], ["evaluate", "regions"],
+VERBS = [["world"], ["pretrain"], ["proposals"], ["distill"], ["recipes"], ["convert"], ["evaluate", "regions"],
          ["evaluate", "agreement"], ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"],
          ["demo"]]  # fmt: skip
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -310,13 +310,17 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         shard_cache=config.shard_cache,
         progress=progress,
     )
+    if config.boxes is not None:
+        note = _judge_boxes(config)
+        dataset = with_boxes(dataset, config.boxes)
+        dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
     if learns_from_captions(config):
         dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     learns_pairs = config.objective == "image-text"
     if learns_pairs:
         dataset = only_captioned(dataset)
     return PictureSource(
-        dataset if config.boxes is None else with_boxes(dataset, config.boxes),
+        dataset,
         regions=regions,
         limit=config.grid,
         rule=config.grid_rule,
@@ -324,6 +328,16 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         seed=config.seed,
         captions=learns_pairs,
     )
+
+
+def _judge_boxes(config: DistillConfig) -> str | None:
+    """Refuse --boxes that were trained on novel categories; what the user must be told of where they come from."""
+    from saccade.data.provenance import check_provenance
+    from saccade.data.splits import split_of_root
+
+    assert config.boxes is not None
+    split = split_of_root(config.data, annotations=config.annotations)
+    return check_provenance(config.boxes, None if split is None else split.novel, allow=config.allow_novel)
 
 
 def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoader | None":

@@ -19,6 +19,7 @@ from saccade.cli import (
     evaluate_global,
     export,
     pretrain,
+    proposals,
     recipes,
     reproduce,
     show,
@@ -44,6 +45,7 @@ Command = (
     | Annotated[world.World, subcommand("world")]
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
+    | Annotated[proposals.Proposals, subcommand("proposals")]
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
@@ -99,6 +101,8 @@ def run(command: Any) -> None:
             pretrain.run(command)
         case DistillConfig():
             distill.run(command)
+        case proposals.Proposals():
+            proposals.run(command)
         case recipes.Recipes():
             recipes.run(command)
         case convert.Convert():

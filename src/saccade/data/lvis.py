@@ -37,7 +37,7 @@ def read_lvis(json_path: Path | str, coco_root: Path | str) -> Dataset:
 
 def list_lvis(path: Path, content: dict[str, Any], coco_root: Path) -> Dataset:
     """Turn the parsed content of an LVIS file into records; see `read_lvis`."""
-    categories = _list_categories(path, content["categories"])
+    categories = list_lvis_categories(path, content["categories"])
     return list_things(path, content, coco_root, categories=categories, name_of=_name_of)
 
 
@@ -55,8 +55,8 @@ def _name_of(where: str, entry: dict[str, Any]) -> str:
     return "/".join(parts[-2:])
 
 
-def _list_categories(path: Path, entries: list[Any]) -> tuple[Category, ...]:
-    """The categories by id, with what LVIS says of them."""
+def list_lvis_categories(path: Path, entries: list[Any]) -> tuple[Category, ...]:
+    """Read the categories of an LVIS file, by id, with their synonyms and frequency."""
     words: dict[int, tuple[tuple[str, ...], str]] = {}
     seen: set[int | str] = set()
     for entry in entries:

@@ -2,8 +2,8 @@
 
 The forms of a file of boxes are `boxes.py`'s. Boxes that no picture can use are left out and counted, as are those of
 pictures that are not in the data. The random grids, which need no file, are `ops.grid`'s.
-Deliberately absent: scores (the published rule draws at random from all), refusing proposals by what they were
-trained on.
+Deliberately absent: scores (the published rule draws at random from all), and what the proposals were trained on, which
+`provenance.py` judges.
 """
 
 from collections import Counter

@@ -85,6 +85,8 @@ class DistillConfig:
     boxes: Path | None = None
     """JSON file of boxes to distil: proposals in COCO's form or as a list of results, or {"file name": [[x1, y1, x2,
     y2], ...]}, in pixels."""
+    allow_novel: bool = False
+    """Take --boxes that were trained on novel categories of the data (see `saccade proposals`), with a warning."""
     grid: int = 6
     """Largest number of rows or columns of a patch grid (the paper's M)."""
     grid_rule: Literal["published", "all"] = "published"

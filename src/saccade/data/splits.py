@@ -1,0 +1,167 @@
+"""Which categories a detector may learn from and which it must not see: base and novel (Sec. 4.3; A.3).
+
+    the user's JSON file, or ROOT/annotations/splits.json     {"base": [names], "novel": [names]}
+    LVIS                                                      rare = novel, common and frequent = base
+    COCO's 80 categories                                      OV-COCO: 17 novel, 15 left out, the other 48 base
+
+Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Deliberately absent: which pictures a
+split holds, and other splits of COCO (name them in a file).
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from saccade.data.fetch import is_pattern
+from saccade.data.lvis import is_lvis, list_lvis_categories
+from saccade.data.records import Dataset, Record
+from saccade.data.strict import list_categories, load, short
+from saccade.types import Category, InputError
+
+COCO_COUNT = 80
+OBJECT, IGNORED = 0, 1  # labels of `as_objects`
+OV_COCO_NOVEL = (
+    *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup"),
+    *("knife", "cake", "couch", "keyboard", "sink", "scissors"),
+)
+OV_COCO_LEFT_OUT = (
+    *("traffic light", "fire hydrant", "stop sign", "parking meter", "sports ball", "baseball bat", "baseball glove"),
+    *("tennis racket", "wine glass", "hot dog", "potted plant", "dining table", "cell phone", "teddy bear"),
+    "hair drier",
+)
+
+
+@dataclass(frozen=True)
+class BaseNovel:
+    """The categories of a data set by name, in the order of their ids (of a file: in its own), each in one part."""
+
+    base: tuple[str, ...]  # boxes may be learned from these
+    novel: tuple[str, ...]  # never seen in training, asked for in the end
+    left_out: tuple[str, ...]  # neither learned from nor asked for
+    rule: str  # where this comes from, for people
+
+
+def split_of(dataset: Dataset, root: Path | str, *, file: Path | None = None) -> BaseNovel | None:
+    """Find which categories of a data set are base and which are novel.
+
+    Args:
+        dataset: with its categories.
+        root: its folder, for `annotations/splits.json`.
+        file: JSON to read instead, {"base": [names], "novel": [names]}.
+
+    Returns:
+        The split; None where the data set has none: nobody says what is novel in it.
+
+    Raises:
+        InputError: a file that is not of this form, or that names what is no category or the same one twice.
+    """
+    return _decide(dataset.categories, Path(root), file)
+
+
+def split_of_root(root: Path | str, *, annotations: Path | None = None) -> BaseNovel | None:
+    """The same of a root of which only the pictures were read: of its annotation files only the smallest is opened.
+
+    Args:
+        root: as `--data` takes it: a folder, or a pattern or URL of shards, which have no split.
+        annotations: annotation file to read instead of those of the root.
+
+    Raises:
+        InputError: as `split_of`, or the annotation file is not what it must be.
+    """
+    root = Path(root)
+    if is_pattern(str(root)) or not root.is_dir():
+        return None
+    notes = [path for kind in ("instances", "lvis_v1") for path in (root / "annotations").glob(f"{kind}_*.json")]
+    path = annotations or min(notes, key=lambda one: (one.stat().st_size, one.name), default=None)
+    if path is None:
+        return None
+    content = load(path, kind="an annotation")
+    read = list_lvis_categories if is_lvis(content) else list_categories
+    return _decide(read(path, content["categories"]), root, None)
+
+
+def read_split(path: Path, categories: Sequence[Category]) -> BaseNovel:
+    """Read the names of base and novel categories from a JSON file; those it does not name are left out.
+
+    Args:
+        path: {"base": [names], "novel": [names]}.
+        categories: of the data set.
+
+    Raises:
+        InputError: another form, a name that is no category, or one that stands twice.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(f"{path}: need a file of base and novel names; {reason}. Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: need JSON; {type(error).__name__}: {error}. Correct the file.") from error
+    parts = [content.get(key) if isinstance(content, dict) else None for key in ("base", "novel")]
+    for part in parts:
+        if not isinstance(part, list) or not all(isinstance(name, str) for name in part):
+            raise InputError(
+                f'{path}: need {{"base": [names], "novel": [names]}}; got {short(content)}. Correct the file.'
+            )
+    base, novel = (tuple(part) for part in parts if part is not None)
+    _check_names(path, (*base, *novel), {category.name for category in categories})
+    if not base:
+        raise InputError(f'{path}: need at least one name in "base", else there is nothing to learn from; got none.')
+    return BaseNovel(base, novel, _others(categories, {*base, *novel}), f"as {path.name} says")
+
+
+def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
+    """Make a data set one of objects of no class, as region proposals are learned from.
+
+    Args:
+        dataset: with annotated boxes.
+        names: of the categories whose boxes count; of the others no box is kept.
+
+    Returns:
+        The same pictures with two categories: "object", and "ignored" for crowds (of any category), which are neither
+        object nor background.
+    """
+    wanted = [category.name in names for category in dataset.categories]
+    categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
+    return replace(
+        dataset, categories=categories, records=tuple(_as_objects(record, wanted) for record in dataset.records)
+    )
+
+
+def _as_objects(record: Record, wanted: Sequence[bool]) -> Record:
+    found = zip(record.boxes, record.labels, record.crowd, strict=True)
+    kept = [(box, IGNORED if crowd else OBJECT, crowd) for box, label, crowd in found if crowd or wanted[label]]
+    boxes, labels, crowds = zip(*kept, strict=True) if kept else ((), (), ())
+    return replace(record, boxes=boxes, labels=labels, crowd=crowds)
+
+
+def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> BaseNovel | None:
+    own = root / "annotations" / "splits.json"
+    if file is not None or own.is_file():
+        return read_split(file or own, categories)
+    if any(category.frequency is not None for category in categories):
+        rare = {category.name for category in categories if category.frequency == "r"}
+        novel = tuple(category.name for category in categories if category.frequency == "r")
+        return BaseNovel(_others(categories, rare), novel, (), "LVIS: rare categories are novel")
+    names = {category.name for category in categories}
+    if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT}:
+        base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT})
+        return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_LEFT_OUT, "OV-COCO: 48 base, 17 novel, 15 left out")
+    return None
+
+
+def _others(categories: Sequence[Category], names: Collection[str]) -> tuple[str, ...]:
+    return tuple(category.name for category in categories if category.name not in names)
+
+
+def _check_names(path: Path, names: Sequence[str], known: Collection[str]) -> None:
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise InputError(
+            f"{path}: need names among the {len(known)} categories of the data; {len(strange)} are not, such as "
+            f"{strange[0]!r}. Names are written as in the annotation file, such as {min(known, default='')!r}."
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: need every name once, in base or in novel; {twice[0]!r} stands there twice.")

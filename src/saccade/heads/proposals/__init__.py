@@ -1,0 +1,1 @@
+"""Region proposals of no class: a small pyramid, and an RPN on it."""

@@ -1,0 +1,163 @@
+"""`saccade proposals` as users type it, and what `saccade distill --boxes` makes of its file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from saccade.cli.distill import _open_pictures
+from saccade.cli.main import main
+from saccade.data.boxes import parse_boxes
+from saccade.data.loader import open_data
+from saccade.data.provenance import read_provenance
+from saccade.data.regions import with_boxes
+from saccade.data.world.write import WorldSize, base_and_novel, write_world
+from saccade.engine.checkpoint import load_latest
+from saccade.engine.config import DistillConfig
+
+TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
+        "--workers", "0", "--save-every", "2", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    write_world(folder, WorldSize(train=4, val=2, test=0, pairs=2, seed=0), processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "p"
+    main(["proposals", "--data", str(world), "--out", str(out), *TINY])
+    return out
+
+
+def test_the_file_is_cocos_and_says_what_it_was_learned_from(world, made):
+    path = made / "proposals_train.json"
+    text = path.read_text()
+    content = json.loads(text)
+    assert str(world.parent) not in text and str(made.parent) not in text  # nothing of this machine
+    assert content["categories"] == [{"id": 1, "name": "object"}]
+    assert [one["file_name"] for one in content["images"]] == [f"{i:012d}.jpg" for i in range(1, 5)]
+    sizes = {record.id: record.size for record in open_data(world, split="train").records}
+    assert {one["id"]: (one["height"], one["width"]) for one in content["images"]} == sizes
+    assert len(content["annotations"]) == 4 * 7
+    first = content["annotations"][0]
+    assert first.keys() == {"id", "image_id", "bbox", "score", "area", "iscrowd", "category_id"}
+    found = read_provenance(path)
+    world_split = base_and_novel()
+    assert found is not None and list(found.training_categories) == world_split["base"]
+    assert list(found.novel_categories) == world_split["novel"]
+    assert found.facts | {"version": ""} == {
+        "training_categories": world_split["base"],
+        "novel_categories": world_split["novel"],
+        "rule": "as splits.json says",
+        "annotations": "instances_train2017",
+        "model": "conv",
+        "steps": 4,
+        "seed": 0,
+        "version": "",
+    }
+    recall = json.loads((made / "recall.json").read_text())
+    assert recall["split"] == "instances_val2017" and recall["pictures"] == 2
+    assert recall["base"].keys() == {"objects", "recall50", "AR@7"} and recall["base"]["objects"] > 0
+
+
+def test_the_file_is_read_as_boxes_of_the_pictures(world, made):
+    path = made / "proposals_train.json"
+    assert all(len(boxed.boxes) == 7 and boxed.height for boxed in parse_boxes(path).values())
+    dataset = with_boxes(open_data(world, split="train", annotations="none"), path)
+    assert [len(record.boxes) for record in dataset.records] == [7] * 4 and dataset.dropped == {}
+
+
+def test_a_folder_without_boxes_is_refused(world, tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["proposals", "--data", str(world / "train2017"), "--out", str(tmp_path / "p"), *TINY])
+    assert done.value.code == 2 and "need annotated boxes of base categories" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_the_same_command_makes_the_same_and_a_stopped_run_ends_with_the_same_bits(world, made, tmp_path, capsys):
+    before = (made / "proposals_train.json").read_bytes()
+    main(["proposals", "--data", str(world), "--out", str(made), *TINY])
+    assert "trained already, 4 steps" in capsys.readouterr().err
+    assert (made / "proposals_train.json").read_bytes() == before
+    # 2 + 2 == 4: a run that lost what came after its checkpoint of step 2
+    again = tmp_path / "p"
+    shutil.copytree(made, again)
+    shutil.rmtree(again / "checkpoints/step_00000004")
+    (again / "proposals_train.json").unlink()
+    main(["proposals", "--data", str(world), "--out", str(again), *TINY])
+    assert "starting at step 2 of 4" in capsys.readouterr().err
+    assert (again / "proposals_train.json").read_bytes() == before
+    one, other = (load_latest(folder / "checkpoints") for folder in (made, again))
+    assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()
+    assert all((one.tensors[name] == other.tensors[name]).all() for name in one.tensors)
+
+
+def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_are_not(world, made, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--seed", "1"])
+    assert "seed: there 0, here 1" in capsys.readouterr().err
+    pictures = world / "val2017"
+    main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--keep", "3", "--pictures", str(pictures),
+          "--validate-split", "val"])  # fmt: skip
+    content = json.loads((made / "proposals_train.json").read_text())
+    assert len(content["images"]) == 2 and len(content["annotations"]) == 6
+    main(["proposals", "--data", str(world), "--out", str(made), *TINY])  # as it was, for the other tests
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
+        (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
+        (["--validate-split", "test"], "test2017"),
+        (["--novel", "none.json"], "none.json: need a file of base and novel names; there is no such file"),
+    ],
+)
+def test_mistakes_end_with_a_message(world, tmp_path, capsys, flags, reason):
+    with pytest.raises(SystemExit) as done:
+        main(["proposals", "--data", str(world), "--out", str(tmp_path / "p"), *TINY, *flags])
+    assert done.value.code == 2 and reason in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- distill
+
+
+def distilled(world: Path, boxes: Path, out: Path, *flags: str) -> None:
+    numbers = ["--steps", "1", "--batch", "1", "--keep", "2", "--student-size", "64", "--workers", "0"]
+    named = ["--data", str(world), "--boxes", str(boxes), "--out", str(out)]
+    main(["distill", *named, *numbers, "--no-tensorboard", "--device", "cpu", *flags])
+
+
+def test_distill_refuses_what_saw_a_novel_class_unless_told_otherwise(world, made, tmp_path, capsys):
+    content = json.loads((made / "proposals_train.json").read_text())
+    names = content["info"]["provenance"]
+    names["training_categories"] = [*names["training_categories"], "banded ball"]
+    leak = tmp_path / "leak.json"
+    leak.write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as done:
+        distilled(world, leak, tmp_path / "refused")
+    said = capsys.readouterr().err
+    assert done.value.code == 2 and "leak.json" in said and "1 novel classes: banded ball" in said
+    assert not (tmp_path / "refused").exists()
+    distilled(world, leak, tmp_path / "run", "--allow-novel")
+    assert "WARNING   --allow-novel" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/config.json").read_text())["allow_novel"] is True
+    # in a plain folder the file's own list of novel classes counts
+    with pytest.raises(SystemExit):
+        distilled(world / "train2017", leak, tmp_path / "plain")
+    assert "1 novel classes: banded ball" in capsys.readouterr().err
+
+
+def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
+    notes = {}
+    own, annotated = made / "proposals_train.json", world / "annotations/instances_train2017.json"
+    for name, path in (("own", own), ("annotated", annotated)):
+        source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
+        notes[name] = [line for line in source.dataset.dropped_lines() if "does not say what it was trained on" in line]
+    assert not notes["own"] and len(notes["annotated"]) == 1

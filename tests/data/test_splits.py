@@ -1,0 +1,107 @@
+"""Base and novel categories: the rule of each data set, by hand, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saccade.data.records import Dataset, Record
+from saccade.data.splits import (
+    IGNORED,
+    OBJECT,
+    OV_COCO_LEFT_OUT,
+    OV_COCO_NOVEL,
+    as_objects,
+    split_of,
+    split_of_root,
+)
+from saccade.data.world.write import base_and_novel
+from saccade.types import Category, InputError
+
+# COCO's 80, in the order of their ids
+COCO = """person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter
+bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup fork
+knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed
+dining_table toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink refrigerator book clock vase
+scissors teddy_bear hair_drier toothbrush"""
+
+
+def named(*names: str, frequencies: str = "") -> Dataset:
+    marks = frequencies or [None] * len(names)
+    found = [Category(i, name, True, (), mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True), 1)]
+    return Dataset("some", tuple(found), (), {})
+
+
+def test_ov_coco_is_recognised_by_its_names(tmp_path):
+    split = split_of(named(*(name.replace("_", " ") for name in COCO.split())), tmp_path)
+    assert split is not None
+    assert (len(split.base), len(split.novel), len(split.left_out)) == (48, 17, 15)
+    # the first and the last of each part, read off the list above
+    assert split.base[:4] == ("person", "bicycle", "car", "motorcycle") and split.base[-1] == "toothbrush"
+    assert {"airplane", "scissors"} <= set(split.novel) and {"traffic light", "hair drier"} <= set(split.left_out)
+    assert len({*split.base, *split.novel, *split.left_out}) == 80
+    assert split_of(named(*COCO.split()), tmp_path) is None  # other names, another data set
+    assert split_of(named(*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT), tmp_path) is None
+
+
+def test_lvis_holds_back_the_rare(tmp_path):
+    split = split_of(named("a", "b", "c", "d", frequencies="rfcr"), tmp_path)
+    assert split is not None and (split.base, split.novel, split.left_out) == (("b", "c"), ("a", "d"), ())
+
+
+def test_the_worlds_file_and_ones_own_come_first(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    world = base_and_novel()
+    (tmp_path / "annotations/splits.json").write_text(json.dumps(world))
+    dataset = named(*world["base"], *world["novel"])
+    split = split_of(dataset, tmp_path)
+    assert split is not None and [list(split.base), list(split.novel)] == [world["base"], world["novel"]]
+    own = tmp_path / "mine.json"
+    own.write_text(json.dumps({"base": world["novel"], "novel": world["base"][:1]}))
+    split = split_of(dataset, tmp_path, file=own)
+    assert split is not None and split.base == tuple(world["novel"]) and split.left_out == tuple(world["base"][1:])
+    assert split.rule == "as mine.json says"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"base": ["a"], "novel": ["z"]}', r"1 are not, such as 'z'\. Names are written .* such as 'a'"),
+        ('{"base": ["a", "b"], "novel": ["b"]}', "every name once, in base or in novel; 'b' stands there twice"),
+        ('{"base": [], "novel": ["b"]}', 'at least one name in "base"'),
+        ('{"base": ["a"]}', r'need \{"base": \[names\], "novel": \[names\]\}'),
+        ('["a"]', r'need \{"base": \[names\], "novel": \[names\]\}'),
+        ("{", "need JSON"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_a_split_is_refused(tmp_path, content, reason):
+    path = tmp_path / "s.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=reason):
+        split_of(named("a", "b"), tmp_path, file=path)
+
+
+def test_of_a_root_only_the_smallest_annotation_file_is_read(tmp_path):
+    notes = tmp_path / "annotations"
+    notes.mkdir()
+    categories = [{"id": i, "name": name.replace("_", " ")} for i, name in enumerate(COCO.split())]
+    small = {"images": [], "annotations": [], "categories": categories}
+    (notes / "instances_val2017.json").write_text(json.dumps(small))
+    (notes / "instances_train2017.json").write_text("not JSON, but larger " * 1000)
+    split = split_of_root(tmp_path)
+    assert split is not None and split.novel == OV_COCO_NOVEL
+    assert split_of_root(tmp_path / "annotations") is None  # a plain folder
+    assert split_of_root("http://host/{0..3}.tar") is None
+
+
+def test_objects_keep_base_boxes_and_every_crowd():
+    boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(4))
+    # base, novel, crowd of the novel, left out
+    record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2), (False, False, True, False))
+    dataset = Dataset("some", named("a", "b", "c").categories, (record, Record(2, Path("y"), 9, 9)), {})
+    first, second = as_objects(dataset, ("a",)).records
+    assert (first.boxes, first.labels) == ((boxes[0], boxes[2]), (OBJECT, IGNORED))
+    assert (second.boxes, second.labels, second.crowd) == ((), (), ())
