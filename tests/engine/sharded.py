@@ -35,7 +35,8 @@ def objective_of(clip: Clip, **settings) -> ClipSelf:
     with torch.no_grad():  # away from the teacher, where gradients are not small
         for number, parameter in enumerate(student.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-    train_layers(student, head=settings.get("head", "value"))
+    head = settings.get("head", "value")
+    train_layers(student, head=head, gates=head == "values3")
     return ClipSelf(student, deepcopy(clip), student_size=32, **settings)
 
 
@@ -47,7 +48,7 @@ def compare(clip: Clip, processes, *, bfloat16: bool, regions: tuple[int, int], 
     shard_student(spread, processes=processes, bfloat16=bfloat16)
     spread(batches[processes.rank]).backward()
     (sum(whole(batch) for batch in batches) / 2).backward()
-    pairs = zip(spread.student.visual.named_parameters(), whole.student.visual.named_parameters(), strict=True)
+    pairs = zip(spread.student.named_parameters(), whole.student.named_parameters(), strict=True)
     apart, largest, held, total = 0.0, 0.0, 0, 0
     for (name, ours), (other, theirs) in pairs:
         assert name == other and (ours.grad is None) == (theirs.grad is None), name
@@ -68,6 +69,13 @@ def main(model: str, out: str) -> None:
             found[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
         found["empty"] = compare(clip, processes, bfloat16=False, regions=(5, 0))
         found["in parts"] = compare(deeper(clip), processes, bfloat16=False, regions=(5, 5), head="values3")
+        terms = {"keep": 1.0, "keep_crops": 2, "correlation": 1.0}
+        for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
+            ways = {"bfloat16": bfloat16, "checkpointing": checkpointing}
+            found[f"terms {bfloat16, checkpointing}"] = compare(clip, processes, **ways, **terms, regions=(5, 5))
+        found["terms empty"] = compare(clip, processes, bfloat16=False, **terms, regions=(5, 0))
+        parts = {"bfloat16": False, "head": "values3"}
+        found["terms in parts"] = compare(deeper(clip), processes, **parts, **terms, regions=(5, 5))
         try:
             shard_student(objective_of(clip, tokens="valid"), processes=processes)
         except InputError as error:

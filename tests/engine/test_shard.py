@@ -21,10 +21,14 @@ def found(zygote, tiny_model, tmp_path_factory) -> list[dict]:
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("way", ["(False, False)", "(False, True)", "(True, False)", "empty", "in parts"])
+WAYS = ["(False, False)", "(False, True)", "(True, False)", "empty", "in parts"]
+
+
+@pytest.mark.parametrize("way", [*WAYS, *(f"terms {way}" for way in WAYS)])
 def test_gradients_are_those_of_whole_weights(found, way):
-    for one in found:
-        assert one[way]["apart"] <= 1e-7 < 1e-3 < one[way]["largest"]
+    for one in found:  # FSDP adds up in bfloat16 what two uses of a weight in bfloat16 give; 8 bits of it are exact
+        most = one[way]["largest"] / 256 if way == "terms (True, False)" else 1e-7
+        assert one[way]["apart"] <= most and one[way]["largest"] > 1e-3
 
 
 def test_each_process_holds_its_part(found):

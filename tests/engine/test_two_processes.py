@@ -58,8 +58,18 @@ def test_accumulated_batches_give_the_gradient_of_their_union_and_are_exchanged_
     assert exchanged[0] == exchanged[1] == exchanged[2] >= 1
 
 
-def test_a_process_without_regions_takes_part(run):
-    first, second = run("empty", size=2)
+def test_terms_are_means_over_the_union_too(run):
+    first, second = run("terms", size=2)
+    (alone,) = run("terms", size=1)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(first), gradients(second), strict=True))
+    for ours, theirs in zip(gradients(first), gradients(alone), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert loss(first) == loss(second) == pytest.approx(loss(alone), abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["empty", "terms empty"])
+def test_a_process_without_regions_takes_part(run, mode):
+    first, second = run(mode, size=2)
     assert all(torch.equal(a, b) for a, b in zip(gradients(first), gradients(second), strict=True))
     assert loss(first) == loss(second) > 0
 

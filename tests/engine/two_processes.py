@@ -69,13 +69,14 @@ def main(model: str, out: str, mode: str) -> None:
         for number, parameter in enumerate(student.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     train_layers(student)
-    objective = (Broken if mode == "broken" else ClipSelf)(student, teacher, student_size=32)
+    terms = {"keep": 1.0, "keep_crops": 2, "correlation": 1.0} if mode.startswith("terms") else {}
+    objective = (Broken if mode == "broken" else ClipSelf)(student, teacher, student_size=32, **terms)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = Recorder(trained)
     with joined("cpu", timeout=30) as processes:
         everything = samples()
         mine = everything if processes.size == 1 else everything[2 * processes.rank : 2 * processes.rank + 2]
-        if mode == "empty" and processes.rank == 1:
+        if mode in ("empty", "terms empty") and processes.rank == 1:
             mine = mine[1:]  # this process has no region at all
         half = len(mine) // 2
         parts = [Batch(mine[:half], []), Batch(mine[half:], [])] if mode == "accumulated" else [Batch(mine, [])]

@@ -17,6 +17,7 @@ from saccade.clip.weights import save_clip
 from saccade.data.loader import open_data
 from saccade.data.pictures import read_picture
 from saccade.evaluate.captioned import Captioned, coco_captions, shard_captions
+from saccade.evaluate.feed import CropPacker
 from saccade.evaluate.global_ import accuracies, central_square, evaluate_global, recall_both_ways
 from saccade.evaluate.labelled import annotated_things, class_folders
 from saccade.ops.resample import crop_and_resize, normalize
@@ -233,8 +234,10 @@ def test_class_folders_against_a_loop(clip, other_clip, folders, view):
     assert result["classification"] == {"of": "pictures", "classes": 2, "pictures": 5} and result["retrieval"] is None
 
 
-def test_things_against_a_loop(clip, coco):
-    dataset = open_data(coco, split="val")
+def test_things_against_a_loop(clip, coco, monkeypatch):
+    dataset, cut = open_data(coco, split="val"), []
+    add = CropPacker.add
+    monkeypatch.setattr(CropPacker, "add", lambda self, image, boxes: (cut.extend(boxes), add(self, image, boxes))[1])
     result = evaluate_global({"model": clip}, labelled=annotated_things(dataset), crop_batch=5)
     hits = []
     with torch.inference_mode():
@@ -251,6 +254,7 @@ def test_things_against_a_loop(clip, coco):
                     min(image.shape[2], x2 + across),
                     min(image.shape[1], y2 + down),
                 ]
+                assert cut[len(hits)].tolist() == pytest.approx(box)
                 hits.append(int((text @ embed(clip, image, box)).argmax()) == label)
     found = result["model"]["classification"]
     assert found["count"] == len(hits) and found["overall"]["top1"] == pytest.approx(100 * sum(hits) / len(hits))

@@ -241,7 +241,7 @@ def _pareto_table(result: dict[str, Any], config: Pareto) -> "Table":
 
     title = f"alpha * student + (1 - alpha) * {config.reference} [%], {result['size']} px, head {result['head']}"
     table = Table(title=title, title_justify="left")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     columns = (
         "alpha",
         "dense\nboxes",

@@ -235,14 +235,14 @@ def check_gates(visual: nn.Module, gates: Any) -> Float[Tensor, " G"]:
         gates: one number for each head of each of the last three blocks, (3, heads): nested lists or a tensor.
 
     Returns:
-        (3 * heads,) float32, block by block.
+        (3 * heads,) float32 on the CPU, block by block.
 
     Raises:
         InputError: the tower has no head "values3", or these are not its numbers.
     """
     check_head(visual, "values3")
     try:
-        numbers = torch.as_tensor(gates, dtype=torch.float32)
+        numbers = torch.as_tensor(gates, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"gates: need three rows of numbers, one a head; got {gates!r:.200} ({error}).") from error
     shape = tuple(open_gates(visual).shape)
@@ -259,7 +259,7 @@ def open_gates(visual: nn.Module) -> Float[Tensor, "3 H"]:
     """
     check_head(visual, "values3")
     family = _accepted(visual)
-    return torch.ones(3, family.heads(family.blocks(visual)[-1]))
+    return torch.ones(3, family.heads(family.blocks(visual)[-1]), device="cpu")
 
 
 def check_windows(visual: nn.Module, windows: Any) -> Windows:

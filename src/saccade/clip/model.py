@@ -122,10 +122,11 @@ class Clip(nn.Module):
     def gates(self, gates: Float[Tensor, "3 H"] | list[list[float]] | None) -> None:
         if gates is None:
             self._gates = None
-        else:
-            checked = check_gates(self.visual, gates)
-            self._gates = nn.Parameter(checked.detach().clone().to(next(self.visual.parameters()).device))
-        self._know("gates", None if self._gates is None else self._gates.detach().unflatten(0, (3, -1)).tolist())
+            self._know("gates", None)
+            return
+        checked = check_gates(self.visual, gates).detach().clone()
+        self._gates = nn.Parameter(checked.to(next(self.visual.parameters()).device))
+        self._know("gates", checked.unflatten(0, (3, -1)).tolist())
 
     def _know(self, key: str, content: Any) -> None:
         """Write down what only Saccade knows of the model, or with None no longer."""

@@ -240,6 +240,7 @@ def _twin(objective: Objective, *, low_precision: bool = False) -> tuple[Objecti
 def _rebuilt(objective: Objective, towers: list[Clip], *, compare: nn.Module | None, low_precision: bool) -> Objective:
     """The same objective over other towers."""
     if isinstance(objective, ImageText):
+        towers[0].tokenizer = objective.student.tokenizer  # whose words take a second to read
         return ImageText(
             towers[0],
             student_size=objective.student_size,

@@ -117,7 +117,7 @@ def check_unmixed(model: Path) -> None:
         InputError: its alpha is below 1.
     """
     path = model.resolve().parent / "config.json"
-    if not path.is_file():
+    if not model.is_dir() or not path.is_file():
         return
     try:
         alpha = json.loads(path.read_bytes()).get("alpha", 1.0)

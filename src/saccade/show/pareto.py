@@ -29,20 +29,22 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
         right=0.7,
     )
     axes.grid(axis="x", color="#e3e6ea", linewidth=0.8)
-    for name, colour in zip(names, COLOURS, strict=False):
+    for number, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         own = sorted((point for point in points if point["model"] == name), key=lambda point: point["alpha"])
         x, y = [point["classification"] for point in own], [point["boxes"] for point in own]
         axes.plot(x, y, "-o", color=colour, ms=4.5, lw=1.6, zorder=3)
+        side = {"ha": "left", "xytext": (7, 6)} if number % 2 == 0 else {"ha": "right", "xytext": (-7, -11)}
         for point in own:
-            is_end = point["alpha"] == own[-1]["alpha"]
-            axes.annotate(
-                f"{point['alpha']:g}, {name}" if is_end else f"{point['alpha']:g}",
-                (point["classification"], point["boxes"]), xytext=(7, 6), textcoords="offset points",
-                fontsize=8.5 if is_end else 7.5, color=colour,
-            )  # fmt: skip
+            side |= {"ha": "left", "xytext": (7, -13)} if point is own[-1] and number % 2 else {}  # a name stays inside
+            is_end, alpha = point["alpha"] == own[-1]["alpha"], f"{point['alpha']:g}"
+            if point["alpha"] > 0 or number == 0:  # alpha 0 is the teacher, the same place for all
+                axes.annotate(
+                    f"{name}, {alpha}" if is_end else alpha, (point["classification"], point["boxes"]),
+                    textcoords="offset points", fontsize=8.5 if is_end else 7.5, color=colour, **side,
+                )  # fmt: skip
     front = [(point["classification"], point["boxes"]) for point in points if point["front"]]
     axes.plot(*zip(*front, strict=True), "o", ms=11, mfc="none", mec=INK, mew=1.1, zorder=4)
-    axes.margins(0.09, 0.1)
+    axes.margins(0.12, 0.12)
     axes.text(
         0.02, 0.03, "numbers: alpha; rings: no other mix is as good in both and better in one",
         transform=axes.transAxes, fontsize=7, color=QUIET,

@@ -1,0 +1,96 @@
+"""Whole runs of `saccade distill` with the two objectives that learn from text."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saccade.engine.config import DistillConfig, check_config
+from saccade.errors import InputError
+
+
+@pytest.fixture
+def coco(tmp_path, pictures) -> Path:
+    """The ten pictures as a COCO root; a caption for each but the last. "dog" occurs 9 times, "cat" 6, "tree" 3."""
+    root, others = tmp_path / "coco", ["a dog and a cat", "a dog and two cats", "a dog, a tree"]
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / f"{split}2017").symlink_to(pictures)
+        images = [{"id": i, "file_name": f"{i}.png", "height": 1, "width": 1} for i in range(9)]
+        notes = [{"id": i, "image_id": i, "caption": others[i % 3]} for i in range(9)]
+        content = {"images": images, "annotations": notes}
+        (root / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def state(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / "step_00000004" / "state.safetensors")
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_region_text_in_four_steps_is_that_in_two_and_kill_9_and_two_to_the_bit(distill, tmp_path):
+    names = tmp_path / "nouns.txt"
+    names.write_text("\n".join(f"{a}{b}{c}" for a in "bcdfg" for b in "aeiou" for c in "lmnprs"))  # 150: 100 are drawn
+    flags = ["--objective", "region-text", "--nouns", names]
+    assert distill(*flags, out="whole")[0] == 0
+    assert distill(*flags, kill=[signal.SIGKILL, 4])[0] == -signal.SIGKILL
+    status, said = distill(*flags)
+    assert status == 0 and "going on from step 2 of 4" in said
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole") and len(losses(tmp_path / "run")) == 4
+    ours, theirs = state(tmp_path / "run"), state(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not (tmp_path / "run" / "nouns.json").exists()
+
+
+def test_region_text_writes_the_nouns_of_the_captions_and_measures_held_out_pictures(distill, tmp_path, coco):
+    status, said = distill("--objective", "region-text", "--min-count", 4, "--steps", 2, "--validate", coco, data=coco)
+    assert status == 0 and "nouns     2 in the captions: dog, cat" in said and "held-out loss" in said, said
+    assert json.loads((tmp_path / "run" / "nouns.json").read_text()) == [["dog", 9], ["cat", 6]]
+    assert "vocabulary" in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_image_text_trains_the_last_queries_too_and_leaves_out_pictures_without_caption(
+    distill, tmp_path, coco, tiny_model
+):
+    status, said = distill("--objective", "image-text", "--steps", 2, "--validate", coco, data=coco)
+    assert status == 0 and "1 left out because a picture has no caption; the first: 9.png" in said, said
+    assert "held-out loss" in said
+    before, after = (load_file(one / "open_clip_model.safetensors") for one in (tiny_model, tmp_path / "run" / "model"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith("visual.transformer.resblocks.") for name in moved)
+    fused = "visual.transformer.resblocks.1.attn.in_proj_weight"  # 32 rows of queries, of keys, of values
+    for old, new in zip(before[fused].split(32), after[fused].split(32), strict=True):
+        assert not torch.equal(old, new)
+
+
+def test_the_plan_of_pairs_is_measured_and_nothing_is_written(distill, tmp_path, coco):
+    status, said = distill("--objective", "image-text", "--dry-run", data=coco)
+    assert status == 0 and "memory    about" in said and "one forward and" in said and "nothing was trained" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"captions": Path("c.json")}, r"--captions c\.json: means nothing to --objective clipself"),
+        ({"objective": "image-text", "nouns": Path("n.txt")}, r"--nouns n\.txt: means nothing to --objective image"),
+        ({"objective": "image-text", "tokens": "valid"}, "--tokens valid: means nothing"),
+        ({"objective": "image-text", "fsdp": True}, "--fsdp: means nothing"),
+        ({"objective": "image-text", "batch": 1}, "--batch: must be at least 2"),
+        ({"objective": "region-text", "min_count": 0}, "--min-count: must be at least 1; got 0"),
+        (
+            {"objective": "region-text", "captions": Path("c.json"), "nouns": Path("n.txt")},
+            "--captions, --nouns: region-text takes its nouns from one of them",
+        ),
+    ],
+)
+def test_flags_that_mean_nothing_to_an_objective_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        check_config(DistillConfig(data="d", out=Path("o"), **fields))
