@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 import saccade.clip
+from saccade.clip.describe import build, read_config
 from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.data.loader import open_data
@@ -40,6 +41,16 @@ def test_open_clip_reads_it_and_embeds_the_same(small: Clip) -> None:
     assert (small.native_size, small.patch_size, small.embed_dim) == (64, 8, 128)
     normalise = next(step for step in preprocess.transforms if type(step).__name__ == "Normalize")
     assert tuple(normalise.mean) == small.mean and tuple(normalise.std) == small.std
+
+
+def test_the_residual_description_shares_its_text_tower_and_embedding(small: Clip) -> None:
+    described = read_config(FOLDER / "resnet.json")
+    shared = [{key: value for key, value in one["model_cfg"].items() if key != "vision_cfg"} for one in
+              (described, small.config)]  # fmt: skip
+    assert shared[0] == shared[1]
+    residual = Clip(build(described, name="resnet", seed=0), name="resnet", config=described)
+    assert (residual.native_size, residual.patch_size, residual.embed_dim) == (64, 32, small.embed_dim)
+    assert (residual.mean, residual.std) == (small.mean, small.std)
 
 
 def test_it_knows_crops_and_not_places(small: Clip, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`saccade pretrain`: a small CLIP from nothing, on picture-caption pairs."""
+"""`saccade pretrain`: a small CLIP from nothing, or all but its text tower, on picture-caption pairs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,11 @@ class Pretrain:
     out: Path
     """Folder for the model (an open_clip folder), metrics.jsonl and the state to resume from."""
     config: Path = SMALL
-    """open_clip_config.json of the model to build; the small CLIP's by default."""
+    """open_clip_config.json of the model to build; the small CLIP's by default. A residual tower (RN50's kind) has a
+    list of four as layers; clip/small/resnet.json is one."""
+    text_from: str | None = None
+    """A CLIP (saccade-small, or a saved model folder) whose text tower is taken and not trained, so that the new image
+    tower shares its embedding space and learns sooner. When not given, a text tower is trained too."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 256
@@ -31,7 +35,8 @@ class Pretrain:
     warmup: int = 50
     """Steps of linear warm-up before the cosine to zero."""
     patch_dropout: float = 0.5
-    """Share of each picture's patches left out while training; twice the speed."""
+    """Share of each picture's patches left out while training, twice the speed (ViTs only; a residual tower sees whole
+    pictures)."""
     whole_steps: int = 300
     """The last so many steps see whole pictures."""
     seed: int = 0
@@ -52,9 +57,10 @@ def run(config: Pretrain) -> None:
     from saccade.engine.pretrain import pretrain
 
     pretrain(
-        config.pairs, config.config, config.out, steps=config.steps, batch=config.batch, lr=config.lr,
-        lr_adam=config.lr_adam, warmup=config.warmup, patch_dropout=config.patch_dropout,
-        whole_steps=config.whole_steps, seed=config.seed, save_every=config.save_every,
+        config.pairs, config.config, config.out, text_from=config.text_from, steps=config.steps,
+        batch=config.batch, lr=config.lr, lr_adam=config.lr_adam, warmup=config.warmup,
+        patch_dropout=config.patch_dropout, whole_steps=config.whole_steps, seed=config.seed,
+        save_every=config.save_every,
         device=choose_device(config.device, local_rank=None).type,
     )  # fmt: skip
     print(f"{config.out}: open_clip_config.json and open_clip_model.safetensors")
