@@ -104,6 +104,21 @@ def test_gates_are_saved_with_the_model_as_plain_numbers(clip, images, tmp_path)
     assert load(tmp_path / "two").gates is None
 
 
+@torch.no_grad()
+def test_gates_of_other_families(make_clip):
+    eva = make_clip("eva")
+    images = torch.randn(1, 3, 4 * eva.patch_size, 4 * eva.patch_size, generator=torch.Generator().manual_seed(0))
+    plain, gates = eva.encode_dense(images, head="values3"), open_gates(eva.visual)
+    eva.gates = gates
+    assert torch.equal(eva.encode_dense(images, head="values3"), plain)
+    gates[0, 0] = 0.0
+    eva.gates = gates
+    assert not torch.equal(eva.encode_dense(images, head="values3"), plain)
+    for family in ("siglip", "rn"):
+        with pytest.raises(InputError, match="values3 is not defined here"):
+            open_gates(make_clip(family).visual)
+
+
 def test_gates_that_cannot_be_are_refused(clip):
     for wrong in ([[1.0, 1.0]] * 2, [[1.0] * 3] * 3, [[1.0, "x"]] * 3, [[1.0, float("nan")]] * 3, [[1.0], [1.0, 1.0]]):
         with pytest.raises(InputError, match="gates: need"):
