@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SMALL = Path(__file__).parent.parent / "clip" / "small" / "open_clip_config.json"
+RESIDUAL = SMALL.with_name("resnet.json")
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Pretrain:
     out: Path
     """Folder for the model (an open_clip folder), metrics.jsonl and the state to resume from."""
     config: Path = SMALL
-    """open_clip_config.json of the model to build; the small CLIP's by default. A residual tower (RN50's kind) has a
-    list of four as layers; clip/small/resnet.json is one."""
+    """open_clip_config.json of the model to build; the small CLIP's by default. "residual" is its sibling with a CNN
+    for an image tower (RN50's kind)."""
     text_from: str | None = None
     """A CLIP (saccade-small, or a saved model folder) whose text tower is taken and not trained, so that the new image
     tower shares its embedding space and learns sooner. When not given, a text tower is trained too."""
@@ -56,8 +57,9 @@ def run(config: Pretrain) -> None:
     from saccade.engine.distributed import choose_device
     from saccade.engine.pretrain import pretrain
 
+    description = RESIDUAL if config.config == Path("residual") else config.config
     pretrain(
-        config.pairs, config.config, config.out, text_from=config.text_from, steps=config.steps,
+        config.pairs, description, config.out, text_from=config.text_from, steps=config.steps,
         batch=config.batch, lr=config.lr, lr_adam=config.lr_adam, warmup=config.warmup,
         patch_dropout=config.patch_dropout, whole_steps=config.whole_steps, seed=config.seed,
         save_every=config.save_every,

@@ -95,6 +95,7 @@ def run(config: Reproduce) -> None:
         return
     config.out.mkdir(parents=True, exist_ok=True)
     lock = hold_folder(config.out)  # noqa: F841  until this function is left
+    _write_names(stage)
     print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
     failed = _run_all(stage, jobs, todo, at_once=config.jobs)
     results = config.results or (Path("results") if stage.is_world else config.out / "results")
@@ -131,6 +132,20 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
         device=config.device,
         workers=config.workers,
     )
+
+
+def _write_names(stage: Stage) -> None:
+    """Write the names of the data's categories, for the run that is told them."""
+    if stage.is_world:
+        from saccade.data.world.scenes import KINDS
+
+        names = [kind.name for kind in KINDS]
+    else:
+        from saccade.data.loader import open_data
+
+        categories = open_data(stage.data, split=stage.split, annotations="panoptic").categories
+        names = [category.name for category in categories]
+    write_whole(stage.names, "".join(f"{name}\n" for name in names).encode())
 
 
 def _rows(config: Reproduce) -> tuple[Row, ...]:

@@ -56,6 +56,11 @@ class Stage:
         return self.out / "data" if self.is_world else Path(self.on)
 
     @property
+    def names(self) -> Path:
+        """File of the names of the data's categories, one a line, for a run that is told them."""
+        return self.out / "names.txt"
+
+    @property
     def split(self) -> str:
         """Where numbers are reported: never trained or tuned on."""
         return "test" if self.is_world else "val"
@@ -154,6 +159,7 @@ def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job]) -> str:
         "{data}": str(stage.data),
         "{pairs}": str(stage.data / "pairs"),
         "{proposals}": str(stage.out / "proposals" / "proposals_train.json"),
+        "{names}": str(stage.names),
     }
     words = ["distill", "--data", places[run.data], "--out", str(folder), "--model", stage.model, *_pretrained(stage)]
     words += ["--steps", str(stage.scale.steps), "--batch", str(stage.scale.batch), "--seed", str(seed)]
@@ -194,9 +200,21 @@ def _cnn(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
     pairs = stage.out / "pairs"
     words = ("world", str(pairs), "--train", "0", "--val", "0", "--test", "0", "--pairs", "30000", "--processes", "1")
     jobs.setdefault("pairs", Job("pairs", words, pairs / "world.json", cost=3.0))
-    words = ("pretrain", "--pairs", str(pairs / "pairs"), "--out", str(stage.out / "cnn"), "--seed", "0")
+    words = ("pretrain", "--pairs", str(pairs / "pairs"), "--out", str(stage.out / "cnn"), "--config", "residual")
+    words += (
+        "--text-from",
+        stage.model,
+        "--steps",
+        "400",
+        "--lr-adam",
+        "3e-3",
+        "--seed",
+        "0",
+        "--device",
+        stage.device,
+    )
     made = stage.out / "cnn" / "open_clip_model.safetensors"
-    jobs.setdefault("cnn", Job("cnn", words, made, ("pairs",), cost=12.0))
+    jobs.setdefault("cnn", Job("cnn", words, made, ("pairs",), cost=6.0))
     return ("cnn",)
 
 

@@ -26,11 +26,11 @@ SMALL = Scale(
     steps=260,
     batch=4,
     size=192,
-    sweep=(64, 96, 128, 192, 256),
+    sweep=(64, 128, 192, 256),
     sizes=(64, 96, 120, 152),  # in proportion, on whole patches of 8
     layers=(2, 3, 5),  # of 6; half a block is rounded up
     window=6,  # a quarter of the grid's side, as 16 is of 64
-    proposal_steps=600,
+    proposal_steps=300,
 )
 PAPER = Scale(
     steps=44_358,
