@@ -26,7 +26,7 @@ class Run:
     flags: tuple[str, ...] = ()
     """Words of `saccade distill`; {proposals}, {pairs} and {names} stand for files."""
     needs: tuple[str, ...] = ()
-    """Names of the assets it needs: proposals, pairs, captions, boxes."""
+    """Names of the assets it needs: proposals, pairs, captions."""
     data: str = "{data}"
     """What --data is."""
 
@@ -72,7 +72,6 @@ def runs_of(scale: Scale) -> dict[str, Run]:
         *(Run(f"size{size}", ("--student-size", str(size))) for size in scale.sizes),
         Run("image-text", ("--objective", "image-text", "--batch", "16"), needs=("captions",)),
         Run("proposals", ("--boxes", "{proposals}"), needs=("proposals",)),
-        Run("annotated", ("--regions", "boxes"), needs=("boxes",)),
         Run("region-text", REGION_TEXT, needs=("proposals", "captions")),
         Run("region-text-names", (*REGION_TEXT, "--nouns", "{names}"), needs=("proposals",)),
         Run("window", ("--window", str(scale.window))),
@@ -111,7 +110,6 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
         # --- Tab. 2: which regions
         Row("tab2-patches", "tab2", "image patches", "clipself", published=published),
         Row("tab2-proposals", "tab2", "region proposals (trained on base categories)", "proposals"),
-        Row("tab2-annotated", "tab2", "annotated boxes (not in the paper)", "annotated"),
         # --- Tab. 8: against other training
         Row("tab8-region-text", "tab8", "region-text pairs, on proposals, nouns of captions", "region-text"),
         Row("tab8-region-names", "tab8", "the same, told the categories (not in the paper)", "region-text-names"),

@@ -23,7 +23,7 @@ class Scale:
 
 
 SMALL = Scale(
-    steps=260,
+    steps=200,
     batch=4,
     size=192,
     sweep=(64, 128, 192, 256),
