@@ -29,7 +29,9 @@ def stage(tmp_path: Path) -> Stage:
 def write(stage: Stage, tmp_path: Path) -> str:
     rows = tuple(row for row in rows_of(SMALL) if row.table == "tab1")
     seconds = {"m4-0": 60.0}
-    write_results(stage, rows, jobs_for(stage, rows), tmp_path / "results", seconds=seconds)
+    jobs = jobs_for(stage, rows)
+    done = {name: job for name, job in jobs.items() if "/" not in name or job.makes.exists()}
+    write_results(stage, rows, done, tmp_path / "results", seconds=seconds)
     page = tmp_path / "docs" / "results.md"
     write_page(page, tmp_path / "results", scale=SMALL)
     return page.read_text()

@@ -88,7 +88,7 @@ def run(config: Reproduce) -> None:
         if (reason := is_left_out(stage, row)) is not None:
             print(f"{row.name} is left out: {reason}", file=sys.stderr)
     jobs = {**jobs_for(stage, rows), **figures_for(stage, rows)}
-    todo = {name: job for name, job in jobs.items() if not _is_done(stage, job)}
+    todo = _undone(stage, jobs)
     if config.dry_run:
         for job in [*todo.values(), *(job for name, job in jobs.items() if name not in todo)]:
             print(f"{'' if job.name in todo else '# done: '}saccade {shlex.join(job.words)}")
@@ -99,7 +99,9 @@ def run(config: Reproduce) -> None:
     print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
     failed = _run_all(stage, jobs, todo, at_once=config.jobs)
     results = config.results or (Path("results") if stage.is_world else config.out / "results")
-    written = write_results(stage, rows, jobs, results, seconds=_seconds(stage))
+    left = _undone(stage, jobs)
+    done = {name: job for name, job in jobs.items() if name not in left}
+    written = write_results(stage, rows, done, results, seconds=_seconds(stage))
     write_page(page, results, scale=stage.scale)
     print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
     if failed:
@@ -159,6 +161,15 @@ def _rows(config: Reproduce) -> tuple[Row, ...]:
 # ---------------------------------------------------------------------------------------------------------------- jobs
 
 
+def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
+    """What has to be run: commands that are not done, and those that need one of them."""
+    undone: dict[str, Job] = {}
+    for name, job in jobs.items():  # each after what it needs
+        if not _is_done(stage, job) or any(need in undone for need in job.needs):
+            undone[name] = job
+    return undone
+
+
 def _is_done(stage: Stage, job: Job) -> bool:
     """Whether this very command ended well before, and what it made is still there."""
     try:
@@ -194,6 +205,8 @@ def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_onc
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes to come
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    for name in todo:
+        _stamp(stage, name).unlink(missing_ok=True)  # what is made anew makes what was made from it stale
     waiting, running, failed = dict(todo), dict[str, tuple[BaseProcess, float]](), dict[str, str]()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with (

@@ -113,7 +113,7 @@ def measured(stage: Stage, row: Row, seed: int) -> Path:
 
 def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
     """Add the measurement of a row with a seed, and before it all that it needs."""
-    out, name = measured(stage, row, seed), _name(stage, row, seed)
+    out, name = measured(stage, row, seed), job_name(stage, row, seed)
     if name in jobs:
         return
     needs, model = _model(stage, row, seed, jobs)
@@ -218,7 +218,7 @@ def _cnn(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
     return ("cnn",)
 
 
-def _name(stage: Stage, row: Row, seed: int) -> str:
+def job_name(stage: Stage, row: Row, seed: int) -> str:
     """What the job is called that measures a row with a seed."""
     return f"{measured(stage, row, seed).parent.name}/{row.measure}"
 
@@ -268,7 +268,7 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
     sweeps = [row for row in rows if row.measure == "sweep" and is_left_out(stage, row) is None]
     if sweeps:
         named = [f"{row.title}={measured(stage, row, seed)}" for row in sweeps]
-        needs = tuple(_name(stage, row, seed) for row in sweeps)
+        needs = tuple(job_name(stage, row, seed) for row in sweeps)
         words = ("show", "sizes", "--results", *named, "--out", str(folder / "sizes.png"))
         found["figure-sizes"] = Job("figure-sizes", words, folder / "sizes.png", needs, cost=0.1)
         model = _folder(stage, "clipself", seed)

@@ -12,7 +12,7 @@ from typing import Any
 
 from saccade.errors import InputError
 from saccade.files import versions, write_whole
-from saccade.ledger.jobs import Job, Stage, is_left_out, is_trained, measured, seeds_of
+from saccade.ledger.jobs import Job, Stage, is_trained, job_name, measured, seeds_of
 from saccade.ledger.results import Compared, Values, judge, read_metrics, spread, verdict_of
 from saccade.ledger.rows import TABLES, Row, claims_of, rows_of
 from saccade.ledger.scale import Scale
@@ -37,12 +37,12 @@ FIGURES = {"figs": ("sizes.png", "kmeans.png"), "global": ("pareto.png",)}
 def write_results(
     stage: Stage, rows: tuple[Row, ...], jobs: dict[str, Job], folder: Path, *, seconds: dict[str, float]
 ) -> list[Path]:
-    """Write one JSON file a row that was measured with every seed.
+    """Write one JSON file a row whose commands are done with every seed.
 
     Args:
         stage: what the rows were run on.
-        rows: of the tables asked for; those not measured are passed over.
-        jobs: the commands they came from.
+        rows: of the tables asked for; those not done are passed over.
+        jobs: the commands that are done, by name.
         folder: receives NAME.json.
         seconds: how long each command took, by its name.
 
@@ -52,10 +52,10 @@ def write_results(
     written = []
     for row in rows:
         seeds = seeds_of(stage, row)
-        if is_left_out(stage, row) is not None or not all(measured(stage, row, seed).exists() for seed in seeds):
+        if not all(job_name(stage, row, seed) in jobs for seed in seeds):
             continue
         found = [read_metrics(row, measured(stage, row, seed)) for seed in seeds]
-        first = [jobs[name] for name in _chain(f"{measured(stage, row, seeds[0]).parent.name}/{row.measure}", jobs)]
+        first = [jobs[name] for name in _chain(job_name(stage, row, seeds[0]), jobs)]
         content = {
             "row": row.name,
             "table": row.table,

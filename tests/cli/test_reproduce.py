@@ -1,0 +1,141 @@
+"""`saccade reproduce`: what is done is not done again, what fails is named and the rest goes on, a signal saves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from saccade.cli import reproduce
+from saccade.cli.main import main
+from saccade.ledger.jobs import Job, Stage
+from saccade.ledger.scale import SMALL
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO root: a world of six scenes to train on and four to report on."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    main(["world", str(folder), "--train", "6", "--val", "4", "--test", "0", "--processes", "1"])
+    return folder
+
+
+def test_a_table_end_to_end_again_and_after_a_loss(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    words = ["reproduce", "tabA1", "--on", str(root), "--out", str(out), "--seeds", "3", "--steps", "1", "--jobs", "1"]
+    words += ["--limit", "3", "--device", "cpu"]
+    main(words)
+    assert "0 of 3 commands are done already" in capfd.readouterr().err
+    content = json.loads((out / "results" / "tabA1-clipself.json").read_text())
+    assert content["on"] == "tiny" and content["seeds"] == [3] and len(content["values"]["region1"]) == 1
+    assert [one.split()[1] for one in content["commands"]] == ["distill", "evaluate"]
+    assert all(seconds > 0 for seconds in content["seconds"])
+    page = (out / "results.md").read_text()
+    assert "Tab. A1" in page and "**not told apart**: a location comes to name its region" in page
+
+    logs = {path.name: path.read_text() for path in (out / "logs").iterdir()}
+    main(words)
+    assert "3 of 3 commands are done already" in capfd.readouterr().err
+    assert {path.name: path.read_text() for path in (out / "logs").iterdir()} == logs
+    assert (out / "results.md").read_text() == page
+
+    (out / "clipself-3" / "retrieval.json").unlink()
+    main(words)
+    assert "2 of 3 commands are done already" in capfd.readouterr().err
+    changed = {path.name for path in (out / "logs").iterdir() if path.read_text() != logs[path.name]}
+    assert changed == {"clipself-3-retrieval.log"}
+    assert json.loads((out / "results" / "tabA1-clipself.json").read_text())["values"] == content["values"]
+
+    # another command is not done because an earlier one was: the training refuses the folder, and what needs it waits
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--steps", "2"])
+    told = capfd.readouterr().err
+    assert done.value.code == 1
+    assert "clipself-3: status 2; see" in told and "clipself-3/retrieval: clipself-3 failed before" in told
+    assert "holds another run" in (out / "logs" / "clipself-3.log").read_text()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setattr(reproduce, "PRELOADED", [])  # these commands need no torch
+    return Stage("world", tmp_path, tmp_path / "figures", SMALL, "saccade-small", None, (0,))
+
+
+def world(folder: Path, name: str, *, train: int = 1, needs: tuple[str, ...] = ()) -> Job:
+    words = ("world", str(folder / name), "--val", "0", "--test", "0", "--processes", "1", "--train", str(train))
+    return Job(name, words, folder / name / "world.json", needs)
+
+
+def test_commands_run_in_order_and_those_that_fail_are_named(stage: Stage, tmp_path: Path) -> None:
+    jobs = {
+        "second": world(tmp_path, "second", needs=("first",)),
+        "first": world(tmp_path, "first"),
+        "wrong": world(tmp_path, "wrong", train=-1),
+        "after": world(tmp_path, "after", needs=("wrong",)),
+        "last": world(tmp_path, "last", needs=("after",)),
+    }
+    failed = reproduce._run_all(stage, jobs, jobs, at_once=2)
+    assert failed == {"wrong": "status 2", "after": "wrong failed before", "last": "after failed before"}
+    assert "need counts and a seed of 0 or above" in (tmp_path / "logs" / "wrong.log").read_text()
+    done = {name for name, job in jobs.items() if reproduce._is_done(stage, job)}
+    assert done == {"first", "second"}
+    first, second = (
+        json.loads((tmp_path / "done" / f"{name}.json").read_text())["seconds"] for name in ("first", "second")
+    )
+    assert first > 0 and second > 0
+    assert (tmp_path / "first" / "world.json").stat().st_mtime <= (tmp_path / "second" / "world.json").stat().st_mtime
+
+
+def test_done_is_what_the_same_words_made(stage: Stage, tmp_path: Path) -> None:
+    job = world(tmp_path, "one")
+    job.makes.parent.mkdir()
+    job.makes.write_text("{}")
+    assert not reproduce._is_done(stage, job), "a file alone proves nothing"
+    reproduce._note_done(stage, job, 1.0)
+    assert reproduce._is_done(stage, job)
+    assert not reproduce._is_done(stage, world(tmp_path, "one", train=2)), "other words are another command"
+    job.makes.unlink()
+    assert not reproduce._is_done(stage, job)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, root: Path, tmp_path: Path) -> None:
+    words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saccade.cli.main", *words, "--limit", "2"], stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "out" / "logs"
+    for _ in range(600):
+        if log.exists() and any(path.read_text() for path in log.iterdir()):
+            break
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == status, told
+    assert "The same command goes on" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "reproduce: need tables"),
+        (["tab1", "--on", "nowhere"], "--on: need world, or the folder of a COCO root; got nowhere"),
+        (["tab1", "--seeds", "1", "1"], "--seeds: need different numbers"),
+        (["tab1", "--jobs", "0"], "--jobs, --steps: need at least 1"),
+    ],
+)
+def test_wrong_flags_are_refused(words: list[str], told: str, capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["reproduce", *words, "--out", str(tmp_path)])
+    assert done.value.code == 2 and told in capfd.readouterr().err
+
+
+def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
+    main(["reproduce", "tab2", "--out", str(tmp_path / "out"), "--seeds", "0", "--dry-run"])
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["world", "distill", "evaluate", "proposals", "distill", "evaluate"]
+    assert not (tmp_path / "out").exists()
