@@ -70,7 +70,7 @@ def runs_of(scale: Scale) -> dict[str, Run]:
         Run("m8", ("--grid", "8")),
         *(Run(f"last{count}", ("--layers", str(count))) for count in scale.layers),
         *(Run(f"size{size}", ("--student-size", str(size))) for size in scale.sizes),
-        Run("image-text", ("--objective", "image-text", "--batch", "16"), needs=("captions",)),
+        Run("image-text", ("--objective", "image-text"), needs=("captions",)),
         Run("proposals", ("--boxes", "{proposals}"), needs=("proposals",)),
         Run("region-text", REGION_TEXT, needs=("proposals", "captions")),
         Run("region-text-names", (*REGION_TEXT, "--nouns", "{names}"), needs=("proposals",)),
