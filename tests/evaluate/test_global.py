@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from saccade.cli.main import main
 from saccade.clip.text import embed_vocabulary
 from saccade.clip.weights import save_clip
+from saccade.data.captions import only_captioned, with_captions
 from saccade.data.loader import open_data
 from saccade.data.pictures import read_picture
-from saccade.evaluate.captioned import Captioned, coco_captions, shard_captions
+from saccade.data.records import Dataset
 from saccade.evaluate.feed import CropPacker
 from saccade.evaluate.global_ import accuracies, central_square, evaluate_global, recall_both_ways
 from saccade.evaluate.labelled import annotated_things, class_folders
@@ -54,6 +55,10 @@ def folders(coco, tmp_path_factory) -> Path:
         shutil.copy(coco / f"val2017/{number}.png", root / "set" / name)
     (root / "names.json").write_text(json.dumps({"n01": ["cup", "mug"], "n02": "wild dog", "n03": "bus"}))
     return root
+
+
+def read_captioned(root: Path) -> Dataset:
+    return only_captioned(with_captions(open_data(root, split="val"), root=root, split="val"))
 
 
 def embed(clip, image: torch.Tensor, box: list[float]) -> torch.Tensor:
@@ -130,32 +135,6 @@ def test_recall_against_a_loop(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- readers
 
 
-def test_coco_captions(captions):
-    read = coco_captions(captions / "annotations/captions_val2017.json", captions / "val2017")
-    assert read.captions == {
-        "1": ("a cup", "a cup", "b", "c", "d"),
-        "2": ("the dog",),
-        "3": ("a bus", "grass"),
-        "4": ("the dog",),
-    }
-    assert [record.id for record in read.dataset.records] == [1, 2, 3, 4]
-    assert [one.count for one in read.dataset.dropped.values()] == [1]
-
-
-@pytest.mark.parametrize(
-    "broken,message",
-    [
-        ({"images": []}, "lists `images` and `annotations`"),
-        ({"images": [], "annotations": []}, "it holds none"),
-        ({"images": [], "annotations": [{"id": 1, "image_id": 9, "caption": "x"}]}, "image_id"),
-    ],
-)
-def test_coco_captions_refuses(tmp_path, broken, message):
-    (tmp_path / "c.json").write_text(json.dumps(broken))
-    with pytest.raises(InputError, match=message):
-        coco_captions(tmp_path / "c.json", tmp_path)
-
-
 def write_shard(path: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
@@ -164,15 +143,13 @@ def write_shard(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_shard_captions(coco, tmp_path):
+def test_captions_of_shards(clip, coco, tmp_path):
     picture = (coco / "val2017/1.png").read_bytes()
     write_shard(tmp_path / "a.tar", {"x.png": picture, "x.txt": b" a cup\n", "y.png": picture, "z.txt": b"none"})
-    read = shard_captions(open_data(tmp_path, split="val"))
-    assert read.captions == {"a.tar:x": ("a cup",)} and len(read.dataset.records) == 1
-    assert sum(one.count for one in read.dataset.dropped.values()) == 2  # y has no text, z no picture
-    write_shard(tmp_path / "a.tar", {"x.png": picture, "x.txt": b"  "})
-    with pytest.raises(InputError, match=r"a.tar:x: need a caption"):
-        shard_captions(open_data(tmp_path, split="val"))
+    read = only_captioned(with_captions(open_data(tmp_path, split="val"), root=tmp_path, split="val"))
+    found = evaluate_global({"model": clip}, captioned=read)
+    assert found["retrieval"]["pictures"] == found["retrieval"]["captions"] == 1  # y has no text, z no picture
+    assert sum(one.count for one in read.dropped.values()) == 2
 
 
 def test_class_folders(folders):
@@ -262,9 +239,9 @@ def test_things_against_a_loop(clip, coco, monkeypatch):
 
 
 def test_retrieval_order_and_batch_do_not_matter(clip, captions):
-    read = coco_captions(captions / "annotations/captions_val2017.json", captions / "val2017")
+    read = read_captioned(captions)
     first = evaluate_global({"model": clip}, captioned=read, batch=1, crop_batch=1)
-    turned = Captioned(replace(read.dataset, records=read.dataset.records[::-1]), read.captions)
+    turned = replace(read, records=read.records[::-1], captions=read.captions[::-1])
     assert evaluate_global({"model": clip}, captioned=turned, batch=4) == first
     about = {"pictures": 4, "captions": 9, "different": 7}
     assert first["retrieval"] == {**about, "equals": "captions with the same words are right answers of one another"}
@@ -272,11 +249,11 @@ def test_retrieval_order_and_batch_do_not_matter(clip, captions):
 
 
 def test_a_bad_picture_and_its_captions_do_not_count(clip, captions, tmp_path):
-    read = coco_captions(captions / "annotations/captions_val2017.json", captions / "val2017")
+    read = read_captioned(captions)
     (tmp_path / "b.png").write_bytes(b"")
-    records = (*read.dataset.records[:2], replace(read.dataset.records[2], path=tmp_path / "b.png"))
-    result = evaluate_global({"model": clip}, captioned=replace(read, dataset=replace(read.dataset, records=records)))
-    assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3"]
+    records = (*read.records[:2], replace(read.records[2], path=tmp_path / "b.png"))
+    result = evaluate_global({"model": clip}, captioned=replace(read, records=records))
+    assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3.png"]
 
 
 def test_as_typed(clip, captions, folders, tmp_path, capsys):

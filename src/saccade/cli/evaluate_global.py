@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from saccade.data.coco import Dataset
-    from saccade.evaluate.captioned import Captioned
     from saccade.evaluate.labelled import Labelled
 
 
@@ -77,36 +76,34 @@ class Pareto(GlobalReading):
 
 
 def open_global(
-    data: Path, *, split: str, names: Path | None, limit: int | None, classify: bool = True, retrieve: bool = True
-) -> "tuple[Labelled | None, Captioned | None]":
+    data: Path, *, split: str, names: Path | None, classify: bool = True, retrieve: bool = True
+) -> "tuple[Labelled | None, Dataset | None]":
     """Find classes and captions in data of any of the kinds that `Global.data` names.
 
     Args:
         data: see there.
         split: of a COCO root.
         names: see `GlobalReading.names`.
-        limit: only so many texts of shards are read.
         classify: look for classes.
         retrieve: look for captions.
 
     Raises:
         InputError: the data are none of these, or neither of the two is there.
     """
-    from saccade.data.layout import find_pictures
+    from saccade.data.captions import only_captioned, with_captions
     from saccade.data.loader import open_data
-    from saccade.evaluate.captioned import coco_captions, shard_captions
     from saccade.evaluate.labelled import annotated_things, class_folders
 
-    labelled = captioned = None
-    captions = data / "annotations" / f"captions_{split}2017.json"
-    if retrieve and captions.is_file():
-        captioned = coco_captions(captions, find_pictures(data, split))
-    if classify or captioned is None:
+    labelled = pictures = None
+    if retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file():
+        pictures = open_data(data, split=split, annotations="none")
+    if classify or pictures is None:
         dataset = open_data(data, split=split, annotations="instances")
         if len(dataset.records) and dataset.records[0].member is not None:
-            captioned = shard_captions(dataset, limit=limit) if retrieve else None
+            pictures = dataset if retrieve else None
         elif classify:
             labelled = annotated_things(dataset) if dataset.categories else class_folders(dataset, names=names)
+    captioned = None if pictures is None else only_captioned(with_captions(pictures, root=data, split=split))
     if labelled is None and captioned is None:
         raise InputError(
             f"{data}: need class folders, annotated things, or captions to measure by; found none of them."
@@ -125,7 +122,6 @@ def run_global(config: Global) -> dict[str, Any]:
         config.data,
         split=config.split,
         names=config.names,
-        limit=config.limit,
         classify=config.classify,
         retrieve=config.retrieve,
     )
@@ -147,7 +143,7 @@ def run_global(config: Global) -> dict[str, Any]:
         workers=config.workers,
         progress=True,
     )
-    datasets = [one.dataset for one in (labelled, captioned) if one is not None]
+    datasets = [*([] if labelled is None else [labelled.dataset]), *([] if captioned is None else [captioned])]
     return finish(result, _global_table(result, config), config, datasets=datasets, started=started)
 
 
@@ -199,7 +195,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
         check_unmixed(folder)
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
     whole = config.data if config.global_data is None else config.global_data
-    labelled, captioned = open_global(whole, split=config.split, names=config.names, limit=config.limit)
+    labelled, captioned = open_global(whole, split=config.split, names=config.names)
     if labelled is None:
         raise InputError(
             f"{whole}: need class folders or annotated things for the global axis; it holds captions alone."
@@ -225,7 +221,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
         workers=config.workers,
         progress=True,
     )
-    datasets: list[Dataset] = [dataset, labelled.dataset, *([captioned.dataset] if captioned is not None else [])]
+    datasets: list[Dataset] = [dataset, labelled.dataset, *([] if captioned is None else [captioned])]
     finish(result, _pareto_table(result, config), config, datasets=datasets, started=started)
     if config.plot is not None:
         from saccade.show.pareto import pareto_chart

@@ -17,7 +17,7 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.clip.names import TemplateName
 from saccade.clip.text import embed_vocabulary
-from saccade.evaluate.captioned import Captioned
+from saccade.data.records import Dataset
 from saccade.evaluate.feed import CropPacker, Feed
 from saccade.evaluate.labelled import Labelled
 from saccade.evaluate.regions import CONTEXT
@@ -28,6 +28,7 @@ from saccade.types import InputError, Sample
 View = Literal["centre", "whole"]
 TEXTS = 512  # captions embedded at once
 QUERIES = 1024  # ranked at once
+FIRST = 5  # captions a picture; the published protocol of COCO and Flickr30k
 EQUALS = "captions with the same words are right answers of one another"
 
 
@@ -36,7 +37,7 @@ def evaluate_global(
     clips: dict[str, Clip],
     *,
     labelled: Labelled | None = None,
-    captioned: Captioned | None = None,
+    captioned: Dataset | None = None,
     view: View = "centre",
     templates: TemplateName | tuple[str, ...] = "vild",
     text_cache: Path | None = None,
@@ -52,7 +53,7 @@ def evaluate_global(
     Args:
         clips: models by what the result calls them ("reference", "model").
         labelled: pictures or boxes with classes; None: nothing is classified. A box is cut as in `evaluate_regions`.
-        captioned: pictures with captions; None: nothing is retrieved.
+        captioned: pictures that have captions (`saccade.data.captions`); None: nothing is retrieved.
         view: of whole pictures: "centre", their central square as CLIP's own evaluations; "whole", padded as
             CLIPSelf's teacher sees crops.
         templates: what class names are written into.
@@ -94,7 +95,7 @@ def evaluate_global(
         result["classification"] = {"of": kind, "classes": len(labelled.classes.classes), "pictures": feed.pictures}
         result["bad"] += feed.bad_listed()
     if captioned is not None:
-        feed = Feed(captioned.dataset, masks=False, **reading)
+        feed = Feed(captioned, masks=False, **reading)
         found, about = _retrieve(clips, captioned, feed, view=view, crop_batch=crop_batch)
         for name, one in found.items():
             result[name]["retrieval"] = one
@@ -171,7 +172,7 @@ def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict:
 
 
 def _retrieve(
-    clips: dict[str, Clip], captioned: Captioned, feed: Feed, *, view: View, crop_batch: int
+    clips: dict[str, Clip], captioned: Dataset, feed: Feed, *, view: View, crop_batch: int
 ) -> tuple[dict[str, dict], dict]:
     """Retrieve captions by pictures and pictures by captions, with each model."""
     packers = {name: CropPacker(clip, batch=crop_batch) for name, clip in clips.items()}
@@ -180,7 +181,9 @@ def _retrieve(
         names.append(sample.id)
         _add(packers, sample, _box_of(sample, view))
     texts: dict[str, int] = {}  # different captions -> their place
-    said = [[texts.setdefault(text, len(texts)) for text in captioned.captions[name]] for name in names]
+    read = range(len(feed.dataset.records))
+    captions = {str(captioned.records[place].id): captioned.captions[place][:FIRST] for place in read}
+    said = [[texts.setdefault(text, len(texts)) for text in captions[name]] for name in names]
     found = {}
     for name, clip in clips.items():
         pictures, rows = packers[name].finish(), _embed_texts(clip, list(texts))  # (B, D), (U, D)

@@ -14,7 +14,6 @@ from saccade.clip.model import Clip
 from saccade.clip.names import Head, TemplateName
 from saccade.clip.states import mix_states
 from saccade.data.coco import Dataset
-from saccade.evaluate.captioned import Captioned
 from saccade.evaluate.global_ import View, evaluate_global
 from saccade.evaluate.labelled import Labelled
 from saccade.evaluate.regions import evaluate_regions
@@ -27,7 +26,7 @@ def evaluate_pareto(
     dataset: Dataset,
     *,
     labelled: Labelled,
-    captioned: Captioned | None,
+    captioned: Dataset | None,
     alphas: list[float],
     size: int,
     head: Head = "value",
