@@ -31,7 +31,7 @@ def test_a_table_end_to_end_again_and_after_a_loss(root: Path, tmp_path: Path, c
     main(words)
     assert "0 of 3 commands are done already" in capfd.readouterr().err
     content = json.loads((out / "results" / "tabA1-clipself.json").read_text())
-    assert content["on"] == "tiny" and content["seeds"] == [3] and len(content["values"]["region1"]) == 1
+    assert content["settings"]["on"] == "tiny" and content["seeds"] == [3] and len(content["values"]["region1"]) == 1
     assert [one.split()[1] for one in content["commands"]] == ["distill", "evaluate"]
     assert all(seconds > 0 for seconds in content["seconds"])
     page = (out / "results.md").read_text()
@@ -102,6 +102,22 @@ def test_done_is_what_the_same_words_made(stage: Stage, tmp_path: Path) -> None:
     assert not reproduce._is_done(stage, job)
 
 
+def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_path: Path) -> None:
+    """Also where the two were run by commands for different tables."""
+    first, second = world(tmp_path, "first"), world(tmp_path, "second", needs=("first",))
+    for job in (first, second):
+        job.makes.parent.mkdir()
+        job.makes.write_text("{}")
+        reproduce._note_done(stage, job, 1.0)
+    jobs = {"first": first, "second": second}
+    assert reproduce._undone(stage, jobs) == {}
+    time.sleep(1.1)  # a stamp has the second in which the command ended
+    reproduce._note_done(stage, first, 1.0)
+    assert set(reproduce._undone(stage, jobs)) == {"second"}
+    reproduce._stamp(stage, "first").write_text("{")
+    assert set(reproduce._undone(stage, jobs)) == {"first", "second"}
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, root: Path, tmp_path: Path) -> None:
     words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "1"]
@@ -126,6 +142,8 @@ def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, r
         (["tab1", "--on", "nowhere"], "--on: need world, or the folder of a COCO root; got nowhere"),
         (["tab1", "--seeds", "1", "1"], "--seeds: need different numbers"),
         (["tab1", "--jobs", "0"], "--jobs, --steps: need at least 1"),
+        (["tab1", "--model", "EVA02-B-16"], "--model EVA02-B-16: needs weights"),
+        (["figs", "--cnn", "RN50"], "--cnn RN50: needs weights"),
     ],
 )
 def test_wrong_flags_are_refused(words: list[str], told: str, capfd: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from saccade.errors import InputError
 from saccade.ledger.jobs import Stage, jobs_for, measured
-from saccade.ledger.page import BY_HAND, read_results, write_page, write_results
+from saccade.ledger.page import BY_HAND, check_page, read_results, settings_of, write_page, write_results
 from saccade.ledger.rows import Row, rows_of
 from saccade.ledger.scale import SMALL
 
@@ -28,12 +28,12 @@ def stage(tmp_path: Path) -> Stage:
 
 def write(stage: Stage, tmp_path: Path) -> str:
     rows = tuple(row for row in rows_of(SMALL) if row.table == "tab1")
-    seconds = {"m4-0": 60.0}
     jobs = jobs_for(stage, rows)
     done = {name: job for name, job in jobs.items() if "/" not in name or job.makes.exists()}
-    write_results(stage, rows, done, tmp_path / "results", seconds=seconds)
+    stamps = {name: {"seconds": 60.0, "versions": {"saccade": "1"}} for name in done}
+    write_results(stage, rows, done, tmp_path / "results", stamps=stamps)
     page = tmp_path / "docs" / "results.md"
-    write_page(page, tmp_path / "results", scale=SMALL)
+    write_page(page, tmp_path / "results", scale=SMALL, settings=settings_of(stage))
     return page.read_text()
 
 
@@ -57,7 +57,7 @@ def test_rows_measured_with_every_seed_are_written_and_shown(stage: Stage, tmp_p
     content = json.loads((tmp_path / "results" / "m4.json").read_text())
     assert content["values"]["boxes"] == [54.0, 55.0, 56.0] and content["seeds"] == [0, 1, 2]
     assert [command.split()[1] for command in content["commands"]] == ["world", "distill", "evaluate"]
-    assert content["seconds"] == [None, 60.0, None]
+    assert content["seconds"] == [60.0] * 3
 
 
 def test_what_is_written_by_hand_stays(stage: Stage, tmp_path: Path) -> None:
@@ -70,7 +70,37 @@ def test_what_is_written_by_hand_stays(stage: Stage, tmp_path: Path) -> None:
     assert second.count(BY_HAND) == 1
 
 
+def test_another_file_in_the_pages_place_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    check_page(page)
+    page.write_text("mine")
+    with pytest.raises(InputError, match="need a new file"):
+        check_page(page)
+    page.write_text(f"made\n{BY_HAND}\nmine")
+    check_page(page)
+
+
+def test_rows_of_other_settings_are_not_compared(stage: Stage, tmp_path: Path) -> None:
+    fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
+    assert "| CLIP as it comes | 4.0 |" in write(stage, tmp_path)
+    write_page(tmp_path / "p.md", tmp_path / "results", scale=SMALL, settings={**settings_of(stage), "limit": 5})
+    assert "| CLIP as it comes |" not in (tmp_path / "p.md").read_text()
+
+
+def test_places_on_this_machine_are_told_by_what_they_are(tmp_path: Path) -> None:
+    stage = Stage(
+        str(tmp_path / "coco"), tmp_path / "out", tmp_path / "docs", SMALL, str(tmp_path / "clip"), None, (0,)
+    )
+    row = next(row for row in rows_of(SMALL) if row.name == "untouched")
+    fill(stage, row, 4.0)
+    jobs = jobs_for(stage, (row,))
+    stamps = {name: {"seconds": 1.0, "versions": {}} for name in jobs}
+    [path] = write_results(stage, (row,), jobs, tmp_path / "results", stamps=stamps)
+    assert str(tmp_path) not in path.read_text()
+    assert "--data DATA" in path.read_text() and "--out OUT/untouched/regions.json" in path.read_text()
+
+
 def test_a_strange_file_among_the_rows_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(InputError, match=r"x\.json: need a row of the ledger; KeyError: 'row'"):
+    with pytest.raises(InputError, match=r"x\.json: need a row of the ledger; KeyError: 'settings'"):
         read_results(tmp_path)

@@ -8,9 +8,9 @@ import pytest
 from saccade.cli.main import parse
 from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for, seeds_of
 from saccade.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
-from saccade.ledger.scale import PAPER, SMALL, Scale
+from saccade.ledger.scale import B16, L14, SMALL, Scale, scale_of
 
-SCALES = pytest.mark.parametrize("scale", [SMALL, PAPER], ids=["small", "paper"])
+SCALES = pytest.mark.parametrize("scale", [SMALL, B16, L14], ids=["small", "b16", "l14"])
 WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0, 1, 2))
 
 
@@ -34,6 +34,20 @@ def test_claims_are_about_rows_and_their_metrics(scale: Scale) -> None:
             assert metric in metrics[name], (claim.text, side)
 
 
+def test_sizes_fit_the_patches() -> None:
+    for scale, patch in ((SMALL, 8), (B16, 16), (L14, 14)):
+        assert not [size for size in (scale.size, *scale.sweep, *scale.sizes) if size % patch], scale
+    named = [scale_of(name, small="saccade-small") for name in ("saccade-small", "EVA02-B-16", "EVA02-L-14-336")]
+    assert named == [SMALL, B16, L14]
+
+
+def test_a_sweep_of_alpha_takes_students_that_are_not_mixed() -> None:
+    stage = Stage("coco", Path("o"), Path("docs/results"), B16, "EVA02-B-16", "w.pt", (0,))
+    jobs = jobs_for(stage, tuple(row for row in rows_of(B16) if row.measure == "pareto"))
+    assert "--alpha" not in jobs["clipself-unmixed-0"].words and "--alpha" in jobs["clipself-0"].words
+    assert jobs["pareto-0/pareto"].needs == ("clipself-unmixed-0", "keep-unmixed-0")
+
+
 def test_all_of_an_ablation_is_compared_step_by_step() -> None:
     claim = next(one for one in claims_of(SMALL) if "blocks" in one.text)
     assert claim.pairs == (
@@ -48,7 +62,7 @@ def test_all_of_an_ablation_is_compared_step_by_step() -> None:
     "stage",
     [
         WORLD,
-        Stage("world", Path("o"), Path("docs/results"), PAPER, "EVA02-B-16", "w.pt", (0, 1), cnn="rn", limit=4),
+        Stage("world", Path("o"), Path("docs/results"), B16, "EVA02-B-16", "w.pt", (0, 1), cnn="rn", limit=4),
         Stage("coco", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (3,)),
     ],
     ids=["world", "paper", "coco"],
@@ -84,15 +98,15 @@ def test_a_run_of_another_head_is_measured_with_it() -> None:
 def test_what_other_data_cannot_have_is_left_out_with_the_reason() -> None:
     stage = Stage("coco", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0,))
     left = {row.name: reason for row in rows_of(SMALL) if (reason := is_left_out(stage, row))}
-    assert set(left) == {"tab8-other", "figs-cnn"}
+    assert set(left) == {"tab8-other", "figs-cnn", "image-text", "tab8-region-text"}, "no captions there"
     assert "--cnn" in left["figs-cnn"]
     named = replace(stage, cnn="rn50")
-    assert {row.name for row in rows_of(SMALL) if is_left_out(named, row)} == {"tab8-other"}
+    assert {row.name for row in rows_of(SMALL) if is_left_out(named, row)} == set(left) - {"figs-cnn"}
 
 
 def test_the_numbers_of_the_paper_reach_the_command() -> None:
-    stage = Stage("coco", Path("o"), Path("docs/results"), PAPER, "EVA02-B-16", "w.pt", (0,))
-    rows = tuple(row for row in rows_of(PAPER) if row.name in ("m4", "layers0", "size0"))
+    stage = Stage("coco", Path("o"), Path("docs/results"), B16, "EVA02-B-16", "w.pt", (0,))
+    rows = tuple(row for row in rows_of(B16) if row.name in ("m4", "layers0", "size0"))
     jobs: dict[str, Job] = jobs_for(stage, rows)
     assert "--alpha 0.7" in " ".join(jobs["m4-0"].words) and "--steps 44358" in " ".join(jobs["m4-0"].words)
     assert "--layers 3" in " ".join(jobs["last3-0"].words)

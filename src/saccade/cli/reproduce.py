@@ -5,6 +5,7 @@ done again: the same command goes on where an earlier one stopped, and rows that
 runs in a process of its own, forked from one that has imported the libraries already.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -25,10 +26,9 @@ from saccade.engine.config import SMALL, hold_folder
 from saccade.errors import InputError
 from saccade.files import versions, write_whole
 from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
-from saccade.ledger.page import write_page, write_results
+from saccade.ledger.page import check_page, settings_of, write_page, write_results
 from saccade.ledger.rows import TABLES, Row, rows_of
-from saccade.ledger.scale import PAPER
-from saccade.ledger.scale import SMALL as SMALL_SCALE
+from saccade.ledger.scale import scale_of
 
 Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "all"]
 PRELOADED = ["saccade.cli.distill", "saccade.objectives.clipself", "saccade.evaluate.regions", "saccade.engine.fit"]
@@ -38,7 +38,7 @@ PRELOADED = ["saccade.cli.distill", "saccade.objectives.clipself", "saccade.eval
 class Reproduce:
     """Run the rows of the paper's tables and write what came out beside the published numbers.
 
-    On the world everything runs offline, about an hour and a half on two cores for `all`. On a COCO root it trains and
+    On the world everything runs offline, about two hours on two cores for `all`. On a COCO root it trains and
     measures --model there. The same command goes on where it was stopped and skips what is done.
     """
 
@@ -50,15 +50,20 @@ class Reproduce:
     out: Path = Path("runs/reproduce")
     """Where runs, measurements and logs go."""
     results: Path | None = None
-    """Folder of one JSON file a row; default: results for the world, OUT/results for other data."""
+    """Folder of one JSON file a row; default: results for the world, OUT/results for anything else (other data, another
+    --model, --steps or --limit)."""
     page: Path | None = None
-    """The page; default: docs/results.md for the world, OUT/results.md for other data. Plots go beside it."""
+    """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
+    its name."""
     model: str = SMALL
-    """The CLIP to distil; another than the small one is trained with the paper's numbers."""
+    """The CLIP to distil; another than the small one is trained with the paper's numbers (B/16's, or L/14's where its
+    name says so)."""
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or a tag."""
     cnn: str | None = None
     """A residual CLIP for the figures; default: the world's own, pretrained here; none on other data."""
+    cnn_pretrained: str | None = None
+    """Its weights, where it is the name of an architecture."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every training is run once with each."""
     steps: int | None = None
@@ -82,8 +87,9 @@ def run(config: Reproduce) -> None:
         InputError: a flag is wrong, or another command writes to the same folder.
         SystemExit: 1 where a command failed (its log is named, the others were run), 130 and 143 after a signal.
     """
-    page = config.page or (Path("docs/results.md") if config.on == "world" else config.out / "results.md")
-    stage, rows = _stage(config, figures=page.with_suffix("")), _rows(config)
+    results, page = _targets(config)
+    stage = _stage(config, figures=page.with_suffix(""))
+    rows = _rows(config, stage)
     for row in rows:
         if (reason := is_left_out(stage, row)) is not None:
             print(f"{row.name} is left out: {reason}", file=sys.stderr)
@@ -93,21 +99,29 @@ def run(config: Reproduce) -> None:
         for job in [*todo.values(), *(job for name, job in jobs.items() if name not in todo)]:
             print(f"{'' if job.name in todo else '# done: '}saccade {shlex.join(job.words)}")
         return
+    check_page(page)
     config.out.mkdir(parents=True, exist_ok=True)
     lock = hold_folder(config.out)  # noqa: F841  until this function is left
     _write_names(stage)
     print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
     failed = _run_all(stage, jobs, todo, at_once=config.jobs)
-    results = config.results or (Path("results") if stage.is_world else config.out / "results")
     left = _undone(stage, jobs)
     done = {name: job for name, job in jobs.items() if name not in left}
-    written = write_results(stage, rows, done, results, seconds=_seconds(stage))
-    write_page(page, results, scale=stage.scale)
+    stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
+    written = write_results(stage, rows, done, results, stamps=stamps)
+    write_page(page, results, scale=stage.scale, settings=settings_of(stage))
     print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
     if failed:
         lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
         print("\n".join([f"{len(failed)} commands did not end well:", *lines]), file=sys.stderr)
         raise SystemExit(1)
+
+
+def _targets(config: Reproduce) -> tuple[Path, Path]:
+    """Where the rows' files and the page go: in the project for the world as it is meant, else beside the runs."""
+    is_usual = config.on == "world" and config.model == SMALL and config.steps is None and config.limit is None
+    results, page = ("results", "docs/results.md") if is_usual else (config.out / "results", config.out / "results.md")
+    return config.results or Path(results), config.page or Path(page)
 
 
 def _stage(config: Reproduce, *, figures: Path) -> Stage:
@@ -118,7 +132,18 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
         raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
     if config.jobs < 1 or (config.steps is not None and config.steps < 1):
         raise InputError("--jobs, --steps: need at least 1.")
-    scale = SMALL_SCALE if config.model == SMALL else PAPER
+    for flag, name, weights in (
+        ("model", config.model, config.pretrained),
+        ("cnn", config.cnn, config.cnn_pretrained),
+    ):
+        is_named = name in (None, SMALL) or Path(str(name)).exists() or ":" in str(name)
+        if not is_named and weights is None:
+            told = "--pretrained" if flag == "model" else "--cnn-pretrained"
+            raise InputError(
+                f"--{flag} {name}: needs weights, else its rows would be of random ones. Name a file or tag with "
+                f"{told}, or a model folder."
+            )
+    scale = scale_of(config.model, small=SMALL)
     if config.steps is not None:
         scale = replace(scale, steps=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
     return Stage(
@@ -130,6 +155,7 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
         pretrained=config.pretrained,
         seeds=config.seeds,
         cnn=config.cnn,
+        cnn_pretrained=config.cnn_pretrained,
         limit=config.limit,
         device=config.device,
         workers=config.workers,
@@ -150,12 +176,11 @@ def _write_names(stage: Stage) -> None:
     write_whole(stage.names, "".join(f"{name}\n" for name in names).encode())
 
 
-def _rows(config: Reproduce) -> tuple[Row, ...]:
+def _rows(config: Reproduce, stage: Stage) -> tuple[Row, ...]:
     wanted = set(TABLES) if "all" in config.tables else set(config.tables)
     if not wanted:
         raise InputError(f"reproduce: need tables, some of {', '.join(TABLES)}, or all.")
-    scale = SMALL_SCALE if config.model == SMALL else PAPER
-    return tuple(row for row in rows_of(scale) if row.table in wanted)
+    return tuple(row for row in rows_of(stage.scale) if row.table in wanted)
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -171,11 +196,45 @@ def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
 
 
 def _is_done(stage: Stage, job: Job) -> bool:
-    """Whether this very command ended well before, and what it made is still there."""
+    """Whether this very command ended well, after what it needs did as that stands now, and what it made is there."""
+    stamp = _read_stamp(stage, job.name)
+    return (
+        job.makes.exists()
+        and stamp is not None
+        and stamp["words"] == list(job.words)
+        and stamp["after"] == {need: _digest(stage, need) for need in job.needs}
+    )
+
+
+def _read_stamp(stage: Stage, name: str) -> dict[str, Any] | None:
+    """What was noted when a command ended well; None where it did not, or the note is damaged."""
     try:
-        return job.makes.exists() and json.loads(_stamp(stage, job.name).read_bytes())["words"] == list(job.words)
+        stamp = json.loads(_stamp(stage, name).read_bytes())
+        return {key: stamp[key] for key in ("name", "words", "after", "seconds", "versions")}
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+
+
+def _digest(stage: Stage, name: str) -> str | None:
+    """Stands for one run of a command: another run of it, or of what it needs, has another."""
+    path = _stamp(stage, name)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _note_done(stage: Stage, job: Job, seconds: float) -> None:
+    """Write a command's stamp. A training that was stopped in between has no time: only its last part is known."""
+    log = _log(stage, job.name)
+    starts = log.read_text(errors="replace").count("$ saccade ") if log.exists() else 1
+    is_whole = job.words[0] == "evaluate" or starts == 1
+    content = {
+        "name": job.name,
+        "words": list(job.words),
+        "after": {need: _digest(stage, need) for need in job.needs},
+        "ended": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+        "seconds": round(seconds, 1) if is_whole else None,
+        "versions": versions(),
+    }
+    write_whole(_stamp(stage, job.name), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _stamp(stage: Stage, name: str) -> Path:
@@ -184,12 +243,6 @@ def _stamp(stage: Stage, name: str) -> Path:
 
 def _log(stage: Stage, name: str) -> Path:
     return stage.out / "logs" / f"{name.replace('/', '-')}.log"
-
-
-def _seconds(stage: Stage) -> dict[str, float]:
-    """How long every command took that is done [seconds]."""
-    stamps = [json.loads(path.read_bytes()) for path in (stage.out / "done").glob("*.json")]
-    return {stamp["name"]: stamp["seconds"] for stamp in stamps}
 
 
 def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_once: int) -> dict[str, str]:
@@ -205,8 +258,6 @@ def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_onc
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes to come
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    for name in todo:
-        _stamp(stage, name).unlink(missing_ok=True)  # what is made anew makes what was made from it stale
     waiting, running, failed = dict(todo), dict[str, tuple[BaseProcess, float]](), dict[str, str]()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with (
@@ -222,6 +273,7 @@ def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_onc
                         failed[name] = f"{lost} failed before"
                         del waiting[name]
                     elif len(running) < at_once and not any(need in waiting or need in running for need in job.needs):
+                        _stamp(stage, name).unlink(missing_ok=True)  # until it ends well again
                         process = context.Process(target=_work, args=(job.words, str(_log(stage, name))))
                         process.start()
                         running[name] = (process, time.perf_counter())
@@ -247,11 +299,6 @@ def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_onc
             print("saccade: stopped; what ran was saved. The same command goes on.", file=sys.stderr)
             raise SystemExit(stop.args[0] if stop.args else 130) from None
     return failed
-
-
-def _note_done(stage: Stage, job: Job, seconds: float) -> None:
-    content = {"name": job.name, "words": list(job.words), "seconds": round(seconds, 1), "versions": versions()}
-    write_whole(_stamp(stage, job.name), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _work(words: tuple[str, ...], log: str) -> None:

@@ -7,7 +7,7 @@ share are run once. Deliberately absent: running them (`saccade.cli.reproduce`),
 (`results.py`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from saccade.ledger.rows import Row, Run, runs_of
@@ -43,7 +43,7 @@ class Stage:
     limit: int | None = None  # pictures measured
     device: str = "auto"
     workers: int = 0
-    extra: tuple[str, ...] = field(default=())  # words for every training
+    cnn_pretrained: str | None = None  # its weights
 
     @property
     def is_world(self) -> bool:
@@ -88,6 +88,9 @@ def is_left_out(stage: Stage, row: Row) -> str | None:
     run = None if row.run is None or row.run == "cnn" else runs_of(stage.scale)[row.run]
     if run is not None and "pairs" in run.needs and not stage.is_world:
         return "it needs pictures of another domain; use `saccade distill --data SHARDS` by hand"
+    captions = stage.data / "annotations" / "captions_train2017.json"
+    if run is not None and "captions" in run.needs and not stage.is_world and not captions.is_file():
+        return f"it needs captions, and there is no {captions}"
     return None
 
 
@@ -127,12 +130,12 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
         case "masked":
             words = ["evaluate", "regions", *model, *common, "--sizes", size, "--masked", "--no-crops"]
         case "retrieval":
-            words = ["evaluate", "retrieval", *model, *reference, *common, "--size", size, "--seed", str(seed)]
+            words = ["evaluate", "retrieval", *model, *reference, *common, "--size", size, "--seed", "0"]
         case "global":
             words = ["evaluate", "global", *model, *reference, *common]
         case "pareto":
-            named = [f"{run}={_folder(stage, run, seed) / 'model'}" for run in SWEPT]
-            needs = tuple(_train(stage, runs_of(stage.scale)[run], seed, jobs) for run in SWEPT)
+            needs = tuple(_train(stage, runs_of(stage.scale)[run], seed, jobs, mixed=False) for run in SWEPT)
+            named = [f"{run}={stage.out / need / 'model'}" for run, need in zip(SWEPT, needs, strict=True)]
             plot = ["--plot", str(stage.figures / "pareto.png")] if seed == stage.seeds[0] else []
             words = ["evaluate", "pareto", "--model", *named, *reference, *common, "--size", size, *plot]
     jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
@@ -144,14 +147,17 @@ def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tup
     if row.run is None:
         return data, ["--model", stage.model, *_pretrained(stage)]
     if row.run == "cnn":
-        return (*data, *_cnn(stage, jobs)), ["--model", str(stage.cnn or stage.out / "cnn")]
+        weights = [] if stage.cnn_pretrained is None else ["--pretrained", stage.cnn_pretrained]
+        return (*data, *_cnn(stage, jobs)), ["--model", str(stage.cnn or stage.out / "cnn"), *weights]
     training = _train(stage, runs_of(stage.scale)[row.run], seed, jobs)
     return (training,), ["--model", str(_folder(stage, row.run, seed) / "model")]
 
 
-def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job]) -> str:
-    """Add a training; its name."""
-    folder = _folder(stage, run.name, seed)
+def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job], *, mixed: bool = True) -> str:
+    """Add a training; its name. One that is not mixed leaves the student as it is, to be mixed afterwards."""
+    alpha = stage.scale.alpha if mixed else 1.0
+    unmixed = "-unmixed" if alpha != stage.scale.alpha else ""
+    folder = _folder(stage, run.name + unmixed, seed)
     name = folder.name
     if name in jobs:
         return name
@@ -162,11 +168,13 @@ def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job]) -> str:
         "{names}": str(stage.names),
     }
     words = ["distill", "--data", places[run.data], "--out", str(folder), "--model", stage.model, *_pretrained(stage)]
-    words += ["--steps", str(stage.scale.steps), "--batch", str(stage.scale.batch), "--seed", str(seed)]
-    words += [] if "--student-size" in run.flags else ["--student-size", str(stage.scale.size)]
-    words += [] if stage.scale.alpha == 1 else ["--alpha", str(stage.scale.alpha)]
+    usual = {
+        "--steps": stage.scale.steps, "--batch": stage.scale.batch, "--seed": seed, "--student-size": stage.scale.size,
+    }  # fmt: skip
+    words += [word for flag, value in usual.items() if flag not in run.flags for word in (flag, str(value))]
+    words += [] if alpha == 1 else ["--alpha", str(alpha)]
     words += [places.get(word, word) for word in run.flags]
-    words += ["--workers", str(stage.workers), "--device", stage.device, "--keep-checkpoints", "1", *stage.extra]
+    words += ["--workers", str(stage.workers), "--device", stage.device, "--keep-checkpoints", "1"]
     needs = [*_data(stage, jobs)]
     if "proposals" in run.needs:
         needs += _proposals(stage, jobs)

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from saccade.errors import InputError
-from saccade.files import versions, write_whole
+from saccade.files import check_target, write_whole
 from saccade.ledger.jobs import Job, Stage, is_trained, job_name, measured, seeds_of
-from saccade.ledger.results import Compared, Values, judge, read_metrics, spread, verdict_of
+from saccade.ledger.results import MARGIN, Compared, Values, judge, read_metrics, spread, verdict_of
 from saccade.ledger.rows import TABLES, Row, claims_of, rows_of
 from saccade.ledger.scale import Scale
 
@@ -35,7 +35,7 @@ FIGURES = {"figs": ("sizes.png", "kmeans.png"), "global": ("pareto.png",)}
 
 
 def write_results(
-    stage: Stage, rows: tuple[Row, ...], jobs: dict[str, Job], folder: Path, *, seconds: dict[str, float]
+    stage: Stage, rows: tuple[Row, ...], jobs: dict[str, Job], folder: Path, *, stamps: dict[str, dict[str, Any]]
 ) -> list[Path]:
     """Write one JSON file a row whose commands are done with every seed.
 
@@ -44,7 +44,7 @@ def write_results(
         rows: of the tables asked for; those not done are passed over.
         jobs: the commands that are done, by name.
         folder: receives NAME.json.
-        seconds: how long each command took, by its name.
+        stamps: "seconds" and "versions" of each command, by its name.
 
     Returns:
         The files written.
@@ -60,19 +60,42 @@ def write_results(
             "row": row.name,
             "table": row.table,
             "title": row.title,
-            "on": "world" if stage.is_world else Path(stage.on).name,
-            "model": stage.model,
+            "settings": settings_of(stage),
             "seeds": list(seeds),
-            "values": {metric: [round(one[metric], 3) for one in found] for metric in row.metrics},
+            "values": {metric: [_rounded(one[metric]) for one in found] for metric in row.metrics},
             "published": dict(row.published),
-            "commands": [shlex.join(("saccade", *job.words)) for job in first],
-            "seconds": [seconds.get(job.name) for job in first],
-            "versions": versions(),
+            "commands": [shlex.join(("saccade", *(_shown(stage, word) for word in job.words))) for job in first],
+            "seconds": [stamps[job.name]["seconds"] for job in first],
+            "versions": stamps[first[-1].name]["versions"],
         }
         path = folder / f"{row.name}.json"
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
         written.append(path)
     return written
+
+
+def settings_of(stage: Stage) -> dict[str, Any]:
+    """What all rows of one page share; rows of other settings are not compared with them."""
+    on = "world" if stage.is_world else Path(stage.on).name
+    return {"on": on, "model": _named(stage.model), "steps": stage.scale.steps, "limit": stage.limit}
+
+
+def _named(model: str) -> str:
+    """A model's name, or the end of its path."""
+    return "/".join(Path(model).parts[-2:]) if Path(model).is_absolute() else model
+
+
+def _shown(stage: Stage, word: str) -> str:
+    """A word of a command as others may read it: places on this machine by what they are."""
+    places = {str(stage.out): "OUT", str(stage.figures): "PAGE", stage.on: "DATA", stage.model: _named(stage.model)}
+    for place, name in places.items():
+        if Path(place).is_absolute():
+            word = word.replace(place, name)
+    return word
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _chain(name: str, jobs: dict[str, Job]) -> list[str]:
@@ -93,7 +116,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_bytes())
-            found[content["row"]] = content
+            found[content["row"]] = {key: content[key] for key in ("settings", "seeds", "values", "commands")}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: need a row of the ledger; {type(error).__name__}: {error}. Delete it."
@@ -104,33 +127,48 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------------------- page
 
 
-def write_page(page: Path, folder: Path, *, scale: Scale) -> None:
+def check_page(page: Path) -> None:
+    """Refuse to write over a file that is no page of the ledger.
+
+    Raises:
+        InputError: it is one.
+    """
+    check_target(page, flag="--page")
+    if page.exists() and BY_HAND not in page.read_text(errors="replace"):
+        raise InputError(
+            f"--page {page}: need a new file or a page of `saccade reproduce`; this is another. Name another."
+        )
+
+
+def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, Any]) -> None:
     """Write the page from the rows' files.
 
     Args:
         page: a Markdown file; what stands below `BY_HAND` is kept.
         folder: of the rows' files.
         scale: which rows and claims there are.
+        settings: rows of others are passed over.
     """
-    results = read_results(folder)
+    results = {name: one for name, one in read_results(folder).items() if one["settings"] == settings}
     kept = page.read_text().partition(BY_HAND)[2] if page.exists() else "\n"
-    text = "\n".join([*_head(results), *_tables(results, scale, page), BY_HAND])
+    text = "\n".join([*_head(results, settings), *_tables(results, scale, page), BY_HAND])
     write_whole(page, (text + kept).encode())
 
 
-def _head(results: dict[str, dict[str, Any]]) -> list[str]:
-    said = sorted({f"{one['model']} on {one['on']}" for one in results.values()})
+def _head(results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> list[str]:
+    said = f"{settings['model']} on {settings['on']}, {settings['steps']} steps a training"
     seeds = sorted({len(one["seeds"]) for one in results.values()})
     return [
         "# Results",
         "",
         "Written by `saccade reproduce`; every number comes from the JSON file of its row, which holds the commands as",
-        f"typed, the value with each seed, and the time. Measured: {', '.join(said)}.",
+        f"typed, the value with each seed, and the time. Measured: {said}.",
         "Published: EVA-02 B/16 on COCO, where we know the number. Top-1 mAcc [%] unless said; mean and standard",
         f"deviation over {' or '.join(map(str, seeds))} seeds (a CLIP as it comes has none).",
         "",
-        "A claim *holds* where each difference is more than twice its standard error over seeds, is *contradicted*",
-        "where one is so in the other direction, and is *not told apart* otherwise.",
+        "A claim *holds* where each difference lies outside its 95 % confidence interval over seeds (Student's t), is",
+        "*contradicted* where one does so in the other direction, and is *not told apart* otherwise. Rows without",
+        f"seeds (a CLIP as it comes, the CNN) are compared with a margin of {MARGIN:g} points.",
         "",
     ]
 
@@ -166,7 +204,9 @@ def _table(rows: list[Row], metrics: tuple[str, ...], results: dict[str, dict[st
     return [*lines, ""]
 
 
-def _mean(values: list[float]) -> str:
+def _mean(values: list[Any]) -> str:
+    if None in values:
+        return "-"
     return f"{fmean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
 
 
@@ -197,7 +237,7 @@ def _verdicts(table: str, measured: dict[str, Values], scale: Scale) -> list[str
 
 def _told(pair: Compared) -> str:
     if pair.difference is None:
-        return f"{pair.more} - {pair.less} not run"
+        return f"{pair.more} over {pair.less} {'not run' if pair.verdict == 'not run' else 'with one seed'}"
     doubt = "" if pair.verdict == "holds" else f" ({pair.verdict})"
     (row, metric), (other, metric_) = pair.more.split(".", 1), pair.less.split(".", 1)
     what = metric if metric == metric_ else f"{metric} over {metric_}"

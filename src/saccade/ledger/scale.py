@@ -4,7 +4,7 @@ The paper's ablations are stated for a ViT-B/16 of 12 blocks that sees 1024 pixe
 proportion. Deliberately absent: anything a flag of `saccade distill` decides by itself (learning rate, decay, warm-up).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ SMALL = Scale(
     window=6,  # a quarter of the grid's side, as 16 is of 64
     proposal_steps=300,
 )
-PAPER = Scale(
+B16 = Scale(
     steps=44_358,
     batch=2,
     size=1024,
@@ -43,3 +43,23 @@ PAPER = Scale(
     proposal_steps=20_000,
     alpha=0.7,
 )
+L14 = replace(
+    B16,  # the paper's ablations are of B/16; here in proportion, on whole patches of 14
+    size=896,
+    sweep=(224, 336, 448, 560, 672, 896),
+    sizes=(280, 420, 560, 700),
+    layers=(6, 12, 18),
+    alpha=0.95,
+)
+
+
+def scale_of(model: str, *, small: str) -> Scale:
+    """The numbers that go with a model: the small CLIP's own, else the paper's for patches of 14 or of 16.
+
+    Args:
+        model: name or folder.
+        small: what the small CLIP is called.
+    """
+    if model == small:
+        return SMALL
+    return L14 if "-14" in model else B16
