@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from saccade.cli.distill import _open_pictures
+from saccade.cli.main import main
 from saccade.data.loader import PictureSource
 from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.config import DistillConfig, check_config, regions_of, run_record
+from saccade.engine.config import DistillConfig, check_config, contents_of, regions_of, run_record
 from saccade.errors import InputError
 from saccade.types import Sample
 
@@ -82,3 +83,23 @@ def test_grid_and_boxes_together_are_refused():
 def test_a_folder_is_one_folder_with_and_without_its_slash():
     records = [run_record(DistillConfig(data=data, out=Path("o")), {}) for data in ("a/b", "a/b/", "http://h/a.tar")]
     assert records[0] == records[1] and records[2]["data"] == "http://h/a.tar"
+
+
+def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_path, capsys):
+    flags = ["--steps", "1", "--batch", "1", "--student-size", "64", "--workers", "0", "--no-tensorboard"]
+    boxes, out = tmp_path / "b.json", tmp_path / "run"
+    command = ["distill", "--data", str(world), "--boxes", str(boxes), "--out", str(out), "--device", "cpu", *flags]
+    boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 60]]}')
+    main(command)
+    main(command)
+    assert "finished already" in capsys.readouterr().err
+    boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 61]]}')
+    with pytest.raises(SystemExit) as done:
+        main(command)
+    said = capsys.readouterr().err
+    assert done.value.code == 2 and "holds another run" in said and "  boxes_sha256: there " in said
+    # of the empty file, as `sha256sum` prints it
+    boxes.write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert contents_of(DistillConfig("d", out, captions=boxes)) == {"captions_sha256": empty}
+    assert contents_of(DistillConfig("d", out)) == {}

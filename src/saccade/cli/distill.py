@@ -32,6 +32,7 @@ from saccade.engine.config import (
     check_config,
     check_writable,
     claim_folder,
+    contents_of,
     hold_folder,
     numbers_of,
     regions_of,
@@ -145,7 +146,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     record: dict[str, Any] = {}
     with processes.together():
         if processes.is_first:
-            facts = {**asdict(numbers), "weights": digest, "processes": processes.size}
+            facts = {**asdict(numbers), **contents_of(config), "weights": digest, "processes": processes.size}
             record = run_record(config, facts if nouns is None else {**facts, **nouns.facts()})
             claim_folder(config.out, record, may_change=MAY_CHANGE)
             lock = hold_folder(config.out)  # noqa: F841  until this function is left

@@ -6,6 +6,7 @@ torch, so that `--help` is instant. Deliberately absent: configuration files, in
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -285,8 +286,18 @@ def _check_objective(config: DistillConfig) -> None:
         raise InputError("--captions, --nouns: region-text takes its nouns from one of them. Leave the other out.")
 
 
+def contents_of(config: DistillConfig) -> dict[str, str]:
+    """What makes a run with other contents of --boxes or --captions another run: the sha256 of each that is given."""
+    found = {}
+    for name, path in {"boxes": config.boxes, "captions": config.captions}.items():
+        if path is not None:
+            with path.open("rb") as file:
+                found[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
-    """The run's identity as JSON: its flags and the facts that no flag holds (digest of the weights, processes)."""
+    """The run's identity as JSON: its flags and the facts that no flag holds (digests of weights and files, processes)."""
     named = {"data": config.data, "validate": config.validate}
     same = {name: str(Path(text)) for name, text in named.items() if text is not None and "://" not in str(text)}
     return json.loads(json.dumps({**asdict(config), **same, **facts}, default=str))  # DIR and DIR/ are one
