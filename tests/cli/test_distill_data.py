@@ -66,11 +66,14 @@ def test_shards_with_boxes_of_ones_own(tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (40, 30)).save(content, "PNG")
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        info = tarfile.TarInfo("k.png")
-        info.size = len(content.getvalue())
-        tar.addfile(info, io.BytesIO(content.getvalue()))
+        for name, part in (("k.png", content.getvalue()), ("k.txt", b"a dog\n")):
+            info = tarfile.TarInfo(name)
+            info.size = len(part)
+            tar.addfile(info, io.BytesIO(part))
     (tmp_path / "b.json").write_text(json.dumps({"k.png": [[1, 2, 30, 99]]}))
     assert drawn(source(tmp_path, boxes=tmp_path / "b.json"), 0) == [(1, 2, 30, 30)]
+    named = source(tmp_path, boxes=tmp_path / "b.json", objective="region-text", min_count=1)
+    assert list(named.dataset.captions) == [("a dog",)] and drawn(named, 0) == [(1, 2, 30, 30)]
     with pytest.raises(InputError, match='regions "boxes" need annotated boxes'):
         source(tmp_path, regions="boxes")
 

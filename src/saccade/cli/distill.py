@@ -311,12 +311,12 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         shard_cache=config.shard_cache,
         progress=progress,
     )
+    if learns_from_captions(config):  # before the boxes, whose records no longer know the texts of their shards
+        dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     if config.boxes is not None:
         note = _judge_boxes(config)
         dataset = with_boxes(dataset, config.boxes)
         dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
-    if learns_from_captions(config):
-        dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     learns_pairs = config.objective == "image-text"
     if learns_pairs:
         dataset = only_captioned(dataset)

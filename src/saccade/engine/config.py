@@ -297,7 +297,7 @@ def contents_of(config: DistillConfig) -> dict[str, str]:
 
 
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
-    """The run's identity as JSON: its flags and the facts that no flag holds (digests of weights and files, processes)."""
+    """The run's identity as JSON: its flags and the facts that no flag holds (digests, processes)."""
     named = {"data": config.data, "validate": config.validate}
     same = {name: str(Path(text)) for name, text in named.items() if text is not None and "://" not in str(text)}
     return json.loads(json.dumps({**asdict(config), **same, **facts}, default=str))  # DIR and DIR/ are one
