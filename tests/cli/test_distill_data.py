@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -106,3 +107,14 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert contents_of(DistillConfig("d", out, captions=boxes)) == {"captions_sha256": empty}
     assert contents_of(DistillConfig("d", out)) == {}
+
+
+def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp_path):
+    novel = json.loads((world / "annotations/splits.json").read_text())["novel"]
+    (told,) = source(world, regions="boxes").dataset.dropped_lines()
+    assert told.startswith("WARNING   --regions boxes") and f"all categories, {len(novel)} novel ones too" in told
+    assert not any("novel ones too" in line for line in source(world).dataset.dropped_lines())
+    plain = tmp_path / "w"
+    shutil.copytree(world, plain)
+    (plain / "annotations/splits.json").unlink()
+    assert source(plain, regions="boxes").dataset.dropped_lines() == []  # nobody says what is novel

@@ -43,6 +43,7 @@ from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.data.loader import BatchLoader, PictureSource
+    from saccade.data.records import Dataset
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
     from saccade.objectives.clipself import ClipSelf
@@ -317,6 +318,8 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         note = _judge_boxes(config)
         dataset = with_boxes(dataset, config.boxes)
         dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
+    elif regions == "boxes":
+        dataset = _note_novel(config, dataset)
     learns_pairs = config.objective == "image-text"
     if learns_pairs:
         dataset = only_captioned(dataset)
@@ -339,6 +342,20 @@ def _judge_boxes(config: DistillConfig) -> str | None:
     assert config.boxes is not None
     split = split_of_root(config.data, annotations=config.annotations)
     return check_provenance(config.boxes, None if split is None else split.novel, allow=config.allow_novel)
+
+
+def _note_novel(config: DistillConfig, dataset: "Dataset") -> "Dataset":
+    """Note that the boxes of the annotations are also those of categories that are to be novel."""
+    from saccade.data.splits import split_of
+
+    split = split_of(dataset, config.data)
+    if split is None or not split.novel:
+        return dataset
+    note = (
+        f"WARNING   --regions boxes: distils the annotated boxes of all categories, {len(split.novel)} novel ones too "
+        f"({split.rule}). For those of base categories alone name proposals with --boxes (see `saccade proposals`)."
+    )
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoader | None":
