@@ -84,17 +84,38 @@ def test_a_file_that_cannot_be_a_split_is_refused(tmp_path, content, reason):
         split_of(named("a", "b"), tmp_path, file=path)
 
 
-def test_of_a_root_only_the_smallest_annotation_file_is_read(tmp_path):
+def write_notes(path: Path, *names: str) -> None:
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+
+
+def test_of_a_root_the_annotation_file_of_the_split_decides(tmp_path):
     notes = tmp_path / "annotations"
     notes.mkdir()
-    categories = [{"id": i, "name": name.replace("_", " ")} for i, name in enumerate(COCO.split())]
-    small = {"images": [], "annotations": [], "categories": categories}
-    (notes / "instances_val2017.json").write_text(json.dumps(small))
-    (notes / "instances_train2017.json").write_text("not JSON, but larger " * 1000)
-    split = split_of_root(tmp_path)
+    write_notes(notes / "instances_train2017.json", *(name.replace("_", " ") for name in COCO.split()))
+    write_notes(notes / "instances_mini2017.json", "a", "b")  # smaller, and no split that anybody asks for
+    split = split_of_root(tmp_path, split="train")
     assert split is not None and split.novel == OV_COCO_NOVEL
-    assert split_of_root(tmp_path / "annotations") is None  # a plain folder
-    assert split_of_root("http://host/{0..3}.tar") is None
+    assert split_of_root(tmp_path, split="val") is None
+    assert split_of_root(tmp_path, split="train", annotations=notes / "instances_mini2017.json") is None
+    assert split_of_root(tmp_path / "annotations", split="train") is None  # a plain folder
+    assert split_of_root("http://host/{0..3}.tar", split="train") is None
+    write_notes(notes / "lvis_v1_train.json", "a")
+    with pytest.raises(InputError, match=r"holds .*instances_train2017\.json and .*lvis_v1_train\.json\. Say which"):
+        split_of_root(tmp_path, split="train")
+
+
+def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file a picture
+    own = tmp_path / "annotations/splits.json"
+    own.write_text('{"base": ["sheep"], "novel": ["sofa"]}')
+    (tmp_path / "annotations/instances_train2017.json").write_text("not JSON")
+    split = split_of_root(tmp_path, split="train")
+    assert split is not None and (split.base, split.novel, split.left_out) == (("sheep",), ("sofa",), ())
+    own.write_text('{"base": ["sheep"], "novel": ["sheep"]}')
+    with pytest.raises(InputError, match="'sheep' stands there twice"):
+        split_of_root(tmp_path, split="train")
 
 
 def test_objects_keep_base_boxes_and_every_crowd():

@@ -340,7 +340,7 @@ def _judge_boxes(config: DistillConfig) -> str | None:
     from saccade.data.splits import split_of_root
 
     assert config.boxes is not None
-    split = split_of_root(config.data, annotations=config.annotations)
+    split = split_of_root(config.data, split=config.split, annotations=config.annotations)
     return check_provenance(config.boxes, None if split is None else split.novel, allow=config.allow_novel)
 
 
