@@ -12,6 +12,7 @@ from saccade.data.splits import (
     OV_COCO_LEFT_OUT,
     OV_COCO_NOVEL,
     as_objects,
+    only_with_objects,
     split_of,
     split_of_root,
 )
@@ -118,11 +119,22 @@ def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path
         split_of_root(tmp_path, split="train")
 
 
-def test_objects_keep_base_boxes_and_every_crowd():
-    boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(4))
-    # base, novel, crowd of the novel, left out
-    record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2), (False, False, True, False))
+def test_objects_keep_base_boxes_and_base_crowds():
+    boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(5))
+    # base, novel, crowd of the novel, crowd of the left out, crowd of the base
+    record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2, 0), (False, False, True, True, True))
     dataset = Dataset("some", named("a", "b", "c").categories, (record, Record(2, Path("y"), 9, 9)), {})
     first, second = as_objects(dataset, ("a",)).records
-    assert (first.boxes, first.labels) == ((boxes[0], boxes[2]), (OBJECT, IGNORED))
+    assert (first.boxes, first.labels) == ((boxes[0], boxes[4]), (OBJECT, IGNORED))
     assert (second.boxes, second.labels, second.crowd) == ((), (), ())
+
+
+def test_pictures_without_an_object_are_left_out_and_counted():
+    box = ((0.0, 0.0, 5.0, 5.0),)
+    marks = ((1, 0, False), (2, 1, False), (3, 0, True))  # base, novel, crowd of the base
+    records = [Record(i, Path("x"), 9, 9, box, (label,), (crowd,)) for i, label, crowd in marks]
+    dataset = Dataset("some", named("a", "b").categories, (*records, Record(4, Path("y"), 9, 9)), {})
+    found = only_with_objects(as_objects(dataset, ("a",)))
+    assert [record.id for record in found.records] == [1]
+    assert found.notes == ("3 of 4 pictures have no object of a base category and are not learned from",)
+    assert only_with_objects(found) is found

@@ -128,15 +128,17 @@ def run(config: Proposals) -> None:
 def _run(config: Proposals, processes: "Processes") -> "Outcome":
     """Pictures, network, training, and the files."""
     from saccade.data.loader import open_data
-    from saccade.data.splits import as_objects, split_of
+    from saccade.data.splits import as_objects, only_with_objects, split_of
     from saccade.engine.checkpoint import digest_module
 
     # --- pictures and network, before anything is written
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
-    split = _split(dataset, split_of(dataset, config.data, file=config.novel), told=str(config.data))
+    found = split_of(dataset, config.data, file=config.novel)
+    split = _split(dataset, found, told=str(config.data))
     others = None if config.pictures is None else open_data(config.pictures, split=config.split, annotations="none")
     objects = as_objects(dataset, split.base)
     _require_boxes(objects, config)
+    objects = objects if found is None else only_with_objects(objects)
     held_out = _held_out(config, dataset)
     objective = _network(config, device=str(processes.device))
     names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}

@@ -126,8 +126,8 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
         names: of the categories whose boxes count; of the others no box is kept.
 
     Returns:
-        The same pictures with two categories: "object", and "ignored" for crowds (of any category), which are neither
-        object nor background.
+        The same pictures with two categories: "object", and "ignored" for crowds of these categories, which are neither
+        object nor background. Crowds of the others have no box either: a novel one must not shape the loss.
     """
     wanted = [category.name in names for category in dataset.categories]
     categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
@@ -136,9 +136,23 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
     )
 
 
+def only_with_objects(dataset: Dataset) -> Dataset:
+    """Leave out the pictures without an object, as detectors are trained on OV-COCO, and note how many these are.
+
+    Args:
+        dataset: of `as_objects`.
+    """
+    records = tuple(record for record in dataset.records if OBJECT in record.labels)
+    without = len(dataset.records) - len(records)
+    if not without:
+        return dataset
+    note = f"{without} of {len(dataset.records)} pictures have no object of a base category and are not learned from"
+    return replace(dataset, records=records, notes=(*dataset.notes, note))
+
+
 def _as_objects(record: Record, wanted: Sequence[bool]) -> Record:
     found = zip(record.boxes, record.labels, record.crowd, strict=True)
-    kept = [(box, IGNORED if crowd else OBJECT, crowd) for box, label, crowd in found if crowd or wanted[label]]
+    kept = [(box, IGNORED if crowd else OBJECT, crowd) for box, label, crowd in found if wanted[label]]
     boxes, labels, crowds = zip(*kept, strict=True) if kept else ((), (), ())
     return replace(record, boxes=boxes, labels=labels, crowd=crowds)
 

@@ -5,9 +5,9 @@
 Two losses over 256 anchors a picture, up to half of them positive: cross-entropy of "is an object", smooth L1 of the
 box. It is trained on the boxes of base categories only. Novel and left-out objects have no box here: what lies on them
 is background, as in the paper's RPN on OV-COCO, so they are found only as far as they look like objects. Anchors that
-lie mostly in a crowd and on no object are left out of the loss. Anchors, matching, sampling and suppression are
-torchvision's, but suppression is over all levels together. Deliberately absent: classes, a second stage that refines
-the boxes, jitter of the scale.
+lie mostly in a crowd of a base category and on no object are left out of the loss. Anchors, matching, sampling and
+suppression are torchvision's, but suppression is over all levels together. Deliberately absent: classes, a second stage
+that refines the boxes, jitter of the scale.
 """
 
 from collections.abc import Sequence
