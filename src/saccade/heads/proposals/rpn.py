@@ -71,7 +71,7 @@ class Proposer(nn.Module):
             flip: mirror half of the pictures in training, drawn from torch's global stream.
 
         Raises:
-            InputError: a size that does not fit.
+            InputError: a size that does not fit, or scales that give anchors of no pixel.
         """
         super().__init__()
         coarsest = pyramid.strides[-1]
@@ -83,6 +83,12 @@ class Proposer(nn.Module):
             tuple(tuple(int(scale * stride) for scale in scales) for stride in pyramid.strides),
             (RATIOS,) * len(pyramid.strides),
         )
+        finest = pyramid.strides[0]
+        if any((one[:, 2:] - one[:, :2]).min() < 1 for one in anchors.cell_anchors):  # they are rounded to whole pixels
+            raise InputError(
+                f"--scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
+                f"finest stride, {finest} pixels. Try {2 / finest:g} or more."
+            )
         self.rpn = RegionProposalNetwork(
             anchors,
             RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
