@@ -3,8 +3,8 @@
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
 OUT/metrics.jsonl and OUT/tensorboard have the losses, OUT/config.json says what was run. What the run will take is told
 before its first step; with --dry-run that is all. The same command continues a stopped run and changes nothing in a
-finished one, but for a product that is missing; with another number of processes, another --batch or --accumulate it
-goes on from the same picture, and says what stays equal.
+finished one, but for a product that is missing; with another number of processes, another --batch or --accumulate
+CLIPSelf goes on from the same picture, and says what stays equal.
 Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
 """
 
@@ -26,7 +26,6 @@ from saccade.cli.objective import (
     trained_head,
 )
 from saccade.engine.config import (
-    MAY_CHANGE,
     DistillConfig,
     Sharing,
     check_config,
@@ -34,6 +33,7 @@ from saccade.engine.config import (
     claim_folder,
     contents_of,
     hold_folder,
+    may_change,
     numbers_of,
     regions_of,
     run_record,
@@ -149,7 +149,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         if processes.is_first:
             facts = {**asdict(numbers), **contents_of(config), "weights": digest, "processes": processes.size}
             record = run_record(config, facts if nouns is None else {**facts, **nouns.facts()})
-            claim_folder(config.out, record, may_change=MAY_CHANGE)
+            claim_folder(config.out, record, may_change=may_change(config))
             lock = hold_folder(config.out)  # noqa: F841  until this function is left
     saved = load_together(checkpoints, processes=processes, tell=tell)
     outcome = Outcome(step=0)

@@ -22,13 +22,8 @@ HARMLESS = (
     *("tensorboard", "track", "dry_run"),
 )
 """Fields that may change between the parts of one run: the weights come out the same."""
-MAY_CHANGE = (
-    *(*HARMLESS, "batch", "accumulate", "processes", "compile", "checkpointing", "fsdp"),
-    *("nonfinite", "nonfinite_limit"),
-)
-"""Fields that may change between the parts of one distillation: also how a step is computed and its pictures shared,
-which depends on the machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not
-finite."""
+SHARED = ("batch", "accumulate", "processes")
+"""Fields that say how the pictures of a step are shared."""
 
 
 @dataclass(frozen=True)
@@ -294,6 +289,18 @@ def contents_of(config: DistillConfig) -> dict[str, str]:
             with path.open("rb") as file:
                 found[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def may_change(config: DistillConfig) -> tuple[str, ...]:
+    """The fields that may change between the parts of one distillation.
+
+    Beside those that are harmless, these are how a step is computed and its pictures shared, which depends on the
+    machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not finite. The
+    objectives that learn from text tell a caption, or a noun, from others drawn for its batch: with other batches they
+    are others.
+    """
+    shared = SHARED if config.objective == "clipself" else ()
+    return (*HARMLESS, *shared, "compile", "checkpointing", "fsdp", "nonfinite", "nonfinite_limit")
 
 
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
