@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from PIL import Image
 
 from saccade.cli.distill import _open_pictures
+from saccade.cli.main import main
 from saccade.data.loader import PictureSource
 from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.config import DistillConfig, check_config, regions_of, run_record
+from saccade.engine.config import DistillConfig, check_config, contents_of, regions_of, run_record
 from saccade.errors import InputError
 from saccade.types import Sample
 
@@ -65,11 +67,14 @@ def test_shards_with_boxes_of_ones_own(tmp_path):
     content = io.BytesIO()
     Image.new("RGB", (40, 30)).save(content, "PNG")
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        info = tarfile.TarInfo("k.png")
-        info.size = len(content.getvalue())
-        tar.addfile(info, io.BytesIO(content.getvalue()))
+        for name, part in (("k.png", content.getvalue()), ("k.txt", b"a dog\n")):
+            info = tarfile.TarInfo(name)
+            info.size = len(part)
+            tar.addfile(info, io.BytesIO(part))
     (tmp_path / "b.json").write_text(json.dumps({"k.png": [[1, 2, 30, 99]]}))
     assert drawn(source(tmp_path, boxes=tmp_path / "b.json"), 0) == [(1, 2, 30, 30)]
+    named = source(tmp_path, boxes=tmp_path / "b.json", objective="region-text", min_count=1)
+    assert list(named.dataset.captions) == [("a dog",)] and drawn(named, 0) == [(1, 2, 30, 30)]
     with pytest.raises(InputError, match='regions "boxes" need annotated boxes'):
         source(tmp_path, regions="boxes")
 
@@ -82,3 +87,34 @@ def test_grid_and_boxes_together_are_refused():
 def test_a_folder_is_one_folder_with_and_without_its_slash():
     records = [run_record(DistillConfig(data=data, out=Path("o")), {}) for data in ("a/b", "a/b/", "http://h/a.tar")]
     assert records[0] == records[1] and records[2]["data"] == "http://h/a.tar"
+
+
+def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_path, capsys):
+    flags = ["--steps", "1", "--batch", "1", "--student-size", "64", "--workers", "0", "--no-tensorboard"]
+    boxes, out = tmp_path / "b.json", tmp_path / "run"
+    command = ["distill", "--data", str(world), "--boxes", str(boxes), "--out", str(out), "--device", "cpu", *flags]
+    boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 60]]}')
+    main(command)
+    main(command)
+    assert "finished already" in capsys.readouterr().err
+    boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 61]]}')
+    with pytest.raises(SystemExit) as done:
+        main(command)
+    said = capsys.readouterr().err
+    assert done.value.code == 2 and "holds another run" in said and "  boxes_sha256: there " in said
+    # of the empty file, as `sha256sum` prints it
+    boxes.write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert contents_of(DistillConfig("d", out, captions=boxes)) == {"captions_sha256": empty}
+    assert contents_of(DistillConfig("d", out)) == {}
+
+
+def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp_path):
+    novel = json.loads((world / "annotations/splits.json").read_text())["novel"]
+    (told,) = source(world, regions="boxes").dataset.dropped_lines()
+    assert told.startswith("WARNING   --regions boxes") and f"all categories, {len(novel)} novel ones too" in told
+    assert not any("novel ones too" in line for line in source(world).dataset.dropped_lines())
+    plain = tmp_path / "w"
+    shutil.copytree(world, plain)
+    (plain / "annotations/splits.json").unlink()
+    assert source(plain, regions="boxes").dataset.dropped_lines() == []  # nobody says what is novel

@@ -2,19 +2,25 @@
 
 import json
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from saccade.cli.distill import _open_pictures
 from saccade.cli.main import main
+from saccade.cli.proposals import file_name_of, write_proposals
 from saccade.data.boxes import parse_boxes
 from saccade.data.loader import open_data
 from saccade.data.provenance import read_provenance
+from saccade.data.records import Member, Record, read_record
 from saccade.data.regions import with_boxes
 from saccade.data.world.write import WorldSize, base_and_novel, write_world
 from saccade.engine.checkpoint import load_latest
 from saccade.engine.config import DistillConfig
+from saccade.types import InputError, Sample
 
 TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
         "--workers", "0", "--save-every", "2", "--device", "cpu"]  # fmt: skip
@@ -125,11 +131,37 @@ def test_mistakes_end_with_a_message(world, tmp_path, capsys, flags, reason):
     assert not (tmp_path / "p").exists()
 
 
+def sample_of(record: Record) -> Sample:
+    return Sample(str(record.id), read_record(record), torch.zeros(0, 4))
+
+
+def test_pictures_in_shards_are_found_again_although_their_keys_repeat(world, tmp_path):
+    for number, name in enumerate(("a.tar", "b.tar"), start=1):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for key in ("0.x/1", "0.x/2"):
+                tar.add(world / f"train2017/{number:012d}.jpg", arcname=f"{key}.jpg")
+    records = open_data(tmp_path, split="train").records
+    found = [(one, sample_of(one), [[1.0, 2.0, 30.0, 40.0 + place]], [0.5]) for place, one in enumerate(records)]
+    write_proposals(tmp_path / "p.json", found, [tmp_path], facts={})
+    boxed = with_boxes(open_data(tmp_path, split="train"), tmp_path / "p.json")
+    assert [one.boxes for one in boxed.records] == [((1, 2, 30, 40 + place),) for place in range(4)]
+    assert boxed.dropped == {} and str(tmp_path) not in (tmp_path / "p.json").read_text()
+
+
+def test_names_of_this_machine_are_never_written(world, tmp_path):
+    record = open_data(world, split="train", annotations="none").records[0]
+    assert file_name_of(record, [world / "train2017", world]) == "000000000001.jpg"
+    assert file_name_of(record, [tmp_path, world]) == "train2017/000000000001.jpg"
+    for one in (record, replace(record, id="/x/a.tar:1", member=Member("1", 0, 1))):
+        with pytest.raises(InputError, match="--pictures, --data: need pictures below"):
+            file_name_of(one, [tmp_path])
+
+
 # ------------------------------------------------------------------------------------------------------------- distill
 
 
 def distilled(world: Path, boxes: Path, out: Path, *flags: str) -> None:
-    numbers = ["--steps", "1", "--batch", "1", "--keep", "2", "--student-size", "64", "--workers", "0"]
+    numbers = ["--steps", "1", "--batch", "1", "--max-regions", "2", "--student-size", "64", "--workers", "0"]
     named = ["--data", str(world), "--boxes", str(boxes), "--out", str(out)]
     main(["distill", *named, *numbers, "--no-tensorboard", "--device", "cpu", *flags])
 

@@ -12,6 +12,7 @@ from saccade.data.splits import (
     OV_COCO_LEFT_OUT,
     OV_COCO_NOVEL,
     as_objects,
+    only_with_objects,
     split_of,
     split_of_root,
 )
@@ -84,24 +85,56 @@ def test_a_file_that_cannot_be_a_split_is_refused(tmp_path, content, reason):
         split_of(named("a", "b"), tmp_path, file=path)
 
 
-def test_of_a_root_only_the_smallest_annotation_file_is_read(tmp_path):
+def write_notes(path: Path, *names: str) -> None:
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+
+
+def test_of_a_root_the_annotation_file_of_the_split_decides(tmp_path):
     notes = tmp_path / "annotations"
     notes.mkdir()
-    categories = [{"id": i, "name": name.replace("_", " ")} for i, name in enumerate(COCO.split())]
-    small = {"images": [], "annotations": [], "categories": categories}
-    (notes / "instances_val2017.json").write_text(json.dumps(small))
-    (notes / "instances_train2017.json").write_text("not JSON, but larger " * 1000)
-    split = split_of_root(tmp_path)
+    write_notes(notes / "instances_train2017.json", *(name.replace("_", " ") for name in COCO.split()))
+    write_notes(notes / "instances_mini2017.json", "a", "b")  # smaller, and no split that anybody asks for
+    split = split_of_root(tmp_path, split="train")
     assert split is not None and split.novel == OV_COCO_NOVEL
-    assert split_of_root(tmp_path / "annotations") is None  # a plain folder
-    assert split_of_root("http://host/{0..3}.tar") is None
+    assert split_of_root(tmp_path, split="val") is None
+    assert split_of_root(tmp_path, split="train", annotations=notes / "instances_mini2017.json") is None
+    assert split_of_root(tmp_path / "annotations", split="train") is None  # a plain folder
+    assert split_of_root("http://host/{0..3}.tar", split="train") is None
+    write_notes(notes / "lvis_v1_train.json", "a")
+    with pytest.raises(InputError, match=r"holds .*instances_train2017\.json and .*lvis_v1_train\.json\. Say which"):
+        split_of_root(tmp_path, split="train")
 
 
-def test_objects_keep_base_boxes_and_every_crowd():
-    boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(4))
-    # base, novel, crowd of the novel, left out
-    record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2), (False, False, True, False))
+def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file a picture
+    own = tmp_path / "annotations/splits.json"
+    own.write_text('{"base": ["sheep"], "novel": ["sofa"]}')
+    (tmp_path / "annotations/instances_train2017.json").write_text("not JSON")
+    split = split_of_root(tmp_path, split="train")
+    assert split is not None and (split.base, split.novel, split.left_out) == (("sheep",), ("sofa",), ())
+    own.write_text('{"base": ["sheep"], "novel": ["sheep"]}')
+    with pytest.raises(InputError, match="'sheep' stands there twice"):
+        split_of_root(tmp_path, split="train")
+
+
+def test_objects_keep_base_boxes_and_base_crowds():
+    boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(5))
+    # base, novel, crowd of the novel, crowd of the left out, crowd of the base
+    record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2, 0), (False, False, True, True, True))
     dataset = Dataset("some", named("a", "b", "c").categories, (record, Record(2, Path("y"), 9, 9)), {})
     first, second = as_objects(dataset, ("a",)).records
-    assert (first.boxes, first.labels) == ((boxes[0], boxes[2]), (OBJECT, IGNORED))
+    assert (first.boxes, first.labels) == ((boxes[0], boxes[4]), (OBJECT, IGNORED))
     assert (second.boxes, second.labels, second.crowd) == ((), (), ())
+
+
+def test_pictures_without_an_object_are_left_out_and_counted():
+    box = ((0.0, 0.0, 5.0, 5.0),)
+    marks = ((1, 0, False), (2, 1, False), (3, 0, True))  # base, novel, crowd of the base
+    records = [Record(i, Path("x"), 9, 9, box, (label,), (crowd,)) for i, label, crowd in marks]
+    dataset = Dataset("some", named("a", "b").categories, (*records, Record(4, Path("y"), 9, 9)), {})
+    found = only_with_objects(as_objects(dataset, ("a",)))
+    assert [record.id for record in found.records] == [1]
+    assert found.notes == ("3 of 4 pictures have no object of a base category and are not learned from",)
+    assert only_with_objects(found) is found

@@ -8,11 +8,11 @@ import pytest
 
 from saccade.cli.main import parse
 from saccade.engine.config import (
-    MAY_CHANGE,
     DistillConfig,
     check_config,
     claim_folder,
     hold_folder,
+    may_change,
     numbers_of,
     run_record,
 )
@@ -76,11 +76,21 @@ def test_a_distillation_may_go_on_with_other_machines_and_nothing_else_may(tmp_p
     claim_folder(tmp_path, record())
     changes = {"batch": 1, "accumulate": 8, "nonfinite": "skip", "nonfinite_limit": 3}
     other = {**record(**changes), "processes": 2}
-    assert claim_folder(tmp_path, other, may_change=MAY_CHANGE)
+    assert claim_folder(tmp_path, other, may_change=may_change(CONFIG))
     with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  nonfinite: "):
         claim_folder(tmp_path, other)  # pretraining
     with pytest.raises(InputError, match="validate: there None, here held_out"):
-        claim_folder(tmp_path, record(validate="held_out/"), may_change=MAY_CHANGE)
+        claim_folder(tmp_path, record(validate="held_out/"), may_change=may_change(CONFIG))
+
+
+@pytest.mark.parametrize("objective", ["image-text", "region-text"])
+def test_what_learns_from_text_keeps_its_batches(tmp_path, objective):
+    text = replace(CONFIG, objective=objective)
+    claim_folder(tmp_path, record(objective=objective))
+    assert claim_folder(tmp_path, record(objective=objective, compile=True, workers=0), may_change=may_change(text))
+    other = {**record(objective=objective, batch=1, accumulate=4), "processes": 2}
+    with pytest.raises(InputError, match="accumulate: there 1, here 4\n  batch: there 4, here 1\n  processes: there 1"):
+        claim_folder(tmp_path, other, may_change=may_change(text))
 
 
 def test_addresses_stay_as_they_are_and_a_folder_has_one_name(tmp_path):

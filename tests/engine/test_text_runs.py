@@ -89,8 +89,18 @@ def test_the_plan_of_pairs_is_measured_and_nothing_is_written(distill, tmp_path,
             {"objective": "region-text", "captions": Path("c.json"), "nouns": Path("n.txt")},
             "--captions, --nouns: region-text takes its nouns from one of them",
         ),
+        ({"min_count": 3}, "--min-count 3: means nothing to --objective clipself"),
+        ({"objective": "image-text", "min_count": 3}, "--min-count 3: means nothing to --objective image-text"),
+        (
+            {"objective": "region-text", "min_count": 3, "nouns": Path("n.txt")},
+            "--min-count 3: counts the nouns of captions; those of --nouns are all taken",
+        ),
+        ({"keep": 20.0}, r"--keep: must be at most 10, the weight of a term; got 20\.0\. .* use --max-regions"),
+        ({"keep_crops": 2}, "--keep-crops 2: means nothing without --keep"),
+        ({"correlation_head": "value"}, "--correlation-head value: means nothing without --correlation"),
+        ({"correlation_temperature": 0.2}, r"--correlation-temperature 0\.2: means nothing without --correlation"),
     ],
 )
-def test_flags_that_mean_nothing_to_an_objective_are_refused(fields, message):
+def test_flags_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         check_config(DistillConfig(data="d", out=Path("o"), **fields))

@@ -15,9 +15,9 @@ SIZES = [(40, 56), (64, 48), (33, 70), (48, 48), (52, 36)]  # (height, width) of
 NAMES = [("cup", 1), ("dog", 1), ("kite", 1), ("bus", 1), ("grass", 0), ("sky_other", 0)]  # name, isthing
 
 
-def make_clip(seed: int, *, embed_dim: int = 24) -> Clip:
+def make_clip(seed: int, *, embed_dim: int = 24, layers: int = 2) -> Clip:
     """A CLIP with 32 px native size and patches of 8 px; weights spread so that regions differ visibly."""
-    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    vision = {"image_size": 32, "layers": layers, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -94,3 +94,8 @@ def other_clip() -> Clip:
 @pytest.fixture(scope="session")
 def wide_clip() -> Clip:
     return make_clip(2, embed_dim=40)
+
+
+@pytest.fixture
+def deep_clips() -> tuple[Clip, Clip]:
+    return make_clip(3, layers=3), make_clip(4, layers=3)

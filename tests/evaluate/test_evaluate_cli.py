@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from saccade.cli.evaluate import Agreement, Regions, run_agreement, run_regions
+from saccade.cli.evaluate import Agreement, Regions, finish, run_agreement, run_regions
 from saccade.cli.main import main
 from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
+from saccade.data.records import Dataset, Dropped
 from saccade.types import InputError
 
 
@@ -100,3 +102,10 @@ def test_refuses(model, coco, tmp_path):
         run_regions(Regions(data=coco, model=model, out=tmp_path))
     with pytest.raises(InputError, match="panoptic"):
         run_regions(Regions(data=Path(coco / "val2017"), model=model))
+
+
+def test_what_several_data_sets_lost_for_one_reason_is_added_up(coco, capsys):
+    one, two = (Dataset(name, (), (), {"box is small": Dropped(count, name)}) for name, count in (("a", 2), ("b", 3)))
+    result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
+    assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}
+    assert "3 left out because a box is small; the first: b" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from saccade.cli.evaluate_global import open_global
 from saccade.cli.main import main
 from saccade.clip.text import embed_vocabulary
 from saccade.clip.weights import save_clip
@@ -254,6 +255,38 @@ def test_a_bad_picture_and_its_captions_do_not_count(clip, captions, tmp_path):
     records = (*read.records[:2], replace(read.records[2], path=tmp_path / "b.png"))
     result = evaluate_global({"model": clip}, captioned=replace(read, records=records))
     assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3.png"]
+
+
+def test_a_picture_with_blank_captions_asks_nothing_and_is_listed(clip, captions):
+    read = read_captioned(captions)
+    said = list(read.captions)
+    said[1] = ()  # what a shard's text of blanks is, once it is read
+    result = evaluate_global({"model": clip}, captioned=replace(read, captions=tuple(said)))
+    without = evaluate_global(
+        {"model": clip},
+        captioned=replace(read, records=(read.records[0], *read.records[2:]), captions=(said[0], *said[2:])),
+    )
+    assert result["model"] == without["model"] and result["retrieval"] == without["retrieval"]
+    assert result["bad"] == [{"id": str(read.records[1].id), "reason": "its captions are blank: no answer is right"}]
+    with pytest.raises(InputError, match="those of all 4 pictures are blank"):
+        evaluate_global({"model": clip}, captioned=replace(read, captions=((),) * 4))
+
+
+def test_classes_and_captions_are_of_the_same_records(captions, tmp_path):
+    root = tmp_path / "coco"
+    shutil.copytree(captions, root)
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [1000, 1000, 9, 9]  # left out, and told once
+    path.write_text(json.dumps(content))
+    labelled, captioned = open_global(root, split="val", names=None)
+    assert labelled is not None and captioned is not None
+    assert [one.id for one in labelled.dataset.records] == [1, 2, 3, 4, 5]
+    assert [one.id for one in captioned.records] == [1, 2, 3, 4]  # the fifth has no caption
+    assert [one.count for one in labelled.dataset.dropped.values()] == [1]
+    assert list(captioned.dropped) == ["picture has no caption"]
+    _, alone = open_global(root, split="val", names=None, classify=False)
+    assert alone is not None and [one.id for one in alone.records] == [f"{i}.png" for i in (1, 2, 3, 4)]
 
 
 def test_as_typed(clip, captions, folders, tmp_path, capsys):

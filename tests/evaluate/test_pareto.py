@@ -9,6 +9,7 @@ from PIL import Image
 from saccade.cli.main import main
 from saccade.clip.weights import save_clip
 from saccade.data.loader import open_data
+from saccade.evaluate import pareto
 from saccade.evaluate.global_ import evaluate_global
 from saccade.evaluate.labelled import annotated_things
 from saccade.evaluate.pareto import check_unmixed, evaluate_pareto, mark_front
@@ -54,6 +55,35 @@ def test_ends_and_middle(clip, other_clip, coco):
         other_clip.model.load_state_dict(before)
     assert any(point["front"] for point in result["points"])
     assert result["points"][0]["boxes"] != result["points"][2]["boxes"], "the two models should differ"
+
+
+def test_gates_are_mixed_too_and_alpha_0_is_the_teacher(deep_clips, coco, monkeypatch):
+    (teacher, student), ours = deep_clips, [[0.0, 3.0], [1.0, 2.0], [-1.0, 5.0]]  # 3 blocks with 32 / 16 = 2 heads
+    student.gates = ours
+    panoptic = open_data(coco, split="val", annotations="panoptic")
+    things = annotated_things(open_data(coco, split="val"))
+    seen, measure = [], pareto.evaluate_regions
+
+    def see(clip, *rest, **flags):
+        seen.append(clip.gates.tolist())
+        return measure(clip, *rest, **flags)
+
+    monkeypatch.setattr(pareto, "evaluate_regions", see)
+    rest = {"labelled": things, "captioned": None, "size": 32, "head": "values3"}
+    points = evaluate_pareto({"s": student}, teacher, panoptic, alphas=[0.0, 0.25], **rest)["points"]
+    # the teacher's are open, 1: gates g at 0.25 are 0.25 g + 0.75
+    assert seen == [[1.0] * 6, [0.75, 1.5, 1.0, 1.25, 0.5, 2.0]]
+    dense = measure(teacher, panoptic, sizes=[32], crops=False, head="values3")["dense"][32]
+    assert all(points[0][kind] == dense[kind]["top1"] for kind in ("boxes", "things", "stuff"))
+    assert student.gates.unflatten(0, (3, 2)).tolist() == ours
+
+    def fail(*rest, **flags):
+        raise InputError("stopped")
+
+    monkeypatch.setattr(pareto, "evaluate_regions", fail)
+    with pytest.raises(InputError, match="stopped"):
+        evaluate_pareto({"s": student}, teacher, panoptic, alphas=[0.0], **rest)
+    assert student.gates.unflatten(0, (3, 2)).tolist() == ours
 
 
 def test_refuses(clip, wide_clip, coco, tmp_path):

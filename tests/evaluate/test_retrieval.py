@@ -13,7 +13,7 @@ from saccade.cli.main import main
 from saccade.clip.weights import save_clip
 from saccade.data.loader import open_data
 from saccade.evaluate.gallery import draw_others
-from saccade.evaluate.retrieval import evaluate_retrieval, picture_ranks, region_ranks
+from saccade.evaluate.retrieval import Galleries, evaluate_retrieval, picture_ranks, region_ranks
 from saccade.ops.resample import crop_and_resize, normalize
 from saccade.types import InputError
 
@@ -171,3 +171,17 @@ def test_refuses(clip, wide_clip, coco):
         evaluate_retrieval(clip, clip, dataset, size=64, regions=False, gallery=0)
     with pytest.raises(InputError, match="--size"):
         evaluate_retrieval(clip, clip, dataset, size=60, regions=False)
+
+
+def test_the_galleries_of_a_picture_with_more_than_ten_regions_do_not_depend_on_the_order_of_reading():
+    """As text "a/10" stands before "a/2", as a key behind it."""
+    keys = [(picture, place) for picture in ("a", "a/1", "b") for place in range(12)]
+    rows = {key: torch.full((2,), float(number)) for number, key in enumerate(keys)}
+    pictures = {name: torch.zeros(2) for name in ("b", "a/1", "a")}
+    one = Galleries(pictures, rows, gallery=5, seed=0)
+    turned = {key: rows[key] for key in sorted(rows, key=lambda key: (-key[1], key[0]))}
+    other = Galleries(dict(reversed(pictures.items())), turned, gallery=5, seed=0)
+    for name in pictures:
+        assert torch.equal(one.regions_for(name), other.regions_for(name))
+        own = torch.tensor([rows[name, place].tolist() for place in range(12)])
+        assert torch.equal(one.regions_for(name)[:, 0], own)

@@ -363,6 +363,14 @@ def test_what_would_change_nothing_in_a_residual_network_is_refused():
             ClipSelf(one, one, student_size=64, **{flag: True})
 
 
+def test_a_head_that_the_teacher_cannot_have_is_refused_before_the_first_step(pair):
+    student, teacher = pair
+    teacher.visual.transformer.resblocks = teacher.visual.transformer.resblocks[:2]  # of three blocks
+    ClipSelf(student, teacher, student_size=64, correlation_head="values3")  # not looked at
+    with pytest.raises(InputError, match=r"values3 is not defined here: it takes 3 attention blocks, .* has 2"):
+        ClipSelf(student, teacher, student_size=64, correlation=1.0, correlation_head="values3")
+
+
 def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
     student, copied, copy = pair[0], [], torch._foreach_copy_
 

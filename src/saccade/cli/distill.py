@@ -3,8 +3,8 @@
 OUT/model/ is the product (alpha-mixed, an open_clip model folder), OUT/checkpoints/ is for continuing,
 OUT/metrics.jsonl and OUT/tensorboard have the losses, OUT/config.json says what was run. What the run will take is told
 before its first step; with --dry-run that is all. The same command continues a stopped run and changes nothing in a
-finished one, but for a product that is missing; with another number of processes, another --batch or --accumulate it
-goes on from the same picture, and says what stays equal.
+finished one, but for a product that is missing; with another number of processes, another --batch or --accumulate
+CLIPSelf goes on from the same picture, and says what stays equal.
 Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`.
 """
 
@@ -26,13 +26,14 @@ from saccade.cli.objective import (
     trained_head,
 )
 from saccade.engine.config import (
-    MAY_CHANGE,
     DistillConfig,
     Sharing,
     check_config,
     check_writable,
     claim_folder,
+    contents_of,
     hold_folder,
+    may_change,
     numbers_of,
     regions_of,
     run_record,
@@ -42,6 +43,7 @@ from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.data.loader import BatchLoader, PictureSource
+    from saccade.data.records import Dataset
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
     from saccade.objectives.clipself import ClipSelf
@@ -145,9 +147,9 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     record: dict[str, Any] = {}
     with processes.together():
         if processes.is_first:
-            facts = {**asdict(numbers), "weights": digest, "processes": processes.size}
+            facts = {**asdict(numbers), **contents_of(config), "weights": digest, "processes": processes.size}
             record = run_record(config, facts if nouns is None else {**facts, **nouns.facts()})
-            claim_folder(config.out, record, may_change=MAY_CHANGE)
+            claim_folder(config.out, record, may_change=may_change(config))
             lock = hold_folder(config.out)  # noqa: F841  until this function is left
     saved = load_together(checkpoints, processes=processes, tell=tell)
     outcome = Outcome(step=0)
@@ -310,12 +312,14 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         shard_cache=config.shard_cache,
         progress=progress,
     )
+    if learns_from_captions(config):  # before the boxes, whose records no longer know the texts of their shards
+        dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     if config.boxes is not None:
         note = _judge_boxes(config)
         dataset = with_boxes(dataset, config.boxes)
         dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
-    if learns_from_captions(config):
-        dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
+    elif regions == "boxes":
+        dataset = _note_novel(config, dataset)
     learns_pairs = config.objective == "image-text"
     if learns_pairs:
         dataset = only_captioned(dataset)
@@ -336,8 +340,22 @@ def _judge_boxes(config: DistillConfig) -> str | None:
     from saccade.data.splits import split_of_root
 
     assert config.boxes is not None
-    split = split_of_root(config.data, annotations=config.annotations)
+    split = split_of_root(config.data, split=config.split, annotations=config.annotations)
     return check_provenance(config.boxes, None if split is None else split.novel, allow=config.allow_novel)
+
+
+def _note_novel(config: DistillConfig, dataset: "Dataset") -> "Dataset":
+    """Note that the boxes of the annotations are also those of categories that are to be novel."""
+    from saccade.data.splits import split_of
+
+    split = split_of(dataset, config.data)
+    if split is None or not split.novel:
+        return dataset
+    note = (
+        f"WARNING   --regions boxes: distils the annotated boxes of all categories, {len(split.novel)} novel ones too "
+        f"({split.rule}). For those of base categories alone name proposals with --boxes (see `saccade proposals`)."
+    )
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoader | None":

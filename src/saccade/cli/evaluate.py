@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from saccade.clip.model import Clip
     from saccade.data.coco import Dataset
+    from saccade.data.records import Dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +278,10 @@ def finish(
     """Print the table and what was left out, and write the result with how it was made."""
     from rich.console import Console
 
-    result["dropped"] = {reason: asdict(one) for dataset in datasets for reason, one in dataset.dropped.items()}
+    dropped: dict[str, Dropped] = {}
+    for reason, one in (item for dataset in datasets for item in dataset.dropped.items()):
+        dropped[reason] = dropped[reason] + one if reason in dropped else one
+    result["dropped"] = {reason: asdict(one) for reason, one in dropped.items()}
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
     told = [line for dataset in datasets for line in dataset.dropped_lines()]

@@ -4,7 +4,7 @@ Torch is imported only when something is measured, so that help and typing error
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,14 +95,16 @@ def open_global(
     from saccade.evaluate.labelled import annotated_things, class_folders
 
     labelled = pictures = None
-    if retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file():
-        pictures = open_data(data, split=split, annotations="none")
-    if classify or pictures is None:
+    has_captions = retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file()
+    if classify or not has_captions:
         dataset = open_data(data, split=split, annotations="instances")
         if len(dataset.records) and dataset.records[0].member is not None:
             pictures = dataset if retrieve else None
         elif classify:
             labelled = annotated_things(dataset) if dataset.categories else class_folders(dataset, names=names)
+            pictures = replace(dataset, dropped={}, notes=()) if has_captions else None  # told once, with the classes
+    elif has_captions:
+        pictures = open_data(data, split=split, annotations="none")
     captioned = None if pictures is None else only_captioned(with_captions(pictures, root=data, split=split))
     if labelled is None and captioned is None:
         raise InputError(

@@ -21,7 +21,7 @@ from saccade.errors import InputError
 from saccade.files import bad_lines, versions, write_whole
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from saccade.data.records import Dataset
+    from saccade.data.records import Dataset, Record
     from saccade.data.splits import BaseNovel
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
@@ -128,15 +128,17 @@ def run(config: Proposals) -> None:
 def _run(config: Proposals, processes: "Processes") -> "Outcome":
     """Pictures, network, training, and the files."""
     from saccade.data.loader import open_data
-    from saccade.data.splits import as_objects, split_of
+    from saccade.data.splits import as_objects, only_with_objects, split_of
     from saccade.engine.checkpoint import digest_module
 
     # --- pictures and network, before anything is written
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
-    split = _split(dataset, split_of(dataset, config.data, file=config.novel), told=str(config.data))
+    found = split_of(dataset, config.data, file=config.novel)
+    split = _split(dataset, found, told=str(config.data))
     others = None if config.pictures is None else open_data(config.pictures, split=config.split, annotations="none")
     objects = as_objects(dataset, split.base)
     _require_boxes(objects, config)
+    objects = objects if found is None else only_with_objects(objects)
     held_out = _held_out(config, dataset)
     objective = _network(config, device=str(processes.device))
     names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}
@@ -291,15 +293,18 @@ def write_proposals(
     Args:
         path: of the file.
         found: of each picture its record, the decoded sample, boxes (xyxy) and scores.
-        roots: file names are relative to the first of these that holds the picture.
+        roots: of `file_name_of`.
         facts: the provenance.
+
+    Raises:
+        InputError: as `file_name_of`.
     """
     images, annotations = [], []
     for number, (record, sample, boxes, scores) in enumerate(found, start=1):
         key = record.id if isinstance(record.id, int) else number
         height, width = sample.image.shape[1:]
-        name = next((record.path.relative_to(root) for root in roots if record.path.is_relative_to(root)), record.path)
-        images.append({"id": key, "file_name": name.as_posix(), "height": height, "width": width})
+        name = file_name_of(record, roots)
+        images.append({"id": key, "file_name": name, "height": height, "width": width})
         for (x1, y1, x2, y2), score in zip(boxes, scores, strict=True):
             sides = [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
             common = {"id": len(annotations) + 1, "image_id": key, "bbox": sides, "score": round(score, 5)}
@@ -311,6 +316,28 @@ def write_proposals(
         "categories": [{"id": 1, "name": "object"}],
     }
     write_whole(path, json.dumps(content).encode())
+
+
+def file_name_of(record: "Record", roots: Sequence[Path]) -> str:
+    """What a file of boxes calls a picture, so that `data.regions` finds it again.
+
+    Args:
+        record: a picture that is a file, or one in a tar shard, which goes by its id SHARD:KEY (every shard may have
+            the same keys).
+        roots: the name is relative to the first of these that holds the picture.
+
+    Raises:
+        InputError: none of them does, so that only a name of this machine would be left.
+    """
+    if record.member is not None and not Path(str(record.id)).is_absolute():
+        return str(record.id)
+    for root in roots if record.member is None else ():
+        if record.path.is_relative_to(root):
+            return record.path.relative_to(root).as_posix()
+    raise InputError(
+        f"--pictures, --data: need pictures below {roots[-1]}, which their names are relative to; {record.path} is "
+        "not. Name the folder that holds them."
+    )
 
 
 def _measure(

@@ -20,6 +20,7 @@ from saccade.data.strict import list_categories, load, short
 from saccade.types import Category, InputError
 
 COCO_COUNT = 80
+SPLITS = Path("annotations", "splits.json")  # in a root
 OBJECT, IGNORED = 0, 1  # labels of `as_objects`
 OV_COCO_NOVEL = (
     *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup"),
@@ -59,21 +60,26 @@ def split_of(dataset: Dataset, root: Path | str, *, file: Path | None = None) ->
     return _decide(dataset.categories, Path(root), file)
 
 
-def split_of_root(root: Path | str, *, annotations: Path | None = None) -> BaseNovel | None:
-    """The same of a root of which only the pictures were read: of its annotation files only the smallest is opened.
+def split_of_root(root: Path | str, *, split: str, annotations: Path | None = None) -> BaseNovel | None:
+    """The same of a root of which only the pictures were read.
+
+    `annotations/splits.json` comes first and is taken at its word: no annotation file is opened, which VOC does not
+    have and COCO has hundreds of megabytes of. Without it, the one of the split is.
 
     Args:
         root: as `--data` takes it: a folder, or a pattern or URL of shards, which have no split.
-        annotations: annotation file to read instead of those of the root.
+        split: "train", "val" or "test".
+        annotations: annotation file to read instead of that of the split.
 
     Raises:
-        InputError: as `split_of`, or the annotation file is not what it must be.
+        InputError: as `split_of`, the annotation file is not what it must be, or there are COCO's and LVIS's.
     """
     root = Path(root)
     if is_pattern(str(root)) or not root.is_dir():
         return None
-    notes = [path for kind in ("instances", "lvis_v1") for path in (root / "annotations").glob(f"{kind}_*.json")]
-    path = annotations or min(notes, key=lambda one: (one.stat().st_size, one.name), default=None)
+    if (root / SPLITS).is_file():
+        return read_split(root / SPLITS, None)
+    path = annotations or _annotations_of(root, split)
     if path is None:
         return None
     content = load(path, kind="an annotation")
@@ -81,12 +87,12 @@ def split_of_root(root: Path | str, *, annotations: Path | None = None) -> BaseN
     return _decide(read(path, content["categories"]), root, None)
 
 
-def read_split(path: Path, categories: Sequence[Category]) -> BaseNovel:
+def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
     """Read the names of base and novel categories from a JSON file; those it does not name are left out.
 
     Args:
         path: {"base": [names], "novel": [names]}.
-        categories: of the data set.
+        categories: of the data set; None: not known, then any name may stand there and none is known to be left out.
 
     Raises:
         InputError: another form, a name that is no category, or one that stands twice.
@@ -105,10 +111,11 @@ def read_split(path: Path, categories: Sequence[Category]) -> BaseNovel:
                 f'{path}: need {{"base": [names], "novel": [names]}}; got {short(content)}. Correct the file.'
             )
     base, novel = (tuple(part) for part in parts if part is not None)
-    _check_names(path, (*base, *novel), {category.name for category in categories})
+    names = (*base, *novel)
+    _check_names(path, names, set(names) if categories is None else {category.name for category in categories})
     if not base:
         raise InputError(f'{path}: need at least one name in "base", else there is nothing to learn from; got none.')
-    return BaseNovel(base, novel, _others(categories, {*base, *novel}), f"as {path.name} says")
+    return BaseNovel(base, novel, _others(categories or (), {*base, *novel}), f"as {path.name} says")
 
 
 def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
@@ -119,8 +126,8 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
         names: of the categories whose boxes count; of the others no box is kept.
 
     Returns:
-        The same pictures with two categories: "object", and "ignored" for crowds (of any category), which are neither
-        object nor background.
+        The same pictures with two categories: "object", and "ignored" for crowds of these categories, which are neither
+        object nor background. Crowds of the others have no box either: a novel one must not shape the loss.
     """
     wanted = [category.name in names for category in dataset.categories]
     categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
@@ -129,15 +136,29 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
     )
 
 
+def only_with_objects(dataset: Dataset) -> Dataset:
+    """Leave out the pictures without an object, as detectors are trained on OV-COCO, and note how many these are.
+
+    Args:
+        dataset: of `as_objects`.
+    """
+    records = tuple(record for record in dataset.records if OBJECT in record.labels)
+    without = len(dataset.records) - len(records)
+    if not without:
+        return dataset
+    note = f"{without} of {len(dataset.records)} pictures have no object of a base category and are not learned from"
+    return replace(dataset, records=records, notes=(*dataset.notes, note))
+
+
 def _as_objects(record: Record, wanted: Sequence[bool]) -> Record:
     found = zip(record.boxes, record.labels, record.crowd, strict=True)
-    kept = [(box, IGNORED if crowd else OBJECT, crowd) for box, label, crowd in found if crowd or wanted[label]]
+    kept = [(box, IGNORED if crowd else OBJECT, crowd) for box, label, crowd in found if wanted[label]]
     boxes, labels, crowds = zip(*kept, strict=True) if kept else ((), (), ())
     return replace(record, boxes=boxes, labels=labels, crowd=crowds)
 
 
 def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> BaseNovel | None:
-    own = root / "annotations" / "splits.json"
+    own = root / SPLITS
     if file is not None or own.is_file():
         return read_split(file or own, categories)
     if any(category.frequency is not None for category in categories):
@@ -149,6 +170,15 @@ def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> Ba
         base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT})
         return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_LEFT_OUT, "OV-COCO: 48 base, 17 novel, 15 left out")
     return None
+
+
+def _annotations_of(root: Path, split: str) -> Path | None:
+    """COCO's or LVIS's annotation file of a split, which says what the categories are; the others' have no split."""
+    paths = [root / "annotations" / name for name in (f"instances_{split}2017.json", f"lvis_v1_{split}.json")]
+    there = [path for path in paths if path.is_file()]
+    if len(there) > 1:
+        raise InputError(f"{root}: holds {there[0]} and {there[1]}. Say which with --annotations.")
+    return there[0] if there else None
 
 
 def _others(categories: Sequence[Category], names: Collection[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ torch, so that `--help` is instant. Deliberately absent: configuration files, in
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +22,9 @@ HARMLESS = (
     *("tensorboard", "track", "dry_run"),
 )
 """Fields that may change between the parts of one run: the weights come out the same."""
-MAY_CHANGE = (
-    *(*HARMLESS, "batch", "accumulate", "processes", "compile", "checkpointing", "fsdp"),
-    *("nonfinite", "nonfinite_limit"),
-)
-"""Fields that may change between the parts of one distillation: also how a step is computed and its pictures shared,
-which depends on the machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not
-finite."""
+LARGEST_KEEP = 10  # a weight; --keep was once the number of patches, 20
+SHARED = ("batch", "accumulate", "processes")
+"""Fields that say how the pictures of a step are shared."""
 
 
 @dataclass(frozen=True)
@@ -250,18 +247,39 @@ def check_config(config: DistillConfig) -> None:
             f"--gates: weigh the heads whose values --head values3 adds up; got --head {config.head}. "
             "Give --head values3 with it, or leave it out."
         )
+    _check_terms(config)
     _check_objective(config)
     if config.boxes is not None and config.regions == "grid":
         raise InputError("--regions grid: draws no boxes, but --boxes names some. Leave one of them out.")
 
 
+def _check_terms(config: DistillConfig) -> None:
+    """Refuse numbers of a term without a weight, and a weight that was meant as a number of patches."""
+    if config.keep > LARGEST_KEEP:
+        raise InputError(
+            f"--keep: must be at most {LARGEST_KEEP}, the weight of a term; got {config.keep}. For at most so many "
+            "patches a picture, use --max-regions."
+        )
+    terms = {"keep": ("keep_crops",), "correlation": ("correlation_head", "correlation_temperature")}
+    for weight, fields in terms.items():
+        for field in fields:
+            value = getattr(config, field)
+            if not getattr(config, weight) and value != getattr(DistillConfig, field):
+                raise InputError(
+                    f"--{field.replace('_', '-')} {value}: means nothing without --{weight}. Give --{weight} a weight, "
+                    "or leave it out."
+                )
+
+
 def _check_objective(config: DistillConfig) -> None:
     """Refuse flags that an objective does not look at, and a batch from which it cannot learn."""
+    min_count = config.min_count if config.min_count != DistillConfig.min_count else None
     idle = {
-        "clipself": {"captions": config.captions, "nouns": config.nouns},
+        "clipself": {"captions": config.captions, "nouns": config.nouns, "min-count": min_count},
         "region-text": {},
         "image-text": {
             "nouns": config.nouns,
+            "min-count": min_count,
             "boxes": config.boxes,
             "regions": config.regions,
             "window": config.window,
@@ -283,10 +301,37 @@ def _check_objective(config: DistillConfig) -> None:
         )
     if config.captions is not None and config.nouns is not None:
         raise InputError("--captions, --nouns: region-text takes its nouns from one of them. Leave the other out.")
+    if config.nouns is not None and min_count is not None:
+        raise InputError(
+            f"--min-count {min_count}: counts the nouns of captions; those of --nouns are all taken. Leave one of them "
+            "out."
+        )
+
+
+def contents_of(config: DistillConfig) -> dict[str, str]:
+    """What makes a run with other contents of --boxes or --captions another run: the sha256 of each that is given."""
+    found = {}
+    for name, path in {"boxes": config.boxes, "captions": config.captions}.items():
+        if path is not None:
+            with path.open("rb") as file:
+                found[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def may_change(config: DistillConfig) -> tuple[str, ...]:
+    """The fields that may change between the parts of one distillation.
+
+    Beside those that are harmless, these are how a step is computed and its pictures shared, which depends on the
+    machines at hand (`told_sharing` says what stays equal), and the way out of steps that are not finite. The
+    objectives that learn from text tell a caption, or a noun, from others drawn for its batch: with other batches they
+    are others.
+    """
+    shared = SHARED if config.objective == "clipself" else ()
+    return (*HARMLESS, *shared, "compile", "checkpointing", "fsdp", "nonfinite", "nonfinite_limit")
 
 
 def run_record(config: DistillConfig, facts: dict[str, str | int | float]) -> dict[str, Any]:
-    """The run's identity as JSON: its flags and the facts that no flag holds (digest of the weights, processes)."""
+    """The run's identity as JSON: its flags and the facts that no flag holds (digests, processes)."""
     named = {"data": config.data, "validate": config.validate}
     same = {name: str(Path(text)) for name, text in named.items() if text is not None and "://" not in str(text)}
     return json.loads(json.dumps({**asdict(config), **same, **facts}, default=str))  # DIR and DIR/ are one

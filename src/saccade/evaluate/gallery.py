@@ -1,7 +1,7 @@
 """Who chooses among what: the random streams and the galleries of retrieval (Tab. A1).
 
-A choice depends on the seed and a name alone, and is made out of the sorted names, so that neither the order of reading
-nor the batches matter. Deliberately absent: any embedding; the protocols rank by themselves.
+A choice depends on the seed and a name alone, and is made out of the names in an order of their own, so that neither
+the order of reading nor the batches matter. Deliberately absent: any embedding; the protocols rank by themselves.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ def draw_others(names: Sequence[str], place: int, *, count: int, seed: int, purp
     """Draw whom one of the names has to tell itself from.
 
     Args:
-        names: of all, each once, sorted.
+        names: of all, each once, in an order that follows from them alone (regions are sorted by their picture's name
+            and their number in it, "a/2" before "a/10").
         place: of the one that draws, in 0..len(names)-1.
         count: how many others at most.
         seed: with the name and the purpose it decides the choice.

@@ -29,6 +29,7 @@ View = Literal["centre", "whole"]
 TEXTS = 512  # captions embedded at once
 QUERIES = 1024  # ranked at once
 FIRST = 5  # captions a picture; the published protocol of COCO and Flickr30k
+BLANK = "its captions are blank: no answer is right"
 EQUALS = "captions with the same words are right answers of one another"
 
 
@@ -73,7 +74,7 @@ def evaluate_global(
         R = {"image_to_text": S, "text_to_image": S}, S = {"r1", "r5", "r10", "count"}; all in percent.
 
     Raises:
-        InputError: nothing to measure, another view, or no picture that can be read.
+        InputError: nothing to measure, another view, no picture that can be read, or none with a caption.
     """
     if labelled is None and captioned is None:
         raise InputError("global: need classes or captions to measure by; got neither.")
@@ -96,11 +97,12 @@ def evaluate_global(
         result["bad"] += feed.bad_listed()
     if captioned is not None:
         feed = Feed(captioned, masks=False, **reading)
-        found, about = _retrieve(clips, captioned, feed, view=view, crop_batch=crop_batch)
+        found, about, blank = _retrieve(clips, captioned, feed, view=view, crop_batch=crop_batch)
         for name, one in found.items():
             result[name]["retrieval"] = one
         result["retrieval"] = about
         result["bad"] += [one for one in feed.bad_listed() if one not in result["bad"]]
+        result["bad"] += [{"id": name, "reason": BLANK} for name in blank]
     return result
 
 
@@ -173,16 +175,21 @@ def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict:
 
 def _retrieve(
     clips: dict[str, Clip], captioned: Dataset, feed: Feed, *, view: View, crop_batch: int
-) -> tuple[dict[str, dict], dict]:
-    """Retrieve captions by pictures and pictures by captions, with each model."""
+) -> tuple[dict[str, dict], dict, list[str]]:
+    """Retrieve captions by pictures and pictures by captions, with each model; and the pictures that cannot ask."""
     packers = {name: CropPacker(clip, batch=crop_batch) for name, clip in clips.items()}
-    names = []
-    for sample in (sample for samples in feed for sample in samples):
-        names.append(sample.id)
-        _add(packers, sample, _box_of(sample, view))
-    texts: dict[str, int] = {}  # different captions -> their place
     read = range(len(feed.dataset.records))
     captions = {str(captioned.records[place].id): captioned.captions[place][:FIRST] for place in read}
+    names, blank = [], []
+    for sample in (sample for samples in feed for sample in samples):
+        if captions[sample.id]:
+            names.append(sample.id)
+            _add(packers, sample, _box_of(sample, view))
+        else:  # a shard's text of nothing but blanks is known when it is read
+            blank.append(sample.id)
+    if not names:
+        raise InputError(f"{captioned.name}: need captions to retrieve; those of all {len(blank)} pictures are blank.")
+    texts: dict[str, int] = {}  # different captions -> their place
     said = [[texts.setdefault(text, len(texts)) for text in captions[name]] for name in names]
     found = {}
     for name, clip in clips.items():
@@ -194,7 +201,7 @@ def _retrieve(
         "different": len(texts),
         "equals": EQUALS,
     }
-    return found, about
+    return found, about, blank
 
 
 def _embed_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "U D"]:

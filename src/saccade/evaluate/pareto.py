@@ -8,8 +8,10 @@ Deliberately absent: choosing an alpha, and training with another one.
 import json
 from pathlib import Path
 
+from jaxtyping import Float
 from torch import Tensor
 
+from saccade.clip.dense import open_gates
 from saccade.clip.model import Clip
 from saccade.clip.names import Head, TemplateName
 from saccade.clip.states import mix_states
@@ -43,7 +45,7 @@ def evaluate_pareto(
     """Measure dense and global accuracy of every student at every alpha (Sec. 4.1).
 
     Args:
-        students: unmixed models by name; their weights are as before when this returns.
+        students: unmixed models by name; their weights and gates are as before when this returns or raises.
         teacher: the CLIP they were distilled from.
         dataset: pictures with panoptic annotations, for the dense map.
         labelled: what is classified by image embeddings.
@@ -85,18 +87,34 @@ def evaluate_pareto(
     points, seen = [], {}
     for name, student in students.items():
         after = {key: value.clone() for key, value in student.model.state_dict().items()}
-        for alpha in alphas:
-            student.model.load_state_dict(mix_states(after, before, alpha=alpha))
-            dense = evaluate_regions(student, dataset, sizes=[size], crops=False, head=head, **reading)
-            whole = evaluate_global({name: student}, labelled=labelled, captioned=captioned, view=view, **reading)
-            points.append(_point(name, alpha, dense["dense"][size], whole[name]))
-            seen = {"pictures": dense["pictures"], "bad": dense["bad"]}
-        student.model.load_state_dict(after)
+        gates = student.gates
+        try:
+            for alpha in alphas:
+                student.model.load_state_dict(mix_states(after, before, alpha=alpha))
+                student.gates = _mix_gates(student, gates, teacher.gates, alpha=alpha)
+                dense = evaluate_regions(student, dataset, sizes=[size], crops=False, head=head, **reading)
+                whole = evaluate_global({name: student}, labelled=labelled, captioned=captioned, view=view, **reading)
+                points.append(_point(name, alpha, dense["dense"][size], whole[name]))
+                seen = {"pictures": dense["pictures"], "bad": dense["bad"]}
+        finally:
+            student.model.load_state_dict(after)
+            student.gates = None if gates is None else gates.unflatten(0, (3, -1))
     return {
         "points": mark_front(points),
         "size": size, "head": head, "view": view, "templates": templates,
         **seen,
     }  # fmt: skip
+
+
+def _mix_gates(
+    student: Clip, gates: Float[Tensor, " G"] | None, before: Float[Tensor, " G"] | None, *, alpha: float
+) -> Float[Tensor, "3 H"] | None:
+    """The gates of a product, as `saccade.engine.product` mixes them: where one model has none, its gates are open."""
+    if gates is None and before is None:
+        return None
+    opened = open_gates(student.visual).flatten()  # (G,)
+    after, before = (opened if one is None else one.detach().cpu() for one in (gates, before))
+    return mix_states({"gates": after}, {"gates": before}, alpha=alpha)["gates"].unflatten(0, (3, -1))
 
 
 def check_mixable(name: str, student: Clip, teacher: dict[str, Tensor]) -> None:

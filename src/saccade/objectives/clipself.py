@@ -23,7 +23,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from saccade.clip.attention import recomputed, whole_block
-from saccade.clip.dense import blocks_run_whole, last_block_use, open_gates, tower_stages
+from saccade.clip.dense import blocks_run_whole, check_head, last_block_use, open_gates, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.clip.precision import in_low_precision, low_precision_copies, using
@@ -84,7 +84,8 @@ class ClipSelf(nn.Module):
 
         Raises:
             InputError: the size is not a multiple of the patch size, the towers embed differently or take other
-                pictures, or a residual network is to be compiled or checkpointed, which would change nothing.
+                pictures, the teacher cannot have the head of `correlation`, or a residual network is to be compiled or
+                checkpointed, which would change nothing.
         """
         super().__init__()
         if student_size < 1 or student_size % student.patch_size:
@@ -107,6 +108,8 @@ class ClipSelf(nn.Module):
                 f"--keep: student and teacher must take the same pictures (side, mean, std); got {inputs[0]} and "
                 f"{inputs[1]}. Leave it out."
             )
+        if correlation:
+            check_head(teacher.visual, correlation_head)
         self.student, self.teacher = student, teacher.requires_grad_(False).eval()
         self.keep, self.keep_crops = keep, keep_crops
         self.correlation, self.correlation_temperature = correlation, correlation_temperature

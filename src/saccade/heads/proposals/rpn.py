@@ -5,9 +5,9 @@
 Two losses over 256 anchors a picture, up to half of them positive: cross-entropy of "is an object", smooth L1 of the
 box. It is trained on the boxes of base categories only. Novel and left-out objects have no box here: what lies on them
 is background, as in the paper's RPN on OV-COCO, so they are found only as far as they look like objects. Anchors that
-lie mostly in a crowd and on no object are left out of the loss. Anchors, matching, sampling and suppression are
-torchvision's, but suppression is over all levels together. Deliberately absent: classes, a second stage that refines
-the boxes, jitter of the scale.
+lie mostly in a crowd of a base category and on no object are left out of the loss. Anchors, matching, sampling and
+suppression are torchvision's, but suppression is over all levels together. Deliberately absent: classes, a second stage
+that refines the boxes, jitter of the scale.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class Proposer(nn.Module):
             flip: mirror half of the pictures in training, drawn from torch's global stream.
 
         Raises:
-            InputError: a size that does not fit.
+            InputError: a size that does not fit, or scales that give anchors of no pixel.
         """
         super().__init__()
         coarsest = pyramid.strides[-1]
@@ -83,6 +83,12 @@ class Proposer(nn.Module):
             tuple(tuple(int(scale * stride) for scale in scales) for stride in pyramid.strides),
             (RATIOS,) * len(pyramid.strides),
         )
+        finest = pyramid.strides[0]
+        if any((one[:, 2:] - one[:, :2]).min() < 1 for one in anchors.cell_anchors):  # they are rounded to whole pixels
+            raise InputError(
+                f"--scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
+                f"finest stride, {finest} pixels. Try {2 / finest:g} or more."
+            )
         self.rpn = RegionProposalNetwork(
             anchors,
             RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
