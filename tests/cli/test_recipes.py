@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.distill import _tell_other_batch
+from saccade.cli.distill_tell import tell_other_batch
 from saccade.cli.main import main, parse
 from saccade.cli.recipes import command, start
 from saccade.engine.config import DistillConfig
@@ -155,7 +155,7 @@ def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
     told: list[str] = []
-    _tell_other_batch("clipself-b16-patches-sync16", 16, tell=told.append)
+    tell_other_batch("clipself-b16-patches-sync16", 16, tell=told.append)
     assert told == []
-    _tell_other_batch("clipself-b16-patches-sync16", 128, tell=told.append)
+    tell_other_batch("clipself-b16-patches-sync16", 128, tell=told.append)
     assert "means 16 pictures a step" in told[0] and told[0].endswith("take 128")

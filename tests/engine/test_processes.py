@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saccade.cli.distill import _again, _batches, _open_pictures
+from saccade.cli.distill import _batches, _open_pictures
+from saccade.cli.distill_tell import again
 from saccade.data.loader import epoch_order
 from saccade.engine.checkpoint import list_complete, load_checkpoint
 from saccade.engine.config import DistillConfig, Sharing, told_sharing
@@ -127,10 +128,10 @@ def test_what_stays_equal_is_told():
 
 def test_the_command_to_go_on_names_all_nodes(monkeypatch):
     monkeypatch.setattr("sys.argv", ["saccade", "distill", "--data", "my pictures"])
-    assert _again() == "To go on, run:\n  saccade distill --data 'my pictures'"
+    assert again() == "To go on, run:\n  saccade distill --data 'my pictures'"
     for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    told = _again()
+    told = again()
     assert "on each of the 2 nodes" in told
     assert "torchrun --nnodes 2 --nproc-per-node 4 -m saccade.cli.main distill --data 'my pictures'" in told
 

@@ -254,7 +254,7 @@ def test_a_bad_picture_and_its_captions_do_not_count(clip, captions, tmp_path):
     (tmp_path / "b.png").write_bytes(b"")
     records = (*read.records[:2], replace(read.records[2], path=tmp_path / "b.png"))
     result = evaluate_global({"model": clip}, captioned=replace(read, records=records))
-    assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3.png"]
+    assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3"]
 
 
 def test_a_picture_with_blank_captions_asks_nothing_and_is_listed(clip, captions):

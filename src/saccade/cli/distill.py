@@ -9,15 +9,23 @@ Several processes: `torchrun --nproc-per-node 8 -m saccade.cli.main distill ...`
 """
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from saccade.cli.distill_tell import (
+    again,
+    bad_pictures,
+    leave_the_lost,
+    skipped_steps,
+    tell_other_batch,
+    tell_sharing,
+    teller,
+)
 from saccade.cli.objective import (
     build_objective,
     choose_count,
@@ -27,7 +35,6 @@ from saccade.cli.objective import (
 )
 from saccade.engine.config import (
     DistillConfig,
-    Sharing,
     check_config,
     check_writable,
     claim_folder,
@@ -37,7 +44,6 @@ from saccade.engine.config import (
     numbers_of,
     regions_of,
     run_record,
-    told_sharing,
 )
 from saccade.errors import InputError
 
@@ -68,12 +74,12 @@ def run(config: DistillConfig) -> None:
         with joined(config.device, timeout=config.timeout) as processes:
             outcome = distill(config, processes)
     except LostProcessError as error:
-        _leave_the_lost(config, error)
+        leave_the_lost(config, error)
     if outcome.stopped_by is None:
         return
     if processes.is_first:
         saved = "saved" if outcome.step else "nothing to save yet"
-        print(f"Stopped after step {outcome.step} of {config.steps}; {saved}. {_again()}", file=sys.stderr)
+        print(f"Stopped after step {outcome.step} of {config.steps}; {saved}. {again()}", file=sys.stderr)
     raise SystemExit(128 + outcome.stopped_by)
 
 
@@ -136,7 +142,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
     optimizer = build_optimizer(
         objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
     )
-    tell, checkpoints, model = _tell(processes), config.out / "checkpoints", config.out / "model"
+    tell, checkpoints, model = teller(processes), config.out / "checkpoints", config.out / "model"
     if config.dry_run:
         batches = _batches(config, source, processes, start=0, steps=config.steps)
         _plan(config, objective, batches, processes, pictures=len(source), start_step=0, tell=tell)
@@ -159,7 +165,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             tell(f"finished already, after step {saved.step} of {config.steps}; nothing was changed: {model}")
             return outcome
         restore(objective, optimizer, saved.tensors)
-        _tell_sharing(config, processes, saved.facts["config"], steps=config.steps - saved.step, tell=tell)
+        tell_sharing(config, processes, saved.facts["config"], steps=config.steps - saved.step, tell=tell)
     with processes.together():
         if processes.is_first:
             check_writable(config.out)
@@ -220,8 +226,8 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         dropped = {reason: one.count for reason, one in source.dataset.dropped.items()}
         left_out = {"bad_pictures": outcome.bad, "dropped_annotations": dropped, "skipped_steps": outcome.skipped}
         log.event("stop" if outcome.stopped_by else "end", {"step": outcome.step, **left_out})
-    skipped = _skipped_steps(outcome, config.out)
-    for line in [_bad_pictures(outcome.bad), *source.dataset.dropped_lines(), *skipped]:
+    skipped = skipped_steps(outcome, config.out)
+    for line in [bad_pictures(outcome.bad), *source.dataset.dropped_lines(), *skipped]:
         tell(line)
     if outcome.stopped_by is None:
         _require_good_pictures(outcome, config.out)
@@ -283,18 +289,8 @@ def _plan(
     )
     tell(tell_plan(plan))
     if config.recipe is not None:
-        _tell_other_batch(config.recipe, plan.pictures_a_step, tell=tell)
+        tell_other_batch(config.recipe, plan.pictures_a_step, tell=tell)
     return plan.record(), stream
-
-
-def _tell_other_batch(recipe: str, pictures: int, *, tell: Callable[[str], object]) -> None:
-    """Warn where batch, accumulation and processes together are not what the recipe means."""
-    from saccade.cli.recipes import find
-
-    fields = find(recipe).fields
-    meant = fields.get("batch", DistillConfig.batch) * fields.get("accumulate", DistillConfig.accumulate)
-    if pictures != meant:
-        tell(f"WARNING   {recipe} means {meant} pictures a step; these flags and processes take {pictures}")
 
 
 def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
@@ -430,60 +426,3 @@ def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
             f"was learned and no model is written. The first: {name}: {reason}. Correct them and choose another --out, "
             f"or remove {out}."
         )
-
-
-def _tell_sharing(
-    config: DistillConfig,
-    processes: "Processes",
-    before: dict[str, Any],
-    *,
-    steps: int,
-    tell: Callable[[str], object],
-) -> None:
-    """Say what stays equal where the saved part of the run had other processes or batches."""
-    saved = Sharing(before["processes"], before["batch"], before["accumulate"])
-    told = told_sharing(saved, Sharing(processes.size, config.batch, config.accumulate), steps=steps)
-    if told is not None:
-        tell(told)
-
-
-def _leave_the_lost(config: DistillConfig, error: Exception) -> NoReturn:
-    """Say that another process is gone and how to go on, and leave at once with status 1: what the GPUs of this process
-    still wait for will never come."""
-    from saccade.engine.checkpoint import list_complete
-
-    saved = [int(path.name.removeprefix("step_")) for path in list_complete(config.out / "checkpoints")]
-    last = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
-    print(f"saccade: {error} This process ends too; {last}. {_again()}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)
-
-
-def _again() -> str:
-    """How to go on: the command line that started this run, as torchrun's variables tell it."""
-    size, nodes = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    local = os.environ.get("LOCAL_WORLD_SIZE", str(size))
-    many = ["--nnodes", str(nodes)] if nodes > 1 else []
-    start = ["torchrun", *many, "--nproc-per-node", local, "-m", "saccade.cli.main"] if size > 1 else ["saccade"]
-    where = f" on each of the {nodes} nodes (with the same --rdzv options as before)" if nodes > 1 else ""
-    return f"To go on, run{where}:\n  {shlex.join([*start, *sys.argv[1:]])}"
-
-
-def _bad_pictures(bad: dict[str, str]) -> str:
-    if not bad:
-        return "every picture could be used"
-    lines = [f"  {name}: {reason}" for name, reason in sorted(bad.items())[:10]]
-    more = [f"  and {len(bad) - 10} more, all in metrics.jsonl"] if len(bad) > 10 else []
-    return "\n".join([f"{len(bad)} pictures could not be used:", *lines, *more])
-
-
-def _skipped_steps(outcome: "Outcome", out: Path) -> list[str]:
-    if not outcome.skipped:
-        return []
-    said = f"{outcome.skipped} of {outcome.step} steps were left out: their loss or gradient was not finite"
-    return [f"WARNING   {said}; their pictures are in {out / 'nonfinite.jsonl'}"]
-
-
-def _tell(processes: "Processes") -> Callable[[str], object]:
-    """Say something on the error stream, in the first process only."""
-    return partial(print, file=sys.stderr, flush=True) if processes.is_first else str
