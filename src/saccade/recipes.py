@@ -200,6 +200,68 @@ RECIPES: tuple[Recipe, ...] = (
         )
         for size, title, tower, time in (("b16", "B/16", B16, B16_LIKE), ("l14", "L/14", L14, L14_LIKE))
     ),
+    # --- what the method is compared with, and options of its objective; not of the paper's numbers
+    *(
+        Recipe(
+            name=f"clipself-b16-{name}" if own else f"{name}-b16",
+            where=where,
+            what=what,
+            fields={**ONE, **B16, **change},
+            time=B16_LIKE,
+            how=f"Compare with clipself-b16-{compared}-1gpu. {HOW_ONE}{how}",
+            needs=needs,
+        )
+        for name, own, where, what, change, compared, how, needs in (
+            (
+                "region-text",
+                False,
+                "Tab. 8; A.4",
+                "Baseline: proposals are told apart among the nouns of the captions.",
+                {"objective": "region-text"},
+                "proposals",
+                f"{HOW_PROPOSALS} Captions: COCO's; --nouns FILE in place of parsing them.",
+                PROPOSALS_NEED,
+            ),
+            (
+                "keep",
+                True,
+                "none",
+                "The student's own image embedding is held to the teacher's.",
+                {"keep": 1.0},
+                "patches",
+                "",
+                {},
+            ),
+            (
+                "correlation",
+                True,
+                "none (Qiu et al., ICLR 2025)",
+                "Which places are alike is held to the frozen model's map.",
+                {"correlation": 0.1},
+                "patches",
+                "",
+                {},
+            ),
+            (
+                "values3-gates",
+                True,
+                "none (DenseRC, CVPR 2026)",
+                "The last three blocks' values, with a weight for each attention head, in place of the paper's head.",
+                {"head": "values3", "gates": True},
+                "patches",
+                " Measure it with --head values3.",
+                {},
+            ),
+        )
+    ),
+    Recipe(
+        name="image-text-b16",
+        where="Tab. 1, #5",
+        what="Baseline: CLIP's own contrastive loss on captions of whole pictures, at the same input size.",
+        fields={**PAPER, **B16, "objective": "image-text", "batch": 16, "steps": STEPS // 8},
+        time=B16_LIKE,
+        how="One process, 16 pictures a step, as many as 2 x 44,358. Captions are COCO's.",
+    ),
     # --- ablations: clipself-b16-patches-1gpu but for one flag
     *(
         Recipe(
