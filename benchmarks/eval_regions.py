@@ -21,7 +21,7 @@ from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.data.coco import Dataset
 from saccade.evaluate.feed import Feed
-from saccade.evaluate.regions import _dense_regions, _to_device, counting_segments
+from saccade.evaluate.regions import _dense, _regions_on_input, counting_segments, to_device
 from saccade.evaluate.score import ranks_of, score
 
 
@@ -48,8 +48,8 @@ def embed_ours(clip: Clip, samples: list[Any], *, size: int, batch: int) -> tupl
     device = next(clip.parameters()).device
     by_box, by_mask = [], []
     for start in range(0, len(samples), batch):
-        chosen = [_to_device(sample, device) for sample in samples[start : start + batch]]
-        boxes, masks = _dense_regions(clip, chosen, size=size, head="value")
+        chosen = [to_device(sample, device) for sample in samples[start : start + batch]]
+        boxes, masks = _dense(clip, *_regions_on_input(clip, chosen, size=size), head="value")
         by_box.append(boxes)
         by_mask.append(masks)
     return torch.cat(by_box), torch.cat(by_mask)
