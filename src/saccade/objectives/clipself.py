@@ -16,19 +16,17 @@ from itertools import groupby
 from typing import Literal
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 from jaxtyping import Float
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from saccade.clip.attention import recomputed, whole_block
 from saccade.clip.dense import blocks_run_whole, check_head, last_block_use, open_gates, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
-from saccade.clip.precision import in_low_precision, low_precision_copies, using
+from saccade.clip.precision import low_precision_copies, using
 from saccade.objectives.correlation import correlation_losses
 from saccade.objectives.keep import keep_loss, trained_rows
+from saccade.objectives.student import check_student, compiled_blocks, student_blocks
 from saccade.ops.boxes import boxes_on_input, enlarge_boxes
 from saccade.ops.pool import pool_boxes
 from saccade.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
@@ -88,19 +86,10 @@ class ClipSelf(nn.Module):
                 checkpointed, which would change nothing.
         """
         super().__init__()
-        if student_size < 1 or student_size % student.patch_size:
-            raise InputError(
-                f"student size: must be a multiple of the patch size {student.patch_size}; got {student_size}. "
-                f"Try {max(1, round(student_size / student.patch_size)) * student.patch_size}."
-            )
+        check_student(student, size=student_size, compiled=compiled, checkpointing=checkpointing)
         if student.embed_dim != teacher.embed_dim:
             raise InputError(
                 f"teacher: must embed as the student does ({student.embed_dim} numbers); got {teacher.embed_dim}."
-            )
-        if (compiled or checkpointing) and isinstance(student.visual, ModifiedResNet):
-            raise InputError(
-                f"--compile, --checkpointing: act on transformer blocks; {student.name} is a residual network and has "
-                "none. Leave them out."
             )
         inputs = [(one.native_size, one.mean, one.std) for one in (student, teacher)]
         if keep and inputs[0] != inputs[1]:
@@ -121,13 +110,9 @@ class ClipSelf(nn.Module):
         self.head: Head = head
         self.compare = compare
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
-        run = whole_block
-        if compiled:  # one function for two towers, with and without windows and gradients, for several sizes
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            run = torch.compile(whole_block)
+        run = compiled_blocks(compiled)
         teacher.run_block = run
-        run = in_low_precision(run) if low_precision else run
-        student.run_block = recomputed(run) if checkpointing else run
+        student.run_block = student_blocks(run, low_precision=low_precision, checkpointing=checkpointing)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - mean over ALL regions of the batch of cos(student region, teacher crop), or `compare`'s loss; and terms.

@@ -9,18 +9,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from saccade.clip.attention import recomputed, whole_block
 from saccade.clip.dense import blocks_run_whole
 from saccade.clip.model import Clip
-from saccade.clip.precision import in_low_precision, low_precision_copies, using
+from saccade.clip.precision import low_precision_copies, using
+from saccade.objectives.student import check_student, compiled_blocks, student_blocks
 from saccade.ops.resample import square_inputs
-from saccade.types import Batch, InputError, Sample
+from saccade.types import Batch, Sample
 
 
 class ImageText(nn.Module):
@@ -51,25 +49,12 @@ class ImageText(nn.Module):
                 checkpointed, which would change nothing.
         """
         super().__init__()
-        if student_size < 1 or student_size % student.patch_size:
-            raise InputError(
-                f"student size: must be a multiple of the patch size {student.patch_size}; got {student_size}. "
-                f"Try {max(1, round(student_size / student.patch_size)) * student.patch_size}."
-            )
-        if (compiled or checkpointing) and isinstance(student.visual, ModifiedResNet):
-            raise InputError(
-                f"--compile, --checkpointing: act on transformer blocks; {student.name} is a residual network and has "
-                "none. Leave them out."
-            )
+        check_student(student, size=student_size, compiled=compiled, checkpointing=checkpointing)
         self.student, self.student_size = student, student_size
         self.pad: Literal["zero", "black"] = pad
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
-        run = whole_block
-        if compiled:
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            run = torch.compile(whole_block)
-        run = in_low_precision(run) if low_precision else run
-        student.run_block = recomputed(run) if checkpointing else run
+        run = compiled_blocks(compiled)
+        student.run_block = student_blocks(run, low_precision=low_precision, checkpointing=checkpointing)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """CLIP's loss over the pairs of the batch; pictures with the same caption are positives of one another.
