@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from saccade.cli import reproduce
 from saccade.cli.main import main
 from saccade.ledger.jobs import Job, Stage
-from saccade.ledger.scale import SMALL
+from saccade.ledger.scale import B16, L14, SMALL, Scale, scale_of
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +140,13 @@ def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, r
     ("words", "told"),
     [
         ([], "reproduce: need tables"),
-        (["tab1", "--on", "nowhere"], "--on: need world, or the folder of a COCO root; got nowhere"),
+        (
+            ["tab1", "--on", "nowhere"],
+            "--on: need world, or the folder of a COCO root, with annotations/ in it; got nowhere",
+        ),
         (["tab1", "--seeds", "1", "1"], "--seeds: need different numbers"),
-        (["tab1", "--jobs", "0"], "--jobs, --steps: need at least 1"),
+        (["tab1", "--jobs", "0"], "--jobs: need at least 1; got 0"),
+        (["tab1", "--limit", "0"], "--limit: need at least 1; got 0"),
         (["tab1", "--model", "EVA02-B-16"], "--model EVA02-B-16: needs weights"),
         (["figs", "--cnn", "RN50"], "--cnn RN50: needs weights"),
     ],
@@ -157,3 +162,44 @@ def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFi
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["world", "distill", "evaluate", "proposals", "distill", "evaluate"]
     assert not (tmp_path / "out").exists()
+
+
+def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
+    usual = reproduce.Reproduce(("tab1",))
+    assert reproduce._targets(usual) == (Path("results"), Path("docs/results.md"))
+    for other in ({"seeds": (0,)}, {"steps": 2}, {"limit": 4}, {"cnn": "x"}, {"on": "coco"}, {"model": "x"}):
+        assert reproduce._targets(replace(usual, **other))[0] == usual.out / "results"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("saccade-small", SMALL), ("EVA02-B-16", B16), ("EVA02-L-14-336", L14), ("ViT-L-14", L14), ("ViT-B-16", B16)],
+)
+def test_the_scale_is_the_towers(model: str, expected: Scale) -> None:
+    patch, native = reproduce._tower(model)
+    assert scale_of(patch=patch, native=native) == expected
+
+
+def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> None:
+    folder = tmp_path / "exp-14"
+    folder.mkdir()
+    shipped = Path(reproduce.__file__).parent.parent / "clip" / "small" / "open_clip_config.json"
+    (folder / "open_clip_config.json").write_bytes(shipped.read_bytes())
+    assert reproduce._tower(str(folder)) == (8, 64)
+
+
+def test_a_command_ends_with_the_process_that_wanted_it(root: Path, tmp_path: Path) -> None:
+    words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "5000"]
+    process = subprocess.Popen([sys.executable, "-m", "saccade.cli.main", *words, "--limit", "2", "--jobs", "1"])
+    log = tmp_path / "out" / "logs" / "clipself-0.log"
+    for _ in range(600):
+        if log.exists() and "starting at step" in log.read_text():
+            break
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    for _ in range(300):
+        if "saved" in log.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())

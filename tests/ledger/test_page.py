@@ -101,6 +101,7 @@ def test_places_on_this_machine_are_told_by_what_they_are(tmp_path: Path) -> Non
 
 
 def test_a_strange_file_among_the_rows_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "other.json").write_text("{}")  # somebody else's is passed over
+    (tmp_path / "x.json").write_text('{"row": "m4"}')
     with pytest.raises(InputError, match=r"x\.json: need a row of the ledger; KeyError: 'settings'"):
         read_results(tmp_path)

@@ -37,8 +37,8 @@ def test_claims_are_about_rows_and_their_metrics(scale: Scale) -> None:
 def test_sizes_fit_the_patches() -> None:
     for scale, patch in ((SMALL, 8), (B16, 16), (L14, 14)):
         assert not [size for size in (scale.size, *scale.sweep, *scale.sizes) if size % patch], scale
-    named = [scale_of(name, small="saccade-small") for name in ("saccade-small", "EVA02-B-16", "EVA02-L-14-336")]
-    assert named == [SMALL, B16, L14]
+    named = [scale_of(patch=patch, native=native) for patch, native in ((8, 64), (16, 224), (14, 336), (32, 224))]
+    assert named == [SMALL, B16, L14, B16]
 
 
 def test_a_sweep_of_alpha_takes_students_that_are_not_mixed() -> None:

@@ -8,14 +8,16 @@ runs in a process of its own, forked from one that has imported the libraries al
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -100,6 +102,8 @@ def run(config: Reproduce) -> None:
             print(f"{'' if job.name in todo else '# done: '}saccade {shlex.join(job.words)}")
         return
     check_page(page)
+    if results.exists() and not results.is_dir():
+        raise InputError(f"--results {results}: need a folder; this is a file.")
     config.out.mkdir(parents=True, exist_ok=True)
     lock = hold_folder(config.out)  # noqa: F841  until this function is left
     _write_names(stage)
@@ -119,19 +123,24 @@ def run(config: Reproduce) -> None:
 
 def _targets(config: Reproduce) -> tuple[Path, Path]:
     """Where the rows' files and the page go: in the project for the world as it is meant, else beside the runs."""
-    is_usual = config.on == "world" and config.model == SMALL and config.steps is None and config.limit is None
+    usual = Reproduce(config.tables)
+    deciding = ("on", "model", "pretrained", "cnn", "cnn_pretrained", "seeds", "steps", "limit")
+    is_usual = all(getattr(config, name) == getattr(usual, name) for name in deciding)
     results, page = ("results", "docs/results.md") if is_usual else (config.out / "results", config.out / "results.md")
     return config.results or Path(results), config.page or Path(page)
 
 
 def _stage(config: Reproduce, *, figures: Path) -> Stage:
     """Check the flags and put together what the rows are run on."""
-    if config.on != "world" and not Path(config.on).is_dir():
-        raise InputError(f"--on: need world, or the folder of a COCO root; got {config.on}.")
+    if config.on != "world" and not (Path(config.on) / "annotations").is_dir():
+        raise InputError(f"--on: need world, or the folder of a COCO root, with annotations/ in it; got {config.on}.")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
-    if config.jobs < 1 or (config.steps is not None and config.steps < 1):
-        raise InputError("--jobs, --steps: need at least 1.")
+    numbers = {"jobs": config.jobs, "steps": config.steps, "limit": config.limit, "workers": config.workers}
+    for flag, value in numbers.items():
+        least = 0 if flag == "workers" else 1
+        if value is not None and value < least:
+            raise InputError(f"--{flag}: need at least {least}; got {value}.")
     for flag, name, weights in (
         ("model", config.model, config.pretrained),
         ("cnn", config.cnn, config.cnn_pretrained),
@@ -143,7 +152,8 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
                 f"--{flag} {name}: needs weights, else its rows would be of random ones. Name a file or tag with "
                 f"{told}, or a model folder."
             )
-    scale = scale_of(config.model, small=SMALL)
+    patch, native = _tower(config.model)
+    scale = scale_of(patch=patch, native=native)
     if config.steps is not None:
         scale = replace(scale, steps=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
     return Stage(
@@ -160,6 +170,20 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
         device=config.device,
         workers=config.workers,
     )
+
+
+def _tower(model: str) -> tuple[int, int]:
+    """A model's patch size and native size [pixels] by its description; ViT-B/16's where it has none."""
+    if model == SMALL:  # needs no library
+        return 8, 64
+    from saccade.clip.describe import describe_architecture, read_config
+
+    described = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
+    config = read_config(described) if described.is_file() else describe_architecture(model)
+    vision = config["model_cfg"]["vision_cfg"] if config else {}
+    named = re.search(r"patch(\d+)", str(vision.get("timm_model_name")))  # timm's towers have it in their name alone
+    patch = int(named[1]) if named else vision.get("patch_size", 16)
+    return patch, vision.get("image_size", 224)
 
 
 def _write_names(stage: Stage) -> None:
@@ -311,8 +335,17 @@ def _work(words: tuple[str, ...], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["saccade", *words]
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
     print(f"\n$ saccade {shlex.join(words)}", flush=True)
     main(list(words))
+
+
+def _end_with_the_first() -> None:
+    """Stop, as on SIGTERM, when the process that wanted this command is gone (kill -9)."""
+    first = parent_process()
+    assert first is not None
+    connection.wait([first.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

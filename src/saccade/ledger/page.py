@@ -77,7 +77,9 @@ def write_results(
 def settings_of(stage: Stage) -> dict[str, Any]:
     """What all rows of one page share; rows of other settings are not compared with them."""
     on = "world" if stage.is_world else Path(stage.on).name
-    return {"on": on, "model": _named(stage.model), "steps": stage.scale.steps, "limit": stage.limit}
+    pretrained = stage.pretrained and _named(stage.pretrained)
+    model = {"model": _named(stage.model), "pretrained": pretrained}
+    return {"on": on, **model, "steps": stage.scale.steps, "limit": stage.limit}
 
 
 def _named(model: str) -> str:
@@ -116,6 +118,8 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_bytes())
+            if not isinstance(content, dict) or "row" not in content:
+                continue  # somebody else's
             found[content["row"]] = {key: content[key] for key in ("settings", "seeds", "values", "commands")}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -156,15 +160,18 @@ def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, An
 
 
 def _head(results: dict[str, dict[str, Any]], settings: dict[str, Any]) -> list[str]:
-    said = f"{settings['model']} on {settings['on']}, {settings['steps']} steps a training"
-    seeds = sorted({len(one["seeds"]) for one in results.values()})
+    weights = f" ({settings['pretrained']})" if settings["pretrained"] else ""
+    limit = f", the first {settings['limit']} pictures alone" if settings["limit"] else ""
+    said = f"{settings['model']}{weights} on {settings['on']}{limit}, {settings['steps']} steps a training"
+    most = max((len(one["seeds"]) for one in results.values()), default=0)
+    seeds = "1 seed" if most == 1 else f"{most} seeds"
     return [
         "# Results",
         "",
         "Written by `saccade reproduce`; every number comes from the JSON file of its row, which holds the commands as",
         f"typed, the value with each seed, and the time. Measured: {said}.",
         "Published: EVA-02 B/16 on COCO, where we know the number. Top-1 mAcc [%] unless said; mean and standard",
-        f"deviation over {' or '.join(map(str, seeds))} seeds (a CLIP as it comes has none).",
+        f"deviation over {seeds} (a CLIP as it comes has none).",
         "",
         "A claim *holds* where each difference lies outside its 95 % confidence interval over seeds (Student's t), is",
         "*contradicted* where one does so in the other direction, and is *not told apart* otherwise. Rows without",

@@ -53,13 +53,13 @@ L14 = replace(
 )
 
 
-def scale_of(model: str, *, small: str) -> Scale:
-    """The numbers that go with a model: the small CLIP's own, else the paper's for patches of 14 or of 16.
+def scale_of(*, patch: int, native: int) -> Scale:
+    """The numbers that go with a tower: the small CLIP's own, else the paper's for patches of 14 or of 16.
 
     Args:
-        model: name or folder.
-        small: what the small CLIP is called.
+        patch: side of its patches [pixels].
+        native: side of the pictures it was trained on [pixels].
     """
-    if model == small:
+    if native <= 64:
         return SMALL
-    return L14 if "-14" in model else B16
+    return L14 if patch == 14 else B16
