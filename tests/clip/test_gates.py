@@ -128,3 +128,12 @@ def test_gates_that_cannot_be_are_refused(clip):
     config = {**clip.config, "saccade": {"gates": "all"}}
     with pytest.raises(InputError, match="gates: need three rows"):
         Clip(clip.model, name="tiny", config=config)
+
+
+def test_whoever_loads_them_is_told_which_head_reads_them(clip, tmp_path, capsys):
+    save_clip(clip, tmp_path / "without")
+    clip.gates = torch.tensor(GATES)
+    save_clip(clip, tmp_path / "with")
+    for name, told in (("without", False), ("with", True)):
+        load(tmp_path / name)
+        assert ("which the dense head values3 alone reads" in capsys.readouterr().err) == told

@@ -315,3 +315,8 @@ def test_as_typed(clip, captions, folders, tmp_path, capsys):
 def test_refuses(clip):
     with pytest.raises(InputError, match="got neither"):
         evaluate_global({"model": clip})
+
+
+def test_names_of_folders_mean_nothing_beside_annotations(captions, folders):
+    with pytest.raises(InputError, match=r"--names .*: names class folders"):
+        open_global(captions, split="val", names=folders / "names.json")

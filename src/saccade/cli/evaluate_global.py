@@ -94,6 +94,8 @@ def open_global(
     from saccade.data.loader import open_data
     from saccade.evaluate.labelled import annotated_things, class_folders
 
+    if names is not None and (data / "annotations").is_dir():
+        raise InputError(f"--names {names}: names class folders; {data} has annotations, and their categories' names.")
     labelled = pictures = None
     has_captions = retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file()
     if classify or not has_captions:
@@ -108,7 +110,7 @@ def open_global(
     captioned = None if pictures is None else only_captioned(with_captions(pictures, root=data, split=split))
     if labelled is None and captioned is None:
         raise InputError(
-            f"{data}: need class folders, annotated things, or captions to measure by; found none of them."
+            f"{data}: need class folders, annotated things, or captions to measure by; found none of those asked for."
         )
     return labelled, captioned
 

@@ -89,6 +89,8 @@ def load(
     if found.weights is None:
         warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
         print(warning, file=sys.stderr)
+    if clip.gates is not None:
+        print(f"{name}: has gates of attention heads, which the dense head values3 alone reads.", file=sys.stderr)
     return clip.to(device, getattr(torch, precision)).eval()
 
 
