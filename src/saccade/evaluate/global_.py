@@ -232,7 +232,10 @@ def recall_both_ways(
     once = torch.ones(len(pictures), dtype=torch.int64, device=texts.device)
     image_to_text = _best_ranks(pictures, texts, places, times)
     text_to_image = _best_ranks(texts, pictures, places.flip(1), once)
-    return {"image_to_text": recall(image_to_text), "text_to_image": recall(text_to_image, times)}
+    return {
+        "image_to_text": recall(image_to_text, among=int(times.sum())),
+        "text_to_image": recall(text_to_image, times, among=len(pictures)),
+    }
 
 
 def _best_ranks(

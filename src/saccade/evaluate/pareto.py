@@ -160,7 +160,7 @@ def _point(name: str, alpha: float, dense: dict, whole: dict) -> dict:
         **tops,
         "classification": classification["mean"]["top1"],
         "overall": classification["overall"]["top1"],
-        "retrieval": None if ways is None else sum(ways) / 2,
+        "retrieval": None if ways is None or None in ways else sum(ways) / 2,
     }
 
 

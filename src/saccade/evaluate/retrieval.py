@@ -66,10 +66,11 @@ def evaluate_retrieval(
     Returns:
         {"image": S, "region": S or None, "gallery": pictures chosen among, "region_gallery": regions chosen among,
         "regions": how many there are, "pictures", "size", "head", "seed", "bad": [{"id", "reason"}]}, where S = {"r1",
-        "r5", "r10": percent of "count"}: locations that ask, for regions pairs of a region and a location in it.
+        "r5", "r10": percent of "count", None where as many may be named as there are; "count": locations that ask, for
+        regions pairs of a region and a location in it}.
 
     Raises:
-        InputError: models of different embedding size, a size the tower cannot take, gallery below 1, no annotations
+        InputError: models of different embedding size, a size the tower cannot take, gallery below 2, no annotations
             where regions are wanted, or no picture that can be read.
     """
     _check(student, reference, dataset, size=size, regions=regions, gallery=gallery)
@@ -92,8 +93,8 @@ def evaluate_retrieval(
                 masks = masks_on_grid(image, segments.masks, size=size, patch=student.patch_size)
                 by_region.append(region_ranks(dense, masks, known.regions_for(sample.id)).cpu())
     return {
-        "image": recall(torch.cat(by_picture)),
-        "region": recall(torch.cat(by_region)) if regions else None,
+        "image": recall(torch.cat(by_picture), among=min(gallery, feed.pictures)),
+        "region": recall(torch.cat(by_region), among=min(gallery, len(known.regions))) if regions else None,
         "gallery": min(gallery, feed.pictures),
         "region_gallery": min(gallery, len(known.regions)) if regions else None,
         "regions": len(known.regions) if regions else None,
@@ -112,8 +113,8 @@ def _check(student: Clip, reference: Clip, dataset: Dataset, *, size: int, regio
             f"reference: need the student's embedding size {student.embed_dim}; got {reference.embed_dim}. "
             "Compare a model with the CLIP it was distilled from."
         )
-    if gallery < 1:
-        raise InputError(f"gallery: need a number of pictures >= 1; got {gallery}.")
+    if gallery < 2:
+        raise InputError(f"--gallery: need at least 2 to choose among; got {gallery}.")
     if regions and not dataset.categories:
         raise InputError(
             f"{dataset.name}: need annotated segments to retrieve regions; got pictures without annotations. "

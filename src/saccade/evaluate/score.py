@@ -54,14 +54,21 @@ def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict[str, 
     }
 
 
-def recall(ranks: Int64[Tensor, " R"], weights: Int64[Tensor, " R"] | None = None) -> dict[str, float | int | None]:
-    """Sum up a retrieval: {"r1", "r5", "r10"} in percent of the queries (None without any) and "count".
+def recall(
+    ranks: Int64[Tensor, " R"], weights: Int64[Tensor, " R"] | None = None, *, among: int
+) -> dict[str, float | int | None]:
+    """Sum up a retrieval: {"r1", "r5", "r10"} in percent of the queries, and "count".
+
+    None without any query, and where there are no more answers than may be named: that would always be 100.
 
     Args:
         ranks: place of each query's right answer, 0 = first.
+        among: how many answers a query chooses among.
         weights: how many queries each rank stands for; one when not given.
     """
     weights = torch.ones_like(ranks) if weights is None else weights
     count = int(weights.sum())
-    shares = {top: 100 * int(weights[ranks < top].sum()) / count if count else None for top in (1, 5, 10)}
+    shares = {
+        top: 100 * int(weights[ranks < top].sum()) / count if count and top < among else None for top in (1, 5, 10)
+    }
     return {**{f"r{top}": share for top, share in shares.items()}, "count": count}
