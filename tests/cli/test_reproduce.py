@@ -1,5 +1,6 @@
 """`saccade reproduce`: what is done is not done again, what fails is named and the rest goes on, a signal saves."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 
 from saccade.cli import reproduce
 from saccade.cli.main import main
+from saccade.engine.config import hold_folder
+from saccade.errors import InputError
 from saccade.ledger.jobs import Job, Stage
 from saccade.ledger.scale import B16, L14, SMALL, Scale, scale_of
 
@@ -196,10 +199,13 @@ def test_a_command_ends_with_the_process_that_wanted_it(root: Path, tmp_path: Pa
         if log.exists() and "starting at step" in log.read_text():
             break
         time.sleep(0.1)
+    with pytest.raises(InputError, match="another process is writing there"):
+        hold_folder(tmp_path / "out" / "clipself-0")
     process.kill()
     process.wait()
-    for _ in range(300):
-        if "saved" in log.read_text():
+    for _ in range(900):  # the lock is free once the training is gone
+        with contextlib.suppress(InputError):
+            hold_folder(tmp_path / "out" / "clipself-0").close()
             return
         time.sleep(0.1)
     raise AssertionError(log.read_text())
