@@ -109,6 +109,22 @@ def test_the_loop_is_forward_backward_step(tmp_path):
     assert outcome == Outcome(step=6, position=6, good=6)
 
 
+def test_a_clipped_step_is_the_library_s(tmp_path):
+    batches = [batch_of(step) for step in range(3)]
+    module, _, _ = train(tmp_path, batches, steps=3, clip=0.01)
+    plain = Line()
+    optimizer = torch.optim.AdamW([plain.weight], weight_decay=0.1, fused=True)
+    for step, batch in enumerate(batches):
+        plain(batch).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01)
+        optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(module.weight, plain.weight, rtol=1e-4, atol=1e-7)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["gradient_norm"] > 0.01 for line in lines)  # what is logged is the norm before
+
+
 def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
     batches = [batch_of(step) for step in range(4)]
     whole, whole_optimizer, _ = train(tmp_path / "whole", batches, steps=4, module=Noisy())

@@ -5,7 +5,14 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from saccade.engine.optim import build_optimizer, learning_rate, take_step
+from saccade.engine.optim import (
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+    stepped_rate,
+    take_step,
+)
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():
@@ -68,3 +75,28 @@ def test_a_step_that_is_not_finite_moves_nothing_and_a_finite_one_moves_as_ever(
     assert len(plain) == 8  # two parameters, each with a counter and two moments
     for steps in ((0.0, 0.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(stepped(*steps), plain, strict=True)), steps
+
+
+def test_a_stepped_rate_warms_up_stays_and_falls_at_its_milestones():
+    rates = [stepped_rate(step, peak=1.0, warmup=2, milestones=(4, 6)) for step in range(8)]
+    assert rates[:4] == [0.5, 1.0, 1.0, 1.0]
+    assert rates[4:] == [0.1, 0.1, 0.1**2, 0.1**2]
+
+
+def test_only_a_gradient_that_is_too_long_is_shortened():
+    pair = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))  # the last has none
+    for limit, wanted in ((20.0, [3.0, 4.0, 12.0]), (6.5, [1.5, 2.0, 6.0])):  # (3, 4, 12) is 13 long
+        pair[0].grad, pair[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])
+        clip_gradients(pair, norm=gradient_norm(pair), limit=limit)
+        assert [*pair[0].grad.tolist(), *pair[1].grad.tolist()] == wanted
+
+
+def test_a_group_may_move_slower():
+    fast, slow = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW(
+        [{"params": [fast]}, {"params": [slow], "rate_scale": 0.1}], lr=0.0, weight_decay=0.0, fused=True
+    )
+    fast.grad, slow.grad = torch.ones(1), torch.ones(1)
+    take_step(optimizer, lr=0.5, weight_decay=0.0)
+    # Adam's first step is its rate, whatever the gradient
+    torch.testing.assert_close(torch.stack([fast, slow]).detach().flatten(), torch.tensor([0.5, 0.95]))

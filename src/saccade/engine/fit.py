@@ -4,7 +4,7 @@ One step: take batches, agree on what they hold, forward, backward (averaged ove
 processes), check, step, save. The host never waits for the device inside a step: it reads what came of a step when the
 next one is queued. A run that is stopped (SIGTERM, Ctrl-C, kill -9, power) and started again by the same command ends
 with the same bits: order and draws come from (seed, step), and the checkpoint holds the trained tensors and the
-optimizer's. Deliberately absent: epochs (the sampler's matter), gradient clipping, schedulers with state.
+optimizer's. Deliberately absent: epochs (the sampler's matter), schedulers with state.
 """
 
 import signal
@@ -25,7 +25,7 @@ from saccade.engine.checkpoint import Checkpoint, collect, save_checkpoint
 from saccade.engine.distributed import Processes, loss_noticed
 from saccade.engine.guard import Guard, Step, ids_of, judge
 from saccade.engine.log import Log
-from saccade.engine.optim import PartlyTrained, gradient_norm, take_step
+from saccade.engine.optim import PartlyTrained, clip_gradients, gradient_norm, take_step
 from saccade.engine.stop import signals_caught
 from saccade.types import Batch, InputError
 
@@ -70,6 +70,7 @@ def fit(
     begin: Outcome | None = None,
     accumulate: int = 1,
     weight_decay: float = 0.0,
+    clip: float | None = None,
     partly: Sequence[PartlyTrained] = (),
     seed: int = 0,
     processes: Processes,
@@ -93,6 +94,7 @@ def fit(
         begin: where an earlier part of the run came to; the start when None.
         accumulate: batches a process and step; the gradient is that of the mean over all their items.
         weight_decay: of the trained rows of `partly`.
+        clip: longest gradient, in its Euclidean norm; None: as it comes.
         partly: matrices trained in some rows only; see `take_step`.
         seed: draws inside the objective, if it makes any, come from (seed, step, process).
         processes: of the run.
@@ -153,7 +155,10 @@ def fit(
                 losses.append(loss.detach())
 
             # --- nothing that is not finite reaches the parameters, on any process; the device finds out by itself
-            nonfinite, numbers, ready = judge(losses, shares, norm=gradient_norm(trained), processes=processes)
+            norm = gradient_norm(trained)
+            nonfinite, numbers, ready = judge(losses, shares, norm=norm, processes=processes)
+            if clip is not None:
+                clip_gradients(trained, norm=norm, limit=clip)
 
             # --- meanwhile: what came of the step before
             _settle(given, guard, outcome, rescue)

@@ -1,7 +1,8 @@
 """AdamW as the paper uses it (Sec. 4.1): which tensors decay, the learning rate of a step, and the step itself.
 
-A learning rate is a pure function of the step, so there is no scheduler state to save. Deliberately absent: gradient
-clipping and layer-wise rates, which the method does not use.
+A learning rate is a pure function of the step, so there is no scheduler state to save. Distillation clips no gradient
+and has one rate; the detectors clip, and where they train the tower too its blocks move slower (`rate_scale` of a
+group).
 """
 
 import math
@@ -61,6 +62,32 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def stepped_rate(step: int, *, peak: float, warmup: int, milestones: Sequence[int] = (), factor: float = 0.1) -> float:
+    """Linear warm-up to `peak`, which then stays, times `factor` from each milestone on (the detectors; A.3).
+
+    Args:
+        step: from 0; as for `learning_rate`.
+        peak: highest rate.
+        warmup: steps of warm-up.
+        milestones: steps from which the rate is lower.
+        factor: by which.
+    """
+    return peak * min(1.0, (step + 1) / max(1, warmup)) * factor ** sum(step >= one for one in milestones)
+
+
+@torch.no_grad()
+def clip_gradients(trained: Sequence[nn.Parameter], *, norm: Float[Tensor, ""], limit: float) -> None:
+    """Shorten the gradient to a length where it is longer, on its device; the host does not wait for it.
+
+    Args:
+        trained: parameters, those without a gradient included.
+        norm: of `gradient_norm`.
+        limit: longest norm.
+    """
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (limit / norm.clamp(min=1e-12)).clamp(max=1.0))
+
+
 def gradient_norm(trained: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
     """The Euclidean norm of all gradients together, on their device; the host does not wait for it."""
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
@@ -84,13 +111,13 @@ def take_step(
 
     Args:
         optimizer: from `build_optimizer`.
-        lr: learning rate.
+        lr: learning rate, of a group with a "rate_scale" times this.
         weight_decay: of the trained rows of `partly`.
         partly: as given to `build_optimizer`.
         nonfinite: 0 or 1, on the device of the parameters; the host need not know which.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate_scale", 1.0)
     for parameter, rows in partly:
         factor = torch.full((), 1 - lr * weight_decay, device=parameter.device)
         factor = factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0)
