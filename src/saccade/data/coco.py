@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saccade.data.outlines import outline_of
 from saccade.data.records import Box, Dataset, Dropped, Record
 from saccade.data.strict import (
     Listed,
@@ -32,12 +33,13 @@ UNANNOTATED = "picture has no panoptic annotation"
 LARGEST_COLOUR = 2**24 - 1  # a panoptic id is the 24 bits of one colour; 0 is unlabelled
 
 
-def read_instances(json_path: Path | str, image_folder: Path | str) -> Dataset:
+def read_instances(json_path: Path | str, image_folder: Path | str, *, outlines: bool = False) -> Dataset:
     """Read a COCO instances file: pictures with the boxes of things.
 
     Args:
         json_path: the annotation file; xywh boxes, pixels of the picture.
         image_folder: what its file names are relative to.
+        outlines: read the masks too.
 
     Returns:
         One record a picture, also those without a box; categories by id.
@@ -47,7 +49,8 @@ def read_instances(json_path: Path | str, image_folder: Path | str) -> Dataset:
     """
     path = Path(json_path)
     content = load(path, kind="a COCO instances")
-    return list_things(path, content, Path(image_folder), categories=list_categories(path, content["categories"]))
+    categories = list_categories(path, content["categories"])
+    return list_things(path, content, Path(image_folder), categories=categories, outlines=outlines)
 
 
 def list_things(
@@ -57,6 +60,7 @@ def list_things(
     *,
     categories: tuple[Category, ...],
     name_of: Callable[[str, dict[str, Any]], str] = file_name,
+    outlines: bool = False,
 ) -> Dataset:
     """Turn the parsed content of an instances file into records.
 
@@ -66,13 +70,14 @@ def list_things(
         folder: what the pictures' names are relative to.
         categories: of the file, by id.
         name_of: (how messages call the entry, the entry) -> where its picture lies below the folder.
+        outlines: read the masks too; objects without one are left out.
 
     Raises:
         InputError: as `read_instances`.
     """
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"], name_of=name_of)
-    found: dict[int | str, list[tuple[Box, int, bool]]] = {image_id: [] for image_id in images}
+    found: dict[int | str, list[tuple[Box, int, bool, bytes]]] = {image_id: [] for image_id in images}
     dropped: dict[str, Dropped] = {}
     seen: set[int | str] = set()
     for entry in content["annotations"]:
@@ -83,15 +88,18 @@ def list_things(
         label = labels[known_id(where, entry, "category_id", labels)]
         crowd = flag(where, entry, "iscrowd", default=0)
         box = box_of(where, entry.get("bbox"), height=image.height, width=image.width)
-        if isinstance(box, str):
-            drop(dropped, box, where)
+        size = {"height": image.height, "width": image.width}
+        outline = outline_of(where, entry.get("segmentation"), **size) if outlines else b""
+        if isinstance(box, str) or isinstance(outline, str):
+            drop(dropped, box if isinstance(box, str) else str(outline), where)
         else:
-            found[entry["image_id"]].append((box, label, crowd))
+            found[entry["image_id"]].append((box, label, crowd, outline))
     paths = picture_paths(path, {key: image.name for key, image in images.items()}, folder)
     records = []
     for key, image in images.items():
-        boxes, numbers, crowds = zip(*found[key], strict=True) if found[key] else ((), (), ())
-        records.append(Record(key, paths[key], image.height, image.width, boxes, numbers, crowds))
+        boxes, numbers, crowds, masks = zip(*found[key], strict=True) if found[key] else ((), (), (), ())
+        known = {"outlines": masks} if outlines else {}
+        records.append(Record(key, paths[key], image.height, image.width, boxes, numbers, crowds, **known))
     return Dataset(path.stem, categories, tuple(records), dropped)
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from saccade.data.captions import draw_caption
+from saccade.data.outlines import decode_outlines
 from saccade.data.panoptic import panoptic_segments
 from saccade.data.pictures import PictureError
 from saccade.data.records import Dataset, Record, read_record
@@ -201,14 +202,16 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 
         Args:
             dataset: from `read_panoptic`; without masks also from `read_instances`.
-            masks: False: masks are (N, 0, 0) and no PNG is decoded; stuff boxes are then the annotation's.
+            masks: of the panoptic PNG, or of the records' outlines. False: masks are (N, 0, 0) and nothing is decoded;
+                stuff boxes are then the annotation's.
 
         Raises:
-            InputError: masks asked of a data set without panoptic annotations.
+            InputError: masks asked of a data set without panoptic annotations or outlines.
         """
-        if masks and any(record.panoptic is None for record in dataset.records):
+        if masks and any(one.panoptic is None and len(one.outlines) < len(one.boxes) for one in dataset.records):
             raise InputError(
-                f"{dataset.name}: masks need panoptic annotations; these have none. Read the panoptic file instead."
+                f"{dataset.name}: masks need panoptic annotations or objects with masks; these have none. Read the "
+                "panoptic file instead, or the outlines."
             )
         self.dataset, self.masks = dataset, masks
 
@@ -219,16 +222,20 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
         record, categories = self.dataset.records[index], self.dataset.categories
         try:
             image = read_record(record)
-            segments = panoptic_segments(record, categories) if self.masks else self._without_masks(record)
+            is_panoptic = self.masks and record.panoptic is not None
+            segments = panoptic_segments(record, categories) if is_panoptic else self._objects(record)
         except PictureError as error:
             return BadSample(str(record.id), str(error))
         return Sample(str(record.id), image, segments.boxes, segments)
 
-    def _without_masks(self, record: Record) -> Segments:
+    def _objects(self, record: Record) -> Segments:
         things = [self.dataset.categories[label].is_thing for label in record.labels]
+        masks = torch.zeros(len(record.boxes), 0, 0, dtype=torch.bool)
+        if self.masks and record.size is not None:
+            masks = decode_outlines(record.outlines, height=record.size[0], width=record.size[1])
         return Segments(
             boxes=torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
-            masks=torch.zeros(len(record.boxes), 0, 0, dtype=torch.bool),
+            masks=masks,
             labels=torch.tensor(record.labels, dtype=torch.int64),
             is_thing=torch.tensor(things, dtype=torch.bool),
         )

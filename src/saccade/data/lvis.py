@@ -5,7 +5,7 @@
 
 A picture is named by its address alone, whose last two parts say where it lies below a COCO root: LVIS has another
 split than COCO, so both of its files name pictures of train2017. Held to the same rules as COCO's (`strict.py`).
-Deliberately absent: masks, and which categories were looked for in a picture (`neg_category_ids` ...: its evaluation).
+Deliberately absent: which categories were looked for in a picture (`neg_category_ids` ...: its evaluation).
 """
 
 from dataclasses import replace
@@ -18,12 +18,13 @@ from saccade.data.strict import check_entry, fail, field, list_categories, load,
 from saccade.types import Category
 
 
-def read_lvis(json_path: Path | str, coco_root: Path | str) -> Dataset:
+def read_lvis(json_path: Path | str, coco_root: Path | str, *, outlines: bool = False) -> Dataset:
     """Read an LVIS v1 file: pictures with the boxes of things.
 
     Args:
         json_path: the annotation file; xywh boxes, pixels of the picture.
         coco_root: the folder that holds `train2017/` and `val2017/`.
+        outlines: read the masks too.
 
     Returns:
         One record a picture, also those without a box; categories by id, with their synonyms and frequency.
@@ -32,13 +33,13 @@ def read_lvis(json_path: Path | str, coco_root: Path | str) -> Dataset:
         InputError: the file is not what it must be; names the file, the entry and the field.
     """
     path = Path(json_path)
-    return list_lvis(path, load(path, kind="an LVIS"), Path(coco_root))
+    return list_lvis(path, load(path, kind="an LVIS"), Path(coco_root), outlines=outlines)
 
 
-def list_lvis(path: Path, content: dict[str, Any], coco_root: Path) -> Dataset:
+def list_lvis(path: Path, content: dict[str, Any], coco_root: Path, *, outlines: bool = False) -> Dataset:
     """Turn the parsed content of an LVIS file into records; see `read_lvis`."""
     categories = list_lvis_categories(path, content["categories"])
-    return list_things(path, content, coco_root, categories=categories, name_of=_name_of)
+    return list_things(path, content, coco_root, categories=categories, name_of=_name_of, outlines=outlines)
 
 
 def is_lvis(content: dict[str, Any]) -> bool:

@@ -39,6 +39,7 @@ class Record:
     crowd: tuple[bool, ...] = ()
     segment_ids: tuple[int, ...] = ()  # panoptic only: the colour R + 256 G + 65536 B in the PNG
     panoptic: Path | None = None  # the PNG that holds the masks
+    outlines: tuple[bytes, ...] = ()  # compressed run lengths, see `outlines.py`; only where they were asked for
     member: Member | None = None  # where the picture lies in the file at `path`; None: it is the whole file
 
     @property

@@ -27,7 +27,7 @@ from saccade.data.voc import find_voc, read_voc
 from saccade.files import default_cache
 from saccade.types import InputError
 
-Kind = Literal["instances", "panoptic", "none"]
+Kind = Literal["instances", "outlines", "panoptic", "none"]
 
 
 def open_data(
@@ -45,7 +45,8 @@ def open_data(
         path: a folder, a tar file, or a pattern of shards.
         split: "train", "val" or "test" ("trainval" for VOC); folders of pictures and shards have none, there it is not
             looked at.
-        annotations: what to read of annotated data; "panoptic" is COCO's alone; "none" lists the pictures of the split
+        annotations: what to read of annotated data; "outlines" are instances with their masks, of COCO and LVIS alone;
+            "panoptic" is COCO's alone; "none" lists the pictures of the split
             (ids are their names in the split's folder), whatever the annotations are.
         annotation_file: read this file instead of the one that lies in the standard place; its content says whether it
             is COCO's, LVIS's or Objects365's, and it says which pictures there are.
@@ -64,7 +65,7 @@ def open_data(
             raise InputError(f"{path}: need a folder of annotated pictures; these are tar shards, which have no boxes.")
         if annotation_file is None:
             return _open_panoptic(path, split)
-        return _open_annotated(path, annotation_file, split)
+        return _open_annotated(path, annotation_file, split, outlines=annotations == "outlines")
     if shards:
         name = path.name if path.is_dir() else str(path)
         return read_shards(shards, name=name, cache=cache, progress=progress)
@@ -78,7 +79,9 @@ def open_data(
         case ["COCO"] if annotations == "none":
             return read_folder(find_pictures(path, split))
         case ["COCO"]:
-            return _open_coco(path, split)
+            return _open_coco(path, split, outlines=annotations == "outlines")
+        case [other] if annotations == "outlines":
+            raise InputError(f"{path}: need masks of objects, as COCO and LVIS have; this is {other}.")
         case ["Pascal VOC"]:
             return read_voc(_only_year(path), split=split, boxes=annotations == "instances")
         case ["Objects365"] if annotations == "none" and (path / split).is_dir():
@@ -114,18 +117,18 @@ def _recognise(root: Path, split: str) -> list[str]:
     return [name for name, there in found.items() if there]
 
 
-def _open_coco(root: Path, split: str) -> Dataset:
+def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
     """The boxes of a COCO root: its instances, or LVIS's where only they are there."""
     lvis = root / "annotations" / f"lvis_v1_{split}.json"
     instances = root / "annotations" / f"instances_{split}2017.json"
     if lvis.is_file():
         if instances.is_file():
             raise InputError(f"{root}: holds {instances} and {lvis}. Say which with --annotations.")
-        return read_lvis(lvis, root)
+        return read_lvis(lvis, root, outlines=outlines)
     files = find_coco(root, split)
     if files.instances is None:
         raise InputError(f"{root}: need {instances}; it is not there. To use only the pictures, name {files.pictures}.")
-    return read_instances(files.instances, files.pictures)
+    return read_instances(files.instances, files.pictures, outlines=outlines)
 
 
 def _open_panoptic(root: Path, split: str) -> Dataset:
@@ -138,15 +141,18 @@ def _open_panoptic(root: Path, split: str) -> Dataset:
     return read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
 
 
-def _open_annotated(root: Path, file: Path, split: str) -> Dataset:
+def _open_annotated(root: Path, file: Path, split: str, *, outlines: bool) -> Dataset:
     """Read the file that the user named, by what it holds."""
     content = load(file, kind="an annotation")
     if is_lvis(content):
-        return list_lvis(file, content, root)
+        return list_lvis(file, content, root, outlines=outlines)
     if is_objects365(content):
+        if outlines:
+            raise InputError(f"--annotations {file}: need masks of objects; Objects365 has none.")
         return list_objects365(file, content, root, split=split)
     categories = list_categories(file, content["categories"])
-    return list_things(file, content, _folder_of(content, root, split), categories=categories)
+    folder = _folder_of(content, root, split)
+    return list_things(file, content, folder, categories=categories, outlines=outlines)
 
 
 def _folder_of(content: dict[str, Any], root: Path, split: str) -> Path:

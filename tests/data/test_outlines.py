@@ -1,0 +1,91 @@
+"""Masks of objects in every form COCO writes them, by hand, and what must not reach the library that decodes them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+
+from saccade.data.loader import EvaluationSource
+from saccade.data.outlines import EMPTY, FAR, NO_OUTLINE, decode_outlines, outline_of
+from saccade.data.sources import open_data
+from saccade.types import InputError
+
+SIZE = {"height": 4, "width": 6}
+SQUARE = [[1, 1, 4, 1, 4, 3, 1, 3]]  # columns 1..3, rows 1..2
+# column by column from the top left: column 0 and one pixel, two set, two not, two set, two not, two set, the rest
+RUNS = {"size": [4, 6], "counts": [5, 2, 2, 2, 2, 2, 9]}
+
+
+def pixels_of(value):
+    return decode_outlines((outline_of("here", value, **SIZE),), **SIZE)[0]
+
+
+def test_a_polygon_and_its_run_lengths_are_the_same_pixels():
+    wanted = torch.zeros(4, 6, dtype=torch.bool)
+    wanted[1:3, 1:4] = True
+    text = coco.frPyObjects(RUNS, 4, 6)["counts"].decode()
+    for value in (SQUARE, RUNS, {"size": [4, 6], "counts": text}):
+        assert torch.equal(pixels_of(value), wanted)
+
+
+def test_compressed_counts_of_any_mask_are_read_as_they_were_written():
+    random = np.random.default_rng(0)
+    for height, width in ((1, 1), (7, 3), (120, 90), (1, 5000)):
+        pixels = (random.random((height, width)) < random.random()).astype(np.uint8)
+        pixels[0, 0] = 1
+        text = coco.encode(np.asfortranarray(pixels))["counts"].decode()
+        one = outline_of("here", {"size": [height, width], "counts": text}, height=height, width=width)
+        assert torch.equal(decode_outlines((one,), height=height, width=width)[0], torch.from_numpy(pixels).bool())
+
+
+def test_what_has_no_pixels_says_why():
+    assert outline_of("here", None, **SIZE) == NO_OUTLINE and outline_of("here", [], **SIZE) == NO_OUTLINE
+    assert outline_of("here", {"size": [4, 6], "counts": [24]}, **SIZE) == EMPTY
+    assert outline_of("here", [[1e9, 0, 1e9, 5, 0, 5]], **SIZE) == FAR
+    assert decode_outlines((), **SIZE).shape == (0, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"size": [4, 6], "counts": [5, 2]}, "add up to 24"),  # the library would read what lies behind
+        ({"size": [4, 6], "counts": [30]}, "add up to 24"),
+        ({"size": [6, 4], "counts": [24]}, r"\[4, 6\]"),
+        ({"size": [4, 6], "counts": [-3, 27]}, "0 or more"),
+        ({"size": [4, 6], "counts": "\x00"}, "compresses"),
+        ({"size": [4, 6], "counts": "P"}, "ends within"),
+        ({"size": [4, 6], "counts": "oooooooooo"}, "compresses"),
+        ([[1, 1, 2, 2]], "three corners"),
+        ([[1, 1, 2, 2, float("nan"), 3]], "finite"),
+        ([["1", 1, 2, 2, 3, 3]], "three corners"),
+        ("text", "polygons or run lengths"),
+    ],
+)
+def test_what_is_no_mask_is_refused_before_the_library_sees_it(value, says):
+    with pytest.raises(InputError, match=f"here.*{says}"):
+        outline_of("here", value, **SIZE)
+
+
+def test_objects_come_with_their_masks_from_a_root(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    Image.new("RGB", (6, 4)).save(tmp_path / "val2017" / "1.png")
+    common = {"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 2], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 4, "width": 6}],
+        "categories": [{"id": 3, "name": "box"}],
+        "annotations": [{"id": 1, **common, "segmentation": SQUARE}, {"id": 2, **common}],
+    }
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    dataset = open_data(tmp_path, split="val", annotations="outlines")
+    assert dataset.dropped[NO_OUTLINE].count == 1
+    sample = EvaluationSource(dataset)[0]
+    assert sample.segments.masks.sum() == 6 and sample.segments.masks[0, 1:3, 1:4].all()
+    plain = open_data(tmp_path, split="val")
+    assert len(plain.records[0].boxes) == 2
+    with pytest.raises(InputError, match="outlines"):
+        EvaluationSource(plain)
