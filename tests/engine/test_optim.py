@@ -5,14 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from saccade.engine.optim import (
-    build_optimizer,
-    clip_gradients,
-    gradient_norm,
-    learning_rate,
-    stepped_rate,
-    take_step,
-)
+from saccade.engine.optim import build_optimizer, learning_rate, stepped_rate, take_step
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():
@@ -81,14 +74,6 @@ def test_a_stepped_rate_warms_up_stays_and_falls_at_its_milestones():
     rates = [stepped_rate(step, peak=1.0, warmup=2, milestones=(4, 6)) for step in range(8)]
     assert rates[:4] == [0.5, 1.0, 1.0, 1.0]
     assert rates[4:] == [0.1, 0.1, 0.1**2, 0.1**2]
-
-
-def test_only_a_gradient_that_is_too_long_is_shortened():
-    pair = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))  # the last has none
-    for limit, wanted in ((20.0, [3.0, 4.0, 12.0]), (6.5, [1.5, 2.0, 6.0])):  # (3, 4, 12) is 13 long
-        pair[0].grad, pair[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([12.0])
-        clip_gradients(pair, norm=gradient_norm(pair), limit=limit)
-        assert [*pair[0].grad.tolist(), *pair[1].grad.tolist()] == wanted
 
 
 def test_a_group_may_move_slower():

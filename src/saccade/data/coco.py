@@ -6,6 +6,7 @@ Deliberately absent: captions, and where the files of a split lie (`layout.py`).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def list_things(
     records = []
     for key, image in images.items():
         boxes, numbers, crowds, masks = zip(*found[key], strict=True) if found[key] else ((), (), (), ())
-        known = {"outlines": masks} if outlines else {}
-        records.append(Record(key, paths[key], image.height, image.width, boxes, numbers, crowds, **known))
+        record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
+        records.append(replace(record, outlines=masks) if outlines else record)
     return Dataset(path.stem, categories, tuple(records), dropped)
 
 

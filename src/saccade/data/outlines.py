@@ -4,8 +4,8 @@
     {"size": [H, W], "counts": [n, n, ...]}  run lengths, column by column, background first (crowds)
     {"size": [H, W], "counts": "text"}       the same, compressed
 
-pycocotools, which does the work, reads memory that is not its own where counts are short and crashes on huge numbers: so
-everything is counted here first. Kept compressed, an object takes about 100 bytes; LVIS has 1.3 million.
+pycocotools, which does the work, reads memory that is not its own where counts are short and crashes on huge numbers,
+so all is counted here first. Kept compressed, an object takes about 100 bytes; LVIS has 1.3 million.
 """
 
 import math
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool
-from pycocotools import mask as coco
+from pycocotools import mask
 from torch import Tensor
 
 from saccade.data.strict import fail, short
+
+coco: Any = mask  # its stubs do not know all that it takes
 
 NO_OUTLINE = "object has no mask"
 EMPTY = "mask has no pixel"
@@ -55,7 +57,7 @@ def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | st
             encoded = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
         case _:
             fail(where, "`segmentation`, polygons or run lengths", short(value))
-    return encoded["counts"] if coco.area(encoded) > 0 else EMPTY  # pyright: ignore[reportReturnType]
+    return encoded["counts"] if coco.area(encoded) > 0 else EMPTY
 
 
 def decode_outlines(outlines: tuple[bytes, ...], *, height: int, width: int) -> Bool[Tensor, "N H W"]:
@@ -68,7 +70,7 @@ def decode_outlines(outlines: tuple[bytes, ...], *, height: int, width: int) -> 
     """
     if not outlines:
         return torch.zeros(0, height, width, dtype=torch.bool)
-    encoded: list[Any] = [{"size": [height, width], "counts": one} for one in outlines]
+    encoded = [{"size": [height, width], "counts": one} for one in outlines]
     pixels = np.ascontiguousarray(coco.decode(encoded).transpose(2, 0, 1))  # (H, W, N) -> (N, H, W)
     return torch.from_numpy(pixels).bool()
 

@@ -25,7 +25,7 @@ from saccade.engine.checkpoint import Checkpoint, collect, save_checkpoint
 from saccade.engine.distributed import Processes, loss_noticed
 from saccade.engine.guard import Guard, Step, ids_of, judge
 from saccade.engine.log import Log
-from saccade.engine.optim import PartlyTrained, clip_gradients, gradient_norm, take_step
+from saccade.engine.optim import PartlyTrained, gradient_norm, take_step
 from saccade.engine.stop import signals_caught
 from saccade.types import Batch, InputError
 
@@ -158,7 +158,7 @@ def fit(
             norm = gradient_norm(trained)
             nonfinite, numbers, ready = judge(losses, shares, norm=norm, processes=processes)
             if clip is not None:
-                clip_gradients(trained, norm=norm, limit=clip)
+                torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)  # on the device
 
             # --- meanwhile: what came of the step before
             _settle(given, guard, outcome, rescue)

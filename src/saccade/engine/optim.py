@@ -75,19 +75,6 @@ def stepped_rate(step: int, *, peak: float, warmup: int, milestones: Sequence[in
     return peak * min(1.0, (step + 1) / max(1, warmup)) * factor ** sum(step >= one for one in milestones)
 
 
-@torch.no_grad()
-def clip_gradients(trained: Sequence[nn.Parameter], *, norm: Float[Tensor, ""], limit: float) -> None:
-    """Shorten the gradient to a length where it is longer, on its device; the host does not wait for it.
-
-    Args:
-        trained: parameters, those without a gradient included.
-        norm: of `gradient_norm`.
-        limit: longest norm.
-    """
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    torch._foreach_mul_(gradients, (limit / norm.clamp(min=1e-12)).clamp(max=1.0))
-
-
 def gradient_norm(trained: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
     """The Euclidean norm of all gradients together, on their device; the host does not wait for it."""
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]

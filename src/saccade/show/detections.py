@@ -6,6 +6,7 @@ Deliberately absent: a sheet of panels; each picture is a file of its own, at it
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -75,7 +76,8 @@ def _lay_masks(
 
     assert found.masks is not None
     for place in shown:
-        inside = coco.decode(dict(found.masks[place])).astype(bool)  # (H, W)
+        encoded: Any = found.masks[place]
+        inside = coco.decode(encoded).astype(bool)  # (H, W)
         pixels[inside] = (1 - MASKED) * pixels[inside] + MASKED * np.array(colours[place], np.float32)
     return pixels
 
