@@ -79,7 +79,7 @@ def test_a_stepped_rate_warms_up_stays_and_falls_at_its_milestones():
 def test_a_group_may_move_slower():
     fast, slow = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW(
-        [{"params": [fast]}, {"params": [slow], "rate_scale": 0.1}], lr=0.0, weight_decay=0.0, fused=True
+        [{"params": [fast]}, {"params": [slow], "lr_scale": 0.1}], lr=0.0, weight_decay=0.0, fused=True
     )
     fast.grad, slow.grad = torch.ones(1), torch.ones(1)
     take_step(optimizer, lr=0.5, weight_decay=0.0)

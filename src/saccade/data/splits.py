@@ -132,17 +132,44 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
     wanted = [category.name in names for category in dataset.categories]
     categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
     return replace(
-        dataset, categories=categories, records=tuple(_as_objects(record, wanted) for record in dataset.records)
+        dataset,
+        categories=categories,
+        records=tuple(
+            _keep(record, [IGNORED if is_crowd else OBJECT for _, is_crowd in _labelled(record)], wanted)
+            for record in dataset.records
+        ),
     )
 
 
-def only_with_objects(dataset: Dataset) -> Dataset:
+def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
+    """Make a data set one that a detector learns from.
+
+    Args:
+        dataset: with annotated boxes.
+        names: of the categories whose boxes count; of the others no box is kept.
+
+    Returns:
+        The same pictures and categories with one more, "crowd", the last: crowds of these categories, which are neither
+        object nor background.
+    """
+    wanted = [category.name in names for category in dataset.categories]
+    categories = (*dataset.categories, Category(max(one.id for one in dataset.categories) + 1, "crowd", True))
+    crowd = len(dataset.categories)
+    records = tuple(
+        _keep(record, [crowd if is_crowd else label for label, is_crowd in _labelled(record)], wanted)
+        for record in dataset.records
+    )
+    return replace(dataset, categories=categories, records=records)
+
+
+def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
     """Leave out the pictures without an object, as detectors are trained on OV-COCO, and note how many these are.
 
     Args:
-        dataset: of `as_objects`.
+        dataset: of `as_objects`, or of `as_classes`.
+        crowd: label of what is neither object nor background.
     """
-    records = tuple(record for record in dataset.records if OBJECT in record.labels)
+    records = tuple(record for record in dataset.records if any(label != crowd for label in record.labels))
     without = len(dataset.records) - len(records)
     if not without:
         return dataset
@@ -150,11 +177,20 @@ def only_with_objects(dataset: Dataset) -> Dataset:
     return replace(dataset, records=records, notes=(*dataset.notes, note))
 
 
-def _as_objects(record: Record, wanted: Sequence[bool]) -> Record:
-    found = zip(record.boxes, record.labels, record.crowd, strict=True)
-    kept = [(box, IGNORED if crowd else OBJECT, crowd) for box, label, crowd in found if wanted[label]]
-    boxes, labels, crowds = zip(*kept, strict=True) if kept else ((), (), ())
-    return replace(record, boxes=boxes, labels=labels, crowd=crowds)
+def _keep(record: Record, labels: Sequence[int], wanted: Sequence[bool]) -> Record:
+    """The annotations of wanted categories, each with its new label."""
+    places = [place for place, label in enumerate(record.labels) if wanted[label]]
+    return replace(
+        record,
+        boxes=tuple(record.boxes[place] for place in places),
+        labels=tuple(labels[place] for place in places),
+        crowd=tuple(record.crowd[place] for place in places),
+        outlines=tuple(record.outlines[place] for place in places) if record.outlines else (),
+    )
+
+
+def _labelled(record: Record) -> list[tuple[int, bool]]:
+    return [*zip(record.labels, record.crowd, strict=True)]
 
 
 def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> BaseNovel | None:

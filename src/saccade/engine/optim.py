@@ -1,7 +1,7 @@
 """AdamW as the paper uses it (Sec. 4.1): which tensors decay, the learning rate of a step, and the step itself.
 
 A learning rate is a pure function of the step, so there is no scheduler state to save. Distillation clips no gradient
-and has one rate; the detectors clip, and where they train the tower too its blocks move slower (`rate_scale` of a
+and has one rate; the detectors clip, and where they train the tower too its blocks move slower (`lr_scale` of a
 group).
 """
 
@@ -98,13 +98,13 @@ def take_step(
 
     Args:
         optimizer: from `build_optimizer`.
-        lr: learning rate, of a group with a "rate_scale" times this.
+        lr: learning rate, of a group with a "lr_scale" times this.
         weight_decay: of the trained rows of `partly`.
         partly: as given to `build_optimizer`.
         nonfinite: 0 or 1, on the device of the parameters; the host need not know which.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("rate_scale", 1.0)
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     for parameter, rows in partly:
         factor = torch.full((), 1 - lr * weight_decay, device=parameter.device)
         factor = factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0)

@@ -215,6 +215,43 @@ def measure_pass(objective: Objective, batches: Iterable[Batch]) -> float | None
     return taken
 
 
+def measure_kept(objective: nn.Module, batch: Batch) -> tuple[int, float]:
+    """One real pass, forward and backward, of any objective, for those that `estimate_memory` cannot count.
+
+    The gradients are dropped and buffers (BatchNorm's statistics) put back, so that the run's bits do not change; what
+    is drawn inside comes from torch's global stream, which every step of `fit` seeds for itself.
+
+    Args:
+        objective: a scalar loss of a batch.
+        batch: of the run.
+
+    Returns:
+        What the forward pass kept for the backward pass [bytes], weights not counted, and seconds.
+    """
+    before = [buffer.clone() for buffer in objective.buffers()]
+    own = {one.untyped_storage().data_ptr() for one in (*objective.parameters(), *objective.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    began = time.perf_counter()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = objective(batch)
+    loss.backward()
+    loss.item()  # waits for the device
+    seconds = time.perf_counter() - began
+    for parameter in objective.parameters():
+        parameter.grad = None
+    with torch.no_grad():
+        for buffer, value in zip(objective.buffers(), before, strict=True):
+            buffer.copy_(value)
+    return sum(kept.values()), seconds
+
+
 def _twin(objective: Objective, *, low_precision: bool = False) -> tuple[Objective, FakeTensorMode]:
     """The same objective over tensors that hold nothing, and the mode it works in."""
     towers = [objective.student] if isinstance(objective, ImageText) else [objective.student, objective.teacher]
