@@ -9,6 +9,7 @@ only the pixels inside are computed. Deliberately absent: other thresholds, poly
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,44 @@ def decode_masks(encoded: tuple[dict, ...], *, height: int, width: int) -> Bool[
     if not encoded:
         return torch.zeros(0, height, width, dtype=torch.bool)
     return torch.stack([torch.from_numpy(np.ascontiguousarray(coco_mask.decode(one))).bool() for one in encoded])  # type: ignore[arg-type]
+
+
+def fault_of_rle(value: Any, *, height: int, width: int) -> str | None:
+    """Say what is wrong with run lengths from outside, or None: pycocotools reads beyond its memory where they are
+    false.
+
+    Args:
+        value: {"size": [height, width], "counts": whole numbers, or their compressed text}.
+        height: of the picture [pixels].
+        width: of the picture [pixels].
+    """
+    if not isinstance(value, dict) or value.get("size") != [height, width]:
+        return f"run lengths with the size [{height}, {width}] of the picture are needed"
+    counts = value.get("counts")
+    runs = _uncompress(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(isinstance(one, int) and one >= 0 for one in runs):
+        return "`counts` must be whole numbers, or their compressed text"
+    if sum(runs) != height * width:
+        return f"`counts` cover {sum(runs)} pixels instead of {height * width}"
+    return None
+
+
+def _uncompress(text: str) -> list[int] | None:
+    """COCO's text -> lengths of the runs: 5 bits a letter, the lowest first, each from the fourth on less the one two
+    before; None: it is no such text."""
+    letters = np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero((letters & 32) == 0)  # of each number
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or not len(last) or last[-1] != len(letters) - 1:
+        return None
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(len(letters)) - np.repeat(first, last - first + 1)
+    if place.max() > 6:  # more than 35 bits
+        return None
+    numbers = np.add.reduceat((letters & 31) << (5 * place), first)
+    numbers -= np.where(letters[last] & 16, 1 << (5 * (last - first + 1)), 0)  # the highest bit is the sign
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers.tolist()
 
 
 def _draw(canvas: Bool[Tensor, "H W"], mask: Float64[Tensor, "S S"], box: list[float]) -> None:
