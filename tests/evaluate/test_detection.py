@@ -16,7 +16,7 @@ from saccade.data.records import Dataset, Record
 from saccade.data.splits import BaseNovel
 from saccade.evaluate import detection as module
 from saccade.evaluate.detection import evaluate_detection
-from saccade.ops.paste import encode_masks
+from saccade.ops.paste import decode_masks, encode_masks
 from saccade.types import Category, Detections, InputError
 
 SIDE = 300  # of every picture of the random data
@@ -116,9 +116,21 @@ def written(tmp_path: Path):
     return write
 
 
+def uncompressed(mask: torch.Tensor) -> dict:
+    """Run lengths as COCO writes those of crowds."""
+    flat = np.concatenate([[0], mask.numpy().T.flatten(), [2]])
+    ends = np.flatnonzero(np.diff(flat))
+    return {"size": list(mask.shape), "counts": np.diff(np.concatenate([[0], ends])).tolist()}
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
     content, found, results = random_data(seed, pictures=12, lvis=False)
+    for one in content["annotations"]:
+        (mask,) = decode_masks((one["segmentation"],), height=SIDE, width=SIDE)
+        x, y, w, h = one["bbox"]
+        polygon = [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]  # a diamond in the ellipse's place
+        one["segmentation"] = uncompressed(mask) if one["iscrowd"] else [polygon]
     path = written(content)
     result = evaluate_detection(
         reversed(in_vocabulary(found)), dataset_of(content), vocabulary=VOCABULARY, split=None, style="coco",

@@ -24,6 +24,7 @@ from saccade.ops.paste import fault_of_rle
 from saccade.types import InputError
 
 TOLD = 5  # names in a message
+LARGEST = 1e9  # of a box's numbers [pixels]
 FREQUENCIES = {"rare": "r", "common": "c", "frequent": "f"}
 
 
@@ -87,6 +88,7 @@ def make_truth(
     labels = [place.get(category.name, -1) for category in dataset.categories]
     if annotations is None:
         objects, looked_for, rules = _of_records(dataset, labels), None, ["areas are those of the boxes"]
+        rules += dataset.dropped_lines()
     else:
         content = load(annotations, kind="an annotation")
         objects, rules = _of_file(annotations, content, dataset, labels, masks=masks)
@@ -185,7 +187,7 @@ def _of_file(
             refused += 1
             continue
         area = entry.get("area", box[2] * box[3])
-        if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < math.inf:
+        if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < LARGEST**2:
             fail(where, "`area`, a number of pixels", short(area))
         segmentation = _segmentation(where, entry, dataset.records[picture].size) if masks else None
         crowd = flag(where, entry, "iscrowd", default=0)
@@ -198,7 +200,7 @@ def _box_of_file(where: str, value: Any) -> tuple[float, float, float, float] | 
         fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in value):
         fail(where, "`bbox` of four numbers", short(value))
-    x, y, w, h = map(float, value)
+    x, y, w, h = (float(one) if abs(one) < LARGEST else math.inf for one in value)  # NaN too
     return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) and w >= 0 and h >= 0 else None
 
 

@@ -32,7 +32,7 @@ def paste_masks(
         height: of the picture [pixels].
         width: of the picture [pixels].
     """
-    drawn = torch.zeros(len(masks), height, width, dtype=torch.bool)
+    drawn = torch.zeros(len(masks), width, height, dtype=torch.bool).transpose(1, 2)  # columns first, as COCO counts
     for canvas, mask, box in zip(drawn, masks.cpu().double(), boxes.tolist(), strict=True):
         _draw(canvas, mask, box)
     return drawn

@@ -117,7 +117,7 @@ def test_detect_by_hand():
     # p = e^3 / (e^3 + 2) = .909443 of its class, .045279 of others; q likewise from e^2: .786986 and .106507.
     # box 0: q is [.787 ..] (rolled in from box 3): base .909443^.75 .786986^.25 = .877145
     # box 1: the same, overlaps 0.9 of box 0: suppressed; box 3 has no area
-    # box 2: q from box 1 is of class 0: class 1, novel, (.909443 .106507)^.5 = .311226; class 0 .0453^.75 .787^.25 = .092
+    # box 2, q from box 1 is of class 0: class 1, novel, (.909443 .106507)^.5 = .311226; class 0: .092
     # box 3 would be class 0; box 0 of class 1: (.045279 .106507)^.5 = .0694, under .2
     assert found.labels.tolist() == [0, 1]
     assert torch.equal(found.boxes, BOXES[[0, 2]])
