@@ -238,6 +238,8 @@ def test_difficult_objects_are_ignored_however_often_they_are_found():
     result = evaluate_detection([("p", found)], one_class(A, B, crowd=(False, True)), **wanted)
     assert result["boxes"]["AP50"] == 100
     assert (result["objects"], result["crowds"], result["masks"]) == (1, 1, None)
+    missed = evaluate_detection([("p", found_boxes((B, 0.9)))], one_class(A, B, crowd=(False, True)), **wanted)
+    assert missed["boxes"]["AP50"] == 0  # what is ignored is not right either
     easy = evaluate_detection([("p", found)], one_class(A, B), **wanted)
     assert easy["boxes"]["AP50"] == pytest.approx(100 * (51 + 100 / 3) / 101)
     # a quarter of a difficult object is not it (a crowd it would be): wrong, at precision 1/2 for A

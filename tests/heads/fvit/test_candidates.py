@@ -76,6 +76,18 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
+def test_a_shard_of_other_pictures_is_made_again(tmp_path: Path):
+    for folder, ids in (("one", IDS[:3]), ("two", IDS[3:6])):
+        writer = CandidateWriter(tmp_path / folder, ids=ids, made_by=MADE_BY)
+        for name in ids:
+            writer.add(make(name, 1))
+        writer.close()
+    (tmp_path / "two" / "00000.safetensors").replace(tmp_path / "one" / "00000.safetensors")
+    with pytest.raises(InputError, match="hold other"):
+        CandidateStore(tmp_path / "one")
+    assert CandidateWriter(tmp_path / "one", ids=IDS[:3], made_by=MADE_BY).done == 0
+
+
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 def test_a_damaged_shard_is_told_and_made_again(tmp_path: Path, harm: str):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
@@ -136,5 +148,5 @@ def test_an_index_of_other_pictures_is_refused(tmp_path: Path):
     writer.close()
     index = tmp_path / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "ids": "0" * 64}))
-    with pytest.raises(InputError, match="shards hold others"):
+    with pytest.raises(InputError, match="hold other"):
         CandidateStore(tmp_path)
