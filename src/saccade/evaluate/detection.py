@@ -1,4 +1,4 @@
-"""AP of detections on OV-COCO, LVIS, VOC, and what else has boxes (Sec. 4.3; Tab. 4, 5, 6).
+"""AP of detections on OV-COCO, LVIS, VOC, and what else has boxes (Sec. 4.3).
 
     coco    COCO's twelve numbers. With a split: those of OV-COCO, AP50 of base and novel classes apart
     lvis    federated AP, of rare, common and frequent classes apart, at most 300 detections a picture
