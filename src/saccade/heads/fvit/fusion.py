@@ -48,7 +48,7 @@ class Fusion:
 
 Benchmark = Literal["ov-coco", "ov-lvis-b", "ov-lvis-l", "transfer-coco", "transfer-objects365", "transfer-voc"]
 
-# A.3. What the transfer keeps is not published: that of the detector it uses, trained on LVIS.
+# A.3. What the transfer keeps is not known here: as the detector that it uses, trained on LVIS.
 PRESETS: dict[Benchmark, Fusion] = {
     "ov-coco": Fusion(0.1, 0.8, 75.0, 0.01, 0.4, 100),
     "ov-lvis-b": Fusion(0.1, 0.6, 50.0, 1e-4, 0.5, 300),
