@@ -53,6 +53,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Detections:
+    """What a detector found in one picture, best first."""
+
+    boxes: Float[Tensor, "N 4"]  # xyxy, pixels of the picture
+    scores: Float[Tensor, " N"]
+    labels: Int64[Tensor, " N"]  # place in the vocabulary that was asked for
+    masks: tuple[dict, ...] | None = None  # COCO's compressed run lengths, of the whole picture; None: boxes only
+
+
+@dataclass(frozen=True)
 class BadSample:
     """A picture that could not be used, and why. It is counted and reported, never replaced."""
 

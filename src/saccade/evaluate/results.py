@@ -1,0 +1,163 @@
+"""Detections <-> the list of results that COCO's and LVIS's servers take, one JSON file for all pictures.
+
+    [{"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.9, "segmentation"?: lengths}, ...]
+
+What comes from outside is held to the data set's pictures and categories. Deliberately absent: the results' measure.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saccade.data.records import Dataset, Record
+from saccade.data.strict import fail, parse, short
+from saccade.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
+from saccade.ops.paste import fault_of_rle
+from saccade.types import Detections, InputError
+
+LARGEST = 1e30  # of a number that float32 is to hold
+
+
+def write_results(
+    path: Path, found: Iterable[tuple[str, Detections]], dataset: Dataset, *, vocabulary: Sequence[str]
+) -> int:
+    """Write detections, picture by picture, whole or not at all; the inverse of `read_results`.
+
+    Args:
+        path: of the JSON file; its folder is made.
+        found: (id of a picture, what was found in it).
+        dataset: says what pictures and categories are called in its annotation file.
+        vocabulary: names of the classes that were asked for; a detection's label is a place in it.
+
+    Returns:
+        How many detections were written.
+
+    Raises:
+        InputError: a class that is no category of the data set, a picture that is not its, or numbers not finite.
+    """
+    ids = {category.name: category.id for category in dataset.categories}
+    strange = [name for name in vocabulary if name not in ids]
+    if strange:
+        raise InputError(
+            f"{path}: need a vocabulary of categories of {dataset.name}, which have numbers; {len(strange)} of "
+            f"{len(vocabulary)} are none, such as {strange[0]!r}."
+        )
+    keys = {str(record.id): record.id for record in dataset.records}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, count = path.with_name(path.name + ".partial"), 0
+    with partial.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for key, detections in found:
+            if key not in keys:
+                raise InputError(f"picture {key}: need detections of the pictures of {dataset.name}; it is none.")
+            _check_labels(key, detections, len(vocabulary))
+            try:
+                lines = [
+                    json.dumps(entry, allow_nan=False)
+                    for entry in _entries(keys[key], detections, [ids[name] for name in vocabulary])
+                ]
+            except ValueError as error:
+                raise InputError(f"picture {key}: need finite boxes and scores; {error}.") from error
+            file.write("".join((",\n" if count + place else "\n") + line for place, line in enumerate(lines)))
+            count += len(lines)
+        file.write("\n]\n")
+    partial.replace(path)
+    return count
+
+
+def _check_labels(key: str, detections: Detections, classes: int) -> None:
+    wrong = detections.labels[(detections.labels < 0) | (detections.labels >= classes)]
+    if len(wrong):
+        raise InputError(f"picture {key}: need labels below {classes}, the vocabulary's classes; got {int(wrong[0])}.")
+
+
+def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) -> Iterable[dict[str, Any]]:
+    boxes = xyxy_to_xywh(detections.boxes.double()).tolist()
+    masks = detections.masks or [None] * len(boxes)
+    rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
+    for box, score, label, mask in rows:
+        entry = {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
+        yield entry if mask is None else {**entry, "segmentation": mask}
+
+
+def read_results(path: Path, dataset: Dataset, *, vocabulary: Sequence[str]) -> list[tuple[str, Detections]]:
+    """Read a file of results; the inverse of `write_results`.
+
+    Args:
+        path: of the JSON file.
+        dataset: what it was made for.
+        vocabulary: names of the classes, in the order in which labels number them.
+
+    Returns:
+        (id, what was found in it, best first) of each picture of the data set, in its order, also where it is nothing.
+        Masks where every entry of the file has one.
+
+    Raises:
+        InputError: no such list, or an entry with an unknown picture or category, a box or score that is not finite, a
+            size that is negative, or run lengths that do not fit the picture; names the file, the entry and the reason.
+    """
+    content = parse(path, kind="a results")
+    if not isinstance(content, list):
+        fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
+    label = {name: place for place, name in enumerate(vocabulary)}
+    labels = {one.id: label[one.name] for one in dataset.categories if one.name in label}
+    records = {record.id: record for record in dataset.records}
+    masks = bool(content) and isinstance(content[0], dict) and "segmentation" in content[0]
+    found: dict[int | str, list[tuple[float, int, list[float], Any]]] = {key: [] for key in records}
+    for place, entry in enumerate(content):
+        where = f"{path}: entry {place}"
+        if not isinstance(entry, dict):
+            fail(where, "an object", short(entry))
+        record = records[_known(where, entry, "image_id", records, of=f"the pictures of {dataset.name}")]
+        number = labels[_known(where, entry, "category_id", labels, of="categories that were asked for")]
+        found[record.id].append(_read(where, entry, record, number, masks=masks))
+    return [(str(key), _detections(rows, masks=masks)) for key, rows in found.items()]
+
+
+def _known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any], *, of: str) -> Any:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
+        fail(where, f"`{key}`, one of the {len(known)} ids of {of}", short(value), "Was it made for other data?")
+    return value
+
+
+def _read(
+    where: str, entry: Mapping[str, Any], record: Record, label: int, *, masks: bool
+) -> tuple[float, int, list[float], Any]:
+    """(score, label, xywh, mask) of an entry."""
+    score: Any = entry.get("score")
+    box: Any = entry.get("bbox")
+    mask: Any = entry.get("segmentation")
+    if not _is_number(score):
+        fail(where, "`score`, a finite number", short(score))
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        fail(where, "`bbox`, [x, y, width, height] of finite numbers", short(box))
+    if box[2] < 0 or box[3] < 0:
+        fail(where, "`bbox` with a width and a height of at least 0", short(box), "Is it [x1, y1, x2, y2]?")
+    if masks != (mask is not None):
+        fail(where, "`segmentation` in every entry or in none", "an entry of the other kind")
+    if masks:
+        height, width = record.size or (0, 0)
+        fault = fault_of_rle(mask, height=height, width=width)
+        if fault is not None or not isinstance(mask["counts"], str):
+            fail(where, "`segmentation`, compressed run lengths", fault or "a list of counts")
+    return float(score), label, [float(one) for one in box], mask
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that float32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # also not NaN
+
+
+def _detections(rows: list[tuple[float, int, list[float], Any]], *, masks: bool) -> Detections:
+    rows = sorted(rows, key=lambda row: -row[0])  # stable
+    boxes = torch.tensor([row[2] for row in rows], dtype=torch.float64).reshape(-1, 4)
+    return Detections(
+        xywh_to_xyxy(boxes).float(),
+        torch.tensor([row[0] for row in rows], dtype=torch.float32),
+        torch.tensor([row[1] for row in rows], dtype=torch.int64),
+        tuple(row[3] for row in rows) if masks else None,
+    )

@@ -1,0 +1,401 @@
+"""AP against pycocotools, against lvis-api, and by hand; what counts on OV-COCO and VOC; what is refused."""
+
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from saccade.data.records import Dataset, Record
+from saccade.data.splits import BaseNovel
+from saccade.evaluate import detection as module
+from saccade.evaluate.detection import evaluate_detection
+from saccade.ops.paste import decode_masks, encode_masks
+from saccade.types import Category, Detections, InputError
+
+SIDE = 300  # of every picture of the random data
+CLASSES = 9
+
+
+def random_masks(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Ellipses of all three sizes."""
+    centre = torch.rand(count, 2, 1, 1, generator=generator) * SIDE
+    radius = torch.tensor([6.0, 25.0, 80.0])[torch.randint(0, 3, (count,), generator=generator)][:, None, None, None]
+    radius = radius * (0.7 + torch.rand(count, 2, 1, 1, generator=generator))
+    grid = torch.stack(torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"))[None]
+    return (((grid - centre) / radius) ** 2).sum(dim=1) < 1
+
+
+def boxes_of(masks: torch.Tensor) -> list[list[float]]:
+    found = []
+    for mask in masks:
+        rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+        x, y = float(columns[0]), float(rows[0])
+        found.append([x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y])
+    return found
+
+
+def random_data(seed: int, *, pictures: int, lvis: bool) -> tuple[dict, list[tuple[str, Detections]], list[dict]]:
+    """An annotation file, detections near its objects and anywhere, and the same as a list of results."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = np.random.default_rng(seed)
+    annotations, found, results = [], [], []
+    images = [{"id": 11 + 2 * number, "height": SIDE, "width": SIDE} for number in range(pictures)]
+    for image in images:
+        masks = random_masks(6, generator)
+        labels = draw.integers(0, CLASSES - 1, 6)  # the last class has no object
+        for mask, label, rle, box in zip(masks, labels, encode_masks(masks), boxes_of(masks), strict=True):
+            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], "category_id": int(label) * 3 + 1,
+                                "bbox": box, "area": int(mask.sum()), "segmentation": rle,
+                                **({} if lvis else {"iscrowd": int(draw.random() < 0.15)})})  # fmt: skip
+        near = torch.stack([masks.roll((int(a), int(b)), (1, 2)) for a, b in draw.integers(-6, 7, (4, 2))])
+        near = torch.cat([*near, random_masks(8, generator)])
+        there = np.concatenate([np.where(draw.random(24) < 0.8, np.tile(labels, 4), draw.integers(0, CLASSES, 24)),
+                                draw.integers(0, CLASSES, 8)])  # fmt: skip
+        scores = torch.from_numpy(draw.random(32).round(2)).float()  # some are equal
+        order = scores.argsort(descending=True, stable=True)
+        near, there, scores = near[order], there[order.numpy()], scores[order]
+        boxes = torch.tensor(boxes_of(near))
+        rles = tuple(encode_masks(near))
+        found.append((str(image["id"]), Detections(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
+                                                   scores, torch.from_numpy(there), rles)))  # fmt: skip
+        results += [
+            {"image_id": image["id"], "category_id": int(label) * 3 + 1, "bbox": box, "score": score,
+             "segmentation": rle}
+            for label, box, score, rle in zip(there, boxes.tolist(), scores.tolist(), rles, strict=True)
+        ]  # fmt: skip
+    categories = [{"id": label * 3 + 1, "name": f"c{label}", "frequency": "rcf"[label % 3]} for label in range(CLASSES)]
+    if lvis:
+        for image in images:
+            there = {one["category_id"] for one in annotations if one["image_id"] == image["id"]}
+            others = [one["id"] for one in categories if one["id"] not in there]
+            image["neg_category_ids"] = draw.permutation(others)[:2].tolist()
+            image["not_exhaustive_category_ids"] = draw.permutation(sorted(there))[:1].tolist()
+    return {"images": images, "annotations": annotations, "categories": categories}, found, results
+
+
+def dataset_of(content: dict) -> Dataset:
+    categories = tuple(Category(one["id"], one["name"], True, (), one["frequency"]) for one in content["categories"])
+    labels = {one.id: place for place, one in enumerate(categories)}
+    records = []
+    for image in content["images"]:
+        mine = [one for one in content["annotations"] if one["image_id"] == image["id"]]
+        boxes = tuple((x, y, x + w, y + h) for x, y, w, h in (one["bbox"] for one in mine))
+        records.append(Record(image["id"], Path("none.jpg"), image["height"], image["width"], boxes,
+                              tuple(labels[one["category_id"]] for one in mine),
+                              tuple(bool(one.get("iscrowd")) for one in mine)))  # fmt: skip
+    return Dataset("toy", categories, tuple(records), {})
+
+
+VOCABULARY = [f"c{label}" for label in reversed(range(CLASSES))]  # another order than the data set's
+
+
+def in_vocabulary(found: list[tuple[str, Detections]]) -> list[tuple[str, Detections]]:
+    return [(key, Detections(one.boxes, one.scores, CLASSES - 1 - one.labels, one.masks)) for key, one in found]
+
+
+def plain(result: dict) -> list[float]:
+    """COCO's twelve numbers, in its order."""
+    keys = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100")
+    return [result[key] for key in (*keys, "AR_small", "AR_medium", "AR_large")]
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    def write(content: dict) -> Path:
+        path = tmp_path / "annotations.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def uncompressed(mask: torch.Tensor) -> dict:
+    """Run lengths as COCO writes those of crowds."""
+    flat = np.concatenate([[0], mask.numpy().T.flatten(), [2]])
+    ends = np.flatnonzero(np.diff(flat))
+    return {"size": list(mask.shape), "counts": np.diff(np.concatenate([[0], ends])).tolist()}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
+    content, found, results = random_data(seed, pictures=12, lvis=False)
+    for one in content["annotations"]:
+        (mask,) = decode_masks((one["segmentation"],), height=SIDE, width=SIDE)
+        x, y, w, h = one["bbox"]
+        polygon = [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]  # a diamond in the ellipse's place
+        one["segmentation"] = uncompressed(mask) if one["iscrowd"] else [polygon]
+    path = written(content)
+    result = evaluate_detection(
+        reversed(in_vocabulary(found)), dataset_of(content), vocabulary=VOCABULARY, split=None, style="coco",
+        masks=True, annotations=path,
+    )  # fmt: skip
+    for kind, mine in (("bbox", result["boxes"]), ("segm", result["masks"])):
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(path))
+            kept = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in results]
+            run = COCOeval(truth, truth.loadRes(kept), kind)
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        assert np.abs(np.array(plain(mine)) / 100 - run.stats).max() < 1e-6
+        assert 0.05 < run.stats[0] < 0.95  # the random data are neither trivial nor hopeless
+        precision = run.eval["precision"][:, :, :, 0, -1]  # (10, 101, K)
+        for label, row in enumerate(mine["per_class"]):
+            assert row["name"] == f"c{label}"
+            if label == CLASSES - 1:
+                assert row["AP"] is None and row["objects"] == 0 and row["detections"] > 0
+            else:
+                assert row["AP"] / 100 == pytest.approx(precision[:, :, label].mean(), abs=1e-6)
+                assert row["AP50"] / 100 == pytest.approx(precision[0, :, label].mean(), abs=1e-6)
+    assert result["classes"] == {"measured": CLASSES, "with_objects": CLASSES - 1}
+    assert result["objects"] + result["crowds"] == 72 and result["detections"] == 12 * 32
+
+
+def test_records_alone_give_the_same_but_for_the_areas(written):
+    content, found, _ = random_data(2, pictures=6, lvis=False)
+    for one in content["annotations"]:
+        one["area"] = one["bbox"][2] * one["bbox"][3]
+    wanted = {"vocabulary": VOCABULARY, "split": None, "style": "coco"}
+    data = dataset_of(content)
+    ours = evaluate_detection(in_vocabulary(found), data, **wanted)
+    official = evaluate_detection(in_vocabulary(found), data, annotations=written(content), **wanted)
+    assert ours["boxes"] == official["boxes"]
+    assert "areas are those of the boxes" in ours["rules"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_federated_ap_is_that_of_lvis_api(written, monkeypatch: pytest.MonkeyPatch, seed: int):
+    lvis = pytest.importorskip("lvis")
+    monkeypatch.setattr(np, "float", float, raising=False)  # lvis-api 0.5.3 is older than numpy 1.24
+    logging.getLogger("lvis").setLevel(logging.ERROR)
+    content, found, results = random_data(10 + seed, pictures=14, lvis=True)
+    monkeypatch.setattr(module, "LVIS_CAP", 28)  # so that it matters: there are 32 a picture
+    path = written(content)
+    result = evaluate_detection(
+        in_vocabulary(found), dataset_of(content), vocabulary=VOCABULARY, split=None, style="lvis", masks=True,
+        annotations=path,
+    )  # fmt: skip
+    for kind, mine in (("bbox", result["boxes"]), ("segm", result["masks"])):
+        truth = lvis.LVIS(str(path))
+        kept = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in results]
+        run = lvis.LVISEval(truth, lvis.LVISResults(truth, kept, max_dets=28), kind)
+        run.run()
+        theirs = run.get_results()
+        names = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large",
+                 "APr": "APr", "APc": "APc", "APf": "APf", "AR@300": "AR@300", "ARs@300": "AR_small",
+                 "ARm@300": "AR_medium", "ARl@300": "AR_large"}  # fmt: skip
+        assert set(theirs) == set(names)
+        for name, ours in names.items():
+            assert mine[ours] / 100 == pytest.approx(theirs[name], abs=1e-6), name
+        assert mine["groups"]["rare"]["AP"] == mine["APr"]
+
+
+# -------------------------------------------------------------------------------------------------------------- by hand
+
+
+def one_class(*boxes: tuple[float, float, float, float], crowd: tuple[bool, ...] | None = None) -> Dataset:
+    crowd = crowd or (False,) * len(boxes)
+    record = Record("p", Path("p.jpg"), 100, 100, boxes, (0,) * len(boxes), crowd)
+    return Dataset("toy", (Category(5, "cat", True),), (record,), {})
+
+
+def found_boxes(*rows: tuple[tuple[float, float, float, float], float]) -> Detections:
+    boxes = torch.tensor([box for box, _ in rows]).reshape(-1, 4)
+    scores = torch.tensor([score for _, score in rows])
+    return Detections(boxes, scores, torch.zeros(len(rows), dtype=torch.int64))
+
+
+A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)
+ELSEWHERE = (70.0, 70.0, 80.0, 80.0)
+
+
+@pytest.mark.parametrize("style", ["coco", "voc"])
+def test_ap_by_hand(style):
+    # right (recall 1/2, precision 1), wrong (1/2), right (recall 1, precision 2/3): the recalls 0 ... 0.50, 51 of them,
+    # have precision 1, the other 50 have 2/3: AP50 = (51 + 50 * 2 / 3) / 101 = .834983
+    found = found_boxes((A, 0.9), (ELSEWHERE, 0.8), ((20.0, 0.0, 30.0, 8.0), 0.7))
+    result = evaluate_detection([("p", found)], one_class(A, B), vocabulary=["cat"], split=None, style=style)["boxes"]
+    assert result["AP50"] == pytest.approx(100 * (51 + 100 / 3) / 101)
+    assert result["per_class"][0] | {"AP": 0} == {"name": "cat", "group": None, "objects": 2, "detections": 3, "AP": 0,
+                                                  "AP50": result["AP50"]}  # fmt: skip
+    if style == "coco":  # B is met at IoU 0.8: to 0.8, 7 of the 10, as above; else one of two: 51 / 101
+        assert result["AP"] == pytest.approx((7 * result["AP50"] + 3 * 100 * 51 / 101) / 10)
+        assert result["AP75"] == result["AP50"]
+
+
+def test_difficult_objects_are_ignored_however_often_they_are_found():
+    # B is difficult. Both detections on it are ignored, so A at 0.6 is right at precision 1: AP 1. As plain objects:
+    # B right, B again wrong, A right: recalls to 1/2 have 1, the others 2/3
+    found = found_boxes((B, 0.9), ((20.0, 0.0, 30.0, 9.0), 0.8), (A, 0.6))
+    wanted = {"vocabulary": ["cat"], "split": None, "style": "voc"}
+    result = evaluate_detection([("p", found)], one_class(A, B, crowd=(False, True)), **wanted)
+    assert result["boxes"]["AP50"] == 100
+    assert (result["objects"], result["crowds"], result["masks"]) == (1, 1, None)
+    missed = evaluate_detection([("p", found_boxes((B, 0.9)))], one_class(A, B, crowd=(False, True)), **wanted)
+    assert missed["boxes"]["AP50"] == 0  # what is ignored is not right either
+    easy = evaluate_detection([("p", found)], one_class(A, B), **wanted)
+    assert easy["boxes"]["AP50"] == pytest.approx(100 * (51 + 100 / 3) / 101)
+    # a quarter of a difficult object is not it (a crowd it would be): wrong, at precision 1/2 for A
+    part = found_boxes(((20.0, 0.0, 25.0, 5.0), 0.9), (A, 0.6))
+    result = evaluate_detection([("p", part)], one_class(A, B, crowd=(False, True)), **wanted)
+    assert result["boxes"]["AP50"] == pytest.approx(50)
+    crowd = evaluate_detection([("p", part)], one_class(A, B, crowd=(False, True)), **{**wanted, "style": "coco"})
+    assert crowd["boxes"]["AP50"] == pytest.approx(100)
+
+
+def test_nothing_found_and_nothing_to_find():
+    for style in ("coco", "voc"):
+        result = evaluate_detection([], one_class(A), vocabulary=["cat"], split=None, style=style)
+        assert result["boxes"]["AP50"] == 0
+        assert result["pictures_without_result"] == {"count": 1, "first": ["p"]}
+        result = evaluate_detection([("p", found_boxes((A, 0.5)))], one_class(), vocabulary=["cat"], split=None,
+                                    style=style)  # fmt: skip
+        assert result["boxes"]["AP50"] is None
+        assert result["boxes"]["groups"] == {
+            "all": dict.fromkeys(result["boxes"]["groups"]["all"], None) | {"classes": 0}
+        }
+        json.dumps(result, allow_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- OV-COCO
+
+
+def ov_data() -> tuple[Dataset, BaseNovel]:
+    categories = tuple(
+        Category(number, name, True) for number, name in ((1, "dog"), (4, "cup"), (9, "car"), (12, "owl"))
+    )
+    size = (100, 100)
+    records = (
+        Record(1, Path("1.jpg"), *size, (A, B, C), (0, 2, 3), (False,) * 3),  # dog (novel), car (left out), owl
+        Record(2, Path("2.jpg"), *size, (A,), (2,), (False,)),  # a left-out object alone
+        Record(3, Path("3.jpg"), *size),  # none
+        Record(4, Path("4.jpg"), *size, (A,), (1,), (True,)),  # a crowd of cups
+        Record(5, Path("5.jpg"), *size, (A, C), (3, 0), (False, False)),
+    )
+    split = BaseNovel(base=("owl", "cup"), novel=("dog",), left_out=("car",), rule="toy")
+    return Dataset("ov", categories, records, {}), split
+
+
+def test_ov_coco_counts_what_is_neither_left_out_nor_alone_with_it():
+    data, split = ov_data()
+    vocabulary = ["owl", "dog", "unicorn", "cup", "car"]
+    found = [
+        ("1", Detections(torch.tensor([A, B, C]), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 4, 0]))),  # car: out
+        ("2", Detections(torch.tensor([A]), torch.tensor([0.99]), torch.tensor([1]))),  # of a picture that is left out
+        (
+            "5",
+            Detections(torch.tensor([A, B]), torch.tensor([0.6, 0.5]), torch.tensor([2, 1])),
+        ),  # unicorn; no dog there
+    ]
+    result = evaluate_detection(found, data, vocabulary=vocabulary, split=split, style="coco")
+    # pictures 1, 4 and 5 are left. dog: right at .9, wrong at .5, one of two: 51 / 101. owl: one of two. cup: only a
+    # crowd, no object
+    assert (result["pictures"], result["objects"], result["crowds"]) == (3, 4, 1)
+    assert result["pictures_without_result"] == {"count": 1, "first": ["4"]}
+    assert (result["detections"], result["not_measured"]) == (3, 3)
+    groups = result["boxes"]["groups"]
+    assert groups["novel"] == {"classes": 1, **dict.fromkeys(("AP", "AP50", "AP75"), pytest.approx(100 * 51 / 101))}
+    assert groups["base"]["classes"] == 1 and groups["base"]["AP50"] == pytest.approx(100 * 51 / 101)
+    assert groups["all"]["classes"] == 2
+    assert any("2 of 5 pictures" in rule for rule in result["rules"])
+    assert [one["name"] for one in result["boxes"]["per_class"]] == ["dog", "cup", "owl"]
+    assert [one["group"] for one in result["boxes"]["per_class"]] == ["novel", "base", "base"]
+    assert result["boxes"]["AR@1"] is not None and "AR@1000" in result["boxes"]
+
+
+def test_ap50_of_the_last_of_many_detections(monkeypatch: pytest.MonkeyPatch):
+    # 150 wrong ones before the only right one: beyond COCO's 100, within OV-COCO's 1000: AP 1 / 151
+    rows = [(ELSEWHERE, 0.9 - 0.001 * number) for number in range(150)]
+    found = found_boxes(*rows, (A, 0.1))
+    data = one_class(A)
+    split = BaseNovel(base=("cat",), novel=(), left_out=(), rule="toy")
+    ov = evaluate_detection([("p", found)], data, vocabulary=["cat"], split=split, style="coco")
+    assert ov["boxes"]["groups"]["base"]["AP50"] == pytest.approx(100 / 151)
+    assert ov["boxes"]["groups"]["novel"] == {"classes": 0, "AP": None, "AP50": None, "AP75": None}
+    coco = evaluate_detection([("p", found)], data, vocabulary=["cat"], split=None, style="coco")
+    assert coco["boxes"]["AP50"] == 0
+
+
+# -------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_vocabularies_that_do_not_fit():
+    data, split = ov_data()
+    with pytest.raises(InputError, match=r"need all its 3 categories in the vocabulary; 2 are not: 'cup', 'owl'"):
+        evaluate_detection([], data, vocabulary=["dog"], split=split, style="coco")
+    found = [("1", Detections(torch.tensor([A]), torch.tensor([0.9]), torch.tensor([0])))]
+    only = evaluate_detection(found, data, vocabulary=["dog"], split=split, style="coco", only_present=True)
+    assert only["classes"]["measured"] == 1
+    assert any("2 categories that the vocabulary lacks" in rule for rule in only["rules"])
+    with pytest.raises(InputError, match="3 are not"):  # not one is there: even so refused
+        evaluate_detection([], data, vocabulary=["Dog"], split=split, style="coco", only_present=True)
+    with pytest.raises(InputError, match="vocabulary: need every class once; 'dog' stands there twice"):
+        evaluate_detection([], data, vocabulary=["dog", "cup", "dog", "owl"], split=split, style="coco")
+
+
+def test_detections_that_do_not_fit():
+    data = one_class(A)
+    fine = found_boxes((A, 0.5))
+    wanted = {"vocabulary": ["cat"], "split": None, "style": "coco"}
+    with pytest.raises(InputError, match=r"picture p: .* it came twice"):
+        evaluate_detection([("p", fine), ("p", fine)], data, **wanted)
+    with pytest.raises(InputError, match=r"picture q: .* it is none of the data set's"):
+        evaluate_detection([("q", fine)], data, **wanted)
+    with pytest.raises(InputError, match=r"need labels below 1.* got 3 \.\. 3"):
+        evaluate_detection([("p", Detections(fine.boxes, fine.scores, fine.labels + 3))], data, **wanted)
+    with pytest.raises(InputError, match="need finite boxes and scores"):
+        evaluate_detection([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
+    with pytest.raises(InputError, match="style voc: measures boxes alone"):
+        evaluate_detection([], data, **{**wanted, "style": "voc"}, masks=True)
+    with pytest.raises(InputError, match="need its annotation file again: masks need its segmentations"):
+        evaluate_detection([], data, **wanted, masks=True)
+    with pytest.raises(InputError, match="the style lvis needs which categories were looked for"):
+        evaluate_detection([], data, **{**wanted, "style": "lvis"})
+
+
+def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "hotcoco", None)
+    with pytest.raises(InputError, match=r"needs the package hotcoco.*pip install 'saccade\[detect\]'"):
+        evaluate_detection([], one_class(A), vocabulary=["cat"], split=None, style="coco")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bbox", [0, 0, "a", 1], "annotation 1: need `bbox` of four numbers"),
+        ("area", -1, "annotation 1: need `area`, a number of pixels; got -1"),
+        ("segmentation", [[0, 0, 1, 1]], "at least three points"),
+        ("segmentation", [[0, 0, 1e9, 1, 5, 5]], "finite numbers around the picture"),
+        ("segmentation", {"size": [300, 300], "counts": [5, 5]}, "cover 10 pixels instead of 90000"),
+        ("segmentation", {"size": [9, 300], "counts": [5, 5]}, r"with the size \[300, 300\]"),
+        ("segmentation", {"size": [300, 300], "counts": "\u0000"}, "whole numbers, or their compressed text"),
+        ("segmentation", None, "at least three points"),
+        ("category_id", 77, "`category_id`, one of the 9 ids"),
+    ],
+)
+def test_annotation_files_that_are_not_what_they_must_be(written, key: str, value: object, message: str):
+    content, _, _ = random_data(0, pictures=1, lvis=False)
+    data = dataset_of(content)
+    content["annotations"][0][key] = value
+    path = written(content)
+    with pytest.raises(InputError, match=rf"annotations.json: .*{message}"):
+        evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="coco", masks=True, annotations=path)
+
+
+def test_files_of_other_pictures_and_without_lvis_lists(written):
+    content, _, _ = random_data(0, pictures=2, lvis=False)
+    data = dataset_of(content)
+    path = written(content)
+    with pytest.raises(InputError, match="image 11: need `neg_category_ids`"):
+        evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="lvis", annotations=path)
+    content["images"] = content["images"][:1]
+    content["annotations"] = content["annotations"][:6]
+    with pytest.raises(InputError, match="1 of 2 are not listed, such as 13"):
+        evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="coco", annotations=written(content))

@@ -1,0 +1,152 @@
+"""The store of candidates: what went in comes out, a killed run goes on, and another detector's is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from saccade.heads.fvit import candidates as module
+from saccade.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
+from saccade.types import BadSample, InputError
+
+MADE_BY = {"detector": "abc", "size": "640"}
+
+
+def make(name: str, count: int, *, masks: bool = True) -> Candidates:
+    generator = torch.Generator().manual_seed(len(name) * 100 + count)
+    rows = [torch.rand(count, width, generator=generator) for width in (4, 1, 4, 6, 6)]
+    return Candidates(
+        name, 30, 40, rows[0], rows[1][:, 0], rows[2], rows[3].half(), rows[4].half(),
+        torch.randint(0, 256, (count, 28, 28), generator=generator).to(torch.uint8) if masks else None,
+    )  # fmt: skip
+
+
+def same(one: Candidates, other: Candidates) -> bool:
+    pairs = [(getattr(one, name), getattr(other, name)) for name in (*module.ROWS, "masks")]
+    return (one.id, one.height, one.width) == (other.id, other.height, other.width) and all(
+        a is b if a is None else a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD", 3)
+
+
+IDS = [str(number) for number in range(8)]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
+    made = [make(name, int(name) % 4, masks=masks) for name in IDS if name != "4"]  # two pictures without a proposal
+    writer = CandidateWriter(tmp_path / "c", ids=IDS, made_by=MADE_BY)
+    for one in made[:4]:
+        writer.add(one)
+    writer.add_bad(BadSample("4", "it is torn"))
+    for one in made[4:]:
+        writer.add(one)
+    writer.close()
+    store = CandidateStore(tmp_path / "c")
+    assert (len(store), store.ids, store.made_by) == (7, [name for name in IDS if name != "4"], MADE_BY)
+    assert store.bad == [BadSample("4", "it is torn")]
+    for _ in range(2):  # as often as asked
+        assert all(same(one, other) for one, other in zip(made, store, strict=True))
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
+        "00000.safetensors", "00001.safetensors", "00002.safetensors", "index.json",
+    ]  # fmt: skip
+
+
+def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
+    writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    for name in IDS[:5]:  # one shard, and two pictures that are lost
+        writer.add(make(name, 2))
+    (tmp_path / "00001.safetensors.partial").write_bytes(b"half")
+    again = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    assert again.done == 3
+    for name in IDS[3:]:
+        again.add(make(name, 2))
+    again.close()
+    assert CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY).done == 8
+    once = CandidateWriter(tmp_path / "once", ids=IDS, made_by=MADE_BY)
+    for name in IDS:
+        once.add(make(name, 2))
+    once.close()
+    for path in sorted((tmp_path / "once").iterdir()):  # to the byte what an undisturbed run writes
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_a_shard_of_other_pictures_is_made_again(tmp_path: Path):
+    for folder, ids in (("one", IDS[:3]), ("two", IDS[3:6])):
+        writer = CandidateWriter(tmp_path / folder, ids=ids, made_by=MADE_BY)
+        for name in ids:
+            writer.add(make(name, 1))
+        writer.close()
+    (tmp_path / "two" / "00000.safetensors").replace(tmp_path / "one" / "00000.safetensors")
+    with pytest.raises(InputError, match="hold other"):
+        CandidateStore(tmp_path / "one")
+    assert CandidateWriter(tmp_path / "one", ids=IDS[:3], made_by=MADE_BY).done == 0
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_damaged_shard_is_told_and_made_again(tmp_path: Path, harm: str):
+    writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    for name in IDS:
+        writer.add(make(name, 2))
+    writer.close()
+    path = tmp_path / "00001.safetensors"
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"all 8 pictures; 00001.safetensors is (damaged|missing)"):
+        CandidateStore(tmp_path)
+    again = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    assert again.done == 3
+
+
+def test_candidates_made_otherwise_are_refused(tmp_path: Path):
+    writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    for name in IDS[:3]:
+        writer.add(make(name, 1))
+    with pytest.raises(InputError, match=r"made otherwise(.|\n)*detector: there abc, here def"):
+        CandidateWriter(tmp_path, ids=IDS, made_by={**MADE_BY, "detector": "def"})
+    with pytest.raises(InputError, match=r"made otherwise(.|\n)*pictures: there 8, here 7"):
+        CandidateWriter(tmp_path, ids=IDS[:7], made_by=MADE_BY)
+    assert (tmp_path / "00000.safetensors").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="need an empty folder or one of candidates"):
+        CandidateWriter(other, ids=IDS, made_by=MADE_BY)
+    with pytest.raises(InputError, match="need a folder of candidates"):
+        CandidateStore(other)
+
+
+def test_what_does_not_belong_is_refused(tmp_path: Path):
+    writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    with pytest.raises(InputError, match="need picture 0 next, in the list's order; got 1"):
+        writer.add(make("1", 1))
+    writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
+    writer.add(make("0", 1))
+    with pytest.raises(InputError, match="masks for all pictures or for none"):
+        writer.add(make("1", 1, masks=False))
+    with pytest.raises(InputError, match="need all 8 pictures; 1 came"):
+        writer.close()
+    broken = make("0", 2)
+    broken.detector[1, 2] = float("nan")
+    with pytest.raises(InputError, match="picture 0: need finite candidates; its detector"):
+        CandidateWriter(tmp_path / "n", ids=IDS, made_by=MADE_BY).add(broken)
+    with pytest.raises(InputError, match="every picture once; 1 of the list come again"):
+        CandidateWriter(tmp_path / "t", ids=["1", "1"], made_by=MADE_BY)
+
+
+def test_an_index_of_other_pictures_is_refused(tmp_path: Path):
+    writer = CandidateWriter(tmp_path, ids=IDS[:2], made_by=MADE_BY)
+    for name in IDS[:2]:
+        writer.add(make(name, 1))
+    writer.close()
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "ids": "0" * 64}))
+    with pytest.raises(InputError, match="hold other"):
+        CandidateStore(tmp_path)
