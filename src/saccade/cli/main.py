@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from saccade.cli import (
     convert,
     demo,
+    detection,
     distill,
     embed,
     evaluate,
@@ -23,6 +24,7 @@ from saccade.cli import (
     recipes,
     reproduce,
     show,
+    train_fvit,
     world,
 )
 from saccade.engine.config import DistillConfig
@@ -34,7 +36,9 @@ Evaluate = (
     | Annotated[evaluate.Retrieval, subcommand("retrieval")]
     | Annotated[evaluate_global.Global, subcommand("global")]
     | Annotated[evaluate_global.Pareto, subcommand("pareto")]
+    | Annotated[detection.Detection, subcommand("detection")]
 )
+
 Show = (
     Annotated[show.KMeans, subcommand("kmeans")]
     | Annotated[show.Similarity, subcommand("similarity")]
@@ -49,6 +53,8 @@ Command = (
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
+    | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
+    | Annotated[detection.Detect, subcommand("detect")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
@@ -119,6 +125,12 @@ def run(command: Any) -> None:
             evaluate_global.run_global(command)
         case evaluate_global.Pareto():
             evaluate_global.run_pareto(command)
+        case train_fvit.TrainFViT():
+            train_fvit.run(command)
+        case detection.Detect():
+            detection.run_detect(command)
+        case detection.Detection():
+            detection.run_detection(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():

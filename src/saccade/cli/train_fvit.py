@@ -1,4 +1,4 @@
-"""`saccade train fvit`: train an open-vocabulary detector on the base categories of a data set.
+"""`saccade train-fvit`: train an open-vocabulary detector on the base categories of a data set.
 
 OUT/model is what `saccade detect` and `saccade evaluate detection` take; OUT/checkpoints, OUT/metrics.jsonl and
 OUT/config.json are those of any run: the same command continues a stopped one. Torch is imported only when something is
@@ -241,9 +241,7 @@ def _build(
     from saccade.heads.fvit.detector import FViT, synchronise
 
     names = [category.name for category in dataset.categories[:-1]]  # the last is "crowd"
-    text = embed_vocabulary(
-        clip, names, templates=config.templates, background="background", cache=default_cache()
-    )
+    text = embed_vocabulary(clip, names, templates=config.templates, background="background", cache=default_cache())
     is_novel = torch.tensor([name not in split.base for name in names], device=text.device)
     usual = 0.9 if is_lvis else 0.6
     torch.manual_seed(config.seed)
@@ -323,9 +321,7 @@ def _train(config: TrainFViT, detector: "FViT", dataset: "Dataset", processes: "
                 stream,
                 optimizer,
                 count=count_pictures,
-                learning_rate=partial(
-                    stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones
-                ),
+                learning_rate=partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
                 steps=config.steps,
                 begin=outcome,
                 accumulate=config.accumulate,

@@ -97,7 +97,7 @@ def read_about(folder: Path) -> About:
         return About(network=Network(**{**network, "taps": taps}), **named, **rest)
     except OSError as error:
         raise InputError(
-            f"{folder}: need a folder with a detector, such as OUT/model of `saccade train fvit`; {ABOUT} is not there."
+            f"{folder}: need a folder with a detector, such as OUT/model of `saccade train-fvit`; {ABOUT} is not there."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: need a detector's description; {type(error).__name__}: {error}.") from error
