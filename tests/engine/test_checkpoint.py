@@ -86,6 +86,53 @@ def test_collect_and_restore_are_inverses(tmp_path):
     assert sizes == {key: value.dtype for key, value in optimizer.state[module[0].weight].items()}
 
 
+def normed(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A frozen BatchNorm before a trained one."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.BatchNorm1d(4))
+    module[0].requires_grad_(False)
+    return module, torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1, fused=True)
+
+
+def move(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        module(torch.randn(5, 3, generator=generator)).exp().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_running_statistics_go_on_to_the_bit(tmp_path):
+    module, optimizer = normed(seed=0)
+    module[0].eval()
+    move(module, optimizer, range(2))
+    save_checkpoint(tmp_path, step=2, tensors=collect(module, optimizer), facts={})
+    move(module, optimizer, range(2, 4))
+    loaded = load_latest(tmp_path)
+    assert loaded is not None
+    buffers = sorted(name for name in loaded.tensors if name.startswith("buffer/"))  # of the trained one alone
+    assert buffers == [f"buffer/2.{key}" for key in ("num_batches_tracked", "running_mean", "running_var")]
+    other, other_optimizer = normed(seed=1)
+    other[0].eval()
+    restore(other, other_optimizer, loaded.tensors)
+    move(other, other_optimizer, range(2, 4))
+    assert other[2].num_batches_tracked == 4 and not torch.equal(other[2].running_mean, torch.zeros(4))
+    for name, tensor in collect(module, optimizer).items():
+        assert torch.equal(collect(other, other_optimizer)[name], tensor), name
+
+
+def test_a_checkpoint_from_before_statistics_were_saved_still_loads():
+    module, optimizer = normed(seed=0)
+    move(module, optimizer, range(2))
+    tensors = collect(module, optimizer)
+    old = {name: tensor for name, tensor in tensors.items() if not name.startswith("buffer/")}
+    other, other_optimizer = normed(seed=1)
+    restore(other, other_optimizer, old)
+    assert torch.equal(other[1].weight, module[1].weight) and other[2].num_batches_tracked == 0
+    with pytest.raises(InputError, match=r"missing 1 \['2.running_var'\], extra 0"):
+        restore(other, other_optimizer, {name: one for name, one in tensors.items() if "running_var" not in name})
+
+
 def test_restore_refuses_another_module():
     module, optimizer = trained(seed=1)
     tensors = collect(module, optimizer)

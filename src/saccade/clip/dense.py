@@ -170,6 +170,20 @@ def tapped(
     return [maps[layer].mT.unflatten(2, layout.grid) for layer in layers]  # (B, L, C) -> (B, C, h, w) each
 
 
+def dense_of_last(visual: nn.Module, last: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+    """Finish what `tapped` takes out of the last stage: the dense map of the same head, without a second forward.
+
+    Args:
+        visual: an image tower `tower_sizes` accepts.
+        last: of the last stage, as `tapped` gives it.
+
+    Returns:
+        The dense map, not normalised.
+    """
+    tokens = _accepted(visual).finish(visual, last.flatten(2).mT)  # (B, C, h, w) -> (B, L, D)
+    return tokens.mT.unflatten(2, last.shape[2:])
+
+
 def tower_stages(visual: nn.Module) -> list[nn.Module]:
     """What is trained and tapped, first to last: transformer blocks (SigLIP: and the pool), or residual stages and the
     pool; the last one is what a head changes.

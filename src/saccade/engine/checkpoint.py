@@ -1,13 +1,16 @@
 """Checkpoints that survive being killed at any moment, and that are believed only where every byte is right.
 
-    FOLDER/step_00000200/state.safetensors   the trained tensors and the optimizer's, raw (never alpha-mixed)
+    FOLDER/step_00000200/state.safetensors   the trained tensors and the optimizer's, raw (never alpha-mixed), and the
+                                             running statistics of trained BatchNorms
                          manifest.json       step, facts of the run, size and sha256 of each file
                          COMPLETE            sha256 of the manifest; written last
 
 A checkpoint is written to `step_00000200.partial`, synced, renamed, and marked complete; without the mark it does not
 exist. Loading goes back to the newest one that is whole. Tensors are safetensors: nothing in a checkpoint can run.
-The newest few are kept, and the one whose facts have the lowest `held_out_loss`. Deliberately absent: random states
-(the loop derives them from seed, process and step) and sharded writing.
+The newest few are kept, and the one whose facts have the lowest `held_out_loss`. Of several processes the first one's
+running statistics are saved: SyncBatchNorm's are the same in all; plain ones differ by their pictures, but nothing in
+training depends on them, so that what is saved at the end has the same bits, resumed or not. Deliberately absent:
+random states (the loop derives them from seed, process and step) and sharded writing.
 """
 
 import errno
@@ -17,7 +20,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +30,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from saccade.clip.digest import digest_state
 from saccade.engine.distributed import Processes, spread_like, whole_tensor
@@ -179,7 +183,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def collect(module: nn.Module, optimizer: torch.optim.Optimizer, *, hold: bool = True) -> dict[str, Tensor]:
-    """The trained tensors and their optimizer state, by name; the inverse of `restore`.
+    """The trained tensors, their optimizer state, and running statistics, by name; the inverse of `restore`.
 
     Args:
         module: where its weights are spread over the processes, all of these must call.
@@ -193,6 +197,8 @@ def collect(module: nn.Module, optimizer: torch.optim.Optimizer, *, hold: bool =
             whole = whole_tensor(tensor.detach())
             if hold:
                 tensors[label] = whole.cpu()
+    if hold:
+        tensors |= {f"buffer/{name}": buffer.detach().cpu().clone() for name, buffer in _running(module).items()}
     return tensors
 
 
@@ -204,14 +210,22 @@ def _moments(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Paramete
 def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put collected tensors back, in place; the inverse of `collect`.
 
+    A checkpoint without any running statistics was written before they were saved, by networks whose statistics never
+    move: these then stay as they are.
+
     Raises:
         InputError: the tensors are not those of this module (missing, extra and mis-shaped ones are listed).
     """
-    trained = _trained(module)
+    trained, running = _trained(module), _running(module)
     parameters = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("parameter/")}
+    buffers = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("buffer/")}
     _check_names(trained, parameters)
+    if buffers:
+        _check_names(running, buffers)
     for name, parameter in trained.items():
         parameter.copy_(spread_like(parameters[name], parameter))
+    for name, buffer in buffers.items():
+        running[name].copy_(buffer)
     for label, tensor in tensors.items():
         if not label.startswith("optimizer/"):
             continue
@@ -244,6 +258,7 @@ def require_space(
         InputError: bytes needed, bytes free.
     """
     state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
+    state += sum(buffer.numel() * buffer.element_size() for buffer in _running(module).values())
     model = 0 if product is None else sum(t.numel() * t.element_size() for t in product.state_dict().values())
     count = max(1, max(2, copies) - there)
     need, free = count * state + model, shutil.disk_usage(folder).free
@@ -274,7 +289,17 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def _check_names(trained: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+def _running(module: nn.Module) -> dict[str, Tensor]:
+    """Mean, variance and counter of every BatchNorm whose scale is trained; of frozen ones nothing moves."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.weight is not None and part.weight.requires_grad
+        for key, buffer in part.named_buffers(recurse=False)
+    }
+
+
+def _check_names(trained: Mapping[str, Tensor], found: dict[str, Tensor]) -> None:
     missing = sorted(trained.keys() - found.keys())
     extra = sorted(found.keys() - trained.keys())
     shaped = sorted(name for name in trained.keys() & found.keys() if trained[name].shape != found[name].shape)

@@ -87,6 +87,23 @@ def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size
     return boxes * boxes.new_tensor([across, down, across, down])
 
 
+def boxes_on_picture(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
+    """Carry boxes from the padded square input back to the picture; the inverse of `boxes_on_input`.
+
+    Args:
+        boxes: xyxy, pixels of the input.
+        height: of the picture [pixels].
+        width: of the picture [pixels].
+        size: side of the square input [pixels].
+
+    Returns:
+        xyxy, pixels of the picture; not clipped.
+    """
+    fitted_height, fitted_width = fitted_size(height, width, size=size)
+    across, down = width / fitted_width, height / fitted_height
+    return boxes * boxes.new_tensor([across, down, across, down])
+
+
 def cover_patches(boxes: Float[Tensor, "N 4"], *, grid: tuple[int, int], stride: int) -> Bool[Tensor, "N h w"]:
     """Say which patches each box touches, by any area (masked attention; Tab. A3).
 

@@ -10,8 +10,8 @@ from saccade.clip.model import Clip
 from saccade.data.splits import IGNORED, OBJECT
 from saccade.engine.optim import build_optimizer, take_step
 from saccade.heads.proposals.pyramid import ConvPyramid, TowerPyramid
-from saccade.heads.proposals.rpn import Proposer, _boxes_on_picture, _ignore, _mirror, best_boxes, count_pictures
-from saccade.ops.boxes import boxes_on_input
+from saccade.heads.proposals.rpn import Proposer, _mirror, best_boxes, count_pictures, leave_out_crowds
+from saccade.ops.boxes import boxes_on_input, boxes_on_picture
 from saccade.types import BadSample, Batch, InputError, Sample, Segments
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -119,7 +119,7 @@ def test_suppression_is_that_of_a_slow_loop_over_all_levels():
 def test_boxes_go_to_the_input_and_back():
     boxes = torch.tensor([[3.0, 5.0, 40.0, 33.0], [0.0, 0.0, 50.0, 37.0]])
     there = boxes_on_input(boxes, height=37, width=50, size=64)
-    assert torch.allclose(_boxes_on_picture(there, height=37, width=50, size=64), boxes, atol=1e-5)
+    assert torch.allclose(boxes_on_picture(there, height=37, width=50, size=64), boxes, atol=1e-5)
 
 
 def test_proposals_lie_inside_pictures_of_any_shape_and_do_not_depend_on_the_batch():
@@ -154,8 +154,8 @@ def test_anchors_in_a_crowd_are_no_background():
     labels = torch.tensor([0.0, 0.0, 1.0])
     crowds = torch.tensor([[0.0, 0.0, 10.0, 100.0]])
     # the first lies in the crowd wholly, the second by 4 of 10 columns; the third is an object
-    assert _ignore(labels, anchors, crowds).tolist() == [-1, 0, 1]
-    assert _ignore(labels, anchors, crowds[:0]) is labels
+    assert leave_out_crowds(labels, anchors, crowds).tolist() == [-1, 0, 1]
+    assert leave_out_crowds(labels, anchors, crowds[:0]) is labels
 
 
 def test_only_objects_are_positive():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import (
@@ -27,13 +27,13 @@ from torchvision.ops import nms as suppress
 
 from saccade.data.splits import IGNORED, OBJECT
 from saccade.heads.proposals.pyramid import ConvPyramid, TowerPyramid
-from saccade.ops.boxes import boxes_on_input, clip_boxes
-from saccade.ops.resample import fitted_size, square_inputs
+from saccade.ops.boxes import boxes_on_input, boxes_on_picture, clip_boxes
+from saccade.ops.resample import square_inputs
 from saccade.types import Batch, InputError, Sample
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 CROWDED = 0.5  # share of an anchor in a crowd from which on it says nothing
-DISCARDED = -1.0  # torchvision's label of anchors that are not sampled
+DISCARDED = -1  # torchvision's label of anchors that are not sampled
 SMALLEST_SIDE = 1.0  # of a proposal [pixels of the picture]
 
 Found = tuple[Float[Tensor, "N 4"], Float[Tensor, " N"]]
@@ -118,7 +118,7 @@ class Proposer(nn.Module):
         objectness, deltas, anchors, _ = self._predict(samples)
         objects, crowds = zip(*map(self._targets, samples), strict=True)
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, [{"boxes": boxes} for boxes in objects])
-        labels = [_ignore(*three) for three in zip(labels, anchors, crowds, strict=True)]
+        labels = [leave_out_crowds(*three) for three in zip(labels, anchors, crowds, strict=True)]
         targets = self.rpn.box_coder.encode(list(matched), anchors)
         is_object, box = self.rpn.compute_loss(objectness, deltas, labels, list(targets))
         loss = is_object + box
@@ -164,7 +164,7 @@ class Proposer(nn.Module):
     ) -> Found:
         """The best boxes of one picture, carried to its own pixels."""
         height, width = sample.image.shape[1:]
-        boxes = _boxes_on_picture(boxes, height=height, width=width, size=self.size)
+        boxes = boxes_on_picture(boxes, height=height, width=width, size=self.size)
         boxes = clip_boxes(boxes, height=height, width=width)
         usable = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(dim=1) & (scores >= min_score)  # (A,)
         return best_boxes(boxes, scores.masked_fill(~usable, -1.0), counts, keep=keep, pre_nms=pre_nms, nms=nms)
@@ -223,16 +223,31 @@ def best_boxes(
     return boxes[kept], scores[kept]
 
 
+def leave_out_crowds(
+    labels: Shaped[Tensor, " A"], boxes: Float[Tensor, "A 4"], crowds: Float[Tensor, "M 4"]
+) -> Shaped[Tensor, " A"]:
+    """Take boxes that lie mostly in a crowd out of the background; anchors here, proposals in a second stage.
+
+    Args:
+        labels: 0 is background, above 0 an object, below 0 not sampled; of any number type.
+        boxes: xyxy, x1 < x2.
+        crowds: xyxy, in the same pixels.
+
+    Returns:
+        The labels, -1 for background whose share in a single crowd is above one half.
+    """
+    if not len(crowds):
+        return labels
+    corners = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])  # (A, M, 2)
+    sides = (torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:]) - corners).clamp(min=0)  # (A, M, 2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)  # (A,)
+    share = sides.prod(dim=2).amax(dim=1) / area  # (A,)
+    return labels.masked_fill((labels == 0) & (share > CROWDED), DISCARDED)
+
+
 def count_pictures(batch: Batch) -> int:
     """How many pictures the loss of a batch is the mean over."""
     return len(batch.samples)
-
-
-def _boxes_on_picture(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
-    """Carry boxes from the padded square input back to the picture; the inverse of `boxes_on_input`."""
-    fitted_height, fitted_width = fitted_size(height, width, size=size)
-    across, down = width / fitted_width, height / fitted_height
-    return boxes * boxes.new_tensor([across, down, across, down])
 
 
 def _mirror(sample: Sample) -> Sample:
@@ -240,19 +255,6 @@ def _mirror(sample: Sample) -> Sample:
     right = sample.image.shape[2]
     x1, y1, x2, y2 = sample.boxes.unbind(dim=1)  # (N,) each
     return replace(sample, image=sample.image.flip(2), boxes=torch.stack([right - x2, y1, right - x1, y2], dim=1))
-
-
-def _ignore(
-    labels: Float[Tensor, " A"], anchors: Float[Tensor, "A 4"], crowds: Float[Tensor, "M 4"]
-) -> Float[Tensor, " A"]:
-    """Take anchors that lie mostly in a crowd out of the background."""
-    if not len(crowds):
-        return labels
-    corners = torch.maximum(anchors[:, None, :2], crowds[None, :, :2])  # (A, M, 2)
-    sides = (torch.minimum(anchors[:, None, 2:], crowds[None, :, 2:]) - corners).clamp(min=0)  # (A, M, 2)
-    area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)  # (A,)
-    share = sides.prod(dim=2).amax(dim=1) / area  # (A,)
-    return labels.masked_fill((labels == 0) & (share > CROWDED), DISCARDED)
 
 
 def _blank() -> Sample:

@@ -1,0 +1,124 @@
+"""The frozen tower's maps of a picture, computed once and read after: for training without augmentation (A.3).
+
+    FOLDER/index.json            what the maps were made by: tower, size, taps, windows; and its digest
+           ab/cdef....safetensors   one picture: "tap/0" .. and "dense", float16; the digest in its header
+
+A picture goes by its pixels, not by its name, so the maps of another picture set are never used. Every file is written
+under a temporary name and renamed, so that processes may share a folder and a kill leaves nothing half written. Fresh
+maps are rounded as stored ones are: a run that is stopped and goes on has the same bits. Deliberately absent: removing
+old files, maps of augmented pictures.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from saccade.clip.digest import digest_state
+from saccade.clip.model import Clip
+from saccade.files import write_whole
+from saccade.heads.fvit.pyramid import Maps
+from saccade.types import InputError, Sample
+
+FORMAT = 1
+LARGEST = 65504.0  # of float16
+
+
+class FeatureCache:
+    """A folder of maps of one tower at one size."""
+
+    def __init__(self, folder: Path, clip: Clip, *, size: int, layers: tuple[int, ...]) -> None:
+        """Open a folder, or begin it.
+
+        Args:
+            folder: made where missing.
+            clip: whose tower makes the maps.
+            size: side of the square input [pixels].
+            layers: the stages tapped, the last one included (`Tower.layers`).
+
+        Raises:
+            InputError: the folder holds maps of another tower, size or taps, or something else.
+        """
+        windows = None if clip.windows is None else [clip.windows.size, *clip.windows.blocks]
+        made_by: dict[str, Any] = {
+            "format": FORMAT,
+            "tower": digest_state(clip.visual.state_dict()),
+            "statistics": [*clip.mean, *clip.std],
+            "size": size,
+            "layers": list(layers),
+            "windows": windows,
+        }
+        self.folder, self.layers = folder, layers
+        self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+        index = folder / "index.json"
+        if index.exists():
+            _check_index(index, made_by)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder}: need a folder of cached maps, or an empty one; it holds other files.")
+        else:
+            write_whole(index, (json.dumps({**made_by, "digest": self.digest}, indent=2) + "\n").encode())
+
+    def read(self, sample: Sample, *, device: torch.device) -> Maps | None:
+        """The maps of a picture as a batch of one, float32; None where there are none, or only damaged ones."""
+        path = self._path(sample)
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("made_by") != self.digest:
+                    return None
+                taps = [file.get_tensor(f"tap/{place}") for place in range(len(self.layers))]
+                dense = file.get_tensor("dense")
+        except (OSError, SafetensorError):
+            return None
+        return Maps([tap.to(device).float() for tap in taps], dense.to(device).float())
+
+    def write(self, sample: Sample, maps: Maps) -> Maps:
+        """Keep the maps of a picture.
+
+        Args:
+            sample: the picture.
+            maps: of a batch of one, with the dense map.
+
+        Returns:
+            The maps as `read` would give them.
+        """
+        assert maps.dense is not None and len(maps.dense) == 1, "maps of one picture, with its dense map"
+        named = {f"tap/{place}": _half(tap) for place, tap in enumerate(maps.taps)} | {"dense": _half(maps.dense)}
+        content = save({name: one.cpu().contiguous() for name, one in named.items()}, {"made_by": self.digest})
+        path = self._path(sample)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+        taps = [named[f"tap/{place}"].float() for place in range(len(maps.taps))]
+        return Maps(taps, named["dense"].float())
+
+    def _path(self, sample: Sample) -> Path:
+        """A picture's file, by its pixels."""
+        pixels = sample.image.cpu().contiguous()
+        name = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
+        name.update(pixels.numpy().data)
+        key = name.hexdigest()
+        return self.folder / key[:2] / f"{key[2:]}.safetensors"
+
+
+def _half(one: Tensor) -> Tensor:
+    return one.detach().float().clamp(-LARGEST, LARGEST).half()
+
+
+def _check_index(index: Path, made_by: dict[str, Any]) -> None:
+    try:
+        found = json.loads(index.read_bytes())
+        differ = [name for name in made_by if found.get(name) != made_by[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{index}: need the index of a cache of maps; {error}. Name another folder.") from error
+    if differ:
+        raise InputError(
+            f"{index.parent}: holds maps made otherwise (another {', '.join(differ)}). "
+            "Name another folder, or delete it."
+        )
