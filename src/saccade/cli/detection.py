@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from saccade.clip.names import TemplateName
 from saccade.cli.evaluate import Reading, finish
+from saccade.clip.names import TemplateName
 from saccade.errors import InputError
 from saccade.files import bad_lines, check_target, default_cache, versions, write_whole
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from saccade.data.records import Dataset
     from saccade.data.splits import BaseNovel
     from saccade.evaluate.detection import Style
-    from saccade.heads.fvit.candidates import CandidateStore, Candidates
+    from saccade.heads.fvit.candidates import Candidates, CandidateStore
     from saccade.heads.fvit.detector import FViT
     from saccade.heads.fvit.fusion import Fusion
     from saccade.heads.fvit.product import About
@@ -244,8 +244,8 @@ def tell_vocabulary(names: "tuple[str, ...]", is_base: "list[bool]", about: "Abo
     """Say how much of a vocabulary the detector was trained on: it may be any other, that is what it is for."""
     known, new = sum(is_base), len(names) - sum(is_base)
     print(
-        f"{len(names)} classes: {known} of the {len(about.base)} that the detector was trained on, and {new} that it has "
-        "never seen a box of",
+        f"{len(names)} classes: {known} of the {len(about.base)} that the detector was trained on, and {new} that "
+        "it has never seen a box of",
         file=sys.stderr,
     )
 

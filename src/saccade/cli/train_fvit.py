@@ -9,7 +9,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -367,10 +367,10 @@ def _told(
     each = config.batch * config.accumulate * processes.size
     fixed = 4 * (whole + 3 * trained)  # weights, and of what is trained a gradient and two moments, float32
     tell(
-        f"training {trained / 1e6:.1f} of {whole / 1e6:.1f} million parameters on {pictures:,} pictures, {each} a step: "
-        f"{config.steps:,} steps are {config.steps * each / pictures:.2f} epochs\n"
-        f"memory about {(fixed + kept) / 1e9:.2g} GB a process, {fixed / 1e9:.2g} of them whatever the batch; a pass of "
-        f"{len(first[0].samples) if first else 0} pictures takes {seconds:.2g} s, so about "
+        f"training {trained / 1e6:.1f} of {whole / 1e6:.1f} million parameters on {pictures:,} pictures, {each} a "
+        f"step: {config.steps:,} steps are {config.steps * each / pictures:.2f} epochs\n"
+        f"memory about {(fixed + kept) / 1e9:.2g} GB a process, {fixed / 1e9:.2g} of them whatever the batch; a pass "
+        f"of {len(first[0].samples) if first else 0} pictures takes {seconds:.2g} s, so about "
         f"{seconds * config.accumulate * config.steps / 60:.0f} minutes in all"
     )
     return chain(first, batches)

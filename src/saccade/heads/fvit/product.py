@@ -1,6 +1,6 @@
 """A trained detector as a folder: what was trained, what it was told, and which CLIP it stands on (Sec. 3.3).
 
-    FOLDER/detector.safetensors   the pyramid, both stages, the temperature, the texts; blocks of the tower if any learned
+    FOLDER/detector.safetensors   the pyramid, both stages, the temperature, the texts; trained blocks of the tower
            detector.json          the tower's name and digest, the network's numbers, base and novel classes
 
 The frozen tower is not copied: a detector is some 30 million parameters, a tower up to 300. It is found by its name
