@@ -161,7 +161,7 @@ def run_detect(config: Detect) -> Path:
     files = _file_names(files)
     for samples in feed:
         for sample, candidates in zip(samples, detector.candidates(samples), strict=True):
-            one = detect(candidates, text, _bools(is_base), float(detector.scale), fusion)
+            one = detect(candidates, text, _bools(is_base), float(detector.scale.detach()), fusion)
             _draw(config, sample.image, one, vocabulary.names, is_base, config.out / files[sample.id])
             found.append((sample.id, candidates.height, candidates.width, one))
     path = config.out / "detections.json"
@@ -225,7 +225,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
             fusions,
             measured,
             vocabulary=vocabulary.names,
-            detector_scale=float(detector.scale),
+            detector_scale=float(detector.scale.detach()),
             split=split,
             style=style,
             masks=config.masks,
@@ -322,7 +322,7 @@ def _write_results(
     from saccade.heads.fvit.fusion import detect
 
     assert config.results is not None, "a file to write"
-    is_base, scale = base_of(names, split), float(detector.scale)
+    is_base, scale = base_of(names, split), float(detector.scale.detach())
 
     def found() -> "Iterator[tuple[str, Detections]]":
         one: Candidates

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
 
 MAY_CHANGE = ("out", "recipe", "workers", "log_every", "save_every", "benchmark", "timeout")
 """Fields that may change between the parts of one run: what is trained is the same."""
+SMALL_SIDE = 64  # a CLIP of pictures no larger than this gets a detector in proportion [pixels]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class TrainFViT:
     """Width of the pyramid and of the heads; when not given, 256, and 64 for saccade-small."""
     proposals: int = 1000
     """Boxes that go from the first stage to the second, a picture."""
+    rois: int | None = None
+    """Of these, so many are learned from, a quarter of them objects; when not given, 512, and 128 for saccade-small."""
     templates: TemplateName = "vild"
     """What class names are written into: ViLD's 63 templates, CLIP's 80 for ImageNet, or nothing."""
     benchmark: Literal["ov-coco", "ov-lvis-b", "ov-lvis-l"] | None = None
@@ -216,7 +219,7 @@ def _network(config: TrainFViT, clip: "Clip") -> "Network":
     """The numbers of the detector; those not given are the paper's, or the small CLIP's."""
     from saccade.heads.fvit.product import Network
 
-    is_small = clip.native_size <= 64
+    is_small = clip.native_size <= SMALL_SIDE
     channels = config.channels or (64 if is_small else 256)
     usual = 192 if is_small else (640 if clip.patch_size == 16 else 64 * clip.patch_size)
     return Network(
@@ -250,6 +253,7 @@ def _build(
         text=text,
         is_novel=is_novel,
         background_weight=usual if config.background_weight is None else config.background_weight,
+        rois=config.rois or (128 if clip.native_size <= SMALL_SIDE else 512),
         jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
         flip=config.flip,
         **asdict(network),
@@ -400,6 +404,7 @@ def check(config: TrainFViT) -> None:
         ("ladder", 0 < config.ladder <= 1, "above 0 and at most 1"),
         ("channels", config.channels is None or config.channels >= 8, "at least 8"),
         ("proposals", config.proposals >= 1, "at least 1"),
+        ("rois", config.rois is None or config.rois >= 4, "at least 4"),
         ("background-weight", config.background_weight is None or 0 <= config.background_weight <= 10, "0 to 10"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),
