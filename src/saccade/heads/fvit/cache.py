@@ -89,7 +89,7 @@ class FeatureCache:
         """
         assert maps.dense is not None and len(maps.dense) == 1, "maps of one picture, with its dense map"
         named = {f"tap/{place}": _half(tap) for place, tap in enumerate(maps.taps)} | {"dense": _half(maps.dense)}
-        content = save({name: one.cpu().contiguous() for name, one in named.items()}, {"made_by": self.digest})
+        content = save({name: one.cpu() for name, one in named.items()}, {"made_by": self.digest})
         path = self._path(sample)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -108,7 +108,7 @@ class FeatureCache:
 
 
 def _half(one: Tensor) -> Tensor:
-    return one.detach().float().clamp(-LARGEST, LARGEST).half()
+    return one.detach().float().clamp(-LARGEST, LARGEST).half().contiguous()  # strides choose kernels, so bits
 
 
 def _check_index(index: Path, made_by: dict[str, Any]) -> None:

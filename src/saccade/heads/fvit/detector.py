@@ -306,7 +306,7 @@ class FViT(nn.Module):
             masks = self._carry_masks(sample, wanted, jitter)
         return Seen(boxes[wanted], labels[wanted], masks, boxes[is_left & (labels == count)], jitter)
 
-    def _carry_masks(self, sample: Sample, wanted: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "N H W"]:
+    def _carry_masks(self, sample: Sample, wanted: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "M H W"]:
         """The masks of the objects that are learned from."""
         assert sample.segments is not None, "masks come with segments"
         masks = sample.segments.masks
