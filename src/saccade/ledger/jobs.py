@@ -14,6 +14,8 @@ from saccade.ledger.rows import Row, Run, runs_of
 from saccade.ledger.scale import Scale
 
 UNTOUCHED = "untouched"  # where the measurements of the CLIP as it comes lie
+DRAWN = (2_000_001, 2_000_051, 2_000_101, 2_000_151)  # pictures that detections are drawn on
+DRAWN_SCORE = 0.5
 SWEPT = ("clipself", "keep")  # runs whose weights are mixed with the teacher's
 
 
@@ -100,14 +102,16 @@ def seeds_of(stage: Stage, row: Row) -> tuple[int, ...]:
 
 
 def is_trained(row: Row) -> bool:
-    """Whether a row's model comes out of a training of the ledger, once a seed."""
-    return row.run not in (None, "cnn")
+    """Whether a row's model, or the detector on it, comes out of a training of the ledger, once a seed."""
+    return row.run not in (None, "cnn") or row.measure == "detection"
 
 
 def measured(stage: Stage, row: Row, seed: int) -> Path:
     """The JSON file that a row's measurement with a seed is written to."""
     if row.measure == "pareto":  # of several runs at once, so that the front is theirs
         return stage.out / f"pareto-{seed}" / "pareto.json"
+    if row.measure == "detection":
+        return _detector(stage, row, seed) / "detection.json"
     return _folder(stage, row.run, seed) / f"{row.measure}.json"
 
 
@@ -138,7 +142,28 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
             named = [f"{run}={stage.out / need / 'model'}" for run, need in zip(SWEPT, needs, strict=True)]
             plot = ["--plot", str(stage.figures / "pareto.png")] if seed == stage.seeds[0] else []
             words = ["evaluate", "pareto", "--model", *named, *reference, *common, "--size", size, *plot]
+        case "detection":
+            needs = (_train_detector(stage, row, seed, model, needs, jobs),)
+            words = ["evaluate", "detection", "--model", str(out.parent / "model"), *common]
     jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
+
+
+def _train_detector(
+    stage: Stage, row: Row, seed: int, model: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
+) -> str:
+    """Add the training of the detector on a row's model; its name."""
+    folder = _detector(stage, row, seed)
+    words = ["train-fvit", "--data", str(stage.data), "--out", str(folder), *model, *stage.scale.detector]
+    words += ["--size", str(stage.scale.size), "--seed", str(seed), "--workers", str(stage.workers)]
+    words += ["--device", stage.device]
+    makes = folder / "model" / "detector.safetensors"
+    jobs[folder.name] = Job(folder.name, tuple(words), makes, needs, cost=4.0)
+    return folder.name
+
+
+def _detector(stage: Stage, row: Row, seed: int) -> Path:
+    """Where the detector on a row's model lies."""
+    return stage.out / f"fvit-{row.run or UNTOUCHED}-{seed}"
 
 
 def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tuple[str, ...], list[str]]:
@@ -284,4 +309,12 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
         words += ("--before", stage.model, *_pretrained(stage), "--size", str(stage.scale.size), "--count", "6")
         words += ("--device", stage.device, "--out", str(folder / "kmeans.png"))
         found["figure-kmeans"] = Job("figure-kmeans", words, folder / "kmeans.png", (model.name,), cost=0.2)
+    detectors = [row for row in rows if row.measure == "detection" and row.run == "clipself"]
+    if detectors and stage.is_world:  # whose pictures have these names
+        model = _detector(stage, detectors[0], seed)
+        pictures = [str(stage.data / "test2017" / f"{number:012d}.jpg") for number in DRAWN]
+        words = ("detect", *pictures, "--model", str(model / "model"), "--draw", str(DRAWN_SCORE), "--workers", "0")
+        words += ("--device", stage.device, "--out", str(folder / "ovd"))
+        made = folder / "ovd" / "detections.json"
+        found["figure-ovd"] = Job("figure-ovd", words, made, (model.name,), cost=0.1)
     return found

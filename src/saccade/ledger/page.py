@@ -12,7 +12,7 @@ from typing import Any
 
 from saccade.errors import InputError
 from saccade.files import check_target, write_whole
-from saccade.ledger.jobs import Job, Stage, is_trained, job_name, measured, seeds_of
+from saccade.ledger.jobs import DRAWN, Job, Stage, is_trained, job_name, measured, seeds_of
 from saccade.ledger.results import MARGIN, Compared, Values, judge, read_metrics, spread, verdict_of
 from saccade.ledger.rows import TABLES, Row, claims_of, rows_of
 from saccade.ledger.scale import Scale
@@ -27,8 +27,13 @@ TITLES = {
     "figs": "Fig. 2, 3, A1, 4: crops and places over input sizes",
     "global": "What is kept of whole pictures",
     "terms": "Later work as options of the objective",
+    "ovd": "Tab. 3: open-vocabulary detection, AP50 of boxes",
 }
-FIGURES = {"figs": ("sizes.png", "kmeans.png"), "global": ("pareto.png",)}
+FIGURES = {
+    "figs": ("sizes.png", "kmeans.png"),
+    "global": ("pareto.png",),
+    "ovd": tuple(f"ovd/{number:012d}.jpg" for number in DRAWN),
+}
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -190,7 +195,6 @@ def _tables(results: dict[str, dict[str, Any]], scale: Scale, page: Path) -> lis
         lines += [f"## {TITLES[table]}", ""]
         for metrics in dict.fromkeys(row.metrics for row in rows):
             lines += _table([row for row in rows if row.metrics == metrics], metrics, results)
-        figures = [name for name in FIGURES.get(table, ()) if (page.with_suffix("") / name).exists()]
         figures = [name for name in FIGURES.get(table, ()) if (page.with_suffix("") / name).exists()]
         lines += [f"![{name}]({page.stem}/{name})\n" for name in figures]
         lines += _verdicts(table, measured, scale)

@@ -60,6 +60,9 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
             return {f"{gallery}{k}": content[gallery][f"r{k}"] for gallery in ("image", "region") for k in (1, 5, 10)}
         case "global":
             return _global(content["model"])
+        case "detection":
+            groups = content["fusions"][0]["boxes"]["groups"]
+            return {name: groups[name]["AP50"] if name in groups else None for name in ("novel", "base", "all")}
         case "pareto":
             return {
                 f"{shown}@{point['alpha']:g}": point[name]

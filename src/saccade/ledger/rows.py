@@ -12,10 +12,11 @@ from typing import Literal
 
 from saccade.ledger.scale import Scale
 
-TABLES = ("tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms")
+TABLES = ("tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd")
 REGION_TEXT = ("--objective", "region-text", "--boxes", "{proposals}")
+AP50 = ("novel", "base", "all")  # of F-ViT's boxes
 MIXED = ("boxes@0.25", "classes@0.25", "boxes@0.5", "classes@0.5", "boxes@0.75", "classes@0.75")
-Measure = Literal["regions", "sweep", "masked", "retrieval", "global", "pareto"]
+Measure = Literal["regions", "sweep", "masked", "retrieval", "global", "pareto", "detection"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,15 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
             Row(f"mixed-{run}", "global", f"alpha of 0.25, 0.5, 0.75: {run}", run, "pareto", MIXED)
             for run in ("clipself", "keep")
         ),
+        # --- F-ViT on a frozen tower, trained on boxes of base categories
+        *(
+            Row(f"ovd-{name}", "ovd", title, run, "detection", AP50, (("novel", novel),))
+            for name, title, run, novel in (
+                ("untouched", "F-ViT on the CLIP as it comes", None, 17.5),
+                ("patches", "F-ViT on CLIPSelf with image patches", "clipself", 33.6),
+                ("proposals", "F-ViT on CLIPSelf with region proposals", "proposals", 37.6),
+            )
+        ),
         # --- later work
         *(
             Row(f"terms-{name}", "terms", title, name)
@@ -248,6 +258,13 @@ def claims_of(scale: Scale) -> tuple[Claim, ...]:
             _all("global-keep", "global-clipself", ("classes", "image-to-text", "text-to-image")),
         ),
         Claim("global", "and raises dense accuracy", "ours", _all("kept", "m6", ("boxes", "things"))),
+        Claim(
+            "ovd",
+            "CLIPSelf makes F-ViT find novel categories",
+            "Tab. 3",
+            (("ovd-patches.novel", "ovd-untouched.novel"), ("ovd-proposals.novel", "ovd-untouched.novel")),
+        ),
+        Claim("ovd", "proposals more than patches", "Tab. 3", (("ovd-proposals.novel", "ovd-patches.novel"),)),
         Claim(
             "terms",
             "spatial correlation helps",
