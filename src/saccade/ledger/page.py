@@ -224,9 +224,9 @@ def _mean(values: list[Any]) -> str:
 def _short(commands: list[str]) -> str:
     """The words of a row's own command that are not those of every run: the training's flags, or the measurement's."""
     training = [shlex.split(one) for one in commands if one.startswith("saccade distill")]
-    words = training[-1] if training else shlex.split(commands[-1])
+    words = training[0] if len(training) == 1 else shlex.split(commands[-1])
     common = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device", "--keep-checkpoints"}
-    common |= {"--split", "--limit"}
+    common |= {"--split", "--limit", "--plot"}
     kept, skipping = [], False
     for word in words[1:]:
         if word.startswith("--"):
