@@ -46,7 +46,8 @@ class Reproduce:
 
     tables: Annotated[tuple[Table, ...], Positional]
     """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
-    attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), ovd (detection), or all."""
+    attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), ovd
+    (detection), or all."""
     on: str = "world"
     """world: rendered here; or a COCO root with panoptic annotations."""
     out: Path = Path("runs/reproduce")
@@ -155,7 +156,8 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
     patch, native = _tower(config.model)
     scale = scale_of(patch=patch, native=native)
     if config.steps is not None:
-        scale = replace(scale, steps=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
+        others = {name: min(config.steps, getattr(scale, name)) for name in ("proposal_steps", "detector_steps")}
+        scale = replace(scale, steps=config.steps, **others)
     return Stage(
         on=config.on,
         out=config.out,

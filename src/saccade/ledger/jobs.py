@@ -153,7 +153,8 @@ def _train_detector(
 ) -> str:
     """Add the training of the detector on a row's model; its name."""
     folder = _detector(stage, row, seed)
-    words = ["train-fvit", "--data", str(stage.data), "--out", str(folder), *model, *stage.scale.detector]
+    words = ["train-fvit", "--data", str(stage.data), "--out", str(folder), *model]
+    words += ["--steps", str(stage.scale.detector_steps), *stage.scale.detector]
     words += ["--size", str(stage.scale.size), "--seed", str(seed), "--workers", str(stage.workers)]
     words += ["--device", stage.device]
     makes = folder / "model" / "detector.safetensors"

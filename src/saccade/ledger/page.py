@@ -223,7 +223,8 @@ def _mean(values: list[Any]) -> str:
 
 def _short(commands: list[str]) -> str:
     """The words of a row's own command that are not those of every run: the training's flags, or the measurement's."""
-    training = [shlex.split(one) for one in commands if one.startswith("saccade distill")]
+    detector = [shlex.split(one) for one in commands if one.startswith("saccade train-fvit")]
+    training = detector or [shlex.split(one) for one in commands if one.startswith("saccade distill")]
     words = training[0] if len(training) == 1 else shlex.split(commands[-1])
     common = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device", "--keep-checkpoints"}
     common |= {"--split", "--limit", "--plot"}

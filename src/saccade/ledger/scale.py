@@ -19,7 +19,8 @@ class Scale:
     layers: tuple[int, ...]  # last so many blocks trained; the paper's 3, 6, 9 of 12
     window: int  # side of the attention windows [patches]
     proposal_steps: int
-    detector: tuple[str, ...]  # flags of `saccade train-fvit`
+    detector_steps: int
+    detector: tuple[str, ...]  # further flags of `saccade train-fvit`
     alpha: float = 1.0
 
 
@@ -32,8 +33,9 @@ SMALL = Scale(
     layers=(2, 3, 5),  # of 6; half a block is rounded up
     window=6,  # a quarter of the grid's side, as 16 is of 64
     proposal_steps=300,
-    detector=(  # three epochs of the world; whole pictures, whose maps are computed once
-        *("--steps", "225", "--batch", "8", "--lr", "1e-3", "--warmup", "20", "--proposals", "300"),
+    detector_steps=225,  # three epochs of the world; whole pictures, whose maps are computed once
+    detector=(
+        *("--batch", "8", "--lr", "1e-3", "--warmup", "20", "--proposals", "300"),
         *("--jitter", "1", "1", "--no-flip", "--cache"),
     ),
 )
@@ -46,7 +48,8 @@ B16 = Scale(
     layers=(3, 6, 9),
     window=16,
     proposal_steps=20_000,
-    detector=("--steps", "5052", "--batch", "8", "--accumulate", "8"),  # three epochs of OV-COCO, 64 a step
+    detector_steps=5_052,  # three epochs of OV-COCO
+    detector=("--batch", "8", "--accumulate", "8"),
     alpha=0.7,
 )
 L14 = replace(
