@@ -1,0 +1,217 @@
+"""`saccade train-fvit`, `detect` and `evaluate detection` as users type them, on a world of a few pictures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from saccade.clip.load import load
+from saccade.clip.weights import save_clip
+from saccade.cli.detection import made_by
+from saccade.cli.main import main
+from saccade.data.splits import read_split
+from saccade.data.world.write import WorldSize, write_world
+from saccade.engine.checkpoint import load_latest
+from saccade.heads.fvit.product import load_detector, read_about
+from saccade.types import InputError
+
+TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
+        "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",
+        "--device", "cpu"]  # fmt: skip
+ASK = ["--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    write_world(folder, WorldSize(train=4, val=3, test=0, pairs=0, seed=0), processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "f"
+    main(["train-fvit", "--data", str(world), "--out", str(out), *TINY])
+    return out
+
+
+def fails(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as done:
+        main([*words])
+    assert done.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_says_what_it_takes_and_its_product_what_it_is(world, trained):
+    about = read_about(trained / "model")
+    split = read_split(world / "annotations/splits.json", None)
+    assert (about.base, about.novel) == (split.base, split.novel) and about.network.size == 64
+    assert about.benchmark == "ov-coco" and about.model == "saccade-small"
+    state = load_file(trained / "model/detector.safetensors")
+    assert not any(name.startswith("tower.") for name in state)  # the frozen tower is not copied
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert lines[-1]["parts"].keys() == {"objectness", "anchor_box", "class", "box"}
+
+
+def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys):
+    again = tmp_path / "f"
+    shutil.copytree(trained, again)
+    shutil.rmtree(again / "checkpoints/step_00000004")
+    shutil.rmtree(again / "model")
+    main(["train-fvit", "--data", str(world), "--out", str(again), *TINY])
+    told = capsys.readouterr().err
+    assert "training " in told and "memory about" in told
+    one, other = (load_latest(folder / "checkpoints") for folder in (trained, again))
+    assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    files = [(folder / "model/detector.safetensors").read_bytes() for folder in (trained, again)]
+    assert files[0] == files[1]
+
+
+def test_cached_maps_train_as_fresh_ones_do_but_for_their_rounding(world, tmp_path):
+    plain = [*TINY, "--jitter", "1", "1", "--no-flip"]
+    losses = []
+    for name, more in (("fresh", []), ("kept", ["--cache"])):
+        main(["train-fvit", "--data", str(world), "--out", str(tmp_path / name), *plain, *more])
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=0.02, atol=0)
+    assert len([*(tmp_path / "kept/maps").rglob("*.safetensors")]) == 4
+
+
+def test_detect_draws_and_writes_cocos_form(world, trained, tmp_path, capsys):
+    out = tmp_path / "found"
+    words = ["detect", str(world / "val2017"), "--model", str(trained / "model"), "--vocab", "ringed box, cat"]
+    main([*words, "--out", str(out), "--min-score", "0", "--most", "5", "--draw", "0", *ASK])
+    told = capsys.readouterr()
+    assert "2 classes: " in told.err and "3 pictures, 15 boxes, 15 drawn" in told.out
+    content = json.loads((out / "detections.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["ringed box", "cat"]
+    assert len(content["images"]) == 3 and len(content["annotations"]) == 15
+    one = content["annotations"][0]
+    assert one.keys() == {"id", "image_id", "category_id", "bbox", "score", "area", "iscrowd"}
+    drawn = sorted(path.name for path in out.glob("*.jpg"))
+    assert drawn == sorted(one["file_name"] for one in content["images"])
+    colours = np.asarray(Image.open(out / drawn[0])).reshape(-1, 3).astype(int)
+    assert (abs(colours - np.array([215, 38, 56])).sum(axis=1) < 40).any()  # "cat" is novel: red
+
+
+def test_a_picture_smaller_than_a_patch_and_one_that_is_none_do_not_stop_the_others(trained, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (3, 2), "red").save(folder / "small.png")
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    main(["detect", str(folder), "--model", str(trained / "model"), "--out", str(tmp_path / "o"), *ASK])
+    told = capsys.readouterr()
+    assert "1 pictures" in told.out and "broken.jpg" in told.err
+    content = json.loads((tmp_path / "o/detections.json").read_text())
+    assert [one["id"] for one in content["info"]["bad"]] == ["broken.jpg"]
+    assert all(one["bbox"][2] <= 3 and one["bbox"][3] <= 2 for one in content["annotations"])
+
+
+def test_evaluation_sweeps_what_the_network_left_once(world, trained, tmp_path, monkeypatch):
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    kept = tmp_path / "kept"
+    more = ["--novel-weights", "0.5", "0.8", "--min-score", "0", "--candidates", str(kept)]
+    main([*words, *more, "--out", str(tmp_path / "one.json"), "--results", str(tmp_path / "results.json")])
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert [found["fusion"]["novel"] for found in one["fusions"]] == [0.5, 0.8]
+    groups = one["fusions"][0]["boxes"]["groups"]
+    assert {"base", "novel", "all"} <= groups.keys() and groups["base"]["classes"] > 0
+    assert one["recall"].keys() == {"all", "base", "novel"}
+    assert len(json.loads((tmp_path / "results.json").read_text())) == one["fusions"][0]["detections"]
+
+    def refuse(*_):
+        raise AssertionError("the network was asked again")
+
+    monkeypatch.setattr("saccade.heads.fvit.detector.FViT.candidates", refuse)
+    main([*words, *more, "--out", str(tmp_path / "two.json")])
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["fusions"] == one["fusions"]
+
+
+def test_the_wrong_tower_and_damaged_detectors_are_refused(world, trained, tmp_path, capsys):
+    clip = load("saccade-small")
+    with torch.no_grad():
+        next(clip.visual.parameters()).add_(0.01)
+    save_clip(clip, tmp_path / "other")
+    with pytest.raises(InputError, match="the image tower of this one is another"):
+        load_detector(trained / "model", clip=tmp_path / "other")
+    save_clip(load("saccade-small"), tmp_path / "moved")  # the same one, elsewhere
+    moved, about = load_detector(trained / "model", clip=tmp_path / "moved")
+    here, _ = load_detector(trained / "model")
+    assert made_by(moved, about) == made_by(here, about)
+    assert "need a folder with a detector" in fails(
+        capsys, "detect", str(world / "val2017"), "--model", str(tmp_path), "--out", str(tmp_path / "o")
+    )
+    damaged = tmp_path / "damaged"
+    shutil.copytree(trained / "model", damaged)
+    weights = (damaged / "detector.safetensors").read_bytes()
+    (damaged / "detector.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="need a detector's weights"):
+        load_detector(damaged)
+    content = json.loads((damaged / "detector.json").read_text())
+    content["network"]["channels"] = 16
+    (damaged / "detector.json").write_text(json.dumps(content))
+    (damaged / "detector.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="tensors differ"):
+        load_detector(damaged)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--vocab", "cat, Cat"], "cat"),
+        (["--vocab", ""], "name"),
+        (["--vocab", "cat, background"], "background"),
+        (["--min-score", "2"], "min_score"),
+        (["--draw", "-1"], "--draw"),
+        (["--weights", "0.1", "1.5"], "novel"),
+    ],
+)
+def test_bad_questions_are_refused(world, trained, tmp_path, capsys, more, says):
+    words = ["detect", str(world / "val2017"), "--model", str(trained / "model"), "--out", str(tmp_path / "o"), *ASK]
+    assert says in fails(capsys, *words, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--size", "72"], "--size"),
+        (["--cache"], "--cache"),
+        (["--jitter", "2", "1"], "--jitter"),
+        (["--steps", "0"], "--steps"),
+        (["--layers", "7"], "layers"),
+        (["--masks", "--annotations", "gone.json"], "gone.json"),
+    ],
+)
+def test_bad_runs_are_refused_before_anything_is_written(world, tmp_path, capsys, more, says):
+    out = tmp_path / "f"
+    assert says in fails(capsys, "train-fvit", "--data", str(world), "--out", str(out), *TINY, *more)
+    assert not out.exists()
+
+
+def test_masks_are_learned_found_and_measured(world, tmp_path):
+    out = tmp_path / "f"
+    main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", "--masks"])
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(out / "model"), "--masks", *ASK]
+    main([*words, "--min-score", "0", "--out", str(tmp_path / "m.json")])
+    found = json.loads((tmp_path / "m.json").read_text())["fusions"][0]
+    assert found["masks"]["groups"]["all"]["AP50"] is not None
+
+
+def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_path):
+    out = tmp_path / "f"
+    main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", "--layers", "1"])
+    state = load_file(out / "model/detector.safetensors")
+    assert any(name.startswith("tower.") for name in state)
+    detector, _ = load_detector(out / "model")
+    frozen = load("saccade-small")
+    ours, before = detector.tower.clip.visual.state_dict(), frozen.visual.state_dict()
+    assert any(not torch.equal(ours[name], before[name]) for name in before)
