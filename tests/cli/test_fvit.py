@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from saccade.clip.load import load
-from saccade.clip.weights import save_clip
 from saccade.cli.detection import made_by
 from saccade.cli.main import main
+from saccade.clip.load import load
+from saccade.clip.weights import save_clip
 from saccade.data.splits import read_split
 from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.checkpoint import load_latest
