@@ -1,4 +1,4 @@
-"""Named settings of `saccade distill`, as data: what the paper did, what its numbers came from, and its ablations.
+"""Named settings of `saccade distill`, `train-fvit` and `evaluate detection`, as data: the paper's, and its ablations.
 
 Two recipes stand behind one row of the paper. Its text says 16 pictures a step (2 on each of 8 GPUs), 6 epochs of COCO:
 the -sync16 rows. The published code never averages its gradients over the GPUs, so its numbers come from 2 pictures a
@@ -8,7 +8,7 @@ reads these rows.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Recipe:
     what: str
     """One line."""
     fields: dict[str, Any]
-    """Fields of `DistillConfig` that differ from its defaults."""
+    """Fields of the verb's flags that differ from their defaults."""
     time: str
     """How long it takes, and whether that is published or an estimate."""
     published: dict[str, float] | None = None
@@ -30,6 +30,8 @@ class Recipe:
     """How to split the batch over processes, and what else to mind."""
     needs: dict[str, str] = field(default_factory=dict)
     """Flags without which the row cannot run, beside --data and --out, each with what stands for its value."""
+    verb: Literal["distill", "train-fvit", "evaluate detection"] = "distill"
+    """Whose settings these are."""
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -49,6 +51,20 @@ B16 = {"model": "EVA02-B-16", "pretrained": "merged2b_s8b_b131k", "student_size"
 L14 = {"model": "EVA02-L-14-336", "pretrained": "merged2b_s6b_b61k", "student_size": 896, "alpha": 0.95}
 OPENAI = {"pretrained": "openai", "betas": (0.9, 0.98), "eps": 1e-6}
 PROPOSALS_NEED = {"boxes": "FILE"}
+COCO_STEPS = 5_052  # 3 epochs of OV-COCO's 107,761 training pictures at 64 a step
+LVIS_EPOCH = 1_565  # steps: LVIS v1's 100,170 training pictures at 64 a step
+DETECTOR: dict[str, Any] = {"accumulate": 8, "precision": "bfloat16"}  # of 8 pictures each
+OV_COCO: dict[str, Any] = {**DETECTOR, "steps": COCO_STEPS, "benchmark": "ov-coco", "background_weight": 0.6}
+OV_LVIS: dict[str, Any] = {
+    **DETECTOR,
+    "steps": 48 * LVIS_EPOCH,
+    "milestones": (32 * LVIS_EPOCH, 44 * LVIS_EPOCH),
+    "masks": True,
+    "background_weight": 0.9,
+    "save_every": 2000,
+}
+DETECTOR_NEEDS = {"model": "RUN/model"}
+DETECTOR_TIME = "not measured"
 
 B16_TIME = "2 h on one of 8 A100-80G (published); 25 min on one H200 (estimate)"
 L14_TIME = "6 h on one of 8 A100-80G (published); 80 min on one H200 (estimate)"
@@ -62,6 +78,10 @@ HOW_ONE = "One process, 2 pictures a step. More processes would make another rec
 HOW_SYNCHRONISED = (
     "16 pictures a step in all: batch x accumulate x processes = 16. torchrun with 8 processes: --batch 2. "
     "One process: --batch 4 --accumulate 4, or what fits (--dry-run says what does)."
+)
+HOW_DETECTOR = (
+    "64 pictures a step in all: batch x accumulate x processes = 64; BatchNorm sees those of one pass (of all "
+    "processes, on GPUs). --model: OUT/model of a distillation, or the CLIP as it comes to compare with."
 )
 HOW_PROPOSALS = (
     " --boxes: COCO form or a list of results. For OV-COCO they must come from a proposal network that was trained on "
@@ -296,6 +316,89 @@ RECIPES: tuple[Recipe, ...] = (
             ("size480", "Sec. 4", "the student's input is 480 pixels", {"student_size": 480}, B16_LESS),
             ("size640", "Sec. 4", "the student's input is 640 pixels", {"student_size": 640}, B16_LESS),
             ("size800", "Sec. 4", "the student's input is 800 pixels", {"student_size": 800}, B16_LESS),
+        )
+    ),
+    # --- F-ViT on a frozen, distilled tower
+    *(
+        Recipe(
+            name=f"fvit-{name}",
+            where=where,
+            what=what,
+            fields=settings,
+            published=published,
+            time=DETECTOR_TIME,
+            how=HOW_DETECTOR,
+            needs=DETECTOR_NEEDS,
+            verb="train-fvit",
+        )
+        for name, where, what, settings, published in (
+            (
+                "ov-coco-b16",
+                "Tab. 3; A.3",
+                "F-ViT on B/16, OV-COCO: 48 base classes, 17 novel.",
+                {**OV_COCO, "size": 640},
+                {"novel AP50, EVA-02 as it comes": 17.5, "patches": 33.6, "proposals": 37.6},
+            ),
+            (
+                "ov-coco-l14",
+                "Tab. 3; A.3",
+                "F-ViT on L/14, OV-COCO.",
+                {**OV_COCO, "size": 896},
+                {"novel AP50, EVA-02 as it comes": 24.7, "patches": 38.4, "proposals": 44.3},
+            ),
+            (
+                "ov-lvis-b16",
+                "Tab. 4; A.3",
+                "F-ViT on B/16 with masks, OV-LVIS: 866 base classes, 337 rare ones are novel.",
+                {**OV_LVIS, "size": 1024, "benchmark": "ov-lvis-b"},
+                {"mask APr, EVA-02 as it comes": 11.5, "patches": 25.3},
+            ),
+            (
+                "ov-lvis-l14",
+                "Tab. 4; A.3",
+                "F-ViT on L/14 with masks, OV-LVIS.",
+                {**OV_LVIS, "size": 896, "benchmark": "ov-lvis-l"},
+                {"mask APr, EVA-02 as it comes": 24.2, "patches": 34.9},
+            ),
+            (
+                "ov-coco-b16-simple",
+                "Tab. A6",
+                "Ablation: ViTDet's pyramid on the last block.",
+                {**OV_COCO, "size": 640, "pyramid": "simple"},
+                None,
+            ),
+            (
+                "ov-coco-b16-fpn",
+                "Tab. A6",
+                "Ablation: a feature pyramid on the last block.",
+                {**OV_COCO, "size": 640, "pyramid": "fpn"},
+                None,
+            ),
+            (
+                "ov-coco-b16-unfrozen",
+                "Tab. A6",
+                "Ablation: the tower learns too, each block slower than the one behind it.",
+                {**OV_COCO, "size": 640, "layers": 12, "ladder": 0.7},
+                None,
+            ),
+        )
+    ),
+    *(
+        Recipe(
+            name=f"transfer-{name}",
+            where="Tab. 5; A.3",
+            what=f"F-ViT on L/14 trained on OV-LVIS, measured on {title} without more training.",
+            fields={"benchmark": f"transfer-{name}", **more},
+            published=published,
+            time=DETECTOR_TIME,
+            how="--model: OUT/model of fvit-ov-lvis-l14. --data: the other data set's root.",
+            needs={"model": "RUN/model"},
+            verb="evaluate detection",
+        )
+        for name, title, more, published in (
+            ("coco", "COCO", {}, {"AP": 40.5, "AP50": 63.8, "AP75": 44.3}),
+            ("objects365", "Objects365 v1", {}, {"AP": 19.5, "AP50": 31.3, "AP75": 20.7}),
+            ("voc", "VOC07 test", {"split": "test", "style": "voc"}, None),
         )
     ),
     Recipe(

@@ -12,7 +12,7 @@ import pytest
 
 from saccade.cli.distill_tell import tell_other_batch
 from saccade.cli.main import main, parse
-from saccade.cli.recipes import command, start
+from saccade.cli.recipes import CONFIGS, NAMED, command, start
 from saccade.engine.config import DistillConfig
 from saccade.recipes import RECIPES, Recipe
 
@@ -24,12 +24,13 @@ NAME = "clipself-l14-patches-1gpu"
 @ROWS
 def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
     short, spelled = (shlex.split(shlex.join(command(recipe, spelled=spelled))) for spelled in (False, True))
-    assert short[:2] == spelled[:2] == ["saccade", "distill"] and "--recipe" not in spelled
+    verb = recipe.verb.split()
+    assert short[1 : 1 + len(verb)] == spelled[1 : 1 + len(verb)] == verb and "--recipe" not in spelled
     parsed = parse(spelled[1:])
     told = {name: getattr(parsed, name) for name in ("data", "out", *recipe.needs)}
     assert {name: str(value) for name, value in told.items()} == {"data": "DIR", "out": "OUT", **recipe.needs}
-    assert parsed == DistillConfig(**told, **recipe.fields)
-    assert parse(short[1:]) == replace(parsed, recipe=recipe.name)
+    assert parsed == CONFIGS[recipe.verb](**told, **recipe.fields)
+    assert parse(short[1:]) == (replace(parsed, recipe=recipe.name) if recipe.verb in NAMED else parsed)
 
 
 @pytest.mark.parametrize("named", [["--recipe", NAME], [f"--recipe={NAME}"]], ids=len)

@@ -83,16 +83,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """Read the flags of one verb; those of `distill --recipe NAME` default to the recipe's.
+    """Read the flags of one verb; those of `distill` and `train-fvit` with --recipe NAME default to the recipe's.
 
     Raises:
         InputError: there is no such recipe.
     """
     settings = (OmitArgPrefixes, OmitSubcommandPrefixes)
-    recipe = recipes.named_in(arguments) if arguments[:1] == ["distill"] else None
+    verb = arguments[0] if arguments and arguments[0] in recipes.NAMED else None
+    recipe = None if verb is None else recipes.named_in(arguments)
     if recipe is not None:
-        default = recipes.start(recipes.find(recipe))
-        return tyro.cli(DistillConfig, prog="saccade distill", default=default, args=arguments[1:], config=settings)
+        default = recipes.start(recipes.find(recipe, verb=verb))
+        return tyro.cli(type(default), prog=f"saccade {verb}", default=default, args=arguments[1:], config=settings)
     return tyro.cli(Command, prog="saccade", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 

@@ -1,4 +1,4 @@
-"""`saccade recipes`, and what `saccade distill --recipe NAME` starts from: reads the rows of `saccade.recipes`."""
+"""`saccade recipes`, and what `--recipe NAME` of a verb starts from: reads the rows of `saccade.recipes`."""
 
 import difflib
 import json
@@ -10,16 +10,20 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from saccade.cli.detection import Detection
+from saccade.cli.train_fvit import TrainFViT
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 from saccade.recipes import RECIPES, Recipe
 
+CONFIGS: dict[str, Any] = {"distill": DistillConfig, "train-fvit": TrainFViT, "evaluate detection": Detection}
+NAMED = ("distill", "train-fvit")  # verbs that know --recipe
 PLACES = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the named settings of distill, or show one of them with its command line."""
+    """List the named settings of distill, train-fvit and evaluate detection, or show one with its command line."""
 
     name: Annotated[str | None, Positional] = None
     """Which one to show; all are listed when not given."""
@@ -46,13 +50,17 @@ def run(config: Recipes) -> None:
 # ----------------------------------------------------------------------------------------------- for `saccade distill`
 
 
-def find(name: str) -> Recipe:
+def find(name: str, *, verb: str | None = None) -> Recipe:
     """The row of that name.
+
+    Args:
+        name: of the row.
+        verb: whose settings it must be; None: any verb's.
 
     Raises:
         InputError: there is none; the message names near ones.
     """
-    rows = {recipe.name: recipe for recipe in RECIPES}
+    rows = {recipe.name: recipe for recipe in RECIPES if verb in (None, recipe.verb)}
     if name in rows:
         return rows[name]
     near = difflib.get_close_matches(name, rows, n=4, cutoff=0.5) or list(rows)[:4]
@@ -62,7 +70,7 @@ def find(name: str) -> Recipe:
 
 
 def named_in(arguments: list[str]) -> str | None:
-    """The recipe that the arguments of `distill` name; the last, as for every flag. A missing name is the parser's."""
+    """The recipe that the arguments of a verb name; the last, as for every flag. A missing name is the parser's."""
     name = None
     for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
         if word == "--recipe" and not following.startswith("-"):
@@ -72,17 +80,18 @@ def named_in(arguments: list[str]) -> str | None:
     return name
 
 
-def start(recipe: Recipe) -> DistillConfig:
+def start(recipe: Recipe) -> Any:
     """The flags' defaults under that recipe; what every run must be told stays required."""
     required = dict.fromkeys([*PLACES, *recipe.needs], tyro.MISSING)
-    return DistillConfig(**{**recipe.fields, **required}, recipe=recipe.name)
+    return CONFIGS[recipe.verb](**{**recipe.fields, **required}, recipe=recipe.name)
 
 
 def command(recipe: Recipe, *, spelled: bool) -> list[str]:
     """The words of the command line: by the recipe's name, or with every flag spelled out."""
-    flags = {**PLACES, **recipe.needs, **(recipe.fields if spelled else {"recipe": recipe.name})}
-    words = ["saccade", "distill"]
-    for one in fields(DistillConfig):
+    named = {} if recipe.verb not in NAMED else {"recipe": recipe.name}
+    flags = {**PLACES, **recipe.needs, **(named if named and not spelled else recipe.fields)}
+    words = ["saccade", *recipe.verb.split()]
+    for one in fields(CONFIGS[recipe.verb]):
         if one.name in flags:
             words += _words(one.name.replace("_", "-"), flags[one.name])
     return words
@@ -107,13 +116,17 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="saccade distill --recipe NAME --data DIR --out OUT", title_justify="left")
-    table.add_column("name", no_wrap=True)
-    for heading in ("paper", "what", "time"):
-        table.add_column(heading)
-    for recipe in RECIPES:
-        table.add_row(recipe.name, recipe.where, recipe.what, recipe.time)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for verb in CONFIGS:
+        name = "--recipe NAME" if verb in NAMED else "with the flags that `saccade recipes NAME` shows"
+        table = Table(title=f"saccade {verb} {name} --data DIR --out OUT", title_justify="left")
+        table.add_column("name", no_wrap=True)
+        for heading in ("paper", "what", "time"):
+            table.add_column(heading)
+        for recipe in RECIPES:
+            if recipe.verb == verb:
+                table.add_row(recipe.name, recipe.where, recipe.what, recipe.time)
+        console.print(table)
     print("One of them, with its published numbers and every flag: saccade recipes NAME")
 
 
