@@ -378,7 +378,7 @@ RECIPES: tuple[Recipe, ...] = (
                 "ov-coco-b16-unfrozen",
                 "Tab. A6",
                 "Ablation: the tower learns too, each block slower than the one behind it.",
-                {**OV_COCO, "size": 640, "layers": 12, "ladder": 0.7},
+                {**OV_COCO, "size": 640, "layers": 12},
                 None,
             ),
         )
