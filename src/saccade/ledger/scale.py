@@ -33,9 +33,9 @@ SMALL = Scale(
     layers=(2, 3, 5),  # of 6; half a block is rounded up
     window=6,  # a quarter of the grid's side, as 16 is of 64
     proposal_steps=300,
-    detector_steps=225,  # three epochs of the world; whole pictures, whose maps are computed once
+    detector_steps=150,  # two epochs of the world; whole pictures, whose maps are computed once
     detector=(
-        *("--batch", "8", "--lr", "1e-3", "--warmup", "20", "--proposals", "300"),
+        *("--batch", "8", "--lr", "1e-3", "--warmup", "20", "--proposals", "300", "--rois", "64"),
         *("--jitter", "1", "1", "--no-flip", "--cache"),
     ),
 )
