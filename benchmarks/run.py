@@ -34,6 +34,7 @@ CPU = [
     ("dense_infer", "--size", "512", "--repeats", "2"),
     ("dense_infer", "--size", "512", "--repeats", "2", "--model", "ViT-B-16-quickgelu"),
     ("recipe_time", "--size", "512", "--batch", "2", "--crops", "6", "--repeats", "1"),
+    ("detector",),
 ]
 MODELS = (("--model", "EVA02-B-16", "--size", "1024"), ("--model", "EVA02-L-14-336", "--size", "896"))
 ON_GPU = ("--device", "cuda", "--precision", "bfloat16", "--repeats", "10")
@@ -52,6 +53,7 @@ GPU = [
         ("eval_regions", "8", ("--pictures", "64")),
         ("recipe_time", "2", ()),
         ("recipe_time", "2", ("--tokens", "valid")),
+        ("detector", "8", ()),
     )
 ]
 

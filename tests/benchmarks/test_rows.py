@@ -10,6 +10,7 @@ import account
 import data_feed
 import ddp
 import dense_infer
+import detector
 import eval_regions
 import peak_memory
 import recipe_time
@@ -52,6 +53,15 @@ def test_two_sides_and_their_ratio(line, module):
     assert found["ours"] > 0 and found["ratio"] == pytest.approx(found["plain"] / found["ours"], rel=2e-3)
     assert found["reached"] is (found["ratio"] >= float(found["target"].split()[1]))
     assert found["versions"]["torch"] and found["device"]
+
+
+def test_the_detector_has_both_halves_and_no_target(line, monkeypatch):
+    built = detector.FViT
+    monkeypatch.setattr(detector, "FViT", lambda *args, **more: built(*args, channels=8, width=8, rois=16, **more))
+    found = line(detector, "--size", "64", "--batch", "1")
+    assert found["target"] == "none" and found["reached"] is None
+    assert found["ratio"] == pytest.approx(found["plain"] / found["ours"], rel=2e-3)
+    assert found["inference"]["ours"] > 0 and found["trained"]["plain"] > 40e6
 
 
 def test_step_exact_checks_parity_and_says_how_far_photographs_are(line, monkeypatch):
