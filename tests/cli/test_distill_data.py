@@ -51,7 +51,7 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     found = source(world, boxes=tmp_path / "r.json")
     assert drawn(found, 1) == [(10, 20, 40, 60)]
     saw, boxless = found.dataset.dropped_lines()
-    assert "does not say what it was trained on" in saw and boxless.startswith("2 of 3 pictures have no box")
+    assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 pictures have no box")
 
 
 def test_boxes_in_parts_of_the_sides_and_those_of_other_pictures_are_refused(world, tmp_path):

@@ -56,7 +56,7 @@ def test_the_file_is_cocos_and_says_what_it_was_learned_from(world, made):
     world_split = base_and_novel()
     assert found is not None and list(found.training_categories) == world_split["base"]
     assert list(found.novel_categories) == world_split["novel"]
-    assert found.facts | {"version": ""} == {
+    assert content["info"]["provenance"] | {"version": ""} == {
         "training_categories": world_split["base"],
         "novel_categories": world_split["novel"],
         "rule": "as splits.json says",
@@ -184,6 +184,14 @@ def test_distill_refuses_what_saw_a_novel_class_unless_told_otherwise(world, mad
     with pytest.raises(SystemExit):
         distilled(world / "train2017", leak, tmp_path / "plain")
     assert "1 novel classes: banded ball" in capsys.readouterr().err
+
+
+def test_distill_warns_of_proposals_of_other_classes(world, made, tmp_path):
+    content = json.loads((made / "proposals_train.json").read_text())
+    content["info"]["provenance"]["training_categories"] = ["walrus"]
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
+    assert [line for line in source.dataset.dropped_lines() if line.startswith("WARNING") and "'walrus'" in line]
 
 
 def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):

@@ -46,7 +46,7 @@ class Feed:
             progress: show a bar with rate and time left on stderr.
         """
         if limit is not None and limit < 1:
-            raise InputError(f"limit: need a number of pictures >= 1; got {limit}.")
+            raise InputError(f"--limit: need at least 1 picture; got {limit}.")
         self.dataset = dataset if limit is None else replace(dataset, records=dataset.records[:limit])
         self._progress = progress
         self._loader = make_loader(
