@@ -30,21 +30,19 @@ from saccade.cli.objective import (
     build_objective,
     choose_count,
     choose_nouns,
-    learns_from_captions,
     trained_head,
 )
 from saccade.engine.config import (
     DistillConfig,
     check_config,
-    check_writable,
-    claim_folder,
     contents_of,
-    hold_folder,
+    learns_from_captions,
     may_change,
     numbers_of,
     regions_of,
     run_record,
 )
+from saccade.engine.folder import check_writable, claim_folder, hold_folder
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them

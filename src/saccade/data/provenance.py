@@ -107,8 +107,8 @@ def _doubt(path: Path, training: Collection[str], known: Collection[str]) -> str
     elif known and not {_plain(name) for name in training} & {_plain(name) for name in known}:
         some, own = next(iter(training)), next(iter(known))
         reason = (
-            f"was trained on {len(training)} classes (such as {some!r}), none of which is among the {len(known)} of the "
-            f"data (such as {own!r})"
+            f"was trained on {len(training)} classes (such as {some!r}), none of which is among the {len(known)} of "
+            f"the data (such as {own!r})"
         )
     else:
         return None
