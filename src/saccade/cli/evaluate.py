@@ -63,6 +63,9 @@ class Regions(Evaluation):
 
     data: Path
     """COCO root with panoptic annotations, or a world written by `saccade world`."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones. The
+    rows of --masked and the crops do not depend on it."""
     sizes: tuple[int, ...] = ()
     """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
     crops: bool = True
