@@ -54,8 +54,8 @@ def _without_flags(words: Sequence[str]) -> list[str]:
 
 
 def _place_in(mine: str, theirs: str, out: str) -> str | None:
-    """The OUT of the other command, by a word that names something in OUT (PATH or NAME=PATH); of other words SAME where
-    they are equal, else None."""
+    """The OUT of the other command, by a word that names something in OUT (PATH or NAME=PATH); of other words SAME
+    where they are equal, else None."""
     start = "" if mine.startswith(out) else "".join(mine.partition("=")[:2])
     path = mine.removeprefix(start)
     if path == out or path.startswith(f"{out}/"):
