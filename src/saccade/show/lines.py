@@ -79,6 +79,7 @@ def _make_tall(axes: Axes, need: float) -> float:
     tall = max((HEIGHT - TOP - BOTTOM) * POINTS, need)
     height = TOP + BOTTOM + tall / POINTS  # [inches]
     place = axes.get_position()
+    assert isinstance(axes.figure, Figure), f"a chart of its own, not of {type(axes.figure).__name__}"
     axes.figure.set_size_inches(WIDTH, height)
     axes.set_position((place.x0, BOTTOM / height, place.width, tall / POINTS / height))
     return tall
