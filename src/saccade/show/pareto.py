@@ -14,7 +14,7 @@ from matplotlib.textpath import text_to_path
 from saccade.errors import InputError
 from saccade.show.lines import COLOURS, INK, POINTS, QUIET, new_chart, write_chart
 
-LINE = 10.5  # distance of two labels above each other [points]
+LINE, RING = 10.5, 11.0  # distance of two labels above each other, and how wide a ring is [points]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
                 text = f"{name}, {alpha}" if is_end else alpha
                 labels.append(Label(text, point["classification"], point["boxes"], 8.5 if is_end else 7.5, colour))
     front = [(point["classification"], point["boxes"]) for point in points if point["front"]]
-    axes.plot(*zip(*front, strict=True), "o", ms=11, mfc="none", mec=INK, mew=1.1, zorder=4)
+    axes.plot(*zip(*front, strict=True), "o", ms=RING, mfc="none", mec=INK, mew=1.1, zorder=4)
     axes.margins(0.12, 0.12)
     for low, high, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
         limit(max(low, 0.0), high)  # there is no accuracy below 0
@@ -71,23 +71,28 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
 
 
 def write_labels(axes: Axes, labels: list[Label]) -> None:
-    """Write what points are called beside them, each on the side, or a line further, where no other label is yet.
+    """Write what points are called beside them, each on the side, or a line further, where no other label and no point
+    is yet, and inside the picture as far as that goes.
 
     Args:
         axes: with its limits set.
         labels: the first ones stand nearest to their points.
     """
-    taken: list[tuple[float, float, float, float]] = []  # [points], from the left bottom of the picture
-    for label in labels:
-        x, y = axes.transData.transform((label.x, label.y)) * POINTS / axes.figure.dpi
+    scale = POINTS / axes.figure.dpi
+    edges = axes.bbox.x0 * scale, axes.figure.bbox.x1 * scale  # [points], from the left bottom of the picture
+    places = [axes.transData.transform((label.x, label.y)) * scale for label in labels]
+    taken = [(x - RING / 2, y - RING / 2, RING, RING) for x, y in places]
+    for label, (x, y) in zip(labels, places, strict=True):
         font = FontProperties(size=label.size)
         width, height, _ = text_to_path.get_text_width_height_descent(label.text, font, ismath=False)
         sides = [(side, 6.0 + LINE * far if up else -6.0 - height - LINE * far)
-                 for far in range(len(labels) + 1) for up in (True, False) for side in (1, -1)]  # fmt: skip
+                 for far in range(2 * len(labels) + 1) for up in (True, False) for side in (1, -1)]  # fmt: skip
         boxes = [(x + (7 if side > 0 else -7 - width), y + down, width, height) for side, down in sides]
         free = [place for place, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
-        side, down = sides[free[0]]  # with a line for each label there is always one
-        taken.append(boxes[free[0]])
+        inside = [place for place in free if edges[0] <= boxes[place][0] <= edges[1] - width]
+        best = [*inside, *free][0]  # with so many lines there is always one
+        side, down = sides[best]
+        taken.append(boxes[best])
         axes.annotate(
             label.text, (label.x, label.y), xytext=(7 * side, down), textcoords="offset points", va="bottom",
             ha="left" if side > 0 else "right", fontsize=label.size, color=label.colour, parse_math=False,
