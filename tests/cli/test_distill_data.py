@@ -11,7 +11,9 @@ from PIL import Image
 
 from saccade.cli.distill import _open_pictures
 from saccade.cli.main import main
+from saccade.cli.objective import choose_nouns
 from saccade.data.loader import PictureSource
+from saccade.data.records import Dataset
 from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.config import DistillConfig, check_config, contents_of, regions_of, run_record
 from saccade.errors import InputError
@@ -51,7 +53,7 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     found = source(world, boxes=tmp_path / "r.json")
     assert drawn(found, 1) == [(10, 20, 40, 60)]
     saw, boxless = found.dataset.dropped_lines()
-    assert "does not say what it was trained on" in saw and boxless.startswith("2 of 3 pictures have no box")
+    assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 pictures have no box")
 
 
 def test_boxes_in_parts_of_the_sides_and_those_of_other_pictures_are_refused(world, tmp_path):
@@ -107,6 +109,16 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert contents_of(DistillConfig("d", out, captions=boxes)) == {"captions_sha256": empty}
     assert contents_of(DistillConfig("d", out)) == {}
+    # captions in the standard place count where they are learned from
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/captions_train2017.json").write_bytes(b"")
+    for objective, found in (("image-text", {"captions_sha256": empty}), ("clipself", {})):
+        assert contents_of(DistillConfig(str(tmp_path), out, objective=objective)) == found
+    (tmp_path / "n.txt").write_text(" , ")
+    with pytest.raises(InputError, match=r"--nouns .*n\.txt"):
+        choose_nouns(
+            DistillConfig("d", out, objective="region-text", nouns=tmp_path / "n.txt"), Dataset("d", (), (), {})
+        )
 
 
 def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp_path):

@@ -1,7 +1,10 @@
 """`saccade proposals` as users type it, and what `saccade distill --boxes` makes of its file."""
 
 import json
+import os
 import shutil
+import signal
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +14,16 @@ import torch
 
 from saccade.cli.distill import _open_pictures
 from saccade.cli.main import main
-from saccade.cli.proposals import file_name_of, write_proposals
 from saccade.data.boxes import parse_boxes
 from saccade.data.loader import open_data
+from saccade.data.proposals import file_name_of, write_proposals
 from saccade.data.provenance import read_provenance
 from saccade.data.records import Member, Record, read_record
 from saccade.data.regions import with_boxes
 from saccade.data.world.write import WorldSize, base_and_novel, write_world
 from saccade.engine.checkpoint import load_latest
 from saccade.engine.config import DistillConfig
+from saccade.heads.proposals.rpn import Proposer
 from saccade.types import InputError, Sample
 
 TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
@@ -56,7 +60,7 @@ def test_the_file_is_cocos_and_says_what_it_was_learned_from(world, made):
     world_split = base_and_novel()
     assert found is not None and list(found.training_categories) == world_split["base"]
     assert list(found.novel_categories) == world_split["novel"]
-    assert found.facts | {"version": ""} == {
+    assert content["info"]["provenance"] | {"version": ""} == {
         "training_categories": world_split["base"],
         "novel_categories": world_split["novel"],
         "rule": "as splits.json says",
@@ -81,7 +85,8 @@ def test_the_file_is_read_as_boxes_of_the_pictures(world, made):
 def test_a_folder_without_boxes_is_refused(world, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main(["proposals", "--data", str(world / "train2017"), "--out", str(tmp_path / "p"), *TINY])
-    assert done.value.code == 2 and "need annotated boxes of base categories" in capsys.readouterr().err
+    assert done.value.code == 2 and "need pictures with annotated boxes" in (said := capsys.readouterr().err)
+    assert "COCO, LVIS, Pascal VOC or Objects365" in said and "--annotations" in said
     assert not (tmp_path / "p").exists()
 
 
@@ -103,6 +108,25 @@ def test_the_same_command_makes_the_same_and_a_stopped_run_ends_with_the_same_bi
     assert all((one.tensors[name] == other.tensors[name]).all() for name in one.tensors)
 
 
+def test_a_signal_while_boxes_are_made_is_told_and_the_files_stay_whole(world, made, monkeypatch, capsys):
+    before, propose = (made / "proposals_train.json").read_bytes(), Proposer.propose
+
+    def interrupted(self, samples, **numbers):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return propose(self, samples, **numbers)
+
+    command = ["proposals", "--data", str(world), "--out", str(made), *TINY, "--propose-batch", "3"]
+    monkeypatch.setattr(sys, "argv", ["saccade", *command])
+    with monkeypatch.context() as patch:
+        patch.setattr(Proposer, "propose", interrupted)
+        with pytest.raises(SystemExit) as done:
+            main(command)
+    said = capsys.readouterr().err
+    assert done.value.code == 143 and "Stopped after 3 of 4 pictures of instances_train2017; the trained" in said
+    assert "To go on, run:\n  saccade proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert (made / "proposals_train.json").read_bytes() == before
+
+
 def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_are_not(world, made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--seed", "1"])
@@ -120,7 +144,7 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
     [
         (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
         (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
-        (["--validate-split", "test"], "test2017"),
+        (["--validate-split", "test"], "--validate-split test: "),
         (["--novel", "none.json"], "none.json: need a file of base and novel names; there is no such file"),
     ],
 )
@@ -184,6 +208,14 @@ def test_distill_refuses_what_saw_a_novel_class_unless_told_otherwise(world, mad
     with pytest.raises(SystemExit):
         distilled(world / "train2017", leak, tmp_path / "plain")
     assert "1 novel classes: banded ball" in capsys.readouterr().err
+
+
+def test_distill_warns_of_proposals_of_other_classes(world, made, tmp_path):
+    content = json.loads((made / "proposals_train.json").read_text())
+    content["info"]["provenance"]["training_categories"] = ["walrus"]
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
+    assert [line for line in source.dataset.dropped_lines() if line.startswith("WARNING") and "'walrus'" in line]
 
 
 def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):

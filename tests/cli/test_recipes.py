@@ -123,7 +123,8 @@ def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.Capt
 
 
 def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_path: Path) -> None:
-    from saccade.engine.config import claim_folder, run_record
+    from saccade.engine.config import run_record
+    from saccade.engine.folder import claim_folder
 
     config = replace(start(next(r for r in RECIPES if r.name == "world")), data=tmp_path, out=tmp_path / "run")
     claim_folder(config.out, run_record(config, {}))

@@ -14,7 +14,7 @@ import pytest
 
 from saccade.cli import reproduce
 from saccade.cli.main import main
-from saccade.engine.config import hold_folder
+from saccade.engine.folder import hold_folder
 from saccade.errors import InputError
 from saccade.ledger.jobs import Job, Stage
 from saccade.ledger.scale import B16, L14, SMALL, Scale, scale_of
@@ -120,6 +120,32 @@ def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_pat
     assert set(reproduce._undone(stage, jobs)) == {"second"}
     reproduce._stamp(stage, "first").write_text("{")
     assert set(reproduce._undone(stage, jobs)) == {"first", "second"}
+
+
+def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage: Stage, tmp_path: Path) -> None:
+    """Stamps as they have been written from the first on, with all words of the command."""
+    words = ["distill", "--data", "{0}/data", "--out", "{0}/x-0", "--model", "a", "--workers", "{1}", "--device", "{2}",
+             "--regions", "r={0}/p"]  # fmt: skip
+
+    def filled(out: object, workers: int, device: str) -> list[str]:
+        return [word.format(out, workers, device) for word in words]
+
+    job = Job("x-0", tuple(filled(tmp_path, 0, "auto")), tmp_path / "x-0" / "m")
+    job.makes.parent.mkdir()
+    job.makes.write_text("")
+    (tmp_path / "done").mkdir()
+
+    def is_done(words: list[str]) -> bool:
+        stamp = {"name": "x-0", "words": words, "after": {}, "ended": "2026-01-01 00:00:00", "seconds": 1.0}
+        (tmp_path / "done" / "x-0.json").write_text(json.dumps({**stamp, "versions": {}}))
+        return reproduce._is_done(stage, job)
+
+    assert is_done(filled(tmp_path, 0, "auto")) and is_done(filled("runs/reproduce", 2, "cuda"))
+    assert not is_done([*filled("a", 0, "auto"), "--seed", "1"])
+    assert not is_done([word.replace("model", "other") for word in filled("a", 0, "auto")])
+    assert not is_done([word.replace("x-0", "x-1") for word in filled("a", 0, "auto")])
+    assert not is_done(["b/data" if word == "a/data" else word for word in filled("a", 0, "auto")]), "two places"
+    assert not is_done([word if word != "r=a/p" else "q=a/p" for word in filled("a", 0, "auto")])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -22,12 +22,21 @@ def written(tmp_path):
 def test_what_is_written_is_read(written):
     found = read_provenance(written(["a", "b"], ["c"]))
     assert found is not None and (found.training_categories, found.novel_categories) == (("a", "b"), ("c",))
-    assert found.facts["steps"] == 3
 
 
 def test_base_classes_alone_pass_without_a_word(written):
     assert check_provenance(written(["a", "b"], ["c"]), ["c", "d"]) is None
     assert check_provenance(written(["a", "b"], ["c"]), None) is None
+
+
+def test_names_that_say_nothing_are_told(written):
+    note = check_provenance(written([]), ["c"], known=["a", "c"])
+    assert note is not None and note.startswith("WARNING") and "empty training_categories" in note
+    note = check_provenance(written(["x", "y"]), ["c"], known=["a", "c"])
+    assert note is not None and note.startswith("WARNING")
+    assert "trained on 2 classes (such as 'x'), none of which is among the 2 of the data (such as 'a')" in note
+    assert check_provenance(written(["x", "A "]), ["c"], known=["a", "c"]) is None  # one is enough
+    assert check_provenance(written(["x"]), ["c"]) is None  # the data's classes are not known
 
 
 def test_a_novel_class_is_refused_by_name_and_can_be_allowed(written):

@@ -120,8 +120,11 @@ def test_pictures_in_shards_go_by_their_keys(tmp_path):
 
 def test_pictures_without_a_box_are_told():
     assert note_boxless(pictures(THREE.records[2])).dropped_lines() == []
+    (line,) = note_boxless(pictures(THREE.records[0], THREE.records[2])).dropped_lines()  # half is not more than half
+    assert line.startswith("1 of 2 pictures have no box") and line.endswith("the first: a.jpg")
     (line,) = note_boxless(THREE).dropped_lines()
-    assert line.startswith("2 of 3 pictures have no box") and line.endswith("the first: a.jpg")
+    assert line.startswith("WARNING   2 of 3 pictures have no box") and "the first: a.jpg. That is most" in line
+    assert "--boxes" in line and "--data" in line
 
 
 @pytest.mark.parametrize(

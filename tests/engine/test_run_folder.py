@@ -10,12 +10,11 @@ from saccade.cli.main import parse
 from saccade.engine.config import (
     DistillConfig,
     check_config,
-    claim_folder,
-    hold_folder,
     may_change,
     numbers_of,
     run_record,
 )
+from saccade.engine.folder import claim_folder, hold_folder
 from saccade.types import InputError
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))

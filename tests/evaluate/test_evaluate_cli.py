@@ -50,6 +50,20 @@ def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeyp
         run_regions(config)
 
 
+@pytest.mark.parametrize("flag", ["limit", "batch", "crop-batch"])
+def test_wrong_numbers_are_refused_by_their_flag(model, coco, flag, capsys):
+    with pytest.raises(SystemExit):
+        main(f"evaluate regions --data {coco} --model {model} --sizes 32 --workers 0 --{flag} 0".split())
+    assert f"saccade: --{flag}: need at least 1 " in capsys.readouterr().err
+
+
+def test_help_says_what_the_head_does_not_change(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "regions", "--help"])
+    said = " ".join(word for word in capsys.readouterr().out.split() if word not in "│╭╮╰╯─")
+    assert "rows of --masked and the crops do not depend on it" in said
+
+
 def test_bad_pictures_are_told(model, coco, tmp_path, capsys):
     shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
     (tmp_path / "val2017/3.png").write_bytes(b"")

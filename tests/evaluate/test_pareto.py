@@ -1,14 +1,19 @@
 """The sweep of alpha: its ends are the two models, its middle is the mix, and its front is what nothing beats."""
 
 import json
+from copy import deepcopy
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
 
 from saccade.cli.main import main
+from saccade.clip.load import load
+from saccade.clip.tower import Windows
 from saccade.clip.weights import save_clip
 from saccade.data.loader import open_data
+from saccade.engine.product import write_product
 from saccade.evaluate import pareto
 from saccade.evaluate.global_ import evaluate_global
 from saccade.evaluate.labelled import annotated_things
@@ -55,6 +60,55 @@ def test_ends_and_middle(clip, other_clip, coco):
         other_clip.model.load_state_dict(before)
     assert any(point["front"] for point in result["points"])
     assert result["points"][0]["boxes"] != result["points"][2]["boxes"], "the two models should differ"
+
+
+def test_the_teacher_is_measured_once_a_way_of_looking_and_bars_say_what_they_are_for(deep_clips, coco, monkeypatch):
+    teacher, student = deep_clips
+    panoptic = open_data(coco, split="val", annotations="panoptic")
+    things = annotated_things(open_data(coco, split="val"))
+    seen, dense, whole = [], pareto.evaluate_regions, pareto.evaluate_global
+
+    def see_dense(clip, dataset, **flags):
+        seen.append(dataset.name)
+        return dense(clip, dataset, **flags)
+
+    def see_whole(clips, *, labelled, **flags):
+        seen.append(labelled.dataset.name)
+        return whole(clips, labelled=labelled, **flags)
+
+    monkeypatch.setattr(pareto, "evaluate_regions", see_dense)
+    monkeypatch.setattr(pareto, "evaluate_global", see_whole)
+    rest = {"labelled": things, "captioned": None, "size": 32}
+    points = evaluate_pareto({"s": student, "t": teacher}, teacher, panoptic, alphas=[0.0, 0.5], **rest)["points"]
+    told = [f"{name}_val2017: {mix}" for mix in ("s, alpha 0", "s, alpha 0.5", "t, alpha 0.5")
+            for name in ("panoptic", "instances")]  # fmt: skip
+    assert seen == told
+    assert [(point["model"], point["alpha"]) for point in points] == [("s", 0), ("s", 0.5), ("t", 0), ("t", 0.5)]
+    assert {key: points[0][key] for key in points[0] if key != "model"} == {
+        key: points[2][key] for key in points[2] if key != "model"
+    }
+    # windows are the student's own also at alpha 0: another dense map
+    seen.clear()
+    student.windows = Windows(1, (0,))
+    try:
+        evaluate_pareto({"s": student, "t": teacher}, teacher, panoptic, alphas=[0.0], **rest)
+    finally:
+        student.windows = None
+    assert len(seen) == 4
+
+
+def test_a_mixed_product_is_refused_wherever_it_lies(clip, other_clip, tmp_path):
+    """By its own description, which open_clip opens as ever, and which the product of a run from it does not have."""
+    start = deepcopy(clip)
+    trained = {f"parameter/student.model.{key}": value for key, value in other_clip.model.state_dict().items()}
+    write_product(start, trained, tmp_path / "copy", alpha=0.7)
+    assert load(tmp_path / "copy").alpha == 0.7
+    with pytest.raises(InputError, match=r"copy/open_clip_config.json says .* mixed already, with alpha 0.7"):
+        check_unmixed(tmp_path / "copy")
+    open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'copy'}", return_transform=False)
+    write_product(load(tmp_path / "copy"), trained, tmp_path / "whole", alpha=1.0)
+    check_unmixed(tmp_path / "whole")
+    assert "saccade" not in json.loads((tmp_path / "whole/open_clip_config.json").read_text())
 
 
 def test_gates_are_mixed_too_and_alpha_0_is_the_teacher(deep_clips, coco, monkeypatch):

@@ -41,6 +41,16 @@ def test_refuses(tmp_path):
         (tmp_path / "r.json").write_text(content)
         with pytest.raises(InputError, match=message):
             read_sweep(tmp_path / "r.json", kind="boxes")
+    for changes, message in (
+        ({"dense": {"48": scores(float("nan"))}}, r"r\.json: dense\[48\]\[boxes\]\[top1\]: need .* 0 to 100; got nan"),
+        ({"dense": {"48": scores(100.5)}}, "got 100.5"),
+        ({"dense": {"48": scores("1")}}, "got '1'"),  # type: ignore
+        ({"crop": scores(-1.0)}, r"crop\[boxes\]\[top1\]: need .* got -1.0"),
+        ({"dense": {"0": scores(1.0)}}, r"r\.json: dense: need sizes of at least 1 pixel; got 0"),
+        ({"dense": {"48": scores(1.0), "-8": scores(1.0)}}, "got -8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_sweep(write_result(tmp_path / "r.json", **changes), kind="boxes")
     with pytest.raises(InputError, match="need stuff masks to show"):
         read_sweep(write_result(tmp_path / "n.json", dense={"48": scores(None)}), kind="stuff")
     with pytest.raises(InputError, match="1 to 8 models"):
@@ -67,6 +77,21 @@ def test_names_at_the_same_height_are_pushed_apart():
     heights = sorted(text.xy[1] * HEIGHT for text in axes.texts)
     assert all(above - below > 0.1 for below, above in pairwise(heights))
     assert {text.get_text() for text in axes.texts} == {"one", "two", "three"} and figure.axes == [axes]
+
+
+def test_long_names_and_many_are_inside_the_picture_and_do_not_overlap():
+    """24 names, some of three lines: more than the usual height holds."""
+    figure, axes = new_chart("t", x_name="x", y_name="y")
+    axes.set_ylim(0, 100)
+    names = [f"{'W' * 40 if n % 3 else 'a model with a long name from somewhere'}, dense ${n}$" for n in range(24)]
+    name_ends(axes, [(50.0, name, "red") for name in names])
+    figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: -box.y1)
+    assert len(boxes) == 24 and all(below.y1 <= above.y0 for above, below in pairwise(boxes))
+    assert all(box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    written = {text.get_text().replace("\n", "").replace(" ", "") for text in axes.texts}
+    assert written == {name.replace(" ", "") for name in names}  # none is cut
+    assert figure.get_figheight() > HEIGHT
 
 
 def test_as_typed(tmp_path, capsys):

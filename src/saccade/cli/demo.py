@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saccade.engine.config import DistillConfig, check_config, claim_folder
+from saccade.engine.config import DistillConfig, check_config
+from saccade.engine.folder import claim_folder
 from saccade.errors import InputError
 from saccade.files import write_whole
 

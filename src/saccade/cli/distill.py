@@ -30,21 +30,19 @@ from saccade.cli.objective import (
     build_objective,
     choose_count,
     choose_nouns,
-    learns_from_captions,
     trained_head,
 )
 from saccade.engine.config import (
     DistillConfig,
     check_config,
-    check_writable,
-    claim_folder,
     contents_of,
-    hold_folder,
+    learns_from_captions,
     may_change,
     numbers_of,
     regions_of,
     run_record,
 )
+from saccade.engine.folder import check_writable, claim_folder, hold_folder
 from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
@@ -143,7 +141,10 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
         objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
     )
     tell, checkpoints, model = teller(processes), config.out / "checkpoints", config.out / "model"
+    told = [*source.dataset.dropped_lines(), *([] if nouns is None else [nouns.line()])]
     if config.dry_run:
+        for line in told:
+            tell(line)
         batches = _batches(config, source, processes, start=0, steps=config.steps)
         _plan(config, objective, batches, processes, pictures=len(source), start_step=0, tell=tell)
         tell("--dry-run: nothing was trained and nothing was written")
@@ -177,7 +178,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             require_space(config.out, module=objective, copies=copies, there=there, product=original.model)
 
     # --- told first
-    for line in [*source.dataset.dropped_lines(), *([] if nouns is None else [nouns.line()])]:
+    for line in told:
         tell(line)
     batches = _batches(config, source, processes, start=outcome.position, steps=config.steps - outcome.step)
     plan, batches = _plan(
@@ -337,7 +338,10 @@ def _judge_boxes(config: DistillConfig) -> str | None:
 
     assert config.boxes is not None
     split = split_of_root(config.data, split=config.split, annotations=config.annotations)
-    return check_provenance(config.boxes, None if split is None else split.novel, allow=config.allow_novel)
+    if split is None:
+        return check_provenance(config.boxes, None, allow=config.allow_novel)
+    known = (*split.base, *split.novel, *split.left_out)
+    return check_provenance(config.boxes, split.novel, known=known, allow=config.allow_novel)
 
 
 def _note_novel(config: DistillConfig, dataset: "Dataset") -> "Dataset":

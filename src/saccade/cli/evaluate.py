@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from saccade.clip.names import Head, TemplateName
 from saccade.files import bad_lines, check_target, default_cache, versions, write_whole
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from saccade.clip.model import Clip
     from saccade.data.coco import Dataset
     from saccade.data.records import Dropped
+
+
+class Passed(TypedDict):
+    """The flags of `Reading` that every measurement takes by these names."""
+
+    batch: int
+    crop_batch: int
+    limit: int | None
+    strict: bool
+    workers: int
+    progress: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,17 @@ class Reading:
     out: Path | None = None
     """Write the result to this JSON file."""
 
+    def reading(self) -> Passed:
+        """How pictures are read, as keywords of the measurements."""
+        return {
+            "batch": self.batch,
+            "crop_batch": self.crop_batch,
+            "limit": self.limit,
+            "strict": self.strict,
+            "workers": self.workers,
+            "progress": True,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Reading):
@@ -63,6 +85,9 @@ class Regions(Evaluation):
 
     data: Path
     """COCO root with panoptic annotations, or a world written by `saccade world`."""
+    head: Head = "value"
+    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones. The
+    rows of --masked and the crops do not depend on it."""
     sizes: tuple[int, ...] = ()
     """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
     crops: bool = True
@@ -138,12 +163,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
         head=config.head,
         templates=config.templates,
         text_cache=default_cache(),
-        batch=config.batch,
-        crop_batch=config.crop_batch,
-        limit=config.limit,
-        strict=config.strict,
-        workers=config.workers,
-        progress=True,
+        **config.reading(),
     )
     return finish(result, _regions_table(result, config.model), config, datasets=[dataset], started=started)
 
@@ -195,12 +215,7 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
         keep=config.keep,
         gallery=config.gallery,
         seed=config.seed,
-        batch=config.batch,
-        crop_batch=config.crop_batch,
-        limit=config.limit,
-        strict=config.strict,
-        workers=config.workers,
-        progress=True,
+        **config.reading(),
     )
     return finish(result, _agreement_table(result, config), config, datasets=[dataset], started=started)
 
@@ -242,12 +257,7 @@ def run_retrieval(config: Retrieval) -> dict[str, Any]:
         crowd=config.crowd,
         gallery=config.gallery,
         seed=config.seed,
-        batch=config.batch,
-        crop_batch=config.crop_batch,
-        limit=config.limit,
-        strict=config.strict,
-        workers=config.workers,
-        progress=True,
+        **config.reading(),
     )
     return finish(result, _retrieval_table(result, config), config, datasets=[dataset], started=started)
 

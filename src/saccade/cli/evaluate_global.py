@@ -140,12 +140,7 @@ def run_global(config: Global) -> dict[str, Any]:
         view=config.view,
         templates=config.templates,
         text_cache=default_cache(),
-        crop_batch=config.crop_batch,
-        batch=config.batch,
-        limit=config.limit,
-        strict=config.strict,
-        workers=config.workers,
-        progress=True,
+        **config.reading(),
     )
     datasets = [*([] if labelled is None else [labelled.dataset]), *([] if captioned is None else [captioned])]
     return finish(result, _global_table(result, config), config, datasets=datasets, started=started)
@@ -218,12 +213,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
         view=config.view,
         templates=config.templates,
         text_cache=default_cache(),
-        batch=config.batch,
-        crop_batch=config.crop_batch,
-        limit=config.limit,
-        strict=config.strict,
-        workers=config.workers,
-        progress=True,
+        **config.reading(),
     )
     datasets: list[Dataset] = [dataset, labelled.dataset, *([] if captioned is None else [captioned])]
     finish(result, _pareto_table(result, config), config, datasets=datasets, started=started)

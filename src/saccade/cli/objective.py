@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.engine.config import DistillConfig, regions_of
+from saccade.errors import InputError
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.clip.model import Clip
@@ -54,11 +55,6 @@ class Nouns:
             write_whole(out / "nouns.json", f"[\n{lines}\n]\n".encode())
 
 
-def learns_from_captions(config: DistillConfig) -> bool:
-    """Whether the captions of the training pictures are needed."""
-    return config.objective == "image-text" or (config.objective == "region-text" and config.nouns is None)
-
-
 def trained_head(config: DistillConfig) -> "Head | None":
     """The last block as it is trained; None: as it is, which the embedding of whole pictures uses."""
     return None if config.objective == "image-text" else config.head
@@ -80,7 +76,10 @@ def choose_nouns(config: DistillConfig, dataset: "Dataset") -> Nouns | None:
     if config.objective != "region-text":
         return None
     if config.nouns is not None:
-        return Nouns(read_vocabulary(config.nouns), None)
+        try:
+            return Nouns(read_vocabulary(config.nouns), None)
+        except InputError as error:
+            raise InputError(f"--nouns {error}") from error
     counted = count_nouns(dataset.captions, min_count=config.min_count)
     return Nouns(Vocabulary(tuple((noun,) for noun, _ in counted)), counted)
 

@@ -8,20 +8,21 @@ the files again (with another --keep, say). Deliberately absent: several process
 """
 
 import json
-import shlex
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from saccade.engine.config import SMALL, check_writable, claim_folder, hold_folder
+from saccade.cli.distill_tell import again
+from saccade.cli.proposals_data import find_held_out, require_boxes, require_categories, split_or_all, tell
+from saccade.engine.config import SMALL
+from saccade.engine.folder import check_writable, claim_folder, hold_folder
 from saccade.errors import InputError
 from saccade.files import bad_lines, versions, write_whole
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from saccade.data.records import Dataset, Record
+    from saccade.data.records import Dataset
     from saccade.data.splits import BaseNovel
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
@@ -117,51 +118,66 @@ def run(config: Proposals) -> None:
     with joined(config.device, timeout=120) as processes:
         if processes.size > 1:
             raise InputError("proposals: need one process; start it without torchrun.")
-        outcome = _run(config, processes)
+        try:
+            outcome = _run(config, processes)
+        except _StoppedError as stop:
+            _leave(*stop.args)
     if outcome.stopped_by is not None:
         saved = "saved" if outcome.step else "nothing to save yet"
-        again = shlex.join(["saccade", *sys.argv[1:]])
-        _tell(f"Stopped after step {outcome.step} of {config.steps}; {saved}. To go on, run:\n  {again}")
-        raise SystemExit(128 + outcome.stopped_by)
+        _leave(f"after step {outcome.step} of {config.steps}; {saved}", outcome.stopped_by)
+
+
+class _StoppedError(Exception):
+    """A signal came while boxes were made: where, and its number."""
+
+
+def _leave(where: str, number: int) -> NoReturn:
+    """Say where the run was stopped and how to go on, and leave with the shell's status for the signal."""
+    tell(f"Stopped {where}. {again()}")
+    raise SystemExit(128 + number)
 
 
 def _run(config: Proposals, processes: "Processes") -> "Outcome":
     """Pictures, network, training, and the files."""
     from saccade.data.loader import open_data
+    from saccade.data.proposals import write_proposals
     from saccade.data.splits import as_objects, only_with_objects, split_of
     from saccade.engine.checkpoint import digest_module
+    from saccade.engine.stop import signals_caught
 
     # --- pictures and network, before anything is written
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
-    found = split_of(dataset, config.data, file=config.novel)
-    split = _split(dataset, found, told=str(config.data))
+    require_categories(dataset, config)
+    known = split_of(dataset, config.data, file=config.novel)
+    split = split_or_all(dataset, known, told=str(config.data))
     others = None if config.pictures is None else open_data(config.pictures, split=config.split, annotations="none")
     objects = as_objects(dataset, split.base)
-    _require_boxes(objects, config)
-    objects = objects if found is None else only_with_objects(objects)
-    held_out = _held_out(config, dataset)
+    require_boxes(objects, config)
+    objects = objects if known is None else only_with_objects(objects)
+    held_out = find_held_out(config, dataset)
     objective = _network(config, device=str(processes.device))
     names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}
     record = {**asdict(config), "weights": digest_module(objective), **names}
 
     # --- the loop, in this run's own folder
     claim_folder(config.out, json.loads(json.dumps(record, default=str)), may_change=MAY_CHANGE)
-    lock = hold_folder(config.out)
-    _tell(f"learning from the boxes of {len(split.base)} categories ({split.rule}); writing to {config.out}")
-    outcome = _train(config, objective, objects, processes)
-    if outcome.stopped_by is not None:
-        return outcome
+    with hold_folder(config.out):
+        tell(f"learning from the boxes of {len(split.base)} categories ({split.rule}); writing to {config.out}")
+        outcome = _train(config, objective, objects, processes)
+        if outcome.stopped_by is not None:
+            return outcome
 
-    # --- the files
-    facts = {**names, "annotations": dataset.name, "model": _model_name(config), "steps": config.steps}
-    facts |= {"seed": config.seed, "version": versions()["saccade"]}
-    path = config.out / f"proposals_{config.split}.json"
-    write_proposals(path, _propose(config, objective, others or dataset), _root(config), facts=facts)
-    if held_out is not None:
-        _measure(config, objective, held_out, split, facts=facts)
-    _tell(f"done: {path}\n  saccade distill --data {config.pictures or config.data} --boxes {path} --out ...")
-    lock.close()
-    return outcome
+        # --- the files
+        facts = {**names, "annotations": dataset.name, "model": _model_name(config), "steps": config.steps}
+        facts |= {"seed": config.seed, "version": versions()["saccade"]}
+        path = config.out / f"proposals_{config.split}.json"
+        with signals_caught() as caught:
+            found = _propose(config, objective, others or dataset, caught=caught)
+            write_proposals(path, found, _root(config), facts=facts)
+            if held_out is not None:
+                _measure(config, objective, held_out, split, facts=facts, caught=caught)
+        tell(f"done: {path}\n  saccade distill --data {config.pictures or config.data} --boxes {path} --out ...")
+        return outcome
 
 
 def _train(config: Proposals, objective: "Proposer", objects: "Dataset", processes: "Processes") -> "Outcome":
@@ -177,18 +193,18 @@ def _train(config: Proposals, objective: "Proposer", objects: "Dataset", process
     source = EvaluationSource(objects, masks=False)
     optimizer = build_optimizer(objective, weight_decay=WEIGHT_DECAY)
     checkpoints, outcome = config.out / "checkpoints", Outcome(step=0)
-    saved = load_latest(checkpoints, tell=_tell)
+    saved = load_latest(checkpoints, tell=tell)
     if saved is not None:
         outcome = Outcome.resumed(saved)
         restore(objective, optimizer, saved.tensors)
     if outcome.step == config.steps:
-        _tell(f"trained already, {config.steps} steps")
+        tell(f"trained already, {config.steps} steps")
         return outcome
     check_writable(config.out)
     clean_checkpoints(checkpoints)
     for line in objects.dropped_lines():
-        _tell(line)
-    _tell(f"starting at step {outcome.step} of {config.steps}")
+        tell(line)
+    tell(f"starting at step {outcome.step} of {config.steps}")
     sampler = BatchSampler(
         len(source),
         batch=config.batch,
@@ -216,7 +232,7 @@ def _train(config: Proposals, objective: "Proposer", objects: "Dataset", process
         )
         log.event("stop" if outcome.stopped_by else "end", {"step": outcome.step, "bad_pictures": outcome.bad})
     for line in bad_lines([{"id": key, "reason": why} for key, why in outcome.bad.items()], listed="metrics.jsonl"):
-        _tell(line)
+        tell(line)
     return outcome
 
 
@@ -258,9 +274,13 @@ def _network(config: Proposals, *, device: str) -> "Proposer":
 
 
 def _propose(
-    config: Proposals, objective: "Proposer", dataset: "Dataset"
+    config: Proposals, objective: "Proposer", dataset: "Dataset", *, caught: Sequence[int]
 ) -> "Iterator[tuple[Any, Sample, list[list[float]], list[float]]]":
-    """Each usable picture of a data set with its record, its boxes (xyxy) and their scores, best first."""
+    """Each usable picture of a data set with its record, its boxes (xyxy) and their scores, best first.
+
+    Raises:
+        _StoppedError: a signal came.
+    """
     from saccade.data.loader import EvaluationSource, OnceSampler, make_loader
     from saccade.progress import picture_bar
 
@@ -271,77 +291,28 @@ def _propose(
     bad: list[dict[str, str]] = []
     with picture_bar(show=True) as bar:
         task = bar.add_task(f"proposals for {dataset.name}", total=len(source))
-        for batch in loader:
+        for done, batch in enumerate(loader):
+            if caught:
+                at = f"after {done * config.propose_batch} of {len(source)} pictures of {dataset.name}"
+                saved = "the trained network is saved, but the boxes of these pictures are made again"
+                raise _StoppedError(f"{at}; {saved}", caught[0])
             bad += [{"id": one.id, "reason": one.reason} for one in batch.bad]
             found = objective.propose(batch.samples, **numbers) if batch.samples else []
             for sample, (boxes, scores) in zip(batch.samples, found, strict=True):
                 yield records[sample.id], sample, boxes.tolist(), scores.tolist()
             bar.advance(task, len(batch.samples) + len(batch.bad))
     for line in bad_lines(bad, listed="the picture folder"):
-        _tell(line)
-
-
-def write_proposals(
-    path: Path,
-    found: "Iterable[tuple[Any, Sample, list[list[float]], list[float]]]",
-    roots: Sequence[Path],
-    *,
-    facts: dict[str, Any],
-) -> None:
-    """Write proposals as COCO writes annotations, with what they were learned from.
-
-    Args:
-        path: of the file.
-        found: of each picture its record, the decoded sample, boxes (xyxy) and scores.
-        roots: of `file_name_of`.
-        facts: the provenance.
-
-    Raises:
-        InputError: as `file_name_of`.
-    """
-    images, annotations = [], []
-    for number, (record, sample, boxes, scores) in enumerate(found, start=1):
-        key = record.id if isinstance(record.id, int) else number
-        height, width = sample.image.shape[1:]
-        name = file_name_of(record, roots)
-        images.append({"id": key, "file_name": name, "height": height, "width": width})
-        for (x1, y1, x2, y2), score in zip(boxes, scores, strict=True):
-            sides = [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
-            common = {"id": len(annotations) + 1, "image_id": key, "bbox": sides, "score": round(score, 5)}
-            annotations.append({**common, "area": round(sides[2] * sides[3], 2), "iscrowd": 0, "category_id": 1})
-    content = {
-        "info": {"description": "class-agnostic region proposals", "provenance": facts},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "object"}],
-    }
-    write_whole(path, json.dumps(content).encode())
-
-
-def file_name_of(record: "Record", roots: Sequence[Path]) -> str:
-    """What a file of boxes calls a picture, so that `data.regions` finds it again.
-
-    Args:
-        record: a picture that is a file, or one in a tar shard, which goes by its id SHARD:KEY (every shard may have
-            the same keys).
-        roots: the name is relative to the first of these that holds the picture.
-
-    Raises:
-        InputError: none of them does, so that only a name of this machine would be left.
-    """
-    if record.member is not None and not Path(str(record.id)).is_absolute():
-        return str(record.id)
-    for root in roots if record.member is None else ():
-        if record.path.is_relative_to(root):
-            return record.path.relative_to(root).as_posix()
-    raise InputError(
-        f"--pictures, --data: need pictures below {roots[-1]}, which their names are relative to; {record.path} is "
-        "not. Name the folder that holds them."
-    )
+        tell(line)
 
 
 def _measure(
-    config: Proposals, objective: "Proposer", held_out: "Dataset", split: "BaseNovel", *, facts: dict[str, Any]
+    config: Proposals,
+    objective: "Proposer",
+    held_out: "Dataset",
+    split: "BaseNovel",
+    *,
+    facts: dict[str, Any],
+    caught: Sequence[int],
 ) -> None:
     """Write how many of the held-out objects are found, and say it."""
     import torch
@@ -349,7 +320,7 @@ def _measure(
     from saccade.evaluate.proposals import recall_of
 
     pictures = []
-    for record, sample, boxes, _ in _propose(config, objective, held_out):
+    for record, sample, boxes, _ in _propose(config, objective, held_out, caught=caught):
         mine = [place for place, crowd in enumerate(record.crowd) if not crowd]
         labels = [held_out.categories[record.labels[place]].name for place in mine]
         pictures.append((sample.boxes[mine], labels, torch.tensor(boxes).reshape(-1, 4)))
@@ -360,53 +331,10 @@ def _measure(
     write_whole(config.out / "recall.json", (json.dumps(content, indent=2) + "\n").encode())
     for group in groups:
         numbers = ", ".join(f"{key} {value}" for key, value in result[group].items())
-        _tell(f"{held_out.name}: {group}: {numbers}")
+        tell(f"{held_out.name}: {group}: {numbers}")
 
 
 # ------------------------------------------------------------------------------------------------------------ the doors
-
-
-def _split(dataset: "Dataset", found: "BaseNovel | None", *, told: str) -> "BaseNovel":
-    """The split of a data set; where it has none, everything is learned from, and the user is told."""
-    from saccade.data.splits import BaseNovel
-
-    if found is not None:
-        return found
-    _tell(f"{told}: has no base and novel categories of its own; learning from all. See --novel.")
-    return BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all categories")
-
-
-def _require_boxes(objects: "Dataset", config: Proposals) -> None:
-    """Refuse to learn from nothing.
-
-    Raises:
-        InputError: no picture has a box of a base category.
-    """
-    if all(crowd for record in objects.records for crowd in record.crowd):
-        raise InputError(
-            f"--data {config.data}: need annotated boxes of base categories in split {config.split}; there is none. "
-            "Is this the right root, split and --novel?"
-        )
-
-
-def _held_out(config: Proposals, dataset: "Dataset") -> "Dataset | None":
-    """The annotated pictures on which recall is measured, where there are any."""
-    from saccade.data.loader import open_data
-
-    wanted = config.validate_split or "val"
-    if config.validate_split is None and config.split == wanted:
-        return None
-    try:
-        found = open_data(config.data, split=wanted)
-    except InputError as error:
-        if config.validate_split is not None:
-            raise
-        _tell(f"no recall is measured: {error}")
-        return None
-    if {one.name for one in found.categories} != {one.name for one in dataset.categories}:
-        _tell(f"no recall is measured: {found.name} has other categories than {dataset.name}")
-        return None
-    return found
 
 
 def _root(config: Proposals) -> list[Path]:
@@ -450,7 +378,3 @@ def _check(config: Proposals) -> None:
     for flag, holds, need in rules:
         if not holds:
             raise InputError(f"--{flag}: must be {need}; got {getattr(config, flag.replace('-', '_'))}.")
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -24,7 +24,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from saccade.engine.config import SMALL, hold_folder
+from saccade.engine.config import SMALL
+from saccade.engine.folder import hold_folder
 from saccade.errors import InputError
 from saccade.files import versions, write_whole
 from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
@@ -222,12 +223,12 @@ def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
 
 
 def _is_done(stage: Stage, job: Job) -> bool:
-    """Whether this very command ended well, after what it needs did as that stands now, and what it made is there."""
+    """Whether this command ended well, after what it needs did as that stands now, and what it made is there."""
     stamp = _read_stamp(stage, job.name)
     return (
         job.makes.exists()
         and stamp is not None
-        and stamp["words"] == list(job.words)
+        and job.was_run_as(stamp["words"], out=stage.out)
         and stamp["after"] == {need: _digest(stage, need) for need in job.needs}
     )
 

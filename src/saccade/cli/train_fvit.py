@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.clip.names import TemplateName
-from saccade.engine.config import SMALL, check_writable, claim_folder, hold_folder
+from saccade.engine.config import SMALL
+from saccade.engine.folder import check_writable, claim_folder, hold_folder
 from saccade.errors import InputError
 from saccade.files import bad_lines, default_cache
 

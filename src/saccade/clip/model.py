@@ -61,6 +61,8 @@ class Clip(nn.Module):
             model; `saccade.clip.dense.default_windows` gives the paper's.
         gates: what the head "values3" multiplies each head's values by, (3 * heads,), the last three blocks in order;
             None: nothing. Set as (3, heads), it is saved with the model; trained in place, it must be set again.
+        alpha: share of the student, below 1, where this is a mix of weights (Sec. 4.1); None: not known to be one. It
+            is saved with the model.
         run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
     """
 
@@ -127,6 +129,15 @@ class Clip(nn.Module):
         checked = check_gates(self.visual, gates).detach().clone()
         self._gates = nn.Parameter(checked.to(next(self.visual.parameters()).device))
         self._know("gates", checked.unflatten(0, (3, -1)).tolist())
+
+    @property
+    def alpha(self) -> float | None:
+        """Share of the student in a mix of weights."""
+        return self.config.get("saccade", {}).get("alpha")
+
+    @alpha.setter
+    def alpha(self, alpha: float | None) -> None:
+        self._know("alpha", alpha)
 
     def _know(self, key: str, content: Any) -> None:
         """Write down what only Saccade knows of the model, or with None no longer."""

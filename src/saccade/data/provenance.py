@@ -13,7 +13,6 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from saccade.data.strict import short
 from saccade.types import InputError
@@ -27,7 +26,6 @@ class Provenance:
 
     training_categories: tuple[str, ...]  # whose boxes its maker learned from
     novel_categories: tuple[str, ...]  # which its maker held back
-    facts: dict[str, Any]  # everything it says, these two included
 
 
 def read_provenance(path: Path) -> Provenance | None:
@@ -61,15 +59,18 @@ def read_provenance(path: Path) -> Provenance | None:
                 f"{short(facts)}. Make the file again with `saccade proposals`, or remove that entry."
             )
     training, novel = (tuple(names) for names in lists if names is not None)
-    return Provenance(training, novel, facts)
+    return Provenance(training, novel)
 
 
-def check_provenance(path: Path, novel: Collection[str] | None, *, allow: bool = False) -> str | None:
+def check_provenance(
+    path: Path, novel: Collection[str] | None, *, known: Collection[str] = (), allow: bool = False
+) -> str | None:
     """Refuse proposals that were trained on a novel class.
 
     Args:
         path: the file of boxes.
         novel: names of the novel classes of the data; None where it has none, then those that the file names itself.
+        known: names of all the data's classes, where these are known.
         allow: take them all the same, with a note.
 
     Returns:
@@ -88,7 +89,7 @@ def check_provenance(path: Path, novel: Collection[str] | None, *, allow: bool =
     unseen = {_plain(name) for name in (found.novel_categories if novel is None else novel)}
     leaked = [name for name in found.training_categories if _plain(name) in unseen]
     if not leaked:
-        return None
+        return _doubt(path, found.training_categories, known)
     more = f" and {len(leaked) - TOLD} more" if len(leaked) > TOLD else ""
     said = f"{len(leaked)} novel classes: {', '.join(leaked[:TOLD])}{more}"
     if allow:
@@ -96,6 +97,24 @@ def check_provenance(path: Path, novel: Collection[str] | None, *, allow: bool =
     raise InputError(
         f"--boxes {path}: need proposals trained on base classes alone; these were trained on {said}. Make others with "
         "`saccade proposals`, or, where nothing is to be novel, add --allow-novel."
+    )
+
+
+def _doubt(path: Path, training: Collection[str], known: Collection[str]) -> str | None:
+    """Why nobody can tell by these names whether a novel class was seen; None where they can be compared."""
+    if not training:
+        reason = "has an empty training_categories: it says that it was trained on no class at all"
+    elif known and not {_plain(name) for name in training} & {_plain(name) for name in known}:
+        some, own = next(iter(training)), next(iter(known))
+        reason = (
+            f"was trained on {len(training)} classes (such as {some!r}), none of which is among the {len(known)} of "
+            f"the data (such as {own!r})"
+        )
+    else:
+        return None
+    return (
+        f"WARNING   --boxes {path}: {reason}, so nobody can tell whether it has seen novel classes. Are these the "
+        "proposals of this data? `saccade proposals` makes some"
     )
 
 

@@ -93,14 +93,20 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
 
 
 def note_boxless(dataset: Dataset) -> Dataset:
-    """Note how many pictures have no box at all, so that the user is told what is distilled in them."""
+    """Note how many pictures have no box at all, so that the user is told what is distilled in them; where these are
+    more than half, it is a warning with a way out."""
     none = [record for record in dataset.records if not record.boxes]
     if not none:
         return dataset
     line = (
-        f"{len(none)} of {len(dataset.records)} pictures have no box: their top left quarter was distilled; "
+        f"{len(none)} of {len(dataset.records)} pictures have no box: their top left quarter is distilled; "
         f"the first: {none[0].id}"
     )
+    if 2 * len(none) > len(dataset.records):
+        line = (
+            f"WARNING   {line}. That is most of what is learned from: name boxes of all pictures with --boxes "
+            "(`saccade proposals` makes them), or in --data only the pictures that have some."
+        )
     return replace(dataset, notes=(*dataset.notes, line))
 
 

@@ -1,27 +1,22 @@
-"""What a distillation run is told (the flags of `saccade distill`), and the claim a run makes on its output folder.
+"""What a distillation run is told: the flags of `saccade distill`, and what of them makes it another run.
 
 Learning rate, decay, warm-up and input size default to the paper's (Sec. 4.1), or to the small CLIP's for the small
 CLIP. The object stops at the door: everything below the command line takes plain arguments. Nothing here imports
-torch, so that `--help` is instant. Deliberately absent: configuration files, inheritance, nested groups.
+torch, so that `--help` is instant. Deliberately absent: configuration files, inheritance, nested groups; and
+the claim on the output folder (`folder.py`).
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from saccade.clip.names import Head
+from saccade.engine.folder import HARMLESS
 from saccade.errors import InputError
 
 SMALL = "saccade-small"  # the shipped small CLIP
-HARMLESS = (
-    *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
-    *("tensorboard", "track", "dry_run"),
-)
-"""Fields that may change between the parts of one run: the weights come out the same."""
 LARGEST_KEEP = 10  # a weight; --keep was once the number of patches, 20
 SHARED = ("batch", "accumulate", "processes")
 """Fields that say how the pictures of a step are shared."""
@@ -308,10 +303,22 @@ def _check_objective(config: DistillConfig) -> None:
         )
 
 
+def learns_from_captions(config: DistillConfig) -> bool:
+    """Whether the captions of the training pictures are needed."""
+    return config.objective == "image-text" or (config.objective == "region-text" and config.nouns is None)
+
+
 def contents_of(config: DistillConfig) -> dict[str, str]:
-    """What makes a run with other contents of --boxes or --captions another run: the sha256 of each that is given."""
+    """What makes a run with other contents of --boxes or of its captions another run: the sha256 of each file.
+
+    Captions are those of --captions, else those in the standard place of a COCO root where they are learned from.
+    """
+    usual = Path(config.data) / "annotations" / f"captions_{config.split}2017.json"
+    captions = config.captions
+    if captions is None and learns_from_captions(config) and usual.is_file():
+        captions = usual
     found = {}
-    for name, path in {"boxes": config.boxes, "captions": config.captions}.items():
+    for name, path in {"boxes": config.boxes, "captions": captions}.items():
         if path is not None:
             with path.open("rb") as file:
                 found[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -381,90 +388,3 @@ def told_sharing(before: Sharing, now: Sharing, *, steps: int) -> str | None:
         f"{steps * now.pictures:,} more pictures instead of {steps * before.pictures:,}. Every epoch still shows every "
         f"picture exactly once. {advice}."
     )
-
-
-def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = HARMLESS) -> bool:
-    """Take the output folder for this run, or recognise it as this run's own.
-
-    Args:
-        out: the run's folder; made if it does not exist.
-        record: from `run_record`.
-        may_change: fields that do not make it another run.
-
-    Returns:
-        Whether the folder already held this run (there may be something to resume); then nothing was written.
-
-    Raises:
-        InputError: the folder cannot be written, or holds another run (the differing fields are listed).
-    """
-    path = out / "config.json"
-    if path.is_file():
-        _same_run(path, record, may_change)
-        return True
-    check_writable(out)
-    taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
-    if taken:
-        raise InputError(
-            f"--out {out}: must be new or this run's own; it holds {', '.join(taken)} but no config.json. "
-            "Choose another folder."
-        )
-    partial = path.with_name("config.json.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
-    return False
-
-
-def hold_folder(out: Path) -> TextIO:
-    """Keep other runs out of a claimed folder until the file is closed; the system does so even after kill -9.
-
-    Returns:
-        The open lock file.
-
-    Raises:
-        InputError: another process is writing there.
-    """
-    file = (out / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(f"--out {out}: another process is writing there. Wait for it, or choose another.") from error
-    except OSError:  # a file system without locks
-        pass
-    return file
-
-
-def check_writable(out: Path) -> None:
-    """Make a folder if it does not exist, and put a file into it for a moment.
-
-    Raises:
-        InputError: one of them cannot be done.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".write_probe"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"--out {out}: must be a folder that can be written; {error}. Choose another.") from error
-
-
-def _same_run(path: Path, record: dict[str, Any], may_change: Sequence[str]) -> None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: must be the JSON record of a run; it cannot be read ({error}). Choose another --out."
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must be the JSON record of a run; got {found!r:.60}. Choose another --out.")
-    missing = "(absent)"
-    fields = sorted({*found, *record} - set(may_change))
-    differing = [name for name in fields if found.get(name, missing) != record.get(name, missing)]
-    if differing:
-        lines = [f"  {name}: there {found.get(name, missing)}, here {record.get(name, missing)}" for name in differing]
-        raise InputError(
-            f"--out {path.parent}: holds another run; to continue it, give the same command. Differing:\n"
-            + "\n".join(lines)
-            + "\nChoose another --out, or remove that folder."
-        )

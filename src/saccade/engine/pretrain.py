@@ -26,7 +26,7 @@ from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.clip.weights import save_clip
 from saccade.data.shards import read_pairs
-from saccade.engine.config import claim_folder
+from saccade.engine.folder import claim_folder
 from saccade.engine.log import Log
 from saccade.objectives.image_text import clamp_scale, contrastive_loss
 from saccade.ops.augment import random_views

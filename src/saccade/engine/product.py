@@ -23,7 +23,7 @@ def write_product(original: Clip, tensors: dict[str, Tensor], folder: Path, *, a
         original: the CLIP as it was; becomes the mixed one.
         tensors: of a checkpoint.
         folder: OUT/model.
-        alpha: share of the student; 1 saves it as it is.
+        alpha: share of the student, which the folder remembers; 1 saves it as it is.
     """
     state = original.model.state_dict()
     trained = {label.removeprefix(_OF_STUDENT): one for label, one in tensors.items() if label.startswith(_OF_STUDENT)}
@@ -34,6 +34,7 @@ def write_product(original: Clip, tensors: dict[str, Tensor], folder: Path, *, a
         before = open_gates(original.visual).flatten() if original.gates is None else original.gates.detach().cpu()
         mixed = mix_states({_GATES: tensors[_GATES]}, {_GATES: before}, alpha=alpha)[_GATES]
         original.gates = mixed.unflatten(0, (3, -1))
+    original.alpha = None if alpha == 1 else alpha  # whatever the CLIP it started from was
     save_clip(original, folder)
 
 

@@ -76,7 +76,7 @@ def evaluate_agreement(
             "Compare a model with the CLIP it was distilled from."
         )
     if gallery < 1:
-        raise InputError(f"gallery: need a number of pictures >= 1; got {gallery}")
+        raise InputError(f"--gallery: need at least 1 picture; got {gallery}.")
     check_side(size, patch=student.patch_size, flag="--size")
     student.eval()
     reference.eval()

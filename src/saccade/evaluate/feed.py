@@ -46,7 +46,9 @@ class Feed:
             progress: show a bar with rate and time left on stderr.
         """
         if limit is not None and limit < 1:
-            raise InputError(f"limit: need a number of pictures >= 1; got {limit}.")
+            raise InputError(f"--limit: need at least 1 picture; got {limit}.")
+        if batch < 1:
+            raise InputError(f"--batch: need at least 1 picture; got {batch}.")
         self.dataset = dataset if limit is None else replace(dataset, records=dataset.records[:limit])
         self._progress = progress
         self._loader = make_loader(
@@ -86,7 +88,7 @@ class CropPacker:
     def __init__(self, clip: Clip, *, batch: int) -> None:
         """Remember the tower whose image embedding is wanted and the crops a batch."""
         if batch < 1:
-            raise InputError(f"crop_batch: need a number >= 1; got {batch}")
+            raise InputError(f"--crop-batch: need at least 1 crop; got {batch}.")
         self.clip, self.batch = clip, batch
         self.waiting: list[Float[Tensor, "N 3 S S"]] = []
         self.done: list[Float[Tensor, "N D"]] = []

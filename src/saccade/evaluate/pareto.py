@@ -6,12 +6,15 @@ Deliberately absent: choosing an alpha, and training with another one.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from saccade.clip.dense import open_gates
+from saccade.clip.describe import CONFIG_FILE
 from saccade.clip.model import Clip
 from saccade.clip.names import Head, TemplateName
 from saccade.clip.states import mix_states
@@ -42,7 +45,7 @@ def evaluate_pareto(
     workers: int = 0,
     progress: bool = False,
 ) -> dict:
-    """Measure dense and global accuracy of every student at every alpha (Sec. 4.1).
+    """Measure dense and global accuracy of every student at every alpha (Sec. 4.1); at 0, the teacher, once for all.
 
     Args:
         students: unmixed models by name; their weights and gates are as before when this returns or raises.
@@ -84,18 +87,33 @@ def evaluate_pareto(
     before = teacher.model.state_dict()
     for name, student in students.items():
         check_mixable(name, student, before)
-    points, seen = [], {}
+    points, seen, teachers = [], {}, {}
     for name, student in students.items():
         after = {key: value.clone() for key, value in student.model.state_dict().items()}
         gates = student.gates
         try:
             for alpha in alphas:
+                if alpha == 0 and student.windows in teachers:  # the same weights, looked at in the same way
+                    points.append({**teachers[student.windows], "model": name})
+                    continue
                 student.model.load_state_dict(mix_states(after, before, alpha=alpha))
                 student.gates = _mix_gates(student, gates, teacher.gates, alpha=alpha)
-                dense = evaluate_regions(student, dataset, sizes=[size], crops=False, head=head, **reading)
-                whole = evaluate_global({name: student}, labelled=labelled, captioned=captioned, view=view, **reading)
+                mix = f"{name}, alpha {alpha:g}"
+                named = replace(dataset, name=f"{dataset.name}: {mix}")  # what the bars say
+                dense = evaluate_regions(student, named, sizes=[size], crops=False, head=head, **reading)
+                whole = evaluate_global(
+                    {name: student},
+                    labelled=replace(
+                        labelled, dataset=replace(labelled.dataset, name=f"{labelled.dataset.name}: {mix}")
+                    ),
+                    captioned=None if captioned is None else replace(captioned, name=f"{captioned.name}: {mix}"),
+                    view=view,
+                    **reading,
+                )
                 points.append(_point(name, alpha, dense["dense"][size], whole[name]))
                 seen = {"pictures": dense["pictures"], "bad": dense["bad"]}
+                if alpha == 0:
+                    teachers[student.windows] = points[-1]
         finally:
             student.model.load_state_dict(after)
             student.gates = None if gates is None else gates.unflatten(0, (3, -1))
@@ -128,23 +146,32 @@ def check_mixable(name: str, student: Clip, teacher: dict[str, Tensor]) -> None:
 
 
 def check_unmixed(model: Path) -> None:
-    """Refuse a product that was mixed already, where its run's config.json says so (RUN/model beside RUN/config.json).
+    """Refuse a product that was mixed already, where it says so itself, or its run's config.json (RUN/model beside
+    RUN/config.json; products did not say so before).
 
     Raises:
         InputError: its alpha is below 1.
     """
-    path = model.resolve().parent / "config.json"
-    if not model.is_dir() or not path.is_file():
+    if not model.is_dir():
         return
+    own, run = model / CONFIG_FILE, model.resolve().parent / "config.json"
+    for path, alpha in ((own, _read_entry(own, "saccade", "alpha")), (run, _read_entry(run, "alpha"))):
+        if isinstance(alpha, int | float) and alpha < 1:
+            raise InputError(
+                f"--model {model}: need the student itself; {path} says that this product is mixed already, with alpha "
+                f"{alpha}. Distil with --alpha 1 to another folder."
+            )
+
+
+def _read_entry(path: Path, *keys: str) -> Any:
+    """An entry of a JSON file; None where it has none, or is no such file."""
     try:
-        alpha = json.loads(path.read_bytes()).get("alpha", 1.0)
-    except (OSError, ValueError, AttributeError):  # not the record of a run
-        return
-    if isinstance(alpha, int | float) and alpha < 1:
-        raise InputError(
-            f"--model {model}: need the student itself; {path} says that this product is mixed already, with alpha "
-            f"{alpha}. Distil with --alpha 1 to another folder."
-        )
+        content = json.loads(path.read_bytes())
+        for key in keys:
+            content = content[key]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return content
 
 
 def _point(name: str, alpha: float, dense: dict, whole: dict) -> dict:

@@ -7,6 +7,7 @@ share are run once. Deliberately absent: running them (`saccade.cli.reproduce`),
 (`results.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from saccade.ledger.scale import Scale
 UNTOUCHED = "untouched"  # where the measurements of the CLIP as it comes lie
 DRAWN = (2_000_001, 2_000_051, 2_000_101, 2_000_151)  # pictures that detections are drawn on
 DRAWN_SCORE = 0.5
+WHERE = ("--workers", "--device")  # flags that change where and how fast a command runs
+SAME = "="  # no path
 SWEPT = ("clipself", "keep")  # runs whose weights are mixed with the teacher's
 
 
@@ -28,6 +31,40 @@ class Job:
     makes: Path  # there once it is done
     needs: tuple[str, ...] = ()  # names of jobs
     cost: float = 1.0  # about how long it takes, in trainings; for the time left
+
+    def was_run_as(self, words: Sequence[str], *, out: Path) -> bool:
+        """Whether a command that was run is this one, but for where it ran.
+
+        Neither the processes that decode pictures, nor the device, nor the place of OUT changes what is made: a folder
+        that was moved, or is called by another path, is still done.
+
+        Args:
+            words: of the command that was run.
+            out: OUT of this job.
+        """
+        mine, theirs = _without_flags(self.words), _without_flags(words)
+        if len(mine) != len(theirs):
+            return False
+        places = {_place_in(one, other, str(out)) for one, other in zip(mine, theirs, strict=True)} - {SAME}
+        return None not in places and len(places) <= 1
+
+
+def _without_flags(words: Sequence[str]) -> list[str]:
+    """The words without the flags that say where a command runs, and their values."""
+    kept = [place for place in range(len(words)) if not {*words[max(place - 1, 0) : place + 1]} & {*WHERE}]
+    return [words[place] for place in kept]
+
+
+def _place_in(mine: str, theirs: str, out: str) -> str | None:
+    """The OUT of the other command, by a word that names something in OUT (PATH or NAME=PATH); of other words SAME
+    where they are equal, else None."""
+    start = "" if mine.startswith(out) else "".join(mine.partition("=")[:2])
+    path = mine.removeprefix(start)
+    if path == out or path.startswith(f"{out}/"):
+        end = path.removeprefix(out)
+        place = theirs.removeprefix(start).removesuffix(end)
+        return place if theirs == f"{start}{place}{end}" else None
+    return SAME if mine == theirs else None
 
 
 @dataclass(frozen=True)

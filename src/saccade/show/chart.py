@@ -7,6 +7,7 @@ named where it ends; a reader needs no legend. Deliberately absent: interaction 
 import math
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 390.0, 250.0  # of a chart [SVG units, about pixels]
 LEFT, RIGHT, TOP, BOTTOM = 36.0, 122.0, 12.0, 40.0  # margins around the plot; names stand in the right one
@@ -101,15 +102,18 @@ def _names(scale: Scale, lines: list[Line]) -> list[str]:
     ]
 
 
-def spread(places: list[float], *, low: float, high: float) -> list[float]:
-    """Push rising places at least `SPACING` apart, within low..high where they fit."""
+def spread(places: list[float], *, low: float, high: float, heights: list[float] | None = None) -> list[float]:
+    """Push rising places apart, within low..high where they fit: by `SPACING`, or so that things of these heights
+    around them do not overlap."""
+    heights = [SPACING] * len(places) if heights is None else heights
+    apart = [(one + other) / 2 for one, other in pairwise(heights)]  # least distances of neighbours
     result: list[float] = []
-    for place in places:
-        result.append(max(place, result[-1] + SPACING) if result else max(place, low))
+    for index, place in enumerate(places):
+        result.append(max(place, result[-1] + apart[index - 1]) if result else max(place, low))
     limit = high
     for index in reversed(range(len(result))):
         result[index] = min(result[index], limit)
-        limit = result[index] - SPACING
+        limit = result[index] - (apart[index - 1] if index else 0)
     return result
 
 

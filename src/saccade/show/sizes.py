@@ -33,15 +33,20 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
         kind: boxes, things or stuff.
 
     Raises:
-        InputError: there is no such file, it is no such result, or it has no region of that kind.
+        InputError: there is no such file, it is no such result, an entry of it cannot be (which, and why), or it has no
+            region of that kind.
     """
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--results {path}: need a JSON file; {type(error).__name__}: {error}.") from error
     try:
-        dense, masked = _by_size(content["dense"], kind), _by_size(content.get("masked") or {}, kind)
-        crop = None if content["crop"] is None else _top1(content["crop"], kind)
+        where = f"--results {path}: "
+        dense = _by_size(content["dense"], kind, where=f"{where}dense")
+        masked = _by_size(content.get("masked") or {}, kind, where=f"{where}masked")
+        crop = None if content["crop"] is None else _top1(content["crop"], kind, where=f"{where}crop")
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"--results {path}: need a result of saccade evaluate regions --out; it is none ({error!r})."
@@ -51,14 +56,20 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
     return Sweep(dense, masked, crop)
 
 
-def _by_size(sizes: dict[str, Any], kind: str) -> dict[int, float]:
-    found = {int(size): _top1(scores, kind) for size, scores in sizes.items()}
+def _by_size(sizes: dict[str, Any], kind: str, *, where: str) -> dict[int, float]:
+    found = {int(size): _top1(scores, kind, where=f"{where}[{size}]") for size, scores in sizes.items()}
+    if min(found, default=1) < 1:
+        raise InputError(f"{where}: need sizes of at least 1 pixel; got {min(found)}. Measure again.")
     return {size: value for size, value in sorted(found.items()) if value is not None}
 
 
-def _top1(scores: dict[str, Any], kind: str) -> float | None:
+def _top1(scores: dict[str, Any], kind: str, *, where: str) -> float | None:
     value = scores[kind]["top1"]
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= 100:  # NaN is not
+        raise InputError(f"{where}[{kind}][top1]: need a number of percent, 0 to 100; got {value!r}. Measure again.")
+    return float(value)
 
 
 def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
