@@ -30,7 +30,7 @@ from saccade.errors import InputError
 from saccade.files import versions, write_whole
 from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
 from saccade.ledger.page import check_page, settings_of, write_page, write_results
-from saccade.ledger.rows import TABLES, Row, rows_of
+from saccade.ledger.rows import APPLICATIONS, TABLES, Row, rows_of
 from saccade.ledger.scale import scale_of
 
 Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "all"]
@@ -47,8 +47,8 @@ class Reproduce:
 
     tables: Annotated[tuple[Table, ...], Positional]
     """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
-    attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), ovd
-    (detection), or all."""
+    attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), or
+    all of these; and ovd (detection)."""
     on: str = "world"
     """world: rendered here; or a COCO root with panoptic annotations."""
     out: Path = Path("runs/reproduce")
@@ -204,7 +204,7 @@ def _write_names(stage: Stage) -> None:
 
 
 def _rows(config: Reproduce, stage: Stage) -> tuple[Row, ...]:
-    wanted = set(TABLES) if "all" in config.tables else set(config.tables)
+    wanted = {*config.tables} | ({*TABLES} - {*APPLICATIONS} if "all" in config.tables else set())
     if not wanted:
         raise InputError(f"reproduce: need tables, some of {', '.join(TABLES)}, or all.")
     return tuple(row for row in rows_of(stage.scale) if row.table in wanted)

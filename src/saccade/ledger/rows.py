@@ -13,6 +13,7 @@ from typing import Literal
 from saccade.ledger.scale import Scale
 
 TABLES = ("tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd")
+APPLICATIONS = ("ovd",)  # of TABLES; not among "all", each takes about an hour of its own
 REGION_TEXT = ("--objective", "region-text", "--boxes", "{proposals}")
 AP50 = ("novel", "base", "all")  # of F-ViT's boxes
 MIXED = ("boxes@0.25", "classes@0.25", "boxes@0.5", "classes@0.5", "boxes@0.75", "classes@0.75")
