@@ -191,7 +191,7 @@ def _train_detector(
     """Add the training of the detector on a row's model; its name."""
     folder = _detector(stage, row, seed)
     words = ["train-fvit", "--data", str(stage.data), "--out", str(folder), *model]
-    words += ["--steps", str(stage.scale.detector_steps), *stage.scale.detector]
+    words += ["--steps", str(stage.scale.detector_steps), *stage.scale.detector, *row.flags]
     words += ["--size", str(stage.scale.size), "--seed", str(seed), "--workers", str(stage.workers)]
     words += ["--device", stage.device]
     makes = folder / "model" / "detector.safetensors"
@@ -201,7 +201,8 @@ def _train_detector(
 
 def _detector(stage: Stage, row: Row, seed: int) -> Path:
     """Where the detector on a row's model lies."""
-    return stage.out / f"fvit-{row.run or UNTOUCHED}-{seed}"
+    variant = f"-{row.name.removeprefix('ovd-')}" if row.flags else ""
+    return stage.out / f"fvit-{row.run or UNTOUCHED}{variant}-{seed}"
 
 
 def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tuple[str, ...], list[str]]:
@@ -347,7 +348,7 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
         words += ("--before", stage.model, *_pretrained(stage), "--size", str(stage.scale.size), "--count", "6")
         words += ("--device", stage.device, "--out", str(folder / "kmeans.png"))
         found["figure-kmeans"] = Job("figure-kmeans", words, folder / "kmeans.png", (model.name,), cost=0.2)
-    detectors = [row for row in rows if row.measure == "detection" and row.run == "clipself"]
+    detectors = [row for row in rows if row.measure == "detection" and row.run == "clipself" and not row.flags]
     if detectors and stage.is_world:  # whose pictures have these names
         model = _detector(stage, detectors[0], seed)
         pictures = [str(stage.data / "test2017" / f"{number:012d}.jpg") for number in DRAWN]

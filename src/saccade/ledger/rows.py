@@ -46,6 +46,8 @@ class Row:
     metrics: tuple[str, ...] = ("boxes", "things", "stuff", "crops")
     """What the table shows, in this order; `results.py` says where each is found."""
     published: tuple[tuple[str, float], ...] = ()
+    flags: tuple[str, ...] = ()
+    """Of a detector: further words of `saccade train-fvit`."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,23 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
                 ("proposals", "F-ViT on CLIPSelf with region proposals", "proposals", 37.6),
             )
         ),
+        *(
+            Row(
+                f"ovd-{name}",
+                "ovd",
+                f"Tab. A6: {title}, on CLIPSelf with patches",
+                "clipself",
+                "detection",
+                AP50,
+                (),
+                flags,
+            )
+            for name, title, flags in (
+                ("simple", "ViTDet's pyramid on the last block", ("--pyramid", "simple")),
+                ("fpn", "a feature pyramid on the last block", ("--pyramid", "fpn")),
+                ("unfrozen", "the tower learns too", ("--layers", "6", "--no-cache")),
+            )
+        ),
         # --- later work
         *(
             Row(f"terms-{name}", "terms", title, name)
@@ -265,6 +284,25 @@ def claims_of(scale: Scale) -> tuple[Claim, ...]:
             "Tab. 3",
             (("ovd-patches.novel", "ovd-untouched.novel"), ("ovd-proposals.novel", "ovd-untouched.novel")),
         ),
+        Claim(
+            "ovd",
+            "taps of four blocks are better than the last block alone",
+            "Tab. A6",
+            (("ovd-patches.novel", "ovd-fpn.novel"), ("ovd-patches.base", "ovd-fpn.base")),
+        ),
+        Claim(
+            "ovd",
+            "a top-down path is better than ViTDet's pyramid",
+            "Tab. A6",
+            (("ovd-fpn.novel", "ovd-simple.novel"),),
+        ),
+        Claim(
+            "ovd",
+            "a tower that learns too helps base categories",
+            "Tab. A6",
+            (("ovd-unfrozen.base", "ovd-patches.base"),),
+        ),
+        Claim("ovd", "and hurts novel ones", "Tab. A6", (("ovd-patches.novel", "ovd-unfrozen.novel"),)),
         Claim("ovd", "proposals more than patches", "Tab. 3", (("ovd-proposals.novel", "ovd-patches.novel"),)),
         Claim(
             "terms",
