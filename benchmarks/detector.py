@@ -18,7 +18,7 @@ from measure import arguments, read, report, take_turns
 from saccade.clip.load import load
 from saccade.data.pictures import read_picture
 from saccade.heads.fvit.detector import FViT
-from saccade.heads.fvit.fusion import PRESETS, detect
+from saccade.heads.fvit.fusion import PRESETS, detect, rows_of
 from saccade.types import Batch, Sample, Segments
 
 CLASSES = 80
@@ -76,10 +76,11 @@ def main() -> None:
         sum(losses.values()).backward()
 
     def find_ours() -> None:
+        asking = (text.cpu(), ~is_novel.cpu(), 50.0, PRESETS["ov-coco"])
         with autocast:
-            found = ours.eval().candidates(samples)
+            found = ours.eval().candidates(samples, masked=lambda one: rows_of(one, *asking))
         for one in found:
-            detect(one, text.cpu(), ~is_novel.cpu(), 50.0, PRESETS["ov-coco"])
+            detect(one, *asking)
 
     def find_plain() -> None:
         with torch.inference_mode(), autocast:

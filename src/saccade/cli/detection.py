@@ -135,7 +135,7 @@ def run_detect(config: Detect) -> Path:
     from saccade.data.coco import Dataset
     from saccade.embed.features import name_pictures
     from saccade.evaluate.feed import Feed
-    from saccade.heads.fvit.fusion import detect
+    from saccade.heads.fvit.fusion import detect, rows_of
 
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
     dataset = Dataset("pictures", (), name_pictures(config.pictures), {})
@@ -159,9 +159,11 @@ def run_detect(config: Detect) -> Path:
     found: list[tuple[str, int, int, Detections]] = []
     files = {str(record.id): f"{number:06d}.jpg" for number, record in enumerate(dataset.records, start=1)}
     files = _file_names(files)
+    asking = (text, _bools(is_base), float(detector.scale.detach()), fusion)
     for samples in feed:
-        for sample, candidates in zip(samples, detector.candidates(samples), strict=True):
-            one = detect(candidates, text, _bools(is_base), float(detector.scale.detach()), fusion)
+        seen = detector.candidates(samples, masked=lambda one: rows_of(one, *asking))
+        for sample, candidates in zip(samples, seen, strict=True):
+            one = detect(candidates, *asking)
             _draw(config, sample.image, one, vocabulary.names, is_base, config.out / files[sample.id])
             found.append((sample.id, candidates.height, candidates.width, one))
     path = config.out / "detections.json"

@@ -264,3 +264,17 @@ def test_what_does_not_fit_is_refused(tiny_clip):
         detector(clip, text=torch.zeros(3, 16))
     with pytest.raises(InputError, match="at least one class"):
         detector(clip, is_novel=torch.ones(3) > 0)
+
+
+def test_masks_are_made_for_those_that_are_wanted_alone_and_are_the_same(tiny_clip, squares):
+    model = detector(tiny_clip(), masks=True).eval()
+    [everything] = model.candidates(squares(1))
+    rows = torch.tensor([4, 1])
+    [some] = model.candidates(squares(1), masked=lambda one: rows[: len(one.boxes)])
+    assert everything.masks is not None and some.masks is not None
+    assert torch.equal(some.masks[rows], everything.masks[rows])
+    others = torch.ones(len(some.boxes), dtype=torch.bool)
+    others[rows] = False
+    assert not some.masks[others].any() and everything.masks[others].any()
+    [none] = model.candidates(squares(1), masked=lambda one: rows[:0])
+    assert none.masks is not None and not none.masks.any()

@@ -8,8 +8,8 @@ finds (`candidates`) knows no vocabulary: scores are made from embeddings, the d
 `fusion`. Deliberately absent: that fusion, the texts' templates, epochs, files.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ from saccade.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, 
 from saccade.ops.pool import pool_boxes
 from saccade.types import Batch, InputError, Sample
 
+Choice = Callable[[Candidates], Int64[Tensor, " M"]]
+MASK_SHAPE = (28, 28)
 MASK_CHUNK = 256  # proposals whose masks are made at once
 
 
@@ -218,11 +220,13 @@ class FViT(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).float())
 
     @torch.no_grad()
-    def candidates(self, samples: list[Sample]) -> list[Candidates]:
+    def candidates(self, samples: list[Sample], *, masked: Choice | None = None) -> list[Candidates]:
         """Find what may be an object, whatever it is called; no vocabulary is needed.
 
         Args:
             samples: decoded pictures; their boxes and segments are not looked at.
+            masked: which of a picture's candidates get a mask, as rows, where there is a mask head; the others' masks
+                are empty. None: all do, which takes longer than everything else together.
 
         Returns:
             One record a picture, on the CPU.
@@ -244,7 +248,8 @@ class FViT(nn.Module):
         embedded = zip(unit(embeddings).half().split(counts), pooled.half().split(counts), strict=True)
         rows = zip(samples, proposals, scores, boxes, embedded, strict=True)
         found = [
-            self._candidate(*row, levels=[one[place : place + 1] for one in levels]) for place, row in enumerate(rows)
+            self._candidate(*row, levels=[one[place : place + 1] for one in levels], masked=masked)
+            for place, row in enumerate(rows)
         ]
         self.train(was_training)
         return found
@@ -258,25 +263,29 @@ class FViT(nn.Module):
         embedded: tuple[Float16[Tensor, "N D"], Float16[Tensor, "N D"]],
         *,
         levels: list[Float[Tensor, "1 C _ _"]],
+        masked: Choice | None,
     ) -> Candidates:
         """One picture's part, carried to its own pixels; masks are of the corrected boxes."""
         height, width = sample.image.shape[1:]
         frame = {"height": height, "width": width}
         carried = [boxes_on_picture(one, **frame, size=self.size) for one in (proposals, boxes)]
         proposals_there, boxes_there = (clip_boxes(one, **frame).cpu() for one in carried)
-        masks = None
-        if self.mask_head is not None:
-            fitted_height, fitted_width = no_jitter(height, width, size=self.size).fitted
-            inside = clip_boxes(boxes, height=fitted_height, width=fitted_width)
-            masks = self._masks(levels, inside)
         detector, clip = (one.cpu() for one in embedded)
-        return Candidates(sample.id, height, width, proposals_there, scores.cpu(), boxes_there, detector, clip, masks)
+        found = Candidates(sample.id, height, width, proposals_there, scores.cpu(), boxes_there, detector, clip)
+        if self.mask_head is None:
+            return found
+        chosen = torch.arange(len(boxes)) if masked is None else masked(found)
+        fitted_height, fitted_width = no_jitter(height, width, size=self.size).fitted
+        inside = clip_boxes(boxes[chosen.to(boxes.device)], height=fitted_height, width=fitted_width)
+        masks = torch.zeros(len(boxes), *MASK_SHAPE, dtype=torch.uint8)
+        masks[chosen] = self._masks(levels, inside)
+        return replace(found, masks=masks)
 
     def _masks(self, levels: list[Float[Tensor, "1 C _ _"]], boxes: Float[Tensor, "N 4"]) -> Tensor:
         """Probabilities in 255ths, relative to the boxes, a few at a time."""
         assert self.mask_head is not None, "masks are found by a mask head"
-        parts = []
-        for some in boxes.split(MASK_CHUNK):
+        parts = [torch.zeros(0, *MASK_SHAPE, dtype=torch.uint8)]
+        for some in boxes.split(MASK_CHUNK) if len(boxes) else ():
             logits = self.mask_head(pool_levels(levels, [some], strides=self.strides, side=MASK_SIDE))
             parts.append((255 * logits.sigmoid()).round().to(torch.uint8).cpu())
         return torch.cat(parts)  # (N, 28, 28)

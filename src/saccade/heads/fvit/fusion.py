@@ -130,6 +130,19 @@ def detect(
     )
 
 
+def rows_of(
+    candidates: Candidates,
+    text: Float[Tensor, "K1 D"],
+    is_base: Bool[Tensor, " K"],
+    detector_scale: float,
+    fusion: Fusion,
+) -> Int64[Tensor, " M"]:
+    """Which candidates `detect` will keep, for whatever class: those whose masks are worth making."""
+    cosines = compare(candidates, text)
+    rows, _ = _choose(candidates, _fused(cosines, is_base, detector_scale=detector_scale, fusion=fusion), fusion)
+    return rows.unique()
+
+
 def detect_from(
     candidates: Candidates,
     cosines: tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]],
@@ -140,12 +153,9 @@ def detect_from(
     masks: bool,
 ) -> Detections:
     """The part of `detect` that depends on the fusion; `compare` made the cosines."""
-    p, q = (detector_scale * cosines[0]).softmax(dim=1), (fusion.temperature * cosines[1]).softmax(dim=1)
-    scores = fuse_scores(p, q, is_base, base=fusion.base, novel=fusion.novel)[:, :-1].cpu()  # (N, K)
     boxes = candidates.boxes.cpu()
-    has_area = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)  # (N,)
-    scores = torch.where(has_area[:, None], scores, -1.0)  # a fused score is never below 0
-    rows, labels = keep_best(boxes, scores, min_score=fusion.min_score, overlap=fusion.nms, keep=fusion.keep)
+    scores = _fused(cosines, is_base, detector_scale=detector_scale, fusion=fusion)
+    rows, labels = _choose(candidates, scores, fusion)
     drawn = None
     if masks and candidates.masks is not None:
         unique, place = rows.unique(return_inverse=True)  # a proposal has one mask, whatever its classes
@@ -153,6 +163,28 @@ def detect_from(
         pasted = paste_as_rle(candidates.masks[unique], boxes[unique], **size)
         drawn = tuple(pasted[one] for one in place.tolist())
     return Detections(boxes[rows], scores[rows, labels], labels, drawn)
+
+
+def _fused(
+    cosines: tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]],
+    is_base: Bool[Tensor, " K"],
+    *,
+    detector_scale: float,
+    fusion: Fusion,
+) -> Float[Tensor, "N K"]:
+    """The fused scores, background left out."""
+    p, q = (detector_scale * cosines[0]).softmax(dim=1), (fusion.temperature * cosines[1]).softmax(dim=1)
+    return fuse_scores(p, q, is_base, base=fusion.base, novel=fusion.novel)[:, :-1].cpu()
+
+
+def _choose(
+    candidates: Candidates, scores: Float[Tensor, "N K"], fusion: Fusion
+) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Rows and classes of what is kept; boxes without area are not."""
+    boxes = candidates.boxes.cpu()
+    has_area = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)  # (N,)
+    scores = torch.where(has_area[:, None], scores, -1.0)  # a fused score is never below 0
+    return keep_best(boxes, scores, min_score=fusion.min_score, overlap=fusion.nms, keep=fusion.keep)
 
 
 def keep_best(
