@@ -215,3 +215,14 @@ def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_pa
     frozen = load("saccade-small")
     ours, before = detector.tower.clip.visual.state_dict(), frozen.visual.state_dict()
     assert any(not torch.equal(ours[name], before[name]) for name in before)
+
+
+def test_transfer_measures_all_categories_and_knows_no_split(world, trained, tmp_path):
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    found = {}
+    for benchmark in ("ov-coco", "transfer-coco"):
+        main([*words, "--benchmark", benchmark, "--out", str(tmp_path / "t.json")])
+        found[benchmark] = json.loads((tmp_path / "t.json").read_text())
+    assert found["ov-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all", "base", "novel"}
+    assert found["transfer-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all"}
+    assert found["transfer-coco"]["recall"].keys() == {"all"}

@@ -103,7 +103,8 @@ class Detection(Reading, Fusing):
     annotations: Path | None = None
     """Annotation file to read in place of the one in the standard place: COCO, LVIS or Objects365 JSON."""
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; default: as for `saccade train-fvit`."""
+    """JSON file {"base": [names], "novel": [names]}; default: as for `saccade train-fvit`, and none with a transfer
+    benchmark, which measures all categories."""
     vocab: str | None = None
     """Ask for these classes, and measure the categories among them; default: all categories of the data."""
     style: Literal["coco", "lvis", "voc"] | None = None
@@ -197,7 +198,9 @@ def run_detection(config: Detection) -> dict[str, Any]:
 
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
-    split = split_of(dataset, config.data, file=config.novel)
+    benchmark = config.benchmark or ""
+    is_transfer = benchmark.startswith("transfer-") and config.novel is None  # all categories count alike
+    split = None if is_transfer else split_of(dataset, config.data, file=config.novel)
     detector, about = _load(config.model, config, config.device)
     if config.masks and not about.network.masks:
         raise InputError(f"--masks: need a detector that finds masks; {config.model} was trained without --masks.")
