@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +227,28 @@ def test_transfer_measures_all_categories_and_knows_no_split(world, trained, tmp
     assert found["ov-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all", "base", "novel"}
     assert found["transfer-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all"}
     assert found["transfer-coco"]["recall"].keys() == {"all"}
+
+
+def test_what_a_detector_was_trained_on_is_base_where_the_data_has_no_split(world, trained, tmp_path):
+    # world's 24 base classes are base in the fusion, also where all 32 are measured alike: then the base's weight
+    # changes the result, which it could not if every class were novel
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    more = ["--benchmark", "transfer-coco", "--base-weights", "0", "1", "--min-score", "0"]
+    written = []
+    for place in ("0", "1"):
+        path = tmp_path / f"{place}.json"
+        main([*words, *more[:3], place, *more[5:], "--results", str(path), "--out", str(tmp_path / "o.json")])
+        written.append(path.read_text())
+    assert written[0] != written[1]
+
+
+def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("saccade.heads.fvit.detector.FViT.candidates", refuse)
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    assert "need all its 32 categories" in fails(capsys, *words, "--vocab", "cat, unicorn")
+    assert "neg_category_ids" in fails(capsys, *words, "--style", "lvis")
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    assert "pip install" in fails(capsys, *words)
