@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
-from saccade.cli.detection import made_by
+from saccade.cli.detection import Detection, _table, made_by
 from saccade.cli.main import main
 from saccade.clip.load import load
 from saccade.clip.weights import save_clip
@@ -24,6 +25,7 @@ from saccade.types import InputError
 TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
         "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",
         "--device", "cpu"]  # fmt: skip
+LVIS_GROUPS = ("base", "novel", "rare", "common", "frequent")
 ASK = ["--workers", "0", "--device", "cpu"]
 
 
@@ -252,3 +254,16 @@ def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained
     assert "neg_category_ids" in fails(capsys, *words, "--style", "lvis")
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     assert "pip install" in fails(capsys, *words)
+
+
+def test_the_table_of_lvis_has_ap_of_rare_classes_and_fits_a_terminal(capsys):
+    groups = {name: {"AP": 1.25 + place, "AP50": 50.0} for place, name in enumerate(("all", *LVIS_GROUPS))}
+    kind = {"AP": 1.2, "AP50": 50.0, "groups": groups}
+    one = {"fusion": {"base": 0.1, "novel": 0.6}, "style": "lvis", "boxes": kind, "masks": kind}
+    config = Detection(data=Path("d"), model=Path("m"))
+    Console(width=80).print(_table({"fusions": [one], "pictures": 2}, config))
+    told = capsys.readouterr().out
+    assert all(name in told for name in LVIS_GROUPS) and "…" not in told
+    rows = [line for line in told.splitlines() if "masks" in line]
+    # AP, AP50, then AP of base, novel, rare ..: 1.25 + their places 1 to 5, to one digit
+    assert [cell.strip() for cell in rows[0].split("│")[3:-1]] == ["1.2", "50.0", "2.2", "3.2", "4.2", "5.2", "6.2"]

@@ -346,21 +346,21 @@ def _table(result: dict[str, Any], config: Detection) -> "Table":
     from rich.table import Table
 
     first = result["fusions"][0]
-    groups = [*first["boxes"]["groups"]]
     kinds = ["boxes", *(["masks"] if first["masks"] is not None else [])]
+    of_groups = "AP" if first["style"] == "lvis" else "AP50"  # APr, APc and APf; OV-COCO's are AP50
+    groups = [name for name in first["boxes"]["groups"] if name != "all"]
     title = f"{config.model}: {result['pictures']} pictures, {first['style']}'s rule [%]"
     table = Table(title=title, title_justify="left")
-    table.add_column("tower's share\nbase, novel")
-    for kind in kinds:
-        for heading in ("AP", "AP50", *(f"AP50\n{name}" for name in groups)):
-            table.add_column(f"{kind}\n{heading}", justify="right")
+    table.add_column("tower's\nshare")
+    table.add_column("of")
+    for heading in ("AP", "AP50", *(f"{of_groups}\n{name}" for name in groups)):
+        table.add_column(heading, justify="right")
     for one in result["fusions"]:
-        cells = []
         for kind in kinds:
             found = one[kind]
-            values = [found.get("AP"), found.get("AP50"), *(found["groups"][name].get("AP50") for name in groups)]
-            cells += ["-" if value is None else f"{value:.1f}" for value in values]
-        table.add_row(f"{one['fusion']['base']:g}, {one['fusion']['novel']:g}", *cells)
+            values = [found.get("AP"), found.get("AP50"), *(found["groups"][name].get(of_groups) for name in groups)]
+            cells = ["-" if value is None else f"{value:.1f}" for value in values]
+            table.add_row(f"{one['fusion']['base']:g}, {one['fusion']['novel']:g}", kind, *cells)
     return table
 
 
