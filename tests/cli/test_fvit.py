@@ -267,3 +267,26 @@ def test_the_table_of_lvis_has_ap_of_rare_classes_and_fits_a_terminal(capsys):
     rows = [line for line in told.splitlines() if "masks" in line]
     # AP, AP50, then AP of base, novel, rare ..: 1.25 + their places 1 to 5, to one digit
     assert [cell.strip() for cell in rows[0].split("│")[3:-1]] == ["1.2", "50.0", "2.2", "3.2", "4.2", "5.2", "6.2"]
+
+
+def test_without_a_usable_picture_there_is_no_detector(world, tmp_path, capsys):
+    broken = tmp_path / "w"
+    shutil.copytree(world, broken)
+    for path in (broken / "train2017").iterdir():
+        path.write_bytes(b"no picture")
+    told = fails(capsys, "train-fvit", "--data", str(broken), "--out", str(tmp_path / "f"), *TINY)
+    assert "no detector is written" in told and not (tmp_path / "f/model").exists()
+
+
+def test_what_a_pass_takes_is_measured_in_the_arithmetic_of_the_run(world, tmp_path, monkeypatch):
+    seen = []
+
+    def measured(objective, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return 0, 0.0
+
+    monkeypatch.setattr("saccade.engine.plan.measure_kept", measured)
+    for precision in ("float32", "bfloat16"):
+        words = ["train-fvit", "--data", str(world), "--out", str(tmp_path / precision), *TINY, "--steps", "1"]
+        main([*words, "--precision", precision])
+    assert seen == [False, True]
