@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
-from saccade.cli.detection import made_by
+from saccade.cli.detection import Detection, _table, made_by
 from saccade.cli.main import main
 from saccade.clip.load import load
 from saccade.clip.weights import save_clip
@@ -23,6 +25,7 @@ from saccade.types import InputError
 TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
         "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",
         "--device", "cpu"]  # fmt: skip
+LVIS_GROUPS = ("base", "novel", "rare", "common", "frequent")
 ASK = ["--workers", "0", "--device", "cpu"]
 
 
@@ -226,3 +229,64 @@ def test_transfer_measures_all_categories_and_knows_no_split(world, trained, tmp
     assert found["ov-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all", "base", "novel"}
     assert found["transfer-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all"}
     assert found["transfer-coco"]["recall"].keys() == {"all"}
+
+
+def test_what_a_detector_was_trained_on_is_base_where_the_data_has_no_split(world, trained, tmp_path):
+    # world's 24 base classes are base in the fusion, also where all 32 are measured alike: then the base's weight
+    # changes the result, which it could not if every class were novel
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    more = ["--benchmark", "transfer-coco", "--base-weights", "0", "1", "--min-score", "0"]
+    written = []
+    for place in ("0", "1"):
+        path = tmp_path / f"{place}.json"
+        main([*words, *more[:3], place, *more[5:], "--results", str(path), "--out", str(tmp_path / "o.json")])
+        written.append(path.read_text())
+    assert written[0] != written[1]
+
+
+def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("saccade.heads.fvit.detector.FViT.candidates", refuse)
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    assert "need all its 32 categories" in fails(capsys, *words, "--vocab", "cat, unicorn")
+    assert "neg_category_ids" in fails(capsys, *words, "--style", "lvis")
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    assert "pip install" in fails(capsys, *words)
+
+
+def test_the_table_of_lvis_has_ap_of_rare_classes_and_fits_a_terminal(capsys):
+    groups = {name: {"AP": 1.25 + place, "AP50": 50.0} for place, name in enumerate(("all", *LVIS_GROUPS))}
+    kind = {"AP": 1.2, "AP50": 50.0, "groups": groups}
+    one = {"fusion": {"base": 0.1, "novel": 0.6}, "style": "lvis", "boxes": kind, "masks": kind}
+    config = Detection(data=Path("d"), model=Path("m"))
+    Console(width=80).print(_table({"fusions": [one], "pictures": 2}, config))
+    told = capsys.readouterr().out
+    assert all(name in told for name in LVIS_GROUPS) and "…" not in told
+    rows = [line for line in told.splitlines() if "masks" in line]
+    # AP, AP50, then AP of base, novel, rare ..: 1.25 + their places 1 to 5, to one digit
+    assert [cell.strip() for cell in rows[0].split("│")[3:-1]] == ["1.2", "50.0", "2.2", "3.2", "4.2", "5.2", "6.2"]
+
+
+def test_without_a_usable_picture_there_is_no_detector(world, tmp_path, capsys):
+    broken = tmp_path / "w"
+    shutil.copytree(world, broken)
+    for path in (broken / "train2017").iterdir():
+        path.write_bytes(b"no picture")
+    told = fails(capsys, "train-fvit", "--data", str(broken), "--out", str(tmp_path / "f"), *TINY)
+    assert "no detector is written" in told and not (tmp_path / "f/model").exists()
+
+
+def test_what_a_pass_takes_is_measured_in_the_arithmetic_of_the_run(world, tmp_path, monkeypatch):
+    seen = []
+
+    def measured(objective, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return 0, 0.0
+
+    monkeypatch.setattr("saccade.engine.plan.measure_kept", measured)
+    for precision in ("float32", "bfloat16"):
+        words = ["train-fvit", "--data", str(world), "--out", str(tmp_path / precision), *TINY, "--steps", "1"]
+        main([*words, "--precision", precision])
+    assert seen == [False, True]

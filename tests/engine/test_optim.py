@@ -85,3 +85,12 @@ def test_a_group_may_move_slower():
     take_step(optimizer, lr=0.5, weight_decay=0.0)
     # Adam's first step is its rate, whatever the gradient
     torch.testing.assert_close(torch.stack([fast, slow]).detach().flatten(), torch.tensor([0.5, 0.95]))
+
+
+def test_partly_trained_rows_decay_at_the_rate_of_their_group():
+    fused = nn.Parameter(torch.ones(6, 4))
+    optimizer = torch.optim.AdamW([{"params": [fused], "weight_decay": 0.0, "lr_scale": 0.5}], lr=0.0)
+    fused.grad = torch.zeros(6, 4)
+    take_step(optimizer, lr=0.1, weight_decay=0.4, partly=[(fused, slice(4, None))])
+    # the group's rate is 0.1 * 0.5, so its rows become 1 - 0.05 * 0.4 = 0.98; the others stand still
+    torch.testing.assert_close(fused.detach(), torch.cat([torch.ones(4, 4), torch.full((2, 4), 0.98)]))

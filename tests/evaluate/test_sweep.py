@@ -7,8 +7,8 @@ import torch
 
 from saccade.data.records import Dataset, Record
 from saccade.data.splits import BaseNovel
-from saccade.evaluate.detection import evaluate_detection
-from saccade.evaluate.sweep import base_of, proposal_recall, sweep
+from saccade.evaluate.detection import evaluate_detection, open_truth
+from saccade.evaluate.sweep import proposal_recall, sweep
 from saccade.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
 from saccade.heads.fvit.fusion import Fusion, detect
 from saccade.types import Category, InputError
@@ -44,8 +44,9 @@ def stored(tmp_path: Path) -> tuple[CandidateStore, Dataset, torch.Tensor]:
 def test_a_sweep_is_one_evaluation_each(stored):
     store, data, text = stored
     wanted = {"vocabulary": NAMES, "split": SPLIT, "style": "coco"}
-    results = sweep(store, text, FUSIONS, data, detector_scale=5.0, **wanted)
+    truth = open_truth(data, **wanted, masks=False, annotations=None, only_present=False)
     is_base = torch.tensor([True, False, True])
+    results = sweep(store, text, FUSIONS, truth, is_base, detector_scale=5.0, style="coco")
     for fusion, result in zip(FUSIONS, results, strict=True):
         found = [(one.id, detect(one, text, is_base, 5.0, fusion)) for one in store]
         once = evaluate_detection(found, data, **wanted)
@@ -55,15 +56,12 @@ def test_a_sweep_is_one_evaluation_each(stored):
     assert len({result["boxes"]["groups"]["novel"]["AP50"] for result in results}) > 1
 
 
-def test_base_classes_of_a_vocabulary():
-    assert base_of(["cup", "unicorn", "owl"], SPLIT).tolist() == [False, False, True]
-    assert base_of(["cup", "owl"], None).tolist() == [False, False]
-
-
 def test_what_does_not_fit(stored):
     store, data, text = stored
+    asked = {"vocabulary": NAMES, "split": None, "style": "coco", "masks": False}
+    truth = open_truth(data, **asked, annotations=None, only_present=False)
     with pytest.raises(InputError, match="need 3 classes and background; got 3"):
-        sweep(store, text[:3], FUSIONS, data, vocabulary=NAMES, detector_scale=5.0, split=None, style="coco")
+        sweep(store, text[:3], FUSIONS, truth, torch.ones(3) > 0, detector_scale=5.0, style="coco")
     with pytest.raises(InputError, match="picture q: need candidates of the pictures of toy"):
         proposal_recall([make("q", torch.Generator())], data, split=None)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from saccade.clip.vocabulary import Vocabulary
     from saccade.data.records import Dataset
     from saccade.data.splits import BaseNovel
     from saccade.evaluate.detection import Style
@@ -132,7 +133,7 @@ def run_detect(config: Detect) -> Path:
     if not 0 <= config.draw <= 1:
         raise InputError(f"--draw: must be 0 to 1; got {config.draw}.")
     check_target(config.out / "detections.json", flag="--out")
-    from saccade.clip.vocabulary import Vocabulary, compared, read_vocabulary
+    from saccade.clip.vocabulary import Vocabulary, read_vocabulary
     from saccade.data.coco import Dataset
     from saccade.embed.features import name_pictures
     from saccade.evaluate.feed import Feed
@@ -142,8 +143,7 @@ def run_detect(config: Detect) -> Path:
     dataset = Dataset("pictures", (), name_pictures(config.pictures), {})
     detector, about = _load(config.model, config, config.device)
     vocabulary = Vocabulary(tuple((name,) for name in about.classes)) if asked is None else asked
-    known = {compared(name) for name in about.base}
-    is_base = [any(compared(word) in known for word in words) for words in vocabulary.classes]
+    is_base = trained_on(vocabulary, about)
     tell_vocabulary(vocabulary.names, is_base, about)
     weights = ((), ()) if config.weights is None else ((config.weights[0],), (config.weights[1],))
     fusion = _fusions(config, about, *weights)[0]
@@ -194,6 +194,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
     from saccade.data.loader import open_data
     from saccade.data.splits import split_of
     from saccade.evaluate.candidates import find_candidates
+    from saccade.evaluate.detection import open_truth
     from saccade.evaluate.sweep import proposal_recall, sweep
 
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
@@ -205,11 +206,21 @@ def run_detection(config: Detection) -> dict[str, Any]:
     if config.masks and not about.network.masks:
         raise InputError(f"--masks: need a detector that finds masks; {config.model} was trained without --masks.")
     vocabulary = asked or Vocabulary(tuple((name,) for name in _names(dataset, split)))
-    tell_vocabulary(vocabulary.names, [name in about.base for name in vocabulary.names], about)
+    is_base = trained_on(vocabulary, about)
+    tell_vocabulary(vocabulary.names, is_base, about)
     fusions = _fusions(config, about, config.base_weights, config.novel_weights)
     text = _texts(detector, about, vocabulary, config.templates)
     style = config.style or _style(dataset)
     measured = dataset if config.limit is None else replace(dataset, records=tuple(dataset.records[: config.limit]))
+    truth = open_truth(  # before the network's pass, which may take hours: whatever does not fit is told at once
+        measured,
+        vocabulary=vocabulary.names,
+        split=split,
+        style=style,
+        masks=config.masks,
+        annotations=_annotation_file(config, dataset) if config.masks or style == "lvis" else config.annotations,
+        only_present=config.vocab is not None,
+    )
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         store = find_candidates(
@@ -223,26 +234,23 @@ def run_detection(config: Detection) -> dict[str, Any]:
             strict=config.strict,
             progress=True,
         )
-        file = _annotation_file(config, dataset) if config.masks or style == "lvis" else config.annotations
-        swept = sweep(
-            store,
-            text,
-            fusions,
-            measured,
-            vocabulary=vocabulary.names,
-            detector_scale=float(detector.scale.detach()),
-            split=split,
-            style=style,
-            masks=config.masks,
-            annotations=file,
-            only_present=config.vocab is not None,
-        )
+        scale = float(detector.scale.detach())
+        known = _bools(is_base)
+        swept = sweep(store, text, fusions, truth, known, detector_scale=scale, style=style, masks=config.masks)
         recall = proposal_recall(store, measured, split=split)
         if config.results is not None:
-            _write_results(config, store, text, vocabulary.names, split, detector, fusions[0], dataset)
+            _write_results(config, store, text, vocabulary.names, known, scale, fusions[0], dataset)
         bad = [{"id": one.id, "reason": one.reason} for one in store.bad]
     result = {"detector": str(config.model), "fusions": swept, "recall": recall, "bad": bad, "pictures": len(store.ids)}
     return finish(result, _table(result, config), config, datasets=[dataset], started=started)
+
+
+def trained_on(vocabulary: "Vocabulary", about: "About") -> "list[bool]":
+    """Which classes of a vocabulary a detector was trained on: base, in the fusion of scores."""
+    from saccade.clip.vocabulary import compared
+
+    known = {compared(name) for name in about.base}
+    return [any(compared(word) in known for word in words) for words in vocabulary.classes]
 
 
 def tell_vocabulary(names: "tuple[str, ...]", is_base: "list[bool]", about: "About") -> None:
@@ -317,17 +325,15 @@ def _write_results(
     store: "CandidateStore",
     text: "Tensor",
     names: tuple[str, ...],
-    split: "BaseNovel | None",
-    detector: "FViT",
+    is_base: "Tensor",
+    scale: float,
     fusion: "Fusion",
     dataset: "Dataset",
 ) -> None:
     from saccade.evaluate.results import write_results
-    from saccade.evaluate.sweep import base_of
     from saccade.heads.fvit.fusion import detect
 
     assert config.results is not None, "a file to write"
-    is_base, scale = base_of(names, split), float(detector.scale.detach())
 
     def found() -> "Iterator[tuple[str, Detections]]":
         one: Candidates
@@ -342,21 +348,21 @@ def _table(result: dict[str, Any], config: Detection) -> "Table":
     from rich.table import Table
 
     first = result["fusions"][0]
-    groups = [*first["boxes"]["groups"]]
     kinds = ["boxes", *(["masks"] if first["masks"] is not None else [])]
+    of_groups = "AP" if first["style"] == "lvis" else "AP50"  # APr, APc and APf; OV-COCO's are AP50
+    groups = [name for name in first["boxes"]["groups"] if name != "all"]
     title = f"{config.model}: {result['pictures']} pictures, {first['style']}'s rule [%]"
     table = Table(title=title, title_justify="left")
-    table.add_column("tower's share\nbase, novel")
-    for kind in kinds:
-        for heading in ("AP", "AP50", *(f"AP50\n{name}" for name in groups)):
-            table.add_column(f"{kind}\n{heading}", justify="right")
+    table.add_column("tower's\nshare")
+    table.add_column("of")
+    for heading in ("AP", "AP50", *(f"{of_groups}\n{name}" for name in groups)):
+        table.add_column(heading, justify="right")
     for one in result["fusions"]:
-        cells = []
         for kind in kinds:
             found = one[kind]
-            values = [found.get("AP"), found.get("AP50"), *(found["groups"][name].get("AP50") for name in groups)]
-            cells += ["-" if value is None else f"{value:.1f}" for value in values]
-        table.add_row(f"{one['fusion']['base']:g}, {one['fusion']['novel']:g}", *cells)
+            values = [found.get("AP"), found.get("AP50"), *(found["groups"][name].get(of_groups) for name in groups)]
+            cells = ["-" if value is None else f"{value:.1f}" for value in values]
+            table.add_row(f"{one['fusion']['base']:g}, {one['fusion']['novel']:g}", kind, *cells)
     return table
 
 

@@ -170,6 +170,7 @@ def _run(config: TrainFViT, processes: "Processes", tell: Any) -> "Outcome":
         return outcome
 
     # --- the product
+    _require_good_pictures(outcome, config.out)
     about = About(
         model=config.model,
         pretrained=config.pretrained,
@@ -309,7 +310,7 @@ def _train(config: TrainFViT, detector: "FViT", dataset: "Dataset", processes: "
     )
     order = [[index for _, index in pairs] for pairs in sampler]
     batches = make_loader(source, order, workers=config.workers, pin=processes.device.type == "cuda")
-    stream = _told(config, detector, iter(batches), len(source), processes, tell)
+    stream = iter(batches)
     with Log(
         config.out / "metrics.jsonl",
         steps=config.steps,
@@ -321,6 +322,7 @@ def _train(config: TrainFViT, detector: "FViT", dataset: "Dataset", processes: "
         with torch.autocast(
             processes.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16", cache_enabled=False
         ):
+            stream = _told(config, detector, stream, len(source), processes, tell)  # in the run's own arithmetic
             outcome = fit(
                 objective,
                 stream,
@@ -344,6 +346,17 @@ def _train(config: TrainFViT, detector: "FViT", dataset: "Dataset", processes: "
     for line in bad_lines([{"id": key, "reason": why} for key, why in outcome.bad.items()], listed="metrics.jsonl"):
         tell(line)
     return outcome
+
+
+def _require_good_pictures(outcome: "Outcome", out: Path) -> None:
+    """Refuse to call first weights the product of a run."""
+    if outcome.good == 0:
+        name, reason = min(outcome.bad.items(), default=("", "there was none"))
+        raise InputError(
+            f"--data: needs pictures that can be used; none of the {len(outcome.bad)} of this run could be, so nothing "
+            f"was learned and no detector is written. The first: {name}: {reason} Correct them and choose another "
+            f"--out, or remove {out}."
+        )
 
 
 def _say_end(log: "Log", detector: "FViT", outcome: "Outcome") -> None:

@@ -6,7 +6,6 @@ choosing the best of them (on what is measured that would be cheating), and the 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from saccade.data.records import Dataset
 from saccade.data.splits import BaseNovel
-from saccade.evaluate.detection import AREAS, Gathered, Style, open_truth
+from saccade.evaluate.detection import AREAS, Gathered, Style
 from saccade.evaluate.proposals import recall_of
+from saccade.evaluate.truth import Truth
 from saccade.heads.fvit.candidates import Candidates
 from saccade.heads.fvit.fusion import Fusion, compare, detect_from
 from saccade.types import InputError
@@ -28,15 +28,12 @@ def sweep(
     store: Iterable[Candidates],
     text: Float[Tensor, "K1 D"],
     fusions: Sequence[Fusion],
-    dataset: Dataset,
+    truth: Truth,
+    is_base: Bool[Tensor, " K"],
     *,
-    vocabulary: Sequence[str],
     detector_scale: float,
-    split: BaseNovel | None,
     style: Style,
     masks: bool = False,
-    annotations: Path | None = None,
-    only_present: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure many ways of fusing the same candidates; the network is not needed, and cosines are computed once.
 
@@ -44,30 +41,17 @@ def sweep(
         store: the candidates of the data set's pictures.
         text: an embedding a class of the vocabulary, and, last, that of background.
         fusions: the ways.
-        dataset: see `evaluate_detection`, as the others.
-        vocabulary: of K names.
+        truth: of `saccade.evaluate.detection.open_truth`, for that vocabulary.
+        is_base: which classes of the vocabulary the detector was trained on, whatever is measured.
         detector_scale: T, the detector's learned temperature.
-        split: its base names say which classes count as base; None: every class is novel.
         style: whose rule.
         masks: also measure the masks.
-        annotations: the data set's annotation file.
-        only_present: measure the categories that the vocabulary has.
 
     Returns:
         The result of `evaluate_detection` of each fusion, with "fusion": its numbers.
     """
-    if len(text) != len(vocabulary) + 1:
-        raise InputError(f"text: need {len(vocabulary)} classes and background; got {len(text)} embeddings.")
-    truth = open_truth(
-        dataset,
-        vocabulary=vocabulary,
-        split=split,
-        style=style,
-        masks=masks,
-        annotations=annotations,
-        only_present=only_present,
-    )
-    is_base = base_of(vocabulary, split)
+    if len(text) != len(truth.places) + 1:
+        raise InputError(f"text: need {len(truth.places)} classes and background; got {len(text)} embeddings.")
     gathered = [Gathered(truth, style=style, masks=masks) for _ in fusions]
     for one in store:
         cosines = compare(one, text)
@@ -76,14 +60,8 @@ def sweep(
             each.add(one.id, detections)
     results = []
     for fusion in fusions:
-        results.append({"fusion": asdict(fusion), **gathered.pop(0).measure(ov=split is not None)})
+        results.append({"fusion": asdict(fusion), **gathered.pop(0).measure(ov="novel" in truth.groups)})
     return results
-
-
-def base_of(vocabulary: Sequence[str], split: BaseNovel | None) -> Bool[Tensor, " K"]:
-    """Which classes of a vocabulary are base; without a split none is."""
-    base = set() if split is None else set(split.base)
-    return torch.tensor([name in base for name in vocabulary], dtype=torch.bool)
 
 
 def proposal_recall(
