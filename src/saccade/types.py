@@ -63,6 +63,32 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class LabelMap:
+    """Of every pixel of one picture its class: semantic ground truth, or a prediction."""
+
+    labels: Int64[Tensor, "H W"]  # place in the vocabulary; -1: none (whatever number a data set's files use for it)
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """What one segment of a panoptic map is."""
+
+    id: int  # its number in the map, at least 1
+    label: int  # place in the vocabulary
+    is_thing: bool
+    score: float = 1.0
+    is_crowd: bool = False  # ground truth only: many things of a class together, which need not be found
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """Of every pixel of one picture the segment it belongs to: panoptic ground truth, or a prediction."""
+
+    ids: Int64[Tensor, "H W"]  # 0: none; else the `id` of a segment
+    segments: tuple[SegmentInfo, ...]
+
+
+@dataclass(frozen=True)
 class BadSample:
     """A picture that could not be used, and why. It is counted and reported, never replaced."""
 
