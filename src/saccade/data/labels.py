@@ -5,7 +5,8 @@
     objectInfo150.txt    columns Idx ... [Stuff] Name, ADE20K's own
 
 No list is shipped: each data set carries its own. Two words are the same if they differ only in capitals, "_" and
-blanks. Deliberately absent: prompts and embeddings (`saccade.clip.text`), lists of one's own (`saccade.clip.vocabulary`).
+blanks. Deliberately absent: prompts and embeddings (`saccade.clip.text`), lists of one's own
+(`saccade.clip.vocabulary`).
 """
 
 from collections.abc import Iterable, Sequence

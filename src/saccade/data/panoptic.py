@@ -72,9 +72,7 @@ def read_panoptic_map(record: Record, categories: Sequence[Category]) -> Panopti
     there = colours.unique()
     _check_found(record, ids[~torch.isin(ids, there)].tolist())
     rows = zip(record.segment_ids, record.labels, record.crowd, strict=True)
-    segments = tuple(
-        SegmentInfo(one, label, categories[label].is_thing, is_crowd=crowd) for one, label, crowd in rows
-    )
+    segments = tuple(SegmentInfo(one, label, categories[label].is_thing, is_crowd=crowd) for one, label, crowd in rows)
     if not torch.isin(there, ids).all():
         colours = colours.where(torch.isin(colours, ids), 0)
     return PanopticMap(colours, segments)

@@ -1,9 +1,10 @@
 """Bounded decoding: a picture from anywhere -> uint8 RGB, or an error that names the file and says what to do.
 
 The header is judged before a pixel is decoded (pixels, aspect, the size an annotation promises), so that a
-decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a file (of label maps PNG's
-and TIFF's): torchvision's PNG reader ends the process on damaged files. What comes out is what a viewer shows: EXIF rotation applied, 16-bit greys
-brought to 8 bits, alpha laid over a stated colour, CMYK, palette and grey converted, the first frame of an animation.
+decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a picture, its PNG and TIFF
+readers near a map of labels: torchvision's PNG reader ends the process on damaged files. What comes out is what a
+viewer shows: EXIF rotation applied, 16-bit greys brought to 8 bits, alpha laid over a stated colour, CMYK, palette and
+grey converted, the first frame of an animation; of a map the numbers as they were written.
 Deliberately absent: resizing, normalisation (the compute device does both), colour profiles, repair of truncated files.
 """
 
@@ -91,9 +92,7 @@ def read_picture(
     return torch.from_numpy(planes)
 
 
-def read_values(
-    path: Path | str, *, bits: int, expected_size: tuple[int, int] | None = None
-) -> Int64[Tensor, "H W"]:
+def read_values(path: Path | str, *, bits: int, expected_size: tuple[int, int] | None = None) -> Int64[Tensor, "H W"]:
     """Decode a map of one whole number a pixel, as it was written: of a picture with a palette the places in it.
 
     Args:
@@ -113,10 +112,10 @@ def read_values(
         if (arguments if isinstance(arguments, str) else arguments[0]) in ("L;2", "L;4"):
             kind = "grey of less than 8 bits"  # Pillow would stretch it to 0..255
         if (bits == 16) != deep or (bits == 8 and kind not in ("L", "P")):
-            got = {"RGB": "colours", "RGBA": "colours", "L": "8 bits", "P": "a palette of 8 bits"}.get(kind, kind)
+            told = {"RGB": "colours", "RGBA": "colours", "L": "8 bits", "P": "a palette of 8 bits"}
             raise PictureError(
-                f"{path}: need one number of {bits} bits a pixel; got {'16 bits' if deep else got}. Is this the map "
-                "of another data set, or was it converted by another tool?"
+                f"{path}: need one number of {bits} bits a pixel; got {'16 bits' if deep else told.get(kind, kind)}. "
+                "Is this the map of another data set, or was it converted by another tool?"
             )
         values = np.asarray(image).astype(np.int64)  # (H, W)
     return torch.from_numpy(values)
