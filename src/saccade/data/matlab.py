@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saccade.data.strict import fail
 
-MAX_BYTES = 400_000_000  # of the elements of a file, uncompressed
+MAX_BYTES = 50_000_000  # of the elements of a file, uncompressed
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}  # type of an element -> numpy's
 NEED = "a MATLAB file of level 5"

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,11 +105,13 @@ def read_values(path: Path | str, *, bits: int, expected_size: tuple[int, int] |
         PictureError: as `read_picture`, or it holds colours, or numbers of other bits.
     """
     with _opened(Path(path), str(path), formats=MAP_FORMATS, expected_size=expected_size) as image:
-        if expected_size is not None and expected_size != (image.height, image.width):
-            raise PictureError(f"{path}: need {expected_size[0]} x {expected_size[1]} (height x width), as the picture; "
-                               f"it is {image.height} x {image.width}. Was one of the two turned?")  # fmt: skip
+        height, width = expected_size or (image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            raise PictureError(f"{path}: need {height} x {width} (height x width), as the picture; it is "
+                               f"{image.height} x {image.width}. Was one of the two turned?")  # fmt: skip
         deep, kind = image.mode.startswith("I;16"), image.mode
-        arguments = image.tile[0].args if image.tile else ""
+        tiles: Any = getattr(image, "tile", None)  # of files alone; Pillow's stubs do not tell
+        arguments = tiles[0].args if tiles else ""
         if (arguments if isinstance(arguments, str) else arguments[0]) in ("L;2", "L;4"):
             kind = "grey of less than 8 bits"  # Pillow would stretch it to 0..255
         if (bits == 16) != deep or (bits == 8 and kind not in ("L", "P")):
@@ -125,10 +128,10 @@ def check_size(path: Path | str, size: tuple[int, int]) -> None:
     """Hold the size that a picture's header states to (height, width) [pixels], without decoding the picture.
 
     Raises:
-        PictureError: another size (turned by its EXIF block is none), or as `read_picture`.
+        PictureError: as `read_picture` of a picture of another size.
     """
-    with _opened(Path(path), str(path), expected_size=size):
-        pass
+    with _opened(Path(path), str(path), expected_size=size) as image:
+        _turn(str(path), image, size)
 
 
 @contextmanager

@@ -187,8 +187,9 @@ def _decode(record: Record, coding: Coding) -> LabelMap:
         row, column = wrong[0].tolist()
         count = len(set(coding.places.values()) - {NONE})
         raise PictureError(
-            f"{record.semantic}: need numbers of the data set's {count} classes, or of none; got {int(values[row, column])} in row {row}, column {column}, {len(wrong)} such pixels in all. "
-            "Is this the map of another data set, or one that was converted already?"
+            f"{record.semantic}: need numbers of the data set's {count} classes, or of none; got "
+            f"{int(values[row, column])} in row {row}, column {column}, {len(wrong)} such pixels in all. Is this the "
+            "map of another data set, or one that was converted already?"
         )
     return LabelMap(labels)
 

@@ -61,10 +61,10 @@ class PanopticTally:
             if one.is_crowd:
                 continue
             match = 0
-            for other in np.flatnonzero(common[place, 1:]) + 1:
+            for other in (np.flatnonzero(common[place, 1:]) + 1).tolist():
                 union = own[place] + theirs[other] - common[place, other] - common[0, other]
                 if found[other - 1].label == one.label and 2 * common[place, other] > union:
-                    match = int(other)
+                    match = other
                     self.iou[one.label] += common[place, other] / union
             hit.add(match)
             (self.matched if match else self.missed)[one.label] += 1

@@ -16,8 +16,9 @@ from saccade.data.semantic import NONE, SemanticData, read_truth
 from saccade.types import InputError, LabelMap
 
 RULE = (
-    "IoU of a class = pixels of it found / (pixels of it + pixels falsely called so), over all pictures; pixels without "
-    "ground truth do not count, pixels without prediction are missed; means leave out classes without ground truth"
+    "IoU of a class = pixels of it found / (pixels of it + pixels falsely called so), over all pictures; pixels "
+    "without ground truth do not count, those without prediction are missed; means leave out classes without ground "
+    "truth"
 )
 TOLD = 5
 
