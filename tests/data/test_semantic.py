@@ -11,6 +11,7 @@ from PIL import Image
 
 from saccade.data import ade, context, stuff
 from saccade.data.labels import Labels
+from saccade.data.loader import BatchSampler, OnceSampler, SemanticSource, make_loader
 from saccade.data.matlab import read_matrix
 from saccade.data.pictures import PictureError, read_values
 from saccade.data.records import Dataset, Record
@@ -335,3 +336,26 @@ def test_a_panoptic_record_is_a_semantic_one(tmp_path):
     assert [one.is_thing for one in with_labels(data, words).dataset.categories] == [False, True]
     with pytest.raises(InputError, match="need panoptic annotations"):
         from_panoptic(Dataset("x", (), (Record(1, tmp_path),), {}))
+
+
+# --------------------------------------------------------------------------------------------------------- the batches
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_and_maps_come_in_batches(tmp_path, workers):
+    for name, values in (
+        ("a", [[0, 1, 150], [2, 2, 2]]),
+        ("b", [[7]]),
+        ("c", [[151]]),
+    ):  # 151 is no class: a bad picture
+        picture(tmp_path / f"images/training/{name}.jpg", *np.shape(values))
+        save(tmp_path / f"annotations/training/{name}.png", values)
+    source = SemanticSource(ade.read_ade150(tmp_path, split="train", labels=many(150)))
+    (batch,) = make_loader(source, OnceSampler(3, batch=3), workers=workers)
+    assert [sample.id for sample in batch.samples] == ["a", "b"] and [one.id for one in batch.bad] == ["c"]
+    maps = [sample.label_map.labels for sample in batch.samples]
+    assert [one.tolist() for one in maps] == [[[-1, 0, 149], [1, 1, 1]], [[6]]] and maps[0].dtype == torch.int64
+    assert [tuple(sample.image.shape) for sample in batch.samples] == [(3, 2, 3), (3, 1, 1)]
+    if not workers:
+        first = next(iter(make_loader(source, BatchSampler(3, batch=2, seed=0, batches=4), workers=0)))
+        assert len(first.samples) + len(first.bad) == 2  # a training order's (epoch, index) too
