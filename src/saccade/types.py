@@ -42,6 +42,13 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class LabelMap:
+    """Of every pixel of one picture its class: semantic ground truth, or a prediction."""
+
+    labels: Int64[Tensor, "H W"]  # place in the vocabulary; -1: none (whatever number a data set's files use for it)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One decoded picture and what is asked about it."""
 
@@ -50,6 +57,7 @@ class Sample:
     boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the picture
     segments: Segments | None = None  # only where an evaluation asked for annotations
     caption: str | None = None  # only where an objective learns from captions
+    label_map: LabelMap | None = None  # only of semantic data
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,25 @@ class Detections:
     scores: Float[Tensor, " N"]
     labels: Int64[Tensor, " N"]  # place in the vocabulary that was asked for
     masks: tuple[dict, ...] | None = None  # COCO's compressed run lengths, of the whole picture; None: boxes only
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """What one segment of a panoptic map is."""
+
+    id: int  # its number in the map, at least 1
+    label: int  # place in the vocabulary
+    is_thing: bool
+    score: float = 1.0
+    is_crowd: bool = False  # ground truth only: many things of a class together, which need not be found
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """Of every pixel of one picture the segment it belongs to: panoptic ground truth, or a prediction."""
+
+    ids: Int64[Tensor, "H W"]  # 0: none; else the `id` of a segment
+    segments: tuple[SegmentInfo, ...]
 
 
 @dataclass(frozen=True)

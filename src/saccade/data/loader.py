@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -28,9 +28,10 @@ from saccade.data.panoptic import panoptic_segments
 from saccade.data.pictures import PictureError
 from saccade.data.records import Dataset, Record, read_record
 from saccade.data.regions import note_boxless, sample_proposals
+from saccade.data.semantic import SemanticData, read_both
 from saccade.data.sources import open_data as open_data
 from saccade.ops.grid import grid_pairs, sample_grid
-from saccade.types import BadSample, Batch, InputError, Sample, Segments
+from saccade.types import BadSample, Batch, InputError, LabelMap, Sample, Segments
 
 FEW_BAD = 16  # bad pictures that prove nothing yet about the data
 BAD_SHARE = 0.5  # of the pictures seen; beyond it the data, not the pictures, is wrong
@@ -241,6 +242,25 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
         )
 
 
+class SemanticSource(TorchDataset[Sample | BadSample]):
+    """A decoded picture with the class of each pixel, for training and for evaluation (Tab. 5)."""
+
+    def __init__(self, data: SemanticData) -> None:
+        self.data, self.dataset = data, data.dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset.records)
+
+    def __getitem__(self, place: int | tuple[int, int]) -> Sample | BadSample:
+        """Read the picture of an index, or of an (epoch, index): the same in every epoch."""
+        record = self.dataset.records[place if isinstance(place, int) else place[1]]
+        try:
+            image, label_map = read_both(record, self.data)
+        except PictureError as error:
+            return BadSample(str(record.id), str(error))
+        return Sample(str(record.id), image, torch.zeros(0, 4), label_map=label_map)
+
+
 # ---------------------------------------------------------------------------------------------------------- the batches
 
 
@@ -259,6 +279,7 @@ class Packed:
     boxes: Float[Tensor, "R 4"]
     segments: list[Segments | None]
     captions: list[str | None]
+    classes: Int16[Tensor, " pixels"] | None  # of semantic data, picture by picture
     bad: list[BadSample]
 
     def pin_memory(self) -> "Packed":
@@ -269,7 +290,11 @@ class Packed:
         """The batch; its pictures and boxes are views."""
         pictures = self.pictures.split([3 * height * width for height, width in self.shapes])
         boxes = self.boxes.split(self.counts)
-        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, self.captions, strict=True)
+        maps: list[LabelMap | None] = [None] * len(self.ids)
+        if self.classes is not None:
+            classes = self.classes.long().split([height * width for height, width in self.shapes])
+            maps = [LabelMap(flat.view(shape)) for flat, shape in zip(classes, self.shapes, strict=True)]
+        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, self.captions, maps, strict=True)
         samples = [Sample(key, flat.view(3, *shape), *rest) for key, shape, flat, *rest in parts]
         return Batch(samples, self.bad)
 
@@ -277,6 +302,8 @@ class Packed:
 def pack(items: Sequence[Sample | BadSample]) -> Packed:
     """Put the good samples of a step beside the bad ones, each in order; nothing is padded or replaced."""
     good = [item for item in items if isinstance(item, Sample)]
+    maps = [sample.label_map.labels.short().flatten() for sample in good if sample.label_map is not None]
+    assert len(maps) in (0, len(good)), f"{len(maps)} of {len(good)} samples with label maps"
     return Packed(
         ids=[sample.id for sample in good],
         shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in good],
@@ -285,6 +312,7 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
         boxes=torch.cat([torch.empty(0, 4), *(sample.boxes for sample in good)]),
         segments=[sample.segments for sample in good],
         captions=[sample.caption for sample in good],
+        classes=torch.cat(maps) if maps else None,
         bad=[item for item in items if isinstance(item, BadSample)],
     )
 
@@ -326,7 +354,7 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 def make_loader(
-    source: PictureSource | EvaluationSource,
+    source: PictureSource | EvaluationSource | SemanticSource,
     sampler: Iterable[list[Any]],
     *,
     workers: int,

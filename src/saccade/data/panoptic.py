@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saccade.data.pictures import PictureError, read_picture
 from saccade.data.records import Record
-from saccade.types import Category, Segments
+from saccade.types import Category, PanopticMap, SegmentInfo, Segments
 
 MAX_MASK_BYTES = 4_000_000_000  # one byte a pixel and segment
 
@@ -43,12 +43,7 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
     ids = torch.tensor(record.segment_ids, dtype=torch.int32)  # (N,)
     masks = colours == ids[:, None, None]  # (N, H, W)
     extents, empty = mask_extents(masks)
-    if empty.any():
-        missing = [colour for colour, gone in zip(record.segment_ids, empty.tolist(), strict=True) if gone]
-        raise PictureError(
-            f"{record.panoptic}: need pixels of every segment annotated for image {record.id}; there are none of "
-            f"{len(missing)} of {count} (the first id: {missing[0]}). Is this the PNG of another picture or file?"
-        )
+    _check_found(record, [colour for colour, gone in zip(record.segment_ids, empty.tolist(), strict=True) if gone])
     is_thing = torch.tensor([categories[label].is_thing for label in record.labels], dtype=torch.bool)  # (N,)
     annotated = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
     return Segments(
@@ -57,6 +52,30 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
         labels=torch.tensor(record.labels, dtype=torch.int64),
         is_thing=is_thing,
     )
+
+
+def read_panoptic_map(record: Record, categories: Sequence[Category]) -> PanopticMap:
+    """Decode a picture's segments as one map, as PQ and semantic segmentation need them (Tab. 5).
+
+    Args:
+        record: from `read_panoptic`.
+        categories: of the same data set.
+
+    Returns:
+        The map, zero where no segment of the record is, and the segments in the record's order.
+
+    Raises:
+        PictureError: as `panoptic_segments`.
+    """
+    colours = _read_colours(record).long()  # (H, W)
+    ids = torch.tensor(record.segment_ids, dtype=torch.int64)  # (N,)
+    there = colours.unique()
+    _check_found(record, ids[~torch.isin(ids, there)].tolist())
+    rows = zip(record.segment_ids, record.labels, record.crowd, strict=True)
+    segments = tuple(SegmentInfo(one, label, categories[label].is_thing, is_crowd=crowd) for one, label, crowd in rows)
+    if not torch.isin(there, ids).all():
+        colours = colours.where(torch.isin(colours, ids), 0)
+    return PanopticMap(colours, segments)
 
 
 def mask_extents(masks: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 4"], Bool[Tensor, " N"]]:
@@ -70,6 +89,15 @@ def mask_extents(masks: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 4"], Bo
     x1, y1 = columns.int().argmax(dim=1), rows.int().argmax(dim=1)  # (N,) each: the first True
     x2, y2 = width - columns.flip(1).int().argmax(dim=1), height - rows.flip(1).int().argmax(dim=1)
     return torch.stack([x1, y1, x2, y2], dim=1).float(), ~rows.any(dim=1)
+
+
+def _check_found(record: Record, missing: list[int]) -> None:
+    if missing:
+        raise PictureError(
+            f"{record.panoptic}: need pixels of every segment annotated for image {record.id}; there are none of "
+            f"{len(missing)} of {len(record.segment_ids)} (the first id: {missing[0]}). Is this the PNG of another "
+            "picture or file?"
+        )
 
 
 def _read_colours(record: Record) -> Tensor:

@@ -1,9 +1,10 @@
 """Bounded decoding: a picture from anywhere -> uint8 RGB, or an error that names the file and says what to do.
 
 The header is judged before a pixel is decoded (pixels, aspect, the size an annotation promises), so that a
-decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a file: torchvision's PNG
-reader ends the process on damaged files. What comes out is what a viewer shows: EXIF rotation applied, 16-bit greys
-brought to 8 bits, alpha laid over a stated colour, CMYK, palette and grey converted, the first frame of an animation.
+decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a picture, its PNG and TIFF
+readers near a map of labels: torchvision's PNG reader ends the process on damaged files. What comes out is what a
+viewer shows: EXIF rotation applied, 16-bit greys brought to 8 bits, alpha laid over a stated colour, CMYK, palette and
+grey converted, the first frame of an animation; of a map the numbers as they were written.
 Deliberately absent: resizing, normalisation (the compute device does both), colour profiles, repair of truncated files.
 """
 
@@ -11,17 +12,22 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from saccade.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAP_FORMATS = ("PNG", "TIFF")  # of maps, whose numbers must come through unchanged
+NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "TIFF": "TIFF"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20.0
@@ -71,24 +77,88 @@ def read_picture(
     Raises:
         PictureError: missing, empty, truncated or damaged, another format, over a bound, or not of the promised size.
     """
-    path = Path(path)
-    name = str(path) if name is None else name
+    with _opened(
+        Path(path),
+        str(path) if name is None else name,
+        part=part,
+        max_pixels=max_pixels,
+        max_aspect=max_aspect,
+        expected_size=expected_size,
+    ) as image:
+        image.load()
+        turn = _turn(str(path) if name is None else name, image, expected_size)
+        rgb = _to_rgb(image, background)
+        upright = rgb if turn is None else rgb.transpose(turn)
+        planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
+    return torch.from_numpy(planes)
+
+
+def read_values(path: Path | str, *, bits: int, expected_size: tuple[int, int] | None = None) -> Int64[Tensor, "H W"]:
+    """Decode a map of one whole number a pixel, as it was written: of a picture with a palette the places in it.
+
+    Args:
+        path: a PNG or TIFF file, told apart by content, not by name.
+        bits: 8 or 16, of a number.
+        expected_size: (height, width) [pixels] of the picture that it describes.
+
+    Raises:
+        PictureError: as `read_picture`, or it holds colours, or numbers of other bits.
+    """
+    with _opened(Path(path), str(path), formats=MAP_FORMATS, expected_size=expected_size) as image:
+        height, width = expected_size or (image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            raise PictureError(f"{path}: need {height} x {width} (height x width), as the picture; it is "
+                               f"{image.height} x {image.width}. Was one of the two turned?")  # fmt: skip
+        deep, kind = image.mode.startswith("I;16"), image.mode
+        tiles: Any = getattr(image, "tile", None)  # of files alone; Pillow's stubs do not tell
+        arguments = tiles[0].args if tiles else ""
+        if (arguments if isinstance(arguments, str) else arguments[0]) in ("L;2", "L;4"):
+            kind = "grey of less than 8 bits"  # Pillow would stretch it to 0..255
+        if (bits == 16) != deep or (bits == 8 and kind not in ("L", "P")):
+            told = {"RGB": "colours", "RGBA": "colours", "L": "8 bits", "P": "a palette of 8 bits"}
+            raise PictureError(
+                f"{path}: need one number of {bits} bits a pixel; got {'16 bits' if deep else told.get(kind, kind)}. "
+                "Is this the map of another data set, or was it converted by another tool?"
+            )
+        values = np.asarray(image).astype(np.int64)  # (H, W)
+    return torch.from_numpy(values)
+
+
+def check_size(path: Path | str, size: tuple[int, int]) -> None:
+    """Hold the size that a picture's header states to (height, width) [pixels], without decoding the picture.
+
+    Raises:
+        PictureError: as `read_picture` of a picture of another size.
+    """
+    with _opened(Path(path), str(path), expected_size=size) as image:
+        _turn(str(path), image, size)
+
+
+@contextmanager
+def _opened(
+    path: Path,
+    name: str,
+    *,
+    part: tuple[int, int] | None = None,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    max_aspect: float = MAX_ASPECT,
+    expected_size: tuple[int, int] | None = None,
+) -> Iterator[Image.Image]:
+    """Open a file whose header is within the bounds; what goes wrong then, or while it is decoded, names the file."""
+    kinds = ", ".join(NAMES[one] for one in formats[:-1]) + f" or {NAMES[formats[-1]]}"
     content = _open(path, name, part, max_bytes=max_pixels * BYTES_PER_PIXEL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks and of sizes that the caps below judge
-            with Image.open(content, formats=FORMATS) as image:
+            with Image.open(content, formats=formats) as image:
                 _check_header(name, image, max_pixels, max_aspect, expected_size)
-                image.load()
-                turn = _turn(name, image, expected_size)
-                rgb = _to_rgb(image, background)
-                upright = rgb if turn is None else rgb.transpose(turn)
-                planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
+                yield image
     except PictureError:
         raise
     except UnidentifiedImageError as error:
         raise PictureError(
-            f"{name}: need a JPEG, PNG, WebP or BMP picture; its content is none of these, or is damaged at its start. "
+            f"{name}: need a {kinds} picture; its content is none of these, or is damaged at its start. "
             "Convert it, fetch it again, or remove it from the data."
         ) from error
     except Image.DecompressionBombError as error:
@@ -100,7 +170,6 @@ def read_picture(
             f"{name}: need a whole picture; decoding stopped with {type(error).__name__}: {error}. "
             "The file is damaged or truncated: fetch it again, or remove it from the data."
         ) from error
-    return torch.from_numpy(planes)
 
 
 def list_pictures(folder: Path | str) -> list[Path]:

@@ -41,6 +41,7 @@ class Record:
     panoptic: Path | None = None  # the PNG that holds the masks
     outlines: tuple[bytes, ...] = ()  # compressed run lengths, see `outlines.py`; only where they were asked for
     member: Member | None = None  # where the picture lies in the file at `path`; None: it is the whole file
+    semantic: Path | None = None  # the file with the class of each pixel, see `semantic.py`
 
     @property
     def size(self) -> tuple[int, int] | None:

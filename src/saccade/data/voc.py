@@ -1,18 +1,23 @@
 """Pascal VOC 2007 and 2012 as they lie on disk -> records.
 
     VOCdevkit/VOC2012/JPEGImages/ID.jpg    Annotations/ID.xml    ImageSets/Main/{train,val,trainval,test}.txt
+                      SegmentationClass/ID.png                   ImageSets/Segmentation/{train,val,trainval}.txt
 
 VOC counts pixels from 1 and includes the last, so xmin ymin xmax ymax becomes (xmin - 1, ymin - 1, xmax, ymax).
 A `difficult` object keeps its box, and is marked in `Record.crowd`, as what an evaluation may find but need not:
 training draws it as any other. Boxes are held to the same rules as COCO's (`strict.py`). No XML with a DOCTYPE or an
 entity declaration is parsed.
-Deliberately absent: segmentation, parts of persons, pose.
+Of segmentation a map's number is the class's place from 1, 0 is the background, 255 the border.
+Deliberately absent: the masks of single objects, parts of persons, pose.
 """
 
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
+from saccade.data.labels import Labels
 from saccade.data.records import Box, Dataset, Dropped, Record
+from saccade.data.semantic import NONE, Coding, SemanticData, pair_files
 from saccade.data.strict import DISTRUST, clip_box, drop, escapes, fail, picture_paths, short
 from saccade.types import Category, InputError
 
@@ -22,6 +27,9 @@ NAMES = (
 )  # fmt: skip
 SPLITS = ("train", "val", "trainval", "test")
 MAX_XML = 1_000_000  # bytes
+BORDER = 255  # of an object in a map
+
+Background = Literal["none", "last", "first"]
 
 
 def read_voc(folder: Path | str, *, split: str, boxes: bool = True) -> Dataset:
@@ -41,7 +49,7 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True) -> Dataset:
     folder = Path(folder)
     if split not in SPLITS:
         raise InputError(f'split: must be {", ".join(SPLITS)} for Pascal VOC; got "{split}".')
-    names = _read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
+    names = read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
     paths = picture_paths(
         folder / "ImageSets" / "Main" / f"{split}.txt",
         {name: f"{name}.jpg" for name in names},
@@ -58,14 +66,63 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True) -> Dataset:
     return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), dropped)
 
 
+def read_voc_maps(
+    folder: Path | str,
+    *,
+    split: str,
+    background: Background = "none",
+    labels: Labels | None = None,
+    maps: str = "SegmentationClass",
+) -> SemanticData:
+    """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21 of Tab. 5).
+
+    Args:
+        folder: of the year.
+        split: "train", "val" or "trainval".
+        background: pixels of no object are ignored ("none": 20 classes), or are a class of their own: the last ("last":
+            what Cat-Seg calls 20b) or the first ("first": 21 classes, as ODISE has them).
+        labels: other words for the classes, ids 1 to 20 and 0 for the background; VOC's own names when not given.
+        maps: folder of the maps within the year, such as one with more annotations.
+
+    Raises:
+        InputError: a list, a picture or a map is missing, or the labels lack a class.
+    """
+    folder = Path(folder)
+    order = [*range(1, 21)]
+    match background:
+        case "last":
+            order = [*order, 0]
+        case "first":
+            order = [0, *order]
+        case "none":
+            pass
+        case _:
+            raise InputError(f'background: must be "none", "last" or "first"; got "{background}".')
+    own = Labels(tuple(range(21)), (("background",), *((name,) for name in NAMES)))
+    chosen = (labels or own).choose(order)
+    places = {number: place for place, number in enumerate(order)} | {BORDER: NONE}
+    return pair_files(
+        f"{folder.resolve().name} {split}",
+        pictures=folder / "JPEGImages",
+        maps=folder / maps,
+        labels=chosen,
+        coding=Coding({0: NONE} | places, bits=8),
+        only=read_list(folder / "ImageSets" / "Segmentation" / f"{split}.txt"),
+    )
+
+
 def find_voc(root: Path) -> list[Path]:
     """Find the years of Pascal VOC in a folder: itself, or below it or its VOCdevkit."""
     found = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
     return [year for year in found if (year / "JPEGImages").is_dir() and (year / "ImageSets" / "Main").is_dir()]
 
 
-def _read_list(path: Path) -> list[str]:
-    """The names of a split's pictures."""
+def read_list(path: Path) -> list[str]:
+    """Read the names of a split's pictures, one a line.
+
+    Raises:
+        InputError: no such file, a line that is no name, or one twice.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

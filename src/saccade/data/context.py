@@ -1,0 +1,140 @@
+"""PASCAL Context as it lies on disk -> 459 or 59 classes a pixel (PC-459 and PC-59 of Tab. 5).
+
+    VOC2010/JPEGImages/ID.jpg    lists of ids, one a line
+    trainval/ID.mat, labels.txt ("1: accordion")              the 459; `convert_context` makes maps of 16 bits of them
+    59_context_labels/ID.png, 59_labels.txt                   the 59, of 8 bits, 0 for all else
+
+The 59 can be made of the `.mat` files too: they are 59 of the 459 names. In maps of 459, 65535 is none, and so is 459,
+as files prepared for Cat-Seg have it. Deliberately absent: the class "background" of 60, `trainval_merged.json`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from saccade.data.labels import Labels, compared, read_labels
+from saccade.data.matlab import read_matrix
+from saccade.data.pictures import check_inside
+from saccade.data.semantic import NONE, Coding, SemanticData, pair_files, write_map
+from saccade.data.voc import read_list
+from saccade.types import InputError
+
+MATRIX = "LabelMap"
+NOTHING = 65535
+COUNT = 459
+
+
+def read_context_labels(path: Path | str) -> Labels:
+    """Read `labels.txt` (459) or `59_labels.txt`: the ids count from 1 without a hole; 0 is none.
+
+    Raises:
+        InputError: as `read_labels`, or other ids.
+    """
+    labels = read_labels(path)
+    labels = labels.choose(number for number in labels.ids if number)
+    if labels.ids != tuple(range(1, len(labels.ids) + 1)):
+        raise InputError(f"{path}: need the ids 1, 2, 3 ... in order; got others. Name PASCAL Context's own list.")
+    return labels
+
+
+def read_context459(folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels) -> SemanticData:
+    """Read the maps of 459 classes that `convert_context` wrote.
+
+    Args:
+        folder: of the year, VOC2010.
+        maps: their folder.
+        names: file with the ids of the pictures that count; None: all that have a map.
+        labels: of `read_context_labels`, 459 classes.
+
+    Raises:
+        InputError: a folder or a map is missing, or the list is of other classes.
+    """
+    if len(labels.ids) != COUNT:
+        raise InputError(f"labels: need PASCAL Context's {COUNT} classes; got {len(labels.ids)}.")
+    places = {place: place for place in range(COUNT)} | {COUNT: NONE, NOTHING: NONE}
+    return _pair("PASCAL Context-459", folder, maps, names, labels, Coding(places, bits=16))
+
+
+def read_context59(folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels) -> SemanticData:
+    """Read the maps of 59 classes, the official ones or those that `convert_context` wrote.
+
+    Args:
+        folder: of the year, VOC2010.
+        maps: their folder.
+        names: file with the ids of the pictures that count; None: all that have a map.
+        labels: of `read_context_labels`, 59 classes.
+
+    Raises:
+        InputError: a folder or a map is missing, or the list is of other classes.
+    """
+    if labels.ids != tuple(range(1, 60)):
+        raise InputError(f"labels: need PASCAL Context's 59 classes with the ids 1 to 59; got {len(labels.ids)}.")
+    places = {0: NONE} | {number: place for place, number in enumerate(labels.ids)}
+    return _pair("PASCAL Context-59", folder, maps, names, labels, Coding(places, bits=8))
+
+
+def convert_context(mats: Path | str, out: Path | str, *, labels: Labels, only: Labels | None = None) -> int:
+    """Write PASCAL Context's `.mat` files as maps.
+
+    Args:
+        mats: folder of the `.mat` files.
+        out: folder of the maps, which is made.
+        labels: all classes, ids as in the files.
+        only: write maps of 8 bits of these classes alone, by their names: their ids, 0 for all else. None: maps of 16
+            bits of all, ids less one, 65535 for none.
+
+    Returns:
+        How many maps were written.
+
+    Raises:
+        InputError: no file, one that is not what it must be, a number without a class, or a name that is none of all.
+    """
+    files = sorted(Path(mats).glob("*.mat"))
+    if not files:
+        raise InputError(f"{mats}: need the files ID.mat of PASCAL Context; there are none. Check the path.")
+    nothing = NOTHING if only is None else 0
+    table = torch.full((max(labels.ids) + 1,), -1)
+    table[0] = nothing
+    if only is None:
+        table[torch.tensor(labels.ids)] = torch.tensor(labels.ids) - 1
+    else:
+        table[torch.tensor(labels.ids)] = nothing
+        for number, wanted in _by_name(labels, only):
+            table[number] = wanted
+    for path in files:
+        check_inside(path, Path(mats))
+        values = read_matrix(path, MATRIX)  # (H, W)
+        strange = values[values >= len(table)]
+        if not len(strange):
+            strange = values[table[values] < 0]
+        if len(strange):
+            raise InputError(f"{path}: need numbers of the {len(labels.ids)} classes; got {int(strange[0])}. Is this "
+                             "the list of another release?")  # fmt: skip
+        name = f"{path.stem}.tif" if only is None else f"{path.stem}.png"
+        write_map(Path(out) / name, table[values], bits=16 if only is None else 8)
+    return len(files)
+
+
+def _by_name(labels: Labels, only: Labels) -> list[tuple[int, int]]:
+    """(id among all, id among the few) of each class of the few."""
+    known = {compared(word): number for number, words in zip(labels.ids, labels.classes, strict=True) for word in words}
+    found = []
+    for number, words in zip(only.ids, only.classes, strict=True):
+        there = [known[compared(word)] for word in words if compared(word) in known]
+        if not there:
+            raise InputError(f"labels: need each of the {len(only.ids)} classes among the {len(labels.ids)} by name; "
+                             f"{words[0]!r} is none. Add the other list's name as a synonym.")  # fmt: skip
+        found.append((there[0], number))
+    return found
+
+
+def _pair(
+    name: str, folder: Path | str, maps: Path | str, names: Path | str | None, labels: Labels, coding: Coding
+) -> SemanticData:
+    maps = Path(maps)
+    if names is not None:
+        only = read_list(Path(names))
+    else:
+        only = sorted(path.stem for path in maps.glob("*") if path.suffix in (".png", ".tif"))
+    pictures = Path(folder) / "JPEGImages"
+    return pair_files(name, pictures=pictures, maps=maps, labels=labels, coding=coding, only=only)

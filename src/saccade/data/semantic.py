@@ -1,0 +1,221 @@
+"""Semantic ground truth as it lies on disk: a picture beside a map of its pixels' classes (Tab. 5).
+
+What is common to the data sets of `stuff.py`, `ade.py`, `context.py` and `voc.py`: pairs of files, and a coding that
+says what each number in a map means. A number the coding does not know is an error, never a class and never ignored.
+Panoptic annotations (COCO, the rendered world) are semantic ones too, things and stuff by their label.
+Deliberately absent: downloads, augmentation, and which of the data sets lies in a folder.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from saccade.data.labels import Labels
+from saccade.data.panoptic import read_panoptic_map
+from saccade.data.pictures import PictureError, check_inside, check_size, list_pictures, read_picture, read_values
+from saccade.data.records import Dataset, Record, read_record
+from saccade.types import InputError, LabelMap, PanopticMap
+
+NONE = -1  # the label of a pixel without a class
+UNKNOWN = -2
+MAP_SUFFIXES = (".png", ".tif", ".tiff")
+TOLD = 3
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What the numbers in a data set's maps mean."""
+
+    places: Mapping[int, int]  # number -> place in the vocabulary, -1: no class
+    bits: int  # of a number: 8 or 16
+
+
+@dataclass(frozen=True)
+class SemanticData:
+    """The pictures of a split with a class for each pixel."""
+
+    dataset: Dataset  # its categories are the classes, in the order of the labels
+    coding: Coding | None  # None: its records are panoptic ones
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each class."""
+        return [category.name for category in self.dataset.categories]
+
+
+def from_panoptic(dataset: Dataset) -> SemanticData:
+    """See a panoptic data set as a semantic one, things and stuff by their label.
+
+    Raises:
+        InputError: it has no panoptic annotations.
+    """
+    if any(record.panoptic is None for record in dataset.records):
+        raise InputError(f"{dataset.name}: need panoptic annotations; it has others. Read the panoptic file.")
+    return SemanticData(dataset, None)
+
+
+def read_truth(record: Record, data: SemanticData) -> LabelMap:
+    """Read the classes of a picture's pixels; of the picture itself only the header, for its size.
+
+    Raises:
+        PictureError: a file is missing or damaged, the map is not of the picture's size, has other bits than the data
+            set's maps, or a number that means nothing there; names the file, the number and a pixel.
+    """
+    if data.coding is None:
+        return flatten(read_panoptic_map(record, data.dataset.categories))
+    found = _decode(record, data.coding)
+    if record.size is None and record.member is None:
+        height, width = found.labels.shape
+        check_size(record.path, (height, width))
+    return found
+
+
+def read_both(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
+    """Read a picture and the classes of its pixels; EXIF rotation is applied where that makes the sizes equal.
+
+    Raises:
+        PictureError: as `read_truth`, or the picture cannot be used.
+    """
+    if data.coding is None:
+        return read_record(record), read_truth(record, data)
+    found = _decode(record, data.coding)
+    height, width = found.labels.shape
+    return read_picture(record.path, expected_size=(height, width)), found
+
+
+def flatten(panoptic: PanopticMap) -> LabelMap:
+    """Turn segments into classes; pixels of no segment have none."""
+    ids = torch.tensor([0, *(one.id for one in panoptic.segments)], dtype=torch.int64)  # (N + 1,)
+    labels = torch.tensor([NONE, *(one.label for one in panoptic.segments)], dtype=torch.int64)
+    ids, order = ids.sort()
+    device = panoptic.ids.device
+    places = torch.searchsorted(ids.to(device), panoptic.ids.contiguous())  # (H, W)
+    return LabelMap(labels[order].to(device)[places])
+
+
+def pair_files(
+    name: str,
+    *,
+    pictures: Path,
+    maps: Path,
+    labels: Labels,
+    coding: Coding,
+    only: Sequence[str] | None = None,
+    picture_suffix: str = ".jpg",
+) -> SemanticData:
+    """Put each picture of a folder beside its map, which has the same path in another folder.
+
+    Args:
+        name: of the data set and split, for messages.
+        pictures: folder of the pictures; those in folders below count too.
+        maps: folder of the maps, PNG or TIFF.
+        labels: the classes.
+        coding: what the maps' numbers mean.
+        only: paths without suffix of the pictures that count, in this order; None: all, sorted.
+        picture_suffix: what the pictures' names end in; other files there are something else.
+
+    Returns:
+        One record a picture, its id the path without suffix; sizes are not known before decoding.
+
+    Raises:
+        InputError: a folder is missing, a picture has no map, or `only` names a picture that is not there.
+    """
+    for folder, what in ((pictures, "pictures"), (maps, "label maps")):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: need the folder of the {what} of {name}; there is none. Check the path.")
+    known = {
+        path.relative_to(pictures).with_suffix("").as_posix(): path
+        for path in list_pictures(pictures)
+        if path.suffix.lower() == picture_suffix
+    }
+    there = _list_maps(maps)
+    wanted = list(known) if only is None else list(only)
+    for files, folder, what in ((known, pictures, "picture"), (there, maps, "label map")):
+        missing = [key for key in wanted if key not in files]
+        if missing or not wanted:
+            raise InputError(
+                f"{folder}: need a {what} for each of the {len(wanted)} pictures of {name}; {len(missing)} have none: "
+                f"{', '.join(missing[:TOLD])}{' ...' if len(missing) > TOLD else ''}. Is the download whole, and this "
+                "the folder of the same split?"
+            )
+    extra = len(there) - len(wanted) if only is None else 0
+    notes = (*labels.notes, *([f"{extra} label maps have no picture and are not read"] if extra else []))
+    records = tuple(Record(key, known[key], semantic=there[key]) for key in wanted)
+    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding)
+
+
+def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:
+    """Find the first of several places that a folder may have below a root.
+
+    Raises:
+        InputError: none is there.
+    """
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise InputError(f"{root}: need the folder of the {what}; looked for {', '.join(names)}. Check the path.")
+
+
+def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
+    """Write a map of numbers, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
+    assert (bits, path.suffix) in ((8, ".png"), (16, ".tif")), f"{path}: {bits} bits"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image = Image.fromarray(values.numpy().astype(np.uint8 if bits == 8 else np.uint16))
+    if bits == 8:
+        image.save(partial, format="PNG")
+    else:
+        image.save(partial, format="TIFF", compression="tiff_adobe_deflate")
+    partial.replace(path)
+
+
+def _decode(record: Record, coding: Coding) -> LabelMap:
+    assert record.semantic is not None, f"{record.id}: not a record of a semantic data set"
+    values = read_values(record.semantic, bits=coding.bits, expected_size=record.size)  # (H, W)
+    table = torch.full((2**coding.bits,), UNKNOWN, dtype=torch.int64)
+    table[torch.tensor(list(coding.places), dtype=torch.int64)] = torch.tensor(list(coding.places.values()))
+    labels = table[values]  # (H, W)
+    wrong = (labels == UNKNOWN).nonzero()  # (pixels, 2)
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        count = len(set(coding.places.values()) - {NONE})
+        raise PictureError(
+            f"{record.semantic}: need numbers of the data set's {count} classes, or of none; got "
+            f"{int(values[row, column])} in row {row}, column {column}, {len(wrong)} such pixels in all. Is this the "
+            "map of another data set, or one that was converted already?"
+        )
+    return LabelMap(labels)
+
+
+def _list_maps(folder: Path) -> dict[str, Path]:
+    """The maps of a folder and those below it, by their path without suffix."""
+    found = {}
+    for parent, _, names in os.walk(folder, followlinks=False):
+        for one in names:
+            path = Path(parent, one)
+            if path.suffix.lower() in MAP_SUFFIXES:
+                if path.is_symlink():
+                    check_inside(path, folder)
+                found[path.relative_to(folder).with_suffix("").as_posix()] = path
+    return found
+
+
+def with_labels(data: SemanticData, labels: Labels) -> SemanticData:
+    """Give a data set's classes other words, such as OpenSeg's synonyms, by their ids.
+
+    Raises:
+        InputError: the list lacks an id of the data set.
+    """
+    ids = [category.id for category in data.dataset.categories]
+    chosen = labels.choose(ids)
+    things = tuple(category.is_thing for category in data.dataset.categories)
+    categories = replace(chosen, is_thing=things).categories()
+    notes = (*data.dataset.notes, *labels.notes)
+    return replace(data, dataset=replace(data.dataset, categories=categories, notes=notes))

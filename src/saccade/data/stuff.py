@@ -1,0 +1,54 @@
+"""COCO-Stuff as it lies on disk -> 171 classes a pixel (what Cat-Seg learns from; A.3).
+
+    ROOT/[images/]{train,val}2017/ID.jpg    ROOT/{annotations,stuffthingmaps}/{train,val}2017/ID.png (or the maps'
+    folders in ROOT/stuffthingmaps_trainval2017)    labels.txt of the data set's repository: "1: person" ... "182: wood"
+
+A map's number is the id less one, 255 unlabelled. Eleven of the 182 ids were never annotated and are no classes; a
+pixel with one of them is an error. Deliberately absent: the 27 coarse classes.
+"""
+
+from pathlib import Path
+
+from saccade.data.labels import Labels, read_labels
+from saccade.data.semantic import NONE, Coding, SemanticData, first_folder, pair_files
+from saccade.types import InputError
+
+NEVER = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # ids without an annotation
+IDS = tuple(number for number in range(1, 183) if number not in NEVER)
+UNLABELLED = 255
+
+
+def read_stuff_labels(path: Path | str) -> Labels:
+    """Read the names of the 171 classes from the data set's `labels.txt`.
+
+    Raises:
+        InputError: as `read_labels`, or a class is not in it.
+    """
+    return read_labels(path).choose(IDS)
+
+
+def read_stuff(root: Path | str, *, split: str, labels: Labels) -> SemanticData:
+    """Read one split of COCO-Stuff.
+
+    Args:
+        root: see the module.
+        split: "train" or "val".
+        labels: of `read_stuff_labels`, or another list with the same ids.
+
+    Raises:
+        InputError: a folder or a map is missing, or the list is of other classes.
+    """
+    root = Path(root)
+    if split not in ("train", "val"):
+        raise InputError(f'split: must be "train" or "val" for COCO-Stuff; got "{split}".')
+    if labels.ids != IDS:
+        raise InputError(f"labels: need COCO-Stuff's 171 classes by their ids; got {len(labels.ids)}.")
+    year = f"{split}2017"
+    homes = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
+    return pair_files(
+        f"COCO-Stuff {split}",
+        pictures=first_folder(root, [f"images/{year}", year], what="pictures of COCO-Stuff"),
+        maps=first_folder(root, [f"{home}/{year}" for home in homes], what="maps of COCO-Stuff"),
+        labels=labels,
+        coding=Coding({number - 1: place for place, number in enumerate(IDS)} | {UNLABELLED: NONE}, bits=8),
+    )

@@ -1,0 +1,93 @@
+"""Label spaces out of data sets' own lists."""
+
+import pytest
+
+from saccade.data.labels import labels_of, read_labels, read_object_info, seen_by
+from saccade.types import Category, InputError
+
+
+def write(tmp_path, text, name="labels.txt"):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+def test_a_list_in_openseg_s_form(tmp_path):
+    labels = read_labels(write(tmp_path, "0:invalid_class_id\n1:wall,brick wall\n\n7: street sign\n9:bag,Bag, bags\n"))
+    assert labels.ids == (1, 7, 9) and labels.names == ("wall", "street sign", "bag")
+    assert labels.classes[2] == ("bag", "bags")  # a word twice in its class counts once
+    assert labels.counts == [2, 1, 2] and labels.notes == ()
+    assert labels.choose([9, 1]).names == ("bag", "wall")
+    assert labels.categories()[0] == Category(1, "wall", True, ("brick wall",))
+    with pytest.raises(InputError, match=r"need classes with the ids \[2\]"):
+        labels.choose([2])
+
+
+def test_a_word_in_two_classes_names_both_or_is_kept(tmp_path):
+    path = write(tmp_path, "1:earth,ground\n2:sea\n3:land,Ground ,soil\n")
+    with pytest.raises(InputError) as caught:
+        read_labels(path)
+    assert "line 3: need every word in one class; got 'Ground' in the classes 'earth' and 'land'" in str(caught.value)
+    labels = read_labels(path, repeated="keep")
+    assert labels.classes == (("earth", "ground"), ("sea",), ("land", "Ground", "soil"))
+    assert "1 words stand in two classes: 'Ground' in the classes 'earth' and 'land'" in labels.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "need at least one class; got none"),
+        ("0:invalid_class_id\n", "need at least one class"),
+        ("wall\n", "line 1: need `id:synonym,synonym`; got 'wall'"),
+        ("x:wall\n", "line 1: need `id:synonym,synonym`"),
+        ("-1:wall\n", "line 1: need `id:synonym,synonym`"),
+        ("1:wall\n1:sky\n", "line 2: need every id once; got 1 again"),
+        ("1:wall,,sky\n", "line 1: need a word in each place"),
+        ("1:\n", "line 1: need a word in each place"),
+    ],
+)
+def test_a_broken_list_is_refused(tmp_path, text, reason):
+    with pytest.raises(InputError) as caught:
+        read_labels(write(tmp_path, text))
+    assert reason in str(caught.value) and "labels.txt" in str(caught.value)
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"1:\xff\n")
+    with pytest.raises(InputError, match="need a list of classes in UTF-8"):
+        read_labels(tmp_path / "x.txt")
+    with pytest.raises(InputError, match="there is no such file"):
+        read_labels(tmp_path / "gone.txt")
+
+
+def test_ade20k_s_own_list(tmp_path):
+    # both forms of it: with and without the column `Stuff`; blanks behind numbers and names are the file's
+    text = (
+        "Idx\tRatio\tTrain\tVal\tName\n1\t0.2\t9\t3\tearth, ground\n2 \t0.1\t9\t3\tbed \n3\t0.1\t9\t3\tland, ground\n"
+    )
+    labels = read_object_info(write(tmp_path, text))
+    assert labels.ids == (1, 2, 3) and labels.classes == (("earth", "ground"), ("bed",), ("land", "ground"))
+    assert labels.is_thing == () and "1 words stand in two classes" in labels.notes[0]
+    with pytest.raises(InputError, match="need every word in one class"):
+        read_object_info(tmp_path / "labels.txt", repeated="refuse")
+    stuff = read_object_info(write(tmp_path, "Idx\tStuff\tName\n1\t1\twall\n2\t0\tbed\n"))
+    assert stuff.is_thing == (False, True) and [one.is_thing for one in stuff.categories()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "wall\n", "Idx\tName\n1\twall\tx\n", "Idx\tName\nx\twall\n", "Idx\tStuff\tName\n1\t2\ta\n"]
+)
+def test_another_file_than_ade20k_s_is_refused(tmp_path, text):
+    with pytest.raises(InputError, match=r"labels\.txt"):
+        read_object_info(write(tmp_path, text))
+
+
+def test_seen_is_any_word_in_common(tmp_path):
+    training = read_labels(write(tmp_path, "1:person,man\n2:dining_table\n", "a.txt"))
+    test = read_labels(write(tmp_path, "1:boy,Man\n2:table\n3:Dining  Table\n", "b.txt"))
+    assert seen_by(test, training) == [True, False, True]  # "table" alone is no word of the training list
+    assert seen_by(training, training) == [True, True]
+
+
+def test_the_categories_of_an_annotation_file():
+    labels = labels_of([Category(3, "cat", True, ("kitty",)), Category(9, "sky", False)])
+    assert labels.ids == (3, 9) and labels.classes == (("cat", "kitty"), ("sky",)) and labels.is_thing == (True, False)
