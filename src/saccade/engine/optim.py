@@ -107,7 +107,7 @@ def take_step(
         group["lr"] = lr * group.get("lr_scale", 1.0)
     rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
     for parameter, rows in partly:
-        factor = torch.full((), 1 - rates[id(parameter)] * weight_decay, device=parameter.device)
+        factor = torch.full((), 1 - rates.get(id(parameter), lr) * weight_decay, device=parameter.device)
         factor = factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0)
         if isinstance(parameter, DTensor):  # whose rows cannot be written to alone
             factors = factor.new_ones(parameter.shape[0], 1)
