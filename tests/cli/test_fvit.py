@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from saccade.cli.detection import Detection, _table, made_by
 from saccade.cli.main import main
 from saccade.clip.load import load
+from saccade.clip.tower import Windows
 from saccade.clip.weights import save_clip
 from saccade.data.splits import read_split
 from saccade.data.world.write import WorldSize, write_world
@@ -144,8 +145,13 @@ def test_the_wrong_tower_and_damaged_detectors_are_refused(world, trained, tmp_p
     with torch.no_grad():
         next(clip.visual.parameters()).add_(0.01)
     save_clip(clip, tmp_path / "other")
-    with pytest.raises(InputError, match="the image tower of this one is another"):
+    with pytest.raises(InputError, match="the image tower of this one, or its windows, are others"):
         load_detector(trained / "model", clip=tmp_path / "other")
+    looking = load("saccade-small")
+    looking.windows = Windows(2, (0,))
+    save_clip(looking, tmp_path / "windows")
+    with pytest.raises(InputError, match="or its windows"):
+        load_detector(trained / "model", clip=tmp_path / "windows")
     save_clip(load("saccade-small"), tmp_path / "moved")  # the same one, elsewhere
     moved, about = load_detector(trained / "model", clip=tmp_path / "moved")
     here, _ = load_detector(trained / "model")

@@ -142,15 +142,14 @@ def run(config: TrainFViT) -> None:
 
 
 def _run(config: TrainFViT, processes: "Processes", tell: Any) -> "Outcome":
-    from saccade.clip.digest import digest_state
     from saccade.clip.load import load
     from saccade.engine.checkpoint import digest_module
-    from saccade.heads.fvit.product import About, save_detector
+    from saccade.heads.fvit.product import About, save_detector, tower_digest
 
     # --- pictures and network, before anything is written
     dataset, split = open_objects(config, tell)
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
-    tower = digest_state(clip.visual.state_dict())
+    tower = tower_digest(clip)
     is_lvis = any(category.frequency is not None for category in dataset.categories)
     network = _network(config, clip)
     detector = _build(config, network, clip, dataset, split, is_lvis=is_lvis)

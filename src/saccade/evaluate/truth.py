@@ -130,11 +130,16 @@ def _classes(
     asked = [category.name for category in dataset.categories if category.name not in without]
     known = set(vocabulary)
     missing = [name for name in asked if name not in known]
-    if not asked or (missing and not only_present) or len(missing) == len(asked):
+    if only_present and missing and len(missing) == len(asked):
+        raise InputError(
+            f"{dataset.name}: need at least one of its {len(asked)} categories in the vocabulary, as {asked[0]!r}; "
+            f"got {short(list(vocabulary))}. Names are written as in the annotation file."
+        )
+    if not asked or (missing and not only_present):
         told = ", ".join(map(repr, missing[:TOLD])) + (" ..." if len(missing) > TOLD else "")
         raise InputError(
             f"{dataset.name}: need all its {len(asked)} categories in the vocabulary; {len(missing)} are not: {told}. "
-            "Names are written as in the annotation file. Add them, or measure only those present (only_present)."
+            "Names are written as in the annotation file. Add them; --vocab measures only those that it names."
         )
     return tuple(name for name in asked if name in known), missing
 

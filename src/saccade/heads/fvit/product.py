@@ -7,6 +7,7 @@ The frozen tower is not copied: a detector is some 30 million parameters, a towe
 and recognised by its digest. Deliberately absent: optimizer state (the run's checkpoints have it).
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,12 +148,20 @@ def load_tower(about: About, *, clip: str | Path | None, device: str | torch.dev
         found = load(name, pretrained=about.pretrained if clip is None else None, device=device)
     except InputError as error:
         raise InputError(f"{error} (the CLIP that the detector was trained on; say with --clip where it is)") from error
-    if digest_state(found.visual.state_dict()) != about.tower:
+    if tower_digest(found) != about.tower:
         raise InputError(
-            f"{name}: need the CLIP that the detector was trained on, {about.model}; the image tower of this one is "
-            "another. Name it with --clip."
+            f"{name}: need the CLIP that the detector was trained on, {about.model}; the image tower of this one, "
+            "or its windows, are others. Name it with --clip."
         )
     return found
+
+
+def tower_digest(clip: Clip) -> str:
+    """What tells the tower that a detector stands on from another: its weights, and the windows it looks through."""
+    weights = digest_state(clip.visual.state_dict())
+    if clip.windows is None:
+        return weights
+    return hashlib.sha256(f"{weights} {clip.windows.size} {list(clip.windows.blocks)}".encode()).hexdigest()
 
 
 def _own_state(detector: FViT) -> dict[str, torch.Tensor]:
