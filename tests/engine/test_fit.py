@@ -44,6 +44,18 @@ class Noisy(Line):
         return super().forward(batch) * torch.rand(())
 
 
+class Normed(Line):
+    """Looks at boxes through a BatchNorm, whose statistics move in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        boxes = self.norm(torch.cat([sample.boxes for sample in batch.samples]))
+        return (boxes @ self.weight.T - self.frozen).square().mean()
+
+
 class Cliff(Line):
     """A finite loss whose gradient is not: sqrt at 0."""
 
@@ -263,3 +275,18 @@ def test_the_steps_before_one_that_is_not_finite_are_saved(tmp_path, bad_step):
     assert (saved.facts["position"], saved.facts["good"]) == (bad_step - 1, bad_step - 1)
     whole, optimizer, _ = train(tmp_path / "whole", batches[: bad_step - 1], steps=bad_step - 1)
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in collect(whole, optimizer).items())
+
+
+@pytest.mark.parametrize("bad_step", [3, 6])
+def test_what_is_not_finite_moves_no_running_statistics(tmp_path, bad_step):
+    """Neither the bad step's pictures nor those of the step that was under way when it was noticed."""
+    batches = [batch_of(step) for step in range(6)]
+    batches[bad_step - 1].samples[0].boxes[1, 1] = float("nan")
+    with pytest.raises(InputError, match=f"step {bad_step}: "):
+        train(tmp_path / "stopped", batches, module=Normed())
+    saved = load_latest(tmp_path / "stopped")
+    assert saved is not None and saved.step == bad_step - 1
+    whole, optimizer, _ = train(tmp_path / "whole", batches[: bad_step - 1], steps=bad_step - 1, module=Normed())
+    wanted = collect(whole, optimizer)
+    assert "buffer/norm.running_mean" in wanted
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in wanted.items())

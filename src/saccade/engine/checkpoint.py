@@ -198,7 +198,8 @@ def collect(module: nn.Module, optimizer: torch.optim.Optimizer, *, hold: bool =
             if hold:
                 tensors[label] = whole.cpu()
     if hold:
-        tensors |= {f"buffer/{name}": buffer.detach().cpu().clone() for name, buffer in _running(module).items()}
+        running = running_statistics(module)
+        tensors |= {f"buffer/{name}": buffer.detach().cpu().clone() for name, buffer in running.items()}
     return tensors
 
 
@@ -216,7 +217,7 @@ def restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[s
     Raises:
         InputError: the tensors are not those of this module (missing, extra and mis-shaped ones are listed).
     """
-    trained, running = _trained(module), _running(module)
+    trained, running = _trained(module), running_statistics(module)
     parameters = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("parameter/")}
     buffers = {name.split("/", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("buffer/")}
     _check_names(trained, parameters)
@@ -258,7 +259,7 @@ def require_space(
         InputError: bytes needed, bytes free.
     """
     state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
-    state += sum(buffer.numel() * buffer.element_size() for buffer in _running(module).values())
+    state += sum(buffer.numel() * buffer.element_size() for buffer in running_statistics(module).values())
     model = 0 if product is None else sum(t.numel() * t.element_size() for t in product.state_dict().values())
     count = max(1, max(2, copies) - there)
     need, free = count * state + model, shutil.disk_usage(folder).free
@@ -289,7 +290,7 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def _running(module: nn.Module) -> dict[str, Tensor]:
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
     """Mean, variance and counter of every BatchNorm whose scale is trained; of frozen ones nothing moves."""
     return {
         f"{name}.{key}" if name else key: buffer

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from saccade.engine.checkpoint import Checkpoint, collect, save_checkpoint
+from saccade.engine.checkpoint import Checkpoint, collect, running_statistics, save_checkpoint
 from saccade.engine.distributed import Processes, loss_noticed
 from saccade.engine.guard import Guard, Step, ids_of, judge
 from saccade.engine.log import Log
@@ -117,6 +117,7 @@ def fit(
     outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
     saved, guard = outcome.step, guard or Guard(log, processes)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    running, unmoved = [*running_statistics(objective).values()], list[Tensor]()  # these as the step found them
     wrapped = objective
     if processes.size > 1 and not isinstance(objective, FSDPModule):  # which averages gradients by itself
         with warnings.catch_warnings():
@@ -126,7 +127,9 @@ def fit(
     given, before = None, outcome  # the step that the device works on; how far the run had come before it
 
     def rescue() -> None:
-        """Keep the steps before one that is not finite: nothing was moved since."""
+        """Keep the steps before one that is not finite: nothing was moved since but by the step that is under way."""
+        for buffer, value in zip(running, unmoved, strict=False):
+            buffer.copy_(value)
         if saved < before.step:
             _save(checkpoints, objective, optimizer, before, facts or {}, keep, processes)
 
@@ -146,6 +149,7 @@ def fit(
 
             # --- forward and backward: the gradient of the mean over the items of all batches and processes
             torch.manual_seed(_step_seed(seed, outcome.step, processes.rank))
+            unmoved = [buffer.clone() for buffer in running]
             losses, shares = [], [number / max(items, 1) for number in counts]
             for index, batch in enumerate(batches):
                 with _communicating(wrapped, index == accumulate - 1):
@@ -157,6 +161,8 @@ def fit(
             # --- nothing that is not finite reaches the parameters, on any process; the device finds out by itself
             norm = gradient_norm(trained)
             nonfinite, numbers, ready = judge(losses, shares, norm=norm, processes=processes)
+            for buffer, value in zip(running, unmoved, strict=True):
+                buffer.copy_(torch.where(nonfinite > 0, value, buffer))
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)  # on the device
 
