@@ -371,12 +371,11 @@ def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
     [
         ("bbox", [0, 0, "a", 1], "annotation 1: need `bbox` of four numbers"),
         ("area", -1, "annotation 1: need `area`, a number of pixels; got -1"),
-        ("segmentation", [[0, 0, 1, 1]], "at least three points"),
-        ("segmentation", [[0, 0, 1e9, 1, 5, 5]], "finite numbers around the picture"),
+        ("segmentation", [[0, 0, 1, 1]], "at least three corners"),
+        ("segmentation", [[0, 0, float("nan"), 1, 5, 5]], "finite numbers"),
         ("segmentation", {"size": [300, 300], "counts": [5, 5]}, "cover 10 pixels instead of 90000"),
         ("segmentation", {"size": [9, 300], "counts": [5, 5]}, r"with the size \[300, 300\]"),
         ("segmentation", {"size": [300, 300], "counts": "\u0000"}, "whole numbers, or their compressed text"),
-        ("segmentation", None, "at least three points"),
         ("category_id", 77, "`category_id`, one of the 9 ids"),
     ],
 )
@@ -387,6 +386,17 @@ def test_annotation_files_that_are_not_what_they_must_be(written, key: str, valu
     path = written(content)
     with pytest.raises(InputError, match=rf"annotations.json: .*{message}"):
         evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="coco", masks=True, annotations=path)
+
+
+@pytest.mark.parametrize("value", [None, [], [[0, 0, 1e9, 1, 5, 5]]])
+def test_objects_without_a_mask_that_can_be_drawn_are_left_out_and_told(written, value: object):
+    content, _, _ = random_data(0, pictures=1, lvis=False)
+    data = dataset_of(content)
+    content["annotations"][0]["segmentation"] = value
+    asked = {"vocabulary": VOCABULARY, "split": None, "style": "coco", "annotations": written(content)}
+    whole, some = (evaluate_detection([], data, **asked, masks=masks) for masks in (False, True))
+    assert some["objects"] + some["crowds"] == whole["objects"] + whole["crowds"] - 1
+    assert any("1 objects without a finite box" in rule for rule in some["rules"])
 
 
 def test_files_of_other_pictures_and_without_lvis_lists(written):

@@ -19,6 +19,7 @@ from saccade.cli.evaluate import Reading, finish
 from saccade.clip.names import TemplateName
 from saccade.errors import InputError
 from saccade.files import bad_lines, check_target, default_cache, versions, write_whole
+from saccade.heads.fvit.names import Benchmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +37,12 @@ if TYPE_CHECKING:
     from saccade.heads.fvit.product import About
     from saccade.types import Detections
 
-BenchmarkName = Literal["ov-coco", "ov-lvis-b", "ov-lvis-l", "transfer-coco", "transfer-objects365", "transfer-voc"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fusing:
     """How the detector's score and the tower's become one, and what is kept."""
 
-    benchmark: BenchmarkName | None = None
+    benchmark: Benchmark | None = None
     """The numbers of this benchmark (Tab. 4 to 6); when not given, those that the detector was trained for."""
     temperature: float | None = None
     """Tv, which the tower's cosines are multiplied by before the softmax."""
@@ -158,8 +157,7 @@ def run_detect(config: Detect) -> Path:
         progress=True,
     )
     found: list[tuple[str, int, int, Detections]] = []
-    files = {str(record.id): f"{number:06d}.jpg" for number, record in enumerate(dataset.records, start=1)}
-    files = _file_names(files)
+    files = _file_names([str(record.id) for record in dataset.records])
     asking = (text, _bools(is_base), float(detector.scale.detach()), fusion)
     for samples in feed:
         seen = detector.candidates(samples, masked=lambda one: rows_of(one, *asking))
@@ -229,7 +227,6 @@ def run_detection(config: Detection) -> dict[str, Any]:
             folder,
             made_by=made_by(detector, about),
             batch=config.batch,
-            limit=None,
             workers=config.workers,
             strict=config.strict,
             progress=True,
@@ -375,12 +372,12 @@ def _draw(
     write_picture(draw_detections(image, found, names=names, is_novel=is_novel, min_score=config.draw), path)
 
 
-def _file_names(ids: dict[str, str]) -> dict[str, str]:
-    """What each picture's drawing is called: like the picture where that is one name, else numbered."""
+def _file_names(ids: list[str]) -> dict[str, str]:
+    """What each picture's drawing is called: like the picture where those are different names, else by number."""
     stems = [Path(key).stem for key in ids]
     if len(set(stems)) < len(stems):
-        return ids
-    return {key: f"{Path(key).stem}.jpg" for key in ids}
+        stems = [f"{number:06d}" for number in range(1, len(ids) + 1)]
+    return {key: f"{stem}.jpg" for key, stem in zip(ids, stems, strict=True)}
 
 
 def _bools(values: list[bool]) -> "Tensor":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Passed(TypedDict):
-    """The flags of `Reading` that every measurement takes by these names."""
+    """The flags of `Cropping` that every measurement takes by these names."""
 
     batch: int
     crop_batch: int
@@ -44,8 +44,6 @@ class Reading:
     """Only the first so many pictures."""
     batch: int = 8
     """Pictures a dense batch."""
-    crop_batch: int = 128
-    """Crops an image batch."""
     workers: int = 2
     """Processes that decode pictures; 0 = none besides this one."""
     device: str = "auto"
@@ -54,6 +52,14 @@ class Reading:
     """End at the first picture that cannot be read, instead of counting it."""
     out: Path | None = None
     """Write the result to this JSON file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping(Reading):
+    """The flags of the verbs that embed crops too."""
+
+    crop_batch: int = 128
+    """Crops an image batch."""
 
     def reading(self) -> Passed:
         """How pictures are read, as keywords of the measurements."""
@@ -68,7 +74,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Reading):
+class Evaluation(Cropping):
     """The flags of the verbs that measure the dense map of one model."""
 
     model: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saccade.cli.evaluate import Reading, finish, load_model
+from saccade.cli.evaluate import Cropping, finish, load_model
 from saccade.cli.show import check_png, split_named
 from saccade.clip.names import Head, TemplateName
 from saccade.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalReading(Reading):
+class GlobalReading(Cropping):
     """The flags of both verbs."""
 
     reference: str | None = None

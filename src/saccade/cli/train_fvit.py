@@ -20,6 +20,7 @@ from saccade.engine.config import SMALL
 from saccade.engine.folder import check_writable, claim_folder, hold_folder
 from saccade.errors import InputError
 from saccade.files import bad_lines, default_cache
+from saccade.heads.fvit.names import Kind
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.clip.model import Clip
@@ -87,7 +88,7 @@ class TrainFViT:
     """Learn masks too, from an annotation file with outlines (COCO, LVIS)."""
     background_weight: float | None = None
     """Of the background in the class loss; when not given, 0.9 for LVIS and 0.6 else."""
-    pyramid: Literal["taps", "simple", "fpn"] = "taps"
+    pyramid: Kind = "taps"
     """Feature pyramid (Tab. A6): four taps of the tower (the paper's); simple: ViTDet's, from the last block; fpn: the
     last block with a top-down path."""
     taps: tuple[int, ...] = ()

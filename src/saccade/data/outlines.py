@@ -5,7 +5,7 @@
     {"size": [H, W], "counts": "text"}       the same, compressed
 
 pycocotools, which does the work, reads memory that is not its own where counts are short and crashes on huge numbers,
-so all is counted here first. Kept compressed, an object takes about 100 bytes; LVIS has 1.3 million.
+so all is counted first (`ops.paste`). Kept compressed: 277 bytes an object, mean over 829 of COCO's training objects.
 """
 
 import math
@@ -18,6 +18,7 @@ from pycocotools import mask
 from torch import Tensor
 
 from saccade.data.strict import fail, short
+from saccade.ops.paste import fault_of_rle
 
 coco: Any = mask  # its stubs do not know all that it takes
 
@@ -48,16 +49,16 @@ def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | st
             if any(not -bound <= number <= bound + max(height, width) for one in polygons for number in one):
                 return FAR
             encoded = coco.merge(coco.frPyObjects(polygons, height, width))
-        case {"size": [rows, columns], "counts": counts}:
-            if (rows, columns) != (height, width):
-                fail(where, f"`segmentation` of the picture's size {[height, width]}", short([rows, columns]))
-            runs = _runs(where, counts)
-            if sum(runs) != height * width:
-                fail(where, f"`counts` that add up to {height * width} pixels", f"{sum(runs)}")
-            encoded = coco.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+        case {"counts": counts}:
+            fault = fault_of_rle(value, height=height, width=width)
+            if fault is not None:
+                fail(where, "`segmentation` of the picture", fault)
+            encoded = value if isinstance(counts, str) else coco.frPyObjects(value, height, width)
         case _:
             fail(where, "`segmentation`, polygons or run lengths", short(value))
-    return encoded["counts"] if coco.area(encoded) > 0 else EMPTY
+    if not coco.area(encoded):
+        return EMPTY
+    return encoded["counts"].encode() if isinstance(encoded["counts"], str) else encoded["counts"]
 
 
 def decode_outlines(outlines: tuple[bytes, ...], *, height: int, width: int) -> Bool[Tensor, "N H W"]:
@@ -83,36 +84,3 @@ def _polygon(where: str, value: Any) -> list[float]:
     if not all(math.isfinite(one) for one in value if isinstance(one, float)):
         fail(where, "`segmentation` of finite numbers", short(value))
     return value
-
-
-def _runs(where: str, counts: Any) -> list[int]:
-    """Run lengths as numbers."""
-    if isinstance(counts, str):
-        return _decompress(where, counts)
-    if not isinstance(counts, list) or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in counts):
-        fail(where, "`counts`, run lengths of 0 or more, or their compressed text", short(counts))
-    return counts
-
-
-def _decompress(where: str, text: str) -> list[int]:
-    """COCO's text: six bits a letter from "0" on, five of them the number's, the lowest first, the sixth says that more
-    follow, the last one's fifth is the sign; from the third on, numbers are differences to the one two before."""
-    runs: list[int] = []
-    value = shift = 0
-    for letter in text:
-        bits = ord(letter) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            fail(where, "`counts` as COCO compresses them", short(text))
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        value -= (1 << shift) if bits & 16 else 0
-        value += runs[-2] if len(runs) > 2 else 0
-        if value < 0:
-            fail(where, "`counts` of 0 or more", short(text))
-        runs.append(value)
-        value = shift = 0
-    if shift:
-        fail(where, "whole `counts`", f"{short(text)}, which ends within a number")
-    return runs

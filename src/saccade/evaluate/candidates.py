@@ -20,7 +20,6 @@ def find_candidates(
     *,
     made_by: dict[str, str],
     batch: int,
-    limit: int | None,
     workers: int,
     strict: bool,
     progress: bool,
@@ -33,7 +32,6 @@ def find_candidates(
         folder: of the store.
         made_by: what the candidates depend on.
         batch: pictures a batch.
-        limit: only the first so many pictures; None: all.
         workers: processes that decode; 0: this one.
         strict: raise at the first bad picture instead of counting it.
         progress: show a bar with rate and time left.
@@ -44,15 +42,13 @@ def find_candidates(
     Raises:
         InputError: the folder holds the candidates of another detector or of other pictures, or no picture is good.
     """
-    records = dataset.records if limit is None else dataset.records[:limit]
-    writer = CandidateWriter(folder, ids=[str(one.id) for one in records], made_by=made_by)
-    rest = replace(
-        dataset, records=tuple(replace(one, boxes=(), labels=(), crowd=()) for one in records[writer.done :])
-    )
-    if rest.records:
-        feed = Feed(rest, masks=False, batch=batch, limit=None, workers=workers, strict=strict, progress=progress)
+    writer = CandidateWriter(folder, ids=[str(one.id) for one in dataset.records], made_by=made_by)
+    rest = tuple(replace(one, boxes=(), labels=(), crowd=()) for one in dataset.records[writer.done :])
+    if rest:
+        numbers = {"batch": batch, "limit": None, "workers": workers, "strict": strict, "progress": progress}
+        feed = Feed(replace(dataset, records=rest), masks=False, **numbers)
         known = 0  # of the bad ones
-        order = {str(one.id): place for place, one in enumerate(rest.records)}
+        order = {str(one.id): place for place, one in enumerate(rest)}
         for samples in feed:
             found = [*detector.candidates(samples), *feed.bad[known:]]
             known = len(feed.bad)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saccade.data.outlines import outline_of
 from saccade.data.records import Dataset
 from saccade.data.splits import BaseNovel
 from saccade.data.strict import check_entry, fail, flag, known_id, load, short
-from saccade.ops.paste import fault_of_rle
 from saccade.types import InputError
 
 TOLD = 5  # names in a message
@@ -36,7 +36,7 @@ class Object(NamedTuple):
     box: tuple[float, float, float, float]  # left, top, width, height [pixels of the picture]
     area: float  # [square pixels]
     crowd: bool  # a crowd; of VOC: difficult
-    segmentation: Any = None  # COCO's: polygons or run lengths
+    segmentation: dict[str, Any] | None = None  # COCO's compressed run lengths
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,20 @@ def _of_file(
         area = entry.get("area", box[2] * box[3])
         if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < LARGEST**2:
             fail(where, "`area`, a number of pixels", short(area))
-        segmentation = _segmentation(where, entry, dataset.records[picture].size) if masks else None
+        segmentation = None
+        if masks:
+            size = dataset.records[picture].size
+            assert size is not None, f"{where}: a picture of an annotation file has a size"
+            outline = outline_of(where, entry.get("segmentation"), height=size[0], width=size[1])
+            if isinstance(outline, str):
+                refused += 1
+                continue
+            segmentation = {"size": list(size), "counts": outline.decode("ascii")}
         crowd = flag(where, entry, "iscrowd", default=0)
         objects.append(Object(picture, label, box, float(area), crowd, segmentation))
-    return objects, [f"{refused} objects whose box is not finite or turned over are left out"] if refused else []
+    return objects, [
+        f"{refused} objects without a finite box or, where masks count, without a mask are left out"
+    ] if refused else []
 
 
 def _box_of_file(where: str, value: Any) -> tuple[float, float, float, float] | None:
@@ -207,23 +217,6 @@ def _box_of_file(where: str, value: Any) -> tuple[float, float, float, float] | 
         fail(where, "`bbox` of four numbers", short(value))
     x, y, w, h = (float(one) if abs(one) < LARGEST else math.inf for one in value)  # NaN too
     return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) and w >= 0 and h >= 0 else None
-
-
-def _segmentation(where: str, entry: dict[str, Any], size: tuple[int, int] | None) -> Any:
-    """The segmentation of an annotation, held to its picture: what draws it is not to be fed what it cannot bear."""
-    value = entry.get("segmentation")
-    assert size is not None, f"{where}: a picture of an annotation file has a size"
-    height, width = size
-    if isinstance(value, dict):
-        fault = fault_of_rle(value, height=height, width=width)
-        return value if fault is None else fail(where, "`segmentation` of the picture", fault)
-    polygons = value if isinstance(value, list) and value else [None]
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            fail(where, "`segmentation`: polygons of at least three points, or run lengths", short(value))
-        if not all(isinstance(one, int | float) and -width - height <= one <= 2 * (width + height) for one in polygon):
-            fail(where, "`segmentation` of finite numbers around the picture", short(polygon))
-    return value
 
 
 def _looked_for(

@@ -1,7 +1,7 @@
 """The frozen tower's maps of a picture, computed once and read after: for training without augmentation (A.3).
 
     FOLDER/index.json            what the maps were made by: tower, size, taps, windows; and its digest
-           ab/cdef....safetensors   one picture: "tap/0" .. and "dense", float16; the digest in its header
+           ab/cdef....safetensors   one picture: "tap/0" .., float16; the digest in its header
 
 A picture goes by its pixels, not by its name, so the maps of another picture set are never used. Every file is written
 under a temporary name and renamed, so that processes may share a folder and a kill leaves nothing half written. Fresh
@@ -23,10 +23,9 @@ from torch import Tensor
 from saccade.clip.digest import digest_state
 from saccade.clip.model import Clip
 from saccade.files import write_whole
-from saccade.heads.fvit.pyramid import Maps
 from saccade.types import InputError, Sample
 
-FORMAT = 1
+FORMAT = 2
 LARGEST = 65504.0  # of float16
 
 
@@ -64,39 +63,36 @@ class FeatureCache:
         else:
             write_whole(index, (json.dumps({**made_by, "digest": self.digest}, indent=2) + "\n").encode())
 
-    def read(self, sample: Sample, *, device: torch.device) -> Maps | None:
-        """The maps of a picture as a batch of one, float32; None where there are none, or only damaged ones."""
+    def read(self, sample: Sample, *, device: torch.device) -> list[Tensor] | None:
+        """The taps of a picture as a batch of one, float32; None where there are none, or only damaged ones."""
         path = self._path(sample)
         try:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("made_by") != self.digest:
                     return None
                 taps = [file.get_tensor(f"tap/{place}") for place in range(len(self.layers))]
-                dense = file.get_tensor("dense")
         except (OSError, SafetensorError):
             return None
-        return Maps([tap.to(device).float() for tap in taps], dense.to(device).float())
+        return [tap.to(device).float() for tap in taps]
 
-    def write(self, sample: Sample, maps: Maps) -> Maps:
-        """Keep the maps of a picture.
+    def write(self, sample: Sample, taps: list[Tensor]) -> list[Tensor]:
+        """Keep the taps of a picture.
 
         Args:
             sample: the picture.
-            maps: of a batch of one, with the dense map.
+            taps: of a batch of one.
 
         Returns:
-            The maps as `read` would give them.
+            The taps as `read` would give them.
         """
-        assert maps.dense is not None and len(maps.dense) == 1, "maps of one picture, with its dense map"
-        named = {f"tap/{place}": _half(tap) for place, tap in enumerate(maps.taps)} | {"dense": _half(maps.dense)}
+        named = {f"tap/{place}": _half(tap) for place, tap in enumerate(taps)}
         content = save({name: one.cpu() for name, one in named.items()}, {"made_by": self.digest})
         path = self._path(sample)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_bytes(content)
         partial.replace(path)
-        taps = [named[f"tap/{place}"].float() for place in range(len(maps.taps))]
-        return Maps(taps, named["dense"].float())
+        return [one.float() for one in named.values()]
 
     def _path(self, sample: Sample) -> Path:
         """A picture's file, by its pixels."""

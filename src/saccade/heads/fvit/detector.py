@@ -34,7 +34,8 @@ from saccade.heads.fvit.heads import (
     mask_targets,
     unit,
 )
-from saccade.heads.fvit.pyramid import Kind, Maps, Pyramid, Tower, pyramid_strides, tap_width
+from saccade.heads.fvit.names import Kind
+from saccade.heads.fvit.pyramid import Maps, Pyramid, Tower, pyramid_strides, tap_width
 from saccade.heads.fvit.roi import pool_levels
 from saccade.heads.fvit.rpn import Rpn
 from saccade.ops.boxes import boxes_on_picture, clip_boxes
@@ -327,19 +328,17 @@ class FViT(nn.Module):
         return jitter_masks(masks[wanted.cpu()].to(wanted.device), jitter, size=self.size)
 
     def _maps(self, samples: list[Sample], seen: list[Seen], *, dense: bool) -> Maps:
-        """The tower's maps of a batch, fresh or from the cache."""
-        if self.cache is None:
+        """The tower's maps of a batch; where the dense one is not asked for, perhaps from the cache."""
+        if self.cache is None or dense:
             return self.tower(self._inputs(samples, seen), dense=dense)
         found = []
         for sample, one in zip(samples, seen, strict=True):
-            maps = self.cache.read(sample, device=self.text.device)
-            if maps is None:  # alone, so that its bits do not depend on the batch
+            taps = self.cache.read(sample, device=self.text.device)
+            if taps is None:  # alone, so that its bits do not depend on the batch
                 with torch.autocast(self.text.device.type, enabled=False):
-                    maps = self.cache.write(sample, self.tower(self._inputs([sample], [one]), dense=True))
-            found.append(maps)
-        taps = [torch.cat(parts) for parts in zip(*(one.taps for one in found), strict=True)]
-        denses = [one.dense for one in found if one.dense is not None]
-        return Maps(taps, torch.cat(denses) if dense else None)
+                    taps = self.cache.write(sample, self.tower(self._inputs([sample], [one]), dense=False).taps)
+            found.append(taps)
+        return Maps([torch.cat(parts) for parts in zip(*found, strict=True)], None)
 
     def _inputs(self, samples: list[Sample], seen: list[Seen]) -> Float[Tensor, "B 3 H W"]:
         numbers = {"size": self.size, "mean": self.tower.clip.mean, "std": self.tower.clip.std}

@@ -10,7 +10,6 @@ background (the detector's p, then a division by the sum), which F-ViT does not 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -19,6 +18,7 @@ from torch.nn.functional import normalize
 from torchvision.ops import nms
 
 from saccade.heads.fvit.candidates import Candidates
+from saccade.heads.fvit.names import Benchmark
 from saccade.ops.paste import paste_as_rle
 from saccade.types import Detections, InputError
 
@@ -45,8 +45,6 @@ class Fusion:
                 f"fusion: need a positive temperature and at least 1 to keep; got {self.temperature} and {self.keep}."
             )
 
-
-Benchmark = Literal["ov-coco", "ov-lvis-b", "ov-lvis-l", "transfer-coco", "transfer-objects365", "transfer-voc"]
 
 # A.3. What the transfer keeps is not known here: as the detector that it uses, trained on LVIS.
 PRESETS: dict[Benchmark, Fusion] = {

@@ -23,7 +23,7 @@ from saccade.clip.load import load
 from saccade.clip.model import Clip
 from saccade.files import versions, write_whole
 from saccade.heads.fvit.detector import FViT
-from saccade.heads.fvit.pyramid import Kind
+from saccade.heads.fvit.names import Kind
 from saccade.types import InputError
 
 WEIGHTS, ABOUT = "detector.safetensors", "detector.json"

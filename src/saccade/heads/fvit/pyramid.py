@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,9 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from saccade.clip.dense import dense_of_last, last_block_use, tower_stages
 from saccade.clip.model import Clip
+from saccade.heads.fvit.names import Kind
 from saccade.types import InputError
 
-Kind = Literal["taps", "fpn", "simple"]
 SHARES = (3, 5, 7)  # twelfths of the tower: blocks 3, 5, 7 of 12 and 6, 10, 14 of 24, from 0
 LEVELS = 5
 
