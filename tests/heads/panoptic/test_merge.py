@@ -70,7 +70,7 @@ def slow_map(class_logits, mask_logits, is_thing, size):
     owner = {}
     for y in range(height):
         for x in range(width):
-            owner[y, x] = max(used, key=lambda q: (float(scores[q] * masks[q, y, x]), -q)) if used else None  # noqa: B023
+            owner[y, x] = max(used, key=lambda q: (float(scores[q] * masks[q, y, x]), -q)) if used else None
     ids, segments, stuff = torch.zeros(size, dtype=torch.int64), [], {}
     for q in used:
         mine = [place for place, one in owner.items() if one == q]
