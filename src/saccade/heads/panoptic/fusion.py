@@ -8,7 +8,8 @@
     6  [(1 - n) softmax f, n], as logits log(. + 1e-8)
 
 CLIP's embedding of a mask is the mean of the dense map inside it (what CLIPSelf is for), or masked attention (what
-ODISE has in its place). Deliberately absent: the generator's own logits (`mask2former`), what becomes of the masks (`merge`).
+ODISE has in its place). Deliberately absent: the generator's own logits (`mask2former`), what becomes of the masks
+(`merge`).
 """
 
 import math
