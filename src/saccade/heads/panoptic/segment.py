@@ -1,0 +1,158 @@
+"""One picture, any vocabulary: proposals -> classes by generator and CLIP -> panoptic, semantic, instances (Tab. 5).
+
+    picture --generator--> Q masks --its words--> logits ----+
+    picture --squashed--> CLIP --mean of the dense map, or --+--fused--> class logits --merged--> maps
+                                  masked attention inside each mask--> logits
+
+The generator's input is the padded square, CLIP's is a square without padding (as ODISE's, aspect ignored) or keeps the
+aspect. Both come from different towers in general, so nothing is shared. Deliberately absent: windows over large
+pictures, tests with flipped pictures, measures (`saccade.evaluate`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saccade.clip.model import Clip
+from saccade.clip.names import Head
+from saccade.heads.panoptic.fusion import PRESETS, Shares, Words, clip_logits, fuse, pool_mask_logits, touched_patches
+from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
+from saccade.heads.panoptic.merge import instances, panoptic_map, semantic_map
+from saccade.ops.resample import check_side, fitted_size, normalize
+from saccade.types import Detections, InputError, PanopticMap, Sample
+
+Region = Literal["dense", "masked"]
+"""How CLIP embeds a mask: by the mean of its dense map, or by masked attention."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The K classes that are asked for."""
+
+    words: Words  # embedded by the CLIP that classifies
+    generator_words: Words  # embedded by the CLIP whose words the generator learned from; the same where it is one
+    is_thing: Bool[Tensor, " K"]
+    is_seen: Bool[Tensor, " K"]  # of `fusion.seen_classes`
+
+    def __post_init__(self) -> None:
+        counts = (self.words.count, self.generator_words.count, len(self.is_thing), len(self.is_seen))
+        if len(set(counts)) > 1:
+            raise InputError(f"classes: need words, things and seen classes of one number of classes; got {counts}.")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The masks of a picture with their classes."""
+
+    size: tuple[int, int]  # (H, W) of the picture [pixels]
+    class_logits: Float[Tensor, "Q K1"]  # of the classes and, last, of "no object"
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
+
+
+class PanopticSegmenter:
+    """Asks a generator's masks for classes."""
+
+    def __init__(
+        self,
+        generator: MaskGenerator,
+        clip: Clip,
+        asked: Asked,
+        *,
+        shares: Shares = PRESETS["odise-label"],
+        region: Region = "dense",
+        head: Head = "value",
+        size: int | None = None,
+        squash: bool = True,
+        scale: float | None = None,
+    ) -> None:
+        """Put a generator and a CLIP together.
+
+        Args:
+            generator: trained.
+            clip: whose image tower classifies masks; another than the generator's, or the same.
+            asked: the classes.
+            shares: CLIP's; see `fusion.PRESETS`.
+            region: how it embeds a mask.
+            head: of its dense map.
+            size: side of its square input, or, with the aspect kept, of the longest side [pixels]; None: its own.
+            squash: ignore the aspect, as ODISE.
+            scale: of its logits; None: the one it was trained with.
+
+        Raises:
+            InputError: a size that does not fit, no such region, or a generator without words that has a share.
+        """
+        size = clip.native_size if size is None else size
+        check_side(size, patch=clip.patch_size, flag="--size")
+        if region not in get_args(Region):
+            raise InputError(f"region: must be one of {', '.join(get_args(Region))}; got {region!r}.")
+        if generator.words is None and shares != PRESETS["clip"]:
+            raise InputError(f"shares: a generator without words knows no class; use PRESETS['clip']; got {shares}.")
+        self.generator, self.clip, self.asked = generator.eval(), clip.eval(), asked
+        self.shares, self.region = shares, region
+        self.head: Head = head
+        self.size, self.squash = size, squash
+        self.scale = clip.model.logit_scale.exp().item() if scale is None else scale
+
+    @torch.no_grad()
+    def score(self, sample: Sample) -> Scored:
+        """Find the masks of a picture and their classes.
+
+        Args:
+            sample: decoded; its segments are not looked at.
+        """
+        (proposals,) = self.generator.propose([sample])
+        return self.score_proposals(sample, proposals)
+
+    @torch.no_grad()
+    def score_proposals(self, sample: Sample, proposals: Proposals) -> Scored:
+        """Find the classes of masks that were found before; there may be none."""
+        asked, masks = self.asked, proposals.masks
+        known = self.generator.class_logits(proposals, asked.generator_words)
+        said = None
+        if len(masks) and (self.shares.seen or self.shares.unseen):
+            said = clip_logits(self.embed(sample, masks), asked.words, scale=self.scale)
+        elif not len(masks):
+            said = known[:, :-1]
+        size = (proposals.height, proposals.width)
+        return Scored(size, fuse(known, said, asked.is_seen, self.shares), masks)
+
+    @torch.no_grad()
+    def embed(self, sample: Sample, masks: Float[Tensor, "Q h w"]) -> Float[Tensor, "Q D"]:
+        """CLIP's embeddings of masks.
+
+        Args:
+            sample: the picture.
+            masks: logits, of the whole picture.
+        """
+        image, patch = self._view(sample)[None], self.clip.patch_size
+        if self.region == "dense":
+            return pool_mask_logits(self.clip.encode_dense(image, head=self.head)[0], masks)
+        grid = (image.shape[2] // patch, image.shape[3] // patch)
+        return self.clip.encode_masks(image, [touched_patches(masks, grid=grid, patch=patch)], head="masked")
+
+    def panoptic(self, scored: Scored) -> PanopticMap:
+        """One segment a pixel, or none."""
+        return panoptic_map(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size)
+
+    def semantic(self, scored: Scored) -> Float[Tensor, "K H W"]:
+        """A score a class and pixel."""
+        return semantic_map(scored.class_logits, scored.masks, size=scored.size)
+
+    def instances(self, scored: Scored) -> Detections:
+        """Objects, best first."""
+        return instances(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size)
+
+    def _view(self, sample: Sample) -> Float[Tensor, "3 H W"]:
+        """A picture as CLIP sees it."""
+        patch, device = self.clip.patch_size, next(self.clip.parameters()).device
+        shape = (self.size, self.size)
+        if not self.squash:
+            fitted = fitted_size(*sample.image.shape[1:], size=self.size)
+            shape = tuple(max(1, round(side / patch)) * patch for side in fitted)
+        image = sample.image.to(device).float()[None]
+        resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
+        return normalize(resized, mean=self.clip.mean, std=self.clip.std)

@@ -1,0 +1,175 @@
+"""The generator as a whole: it learns two scenes, what is frozen stays, and masks lie where the picture is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from saccade.clip.load import load
+from saccade.data.world.scenes import KINDS
+from saccade.heads.panoptic.criterion import Weights
+from saccade.heads.panoptic.decoder import LibraryEncoder, MaskDecoder, TowerEncoder, build_decoder, read_library
+from saccade.heads.panoptic.fusion import Words
+from saccade.heads.panoptic.mask2former import MaskGenerator, of_picture
+from saccade.ops.jitter import no_jitter
+from saccade.types import BadSample, Batch, InputError
+
+NOVEL = torch.tensor([kind.is_novel for kind in KINDS])
+PLAIN = {"jitter": None, "flip": False, "weights": Weights(points=256)}
+
+
+def words_of(count: int, dim: int) -> Words:
+    torch.manual_seed(5)
+    owner = torch.tensor([*range(count), 0])  # the first class has two
+    return Words(F.normalize(torch.randn(count + 1, dim), dim=1), owner, count)
+
+
+def generator_of(clip, decoder: MaskDecoder, *, words: bool, **settings) -> MaskGenerator:
+    torch.manual_seed(0)
+    known = words_of(len(NOVEL), clip.embed_dim) if words else None
+    numbers = {"is_novel": NOVEL, "size": 64, "words": known, "joint": 16, **PLAIN, **settings}
+    return MaskGenerator(TowerEncoder(clip, channels=16), decoder, **numbers).train()
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_the_loss_falls_on_two_scenes_and_the_tower_stays(tiny_decoder, scenes, words):
+    clip, samples = load("saccade-small"), scenes(2)
+    before = {name: one.clone() for name, one in clip.state_dict().items()}
+    model = generator_of(clip, tiny_decoder(), words=words, size=96)
+    optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.05), lr=3e-3)
+    losses = []
+    for step in range(16):
+        torch.manual_seed(step)
+        loss = model(Batch(samples, []))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.75 * sum(losses[:3]), losses
+    assert set(model.parts) == {"class", "mask", "dice"}
+    assert sum(one.item() for one in model.parts.values()) == pytest.approx(losses[-1], rel=1e-5)
+    assert all(torch.equal(one, before[name]) for name, one in clip.state_dict().items()) and not clip.training
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_gradients_reach_all_that_is_trained(tiny_clip, tiny_decoder, scenes, words):
+    model = generator_of(tiny_clip(), tiny_decoder(), words=words)
+    model(Batch(scenes(2), [])).backward()
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    assert [name for name, one in trained.items() if one.grad is None] == []
+    assert not any(name.startswith("encoder.tower") for name in trained)
+    grouped = [one for group in model.parameter_groups(weight_decay=0.1) for one in group["params"]]
+    assert len(grouped) == len(trained)
+    empty = Batch([], [BadSample("a", "broken")])
+    model.zero_grad(set_to_none=True)
+    loss = model(empty)
+    loss.backward()
+    assert loss == 0 and all(one.grad is not None and not one.grad.any() for one in trained.values())
+
+
+def test_novel_segments_and_crowds_are_left_out(tiny_clip, tiny_decoder, scenes):
+    (sample,) = scenes(1)
+    novel, base = (next(i for i, kind in enumerate(KINDS) if kind.is_novel == wanted) for wanted in (True, False))
+    segments = sample.segments
+    assert len(segments.labels) >= 3
+    count = len(segments.labels)
+    labels = torch.tensor([novel, len(KINDS), *[base + 1] * (count - 2)])
+    sample = replace(sample, segments=replace(segments, labels=labels))
+    model = generator_of(tiny_clip(), tiny_decoder(), words=True)
+    target = model._target(sample, model._jitter(sample))
+    place = sum(not kind.is_novel for kind in KINDS[: base + 1])
+    assert target.labels.tolist() == [place] * (count - 2) and target.masks.shape[1:] == (64, 64)
+    assert model.words.count == sum(not kind.is_novel for kind in KINDS)
+    agnostic = generator_of(tiny_clip(), tiny_decoder(), words=False)
+    assert agnostic._target(sample, model._jitter(sample)).labels.tolist() == [0] * (count - 2)
+    bare = replace(sample, segments=None)
+    assert len(model._target(bare, model._jitter(bare)).labels) == 0 and model(Batch([bare], [])).isfinite()
+
+
+def test_proposals_do_not_depend_on_the_batch_and_are_of_the_picture(tiny_clip, tiny_decoder, scenes):
+    model = generator_of(tiny_clip(), tiny_decoder(), words=True)
+    samples = scenes(2)
+    samples[1] = replace(samples[1], image=samples[1].image[:, :40])
+    together = model.propose(samples)
+    assert model.training
+    for sample, one in zip(samples, together, strict=True):
+        (alone,) = model.propose([sample])
+        assert (one.id, one.height, one.width) == (sample.id, *sample.image.shape[1:])
+        assert torch.allclose(alone.masks, one.masks, atol=1e-4) and one.something is None
+        assert torch.allclose(alone.embeddings, one.embeddings, atol=1e-4) and one.embeddings.shape == (8, 16)
+        tall, wide = no_jitter(one.height, one.width, size=64).fitted
+        assert one.masks.shape == (8, -(-tall // 2), -(-wide // 2))  # P / 4 = 2
+    assert model.propose([]) == []
+
+
+def test_padding_is_cut_off_exactly():
+    masks = torch.randn(3, 8, 8)  # of a square of 64, 8 pixels a place
+    whole = no_jitter(50, 100, size=64)  # fills 32 x 64
+    assert torch.allclose(of_picture(masks, whole, size=64), masks[:, :4], atol=1e-5)
+    # 36 rows are 4.5 places, read at 5 centres, .9 places apart: the first at .45 - .5 < 0, the second at .85
+    between = of_picture(masks, no_jitter(36, 64, size=64), size=64)
+    assert between.shape == (3, 5, 8) and torch.allclose(between[:, 0], masks[:, 0], atol=1e-5)
+    assert torch.allclose(between[:, 1], 0.15 * masks[:, 0] + 0.85 * masks[:, 1], atol=1e-5)
+
+
+def test_without_words_all_classes_are_alike(tiny_clip, tiny_decoder, scenes):
+    model = generator_of(tiny_clip(), tiny_decoder(), words=False)
+    (found,) = model.propose(scenes(1))
+    logits = model.class_logits(found, words_of(5, 16))
+    probabilities, expected = logits.softmax(dim=1), found.something.softmax(dim=1)
+    assert found.embeddings is None and torch.allclose(probabilities[:, -1], expected[:, 1], atol=1e-6)
+    assert torch.allclose(probabilities[:, :5], expected[:, :1].expand(-1, 5) / 5, atol=1e-6)
+
+
+def test_words_are_compared_by_hand(tiny_clip, tiny_decoder, scenes):
+    model = generator_of(tiny_clip(), tiny_decoder(), words=True)
+    (found,) = model.propose(scenes(1))
+    words = words_of(3, 16)
+    logits, head = model.class_logits(found, words), model.head
+    cosine = F.cosine_similarity(found.embeddings[:, None], head.text(words.rows)[None], dim=2) / 0.07
+    assert torch.allclose(logits[:, 0], torch.maximum(cosine[:, 0], cosine[:, 3]), atol=1e-4)
+    assert torch.allclose(logits[:, 1:3], cosine[:, 1:3], atol=1e-4)
+    nothing = F.cosine_similarity(found.embeddings, head.text(head.nothing)[None], dim=1) / 0.07
+    assert torch.allclose(logits[:, 3], nothing, atol=1e-4)
+
+
+def test_patches_of_14_pixels(tiny_clip, tiny_decoder, scenes):
+    clip = tiny_clip(patch_size=14, image_size=56)
+    model = generator_of(clip, tiny_decoder(), words=True, size=56)
+    assert model(Batch(scenes(1), [])).isfinite() and max(model.propose(scenes(1))[0].masks.shape[1:]) == 16
+
+
+def test_a_model_of_the_library_from_a_folder(tmp_path, scenes):
+    transformers = pytest.importorskip("transformers")
+    swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2}
+    swin |= {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 5, "dim_feedforward": 32}
+    config = transformers.Mask2FormerConfig(backbone_config=transformers.SwinConfig(**swin), **sizes)
+    written = transformers.Mask2FormerModel(config).eval()
+    written.save_pretrained(tmp_path)
+    encoder, decoder = read_library(tmp_path)
+    assert isinstance(encoder, LibraryEncoder) and encoder.widths == (8, 16, 32, 64)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = written(images).masks_queries_logits[-1]
+        found = decoder.eval()(encoder.eval()(images)).masks[-1]
+    assert torch.allclose(found, expected, atol=1e-5)
+    model = MaskGenerator(encoder, decoder, is_novel=NOVEL, size=64, **PLAIN).train()
+    model(Batch(scenes(1), [])).backward()
+    assert not encoder.backbone.training and all(one.grad is None for one in encoder.parameters())
+    with pytest.raises(InputError, match="need a folder with a Mask2Former"):
+        read_library(tmp_path / "nowhere")
+
+
+def test_what_does_not_fit_is_refused(tiny_clip, tiny_decoder):
+    clip, decoder = tiny_clip(), tiny_decoder()
+    with pytest.raises(InputError, match=r"multiple of the patch size 16; got 72"):
+        generator_of(clip, decoder, words=False, size=72)
+    with pytest.raises(InputError, match="at least one class"):
+        generator_of(clip, decoder, words=False, is_novel=torch.ones(3) > 0)
+    with pytest.raises(InputError, match=r"words: need those of 3 classes; got \d+"):
+        generator_of(clip, decoder, words=True, is_novel=torch.zeros(3) > 0)
+    with pytest.raises(InputError, match="multiple of 32"):
+        build_decoder((16,) * 4, width=48)

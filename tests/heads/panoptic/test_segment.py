@@ -1,0 +1,131 @@
+"""One picture from proposals to maps: whose word counts, both ways to embed a mask, and a picture without proposals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from saccade.heads.panoptic.decoder import TowerEncoder
+from saccade.heads.panoptic.fusion import PRESETS, Words, clip_logits
+from saccade.heads.panoptic.mask2former import MaskGenerator
+from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
+from saccade.types import Batch, InputError
+
+K = 3
+
+
+@pytest.fixture
+def make(tiny_clip, tiny_decoder):
+    """Build a segmenter of three classes, with another CLIP than its generator's."""
+
+    def build(*, words: bool = True, **settings) -> PanopticSegmenter:
+        torch.manual_seed(0)
+        rows = torch.nn.functional.normalize(torch.randn(2 * K, 16), dim=1)
+        asked = Words(rows, torch.tensor([0, 1, 2, 0, 1, 2]), K)
+        learned = asked if words else None
+        encoder = TowerEncoder(tiny_clip(), channels=16)
+        novel = torch.zeros(K) > 0
+        generator = MaskGenerator(encoder, tiny_decoder(), is_novel=novel, size=64, words=learned, joint=16)
+        is_thing, is_seen = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+        return PanopticSegmenter(generator, tiny_clip(), Asked(asked, asked, is_thing, is_seen), **settings)
+
+    return build
+
+
+@pytest.mark.parametrize("region", ["dense", "masked"])
+@pytest.mark.parametrize("squash", [True, False])
+def test_all_three_maps_of_a_picture(make, scenes, region, squash):
+    segmenter, (sample,) = make(region=region, size=40, squash=squash), scenes(1)
+    scored = segmenter.score(sample)
+    height, width = sample.image.shape[1:]
+    assert scored.size == (height, width) and scored.class_logits.shape == (8, K + 1)
+    assert torch.allclose(scored.class_logits.exp().sum(dim=1), torch.ones(8), atol=1e-5)
+    found = segmenter.panoptic(scored)
+    assert found.ids.shape == (height, width)
+    assert set(found.ids.unique().tolist()) - {0} == {one.id for one in found.segments}
+    assert segmenter.semantic(scored).shape == (K, height, width)
+    assert all(label < 2 for label in segmenter.instances(scored).labels.tolist())
+
+
+def test_whose_word_counts(make, scenes):
+    (sample,) = scenes(1)
+    only_generator, only_clip = make(shares=PRESETS["generator"]), make(shares=PRESETS["clip"])
+    (proposals,) = only_generator.generator.propose([sample])
+    known = only_generator.generator.class_logits(proposals, only_generator.asked.generator_words)
+    assert torch.allclose(only_generator.score(sample).class_logits.exp(), known.softmax(dim=1), atol=1e-5)
+    scored = only_clip.score(sample).class_logits.exp()
+    said = clip_logits(only_clip.embed(sample, proposals.masks), only_clip.asked.words, scale=only_clip.scale)
+    nothing = known.softmax(dim=1)[:, -1:]
+    assert torch.allclose(scored, torch.cat([(1 - nothing) * said.softmax(dim=1), nothing], dim=1), atol=1e-5)
+    only_clip.clip.encode_dense = None  # without a share it is not asked
+    only_generator.clip.encode_dense = None
+    only_generator.score(sample)
+    with pytest.raises(TypeError):
+        only_clip.score(sample)
+
+
+def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
+    (sample,) = scenes(1)
+    segmenter = make(shares=PRESETS["odise-label"])
+    (proposals,) = segmenter.generator.propose([sample])
+    known = segmenter.generator.class_logits(proposals, segmenter.asked.generator_words)
+    said = clip_logits(segmenter.embed(sample, proposals.masks), segmenter.asked.words, scale=segmenter.scale)
+    p, q = known[:, :-1].softmax(dim=1), said.softmax(dim=1)
+    mixed = torch.stack([p[:, 0] ** 0.7 * q[:, 0] ** 0.3, *(p[:, k] ** 0.3 * q[:, k] ** 0.7 for k in (1, 2))], dim=1)
+    found = segmenter.score(sample).class_logits.exp()[:, :-1]
+    assert torch.allclose(found / found.sum(dim=1, keepdim=True), mixed / mixed.sum(dim=1, keepdim=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("region", ["dense", "masked"])
+def test_a_picture_without_proposals(make, scenes, region):
+    segmenter, (sample,) = make(region=region), scenes(1)
+    (some,) = segmenter.generator.propose([sample])
+    none = replace(some, masks=some.masks[:0], embeddings=some.embeddings[:0])
+    scored = segmenter.score_proposals(sample, none)
+    found = segmenter.panoptic(scored)
+    assert not found.ids.any() and found.segments == () and found.ids.shape == sample.image.shape[1:]
+    assert not segmenter.semantic(scored).any() and len(segmenter.instances(scored).boxes) == 0
+    # masks that are nowhere above 0 are embedded at their largest place, or as the class token alone, and draw nothing
+    empty = replace(some, masks=some.masks - some.masks.max() - 9)
+    scored = segmenter.score_proposals(sample, empty)
+    assert scored.class_logits.isfinite().all() and segmenter.panoptic(scored).segments == ()
+
+
+def test_a_generator_without_words_is_asked_with_clip_alone(make, scenes):
+    with pytest.raises(InputError, match="knows no class"):
+        make(words=False)
+    segmenter = make(words=False, shares=PRESETS["clip"])
+    assert segmenter.score(scenes(1)[0]).class_logits.isfinite().all()
+
+
+def test_what_was_learned_is_found_again(make, scenes):
+    # one scene, learned by heart: its ground is found where it lies
+    (sample,) = scenes(1)
+    segments = sample.segments
+    place = int(segments.masks.flatten(1).sum(dim=1).argmax())
+    one = replace(segments, **{name: getattr(segments, name)[place : place + 1] for name in ("boxes", "masks")})
+    one = replace(one, labels=torch.tensor([2]), is_thing=torch.tensor([False]))
+    segmenter = make(shares=PRESETS["generator"])
+    model = segmenter.generator.train()
+    model.jitter, model.flip = None, False
+    model.weights = replace(model.weights, points=256)
+    optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.0), lr=3e-3)
+    for step in range(60):
+        torch.manual_seed(step)
+        loss = model(Batch([replace(sample, segments=one)], []))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    found = segmenter.panoptic(segmenter.score(sample))
+    drawn, truth = found.ids > 0, one.masks[0]
+    assert {info.label for info in found.segments} == {2} and len(found.segments) == 1
+    assert (drawn & truth).sum() / (drawn | truth).sum() > 0.7
+
+
+def test_what_does_not_fit_is_refused(make):
+    with pytest.raises(InputError, match=r"multiple of the patch size 8; got 36"):
+        make(size=36)
+    words = Words(torch.eye(2), torch.tensor([0, 1]), 2)
+    with pytest.raises(InputError, match=r"one number of classes; got \(2, 2, 3, 2\)"):
+        Asked(words, words, torch.ones(3) > 0, torch.ones(2) > 0)
