@@ -127,5 +127,5 @@ def test_what_does_not_fit_is_refused(make):
     with pytest.raises(InputError, match=r"multiple of the patch size 8; got 36"):
         make(size=36)
     words = Words(torch.eye(2), torch.tensor([0, 1]), 2)
-    with pytest.raises(InputError, match=r"one number of classes; got \(2, 2, 3, 2\)"):
-        Asked(words, words, torch.ones(3) > 0, torch.ones(2) > 0)
+    with pytest.raises(InputError, match=r"one number of classes; got \(2, 2, 3, 3\)"):
+        Asked(words, words, torch.ones(3) > 0, torch.ones(3) > 0)

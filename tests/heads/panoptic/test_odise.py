@@ -1,0 +1,223 @@
+"""ODISE's encoder on a tiny random Stable Diffusion; of its own parts what needs no diffusers."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from saccade.heads.panoptic.criterion import Weights
+from saccade.heads.panoptic.mask2former import MaskGenerator
+from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise
+from saccade.types import Batch, InputError
+
+HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
+needs_diffusers = pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers, which is not installed (saccade[seg])")
+
+
+def diffusion():
+    """A UNet and a VAE of four levels each, as Stable Diffusion's, of few channels."""
+    import diffusers
+
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=2,
+        cross_attention_dim=12,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 8, 12),
+        layers_per_block=2,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+    return vae.eval(), unet.eval()
+
+
+class Block(nn.Module):
+    """A convolution that takes the time's embedding and does not look at it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, state, _=None):
+        return self.conv(state)
+
+
+class Level(nn.Module):
+    """A level of a VAE, or, with a caption of `told` numbers, of a UNet's way down or up (`skips`: what it takes)."""
+
+    def __init__(self, inputs, outputs, *, change, skips=None, told=0, blocks=2) -> None:
+        super().__init__()
+        skips = skips or [0] * blocks
+        widths = [inputs, *[outputs] * (len(skips) - 1)]
+        self.resnets = nn.ModuleList(Block(a + b, outputs) for a, b in zip(widths, skips, strict=True))
+        self.downsamplers = [nn.AvgPool2d(2)] if change == "down" else None
+        self.upsamplers = [nn.Upsample(scale_factor=2)] if change == "up" else None
+        if told:
+            self.attentions = nn.Linear(told, outputs)
+
+    def forward(self, hidden_states, temb, res_hidden_states_tuple=None, encoder_hidden_states=None):
+        state, kept = hidden_states + temb.mean(), []
+        for place, block in enumerate(self.resnets):
+            own = () if res_hidden_states_tuple is None else (res_hidden_states_tuple[-1 - place],)
+            state = block(torch.cat([state, *own], dim=1))
+            if encoder_hidden_states is not None:
+                state = state + self.attentions(encoder_hidden_states).mean(dim=1)[:, :, None, None]
+            kept.append(state)
+        for change in self.downsamplers or self.upsamplers or ():
+            state = change(state)
+            kept.append(state)
+        return state if res_hidden_states_tuple is not None else (state, kept)
+
+
+class Middle(Block):
+    def forward(self, state, _=None, encoder_hidden_states=None):
+        return self.conv(state)
+
+
+def stand_in():
+    """The parts of diffusers' models that are run by hand, with convolutions of one pixel in their blocks."""
+    torch.manual_seed(0)
+    widths = (4, 4, 8, 12)
+    ends = {"conv_norm_out": nn.Identity(), "conv_act": nn.SiLU()}
+
+    def module(**parts) -> nn.Module:
+        made = nn.Module()
+        for name, part in parts.items():
+            setattr(made, name, part)
+        return made
+
+    down = [Level(a, b, change="" if b == 12 else "down") for a, b in zip((4, *widths), widths, strict=False)]
+    coarse_to_fine = widths[::-1]
+    up = [Level(a, b, change="up", blocks=3) for a, b in zip((12, *coarse_to_fine), coarse_to_fine, strict=False)]
+    vae = module(
+        encoder=module(conv_in=Block(3, 4), down_blocks=nn.ModuleList(down), mid_block=Block(12, 12), **ends),
+        decoder=module(conv_in=Block(4, 12), mid_block=Block(12, 12), up_blocks=nn.ModuleList(up)),
+        quant_conv=Block(8, 8),
+        post_quant_conv=Block(4, 4),
+        config=SimpleNamespace(block_out_channels=widths, scaling_factor=0.18215),
+    )
+    vae.encoder.conv_out = Block(12, 8)
+    changes, told = ("down", "down", "down", ""), (12, 12, 12, 0)
+    widths = (8, 8, 16, 16)
+    rows = zip((8, *widths), widths, changes, told, strict=False)
+    down = [Level(a, b, change=change, told=words) for a, b, change, words in rows]
+    # what was kept on the way down: 8 | 8 8 8 | 8 8 8 | 16 16 16 | 16 16, taken three by three from the end
+    skips, changes = ([16, 16, 16], [16, 16, 8], [8, 8, 8], [8, 8, 8]), ("up", "up", "up", "")
+    rows = zip((16, 16, 16, 8), (16, 16, 8, 8), changes, skips, told[::-1], strict=True)
+    up = [Level(a, b, change=change, skips=own, told=words) for a, b, change, own, words in rows]
+    unet = module(
+        time_proj=lambda time: time[:, None].float().cos(),
+        time_embedding=nn.Linear(1, 1),
+        conv_in=Block(4, 8),
+        down_blocks=nn.ModuleList(down),
+        mid_block=Middle(16, 16),
+        up_blocks=nn.ModuleList(up),
+        config=SimpleNamespace(block_out_channels=widths),
+    )
+    return vae, unet
+
+
+SOURCES = [pytest.param(stand_in, id="stand-in"), pytest.param(diffusion, id="diffusers", marks=needs_diffusers)]
+
+
+def encoder_of(clip, source) -> OdiseEncoder:
+    vae, unet = source()
+    return OdiseEncoder(vae, unet, ImplicitCaptioner(clip, empty=torch.randn(5, 12)), kept=0.99915, channels=128)
+
+
+def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
+    clip = tiny_clip()
+    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12)).train()
+    pictures = 255 * torch.rand(2, 3, 32, 32)  # the native size, so nothing is resized
+    assert torch.equal(captioner(pictures), captioner.empty.expand(2, -1, -1))
+    with torch.no_grad():
+        captioner.gate.fill_(0.5)
+    seen = clip.encode_image((pictures / 255 - 0.5) / 0.25, normalize=False)
+    expected = captioner.empty + torch.tensor(0.5).tanh() * captioner.project(seen)[:, None]
+    assert torch.allclose(captioner(pictures), expected, atol=1e-4)
+    captioner(pictures).sum().backward()
+    assert captioner.gate.grad is not None and all(one.grad is None for one in clip.parameters()) and not clip.training
+
+
+@pytest.mark.skipif(HAS_DIFFUSERS, reason="diffusers is installed")
+def test_without_diffusers_it_says_what_to_install(tiny_clip, tmp_path):
+    with pytest.raises(InputError, match=r"needs diffusers .*saccade\[seg\]"):
+        read_odise(tmp_path, tiny_clip())
+
+
+@needs_diffusers
+def test_run_by_hand_the_library_gives_the_same():
+    vae, unet = diffusion()
+    images, caption = torch.randn(2, 3, 64, 64), torch.randn(2, 5, 12)
+    with torch.no_grad():
+        kept, latent = encode(vae, images)
+        assert torch.allclose(latent, vae.encode(images).latent_dist.mode() * 0.18215, atol=1e-5)
+        assert [tuple(one.shape[1:]) for one in kept] == [(8, 16, 16), (12, 8, 8)]
+        *_, last = denoise(unet, latent, caption)
+        expected = unet(latent, 0, encoder_hidden_states=caption).sample
+        assert torch.allclose(unet.conv_out(unet.conv_act(unet.conv_norm_out(last))), expected, atol=1e-5)
+        state = decode(vae, latent)[-1]
+        for up in vae.decoder.up_blocks[1].upsamplers:
+            state = up(state)
+        for level in vae.decoder.up_blocks[2:]:
+            state = level(state)
+        drawn = vae.decoder.conv_out(vae.decoder.conv_act(vae.decoder.conv_norm_out(state)))
+        assert torch.allclose(drawn, vae.decode(latent / 0.18215).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_four_maps_the_same_noise_and_what_learns(tiny_clip, source):
+    encoder = encoder_of(tiny_clip(), source).train()
+    images = torch.randn(2, 3, 64, 128)
+    maps = encoder(images)
+    assert [tuple(one.shape[1:]) for one in maps] == [(128, 16, 32), (128, 8, 16), (128, 4, 8), (128, 2, 4)]
+    alone = encoder(images[1:])
+    assert all(torch.allclose(one[1:], other, atol=1e-4) for one, other in zip(maps, alone, strict=True))
+    sum(one.sum() for one in maps).backward()
+    learned = {name for name, one in encoder.named_parameters() if one.grad is not None}
+    assert {name.split(".")[0] for name in learned} == {"bottlenecks", "captioner"}
+    assert "captioner.gate" in learned and not encoder.unet.training and not encoder.vae.training
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
+    weights, novel = Weights(points=128), torch.zeros(64) > 0
+    encoder = encoder_of(tiny_clip(), source)
+    model = MaskGenerator(encoder, tiny_decoder((128,) * 4), is_novel=novel, size=64, weights=weights)
+    assert model(Batch(scenes(1), [])).isfinite() and len(model.propose(scenes(1))[0].masks) == 8
+
+
+@needs_diffusers
+def test_a_folder(tiny_clip, tmp_path):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    vae, unet = diffusion()
+    vae.save_pretrained(tmp_path / "vae")
+    unet.save_pretrained(tmp_path / "unet")
+    sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPTextModel(CLIPTextConfig(vocab_size=4, max_position_embeddings=5, **sizes)).save_pretrained(
+        tmp_path / "text_encoder"
+    )
+    tokens = tmp_path / "tokenizer"
+    tokens.mkdir()
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
+    (tokens / "vocab.json").write_text(json.dumps(vocabulary))
+    (tokens / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=5).save_pretrained(tokens)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_start": 0.00085}')
+    encoder = read_odise(tmp_path, tiny_clip(), channels=128)
+    assert encoder.kept == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
+    assert torch.equal(encoder.unet.conv_in.weight, unet.conv_in.weight)
+    with pytest.raises(InputError, match="need a folder with a Stable Diffusion"):
+        read_odise(tmp_path / "nowhere", tiny_clip())
