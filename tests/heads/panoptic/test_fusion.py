@@ -106,8 +106,10 @@ def test_masks_on_the_grid_and_the_place_of_an_empty_one():
     thin = torch.full((4, 4), -1.0)
     thin[3, 3] = 2.0  # its block: (2 - 3) / 4 = -.25, below 0 but the largest
     even = torch.zeros(4, 4)  # 0 is not above 0, and the first place is the largest
-    masks = on_grid(torch.stack([full, thin, even]), grid=(2, 2))
-    assert masks.int().tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[1, 0], [0, 0]]]
+    weak = torch.full((4, 4), -1.0)
+    weak[:, 2:] = 0.1  # little above 0, on both places of the right
+    masks = on_grid(torch.stack([full, thin, even, weak]), grid=(2, 2))
+    assert masks.int().tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[1, 0], [0, 0]], [[0, 1], [0, 1]]]
     assert on_grid(torch.zeros(0, 4, 4), grid=(2, 3)).shape == (0, 2, 3)
 
 

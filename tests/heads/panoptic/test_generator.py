@@ -103,6 +103,22 @@ def test_proposals_do_not_depend_on_the_batch_and_are_of_the_picture(tiny_clip, 
     assert model.propose([]) == []
 
 
+def test_what_is_proposed_comes_from_the_last_layer_by_hand(tiny_clip, tiny_decoder, scenes):
+    model, (sample,) = generator_of(tiny_clip(), tiny_decoder(), words=True).eval(), scenes(1)
+    with torch.no_grad():
+        found = model.decoder(model.encoder(model._inputs([sample], [model._jitter(sample)])))
+        assert len(found.states) == len(found.masks) == 3  # the bare queries, and two layers
+        state, masks, pixels = found.states[-1][0], found.masks[-1][0], found.pixels[0]
+        for query in range(8):
+            inside = masks[query] > 0
+            mean = pixels[:, inside].mean(dim=1) if inside.any() else torch.zeros(32)
+            expected = model.head.mask(model.head.pooled(mean) + state[query])
+            (proposed,) = model.propose([sample])
+            assert torch.allclose(proposed.embeddings[query], expected, atol=1e-4)
+    whole = of_picture(masks, no_jitter(*sample.image.shape[1:], size=64), size=64)
+    assert torch.allclose(proposed.masks, whole, atol=1e-4)
+
+
 def test_padding_is_cut_off_exactly():
     masks = torch.randn(3, 8, 8)  # of a square of 64, 8 pixels a place
     whole = no_jitter(50, 100, size=64)  # fills 32 x 64
