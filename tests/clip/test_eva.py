@@ -9,7 +9,7 @@ from saccade.ops.positions import rotary_table
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (8, 56)])
-@pytest.mark.parametrize("head", ["value", "value_only", "attention"])
+@pytest.mark.parametrize("head", ["value", "value_cls", "value_only", "attention"])
 def test_embeddings_equal_the_formulas(make_clip, head, size):
     clip = make_clip("eva")
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))

@@ -6,7 +6,7 @@ from slow.reference import read
 
 
 @pytest.mark.parametrize("size", [(24, 24), (40, 16), (8, 32)])
-@pytest.mark.parametrize("head", ["value", "value_only", "attention"])
+@pytest.mark.parametrize("head", ["value", "value_cls", "value_only", "attention"])
 @pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "vit-scaled"])
 def test_embeddings_equal_the_formulas(make_clip, family, head, size):
     clip = make_clip(family)

@@ -235,6 +235,9 @@ def check_head(visual: nn.Module, head: str) -> str:
     if family is siglip and ("q" in needs.part or needs.states > 1):
         reason = "a SigLIP tower gathers its picture by a pool with one learned query, so its patches have none"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value, value_only or naclip.")
+    if head == "value_cls" and family in (siglip, resnet):
+        reason = "in this tower's last block nothing is added to a class token"
+        raise InputError(f"head: {head} is not defined here: {reason}. Use value.")
     if needs.states > len(family.blocks(visual)):
         reason = f"it takes {needs.states} attention blocks, and this tower has {len(family.blocks(visual))}"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value.")

@@ -5,12 +5,13 @@ users compare with: `sclip` (SCLIP, Wang et al., ECCV 2024), `clearclip` (ClearC
 (NACLIP, Hajimiri et al., WACV 2025), each as its paper changes the last block, with rotary embeddings where the tower
 has them. Their other tricks (sliding windows, refinement of the masks, thresholds) are no matter of a head and absent.
 
-    x: tokens that enter the last block    o: its output projection    v: its values    f: final norm and projection
+    x: tokens that enter the last block, x_0 the class token
+    o: its output projection    v: its values    f: final norm and projection
 
     value       f(mlp(x + o(v)))           sclip       f(mlp(x + o((softmax(qq') + softmax(kk')) v)))
     value_only  f(o(v))                    clearclip   f(o(softmax(qq') v))
     attention   f(the block as it is)      naclip      f(o(softmax(kk' + nearness) v))
-                                           values3     f(sum of o(v) over the last three blocks)
+    value_cls   f(mlp(x_0 + o(v)))         values3     f(sum of o(v) over the last three blocks)
 """
 
 from collections.abc import Callable
@@ -31,6 +32,17 @@ def value(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> 
     """The paper's: self-attention of the last block replaced by value and output projection, the rest kept."""
     block, patches = family.blocks(visual)[-1], states[-1][:, layout.prefix :]
     return family.add_mlp(block, family.add(block, patches, _values(family, visual, block, patches)))
+
+
+def value_cls(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
+    """As `value`, but what the values are added to is the class token, for every patch the same.
+
+    So the last block is written in Cat-Seg of 2024 (Cho et al., CVPR 2024), whose dense tokens lose what was the
+    patch's own before it.
+    """
+    block, tokens = family.blocks(visual)[-1], states[-1]
+    update = _values(family, visual, block, tokens[:, layout.prefix :])  # (B, L, C)
+    return family.add_mlp(block, family.add(block, tokens[:, :1].expand_as(update), update))
 
 
 def value_only(family: Family, visual: Any, states: list[Tensor], layout: Layout) -> Float[Tensor, "B L X"]:
@@ -172,6 +184,7 @@ class Needs(NamedTuple):
 
 HEADS: dict[str, Needs] = {
     "value": Needs(value, "v", mlp=True),
+    "value_cls": Needs(value_cls, "v", mlp=True),
     "value_only": Needs(value_only, "v", mlp=False),
     "attention": Needs(attention, "qkv", mlp=True),
     "sclip": Needs(sclip, "qkv", mlp=True),

@@ -125,6 +125,8 @@ class Tower:
             match head:
                 case "value":
                     y = block.rest(x + block.out(v[i]))
+                case "value_cls":
+                    y = block.rest(tokens[0] + block.out(v[i]))
                 case "value_only":
                     y = block.out(v[i])
                 case "attention":

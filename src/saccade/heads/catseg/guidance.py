@@ -1,0 +1,110 @@
+"""What guides Cat-Seg's aggregation: maps of the picture at the dense map's grid, and twice and four times as fine.
+
+The version of 2024 makes them of the CLIP tower itself: the dense map, and two earlier blocks made finer by transposed
+convolutions. The version of 2023 asks a second network that was trained on ImageNet. Deliberately absent: where that
+network's weights come from, beyond asking timm for them.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saccade.ops.resample import normalize
+from saccade.types import InputError
+
+Statistics = tuple[float, float, float]
+STRIDE = 16  # of a backbone's coarsest map that is used [pixels]
+
+
+class Guidance(NamedTuple):
+    """Maps of a batch of pictures."""
+
+    coarse: Float[Tensor, "B X h w"]
+    middle: Float[Tensor, "B Y _ _"]  # twice as fine
+    fine: Float[Tensor, "B Z _ _"]  # four times as fine
+
+
+class TowerGuidance(nn.Module):
+    """The version of 2024: the dense map, and two taps of the tower made finer."""
+
+    def __init__(self, width: int, *, channels: tuple[int, int] = (256, 128)) -> None:
+        """Make what is trained.
+
+        Args:
+            width: of the taps.
+            channels: of the middle and the fine map.
+        """
+        super().__init__()
+        self.middle = nn.ConvTranspose2d(width, channels[0], kernel_size=2, stride=2)
+        self.fine = nn.ConvTranspose2d(width, channels[1], kernel_size=4, stride=4)
+
+    def forward(self, dense: Float[Tensor, "B D h w"], taps: list[Float[Tensor, "B C h w"]]) -> Guidance:
+        """Bring the tower's maps to three scales.
+
+        Args:
+            dense: the dense map, not normalised.
+            taps: two; the first becomes the middle map, the second the fine one.
+        """
+        return Guidance(dense, self.middle(taps[0]), self.fine(taps[1]))
+
+
+class Backbone(nn.Module):
+    """The version of 2023: a timm network at strides 16, 8 and 4; its BatchNorm statistics stay.
+
+    Attributes:
+        channels: of the coarse, middle and fine map.
+        is_trained: whether it learns.
+    """
+
+    def __init__(self, name: str, *, size: int = 384, is_trained: bool, pretrained: bool = True) -> None:
+        """Ask timm for a network.
+
+        Args:
+            name: "resnet101" is what goes with a ViT-B, "swin_base_patch4_window12_384" with a ViT-L.
+            size: side of the square pictures [pixels].
+            is_trained: the paper's residual network learns slowly, its Swin not at all.
+            pretrained: load timm's weights.
+
+        Raises:
+            InputError: timm knows no such network, or it has no such strides.
+        """
+        super().__init__()
+        if not timm.is_model(name):
+            raise InputError(f"backbone: need a network of timm; got {name!r}. The paper's: resnet101 (B), "
+                             "swin_base_patch4_window12_384 (L).")  # fmt: skip
+        sized: dict[str, Any] = {"img_size": size} if "swin" in name else {}
+        whole: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **sized)
+        wanted = [STRIDE, STRIDE // 2, STRIDE // 4]
+        strides = whole.feature_info.reduction()
+        if not set(wanted) <= set(strides):
+            raise InputError(f"backbone: need maps at strides 4, 8 and 16; {name} has {strides}.")
+        self.places = [strides.index(stride) for stride in wanted]
+        self.channels: tuple[int, int, int] = tuple(whole.feature_info.channels()[place] for place in self.places)
+        places = sorted(self.places)
+        # without the stages that nobody asks for, which would hold parameters that never learn
+        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=places, **sized)
+        self.places = [places.index(place) for place in self.places]
+        config: Any = self.network.default_cfg  # pyright: ignore[reportAttributeAccessIssue]
+        self.mean, self.std = cast(Statistics, tuple(config["mean"])), cast(Statistics, tuple(config["std"]))
+        self.is_trained = is_trained
+        self.requires_grad_(is_trained)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Guidance:
+        """Make the maps.
+
+        Args:
+            images: RGB in [0, 255].
+        """
+        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
+            maps = self.network(normalize(images, mean=self.mean, std=self.std))
+        ours = (maps[place] for place in self.places)
+        wide = zip(ours, self.channels, strict=True)
+        return Guidance(*(one if one.shape[1] == count else one.permute(0, 3, 1, 2) for one, count in wide))
