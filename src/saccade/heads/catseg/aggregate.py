@@ -1,6 +1,6 @@
-"""The aggregator of Cat-Seg: a map of cosines a class becomes a map of logits a class (Cho et al., CVPR 2024, Sec. 3).
+"""The aggregator of Cat-Seg: maps of cosines become a map of logits a class (Cho et al., CVPR 2024).
 
-    cosines (P a class) --7x7 conv--> C a class --[two window blocks in space, one block over classes] x layers--> decoder
+    cosines (P a class) --7x7 conv--> C a class --[2 window blocks in space, 1 block over classes] x layers--> decoder
 
 Space is aggregated class by class, by attention in windows of which every other block's are shifted; what a place asks
 for and answers to knows the picture (`guidance`), what it hands on is of the cost alone. Then each place is aggregated
@@ -101,7 +101,9 @@ class WindowBlock(nn.Module):
         parts = [_roll(one, grid, -shift) for one in (self.q(guided), self.k(guided), self.v(x))]
         cut = [split_windows(one, grid=grid, size=size) for one in parts]  # (B, n, S, C) each
         batch, count = cut[0].shape[:2]
-        q, k, v = (one.flatten(0, 1).unflatten(2, (self.heads, -1)).transpose(1, 2) for one in cut)  # (B n, heads, S, d)
+        q, k, v = (
+            one.flatten(0, 1).unflatten(2, (self.heads, -1)).transpose(1, 2) for one in cut
+        )  # (B n, heads, S, d)
         seen = None
         if shift:
             seen = windows_see(grid, size=size, shift=shift).to(x.device)

@@ -29,9 +29,7 @@ class Up(nn.Module):
         self.up = nn.ConvTranspose2d(width, width - guidance, kernel_size=2, stride=2)
         self.convs = nn.Sequential(*_conv(width, out), *_conv(out, out))
 
-    def forward(
-        self, x: Float[Tensor, "B K C h w"], picture: Float[Tensor, "B X H W"]
-    ) -> Float[Tensor, "B K Y H W"]:
+    def forward(self, x: Float[Tensor, "B K C h w"], picture: Float[Tensor, "B X H W"]) -> Float[Tensor, "B K Y H W"]:
         """Double the map of each class; H = 2 h."""
         batch, count = x.shape[:2]
         guide = self.guide(picture).repeat_interleave(count, dim=0)  # (B K, guidance, H, W)

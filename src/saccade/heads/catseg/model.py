@@ -1,6 +1,6 @@
 """Cat-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024; Tab. 5).
 
-    picture --tower--> dense map . texts --> a cosine a place, class and prompt --aggregator--> a logit a place and class
+    picture --tower--> dense map . texts --> cosines of places with prompts --aggregator--> a logit a place and class
 
 It learns from maps of the classes of pixels, and the tower's attention learns with it a hundred times slower. What is
 asked at test may be any texts (`embed_classes`). Two versions, between which the paper's numbers and Cat-Seg's own
@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from saccade.clip.dense import dense_of_last, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
-from saccade.clip.templates import template_set
+from saccade.clip.templates import TemplateSet, template_set
 from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.catseg.aggregate import Aggregator
 from saccade.heads.catseg.cost import best_classes, cost_volume, spread_classes, take_classes
 from saccade.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
 from saccade.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
-from saccade.heads.catseg.views import cut_windows, fold_average, offsets, squash, training_view
+from saccade.heads.catseg.views import cut_windows, fold_average, squash, training_view
 from saccade.heads.fvit.pyramid import tap_width
-from saccade.ops.resample import normalize
+from saccade.ops.resample import check_side, normalize
 from saccade.types import Batch, InputError, LabelMap, Sample
 
 Version = Literal["2024", "2023"]
@@ -116,8 +116,7 @@ class CatSeg(nn.Module):
         unfreeze = unfreeze_queries_and_values if version == "2024" else unfreeze_attention
         self.partly = unfreeze(clip, head=self.head)
         stages = len(tower_stages(clip.visual))
-        count = len(clip.visual.trunk.blocks) if hasattr(clip.visual, "trunk") else stages
-        self.taps = (count // 3 - 1, 2 * count // 3 - 1, stages - 1)
+        self.taps = (stages // 3 - 1, 2 * stages // 3 - 1, stages - 1)  # B: 3 and 7; L: 7 and 15; and the last
         self.backbone, self.tower_guidance = backbone, None
         if version == "2024":
             self.tower_guidance = TowerGuidance(tap_width(clip), channels=tower_guidance)
@@ -138,6 +137,216 @@ class CatSeg(nn.Module):
             window=window,
             padding=most if version == "2024" else 0,
         )
+        self.tokens: Tensor
+        self.text: Tensor | None
+        tokens, self.words = self._tokenize(vocabulary)
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("text", self.embed_classes(vocabulary) if version == "2023" else None, persistent=False)
         self.to(next(clip.parameters()).device)
-        self.tokens, self.words = self._tokenize(vocabulary)
-        self.text = self.embed_classes(vocabulary) if version == "2023" else None
+
+    def train(self, mode: bool = True) -> "CatSeg":
+        """Switch to training; the tower stays in evaluation mode."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """The binary cross-entropy over all pixels of the crops and all classes.
+
+        Args:
+            batch: pictures with label maps, of the vocabulary given; a pixel of class -1 is of no class, as one of
+                another class is, and not left out. Draws come from torch's global stream.
+
+        Returns:
+            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+        """
+        device = self.tokens.device
+        views = [
+            training_view(one, classes=len(self.words), size=self.size, is_varied=self.is_varied, device=device)
+            for one in batch.samples
+        ] or [(torch.zeros(3, self.size, self.size, device=device), self.tokens.new_full((self.size, self.size), -1))]
+        images, labels = (torch.stack(part) for part in zip(*views, strict=True))
+        text = self._embed(self.tokens, self.words) if self.text is None else self.text
+        loss = pixel_loss(_finer(self.logits(images, text), size=self.size), labels)
+        return loss if batch.samples else loss * 0
+
+    def logits(self, images: Float[Tensor, "B 3 S S"], text: Float[Tensor, "K P D"]) -> Float[Tensor, "B K H W"]:
+        """The logits of some views, four times as fine as the dense map.
+
+        Args:
+            images: RGB in [0, 255], of the side `size`.
+            text: of the classes asked about.
+        """
+        inputs = normalize(squash(images, size=self.clip_size), mean=self.clip.mean, std=self.clip.std)
+        *taps, last = self.clip.features(inputs, layers=self.taps, head=self.head)
+        dense = dense_of_last(self.clip.visual, last)  # (B, D, h, w)
+        guidance = self._guidance(images, dense, taps)
+        cost = cost_volume(dense, text)  # (B, K, P, h, w)
+        words = F.normalize(F.normalize(text.float(), dim=2).mean(dim=1), dim=1).expand(
+            len(images), -1, -1
+        )  # (B, K, D)
+        count = len(text)
+        if self.training or self.version == "2023" or count <= self.most:
+            return self.aggregator(cost, words, guidance)
+        chosen = best_classes(cost, most=self.most)  # (B, M)
+        found = self.aggregator(take_classes(cost, chosen), take_classes(words, chosen), guidance)
+        return spread_classes(found, chosen, count=count)
+
+    @torch.no_grad()
+    def embed_classes(self, vocabulary: Vocabulary | Sequence[str]) -> Float[Tensor, "K P D"]:
+        """Embed classes with the version's prompts, by the text tower as it is now.
+
+        Args:
+            vocabulary: a class's other words are left out under 2024 and averaged with the first under 2023.
+
+        Raises:
+            InputError: no class, or an empty name.
+        """
+        tokens, words = self._tokenize(vocabulary)
+        return self._embed(tokens, words)
+
+    @torch.no_grad()
+    def predict(
+        self, samples: Sequence[Sample], text: Float[Tensor, "K P D"], *, at_once: int = 5
+    ) -> list[Float[Tensor, "K _ _"]]:
+        """How likely each pixel is of each class, each class by itself.
+
+        Args:
+            samples: pictures of any size.
+            text: of `embed_classes`.
+            at_once: views of a picture that are run together; fewer take less memory.
+
+        Returns:
+            Of each picture (K, H, W) in [0, 1], at its own size.
+        """
+        return [torch.cat(list(self._found(sample, text, at_once))) for sample in samples]
+
+    @torch.no_grad()
+    def label_maps(
+        self, samples: Sequence[Sample], text: Float[Tensor, "K P D"], *, at_once: int = 5
+    ) -> list[LabelMap]:
+        """The most likely class of each pixel; as `predict`, without holding all classes at once."""
+        maps = []
+        for sample in samples:
+            best, labels, first = None, None, 0
+            for part in self._found(sample, text, at_once):
+                value, place = part.max(dim=0)  # (H, W) each
+                place = place + first
+                if best is not None and labels is not None:
+                    place = torch.where(value > best, place, labels)
+                    value = torch.maximum(value, best)
+                best, labels, first = value, place, first + len(part)
+            assert labels is not None, "texts are of at least one class"
+            maps.append(LabelMap(labels))
+        return maps
+
+    def parameter_groups(
+        self, *, weight_decay: float, clip_scale: float = 0.01, backbone_scale: float = 0.01
+    ) -> list[dict[str, Any]]:
+        """What is trained, in groups for an optimizer, each with a factor of the learning rate.
+
+        Args:
+            weight_decay: of matrices; vectors and matrices trained in part (`partly`) have none.
+            clip_scale: factor of the CLIP's weights.
+            backbone_scale: factor of the backbone's, where it is trained.
+
+        Returns:
+            "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
+        """
+        by_hand = {id(parameter) for parameter, _ in self.partly}
+        ours = [self.aggregator, *([self.tower_guidance] if self.tower_guidance is not None else [])]
+        scaled: list[tuple[list[nn.Module], float]] = [(ours, 1.0), ([self.clip], clip_scale)]
+        scaled += [([self.backbone], backbone_scale)] if self.backbone is not None else []
+        groups = []
+        for modules, factor in scaled:
+            trained = [one for module in modules for one in module.parameters() if one.requires_grad]
+            decayed = [one for one in trained if one.ndim >= 2 and id(one) not in by_hand]
+            plain = [one for one in trained if one.ndim < 2 or id(one) in by_hand]
+            for some, decay in ((decayed, weight_decay), (plain, 0.0)):
+                if some:
+                    groups.append({"params": some, "weight_decay": decay, "lr_scale": factor})
+        return groups
+
+    def _guidance(self, images: Tensor, dense: Tensor, taps: list[Tensor]) -> Guidance:
+        if self.backbone is not None:
+            return self.backbone(images)
+        assert self.tower_guidance is not None, "what does not guide by a backbone guides by the tower"
+        return self.tower_guidance(dense, taps)
+
+    @property
+    def _templates(self) -> TemplateSet:
+        return template_set((PROMPT,) if self.version == "2024" else "clip")
+
+    def _tokenize(self, vocabulary: Vocabulary | Sequence[str]) -> tuple[Int64[Tensor, "T context"], list[int]]:
+        """All prompts, and how many words each class has."""
+        classes = vocabulary.classes if isinstance(vocabulary, Vocabulary) else [(name,) for name in vocabulary]
+        if not classes or isinstance(vocabulary, str):
+            raise InputError(f"vocabulary: need a list with at least one class name; got {vocabulary!r}.")
+        classes = [words[:1] for words in classes] if self.version == "2024" else classes
+        texts = [text for words in classes for word in words for text in self._templates.fill(word)]
+        return self.clip.tokenize(texts), [len(words) for words in classes]
+
+    def _embed(self, tokens: Int64[Tensor, "T context"], words: list[int]) -> Float[Tensor, "K P D"]:
+        """Embed prompts, those of a class's words averaged template by template."""
+        each = torch.cat([self.clip.encode_text(part) for part in tokens.split(PROMPTS_AT_ONCE)])  # (T, D)
+        own = each.unflatten(0, (-1, len(self._templates.templates))).split(words)  # (words, P, D) each
+        return F.normalize(torch.stack([one.mean(dim=0) for one in own]), dim=2)
+
+    def _found(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
+        """Probabilities of some classes after others: windows folded, and the mean of that and the whole picture."""
+        assert not self.training, "classes meet on a coarser map in training; call eval() first"
+        square = squash(sample.image[None].to(text.device), size=self.test_size)  # (1, 3, L, L)
+        windows = cut_windows(square[0], window=self.size, stride=self.stride)
+        views = torch.cat([windows, squash(square, size=self.size)])  # (n + 1, 3, S, S)
+        logits = torch.cat([self.logits(some, text) for some in views.split(at_once)])  # (n + 1, K, H', W')
+        for some in logits.split(CLASSES_AT_ONCE, dim=1):
+            shares = _finer(some, size=self.size).sigmoid()  # (n + 1, k, S, S)
+            folded = fold_average(shares[:-1], length=self.test_size, stride=self.stride)
+            both = (folded[None] + _finer(shares[-1:], size=self.test_size)) / 2  # (1, k, L, L)
+            yield F.interpolate(both, size=tuple(sample.image.shape[1:]), mode="bilinear", align_corners=False)[0]
+
+
+def pixel_loss(logits: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """The mean of the binary cross-entropy over all pixels and classes; no target is laid out in full.
+
+    The loss of a logit x is softplus(x) where the pixel is not of the class and softplus(x) - x where it is.
+
+    Args:
+        logits: at the labels' size.
+        labels: 0 to K - 1; -1: of no class, which counts as every class's no.
+    """
+    own = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]  # (B, H, W)
+    return F.softplus(logits).mean() - (own * (labels >= 0)).sum() / logits.numel()
+
+
+def _finer(maps: Float[Tensor, "B K h w"], *, size: int) -> Float[Tensor, "B K S S"]:
+    return F.interpolate(maps.float(), size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _check(clip: Clip, version: str, residual: str, backbone: Backbone | None) -> None:
+    if version not in get_args(Version):
+        raise InputError(f"version: must be one of {', '.join(get_args(Version))}; got {version!r}.")
+    if residual not in HEADS:
+        raise InputError(f"residual: must be one of {', '.join(HEADS)}; got {residual!r}.")
+    if isinstance(clip.visual, ModifiedResNet):
+        raise InputError(f"{clip.name}: Cat-Seg needs a vision transformer; this is a residual network. Use a ViT.")
+    if len(tower_stages(clip.visual)) < 3:
+        raise InputError(f"{clip.name}: Cat-Seg taps two blocks before the last; this tower has fewer than 3.")
+    if (backbone is None) == (version == "2023"):
+        wanted = "a guidance backbone (resnet101 with a ViT-B)" if version == "2023" else "no backbone"
+        raise InputError(
+            f"backbone: the version of {version} takes {wanted}; got {'none' if backbone is None else 'one'}."
+        )
+
+
+def _check_sizes(clip: Clip, size: int, clip_size: int, test_size: int, stride: int, window: int) -> None:
+    patch = clip.patch_size
+    check_side(clip_size, patch=patch, flag="--clip-size")
+    grid = clip_size // patch
+    if grid > window and grid % window:
+        raise InputError(f"--window: need one that divides the {grid} places a side; got {window}.")
+    if not 0 < stride <= size <= test_size or (test_size - size) % stride:
+        raise InputError(
+            f"--test-size: need windows of {size} pixels every {stride} to end where the picture does, at {size}, "
+            f"{size + stride}, {size + 2 * stride}, ...; got {test_size}."
+        )

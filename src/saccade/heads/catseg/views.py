@@ -39,12 +39,13 @@ def augmentation(*, size: int) -> v2.Compose:
 
 
 def training_view(
-    sample: Sample, *, size: int, is_varied: bool, device: torch.device
+    sample: Sample, *, classes: int, size: int, is_varied: bool, device: torch.device
 ) -> tuple[Float[Tensor, "3 size size"], Int64[Tensor, "size size"]]:
     """A square of a picture with the class of each of its pixels.
 
     Args:
         sample: with a label map; a pixel of class -1 has none.
+        classes: how many there are.
         size: of the square [pixels].
         is_varied: by `augmentation`, drawn from torch's global stream; else the whole picture squashed.
         device: where to work.
@@ -53,7 +54,7 @@ def training_view(
         RGB in [0, 255], and classes.
 
     Raises:
-        InputError: no label map, or one of another size.
+        InputError: no label map, one of another size, or with a class there is not.
     """
     if sample.label_map is None:
         raise InputError(f"picture {sample.id}: need the class of each pixel to learn from; it has no label map.")
@@ -61,6 +62,9 @@ def training_view(
     if labels.shape != sample.image.shape[1:]:
         raise InputError(f"picture {sample.id}: its label map must have its size {tuple(sample.image.shape[1:])}; got "
                          f"{tuple(labels.shape)}.")  # fmt: skip
+    if labels.max() >= classes:
+        raise InputError(f"picture {sample.id}: need classes below {classes}, as the vocabulary has; got "
+                         f"{int(labels.max())}.")  # fmt: skip
     move = augmentation(size=size) if is_varied else v2.Resize((size, size), antialias=True)
     image, mask = move(tv_tensors.Image(sample.image.to(device)), tv_tensors.Mask(labels.to(device)))
     return image.as_subclass(Tensor).float(), mask.as_subclass(Tensor)
@@ -86,7 +90,9 @@ def offsets(*, length: int, window: int, stride: int) -> list[int]:
         window: length of a window.
         stride: from one to the next.
     """
-    assert stride <= window <= length and (length - window) % stride == 0, f"{window} by {stride} leaves some of {length}"
+    assert stride <= window <= length and (length - window) % stride == 0, (
+        f"{window} by {stride} leaves some of {length}"
+    )
     return list(range(0, length - window + 1, stride))
 
 

@@ -1,0 +1,54 @@
+"""Scaled-down CLIPs whose every number is random, and a small Cat-Seg on one."""
+
+import pytest
+import torch
+from slow.towers import build, register
+
+from saccade.clip.model import Clip
+from saccade.heads.catseg.model import CatSeg
+from saccade.types import LabelMap, Sample
+
+SMALL = {
+    "size": 48, "test_size": 72, "stride": 24, "window": 3, "hidden": 16, "guidance": 8, "decoder": (16, 8),
+    "decoder_guidance": (8, 4), "tower_guidance": (6, 5), "heads": 2, "layers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny_clip():
+    """Build one: tiny_clip("eva")."""
+
+    def make(family: str = "vit") -> Clip:
+        register()
+        model, config = build(family, 0)
+        return Clip(model, name=family, config=config)
+
+    return make
+
+
+@pytest.fixture
+def catseg(tiny_clip):
+    """Build one of three classes: catseg("eva", residual="cls"). A map of 6 x 6 places, in windows of 3."""
+
+    def make(family: str = "vit", *, vocabulary=("cat", "dog", "sky"), **settings) -> CatSeg:
+        clip = tiny_clip(family)
+        torch.manual_seed(0)
+        return CatSeg(clip, vocabulary=vocabulary, **{**SMALL, **settings})
+
+    return make
+
+
+@pytest.fixture
+def pictures():
+    """Random pictures of several sizes with random classes, -1 to 2."""
+
+    def make(*sizes: tuple[int, int]) -> list[Sample]:
+        generator = torch.Generator().manual_seed(1)
+        found = []
+        for number, size in enumerate(sizes):
+            image = torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8)
+            labels = torch.randint(-1, 3, size, generator=generator)
+            found.append(Sample(str(number), image, torch.zeros(0, 4), label_map=LabelMap(labels)))
+        return found
+
+    return make

@@ -1,0 +1,66 @@
+"""What is seen of a picture: windows folded as a slow loop folds them, and labels that move with their pixels."""
+
+import pytest
+import torch
+
+from saccade.heads.catseg.views import cut_windows, fold_average, offsets, training_view
+from saccade.types import InputError, LabelMap, Sample
+
+CPU = torch.device("cpu")
+
+
+def test_the_published_windows():
+    assert offsets(length=640, window=384, stride=256) == [0, 256]
+    with pytest.raises(AssertionError, match="leaves some of 10"):
+        offsets(length=10, window=4, stride=4)
+
+
+def test_windows_are_folded_as_a_loop_folds_them():
+    torch.manual_seed(0)
+    windows = torch.rand(9, 2, 4, 4)  # 3 x 3 windows of 4, every 3, on 10 x 10
+    found = fold_average(windows, length=10, stride=3)
+    for y in range(10):
+        for x in range(10):
+            seen = [
+                windows[row * 3 + column, :, y - 3 * row, x - 3 * column]
+                for row in range(3)
+                for column in range(3)
+                if 0 <= y - 3 * row < 4 and 0 <= x - 3 * column < 4
+            ]
+            torch.testing.assert_close(found[:, y, x], sum(seen) / len(seen))
+    image = torch.rand(3, 10, 10)
+    torch.testing.assert_close(fold_average(cut_windows(image, window=4, stride=3), length=10, stride=3), image)
+
+
+@pytest.mark.parametrize("height,width", [(40, 90), (90, 40)])
+def test_labels_move_with_their_pixels(height, width):
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[:, :, width // 2 :] = 200
+    image[:, height // 2 :] += 50
+    labels = (image[0] > 100).long() + 2 * (image[0] % 100 > 0).long() - 1  # -1 to 2
+    sample = Sample("1", image, torch.zeros(0, 4), label_map=LabelMap(labels))
+    flipped = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        seen, found = training_view(sample, classes=3, size=32, is_varied=True, device=CPU)
+        assert seen.shape == (3, 32, 32) and seen.min() >= 0 and seen.max() <= 255
+        assert found.dtype == torch.int64 and set(found.unique().tolist()) <= {-1, 0, 1, 2}
+        bright = seen.mean(dim=0)
+        order = [bright[found == label].mean() for label in (-1, 1, 0, 2) if (found == label).sum() > 100]
+        assert order == sorted(order)  # darkest to brightest: 0, 50, 200, 250
+        flipped += bool((found[:, :4] >= 0).float().mean() > (found[:, -4:] >= 0).float().mean())
+    seen, found = training_view(sample, classes=3, size=32, is_varied=False, device=CPU)
+    assert torch.equal(found[:, 20], torch.tensor([0] * 16 + [2] * 16))
+
+
+def test_what_cannot_be_learned_from_is_refused():
+    image, boxes = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(0, 4)
+    for label_map, message in (
+        (None, "picture 7: need the class of each pixel"),
+        (LabelMap(torch.zeros(5, 4, dtype=torch.int64)), r"must have its size \(4, 5\); got \(5, 4\)"),
+        (LabelMap(torch.full((4, 5), 3)), "need classes below 3, as the vocabulary has; got 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            training_view(
+                Sample("7", image, boxes, label_map=label_map), classes=3, size=8, is_varied=True, device=CPU
+            )
