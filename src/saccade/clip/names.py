@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Head = Literal["value", "value_cls", "value_only", "attention", "sclip", "clearclip", "naclip", "values3"]
+Head = Literal["value", "value_only", "value_cls", "attention", "sclip", "clearclip", "naclip", "values3"]
 """What becomes of the last block, so that each patch says what lies there; see `saccade.clip.heads`."""
 
 RegionHead = Head | Literal["masked"]

@@ -117,9 +117,9 @@ def test_classes_meet_place_by_place_and_in_training_on_averages():
     x, text = torch.randn(1, 3, 8, 4, 4), torch.randn(1, 3, 4)
     alone = block(x[..., 1:2, 2:3], text)
     torch.testing.assert_close(block(x, text)[..., 1:2, 2:3], alone)
-    update = block(F.avg_pool2d(x[0], 2)[None], text)[0] - F.avg_pool2d(x[0], 2)
-    wanted = x[0] + F.interpolate(update + F.avg_pool2d(x[0], 2), size=(4, 4), mode="bilinear")
-    # at 1x1 the block gives x + found, of which found = result - x; in training found is brought back bilinearly
+    averages = F.avg_pool2d(x[0], 2)
+    update = block(averages[None], text)[0] - averages
+    # at test the block gives x + update; in training the update of the averages is brought back bilinearly
     found = block.train()(x, text)[0]
     wanted = x[0] + F.interpolate(update, size=(4, 4), mode="bilinear")
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -4,9 +4,9 @@
 
 Space is aggregated class by class, by attention in windows of which every other block's are shifted; what a place asks
 for and answers to knows the picture (`guidance`), what it hands on is of the cost alone. Then each place is aggregated
-over classes, by linear attention guided by the texts: its cost grows with the number of classes and not with its square.
-In training that happens on a map averaged 2x2. Sizes are arguments, so that a small one runs anywhere. Deliberately
-absent: relative positions in windows, an output projection of the attention over classes, dropout, drop path.
+over classes, by linear attention guided by the texts, whose cost grows with the number of classes and not with its
+square; in training that happens on a map averaged 2x2. Sizes are arguments, so that a small one runs anywhere.
+Deliberately absent: relative positions in windows, an output projection of the attention over classes, drop path.
 """
 
 import torch

@@ -110,7 +110,8 @@ class CatSeg(nn.Module):
         if backbone is not None and size // STRIDE != clip_size // clip.patch_size:
             raise InputError(f"--clip-size: the backbone's map has {size // STRIDE} places a side and the tower's "
                              f"{clip_size // clip.patch_size}; need {size // STRIDE * clip.patch_size}.")  # fmt: skip
-        self.version, self.head, self.size, self.clip_size = version, HEADS[residual], size, clip_size
+        self.head: Head = HEADS[residual]
+        self.version, self.size, self.clip_size = version, size, clip_size
         self.test_size, self.stride, self.most, self.is_varied = test_size, stride, most, is_varied
         self.clip = clip.eval()
         unfreeze = unfreeze_queries_and_values if version == "2024" else unfreeze_attention
@@ -254,12 +255,12 @@ class CatSeg(nn.Module):
             "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
         """
         by_hand = {id(parameter) for parameter, _ in self.partly}
+        theirs = [] if self.backbone is None else [*self.backbone.parameters()]
         ours = [self.aggregator, *([self.tower_guidance] if self.tower_guidance is not None else [])]
-        scaled: list[tuple[list[nn.Module], float]] = [(ours, 1.0), ([self.clip], clip_scale)]
-        scaled += [([self.backbone], backbone_scale)] if self.backbone is not None else []
+        own = [one for module in ours for one in module.parameters()]
         groups = []
-        for modules, factor in scaled:
-            trained = [one for module in modules for one in module.parameters() if one.requires_grad]
+        for parameters, factor in ((own, 1.0), ([*self.clip.parameters()], clip_scale), (theirs, backbone_scale)):
+            trained = [one for one in parameters if one.requires_grad]
             decayed = [one for one in trained if one.ndim >= 2 and id(one) not in by_hand]
             plain = [one for one in trained if one.ndim < 2 or id(one) in by_hand]
             for some, decay in ((decayed, weight_decay), (plain, 0.0)):
