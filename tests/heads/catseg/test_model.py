@@ -90,6 +90,7 @@ def test_queries_values_and_positions_learn_and_nothing_else_of_the_clip(catseg,
     before = values_of(model)
     steps(model, pictures((50, 70), (60, 48)), 2, lr=1e-2)
     moved = {name: one.detach() != before[name] for name, one in model.named_parameters()}
+    assert model.aggregator.training and not any(one.training for one in model.clip.modules())
     last = model.clip.visual.transformer.resblocks[-1] if family == "vit" else model.clip.visual.trunk.blocks[-1]
     idle = {id(one) for one in ([] if family == "vit" else last.attn.q_proj.parameters())}
     for name, parameter in model.named_parameters():

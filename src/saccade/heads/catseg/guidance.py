@@ -76,17 +76,16 @@ class Backbone(nn.Module):
             raise InputError(f"backbone: need a network of timm; got {name!r}. The paper's: resnet101 (B), "
                              "swin_base_patch4_window12_384 (L).")  # fmt: skip
         sized: dict[str, Any] = {"img_size": size} if "swin" in name else {}
-        whole: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **sized)
-        wanted = [STRIDE, STRIDE // 2, STRIDE // 4]
-        strides = whole.feature_info.reduction()
+        with torch.device("meta"):
+            whole: Any = timm.create_model(name, features_only=True, **sized)
+        strides, wanted = whole.feature_info.reduction(), [STRIDE // 4, STRIDE // 2, STRIDE]
         if not set(wanted) <= set(strides):
             raise InputError(f"backbone: need maps at strides 4, 8 and 16; {name} has {strides}.")
-        self.places = [strides.index(stride) for stride in wanted]
-        self.channels: tuple[int, int, int] = tuple(whole.feature_info.channels()[place] for place in self.places)
-        places = sorted(self.places)
+        places = [strides.index(stride) for stride in wanted]
+        fine, middle, coarse = (whole.feature_info.channels()[place] for place in places)
+        self.channels: tuple[int, int, int] = (coarse, middle, fine)
         # without the stages that nobody asks for, which would hold parameters that never learn
         self.network = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=places, **sized)
-        self.places = [places.index(place) for place in self.places]
         config: Any = self.network.default_cfg  # pyright: ignore[reportAttributeAccessIssue]
         self.mean, self.std = cast(Statistics, tuple(config["mean"])), cast(Statistics, tuple(config["std"]))
         self.is_trained = is_trained
@@ -105,6 +104,5 @@ class Backbone(nn.Module):
         """
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             maps = self.network(normalize(images, mean=self.mean, std=self.std))
-        ours = (maps[place] for place in self.places)
-        wide = zip(ours, self.channels, strict=True)
-        return Guidance(*(one if one.shape[1] == count else one.permute(0, 3, 1, 2) for one, count in wide))
+        pairs = zip(reversed(maps), self.channels, strict=True)  # some networks put channels last
+        return Guidance(*(one if one.shape[1] == count else one.permute(0, 3, 1, 2) for one, count in pairs))
