@@ -281,7 +281,7 @@ def test_without_a_usable_picture_there_is_no_detector(world, tmp_path, capsys):
     for path in (broken / "train2017").iterdir():
         path.write_bytes(b"no picture")
     told = fails(capsys, "train-fvit", "--data", str(broken), "--out", str(tmp_path / "f"), *TINY)
-    assert "no detector is written" in told and not (tmp_path / "f/model").exists()
+    assert "nothing is written to OUT/model" in told and not (tmp_path / "f/model").exists()
 
 
 def test_what_a_pass_takes_is_measured_in_the_arithmetic_of_the_run(world, tmp_path, monkeypatch):

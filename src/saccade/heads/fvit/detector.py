@@ -373,11 +373,6 @@ class FViT(nn.Module):
         return groups
 
 
-def count_pictures(batch: Batch) -> int:
-    """How many pictures the loss of a batch is the mean over."""
-    return len(batch.samples)
-
-
 def synchronise(detector: FViT) -> FViT:
     """Let BatchNorm see the pictures of all processes (SyncBN), where there are several, on GPUs.
 
