@@ -157,7 +157,7 @@ def run_detect(config: Detect) -> Path:
         progress=True,
     )
     found: list[tuple[str, int, int, Detections]] = []
-    files = _file_names([str(record.id) for record in dataset.records])
+    files = file_names([str(record.id) for record in dataset.records])
     asking = (text, _bools(is_base), float(detector.scale.detach()), fusion)
     for samples in feed:
         seen = detector.candidates(samples, masked=lambda one: rows_of(one, *asking))
@@ -372,7 +372,7 @@ def _draw(
     write_picture(draw_detections(image, found, names=names, is_novel=is_novel, min_score=config.draw), path)
 
 
-def _file_names(ids: list[str]) -> dict[str, str]:
+def file_names(ids: list[str]) -> dict[str, str]:
     """What each picture's drawing is called: like the picture where those are different names, else by number."""
     stems = [Path(key).stem for key in ids]
     if len(set(stems)) < len(stems):

@@ -33,7 +33,7 @@ from saccade.ledger.page import check_page, settings_of, write_page, write_resul
 from saccade.ledger.rows import APPLICATIONS, TABLES, Row, rows_of
 from saccade.ledger.scale import scale_of
 
-Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "all"]
+Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
 PRELOADED = ["saccade.cli.distill", "saccade.objectives.clipself", "saccade.evaluate.regions", "saccade.engine.fit"]
 
 
@@ -48,7 +48,7 @@ class Reproduce:
     tables: Annotated[tuple[Table, ...], Positional]
     """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
     attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), or
-    all of these; and ovd (detection)."""
+    all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
     on: str = "world"
     """world: rendered here; or a COCO root with panoptic annotations."""
     out: Path = Path("runs/reproduce")

@@ -37,6 +37,8 @@ class TrainFViT(Training):
     """Start from a row of `saccade recipes fvit`; other flags given here win over it."""
     steps: int = 600
     """Optimizer steps. The paper: 3 epochs of OV-COCO, 48 of OV-LVIS, 64 pictures a step."""
+    lr: float = 1e-4
+    """Learning rate of AdamW after the warm-up."""
     warmup: int = 250
     """Steps of linear warm-up."""
     milestones: tuple[int, ...] = ()

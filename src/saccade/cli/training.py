@@ -59,8 +59,8 @@ class Training:
     """Pictures a process and pass."""
     accumulate: int = 1
     """Passes a step, whose gradients are added up; BatchNorm sees one of them at a time."""
-    lr: float = 1e-4
-    """Learning rate of AdamW after the warm-up."""
+    lr: float | None = None
+    """Highest learning rate of AdamW."""
     weight_decay: float = 0.1
     """AdamW's decay of matrices."""
     clip_gradient: float = 1.0
@@ -285,7 +285,7 @@ def check_training(config: Training, *rules: Rule) -> None:
         ("steps", config.steps >= 1, "at least 1"),
         ("batch", config.batch >= 1, "at least 1"),
         ("accumulate", config.accumulate >= 1, "at least 1"),
-        ("lr", 0 < config.lr < float("inf"), "above 0"),
+        ("lr", config.lr is None or 0 < config.lr < float("inf"), "above 0"),
         ("weight-decay", 0 <= config.weight_decay < float("inf"), "0 or above"),
         ("clip-gradient", 0 < config.clip_gradient < float("inf"), "above 0"),
         ("warmup", config.warmup >= 0, "0 or above"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saccade.ledger.rows import Row, Run, runs_of
+from saccade.ledger.rows import HEADED, Row, Run, runs_of
 from saccade.ledger.scale import Scale
 
 UNTOUCHED = "untouched"  # where the measurements of the CLIP as it comes lie
@@ -19,6 +19,11 @@ DRAWN = (2_000_001, 2_000_051, 2_000_101, 2_000_151)  # pictures that detections
 DRAWN_SCORE = 0.5
 WHERE = ("--workers", "--device")  # flags that change where and how fast a command runs
 SAME = "="  # no path
+TRAINERS = {
+    "fvit": ("train-fvit", "detector.safetensors"),
+    "catseg": ("train-catseg", "catseg.safetensors"),
+    "panoptic": ("train-panoptic", "generator.safetensors"),
+}  # kind of head -> the verb that trains it, and the file that says that it is done
 SWEPT = ("clipself", "keep")  # runs whose weights are mixed with the teacher's
 
 
@@ -139,16 +144,16 @@ def seeds_of(stage: Stage, row: Row) -> tuple[int, ...]:
 
 
 def is_trained(row: Row) -> bool:
-    """Whether a row's model, or the detector on it, comes out of a training of the ledger, once a seed."""
-    return row.run not in (None, "cnn") or row.measure == "detection"
+    """Whether a row's model, or the head on it, comes out of a training of the ledger, once a seed."""
+    return row.run not in (None, "cnn") or row.measure in HEADED
 
 
 def measured(stage: Stage, row: Row, seed: int) -> Path:
     """The JSON file that a row's measurement with a seed is written to."""
     if row.measure == "pareto":  # of several runs at once, so that the front is theirs
         return stage.out / f"pareto-{seed}" / "pareto.json"
-    if row.measure == "detection":
-        return _detector(stage, row, seed) / "detection.json"
+    if row.measure in HEADED:
+        return _head_folder(stage, row, seed) / f"{row.measure}.json"
     return _folder(stage, row.run, seed) / f"{row.measure}.json"
 
 
@@ -182,6 +187,16 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
         case "detection":
             needs = (_train_detector(stage, row, seed, model, needs, jobs),)
             words = ["evaluate", "detection", "--model", str(out.parent / "model"), *common]
+        case "cosines":
+            words = ["evaluate", "semantic", *model, *common, "--size", size, *_head(stage, row)]
+        case "semantic":
+            needs = (_train_catseg(stage, row, seed, model, needs, jobs),)
+            words = ["evaluate", "semantic", "--model", str(out.parent / "model"), *common, "--at-once", "1"]
+        case "panoptic":
+            generator = _train_generator(stage, seed, jobs)
+            needs = (*needs, generator)
+            words = ["evaluate", "panoptic", "--model", str(stage.out / generator / "model"), *common]
+            words += ["--classifier", *model[1:], "--size", size, "--shares", "generator", "clip", "odise-label"]
     jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
 
 
@@ -189,20 +204,42 @@ def _train_detector(
     stage: Stage, row: Row, seed: int, model: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
 ) -> str:
     """Add the training of the detector on a row's model; its name."""
-    folder = _detector(stage, row, seed)
-    words = ["train-fvit", "--data", str(stage.data), "--out", str(folder), *model]
-    words += ["--steps", str(stage.scale.detector_steps), *stage.scale.detector, *row.flags]
-    words += ["--size", str(stage.scale.size), "--seed", str(seed), "--workers", str(stage.workers)]
-    words += ["--device", stage.device]
-    makes = folder / "model" / "detector.safetensors"
-    jobs[folder.name] = Job(folder.name, tuple(words), makes, needs, cost=4.0)
+    flags = ("--steps", str(stage.scale.detector_steps), *stage.scale.detector, *row.flags)
+    flags = (*flags, "--size", str(stage.scale.size))
+    return _train_head(stage, "fvit", _head_folder(stage, row, seed), seed, [*model, *flags], needs, jobs)
+
+
+def _train_catseg(
+    stage: Stage, row: Row, seed: int, model: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
+) -> str:
+    """Add the training of Cat-Seg on a row's model; its name."""
+    flags = ("--steps", str(stage.scale.catseg_steps), *stage.scale.catseg, *row.flags)
+    return _train_head(stage, "catseg", _head_folder(stage, row, seed), seed, [*model, *flags], needs, jobs)
+
+
+def _train_generator(stage: Stage, seed: int, jobs: dict[str, Job]) -> str:
+    """Add the training of a generator of masks on the CLIP as it comes, which all rows share; its name."""
+    words = ["--model", stage.model, *_pretrained(stage), "--steps", str(stage.scale.generator_steps)]
+    words += [*stage.scale.generator, "--size", str(stage.scale.size)]
+    return _train_head(stage, "panoptic", stage.out / f"generator-{seed}", seed, words, _data(stage, jobs), jobs)
+
+
+def _train_head(
+    stage: Stage, kind: str, folder: Path, seed: int, flags: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
+) -> str:
+    """Add the training of a head; its name."""
+    verb, weights = TRAINERS[kind]
+    words = [verb, "--data", str(stage.data), "--out", str(folder), *flags, "--seed", str(seed)]
+    words += ["--workers", str(stage.workers), "--device", stage.device]
+    jobs[folder.name] = Job(folder.name, tuple(words), folder / "model" / weights, needs, cost=4.0)
     return folder.name
 
 
-def _detector(stage: Stage, row: Row, seed: int) -> Path:
-    """Where the detector on a row's model lies."""
+def _head_folder(stage: Stage, row: Row, seed: int) -> Path:
+    """Where the head on a row's model lies, or what was measured of masks that its model named."""
     variant = f"-{row.name.removeprefix('ovd-')}" if row.flags else ""
-    return stage.out / f"fvit-{row.run or UNTOUCHED}{variant}-{seed}"
+    kind = {"detection": "fvit", "semantic": "catseg", "panoptic": "masks"}[row.measure]
+    return stage.out / f"{kind}-{row.run or UNTOUCHED}{variant}-{seed}"
 
 
 def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tuple[str, ...], list[str]]:
@@ -348,12 +385,19 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
         words += ("--before", stage.model, *_pretrained(stage), "--size", str(stage.scale.size), "--count", "6")
         words += ("--device", stage.device, "--out", str(folder / "kmeans.png"))
         found["figure-kmeans"] = Job("figure-kmeans", words, folder / "kmeans.png", (model.name,), cost=0.2)
-    detectors = [row for row in rows if row.measure == "detection" and row.run == "clipself" and not row.flags]
-    if detectors and stage.is_world:  # whose pictures have these names
-        model = _detector(stage, detectors[0], seed)
-        pictures = [str(stage.data / "test2017" / f"{number:012d}.jpg") for number in DRAWN]
-        words = ("detect", *pictures, "--model", str(model / "model"), "--draw", str(DRAWN_SCORE), "--workers", "0")
-        words += ("--device", stage.device, "--out", str(folder / "ovd"))
-        made = folder / "ovd" / "detections.json"
-        found["figure-ovd"] = Job("figure-ovd", words, made, (model.name,), cost=0.1)
+    if not stage.is_world:  # whose pictures have these names
+        return found
+    pictures = [str(stage.data / "test2017" / f"{number:012d}.jpg") for number in DRAWN]
+    common = ("--workers", "0", "--device", stage.device, "--out")
+    for row in rows:
+        if row.measure == "detection" and row.run == "clipself" and not row.flags:
+            model = _head_folder(stage, row, seed)
+            words = ("detect", *pictures, "--model", str(model / "model"), "--draw", str(DRAWN_SCORE), *common)
+            made = folder / "ovd" / "detections.json"
+            found["figure-ovd"] = Job("figure-ovd", (*words, str(made.parent)), made, (model.name,), cost=0.1)
+        if row.measure == "semantic" and row.run in (None, "clipself"):
+            model, name = _head_folder(stage, row, seed), f"figure-{row.name}"
+            made = folder / row.name / "segments.json"
+            words = ("segment", *pictures, "--model", str(model / "model"), "--vocab", str(stage.names), *common)
+            found[name] = Job(name, (*words, str(made.parent)), made, (model.name,), cost=0.1)
     return found

@@ -28,11 +28,15 @@ TITLES = {
     "global": "What is kept of whole pictures",
     "terms": "Later work as options of the objective",
     "ovd": "Tab. 3: open-vocabulary detection, AP50 of boxes",
+    "ovss": "Tab. 5: open-vocabulary segmentation, mIoU",
+    "ovps": "Tab. 5: things and stuff, PQ",
 }
 FIGURES = {
     "figs": ("sizes.png", "kmeans.png"),
     "global": ("pareto.png",),
     "ovd": tuple(f"ovd/{number:012d}.jpg" for number in DRAWN),
+    "ovss": tuple(f"ovss-{name}/{number:012d}.jpg" for number in DRAWN for name in ("untouched", "patches")),
+    "ovps": tuple(f"ovps/{number:012d}.jpg" for number in DRAWN),
 }
 
 
@@ -223,8 +227,8 @@ def _mean(values: list[Any]) -> str:
 
 def _short(commands: list[str]) -> str:
     """The words of a row's own command that are not those of every run: the training's flags, or the measurement's."""
-    detector = [shlex.split(one) for one in commands if one.startswith("saccade train-fvit")]
-    training = detector or [shlex.split(one) for one in commands if one.startswith("saccade distill")]
+    head = [shlex.split(one) for one in commands if one.startswith("saccade train-")]
+    training = head or [shlex.split(one) for one in commands if one.startswith("saccade distill")]
     words = training[0] if len(training) == 1 else shlex.split(commands[-1])
     common = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device", "--keep-checkpoints"}
     common |= {"--split", "--limit", "--plot"}

@@ -63,6 +63,13 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
         case "detection":
             groups = content["fusions"][0]["boxes"]["groups"]
             return {name: groups[name]["AP50"] if name in groups else None for name in ("novel", "base", "all")}
+        case "cosines" | "semantic":
+            groups = content["groups"]
+            return {"all": content["mIoU"], "novel": groups["unseen"]["mIoU"], "base": groups["seen"]["mIoU"]}
+        case "panoptic":
+            (one,) = (one for one in content["shares"] if one["name"] == row.shares)
+            named = {"novel": "unseen", "base": "seen", "all": "all", "things": "things", "stuff": "stuff"}
+            return {name: one[group]["PQ"] for name, group in named.items()}
         case "pareto":
             return {
                 f"{shown}@{point['alpha']:g}": point[name]

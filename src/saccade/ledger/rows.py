@@ -12,12 +12,23 @@ from typing import Literal
 
 from saccade.ledger.scale import Scale
 
-TABLES = ("tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd")
-APPLICATIONS = ("ovd",)  # of TABLES; not among "all", each takes about an hour of its own
+TABLES = ("tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps")
+APPLICATIONS = ("ovd", "ovss", "ovps")  # of TABLES; not among "all", each takes about an hour of its own
 REGION_TEXT = ("--objective", "region-text", "--boxes", "{proposals}")
-AP50 = ("novel", "base", "all")  # of F-ViT's boxes
+AP50 = MIOU = ("novel", "base", "all")  # of F-ViT's boxes; of classes of pixels
+PQ = ("novel", "base", "all", "things", "stuff")  # of segments
+HEADED = ("detection", "semantic", "panoptic")  # measures of a head, which is trained with each seed
 MIXED = ("boxes@0.25", "classes@0.25", "boxes@0.5", "classes@0.5", "boxes@0.75", "classes@0.75")
-Measure = Literal["regions", "sweep", "masked", "retrieval", "global", "pareto", "detection"]
+Measure = Literal[
+    "regions", "sweep", "masked", "retrieval", "global", "pareto", "detection", "cosines", "semantic", "panoptic"
+]
+
+
+TAUGHT = (
+    ("untouched", "the CLIP as it comes", None),
+    ("patches", "CLIPSelf with image patches", "clipself"),
+    ("proposals", "CLIPSelf with region proposals", "proposals"),
+)  # name, title, run of what the applications stand on
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,9 @@ class Row:
     """What the table shows, in this order; `results.py` says where each is found."""
     published: tuple[tuple[str, float], ...] = ()
     flags: tuple[str, ...] = ()
-    """Of a detector: further words of `saccade train-fvit`."""
+    """Of a head: further words of its training."""
+    shares: str = ""
+    """Of a panoptic row: whose word on the class of a mask counts."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,25 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
                 ("unfrozen", "the tower learns too", ("--layers", "6", "--no-cache")),
             )
         ),
+        # --- classes of pixels, with nothing trained and with Cat-Seg trained on base classes
+        *(
+            Row(f"cosines-{name}", "ovss", f"cosines of the dense map: {title}", run, "cosines", MIOU)
+            for name, title, run in TAUGHT
+        ),
+        *(
+            Row(
+                f"ovss-{name}", "ovss", f"Cat-Seg on {title}", run, "semantic", MIOU, (("ADE-150", ade),) if ade else ()
+            )
+            for (name, title, run), ade in zip(TAUGHT, (0, 29.0, 0), strict=True)
+        ),
+        # --- things and stuff: masks of a generator trained on base classes, named by it, by a CLIP, or by both
+        Row("ovps-generator", "ovps", "the generator's classes", None, "panoptic", PQ, shares="generator"),
+        *(
+            Row(f"ovps-{name}{end}", "ovps", f"{said} {title}", run, "panoptic", PQ, published, shares=shares)
+            for shares, end, said in (("clip", "", "classes of"), ("odise-label", "-fused", "both, fused:"))
+            for name, title, run in TAUGHT
+            for published in [(("ADE20K", 23.7),) if (name, end) == ("patches", "-fused") else ()]
+        ),
         # --- later work
         *(
             Row(f"terms-{name}", "terms", title, name)
@@ -304,6 +336,30 @@ def claims_of(scale: Scale) -> tuple[Claim, ...]:
         ),
         Claim("ovd", "and hurts novel ones", "Tab. A6", (("ovd-patches.novel", "ovd-unfrozen.novel"),)),
         Claim("ovd", "proposals more than patches", "Tab. 3", (("ovd-proposals.novel", "ovd-patches.novel"),)),
+        Claim(
+            "ovss",
+            "CLIPSelf makes Cat-Seg name novel classes",
+            "Tab. 5",
+            (("ovss-patches.novel", "ovss-untouched.novel"), ("ovss-patches.all", "ovss-untouched.all")),
+        ),
+        Claim(
+            "ovss",
+            "aggregation is better than the cosines it aggregates",
+            "Cat-Seg",
+            (("ovss-patches.all", "cosines-patches.all"), ("ovss-patches.novel", "cosines-patches.novel")),
+        ),
+        Claim(
+            "ovps",
+            "CLIPSelf names masks better than the CLIP as it comes",
+            "Tab. 5",
+            (("ovps-patches.all", "ovps-untouched.all"), ("ovps-patches-fused.all", "ovps-untouched-fused.all")),
+        ),
+        Claim(
+            "ovps",
+            "generator and CLIP together are better than either",
+            "ODISE",
+            (("ovps-patches-fused.all", "ovps-generator.all"), ("ovps-patches-fused.all", "ovps-patches.all")),
+        ),
         Claim(
             "terms",
             "spatial correlation helps",

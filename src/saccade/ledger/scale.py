@@ -21,6 +21,10 @@ class Scale:
     proposal_steps: int
     detector_steps: int
     detector: tuple[str, ...]  # further flags of `saccade train-fvit`
+    catseg_steps: int
+    catseg: tuple[str, ...]  # further flags of `saccade train-catseg`
+    generator_steps: int
+    generator: tuple[str, ...]  # further flags of `saccade train-panoptic`
     alpha: float = 1.0
 
 
@@ -38,6 +42,10 @@ SMALL = Scale(
         *("--batch", "8", "--lr", "1e-3", "--warmup", "20", "--proposals", "300", "--rois", "64"),
         *("--jitter", "1", "1", "--no-flip", "--cache"),
     ),
+    catseg_steps=250,
+    catseg=("--batch", "4"),
+    generator_steps=300,
+    generator=("--batch", "8"),
 )
 B16 = Scale(
     steps=44_358,
@@ -50,6 +58,10 @@ B16 = Scale(
     proposal_steps=20_000,
     detector_steps=5_052,  # three epochs of OV-COCO
     detector=("--batch", "8", "--accumulate", "8"),
+    catseg_steps=80_000,
+    catseg=("--batch", "4"),
+    generator_steps=92_188,
+    generator=("--batch", "8", "--accumulate", "8"),
     alpha=0.7,
 )
 L14 = replace(

@@ -14,7 +14,7 @@ as Cat-Seg of 2024. Deliberately absent: epochs, files, and the arg max over sev
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +30,14 @@ from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.catseg.aggregate import Aggregator
 from saccade.heads.catseg.cost import best_classes, cost_volume, spread_classes, take_classes
 from saccade.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
+from saccade.heads.catseg.names import Residual, Version
 from saccade.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
 from saccade.heads.catseg.views import cut_windows, fold_average, squash, training_view
 from saccade.heads.fvit.pyramid import tap_width
+from saccade.ops.argmax import best_labels
 from saccade.ops.resample import check_side, normalize
 from saccade.types import Batch, InputError, LabelMap, Sample
 
-Version = Literal["2024", "2023"]
-Residual = Literal["token", "cls"]
 HEADS: dict[Residual, Head] = {"token": "value", "cls": "value_cls"}
 PROMPT = "A photo of a {} in the scene"
 PROMPTS_AT_ONCE = 512
@@ -51,6 +51,7 @@ class CatSeg(nn.Module):
         version: "2024" or "2023".
         head: of the dense map.
         partly: matrices of the CLIP of which only some rows learn, see `saccade.engine.optim.take_step`.
+        parts: the loss of the last batch by name, detached, for the log.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class CatSeg(nn.Module):
         tokens, self.words = self._tokenize(vocabulary)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("text", self.embed_classes(vocabulary) if version == "2023" else None, persistent=False)
+        self.parts: dict[str, Tensor] = {}
         self.to(next(clip.parameters()).device)
 
     def train(self, mode: bool = True) -> "CatSeg":
@@ -169,6 +171,7 @@ class CatSeg(nn.Module):
         images, labels = (torch.stack(part) for part in zip(*views, strict=True))
         text = self._embed(self.tokens, self.words) if self.text is None else self.text
         loss = pixel_loss(_finer(self.logits(images, text), size=self.size), labels)
+        self.parts = {"pixels": loss.detach()}
         return loss if batch.samples else loss * 0
 
     def logits(self, images: Float[Tensor, "B 3 S S"], text: Float[Tensor, "K P D"]) -> Float[Tensor, "B K H W"]:
@@ -227,19 +230,7 @@ class CatSeg(nn.Module):
         self, samples: Sequence[Sample], text: Float[Tensor, "K P D"], *, at_once: int = 5
     ) -> list[LabelMap]:
         """The most likely class of each pixel; as `predict`, without holding all classes at once."""
-        maps = []
-        for sample in samples:
-            best, labels, first = None, None, 0
-            for part in self._found(sample, text, at_once):
-                value, place = part.max(dim=0)  # (H, W) each
-                place = place + first
-                if best is not None and labels is not None:
-                    place = torch.where(value > best, place, labels)
-                    value = torch.maximum(value, best)
-                best, labels, first = value, place, first + len(part)
-            assert labels is not None, "texts are of at least one class"
-            maps.append(LabelMap(labels))
-        return maps
+        return [best_labels(self._found(sample, text, at_once)) for sample in samples]
 
     def parameter_groups(
         self, *, weight_decay: float, clip_scale: float = 0.01, backbone_scale: float = 0.01

@@ -1,0 +1,84 @@
+"""Flags that say where label maps lie and which of their classes are novel; what `train-catseg` and `evaluate semantic`
+have in common."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saccade.data.names import SemanticKind
+from saccade.errors import InputError
+
+if TYPE_CHECKING:
+    from saccade.cli.training import Tell
+    from saccade.data.semantic import SemanticData
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMapFlags:
+    """Where the classes of pixels are."""
+
+    data: Path
+    """Root of pictures with a class for each pixel: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K,
+    PASCAL Context or VOC."""
+    kind: SemanticKind | None = None
+    """What the root is; when not given, found by what lies there. VOC's maps are 20, 20b or 21 classes: say which."""
+    labels: Path | None = None
+    """List of classes, `id:word,word` a line, with other words for the data's classes, or where it has none itself."""
+    maps: Path | None = None
+    """Folder of label maps that `saccade convert-labels` wrote, of the full ADE20K or PASCAL Context."""
+    names: Path | None = None
+    """File of the ids of the pictures that count, one a line (PASCAL Context)."""
+    novel: Path | None = None
+    """JSON file {"base": [names], "novel": [names]}; when not given, what annotations/splits.json of the root says."""
+
+
+def open_truth_maps(config: LabelMapFlags, *, split: str) -> "SemanticData":
+    """Open the pictures of a split with all their classes.
+
+    Raises:
+        InputError: no such data, or a file of it is wrong.
+    """
+    from saccade.data.label_maps import open_semantic
+
+    return open_semantic(
+        config.data, split=split, kind=config.kind, labels=config.labels, maps=config.maps, names=config.names
+    )
+
+
+def open_base_maps(config: LabelMapFlags, *, split: str, tell: "Tell") -> "tuple[SemanticData, tuple[str, ...], str]":
+    """Open the pictures of a split with the classes that may be learned from.
+
+    Returns:
+        The data, in which pixels of other classes have none; the names of the novel classes; the rule, for people.
+
+    Raises:
+        InputError: as `open_truth_maps`, or no class is left.
+    """
+    from saccade.data.semantic import only_classes
+
+    data = open_truth_maps(config, split=split)
+    novel = novel_of(config, data)
+    if novel is None:
+        tell(f"{config.data}: has no base and novel classes of its own; all are learned from. See --novel.")
+        return data, (), "all classes"
+    base = [name for name in data.names if name not in novel]
+    if not base:
+        raise InputError(f"--data {config.data}: need classes to learn from; all {len(novel)} are novel. See --novel.")
+    return only_classes(data, base), novel, f"all but {len(novel)} novel ones"
+
+
+def novel_of(config: LabelMapFlags, data: "SemanticData") -> "tuple[str, ...] | None":
+    """The classes of the data that a split calls novel, or leaves out; None: there is no split."""
+    from saccade.data.splits import split_of
+
+    split = split_of(data.dataset, config.data, file=config.novel)
+    if split is None:
+        return None
+    is_thing = {one.name: one.is_thing for one in data.dataset.categories}
+    # a split names things alone: stuff that it does not name is base
+    return (*split.novel, *(name for name in split.left_out if is_thing[name]))
+
+
+def classes_of(data: "SemanticData") -> tuple[tuple[str, ...], ...]:
+    """The words of each class."""
+    return tuple((one.name, *one.synonyms) for one in data.dataset.categories)

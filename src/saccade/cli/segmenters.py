@@ -1,0 +1,92 @@
+"""What gives every pixel a class: a trained Cat-Seg, a generator of masks with a CLIP, or a CLIP's dense map alone.
+
+`--model` says which by what lies there, so that `segment` and `evaluate semantic` take any of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saccade.clip.names import Head, TemplateName
+
+if TYPE_CHECKING:
+    import torch
+
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.types import LabelMap, Sample
+
+CATSEG = "catseg.json"  # what a folder with one holds
+GENERATOR = "generator.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenting:
+    """How pixels are asked for classes."""
+
+    model: str
+    """OUT/model of `saccade train-catseg` or `train-panoptic`; or a CLIP, whose dense map is asked as it is."""
+    pretrained: str | None = None
+    """Weights file or open_clip tag, where --model is the name of an architecture."""
+    clip: str | None = None
+    """Where the CLIP lies that the model was trained on, when it is no longer where it was."""
+    classifier: str | None = None
+    """With a generator of masks: the CLIP that names them, such as one distilled later; default: its own."""
+    size: int | None = None
+    """With a CLIP: longest side of its input; with a generator: side of the square input of the CLIP that names masks
+    [pixels]. Default: four times the CLIP's own size, and its own size."""
+    head: Head = "value"
+    """With a CLIP: what becomes of the last block; value is the paper's."""
+    templates: TemplateName = "vild"
+    """With a CLIP: what class names are written into: ViLD's 63 templates, CLIP's 80 for ImageNet, or nothing."""
+    at_once: int = 5
+    """With Cat-Seg: views of a picture that are run together; fewer take less memory."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A vocabulary asked of pictures."""
+
+    kind: str  # "catseg", "masks" or "cosines", for people
+    trained: "Vocabulary | None"  # the classes that were learned from; None: nothing was
+    label_maps: "Callable[[Sequence[Sample]], list[LabelMap]]"
+
+
+def open_pixels(config: Segmenting, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
+    """Open what gives pixels classes, and ask it for a vocabulary.
+
+    Args:
+        config: the flags.
+        vocabulary: the classes asked for.
+        device: where to compute.
+
+    Raises:
+        InputError: it is none of the three, is damaged, or its CLIP is another than in training.
+    """
+    folder = Path(config.model)
+    if (folder / CATSEG).is_file():
+        return _open_catseg(config, folder, vocabulary, device=device)
+    if (folder / GENERATOR).is_file():
+        return _open_masks(config, folder, vocabulary, device=device)
+    from saccade.clip.load import load
+    from saccade.heads.cosines import Cosines
+    from saccade.heads.panoptic.fusion import embed_words
+
+    clip = load(config.model, pretrained=config.pretrained, device=device)
+    words = embed_words(clip, vocabulary, templates=config.templates)
+    cosines = Cosines(clip, size=config.size, head=config.head)
+    return Segmenter("cosines", None, lambda samples: cosines.label_maps(samples, words))
+
+
+def _open_catseg(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.heads.catseg.product import load_catseg
+
+    catseg, about = load_catseg(folder, clip=config.clip, device=device)
+    text = catseg.embed_classes(vocabulary)
+    trained = Vocabulary(about.classes)
+    return Segmenter("catseg", trained, lambda samples: catseg.label_maps(samples, text, at_once=config.at_once))
+
+
+def _open_masks(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
+    raise NotImplementedError

@@ -1,0 +1,112 @@
+"""`saccade evaluate semantic`: mIoU of whatever gives pixels classes, on label maps of any data set (Tab. 5).
+
+Torch is imported only when something is measured.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saccade.cli.evaluate import Reading, finish
+from saccade.cli.label_maps import LabelMapFlags, classes_of, novel_of, open_truth_maps
+from saccade.cli.segmenters import Segmenting, open_pixels
+from saccade.files import check_target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from saccade.cli.segmenters import Segmenter
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.data.semantic import SemanticData
+    from saccade.evaluate.feed import Feed
+    from saccade.types import LabelMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Semantic(Reading, Segmenting, LabelMapFlags):
+    """Measure mIoU of all classes, of those that training has shown, and of the others (Tab. 5).
+
+    A class is seen if it shares a word with a class that was trained on; where nothing was trained, if the split of the
+    data calls it base.
+    """
+
+    every_word: bool = False
+    """Ask for every word of a class on its own; the best of them speaks for the class. Cat-Seg of 2024 asks for the
+    first word only, unless this is given."""
+
+
+def run(config: Semantic) -> dict[str, Any]:
+    """Measure, print a table, write JSON where asked, and return the result.
+
+    Raises:
+        InputError: a flag, the data, the model or its CLIP is wrong.
+    """
+    if config.out is not None:
+        check_target(config.out, flag="--out")
+    started = time.perf_counter()
+    from dataclasses import replace
+
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.engine.distributed import choose_device
+    from saccade.evaluate.feed import Feed
+    from saccade.evaluate.semantic import evaluate_semantic
+
+    data = open_truth_maps(config, split=config.split)
+    records = data.dataset.records[: config.limit]
+    data = replace(data, dataset=replace(data.dataset, records=records))
+    vocabulary, places = Vocabulary(classes_of(data)), None
+    asked = vocabulary
+    if config.every_word:
+        places = [place for place, words in enumerate(vocabulary.classes) for _ in words]
+        asked = Vocabulary(tuple((word,) for words in vocabulary.classes for word in words))
+    segmenter = open_pixels(config, asked, device=choose_device(config.device, local_rank=None))
+    feed = Feed(
+        data.dataset,
+        masks=False,
+        batch=config.batch,
+        limit=None,
+        workers=config.workers,
+        strict=config.strict,
+        progress=True,
+    )
+    found = evaluate_semantic(
+        _found(feed, segmenter), data, places=places, seen=_seen(config, segmenter, vocabulary, data)
+    )
+    result = {"model": config.model, "kind": segmenter.kind, **found, "bad": feed.bad_listed()}
+    return finish(result, _table(result, config), config, datasets=[data.dataset], started=started)
+
+
+def _found(feed: "Feed", segmenter: "Segmenter") -> "Iterator[tuple[str, LabelMap]]":
+    for samples in feed:
+        for sample, one in zip(samples, segmenter.label_maps(samples), strict=True):
+            yield sample.id, one
+
+
+def _seen(
+    config: Semantic, segmenter: "Segmenter", vocabulary: "Vocabulary", data: "SemanticData"
+) -> "list[bool] | None":
+    from saccade.heads.panoptic.fusion import seen_classes
+
+    if segmenter.trained is not None:
+        return seen_classes(vocabulary, segmenter.trained).tolist()
+    novel = novel_of(config, data)
+    return None if novel is None else [name not in novel for name in vocabulary.names]
+
+
+def _table(result: dict[str, Any], config: Semantic) -> "Table":
+    from rich.table import Table
+
+    title = f"{config.model}: {result['pictures']} pictures of {result['data']} [%]"
+    table = Table(title=title, title_justify="left")
+    for heading in ("classes", "with pixels", "mIoU", "mean accuracy", "pixel accuracy"):
+        table.add_column(heading, justify="left" if heading == "classes" else "right")
+    values = (result["mIoU"], result["mean_accuracy"], result["pixel_accuracy"])
+    table.add_row("all", str(result["classes"]["with_ground_truth"]), *(_cell(value) for value in values))
+    for name, group in result["groups"].items():
+        table.add_row(name, str(group["classes"]), _cell(group["mIoU"]), "", "")
+    return table
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,72 @@
+"""Segmentation that nobody trained: each place of the dense map is of the class whose words it is nearest to.
+
+What MaskCLIP does without its refinements (Zhou et al., ECCV 2022), and the plainest question to ask a dense map: how
+good are its classes before anything is learned on top? Deliberately absent: windows over large pictures, smoothing,
+and a class for what is none.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.clip.model import Clip
+from saccade.clip.names import Head
+from saccade.heads.panoptic.fusion import Words, best_of_synonyms
+from saccade.ops.argmax import best_labels
+from saccade.ops.resample import check_side, fitted_size, normalize
+from saccade.types import LabelMap, Sample
+
+CLASSES_AT_ONCE = 32  # brought to the picture's size
+
+
+class Cosines:
+    """Asks the dense map of a CLIP for classes."""
+
+    def __init__(self, clip: Clip, *, size: int | None = None, head: Head = "value") -> None:
+        """Choose how large it sees a picture.
+
+        Args:
+            clip: with any tower.
+            size: of the longest side [pixels], a multiple of the patch; None: four times the CLIP's own, as for
+                regions.
+            head: of the dense map.
+
+        Raises:
+            InputError: a size that does not fit.
+        """
+        size = 4 * clip.native_size if size is None else size
+        check_side(size, patch=clip.patch_size, flag="--size")
+        self.clip, self.size = clip.eval(), size
+        self.head: Head = head
+
+    @torch.no_grad()
+    def label_maps(self, samples: Sequence[Sample], words: Words) -> list[LabelMap]:
+        """The class of each pixel, by the best of a class's words.
+
+        Args:
+            samples: pictures of any size.
+            words: of the K classes asked for.
+        """
+        return [best_labels(self._scores(sample, words)) for sample in samples]
+
+    def _scores(self, sample: Sample, words: Words) -> Iterator[Float[Tensor, "k H W"]]:
+        """Cosines of some classes after others, at the picture's size."""
+        dense = self.clip.encode_dense(self._view(sample)[None], head=self.head)[0].float()  # (D, h, w)
+        places = F.normalize(dense, dim=0).flatten(1).T  # (h w, D)
+        cosines = best_of_synonyms(places @ words.rows.to(places.device).float().T, words)  # (h w, K)
+        maps = cosines.T.unflatten(1, dense.shape[1:])  # (K, h, w)
+        size = tuple(sample.image.shape[1:])
+        for some in maps.split(CLASSES_AT_ONCE):
+            yield F.interpolate(some[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def _view(self, sample: Sample) -> Float[Tensor, "3 H W"]:
+        """A picture as CLIP sees it: its aspect kept to a patch."""
+        patch, device = self.clip.patch_size, next(self.clip.parameters()).device
+        fitted = fitted_size(*sample.image.shape[1:], size=self.size)
+        shape = tuple(max(1, round(side / patch)) * patch for side in fitted)
+        image = sample.image.to(device).float()[None]
+        resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
+        return normalize(resized, mean=self.clip.mean, std=self.clip.std)

@@ -1,0 +1,27 @@
+"""The best class of each pixel, without all classes at the picture's size at once."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.types import LabelMap
+
+
+def best_labels(parts: Iterable[Float[Tensor, "k H W"]]) -> LabelMap:
+    """The class of the greatest score of each pixel; of equal ones the first.
+
+    Args:
+        parts: scores of some classes after others, at least one class in all.
+    """
+    best, labels, first = None, None, 0
+    for part in parts:
+        value, place = part.max(dim=0)  # (H, W) each
+        place = place + first
+        if best is not None and labels is not None:
+            place = torch.where(value > best, place, labels)
+            value = torch.maximum(value, best)
+        best, labels, first = value, place, first + len(part)
+    assert labels is not None, "scores are of at least one class"
+    return LabelMap(labels)
