@@ -1,4 +1,4 @@
-"""Named settings of `saccade distill`, `train-fvit` and `evaluate detection`, as data: the paper's, and its ablations.
+"""Named settings of `saccade distill`, of what trains on it and of its measures, as data: the paper's, its ablations.
 
 Two recipes stand behind one row of the paper. Its text says 16 pictures a step (2 on each of 8 GPUs), 6 epochs of COCO:
 the -sync16 rows. The published code never averages its gradients over the GPUs, so its numbers come from 2 pictures a
@@ -30,7 +30,7 @@ class Recipe:
     """How to split the batch over processes, and what else to mind."""
     needs: dict[str, str] = field(default_factory=dict)
     """Flags without which the row cannot run, beside --data and --out, each with what stands for its value."""
-    verb: Literal["distill", "train-fvit", "evaluate detection"] = "distill"
+    verb: Literal["distill", "train-fvit", "evaluate detection", "train-catseg", "evaluate semantic"] = "distill"
     """Whose settings these are."""
 
 
@@ -64,7 +64,12 @@ OV_LVIS: dict[str, Any] = {
     "save_every": 2000,
 }
 DETECTOR_NEEDS = {"model": "RUN/model"}
+CATSEG: dict[str, Any] = {"steps": 80_000, "save_every": 2000}
 DETECTOR_TIME = "not measured"
+
+MAPS_NEED = {**DETECTOR_NEEDS, "maps": "MAPS"}
+LABELS_NEED = {**DETECTOR_NEEDS, "labels": "FILE"}
+VERSIONS = ("2023, B", "2023, L", "2024, B", "2024, L")
 
 B16_TIME = "2 h on one of 8 A100-80G (published); 25 min on one H200 (estimate)"
 L14_TIME = "6 h on one of 8 A100-80G (published); 80 min on one H200 (estimate)"
@@ -399,6 +404,88 @@ RECIPES: tuple[Recipe, ...] = (
             ("coco", "COCO", {}, {"AP": 40.5, "AP50": 63.8, "AP75": 44.3}),
             ("objects365", "Objects365 v1", {}, {"AP": 19.5, "AP50": 31.3, "AP75": 20.7}),
             ("voc", "VOC07 test", {"split": "test", "style": "voc"}, None),
+        )
+    ),
+    # --- Cat-Seg on a distilled tower
+    *(
+        Recipe(
+            name=f"catseg{name}",
+            where="Tab. 5",
+            what=what,
+            fields={**CATSEG, **settings},
+            published=published,
+            time=DETECTOR_TIME,
+            how="--data: COCO-Stuff's root. --model: OUT/model of a distilled OpenAI CLIP. 4 pictures a step in all.",
+            needs=DETECTOR_NEEDS,
+            verb="train-catseg",
+        )
+        for name, what, settings, published in (
+            ("", "Cat-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {}, None),
+            (
+                "-cls",
+                "Cat-Seg of 2024 with its own last block: values are added to the class token.",
+                {"residual": "cls"},
+                None,
+            ),
+            (
+                "-2023-b16",
+                "Cat-Seg of 2023 on B/16, the paper's, as its authors changed it: guided by a ResNet-101.",
+                {"version": "2023", "residual": "cls", "backbone": "resnet101"},
+                {"ADE-150 mIoU, patches": 29.0},
+            ),
+            (
+                "-2023-l14",
+                "Cat-Seg of 2023 on L/14, guided by a Swin-B.",
+                {"version": "2023", "residual": "cls", "backbone": "swin_base_patch4_window12_384"},
+                {"ADE-150 mIoU, patches": 34.5},
+            ),
+        )
+    ),
+    *(
+        Recipe(
+            name=f"semantic-{kind}",
+            where="Tab. 5",
+            what=f"mIoU on {title} of what was trained on COCO-Stuff.",
+            fields={"kind": kind},
+            published={
+                f"Cat-Seg of {which}, without CLIPSelf": number for which, number in zip(VERSIONS, numbers, strict=True)
+            },
+            time=DETECTOR_TIME,
+            how="--model: OUT/model of a catseg row. --data: the other data set's root; " + how,
+            needs=needs,
+            verb="evaluate semantic",
+        )
+        for kind, title, numbers, needs, how in (
+            (
+                "ade-full",
+                "ADE20K's 847 classes",
+                (8.9, 11.4, 12.0, 16.0),
+                MAPS_NEED,
+                "--maps: of `saccade convert-labels`.",
+            ),
+            (
+                "context459",
+                "PASCAL Context's 459 classes",
+                (16.6, 20.4, 19.0, 23.8),
+                MAPS_NEED,
+                "--maps: of `saccade convert-labels`.",
+            ),
+            ("ade150", "ADE20K's 150 classes", (27.2, 31.5, 31.8, 37.9), DETECTOR_NEEDS, "ADEChallengeData2016."),
+            (
+                "context59",
+                "PASCAL Context's 59 classes",
+                (57.5, 62.0, 57.5, 63.3),
+                MAPS_NEED,
+                "--maps: the official ones, or of `saccade convert-labels`.",
+            ),
+            ("voc20", "VOC's 20 classes", (93.7, 96.6, 94.6, 97.0), DETECTOR_NEEDS, "VOCdevkit/VOC2012."),
+            (
+                "voc20b",
+                "VOC's 20 classes and all else as one",
+                (78.3, 81.8, 77.3, 82.5),
+                LABELS_NEED,
+                "--labels: VOC's classes, and the other classes of PASCAL Context's 59 as words of the background.",
+            ),
         )
     ),
     Recipe(

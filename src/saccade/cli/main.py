@@ -23,7 +23,10 @@ from saccade.cli import (
     proposals,
     recipes,
     reproduce,
+    segment,
+    semantic,
     show,
+    train_catseg,
     train_fvit,
     world,
 )
@@ -37,6 +40,7 @@ Evaluate = (
     | Annotated[evaluate_global.Global, subcommand("global")]
     | Annotated[evaluate_global.Pareto, subcommand("pareto")]
     | Annotated[detection.Detection, subcommand("detection")]
+    | Annotated[semantic.Semantic, subcommand("semantic")]
 )
 
 Show = (
@@ -55,6 +59,8 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
     | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
     | Annotated[detection.Detect, subcommand("detect")]
+    | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
+    | Annotated[segment.Segment, subcommand("segment")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
@@ -83,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """Read the flags of one verb; those of `distill` and `train-fvit` with --recipe NAME default to the recipe's.
+    """Read the flags of one verb; those of a verb that trains, with --recipe NAME, default to the recipe's.
 
     Raises:
         InputError: there is no such recipe.
@@ -132,6 +138,12 @@ def run(command: Any) -> None:
             detection.run_detect(command)
         case detection.Detection():
             detection.run_detection(command)
+        case train_catseg.TrainCatSeg():
+            train_catseg.run(command)
+        case segment.Segment():
+            segment.run(command)
+        case semantic.Semantic():
+            semantic.run(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():

@@ -11,19 +11,27 @@ import tyro
 from tyro.conf import Positional
 
 from saccade.cli.detection import Detection
+from saccade.cli.semantic import Semantic
+from saccade.cli.train_catseg import TrainCatSeg
 from saccade.cli.train_fvit import TrainFViT
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 from saccade.recipes import RECIPES, Recipe
 
-CONFIGS: dict[str, Any] = {"distill": DistillConfig, "train-fvit": TrainFViT, "evaluate detection": Detection}
-NAMED = ("distill", "train-fvit")  # verbs that know --recipe
+CONFIGS: dict[str, Any] = {
+    "distill": DistillConfig,
+    "train-fvit": TrainFViT,
+    "evaluate detection": Detection,
+    "train-catseg": TrainCatSeg,
+    "evaluate semantic": Semantic,
+}
+NAMED = ("distill", "train-fvit", "train-catseg")  # verbs that know --recipe
 PLACES = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the named settings of distill, train-fvit and evaluate detection, or show one with its command line."""
+    """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
 
     name: Annotated[str | None, Positional] = None
     """Which one to show; all are listed when not given."""

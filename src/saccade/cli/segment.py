@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from saccade.cli.detection import file_names
-from saccade.cli.segmenters import GENERATOR, Segmenting, open_pixels
+from saccade.cli.segmenters import CATSEG, GENERATOR, Segmenting, open_pixels
 from saccade.errors import InputError
 from saccade.files import bad_lines, check_target, versions, write_whole
 
@@ -108,8 +108,20 @@ def run(config: Segment) -> Path:
 
 
 def _learned(config: Segment) -> "Vocabulary":
-    """The classes that a model was trained on."""
-    raise NotImplementedError
+    """The classes of the data that a model was trained on, seen or not."""
+    from saccade.clip.vocabulary import Vocabulary
+
+    folder = Path(config.model)
+    if (folder / CATSEG).is_file():
+        from saccade.heads.catseg.product import read_about
+
+        about = read_about(folder)
+        return Vocabulary((*about.classes, *((name,) for name in about.novel)))
+    if (folder / GENERATOR).is_file():
+        from saccade.heads.panoptic.product import read_about as read_generator
+
+        return Vocabulary(tuple((name,) for name in read_generator(folder).classes))
+    raise InputError('--vocab: need the classes to ask for; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
 
 
 def _each(feed: "Feed", label_maps: Any) -> "Iterator[tuple[Sample, LabelMap]]":
@@ -121,4 +133,13 @@ def _write_labels(
     out: Path, stem: str, sample: "Sample", found: "LabelMap", vocabulary: "Vocabulary"
 ) -> dict[str, Any]:
     """Draw a picture's classes, write its map, and return what the record says of it."""
-    raise NotImplementedError
+    from saccade.show.detections import write_picture
+    from saccade.show.segmentation import draw_label_map, write_label_map
+
+    names, (height, width) = vocabulary.names, found.labels.shape
+    write_picture(draw_label_map(sample.image, found, names=names), out / f"{stem}.jpg")
+    write_label_map(out / f"{stem}.png", found, classes=len(names))
+    counts = found.labels[found.labels >= 0].bincount(minlength=len(names)).tolist()
+    there = sorted(((pixels, name) for name, pixels in zip(names, counts, strict=True) if pixels), reverse=True)
+    shares = [{"name": name, "pixels": pixels, "share": round(pixels / (height * width), 4)} for pixels, name in there]
+    return {"id": sample.id, "file_name": f"{stem}.png", "height": height, "width": width, "classes": shares}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Semantic(Reading, Segmenting, LabelMapFlags):
+class Semantic(LabelMapFlags, Segmenting, Reading):
     """Measure mIoU of all classes, of those that training has shown, and of the others (Tab. 5).
 
     A class is seen if it shares a word with a class that was trained on; where nothing was trained, if the split of the

@@ -28,8 +28,8 @@ TITLES = {
     "global": "What is kept of whole pictures",
     "terms": "Later work as options of the objective",
     "ovd": "Tab. 3: open-vocabulary detection, AP50 of boxes",
-    "ovss": "Tab. 5: open-vocabulary segmentation, mIoU",
-    "ovps": "Tab. 5: things and stuff, PQ",
+    "ovss": "Tab. 5: open-vocabulary segmentation, mIoU (published: OpenAI B/16 on ADE-150)",
+    "ovps": "Tab. 5: things and stuff, PQ (published: ODISE with OpenAI L/14 on ADE20K)",
 }
 FIGURES = {
     "figs": ("sizes.png", "kmeans.png"),

@@ -210,9 +210,7 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
             for name, title, run in TAUGHT
         ),
         *(
-            Row(
-                f"ovss-{name}", "ovss", f"Cat-Seg on {title}", run, "semantic", MIOU, (("ADE-150", ade),) if ade else ()
-            )
+            Row(f"ovss-{name}", "ovss", f"Cat-Seg on {title}", run, "semantic", MIOU, (("all", ade),) if ade else ())
             for (name, title, run), ade in zip(TAUGHT, (0, 29.0, 0), strict=True)
         ),
         # --- things and stuff: masks of a generator trained on base classes, named by it, by a CLIP, or by both
@@ -221,7 +219,7 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
             Row(f"ovps-{name}{end}", "ovps", f"{said} {title}", run, "panoptic", PQ, published, shares=shares)
             for shares, end, said in (("clip", "", "classes of"), ("odise-label", "-fused", "both, fused:"))
             for name, title, run in TAUGHT
-            for published in [(("ADE20K", 23.7),) if (name, end) == ("patches", "-fused") else ()]
+            for published in [(("all", 23.7),) if (name, end) == ("patches", "-fused") else ()]
         ),
         # --- later work
         *(

@@ -1,0 +1,107 @@
+"""A Cat-Seg as a folder: what comes back, what is not copied, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saccade.clip.load import load
+from saccade.clip.weights import save_clip
+from saccade.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
+from saccade.heads.product import tower_digest
+from saccade.types import Batch, InputError
+
+NETWORK = Network(
+    version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, stride=32, window=6,
+    hidden=16, guidance=16, decoder=(8, 8), decoder_guidance=(4, 4), tower_guidance=(8, 8), heads=2, layers=1, most=4,
+)  # fmt: skip
+CLASSES = (("cat", "kitty"), ("dog",), ("sky",))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A Cat-Seg on the small CLIP, moved away from where it began, with its folder."""
+    clip = load("saccade-small")
+    digest = tower_digest(clip, whole=True)
+    torch.manual_seed(0)
+    catseg = build_catseg(clip, NETWORK, classes=CLASSES, pretrained=False, is_varied=False).eval()
+    with torch.no_grad():
+        for parameter in catseg.parameters():
+            if parameter.requires_grad:
+                parameter += 0.01 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("catseg")
+    about = About("saccade-small", None, digest, NETWORK, CLASSES, ("bus",), {"seed": 0})
+    save_catseg(catseg, folder, about)
+    return catseg, folder, about
+
+
+def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, pictures):
+    catseg, folder, about = written
+    found, read = load_catseg(folder)
+    assert read == about == read_about(folder)
+    (picture,) = pictures((40, 56))
+    texts = [one.embed_classes(["bus", "cat"]) for one in (catseg, found)]
+    assert torch.equal(*texts)  # the text tower learned too, and came back
+    assert torch.equal(catseg.predict([picture], texts[0])[0], found.predict([picture], texts[1])[0])
+
+    state = load_file(folder / "catseg.safetensors")
+    trained = {name for name, one in catseg.named_parameters() if one.requires_grad}
+    of_clip = {name for name in state if name.startswith("clip.")}
+    assert of_clip == {name for name in trained if name.startswith("clip.")}  # attention and positions
+    assert sum(state[name].numel() for name in of_clip) < 0.5 * sum(one.numel() for one in catseg.clip.parameters())
+    assert {name for name in trained if not name.startswith("clip.")} <= {*state}
+
+
+def test_it_can_be_trained_on(written, pictures):
+    found, _ = load_catseg(written[1])
+    loss = found.train()(Batch(pictures((48, 48)), []))
+    loss.backward()
+    assert found.parts["pixels"] == loss.detach() and found.aggregator.embed.weight.grad is not None
+
+
+def test_another_clip_is_refused_and_named(written, tmp_path):
+    _, folder, _ = written
+    clip = load("saccade-small")
+    with torch.no_grad():  # of the text tower: Cat-Seg embeds words with it
+        clip.model.text_projection += 1e-3
+    save_clip(clip, tmp_path / "other")
+    with pytest.raises(InputError, match="need the CLIP that the catseg was trained on, saccade-small"):
+        load_catseg(folder, clip=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("catseg.json", lambda text: text.replace('"hidden": 16', '"hidden": 24'), "tensors differ"),
+        ("catseg.json", lambda text: text.replace('"format": 1', '"format": 9'), "of format 1; got 9"),
+        ("catseg.json", lambda text: text.replace('"classes"', '"kinds"'), "KeyError"),
+        ("catseg.json", lambda text: text[:-40], "need a catseg's description"),
+        ("catseg.json", lambda text: "[]", "with its `format`"),
+        ("catseg.safetensors", lambda text: "nothing", "need a catseg's weights"),
+    ],
+)
+def test_damage_is_named(written, tmp_path, name, change, told):
+    _, folder, _ = written
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    old = (tmp_path / name).read_text(errors="replace")
+    (tmp_path / name).write_text(change(old))
+    with pytest.raises(InputError, match=told):
+        load_catseg(tmp_path)
+
+
+def test_values_that_are_not_finite_are_refused(written, tmp_path):
+    _, folder, _ = written
+    state = load_file(folder / "catseg.safetensors")
+    next(one for one in state.values() if one.is_floating_point()).view(-1)[0] = torch.nan
+    save_file(state, tmp_path / "catseg.safetensors")
+    (tmp_path / "catseg.json").write_text((folder / "catseg.json").read_text())
+    with pytest.raises(InputError, match="not finite"):
+        load_catseg(tmp_path)
+
+
+def test_a_folder_of_something_else_says_what_makes_one(tmp_path):
+    (tmp_path / "detector.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(InputError, match=r"OUT/model of `saccade train-catseg`; catseg.json is not there"):
+        read_about(tmp_path)

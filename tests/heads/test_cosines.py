@@ -1,0 +1,52 @@
+"""Classes of pixels by the cosines of a dense map, against a slow loop and by hand."""
+
+import torch
+import torch.nn.functional as F
+
+from saccade.clip.load import load
+from saccade.clip.vocabulary import Vocabulary
+from saccade.heads.cosines import Cosines
+from saccade.heads.panoptic.fusion import Words, embed_words
+from saccade.ops.argmax import best_labels
+from saccade.ops.resample import normalize
+from saccade.types import Sample
+
+
+def test_the_best_class_over_parts_is_that_over_all():
+    scores = torch.tensor([[[1.0, 0.0]], [[1.0, 2.0]], [[0.0, 3.0]], [[5.0, 3.0]]])  # (4, 1, 2)
+    # pixel 0: 1 1 0 5 -> 3; pixel 1: 0 2 3 3 -> the first of the equal ones, 2
+    for sizes in ([4], [1, 3], [2, 2], [1, 1, 1, 1]):
+        assert best_labels(scores.split(sizes)).labels.tolist() == [[3, 2]]
+
+
+def test_places_take_the_class_of_their_nearest_word():
+    clip = load("saccade-small")
+    patch, (height, width) = clip.patch_size, (64, 48)
+    image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    words = embed_words(clip, Vocabulary((("grass", "lawn"), ("sky",), ("disc",))), templates="none")
+    assert words.owner.tolist() == [0, 0, 1, 2]
+    (found,) = Cosines(clip, size=64).label_maps([Sample("a", image, torch.zeros(0, 4))], words)
+
+    # 64 x 48 is the size it sees the picture at, so nothing is resized
+    dense = clip.encode_dense(normalize(image.float(), mean=clip.mean, std=clip.std)[None])[0].detach()
+    scores = torch.empty(3, height // patch, width // patch)
+    for y in range(height // patch):
+        for x in range(width // patch):
+            each = [float(F.cosine_similarity(dense[:, y, x], row, dim=0)) for row in words.rows]
+            scores[:, y, x] = torch.tensor([max(each[0], each[1]), each[2], each[3]])
+    large = F.interpolate(scores[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    best = large.topk(2, dim=0).values
+    clear = best[0] - best[1] > 1e-5  # elsewhere rounding decides
+    assert clear.float().mean() > 0.95 and torch.equal(found.labels[clear], large.argmax(dim=0)[clear])
+
+
+def test_many_classes_are_as_few_and_any_size_comes_back():
+    clip = load("saccade-small")
+    image = torch.randint(0, 256, (3, 37, 81), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    rows = F.normalize(torch.randn(70, clip.embed_dim, generator=torch.Generator().manual_seed(2)), dim=1)
+    sample = Sample("a", image, torch.zeros(0, 4))
+    (found,) = Cosines(clip).label_maps([sample], Words(rows, torch.arange(70), 70))
+    assert found.labels.shape == (37, 81) and found.labels.max() > 40  # more than one part of 32 classes was asked
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(3))
+    (other,) = Cosines(clip).label_maps([sample], Words(rows[order], torch.arange(70), 70))
+    assert (order[other.labels] == found.labels).float().mean() > 0.999
