@@ -258,6 +258,9 @@ def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained
     words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
     assert "need at least one of its 32 categories" in fails(capsys, *words, "--vocab", "cat, unicorn")
     assert "neg_category_ids" in fails(capsys, *words, "--style", "lvis")
+    more = ["--vocab", "banded ball, unicorn", "--results", str(tmp_path / "r.json")]
+    assert "1 of 2 are none, such as 'unicorn'" in fails(capsys, *words, *more)
+    assert not (tmp_path / "r.json").exists()
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     assert "pip install" in fails(capsys, *words)
 

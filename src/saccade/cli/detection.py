@@ -193,6 +193,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
     from saccade.data.splits import split_of
     from saccade.evaluate.candidates import find_candidates
     from saccade.evaluate.detection import open_truth
+    from saccade.evaluate.results import check_categories
     from saccade.evaluate.sweep import proposal_recall, sweep
 
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
@@ -216,9 +217,11 @@ def run_detection(config: Detection) -> dict[str, Any]:
         split=split,
         style=style,
         masks=config.masks,
-        annotations=_annotation_file(config, dataset) if config.masks or style == "lvis" else config.annotations,
+        annotations=dataset.file,
         only_present=config.vocab is not None,
     )
+    if config.results is not None:
+        check_categories(config.results, dataset, vocabulary=vocabulary.names)
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         store = find_candidates(
@@ -305,16 +308,6 @@ def _style(dataset: "Dataset") -> "Style":
     if any(category.frequency is not None for category in dataset.categories):
         return "lvis"
     return "voc" if dataset.name.upper().startswith("VOC") else "coco"
-
-
-def _annotation_file(config: Detection, dataset: "Dataset") -> Path:
-    """The file that the data set was read from, for what its records do not hold."""
-    if config.annotations is not None:
-        return config.annotations
-    path = config.data / "annotations" / f"{dataset.name}.json"
-    if not path.is_file():
-        raise InputError(f"--annotations: need the annotation file of {config.data}; say where it is.")
-    return path
 
 
 def _write_results(
