@@ -206,6 +206,11 @@ def test_bad_runs_are_refused_before_anything_is_written(world, tmp_path, capsys
     assert not out.exists()
 
 
+def test_pictures_without_boxes_are_not_learned_from(world, tmp_path, capsys):
+    told = fails(capsys, "train-fvit", "--data", str(world / "val2017"), "--out", str(tmp_path / "f"), *TINY)
+    assert "need annotated boxes with their categories" in told and not (tmp_path / "f").exists()
+
+
 def test_masks_are_learned_found_and_measured(world, tmp_path):
     out = tmp_path / "f"
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", "--masks"])
@@ -261,6 +266,12 @@ def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained
     more = ["--vocab", "banded ball, unicorn", "--results", str(tmp_path / "r.json")]
     assert "1 of 2 are none, such as 'unicorn'" in fails(capsys, *words, *more)
     assert not (tmp_path / "r.json").exists()
+    assert "--limit: need at least 1" in fails(capsys, *words, "--limit", "-1")
+    shutil.copytree(world, tmp_path / "w")
+    notes = tmp_path / "w/annotations/instances_val2017.json"
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "annotations": []}))
+    empty = [str(tmp_path / "w") if word == str(world) else word for word in words]
+    assert "need annotated boxes to measure against in split val" in fails(capsys, *empty)
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     assert "pip install" in fails(capsys, *words)
 

@@ -190,7 +190,7 @@ def test_sizes_go_by_the_area_of_the_file_that_the_data_was_read_from(tmp_path: 
     result = evaluate_detection(found, data, vocabulary=["cat"], split=None, style="coco")
     sizes = ("AP_small", "AP_medium", "AP_large")
     assert [result["boxes"][key] for key in sizes] == [pytest.approx(100), pytest.approx(100), None]
-    assert any("of the boxes where it has none (1 objects)" in rule for rule in result["rules"])
+    assert any("of the boxes where the file has none (1 objects)" in rule for rule in result["rules"])
     records = evaluate_detection(found, replace(data, file=None), vocabulary=["cat"], split=None, style="coco")
     assert [records["boxes"][key] for key in sizes] == [None, pytest.approx(100), pytest.approx(100)]
 

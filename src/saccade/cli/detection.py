@@ -187,6 +187,8 @@ def run_detection(config: Detection) -> dict[str, Any]:
     for path, flag in ((config.out, "--out"), (config.results, "--results")):
         if path is not None:
             check_target(path, flag=flag)
+    if config.limit is not None and config.limit < 1:
+        raise InputError(f"--limit: need at least 1 picture; got {config.limit}.")
     started = time.perf_counter()
     from saccade.clip.vocabulary import Vocabulary, read_vocabulary
     from saccade.data.loader import open_data
@@ -198,6 +200,11 @@ def run_detection(config: Detection) -> dict[str, Any]:
 
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
+    if not any(record.boxes for record in dataset.records):
+        raise InputError(
+            f"--data {config.data}: need annotated boxes to measure against in split {config.split}; there is none. Is "
+            "this the right root and split?"
+        )
     benchmark = config.benchmark or ""
     is_transfer = benchmark.startswith("transfer-") and config.novel is None  # all categories count alike
     split = None if is_transfer else split_of(dataset, config.data, file=config.novel)

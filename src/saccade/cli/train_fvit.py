@@ -203,6 +203,11 @@ def open_objects(config: TrainFViT, tell: Any) -> "tuple[Dataset, BaseNovel]":
 
     kind = "outlines" if config.masks else "instances"
     dataset = open_data(config.data, split=config.split, annotations=kind, annotation_file=config.annotations)
+    if not dataset.categories:
+        raise InputError(
+            f"--data {config.data}: need annotated boxes with their categories; there is none. Give the root of COCO, "
+            "LVIS, VOC or Objects365, or of a world, or name the file with --annotations."
+        )
     split = split_of(dataset, config.data, file=config.novel)
     if split is None:
         tell(f"{config.data}: has no base and novel categories of its own; all are base. See --novel.")

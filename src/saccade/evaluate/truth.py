@@ -205,9 +205,9 @@ def _of_file(
         unmeasured += "area" not in entry
         crowd = flag(where, entry, "iscrowd", default=0)
         objects.append(Object(picture, label, box, float(area), crowd, segmentation))
-    rules = ["areas are those of the annotation file"]
+    rules = ["boxes and areas are those of the annotation file, none is clipped or left out for its size"]
     if unmeasured:
-        rules = [f"areas are those of the annotation file, and of the boxes where it has none ({unmeasured} objects)"]
+        rules.append(f"areas are those of the boxes where the file has none ({unmeasured} objects)")
     if refused:
         rules.append(f"{refused} objects without a finite box or, where masks count, without a mask are left out")
     return objects, rules
