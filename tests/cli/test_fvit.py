@@ -211,6 +211,16 @@ def test_pictures_without_boxes_are_not_learned_from(world, tmp_path, capsys):
     assert "need annotated boxes with their categories" in told and not (tmp_path / "f").exists()
 
 
+def test_two_categories_of_one_name_are_not_learned_from(world, tmp_path, capsys):
+    shutil.copytree(world, tmp_path / "w")
+    notes = tmp_path / "w/annotations/instances_train2017.json"
+    content = json.loads(notes.read_text())
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    notes.write_text(json.dumps(content))
+    told = fails(capsys, "train-fvit", "--data", str(tmp_path / "w"), "--out", str(tmp_path / "f"), *TINY)
+    assert "'banded ball' stands there twice" in told and not (tmp_path / "f").exists()
+
+
 def test_masks_are_learned_found_and_measured(world, tmp_path):
     out = tmp_path / "f"
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", "--masks"])
