@@ -221,13 +221,21 @@ def test_two_categories_of_one_name_are_not_learned_from(world, tmp_path, capsys
     assert "'banded ball' stands there twice" in told and not (tmp_path / "f").exists()
 
 
-def test_masks_are_learned_found_and_measured(world, tmp_path):
+def test_masks_are_learned_found_and_measured(world, tmp_path, capsys):
     out = tmp_path / "f"
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", "--masks"])
     words = ["evaluate", "detection", "--data", str(world), "--model", str(out / "model"), "--masks", *ASK]
     main([*words, "--min-score", "0", "--out", str(tmp_path / "m.json")])
     found = json.loads((tmp_path / "m.json").read_text())["fusions"][0]
     assert found["masks"]["groups"]["all"]["AP50"] is not None
+    shutil.copytree(world, tmp_path / "w")
+    notes = tmp_path / "w/annotations/instances_val2017.json"
+    content = json.loads(notes.read_text())
+    for one in content["annotations"]:
+        del one["segmentation"]  # as in Objects365
+    notes.write_text(json.dumps(content))
+    words[words.index(str(world))] = str(tmp_path / "w")
+    assert "need annotated objects with masks in the 3 pictures" in fails(capsys, *words)
 
 
 def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_path):

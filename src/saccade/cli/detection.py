@@ -229,6 +229,9 @@ def run_detection(config: Detection) -> dict[str, Any]:
     )
     if config.results is not None:
         check_categories(config.results, dataset, vocabulary=vocabulary.names)
+    if not truth.objects:
+        what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
+        raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} pictures; there is none.")
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         store = find_candidates(
