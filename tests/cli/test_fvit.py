@@ -206,13 +206,36 @@ def test_bad_runs_are_refused_before_anything_is_written(world, tmp_path, capsys
     assert not out.exists()
 
 
-def test_masks_are_learned_found_and_measured(world, tmp_path):
+def test_pictures_without_boxes_are_not_learned_from(world, tmp_path, capsys):
+    told = fails(capsys, "train-fvit", "--data", str(world / "val2017"), "--out", str(tmp_path / "f"), *TINY)
+    assert "need annotated boxes with their categories" in told and not (tmp_path / "f").exists()
+
+
+def test_two_categories_of_one_name_are_not_learned_from(world, tmp_path, capsys):
+    shutil.copytree(world, tmp_path / "w")
+    notes = tmp_path / "w/annotations/instances_train2017.json"
+    content = json.loads(notes.read_text())
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    notes.write_text(json.dumps(content))
+    told = fails(capsys, "train-fvit", "--data", str(tmp_path / "w"), "--out", str(tmp_path / "f"), *TINY)
+    assert "'banded ball' stands there twice" in told and not (tmp_path / "f").exists()
+
+
+def test_masks_are_learned_found_and_measured(world, tmp_path, capsys):
     out = tmp_path / "f"
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", "--masks"])
     words = ["evaluate", "detection", "--data", str(world), "--model", str(out / "model"), "--masks", *ASK]
     main([*words, "--min-score", "0", "--out", str(tmp_path / "m.json")])
     found = json.loads((tmp_path / "m.json").read_text())["fusions"][0]
     assert found["masks"]["groups"]["all"]["AP50"] is not None
+    shutil.copytree(world, tmp_path / "w")
+    notes = tmp_path / "w/annotations/instances_val2017.json"
+    content = json.loads(notes.read_text())
+    for one in content["annotations"]:
+        del one["segmentation"]  # as in Objects365
+    notes.write_text(json.dumps(content))
+    words[words.index(str(world))] = str(tmp_path / "w")
+    assert "need annotated objects with masks in the 3 pictures" in fails(capsys, *words)
 
 
 def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_path):
@@ -258,6 +281,15 @@ def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained
     words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
     assert "need at least one of its 32 categories" in fails(capsys, *words, "--vocab", "cat, unicorn")
     assert "neg_category_ids" in fails(capsys, *words, "--style", "lvis")
+    more = ["--vocab", "banded ball, unicorn", "--results", str(tmp_path / "r.json")]
+    assert "1 of 2 are none, such as 'unicorn'" in fails(capsys, *words, *more)
+    assert not (tmp_path / "r.json").exists()
+    assert "--limit: need at least 1" in fails(capsys, *words, "--limit", "-1")
+    shutil.copytree(world, tmp_path / "w")
+    notes = tmp_path / "w/annotations/instances_val2017.json"
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "annotations": []}))
+    empty = [str(tmp_path / "w") if word == str(world) else word for word in words]
+    assert "need annotated boxes to measure against in split val" in fails(capsys, *empty)
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     assert "pip install" in fails(capsys, *words)
 

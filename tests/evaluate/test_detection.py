@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from saccade.data.coco import read_instances
 from saccade.data.records import Dataset, Record
 from saccade.data.splits import BaseNovel
 from saccade.evaluate import detection as module
@@ -168,6 +170,29 @@ def test_records_alone_give_the_same_but_for_the_areas(written):
     official = evaluate_detection(in_vocabulary(found), data, annotations=written(content), **wanted)
     assert ours["boxes"] == official["boxes"]
     assert "areas are those of the boxes" in ours["rules"]
+
+
+def test_sizes_go_by_the_area_of_the_file_that_the_data_was_read_from(tmp_path: Path):
+    # a thin thing in a box of 100 x 100 = 10,000 > 96^2: its segment has 500 < 32^2 pixels, so it is small; a box of
+    # 40 x 40 without an area is medium. Both are found; a file that is not named is not forgotten
+    (tmp_path / "p.jpg").touch()
+    content = {
+        "images": [{"id": 1, "file_name": "p.jpg", "height": 200, "width": 200}],
+        "categories": [{"id": 5, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 5, "bbox": [0, 0, 100, 100], "area": 500},
+            {"id": 2, "image_id": 1, "category_id": 5, "bbox": [120, 0, 40, 40]},
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    data = read_instances(tmp_path / "instances.json", tmp_path)
+    found = [("1", found_boxes(((0.0, 0.0, 100.0, 100.0), 0.9), ((120.0, 0.0, 160.0, 40.0), 0.8)))]
+    result = evaluate_detection(found, data, vocabulary=["cat"], split=None, style="coco")
+    sizes = ("AP_small", "AP_medium", "AP_large")
+    assert [result["boxes"][key] for key in sizes] == [pytest.approx(100), pytest.approx(100), None]
+    assert any("of the boxes where the file has none (1 objects)" in rule for rule in result["rules"])
+    records = evaluate_detection(found, replace(data, file=None), vocabulary=["cat"], split=None, style="coco")
+    assert [records["boxes"][key] for key in sizes] == [None, pytest.approx(100), pytest.approx(100)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -354,7 +379,7 @@ def test_detections_that_do_not_fit():
         evaluate_detection([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
     with pytest.raises(InputError, match="style voc: measures boxes alone"):
         evaluate_detection([], data, **{**wanted, "style": "voc"}, masks=True)
-    with pytest.raises(InputError, match="need its annotation file again: masks need its segmentations"):
+    with pytest.raises(InputError, match="need an annotation file: masks need its segmentations"):
         evaluate_detection([], data, **wanted, masks=True)
     with pytest.raises(InputError, match="the style lvis needs which categories were looked for"):
         evaluate_detection([], data, **{**wanted, "style": "lvis"})

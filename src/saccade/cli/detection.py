@@ -187,16 +187,24 @@ def run_detection(config: Detection) -> dict[str, Any]:
     for path, flag in ((config.out, "--out"), (config.results, "--results")):
         if path is not None:
             check_target(path, flag=flag)
+    if config.limit is not None and config.limit < 1:
+        raise InputError(f"--limit: need at least 1 picture; got {config.limit}.")
     started = time.perf_counter()
     from saccade.clip.vocabulary import Vocabulary, read_vocabulary
     from saccade.data.loader import open_data
     from saccade.data.splits import split_of
     from saccade.evaluate.candidates import find_candidates
     from saccade.evaluate.detection import open_truth
+    from saccade.evaluate.results import check_categories
     from saccade.evaluate.sweep import proposal_recall, sweep
 
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
+    if not any(record.boxes for record in dataset.records):
+        raise InputError(
+            f"--data {config.data}: need annotated boxes to measure against in split {config.split}; there is none. Is "
+            "this the right root and split?"
+        )
     benchmark = config.benchmark or ""
     is_transfer = benchmark.startswith("transfer-") and config.novel is None  # all categories count alike
     split = None if is_transfer else split_of(dataset, config.data, file=config.novel)
@@ -216,9 +224,14 @@ def run_detection(config: Detection) -> dict[str, Any]:
         split=split,
         style=style,
         masks=config.masks,
-        annotations=_annotation_file(config, dataset) if config.masks or style == "lvis" else config.annotations,
+        annotations=dataset.file,
         only_present=config.vocab is not None,
     )
+    if config.results is not None:
+        check_categories(config.results, dataset, vocabulary=vocabulary.names)
+    if not truth.objects:
+        what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
+        raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} pictures; there is none.")
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         store = find_candidates(
@@ -305,16 +318,6 @@ def _style(dataset: "Dataset") -> "Style":
     if any(category.frequency is not None for category in dataset.categories):
         return "lvis"
     return "voc" if dataset.name.upper().startswith("VOC") else "coco"
-
-
-def _annotation_file(config: Detection, dataset: "Dataset") -> Path:
-    """The file that the data set was read from, for what its records do not hold."""
-    if config.annotations is not None:
-        return config.annotations
-    path = config.data / "annotations" / f"{dataset.name}.json"
-    if not path.is_file():
-        raise InputError(f"--annotations: need the annotation file of {config.data}; say where it is.")
-    return path
 
 
 def _write_results(

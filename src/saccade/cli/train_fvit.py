@@ -154,10 +154,22 @@ def open_objects(config: TrainFViT, tell: Tell) -> "tuple[Dataset, BaseNovel]":
 
     kind = "outlines" if config.masks else "instances"
     dataset = open_data(config.data, split=config.split, annotations=kind, annotation_file=config.annotations)
+    if not dataset.categories:
+        raise InputError(
+            f"--data {config.data}: need annotated boxes with their categories; there is none. Give the root of COCO, "
+            "LVIS, VOC or Objects365, or of a world, or name the file with --annotations."
+        )
+    names = [category.name for category in dataset.categories]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"--data {config.data}: need categories of different names; {twice!r} stands there twice, and no text can "
+            "tell them apart. Correct the annotation file."
+        )
     split = split_of(dataset, config.data, file=config.novel)
     if split is None:
         tell(f"{config.data}: has no base and novel categories of its own; all are base. See --novel.")
-        split = BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all categories")
+        split = BaseNovel(tuple(names), (), (), "all categories")
     crowd = len(dataset.categories)
     objects = only_with_objects(as_classes(dataset, split.base), crowd=crowd)
     if not objects.records:

@@ -101,7 +101,7 @@ def list_things(
         boxes, numbers, crowds, masks = zip(*found[key], strict=True) if found[key] else ((), (), (), ())
         record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
         records.append(replace(record, outlines=masks) if outlines else record)
-    return Dataset(path.stem, categories, tuple(records), dropped)
+    return Dataset(path.stem, categories, tuple(records), dropped, file=path)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: Path | str) -> Dataset:

@@ -70,6 +70,7 @@ class Dataset:
     dropped: dict[str, Dropped]
     notes: tuple[str, ...] = ()  # what else the user must be told
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
+    file: Path | None = None  # the COCO, LVIS or Objects365 file of these boxes and categories; None: there is none
 
     def dropped_lines(self) -> list[str]:
         """What was left out when the data was read, and the notes, for the user, one line each."""

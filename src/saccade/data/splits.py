@@ -134,6 +134,7 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
     return replace(
         dataset,
         categories=categories,
+        file=None,
         records=tuple(
             _keep(record, [IGNORED if is_crowd else OBJECT for _, is_crowd in _labelled(record)], wanted)
             for record in dataset.records
@@ -159,7 +160,7 @@ def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
         _keep(record, [crowd if is_crowd else label for label, is_crowd in _labelled(record)], wanted)
         for record in dataset.records
     )
-    return replace(dataset, categories=categories, records=records)
+    return replace(dataset, categories=categories, file=None, records=records)
 
 
 def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:

@@ -50,7 +50,8 @@ def evaluate_detection(
         style: whose rule.
         masks: also measure the masks.
         annotations: the data set's annotation file: needed for masks and for LVIS, and for COCO's official areas, by
-            which small, medium and large objects are told apart. None: areas are those of the boxes.
+            which small, medium and large objects are told apart. None: the file that the data set was read from; if
+            there is none, areas are those of the boxes.
         only_present: measure the categories that the vocabulary has; otherwise it must have all that count.
 
     Returns:
@@ -91,11 +92,12 @@ def open_truth(
 ) -> Truth:
     """What detections are measured against, once for all measurements; see `evaluate_detection`."""
     _hotcoco()
+    annotations = annotations or dataset.file
     if style == "voc" and masks:
         raise InputError("style voc: measures boxes alone. Leave the masks, or take the style coco.")
     if annotations is None and (masks or style == "lvis"):
         need = "masks need its segmentations" if masks else "the style lvis needs which categories were looked for"
-        raise InputError(f"{dataset.name}: need its annotation file again: {need}. Name it.")
+        raise InputError(f"{dataset.name}: need an annotation file: {need}. Name it, or measure boxes by COCO's style.")
     return make_truth(
         dataset,
         vocabulary=vocabulary,

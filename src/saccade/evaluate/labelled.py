@@ -74,7 +74,7 @@ def annotated_things(dataset: Dataset, *, crowd: bool = True) -> Labelled:
     records = tuple(_only(record, place) for record in counting_segments(dataset, crowd=crowd).records)
     words = tuple((dataset.categories[label].name,) for label in things)
     categories = tuple(dataset.categories[label] for label in things)
-    return Labelled(replace(dataset, categories=categories, records=records), Vocabulary(words), None)
+    return Labelled(replace(dataset, categories=categories, records=records, file=None), Vocabulary(words), None)
 
 
 def _only(record: Record, place: dict[int, int]) -> Record:

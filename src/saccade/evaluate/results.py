@@ -38,13 +38,7 @@ def write_results(
     Raises:
         InputError: a class that is no category of the data set, a picture that is not its, or numbers not finite.
     """
-    ids = {category.name: category.id for category in dataset.categories}
-    strange = [name for name in vocabulary if name not in ids]
-    if strange:
-        raise InputError(
-            f"{path}: need a vocabulary of categories of {dataset.name}, which have numbers; {len(strange)} of "
-            f"{len(vocabulary)} are none, such as {strange[0]!r}."
-        )
+    ids = check_categories(path, dataset, vocabulary=vocabulary)
     keys = {str(record.id): record.id for record in dataset.records}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, count = path.with_name(path.name + ".partial"), 0
@@ -55,10 +49,7 @@ def write_results(
                 raise InputError(f"picture {key}: need detections of the pictures of {dataset.name}; it is none.")
             _check_labels(key, detections, len(vocabulary))
             try:
-                lines = [
-                    json.dumps(entry, allow_nan=False)
-                    for entry in _entries(keys[key], detections, [ids[name] for name in vocabulary])
-                ]
+                lines = [json.dumps(entry, allow_nan=False) for entry in _entries(keys[key], detections, ids)]
             except ValueError as error:
                 raise InputError(f"picture {key}: need finite boxes and scores; {error}.") from error
             file.write("".join((",\n" if count + place else "\n") + line for place, line in enumerate(lines)))
@@ -66,6 +57,22 @@ def write_results(
         file.write("\n]\n")
     partial.replace(path)
     return count
+
+
+def check_categories(path: Path, dataset: Dataset, *, vocabulary: Sequence[str]) -> list[int]:
+    """What a data set's annotation file calls the classes of a vocabulary in a file of results.
+
+    Raises:
+        InputError: a class is no category of the data set.
+    """
+    ids = {category.name: category.id for category in dataset.categories}
+    strange = [name for name in vocabulary if name not in ids]
+    if strange:
+        raise InputError(
+            f"{path}: need a vocabulary of categories of {dataset.name}, which have numbers; {len(strange)} of "
+            f"{len(vocabulary)} are none, such as {strange[0]!r}. Leave them out, or write no file of results."
+        )
+    return [ids[name] for name in vocabulary]
 
 
 def _check_labels(key: str, detections: Detections, classes: int) -> None:

@@ -4,9 +4,9 @@
     LVIS       a picture is asked only for the categories that were looked for in it (federated)
     others     every object of every picture
 
-Objects come from the data set's records, or from its annotation file: that alone has segmentations, the areas that the
-official AP of small, medium and large objects goes by, and what was looked for. Deliberately absent: the measure itself
-(`detection.py`).
+Objects come from the data set's annotation file where it has one: that alone has segmentations, the areas that the
+official AP of small, medium and large objects goes by, boxes that are not clipped, and what was looked for. Where there
+is none (VOC), they come from the records. Deliberately absent: the measure itself (`detection.py`).
 """
 
 import math
@@ -93,7 +93,6 @@ def make_truth(
         content = load(annotations, kind="an annotation")
         objects, rules = _of_file(annotations, content, dataset, labels, masks=masks)
         looked_for = _looked_for(annotations, content, dataset, labels) if federated else None
-        rules.append("areas are those of the annotation file")
     kept = list(range(len(dataset.records)))
     if split is not None and split.left_out:
         kept = sorted({one.picture for one in objects})
@@ -180,7 +179,7 @@ def _of_file(
         )
     places = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
     seen: set[int | str] = set()
-    objects, refused = [], 0
+    objects, refused, unmeasured = [], 0, 0
     for entry in content["annotations"]:
         where = check_entry(path, entry, "annotation", seen)
         picture = pictures.get(known_id(where, entry, "image_id", listed))
@@ -203,11 +202,15 @@ def _of_file(
                 refused += 1
                 continue
             segmentation = {"size": list(size), "counts": outline.decode("ascii")}
+        unmeasured += "area" not in entry
         crowd = flag(where, entry, "iscrowd", default=0)
         objects.append(Object(picture, label, box, float(area), crowd, segmentation))
-    return objects, [
-        f"{refused} objects without a finite box or, where masks count, without a mask are left out"
-    ] if refused else []
+    rules = ["boxes and areas are those of the annotation file, none is clipped or left out for its size"]
+    if unmeasured:
+        rules.append(f"areas are those of the boxes where the file has none ({unmeasured} objects)")
+    if refused:
+        rules.append(f"{refused} objects without a finite box or, where masks count, without a mask are left out")
+    return objects, rules
 
 
 def _box_of_file(where: str, value: Any) -> tuple[float, float, float, float] | None:

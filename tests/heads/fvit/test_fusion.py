@@ -180,6 +180,12 @@ def test_bad_inputs_are_refused():
 
 
 def test_presets_are_the_published_ones():
-    assert PRESETS["ov-coco"] == Fusion(0.1, 0.8, 75.0, 0.01, 0.4, 100)
-    assert [PRESETS[name].novel for name in ("ov-lvis-b", "ov-lvis-l")] == [0.6, 0.4]
-    assert {PRESETS[name].temperature for name in ("transfer-coco", "transfer-objects365", "transfer-voc")} == {120.0}
+    # A.3: a, b, Tv, score, NMS, most; of the transfer a, b and Tv are known, the rest is that of its detector
+    assert {name: tuple(vars(one).values()) for name, one in PRESETS.items()} == {
+        "ov-coco": (0.1, 0.8, 75.0, 0.01, 0.4, 100),
+        "ov-lvis-b": (0.1, 0.6, 50.0, 1e-4, 0.5, 300),
+        "ov-lvis-l": (0.1, 0.4, 50.0, 1e-4, 0.5, 300),
+        "transfer-coco": (0.2, 0.2, 120.0, 1e-4, 0.5, 300),
+        "transfer-objects365": (0.3, 0.3, 120.0, 1e-4, 0.5, 300),
+        "transfer-voc": (0.3, 0.3, 120.0, 1e-4, 0.5, 300),
+    }
