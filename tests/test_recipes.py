@@ -116,7 +116,7 @@ def test_detectors_are_the_paper_s() -> None:
 
 def test_cat_seg_is_its_authors() -> None:
     # downstream facts: 80,000 iterations of 4 pictures at 2e-4, decay 1e-4, gradients cut at .01, the CLIP at .01 of it
-    config = TrainCatSeg(data=Path("d"), out=Path("o"), **row("catseg").fields)
+    config = TrainCatSeg(data=Path("d"), out=Path("o"), **row("catseg-2024").fields)
     assert (config.steps, config.batch, config.lr, config.weight_decay) == (80_000, 4, None, 1e-4)
     assert (config.clip_gradient, config.clip_rate, config.warmup, config.version) == (0.01, 0.01, 0, "2024")
     assert row("catseg-2023-l14").fields["backbone"].startswith("swin")

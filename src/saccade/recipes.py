@@ -420,9 +420,9 @@ RECIPES: tuple[Recipe, ...] = (
             verb="train-catseg",
         )
         for name, what, settings, published in (
-            ("", "Cat-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {}, None),
+            ("-2024", "Cat-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {}, None),
             (
-                "-cls",
+                "-2024-cls",
                 "Cat-Seg of 2024 with its own last block: values are added to the class token.",
                 {"residual": "cls"},
                 None,

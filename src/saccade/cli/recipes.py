@@ -34,7 +34,7 @@ class Recipes:
     """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
 
     name: Annotated[str | None, Positional] = None
-    """Which one to show; all are listed when not given."""
+    """Which one to show; or how the names begin of those to list, such as fvit. All are listed when not given."""
     json: bool = False
     """Write JSON, for programs."""
 
@@ -43,12 +43,15 @@ def run(config: Recipes) -> None:
     """List all rows, or show one.
 
     Raises:
-        InputError: no row has that name.
+        InputError: no row has that name, or one that begins so.
     """
+    names = [recipe.name for recipe in RECIPES]
     if config.name is None and config.json:
         print(json.dumps([_as_json(recipe) for recipe in RECIPES], indent=2))
     elif config.name is None:
-        _list()
+        _list("")
+    elif config.name not in names and any(name.startswith(f"{config.name}-") for name in names):
+        _list(f"{config.name}-")
     elif config.json:
         print(json.dumps(_as_json(find(config.name)), indent=2))
     else:
@@ -120,7 +123,7 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
     return {**asdict(recipe), **commands}
 
 
-def _list() -> None:
+def _list(beginning: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -131,10 +134,11 @@ def _list() -> None:
         table.add_column("name", no_wrap=True)
         for heading in ("paper", "what", "time"):
             table.add_column(heading)
-        for recipe in RECIPES:
-            if recipe.verb == verb:
-                table.add_row(recipe.name, recipe.where, recipe.what, recipe.time)
-        console.print(table)
+        rows = [one for one in RECIPES if one.verb == verb and one.name.startswith(beginning)]
+        for recipe in rows:
+            table.add_row(recipe.name, recipe.where, recipe.what, recipe.time)
+        if rows:
+            console.print(table)
     print("One of them, with its published numbers and every flag: saccade recipes NAME")
 
 

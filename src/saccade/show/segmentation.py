@@ -76,8 +76,7 @@ def draw_panoptic(image: UInt8[Tensor, "3 H W"], found: PanopticMap, *, names: S
 def write_label_map(path: Path, found: LabelMap, *, classes: int) -> None:
     """Write the class of each pixel as a PNG, whole or not at all.
 
-    With up to 255 classes it has 8 bits, 255 for none, and the drawing's colours as its palette; else 16 bits, 65535 for
-    none.
+    With up to 255 classes it has 8 bits, 255 for none, and the drawing's colours; else 16 bits, 65535 for none.
 
     Args:
         path: of the PNG; its folder is made where missing.
