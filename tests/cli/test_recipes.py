@@ -68,7 +68,7 @@ def test_help_shows_the_recipes_values_and_what_is_required(capsys: pytest.Captu
         (["distill", "--recipe", "clipself-l14-patches", *NEEDED], "clipself-l14-patches-1gpu"),
         (["distill", "--recipe=wrld", *NEEDED], "world"),
         (["distill", "--recipe", "clipself-l14-windows", "--help"], "clipself-l14-window"),
-        (["recipes", "openai-b16"], "openai-b16-patches"),
+        (["recipes", "openai-b16-patch"], "openai-b16-patches"),
         (["distill", "--recipe", "", *NEEDED], "clipself-b16-patches-1gpu"),
     ],
 )
@@ -161,3 +161,9 @@ def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
     assert told == []
     tell_other_batch("clipself-b16-patches-sync16", 128, tell=told.append)
     assert "means 16 pictures a step" in told[0] and told[0].endswith("take 128")
+
+
+def test_the_beginning_of_names_lists_those_rows_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipes", "catseg"])
+    told = capsys.readouterr().out
+    assert "catseg-2024" in told and "catseg-2023-l14" in told and "openai" not in told and "fvit" not in told

@@ -219,37 +219,3 @@ def with_labels(data: SemanticData, labels: Labels) -> SemanticData:
     categories = replace(chosen, is_thing=things).categories()
     notes = (*data.dataset.notes, *labels.notes)
     return replace(data, dataset=replace(data.dataset, categories=categories, notes=notes))
-
-
-def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
-    """Keep some of a data set's classes; pixels of the others have none.
-
-    Args:
-        data: of any kind.
-        names: of the classes, in the order in which they are wanted.
-
-    Raises:
-        InputError: a name that no class has.
-    """
-    place = {name: number for number, name in enumerate(data.names)}
-    missing = [name for name in names if name not in place]
-    if missing:
-        raise InputError(f"classes: need those of {data.dataset.name}; {missing[0]!r} is none.")
-    new = {place[name]: number for number, name in enumerate(names)}
-    dataset = replace(data.dataset, categories=tuple(data.dataset.categories[place[name]] for name in names))
-    if data.coding is None:
-        return SemanticData(replace(dataset, records=tuple(_only(one, new) for one in dataset.records)), None)
-    places = {number: new.get(old, NONE) for number, old in data.coding.places.items()}
-    return SemanticData(dataset, replace(data.coding, places=places))
-
-
-def _only(record: Record, new: Mapping[int, int]) -> Record:
-    """The segments of some classes; pixels of the others are of no segment."""
-    kept = [number for number, label in enumerate(record.labels) if label in new]
-    return replace(
-        record,
-        boxes=tuple(record.boxes[number] for number in kept),
-        labels=tuple(new[record.labels[number]] for number in kept),
-        crowd=tuple(record.crowd[number] for number in kept),
-        segment_ids=tuple(record.segment_ids[number] for number in kept),
-    )
