@@ -12,7 +12,7 @@ from saccade.cli.main import main
 
 VERBS = [["world"], ["pretrain"], ["proposals"], ["distill"], ["recipes"], ["convert"], ["evaluate", "regions"],
          ["evaluate", "agreement"], ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"],
-         ["demo"]]  # fmt: skip
+         ["demo"], ["convert-maps", "ade-full"], ["convert-maps", "context"]]  # fmt: skip
 
 
 def test_help_imports_no_torch() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from saccade.data.labels import labels_of, read_labels, read_object_info, seen_by
+from saccade.data.labels import labels_of, read_labels, read_object_info, seen_by, write_labels
 from saccade.types import Category, InputError
 
 
@@ -91,3 +91,10 @@ def test_seen_is_any_word_in_common(tmp_path):
 def test_the_categories_of_an_annotation_file():
     labels = labels_of([Category(3, "cat", True, ("kitty",)), Category(9, "sky", False)])
     assert labels.ids == (3, 9) and labels.classes == (("cat", "kitty"), ("sky",)) and labels.is_thing == (True, False)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    labels = read_labels(write(tmp_path, "3:wall,brick wall\n1: street sign\n"))
+    write_labels(tmp_path / "deep/again.txt", labels)
+    assert read_labels(tmp_path / "deep/again.txt") == labels
+    assert (tmp_path / "deep/again.txt").read_text() == "3:wall,brick wall\n1:street sign\n"

@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from saccade.cli import (
     convert,
+    convert_maps,
     demo,
     detection,
     distill,
@@ -43,6 +44,10 @@ Evaluate = (
     | Annotated[semantic.Semantic, subcommand("semantic")]
 )
 
+ConvertMaps = (
+    Annotated[convert_maps.AdeFull, subcommand("ade-full")] | Annotated[convert_maps.Context, subcommand("context")]
+)
+
 Show = (
     Annotated[show.KMeans, subcommand("kmeans")]
     | Annotated[show.Similarity, subcommand("similarity")]
@@ -56,6 +61,10 @@ Command = (
     | Annotated[proposals.Proposals, subcommand("proposals")]
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
+    | Annotated[
+        ConvertMaps,
+        subcommand("convert-maps", description="Make maps of numbers of semantic ground truth in other forms."),
+    ]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
     | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
     | Annotated[detection.Detect, subcommand("detect")]
@@ -120,6 +129,10 @@ def run(command: Any) -> None:
             recipes.run(command)
         case convert.Convert():
             convert.run(command)
+        case convert_maps.AdeFull():
+            convert_maps.run_ade_full(command)
+        case convert_maps.Context():
+            convert_maps.run_context(command)
         case evaluate.Regions():
             evaluate.run_regions(command)
         case evaluate.Agreement():

@@ -3,7 +3,8 @@
     ADEChallengeData2016/{images,annotations}/{training,validation}/ID.{jpg,png}    objectInfo150.txt
     ADE20K_2021_17_01/images/ADE/{training,validation}/SCENE/.../ID.jpg  ID_seg.png  ID.json
 
-The 150: a map's number is the class's, from 1; 0 is none. The full release has colours, from which `convert_ade_full`
+The 150: a map's number is the class's, from 1; 0 is none (in annotations_detectron2, as prepared for Cat-Seg, they
+count from 0 and 255 is none). The full release has colours, from which `convert_ade_full`
 makes maps of 16 bits, 65535 for none. Its classes are derived from the JSON files beside the pictures
 (`list_ade_full`): the whole objects that occur in both splits. `index_ade20k.pkl` holds the same, but a pickle runs
 what its writer wanted and is never opened. Deliberately absent: parts, instances.
@@ -17,8 +18,19 @@ import torch
 
 from saccade.data.labels import Labels, compared
 from saccade.data.pictures import check_inside, read_picture
-from saccade.data.semantic import NONE, Coding, SemanticData, pair_files, write_map
+from saccade.data.semantic import (
+    NONE,
+    PREPARED,
+    Coding,
+    SemanticData,
+    coding_of,
+    is_done,
+    pair_files,
+    start_maps,
+    write_map,
+)
 from saccade.data.strict import fail, short
+from saccade.progress import picture_bar
 from saccade.types import InputError
 
 SPLITS = {"train": "training", "val": "validation"}
@@ -27,13 +39,14 @@ HOME = Path("images", "ADE")
 MAX_JSON = 50_000_000  # bytes
 
 
-def read_ade150(root: Path | str, *, split: str, labels: Labels) -> SemanticData:
+def read_ade150(root: Path | str, *, split: str, labels: Labels, maps: Path | None = None) -> SemanticData:
     """Read one split of the scene parsing data with 150 classes.
 
     Args:
         root: the folder ADEChallengeData2016.
         split: "train" or "val".
         labels: of `labels.read_object_info`, or another list with the ids 1..150.
+        maps: folder with the maps' folders of both splits; `annotations`, or else the prepared ones, when not given.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -41,12 +54,15 @@ def read_ade150(root: Path | str, *, split: str, labels: Labels) -> SemanticData
     root, folder = Path(root), _folder(split)
     if labels.ids != tuple(range(1, 151)):
         raise InputError(f"labels: need ADE20K's 150 classes with the ids 1 to 150 in order; got {len(labels.ids)}.")
+    if maps is None:
+        only_prepared = not (root / "annotations" / folder).is_dir() and (root / PREPARED / folder).is_dir()
+        maps = root / (PREPARED if only_prepared else "annotations")
     return pair_files(
         f"ADE20K-150 {split}",
         pictures=root / "images" / folder,
-        maps=root / "annotations" / folder,
+        maps=maps / folder,
         labels=labels,
-        coding=Coding({0: NONE} | {number: place for place, number in enumerate(labels.ids)}, bits=8),
+        coding=coding_of(labels.ids, none=0, maps=maps),
     )
 
 
@@ -73,11 +89,12 @@ def read_ade_full(pictures: Path | str, maps: Path | str, *, split: str, labels:
     )
 
 
-def list_ade_full(root: Path | str) -> Labels:
+def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
     """Derive the classes of the full release from its JSON files: whole objects that occur in both splits.
 
     Args:
         root: the folder ADE20K_2021_17_01.
+        progress: show a bar.
 
     Returns:
         The classes by id (the place in the release's own index, from 1), words as the files have them.
@@ -92,31 +109,37 @@ def list_ade_full(root: Path | str) -> Labels:
         if not files:
             raise InputError(f"{home}: need the JSON files beside the pictures of {split}; there are none.")
         found[split] = {}
-        for path in files:
-            check_inside(path, home)
-            for number, name in _objects(path):
-                found[split].setdefault(number, name)
+        with picture_bar(show=progress) as bar:
+            for path in bar.track(files, description=f"objects of {split}"):
+                check_inside(path, home)
+                for number, name in _objects(path):
+                    found[split].setdefault(number, name)
     both = sorted(found["train"].keys() & found["val"].keys())
     if not both:
         raise InputError(f"{root}: need objects that occur in both splits; there are none.")
-    words = [{compared(one): one.strip() for one in found["train"][number].split(",")} for number in both]
+    names = [found["train"][number].split(",") for number in both]
+    words = [{compared(one): one.strip() for one in name if one.strip()} for name in names]
     return Labels(tuple(both), tuple(tuple(one.values()) for one in words))
 
 
-def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: Labels) -> int:
-    """Write the maps of the full release as TIFF files of 16 bits, in the same folders.
+def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: Labels, progress: bool = False) -> int:
+    """Write the maps of the full release as TIFF files of 16 bits, in the same folders, and the list beside them.
+
+    Maps that are there already and not older than what they are made of are kept, so that a run that was stopped goes
+    on where it was.
 
     Args:
         root: the folder ADE20K_2021_17_01.
         out: where the folder of the split is made.
         split: "train" or "val".
         labels: the classes, ids as in `list_ade_full`; pixels of other objects get 65535, no class.
+        progress: show a bar.
 
     Returns:
-        How many maps were written.
+        How many maps were written, those that were there not counted.
 
     Raises:
-        InputError: there is no map; or one is damaged.
+        InputError: there is no map, one is damaged, or `out` holds something else.
     """
     home = Path(root) / HOME / _folder(split)
     files = sorted(home.rglob("*_seg.png")) if home.is_dir() else []
@@ -127,12 +150,18 @@ def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: L
         if not 1 <= number < len(table):
             raise InputError(f"labels: need ids of the full release, in 1..{len(table) - 1}; got {number}.")
         table[number] = place
-    for path in files:
-        check_inside(path, home)
-        red, green, _ = read_picture(path).long()  # (H, W) each
-        name = path.relative_to(home).with_name(path.name.removesuffix("_seg.png") + ".tif")
-        write_map(Path(out) / _folder(split) / name, table[red // 10 * 256 + green], bits=16)
-    return len(files)
+    start_maps(Path(out), labels)
+    written = 0
+    with picture_bar(show=progress) as bar:
+        for path in bar.track(files, description=f"maps of {split}"):
+            check_inside(path, home)
+            name = path.relative_to(home).with_name(path.name.removesuffix("_seg.png") + ".tif")
+            target = Path(out) / _folder(split) / name
+            if not is_done(target, path):
+                red, green, _ = read_picture(path).long()  # (H, W) each
+                write_map(target, table[red // 10 * 256 + green], bits=16)
+                written += 1
+    return written
 
 
 def _folder(split: str) -> str:
@@ -157,6 +186,6 @@ def _objects(path: Path) -> list[tuple[int, str]]:
     for number, name, level in rows:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1 or not isinstance(name, str):
             fail(str(path), "`name_ndx`, at least 1, and `name`, a text", f"{short(number)}, {short(name)}")
-        if str(level) == "0" and name.strip(" ,"):
+        if str(level) == "0" and any(word.strip() for word in name.split(",")):
             found.append((number, name))
     return found

@@ -3,20 +3,25 @@
     VOC2010/JPEGImages/ID.jpg    lists of ids, one a line
     trainval/ID.mat, labels.txt ("1: accordion")              the 459; `convert_context` makes maps of 16 bits of them
     59_context_labels/ID.png, 59_labels.txt                   the 59, of 8 bits, 0 for all else
+    annotations_detectron2/{pc59,pc459}_SPLIT                 as prepared for Cat-Seg: numbers from 0
 
 The 59 can be made of the `.mat` files too: they are 59 of the 459 names. In maps of 459, 65535 is none, and so is 459,
-as files prepared for Cat-Seg have it. Deliberately absent: the class "background" of 60, `trainval_merged.json`.
+as prepared files have it; in prepared maps of 59, 255 is. These are in the alphabet's order, as the 459 are, and no
+official list says so: it must be given. Deliberately absent: the class "background" of 60, `trainval_merged.json`.
 """
 
 from pathlib import Path
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from saccade.data.labels import Labels, compared, read_labels
+from saccade.data.labels import Labels, Repeated, compared, read_labels
 from saccade.data.matlab import read_matrix
 from saccade.data.pictures import check_inside
-from saccade.data.semantic import NONE, Coding, SemanticData, pair_files, write_map
+from saccade.data.semantic import NONE, Coding, SemanticData, coding_of, is_done, pair_files, start_maps, write_map
 from saccade.data.voc import read_list
+from saccade.progress import picture_bar
 from saccade.types import InputError
 
 MATRIX = "LabelMap"
@@ -24,13 +29,13 @@ NOTHING = 65535
 COUNT = 459
 
 
-def read_context_labels(path: Path | str) -> Labels:
+def read_context_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
     """Read `labels.txt` (459) or `59_labels.txt`: the ids count from 1 without a hole; 0 is none.
 
     Raises:
         InputError: as `read_labels`, or other ids.
     """
-    labels = read_labels(path)
+    labels = read_labels(path, repeated=repeated)
     labels = labels.choose(number for number in labels.ids if number)
     if labels.ids != tuple(range(1, len(labels.ids) + 1)):
         raise InputError(f"{path}: need the ids 1, 2, 3 ... in order; got others. Name PASCAL Context's own list.")
@@ -69,12 +74,16 @@ def read_context59(folder: Path | str, maps: Path | str, *, names: Path | str | 
     """
     if labels.ids != tuple(range(1, 60)):
         raise InputError(f"labels: need PASCAL Context's 59 classes with the ids 1 to 59; got {len(labels.ids)}.")
-    places = {0: NONE} | {number: place for place, number in enumerate(labels.ids)}
-    return _pair("PASCAL Context-59", folder, maps, names, labels, Coding(places, bits=8))
+    coding = coding_of(labels.ids, none=0, maps=Path(maps))
+    return _pair("PASCAL Context-59", folder, maps, names, labels, coding)
 
 
-def convert_context(mats: Path | str, out: Path | str, *, labels: Labels, only: Labels | None = None) -> int:
-    """Write PASCAL Context's `.mat` files as maps.
+def convert_context(
+    mats: Path | str, out: Path | str, *, labels: Labels, only: Labels | None = None, progress: bool = False
+) -> int:
+    """Write PASCAL Context's `.mat` files as maps, and the list of their classes beside them.
+
+    Maps that are there already and not older than their files are kept, so that a run that was stopped goes on.
 
     Args:
         mats: folder of the `.mat` files.
@@ -82,12 +91,14 @@ def convert_context(mats: Path | str, out: Path | str, *, labels: Labels, only: 
         labels: all classes, ids as in the files.
         only: write maps of 8 bits of these classes alone, by their names: their ids, 0 for all else. None: maps of 16
             bits of all, ids less one, 65535 for none.
+        progress: show a bar.
 
     Returns:
-        How many maps were written.
+        How many maps were written, those that were there not counted.
 
     Raises:
-        InputError: no file, one that is not what it must be, a number without a class, or a name that is none of all.
+        InputError: no file, one that is not what it must be, a number without a class, a name that is none of all, or
+            `out` holds something else.
     """
     files = sorted(Path(mats).glob("*.mat"))
     if not files:
@@ -101,18 +112,28 @@ def convert_context(mats: Path | str, out: Path | str, *, labels: Labels, only: 
         table[torch.tensor(labels.ids)] = nothing
         for number, wanted in _by_name(labels, only):
             table[number] = wanted
-    for path in files:
-        check_inside(path, Path(mats))
-        values = read_matrix(path, MATRIX)  # (H, W)
-        strange = values[values >= len(table)]
-        if not len(strange):
-            strange = values[table[values] < 0]
-        if len(strange):
-            raise InputError(f"{path}: need numbers of the {len(labels.ids)} classes; got {int(strange[0])}. Is this "
-                             "the list of another release?")  # fmt: skip
-        name = f"{path.stem}.tif" if only is None else f"{path.stem}.png"
-        write_map(Path(out) / name, table[values], bits=16 if only is None else 8)
-    return len(files)
+    start_maps(Path(out), only or labels)
+    written = 0
+    with picture_bar(show=progress) as bar:
+        for path in bar.track(files, description="maps"):
+            check_inside(path, Path(mats))
+            target = Path(out) / (f"{path.stem}.tif" if only is None else f"{path.stem}.png")
+            if not is_done(target, path):
+                values = _look_up(path, table, count=len(labels.ids))
+                write_map(target, values, bits=16 if only is None else 8)
+                written += 1
+    return written
+
+
+def _look_up(path: Path, table: Int64[Tensor, " N"], *, count: int) -> Int64[Tensor, "H W"]:
+    values = read_matrix(path, MATRIX)  # (H, W)
+    strange = values[values >= len(table)]
+    if not len(strange):
+        strange = values[table[values] < 0]
+    if len(strange):
+        raise InputError(f"{path}: need numbers of the {count} classes; got {int(strange[0])}. Is this the list of "
+                         "another release?")  # fmt: skip
+    return table[values]
 
 
 def _by_name(labels: Labels, only: Labels) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from saccade.data.strict import fail, short
+from saccade.files import write_whole
 from saccade.types import Category, InputError
 
 INVALID = "invalid_class_id"
@@ -89,6 +90,17 @@ def read_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
         if words.strip() != INVALID:
             rows.append((here, int(key), words.split(",")))
     return _checked(str(path), rows, repeated=repeated)
+
+
+def write_labels(path: Path, labels: Labels) -> None:
+    """Write a list in OpenSeg's form, whole or not at all; the inverse of `read_labels`."""
+    write_whole(path, labels_text(labels).encode())
+
+
+def labels_text(labels: Labels) -> str:
+    """What `write_labels` writes."""
+    rows = zip(labels.ids, labels.classes, strict=True)
+    return "".join(f"{number}:{','.join(' '.join(word.split()) for word in words)}\n" for number, words in rows)
 
 
 def read_object_info(path: Path | str, *, repeated: Repeated = "keep") -> Labels:

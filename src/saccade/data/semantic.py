@@ -17,7 +17,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from saccade.data.labels import Labels
+from saccade.data.labels import Labels, labels_text, write_labels
 from saccade.data.panoptic import read_panoptic_map
 from saccade.data.pictures import PictureError, check_inside, check_size, list_pictures, read_picture, read_values
 from saccade.data.records import Dataset, Record, read_record
@@ -26,6 +26,8 @@ from saccade.types import InputError, LabelMap, PanopticMap
 NONE = -1  # the label of a pixel without a class
 UNKNOWN = -2
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
+PREPARED = "annotations_detectron2"  # folder of maps that were made for detectron2's readers, as Cat-Seg's are
+LIST = "labels.txt"  # beside converted maps: their classes
 TOLD = 3
 
 
@@ -35,6 +37,24 @@ class Coding:
 
     places: Mapping[int, int]  # number -> place in the vocabulary, -1: no class
     bits: int  # of a number: 8 or 16
+
+
+def coding_of(numbers: Sequence[int], *, none: int, maps: Path) -> Coding:
+    """What the numbers of maps of 8 bits mean.
+
+    Args:
+        numbers: of the classes, in the order of the labels, as the data set's own maps have them.
+        none: the number of a pixel without a class there.
+        maps: their folder; in one prepared for detectron2 the numbers are the places already, and 255 is none.
+    """
+    if is_prepared(maps):
+        numbers, none = range(len(numbers)), 255
+    return Coding({none: NONE} | {number: place for place, number in enumerate(numbers)}, bits=8)
+
+
+def is_prepared(maps: Path) -> bool:
+    """Whether a folder, by its name or that of one above it, holds maps prepared for detectron2."""
+    return PREPARED in maps.absolute().parts
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,31 @@ def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:
     raise InputError(f"{root}: need the folder of the {what}; looked for {', '.join(names)}. Check the path.")
 
 
+def start_maps(out: Path, labels: Labels) -> None:
+    """Begin a folder of converted maps, or go on with one: write the list of its classes there.
+
+    Raises:
+        InputError: it holds something else, or maps of other classes, or is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: need a folder for the maps; this is a file. Name another.")
+    there = out.is_dir() and any(out.iterdir())
+    kept = out / LIST
+    if there and not (kept.is_file() and kept.read_bytes() == labels_text(labels).encode()):
+        what = f"its {LIST} has other classes" if kept.is_file() else f"it holds other things and no {LIST}"
+        raise InputError(
+            f"{out}: need a folder that is new, empty, or of maps of the same {len(labels.ids)} classes; {what}. "
+            "Name another."
+        )
+    if not there:
+        write_labels(kept, labels)
+
+
+def is_done(path: Path, source: Path) -> bool:
+    """Whether a map was written after what it is made of, so that a conversion that was stopped goes on from there."""
+    return path.is_file() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
 def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
     """Write a map of numbers, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
     assert (bits, path.suffix) in ((8, ".png"), (16, ".tif")), f"{path}: {bits} bits"
@@ -205,6 +250,51 @@ def _list_maps(folder: Path) -> dict[str, Path]:
                     check_inside(path, folder)
                 found[path.relative_to(folder).with_suffix("").as_posix()] = path
     return found
+
+
+def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
+    """Keep some classes, as learning from the base ones alone needs it; pixels of the others have none.
+
+    No map is read for that, and no picture is left out, also none without a pixel of these classes.
+
+    Args:
+        data: any semantic data; of panoptic records the segments of the other classes go.
+        names: of the classes that stay, in their new order.
+
+    Raises:
+        InputError: no name, one twice, one that is no class, or one that two classes have.
+    """
+    known = data.names
+    wanted = list(names)
+    wrong = [name for name in wanted if known.count(name) != 1 or wanted.count(name) != 1]
+    if wrong or not wanted:
+        told = ", ".join(map(repr, wrong[:TOLD])) or "none"
+        raise InputError(f"classes: need names that {len(known)} classes of {data.dataset.name} have once, each once, "
+                         f"such as {known[0]!r}; got {told}. Names are written as in the list.")  # fmt: skip
+    places = {known.index(name): place for place, name in enumerate(wanted)}
+    dataset = data.dataset
+    note = f"{len(wanted)} of {len(known)} classes count; pixels of the others have none"
+    chosen = replace(
+        dataset,
+        categories=tuple(dataset.categories[old] for old in places),
+        notes=(*dataset.notes, *([note] if len(wanted) < len(known) else [])),
+    )
+    if data.coding is None:
+        return SemanticData(replace(chosen, records=tuple(_only(one, places) for one in dataset.records)), None)
+    numbers = {number: places.get(place, NONE) for number, place in data.coding.places.items()}
+    return SemanticData(chosen, replace(data.coding, places=numbers))
+
+
+def _only(record: Record, places: Mapping[int, int]) -> Record:
+    """A panoptic record with the segments of some labels, which get new ones."""
+    kept = [i for i, label in enumerate(record.labels) if label in places]
+    return replace(
+        record,
+        boxes=tuple(record.boxes[i] for i in kept),
+        labels=tuple(places[record.labels[i]] for i in kept),
+        crowd=tuple(record.crowd[i] for i in kept),
+        segment_ids=tuple(record.segment_ids[i] for i in kept),
+    )
 
 
 def with_labels(data: SemanticData, labels: Labels) -> SemanticData:

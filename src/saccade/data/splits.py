@@ -3,6 +3,7 @@
     the user's JSON file, or ROOT/annotations/splits.json     {"base": [names], "novel": [names]}
     LVIS                                                      rare = novel, common and frequent = base
     COCO's 80 categories                                      OV-COCO: 17 novel, 15 left out, the other 48 base
+    semantic data (`split_semantic`)                          the same of its things; stuff is base unless a file says
 
 Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Deliberately absent: which pictures a
 split holds, and other splits of COCO (name them in a file).
@@ -16,6 +17,7 @@ from pathlib import Path
 from saccade.data.fetch import is_pattern
 from saccade.data.lvis import is_lvis, list_lvis_categories
 from saccade.data.records import Dataset, Record
+from saccade.data.semantic import SemanticData
 from saccade.data.strict import list_categories, load, short
 from saccade.types import Category, InputError
 
@@ -58,6 +60,35 @@ def split_of(dataset: Dataset, root: Path | str, *, file: Path | None = None) ->
         InputError: a file that is not of this form, or that names what is no category or the same one twice.
     """
     return _decide(dataset.categories, Path(root), file)
+
+
+def split_semantic(data: SemanticData, root: Path | str, *, file: Path | None = None) -> BaseNovel | None:
+    """Find which classes of semantic data are base, which a segmenter may learn from, and which are novel.
+
+    Things are split as boxes are, by the same files and rules; COCO's 80 are known among its panoptic or stuff classes.
+    Stuff is base, unless the file names it as novel: lists of base and novel categories are made for detectors and do
+    not speak of it. `only_classes(data, split.base)` is then what may be learned from.
+
+    Args:
+        data: its categories say what is a thing.
+        root: its folder, for `annotations/splits.json`.
+        file: JSON to read instead, {"base": [names], "novel": [names]}.
+
+    Returns:
+        The split, base things before base stuff; None where there is none of the things.
+
+    Raises:
+        InputError: as `split_of`.
+    """
+    root, categories = Path(root), data.dataset.categories
+    named = file is not None or (root / SPLITS).is_file()  # then stuff may stand there too
+    found = _decide([one for one in categories if named or one.is_thing], root, file)
+    if found is None:
+        return None
+    named_ones = {*found.base, *found.novel}
+    stuff = tuple(one.name for one in categories if not one.is_thing and one.name not in named_ones)
+    left_out = tuple(name for name in found.left_out if name not in stuff)
+    return BaseNovel((*found.base, *stuff), found.novel, left_out, f"{found.rule}; {len(stuff)} of stuff are base")
 
 
 def split_of_root(root: Path | str, *, split: str, annotations: Path | None = None) -> BaseNovel | None:

@@ -2,38 +2,44 @@
 
     ROOT/[images/]{train,val}2017/ID.jpg    ROOT/{annotations,stuffthingmaps}/{train,val}2017/ID.png (or the maps'
     folders in ROOT/stuffthingmaps_trainval2017)    labels.txt of the data set's repository: "1: person" ... "182: wood"
+    ROOT/annotations_detectron2/{train,val}2017/ID.png    as prepared for Cat-Seg: the number is the place in 171
 
 A map's number is the id less one, 255 unlabelled. Eleven of the 182 ids were never annotated and are no classes; a
-pixel with one of them is an error. Deliberately absent: the 27 coarse classes.
+pixel with one of them is an error. Ids to 91 are things. Deliberately absent: the 27 coarse classes.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from saccade.data.labels import Labels, read_labels
-from saccade.data.semantic import NONE, Coding, SemanticData, first_folder, pair_files
+from saccade.data.labels import Labels, Repeated, read_labels
+from saccade.data.semantic import PREPARED, SemanticData, coding_of, first_folder, pair_files
 from saccade.types import InputError
 
 NEVER = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # ids without an annotation
 IDS = tuple(number for number in range(1, 183) if number not in NEVER)
+LAST_THING = 91
 UNLABELLED = 255
+HOMES = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", PREPARED)  # of the maps, in a root
 
 
-def read_stuff_labels(path: Path | str) -> Labels:
-    """Read the names of the 171 classes from the data set's `labels.txt`.
+def read_stuff_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
+    """Read the names of the 171 classes from the data set's `labels.txt`, or another list with its ids.
 
     Raises:
         InputError: as `read_labels`, or a class is not in it.
     """
-    return read_labels(path).choose(IDS)
+    labels = read_labels(path, repeated=repeated).choose(IDS)
+    return replace(labels, is_thing=tuple(number <= LAST_THING for number in IDS))
 
 
-def read_stuff(root: Path | str, *, split: str, labels: Labels) -> SemanticData:
+def read_stuff(root: Path | str, *, split: str, labels: Labels, maps: Path | None = None) -> SemanticData:
     """Read one split of COCO-Stuff.
 
     Args:
         root: see the module.
         split: "train" or "val".
         labels: of `read_stuff_labels`, or another list with the same ids.
+        maps: folder with the maps' folders of both splits, where these lie elsewhere.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -44,11 +50,13 @@ def read_stuff(root: Path | str, *, split: str, labels: Labels) -> SemanticData:
     if labels.ids != IDS:
         raise InputError(f"labels: need COCO-Stuff's 171 classes by their ids; got {len(labels.ids)}.")
     year = f"{split}2017"
-    homes = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017")
+    pictures = first_folder(root, [f"images/{year}", year], what="pictures of COCO-Stuff")
+    homes = [f"{home}/{year}" for home in HOMES]
+    folder = first_folder(root, homes, what="maps of COCO-Stuff") if maps is None else maps / year
     return pair_files(
         f"COCO-Stuff {split}",
-        pictures=first_folder(root, [f"images/{year}", year], what="pictures of COCO-Stuff"),
-        maps=first_folder(root, [f"{home}/{year}" for home in homes], what="maps of COCO-Stuff"),
+        pictures=pictures,
+        maps=folder,
         labels=labels,
-        coding=Coding({number - 1: place for place, number in enumerate(IDS)} | {UNLABELLED: NONE}, bits=8),
+        coding=coding_of([number - 1 for number in IDS], none=UNLABELLED, maps=folder),
     )

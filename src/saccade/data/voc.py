@@ -72,7 +72,7 @@ def read_voc_maps(
     split: str,
     background: Background = "none",
     labels: Labels | None = None,
-    maps: str = "SegmentationClass",
+    maps: Path | str = "SegmentationClass",
 ) -> SemanticData:
     """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21 of Tab. 5).
 
@@ -82,7 +82,7 @@ def read_voc_maps(
         background: pixels of no object are ignored ("none": 20 classes), or are a class of their own: the last ("last":
             what Cat-Seg calls 20b) or the first ("first": 21 classes, as ODISE has them).
         labels: other words for the classes, ids 1 to 20 and 0 for the background; VOC's own names when not given.
-        maps: folder of the maps within the year, such as one with more annotations.
+        maps: folder of the maps within the year, such as one with more annotations, or a whole path.
 
     Raises:
         InputError: a list, a picture or a map is missing, or the labels lack a class.

@@ -1,0 +1,6 @@
+"""Names that the command line offers and the readers understand; here, so that they are read without torch."""
+
+from typing import Literal
+
+SemanticKind = Literal["panoptic", "stuff", "ade150", "ade-full", "context59", "context459", "voc20", "voc20b", "voc21"]
+"""Which semantic ground truth lies in a folder; see `saccade.data.label_maps`."""
