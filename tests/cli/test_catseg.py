@@ -172,7 +172,7 @@ def test_without_words_the_training_s_classes_are_asked_for(world, trained, tmp_
         (["--hidden", "12"], "--hidden: must be a multiple of 8"),
         (["--size", "60"], "--clip-size"),
         (["--test-size", "90"], "--test-size"),
-        (["--kind", "ade150"], "objectInfo150.txt is not there"),
+        (["--kind", "ade150"], "need the list of its classes; looked for"),
         (["--novel", "NOVEL"], "all 42 are novel"),
     ],
 )

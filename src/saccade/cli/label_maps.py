@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.data.names import SemanticKind
-from saccade.errors import InputError
 
 if TYPE_CHECKING:
     from saccade.cli.training import Tell
@@ -25,7 +24,7 @@ class LabelMapFlags:
     labels: Path | None = None
     """List of classes, `id:word,word` a line, with other words for the data's classes, or where it has none itself."""
     maps: Path | None = None
-    """Folder of label maps that `saccade convert-labels` wrote, of the full ADE20K or PASCAL Context."""
+    """Folder of label maps that `saccade convert-maps` wrote, of the full ADE20K or PASCAL Context."""
     names: Path | None = None
     """File of the ids of the pictures that count, one a line (PASCAL Context)."""
     novel: Path | None = None
@@ -55,28 +54,14 @@ def open_base_maps(config: LabelMapFlags, *, split: str, tell: "Tell") -> "tuple
         InputError: as `open_truth_maps`, or no class is left.
     """
     from saccade.data.semantic import only_classes
+    from saccade.data.splits import split_semantic
 
     data = open_truth_maps(config, split=split)
-    novel = novel_of(config, data)
-    if novel is None:
+    parts = split_semantic(data, config.data, file=config.novel)
+    if parts is None:
         tell(f"{config.data}: has no base and novel classes of its own; all are learned from. See --novel.")
         return data, (), "all classes"
-    base = [name for name in data.names if name not in novel]
-    if not base:
-        raise InputError(f"--data {config.data}: need classes to learn from; all {len(novel)} are novel. See --novel.")
-    return only_classes(data, base), novel, f"all but {len(novel)} novel ones"
-
-
-def novel_of(config: LabelMapFlags, data: "SemanticData") -> "tuple[str, ...] | None":
-    """The classes of the data that a split calls novel, or leaves out; None: there is no split."""
-    from saccade.data.splits import split_of
-
-    split = split_of(data.dataset, config.data, file=config.novel)
-    if split is None:
-        return None
-    is_thing = {one.name: one.is_thing for one in data.dataset.categories}
-    # a split names things alone: stuff that it does not name is base
-    return (*split.novel, *(name for name in split.left_out if is_thing[name]))
+    return only_classes(data, parts.base), parts.novel, parts.rule
 
 
 def classes_of(data: "SemanticData") -> tuple[tuple[str, ...], ...]:

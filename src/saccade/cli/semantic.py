@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saccade.cli.evaluate import Reading, finish
-from saccade.cli.label_maps import LabelMapFlags, classes_of, novel_of, open_truth_maps
+from saccade.cli.label_maps import LabelMapFlags, classes_of, open_truth_maps
 from saccade.cli.segmenters import Segmenting, open_pixels
 from saccade.files import check_target
 
@@ -86,12 +86,13 @@ def _found(feed: "Feed", segmenter: "Segmenter") -> "Iterator[tuple[str, LabelMa
 def _seen(
     config: Semantic, segmenter: "Segmenter", vocabulary: "Vocabulary", data: "SemanticData"
 ) -> "list[bool] | None":
+    from saccade.data.splits import split_semantic
     from saccade.heads.panoptic.fusion import seen_classes
 
     if segmenter.trained is not None:
         return seen_classes(vocabulary, segmenter.trained).tolist()
-    novel = novel_of(config, data)
-    return None if novel is None else [name not in novel for name in vocabulary.names]
+    parts = split_semantic(data, config.data, file=config.novel)
+    return None if parts is None else [name in parts.base for name in vocabulary.names]
 
 
 def _table(result: dict[str, Any], config: Semantic) -> "Table":
