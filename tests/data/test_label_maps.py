@@ -61,7 +61,8 @@ def voc(root, values=((0, 1, 20), (255, 2, 2)), year="VOC2012"):
 def context(root, values, home="59_context_labels", count=59, dtype=np.uint8, suffix="png"):
     picture(root / "VOC2010/JPEGImages/a.jpg")
     picture(root / "VOC2010/JPEGImages/of_training.jpg")
-    save(root / "VOC2010" / home / f"a.{suffix}", values, dtype)
+    for one in ("a", "of_training"):
+        save(root / "VOC2010" / home / f"{one}.{suffix}", values, dtype)
     write(root / "VOC2010/ImageSets/Main/val.txt", "a")
     name = "59_labels.txt" if count == 59 else "labels.txt"
     write(root / "VOC2010" / name, *(f"{one}: c{one}" for one in range(1, count + 1)))
