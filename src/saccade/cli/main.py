@@ -19,12 +19,14 @@ from saccade.cli import (
     evaluate,
     evaluate_global,
     export,
+    panoptic,
     pretrain,
     proposals,
     recipes,
     reproduce,
     show,
     train_fvit,
+    train_panoptic,
     world,
 )
 from saccade.engine.config import DistillConfig
@@ -37,6 +39,7 @@ Evaluate = (
     | Annotated[evaluate_global.Global, subcommand("global")]
     | Annotated[evaluate_global.Pareto, subcommand("pareto")]
     | Annotated[detection.Detection, subcommand("detection")]
+    | Annotated[panoptic.Panoptic, subcommand("panoptic")]
 )
 
 Show = (
@@ -54,6 +57,7 @@ Command = (
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
     | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
+    | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
     | Annotated[detection.Detect, subcommand("detect")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
@@ -128,10 +132,14 @@ def run(command: Any) -> None:
             evaluate_global.run_pareto(command)
         case train_fvit.TrainFViT():
             train_fvit.run(command)
+        case train_panoptic.TrainPanoptic():
+            train_panoptic.run(command)
         case detection.Detect():
             detection.run_detect(command)
         case detection.Detection():
             detection.run_detection(command)
+        case panoptic.Panoptic():
+            panoptic.run(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():
