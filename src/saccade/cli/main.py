@@ -20,6 +20,7 @@ from saccade.cli import (
     evaluate,
     evaluate_global,
     export,
+    panoptic,
     pretrain,
     proposals,
     recipes,
@@ -29,6 +30,7 @@ from saccade.cli import (
     show,
     train_catseg,
     train_fvit,
+    train_panoptic,
     world,
 )
 from saccade.engine.config import DistillConfig
@@ -42,6 +44,7 @@ Evaluate = (
     | Annotated[evaluate_global.Pareto, subcommand("pareto")]
     | Annotated[detection.Detection, subcommand("detection")]
     | Annotated[semantic.Semantic, subcommand("semantic")]
+    | Annotated[panoptic.Panoptic, subcommand("panoptic")]
 )
 
 ConvertMaps = (
@@ -69,6 +72,7 @@ Command = (
     | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
     | Annotated[detection.Detect, subcommand("detect")]
     | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
+    | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
     | Annotated[segment.Segment, subcommand("segment")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
@@ -147,6 +151,8 @@ def run(command: Any) -> None:
             evaluate_global.run_pareto(command)
         case train_fvit.TrainFViT():
             train_fvit.run(command)
+        case train_panoptic.TrainPanoptic():
+            train_panoptic.run(command)
         case detection.Detect():
             detection.run_detect(command)
         case detection.Detection():
@@ -157,6 +163,8 @@ def run(command: Any) -> None:
             segment.run(command)
         case semantic.Semantic():
             semantic.run(command)
+        case panoptic.Panoptic():
+            panoptic.run(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():

@@ -120,7 +120,7 @@ def _learned(config: Segment) -> "Vocabulary":
     if (folder / GENERATOR).is_file():
         from saccade.heads.panoptic.product import read_about as read_generator
 
-        return Vocabulary(tuple((name,) for name in read_generator(folder).classes))
+        return Vocabulary(tuple(one.words for one in read_generator(folder).classes))
     raise InputError('--vocab: need the classes to ask for; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
 
 

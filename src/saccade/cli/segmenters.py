@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from saccade.clip.vocabulary import Vocabulary
+    from saccade.heads.panoptic.segment import PanopticSegmenter
     from saccade.types import LabelMap, Sample
 
 CATSEG = "catseg.json"  # what a folder with one holds
@@ -30,8 +31,12 @@ class Segmenting:
     """Weights file or open_clip tag, where --model is the name of an architecture."""
     clip: str | None = None
     """Where the CLIP lies that the model was trained on, when it is no longer where it was."""
-    classifier: str | None = None
-    """With a generator of masks: the CLIP that names them, such as one distilled later; default: its own."""
+    encoder: Path | None = None
+    """With a generator of masks: where the folder lies that its encoder was read from, when it is no longer there."""
+    clip_with: str | None = None
+    """With a generator of masks: the CLIP that names them, such as OUT/model of a distillation; default: its own."""
+    clip_with_pretrained: str | None = None
+    """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
     size: int | None = None
     """With a CLIP: longest side of its input; with a generator: side of the square input of the CLIP that names masks
     [pixels]. Default: four times the CLIP's own size, and its own size."""
@@ -89,4 +94,43 @@ def _open_catseg(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, 
 
 
 def _open_masks(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
-    raise NotImplementedError
+    from saccade.heads.panoptic.product import read_about
+
+    segmenter = open_masks(config, vocabulary, is_thing=[True] * len(vocabulary.classes), device=str(device))
+
+    def label_maps(samples: "Sequence[Sample]") -> "list[LabelMap]":
+        from saccade.ops.argmax import best_labels
+
+        return [best_labels([segmenter.semantic(segmenter.score(sample))]) for sample in samples]
+
+    return Segmenter("masks", read_about(folder).base, label_maps)
+
+
+def open_masks(
+    config: Segmenting, vocabulary: "Vocabulary", *, is_thing: "Sequence[bool]", device: str
+) -> "PanopticSegmenter":
+    """Open a generator of masks and the CLIP that names them.
+
+    Args:
+        config: the flags.
+        vocabulary: the classes asked for.
+        is_thing: of each.
+        device: as a flag names it.
+
+    Raises:
+        InputError: as `saccade.cli.panoptic.open_segmenter`.
+    """
+    from saccade.cli.panoptic import open_segmenter
+
+    return open_segmenter(
+        Path(config.model),
+        vocabulary,
+        is_thing,
+        clip=config.clip,
+        encoder=config.encoder,
+        clip_with=config.clip_with,
+        clip_with_pretrained=config.clip_with_pretrained,
+        head=config.head,
+        size=config.size,
+        device=device,
+    )

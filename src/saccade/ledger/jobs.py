@@ -196,7 +196,8 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
             generator = _train_generator(stage, seed, jobs)
             needs = (*needs, generator)
             words = ["evaluate", "panoptic", "--model", str(stage.out / generator / "model"), *common]
-            words += ["--classifier", *model[1:], "--size", size, "--shares", "generator", "clip", "odise-label"]
+            words += ["--clip-with", model[1], *(["--clip-with-pretrained", *model[3:]] if model[3:] else [])]
+            words += ["--size", size, "--shares", "generator", "clip", "odise-label"]
     jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
 
 

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from saccade.errors import InputError
-from saccade.ledger.rows import Claim, Row
+from saccade.ledger.rows import PQ, Claim, Row
 
 Verdict = Literal["holds", "not told apart", "contradicted", "not run"]
 Values = dict[str, list[float | None]]  # a metric's value with each seed; None: there was nothing to measure
@@ -68,8 +68,8 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
             return {"all": content["mIoU"], "novel": groups["unseen"]["mIoU"], "base": groups["seen"]["mIoU"]}
         case "panoptic":
             (one,) = (one for one in content["shares"] if one["name"] == row.shares)
-            named = {"novel": "unseen", "base": "seen", "all": "all", "things": "things", "stuff": "stuff"}
-            return {name: one[group]["PQ"] for name, group in named.items()}
+            groups = {"novel": one["groups"]["unseen"], "base": one["groups"]["seen"], **one}
+            return {name: groups[name]["PQ"] for name in PQ}
         case "pareto":
             return {
                 f"{shown}@{point['alpha']:g}": point[name]

@@ -15,7 +15,6 @@ ODISE has in its place). Deliberately absent: the generator's own logits (`mask2
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from saccade.clip.model import Clip
 from saccade.clip.names import TemplateName
 from saccade.clip.text import embed_vocabulary
 from saccade.clip.vocabulary import Vocabulary, compared
+from saccade.heads.panoptic.names import SHARES, Preset
 from saccade.ops.pool import pool_masks
 from saccade.types import InputError
 
@@ -64,16 +64,7 @@ class Shares:
                 raise InputError(f"shares: need `{name}` in [0, 1]; got {getattr(self, name)}.")
 
 
-Preset = Literal["odise-label", "odise-caption", "fc-clip", "clip", "generator"]
-
-# "clip" is "CLIP score only" of Tab. 5 as we read it: "no object" still comes from the generator.
-PRESETS: dict[Preset, Shares] = {
-    "odise-label": Shares(0.3, 0.7),
-    "odise-caption": Shares(0.35, 0.65),
-    "fc-clip": Shares(0.4, 0.8),
-    "clip": Shares(1.0, 1.0),
-    "generator": Shares(0.0, 0.0),
-}
+PRESETS: dict[Preset, Shares] = {name: Shares(*numbers) for name, numbers in SHARES.items()}
 
 
 def embed_words(

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saccade.heads.panoptic.criterion import Target, Weights, mask_losses
-from saccade.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder
+from saccade.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder, TowerEncoder
 from saccade.heads.panoptic.fusion import Words, best_of_synonyms
 from saccade.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
 from saccade.ops.resample import check_side
@@ -263,6 +264,18 @@ class WordHead(nn.Module):
         scale = self.log_scale.exp().clamp(max=MAX_SCALE)
         scores = scale * F.normalize(embeddings, dim=-1) @ F.normalize(self.text(rows), dim=1).T  # (..., S + 1)
         return torch.cat([best_of_synonyms(scores[..., :-1], words), scores[..., -1:]], dim=-1)
+
+
+def synchronise(generator: MaskGenerator) -> MaskGenerator:
+    """Let BatchNorm see the pictures of all processes (SyncBN), where there are several, on GPUs.
+
+    The pyramid on a CLIP's tower alone has such layers that learn.
+    """
+    encoder = generator.encoder
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several and isinstance(encoder, TowerEncoder) and generator.is_novel.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(encoder.pyramid)  # no such layer itself, so changed in place
+    return generator
 
 
 def _proposals(sample: Sample, masks: Tensor, embeddings: Tensor | None, something: Tensor | None) -> Proposals:

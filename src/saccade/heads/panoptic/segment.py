@@ -10,7 +10,7 @@ pictures, tests with flipped pictures, measures (`saccade.evaluate`).
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,9 @@ from saccade.clip.names import Head
 from saccade.heads.panoptic.fusion import PRESETS, Shares, Words, clip_logits, fuse, pool_mask_logits, touched_patches
 from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
 from saccade.heads.panoptic.merge import instances, panoptic_map, semantic_map
+from saccade.heads.panoptic.names import Region
 from saccade.ops.resample import check_side, fitted_size, normalize
 from saccade.types import Detections, InputError, PanopticMap, Sample
-
-Region = Literal["dense", "masked"]
-"""How CLIP embeds a mask: by the mean of its dense map, or by masked attention."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,16 @@ class Asked:
         counts = (self.words.count, self.generator_words.count, len(self.is_thing), len(self.is_seen))
         if len(set(counts)) > 1:
             raise InputError(f"classes: need words, things and seen classes of one number of classes; got {counts}.")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The masks of a picture with what each side says of them, before one word is made of two."""
+
+    size: tuple[int, int]  # (H, W) of the picture [pixels]
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
+    known: Float[Tensor, "Q K1"]  # the generator's logits
+    said: Float[Tensor, "Q K"] | None  # CLIP's; None: it was not asked
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,7 @@ class PanopticSegmenter:
         check_side(size, patch=clip.patch_size, flag="--size")
         if region not in get_args(Region):
             raise InputError(f"region: must be one of {', '.join(get_args(Region))}; got {region!r}.")
-        if generator.words is None and shares != PRESETS["clip"]:
-            raise InputError(f"shares: a generator without words knows no class; use PRESETS['clip']; got {shares}.")
+        check_shares(generator, shares)
         self.generator, self.clip, self.asked = generator.eval(), clip.eval(), asked
         self.shares, self.region = shares, region
         self.head: Head = head
@@ -110,15 +117,35 @@ class PanopticSegmenter:
     @torch.no_grad()
     def score_proposals(self, sample: Sample, proposals: Proposals) -> Scored:
         """Find the classes of masks that were found before; there may be none."""
+        return self.fuse(self.ask(sample, proposals, clip=bool(self.shares.seen or self.shares.unseen)), self.shares)
+
+    @torch.no_grad()
+    def ask(self, sample: Sample, proposals: Proposals, *, clip: bool = True) -> Evidence:
+        """Let generator and CLIP say what masks are, for any number of fusions.
+
+        Args:
+            sample: the picture.
+            proposals: of it; there may be none.
+            clip: whether CLIP is asked.
+        """
         asked, masks = self.asked, proposals.masks
         known = self.generator.class_logits(proposals, asked.generator_words)
         said = None
-        if len(masks) and (self.shares.seen or self.shares.unseen):
+        if len(masks) and clip:
             said = clip_logits(self.embed(sample, masks), asked.words, scale=self.scale)
         elif not len(masks):
             said = known[:, :-1]
-        size = (proposals.height, proposals.width)
-        return Scored(size, fuse(known, said, asked.is_seen, self.shares), masks)
+        return Evidence((proposals.height, proposals.width), masks, known, said)
+
+    def fuse(self, evidence: Evidence, shares: Shares) -> Scored:
+        """Make one distribution of two.
+
+        Args:
+            evidence: of `ask`, with CLIP's part unless the shares are 0.
+            shares: CLIP's; in place of the segmenter's own.
+        """
+        check_shares(self.generator, shares)
+        return Scored(evidence.size, fuse(evidence.known, evidence.said, self.asked.is_seen, shares), evidence.masks)
 
     @torch.no_grad()
     def embed(self, sample: Sample, masks: Float[Tensor, "Q h w"]) -> Float[Tensor, "Q D"]:
@@ -156,3 +183,16 @@ class PanopticSegmenter:
         image = sample.image.to(device).float()[None]
         resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
         return normalize(resized, mean=self.clip.mean, std=self.clip.std)
+
+
+def check_shares(generator: MaskGenerator, shares: Shares) -> None:
+    """Refuse a share of a generator that knows no class.
+
+    Raises:
+        InputError: it learned no words, and CLIP has less than all of the score.
+    """
+    if generator.words is None and shares != PRESETS["clip"]:
+        raise InputError(
+            f"shares: need 1 for CLIP, seen and unseen (`clip`), with a generator without words: it knows no class; "
+            f"got {shares.seen:g} and {shares.unseen:g}."
+        )

@@ -1,0 +1,262 @@
+"""`saccade evaluate panoptic`: PQ of masks whose classes come from a generator's words and from a CLIP (Tab. 5).
+
+Torch is imported only when something is measured, so that help and typing errors answer at once.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from saccade.cli.evaluate import Reading, finish, load_model
+from saccade.clip.names import Head
+from saccade.errors import InputError
+from saccade.files import check_target
+from saccade.heads.panoptic.names import SHARES, Preset, Region, Templates
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.data.records import Dataset
+    from saccade.heads.panoptic.fusion import Shares
+    from saccade.heads.panoptic.segment import PanopticSegmenter
+
+ALL_SHARES = ("odise-label", "clip", "generator")
+ADE = "ade20k_panoptic_val"  # what Mask2Former's tools write into ADEChallengeData2016
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panoptic(Reading):
+    """Measure panoptic segmentation with any CLIP: PQ of things and stuff, of seen classes and of others (Tab. 5).
+
+    Masks come from a generator (`saccade train-panoptic`), their classes from its words and from a CLIP, whose share is
+    smaller for classes the generator has seen. The networks see each picture once, however many --shares are measured.
+    """
+
+    data: Path
+    """COCO root with panoptic annotations, a world, or ADEChallengeData2016 with ade20k_panoptic_val and its .json."""
+    model: Path
+    """OUT/model of `saccade train-panoptic`."""
+    clip: str | None = None
+    """Where the CLIP lies that the generator was trained on, when it is no longer where it was."""
+    encoder: Path | None = None
+    """Where the folder lies that the generator's encoder was read from, when it is no longer where it was."""
+    clip_with: str | None = None
+    """The CLIP whose dense map classifies masks, such as OUT/model of a distillation; when not given, the one that the
+    generator was trained on."""
+    clip_with_pretrained: str | None = None
+    """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
+    shares: tuple[str, ...] = ()
+    """CLIP's share in the score of a class, one row each: odise-label (.3 of seen, .7 of other classes), odise-caption
+    (.35, .65), fc-clip (.4, .8), clip (1, 1), generator (0, 0), or two numbers such as 0.2,0.9. When not given:
+    odise-label, clip and generator; clip alone for a generator without words."""
+    region: Region = "dense"
+    """How the CLIP embeds a mask: the mean of its dense map, or masked attention (ODISE's own)."""
+    head: Head = "value"
+    """What becomes of the last block for the dense map; see `saccade evaluate regions`."""
+    size: int | None = None
+    """Side of the CLIP's input [pixels], a multiple of its patch; when not given, its own."""
+    squash: bool = True
+    """Resize pictures to a square, as ODISE; else the aspect is kept and --size is of the longest side."""
+    labels: Path | None = None
+    """File of the words of each class, `id:word,synonym` a line, as OpenSeg's lists, by the data's ids or in their
+    order; when not given, the names of the annotation file."""
+    templates: Templates | None = None
+    """What the words are written into for --clip-with; when not given, as in training."""
+    semantic: bool = False
+    """Also measure mIoU, of the sum of all masks."""
+
+
+def run(config: Panoptic) -> dict[str, Any]:
+    """Measure, print a table, write JSON where asked, and return the result.
+
+    Raises:
+        InputError: a flag, the data, the generator or a CLIP is wrong.
+    """
+    if config.out is not None:
+        check_target(config.out, flag="--out")
+    asked = [(name, *_numbers(name)) for name in config.shares]
+    started = time.perf_counter()
+    from saccade.cli.train_panoptic import words_of
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.evaluate.shares import sweep_shares
+    from saccade.heads.panoptic.fusion import Shares
+    from saccade.heads.panoptic.product import read_about
+
+    about = read_about(config.model)
+    names = ALL_SHARES if about.knows_words else ("clip",)
+    rows = asked or [(name, *_numbers(name)) for name in names]
+    refused = [name for name, *numbers in rows if numbers != [1, 1]]
+    if refused and not about.knows_words:
+        raise InputError(
+            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and knows no "
+            f"class; got {refused[0]}."
+        )
+    dataset = open_panoptic(config.data, config.split)
+    vocabulary = Vocabulary(words_of(dataset, config.labels, _tell).classes)
+    segmenter = open_segmenter(
+        config.model,
+        vocabulary,
+        [one.is_thing for one in dataset.categories],
+        clip=config.clip,
+        encoder=config.encoder,
+        clip_with=config.clip_with,
+        clip_with_pretrained=config.clip_with_pretrained,
+        shares=Shares(*rows[0][1:]),
+        region=config.region,
+        head=config.head,
+        size=config.size,
+        squash=config.squash,
+        templates=config.templates,
+        device=config.device,
+    )
+    seen = int(segmenter.asked.is_seen.sum())
+    _tell(f"{len(vocabulary.classes)} classes: {seen} that the generator learned from, and the rest that it did not")
+    found = sweep_shares(
+        segmenter,
+        dataset,
+        [Shares(*numbers) for _, *numbers in rows],
+        semantic=config.semantic,
+        batch=config.batch,
+        limit=config.limit,
+        workers=config.workers,
+        strict=config.strict,
+        progress=True,
+    )
+    named = [{"name": name, **one} for (name, *_), one in zip(rows, found["shares"], strict=True)]
+    result = {
+        "generator": str(config.model),
+        "clip": config.clip_with or config.clip or about.model,
+        "size": segmenter.size,
+        "region": config.region,
+        "classes": {"all": len(vocabulary.classes), "seen": seen},
+        **found,
+        "shares": named,
+    }
+    return finish(result, _table(result, config), config, datasets=[dataset], started=started)
+
+
+def open_segmenter(
+    folder: Path,
+    vocabulary: "Vocabulary",
+    is_thing: Sequence[bool],
+    *,
+    clip: str | None = None,
+    encoder: Path | None = None,
+    clip_with: str | None = None,
+    clip_with_pretrained: str | None = None,
+    shares: "Shares | None" = None,
+    region: Region = "dense",
+    head: Head = "value",
+    size: int | None = None,
+    squash: bool = True,
+    templates: Templates | None = None,
+    device: str = "auto",
+) -> "PanopticSegmenter":
+    """Put a trained generator and a CLIP together, asked for any classes.
+
+    Args:
+        folder: OUT/model of `saccade train-panoptic`.
+        vocabulary: the K classes, with their synonyms.
+        is_thing: of the classes.
+        clip: where the generator's CLIP lies now; None: where it lay.
+        encoder: likewise of its encoder's folder.
+        clip_with: the CLIP that classifies masks; None: the generator's.
+        clip_with_pretrained: its weights, where it is the name of an architecture.
+        shares: that CLIP's; None: ODISE's label model's, or CLIP alone for a generator without words.
+        region: how it embeds a mask.
+        head: of its dense map.
+        size: side of its input [pixels]; None: its own.
+        squash: ignore the aspect.
+        templates: what the words are written into for it; None: as in training.
+        device: as a flag names it.
+
+    Raises:
+        InputError: no generator, another CLIP or encoder than it was trained on, or numbers that do not fit.
+    """
+    import torch
+
+    from saccade.engine.distributed import choose_device
+    from saccade.heads.panoptic.fusion import PRESETS, embed_words, seen_classes
+    from saccade.heads.panoptic.product import chosen_templates, load_generator
+    from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
+
+    chosen = choose_device(device, local_rank=None)
+    generator, own, about = load_generator(folder, clip=clip, encoder=encoder, device=chosen)
+    other = own if clip_with is None else load_model(clip_with, clip_with_pretrained, device)
+    learned = embed_words(own, vocabulary, templates=chosen_templates(about.templates))
+    wanted = templates or about.templates
+    is_same = other is own and wanted == about.templates
+    words = learned if is_same else embed_words(other, vocabulary, templates=chosen_templates(wanted))
+    asked = Asked(words, learned, torch.tensor([*is_thing], dtype=torch.bool), seen_classes(vocabulary, about.base))
+    return PanopticSegmenter(
+        generator,
+        other,
+        asked,
+        shares=shares or PRESETS["odise-label" if about.knows_words else "clip"],
+        region=region,
+        head=head,
+        size=size,
+        squash=squash,
+    )
+
+
+def open_panoptic(root: Path, split: str) -> "Dataset":
+    """The pictures of a root with panoptic annotations, COCO's layout or ADE20K's.
+
+    Raises:
+        InputError: it has none, or they are damaged.
+    """
+    from saccade.data.coco import read_panoptic
+    from saccade.data.loader import open_data
+
+    file = root / f"{ADE}.json"
+    if not file.is_file():
+        return open_data(root, split=split, annotations="panoptic")
+    if split != "val":
+        raise InputError(f"--split: must be val for ADE20K; got {split}.")
+    return read_panoptic(file, root / "images" / "validation", root / ADE)
+
+
+def _numbers(name: str) -> tuple[float, float]:
+    """CLIP's shares of a preset, or as typed.
+
+    Raises:
+        InputError: no preset, and not two numbers in [0, 1].
+    """
+    if name in SHARES:
+        return SHARES[name]
+    try:
+        seen, unseen = (float(part) for part in name.split(","))
+    except ValueError:
+        seen = unseen = -1.0
+    if not (0 <= seen <= 1 and 0 <= unseen <= 1):
+        raise InputError(
+            f"--shares: must be {', '.join(get_args(Preset))}, or two numbers in [0, 1] such as 0.3,0.7 (of classes "
+            f"the generator has seen, and of others); got {name}."
+        )
+    return seen, unseen
+
+
+def _table(result: dict[str, Any], config: Panoptic) -> "Table":
+    from rich.table import Table
+
+    title = f"{config.model} with {result['clip']}, {result['size']} px: {result['pictures']} pictures [%]"
+    table = Table(title=title, title_justify="left")
+    table.add_column("CLIP's share")
+    headings = ["PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]
+    for heading in [*headings, *(["mIoU"] if config.semantic else [])]:
+        table.add_column(heading, justify="right")
+    for one in result["shares"]:
+        values = [*(one["all"][name] for name in ("PQ", "SQ", "RQ")), one["things"]["PQ"], one["stuff"]["PQ"]]
+        values += [one["groups"][name]["PQ"] for name in ("seen", "unseen")]
+        values += [one["semantic"]["mIoU"]] if config.semantic else []
+        table.add_row(one["name"], *("-" if value is None else f"{value:.1f}" for value in values))
+    return table
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
