@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from saccade.cli.detection import file_names
-from saccade.cli.segmenters import CATSEG, GENERATOR, Segmenting, open_pixels
+from saccade.cli.segmenters import CATSEG, GENERATOR, Segmenting, open_masks, open_pixels
 from saccade.errors import InputError
 from saccade.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from saccade.clip.vocabulary import Vocabulary
     from saccade.evaluate.feed import Feed
-    from saccade.types import LabelMap, Sample
 
-RECORD = "segments.json"
+LABELS, PANOPTIC = "segments.json", "panoptic.json"  # what stands in OUT beside the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +28,8 @@ class Segment(Segmenting):
     """Give every pixel of pictures a class of any vocabulary.
 
     OUT/ gets an overlay NAME.jpg and a label map NAME.png a picture (a pixel's number is the class's place in the
-    vocabulary, from 0; 255 or 65535: none), and segments.json with the classes of each picture. With --panoptic, also
-    each thing on its own: NAME.png and panoptic.json are of COCO's panoptic form.
+    vocabulary, from 0; 255 or 65535: none), and segments.json with the classes of each picture. With --panoptic things
+    of one class are told apart, and NAME.png and panoptic.json are of COCO's panoptic form.
     """
 
     pictures: Positional[tuple[Path, ...]]
@@ -67,16 +64,15 @@ def run(config: Segment) -> Path:
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if config.panoptic and not (Path(config.model) / GENERATOR).is_file():
         raise InputError(f"--panoptic: need --model OUT/model of `saccade train-panoptic`; got {config.model}.")
-    check_target(config.out / RECORD, flag="--out")
+    path = config.out / (PANOPTIC if config.panoptic else LABELS)
+    check_target(path, flag="--out")
     from saccade.clip.vocabulary import read_vocabulary
     from saccade.data.coco import Dataset
     from saccade.embed.features import name_pictures
-    from saccade.engine.distributed import choose_device
     from saccade.evaluate.feed import Feed
 
     dataset = Dataset("pictures", (), name_pictures(config.pictures), {})
     vocabulary = _learned(config) if config.vocab is None else read_vocabulary(config.vocab)
-    device = choose_device(config.device, local_rank=None)
     feed = Feed(
         dataset,
         masks=False,
@@ -87,24 +83,80 @@ def run(config: Segment) -> Path:
         progress=True,
     )
     stems = {key: Path(name).stem for key, name in file_names([str(one.id) for one in dataset.records]).items()}
-    segmenter = open_pixels(config, vocabulary, device=device)
-    pictures = [
-        _write_labels(config.out, stems[sample.id], sample, found, vocabulary)
-        for sample, found in _each(feed, segmenter.label_maps)
-    ]
-    content = {
-        "model": config.model,
-        "classes": [list(words) for words in vocabulary.classes],
-        "pictures": pictures,
-        "bad": feed.bad_listed(),
-        "versions": versions(),
-    }
-    path = config.out / RECORD
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    content = (_things if config.panoptic else _classes)(config, vocabulary, feed, stems)
+    facts = {"model": config.model, "bad": feed.bad_listed(), "versions": versions()}
+    write_whole(path, (json.dumps({"info": facts, **content}, indent=1) + "\n").encode())
     for line in bad_lines(feed.bad_listed(), listed=str(path)):
         print(line, file=sys.stderr)
-    print(f"{len(pictures)} pictures, {len(vocabulary.classes)} classes asked for; look at {config.out}")
+    print(f"{feed.pictures} pictures, {len(vocabulary.classes)} classes asked for; look at {config.out}")
     return path
+
+
+def _classes(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict[str, str]) -> dict[str, Any]:
+    """Draw the class of each pixel, write the maps, and return what the record says."""
+    from saccade.engine.distributed import choose_device
+    from saccade.show.detections import write_picture
+    from saccade.show.map_files import write_label_map
+    from saccade.show.segmentation import draw_label_map
+
+    segmenter = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
+    names, pictures = vocabulary.names, []
+    for samples in feed:
+        for sample, found in zip(samples, segmenter.label_maps(samples), strict=True):
+            stem = stems[sample.id]
+            write_picture(draw_label_map(sample.image, found, names=names), config.out / f"{stem}.jpg")
+            write_label_map(config.out / f"{stem}.png", found, classes=len(names))
+            height, width = found.labels.shape
+            counts = found.labels[found.labels >= 0].bincount(minlength=len(names)).tolist()
+            there = [(pixels, name) for name, pixels in zip(names, counts, strict=True) if pixels]
+            shares = [
+                {"name": name, "pixels": pixels, "share": round(pixels / (height * width), 4)}
+                for pixels, name in sorted(there, reverse=True)
+            ]
+            picture = {"id": sample.id, "file_name": f"{stem}.png", "height": height, "width": width}
+            pictures.append({**picture, "classes": shares})
+    return {"classes": [list(words) for words in vocabulary.classes], "pictures": pictures}
+
+
+def _things(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict[str, str]) -> dict[str, Any]:
+    """Draw things and stuff, write the maps, and return COCO's panoptic form."""
+    from saccade.show.detections import write_picture
+    from saccade.show.map_files import panoptic_categories, panoptic_png, panoptic_record
+    from saccade.show.segmentation import draw_panoptic
+
+    is_thing = _which_things(config, vocabulary)
+    segmenter = open_masks(config, vocabulary, is_thing=is_thing, device=config.device)
+    images, annotations = [], []
+    for samples in feed:
+        for sample in samples:
+            stem, number = stems[sample.id], len(images) + 1
+            found = segmenter.panoptic(segmenter.score(sample))
+            write_picture(draw_panoptic(sample.image, found, names=vocabulary.names), config.out / f"{stem}.jpg")
+            write_whole(config.out / f"{stem}.png", panoptic_png(found))
+            height, width = found.ids.shape
+            images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
+            annotations.append(panoptic_record(found, image_id=number, file_name=f"{stem}.png"))
+    categories = panoptic_categories(vocabulary.names, is_thing)
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _which_things(config: Segment, vocabulary: "Vocabulary") -> list[bool]:
+    """Which classes are things: all but those that are named as stuff, or were learned as stuff.
+
+    Raises:
+        InputError: --stuff names what is no class.
+    """
+    from saccade.clip.vocabulary import compared
+    from saccade.heads.panoptic.product import read_about
+
+    named = {compared(word) for word in config.stuff.split(",") if word.strip()}
+    words = [{compared(word) for word in one} for one in vocabulary.classes]
+    unknown = named - set().union(*words)
+    if unknown:
+        raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
+    about = read_about(Path(config.model))
+    stuff = named | {compared(word) for one in about.classes if not one.is_thing for word in one.words}
+    return [not one & stuff for one in words]
 
 
 def _learned(config: Segment) -> "Vocabulary":
@@ -122,24 +174,3 @@ def _learned(config: Segment) -> "Vocabulary":
 
         return Vocabulary(tuple(one.words for one in read_generator(folder).classes))
     raise InputError('--vocab: need the classes to ask for; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
-
-
-def _each(feed: "Feed", label_maps: Any) -> "Iterator[tuple[Sample, LabelMap]]":
-    for samples in feed:
-        yield from zip(samples, label_maps(samples), strict=True)
-
-
-def _write_labels(
-    out: Path, stem: str, sample: "Sample", found: "LabelMap", vocabulary: "Vocabulary"
-) -> dict[str, Any]:
-    """Draw a picture's classes, write its map, and return what the record says of it."""
-    from saccade.show.detections import write_picture
-    from saccade.show.segmentation import draw_label_map, write_label_map
-
-    names, (height, width) = vocabulary.names, found.labels.shape
-    write_picture(draw_label_map(sample.image, found, names=names), out / f"{stem}.jpg")
-    write_label_map(out / f"{stem}.png", found, classes=len(names))
-    counts = found.labels[found.labels >= 0].bincount(minlength=len(names)).tolist()
-    there = sorted(((pixels, name) for name, pixels in zip(names, counts, strict=True) if pixels), reverse=True)
-    shares = [{"name": name, "pixels": pixels, "share": round(pixels / (height * width), 4)} for pixels, name in there]
-    return {"id": sample.id, "file_name": f"{stem}.png", "height": height, "width": width, "classes": shares}
