@@ -35,6 +35,7 @@ CPU = [
     ("dense_infer", "--size", "512", "--repeats", "2", "--model", "ViT-B-16-quickgelu"),
     ("recipe_time", "--size", "512", "--batch", "2", "--crops", "6", "--repeats", "1"),
     ("detector",),
+    ("segmentation", "--repeats", "0"),
 ]
 MODELS = (("--model", "EVA02-B-16", "--size", "1024"), ("--model", "EVA02-L-14-336", "--size", "896"))
 ON_GPU = ("--device", "cuda", "--precision", "bfloat16", "--repeats", "10")
@@ -54,6 +55,7 @@ GPU = [
         ("recipe_time", "2", ()),
         ("recipe_time", "2", ("--tokens", "valid")),
         ("detector", "8", ()),
+        ("segmentation", "1", ()),
     )
 ]
 

@@ -15,6 +15,7 @@ import eval_regions
 import peak_memory
 import recipe_time
 import run
+import segmentation
 import step_exact
 import step_valid
 import teacher
@@ -62,6 +63,18 @@ def test_the_detector_has_both_halves_and_no_target(line, monkeypatch):
     assert found["target"] == "none" and found["reached"] is None
     assert found["ratio"] == pytest.approx(found["plain"] / found["ours"], rel=2e-3)
     assert found["inference"]["ours"] > 0 and found["trained"]["plain"] > 40e6
+
+
+def test_segmentation_tells_time_and_memory_beside_the_encoder(line, monkeypatch):
+    small = {"hidden": 8, "guidance": 8, "decoder": (8, 8), "decoder_guidance": (4, 4), "tower_guidance": (8, 8),
+             "heads": 2, "layers": 1, "most": 4, "window": 6}  # fmt: skip
+    built, decoder = segmentation.CatSeg, segmentation.build_decoder
+    monkeypatch.setattr(segmentation, "CatSeg", lambda *args, **more: built(*args, **{**more, **small}))
+    monkeypatch.setattr(segmentation, "build_decoder", lambda widths: decoder(widths, queries=3, width=32, layers=1))
+    found = line(segmentation, "--size", "64", "--batch", "1", "--classes", "3", "--repeats", "0")
+    assert found["seconds"].keys() == found["megabytes"].keys() == {"encoder", "catseg", "panoptic"}
+    assert found["target"] == "none" and found["classes"] == 3
+    assert found["ratio"] == pytest.approx(found["seconds"]["encoder"] / found["seconds"]["catseg"], rel=2e-3)
 
 
 def test_step_exact_checks_parity_and_says_how_far_photographs_are(line, monkeypatch):

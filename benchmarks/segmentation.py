@@ -1,0 +1,81 @@
+"""`segmentation`: Cat-Seg and panoptic inference at 640 pixels beside the same encoder alone, in time and memory.
+
+    python benchmarks/segmentation.py --model EVA02-B-16 --size 640 --classes 150
+
+The encoder alone makes one dense map of the whole picture. Cat-Seg sees five views of 384 pixels and aggregates a map
+a class; panoptic inference runs its generator (100 masks, Mask2Former's decoders on the tower) and the CLIP that names
+masks. Random weights, random words: what is measured does not depend on them.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from inputs import photographs
+from measure import arguments, read, report, rise, take_turns
+from saccade.clip.load import load
+from saccade.data.pictures import read_picture
+from saccade.heads.catseg.model import CatSeg
+from saccade.heads.panoptic.decoder import TowerEncoder, build_decoder
+from saccade.heads.panoptic.fusion import Words
+from saccade.heads.panoptic.mask2former import MaskGenerator
+from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
+from saccade.ops.resample import normalize
+from saccade.types import Sample
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__, size=640, batch=1, crops=0, repeats=1)
+    parser.add_argument("--classes", type=int, default=150)
+    options = read(parser)
+    torch.manual_seed(0)
+    device, count = options.device, options.classes
+    ((path, _),) = photographs(1, crops=1, data=options.data)
+    sample = Sample("picture", read_picture(path), torch.zeros(0, 4))
+
+    clip = load(options.model, seed=0, device=device)
+    rows = F.normalize(torch.randn(count, clip.embed_dim, device=device), dim=1)
+    side = options.size // (2 * clip.patch_size) * 2 * clip.patch_size
+    image = F.interpolate(sample.image[None].to(device).float(), size=(side, side), mode="bilinear", antialias=True)
+    image = normalize(image, mean=clip.mean, std=clip.std)
+
+    encoder = TowerEncoder(clip)
+    is_novel = torch.zeros(count, dtype=torch.bool)
+    words = Words(rows, torch.arange(count), count)
+    generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=words)
+    asked = Asked(words, words, torch.ones(count, dtype=torch.bool), is_novel)
+    segmenter = PanopticSegmenter(generator.to(device), clip, asked, size=side)
+    other = load(options.model, seed=0, device=device)  # Cat-Seg changes what learns
+    catseg = CatSeg(other, vocabulary=["thing"], clip_size=24 * other.patch_size).eval()
+    autocast = torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16")
+
+    def encode() -> None:
+        with torch.no_grad(), autocast:
+            clip.encode_dense(image)
+
+    def name_pixels() -> None:
+        with autocast:
+            catseg.label_maps([sample], rows[:, None], at_once=1)
+
+    def find_things() -> None:
+        with autocast:
+            segmenter.panoptic(segmenter.score(sample))
+
+    sides = {"encoder": encode, "catseg": name_pixels, "panoptic": find_things}
+    seconds = take_turns(sides, repeats=options.repeats, device=device)
+    memory = {name: rise(one, device) / 1e6 for name, one in sides.items()}
+    report(
+        "segmentation",
+        options,
+        ours=seconds["catseg"],
+        plain=seconds["encoder"],
+        ratio=seconds["encoder"] / seconds["catseg"],
+        unit="seconds a picture",
+        seconds=seconds,
+        megabytes=memory,
+        classes=count,
+    )
+
+
+if __name__ == "__main__":
+    main()
