@@ -59,7 +59,7 @@ def roomiest_place(
     Returns:
         Row and column of a pixel of the region; None where none is free.
     """
-    rows, columns = inside.any(axis=1).nonzero()[0], inside.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not len(rows):
         return None
     top, left = int(rows[0]), int(columns[0])

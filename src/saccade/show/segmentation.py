@@ -20,6 +20,7 @@ from saccade.types import InputError, LabelMap, PanopticMap
 
 LEGIBLE = 480  # smaller pictures are enlarged until their longest side has at least so many pixels
 SEARCHED = 640  # places for names are sought in a map whose longest side has at most about twice so many pixels
+LONGEST = 30  # letters of a name that are written
 INK, PAPER = (20, 22, 26), (255, 255, 255)
 CONTOUR = 0.8  # how much of a contour's white lies over a pixel
 
@@ -53,9 +54,8 @@ def draw_label_map(
     labels = found.labels.cpu().numpy()
     _check(image, labels.shape, names, largest=int(labels.max(initial=-1)))
     colours = class_colours(len(names))
-    written = {
-        int(place): _Name(names[place], _rgb(colours[place])) for place in np.unique(labels).tolist() if place >= 0
-    }
+    present = [int(place) for place in np.unique(labels) if place >= 0]
+    written = {place: _Name(names[place], _rgb(colours[place])) for place in present}
     return _draw(image, labels, colours, written, opacity=opacity)
 
 
@@ -138,12 +138,15 @@ def _draw(
 
 
 def _contours(places: Int64[np.ndarray, "H W"], *, width: int) -> np.ndarray:
-    """Pixels left of or above one that belongs to something else, in so many pixels' reach."""
+    """Pixels of something that have something else right of or below them, or nothing at any side, in so many
+    pixels' reach."""
     line = np.zeros(places.shape, bool)
     for reach in range(1, width + 1):
-        line[:, :-reach] |= places[:, reach:] != places[:, :-reach]
-        line[:-reach] |= places[reach:] != places[:-reach]
-    return line
+        for map_, drawn in ((places, line), (places.T, line.T)):  # along rows, then along columns
+            meets = map_[:, reach:] != map_[:, :-reach]
+            drawn[:, :-reach] |= meets
+            drawn[:, reach:] |= meets & (map_[:, :-reach] < 0)
+    return line & (places >= 0)
 
 
 def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Name]) -> None:
@@ -155,35 +158,36 @@ def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Nam
     font = ImageFont.load_default(max(12, max(drawn.size) // 55))
     step = max(1, max(drawn.size) // SEARCHED)
     parts = largest_parts(np.ascontiguousarray(places[::step, ::step]))
-    taken: list[tuple[float, float, float, float]] = []  # x1, y1, x2, y2 of names [pixels]
+    taken: list[tuple[int, int, int, int]] = []  # x1, y1, x2, y2 of names [pixels]
     for place, inside in sorted(parts.items(), key=lambda item: int(item[1].sum())):
-        left, top, right, bottom = pen.textbbox((0, 0), written[place].text, font=font)
+        name = written[place]
+        text = name.text if len(name.text) <= LONGEST else f"{name.text[: LONGEST - 3]}..."
+        left, top, right, bottom = map(int, pen.textbbox((0, 0), text, font=font))
         wide, high = right - left + 8, bottom - top + 6
         if inside.sum() * step**2 < high**2:
             continue
-        free = _free(inside.shape, taken, high=high, wide=wide, step=step)
-        found = roomiest_place(inside, height=high / step, width=wide / step, free=free)
+        ys, xs = _starts(inside.shape[0], high, step, drawn.height), _starts(inside.shape[1], wide, step, drawn.width)
+        found = roomiest_place(inside, height=high / step, width=wide / step, free=_free(ys, xs, high, wide, taken))
         if found is None:
             continue
-        x = min(max(0.0, found[1] * step - wide / 2), max(0.0, drawn.width - wide))
-        y = min(max(0.0, found[0] * step - high / 2), max(0.0, drawn.height - high))
+        x, y = int(xs[found[1]]), int(ys[found[0]])
         taken.append((x, y, x + wide, y + high))
-        red, green, blue = written[place].colour
-        is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-        ink = INK if is_light else PAPER
-        pen.rounded_rectangle(taken[-1], radius=3, fill=written[place].colour)
-        pen.text((x + 4 - left, y + 3 - top), written[place].text, fill=ink, font=font)
+        red, green, blue = name.colour
+        ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else PAPER
+        pen.rounded_rectangle(taken[-1], radius=3, fill=name.colour)
+        pen.text((x + 4 - left, y + 3 - top), text, fill=ink, font=font)
 
 
-def _free(
-    shape: tuple[int, ...], taken: list[tuple[float, float, float, float]], *, high: float, wide: float, step: int
-) -> np.ndarray:
-    """Where a name may have its centre without covering another: not within half a name of one."""
-    free = np.ones(shape, bool)
+def _starts(count: int, length: int, step: int, end: int) -> np.ndarray:
+    """Where a name begins whose middle is at each place of an axis, moved so that it lies within the picture."""
+    return (np.arange(count) * step - length // 2).clip(0, max(0, end - length))
+
+
+def _free(ys: np.ndarray, xs: np.ndarray, high: int, wide: int, taken: list[tuple[int, int, int, int]]) -> np.ndarray:
+    """Where a name may have its middle without covering another."""
+    free = np.ones((len(ys), len(xs)), bool)
     for x1, y1, x2, y2 in taken:
-        rows = slice(max(0, int((y1 - high / 2) / step)), int((y2 + high / 2) / step) + 1)
-        columns = slice(max(0, int((x1 - wide / 2) / step)), int((x2 + wide / 2) / step) + 1)
-        free[rows, columns] = False
+        free &= ~((ys <= y2) & (ys + high >= y1))[:, None] | ~((xs <= x2) & (xs + wide >= x1))
     return free
 
 
