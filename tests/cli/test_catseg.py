@@ -145,7 +145,11 @@ def test_pictures_are_segmented_drawn_and_recorded(world, trained, tmp_path):
     main(["segment", str(world / "val2017"), "--model", str(trained / "model"), "--vocab", "grass, sand, disc",
           "--out", str(out), *ASK])  # fmt: skip
     record = json.loads((out / "segments.json").read_text())
-    assert record["classes"] == [["grass"], ["sand"], ["disc"]] and len(record["pictures"]) == 3 and not record["bad"]
+    assert (
+        record["classes"] == [["grass"], ["sand"], ["disc"]]
+        and len(record["pictures"]) == 3
+        and not record["info"]["bad"]
+    )
     for one in record["pictures"]:
         labels = Image.open(out / one["file_name"])
         assert labels.mode == "P" and labels.size == (one["width"], one["height"])

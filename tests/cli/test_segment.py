@@ -1,0 +1,69 @@
+"""`saccade segment --panoptic` as users type it: COCO's panoptic form, and which classes are things."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from saccade.cli.main import main
+from saccade.data.coco import read_panoptic
+from saccade.data.panoptic import read_panoptic_map
+from saccade.data.world.write import WorldSize, write_world
+
+TINY = ["--size", "64", "--queries", "5", "--layers", "1", "--steps", "2", "--batch", "2", "--workers", "0",
+        "--device", "cpu"]  # fmt: skip
+ASK = ["--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    write_world(folder, WorldSize(train=3, val=2, test=0, pairs=0, seed=0), processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "g"
+    main(["train-panoptic", "--data", str(world), "--out", str(out), *TINY])
+    return out / "model"
+
+
+def test_things_and_stuff_are_written_as_coco_has_them_and_read_back(world, masks, tmp_path):
+    out = tmp_path / "s"
+    main(["segment", str(world / "val2017"), "--model", str(masks), "--panoptic", "--out", str(out), *ASK])
+    content = json.loads((out / "panoptic.json").read_text())
+    assert len(content["categories"]) == 42 and len(content["images"]) == len(content["annotations"]) == 2
+    stuff = {one["name"] for one in content["categories"] if not one["isthing"]}
+    assert len(stuff) == 10 and "grass" in stuff  # as it was learned
+    dataset = read_panoptic(out / "panoptic.json", world / "val2017", out)
+    for record, entry in zip(dataset.records, content["annotations"], strict=True):
+        found = read_panoptic_map(record, dataset.categories)
+        assert {one.id for one in found.segments} == {one["id"] for one in entry["segments_info"]}
+        areas = [int((found.ids == one["id"]).sum()) for one in entry["segments_info"]]
+        assert areas == [one["area"] for one in entry["segments_info"]]
+        assert Image.open(out / entry["file_name"]).size == tuple(reversed(found.ids.shape))
+        assert (out / entry["file_name"]).with_suffix(".jpg").is_file()
+
+
+def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
+    picture = str(next((world / "val2017").iterdir()))
+    words = ["segment", picture, "--model", str(masks), "--panoptic", "--vocab", "grass, cat, rug", *ASK]
+    main([*words, "--stuff", "Rug", "--out", str(tmp_path / "s")])
+    content = json.loads((tmp_path / "s/panoptic.json").read_text())
+    things = {one["name"]: one["isthing"] for one in content["categories"]}
+    assert things == {"grass": 0, "cat": 1, "rug": 0}  # grass was learned as stuff
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--stuff", "dog", "--out", str(tmp_path / "t")])
+    assert done.value.code == 2 and "--stuff: need names of the vocabulary; 'dog' is none" in capsys.readouterr().err
+
+
+def test_masks_give_every_pixel_a_class_too(world, masks, tmp_path):
+    main(["segment", str(world / "val2017"), "--model", str(masks), "--vocab", "grass, sand", "--out",
+          str(tmp_path / "s"), *ASK])  # fmt: skip
+    record = json.loads((tmp_path / "s/segments.json").read_text())
+    assert all(sum(one["share"] for one in picture["classes"]) == pytest.approx(1, abs=1e-3)
+               for picture in record["pictures"])  # fmt: skip
+    main(["evaluate", "semantic", "--data", str(world), "--model", str(masks), *ASK, "--out", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["kind"] == "masks"
