@@ -82,6 +82,15 @@ def test_a_name_stands_in_the_largest_part_only():
     assert abs((ground.min(axis=0) + ground.max(axis=0)) / 2 - (319.5, 329.5)).max() <= 2
 
 
+def test_names_on_a_large_picture():
+    # places are sought in every third pixel of 2000: the class's square is around (900, 1500)
+    labels = torch.full((1000, 2000), -1)
+    labels[800:1000, 1400:1600] = 0
+    drawn = np.asarray(draw_label_map(grey(1000, 2000), LabelMap(labels), names=["cat"]))
+    ground = where(drawn, BLUE)
+    assert abs((ground.min(axis=0) + ground.max(axis=0)) / 2 - (899.5, 1499.5)).max() <= 4
+
+
 def test_specks_are_coloured_and_not_named():
     labels = torch.zeros(480, 480, dtype=torch.int64)
     labels[50, 50] = labels[300, 301] = 1

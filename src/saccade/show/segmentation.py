@@ -155,7 +155,8 @@ def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Nam
     A name is left out where its region is tiny, or has no pixel around which it would cover no other name.
     """
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(max(12, max(drawn.size) // 55))
+    size = max(12, max(drawn.size) // 55)
+    font, side, above = ImageFont.load_default(size), size // 3, size // 4
     step = max(1, max(drawn.size) // SEARCHED)
     parts = largest_parts(np.ascontiguousarray(places[::step, ::step]))
     taken: list[tuple[int, int, int, int]] = []  # x1, y1, x2, y2 of names [pixels]
@@ -163,7 +164,7 @@ def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Nam
         name = written[place]
         text = name.text if len(name.text) <= LONGEST else f"{name.text[: LONGEST - 3]}..."
         left, top, right, bottom = map(int, pen.textbbox((0, 0), text, font=font))
-        wide, high = right - left + 8, bottom - top + 6
+        wide, high = right - left + 2 * side, bottom - top + 2 * above
         if inside.sum() * step**2 < high**2:
             continue
         ys, xs = _starts(inside.shape[0], high, step, drawn.height), _starts(inside.shape[1], wide, step, drawn.width)
@@ -174,8 +175,8 @@ def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Nam
         taken.append((x, y, x + wide, y + high))
         red, green, blue = name.colour
         ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else PAPER
-        pen.rounded_rectangle(taken[-1], radius=3, fill=name.colour)
-        pen.text((x + 4 - left, y + 3 - top), text, fill=ink, font=font)
+        pen.rounded_rectangle(taken[-1], radius=size // 4, fill=name.colour)
+        pen.text((x + side - left, y + above - top), text, fill=ink, font=font)
 
 
 def _starts(count: int, length: int, step: int, end: int) -> np.ndarray:
