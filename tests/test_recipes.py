@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli import train_catseg
+from saccade.cli import train_catseg, train_panoptic
 from saccade.cli.recipes import CONFIGS
 from saccade.cli.train_catseg import TrainCatSeg
 from saccade.cli.train_fvit import TrainFViT, check
+from saccade.cli.train_panoptic import TrainPanoptic
 from saccade.engine.config import SMALL, DistillConfig, check_config
 from saccade.recipes import RECIPES, Recipe
 
@@ -47,6 +48,9 @@ def test_the_fields_exist_differ_from_the_defaults_and_pass(recipe: Recipe) -> N
         check(TrainFViT(data=Path("d"), out=Path("o"), **recipe.fields))
     if recipe.verb == "train-catseg":
         train_catseg.check(TrainCatSeg(data=Path("d"), out=Path("o"), **recipe.fields))
+    if recipe.verb == "train-panoptic":
+        config = TrainPanoptic(data=Path("d"), out=Path("o"), **recipe.fields)
+        train_panoptic.check(train_panoptic.settle(config, train_panoptic.LARGE))
 
 
 def test_models_are_architectures_with_that_tag_and_the_activation_it_needs() -> None:
@@ -120,6 +124,15 @@ def test_cat_seg_is_its_authors() -> None:
     assert (config.steps, config.batch, config.lr, config.weight_decay) == (80_000, 4, None, 1e-4)
     assert (config.clip_gradient, config.clip_rate, config.warmup, config.version) == (0.01, 0.01, 0, "2024")
     assert row("catseg-2023-l14").fields["backbone"].startswith("swin")
+
+
+def test_the_generator_is_odise_s() -> None:
+    # 92,188 steps of 64 pictures at 1e-4, decay .05; a tenth and a hundredth of the rate near the end
+    config = TrainPanoptic(data=Path("d"), out=Path("o"), **row("panoptic-odise").fields)
+    usual = train_panoptic.settle(config, train_panoptic.LARGE)
+    assert config.steps == 92_188 and config.batch * config.accumulate == 64
+    assert (usual.lr, usual.weight_decay, usual.clip_gradient) == (1e-4, 0.05, 0.01)
+    assert (usual.queries, usual.layers, usual.pixel_layers, usual.width) == (100, 9, 6, 256)
 
 
 def test_openai_towers_have_their_optimizer_numbers() -> None:

@@ -11,9 +11,11 @@ import tyro
 from tyro.conf import Positional
 
 from saccade.cli.detection import Detection
+from saccade.cli.panoptic import Panoptic
 from saccade.cli.semantic import Semantic
 from saccade.cli.train_catseg import TrainCatSeg
 from saccade.cli.train_fvit import TrainFViT
+from saccade.cli.train_panoptic import TrainPanoptic
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
 from saccade.recipes import RECIPES, Recipe
@@ -24,8 +26,10 @@ CONFIGS: dict[str, Any] = {
     "evaluate detection": Detection,
     "train-catseg": TrainCatSeg,
     "evaluate semantic": Semantic,
+    "train-panoptic": TrainPanoptic,
+    "evaluate panoptic": Panoptic,
 }
-NAMED = ("distill", "train-fvit", "train-catseg")  # verbs that know --recipe
+NAMED = ("distill", "train-fvit", "train-catseg", "train-panoptic")  # verbs that know --recipe
 PLACES = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
 
 
