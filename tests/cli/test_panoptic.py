@@ -20,11 +20,14 @@ from saccade.data.panoptic import read_panoptic_map
 from saccade.data.splits import BaseNovel, split_of
 from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.checkpoint import load_latest
+from saccade.evaluate.detection import evaluate_detection
 from saccade.evaluate.panoptic import evaluate_panoptic
-from saccade.evaluate.shares import sweep_shares, truth_of
+from saccade.evaluate.shares import Things, sweep_shares, truth_of
 from saccade.heads.panoptic.fusion import PRESETS
 from saccade.heads.panoptic.mask2former import MaskGenerator
 from saccade.heads.panoptic.product import load_generator, read_about
+from saccade.ops.paste import encode_masks
+from saccade.types import Detections
 
 TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",
         "--batch", "2", "--steps", "2", "--workers", "0", "--save-every", "1", "--log-every", "1",
@@ -83,7 +86,17 @@ def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys)
 
 
 def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained, tmp_path, monkeypatch, capsys):
-    words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), "--semantic", *ASK]
+    words = [
+        "evaluate",
+        "panoptic",
+        "--data",
+        str(world),
+        "--model",
+        str(trained / "model"),
+        "--semantic",
+        "--instances",
+        *ASK,
+    ]
     count = []
     propose = MaskGenerator.propose
     monkeypatch.setattr(MaskGenerator, "propose", lambda self, some: count.append(len(some)) or propose(self, some))
@@ -91,7 +104,7 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
     main([*words, "--shares", *names, "--out", str(tmp_path / "all.json")])
     assert sum(count) == 3  # val's pictures, once
     told = capsys.readouterr()
-    assert "42 classes: 34 that the generator learned from" in told.err and "mIoU" in told.out
+    assert "42 classes: 34 that the generator learned from" in told.err and "mIoU" in told.out and "AP" in told.out
     together = json.loads((tmp_path / "all.json").read_text())
     assert [(one["name"], one["seen"], one["unseen"]) for one in together["shares"]] == [
         *(("generator", 0.0, 0.0), ("clip", 1.0, 1.0), ("0.2,0.9", 0.2, 0.9))
@@ -106,6 +119,38 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
     with_segments = [row["PQ"] for row in seen if row["PQ"] is not None]
     assert first["groups"]["seen"]["PQ"] == pytest.approx(sum(with_segments) / len(with_segments))
     assert first["groups"]["seen"]["classes"] == len(with_segments)
+
+
+def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world, trained):
+    # the world's instances file holds the same things with outlines; both truths measure the same masks
+    segmenter, data = asked_of(trained / "model", world)
+    swept = sweep_shares(segmenter, data, [PRESETS["clip"]], workers=0, instances=True)["shares"][0]["instances"]
+    assert swept["objects"] == sum(data.categories[label].is_thing for one in data.records for label in one.labels)
+    assert swept["masks"]["groups"].keys() == {"all", "seen", "unseen"}
+    segmenter.shares = PRESETS["clip"]
+    samples = [EvaluationSource(data)[place] for place in range(len(data.records))]
+    found = [(one.id, segmenter.instances(segmenter.score(one))) for one in samples]
+    plain = evaluate_detection(
+        found,
+        open_data(world, split="val"),
+        vocabulary=[one.name for one in data.categories],
+        split=None,
+        style="coco",
+        masks=True,
+        annotations=world / "annotations/instances_val2017.json",
+    )
+    assert plain["objects"] == swept["objects"] and plain["detections"] == swept["detections"] > 0
+    assert plain["masks"]["AP"] == pytest.approx(swept["masks"]["AP"])
+    # and what is right by construction is worth 100
+    exact = [
+        Detections(one.boxes, torch.ones(len(one.boxes)), one.labels, tuple(encode_masks(one.masks)))
+        for one in (sample.segments for sample in samples)
+    ]
+    things = Things(data)
+    for sample, record in zip(samples, data.records, strict=True):
+        things.add(sample, truth_of(sample, record))
+    best = things.measure([*zip((one.id for one in samples), exact, strict=True)], [True] * len(data.categories))
+    assert best["masks"]["AP"] == pytest.approx(100) and best["boxes"]["AP"] == pytest.approx(100)
 
 
 def test_what_is_counted_is_what_the_protocol_counts_of_files(world, trained):
@@ -226,7 +271,7 @@ def test_bad_questions_are_refused(world, trained, capsys, more, says):
         (["--jitter", "2", "1"], "--jitter"),
         (["--queries", "0"], "--queries"),
         (["--width", "40"], "multiple of 32"),
-        (["--encoder", "gone"], "gone"),
+        (["--encoder", "gone"], "left out with a Mask2Former's folder"),
         (["--split", "test"], "split test"),
         (["--lr", "0"], "--lr"),
     ],

@@ -126,7 +126,7 @@ def run(config: TrainPanoptic) -> None:
         InputError: a flag, the data, the weights or the output folder is wrong.
         SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved.
     """
-    check(settle(config, LARGE))
+    check(config)
     run_training(config, partial(_run, config))
 
 
@@ -246,7 +246,7 @@ def as_segments(dataset: "Dataset", split: "BaseNovel") -> "Dataset":
 def settle(config: TrainPanoptic, usual: Usual) -> TrainPanoptic:
     """Fill in what was not given."""
     is_diffusion = config.encoder is not None and (config.encoder / "model_index.json").is_file()
-    special = {"channels": 512} if is_diffusion and usual is LARGE else {}
+    special = {"channels": 512} if is_diffusion else {}
     values: dict[str, Any] = {**asdict(usual), **special, "size": config.size}  # the size has to fit the encoder
     missing = {name: value for name, value in values.items() if getattr(config, name) is None}
     return replace(config, **missing)
@@ -346,18 +346,25 @@ def _build(config: TrainPanoptic, network: "Network", clip: "Clip", classes: "tu
 def check(config: TrainPanoptic) -> None:
     """Refuse numbers that cannot be, before anything is loaded.
 
-    Args:
-        config: settled, with whatever numbers.
-
     Raises:
         InputError: names the flag, what it must be and what it is.
     """
+    given, config = config, settle(config, LARGE)
+    own = ("queries", "width", "feedforward", "pixel_layers", "layers", "channels")
+    is_library = config.encoder is not None and not (config.encoder / "model_index.json").is_file()
+    idle = [name for name in own if is_library and getattr(given, name) is not None]
     low, high = config.jitter or (1.0, 1.0)
-    counts = ("channels", "queries", "feedforward", "pixel_layers", "layers", "joint", "points")
-    small = [name for name in counts if getattr(config, name) < (4 if name == "points" else 1)]
+    counts = ("queries", "feedforward", "pixel_layers", "layers", "channels", "joint", "points")
+    least = {name: 4 if name == "points" else 1 for name in counts}
+    small = [name for name in counts if getattr(config, name) < least[name]]
     check_training(
         config,
         ("milestones", all(one >= 1 for one in config.milestones), "steps of at least 1"),
         ("jitter", 0 < low <= high <= 10, "two factors, the smaller first, above 0 and at most 10"),
-        *((name.replace("_", "-"), False, f"at least {4 if name == 'points' else 1}") for name in small),
+        *((_flag(name), False, f"at least {least[name]}") for name in small),
+        *((_flag(name), False, "left out with a Mask2Former's folder, whose own holds") for name in idle),
     )
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
