@@ -68,6 +68,8 @@ class Panoptic(Reading):
     """What the words are written into for --clip-with; when not given, as in training."""
     semantic: bool = False
     """Also measure mIoU, of the sum of all masks."""
+    instances: bool = False
+    """Also measure AP of the masks of things, by COCO's rule, against the things of the panoptic annotation."""
 
 
 def run(config: Panoptic) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def run(config: Panoptic) -> dict[str, Any]:
         dataset,
         [Shares(*numbers) for _, *numbers in rows],
         semantic=config.semantic,
+        instances=config.instances,
         batch=config.batch,
         limit=config.limit,
         workers=config.workers,
@@ -248,12 +251,14 @@ def _table(result: dict[str, Any], config: Panoptic) -> "Table":
     table = Table(title=title, title_justify="left")
     table.add_column("CLIP's share")
     headings = ["PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]
-    for heading in [*headings, *(["mIoU"] if config.semantic else [])]:
+    headings += [*(["mIoU"] if config.semantic else []), *(["AP\nmasks"] if config.instances else [])]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for one in result["shares"]:
         values = [*(one["all"][name] for name in ("PQ", "SQ", "RQ")), one["things"]["PQ"], one["stuff"]["PQ"]]
         values += [one["groups"][name]["PQ"] for name in ("seen", "unseen")]
         values += [one["semantic"]["mIoU"]] if config.semantic else []
+        values += [one["instances"]["masks"]["AP"]] if config.instances else []
         table.add_row(one["name"], *("-" if value is None else f"{value:.1f}" for value in values))
     return table
 

@@ -6,19 +6,24 @@ absent: training, the data set's words, tests on flipped or larger pictures.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from saccade.data.panoptic import mask_extents
 from saccade.data.records import Dataset, Record
 from saccade.data.semantic import flatten
+from saccade.evaluate.detection import Gathered, open_truth
 from saccade.evaluate.feed import Feed
 from saccade.evaluate.panoptic import PanopticTally
 from saccade.evaluate.semantic import Confusion
+from saccade.evaluate.truth import Object
 from saccade.heads.panoptic.fusion import Shares
 from saccade.heads.panoptic.segment import PanopticSegmenter, check_shares
-from saccade.types import Category, InputError, LabelMap, PanopticMap, Sample, SegmentInfo
+from saccade.ops.paste import encode_masks
+from saccade.types import Category, Detections, InputError, LabelMap, PanopticMap, Sample, SegmentInfo
 
 MEASURES = ("PQ", "SQ", "RQ")
 
@@ -29,6 +34,7 @@ def sweep_shares(
     shares: Sequence[Shares],
     *,
     semantic: bool = False,
+    instances: bool = False,
     batch: int = 8,
     limit: int | None = None,
     workers: int = 2,
@@ -42,6 +48,7 @@ def sweep_shares(
         dataset: with panoptic annotations.
         shares: CLIP's, one result each.
         semantic: measure mIoU too.
+        instances: measure AP of the masks of things too, against the things of the panoptic annotation.
         batch: pictures a pass of the generator.
         limit: only the first so many pictures.
         workers: processes that decode.
@@ -51,7 +58,8 @@ def sweep_shares(
     Returns:
         {"pictures", "bad", "masks": mean a picture, "shares": [{"seen", "unseen", "all", "things", "stuff": {"PQ",
         "SQ", "RQ", "classes"}, "groups": {"seen", "unseen": likewise}, "per_class", "semantic": None or as of
-        `evaluate.semantic`, "segments": found}]}. Pictures that cannot be read are in no measure.
+        `evaluate.semantic`, "instances": None or as of `evaluate.detection` with "seen" and "unseen" in its groups,
+        "segments": found}]}. Pictures that cannot be read are in no measure.
 
     Raises:
         InputError: another number of classes, shares that the generator cannot have, or no picture could be read.
@@ -63,7 +71,8 @@ def sweep_shares(
         check_shares(segmenter.generator, one)
     needs_clip = any(one.seen or one.unseen for one in shares)
     records = {str(record.id): record for record in dataset.records}
-    counted = [Counted(len(categories), semantic=semantic) for _ in shares]
+    things = Things(dataset) if instances else None
+    counted = [Counted(len(categories), semantic=semantic, instances=instances) for _ in shares]
     feed = Feed(
         dataset, masks=True, batch=batch, limit=limit, workers=workers, strict=strict, progress=progress
     )  # fmt: skip
@@ -71,6 +80,8 @@ def sweep_shares(
     for samples in feed:
         for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
             truth = truth_of(sample, records[sample.id])
+            if things is not None:
+                things.add(sample, truth)
             evidence = segmenter.ask(sample, proposals, clip=needs_clip)
             masks += len(proposals.masks)
             for one, count in zip(shares, counted, strict=True):
@@ -81,7 +92,7 @@ def sweep_shares(
         "bad": feed.bad_listed(),
         "masks": masks / feed.pictures,
         "shares": [
-            {"seen": one.seen, "unseen": one.unseen, **count.measure(categories, seen)}
+            {"seen": one.seen, "unseen": one.unseen, **count.measure(categories, seen, things)}
             for one, count in zip(shares, counted, strict=True)
         ],
     }
@@ -90,8 +101,9 @@ def sweep_shares(
 class Counted:
     """What was found with one pair of shares."""
 
-    def __init__(self, classes: int, *, semantic: bool) -> None:
+    def __init__(self, classes: int, *, semantic: bool, instances: bool) -> None:
         self.tally, self.segments = PanopticTally(classes), 0
+        self.objects: list[tuple[str, Detections]] | None = [] if instances else None
         self.confusion = Confusion(classes) if semantic else None
 
     def add(self, truth: PanopticMap, segmenter: PanopticSegmenter, scored: Any, *, key: str) -> None:
@@ -99,12 +111,14 @@ class Counted:
         found = segmenter.panoptic(scored)
         self.segments += len(found.segments)
         self.tally.add(truth, found, key=key)
+        if self.objects is not None:
+            self.objects.append((key, segmenter.instances(scored)))
         if self.confusion is not None:
             scores = segmenter.semantic(scored)  # (K, H, W)
             labels = scores.argmax(dim=0) if len(scored.masks) else torch.full(scored.size, -1)
             self.confusion.add(flatten(truth), LabelMap(labels), key=key)
 
-    def measure(self, categories: Sequence[Category], seen: Sequence[bool]) -> dict[str, Any]:
+    def measure(self, categories: Sequence[Category], seen: Sequence[bool], things: "Things | None") -> dict[str, Any]:
         """Sum up."""
         found = self.tally.measure(categories)
         per_class = [{**row, "seen": one} for row, one in zip(found["per_class"], seen, strict=True)]
@@ -116,8 +130,61 @@ class Counted:
             "groups": {"seen": _mean(per_class, seen=True), "unseen": _mean(per_class, seen=False)},
             "per_class": per_class,
             "semantic": semantic,
+            "instances": None if things is None or self.objects is None else things.measure(self.objects, seen),
             "segments": self.segments,
         }
+
+
+class Things:
+    """The things of the ground truth, of the pictures that were read."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Ask early for what is needed to measure them."""
+        categories = dataset.categories
+        self.truth = open_truth(
+            replace(dataset, categories=tuple(one for one in categories if one.is_thing), records=()),
+            vocabulary=[one.name for one in categories],
+            split=None,
+            style="coco",
+            masks=False,
+            annotations=None,
+            only_present=False,
+        )
+        self.pictures: dict[str, int] = {}
+        self.sizes: list[tuple[int, int]] = []
+        self.objects: list[Object] = []
+
+    def add(self, sample: Sample, truth: PanopticMap) -> None:
+        """Take those of a picture."""
+        assert sample.segments is not None, "read with masks"
+        number = len(self.pictures)
+        self.pictures[sample.id] = number
+        height, width = sample.image.shape[1:]
+        self.sizes.append((height, width))
+        rows = zip(truth.segments, sample.segments.masks, mask_extents(sample.segments.masks)[0].tolist(), strict=True)
+        for info, mask, (x1, y1, x2, y2) in rows:
+            if info.is_thing:
+                (encoded,) = encode_masks(mask[None])
+                box = (x1, y1, x2 - x1, y2 - y1)
+                place = self.truth.places[info.label]
+                self.objects.append(Object(number, place, box, float(mask.sum()), info.is_crowd, encoded))
+
+    def measure(self, found: Sequence[tuple[str, Detections]], seen: Sequence[bool]) -> dict[str, Any]:
+        """AP of what was found in these pictures."""
+        pairs = [(place, known) for place, known in zip(self.truth.places, seen, strict=True) if place >= 0]
+        groups = {name: [place for place, known in pairs if known == (name == "seen")] for name in ("seen", "unseen")}
+        truth = replace(
+            self.truth,
+            groups=groups,
+            pictures=self.pictures,
+            sizes=self.sizes,
+            objects=self.objects,
+            rules=("things of the panoptic annotation; areas and boxes are those of their masks",),
+        )
+        gathered = Gathered(truth, style="coco", masks=True)
+        for key, detections in found:
+            gathered.add(key, detections)
+        return gathered.measure(ov=False)
 
 
 def truth_of(sample: Sample, record: Record) -> PanopticMap:

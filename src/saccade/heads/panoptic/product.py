@@ -150,9 +150,9 @@ def read_about(folder: Path) -> About:
     try:
         network = content["network"]
         taps = None if network["taps"] is None else tuple(network["taps"])
-        classes = tuple(Class(tuple(one["words"]), bool(one["is_thing"]), one["part"]) for one in content["classes"])
-        if not all(one.words and one.part in get_args(Part) for one in classes):
+        if not all(one["words"] and one["part"] in get_args(Part) for one in content["classes"]):
             raise ValueError("a class without words, or neither base nor novel nor left out")
+        classes = tuple(Class(tuple(one["words"]), one["is_thing"], one["part"]) for one in content["classes"])
         names = ("model", "pretrained", "tower", "frozen", "knows_words", "templates", "training")
         rest = {name: content[name] for name in names}
         return About(network=Network(**{**network, "taps": taps}), classes=classes, **rest)

@@ -1,0 +1,317 @@
+"""`saccade train-panoptic` and `evaluate panoptic` as users type them, on a world of a few pictures."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from saccade.cli.main import main
+from saccade.cli.panoptic import open_panoptic, open_segmenter
+from saccade.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle, with_stuff
+from saccade.clip.load import load
+from saccade.clip.vocabulary import Vocabulary
+from saccade.clip.weights import save_clip
+from saccade.data.loader import EvaluationSource, open_data
+from saccade.data.panoptic import read_panoptic_map
+from saccade.data.splits import BaseNovel, split_of
+from saccade.data.world.write import WorldSize, write_world
+from saccade.engine.checkpoint import load_latest
+from saccade.evaluate.detection import evaluate_detection
+from saccade.evaluate.panoptic import evaluate_panoptic
+from saccade.evaluate.shares import Things, sweep_shares, truth_of
+from saccade.heads.panoptic.fusion import PRESETS
+from saccade.heads.panoptic.mask2former import MaskGenerator
+from saccade.heads.panoptic.product import load_generator, read_about
+from saccade.ops.paste import encode_masks
+from saccade.types import Detections
+
+TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",
+        "--batch", "2", "--steps", "2", "--workers", "0", "--save-every", "1", "--log-every", "1",
+        "--device", "cpu"]  # fmt: skip
+ASK = ["--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "w"
+    write_world(folder, WorldSize(train=4, val=3, test=0, pairs=0, seed=0), processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "g"
+    main(["train-panoptic", "--data", str(world), "--out", str(out), *TINY])
+    return out
+
+
+@pytest.fixture(scope="module")
+def wordless(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "n"
+    main(["train-panoptic", "--data", str(world), "--out", str(out), *TINY, "--no-words", "--steps", "1"])
+    return out
+
+
+def fails(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as done:
+        main([*words])
+    assert done.value.code == 2
+    return capsys.readouterr().err
+
+
+def asked_of(folder: Path, world: Path):
+    """A segmenter for all of the world's classes, and the pictures of val."""
+    data = open_panoptic(world, "val")
+    vocabulary = Vocabulary(tuple((one.name,) for one in data.categories))
+    return open_segmenter(folder, vocabulary, [one.is_thing for one in data.categories], device="cpu"), data
+
+
+def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys):
+    again = tmp_path / "g"
+    shutil.copytree(trained, again)
+    shutil.rmtree(again / "checkpoints/step_00000002")
+    shutil.rmtree(again / "model")
+    main(["train-panoptic", "--data", str(world), "--out", str(again), *TINY])
+    # world: 24 of 32 things are base, all 10 of stuff
+    assert "24 base classes of things and 10 of stuff" in capsys.readouterr().err
+    one, other = (load_latest(folder / "checkpoints") for folder in (trained, again))
+    assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    files = [(folder / "model/generator.safetensors").read_bytes() for folder in (trained, again)]
+    assert files[0] == files[1]
+
+
+def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained, tmp_path, monkeypatch, capsys):
+    words = [
+        "evaluate",
+        "panoptic",
+        "--data",
+        str(world),
+        "--model",
+        str(trained / "model"),
+        "--semantic",
+        "--instances",
+        *ASK,
+    ]
+    count = []
+    propose = MaskGenerator.propose
+    monkeypatch.setattr(MaskGenerator, "propose", lambda self, some: count.append(len(some)) or propose(self, some))
+    names = ["generator", "clip", "0.2,0.9"]
+    main([*words, "--shares", *names, "--out", str(tmp_path / "all.json")])
+    assert sum(count) == 3  # val's pictures, once
+    told = capsys.readouterr()
+    assert "42 classes: 34 that the generator learned from" in told.err and "mIoU" in told.out and "AP" in told.out
+    together = json.loads((tmp_path / "all.json").read_text())
+    assert [(one["name"], one["seen"], one["unseen"]) for one in together["shares"]] == [
+        *(("generator", 0.0, 0.0), ("clip", 1.0, 1.0), ("0.2,0.9", 0.2, 0.9))
+    ]
+    for place, name in enumerate(names[:2]):
+        main([*words, "--shares", name, "--out", str(tmp_path / "one.json")])
+        (alone,) = json.loads((tmp_path / "one.json").read_text())["shares"]
+        assert alone == together["shares"][place]
+    first = together["shares"][1]
+    seen = [row for row in first["per_class"] if row["seen"]]
+    assert len(seen) == 34 and first["groups"].keys() == {"seen", "unseen"}
+    with_segments = [row["PQ"] for row in seen if row["PQ"] is not None]
+    assert first["groups"]["seen"]["PQ"] == pytest.approx(sum(with_segments) / len(with_segments))
+    assert first["groups"]["seen"]["classes"] == len(with_segments)
+
+
+def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world, trained):
+    # the world's instances file holds the same things with outlines; both truths measure the same masks
+    segmenter, data = asked_of(trained / "model", world)
+    swept = sweep_shares(segmenter, data, [PRESETS["clip"]], workers=0, instances=True)["shares"][0]["instances"]
+    assert swept["objects"] == sum(data.categories[label].is_thing for one in data.records for label in one.labels)
+    assert swept["masks"]["groups"].keys() == {"all", "seen", "unseen"}
+    segmenter.shares = PRESETS["clip"]
+    samples = [EvaluationSource(data)[place] for place in range(len(data.records))]
+    found = [(one.id, segmenter.instances(segmenter.score(one))) for one in samples]
+    plain = evaluate_detection(
+        found,
+        open_data(world, split="val"),
+        vocabulary=[one.name for one in data.categories],
+        split=None,
+        style="coco",
+        masks=True,
+        annotations=world / "annotations/instances_val2017.json",
+    )
+    assert plain["objects"] == swept["objects"] and plain["detections"] == swept["detections"] > 0
+    assert plain["masks"]["AP"] == pytest.approx(swept["masks"]["AP"])
+    # and what is right by construction is worth 100
+    exact = [
+        Detections(one.boxes, torch.ones(len(one.boxes)), one.labels, tuple(encode_masks(one.masks)))
+        for one in (sample.segments for sample in samples)
+    ]
+    things = Things(data)
+    for sample, record in zip(samples, data.records, strict=True):
+        things.add(sample, truth_of(sample, record))
+    best = things.measure([*zip((one.id for one in samples), exact, strict=True)], [True] * len(data.categories))
+    assert best["masks"]["AP"] == pytest.approx(100) and best["boxes"]["AP"] == pytest.approx(100)
+
+
+def test_what_is_counted_is_what_the_protocol_counts_of_files(world, trained):
+    # the ground truth made of decoded masks is that of the PNG, and the sums are evaluate_panoptic's
+    segmenter, data = asked_of(trained / "model", world)
+    swept = sweep_shares(segmenter, data, [PRESETS["clip"], PRESETS["odise-label"]], workers=0)
+    source = EvaluationSource(data)
+    samples = [source[place] for place in range(len(data.records))]
+    for shares, one in zip((PRESETS["clip"], PRESETS["odise-label"]), swept["shares"], strict=True):
+        segmenter.shares = shares
+        found = ((sample.id, segmenter.panoptic(segmenter.score(sample))) for sample in samples)
+        plain = evaluate_panoptic(found, data)
+        assert all(plain[name] == one[name] for name in ("all", "things", "stuff"))
+    record = replace(data.records[0], crowd=(True, *data.records[0].crowd[1:]))
+    ours, theirs = truth_of(samples[0], record), read_panoptic_map(record, data.categories)
+    for mine, other in zip(ours.segments, theirs.segments, strict=True):
+        assert torch.equal(ours.ids == mine.id, theirs.ids == other.id)
+        assert (mine.label, mine.is_thing, mine.is_crowd) == (other.label, other.is_thing, other.is_crowd)
+    assert torch.equal(ours.ids == 0, theirs.ids == 0)
+
+
+def test_masks_that_are_none_and_empty_masks_are_measured(world, trained, monkeypatch):
+    segmenter, data = asked_of(trained / "model", world)
+    propose = MaskGenerator.propose
+
+    def none(self, samples):
+        return [replace(one, masks=one.masks[:0], embeddings=one.embeddings[:0]) for one in propose(self, samples)]
+
+    def empty(self, samples):
+        return [replace(one, masks=one.masks - one.masks.max() - 9) for one in propose(self, samples)]
+
+    for change, masks in ((none, 0), (empty, 5)):
+        monkeypatch.setattr(MaskGenerator, "propose", change)
+        swept = sweep_shares(segmenter, data, [*PRESETS.values()], workers=0, semantic=True)
+        assert swept["masks"] == masks
+        for one in swept["shares"]:
+            assert one["segments"] == 0 and one["all"]["PQ"] == 0.0
+            assert sum(row["missed"] for row in one["per_class"]) == sum(len(record.labels) for record in data.records)
+
+
+def test_a_generator_without_words_is_asked_with_clip_alone(world, wordless, tmp_path, capsys):
+    words = ["evaluate", "panoptic", "--data", str(world), "--model", str(wordless / "model"), *ASK]
+    told = fails(capsys, *words, "--shares", "clip", "odise-label")
+    assert "--shares: must be `clip` alone" in told and "--no-words" in told and "odise-label" in told
+    main([*words, "--limit", "1", "--out", str(tmp_path / "n.json")])
+    (one,) = json.loads((tmp_path / "n.json").read_text())["shares"]
+    assert one["name"] == "clip" and not read_about(wordless / "model").knows_words
+
+
+def test_another_clip_classifies_and_another_tower_is_refused(world, trained, tmp_path, capsys):
+    clip = load("saccade-small")
+    save_clip(clip, tmp_path / "moved")
+    with torch.no_grad():
+        next(clip.visual.parameters()).add_(0.01)
+    save_clip(clip, tmp_path / "other")
+    words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), "--limit", "1", *ASK]
+    assert "need the CLIP that the generator was trained on" in fails(capsys, *words, "--clip", str(tmp_path / "other"))
+    more = ["--clip", str(tmp_path / "moved"), "--clip-with", str(tmp_path / "other"), "--region", "masked"]
+    main([*words, *more, "--size", "96", "--no-squash", "--templates", "none", "--out", str(tmp_path / "o.json")])
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["clip"] == str(tmp_path / "other") and found["size"] == 96 and found["pictures"] == 1
+
+
+def test_pictures_that_cannot_be_read_are_counted(world, trained, tmp_path, capsys):
+    broken = tmp_path / "w"
+    shutil.copytree(world, broken)
+    pictures = sorted((broken / "val2017").iterdir())
+    pictures[0].write_bytes(b"no picture")
+    Image.new("RGB", (192, 192)).save(broken / "annotations/panoptic_val2017" / f"{pictures[1].stem}.png")  # no segment
+    words = ["evaluate", "panoptic", "--data", str(broken), "--model", str(trained / "model"), *ASK]
+    main([*words, "--shares", "clip", "--out", str(tmp_path / "o.json")])
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["pictures"] == 1 and len(found["bad"]) == 2
+    assert pictures[0].stem in capsys.readouterr().err
+    assert "strict" in fails(capsys, *words, "--strict")
+
+
+def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, capsys):
+    data = open_panoptic(world, "val")
+    lines = [f"{one.id}:{one.name},thing {one.id}" for one in data.categories]
+    lines[1] += f",{data.categories[0].name}"  # a word of the first class too
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(lines))
+    words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), "--limit", "1", *ASK]
+    main([*words, "--shares", "clip", "--labels", str(path)])
+    told = capsys.readouterr().err
+    assert "1 words stand in two classes" in told
+    # the first class, a novel one, has now a word in common with the second, which is base: 34 + none, since it is the
+    # asked list that shares, and the first class's words are still no base class's
+    assert "42 classes: 34 that" in told
+    path.write_text("\n".join(f"{500 + number}:{line.partition(':')[2]}" for number, line in enumerate(lines)))
+    main([*words, "--shares", "clip", "--labels", str(path)])
+    assert "its classes are taken in their order" in capsys.readouterr().err
+    path.write_text("1:cat")
+    assert "--labels" in fails(capsys, *words, "--labels", str(path))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--shares", "half"], "--shares: must be odise-label"),
+        (["--shares", "0.2,1.5"], "two numbers in [0, 1]"),
+        (["--shares", "0.2"], "two numbers"),
+        (["--size", "65"], "--size"),
+        (["--model", "gone"], "need a folder with a generator"),
+        (["--limit", "0"], "--limit"),
+    ],
+)
+def test_bad_questions_are_refused(world, trained, capsys, more, says):
+    words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    assert says in fails(capsys, *words, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--size", "72"], "--size"),
+        (["--jitter", "2", "1"], "--jitter"),
+        (["--queries", "0"], "--queries"),
+        (["--width", "40"], "multiple of 32"),
+        (["--encoder", "gone"], "left out with a Mask2Former's folder"),
+        (["--split", "test"], "split test"),
+        (["--lr", "0"], "--lr"),
+    ],
+)
+def test_bad_runs_are_refused_before_anything_is_written(world, tmp_path, capsys, more, says):
+    out = tmp_path / "g"
+    assert says in fails(capsys, "train-panoptic", "--data", str(world), "--out", str(out), *TINY, *more)
+    assert not out.exists()
+
+
+def test_stuff_that_a_split_does_not_name_is_base_and_crowds_are_nobodys(world):
+    data = open_data(world, split="train", annotations="panoptic")
+    split = split_of(data, world)
+    assert split is not None
+    whole = with_stuff(data, split)
+    stuff = {one.name for one in data.categories if not one.is_thing}
+    assert {*whole.base} == {*split.base} | stuff and whole.left_out == () and whole.novel == split.novel
+    named = BaseNovel(split.base, (*split.novel, "sky"), tuple(stuff - {"sky"}), "")
+    assert "sky" not in with_stuff(data, named).base and "grass" in with_stuff(data, named).base
+    first = data.records[0]
+    crowded = replace(data, records=(replace(first, crowd=(True, *first.crowd[1:])), *data.records[1:]))
+    segments = as_segments(crowded, whole)
+    assert segments.records[0].labels == (len(data.categories), *first.labels[1:])
+    assert segments.categories[-1].name == "crowd" and segments.records[1:] == data.records[1:]
+    only = BaseNovel((data.categories[first.labels[0]].name,), (), (), "")
+    kept = as_segments(replace(crowded, records=crowded.records[:1]), only)
+    assert (len(kept.records), kept.notes[-1][:6]) == ((0, "1 of 1") if first.labels.count(first.labels[0]) == 1 else 1)
+
+
+def test_numbers_that_are_not_given_depend_on_the_clip():
+    config = TrainPanoptic(data=Path("d"), out=Path("o"), queries=7)
+    small, large = settle(config, SMALL), settle(config, LARGE)
+    assert (small.queries, large.queries) == (7, 7) and (small.width, large.width) == (SMALL.width, 256)
+    assert (large.lr, large.clip_gradient, large.points, large.layers) == (1e-4, 0.01, 12544, 9)
+
+
+def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
+    vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
+    segmenter = open_segmenter(trained / "model", vocabulary, [True, False, True], device="cpu")
+    assert segmenter.asked.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
+    assert segmenter.asked.words is segmenter.asked.generator_words  # one CLIP, the same words
+    generator, _, _ = load_generator(trained / "model")
+    assert not generator.training
