@@ -7,11 +7,14 @@ a class; panoptic inference runs its generator (100 masks, Mask2Former's decoder
 masks. Random weights, random words: what is measured does not depend on them.
 """
 
+import argparse
+import json
+
 import torch
 import torch.nn.functional as F
 
 from inputs import photographs
-from measure import arguments, read, report, rise, take_turns
+from measure import alone, arguments, passed_on, read, report, rise, take_turns
 from saccade.clip.load import load
 from saccade.data.pictures import read_picture
 from saccade.heads.catseg.model import CatSeg
@@ -22,11 +25,14 @@ from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
 from saccade.ops.resample import normalize
 from saccade.types import Sample
 
+SIDES = ("encoder", "catseg", "panoptic")
+
 
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__, size=640, batch=1, crops=0, repeats=1)
     parser.add_argument("--classes", type=int, default=150)
+    parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
     options = read(parser)
     torch.manual_seed(0)
     device, count = options.device, options.classes
@@ -41,9 +47,9 @@ def main() -> None:
 
     encoder = TowerEncoder(clip)
     is_novel = torch.zeros(count, dtype=torch.bool)
-    words = Words(rows, torch.arange(count), count)
-    generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=words)
-    asked = Asked(words, words, torch.ones(count, dtype=torch.bool), is_novel)
+    classes = Words(rows, torch.arange(count), count)
+    generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=classes)
+    asked = Asked(classes, classes, torch.ones(count, dtype=torch.bool), is_novel)
     segmenter = PanopticSegmenter(generator.to(device), clip, asked, size=side)
     other = load(options.model, seed=0, device=device)  # Cat-Seg changes what learns
     catseg = CatSeg(other, vocabulary=["thing"], clip_size=24 * other.patch_size).eval()
@@ -61,9 +67,14 @@ def main() -> None:
         with autocast:
             segmenter.panoptic(segmenter.score(sample))
 
-    sides = {"encoder": encode, "catseg": name_pixels, "panoptic": find_things}
+    sides = dict(zip(SIDES, (encode, name_pixels, find_things), strict=True))
+    if options.only:
+        sides[options.only]()  # loads the library's code, which is nobody's tensors
+        print(json.dumps(rise(sides[options.only], device)))
+        return
+    words = [*passed_on(options), "--classes", str(count), "--only"]
+    memory = {name: int(alone(__file__, [*words, name])) / 1e6 for name in SIDES}
     seconds = take_turns(sides, repeats=options.repeats, device=device)
-    memory = {name: rise(one, device) / 1e6 for name, one in sides.items()}
     report(
         "segmentation",
         options,

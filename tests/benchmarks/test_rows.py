@@ -71,10 +71,12 @@ def test_segmentation_tells_time_and_memory_beside_the_encoder(line, monkeypatch
     built, decoder = segmentation.CatSeg, segmentation.build_decoder
     monkeypatch.setattr(segmentation, "CatSeg", lambda *args, **more: built(*args, **{**more, **small}))
     monkeypatch.setattr(segmentation, "build_decoder", lambda widths: decoder(widths, queries=3, width=32, layers=1))
+    monkeypatch.setattr(segmentation, "alone", lambda *_: 1_000_000)  # a process of its own would be of full size
     found = line(segmentation, "--size", "64", "--batch", "1", "--classes", "3", "--repeats", "0")
     assert found["seconds"].keys() == found["megabytes"].keys() == {"encoder", "catseg", "panoptic"}
     assert found["target"] == "none" and found["classes"] == 3
     assert found["ratio"] == pytest.approx(found["seconds"]["encoder"] / found["seconds"]["catseg"], rel=2e-3)
+    assert found["megabytes"]["encoder"] == 1
 
 
 def test_step_exact_checks_parity_and_says_how_far_photographs_are(line, monkeypatch):
