@@ -58,7 +58,8 @@ class Panoptic(Reading):
     head: Head = "value"
     """What becomes of the last block for the dense map; see `saccade evaluate regions`."""
     size: int | None = None
-    """Side of the CLIP's input [pixels], a multiple of its patch; when not given, its own."""
+    """Side of the CLIP's input [pixels], a multiple of its patch; when not given, its own. For saccade-small 192, three
+    times its own, is far better on the world."""
     squash: bool = True
     """Resize pictures to a square, as ODISE; else the aspect is kept and --size is of the longest side."""
     labels: Path | None = None
