@@ -51,8 +51,8 @@ SMALL = Usual(
     size=128, channels=64, queries=30, width=64, feedforward=256, pixel_layers=1, layers=2, joint=64,
     points=1024, jitter=(1.0, 1.0), lr=4e-4, clip_gradient=10.0,
 )  # fmt: skip
-"""For a CLIP of 64 pixels and one core, measured on the world: jitter costs more than it gives in a run of minutes, and
-of the rates 1e-3 and 4e-4 the second ends better (PQ of the generator alone 4.4 after 1,000 steps, 9.9 after 800)."""
+"""For a CLIP of 64 pixels and one core, tried on the world: of the rates 1e-3 and 4e-4 the second ends better (PQ of
+the generator alone 4.4 after 1,000 steps, 9.9 after 800). The others were not varied one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
