@@ -49,9 +49,10 @@ LARGE = Usual(
 """ODISE's, as far as the encoder allows."""
 SMALL = Usual(
     size=128, channels=64, queries=30, width=64, feedforward=256, pixel_layers=1, layers=2, joint=64,
-    points=1024, jitter=(1.0, 1.0), lr=1e-3, clip_gradient=10.0,
+    points=1024, jitter=(1.0, 1.0), lr=4e-4, clip_gradient=10.0,
 )  # fmt: skip
-"""For a CLIP of 64 pixels and one core: useful masks of the rendered world in minutes."""
+"""For a CLIP of 64 pixels and one core, tried on the world: of the rates 1e-3 and 4e-4 the second ends better (PQ of
+the generator alone 4.4 after 1,000 steps, 9.9 after 800). The others were not varied one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class TrainPanoptic(Training):
     The encoder is the tower of the CLIP, or a Mask2Former or a Stable Diffusion in a folder (--encoder). With --words
     it also learns which base class a mask is, in the CLIP's words, so that it can be asked for any; with --no-words
     only that something is there, and CLIP alone says what. ODISE takes 92,188 steps of 64 pictures of COCO, with a
-    tenth of the rate from step 81,945 and a hundredth from 88,773 on.
+    tenth of the rate from step 81,945 and a hundredth from 88,773 on. On 100 pictures of the world saccade-small takes
+    --batch 2 --steps 800 --milestones 680 --warmup 20, six minutes on a core: stuff is found, of things every third.
     """
 
     data: Path
@@ -83,7 +85,7 @@ class TrainPanoptic(Training):
     weight_decay: float = 0.05
     """AdamW's decay of matrices."""
     lr: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Learning rate of AdamW after the warm-up; when not given, 1e-4, and 1e-3 for saccade-small."""
+    """Learning rate of AdamW after the warm-up; when not given, 1e-4, and 4e-4 for saccade-small."""
     clip_gradient: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Longest gradient, in its norm; when not given, 0.01, and 10 for saccade-small."""
     milestones: tuple[int, ...] = ()
