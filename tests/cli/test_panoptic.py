@@ -11,13 +11,13 @@ from PIL import Image
 
 from saccade.cli.main import main
 from saccade.cli.panoptic import open_panoptic, open_segmenter
-from saccade.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle, with_stuff
+from saccade.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle
 from saccade.clip.load import load
 from saccade.clip.vocabulary import Vocabulary
 from saccade.clip.weights import save_clip
 from saccade.data.loader import EvaluationSource, open_data
 from saccade.data.panoptic import read_panoptic_map
-from saccade.data.splits import BaseNovel, split_of
+from saccade.data.splits import BaseNovel, split_semantic
 from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.checkpoint import load_latest
 from saccade.evaluate.detection import evaluate_detection
@@ -282,15 +282,10 @@ def test_bad_runs_are_refused_before_anything_is_written(world, tmp_path, capsys
     assert not out.exists()
 
 
-def test_stuff_that_a_split_does_not_name_is_base_and_crowds_are_nobodys(world):
+def test_crowds_are_nobodys(world):
     data = open_data(world, split="train", annotations="panoptic")
-    split = split_of(data, world)
-    assert split is not None
-    whole = with_stuff(data, split)
-    stuff = {one.name for one in data.categories if not one.is_thing}
-    assert {*whole.base} == {*split.base} | stuff and whole.left_out == () and whole.novel == split.novel
-    named = BaseNovel(split.base, (*split.novel, "sky"), tuple(stuff - {"sky"}), "")
-    assert "sky" not in with_stuff(data, named).base and "grass" in with_stuff(data, named).base
+    whole = split_semantic(data, world)
+    assert whole is not None
     first = data.records[0]
     crowded = replace(data, records=(replace(first, crowd=(True, *first.crowd[1:])), *data.records[1:]))
     segments = as_segments(crowded, whole)

@@ -292,7 +292,7 @@ def test_only_some_classes(tmp_path, world, coded):
 
 def test_base_classes_of_the_world_are_its_base_things_and_all_stuff(world):
     data = open_semantic(world, split="val")
-    split = split_semantic(data, world)
+    split = split_semantic(data.dataset, world)
     assert split is not None
     kinds = json.loads((world / "annotations/splits.json").read_text())
     stuffs = [one.name for one in data.dataset.categories if not one.is_thing]
@@ -303,19 +303,22 @@ def test_base_classes_of_the_world_are_its_base_things_and_all_stuff(world):
     assert not {*split.novel} & {*base.names} and len(base.names) + len(split.novel) == len(data.names)
     # a file may speak of stuff too, and leave things out
     own = {"base": [kinds["base"][0]], "novel": [stuffs[0]]}
-    mine = split_semantic(data, world, file=write(world.parent / "mine.json", json.dumps(own)))
+    mine = split_semantic(data.dataset, world, file=write(world.parent / "mine.json", json.dumps(own)))
     assert mine is not None and mine.base == (kinds["base"][0], *stuffs[1:]) and mine.novel == (stuffs[0],)
     assert {*mine.left_out} == {*kinds["base"][1:], *kinds["novel"]}
 
 
-def test_coco_is_known_among_its_stuff(tmp_path):
+def test_all_classes_of_coco_stuff_are_learned_from_unless_a_file_says_otherwise(tmp_path):
     coco = [*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT, *(f"other {one}" for one in range(48))]
     ids = [number for number in stuff.IDS if number <= 91]
     names = {**dict(zip(ids, coco, strict=True)), **{number: f"stuff {number}" for number in range(92, 183)}}
     coco_stuff(tmp_path)
     write(tmp_path / "labels.txt", *(f"{number}: {name}" for number, name in names.items()))
-    split = split_semantic(open_semantic(tmp_path, split="val"), tmp_path)
-    assert split is not None  # OV-COCO's 48 and the 91 of stuff; 17; 15
-    assert (len(split.base), len(split.novel), len(split.left_out)) == (48 + 91, 17, 15)
-    assert "cat" in split.novel and "stuff 92" in split.base and "hair drier" in split.left_out
-    assert split_semantic(open_semantic(ade150(tmp_path / "ade"), split="val"), tmp_path / "ade") is None
+    dataset = open_semantic(tmp_path, split="val").dataset
+    assert split_semantic(dataset, tmp_path) is None  # OV-COCO's 48 and 17 are a split of boxes
+    own = write(tmp_path / "own.json", json.dumps({"base": [], "novel": ["cat"]}))
+    with pytest.raises(InputError, match='at least one name in "base"'):
+        split_semantic(dataset, tmp_path, file=own)
+    write(own, json.dumps({"base": [name for name in coco if name != "cat"], "novel": ["cat"]}))
+    split = split_semantic(dataset, tmp_path, file=own)
+    assert split is not None and split.novel == ("cat",) and len(split.base) == 170 and not split.left_out

@@ -57,7 +57,7 @@ def open_base_maps(config: LabelMapFlags, *, split: str, tell: "Tell") -> "tuple
     from saccade.data.splits import split_semantic
 
     data = open_truth_maps(config, split=split)
-    parts = split_semantic(data, config.data, file=config.novel)
+    parts = split_semantic(data.dataset, config.data, file=config.novel)
     if parts is None:
         tell(f"{config.data}: has no base and novel classes of its own; all are learned from. See --novel.")
         return data, (), "all classes"

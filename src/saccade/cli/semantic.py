@@ -91,7 +91,7 @@ def _seen(
 
     if segmenter.trained is not None:
         return seen_classes(vocabulary, segmenter.trained).tolist()
-    parts = split_semantic(data, config.data, file=config.novel)
+    parts = split_semantic(data.dataset, config.data, file=config.novel)
     return None if parts is None else [name in parts.base for name in vocabulary.names]
 
 

@@ -69,6 +69,8 @@ class TrainPanoptic(Training):
 
     data: Path
     """COCO root with panoptic annotations, or a world."""
+    recipe: str | None = None
+    """Start from a row of `saccade recipes panoptic`; other flags given here win over it."""
     novel: Path | None = None
     """JSON file {"base": [names], "novel": [names]}; stuff that it does not name is base. When not given: what
     annotations/splits.json of the root says; else all classes are base, as ODISE's 133 of COCO."""
@@ -198,14 +200,13 @@ def open_segments(config: TrainPanoptic, tell: Tell) -> "tuple[Dataset, BaseNove
         InputError: no picture has a segment of a base class.
     """
     from saccade.data.loader import open_data
-    from saccade.data.splits import BaseNovel, split_of
+    from saccade.data.splits import BaseNovel, split_semantic
 
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
-    split = split_of(dataset, config.data, file=config.novel)
+    split = split_semantic(dataset, config.data, file=config.novel)
     if split is None:
         tell(f"{config.data}: has no base and novel classes of its own; all are base. See --novel.")
         split = BaseNovel(tuple(one.name for one in dataset.categories), (), (), "all classes")
-    split = with_stuff(dataset, split)
     segments = as_segments(dataset, split)
     if not segments.records:
         raise InputError(
@@ -213,14 +214,6 @@ def open_segments(config: TrainPanoptic, tell: Tell) -> "tuple[Dataset, BaseNove
             "right root, split and --novel?"
         )
     return segments, split
-
-
-def with_stuff(dataset: "Dataset", split: "BaseNovel") -> "BaseNovel":
-    """Count stuff that a split does not name among its base classes: splits are mostly of things alone."""
-    stuff = tuple(one.name for one in dataset.categories if not one.is_thing and one.name in split.left_out)
-    left_out = tuple(name for name in split.left_out if name not in stuff)
-    rule = f"{split.rule}; all other stuff is base" if stuff else split.rule
-    return replace(split, base=(*split.base, *stuff), left_out=left_out, rule=rule)
 
 
 def as_segments(dataset: "Dataset", split: "BaseNovel") -> "Dataset":

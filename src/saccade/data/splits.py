@@ -3,7 +3,7 @@
     the user's JSON file, or ROOT/annotations/splits.json     {"base": [names], "novel": [names]}
     LVIS                                                      rare = novel, common and frequent = base
     COCO's 80 categories                                      OV-COCO: 17 novel, 15 left out, the other 48 base
-    semantic data (`split_semantic`)                          the same of its things; stuff is base unless a file says
+    classes of pixels (`split_semantic`)                      as a file says; stuff that it does not name is base
 
 Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Deliberately absent: which pictures a
 split holds, and other splits of COCO (name them in a file).
@@ -17,7 +17,6 @@ from pathlib import Path
 from saccade.data.fetch import is_pattern
 from saccade.data.lvis import is_lvis, list_lvis_categories
 from saccade.data.records import Dataset, Record
-from saccade.data.semantic import SemanticData
 from saccade.data.strict import list_categories, load, short
 from saccade.types import Category, InputError
 
@@ -62,31 +61,28 @@ def split_of(dataset: Dataset, root: Path | str, *, file: Path | None = None) ->
     return _decide(dataset.categories, Path(root), file)
 
 
-def split_semantic(data: SemanticData, root: Path | str, *, file: Path | None = None) -> BaseNovel | None:
-    """Find which classes of semantic data are base, which a segmenter may learn from, and which are novel.
+def split_semantic(dataset: Dataset, root: Path | str, *, file: Path | None = None) -> BaseNovel | None:
+    """Find which classes of pixels are base, which a segmenter may learn from, and which are novel.
 
-    Things are split as boxes are, by the same files and rules; COCO's 80 are known among its panoptic or stuff classes.
-    Stuff is base, unless the file names it as novel: lists of base and novel categories are made for detectors and do
-    not speak of it. `only_classes(data, split.base)` is then what may be learned from.
+    Only a file says so: Cat-Seg and ODISE learn from all of COCO-Stuff and COCO, whose boxes OV-COCO splits. Stuff that
+    the file does not name is base: most lists of base and novel categories are made for detectors.
 
     Args:
-        data: its categories say what is a thing.
+        dataset: its categories say what is a thing.
         root: its folder, for `annotations/splits.json`.
         file: JSON to read instead, {"base": [names], "novel": [names]}.
 
     Returns:
-        The split, base things before base stuff; None where there is none of the things.
+        The split, named base classes before other stuff; None where no file speaks of it.
 
     Raises:
         InputError: as `split_of`.
     """
-    root, categories = Path(root), data.dataset.categories
-    named = file is not None or (root / SPLITS).is_file()  # then stuff may stand there too
-    found = _decide([one for one in categories if named or one.is_thing], root, file)
-    if found is None:
+    file = Path(root) / SPLITS if file is None and (Path(root) / SPLITS).is_file() else file
+    if file is None:
         return None
-    named_ones = {*found.base, *found.novel}
-    stuff = tuple(one.name for one in categories if not one.is_thing and one.name not in named_ones)
+    found = read_split(file, dataset.categories)
+    stuff = tuple(one.name for one in dataset.categories if not one.is_thing and one.name in found.left_out)
     left_out = tuple(name for name in found.left_out if name not in stuff)
     return BaseNovel((*found.base, *stuff), found.novel, left_out, f"{found.rule}; {len(stuff)} of stuff are base")
 

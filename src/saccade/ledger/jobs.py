@@ -221,7 +221,7 @@ def _train_catseg(
 def _train_generator(stage: Stage, seed: int, jobs: dict[str, Job]) -> str:
     """Add the training of a generator of masks on the CLIP as it comes, which all rows share; its name."""
     words = ["--model", stage.model, *_pretrained(stage), "--steps", str(stage.scale.generator_steps)]
-    words += [*stage.scale.generator, "--size", str(stage.scale.size)]
+    words += stage.scale.generator
     return _train_head(stage, "panoptic", stage.out / f"generator-{seed}", seed, words, _data(stage, jobs), jobs)
 
 
