@@ -44,8 +44,8 @@ SMALL = Scale(
     ),
     catseg_steps=250,
     catseg=("--batch", "4"),
-    generator_steps=1500,
-    generator=("--batch", "2", "--milestones", "1275", "--warmup", "20"),
+    generator_steps=1000,
+    generator=("--batch", "2", "--milestones", "850", "--warmup", "20"),
 )
 B16 = Scale(
     steps=44_358,
