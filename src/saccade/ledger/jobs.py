@@ -401,4 +401,10 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
             made = folder / row.name / "segments.json"
             words = ("segment", *pictures, "--model", str(model / "model"), "--vocab", str(stage.names), *common)
             found[name] = Job(name, (*words, str(made.parent)), made, (model.name,), cost=0.1)
+        if row.measure == "panoptic" and row.run == "clipself" and row.shares == "odise-label":
+            generator, student = stage.out / f"generator-{seed}", _folder(stage, row.run, seed)
+            made = folder / "ovps" / "panoptic.json"
+            words = ("segment", *pictures, "--model", str(generator / "model"), "--panoptic", "--clip-with")
+            words += (str(student / "model"), "--size", str(stage.scale.size), *common, str(made.parent))
+            found["figure-ovps"] = Job("figure-ovps", words, made, (generator.name, student.name), cost=0.1)
     return found
