@@ -12,7 +12,7 @@ MOST = 32  # classes brought to a picture's size together
 NUMBERS = 2**26  # and no more scores than this, of a large picture
 
 
-def best_labels(parts: Iterable[Float[Tensor, "k H W"]]) -> LabelMap:
+def best_labels(parts: Iterable[Float[Tensor, "_ H W"]]) -> LabelMap:
     """The class of the greatest score of each pixel; of equal ones the first.
 
     Args:
