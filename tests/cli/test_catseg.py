@@ -121,6 +121,14 @@ def test_any_clip_is_asked_by_its_cosines(world, tmp_path):
           "--out", str(tmp_path / "r.json")])  # fmt: skip
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["kind"] == "cosines" and found["mIoU"] > 0
+    data = open_semantic(world, split="val")
+    sizes = [read_truth(record, data).labels for record in data.dataset.records]
+    assert found["pictures"] == 3 and found["pixels"] == sum(int((one >= 0).sum()) for one in sizes)
+    main(["evaluate", "semantic", "--data", str(world), "--model", "saccade-small", "--size", "64", *ASK, "--limit",
+          "2", "--out", str(tmp_path / "r.json")])  # fmt: skip
+    part = json.loads((tmp_path / "r.json").read_text())
+    assert part["pictures"] == 2 and part["pixels"] == sum(int((one >= 0).sum()) for one in sizes[:2])
+    assert part["pictures_without_result"]["count"] == 0  # those beyond the limit are not missed
     novel = read_split(world / "annotations/splits.json", None).novel
     assert {one["name"] for one in found["per_class"] if not one["seen"]} == {*novel}
 
