@@ -463,7 +463,7 @@ RECIPES: tuple[Recipe, ...] = (
             name=f"semantic-{kind}",
             where="Tab. 5",
             what=f"mIoU on {title} of what was trained on COCO-Stuff.",
-            fields={"kind": kind},
+            fields={"kind": kind, **({"every_word": True} if kind == "voc20b" else {})},
             published={
                 f"Cat-Seg of {which}, without CLIPSelf": number for which, number in zip(VERSIONS, numbers, strict=True)
             },

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from saccade.cli.main import main
 from saccade.cli.train_catseg import TrainCatSeg, _network
@@ -120,6 +121,14 @@ def test_any_clip_is_asked_by_its_cosines(world, tmp_path):
           "--out", str(tmp_path / "r.json")])  # fmt: skip
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["kind"] == "cosines" and found["mIoU"] > 0
+    data = open_semantic(world, split="val")
+    sizes = [read_truth(record, data).labels for record in data.dataset.records]
+    assert found["pictures"] == 3 and found["pixels"] == sum(int((one >= 0).sum()) for one in sizes)
+    main(["evaluate", "semantic", "--data", str(world), "--model", "saccade-small", "--size", "64", *ASK, "--limit",
+          "2", "--out", str(tmp_path / "r.json")])  # fmt: skip
+    part = json.loads((tmp_path / "r.json").read_text())
+    assert part["pictures"] == 2 and part["pixels"] == sum(int((one >= 0).sum()) for one in sizes[:2])
+    assert part["pictures_without_result"]["count"] == 0  # those beyond the limit are not missed
     novel = read_split(world / "annotations/splits.json", None).novel
     assert {one["name"] for one in found["per_class"] if not one["seen"]} == {*novel}
 
@@ -214,3 +223,91 @@ def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, ca
     err = fails(capsys, "segment", picture, "--model", str(trained / "model"), "--vocab", "cat, dog, Cat", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
     assert "cat" in err.lower() and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "told"),
+    [
+        ("saccade-small", ["--limit", "0"], "--limit: need at least 1 picture; got 0"),
+        ("saccade-small", ["--limit", "-1"], "--limit: need at least 1 picture; got -1"),
+        ("saccade-small", ["--at-once", "0"], "--at-once: must be at least 1; got 0"),
+        ("saccade-small", ["--clip", "x"], "is a CLIP, which takes no notice of it; got x"),
+        ("saccade-small", ["--clip-with", "x"], "--clip-with: --model saccade-small is a CLIP"),
+        ("TRAINED", ["--size", "64"], "is a Cat-Seg, which takes no notice of it; got 64"),
+        ("TRAINED", ["--clip-with-pretrained", "x"], "--clip-with-pretrained: --model"),
+        ("TRAINED", ["--pretrained", "x"], "--pretrained: --model"),
+    ],
+)
+def test_flags_that_say_nothing_to_a_model_are_refused(world, trained, tmp_path, capsys, model, words, told):
+    model = str(trained / "model") if model == "TRAINED" else model
+    assert told in fails(capsys, "evaluate", "semantic", "--data", str(world), "--model", model, *ASK, *words)
+    if words[0] != "--limit":
+        err = fails(capsys, "segment", str(world / "val2017"), "--model", model, "--vocab", "a", *ASK, *words, "--out",
+                    str(tmp_path / "s"))  # fmt: skip
+        assert told in err and not (tmp_path / "s").exists()
+
+
+def test_stuff_is_a_matter_of_panoptic_segmentation(world, tmp_path, capsys):
+    err = fails(capsys, "segment", str(world / "val2017"), "--model", "saccade-small", "--vocab", "a, b", "--stuff",
+                "b", *ASK, "--out", str(tmp_path / "s"))  # fmt: skip
+    assert "--stuff: goes with --panoptic" in err
+
+
+def test_pictures_that_are_turned_or_broken_are_measured_by_their_maps(tmp_path, capsys):
+    """ADE20K's maps have the size of the picture as it is stored; a picture that cannot be read is missed whole."""
+    pictures, maps = (tmp_path / one / "validation" for one in ("images", "annotations"))
+    pictures.mkdir(parents=True), maps.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    for name in "ab":
+        Image.new("RGB", (12, 8)).save(pictures / f"{name}.jpg", exif=exif)
+        Image.new("L", (12, 8), 1 if name == "a" else 2).save(maps / f"{name}.png")
+    (pictures / "b.jpg").write_bytes(b"broken")
+    rows = [f"{one}\t0\tc{one}" for one in range(1, 151)]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(["Idx\tStuff\tName", *rows]))
+    main(["evaluate", "semantic", "--data", str(tmp_path), "--model", "saccade-small", "--size", "64", *ASK, "--out",
+          str(tmp_path / "r.json")])  # fmt: skip
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["pictures"] == 2 and found["pixels"] == 2 * 96 and found["pixels_without_prediction"] == 96
+    assert found["pictures_without_result"] == {"count": 1, "first": ["b"]} and [b["id"] for b in found["bad"]] == ["b"]
+    said = capsys.readouterr()
+    assert "1 of them could not be read, and all" in " ".join(said.out.split()) and "b.jpg" in said.err
+
+
+def test_weights_of_the_backbone_come_from_a_file(world, tmp_path, capsys, monkeypatch):
+    words = ["train-catseg", "--data", str(world), *TINY, "--steps", "1", "--version", "2023", "--backbone",
+             "test_resnet"]  # fmt: skip
+    weights = tmp_path / "w.safetensors"
+    network = timm.create_model("test_resnet")
+    save_file(network.state_dict(), weights)
+    main([*words, "--backbone-weights", str(weights), "--out", str(tmp_path / "c")])
+    weights.unlink()  # OUT/model holds them
+    catseg, about = load_catseg(tmp_path / "c/model")
+    # 64 pixels are 4 places of 16; of the small CLIP's patches of 8, 32 pixels
+    assert about.network.backbone == "test_resnet" and about.network.clip_size == 32 and catseg.backbone is not None
+    held = catseg.backbone.network.state_dict()
+    assert torch.equal(held["bn1.running_var"], network.state_dict()["bn1.running_var"])
+    moved = (held["conv1.0.weight"] - network.state_dict()["conv1.0.weight"]).abs().max()
+    assert 0 <= moved < 1e-4  # one step at a hundredth of 1e-3
+    main([*words, "--backbone-weights", "none", "--out", str(tmp_path / "d")])
+
+    out = ["--out", str(tmp_path / "e")]
+    save_file({"conv1.weight": torch.zeros(1)}, weights)
+    assert "need the weights of timm's test_resnet; " in fails(capsys, *words, "--backbone-weights", str(weights), *out)
+    save_file({name: torch.zeros(3, 3) for name in network.state_dict()}, weights)
+    assert "need the weights of timm's test_resnet; " in fails(capsys, *words, "--backbone-weights", str(weights), *out)
+    err = fails(capsys, *words, "--size", "72", "--test-size", "72", "--backbone-weights", "none", *out)
+    assert "--size: need a multiple of 16 pixels" in err
+    create = timm.create_model
+
+    def offline(*names, pretrained=False, **settings):
+        if pretrained:
+            raise OSError("Name or service not known")
+        return create(*names, **settings)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    err = fails(capsys, *words, *out)
+    assert "HF_HOME" in err and "Name or service not known" in err and "--backbone-weights" in err
+    assert not (tmp_path / "e").exists()
+    err = fails(capsys, "train-catseg", "--data", str(world), *TINY, "--backbone-weights", "none", *out)
+    assert "--backbone-weights: goes with --backbone" in err

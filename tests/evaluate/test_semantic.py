@@ -1,5 +1,7 @@
 """mIoU against hand-made cases, a slow loop and hotcoco's counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,14 @@ def test_pictures_that_are_none_of_the_data_set_s(data):
         evaluate_semantic([], data, places=[3])
     with pytest.raises(InputError, match="seen: need one entry"):
         evaluate_semantic([], data, seen=[True])
+
+
+def test_a_picture_that_cannot_be_read_is_missed_whole(data, tmp_path):
+    """Maps of the official data sets do not say how large their pictures are; a broken picture must not be asked."""
+    records = tuple(Record(str(one.id), one.path, semantic=one.semantic) for one in data.dataset.records)
+    for one in records:
+        one.path.write_bytes(b"broken")
+    found = evaluate_semantic([], replace(data, dataset=replace(data.dataset, records=records)))
+    # a: cat, dog and one of none; b: two of the background and a cat
+    assert found["pixels_without_prediction"] == found["pixels"] == 5 and found["mIoU"] == 0
+    assert found["pictures_without_result"] == {"count": 2, "first": ["a", "b"]}

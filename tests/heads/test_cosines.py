@@ -7,7 +7,7 @@ from saccade.clip.load import load
 from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.cosines import Cosines
 from saccade.heads.panoptic.fusion import Words, embed_words
-from saccade.ops.argmax import best_labels
+from saccade.ops.argmax import best_labels, classes_at_once
 from saccade.ops.resample import normalize
 from saccade.types import Sample
 
@@ -50,3 +50,9 @@ def test_many_classes_are_as_few_and_any_size_comes_back():
     order = torch.randperm(70, generator=torch.Generator().manual_seed(3))
     (other,) = Cosines(clip).label_maps([sample], Words(rows[order], torch.arange(70), 70))
     assert (order[other.labels] == found.labels).float().mean() > 0.999
+
+
+def test_of_a_large_picture_fewer_classes_are_looked_at_together():
+    assert classes_at_once(640, 640) == 32 and classes_at_once(1, 1) == 32
+    assert classes_at_once(3000, 4000) == 5  # 2**26 // 12,000,000
+    assert classes_at_once(10_000, 10_000) == 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from saccade.cli.detection import file_names
-from saccade.cli.segmenters import CATSEG, GENERATOR, Segmenting, open_masks, open_pixels
+from saccade.cli.segmenters import CATSEG, GENERATOR, Segmenting, check_segmenting, open_masks, open_pixels
 from saccade.errors import InputError
 from saccade.files import bad_lines, check_target, versions, write_whole
 
@@ -64,6 +64,9 @@ def run(config: Segment) -> Path:
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if config.panoptic and not (Path(config.model) / GENERATOR).is_file():
         raise InputError(f"--panoptic: need --model OUT/model of `saccade train-panoptic`; got {config.model}.")
+    if config.stuff and not config.panoptic:
+        raise InputError(f"--stuff: goes with --panoptic; got {config.stuff!r} without it.")
+    check_segmenting(config)
     path = config.out / (PANOPTIC if config.panoptic else LABELS)
     check_target(path, flag="--out")
     from saccade.clip.vocabulary import read_vocabulary

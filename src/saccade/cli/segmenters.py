@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.clip.names import Head, TemplateName
+from saccade.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,29 @@ class Segmenter:
     kind: str  # "catseg", "masks" or "cosines", for people
     trained: "Vocabulary | None"  # the classes that were learned from; None: nothing was
     label_maps: "Callable[[Sequence[Sample]], list[LabelMap]]"
+
+
+def check_segmenting(config: Segmenting) -> None:
+    """Refuse flags that the kind of model takes no notice of, before anything is loaded.
+
+    Raises:
+        InputError: names the flag and what it goes with.
+    """
+    if config.at_once < 1:
+        raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
+    folder = Path(config.model)
+    if (folder / GENERATOR).is_file():
+        kind, idle = "a generator of masks", ("pretrained",)
+    elif (folder / CATSEG).is_file():
+        kind, idle = "a Cat-Seg", ("pretrained", "size", "encoder", "clip_with", "clip_with_pretrained")
+    else:
+        kind, idle = "a CLIP", ("clip", "encoder", "clip_with", "clip_with_pretrained")
+    given = {"pretrained": config.pretrained, "clip": config.clip, "size": config.size, "encoder": config.encoder,
+             "clip_with": config.clip_with, "clip_with_pretrained": config.clip_with_pretrained}  # fmt: skip
+    for name in idle:
+        if given[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which takes no notice of "
+                             f"it; got {given[name]}. Leave it out.")  # fmt: skip
 
 
 def open_pixels(config: Segmenting, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from saccade.cli.evaluate import Reading, finish
 from saccade.cli.label_maps import LabelMapFlags, classes_of, open_truth_maps
-from saccade.cli.segmenters import Segmenting, open_pixels
+from saccade.cli.segmenters import Segmenting, check_segmenting, open_pixels
+from saccade.errors import InputError
 from saccade.files import check_target
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def run(config: Semantic) -> dict[str, Any]:
     """
     if config.out is not None:
         check_target(config.out, flag="--out")
+    if config.limit is not None and config.limit < 1:
+        raise InputError(f"--limit: need at least 1 picture; got {config.limit}.")
+    check_segmenting(config)
     started = time.perf_counter()
     from dataclasses import replace
 
@@ -98,7 +102,9 @@ def _seen(
 def _table(result: dict[str, Any], config: Semantic) -> "Table":
     from rich.table import Table
 
+    missed = result["pictures_without_result"]["count"]
     title = f"{config.model}: {result['pictures']} pictures of {result['data']} [%]"
+    title += f"; {missed} of them could not be read, and all their pixels count as missed" if missed else ""
     table = Table(title=title, title_justify="left")
     for heading in ("classes", "with pixels", "mIoU", "mean accuracy", "pixel accuracy"):
         table.add_column(heading, justify="left" if heading == "classes" else "right")

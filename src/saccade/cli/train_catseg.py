@@ -14,6 +14,8 @@ from saccade.errors import InputError
 from saccade.heads.catseg.names import Residual, Version
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
+    from torch import Tensor
+
     from saccade.clip.model import Clip
     from saccade.engine.distributed import Processes
     from saccade.engine.fit import Outcome
@@ -48,11 +50,15 @@ class TrainCatSeg(LabelMapFlags, Training):
     """What the values of the last block are added to: token, as in CLIPSelf, or cls, as in Cat-Seg of 2024."""
     backbone: str | None = None
     """With --version 2023: the timm network that guides; resnet101 with a ViT-B, swin_base_patch4_window12_384 with a
-    ViT-L. timm's weights must be in its cache."""
+    ViT-L."""
+    backbone_weights: str | None = None
+    """Of the backbone: a file with timm's weights of it, or none: drawn ones, for trials; when not given, timm's own
+    from its cache, or fetched."""
     size: int | None = None
     """Side of a training crop, and of a window at test [pixels]; when not given, 384, and 96 for saccade-small."""
     clip_size: int | None = None
-    """Side that a crop is brought to for the CLIP [pixels]; when not given, 24 patches: 384 of 16 pixels, 336 of 14."""
+    """Side that a crop is brought to for the CLIP [pixels]; when not given, 24 patches: 384 of 16 pixels, 336 of 14;
+    of another --size in proportion."""
     test_size: int | None = None
     """Side of the square that a picture is squashed to at test [pixels]; when not given, 5/3 of --size: 640."""
     hidden: int | None = None
@@ -89,9 +95,10 @@ def _run(config: TrainCatSeg, processes: "Processes", tell: Tell) -> "Outcome":
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
     tower, is_small = tower_digest(clip, whole=True), clip.native_size <= SMALL_SIDE
     network = _network(config, clip)
+    known = _backbone_weights(config)
     classes = classes_of(data)
     torch.manual_seed(config.seed)
-    catseg = build_catseg(clip, network, classes=classes, pretrained=True, is_varied=config.vary)
+    catseg = build_catseg(clip, network, classes=classes, pretrained=known, is_varied=config.vary)
     made_of = {"weights": digest_module(catseg), "classes": [list(words) for words in classes], "novel": list(novel)}
 
     # --- the loop, in this run's own folder
@@ -130,14 +137,26 @@ def _run(config: TrainCatSeg, processes: "Processes", tell: Tell) -> "Outcome":
     return outcome
 
 
+def _backbone_weights(config: TrainCatSeg) -> "bool | dict[str, Tensor]":
+    """What the backbone is to know, as `build_catseg` takes it."""
+    from saccade.heads.catseg.guidance import read_backbone
+
+    if config.backbone is None or config.backbone_weights is None:
+        return True
+    drawn = config.backbone_weights == "none"
+    return False if drawn else read_backbone(config.backbone_weights, config.backbone)
+
+
 def _network(config: TrainCatSeg, clip: "Clip") -> "Network":
     """The numbers of the network; those not given are Cat-Seg's, or the small CLIP's."""
+    from saccade.heads.catseg.guidance import STRIDE as PLACE
     from saccade.heads.catseg.product import Network
 
     is_small = clip.native_size <= SMALL_SIDE
     usual, grid = (96, 12) if is_small else (384, 24)  # 24 places a side, of 16 pixels or of 14
     size, hidden = config.size or usual, config.hidden or (32 if is_small else 128)
-    clip_size = config.clip_size or round(size * grid * clip.patch_size / usual)
+    places = size // PLACE if config.version == "2023" else size * grid / usual  # as many as the backbone's map has
+    clip_size = config.clip_size or round(places * clip.patch_size)
     return Network(
         version=config.version,
         residual=config.residual,
@@ -181,3 +200,5 @@ def check(config: TrainCatSeg) -> None:
             f"--backbone: goes with --version 2023, which needs one (resnet101 with a ViT-B); got "
             f"{config.backbone or 'none'} with --version {config.version}."
         )
+    if config.backbone_weights is not None and config.backbone is None:
+        raise InputError(f"--backbone-weights: goes with --backbone; got {config.backbone_weights} without one.")

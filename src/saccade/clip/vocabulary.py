@@ -129,7 +129,8 @@ def _checked(classes: Iterable[tuple[str, list[Any]]], *, source: str = "vocabul
             if key in known:
                 first, place = known[key]
                 other = f"class {found[place][0]!r} has it" if place < len(found) else "this class has it twice"
-                raise InputError(f"{where}: need every name once; got {word.strip()!r} again, {other} ({first}).")
+                here = f" in class {words[0].strip()!r}" if place < len(found) and word is not words[0] else ""
+                raise InputError(f"{where}: need every name once; got {word.strip()!r} again{here}, {other} ({first}).")
             known[key] = (where, len(found))
         found.append(tuple(word.strip() for word in words))
     if not found:

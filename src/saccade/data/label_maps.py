@@ -162,7 +162,8 @@ def _open_voc(root: Path, split: str, kind: SemanticKind, labels: Path | None, m
         return data
     note = (
         "background is asked for by this one word; Cat-Seg's published numbers also ask for 39 words of PASCAL Context "
-        'and count them as background: give them as synonyms, "0:background,word,word ...", in --labels'
+        'and count them as background: give them as synonyms, "0:background,word,word ...", in --labels, and ask '
+        "with --every-word"
     )
     return replace(data, dataset=replace(data.dataset, notes=(*data.dataset.notes, note)))
 

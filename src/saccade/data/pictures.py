@@ -124,6 +124,16 @@ def read_values(path: Path | str, *, bits: int, expected_size: tuple[int, int] |
     return torch.from_numpy(values)
 
 
+def stated_size(path: Path | str) -> tuple[int, int]:
+    """Read (height, width) [pixels] from the header of a map, without decoding it.
+
+    Raises:
+        PictureError: as `read_values`.
+    """
+    with _opened(Path(path), str(path), formats=MAP_FORMATS) as image:
+        return image.height, image.width
+
+
 def check_size(path: Path | str, size: tuple[int, int]) -> None:
     """Hold the size that a picture's header states to (height, width) [pixels], without decoding the picture.
 

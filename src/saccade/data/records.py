@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from saccade.data.pictures import read_picture
+from saccade.data.pictures import read_picture, stated_size
 from saccade.types import Category
 
 Box = tuple[float, float, float, float]
@@ -83,10 +83,15 @@ class Dataset:
 def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:
     """Decode a record's picture, within the bounds of `read_picture`, wherever it lies.
 
+    Its size is the annotated one, or else that of its map of classes: EXIF rotation is applied where they then agree.
+
     Raises:
-        PictureError: there is no such picture, or it cannot be used or is not of the annotated size.
+        PictureError: there is no such picture, or it cannot be used or is not of that size.
     """
     if record.member is None:
-        return read_picture(record.path, expected_size=record.size)
+        size = record.size
+        if size is None and record.semantic is not None:
+            size = stated_size(record.semantic)
+        return read_picture(record.path, expected_size=size)
     part = (record.member.offset, record.member.size)
     return read_picture(record.path, expected_size=record.size, part=part, name=f"{record.path}:{record.member.key}")

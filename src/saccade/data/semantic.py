@@ -88,13 +88,22 @@ def read_truth(record: Record, data: SemanticData) -> LabelMap:
         PictureError: a file is missing or damaged, the map is not of the picture's size, has other bits than the data
             set's maps, or a number that means nothing there; names the file, the number and a pixel.
     """
-    if data.coding is None:
-        return flatten(read_panoptic_map(record, data.dataset.categories))
-    found = _decode(record, data.coding)
-    if record.size is None and record.member is None:
+    found = read_map(record, data)
+    if data.coding is not None and record.size is None and record.member is None:
         height, width = found.labels.shape
         check_size(record.path, (height, width))
     return found
+
+
+def read_map(record: Record, data: SemanticData) -> LabelMap:
+    """Read the classes of a picture's pixels without a look at the picture, which may be one that cannot be read.
+
+    Raises:
+        PictureError: as `read_truth`, but for the picture's size.
+    """
+    if data.coding is None:
+        return flatten(read_panoptic_map(record, data.dataset.categories))
+    return _decode(record, data.coding)
 
 
 def read_both(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from saccade.data.records import Record
-from saccade.data.semantic import NONE, SemanticData, read_truth
+from saccade.data.semantic import NONE, SemanticData, read_map, read_truth
 from saccade.types import InputError, LabelMap
 
 RULE = (
@@ -163,7 +163,7 @@ def _placed(prediction: LabelMap, table: torch.Tensor | None, key: str) -> Label
 
 def _miss(confusion: Confusion, record: Record, data: SemanticData) -> None:
     """Count all of a picture as missed."""
-    truth = read_truth(record, data)
+    truth = read_map(record, data)  # the picture may be one that cannot be read
     confusion.add(truth, LabelMap(torch.full_like(truth.labels, NONE)), key=str(record.id))
 
 

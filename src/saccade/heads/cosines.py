@@ -15,11 +15,9 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.heads.panoptic.fusion import Words, best_of_synonyms
-from saccade.ops.argmax import best_labels
+from saccade.ops.argmax import best_labels, classes_at_once
 from saccade.ops.resample import check_side, fitted_size, normalize
 from saccade.types import LabelMap, Sample
-
-CLASSES_AT_ONCE = 32  # brought to the picture's size
 
 
 class Cosines:
@@ -59,7 +57,7 @@ class Cosines:
         cosines = best_of_synonyms(places @ words.rows.to(places.device).float().T, words)  # (h w, K)
         maps = cosines.T.unflatten(1, dense.shape[1:])  # (K, h, w)
         size = tuple(sample.image.shape[1:])
-        for some in maps.split(CLASSES_AT_ONCE):
+        for some in maps.split(classes_at_once(*size)):
             yield F.interpolate(some[None], size=size, mode="bilinear", align_corners=False)[0]
 
     def _view(self, sample: Sample) -> Float[Tensor, "3 H W"]:

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from saccade.types import LabelMap
 
+MOST = 32  # classes brought to a picture's size together
+NUMBERS = 2**26  # and no more scores than this, of a large picture
 
-def best_labels(parts: Iterable[Float[Tensor, "k H W"]]) -> LabelMap:
+
+def best_labels(parts: Iterable[Float[Tensor, "_ H W"]]) -> LabelMap:
     """The class of the greatest score of each pixel; of equal ones the first.
 
     Args:
@@ -25,3 +28,8 @@ def best_labels(parts: Iterable[Float[Tensor, "k H W"]]) -> LabelMap:
         best, labels, first = value, place, first + len(part)
     assert labels is not None, "scores are of at least one class"
     return LabelMap(labels)
+
+
+def classes_at_once(height: int, width: int) -> int:
+    """How many classes of a picture of this size [pixels] are looked at together, so that memory stays bounded."""
+    return max(1, min(MOST, NUMBERS // (height * width)))

@@ -206,7 +206,7 @@ def test_pictures_and_views_do_not_depend_on_each_other(catseg, pictures, monkey
     model = catseg().eval()
     samples, text = pictures((40, 56), (90, 30), (8, 8)), model.embed_classes(["cat", "sky", "tree", "dog", "river"])
     together = model.predict(samples, text)
-    monkeypatch.setattr("saccade.heads.catseg.model.CLASSES_AT_ONCE", 2)
+    monkeypatch.setattr("saccade.ops.argmax.MOST", 2)
     labels = model.label_maps(samples, text)
     for sample, found, one in zip(samples, together, labels, strict=True):
         (alone,) = model.predict([sample], text, at_once=1)

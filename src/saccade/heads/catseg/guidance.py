@@ -1,10 +1,11 @@
 """What guides Cat-Seg's aggregation: maps of the picture at the dense map's grid, and twice and four times as fine.
 
 The version of 2024 makes them of the CLIP tower itself: the dense map, and two earlier blocks made finer by transposed
-convolutions. The version of 2023 asks a second network that was trained on ImageNet. Deliberately absent: where that
-network's weights come from, beyond asking timm for them.
+convolutions. The version of 2023 asks a second network that was trained on ImageNet. Its weights are timm's own, or a
+file's (`read_backbone`). Deliberately absent: networks that timm does not know.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import timm
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saccade.clip.states import read_state
 from saccade.ops.resample import normalize
 from saccade.types import InputError
 
@@ -59,22 +61,23 @@ class Backbone(nn.Module):
         is_trained: whether it learns.
     """
 
-    def __init__(self, name: str, *, size: int = 384, is_trained: bool, pretrained: bool = True) -> None:
+    def __init__(
+        self, name: str, *, size: int = 384, is_trained: bool, pretrained: bool | dict[str, Tensor] = True
+    ) -> None:
         """Ask timm for a network.
 
         Args:
             name: "resnet101" is what goes with a ViT-B, "swin_base_patch4_window12_384" with a ViT-L.
             size: side of the square pictures [pixels].
             is_trained: the paper's residual network learns slowly, its Swin not at all.
-            pretrained: load timm's weights.
+            pretrained: True: timm's weights, of its cache or fetched; False: drawn; or weights (`read_backbone`).
 
         Raises:
-            InputError: timm knows no such network, or it has no such strides.
+            InputError: timm knows no such network, or it has no such strides, or its weights are not to be had or are
+                another network's.
         """
         super().__init__()
-        if not timm.is_model(name):
-            raise InputError(f"backbone: need a network of timm; got {name!r}. The paper's: resnet101 (B), "
-                             "swin_base_patch4_window12_384 (L).")  # fmt: skip
+        _check_name(name)
         sized: dict[str, Any] = {"img_size": size} if "swin" in name else {}
         with torch.device("meta"):
             whole: Any = timm.create_model(name, features_only=True, **sized)
@@ -85,7 +88,7 @@ class Backbone(nn.Module):
         fine, middle, coarse = (whole.feature_info.channels()[place] for place in places)
         self.channels: tuple[int, int, int] = (coarse, middle, fine)
         # without the stages that nobody asks for, which would hold parameters that never learn
-        self.network = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=places, **sized)
+        self.network = _with_weights(name, pretrained, {"features_only": True, "out_indices": places, **sized})
         config: Any = self.network.default_cfg  # pyright: ignore[reportAttributeAccessIssue]
         self.mean, self.std = cast(Statistics, tuple(config["mean"])), cast(Statistics, tuple(config["std"]))
         self.is_trained = is_trained
@@ -106,3 +109,54 @@ class Backbone(nn.Module):
             maps = self.network(normalize(images, mean=self.mean, std=self.std))
         pairs = zip(reversed(maps), self.channels, strict=True)  # some networks put channels last
         return Guidance(*(one if one.shape[1] == count else one.permute(0, 3, 1, 2) for one, count in pairs))
+
+
+def read_backbone(path: Path | str, name: str) -> dict[str, Tensor]:
+    """Read weights of a timm network, named as timm's own file of it names them; nothing in the file is run.
+
+    Args:
+        path: as for `saccade.clip.states.read_state`.
+        name: of the network.
+
+    Raises:
+        InputError: timm knows no such network, or the file is missing, damaged or of another network.
+    """
+    _check_name(name)
+    state = read_state(path)
+    with torch.device("meta"):
+        whole: Any = timm.create_model(name)
+    head = str(whole.default_cfg.get("classifier", ""))
+    missing = [one for one, _ in whole.named_parameters() if one not in state and not one.startswith(head or " ")]
+    if missing:
+        raise InputError(
+            f"{path}: need the weights of timm's {name}; {len(missing)} tensors are missing, such as {missing[0]}."
+        )
+    return state
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise InputError(f"backbone: need a network of timm; got {name!r}. The paper's: resnet101 (B), "
+                         "swin_base_patch4_window12_384 (L).")  # fmt: skip
+
+
+def _with_weights(name: str, pretrained: bool | dict[str, Tensor], settings: dict[str, Any]) -> nn.Module:
+    """The network with what it is to know."""
+    if isinstance(pretrained, dict):
+        try:
+            return timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay={"state_dict": pretrained}, **settings
+            )
+        except RuntimeError as error:  # of other shapes
+            raise InputError(f"backbone: need the weights of timm's {name}; {_first_line(error)}") from error
+    try:
+        return timm.create_model(name, pretrained=pretrained, **settings)
+    except (OSError, RuntimeError) as error:  # no network, no weights of this name, a damaged cache
+        raise InputError(
+            f"backbone: need timm's weights of {name}, from its cache (that of huggingface_hub, HF_HOME) or fetched; "
+            f"{_first_line(error)} Give a file of them with --backbone-weights, or `none` to begin from drawn ones."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -34,14 +34,13 @@ from saccade.heads.catseg.names import Residual, Version
 from saccade.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
 from saccade.heads.catseg.views import cut_windows, fold_average, squash, training_view
 from saccade.heads.fvit.pyramid import tap_width
-from saccade.ops.argmax import best_labels
+from saccade.ops.argmax import best_labels, classes_at_once
 from saccade.ops.resample import check_side, normalize
 from saccade.types import Batch, InputError, LabelMap, Sample
 
 HEADS: dict[Residual, Head] = {"token": "value", "cls": "value_cls"}
 PROMPT = "A photo of a {} in the scene"
 PROMPTS_AT_ONCE = 512
-CLASSES_AT_ONCE = 32  # brought to the picture's size
 
 
 class CatSeg(nn.Module):
@@ -108,6 +107,8 @@ class CatSeg(nn.Module):
         clip_size = size if clip_size is None else clip_size
         _check(clip, version, residual, backbone)
         _check_sizes(clip, size, clip_size, test_size, stride, window)
+        if backbone is not None and size % STRIDE:
+            raise InputError(f"--size: need a multiple of {STRIDE} pixels, a place of the backbone's map; got {size}.")
         if backbone is not None and size // STRIDE != clip_size // clip.patch_size:
             raise InputError(f"--clip-size: the backbone's map has {size // STRIDE} places a side and the tower's "
                              f"{clip_size // clip.patch_size}; need {size // STRIDE * clip.patch_size}.")  # fmt: skip
@@ -291,7 +292,7 @@ class CatSeg(nn.Module):
         windows = cut_windows(square[0], window=self.size, stride=self.stride)
         views = torch.cat([windows, squash(square, size=self.size)])  # (n + 1, 3, S, S)
         logits = torch.cat([self.logits(some, text) for some in views.split(at_once)])  # (n + 1, K, H', W')
-        for some in logits.split(CLASSES_AT_ONCE, dim=1):
+        for some in logits.split(classes_at_once(*sample.image.shape[1:]), dim=1):
             shares = _finer(some, size=self.size).sigmoid()  # (n + 1, k, S, S)
             folded = fold_average(shares[:-1], length=self.test_size, stride=self.stride)
             both = (folded[None] + _finer(shares[-1:], size=self.test_size)) / 2  # (1, k, L, L)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saccade.clip.model import Clip
 from saccade.clip.vocabulary import Vocabulary
@@ -63,7 +64,12 @@ class About:
 
 
 def build_catseg(
-    clip: Clip, network: Network, *, classes: tuple[tuple[str, ...], ...], pretrained: bool, is_varied: bool
+    clip: Clip,
+    network: Network,
+    *,
+    classes: tuple[tuple[str, ...], ...],
+    pretrained: bool | dict[str, Tensor],
+    is_varied: bool,
 ) -> CatSeg:
     """Build a Cat-Seg by its numbers.
 
@@ -71,7 +77,7 @@ def build_catseg(
         clip: changed, see `CatSeg`.
         network: the numbers.
         classes: to learn from, each with its words.
-        pretrained: load timm's weights of the backbone, where there is one; else they come from the folder.
+        pretrained: of the backbone, where there is one, see `Backbone`; False where they come from the folder.
         is_varied: see `CatSeg`.
 
     Raises:
