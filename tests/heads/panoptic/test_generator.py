@@ -149,6 +149,8 @@ def test_words_are_compared_by_hand(tiny_clip, tiny_decoder, scenes):
     nothing = F.cosine_similarity(found.embeddings, head.text(head.nothing)[None], dim=1) / 0.07
     assert torch.allclose(logits[:, 3], nothing, atol=1e-4)
 
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.class_logits(found, words), logits)
 
 def test_patches_of_14_pixels(tiny_clip, tiny_decoder, scenes):
     clip = tiny_clip(patch_size=14, image_size=56)
