@@ -64,6 +64,8 @@ def run(config: Segment) -> Path:
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if config.panoptic and not (Path(config.model) / GENERATOR).is_file():
         raise InputError(f"--panoptic: need --model OUT/model of `saccade train-panoptic`; got {config.model}.")
+    if config.stuff and not config.panoptic:
+        raise InputError("--stuff: says which classes are not told apart with --panoptic; leave it out, or add that.")
     path = config.out / (PANOPTIC if config.panoptic else LABELS)
     check_target(path, flag="--out")
     from saccade.clip.vocabulary import read_vocabulary
@@ -128,9 +130,9 @@ def _things(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict
     segmenter = open_masks(config, vocabulary, is_thing=is_thing, device=config.device)
     images, annotations = [], []
     for samples in feed:
-        for sample in samples:
+        for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
-            found = segmenter.panoptic(segmenter.score(sample))
+            found = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
             write_picture(draw_panoptic(sample.image, found, names=vocabulary.names), config.out / f"{stem}.jpg")
             write_whole(config.out / f"{stem}.png", panoptic_png(found))
             height, width = found.ids.shape
