@@ -27,7 +27,7 @@ class Category:
     id: int  # as the annotation file numbers it
     name: str
     is_thing: bool
-    synonyms: tuple[str, ...] = ()  # LVIS only
+    synonyms: tuple[str, ...] = ()  # of LVIS, and of ADE20K, whose names are lists
     frequency: str | None = None  # LVIS only: "r", "c" or "f" (rare, common, frequent)
 
 

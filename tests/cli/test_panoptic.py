@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 
 from saccade.cli.main import main
 from saccade.cli.panoptic import open_panoptic, open_segmenter
@@ -24,7 +26,7 @@ from saccade.evaluate.detection import evaluate_detection
 from saccade.evaluate.panoptic import evaluate_panoptic
 from saccade.evaluate.shares import Things, sweep_shares, truth_of
 from saccade.heads.panoptic.fusion import PRESETS
-from saccade.heads.panoptic.mask2former import MaskGenerator
+from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
 from saccade.heads.panoptic.product import load_generator, read_about
 from saccade.ops.paste import encode_masks
 from saccade.types import Detections
@@ -172,6 +174,29 @@ def test_what_is_counted_is_what_the_protocol_counts_of_files(world, trained):
     assert torch.equal(ours.ids == 0, theirs.ids == 0)
 
 
+def test_the_ground_truth_itself_is_worth_100(world, trained, monkeypatch):
+    segmenter, data = asked_of(trained / "model", world)
+    things = [one.is_thing for one in data.categories]
+
+    def right(self, samples):
+        rows = [(one, one.segments) for one in samples]
+        return [Proposals(one.id, *one.image.shape[1:], 18 * own.masks.float() - 9, own.labels[:, None].float(), None)
+                for one, own in rows]  # fmt: skip
+
+    def sure(self, proposals, words):
+        return 30 * F.one_hot(proposals.embeddings[:, 0].long(), words.count + 1).float()
+
+    monkeypatch.setattr(MaskGenerator, "propose", right)
+    monkeypatch.setattr(MaskGenerator, "class_logits", sure)
+    swept = sweep_shares(segmenter, data, [PRESETS["generator"]], workers=0, semantic=True, instances=True)
+    (one,) = swept["shares"]
+    labels = {label for record in data.records for label in record.labels}
+    assert all(one[name]["PQ"] == pytest.approx(100) for name in ("all", "things", "stuff"))
+    assert all(one["groups"][name]["PQ"] == pytest.approx(100) for name in ("seen", "unseen"))
+    assert one["things"]["classes"] == sum(things[label] for label in labels) < one["all"]["classes"] == len(labels)
+    assert one["semantic"]["mIoU"] == pytest.approx(100) and one["instances"]["masks"]["AP"] == pytest.approx(100)
+
+
 def test_masks_that_are_none_and_empty_masks_are_measured(world, trained, monkeypatch):
     segmenter, data = asked_of(trained / "model", world)
     propose = MaskGenerator.propose
@@ -189,6 +214,87 @@ def test_masks_that_are_none_and_empty_masks_are_measured(world, trained, monkey
         for one in swept["shares"]:
             assert one["segments"] == 0 and one["all"]["PQ"] == 0.0
             assert sum(row["missed"] for row in one["per_class"]) == sum(len(record.labels) for record in data.records)
+
+
+@pytest.fixture
+def ade(tmp_path: Path) -> Path:
+    """ADEChallengeData2016 as Mask2Former's tools leave it: text for ids, categories from 0, lists for names."""
+    root, name = tmp_path / "ADEChallengeData2016", "ade20k_panoptic_val"
+    names = ["wall", "building", "road, route", "windowpane, window "]
+    categories = [{"id": i, "name": one, "isthing": int(i == 3), "color": [0, 0, i]} for i, one in enumerate(names)]
+    places = {0: (0, 0, 80, 40), 2: (0, 40, 80, 10), 3: (10, 52, 20, 6)}  # x, y, width, height; the rest is void
+    content = {"images": [], "annotations": [], "categories": categories}
+    for folder in ("images/validation", name, "annotations/validation"):
+        (root / folder).mkdir(parents=True)
+    for key in ("ADE_val_00000001", "ADE_val_00000002"):
+        Image.new("RGB", (80, 60), (90, 160, 60)).save(root / f"images/validation/{key}.jpg")
+        colours, segments = Image.new("RGB", (80, 60)), []
+        for category, (x, y, width, height) in places.items():
+            colour = (120, category, 6)
+            colours.paste(colour, (x, y, x + width, y + height))
+            number = colour[0] + 256 * colour[1] + 65536 * colour[2]
+            segments.append({"id": number, "category_id": category, "area": width * height,
+                             "bbox": [x, y, width, height], "iscrowd": 0})  # fmt: skip
+        colours.save(root / name / f"{key}.png")
+        content["images"].append({"id": key, "file_name": f"{key}.jpg", "width": 80, "height": 60})
+        content["annotations"].append({"image_id": key, "file_name": f"{key}.png", "segments_info": segments})
+    (root / f"{name}.json").write_text(json.dumps(content))
+    return root
+
+
+def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
+    data = open_panoptic(ade, "val")
+    assert [(one.name, one.synonyms) for one in data.categories] == [
+        *(("wall", ()), ("building", ()), ("road", ("route",)), ("windowpane", ("window",)))
+    ]
+    truth = read_panoptic_map(data.records[0], data.categories)
+    areas = {one.label: int((truth.ids == one.id).sum()) for one in truth.segments}
+    assert areas == {0: 3200, 2: 800, 3: 120} and int((truth.ids == 0).sum()) == 4800 - 4120
+    words = ["evaluate", "panoptic", "--data", str(ade), "--model", str(trained / "model"), *ASK]
+    main([*words, "--semantic", "--instances", "--out", str(tmp_path / "o.json")])
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["pictures"] == 2 and [one["name"] for one in found["shares"]] == ["odise-label", "clip", "generator"]
+    counts = [one["matched"] + one["missed"] for one in found["shares"][0]["per_class"]]
+    assert counts == [2, 0, 2, 2] and found["shares"][0]["instances"]["objects"] == 2
+    # OpenSeg's list counts from 1; one of its words is learned
+    lines = ("0:invalid_class_id", "1:wall", "2:building", "3:road,Grass", "4:window,windowpane")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    main([*words, "--shares", "clip", "--labels", str(tmp_path / "list.txt")])
+    told = capsys.readouterr().err
+    assert "taken in their order" in told and "4 classes: 1 that the generator learned from" in told
+    assert "--split: must be val for ADE20K" in fails(capsys, *words, "--split", "train")
+    # things that hide all of some stuff: the tool lists it, and no pixel of it is left
+    Image.new("RGB", (80, 60), (120, 0, 6)).save(ade / "ade20k_panoptic_val/ADE_val_00000002.png")
+    main([*words, "--shares", "clip", "--out", str(tmp_path / "p.json")])
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert found["pictures"] == 1 and "need pixels of every segment" in found["bad"][0]["reason"]
+
+
+def test_a_mask2former_from_a_folder_trains_and_is_asked(world, tmp_path, capsys):
+    from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
+
+    swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
+                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=4,
+        num_attention_heads=4, dim_feedforward=32, encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2,
+    )  # fmt: skip
+    Mask2FormerModel(config).save_pretrained(tmp_path / "m2f")
+    out, more = tmp_path / "g", ["--size", "64", "--points", "64", "--batch", "2", "--steps", "2", "--workers", "0"]
+    words = ["train-panoptic", "--data", str(world), "--device", "cpu", "--encoder", str(tmp_path / "m2f"), *more]
+    assert "--taps: must be left out with --encoder" in fails(
+        capsys, *words, "--out", str(out), "--taps", "1", "2", "3"
+    )
+    main([*words, "--out", str(out), "--precision", "bfloat16"])
+    before = load_file(tmp_path / "m2f/model.safetensors")
+    after = load_file(out / "model/generator.safetensors")
+    own, theirs = "decoder.library.transformer", "transformer_module"
+    pairs = [(one, before[name.replace(own, theirs)]) for name, one in after.items() if name.startswith(own)]
+    assert not all(torch.equal(one, other) for one, other in pairs)
+    assert not any(name.startswith("encoder.") for name in after)
+    main(["evaluate", "panoptic", "--data", str(world), "--model", str(out / "model"), "--limit", "2", *ASK,
+          "--out", str(tmp_path / "o.json")])  # fmt: skip
+    assert json.loads((tmp_path / "o.json").read_text())["masks"] == 4
 
 
 def test_a_generator_without_words_is_asked_with_clip_alone(world, wordless, tmp_path, capsys):
@@ -271,7 +377,8 @@ def test_bad_questions_are_refused(world, trained, capsys, more, says):
         (["--jitter", "2", "1"], "--jitter"),
         (["--queries", "0"], "--queries"),
         (["--width", "40"], "multiple of 32"),
-        (["--encoder", "gone"], "left out with a Mask2Former's folder"),
+        (["--width", "-32"], "--width: must be at least 1"),
+        (["--encoder", "gone"], "--encoder: must be a folder that is there; got gone"),
         (["--split", "test"], "split test"),
         (["--lr", "0"], "--lr"),
     ],

@@ -57,6 +57,26 @@ def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main([*words, "--stuff", "dog", "--out", str(tmp_path / "t")])
     assert done.value.code == 2 and "--stuff: need names of the vocabulary; 'dog' is none" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as done:
+        main([*[word for word in words if word != "--panoptic"], "--stuff", "rug", "--out", str(tmp_path / "t")])
+    assert done.value.code == 2 and "leave it out, or add that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_pictures_smaller_than_a_patch_and_bad_ones(world, masks, tmp_path, capsys, words):
+    if not words:
+        masks = tmp_path / "g/model"
+        main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, "--no-words"])
+    sizes = {"a": (1, 1), "b": (3, 5), "c": (40, 2), "d": (1, 19)}  # (width, height)
+    (tmp_path / "p").mkdir()
+    for name, size in sizes.items():
+        Image.new("RGB", size, (90, 160, 60)).save(tmp_path / f"p/{name}.png")
+    (tmp_path / "p/e.png").write_bytes(b"no picture")
+    main(["segment", str(tmp_path / "p"), "--model", str(masks), "--panoptic", "--out", str(tmp_path / "s"), *ASK])
+    content = json.loads((tmp_path / "s/panoptic.json").read_text())
+    assert {Path(one["file_name"]).stem: (one["width"], one["height"]) for one in content["images"]} == sizes
+    assert [one["id"] for one in content["info"]["bad"]] == ["e.png"] and "e.png" in capsys.readouterr().err
+    assert all(Image.open(tmp_path / f"s/{name}.png").size == size for name, size in sizes.items())
 
 
 def test_masks_give_every_pixel_a_class_too(world, masks, tmp_path):

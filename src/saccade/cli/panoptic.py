@@ -6,7 +6,7 @@ Torch is imported only when something is measured, so that help and typing error
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from saccade.data.records import Dataset
     from saccade.heads.panoptic.fusion import Shares
     from saccade.heads.panoptic.segment import PanopticSegmenter
+    from saccade.types import Category
 
 ALL_SHARES = ("odise-label", "clip", "generator")
 ADE = "ade20k_panoptic_val"  # what Mask2Former's tools write into ADEChallengeData2016
@@ -222,7 +223,14 @@ def open_panoptic(root: Path, split: str) -> "Dataset":
         return open_data(root, split=split, annotations="panoptic")
     if split != "val":
         raise InputError(f"--split: must be val for ADE20K; got {split}.")
-    return read_panoptic(file, root / "images" / "validation", root / ADE)
+    found = read_panoptic(file, root / "images" / "validation", root / ADE)
+    return replace(found, categories=tuple(_words_apart(one) for one in found.categories))
+
+
+def _words_apart(category: "Category") -> "Category":
+    """A class of ADE20K, whose name is a list of words: "windowpane, window "."""
+    words = [word.strip() for word in category.name.split(",")]
+    return replace(category, name=words[0], synonyms=(*words[1:], *category.synonyms))
 
 
 def _numbers(name: str) -> tuple[float, float]:
@@ -250,7 +258,7 @@ def _table(result: dict[str, Any], config: Panoptic) -> "Table":
 
     title = f"{config.model} with {result['clip']}, {result['size']} px: {result['pictures']} pictures [%]"
     table = Table(title=title, title_justify="left")
-    table.add_column("CLIP's share")
+    table.add_column("CLIP's share", overflow="fold")  # a narrow terminal must not cut the names that --shares takes
     headings = ["PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]
     headings += [*(["mIoU"] if config.semantic else []), *(["AP\nmasks"] if config.instances else [])]
     for heading in headings:

@@ -131,9 +131,9 @@ def _things(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict
     segmenter = open_masks(config, vocabulary, is_thing=is_thing, device=config.device)
     images, annotations = [], []
     for samples in feed:
-        for sample in samples:
+        for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
-            found = segmenter.panoptic(segmenter.score(sample))
+            found = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
             write_picture(draw_panoptic(sample.image, found, names=vocabulary.names), config.out / f"{stem}.jpg")
             write_whole(config.out / f"{stem}.png", panoptic_png(found))
             height, width = found.ids.shape

@@ -348,12 +348,15 @@ def check(config: TrainPanoptic) -> None:
     own = ("queries", "width", "feedforward", "pixel_layers", "layers", "channels")
     is_library = config.encoder is not None and not (config.encoder / "model_index.json").is_file()
     idle = [name for name in own if is_library and getattr(given, name) is not None]
+    missing = config.encoder is not None and not config.encoder.is_dir()
     low, high = config.jitter or (1.0, 1.0)
-    counts = ("queries", "feedforward", "pixel_layers", "layers", "channels", "joint", "points")
+    counts = ("queries", "width", "feedforward", "pixel_layers", "layers", "channels", "joint", "points")
     least = {name: 4 if name == "points" else 1 for name in counts}
     small = [name for name in counts if getattr(config, name) < least[name]]
     check_training(
         config,
+        ("encoder", not missing, "a folder that is there"),
+        ("taps", not config.taps or config.encoder is None, "left out with --encoder: the CLIP's tower is not tapped"),
         ("milestones", all(one >= 1 for one in config.milestones), "steps of at least 1"),
         ("jitter", 0 < low <= high <= 10, "two factors, the smaller first, above 0 and at most 10"),
         *((_flag(name), False, f"at least {least[name]}") for name in small),

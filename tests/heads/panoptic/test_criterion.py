@@ -49,6 +49,14 @@ def test_a_query_that_is_right_is_matched():
     assert match(logits, alike, Target(truth, torch.tensor([0, 1])), WEIGHTS)[1].tolist() == [1, 0]
 
 
+def test_bfloat16_does_not_make_queries_alike():
+    truth = torch.zeros(1, 16, 16, dtype=torch.bool)
+    truth[0, :8] = True
+    masks = torch.stack([20.0 * truth[0] - 10, 20.02 * truth[0] - 10.01])  # a thousandth surer
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert match(torch.zeros(2, 2), 0.1 * masks, Target(truth, torch.tensor([0])), WEIGHTS)[0].tolist() == [1]
+
+
 def test_pictures_without_targets_teach_that_nothing_is_there(batch):
     class_logits, masks, targets = batch
     nothing = Target(targets[0].masks[:0], targets[0].labels[:0])

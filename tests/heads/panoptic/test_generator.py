@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from saccade.clip.load import load
 from saccade.data.world.scenes import KINDS
@@ -148,6 +149,8 @@ def test_words_are_compared_by_hand(tiny_clip, tiny_decoder, scenes):
     assert torch.allclose(logits[:, 1:3], cosine[:, 1:3], atol=1e-4)
     nothing = F.cosine_similarity(found.embeddings, head.text(head.nothing)[None], dim=1) / 0.07
     assert torch.allclose(logits[:, 3], nothing, atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.class_logits(found, words), logits)
 
 
 def test_patches_of_14_pixels(tiny_clip, tiny_decoder, scenes):
@@ -175,8 +178,16 @@ def test_a_model_of_the_library_from_a_folder(tmp_path, scenes):
     model = MaskGenerator(encoder, decoder, is_novel=NOVEL, size=64, **PLAIN).train()
     model(Batch(scenes(1), [])).backward()
     assert not encoder.backbone.training and all(one.grad is None for one in encoder.parameters())
-    with pytest.raises(InputError, match="need a folder with a Mask2Former"):
+    with pytest.raises(InputError, match=r"need a folder with a Mask2Former.*there is no .*nowhere"):
         read_library(tmp_path / "nowhere")
+    weights = tmp_path / "model.safetensors"
+    state = load_file(weights)
+    save_file({name: one for name, one in state.items() if "queries_" not in name}, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"2 of its weights are not there, such as transformer_module\.queries_"):
+        read_library(tmp_path)  # the library would draw them
+    weights.write_bytes(weights.read_bytes()[:99])
+    with pytest.raises(InputError, match="need a folder with a Mask2Former"):
+        read_library(tmp_path)
 
 
 def test_what_does_not_fit_is_refused(tiny_clip, tiny_decoder):
@@ -187,5 +198,6 @@ def test_what_does_not_fit_is_refused(tiny_clip, tiny_decoder):
         generator_of(clip, decoder, words=False, is_novel=torch.ones(3) > 0)
     with pytest.raises(InputError, match=r"words: need those of 3 classes; got \d+"):
         generator_of(clip, decoder, words=True, is_novel=torch.zeros(3) > 0)
-    with pytest.raises(InputError, match="multiple of 32"):
-        build_decoder((16,) * 4, width=48)
+    for width in (48, 0, -32):
+        with pytest.raises(InputError, match=f"multiple of 32 .* a width of {width}"):
+            build_decoder((16,) * 4, width=width)

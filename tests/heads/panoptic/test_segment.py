@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.panoptic.decoder import TowerEncoder
-from saccade.heads.panoptic.fusion import PRESETS, Words, clip_logits
-from saccade.heads.panoptic.mask2former import MaskGenerator
+from saccade.heads.panoptic.fusion import PRESETS, Words, clip_logits, seen_classes
+from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
 from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
 from saccade.types import Batch, InputError
 
@@ -62,6 +63,43 @@ def test_whose_word_counts(make, scenes):
     only_generator.score(sample)
     with pytest.raises(TypeError):
         only_clip.score(sample)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected", "best"),
+    [
+        ("odise-label", [0.300718, 0.298923, 0.150359, 0.25], 0),
+        ("fc-clip", [0.268771, 0.31382, 0.167408, 0.25], 1),
+        ("clip", [0.15, 0.375, 0.225, 0.25], 1),
+    ],
+)
+def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expected, best):
+    # p = .6 .3 .1, nothing 1/3 of their sum, q = .2 .5 .3: logits of the better word of each class, the other one has
+    # 1 less. Words lie along the axes, so that a mask at (l0, l1, ...) has the logits l where the scale is its length
+    segmenter, axes = make(shares=PRESETS[preset]), torch.eye(16)
+    words = Words(axes[:6], torch.tensor([0, 1, 2, 0, 1, 2]), K)
+    named = Vocabulary((("cat", "kitty"), ("dog", "hound"), ("sky", "heaven")))
+    is_seen = seen_classes(named, Vocabulary((("Kitty", "tom"), ("sea",))))  # by its second word
+    segmenter.asked = replace(segmenter.asked, words=words, generator_words=words, is_seen=is_seen)
+    p, q, nothing = (
+        torch.tensor([0.6, 0.3, 0.1]).log(),
+        torch.tensor([0.2, 0.5, 0.3]).log(),
+        torch.tensor([1 / 3]).log(),
+    )
+    known = torch.cat([p[:1] - 1, p[1:], p[:1], p[1:] - 1, nothing]) @ axes[:7]
+    said = torch.cat([q[:2], q[2:] - 1, q[:2] - 1, q[2:]]) @ axes[:6]
+    head = segmenter.generator.head
+    for parameter, value in ((head.text.weight, axes), (head.text.bias, 0 * axes[0]), (head.nothing, axes[6])):
+        parameter.data.copy_(value)
+    head.log_scale.data.copy_(known.norm().log())
+    segmenter.scale, segmenter.embed = said.norm().item(), lambda sample, masks: said[None]
+    (sample,) = scenes(1)
+    height, width = sample.image.shape[1:]
+    proposals = Proposals("0", height, width, torch.full((1, 4, 4), 9.0), known[None], None)
+    scored = segmenter.score_proposals(sample, proposals)
+    assert torch.allclose(scored.class_logits.softmax(dim=1), torch.tensor([expected]), rtol=0, atol=1e-6)
+    (segment,) = segmenter.panoptic(scored).segments
+    assert segment.label == best and segment.score == pytest.approx(expected[best], abs=1e-6)
 
 
 def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):

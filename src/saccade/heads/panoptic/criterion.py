@@ -5,7 +5,8 @@
             points of which three quarters are those where the mask is least sure
 
 for the bare queries and after each layer. Written here since the library's version wants scipy; the same numbers to
-rounding. Deliberately absent: a mean over processes of the number of targets, by which each process divides.
+rounding. Each pass of each process divides by its own number of targets, so that two processes, or two accumulated
+passes, do not give the gradient of one with both batches. Deliberately absent: the mean over processes of that number.
 """
 
 from dataclasses import dataclass
@@ -95,15 +96,16 @@ def match(
     Returns:
         Queries and their targets, min(Q, N) of each, on the CPU.
     """
-    labels = target.labels.to(masks.device)
+    labels, masks = target.labels.to(masks.device), masks.float()
     places = torch.rand(1, weights.points, 2, device=masks.device)
-    found = sample(masks.float(), places.expand(len(masks), -1, -1))  # (Q, points)
+    found = sample(masks, places.expand(len(masks), -1, -1))  # (Q, points)
     truth = sample(target.masks.to(masks.device).float(), places.expand(len(labels), -1, -1))  # (N, points)
-    # cross-entropy of a pixel that belongs to the target, and of one that does not
-    inside, outside = F.softplus(-found) @ truth.T, F.softplus(found) @ (1 - truth).T
-    crossed = (inside + outside) / weights.points  # (Q, N)
-    probable = found.sigmoid()
-    dice = 1 - (2 * probable @ truth.T + 1) / (probable.sum(dim=1)[:, None] + truth.sum(dim=1) + 1)
+    with torch.autocast(masks.device.type, enabled=False):  # bfloat16 would make queries alike
+        # cross-entropy of a pixel that belongs to the target, and of one that does not
+        inside, outside = F.softplus(-found) @ truth.T, F.softplus(found) @ (1 - truth).T
+        crossed = (inside + outside) / weights.points  # (Q, N)
+        probable = found.sigmoid()
+        dice = 1 - (2 * probable @ truth.T + 1) / (probable.sum(dim=1)[:, None] + truth.sum(dim=1) + 1)
     classes = -class_logits.float().softmax(dim=1)[:, labels]
     return assign(weights.mask * crossed + weights.classes * classes + weights.dice * dice)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from saccade.clip.model import Clip
@@ -157,10 +158,10 @@ def build_decoder(
     Raises:
         InputError: widths that do not fit, or transformers is not installed.
     """
-    if len(widths) != LEVELS or width % 32 or width % heads:
+    if len(widths) != LEVELS or width < 1 or width % 32 or width % heads:
         raise InputError(
-            f"decoder: need {LEVELS} maps and a width that is a multiple of 32 and of {heads} heads; got {len(widths)} "
-            f"maps and a width of {width}."
+            f"decoder: need {LEVELS} maps and a width that is a positive multiple of 32 and of {heads} heads; got "
+            f"{len(widths)} maps and a width of {width}."
         )
     modeling, configuring = _library()
     config = configuring.Mask2FormerConfig(
@@ -189,17 +190,23 @@ def read_library(folder: Path, *, frozen: bool = True) -> tuple[LibraryEncoder, 
         frozen: whether its encoder learns nothing.
 
     Raises:
-        InputError: no such model, or transformers is not installed.
+        InputError: no such model, one that lacks weights, or transformers is not installed.
     """
     modeling, configuring = _library()
+    wanted = f"{folder}: need a folder with a Mask2Former of transformers, config.json and model.safetensors"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{wanted}; there is no {folder / 'config.json'}. Check the path.")
     try:
         config = configuring.Mask2FormerConfig.from_pretrained(folder, local_files_only=True)
-        model = modeling.Mask2FormerModel.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True
+        model, report = modeling.Mask2FormerModel.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{folder}: need a folder with a Mask2Former of transformers; {first}") from error
+        raise InputError(f"{wanted}; {first}") from error
+    if report["missing_keys"]:  # the library would draw them
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{wanted}; {len(missing)} of its weights are not there, such as {missing[0]}.")
     library = nn.Module()
     library.pixel_decoder = model.pixel_level_module.decoder
     library.transformer = model.transformer_module
