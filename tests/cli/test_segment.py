@@ -59,7 +59,7 @@ def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
     assert done.value.code == 2 and "--stuff: need names of the vocabulary; 'dog' is none" in capsys.readouterr().err
     with pytest.raises(SystemExit) as done:
         main([*[word for word in words if word != "--panoptic"], "--stuff", "rug", "--out", str(tmp_path / "t")])
-    assert done.value.code == 2 and "leave it out, or add that" in capsys.readouterr().err
+    assert done.value.code == 2 and "--stuff: goes with --panoptic" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [True, False])
@@ -87,3 +87,18 @@ def test_masks_give_every_pixel_a_class_too(world, masks, tmp_path):
                for picture in record["pictures"])  # fmt: skip
     main(["evaluate", "semantic", "--data", str(world), "--model", str(masks), *ASK, "--out", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text())["kind"] == "masks"
+
+
+def test_who_names_a_mask_can_be_said(world, masks, tmp_path, capsys):
+    picture = str(next((world / "val2017").iterdir()))
+    words = ["segment", picture, "--model", str(masks), "--panoptic", *ASK]
+    found = {}
+    for shares in ("generator", "clip", "0.0,0.0"):
+        main([*words, "--shares", shares, "--out", str(tmp_path / shares)])
+        found[shares] = json.loads((tmp_path / shares / "panoptic.json").read_text())["annotations"]
+    assert found["0.0,0.0"] == found["generator"] != found["clip"]
+    main([*words, "--region", "masked", "--shares", "clip", "--out", str(tmp_path / "m")])
+    assert json.loads((tmp_path / "m/panoptic.json").read_text())["annotations"] != found["clip"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--shares", "odise", "--out", str(tmp_path / "x")])
+    assert done.value.code == 2 and "--shares: must be odise-label" in capsys.readouterr().err

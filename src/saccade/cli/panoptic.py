@@ -82,7 +82,7 @@ def run(config: Panoptic) -> dict[str, Any]:
     """
     if config.out is not None:
         check_target(config.out, flag="--out")
-    asked = [(name, *_numbers(name)) for name in config.shares]
+    asked = [(name, *share_numbers(name)) for name in config.shares]
     started = time.perf_counter()
     from saccade.cli.train_panoptic import words_of
     from saccade.clip.vocabulary import Vocabulary
@@ -92,7 +92,7 @@ def run(config: Panoptic) -> dict[str, Any]:
 
     about = read_about(config.model)
     names = ALL_SHARES if about.knows_words else ("clip",)
-    rows = asked or [(name, *_numbers(name)) for name in names]
+    rows = asked or [(name, *share_numbers(name)) for name in names]
     refused = [name for name, *numbers in rows if numbers != [1, 1]]
     if refused and not about.knows_words:
         raise InputError(
@@ -233,8 +233,8 @@ def _words_apart(category: "Category") -> "Category":
     return replace(category, name=words[0], synonyms=(*words[1:], *category.synonyms))
 
 
-def _numbers(name: str) -> tuple[float, float]:
-    """CLIP's shares of a preset, or as typed.
+def share_numbers(name: str) -> tuple[float, float]:
+    """CLIP's shares, of seen classes and of others, by a preset's name or as typed.
 
     Raises:
         InputError: no preset, and not two numbers in [0, 1].

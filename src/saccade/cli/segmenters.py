@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from saccade.clip.names import Head, TemplateName
 from saccade.errors import InputError
+from saccade.heads.panoptic.names import Region
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CATSEG = "catseg.json"  # what a folder with one holds
 GENERATOR = "generator.json"
+OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares")  # flags that go with a generator alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ class Segmenting:
     """With a CLIP: what becomes of the last block; value is the paper's."""
     templates: TemplateName = "vild"
     """With a CLIP: what class names are written into: ViLD's 63 templates, CLIP's 80 for ImageNet, or nothing."""
+    shares: str | None = None
+    """With a generator of masks: CLIP's share in the score of a class, as --shares of `saccade evaluate panoptic`;
+    default: odise-label, and clip for a generator without words."""
+    region: Region = "dense"
+    """With a generator of masks: how the CLIP embeds one: the mean of its dense map, or masked attention."""
     at_once: int = 5
     """With Cat-Seg: views of a picture that are run together; fewer take less memory."""
 
@@ -70,15 +77,14 @@ def check_segmenting(config: Segmenting) -> None:
     if (folder / GENERATOR).is_file():
         kind, idle = "a generator of masks", ("pretrained",)
     elif (folder / CATSEG).is_file():
-        kind, idle = "a Cat-Seg", ("pretrained", "size", "encoder", "clip_with", "clip_with_pretrained")
+        kind, idle = "a Cat-Seg", ("pretrained", "size", *OF_MASKS)
     else:
-        kind, idle = "a CLIP", ("clip", "encoder", "clip_with", "clip_with_pretrained")
-    given = {"pretrained": config.pretrained, "clip": config.clip, "size": config.size, "encoder": config.encoder,
-             "clip_with": config.clip_with, "clip_with_pretrained": config.clip_with_pretrained}  # fmt: skip
+        kind, idle = "a CLIP", ("clip", *OF_MASKS)
     for name in idle:
-        if given[name] is not None:
+        given = getattr(config, name)
+        if given is not None:
             raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which takes no notice of "
-                             f"it; got {given[name]}. Leave it out.")  # fmt: skip
+                             f"it; got {given}. Leave it out.")  # fmt: skip
 
 
 def open_pixels(config: Segmenting, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
@@ -144,7 +150,8 @@ def open_masks(
     Raises:
         InputError: as `saccade.cli.panoptic.open_segmenter`.
     """
-    from saccade.cli.panoptic import open_segmenter
+    from saccade.cli.panoptic import open_segmenter, share_numbers
+    from saccade.heads.panoptic.fusion import Shares
 
     return open_segmenter(
         Path(config.model),
@@ -154,6 +161,8 @@ def open_masks(
         encoder=config.encoder,
         clip_with=config.clip_with,
         clip_with_pretrained=config.clip_with_pretrained,
+        shares=None if config.shares is None else Shares(*share_numbers(config.shares)),
+        region=config.region,
         head=config.head,
         size=config.size,
         device=device,
