@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from saccade.cli.main import main
+from saccade.data.world.write import WorldSize, write_world
 from saccade.heads.panoptic.criterion import Weights
 from saccade.heads.panoptic.mask2former import MaskGenerator
 from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise
@@ -197,8 +200,8 @@ def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
     assert model(Batch(scenes(1), [])).isfinite() and len(model.propose(scenes(1))[0].masks) == 8
 
 
-@needs_diffusers
-def test_a_folder(tiny_clip, tmp_path):
+def write_folder(tmp_path):
+    """A Stable Diffusion of four words as diffusers writes it; its UNet."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     vae, unet = diffusion()
@@ -216,8 +219,39 @@ def test_a_folder(tiny_clip, tmp_path):
     CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=5).save_pretrained(tokens)
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_start": 0.00085}')
+    (tmp_path / "model_index.json").write_text("{}")
+    return unet
+
+
+@needs_diffusers
+def test_a_folder(tiny_clip, tmp_path):
+    unet = write_folder(tmp_path)
     encoder = read_odise(tmp_path, tiny_clip(), channels=128)
     assert encoder.kept == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
     assert torch.equal(encoder.unet.conv_in.weight, unet.conv_in.weight)
     with pytest.raises(InputError, match="need a folder with a Stable Diffusion"):
         read_odise(tmp_path / "nowhere", tiny_clip())
+
+
+@needs_diffusers
+def test_a_generator_on_it_is_trained_and_measured_from_the_command_line(tmp_path, capsys):
+    folder = tmp_path / "sd"
+    folder.mkdir()
+    write_folder(folder)
+    world = tmp_path / "w"
+    write_world(world, WorldSize(train=2, val=2, test=0, pairs=0, seed=0), processes=1)
+    small = ["--size", "64", "--channels", "128", "--queries", "4", "--width", "32", "--layers", "1", "--steps", "2"]
+    where = ["--batch", "1", "--workers", "0", "--device", "cpu"]
+    main(
+        ["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), "--encoder", str(folder), *small, *where]
+    )
+    model = ["--data", str(world), "--model", str(tmp_path / "g/model"), "--workers", "0", "--device", "cpu"]
+    main(["evaluate", "panoptic", *model, "--out", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["pictures"] == 2
+    state = load_file(tmp_path / "g/model/generator.safetensors")
+    assert not any(name.startswith(("encoder.unet", "encoder.vae")) for name in state)  # the frozen are not copied
+
+    folder.rename(tmp_path / "moved")
+    main(["evaluate", "panoptic", *model, "--encoder", str(tmp_path / "moved"), "--out", str(tmp_path / "again.json")])
+    first, again = (json.loads((tmp_path / name).read_text()) for name in ("r.json", "again.json"))
+    assert first["shares"] == again["shares"]

@@ -167,14 +167,16 @@ def read_odise(folder: Path, clip: Clip, *, channels: int = 512, seed: int = SEE
         InputError: diffusers is not installed, or no such folder.
     """
     try:
-        from diffusers import AutoencoderKL, UNet2DConditionModel  # pyright: ignore[reportMissingImports]
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # pyright: ignore[reportMissingImports]
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:
         raise InputError('ODISE\'s encoder needs diffusers and transformers: pip install "saccade[seg]".') from error
     safe: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     try:
-        vae = AutoencoderKL.from_pretrained(folder / "vae", **safe)
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", **safe)
+        plain = {**safe, "low_cpu_mem_usage": False}  # else it asks for accelerate
+        vae = AutoencoderKL.from_pretrained(folder / "vae", **plain)
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", **plain)
         text = CLIPTextModel.from_pretrained(folder / "text_encoder", **safe)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         kept = 1 - json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["beta_start"]
