@@ -235,3 +235,24 @@ def test_a_command_ends_with_the_process_that_wanted_it(root: Path, tmp_path: Pa
             return
         time.sleep(0.1)
     raise AssertionError(log.read_text())
+
+
+def test_few_steps_are_few_for_what_is_trained_on_the_student_too(root, tmp_path, capsys):
+    words = [
+        "reproduce",
+        "ovd",
+        "ovss",
+        "ovps",
+        "--on",
+        str(root),
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+    ]
+    main([*words, "--dry-run"])
+    told = capsys.readouterr().out
+    trained = [line for line in told.splitlines() if "saccade train-" in line or "saccade distill" in line]
+    assert len(trained) >= 5 and all("--steps 2 " in f"{line} " for line in trained)

@@ -157,7 +157,8 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
     patch, native = _tower(config.model)
     scale = scale_of(patch=patch, native=native)
     if config.steps is not None:
-        others = {name: min(config.steps, getattr(scale, name)) for name in ("proposal_steps", "detector_steps")}
+        names = ("proposal_steps", "detector_steps", "catseg_steps", "generator_steps")
+        others = {name: min(config.steps, getattr(scale, name)) for name in names}
         scale = replace(scale, steps=config.steps, **others)
     return Stage(
         on=config.on,

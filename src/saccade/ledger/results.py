@@ -64,8 +64,8 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
             groups = content["fusions"][0]["boxes"]["groups"]
             return {name: groups[name]["AP50"] if name in groups else None for name in ("novel", "base", "all")}
         case "cosines" | "semantic":
-            groups = content["groups"]
-            return {"all": content["mIoU"], "novel": groups["unseen"]["mIoU"], "base": groups["seen"]["mIoU"]}
+            found = {name: group["mIoU"] for name, group in content["groups"].items()}  # none without a split
+            return {"all": content["mIoU"], "novel": found.get("unseen"), "base": found.get("seen")}
         case "panoptic":
             (one,) = (one for one in content["shares"] if one["name"] == row.shares)
             groups = {"novel": one["groups"]["unseen"], "base": one["groups"]["seen"], **one}
