@@ -2,7 +2,7 @@
 
 import pytest
 
-from saccade.data.labels import labels_of, read_labels, read_object_info, seen_by, write_labels
+from saccade.data.labels import labels_of, read_labels, read_object_info, write_labels
 from saccade.types import Category, InputError
 
 
@@ -15,7 +15,7 @@ def test_a_list_in_openseg_s_form(tmp_path):
     labels = read_labels(write(tmp_path, "0:invalid_class_id\n1:wall,brick wall\n\n7: street sign\n9:bag,Bag, bags\n"))
     assert labels.ids == (1, 7, 9) and labels.names == ("wall", "street sign", "bag")
     assert labels.classes[2] == ("bag", "bags")  # a word twice in its class counts once
-    assert labels.counts == [2, 1, 2] and labels.notes == ()
+    assert labels.notes == ()
     assert labels.choose([9, 1]).names == ("bag", "wall")
     assert labels.categories()[0] == Category(1, "wall", True, ("brick wall",))
     with pytest.raises(InputError, match=r"need classes with the ids \[2\]"):
@@ -79,13 +79,6 @@ def test_ade20k_s_own_list(tmp_path):
 def test_another_file_than_ade20k_s_is_refused(tmp_path, text):
     with pytest.raises(InputError, match=r"labels\.txt"):
         read_object_info(write(tmp_path, text))
-
-
-def test_seen_is_any_word_in_common(tmp_path):
-    training = read_labels(write(tmp_path, "1:person,man\n2:dining_table\n", "a.txt"))
-    test = read_labels(write(tmp_path, "1:boy,Man\n2:table\n3:Dining  Table\n", "b.txt"))
-    assert seen_by(test, training) == [True, False, True]  # "table" alone is no word of the training list
-    assert seen_by(training, training) == [True, True]
 
 
 def test_the_categories_of_an_annotation_file():

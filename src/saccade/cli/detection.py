@@ -257,10 +257,9 @@ def run_detection(config: Detection) -> dict[str, Any]:
 
 def trained_on(vocabulary: "Vocabulary", about: "About") -> "list[bool]":
     """Which classes of a vocabulary a detector was trained on: base, in the fusion of scores."""
-    from saccade.clip.vocabulary import compared
+    from saccade.clip.vocabulary import Vocabulary, share_words
 
-    known = {compared(name) for name in about.base}
-    return [any(compared(word) in known for word in words) for words in vocabulary.classes]
+    return share_words(vocabulary, Vocabulary(tuple((name,) for name in about.base)))
 
 
 def tell_vocabulary(names: "tuple[str, ...]", is_base: "list[bool]", about: "About") -> None:

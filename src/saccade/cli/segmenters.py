@@ -131,7 +131,8 @@ def _open_masks(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, d
     def label_maps(samples: "Sequence[Sample]") -> "list[LabelMap]":
         from saccade.ops.argmax import best_labels
 
-        return [best_labels([segmenter.semantic(segmenter.score(sample))]) for sample in samples]
+        pairs = zip(samples, segmenter.generator.propose([*samples]), strict=True)
+        return [best_labels([segmenter.semantic(segmenter.score_proposals(*pair))]) for pair in pairs]
 
     return Segmenter("masks", read_about(folder).base, label_maps)
 

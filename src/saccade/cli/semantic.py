@@ -90,11 +90,11 @@ def _found(feed: "Feed", segmenter: "Segmenter") -> "Iterator[tuple[str, LabelMa
 def _seen(
     config: Semantic, segmenter: "Segmenter", vocabulary: "Vocabulary", data: "SemanticData"
 ) -> "list[bool] | None":
+    from saccade.clip.vocabulary import share_words
     from saccade.data.splits import split_semantic
-    from saccade.heads.panoptic.fusion import seen_classes
 
     if segmenter.trained is not None:
-        return seen_classes(vocabulary, segmenter.trained).tolist()
+        return share_words(vocabulary, segmenter.trained)
     parts = split_semantic(data.dataset, config.data, file=config.novel)
     return None if parts is None else [name in parts.base for name in vocabulary.names]
 

@@ -86,9 +86,9 @@ class TrainPanoptic(Training):
     diffusers writes it (ODISE's); when not given, the CLIP's tower."""
     weight_decay: float = 0.05
     """AdamW's decay of matrices."""
-    lr: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr: float | None = None
     """Learning rate of AdamW after the warm-up; when not given, 1e-4, and 4e-4 for saccade-small."""
-    clip_gradient: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    clip_gradient: float | None = None
     """Longest gradient, in its norm; when not given, 0.01, and 10 for saccade-small."""
     milestones: tuple[int, ...] = ()
     """Steps from which the rate is a tenth of what it was; none: constant."""

@@ -63,7 +63,7 @@ class Training:
     """Highest learning rate of AdamW."""
     weight_decay: float = 0.1
     """AdamW's decay of matrices."""
-    clip_gradient: float = 1.0
+    clip_gradient: float | None = 1.0
     """Longest gradient, in its norm."""
     warmup: int = 0
     """Steps of linear warm-up."""
@@ -287,7 +287,7 @@ def check_training(config: Training, *rules: Rule) -> None:
         ("accumulate", config.accumulate >= 1, "at least 1"),
         ("lr", config.lr is None or 0 < config.lr < float("inf"), "above 0"),
         ("weight-decay", 0 <= config.weight_decay < float("inf"), "0 or above"),
-        ("clip-gradient", 0 < config.clip_gradient < float("inf"), "above 0"),
+        ("clip-gradient", config.clip_gradient is None or 0 < config.clip_gradient < float("inf"), "above 0"),
         ("warmup", config.warmup >= 0, "0 or above"),
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("workers", config.workers >= 0, "0 or above"),

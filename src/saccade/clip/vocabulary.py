@@ -138,6 +138,17 @@ def _checked(classes: Iterable[tuple[str, list[Any]]], *, source: str = "vocabul
     return Vocabulary(tuple(found))
 
 
+def share_words(asked: Vocabulary, known: Vocabulary) -> list[bool]:
+    """Which of the classes asked for go by any word that a known class goes by.
+
+    Args:
+        asked: the K classes.
+        known: those that something was trained on.
+    """
+    words = {compared(word) for one in known.classes for word in one}
+    return [any(compared(word) in words for word in one) for one in asked.classes]
+
+
 def compared(name: str) -> str:
     """A name as it is compared with others: without what the templates and the tokenizer make alike."""
     return " ".join(name.replace("_", " ").lower().split())

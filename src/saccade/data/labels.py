@@ -39,11 +39,6 @@ class Labels:
         """The name of each class."""
         return tuple(words[0] for words in self.classes)
 
-    @property
-    def counts(self) -> list[int]:
-        """How many words each class has, as `ops.synonyms.best_synonym` takes it."""
-        return [len(words) for words in self.classes]
-
     def categories(self) -> tuple[Category, ...]:
         """The classes as a data set's categories; all things where the list does not say."""
         things = self.is_thing or (True,) * len(self.ids)
@@ -135,12 +130,6 @@ def labels_of(categories: Sequence[Category]) -> Labels:
         classes=tuple((one.name, *one.synonyms) for one in categories),
         is_thing=tuple(one.is_thing for one in categories),
     )
-
-
-def seen_by(labels: Labels, training: Labels) -> list[bool]:
-    """Say which classes a training list has shown: those with a word in common with any of its classes."""
-    known = {compared(word) for words in training.classes for word in words}
-    return [any(compared(word) in known for word in words) for words in labels.classes]
 
 
 def compared(word: str) -> str:

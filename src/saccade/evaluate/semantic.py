@@ -112,7 +112,7 @@ def evaluate_semantic(
         data: the ground truth.
         places: of the vocabulary that was asked for, which class of the data set each place is, so that many words can
             stand for one class ("background" of VOC's 20b is 39 of 59). None: the vocabulary is the data set's.
-        seen: which of the data set's classes training has shown (`data.labels.seen_by`).
+        seen: which of the data set's classes training has shown.
 
     Returns:
         {"data", "notes", "pictures", "pictures_without_result", "rule", "pixels", "ignored_pixels",

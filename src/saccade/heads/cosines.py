@@ -15,8 +15,9 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.heads.panoptic.fusion import Words, best_of_synonyms
+from saccade.heads.panoptic.segment import view_of
 from saccade.ops.argmax import best_labels, classes_at_once
-from saccade.ops.resample import check_side, fitted_size, normalize
+from saccade.ops.resample import check_side
 from saccade.types import LabelMap, Sample
 
 
@@ -52,19 +53,11 @@ class Cosines:
 
     def _scores(self, sample: Sample, words: Words) -> Iterator[Float[Tensor, "k H W"]]:
         """Cosines of some classes after others, at the picture's size."""
-        dense = self.clip.encode_dense(self._view(sample)[None], head=self.head)[0].float()  # (D, h, w)
+        image = view_of(self.clip, sample, size=self.size, squash=False)
+        dense = self.clip.encode_dense(image[None], head=self.head)[0].float()  # (D, h, w)
         places = F.normalize(dense, dim=0).flatten(1).T  # (h w, D)
         cosines = best_of_synonyms(places @ words.rows.to(places.device).float().T, words)  # (h w, K)
         maps = cosines.T.unflatten(1, dense.shape[1:])  # (K, h, w)
         size = tuple(sample.image.shape[1:])
         for some in maps.split(classes_at_once(*size)):
             yield F.interpolate(some[None], size=size, mode="bilinear", align_corners=False)[0]
-
-    def _view(self, sample: Sample) -> Float[Tensor, "3 H W"]:
-        """A picture as CLIP sees it: its aspect kept to a patch."""
-        patch, device = self.clip.patch_size, next(self.clip.parameters()).device
-        fitted = fitted_size(*sample.image.shape[1:], size=self.size)
-        shape = tuple(max(1, round(side / patch)) * patch for side in fitted)
-        image = sample.image.to(device).float()[None]
-        resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
-        return normalize(resized, mean=self.clip.mean, std=self.clip.std)

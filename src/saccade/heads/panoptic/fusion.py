@@ -24,7 +24,7 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.clip.names import TemplateName
 from saccade.clip.text import embed_vocabulary
-from saccade.clip.vocabulary import Vocabulary, compared
+from saccade.clip.vocabulary import Vocabulary, share_words
 from saccade.heads.panoptic.names import SHARES, Preset
 from saccade.ops.pool import pool_masks
 from saccade.types import InputError
@@ -92,8 +92,7 @@ def seen_classes(asked: Vocabulary, trained: Vocabulary) -> Bool[Tensor, " K"]:
         asked: the K classes.
         trained: those the generator learned from.
     """
-    known = {compared(word) for words in trained.classes for word in words}
-    return torch.tensor([any(compared(word) in known for word in words) for words in asked.classes])
+    return torch.tensor(share_words(asked, trained))
 
 
 def best_of_synonyms(scores: Float[Tensor, "*Q S"], words: Words) -> Float[Tensor, "*Q K"]:

@@ -155,7 +155,7 @@ class PanopticSegmenter:
             sample: the picture.
             masks: logits, of the whole picture.
         """
-        image, patch = self._view(sample)[None], self.clip.patch_size
+        image, patch = view_of(self.clip, sample, size=self.size, squash=self.squash)[None], self.clip.patch_size
         if self.region == "dense":
             return pool_mask_logits(self.clip.encode_dense(image, head=self.head)[0], masks)
         grid = (image.shape[2] // patch, image.shape[3] // patch)
@@ -173,16 +173,23 @@ class PanopticSegmenter:
         """Objects, best first."""
         return instances(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size)
 
-    def _view(self, sample: Sample) -> Float[Tensor, "3 H W"]:
-        """A picture as CLIP sees it."""
-        patch, device = self.clip.patch_size, next(self.clip.parameters()).device
-        shape = (self.size, self.size)
-        if not self.squash:
-            fitted = fitted_size(*sample.image.shape[1:], size=self.size)
-            shape = tuple(max(1, round(side / patch)) * patch for side in fitted)
-        image = sample.image.to(device).float()[None]
-        resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
-        return normalize(resized, mean=self.clip.mean, std=self.clip.std)
+
+def view_of(clip: Clip, sample: Sample, *, size: int, squash: bool) -> Float[Tensor, "3 H W"]:
+    """A picture as a CLIP sees it.
+
+    Args:
+        clip: whose input it becomes.
+        sample: the picture.
+        size: side of a square, or, with the aspect kept to a patch, of the longest side [pixels].
+        squash: ignore the aspect.
+    """
+    patch, shape = clip.patch_size, (size, size)
+    if not squash:
+        fitted = fitted_size(*sample.image.shape[1:], size=size)
+        shape = tuple(max(1, round(side / patch)) * patch for side in fitted)
+    image = sample.image.to(next(clip.parameters()).device).float()[None]
+    resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
+    return normalize(resized, mean=clip.mean, std=clip.std)
 
 
 def check_shares(generator: MaskGenerator, shares: Shares) -> None:
