@@ -1,4 +1,4 @@
-"""Weights in the layout of published files, drawn from the public key names, and the golden outputs of the public systems.
+"""Weights in the layout of published files, drawn from their key names, and golden outputs of the public systems.
 
 The golden numbers were made by the public code of each system (2026-11-28) with weights drawn by a hash of the key
 names in its own checkpoints. A test here draws the same weights, hands them to the importer of this package, runs the
