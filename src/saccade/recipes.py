@@ -76,6 +76,7 @@ SYNCHRONISED = {**PAPER, "batch": 16}  # batch x accumulate x processes; flags s
 B16 = {"model": "EVA02-B-16", "pretrained": "merged2b_s8b_b131k", "student_size": 1024, "alpha": 0.7}
 L14 = {"model": "EVA02-L-14-336", "pretrained": "merged2b_s6b_b61k", "student_size": 896, "alpha": 0.95}
 OPENAI = {"pretrained": "openai", "betas": (0.9, 0.98), "eps": 1e-6}
+LVIS_STEPS = 37_566  # 6 x 6,261: LVIS v1's 100,170 training images at 16 a step
 PROPOSALS_NEED = {"boxes": "FILE"}
 COCO_STEPS = 5_052  # 3 epochs of OV-COCO's 107,761 training pictures at 64 a step
 LVIS_EPOCH = 1_565  # steps: LVIS v1's 100,170 training pictures at 64 a step
@@ -211,7 +212,7 @@ RECIPES: tuple[Recipe, ...] = (
             name=f"clipself-{size}-lvis",
             where="Sec. 3.3, A.3",
             what=f"EVA-02 {title} for OV-LVIS: grid patches of the pictures of COCO train, which are LVIS's too.",
-            fields={**ONE, **tower},
+            fields={**ONE, **tower, "steps": LVIS_STEPS},
             published={"OV-LVIS, APr": rare},
             time=time,
             how=f"{HOW_ONE} LVIS holds out some pictures of COCO train: --annotations lvis_v1_train.json has its own.",
@@ -344,10 +345,10 @@ RECIPES: tuple[Recipe, ...] = (
                 B16_LIKE,
             ),
             (
-                "pad-black",
+                "pad-zero",
                 "Sec. 3.2",
-                "the student's input is padded black, as the code does it",
-                {"pad": "black"},
+                "the student's input is padded with zeros, as the paper's text says",
+                {"pad": "zero"},
                 B16_LIKE,
             ),
             ("size320", "Sec. 4", "the student's input is 320 pixels", {"student_size": 320}, B16_LESS),

@@ -58,6 +58,7 @@ class Sample:
     segments: Segments | None = None  # only where an evaluation asked for annotations
     caption: str | None = None  # only where an objective learns from captions
     label_map: LabelMap | None = None  # only of semantic data
+    is_boxless: bool = False  # no box of its own was usable: `boxes` is a corner, which no crop enlarges
 
 
 @dataclass(frozen=True)

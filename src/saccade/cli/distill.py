@@ -237,7 +237,7 @@ def distill(config: DistillConfig, processes: "Processes") -> "Outcome":
             if processes.is_first:
                 if config.product == "best":
                     tensors = best_tensors(checkpoints, tell=tell)
-                original.windows = student.windows
+                original.windows, original.pad = student.windows, student.pad
                 write_product(original, tensors, model, alpha=config.alpha)
         tell(f"done: {model}")
     return outcome

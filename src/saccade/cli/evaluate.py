@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from saccade.clip.names import Head, TemplateName
+from saccade.clip.names import Head, Pad, TemplateName
 from saccade.files import bad_lines, check_target, default_cache, versions, write_whole
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Evaluation(Cropping):
     """Weights file or open_clip tag, where `model` is the name of an architecture."""
     head: Head = "value"
     """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
+    pad: Pad | None = None
+    """Padding of the dense input: black before colour normalisation, or zero after it; default: what the model was
+    trained with, black where it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
     from saccade.evaluate.regions import evaluate_regions
 
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
-    clip = load_model(config.model, config.pretrained, config.device)
+    clip = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     result = evaluate_regions(
         clip,
         dataset,
@@ -180,19 +183,20 @@ def _regions_table(result: dict[str, Any], model: str) -> "Table":
     title = f"mAcc [%] of {model}: {result['pictures']} pictures, {result['classes']} classes, head {result['head']}"
     table = Table(title=title, title_justify="left")
     table.add_column("region features")
-    for kind in ("boxes", "things", "stuff"):
+    kinds = ("boxes", "things", "stuff", "stuff_boxes")
+    for kind in kinds:
         for top in ("top-1", "top-5"):
-            table.add_column(f"{kind}\n{top}", justify="right")
+            table.add_column(f"{kind.replace('_', ' ')}\n{top}", justify="right")
     rows = {f"dense, {size} px": scores for size, scores in result["dense"].items()}
     for size, scores in (result["masked"] or {}).items():
         rows[f"masked attention, {size} px"] = scores
     if result["crop"] is not None:
         rows["crops"] = result["crop"]
     for name, scores in rows.items():
-        values = [scores[kind][top] for kind in ("boxes", "things", "stuff") for top in ("top1", "top5")]
+        values = [scores[kind][top] for kind in kinds for top in ("top1", "top5")]
         table.add_row(name, *("-" if value is None else f"{value:.1f}" for value in values))
     first = next(iter(rows.values()))
-    counts = [str(first[kind]["count"]) for kind in ("boxes", "things", "stuff")]
+    counts = [str(first[kind]["count"]) for kind in kinds]
     table.add_section()
     table.add_row("regions", *(cell for count in counts for cell in (count, "")))
     return table
@@ -207,7 +211,7 @@ def run_agreement(config: Agreement) -> dict[str, Any]:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
     dataset = open_data(config.data, split=config.split, annotations="none")
-    student = load_model(config.model, config.pretrained, config.device)
+    student = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     reference = student
     if config.reference is not None:
         reference = load_model(config.reference, config.reference_pretrained, config.device)
@@ -249,7 +253,7 @@ def run_retrieval(config: Retrieval) -> dict[str, Any]:
 
     kind = "panoptic" if config.regions else "none"
     dataset = open_data(config.data, split=config.split, annotations=kind)
-    student = load_model(config.model, config.pretrained, config.device)
+    student = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     reference = student
     if config.reference is not None:
         reference = load_model(config.reference, config.reference_pretrained, config.device)
@@ -309,12 +313,15 @@ def finish(
     return result
 
 
-def load_model(name: str, pretrained: str | None, device: str) -> "Clip":
-    """Load a model to the device that the flag names."""
+def load_model(name: str, pretrained: str | None, device: str, *, pad: Pad | None = None) -> "Clip":
+    """Load a model to the device that the flag names; its inputs are padded as it says, or as `pad` does."""
     from saccade.clip.load import load
     from saccade.engine.distributed import choose_device
 
-    return load(name, pretrained=pretrained, device=choose_device(device, local_rank=None))
+    clip = load(name, pretrained=pretrained, device=choose_device(device, local_rank=None))
+    if pad is not None:
+        clip.pad = pad
+    return clip
 
 
 def _plain(config: Reading) -> dict[str, Any]:

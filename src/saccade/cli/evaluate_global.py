@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.cli.evaluate import Cropping, finish, load_model
 from saccade.cli.show import check_png, split_named
-from saccade.clip.names import Head, TemplateName
+from saccade.clip.names import Head, Pad, TemplateName
 from saccade.errors import InputError
 from saccade.files import check_target, default_cache
 
@@ -69,6 +69,8 @@ class Pareto(GlobalReading):
     """Side of the dense input [pixels]; default: four times the model's own size."""
     head: Head = "value"
     """What becomes of the last block; value is the paper's."""
+    pad: Pad | None = None
+    """Padding of the dense input: black before colour normalisation, or zero after it; default: each model's own."""
     global_data: Path | None = None
     """Measure whole pictures on this data, such as a folder of class folders, instead of on `data`."""
     plot: Path | None = None
@@ -200,7 +202,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
             f"{whole}: need class folders or annotated things for the global axis; it holds captions alone."
         )
     teacher = load_model(config.reference, config.reference_pretrained, config.device)
-    students = {name: load_model(str(folder), None, config.device) for name, folder in named}
+    students = {name: load_model(str(folder), None, config.device, pad=config.pad) for name, folder in named}
     result = evaluate_pareto(
         students,
         teacher,

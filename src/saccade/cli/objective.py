@@ -113,6 +113,7 @@ def build_objective(
     low = config.precision == "bfloat16"
     if config.window is not None:
         student.windows = default_windows(student.visual, size=config.window)
+    student.pad = config.pad
     if config.objective == "image-text":
         return ImageText(
             student,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from saccade.clip.names import Head, TemplateName
+from saccade.clip.names import Head, Pad, TemplateName
 from saccade.errors import InputError
 from saccade.files import check_target
 
@@ -39,6 +39,8 @@ class Drawing:
     """Side of the dense input [pixels]; default: four times the model's own size."""
     head: Head = "value"
     """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
+    pad: Pad | None = None
+    """Padding of the dense input: black before colour normalisation, or zero after it; default: each model's own."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
 
@@ -162,14 +164,12 @@ def _pictures(config: Drawing) -> "list[tuple[str, Tensor]]":
 
 def _models(config: Drawing) -> "list[tuple[str, Clip]]":
     """Load the models, each under its heading."""
-    from saccade.clip.load import load
-    from saccade.engine.distributed import choose_device
+    from saccade.cli.evaluate import load_model
 
-    device = choose_device(config.device, local_rank=None)
     if config.before is None:
-        return [(config.model, load(config.model, pretrained=config.pretrained, device=device))]
-    before = load(config.before, pretrained=config.pretrained, device=device)
-    return [("before", before), ("after", load(config.model, device=device))]
+        return [(config.model, load_model(config.model, config.pretrained, config.device, pad=config.pad))]
+    before = load_model(config.before, config.pretrained, config.device, pad=config.pad)
+    return [("before", before), ("after", load_model(config.model, None, config.device, pad=config.pad))]
 
 
 def _size(config: Drawing, models: "list[tuple[str, Clip]]") -> int:

@@ -70,8 +70,9 @@ def whole_block(
     family: Family, visual: Any, block: Any, tokens: Float[Tensor, "B T C"], layout: Layout, windowed: bool
 ) -> Float[Tensor, "B T X"]:
     """Run one block as the tower has it, or with its attention inside windows."""
-    attended = _in_windows if windowed else _everywhere
-    tokens = family.add(block, tokens, attended(family, visual, block, tokens, layout))
+    if windowed:
+        return _windowed_block(family, visual, block, tokens, layout)
+    tokens = family.add(block, tokens, _everywhere(family, visual, block, tokens, layout))
     return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
 
 
@@ -172,21 +173,29 @@ def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, layout:
     return family.project_out(block, mixed)
 
 
-def _in_windows(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
-    """Attention inside windows; the class token asks in each of them, and its answers are averaged (Sec. 4.4)."""
+def _windowed_block(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
+    """A block inside windows: each has a copy of the class token, and the copies are averaged after the whole block
+    (attention, residual and MLP; Sec. 4.4)."""
     parts = [_split(x, layout) for x in family.project_in(visual, block, tokens, "qkv")]  # (B, n, prefix + S, C) each
-    count = parts[0].shape[1]
+    count, prefix = parts[0].shape[1], layout.prefix
     cut = [x.flatten(0, 1) for x in parts]  # (B * n, prefix + S, C) each
     inside = _inside(tokens, layout)  # (B, n, prefix + S) or None
     seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
     mixed = attend(*cut, heads=family.heads(block), table=layout.window_table, seen=seen)
     update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], count))  # (B, n, prefix + S, C)
-    patches = merge_windows(update[:, :, layout.prefix :], grid=layout.grid, size=layout.window)  # (B, L, C)
-    answers = update[:, :, : layout.prefix]  # (B, n, prefix, C)
+    merged = merge_windows(update[:, :, prefix:], grid=layout.grid, size=layout.window)  # (B, L, C)
+    copies = tokens[:, None, :prefix].expand(-1, count, -1, -1).flatten(1, 2)  # (B, n * prefix, C)
+    wide = family.add(
+        block,
+        torch.cat([copies, tokens[:, prefix:]], dim=1),
+        torch.cat([update[:, :, :prefix].flatten(1, 2), merged], dim=1),
+    )  # (B, n * prefix + L, C)
+    copies, patches = family.add_mlp(block, wide).split([count * prefix, merged.shape[1]], dim=1)
+    copies = copies.unflatten(1, (count, prefix))  # (B, n, prefix, C)
     if inside is None:
-        return torch.cat([answers.mean(dim=1), patches], dim=1)
-    share = inside[:, :, layout.prefix :].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1), not of padding alone
-    return torch.cat([(answers * share).sum(dim=1) / share.sum(dim=1), patches], dim=1)
+        return torch.cat([copies.mean(dim=1), patches], dim=1)
+    share = inside[:, :, prefix:].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1), not of padding alone
+    return torch.cat([(copies * share).sum(dim=1) / share.sum(dim=1), patches], dim=1)
 
 
 def _split(x: Shaped[Tensor, "B T X"], layout: Layout) -> Shaped[Tensor, "B n S X"]:

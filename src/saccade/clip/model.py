@@ -13,7 +13,7 @@ filling, embed a list one picture at a time.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import open_clip
 import torch
@@ -35,9 +35,9 @@ from saccade.clip.dense import (
     tower_sizes,
     tower_stages,
 )
-from saccade.clip.names import Head, RegionHead
+from saccade.clip.names import Head, Pad, RegionHead
 from saccade.clip.tower import Windows
-from saccade.ops.boxes import check_boxes, cover_patches
+from saccade.ops.boxes import check_boxes, whole_patches
 from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
 from saccade.ops.resample import pad_right_bottom
 from saccade.types import InputError
@@ -61,6 +61,8 @@ class Clip(nn.Module):
             model; `saccade.clip.dense.default_windows` gives the paper's.
         gates: what the head "values3" multiplies each head's values by, (3 * heads,), the last three blocks in order;
             None: nothing. Set as (3, heads), it is saved with the model; trained in place, it must be set again.
+        pad: what fills the padded square of the dense path, "black" or "zero"; black where nothing else is known. It is
+            saved with the model, so that evaluation pads as training did.
         alpha: share of the student, below 1, where this is a mix of weights (Sec. 4.1); None: not known to be one. It
             is saved with the model.
         run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
@@ -85,6 +87,8 @@ class Clip(nn.Module):
         self.std: tuple[float, float, float] = tuple(config["preprocess_cfg"]["std"])
         windows = config.get("saccade", {}).get("windows")
         self._windows = None if windows is None else _read_windows(windows, model.visual, name)
+        if self.pad not in get_args(Pad):
+            raise InputError(f'{name}: "pad" must be one of {", ".join(get_args(Pad))}; got {self.pad!r}.')
         self._gates: nn.Parameter | None
         self.register_parameter("_gates", None)
         gates = config.get("saccade", {}).get("gates")
@@ -129,6 +133,15 @@ class Clip(nn.Module):
         checked = check_gates(self.visual, gates).detach().clone()
         self._gates = nn.Parameter(checked.to(next(self.visual.parameters()).device))
         self._know("gates", checked.unflatten(0, (3, -1)).tolist())
+
+    @property
+    def pad(self) -> Pad:
+        """Padding of the dense path's square input (Sec. 3.2)."""
+        return self.config.get("saccade", {}).get("pad", "black")
+
+    @pad.setter
+    def pad(self, pad: Pad) -> None:
+        self._know("pad", pad)
 
     @property
     def alpha(self) -> float | None:
@@ -235,11 +248,12 @@ class Clip(nn.Module):
         Args:
             images: normalised; H and W multiples of the patch size; see the module about lists.
             boxes: one (N, 4) tensor an image; xyxy, pixels of `images`, x1 < x2; N may be 0.
-            head: see `encode_dense`; "masked": a copy of the class token for each box, which sees the patches that the
-                box touches.
+            head: see `encode_dense`; "masked": a copy of the class token for each box, which sees the patches from the
+                one that holds its first corner up to, and without, the one that holds its second (as published).
 
         Returns:
-            One embedding of length 1 a box, image by image, in the order given; zero for a box beside its image.
+            One embedding of length 1 a box, image by image, in the order given; zero for a box beside its image. Under
+            "masked" a box without a patch, such as a small one, gets what its copy makes of the class token alone.
 
         Raises:
             InputError: boxes that are not boxes, or not one tensor an image.
@@ -249,7 +263,7 @@ class Clip(nn.Module):
             check_boxes(one, f"boxes[{i}]")
         if head == "masked":
             pairs = zip(self._grids(images), boxes, strict=True)
-            return self._masked(images, [cover_patches(one, grid=grid, stride=self.patch_size) for grid, one in pairs])
+            return self._masked(images, [whole_patches(one, grid=grid, stride=self.patch_size) for grid, one in pairs])
         dense = self.encode_dense(images, head=head)
         if isinstance(dense, Tensor):
             return pool_boxes(dense, boxes, stride=self.patch_size) if boxes else self._nothing()

@@ -10,3 +10,6 @@ RegionHead = Head | Literal["masked"]
 
 TemplateName = Literal["vild", "clip", "none"]
 """Sentences that class names are written into; see `saccade.clip.templates.template_set`."""
+
+Pad = Literal["black", "zero"]
+"""What fills a padded square: black before colour normalisation (published code), or zeros after it (paper's text)."""

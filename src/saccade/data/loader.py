@@ -27,7 +27,7 @@ from saccade.data.outlines import decode_outlines
 from saccade.data.panoptic import panoptic_segments
 from saccade.data.pictures import PictureError
 from saccade.data.records import Dataset, Record, read_record
-from saccade.data.regions import note_boxless, sample_proposals
+from saccade.data.regions import corner_box, note_boxless, sample_proposals
 from saccade.data.semantic import SemanticData, read_both
 from saccade.data.sources import open_data as open_data
 from saccade.ops.grid import grid_pairs, sample_grid
@@ -183,16 +183,18 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         height, width = image.shape[1:]
         if self.regions == "boxes":
             boxes = sample_proposals(record, height=height, width=width, keep=self.keep, generator=generator)
+            is_boxless = len(boxes) == 0
+            boxes = corner_box(height=height, width=width) if is_boxless else boxes
         else:
             numbers = {"limit": self.limit, "rule": self.rule, "keep": self.keep}
-            boxes = sample_grid(height=height, width=width, **numbers, generator=generator)
+            boxes, is_boxless = sample_grid(height=height, width=width, **numbers, generator=generator), False
         if not self.captions:
-            return Sample(str(record.id), image, boxes)
+            return Sample(str(record.id), image, boxes, is_boxless=is_boxless)
         try:
             caption = draw_caption(self.dataset.captions[index], generator=generator)
         except InputError as error:  # a text in a shard is read only now
             return BadSample(str(record.id), str(error))
-        return Sample(str(record.id), image, boxes, caption=caption)
+        return Sample(str(record.id), image, boxes, caption=caption, is_boxless=is_boxless)
 
 
 class EvaluationSource(TorchDataset[Sample | BadSample]):
@@ -280,6 +282,7 @@ class Packed:
     segments: list[Segments | None]
     captions: list[str | None]
     classes: Int16[Tensor, " pixels"] | None  # of semantic data, picture by picture
+    boxless: list[bool]
     bad: list[BadSample]
 
     def pin_memory(self) -> "Packed":
@@ -294,7 +297,9 @@ class Packed:
         if self.classes is not None:
             classes = self.classes.long().split([height * width for height, width in self.shapes])
             maps = [LabelMap(flat.view(shape)) for flat, shape in zip(classes, self.shapes, strict=True)]
-        parts = zip(self.ids, self.shapes, pictures, boxes, self.segments, self.captions, maps, strict=True)
+        parts = zip(
+            self.ids, self.shapes, pictures, boxes, self.segments, self.captions, maps, self.boxless, strict=True
+        )
         samples = [Sample(key, flat.view(3, *shape), *rest) for key, shape, flat, *rest in parts]
         return Batch(samples, self.bad)
 
@@ -313,6 +318,7 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
         segments=[sample.segments for sample in good],
         captions=[sample.caption for sample in good],
         classes=torch.cat(maps) if maps else None,
+        boxless=[sample.is_boxless for sample in good],
         bad=[item for item in items if isinstance(item, BadSample)],
     )
 

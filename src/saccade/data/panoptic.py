@@ -26,7 +26,8 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
         categories: of the same data set.
 
     Returns:
-        One entry a segment in the record's order; thing boxes as annotated, stuff boxes the extent of the mask.
+        One entry a segment in the record's order; thing boxes as annotated, stuff boxes from the first to the last
+        pixel of the mask (without that pixel, as the published evaluation has it).
 
     Raises:
         PictureError: the PNG is missing, damaged, of another size or kind, or lacks a segment the annotation lists.
@@ -45,6 +46,7 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
     extents, empty = mask_extents(masks)
     _check_found(record, [colour for colour, gone in zip(record.segment_ids, empty.tolist(), strict=True) if gone])
     is_thing = torch.tensor([categories[label].is_thing for label in record.labels], dtype=torch.bool)  # (N,)
+    extents[:, 2:] = torch.maximum(extents[:, 2:] - 1, extents[:, :2] + 1)  # up to the last pixel, as published
     annotated = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
     return Segments(
         boxes=torch.where(is_thing[:, None], annotated, extents),

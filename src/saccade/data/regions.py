@@ -37,16 +37,24 @@ def sample_proposals(
         generator: of this picture and epoch.
 
     Returns:
-        xyxy, pixels of the picture, areas in [8^2, 1024^2]; the picture's top left quarter where no box is left, as the
-        published training does, so that every picture counts in the loss.
+        xyxy, pixels of the picture, areas in [8^2, 1024^2]; N may be 0, see `corner_box`.
     """
     boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
     boxes = boxes[torch.randperm(len(boxes), generator=generator)[:keep]]
     boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)  # (N, 2)
     area = sides.prod(dim=1)  # (N,)
-    boxes = boxes[(area >= SMALLEST_AREA) & (area <= LARGEST_AREA) & (sides >= 1).all(dim=1)]
-    return boxes if len(boxes) else torch.tensor([[0.0, 0.0, width / 2, height / 2]])
+    return boxes[(area >= SMALLEST_AREA) & (area <= LARGEST_AREA) & (sides >= 1).all(dim=1)]
+
+
+def corner_box(*, height: int, width: int) -> Float[Tensor, "1 4"]:
+    """What is distilled of an image without a usable box, as published: its top left corner, a quarter of each side.
+
+    Args:
+        height: of the image [pixels].
+        width: of the image [pixels].
+    """
+    return torch.tensor([[0.0, 0.0, width / 4, height / 4]])
 
 
 def with_boxes(dataset: Dataset, path: Path) -> Dataset:
@@ -99,8 +107,8 @@ def note_boxless(dataset: Dataset) -> Dataset:
     if not none:
         return dataset
     line = (
-        f"{len(none)} of {len(dataset.records)} pictures have no box: their top left quarter is distilled; "
-        f"the first: {none[0].id}"
+        f"{len(none)} of {len(dataset.records)} pictures have no box: their top left corner is distilled (a quarter of "
+        f"each side); the first: {none[0].id}"
     )
     if 2 * len(none) > len(dataset.records):
         line = (

@@ -96,7 +96,7 @@ def image_features(clip: Clip, samples: list[Sample]) -> Features:
         height, width = sample.image.shape[1:]
         whole = torch.tensor([[0.0, 0.0, width, height]])
         crops.append(crop_and_resize(sample.image.to(device), whole, size=clip.native_size))  # (1, 3, S, S)
-    rows = clip.encode_image(normalize(torch.cat(crops), mean=clip.mean, std=clip.std))  # (B, D)
+    rows = clip.encode_image(normalize(torch.cat(crops), mean=clip.mean, std=clip.std, pad=clip.pad))  # (B, D)
     return Features({"image": rows}, [_note(sample) for sample in samples])
 
 
@@ -116,7 +116,7 @@ def dense_features(clip: Clip, samples: list[Sample], *, size: int, head: Head) 
     """
     device = next(clip.parameters()).device
     images = [sample.image.to(device) for sample in samples]
-    inputs = square_inputs(images, size=size, mean=clip.mean, std=clip.std)
+    inputs = square_inputs(images, size=size, mean=clip.mean, std=clip.std, pad=clip.pad)
     dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     tensors, notes = {}, []
     for sample, one in zip(samples, dense, strict=True):
@@ -152,7 +152,7 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
     asked = [(sample.image.to(device), own) for sample, own in zip(samples, kept, strict=True) if len(own)]
     rows = torch.empty(0, clip.embed_dim, device=device)
     if asked:
-        inputs = square_inputs([image for image, _ in asked], size=size, mean=clip.mean, std=clip.std)
+        inputs = square_inputs([image for image, _ in asked], size=size, mean=clip.mean, std=clip.std, pad=clip.pad)
         scaled = [boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size) for image, own in asked]
         rows = clip.encode_boxes(inputs, scaled, head=head)  # (R, D)
     each = rows.split([len(own) for own in kept])

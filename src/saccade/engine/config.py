@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from saccade.clip.names import Head
+from saccade.clip.names import Head, Pad
 from saccade.engine.folder import HARMLESS
 from saccade.errors import InputError
 
@@ -88,8 +88,9 @@ class DistillConfig:
     student_size: int | None = None
     """Longest side of the student's input [pixels]; when not given, the paper's 64 patches and at most 1024 (1024 for
     B/16, 896 for L/14), and 192 for saccade-small."""
-    pad: Literal["zero", "black"] = "zero"
-    """Padding of the student's input: zeros after colour normalisation (paper) or black before it (published code)."""
+    pad: Pad = "black"
+    """Padding of the student's input: black before colour normalisation (published code) or zeros after it (the paper's
+    text). The model remembers it, and evaluation pads the same way."""
     head: Head = "value"
     """The last block of the dense forward; value is the paper's."""
     gates: bool = False

@@ -99,6 +99,7 @@ def evaluate_agreement(
         "crops": choices,
         "size": size,
         "head": head,
+        "pad": student.pad,
         "seed": seed,
         "bad": feed.bad_listed(),
     }
@@ -119,7 +120,7 @@ def _student_regions(
     images = [sample.image.to(device) for sample in samples]
     for image, own in zip(images, boxes, strict=True):
         packer.add(image, own)
-    inputs = square_inputs(images, size=size, mean=student.mean, std=student.std)
+    inputs = square_inputs(images, size=size, mean=student.mean, std=student.std, pad=student.pad)
     dense = student.encode_dense(inputs, head=head)  # (B, D, h, w)
     scaled = [
         boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size)

@@ -93,8 +93,10 @@ def evaluate_pareto(
         gates = student.gates
         try:
             for alpha in alphas:
-                if alpha == 0 and student.windows in teachers:  # the same weights, looked at in the same way
-                    points.append({**teachers[student.windows], "model": name})
+                if (
+                    alpha == 0 and (student.windows, student.pad) in teachers
+                ):  # the same weights, looked at in the same way
+                    points.append({**teachers[student.windows, student.pad], "model": name})
                     continue
                 student.model.load_state_dict(mix_states(after, before, alpha=alpha))
                 student.gates = _mix_gates(student, gates, teacher.gates, alpha=alpha)
@@ -113,7 +115,7 @@ def evaluate_pareto(
                 points.append(_point(name, alpha, dense["dense"][size], whole[name]))
                 seen = {"pictures": dense["pictures"], "bad": dense["bad"]}
                 if alpha == 0:
-                    teachers[student.windows] = points[-1]
+                    teachers[student.windows, student.pad] = points[-1]
         finally:
             student.model.load_state_dict(after)
             student.gates = None if gates is None else gates.unflatten(0, (3, -1))

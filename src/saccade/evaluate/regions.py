@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saccade.clip.model import Clip
@@ -21,9 +21,9 @@ from saccade.clip.text import embed_vocabulary
 from saccade.data.coco import Dataset, Record
 from saccade.evaluate.feed import CropPacker, Feed
 from saccade.evaluate.score import ranks_of, score
-from saccade.ops.boxes import boxes_on_input, cover_patches, enlarge_boxes
-from saccade.ops.pool import pool_boxes, pool_masks, shrink_masks
-from saccade.ops.resample import check_side, pad_right_bottom, square_inputs
+from saccade.ops.boxes import boxes_on_input, cover_patches, enlarge_boxes, whole_patches
+from saccade.ops.pool import pool_boxes, pool_masks, shrink_and_pad_masks
+from saccade.ops.resample import check_side, square_inputs
 from saccade.types import InputError, Sample, Segments
 
 FIRST = 100  # only so many segments of a picture are looked at, in the annotation's order
@@ -52,8 +52,8 @@ def evaluate_regions(
 ) -> dict:
     """Classify every annotated segment from its crop and from the dense map (Sec. 4.1; Fig. 2, 3; Tab. 1, 2).
 
-    Thing boxes are pooled by RoIAlign, masks of things and stuff by their mean. The crop of a thing is its box enlarged
-    1.5 times and clipped, that of stuff the extent of its mask.
+    Boxes (of stuff: the extent of its mask) are pooled by RoIAlign, masks by their mean. The crop of a thing is its box
+    enlarged 1.5 times and clipped, that of stuff the extent of its mask. Inputs are padded as the model says (`pad`).
 
     Args:
         clip: the model under test; put it on the device wanted.
@@ -75,9 +75,9 @@ def evaluate_regions(
     Returns:
         {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head": head, "templates": templates,
         "classes": how many compete, "pictures": how many were good, "bad": [{"id", "reason"}]}, where R = {"boxes": S,
-        "things": S, "stuff": S} and S = {"top1", "top5": mAcc in percent or None without regions, "count"}. Boxes are
-        thing boxes, things and stuff are masks; for crops the things are those of the boxes. No mask holds a location
-        of padding alone.
+        "things": S, "stuff": S, "stuff_boxes": S} and S = {"top1", "top5": mAcc in percent or None without regions,
+        "count"}. Boxes are thing boxes, things and stuff are masks, stuff boxes the extents of stuff; for crops things
+        and stuff are those of the boxes. No mask holds a location of padding alone.
 
     Raises:
         InputError: no size, a size the tower cannot take, a data set without segments, or no picture that can be read.
@@ -114,13 +114,13 @@ def evaluate_regions(
             regions = _regions_on_input(clip, chosen, size=size)
             for way in ways:
                 boxes, masks = _dense(clip, *regions, head=head) if way == "dense" else _masked(clip, *regions)
-                by_box[way, size].append(ranks_of(boxes @ text.T, labels[-1][is_thing[-1]].to(text.device)))
+                by_box[way, size].append(ranks_of(boxes @ text.T, labels[-1].to(text.device)))
                 by_mask[way, size].append(ranks_of(masks @ text.T, labels[-1].to(text.device)))
     truth = torch.cat(labels), torch.cat(is_thing)
     crop = None
     if crops:
         ranks = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
-        crop = _scores(ranks[truth[1]], ranks, *truth)
+        crop = _scores(ranks, ranks, *truth)
     found = {
         way: {size: _scores(torch.cat(by_box[way, size]).cpu(), torch.cat(by_mask[way, size]).cpu(), *truth)
               for size in sizes}
@@ -131,6 +131,7 @@ def evaluate_regions(
         "dense": found["dense"],
         "masked": found.get("masked"),
         "head": head,
+        "pad": clip.pad,
         "templates": templates,
         "classes": len(dataset.categories),
         "pictures": feed.pictures,
@@ -175,12 +176,10 @@ def _counting(record: Record, *, crowd: bool) -> Record:
 
 
 def to_device(sample: Sample, device: torch.device) -> tuple[Tensor, Segments]:
-    """Move a picture and its masks, padded to the square the tower will see, to the device; the rest stays."""
+    """Move an image and its masks to the device; the rest stays."""
     segments = sample.segments
     assert segments is not None, f"picture {sample.id} came without segments although they were asked for"
-    side = max(sample.image.shape[1:])
-    masks = pad_right_bottom(segments.masks.to(device), height=side, width=side)  # (N, side, side)
-    return sample.image.to(device), replace(segments, masks=masks)
+    return sample.image.to(device), replace(segments, masks=segments.masks.to(device))
 
 
 def crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, "N 4"]:
@@ -204,29 +203,16 @@ def picture_locations(*, height: int, width: int, size: int, patch: int) -> Bool
     return cover_patches(whole, grid=(size // patch, size // patch), stride=patch)[0]
 
 
-def masks_on_grid(
-    image: UInt8[Tensor, "3 H W"], masks: Bool[Tensor, "N S S"], *, size: int, patch: int
-) -> Bool[Tensor, "N h w"]:
-    """Shrink a picture's masks, padded to a square, to the token grid (Sec. 4.1).
-
-    Where a location is smaller than a pixel of the picture, the kernel would also reach the padding beside it, which is
-    left out.
-    """
-    shrunk = shrink_masks(masks, grid=(size // patch, size // patch))  # (N, h, w)
-    inside = picture_locations(height=image.shape[1], width=image.shape[2], size=size, patch=patch)
-    return shrunk & inside.to(shrunk.device)
-
-
 def _regions_on_input(
     clip: Clip, chosen: list[tuple[Tensor, Segments]], *, size: int
 ) -> tuple[Float[Tensor, "B 3 size size"], list[Float[Tensor, "_ 4"]], list[Bool[Tensor, "_ h w"]]]:
-    """Bring a batch to one input size: the padded squares, the boxes of its things on them, all masks on the grid."""
-    inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std)
+    """Bring a batch to one input size: the padded squares, the boxes of all segments on them, all masks on the grid."""
+    inputs = square_inputs([image for image, _ in chosen], size=size, mean=clip.mean, std=clip.std, pad=clip.pad)
     boxes = [
-        boxes_on_input(segments.boxes[segments.is_thing], height=image.shape[1], width=image.shape[2], size=size)
+        boxes_on_input(segments.boxes, height=image.shape[1], width=image.shape[2], size=size)
         for image, segments in chosen
     ]
-    masks = [masks_on_grid(image, segments.masks, size=size, patch=clip.patch_size) for image, segments in chosen]
+    masks = [shrink_and_pad_masks(segments.masks, side=size // clip.patch_size) for _, segments in chosen]
     return inputs, boxes, masks
 
 
@@ -237,33 +223,34 @@ def _dense(
     masks: list[Bool[Tensor, "_ h w"]],
     *,
     head: Head,
-) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
-    """Pool ONE dense pass over the boxes of the T things and over the masks of all R segments."""
+) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+    """Pool ONE dense pass over the boxes and over the masks of all R segments."""
     dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
     return pool_boxes(dense, boxes, stride=clip.patch_size), pool_masks(dense, masks)
 
 
 def _masked(
     clip: Clip, inputs: Float[Tensor, "B 3 S S"], boxes: list[Float[Tensor, "_ 4"]], masks: list[Bool[Tensor, "_ h w"]]
-) -> tuple[Float[Tensor, "T D"], Float[Tensor, "R D"]]:
-    """Ask ONE pass of masked attention for the boxes of the T things and the masks of all R segments (Tab. A3)."""
+) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+    """Run ONE pass of masked attention for the boxes and the masks of all R segments (Tab. A3)."""
     grid = (inputs.shape[2] // clip.patch_size, inputs.shape[3] // clip.patch_size)
-    covered = [cover_patches(own.to(inputs.device), grid=grid, stride=clip.patch_size) for own in boxes]
-    both = [torch.cat([one, other]) for one, other in zip(covered, masks, strict=True)]  # (T_i + N_i, h, w) each
+    covered = [whole_patches(own.to(inputs.device), grid=grid, stride=clip.patch_size) for own in boxes]
+    both = [torch.cat([one, other]) for one, other in zip(covered, masks, strict=True)]  # (2 N_i, h, w) each
     embedded = clip.encode_masks(inputs, both, head="masked").split([len(one) for one in both])
     pairs = [one.split([len(own), len(one) - len(own)]) for one, own in zip(embedded, boxes, strict=True)]
     return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
 
 
 def _scores(
-    by_box: Int64[Tensor, " T"],
+    by_box: Int64[Tensor, " R"],
     by_mask: Int64[Tensor, " R"],
     labels: Int64[Tensor, " R"],
     is_thing: Bool[Tensor, " R"],
 ) -> dict[str, dict[str, float | int | None]]:
-    """Score the ranks of thing boxes, thing masks and stuff masks apart."""
+    """Score the ranks of thing boxes, thing masks, stuff masks and stuff boxes apart."""
     return {
-        "boxes": score(by_box, labels[is_thing]),
+        "boxes": score(by_box[is_thing], labels[is_thing]),
         "things": score(by_mask[is_thing], labels[is_thing]),
         "stuff": score(by_mask[~is_thing], labels[~is_thing]),
+        "stuff_boxes": score(by_box[~is_thing], labels[~is_thing]),
     }

@@ -16,8 +16,9 @@ from saccade.clip.names import Head
 from saccade.data.coco import Dataset
 from saccade.evaluate.feed import CropPacker, Feed
 from saccade.evaluate.gallery import draw_others
-from saccade.evaluate.regions import counting_segments, crop_boxes, masks_on_grid, picture_locations, to_device
+from saccade.evaluate.regions import counting_segments, crop_boxes, picture_locations, to_device
 from saccade.evaluate.score import ranks_of, recall
+from saccade.ops.pool import shrink_and_pad_masks
 from saccade.ops.resample import check_side, square_inputs
 from saccade.types import InputError, Sample
 
@@ -89,8 +90,8 @@ def evaluate_retrieval(
             inside = picture_locations(height=height, width=width, size=size, patch=student.patch_size)
             by_picture.append(picture_ranks(dense, inside, known.pictures_for(sample.id)).cpu())
             if regions:
-                image, segments = to_device(sample, dense.device)
-                masks = masks_on_grid(image, segments.masks, size=size, patch=student.patch_size)
+                _, segments = to_device(sample, dense.device)
+                masks = shrink_and_pad_masks(segments.masks, side=size // student.patch_size)
                 by_region.append(region_ranks(dense, masks, known.regions_for(sample.id)).cpu())
     return {
         "image": recall(torch.cat(by_picture), among=min(gallery, feed.pictures)),
@@ -101,6 +102,7 @@ def evaluate_retrieval(
         "pictures": feed.pictures,
         "size": size,
         "head": head,
+        "pad": student.pad,
         "seed": seed,
         "bad": feed.bad_listed(),
     }
@@ -199,7 +201,9 @@ def _embed_galleries(
 def _dense_maps(student: Clip, samples: list[Sample], *, size: int, head: Head) -> Float[Tensor, "B D h w"]:
     device = next(student.parameters()).device
     images = [sample.image.to(device) for sample in samples]
-    return student.encode_dense(square_inputs(images, size=size, mean=student.mean, std=student.std), head=head)
+    return student.encode_dense(
+        square_inputs(images, size=size, mean=student.mean, std=student.std, pad=student.pad), head=head
+    )
 
 
 def picture_ranks(

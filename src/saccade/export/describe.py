@@ -64,7 +64,10 @@ def _preprocessing(clip: Clip, *, what: What, size: int | None) -> dict[str, Any
         order, pad = ["resize", "pad", "normalise"], "black, equally around the picture, to a square"
     else:
         longest = "any length" if size is None else f"{size} pixels"
-        order, pad = ["resize", "normalise", "pad"], "zeros, at the right and bottom, to "
+        order, pad = ["resize", "normalise", "pad"], "zeros"
+        if clip.pad == "black":
+            order, pad = ["resize", "pad", "normalise"], "black"
+        pad += ", at the right and bottom, to "
         pad += f"multiples of {clip.patch_size}" if size is None else f"{size} x {size} pixels"
     return {
         "order": order,

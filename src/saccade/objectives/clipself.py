@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from saccade.clip.dense import blocks_run_whole, check_head, last_block_use, open_gates, tower_stages
 from saccade.clip.model import Clip
-from saccade.clip.names import Head
+from saccade.clip.names import Head, Pad
 from saccade.clip.precision import low_precision_copies, using
 from saccade.objectives.correlation import correlation_losses
 from saccade.objectives.keep import keep_loss, trained_rows
@@ -42,7 +42,7 @@ class ClipSelf(nn.Module):
         teacher: Clip,
         *,
         student_size: int,
-        pad: Literal["zero", "black"] = "zero",
+        pad: Pad = "black",
         head: Head = "value",
         enlarge: float = 1.0,
         tokens: Literal["all", "valid"] = "all",
@@ -63,7 +63,7 @@ class ClipSelf(nn.Module):
             student: learns; which of its parameters do is set by `train_layers`.
             teacher: frozen here; the student's equal at the start.
             student_size: side of the student's square input [pixels]; a multiple of its patch size.
-            pad: zero = zeros after colour normalisation (paper), black = black before it (published code).
+            pad: black = black before colour normalisation (published code), zero = zeros after it (the paper's text).
             head: the last block of the student's dense forward.
             enlarge: teacher crops are boxes enlarged by this about their centre (1 for patches, 1.5 for proposals).
             tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the picture; the
@@ -105,7 +105,7 @@ class ClipSelf(nn.Module):
         self.correlation_head: Head = correlation_head
         self._rows = trained_rows(student.visual, head=head) if keep else {}  # by name: sharding replaces parameters
         self.student_size, self.enlarge, self.chunk = student_size, enlarge, chunk
-        self.pad: Literal["zero", "black"] = pad
+        self.pad: Pad = pad
         self.tokens: Literal["all", "valid"] = tokens
         self.head: Head = head
         self.compare = compare
@@ -193,7 +193,7 @@ class ClipSelf(nn.Module):
         crops = []
         for sample in samples:
             boxes = sample.boxes
-            if self.enlarge != 1:
+            if self.enlarge != 1 and not sample.is_boxless:
                 height, width = sample.image.shape[1:]
                 boxes = enlarge_boxes(boxes, factor=self.enlarge, height=height, width=width)
             crops.append(crop_and_resize(sample.image, boxes, size=self.teacher.native_size))

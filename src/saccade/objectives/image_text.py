@@ -6,7 +6,6 @@ Deliberately absent: gathering of embeddings over processes (a caption is told f
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from saccade.clip.dense import blocks_run_whole
 from saccade.clip.model import Clip
+from saccade.clip.names import Pad
 from saccade.clip.precision import low_precision_copies, using
 from saccade.objectives.student import check_student, compiled_blocks, student_blocks
 from saccade.ops.resample import square_inputs
@@ -29,7 +29,7 @@ class ImageText(nn.Module):
         student: Clip,
         *,
         student_size: int,
-        pad: Literal["zero", "black"] = "zero",
+        pad: Pad = "black",
         low_precision: bool = False,
         compiled: bool = False,
         checkpointing: bool = False,
@@ -39,7 +39,7 @@ class ImageText(nn.Module):
         Args:
             student: its text tower and temperature stay as they are.
             student_size: side of the square input [pixels], the dense one; a multiple of the patch size.
-            pad: zero = zeros after colour normalisation, black = black before it.
+            pad: black = black before colour normalisation (published code), zero = zeros after it (the paper's text).
             low_precision: compute with bfloat16 copies of the image tower's weights, which stay as they are.
             compiled: run the blocks before the last through torch.compile.
             checkpointing: keep only what enters these blocks, and run them again in the backward pass.
@@ -51,7 +51,7 @@ class ImageText(nn.Module):
         super().__init__()
         check_student(student, size=student_size, compiled=compiled, checkpointing=checkpointing)
         self.student, self.student_size = student, student_size
-        self.pad: Literal["zero", "black"] = pad
+        self.pad: Pad = pad
         self.low_precision, self.compiled, self.checkpointing = low_precision, compiled, checkpointing
         run = compiled_blocks(compiled)
         student.run_block = student_blocks(run, low_precision=low_precision, checkpointing=checkpointing)

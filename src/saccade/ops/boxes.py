@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saccade.ops.resample import fitted_size
 from saccade.types import InputError
 
 
@@ -80,11 +79,10 @@ def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size
         size: side of the square input [pixels].
 
     Returns:
-        xyxy, pixels of the input; each axis by its own factor, since the sides of the resized picture are rounded.
+        xyxy, pixels of the input; both axes by one factor, as published, though the shorter side of the resized image
+        is rounded (by less than half a pixel).
     """
-    fitted_height, fitted_width = fitted_size(height, width, size=size)
-    across, down = fitted_width / width, fitted_height / height
-    return boxes * boxes.new_tensor([across, down, across, down])
+    return boxes * (size / max(height, width))
 
 
 def boxes_on_picture(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
@@ -99,13 +97,11 @@ def boxes_on_picture(boxes: Float[Tensor, "N 4"], *, height: int, width: int, si
     Returns:
         xyxy, pixels of the picture; not clipped.
     """
-    fitted_height, fitted_width = fitted_size(height, width, size=size)
-    across, down = width / fitted_width, height / fitted_height
-    return boxes * boxes.new_tensor([across, down, across, down])
+    return boxes * (max(height, width) / size)
 
 
 def cover_patches(boxes: Float[Tensor, "N 4"], *, grid: tuple[int, int], stride: int) -> Bool[Tensor, "N h w"]:
-    """Say which patches each box touches, by any area (masked attention; Tab. A3).
+    """Say which patches each box touches, by any area.
 
     Args:
         boxes: xyxy, pixels of the input; may reach beyond it.
@@ -119,6 +115,24 @@ def cover_patches(boxes: Float[Tensor, "N 4"], *, grid: tuple[int, int], stride:
     x, y = boxes[:, 0::2], boxes[:, 1::2]  # (N, 2) each
     across = (x[:, :1] < columns + stride) & (x[:, 1:] > columns)  # (N, w)
     down = (y[:, :1] < rows + stride) & (y[:, 1:] > rows)  # (N, h)
+    return down[:, :, None] & across[:, None]
+
+
+def whole_patches(boxes: Float[Tensor, "N 4"], *, grid: tuple[int, int], stride: int) -> Bool[Tensor, "N h w"]:
+    """Say which patches each box holds when both its corners are cut to whole patches (masked attention; Tab. A3).
+
+    Args:
+        boxes: xyxy, pixels of the input; may reach beyond it.
+        grid: (h, w) of the patches.
+        stride: side of a patch [pixels].
+
+    Returns:
+        As published: no patch for a box whose corners lie in one row or column of patches.
+    """
+    corners = (boxes / stride).trunc()  # (N, 4)
+    rows, columns = (torch.arange(side, device=boxes.device) for side in grid)
+    across = (corners[:, 0:1] <= columns) & (columns < corners[:, 2:3])  # (N, w)
+    down = (corners[:, 1:2] <= rows) & (rows < corners[:, 3:4])  # (N, h)
     return down[:, :, None] & across[:, None]
 
 

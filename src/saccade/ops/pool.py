@@ -92,8 +92,7 @@ def shrink_masks(masks: Bool[Tensor, "N H W"], *, grid: tuple[int, int]) -> Bool
     can vanish, and then has no location at all.
 
     Args:
-        masks: of the whole padded square at any resolution; evaluation passes those of the picture as it lies on disk,
-            padded to a square, not of the resized input.
+        masks: of the whole input at any resolution.
         grid: (h, w) of the dense map.
 
     Returns:
@@ -104,6 +103,25 @@ def shrink_masks(masks: Bool[Tensor, "N H W"], *, grid: tuple[int, int]) -> Bool
         values = F.interpolate(some[None].float(), size=grid, mode="bicubic", align_corners=False, antialias=False)
         shrunk.append(values[0] > 0)  # (1, n, h, w) -> (n, h, w)
     return torch.cat(shrunk)  # (N, h, w)
+
+
+def shrink_and_pad_masks(masks: Bool[Tensor, "N H W"], *, side: int) -> Bool[Tensor, "N side side"]:
+    """Bring an image's masks to the token grid of its padded square, as the published evaluation does (Sec. 4.1).
+
+    The masks are shrunk first and padded then, so that no kernel reaches the padding.
+
+    Args:
+        masks: of the unpadded image, at its own resolution.
+        side: of the token grid, G; the longest side of the image becomes as long.
+
+    Returns:
+        Which locations belong to each mask.
+    """
+    height, width = masks.shape[1:]
+    longest = max(height, width)
+    grid = max(1, round(height * side / longest)), max(1, round(width * side / longest))
+    shrunk = shrink_masks(masks, grid=grid)  # (N, h, w)
+    return F.pad(shrunk, (0, side - grid[1], 0, side - grid[0]))
 
 
 def _check_count(dense: Tensor, count: int, name: str) -> None:

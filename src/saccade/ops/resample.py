@@ -98,7 +98,7 @@ def square_input(
     size: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    pad: Literal["zero", "black"] = "zero",
+    pad: Literal["zero", "black"] = "black",
 ) -> Float[Tensor, "3 size size"]:
     """Bring a picture to the padded square the dense tower sees (student input; Sec. 3.2, 4.1).
 
@@ -107,7 +107,7 @@ def square_input(
         size: side of the square [pixels]; the picture's longest side becomes as long.
         mean: colour statistics of the tower, see `normalize`.
         std: likewise.
-        pad: zero = zeros after normalisation (paper), black = black before it (published code).
+        pad: black = black before normalisation (published code), zero = zeros after it (the paper's text).
 
     Returns:
         The normalised picture at the top left, padding right of it and below.
@@ -124,7 +124,7 @@ def square_inputs(
     size: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    pad: Literal["zero", "black"] = "zero",
+    pad: Literal["zero", "black"] = "black",
 ) -> Float[Tensor, "B 3 size size"]:
     """Bring pictures of any sizes, at least one, to one batch of padded squares; the arguments are `square_input`'s."""
     return torch.stack([square_input(image, size=size, mean=mean, std=std, pad=pad) for image in images])
@@ -139,7 +139,7 @@ def pad_right_bottom(
         image: any number of leading dimensions, any type (masks are padded with False).
         height: wished, at least the picture's [pixels].
         width: wished, at least the picture's [pixels].
-        value: 0 after normalisation is the paper's padding, 0 before it is black.
+        value: 0 before normalisation is black, 0 after it is the padding of the paper's text.
 
     Returns:
         The picture at the top left, `value` elsewhere.

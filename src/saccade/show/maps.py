@@ -41,7 +41,7 @@ def dense_map(clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, head: Hea
     """
     clip.eval()
     image = image.to(next(clip.parameters()).device)
-    square = square_input(image, size=size, mean=clip.mean, std=clip.std)  # (3, size, size)
+    square = square_input(image, size=size, mean=clip.mean, std=clip.std, pad=clip.pad)  # (3, size, size)
     dense = clip.encode_dense(square[None], head=head)[0]  # (D, h, w)
     fitted = fitted_size(image.shape[1], image.shape[2], size=size)
     rows, columns = (ceil(side / clip.patch_size) for side in fitted)
