@@ -320,8 +320,8 @@ def test_evaluation_gets_segments_with_masks(coco, workers):
     assert [bad.id for bad in batch.bad] == ["2"]
     (sample,) = batch.samples
     assert sample.segments is not None and sample.segments.masks.sum(dim=(1, 2)).tolist() == [16, 120 - 16]
-    # the thing's box as annotated, the stuff's the extent of its mask
-    assert sample.boxes.tolist() == [[2, 2, 6, 6], [0, 0, 10, 12]]
+    # the thing's box as annotated, the stuff's from the first to the last pixel of its mask
+    assert sample.boxes.tolist() == [[2, 2, 6, 6], [0, 0, 9, 11]]
 
 
 def test_a_bad_panoptic_png_makes_a_bad_sample(coco):

@@ -1,11 +1,14 @@
 """Regions from files of boxes: every form, what is left out and told, and the published draw."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from saccade.data.loader import PictureSource, pack
 from saccade.data.records import Dataset, Member, Record
 from saccade.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
 from saccade.data.strict import OUTSIDE, TINY
@@ -42,10 +45,17 @@ def test_proposals_are_shuffled_capped_and_sieved_by_area():
     assert drawn[0].tolist() != drawn[1].tolist()
 
 
-def test_a_picture_without_a_usable_box_gives_its_top_left_quarter():
-    record = Record(1, Path("x"), 10, 30, ((0, 0, 2, 2),))
-    boxes = sample_proposals(record, height=10, width=30, keep=20, generator=torch.Generator())
-    assert boxes.tolist() == [[0, 0, 15, 5]]
+def test_an_image_without_a_usable_box_gives_its_corner_which_is_not_enlarged(tmp_path):
+    """A quarter of each side of 40 x 24 px (T6 of the public code): 10 x 6; the source says that it stands in."""
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
+    record = Record(1, tmp_path / "a.png", 24, 40, ((0, 0, 2, 2),))
+    assert len(sample_proposals(record, height=24, width=40, keep=20, generator=torch.Generator())) == 0
+    good = replace(record, boxes=((0, 0, 20, 20),))
+    source = PictureSource(Dataset("x", (), (record, good), {}), regions="boxes")
+    corner, usable = source[0, 0], source[0, 1]
+    assert corner.boxes.tolist() == [[0, 0, 10, 6]] and corner.is_boxless and not usable.is_boxless
+    batch = pack([corner, usable]).unpack()
+    assert [sample.is_boxless for sample in batch.samples] == [True, False]
 
 
 def test_a_box_over_the_edge_is_clipped_once_the_picture_is_known():

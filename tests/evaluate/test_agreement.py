@@ -86,12 +86,12 @@ def test_against_a_loop(clip, coco):
             height, width = (round(side * scale) for side in image.shape[1:])
             resized = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True).clamp(0, 255)
             padded = torch.zeros(1, 3, 64, 64)
-            padded[:, :, :height, :width] = normalize(resized, mean=clip.mean, std=clip.std)
-            ratio = torch.tensor([width / image.shape[2], height / image.shape[1]] * 2)
+            padded[:, :, :height, :width] = resized
+            padded = normalize(padded, mean=clip.mean, std=clip.std)
             for box in boxes:
                 crop = normalize(crop_and_resize(image, box[None], size=32), mean=clip.mean, std=clip.std)
                 crops.append(clip.encode_image(crop)[0])
-                dense.append(clip.encode_boxes(padded, [(box * ratio)[None]])[0])
+                dense.append(clip.encode_boxes(padded, [(box * scale)[None]])[0])
     cosines = [float(one @ other) for one, other in zip(dense, crops, strict=True)]
     assert result["cosine"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
     hits = sum(max(range(len(crops)), key=lambda k: float(one @ crops[k])) == i for i, one in enumerate(dense))

@@ -5,11 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from saccade.data.loader import open_data
-from saccade.evaluate.regions import crop_boxes, evaluate_regions, masks_on_grid, picture_locations
+from saccade.evaluate.regions import crop_boxes, evaluate_regions, picture_locations
 from saccade.evaluate.retrieval import evaluate_retrieval, picture_ranks
 from saccade.evaluate.score import ranks_of, score
-from saccade.ops.pool import pool_masks, shrink_masks
-from saccade.ops.resample import pad_right_bottom
+from saccade.ops.pool import pool_masks, shrink_and_pad_masks, shrink_masks
 from saccade.types import Segments
 
 
@@ -90,22 +89,26 @@ def test_a_picture_of_half_the_square_asks_with_half_the_locations(clip, tmp_pat
 def test_masks_never_hold_padding(height, width, size):
     """A mask of the whole picture holds nothing of its padding, also where a token is smaller than a pixel (10 px to
     16 tokens: the taps of the first token of padding reach the last row of the picture)."""
-    whole = pad_right_bottom(
-        torch.ones(1, height, width, dtype=torch.bool), height=max(height, width), width=max(height, width)
-    )
-    found = masks_on_grid(blank(height, width), whole, size=size, patch=8)
+    found = shrink_and_pad_masks(torch.ones(1, height, width, dtype=torch.bool), side=size // 8)
     inside = picture_locations(height=height, width=width, size=size, patch=8)
     assert found.any() and not (found & ~inside).any()
     dense = torch.where(inside[None, None], 1.0, -1.0) * torch.ones(1, 3, 1, 1)  # padding looks the other way
     torch.testing.assert_close(pool_masks(dense, [found]), torch.full((1, 3), 3**-0.5))
 
 
-def test_that_the_kernel_alone_would_reach_the_padding():
-    """5 x 10 px to 16 x 16 tokens, 0.625 px each: token row 8 looks at 8.5 * 0.625 - 0.5 = 4.8125, its second tap is
-    row 4, the picture's last, at a distance of 0.8125 < 1, whose weight is positive; yet it lies in padding."""
-    whole = pad_right_bottom(torch.ones(1, 5, 10, dtype=torch.bool), height=10, width=10)
-    assert shrink_masks(whole, grid=(16, 16))[0].any(dim=1).sum() == 9
-    assert masks_on_grid(blank(5, 10), whole, size=128, patch=8)[0].any(dim=1).sum() == 8
+def test_a_mask_is_shrunk_before_it_is_padded():
+    """25 x 48 px to 8 x 8 tokens: the image is round(25 * 8 / 48) = 4 x 8 tokens of 6.25 x 6 px. Row 3 of its tokens
+    looks at 3.5 * 6.25 - 0.5 = 21.375, so a line on row 21, 0.375 away, is in it. Of the padded 48 x 48 square a token
+    is 6 px high, row 3 looks at 20.5, and the line falls there too, but a line on row 24, 2.625 from 21.375, is in no
+    token, while the square's row 4 looks at 26.5 - 24 = 2.5 away: neither. A line on row 23 is the square's row 3 or 4
+    (3.5 away) and, 1.625 from 21.375, negative in ours."""
+    lines = torch.zeros(2, 25, 48, dtype=torch.bool)
+    lines[0, 21] = lines[1, 23] = True
+    found = shrink_and_pad_masks(lines, side=8)
+    assert found.shape == (2, 8, 8)
+    assert found[0].any(dim=1).nonzero().flatten().tolist() == [3] and not found[1].any()
+    tiny = shrink_and_pad_masks(torch.ones(1, 1, 100, dtype=torch.bool), side=8)
+    assert tiny[0].any(dim=1).tolist() == [True] + [False] * 7  # at least one row
 
 
 def test_masked_attention_is_asked_on_the_same_inputs(clip, coco):
@@ -125,20 +128,20 @@ def test_masked_attention_is_asked_on_the_same_inputs(clip, coco):
     with torch.inference_mode():
         for sample in (source[index] for index in range(len(source))):
             height, width = sample.image.shape[1:]
-            side = max(height, width)
             inputs = square_inputs([sample.image], size=64, mean=clip.mean, std=clip.std)
-            things = sample.segments.boxes[sample.segments.is_thing]
-            boxes = boxes_on_input(things, height=height, width=width, size=64)
-            masks = shrink_masks(pad_right_bottom(sample.segments.masks, height=side, width=side), grid=(8, 8))
+            boxes = boxes_on_input(sample.segments.boxes, height=height, width=width, size=64)
+            masks = shrink_and_pad_masks(sample.segments.masks, side=8)
             by_box.append(clip.encode_boxes(inputs, [boxes], head="masked"))
             by_mask.append(clip.encode_masks(inputs, [masks], head="masked"))
             labels.append(sample.segments.labels)
             is_thing.append(sample.segments.is_thing)
     truth, thing = torch.cat(labels), torch.cat(is_thing)
     ranks = ranks_of(torch.cat(by_mask) @ text.T, truth)
+    by_box_ranks = ranks_of(torch.cat(by_box) @ text.T, truth)
     expected = {
-        "boxes": score(ranks_of(torch.cat(by_box) @ text.T, truth[thing]), truth[thing]),
+        "boxes": score(by_box_ranks[thing], truth[thing]),
         "things": score(ranks[thing], truth[thing]),
         "stuff": score(ranks[~thing], truth[~thing]),
+        "stuff_boxes": score(by_box_ranks[~thing], truth[~thing]),
     }
     assert result["masked"][64] == expected and result["masked"][64] != result["dense"][64]

@@ -16,7 +16,7 @@ from saccade.evaluate.feed import CropPacker
 from saccade.evaluate.regions import counting_segments, evaluate_regions
 from saccade.types import InputError
 
-KINDS = ("boxes", "things", "stuff")
+KINDS = ("boxes", "things", "stuff", "stuff_boxes")
 
 
 def panoptic(coco):
@@ -57,14 +57,14 @@ def crop_embedding(clip, pixels: np.ndarray, box: list[float]) -> torch.Tensor:
     return clip.encode_image(to_input(clip, square)[None])[0]
 
 
-def dense_of(clip, pixels: np.ndarray, size: int, head: str) -> tuple[torch.Tensor, float, float]:
-    """One picture's normalised map, and how many input pixels a picture's pixel becomes, across and down."""
+def dense_of(clip, pixels: np.ndarray, size: int, head: str) -> tuple[torch.Tensor, float]:
+    """One picture's normalised map, and how many input pixels a picture's pixel becomes."""
     height, width = pixels.shape[:2]
     longest = max(height, width)
     new_height, new_width = round(height * size / longest), round(width * size / longest)
-    padded = torch.zeros(1, 3, size, size)
-    padded[0, :, :new_height, :new_width] = to_input(clip, resize(pixels, new_height, new_width))
-    return clip.encode_dense(padded, head=head)[0], new_width / width, new_height / height
+    black = np.zeros((size, size, 3), np.float32)
+    black[:new_height, :new_width] = resize(pixels, new_height, new_width)
+    return clip.encode_dense(to_input(clip, black)[None], head=head)[0], size / longest
 
 
 def slow_reference(clip, coco, *, size: int, head: str) -> dict:
@@ -77,25 +77,28 @@ def slow_reference(clip, coco, *, size: int, head: str) -> dict:
         pixels = np.asarray(Image.open(coco / "val2017" / entry["file_name"]).convert("RGB"))
         colours = np.asarray(Image.open(coco / "annotations/panoptic_val2017" / entry["file_name"])).astype(int)
         height, width = pixels.shape[:2]
-        dense, across, down = dense_of(clip, pixels, size, head)
+        dense, scale = dense_of(clip, pixels, size, head)
         for info in entry["segments_info"]:
             label, is_thing = order.index(info["category_id"]), info["category_id"] < 50
             x, y, w, h = info["bbox"]
             if is_thing:
                 cut = [max(0, x - w / 4), max(0, y - h / 4), min(width, x + 1.25 * w), min(height, y + 1.25 * h)]
-                box = torch.tensor([[0, x * across, y * down, (x + w) * across, (y + h) * down]])
-                pooled = roi_align(dense[None], box, 1, 1 / clip.patch_size, -1, True).flatten()
-                found["dense"]["boxes"].append(((F.normalize(pooled, dim=0) @ text.T).tolist(), label))
-            else:
+            else:  # up to the last pixel, which is not in it
+                w, h = w - 1, h - 1
                 cut = [x, y, x + w, y + h]
+            box = torch.tensor([[0.0, x, y, x + w, y + h]])
+            box[:, 1:] *= scale
+            pooled = roi_align(dense[None], box, 1, 1 / clip.patch_size, -1, True).flatten()
+            by_box = ((F.normalize(pooled, dim=0) @ text.T).tolist(), label)
+            found["dense"]["boxes" if is_thing else "stuff_boxes"].append(by_box)
             crop = ((crop_embedding(clip, pixels, cut) @ text.T).tolist(), label)
-            mask = torch.zeros(1, 1, max(height, width), max(height, width))
-            mask[0, 0, :height, :width] = torch.from_numpy(colours[..., 0] + 256 * colours[..., 1] == info["id"])
-            inside = F.interpolate(mask, dense.shape[1:], mode="bicubic", align_corners=False)[0, 0] > 0
+            mask = torch.from_numpy(colours[..., 0] + 256 * colours[..., 1] == info["id"])[None, None].float()
+            grid = [round(side * dense.shape[1] / max(height, width)) for side in (height, width)]
+            inside = F.interpolate(mask, grid, mode="bicubic", align_corners=False)[0, 0] > 0
             mean = torch.stack([dense[:, i, j] for i, j in inside.nonzero().tolist()]).mean(dim=0)
             by_mask = ((F.normalize(mean, dim=0) @ text.T).tolist(), label)
             found["dense"]["things" if is_thing else "stuff"].append(by_mask)
-            for kind in ("boxes", "things") if is_thing else ("stuff",):
+            for kind in ("boxes", "things") if is_thing else ("stuff", "stuff_boxes"):
                 found["crop"][kind].append(crop)
     return {
         source: {kind: {"top1": macc(s, 1), "top5": macc(s, 5), "count": len(s)} for kind, s in kinds.items()}
@@ -159,6 +162,7 @@ def test_things_are_cut_with_their_surroundings(clip, coco, monkeypatch):
             by = (
                 0.25 if info["category_id"] < 50 else 0.0
             )  # a quarter of a side more on each side is half a side in all
+            w, h = (w, h) if by else (w - 1, h - 1)  # stuff ends at its last pixel
             expected = [max(0, x - by * w), max(0, y - by * h)]
             expected += [min(image["width"], x + w + by * w), min(image["height"], y + h + by * h)]
             assert box == pytest.approx(expected)

@@ -35,7 +35,8 @@ def dense_of(clip, image: torch.Tensor, size: int) -> tuple[torch.Tensor, int, i
     height, width = (round(side * scale) for side in image.shape[1:])
     resized = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True).clamp(0, 255)
     padded = torch.zeros(1, 3, size, size)
-    padded[:, :, :height, :width] = normalize(resized, mean=clip.mean, std=clip.std)
+    padded[:, :, :height, :width] = resized
+    padded = normalize(padded, mean=clip.mean, std=clip.std)
     return clip.encode_dense(padded)[0], -(-height // clip.patch_size), -(-width // clip.patch_size)
 
 
@@ -56,6 +57,7 @@ def slow_reference(student, reference, coco, *, size: int, gallery: int, seed: i
         for place, info in enumerate(entry["segments_info"]):
             x, y, w, h = info["bbox"]
             by = 0.25 if info["category_id"] < 50 else 0
+            w, h = (w, h) if by else (w - 1, h - 1)  # stuff ends at its last pixel
             box = [max(0, x - by * w), max(0, y - by * h), min(width, x + w + by * w), min(height, y + h + by * h)]
             crops[key, place] = embed(reference, images[key], box)
     names, keys = sorted(whole), sorted(crops)
@@ -68,14 +70,11 @@ def slow_reference(student, reference, coco, *, size: int, gallery: int, seed: i
             for j in range(columns):
                 own = float(dense[:, i, j] @ whole[key])
                 by_picture.append(sum(float(dense[:, i, j] @ whole[rival]) >= own for rival in rivals))
-        side = max(image.shape[1:])
         png = np.asarray(Image.open(coco / "annotations/panoptic_val2017" / infos[key]["file_name"])).astype(int)
         for place, info in enumerate(infos[key]["segments_info"]):
-            mask = torch.zeros(1, 1, side, side)
-            mask[0, 0, : image.shape[1], : image.shape[2]] = (
-                torch.from_numpy(png[..., 0] + 256 * png[..., 1]) == info["id"]
-            )
-            inside = F.interpolate(mask, dense.shape[1:], mode="bicubic", align_corners=False)[0, 0] > 0
+            mask = (torch.from_numpy(png[..., 0] + 256 * png[..., 1]) == info["id"])[None, None].float()
+            grid = [round(length * dense.shape[1] / max(image.shape[1:])) for length in image.shape[1:]]
+            inside = F.interpolate(mask, grid, mode="bicubic", align_corners=False)[0, 0] > 0
             at = labels.index(f"{key}/{place}")
             rivals = [keys[k] for k in draw_others(labels, at, count=gallery - 1, seed=seed, purpose="regions")]
             for i, j in inside.nonzero().tolist():

@@ -96,7 +96,7 @@ def test_the_objective_embeds_each_padded_square_and_its_caption(student):
     images, texts = [], []
     with torch.no_grad():
         for sample in batch.samples:
-            square = square_inputs([sample.image], size=64, mean=student.mean, std=student.std, pad="zero")
+            square = square_inputs([sample.image], size=64, mean=student.mean, std=student.std, pad="black")
             images.append(student.encode_image(square)[0].tolist())
             texts.append(student.encode_text(student.tokenize([sample.caption]))[0].tolist())
         scale = student.model.logit_scale.exp().item()

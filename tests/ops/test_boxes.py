@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from saccade.ops.boxes import boxes_on_input, check_boxes, clip_boxes, enlarge_boxes, xywh_to_xyxy, xyxy_to_xywh
+from saccade.ops.boxes import (
+    boxes_on_input,
+    check_boxes,
+    clip_boxes,
+    enlarge_boxes,
+    whole_patches,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
 from saccade.types import InputError
 
 
@@ -30,10 +38,10 @@ def test_enlarge_about_the_centre_then_clip():
     assert enlarge_boxes(boxes, factor=1.5, height=200, width=100).tolist() == [[35, 10, 65, 70], [0, 0, 25, 25]]
 
 
-def test_boxes_on_the_input_keep_their_place_on_the_rounded_picture():
-    # 30 x 100 at 64 px: 64 wide, 30 * 0.64 = 19.2 -> 19 high; so across 64 / 100 = 0.64, down 19 / 30
+def test_boxes_on_the_input_have_one_factor_for_both_axes():
+    # 30 x 100 at 64 px: 64 wide, and 30 * 0.64 = 19.2, though the image becomes 19 high: the published factor is one
     boxes = torch.tensor([[0.0, 0.0, 100.0, 30.0], [50.0, 15.0, 75.0, 30.0]])
-    wanted = torch.tensor([[0.0, 0.0, 64.0, 19.0], [32.0, 9.5, 48.0, 19.0]])
+    wanted = torch.tensor([[0.0, 0.0, 64.0, 19.2], [32.0, 9.6, 48.0, 19.2]])
     torch.testing.assert_close(boxes_on_input(boxes, height=30, width=100, size=64), wanted)
 
 
@@ -60,3 +68,13 @@ def test_wrong_boxes_are_refused_with_a_reason(boxes, words):
     with pytest.raises(InputError) as caught:
         check_boxes(boxes, "proposals")
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_whole_patches_cut_both_corners():
+    """Patches of 8: 5..23 begins in patch 0 and ends in patch 2, which is not taken; 10..18 holds no patch of its own
+    row and column but 1; 9..15 lies in one patch and is empty; what leaves the grid is cut."""
+    boxes = torch.tensor(
+        [[5.0, 0.0, 23.0, 8.0], [10.0, 10.0, 18.0, 18.0], [9.0, 9.0, 15.0, 15.0], [20.0, 20.0, 99, 99]]
+    )
+    found = [patches.nonzero().tolist() for patches in whole_patches(boxes, grid=(3, 4), stride=8)]
+    assert found == [[[0, 0], [0, 1]], [[1, 1]], [], [[2, 2], [2, 3]]]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from saccade.ops.boxes import boxes_on_input
 from saccade.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter, place_jitter
 from saccade.ops.resample import fitted_size, square_input
 
@@ -19,10 +18,15 @@ def picture(height: int, width: int) -> torch.Tensor:
 def test_no_jitter_is_the_padded_square(shape):
     height, width = shape
     image, jitter = picture(height, width), no_jitter(height, width, size=64)
-    assert torch.equal(jitter_image(image, jitter, size=64, **STATISTICS), square_input(image, size=64, **STATISTICS))
+    assert torch.equal(
+        jitter_image(image, jitter, size=64, **STATISTICS), square_input(image, size=64, pad="zero", **STATISTICS)
+    )
     boxes = torch.tensor([[3.0, 5.0, 30.0, 33.0], [0.0, 0.0, 31.0, 37.0]])
     moved, is_left = jitter_boxes(boxes, jitter)
-    assert torch.equal(moved, boxes_on_input(boxes, height=height, width=width, size=64)) and is_left.all()
+    h, w = fitted_size(height, width, size=64)  # each axis by its own factor, as mmdet's detectors have it
+    wanted = boxes * torch.tensor([w / width, h / height] * 2)
+    torch.testing.assert_close(moved, wanted)
+    assert is_left.all()
     same = place_jitter(height, width, size=64, scale=1.0, down=0.7, across=0.3, flip=False)
     assert same == jitter  # a scale of 1 sees all, wherever it looks
 

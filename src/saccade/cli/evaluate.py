@@ -182,7 +182,7 @@ def _regions_table(result: dict[str, Any], model: str) -> "Table":
 
     title = f"mAcc [%] of {model}: {result['pictures']} pictures, {result['classes']} classes, head {result['head']}"
     table = Table(title=title, title_justify="left")
-    table.add_column("region features")
+    table.add_column("region features", no_wrap=True)
     kinds = ("boxes", "things", "stuff", "stuff_boxes")
     for kind in kinds:
         for top in ("top-1", "top-5"):

@@ -111,7 +111,7 @@ def jitter_image(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Float[Tensor, "3 size size"]:
-    """Cut, resize, mirror, normalise and pad; without jitter, `saccade.ops.resample.square_input`.
+    """Cut, resize, mirror, normalise and pad; without jitter, `saccade.ops.resample.square_input` with pad "zero".
 
     Args:
         image: uint8 or floating point, in [0, 255], on the compute device.
@@ -126,7 +126,7 @@ def jitter_image(
 
 
 def jitter_boxes(boxes: Float[Tensor, "N 4"], jitter: Jitter) -> tuple[Float[Tensor, "N 4"], Bool[Tensor, " N"]]:
-    """Carry boxes along; without jitter, `saccade.ops.boxes.boxes_on_input`, clipped.
+    """Carry boxes along; each axis by its own factor, clipped.
 
     Args:
         boxes: xyxy, pixels of the picture.

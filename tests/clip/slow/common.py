@@ -128,15 +128,9 @@ def pool_cells(plane: Tensor, cells: list[tuple[int, int]]) -> Tensor:
 
 
 def cells_of_box(box: list[float], h: int, w: int, stride: int) -> list[tuple[int, int]]:
-    """Locations whose cell overlaps the box with a positive area; the grid ends where the picture ends."""
-    x1, y1, x2, y2 = box
-    return [
-        (row, column)
-        for row in range(h)
-        for column in range(w)
-        if min(y2, (row + 1) * stride) > max(y1, row * stride)
-        and min(x2, (column + 1) * stride) > max(x1, column * stride)
-    ]
+    """Locations from the one that holds the first corner up to, without, the one that holds the second."""
+    x1, y1, x2, y2 = (int(side / stride) for side in box)
+    return [(row, column) for row in range(max(y1, 0), min(y2, h)) for column in range(max(x1, 0), min(x2, w))]
 
 
 def cells_of_mask(mask: Tensor, h: int, w: int) -> list[tuple[int, int]]:

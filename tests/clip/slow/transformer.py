@@ -55,9 +55,10 @@ def whole(
     for members, local, extent in groups(places, grid, window):
         asked = Asked(block, [tokens[i] for i in members], local, extent)
         for question, i in zip(asked.q, members, strict=True):
-            outputs[i].append(block.out(attend(question, asked.k, asked.v, block.heads, None)))
-    # a patch lies in one window; the class token in all, and takes the mean of what it heard
-    return [block.rest(token + sum(heard) / len(heard)) for token, heard in zip(tokens, outputs, strict=True)]
+            heard = block.out(attend(question, asked.k, asked.v, block.heads, None))
+            outputs[i].append(block.rest(tokens[i] + heard))
+    # a patch is in one window; the class token has a copy in each, which are averaged after the whole block
+    return [sum(copies) / len(copies) for copies in outputs]
 
 
 def groups(

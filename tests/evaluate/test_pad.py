@@ -1,0 +1,55 @@
+"""Padding: black by default, remembered by a product, read by every evaluation, and overridden by --pad."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import torch
+
+from saccade.cli.evaluate import Regions, load_model, run_regions
+from saccade.clip.load import load
+from saccade.clip.weights import save_clip
+from saccade.data.loader import open_data
+from saccade.evaluate.regions import evaluate_regions
+from saccade.ops.resample import square_input
+from saccade.types import InputError
+
+
+def test_black_is_black_before_the_normalisation():
+    image = torch.full((3, 2, 4), 255, dtype=torch.uint8)
+    statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.4, 0.3)}
+    assert square_input(image, size=4, **statistics)[:, 3, 0].tolist() == [-1, -1, -1]  # (0 - mean) / std
+    assert square_input(image, size=4, pad="zero", **statistics)[:, 3, 0].tolist() == [0, 0, 0]
+
+
+def test_a_model_remembers_its_padding_and_open_clip_opens_it(clip, tmp_path):
+    import open_clip
+
+    clip = deepcopy(clip)  # shared by all tests
+    clip.pad = "zero"
+    save_clip(clip, tmp_path / "zero")
+    clip.pad = "black"
+    save_clip(clip, tmp_path / "black")
+    assert load(tmp_path / "zero").pad == "zero" and load(tmp_path / "black").pad == "black"
+    assert load("saccade-small").pad == "black", "a CLIP that does not say is padded black"
+    assert load_model(str(tmp_path / "zero"), None, "cpu", pad="black").pad == "black", "the flag wins"
+    open_clip.create_model(f"local-dir:{tmp_path / 'zero'}")
+    content = json.loads((tmp_path / "zero" / "open_clip_config.json").read_text())
+    content["saccade"]["pad"] = "white"
+    (tmp_path / "zero" / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="black, zero; got 'white'"):
+        load(tmp_path / "zero")
+
+
+def test_evaluation_pads_as_the_model_does(clip, coco, tmp_path):
+    clip, dataset = deepcopy(clip), open_data(coco, split="val", annotations="panoptic")
+    results = {}
+    for pad in ("black", "zero"):
+        clip.pad = pad
+        results[pad] = evaluate_regions(clip, dataset, sizes=[64], crops=False)
+        assert results[pad]["pad"] == pad
+    assert results["black"]["dense"] != results["zero"]["dense"]
+    save_clip(clip, tmp_path / "clip")  # zero
+    common = {"data": coco, "model": str(tmp_path / "clip"), "sizes": (64,), "crops": False, "workers": 0}
+    assert run_regions(Regions(**common))["dense"] == results["zero"]["dense"]
+    assert run_regions(Regions(**common, pad="black"))["dense"] == results["black"]["dense"]
