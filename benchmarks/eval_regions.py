@@ -101,10 +101,9 @@ def main() -> None:
 def agreement(found: dict[str, tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, ...]], *, classes: int) -> dict:
     """How far apart the sides' embeddings and scores are."""
     labels = torch.cat([sample[3] for sample in theirs])
-    things = torch.cat([sample[4] for sample in theirs])
     text = F.normalize(torch.randn(classes, found["ours"][0].shape[1], generator=torch.Generator().manual_seed(0)))
     cosine, top1 = {}, {}
-    for place, (kind, own) in enumerate((("boxes", labels[things]), ("masks", labels))):
+    for place, (kind, own) in enumerate((("boxes", labels), ("masks", labels))):
         ours, plain = (found[side][place].cpu() for side in ("ours", "plain"))
         cosine[kind] = float((ours * plain).sum(dim=1)[plain.norm(dim=1) > 0].min()) if len(ours) else None
         top1[kind] = [score(ranks_of(ours @ text.T, own), own)["top1"], accuracy(plain, own, text, 1)]

@@ -26,11 +26,10 @@ def resize_longest(picture: Image.Image, size: int) -> Image.Image:
 
 
 def student_square(picture: Image.Image, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Resized and normalised, then zeros at the right and below: (3, size, size)."""
-    values = to_tensor(resize_longest(picture, size), mean, std)
-    square = torch.zeros(3, size, size)
-    square[:, : values.shape[1], : values.shape[2]] = values
-    return square
+    """Resized, black at the right and below, then normalised: (3, size, size)."""
+    square = Image.new("RGB", (size, size))
+    square.paste(resize_longest(picture, size), (0, 0))
+    return to_tensor(square, mean, std)
 
 
 def crop_square(
@@ -45,10 +44,7 @@ def crop_square(
 
 def box_on_square(box: list[float], picture: Image.Image, size: int) -> list[float]:
     """A box of the picture in pixels of the student's square."""
-    width, height = picture.size
-    scale = size / max(width, height)
-    across, down = max(1, round(width * scale)) / width, max(1, round(height * scale)) / height
-    return [box[0] * across, box[1] * down, box[2] * across, box[3] * down]
+    return [side * size / max(picture.size) for side in box]
 
 
 class PlainPictures(Dataset):

@@ -46,12 +46,13 @@ class PlainSegments(Dataset):
         masks, fitted, crops = [], [], []
         for colour, box, thing in zip(colours, boxes, things, strict=True):
             mask = ids == colour
-            square = torch.zeros(1, 1, side, side)
-            square[0, 0, : mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
-            masks.append(F.interpolate(square, size=(cells, cells), mode="bicubic", align_corners=False)[0, 0] > 0)
+            grid = [max(1, round(length * cells / side)) for length in mask.shape]
+            values = torch.from_numpy(mask)[None, None].float()
+            shrunk = F.interpolate(values, size=grid, mode="bicubic", align_corners=False)[0, 0] > 0
+            masks.append(F.pad(shrunk, (0, cells - grid[1], 0, cells - grid[0])))
             if not thing:
                 down, across = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-                box = [float(across[0]), float(down[0]), float(across[-1] + 1), float(down[-1] + 1)]
+                box = [float(across[0]), float(down[0]), float(across[-1]), float(down[-1])]
             fitted.append(box_on_square(box, picture, self.size))
             cut = enlarge(box, picture) if thing else box
             crops.append(crop_square(picture, cut, self.teacher_size, self.mean, self.std))
@@ -76,11 +77,11 @@ def enlarge(box: list[float], picture: Image.Image) -> list[float]:
 
 @torch.no_grad()
 def embed(visual: nn.Module, sample: tuple[Tensor, ...], *, patch: int) -> tuple[Tensor, Tensor]:
-    """Thing boxes and all masks of one picture: a dense pass for the boxes, and another for the masks."""
-    image, boxes, masks, _, things, _ = sample
+    """All boxes and masks of one picture: a dense pass for the boxes, and another for the masks."""
+    image, boxes, masks, *_ = sample
     device = next(visual.parameters()).device
     image, boxes, masks = image.to(device)[None], boxes.to(device), masks.to(device)
-    by_box = pool_boxes(F.normalize(dense(visual, image).float(), dim=1)[0], boxes[things.to(device)], patch)
+    by_box = pool_boxes(F.normalize(dense(visual, image).float(), dim=1)[0], boxes, patch)
     by_mask = pool_masks(F.normalize(dense(visual, image).float(), dim=1)[0], masks)
     return by_box, by_mask
 
