@@ -92,6 +92,11 @@ def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
     torch.save(read_named(tmp_path / "w.pt"), tmp_path / "bare.pt")
     with pytest.raises(InputError, match=r"several architectures, Tiny, Tiny-quickgelu.*load\('Tiny', pretrained="):
         load(tmp_path / "bare.pt")
+    capsys.readouterr()
+    load("Tiny", pretrained=tmp_path / "bare.pt")
+    assert "would fit Tiny-quickgelu as well, and do not tell which activation" in capsys.readouterr().err
+    load("Tiny-quickgelu", pretrained=tmp_path / "bare.pt")
+    assert "activation" not in capsys.readouterr().err
 
 
 class Payload:
