@@ -32,7 +32,8 @@ class Convert:
     """Write a CLIP in another layout, and check that its own library opens it and embeds the same."""
 
     source: Positional[str]
-    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture."""
+    """A CLIP's folder or weights file (a training checkpoint too; docs/checkpoints.md lists what opens), saccade-small,
+    or, with --model, an open_clip tag of that architecture."""
     out: Positional[Path]
     """Folder to write; new or empty."""
     to: Literal["open_clip", "hf", "saccade"]
@@ -40,6 +41,9 @@ class Convert:
     folder with what only Saccade knows, such as window attention and gates of heads."""
     model: str | None = None
     """Architecture of a weights file whose content leaves it open, or of a tag."""
+    text_from: str | None = None
+    """Where SOURCE is an image tower alone, or an F-ViT detector: the CLIP whose text tower completes it, a folder or a
+    weights file (with --model also a tag)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
 
@@ -60,7 +64,10 @@ def run(config: Convert) -> None:
     from saccade.clip.load import load
     from saccade.clip.weights import save_clip, save_huggingface
 
-    clip = load(config.model, pretrained=config.source) if config.model else load(config.source)
+    if config.model:
+        clip = load(config.model, pretrained=config.source, text_from=config.text_from)
+    else:
+        clip = load(config.source, text_from=config.text_from)
     picture, text = _inputs(clip)
     exact = _embed_ours(clip, picture, text)
     dtype = getattr(torch, config.dtype)
