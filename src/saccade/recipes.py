@@ -420,7 +420,7 @@ RECIPES: tuple[Recipe, ...] = (
         for name, title, more, published in (
             ("coco", "COCO", {}, {"AP": 40.5, "AP50": 63.8, "AP75": 44.3}),
             ("objects365", "Objects365 v1", {}, {"AP": 19.5, "AP50": 31.3, "AP75": 20.7}),
-            ("voc", "VOC07 test", {"split": "test", "style": "voc"}, None),
+            ("voc", "VOC07 test", {"split": "test", "style": "voc07"}, None),
         )
     ),
     # --- Cat-Seg on a distilled tower
