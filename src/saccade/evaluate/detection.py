@@ -36,10 +36,11 @@ VOC_RULES = {
 }
 PIXEL = 1.0  # VOC's corners are pixels, both within the box
 MASK_SIZES = (
-    "small, medium and large masks go by the area of the mask, as in pycocotools and lvis-api for results without boxes; "
-    "public F-ViT leaves the boxes in and goes by their area (AP_small, AP_medium and AP_large differ, AP does not)"
+    "small, medium and large masks go by the area of the mask, as in pycocotools and lvis-api for results without "
+    "boxes; public F-ViT leaves the boxes in and goes by their area (AP of the three sizes differs, AP does not)"
 )
-CAPS = {"coco": (1, 10, 100), "ov-coco": (1, 10, 100, 1000), "lvis": (300,), "voc07": (), "voc12": ()}  # of a class and image
+# detections of a class and image
+CAPS = {"coco": (1, 10, 100), "ov-coco": (1, 10, 100, 1000), "lvis": (300,), "voc07": (), "voc12": ()}
 LVIS_CAP = 300  # detections of a picture, of all classes together
 AREAS = ("all", "small", "medium", "large")
 TOLD = 5

@@ -171,7 +171,8 @@ def _known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any]
     value = entry.get(key)
     if not _is_of(value, known):
         example = f", such as {short(next(iter(known)))}" if known else ""
-        fail(where, f"`{key}`, one of the {len(known)} ids of {of}{example}", short(value), "Was it made for other data?")
+        need = f"`{key}`, one of the {len(known)} ids of {of}{example}"
+        fail(where, need, short(value), "Was it made for other data?")
     return value
 
 
