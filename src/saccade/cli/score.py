@@ -55,7 +55,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
     split = _split_of(config, dataset)
     names = names_of(dataset, split) if config.vocab is None else list(read_vocabulary(config.vocab).names)
     skipped: dict[str, Dropped] = {}
-    found = read_results(path, dataset, vocabulary=names, skipped=skipped)
+    found = [one for one in read_results(path, dataset, vocabulary=names, skipped=skipped) if len(one[1].scores)]
     measured = evaluate_detection(
         found,
         dataset,
