@@ -25,13 +25,13 @@ def check_recipe_data(recipe: str | None, categories: "Sequence[Category]", *, r
     """
     from saccade.data.kinds import TITLES, kind_of
 
-    wanted = next((one.data for one in RECIPES if one.name == recipe), "any")
     found = kind_of(categories)
-    if wanted == "any" or found == wanted:
+    wanted = [one.data for one in RECIPES if one.name == recipe]
+    if not wanted or wanted[0] in ("any", found):
         return
     got = f"{len(categories)} other categories" if categories else "no annotations of it"
     raise InputError(
-        f"--recipe {recipe}: must have {TITLES[wanted]}, which its numbers are for; --data {root} has "
+        f"--recipe {recipe}: must have {TITLES[wanted[0]]}, which its numbers are for; --data {root} has "
         f"{TITLES[found] if found != 'any' else got}. Name that data (or its file with --annotations), choose another "
         f"row of `saccade recipes`, or give the flags without --recipe: `saccade recipes {recipe}` prints them."
     )
