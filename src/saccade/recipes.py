@@ -10,6 +10,8 @@ reads these rows.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from saccade.data.names import DataKind
+
 Verb = Literal[
     "distill",
     "train-fvit",
@@ -42,6 +44,8 @@ class Recipe:
     """Flags without which the row cannot run, beside --data and --out, each with what stands for its value."""
     verb: Verb = "distill"
     """Whose settings these are."""
+    data: DataKind = "any"
+    """The data that its numbers are for; a run by the recipe's name refuses another."""
 
 
 def words_of(fields: dict[str, Any]) -> list[str]:
@@ -103,6 +107,19 @@ DETECTOR_TIME = "not measured"
 
 MAPS_NEED = {**DETECTOR_NEEDS, "maps": "MAPS"}
 LABELS_NEED = {**DETECTOR_NEEDS, "labels": "FILE"}
+TRANSFERS: tuple[tuple[DataKind, str, dict[str, Any], dict[str, float] | None], ...] = (
+    ("coco", "COCO", {}, {"AP": 40.5, "AP50": 63.8, "AP75": 44.3}),
+    ("objects365", "Objects365 v1", {}, {"AP": 19.5, "AP50": 31.3, "AP75": 20.7}),
+    ("voc", "VOC07 test", {"split": "test", "style": "voc07"}, None),
+)
+SEMANTIC_DATA: dict[str, DataKind] = {
+    "ade-full": "ade20k",
+    "context459": "pascal-context",
+    "ade150": "ade20k",
+    "context59": "pascal-context",
+    "voc20": "voc",
+    "voc20b": "voc",
+}
 VERSIONS = ("2023, B", "2023, L", "2024, B", "2024, L")
 
 B16_TIME = "2 h on one of 8 A100-80G (published); 25 min on one H200 (estimate)"
@@ -216,6 +233,7 @@ RECIPES: tuple[Recipe, ...] = (
             published={"OV-LVIS, APr": rare},
             time=time,
             how=f"{HOW_ONE} LVIS holds out some pictures of COCO train: --annotations lvis_v1_train.json has its own.",
+            data="lvis",
         )
         for size, title, tower, rare, time in (
             ("b16", "B/16", B16, 25.3, B16_LIKE),
@@ -369,6 +387,7 @@ RECIPES: tuple[Recipe, ...] = (
             how=HOW_DETECTOR,
             needs=DETECTOR_NEEDS,
             verb="train-fvit",
+            data="lvis" if "lvis" in name else "coco",
         )
         for name, where, what, settings, published in (
             (
@@ -433,12 +452,9 @@ RECIPES: tuple[Recipe, ...] = (
             how="--model: OUT/model of fvit-ov-lvis-l14. --data: the other data set's root.",
             needs={"model": "RUN/model"},
             verb="evaluate detection",
+            data=name,
         )
-        for name, title, more, published in (
-            ("coco", "COCO", {}, {"AP": 40.5, "AP50": 63.8, "AP75": 44.3}),
-            ("objects365", "Objects365 v1", {}, {"AP": 19.5, "AP50": 31.3, "AP75": 20.7}),
-            ("voc", "VOC07 test", {"split": "test", "style": "voc"}, None),
-        )
+        for name, title, more, published in TRANSFERS
     ),
     # --- Cat-Seg on a distilled tower
     *(
@@ -452,6 +468,7 @@ RECIPES: tuple[Recipe, ...] = (
             how="--data: COCO-Stuff's root. --model: OUT/model of a distilled OpenAI CLIP. 4 pictures a step in all.",
             needs=DETECTOR_NEEDS,
             verb="train-catseg",
+            data="coco-stuff",
         )
         for name, what, settings, published in (
             ("-2024", "Cat-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {}, None),
@@ -488,6 +505,7 @@ RECIPES: tuple[Recipe, ...] = (
             how="--model: OUT/model of a catseg row. --data: the other data set's root; " + how,
             needs=needs,
             verb="evaluate semantic",
+            data=SEMANTIC_DATA[kind],
         )
         for kind, title, numbers, needs, how in (
             (
@@ -532,6 +550,7 @@ RECIPES: tuple[Recipe, ...] = (
         how="--encoder: Stable Diffusion 1.3 as diffusers writes it. 64 pictures a step: 8 x 8 passes on one process.",
         needs={"encoder": "SD", "labels": "FILE"},
         verb="train-panoptic",
+        data="coco-panoptic",
     ),
     Recipe(
         name="panoptic-tower",
@@ -542,6 +561,7 @@ RECIPES: tuple[Recipe, ...] = (
         how="--model: OUT/model of a distillation. 64 pictures a step: 8 x 8 passes on one process.",
         needs=DETECTOR_NEEDS,
         verb="train-panoptic",
+        data="coco-panoptic",
     ),
     Recipe(
         name="panoptic-ade",
@@ -553,6 +573,7 @@ RECIPES: tuple[Recipe, ...] = (
         how="--clip-with: OUT/model of a distilled OpenAI L/14. --size 336 is its own input.",
         needs={**DETECTOR_NEEDS, "clip_with": "RUN/model", "labels": "FILE"},
         verb="evaluate panoptic",
+        data="ade20k",
     ),
     Recipe(
         name="world",

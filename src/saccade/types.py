@@ -14,7 +14,7 @@ where they are read. Pictures are uint8 RGB (3, H, W) until the compute device h
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from saccade.errors import InputError as InputError
@@ -69,6 +69,7 @@ class Detections:
     scores: Float[Tensor, " N"]
     labels: Int64[Tensor, " N"]  # place in the vocabulary that was asked for
     masks: tuple[dict, ...] | None = None  # COCO's compressed run lengths, of the whole picture; None: boxes only
+    xywh: Float64[Tensor, "N 4"] | None = None  # left, top, width, height as a results file has them; measured exactly
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,15 @@ def evaluate(monkeypatch, root: Path, model: Path, *more: str, moved: float, spl
     return json.loads((root / "out.json").read_text())
 
 
+def scored(root: Path, *more: str, split: str = "val") -> dict[str, Any]:
+    """The same of the file that `evaluate` wrote, without images: `--from-results`."""
+    for path in [*root.rglob("*.png"), *root.rglob("*.jpg")]:
+        path.unlink()
+    words = ["evaluate", "detection", "--from-results", str(root / "results.json"), "--data", str(root)]
+    main([*words, "--split", split, *more, "--out", str(root / "scored.json")])
+    return json.loads((root / "scored.json").read_text())
+
+
 @pytest.mark.parametrize("kind", ["coco", "objects365"])
 def test_twelve_numbers_of_the_command_are_those_of_pycocotools(monkeypatch, tmp_path, world, model, kind):
     file = {"coco": as_coco, "objects365": as_objects365}[kind](world, tmp_path)
@@ -153,6 +162,7 @@ def test_twelve_numbers_of_the_command_are_those_of_pycocotools(monkeypatch, tmp
     ours = [-1 if mine[name] is None else mine[name] / 100 for name in TWELVE]
     assert np.abs(np.array(ours) - run.stats).max() < 1e-6
     assert 0.1 < run.stats[0] < 0.9 and 0 < run.stats[3] != run.stats[4] > 0  # neither trivial nor hopeless
+    assert scored(tmp_path, "--benchmark", f"transfer-{kind}")["boxes"] == mine
     assert mine["groups"].keys() == {"all"} and result["recall"]["all"].keys() == {"all", "small", "medium", "large"}
 
 
@@ -174,6 +184,7 @@ def test_federated_numbers_of_the_command_are_those_of_lvis_api(monkeypatch, tmp
     assert 0.1 < theirs["AP"] < 0.9 and theirs["APr"] != theirs["APc"]
     assert one["boxes"]["groups"].keys() == {"all", "base", "novel", "rare", "common", "frequent"}
     assert one["boxes"]["groups"]["novel"] == one["boxes"]["groups"]["rare"]
+    assert scored(tmp_path)["boxes"] == one["boxes"]
 
 
 def test_voc_is_measured_by_its_rule(monkeypatch, tmp_path, world, model):
@@ -184,7 +195,8 @@ def test_voc_is_measured_by_its_rule(monkeypatch, tmp_path, world, model):
     result = evaluate(monkeypatch, tmp_path, model, *more, moved=0.0, split="test")
     (one,) = result["fusions"]
     notes = read(world)["annotations"]
-    assert (one["style"], one["pictures"]) == ("voc", 4)
+    assert (one["style"], one["pictures"]) == ("voc07", 4)
     assert one["crowds"] == sum(note["id"] % 2 for note in notes) and one["objects"] + one["crowds"] == len(notes)
     assert one["boxes"]["AP50"] == pytest.approx(100)
-    assert set(one["boxes"]) == {"AP50", "groups", "per_class"}
+    assert set(one["boxes"]) == {"AP50", "AP75", "groups", "per_class"}
+    assert scored(tmp_path, split="test")["boxes"] == one["boxes"]

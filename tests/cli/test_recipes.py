@@ -13,8 +13,13 @@ import pytest
 from saccade.cli.distill_tell import tell_other_batch
 from saccade.cli.main import main, parse
 from saccade.cli.recipes import CONFIGS, NAMED, command, start
+from saccade.data.kinds import kind_of
+from saccade.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from saccade.data.voc import NAMES
+from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.config import DistillConfig
 from saccade.recipes import RECIPES, Recipe
+from saccade.types import Category
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 NEEDED = ["--data", "d", "--out", "o"]
@@ -163,7 +168,44 @@ def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
     assert "means 16 pictures a step" in told[0] and told[0].endswith("take 128")
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("train-fvit --recipe fvit-ov-lvis-b16", "must have LVIS's categories, which have a frequency"),
+        ("train-fvit --recipe fvit-ov-coco-b16 --benchmark ov-coco", "must have COCO's 80 categories"),
+        ("train-catseg --recipe catseg-2024", "must have COCO-Stuff's 171 classes"),
+        ("train-panoptic --recipe panoptic-tower", "must have COCO's 133 panoptic classes"),
+        ("distill --recipe clipself-b16-lvis --pretrained None", "must have LVIS's categories"),
+    ],
+)
+def test_a_recipe_refuses_data_that_its_numbers_are_not_for(
+    typed: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "w"
+    write_world(root, WorldSize(train=2, val=1, test=0, pairs=0, seed=0), processes=1)
+    words = [*typed.split(), "--data", str(root), "--out", str(tmp_path / "o"), "--model", "saccade-small"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--workers", "0", "--device", "cpu"])
+    error = capsys.readouterr().err
+    assert done.value.code == 2 and message in error and f"--data {root} has" in error
+    assert "without --recipe: `saccade recipes" in error and not (tmp_path / "o").exists()
+
+
 def test_the_beginning_of_names_lists_those_rows_alone(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipes", "catseg"])
     told = capsys.readouterr().out
     assert "catseg-2024" in told and "catseg-2023-l14" in told and "openai" not in told and "fvit" not in told
+
+
+def test_kinds_of_data_are_told_by_their_categories() -> None:
+    def categories(names: list[str], *, stuff: int = 0, frequency: str | None = None) -> list[Category]:
+        return [Category(number, name, number > stuff, (), frequency) for number, name in enumerate(names, start=1)]
+
+    coco = [*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT, *(f"base {number}" for number in range(48))]
+    many = [f"class {number}" for number in range(847)]
+    assert kind_of(categories(coco)) == "coco" and kind_of(categories(many[:80])) == "any"
+    assert kind_of(categories(many[:133], stuff=53)) == "coco-panoptic" and kind_of(categories(many[:133])) == "any"
+    assert kind_of(categories(many[:3], frequency="r")) == "lvis" and kind_of([]) == "any"
+    assert kind_of(categories([*NAMES])) == "voc" == kind_of(categories(["background", *NAMES]))
+    for count, kind in ((171, "coco-stuff"), (365, "objects365"), (150, "ade20k"), (459, "pascal-context")):
+        assert kind_of(categories(many[:count], stuff=count // 2)) == kind

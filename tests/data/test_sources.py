@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saccade.data.sources import open_data
+from saccade.data.sources import open_annotations, open_data
+from saccade.data.splits import split_of, split_of_root
 from saccade.types import InputError
 
 
@@ -75,6 +76,45 @@ def test_a_file_named_is_recognised_by_its_content(tmp_path, make):
     for annotations in ("instances", "none"):
         (record,) = open_data(root, split="train", annotations=annotations, annotation_file=path).records
         assert record.id == 9 and record.boxes == ((1, 2, 11, 22),) and record.path.is_file()
+
+
+def both_names(root: Path, *, url: bool, image: str) -> Path:
+    """LVIS's file as it is passed on, such as minival: `file_name`, beside the address or alone."""
+    put(root / image)
+    file = note(root / "mine.json", synonyms=["cat"], frequency="r")
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"coco_url": "http://host/val2017/1.png"} if url else {"neg_category_ids": []}
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize("url", [True, False])
+@pytest.mark.parametrize("image", ["1.png", "val2017/1.png"])
+def test_lvis_may_name_its_pictures_as_coco_does(tmp_path, url, image):
+    file = both_names(tmp_path, url=url, image=image)
+    dataset = open_data(tmp_path, split="val", annotation_file=file)
+    assert [one.path for one in dataset.records] == [tmp_path / image]
+    split = split_of(dataset, tmp_path)
+    assert split is not None and split.novel == ("cat",)  # rare: never learned from
+    again = split_of_root(tmp_path, split="val", annotations=file)
+    assert again is not None and again.novel == ("cat",)
+    if image != "1.png":  # and under COCO's name, in its place
+        file.rename(tmp_path / "instances_val2017.json")
+        (tmp_path / "annotations").mkdir()
+        (tmp_path / "instances_val2017.json").rename(tmp_path / "annotations/instances_val2017.json")
+        assert open_data(tmp_path, split="val").categories[0].frequency == "r"
+
+
+@pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
+def test_annotations_can_be_read_without_the_pictures(tmp_path, make):
+    root = make(tmp_path)
+    whole = open_data(root, split="train")
+    for path in root.rglob("*.??g"):
+        path.unlink()
+    found = open_annotations(root, split="train")
+    assert found.categories == whole.categories and found.records[0].boxes == whole.records[0].boxes
+    with pytest.raises(InputError, match=r"need one of .* got none|split: must be"):
+        open_annotations(root, split="other")
 
 
 def test_names_of_a_coco_file_may_hold_their_folder(tmp_path):

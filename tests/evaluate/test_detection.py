@@ -241,32 +241,35 @@ A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.
 ELSEWHERE = (70.0, 70.0, 80.0, 80.0)
 
 
-@pytest.mark.parametrize("style", ["coco", "voc"])
+@pytest.mark.parametrize("style", ["coco", "voc12", "voc07"])
 def test_ap_by_hand(style):
     # right (recall 1/2, precision 1), wrong (1/2), right (recall 1, precision 2/3): the recalls 0 ... 0.50, 51 of them,
     # have precision 1, the other 50 have 2/3: AP50 = (51 + 50 * 2 / 3) / 101 = .834983
     found = found_boxes((A, 0.9), (ELSEWHERE, 0.8), ((20.0, 0.0, 30.0, 8.0), 0.7))
+    # of VOC2007's 11 recalls 0 ... .5 have precision 1 and five have 2/3; the area is 1/2 + 1/2 * 2/3
     result = evaluate_detection([("p", found)], one_class(A, B), vocabulary=["cat"], split=None, style=style)["boxes"]
-    assert result["AP50"] == pytest.approx(100 * (51 + 100 / 3) / 101)
-    assert result["per_class"][0] | {"AP": 0} == {"name": "cat", "group": None, "objects": 2, "detections": 3, "AP": 0,
-                                                  "AP50": result["AP50"]}  # fmt: skip
+    by_hand = {"coco": (51 + 100 / 3) / 101, "voc07": (6 + 5 * 2 / 3) / 11, "voc12": 5 / 6}
+    assert result["AP50"] == pytest.approx(100 * by_hand[style])
+    row = {"name": "cat", "group": None, "objects": 2, "detections": 3, "AP": 0, "AP75": 0}
+    assert result["per_class"][0] | {"AP": 0, "AP75": 0} == row | {"AP50": result["AP50"]}
     if style == "coco":  # B is met at IoU 0.8: to 0.8, 7 of the 10, as above; else one of two: 51 / 101
         assert result["AP"] == pytest.approx((7 * result["AP50"] + 3 * 100 * 51 / 101) / 10)
-        assert result["AP75"] == result["AP50"]
+    # VOC: B has 10 x 10 pixels, its detection, whose corners are pixels too, 11 x 9: 90 of 109 in common, .83
+    assert result["AP75"] == result["AP50"]
 
 
 def test_difficult_objects_are_ignored_however_often_they_are_found():
     # B is difficult. Both detections on it are ignored, so A at 0.6 is right at precision 1: AP 1. As plain objects:
     # B right, B again wrong, A right: recalls to 1/2 have 1, the others 2/3
     found = found_boxes((B, 0.9), ((20.0, 0.0, 30.0, 9.0), 0.8), (A, 0.6))
-    wanted = {"vocabulary": ["cat"], "split": None, "style": "voc"}
+    wanted = {"vocabulary": ["cat"], "split": None, "style": "voc07"}
     result = evaluate_detection([("p", found)], one_class(A, B, crowd=(False, True)), **wanted)
     assert result["boxes"]["AP50"] == 100
     assert (result["objects"], result["crowds"], result["masks"]) == (1, 1, None)
     missed = evaluate_detection([("p", found_boxes((B, 0.9)))], one_class(A, B, crowd=(False, True)), **wanted)
     assert missed["boxes"]["AP50"] == 0  # what is ignored is not right either
     easy = evaluate_detection([("p", found)], one_class(A, B), **wanted)
-    assert easy["boxes"]["AP50"] == pytest.approx(100 * (51 + 100 / 3) / 101)
+    assert easy["boxes"]["AP50"] == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
     # a quarter of a difficult object is not it (a crowd it would be): wrong, at precision 1/2 for A
     part = found_boxes(((20.0, 0.0, 25.0, 5.0), 0.9), (A, 0.6))
     result = evaluate_detection([("p", part)], one_class(A, B, crowd=(False, True)), **wanted)
@@ -276,7 +279,7 @@ def test_difficult_objects_are_ignored_however_often_they_are_found():
 
 
 def test_nothing_found_and_nothing_to_find():
-    for style in ("coco", "voc"):
+    for style in ("coco", "voc07", "voc12"):
         result = evaluate_detection([], one_class(A), vocabulary=["cat"], split=None, style=style)
         assert result["boxes"]["AP50"] == 0
         assert result["pictures_without_result"] == {"count": 1, "first": ["p"]}
@@ -377,8 +380,8 @@ def test_detections_that_do_not_fit():
         evaluate_detection([("p", Detections(fine.boxes, fine.scores, fine.labels + 3))], data, **wanted)
     with pytest.raises(InputError, match="need finite boxes and scores"):
         evaluate_detection([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
-    with pytest.raises(InputError, match="style voc: measures boxes alone"):
-        evaluate_detection([], data, **{**wanted, "style": "voc"}, masks=True)
+    with pytest.raises(InputError, match="style voc07: measures boxes alone"):
+        evaluate_detection([], data, **{**wanted, "style": "voc07"}, masks=True)
     with pytest.raises(InputError, match="need an annotation file: masks need its segmentations"):
         evaluate_detection([], data, **wanted, masks=True)
     with pytest.raises(InputError, match="the style lvis needs which categories were looked for"):

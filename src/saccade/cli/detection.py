@@ -96,10 +96,15 @@ class Detection(Reading, Fusing):
     it left, and --candidates DIR keeps that for another command.
     """
 
-    data: Path
-    """COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world."""
-    model: Path
-    """OUT/model of `saccade train-fvit`."""
+    data: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  # not needed for --from-results
+    """COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world; needed unless --from-results and
+    --annotations are given."""
+    model: Path | None = None
+    """OUT/model of `saccade train-fvit`; needed unless --from-results is given."""
+    from_results: Path | None = None
+    """Measure the detections that another program found, without any model: a list of results [{image_id, category_id,
+    bbox, score, segmentation?}, ...] in JSON, as COCO's and LVIS's servers take it. The images need not be there.
+    COCO's 80 categories then count alike, by COCO's twelve numbers; --benchmark ov-coco measures OV-COCO's."""
     annotations: Path | None = None
     """Annotation file to read in place of the one in the standard place: COCO, LVIS or Objects365 JSON."""
     novel: Path | None = None
@@ -107,8 +112,9 @@ class Detection(Reading, Fusing):
     benchmark, which measures all categories."""
     vocab: str | None = None
     """Ask for these classes, and measure the categories among them; default: all categories of the data."""
-    style: Literal["coco", "lvis", "voc"] | None = None
-    """Whose rule; default: LVIS's and VOC's for their data, COCO's (with a split: OV-COCO's) for all other."""
+    style: Literal["coco", "lvis", "voc07", "voc12"] | None = None
+    """Whose rule; default: LVIS's for its data, VOC's of the year for its own (voc07 with transfer-voc, as published:
+    mmdet's AP50 and AP75 at 11 points), COCO's (with a split: OV-COCO's) for all other."""
     masks: bool = False
     """Also measure masks, of a detector that finds them."""
     base_weights: tuple[float, ...] = ()
@@ -189,6 +195,12 @@ def run_detection(config: Detection) -> dict[str, Any]:
             check_target(path, flag=flag)
     if config.limit is not None and config.limit < 1:
         raise InputError(f"--limit: need at least 1 picture; got {config.limit}.")
+    if config.data is None or config.model is None:
+        raise InputError(
+            "--data and --model: need a data set and OUT/model of `saccade train-fvit`; got "
+            f"{config.data or 'no --data'} and {config.model or 'no --model'}. To measure the detections of another "
+            "program give --from-results FILE --annotations FILE instead."
+        )
     started = time.perf_counter()
     from saccade.clip.vocabulary import Vocabulary, read_vocabulary
     from saccade.data.loader import open_data
@@ -211,12 +223,12 @@ def run_detection(config: Detection) -> dict[str, Any]:
     detector, about = _load(config.model, config, config.device)
     if config.masks and not about.network.masks:
         raise InputError(f"--masks: need a detector that finds masks; {config.model} was trained without --masks.")
-    vocabulary = asked or Vocabulary(tuple((name,) for name in _names(dataset, split)))
+    vocabulary = asked or Vocabulary(tuple((name,) for name in names_of(dataset, split)))
     is_base = trained_on(vocabulary, about)
     tell_vocabulary(vocabulary.names, is_base, about)
     fusions = _fusions(config, about, config.base_weights, config.novel_weights)
     text = _texts(detector, about, vocabulary, config.templates)
-    style = config.style or _style(dataset)
+    style = config.style or style_of(dataset, benchmark=config.benchmark)
     measured = dataset if config.limit is None else replace(dataset, records=tuple(dataset.records[: config.limit]))
     truth = open_truth(  # before the network's pass, which may take hours: whatever does not fit is told at once
         measured,
@@ -307,16 +319,19 @@ def _fusions(config: Fusing, about: "About", base: tuple[float, ...], novel: tup
     return [replace(preset, base=one, novel=other) for one, other in pairs]
 
 
-def _names(dataset: "Dataset", split: "BaseNovel | None") -> list[str]:
+def names_of(dataset: "Dataset", split: "BaseNovel | None") -> list[str]:
     """The categories that are asked for."""
     left_out = set() if split is None else set(split.left_out)
     return [category.name for category in dataset.categories if category.name not in left_out]
 
 
-def _style(dataset: "Dataset") -> "Style":
+def style_of(dataset: "Dataset", *, benchmark: str | None) -> "Style":
+    """Whose rule a data set is measured by when nobody says: that of what was published on it."""
     if any(category.frequency is not None for category in dataset.categories):
         return "lvis"
-    return "voc" if dataset.name.upper().startswith("VOC") else "coco"
+    if not dataset.name.upper().startswith("VOC"):
+        return "coco"
+    return "voc07" if dataset.name.upper().startswith("VOC2007") or benchmark == "transfer-voc" else "voc12"
 
 
 def _write_results(

@@ -32,6 +32,7 @@ from saccade.cli.objective import (
     choose_nouns,
     trained_head,
 )
+from saccade.cli.recipe_data import check_recipe_data
 from saccade.engine.config import (
     DistillConfig,
     check_config,
@@ -309,6 +310,7 @@ def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
         shard_cache=config.shard_cache,
         progress=progress,
     )
+    check_recipe_data(config.recipe, dataset.categories, root=config.data)
     if learns_from_captions(config):  # before the boxes, whose records no longer know the texts of their shards
         dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     if config.boxes is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saccade.cli.recipe_data import check_recipe_data
 from saccade.data.names import SemanticKind
 
 if TYPE_CHECKING:
@@ -44,19 +45,22 @@ def open_truth_maps(config: LabelMapFlags, *, split: str) -> "SemanticData":
     )
 
 
-def open_base_maps(config: LabelMapFlags, *, split: str, tell: "Tell") -> "tuple[SemanticData, tuple[str, ...], str]":
+def open_base_maps(
+    config: LabelMapFlags, *, split: str, tell: "Tell", recipe: str | None = None
+) -> "tuple[SemanticData, tuple[str, ...], str]":
     """Open the pictures of a split with the classes that may be learned from.
 
     Returns:
         The data, in which pixels of other classes have none; the names of the novel classes; the rule, for people.
 
     Raises:
-        InputError: as `open_truth_maps`, or no class is left.
+        InputError: as `open_truth_maps`, no class is left, or the recipe's numbers are for other data.
     """
     from saccade.data.semantic import only_classes
     from saccade.data.splits import split_semantic
 
     data = open_truth_maps(config, split=split)
+    check_recipe_data(recipe, data.dataset.categories, root=config.data)
     parts = split_semantic(data.dataset, config.data, file=config.novel)
     if parts is None:
         tell(f"{config.data}: has no base and novel classes of its own; all are learned from. See --novel.")

@@ -25,6 +25,7 @@ from saccade.cli import (
     proposals,
     recipes,
     reproduce,
+    score,
     segment,
     semantic,
     show,
@@ -155,14 +156,20 @@ def run(command: Any) -> None:
             train_panoptic.run(command)
         case detection.Detect():
             detection.run_detect(command)
+        case detection.Detection() if command.from_results is not None:
+            score.run_detection(command)
         case detection.Detection():
             detection.run_detection(command)
         case train_catseg.TrainCatSeg():
             train_catseg.run(command)
         case segment.Segment():
             segment.run(command)
+        case semantic.Semantic() if command.from_results is not None:
+            score.run_semantic(command)
         case semantic.Semantic():
             semantic.run(command)
+        case panoptic.Panoptic() if command.from_results is not None:
+            score.run_panoptic(command)
         case panoptic.Panoptic():
             panoptic.run(command)
         case embed.Embed():

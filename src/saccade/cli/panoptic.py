@@ -39,8 +39,12 @@ class Panoptic(Reading):
 
     data: Path
     """COCO root with panoptic annotations, a world, or ADEChallengeData2016 with ade20k_panoptic_val and its .json."""
-    model: Path
-    """OUT/model of `saccade train-panoptic`."""
+    model: Path | None = None
+    """OUT/model of `saccade train-panoptic`; needed unless --from-results is given."""
+    from_results: Path | None = None
+    """Measure predictions that another program made, without any model: the folder of panoptic PNGs with their JSON, as
+    COCO's server takes it, or that JSON. The images of --data need not be there. Each image needs a prediction, as in
+    panopticapi."""
     clip: str | None = None
     """Where the CLIP lies that the generator was trained on, when it is no longer where it was."""
     encoder: Path | None = None
@@ -82,6 +86,9 @@ def run(config: Panoptic) -> dict[str, Any]:
     """
     if config.out is not None:
         check_target(config.out, flag="--out")
+    if config.model is None:
+        raise InputError("--model: need OUT/model of `saccade train-panoptic`; got none. To measure the predictions of "
+                         "another program give --from-results DIR instead.")  # fmt: skip
     asked = [(name, *share_numbers(name)) for name in config.shares]
     started = time.perf_counter()
     from saccade.cli.train_panoptic import words_of
@@ -209,21 +216,23 @@ def open_segmenter(
     )
 
 
-def open_panoptic(root: Path, split: str) -> "Dataset":
-    """The pictures of a root with panoptic annotations, COCO's layout or ADE20K's.
+def open_panoptic(root: Path, split: str, *, images: bool = True) -> "Dataset":
+    """The pictures of a root with panoptic annotations, COCO's layout or ADE20K's; the images may be absent.
 
     Raises:
         InputError: it has none, or they are damaged.
     """
     from saccade.data.coco import read_panoptic
-    from saccade.data.loader import open_data
+    from saccade.data.sources import open_data, open_panoptic_annotations
 
     file = root / f"{ADE}.json"
+    if not file.is_file() and not images:
+        return open_panoptic_annotations(root, split=split)
     if not file.is_file():
         return open_data(root, split=split, annotations="panoptic")
     if split != "val":
         raise InputError(f"--split: must be val for ADE20K; got {split}.")
-    found = read_panoptic(file, root / "images" / "validation", root / ADE)
+    found = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE)
     return replace(found, categories=tuple(_words_apart(one) for one in found.categories))
 
 

@@ -149,6 +149,7 @@ def _show(recipe: Recipe) -> None:
     table.add_row("paper", recipe.where)
     table.add_row("published", "\n".join(published) or "none")
     table.add_row("time", recipe.time)
+    table.add_row("data", recipe.data)
     table.add_row("how", recipe.how)
     Console().print(table)
     print(f"\n{shlex.join(command(recipe, spelled=False))}\n\nwhich is\n")

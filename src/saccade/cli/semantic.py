@@ -6,7 +6,8 @@ Torch is imported only when something is measured.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from saccade.cli.evaluate import Reading, finish
 from saccade.cli.label_maps import LabelMapFlags, classes_of, open_truth_maps
@@ -32,6 +33,17 @@ class Semantic(LabelMapFlags, Segmenting, Reading):
     data calls it base.
     """
 
+    model: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  # not needed for --from-results
+    """OUT/model of `saccade train-catseg` or `train-panoptic`; or a CLIP, whose dense map is asked as it is. Needed
+    unless --from-results is given."""
+    from_results: Path | None = None
+    """Measure predictions that another program made, without any model: a folder with a label map for each image,
+    called like it (PNG or TIFF of 8 or 16 bits, a number a pixel), or OUT of `saccade segment`. An image without a map
+    is missed."""
+    numbers: Literal["index", "dataset"] = "index"
+    """With --from-results, what the numbers in the maps are: index, the class's place in the data's list, from 0 (255
+    or 65535: no class); dataset, the numbers of the data's own maps, as ADE20K's and VOC's servers take them. Maps of
+    `saccade segment` need neither: their classes are matched by name."""
     every_word: bool = False
     """Ask for every word of a class on its own; the best of them speaks for the class. Cat-Seg of 2024 asks for the
     first word only, unless this is given."""
@@ -47,6 +59,9 @@ def run(config: Semantic) -> dict[str, Any]:
         check_target(config.out, flag="--out")
     if config.limit is not None and config.limit < 1:
         raise InputError(f"--limit: need at least 1 picture; got {config.limit}.")
+    if config.model is None:
+        raise InputError("--model: need OUT/model of a training, or a CLIP; got none. To measure the label maps of "
+                         "another program give --from-results DIR instead.")  # fmt: skip
     check_segmenting(config)
     started = time.perf_counter()
     from dataclasses import replace
@@ -78,7 +93,7 @@ def run(config: Semantic) -> dict[str, Any]:
         _found(feed, segmenter), data, places=places, seen=_seen(config, segmenter, vocabulary, data)
     )
     result = {"model": config.model, "kind": segmenter.kind, **found, "bad": feed.bad_listed()}
-    return finish(result, _table(result, config), config, datasets=[data.dataset], started=started)
+    return finish(result, table_of(result, config.model), config, datasets=[data.dataset], started=started)
 
 
 def _found(feed: "Feed", segmenter: "Segmenter") -> "Iterator[tuple[str, LabelMap]]":
@@ -91,20 +106,27 @@ def _seen(
     config: Semantic, segmenter: "Segmenter", vocabulary: "Vocabulary", data: "SemanticData"
 ) -> "list[bool] | None":
     from saccade.clip.vocabulary import share_words
-    from saccade.data.splits import split_semantic
 
     if segmenter.trained is not None:
         return share_words(vocabulary, segmenter.trained)
+    return base_classes(config, data)
+
+
+def base_classes(config: Semantic, data: "SemanticData") -> "list[bool] | None":
+    """Which classes the split of the data calls base; None: it has no split."""
+    from saccade.data.splits import split_semantic
+
     parts = split_semantic(data.dataset, config.data, file=config.novel)
-    return None if parts is None else [name in parts.base for name in vocabulary.names]
+    return None if parts is None else [name in parts.base for name in data.names]
 
 
-def _table(result: dict[str, Any], config: Semantic) -> "Table":
+def table_of(result: dict[str, Any], measured: str) -> "Table":
+    """The numbers of a result; `measured` is what they are of, for the title."""
     from rich.table import Table
 
     missed = result["pictures_without_result"]["count"]
-    title = f"{config.model}: {result['pictures']} pictures of {result['data']} [%]"
-    title += f"; {missed} of them could not be read, and all their pixels count as missed" if missed else ""
+    title = f"{measured}: {result['pictures']} pictures of {result['data']} [%]"
+    title += f"; {missed} of them have no result, and all their pixels count as missed" if missed else ""
     table = Table(title=title, title_justify="left")
     for heading in ("classes", "with pixels", "mIoU", "mean accuracy", "pixel accuracy"):
         table.add_column(heading, justify="left" if heading == "classes" else "right")

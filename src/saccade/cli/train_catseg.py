@@ -91,7 +91,7 @@ def _run(config: TrainCatSeg, processes: "Processes", tell: Tell) -> "Outcome":
     from saccade.heads.product import tower_digest
 
     # --- pictures and network, before anything is written
-    data, novel, rule = open_base_maps(config, split=config.split, tell=tell)
+    data, novel, rule = open_base_maps(config, split=config.split, tell=tell, recipe=config.recipe)
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
     tower, is_small = tower_digest(clip, whole=True), clip.native_size <= SMALL_SIDE
     network = _network(config, clip)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from saccade.cli.recipe_data import check_recipe_data
 from saccade.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from saccade.clip.names import TemplateName
 from saccade.errors import InputError
@@ -159,6 +160,7 @@ def open_objects(config: TrainFViT, tell: Tell) -> "tuple[Dataset, BaseNovel]":
             f"--data {config.data}: need annotated boxes with their categories; there is none. Give the root of COCO, "
             "LVIS, VOC or Objects365, or of a world, or name the file with --annotations."
         )
+    check_recipe_data(config.recipe, dataset.categories, root=config.data)
     names = [category.name for category in dataset.categories]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saccade.cli.recipe_data import check_recipe_data
 from saccade.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from saccade.errors import InputError
 from saccade.heads.fvit.names import Kind
@@ -203,6 +204,7 @@ def open_segments(config: TrainPanoptic, tell: Tell) -> "tuple[Dataset, BaseNove
     from saccade.data.splits import BaseNovel, split_semantic
 
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
+    check_recipe_data(config.recipe, dataset.categories, root=config.data)
     split = split_semantic(dataset, config.data, file=config.novel)
     if split is None:
         tell(f"{config.data}: has no base and novel classes of its own; all are base. See --novel.")

@@ -57,7 +57,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str, *, outlines:
 def list_things(
     path: Path,
     content: dict[str, Any],
-    folder: Path,
+    folder: Path | None,
     *,
     categories: tuple[Category, ...],
     name_of: Callable[[str, dict[str, Any]], str] = file_name,
@@ -68,7 +68,7 @@ def list_things(
     Args:
         path: of the file, for messages.
         content: from `strict.load`.
-        folder: what the pictures' names are relative to.
+        folder: what the pictures' names are relative to; None: they need not be there, nothing of them is read.
         categories: of the file, by id.
         name_of: (how messages call the entry, the entry) -> where its picture lies below the folder.
         outlines: read the masks too; objects without one are left out.
@@ -95,7 +95,7 @@ def list_things(
             drop(dropped, box if isinstance(box, str) else str(outline), where)
         else:
             found[entry["image_id"]].append((box, label, crowd, outline))
-    paths = picture_paths(path, {key: image.name for key, image in images.items()}, folder)
+    paths = _paths(path, {key: image.name for key, image in images.items()}, folder)
     records = []
     for key, image in images.items():
         boxes, numbers, crowds, masks = zip(*found[key], strict=True) if found[key] else ((), (), (), ())
@@ -104,12 +104,12 @@ def list_things(
     return Dataset(path.stem, categories, tuple(records), dropped, file=path)
 
 
-def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: Path | str) -> Dataset:
+def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
     """Read a COCO panoptic file: pictures with segments of things and stuff (masks stay in the PNGs until asked for).
 
     Args:
         json_path: the annotation file.
-        image_folder: what the pictures' file names are relative to.
+        image_folder: what the pictures' file names are relative to; None: they need not be there.
         png_folder: what the annotations' file names are relative to.
 
     Returns:
@@ -141,7 +141,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: P
         name = field(where, entry, "file_name", str, "the name of a PNG file")
         segments = _segments(where, entry["segments_info"], labels, image, dropped)
         found[entry["image_id"]] = (segments, name)
-    paths = picture_paths(path, {key: images[key].name for key in found}, Path(image_folder))
+    paths = _paths(path, {key: images[key].name for key in found}, image_folder)
     pngs = picture_paths(path, {key: name for key, (_, name) in found.items()}, Path(png_folder))
     records = []
     for key, image in images.items():
@@ -153,6 +153,13 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str, png_folder: P
         else:
             drop(dropped, UNANNOTATED, f"{path}: image {short(key)}")
     return Dataset(path.stem, categories, tuple(records), dropped)
+
+
+def _paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
+    """Where the pictures lie; without a folder their names, which nobody opens."""
+    if folder is None:
+        return {key: Path(name) for key, name in names.items()}
+    return picture_paths(path, names, Path(folder))
 
 
 def _segments(

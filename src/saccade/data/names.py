@@ -4,3 +4,8 @@ from typing import Literal
 
 SemanticKind = Literal["panoptic", "stuff", "ade150", "ade-full", "context59", "context459", "voc20", "voc20b", "voc21"]
 """Which semantic ground truth lies in a folder; see `saccade.data.label_maps`."""
+
+DataKind = Literal[
+    "any", "coco", "lvis", "objects365", "voc", "coco-stuff", "coco-panoptic", "ade20k", "pascal-context"
+]
+"""Which data set the numbers of a recipe are for; see `saccade.data.kinds`."""

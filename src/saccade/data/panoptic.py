@@ -6,9 +6,10 @@ Deliberately absent: which segments an evaluation uses (its protocol says), run-
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from saccade.data.pictures import PictureError, read_picture
@@ -40,7 +41,7 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
             f"{record.panoptic}: need at most {MAX_MASK_BYTES:,} bytes of masks; {count} segments of "
             f"{height} x {width} pixels take more. Make the picture smaller or merge segments."
         )
-    colours = _read_colours(record)  # (H, W)
+    colours = _colours_of(record)  # (H, W)
     ids = torch.tensor(record.segment_ids, dtype=torch.int32)  # (N,)
     masks = colours == ids[:, None, None]  # (N, H, W)
     extents, empty = mask_extents(masks)
@@ -69,7 +70,7 @@ def read_panoptic_map(record: Record, categories: Sequence[Category]) -> Panopti
     Raises:
         PictureError: as `panoptic_segments`.
     """
-    colours = _read_colours(record).long()  # (H, W)
+    colours = _colours_of(record).long()  # (H, W)
     ids = torch.tensor(record.segment_ids, dtype=torch.int64)  # (N,)
     there = colours.unique()
     _check_found(record, ids[~torch.isin(ids, there)].tolist())
@@ -102,9 +103,20 @@ def _check_found(record: Record, missing: list[int]) -> None:
         )
 
 
-def _read_colours(record: Record) -> Tensor:
-    """Decode the PNG to (H, W) int32 ids; `read_picture` holds every bound and names every fault."""
-    assert record.panoptic is not None
-    image = read_picture(record.panoptic, expected_size=record.size)  # (3, H, W)
-    red, green, blue = image.int()
+def read_colours(path: Path, *, size: tuple[int, int] | None) -> Int32[Tensor, "H W"]:
+    """Decode a panoptic PNG to the ids of its segments; `read_picture` holds every bound and names every fault.
+
+    Args:
+        path: of the PNG.
+        size: (height, width) [pixels] of its image.
+
+    Raises:
+        PictureError: it is missing, damaged or of another size.
+    """
+    red, green, blue = read_picture(path, expected_size=size).int()  # (3, H, W)
     return red + 256 * green + 65536 * blue
+
+
+def _colours_of(record: Record) -> Int32[Tensor, "H W"]:
+    assert record.panoptic is not None
+    return read_colours(record.panoptic, size=record.size)

@@ -93,12 +93,14 @@ def read_picture(
     return torch.from_numpy(planes)
 
 
-def read_values(path: Path | str, *, bits: int, expected_size: tuple[int, int] | None = None) -> Int64[Tensor, "H W"]:
+def read_values(
+    path: Path | str, *, bits: int | None, expected_size: tuple[int, int] | None = None
+) -> Int64[Tensor, "H W"]:
     """Decode a map of one whole number a pixel, as it was written: of a picture with a palette the places in it.
 
     Args:
         path: a PNG or TIFF file, told apart by content, not by name.
-        bits: 8 or 16, of a number.
+        bits: 8 or 16, of a number; None: either.
         expected_size: (height, width) [pixels] of the picture that it describes.
 
     Raises:
@@ -114,10 +116,12 @@ def read_values(path: Path | str, *, bits: int, expected_size: tuple[int, int] |
         arguments = tiles[0].args if tiles else ""
         if (arguments if isinstance(arguments, str) else arguments[0]) in ("L;2", "L;4"):
             kind = "grey of less than 8 bits"  # Pillow would stretch it to 0..255
-        if (bits == 16) != deep or (bits == 8 and kind not in ("L", "P")):
+        found = 16 if deep else 8 if kind in ("L", "P") else None
+        if found is None or bits not in (None, found):
             told = {"RGB": "colours", "RGBA": "colours", "L": "8 bits", "P": "a palette of 8 bits"}
+            got = "16 bits" if deep else told.get(kind, kind)
             raise PictureError(
-                f"{path}: need one number of {bits} bits a pixel; got {'16 bits' if deep else told.get(kind, kind)}. "
+                f"{path}: need one number of {bits or '8 or 16'} bits a pixel; got {got}. "
                 "Is this the map of another data set, or was it converted by another tool?"
             )
         values = np.asarray(image).astype(np.int64)  # (H, W)

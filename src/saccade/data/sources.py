@@ -10,19 +10,20 @@
 Deliberately absent: reading any of them, and guessing between two.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from saccade.data.coco import list_things, read_instances, read_panoptic
+from saccade.data.coco import list_things, read_panoptic
 from saccade.data.fetch import expand, fetch_all, is_pattern
 from saccade.data.folder import read_folder
 from saccade.data.layout import find_coco, find_pictures
-from saccade.data.lvis import is_lvis, list_lvis, read_lvis
+from saccade.data.lvis import is_lvis, list_lvis, list_lvis_categories, read_lvis
 from saccade.data.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
 from saccade.data.pictures import SUFFIXES
 from saccade.data.records import Dataset
 from saccade.data.shards import read_shards
-from saccade.data.strict import list_categories, load
+from saccade.data.strict import list_categories, load, short
 from saccade.data.voc import find_voc, read_voc
 from saccade.files import default_cache
 from saccade.types import InputError
@@ -91,6 +92,58 @@ def open_data(
     return read_folder(path)
 
 
+def open_annotations(root: Path | None, *, split: str, annotation_file: Path | None = None) -> Dataset:
+    """Read what is annotated without the pictures, which need not be there: what files of results are scored against.
+
+    Args:
+        root: a COCO, LVIS, VOC or Objects365 root; not looked at where there is an annotation file.
+        split: "train", "val" or "test" ("trainval" for VOC) of the root.
+        annotation_file: COCO, LVIS or Objects365 JSON.
+
+    Raises:
+        InputError: neither is given, the root has none or two kinds, or a file is not what it must be.
+    """
+    if annotation_file is not None:
+        return _read_annotations(annotation_file)
+    if root is None:
+        raise InputError("data: need annotations to score against; got none. Name an annotation file, or a root.")
+    years = find_voc(root, images=False)
+    names = [root / "annotations" / name for name in (f"instances_{split}2017.json", f"lvis_v1_{split}.json")]
+    found = [*years, *(file for file in names if file.is_file()), *find_objects365(root, split)[:1]]
+    if len(found) != 1:
+        wanted = ", ".join(map(str, [*names, root / "VOCdevkit/VOC2007"]))
+        got = " and ".join(map(str, found)) or "none"
+        raise InputError(f"{root}: need one of {wanted} or Objects365's file; got {got}. Name the annotation file.")
+    return read_voc(years[0], split=split, images=False) if years else _read_annotations(found[0])
+
+
+def open_panoptic_annotations(root: Path, *, split: str) -> Dataset:
+    """Read the panoptic annotations of a COCO root without the pictures, which need not be there.
+
+    Raises:
+        InputError: they are not there, or are not what they must be.
+    """
+    pngs = root / "annotations" / f"panoptic_{split}2017"
+    file = pngs.with_suffix(".json")
+    if not (file.is_file() and pngs.is_dir()):
+        raise InputError(f"{root}: need panoptic annotations of split {split}: {file} and the folder {pngs}; not both "
+                         "are there. Check the path and the split.")  # fmt: skip
+    return read_panoptic(file, None, pngs)
+
+
+def _read_annotations(file: Path) -> Dataset:
+    content = load(file, kind="an annotation")
+    read = list_lvis_categories if is_lvis(content) else list_categories
+    categories = read(file, content["categories"])
+    found = list_things(file, content, None, categories=categories, name_of=_any_name)
+    return replace(found, dropped={})  # measures take the file's own boxes, see `evaluate.truth`
+
+
+def _any_name(where: str, entry: dict[str, Any]) -> str:
+    """What a picture is called where nobody opens it."""
+    return str(entry.get("file_name") or entry.get("coco_url") or short(entry.get("id")))
+
+
 def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> list[Path]:
     """The shards that a path or pattern means; none: it is something else."""
     if is_pattern(str(path)):
@@ -128,7 +181,11 @@ def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
     files = find_coco(root, split)
     if files.instances is None:
         raise InputError(f"{root}: need {instances}; it is not there. To use only the pictures, name {files.pictures}.")
-    return read_instances(files.instances, files.pictures, outlines=outlines)
+    content = load(files.instances, kind="a COCO instances")
+    if is_lvis(content):
+        return list_lvis(files.instances, content, root, outlines=outlines)
+    categories = list_categories(files.instances, content["categories"])
+    return list_things(files.instances, content, files.pictures, categories=categories, outlines=outlines)
 
 
 def _open_panoptic(root: Path, split: str) -> Dataset:

@@ -32,13 +32,14 @@ BORDER = 255  # of an object in a map
 Background = Literal["none", "last", "first"]
 
 
-def read_voc(folder: Path | str, *, split: str, boxes: bool = True) -> Dataset:
+def read_voc(folder: Path | str, *, split: str, boxes: bool = True, images: bool = True) -> Dataset:
     """Read one year of Pascal VOC.
 
     Args:
         folder: of the year, such as VOCdevkit/VOC2012.
         split: "train", "val", "trainval" or "test".
         boxes: False: list the pictures of the split and open no XML file.
+        images: False: the pictures need not be there, nothing of them is read.
 
     Returns:
         One record a picture in the order of the split's list, its id the name without suffix; VOC's 20 categories.
@@ -50,11 +51,10 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True) -> Dataset:
     if split not in SPLITS:
         raise InputError(f'split: must be {", ".join(SPLITS)} for Pascal VOC; got "{split}".')
     names = read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
-    paths = picture_paths(
-        folder / "ImageSets" / "Main" / f"{split}.txt",
-        {name: f"{name}.jpg" for name in names},
-        folder / "JPEGImages",
-    )
+    paths = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}
+    if images:
+        listed = folder / "ImageSets" / "Main" / f"{split}.txt"
+        paths = picture_paths(listed, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
     dropped: dict[str, Dropped] = {}
     records = [
@@ -111,10 +111,11 @@ def read_voc_maps(
     )
 
 
-def find_voc(root: Path) -> list[Path]:
-    """Find the years of Pascal VOC in a folder: itself, or below it or its VOCdevkit."""
+def find_voc(root: Path, *, images: bool = True) -> list[Path]:
+    """Find the years of Pascal VOC in a folder: itself, or below it or its VOCdevkit; with pictures, or annotations."""
     found = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
-    return [year for year in found if (year / "JPEGImages").is_dir() and (year / "ImageSets" / "Main").is_dir()]
+    needed = "JPEGImages" if images else "Annotations"
+    return [year for year in found if (year / needed).is_dir() and (year / "ImageSets" / "Main").is_dir()]
 
 
 def read_list(path: Path) -> list[str]:

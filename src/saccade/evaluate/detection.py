@@ -2,7 +2,8 @@
 
     coco    COCO's twelve numbers. With a split: those of OV-COCO, AP50 of base and novel classes apart
     lvis    federated AP, of rare, common and frequent classes apart, at most 300 detections a picture
-    voc     AP50, difficult objects ignored
+    voc07   AP50 and AP75 by mmdet's rule for VOC2007: 11 points, corners are pixels, difficult objects ignored
+    voc12   the same, but the area under the curve, as for VOC2010 and later
 
 AP of a group is the mean over its classes that have an object. The matching is hotcoco's, which equals pycocotools' and
 lvis-api's (tests hold it to that) and is fast; VOC's is in `voc.py`. Everything is in percent. Deliberately absent: a
@@ -18,12 +19,28 @@ import numpy as np
 from saccade.data.records import Dataset
 from saccade.data.splits import BaseNovel
 from saccade.evaluate.truth import FREQUENCIES, Truth, make_truth
-from saccade.evaluate.voc import average_precision, match_picture
+from saccade.evaluate.voc import Average, average_precision, match_picture
 from saccade.types import Detections, InputError
 
-Style = Literal["coco", "lvis", "voc"]
+Style = Literal["coco", "lvis", "voc07", "voc12"]
 
-CAPS = {"coco": (1, 10, 100), "ov-coco": (1, 10, 100, 1000), "lvis": (300,)}  # detections of a class and picture
+VOC: dict[str, Average] = {"voc07": "11 points", "voc12": "area"}
+VOC_IOUS = {"AP50": 0.5, "AP75": 0.75}
+VOC_RULES = {
+    style: "as mmdet for VOC: a detection is compared with the object that it overlaps most; difficult objects are "
+    f"ignored; corners are pixels, a side is x2 - x1 + 1; AP is {text}"
+    for style, text in (
+        ("voc07", "the mean precision at 11 recalls (VOC2007)"),
+        ("voc12", "the area under precision over recall (VOC2010 and later)"),
+    )
+}
+PIXEL = 1.0  # VOC's corners are pixels, both within the box
+MASK_SIZES = (
+    "small, medium and large masks go by the area of the mask, as in pycocotools and lvis-api for results without "
+    "boxes; public F-ViT leaves the boxes in and goes by their area (AP of the three sizes differs, AP does not)"
+)
+# detections of a class and image
+CAPS = {"coco": (1, 10, 100), "ov-coco": (1, 10, 100, 1000), "lvis": (300,), "voc07": (), "voc12": ()}
 LVIS_CAP = 300  # detections of a picture, of all classes together
 AREAS = ("all", "small", "medium", "large")
 TOLD = 5
@@ -56,10 +73,10 @@ def evaluate_detection(
 
     Returns:
         {"style", "rules": what was left out and why, "pictures", "pictures_without_result", "objects", "crowds",
-        "detections", "not_measured": detections of other classes or pictures, "classes": {"measured",
-        "with_objects"}, "boxes": R, "masks": R or None}. R = {"AP", "AP50", ..., "AR@100": percent or None,
-        "groups": {name: {"classes", "AP", "AP50", "AP75"}}, "per_class": [{"name", "objects", "detections", "AP",
-        "AP50"}]}; VOC has AP50 alone.
+        "detections", "not_measured": detections of other classes or pictures, "beyond_cap": those that exceed the most
+        detections that the style takes, "classes": {"measured", "with_objects"}, "boxes": R, "masks": R or None}.
+        R = {"AP", "AP50", ..., "AR@100": percent or None, "groups": {name: {"classes", "AP", "AP50", "AP75"}},
+        "per_class": [{"name", "objects", "detections", "AP", "AP50"}]}; VOC has AP50 and AP75 alone.
 
     Raises:
         InputError: hotcoco is missing, a category is not in the vocabulary, a picture is unknown or comes twice, or
@@ -93,8 +110,8 @@ def open_truth(
     """What detections are measured against, once for all measurements; see `evaluate_detection`."""
     _hotcoco()
     annotations = annotations or dataset.file
-    if style == "voc" and masks:
-        raise InputError("style voc: measures boxes alone. Leave the masks, or take the style coco.")
+    if style in VOC and masks:
+        raise InputError(f"style {style}: measures boxes alone. Leave the masks, or take the style coco.")
     if annotations is None and (masks or style == "lvis"):
         need = "masks need its segmentations" if masks else "the style lvis needs which categories were looked for"
         raise InputError(f"{dataset.name}: need an annotation file: {need}. Name it, or measure boxes by COCO's style.")
@@ -105,6 +122,7 @@ def open_truth(
         annotations=annotations,
         masks=masks,
         federated=style == "lvis",
+        difficult=style in VOC,
         only_present=only_present,
     )
 
@@ -127,7 +145,8 @@ class Gathered:
         self.truth, self.style = truth, style
         self.places = np.array(truth.places, dtype=np.int64)
         self.seen: set[str] = set()
-        self.elsewhere = 0
+        self.elsewhere = 0  # detections of other classes or images
+        self.beyond = 0  # detections that exceed the cap of an image
         self.rows: list[np.ndarray] = []  # picture, left, top, width, height, score, label; both numbers from 1
         self.masks: list[dict] | None = [] if masks else None
 
@@ -140,7 +159,7 @@ class Gathered:
         if self.masks is not None and detections.masks is None:
             raise InputError(f"picture {key}: need detections with masks; these have none. Measure the boxes alone.")
         labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().double().numpy()
-        boxes = detections.boxes.cpu().double().numpy()
+        boxes = _left_top_sides(detections)
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.places)):
             raise InputError(f"picture {key}: need labels below {len(self.places)}, the vocabulary's classes; "
                              f"got {labels.min()} .. {labels.max()}.")  # fmt: skip
@@ -150,11 +169,11 @@ class Gathered:
         classes = self.places[labels[order]]
         counts = (classes >= 0) & (key in self.truth.pictures)
         self.elsewhere += int((~counts).sum())
+        self.beyond += max(0, int(counts.sum()) - LVIS_CAP) if self.style == "lvis" else 0
         chosen = order[counts][: LVIS_CAP if self.style == "lvis" else None]
         columns = np.empty((len(chosen), 7))
         columns[:, 0] = self.truth.pictures.get(key, -1) + 1
-        columns[:, 1:3] = boxes[chosen, :2]
-        columns[:, 3:5] = boxes[chosen, 2:] - boxes[chosen, :2]
+        columns[:, 1:5] = boxes[chosen]
         columns[:, 5] = scores[chosen]
         columns[:, 6] = self.places[labels[chosen]] + 1
         self.rows.append(columns)
@@ -171,8 +190,13 @@ class Gathered:
         rules = [*truth.rules, "the mean over classes leaves out those without an object"]
         if self.style == "lvis":
             rules.append(f"at most {LVIS_CAP} detections a picture; a class counts where it was looked for")
-        if self.style == "voc":
-            rules.append("difficult objects are ignored as in VOC; precision is averaged at COCO's 101 recalls")
+        if self.style in VOC:
+            rules.append(VOC_RULES[self.style])
+        if self.masks is not None:
+            rules.append(MASK_SIZES)
+        caps = CAPS["ov-coco" if ov and self.style == "coco" else self.style]
+        if self.style == "coco":
+            self.beyond = _beyond(table, caps[-1])
         result: dict[str, Any] = {
             "style": self.style,
             "rules": rules,
@@ -182,16 +206,30 @@ class Gathered:
             "crowds": crowds,
             "detections": len(table),
             "not_measured": self.elsewhere,
+            "beyond_cap": self.beyond,
             "classes": {"measured": len(truth.names), "with_objects": int((objects > 0).sum())},
         }
-        if self.style == "voc":
-            return {**result, "boxes": _measure_voc(truth, table), "masks": None}
-        caps = CAPS["ov-coco" if ov and self.style == "coco" else self.style]
+        if self.style in VOC:
+            return {**result, "boxes": _measure_voc(truth, table, average=VOC[self.style]), "masks": None}
         boxes = _measure(truth, table, None, lvis=self.style == "lvis", caps=caps)
         masks = None
         if self.masks is not None:
             masks = _measure(truth, table, self.masks, lvis=self.style == "lvis", caps=caps)
         return {**result, "boxes": boxes, "masks": masks}
+
+
+def _left_top_sides(detections: Detections) -> np.ndarray:
+    """Left, top, width and height, (N, 4) float64: a file's own numbers where they come from one."""
+    if detections.xywh is not None:
+        return detections.xywh.cpu().numpy()
+    boxes = detections.boxes.cpu().double().numpy()
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _beyond(table: np.ndarray, cap: int) -> int:
+    """How many detections exceed the most of an image and class."""
+    _, counts = np.unique(table[:, [0, 6]], axis=0, return_counts=True)
+    return int((counts - cap).clip(min=0).sum())
 
 
 def _measure(
@@ -268,35 +306,41 @@ def _expected(hotcoco: Any, truth: Truth, *, masks: bool) -> Any:
     )
 
 
-def _measure_voc(truth: Truth, table: np.ndarray) -> dict[str, Any]:
-    """AP50 by VOC's matching."""
+def _measure_voc(truth: Truth, table: np.ndarray, *, average: Average) -> dict[str, Any]:
+    """AP50 and AP75 by VOC's matching."""
     objects = np.array([one.box for one in truth.objects], dtype=np.float64).reshape(-1, 4)
-    objects[:, 2:] += objects[:, :2]
+    objects[:, 2:] += objects[:, :2] - PIXEL  # their last pixel, as mmdet has annotated boxes; detections stay
     classes = np.array([one.label for one in truth.objects], dtype=np.int64)
     difficult = np.array([one.crowd for one in truth.objects], dtype=bool)
     theirs = _by_picture(np.array([one.picture for one in truth.objects], dtype=np.int64), len(truth.pictures))
     mine = _by_picture(table[:, 0].astype(np.int64) - 1, len(truth.pictures))
     labels, boxes = table[:, 6].astype(np.int64) - 1, table[:, 1:5].copy()
     boxes[:, 2:] += boxes[:, :2]
-    judged = np.zeros(len(table), dtype=np.int64)
-    for own, there in zip(mine, theirs, strict=True):
-        judged[own] = match_picture(boxes[own], labels[own], objects[there], classes[there], difficult[there])
-    per_class = _by_picture(labels, len(truth.names))
-    ap50 = np.array(
-        [
-            average_precision(table[own, 5], judged[own], objects=count)
-            for own, count in zip(per_class, truth.counts().tolist(), strict=True)
-        ],
-        dtype=np.float64,
-    )  # None becomes NaN
+    per_class, counts = _by_picture(labels, len(truth.names)), truth.counts().tolist()
+    measures = {}
+    for name, min_iou in VOC_IOUS.items():
+        judged = np.zeros(len(table), dtype=np.int64)
+        for own, there in zip(mine, theirs, strict=True):
+            judged[own] = match_picture(
+                boxes[own], labels[own], objects[there], classes[there], difficult[there], min_iou=min_iou, pixel=PIXEL
+            )
+        found = [
+            average_precision(table[own, 5], judged[own], objects=count, average=average)
+            for own, count in zip(per_class, counts, strict=True)
+        ]
+        measures[name] = np.array(found, dtype=np.float64)  # None becomes NaN
+    there = ~np.isnan(measures["AP50"])
     groups = {"all": list(range(len(truth.names))), **truth.groups}
     return {
-        "AP50": _mean(ap50),
+        **{name: _mean(values) for name, values in measures.items()},
         "groups": {
-            group: {"classes": int((~np.isnan(ap50[members])).sum()), "AP50": _mean(ap50[members])}
+            group: {
+                "classes": int(there[members].sum()),
+                **{name: _mean(values[members]) for name, values in measures.items()},
+            }
             for group, members in groups.items()
         },
-        "per_class": _per_class(truth, table, {"AP50": ap50}),
+        "per_class": _per_class(truth, table, measures),
     }
 
 

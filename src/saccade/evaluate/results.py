@@ -2,7 +2,9 @@
 
     [{"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.9, "segmentation"?: lengths}, ...]
 
-What comes from outside is held to the data set's pictures and categories. Deliberately absent: the results' measure.
+What comes from outside is held to the data set's images and categories. Its numbers stay float64 and as they were
+written: rounded to float32, or turned into corners and back, an IoU of exactly .60 may fall below the threshold, and
+cocoapi's own example loses .05 AP. Deliberately absent: the measure itself (`detection.py`).
 """
 
 import json
@@ -12,13 +14,15 @@ from typing import Any
 
 import torch
 
-from saccade.data.records import Dataset, Record
-from saccade.data.strict import fail, parse, short
+from saccade.data.records import Dataset, Dropped, Record
+from saccade.data.strict import drop, fail, parse, short
 from saccade.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
-from saccade.ops.paste import fault_of_rle
+from saccade.ops.paste import boxes_of_rle, fault_of_rle
 from saccade.types import Detections, InputError
 
 LARGEST = 1e30  # of a number that float32 is to hold
+UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `Dropped` is reported
+UNKNOWN_CATEGORY = "result is of a category that is not measured"
 
 
 def write_results(
@@ -82,7 +86,7 @@ def _check_labels(key: str, detections: Detections, classes: int) -> None:
 
 
 def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) -> Iterable[dict[str, Any]]:
-    boxes = xyxy_to_xywh(detections.boxes.double()).tolist()
+    boxes = (xyxy_to_xywh(detections.boxes.double()) if detections.xywh is None else detections.xywh).tolist()
     masks = detections.masks or [None] * len(boxes)
     rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
     for box, score, label, mask in rows:
@@ -90,44 +94,85 @@ def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) ->
         yield entry if mask is None else {**entry, "segmentation": mask}
 
 
-def read_results(path: Path, dataset: Dataset, *, vocabulary: Sequence[str]) -> list[tuple[str, Detections]]:
+def read_results(
+    path: Path, dataset: Dataset, *, vocabulary: Sequence[str], skipped: dict[str, Dropped] | None = None
+) -> list[tuple[str, Detections]]:
     """Read a file of results; the inverse of `write_results`.
 
     Args:
         path: of the JSON file.
         dataset: what it was made for.
         vocabulary: names of the classes, in the order in which labels number them.
+        skipped: where to count the entries of images and categories that are not measured; None: refuse them.
 
     Returns:
-        (id, what was found in it, best first) of each picture of the data set, in its order, also where it is nothing.
-        Masks where every entry of the file has one.
+        (id, what was found in it, best first) of each image of the data set, in its order, also where it is nothing.
+        Boxes and scores are float64, and `xywh` has the file's own numbers. Masks where every entry of the file has
+        one.
 
     Raises:
-        InputError: no such list, or an entry with an unknown picture or category, a box or score that is not finite, a
-            size that is negative, or run lengths that do not fit the picture; names the file, the entry and the reason.
+        InputError: no such list, no entry of an image (or of a category) of the data set, an entry with an unknown
+            image or category where none is skipped, a box or score that is not finite, a size that is negative, or run
+            lengths that do not fit the image; names the file, the entry and the reason.
     """
-    content = parse(path, kind="a results")
-    if not isinstance(content, list):
-        fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
+    content = _entries_of(path)
     label = {name: place for place, name in enumerate(vocabulary)}
     labels = {one.id: label[one.name] for one in dataset.categories if one.name in label}
     records = {record.id: record for record in dataset.records}
+    images, classes = f"the pictures of {dataset.name}", "categories that were asked for"
     masks = bool(content) and isinstance(content[0], dict) and "segmentation" in content[0]
     found: dict[int | str, list[tuple[float, int, list[float], Any]]] = {key: [] for key in records}
+    _check_same_data(path, content, dataset)
     for place, entry in enumerate(content):
         where = f"{path}: entry {place}"
         if not isinstance(entry, dict):
             fail(where, "an object", short(entry))
-        record = records[_known(where, entry, "image_id", records, of=f"the pictures of {dataset.name}")]
-        number = labels[_known(where, entry, "category_id", labels, of="categories that were asked for")]
+        reason = _foreign(entry, records, labels)
+        if reason is not None and skipped is not None:
+            drop(skipped, reason, where)
+            continue
+        record = records[_known(where, entry, "image_id", records, of=images)]
+        number = labels[_known(where, entry, "category_id", labels, of=classes)]
         found[record.id].append(_read(where, entry, record, number, masks=masks))
     return [(str(key), _detections(rows, masks=masks)) for key, rows in found.items()]
 
 
+def _entries_of(path: Path) -> list[Any]:
+    """The list that a file of results is."""
+    content = parse(path, kind="a results")
+    if not isinstance(content, list):
+        fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
+    return content
+
+
+def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> None:
+    """Refuse a file that has not one image, or not one category, of the data set."""
+    entries = [entry for entry in content if isinstance(entry, dict)]
+    images = {record.id: None for record in dataset.records}
+    categories = {category.id: None for category in dataset.categories}
+    for key, known, of in (("image_id", images, "pictures"), ("category_id", categories, "categories")):
+        if entries and not any(_is_of(entry.get(key), known) for entry in entries):
+            where = f"{path}: entry 0 (all {len(entries)} entries alike)"
+            _known(where, entries[0], key, known, of=f"the {of} of {dataset.name}")
+
+
+def _foreign(entry: Mapping[str, Any], records: Mapping[Any, Any], labels: Mapping[Any, Any]) -> str | None:
+    """Why an entry is not measured: its image or its category is another's; None: it is."""
+    if not _is_of(entry.get("image_id"), records):
+        return UNKNOWN_IMAGE
+    return None if _is_of(entry.get("category_id"), labels) else UNKNOWN_CATEGORY
+
+
+def _is_of(value: Any, known: Mapping[Any, Any]) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool) and value in known
+
+
 def _known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any], *, of: str) -> Any:
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
-        fail(where, f"`{key}`, one of the {len(known)} ids of {of}", short(value), "Was it made for other data?")
+    if not _is_of(value, known):
+        example = f", such as {short(next(iter(known)))}" if known else ""
+        need = f"`{key}`, one of the {len(known)} ids of {of}{example}"
+        fail(where, need, short(value), "Was it made for other data?")
     return value
 
 
@@ -136,14 +181,9 @@ def _read(
 ) -> tuple[float, int, list[float], Any]:
     """(score, label, xywh, mask) of an entry."""
     score: Any = entry.get("score")
-    box: Any = entry.get("bbox")
     mask: Any = entry.get("segmentation")
     if not _is_number(score):
         fail(where, "`score`, a finite number", short(score))
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        fail(where, "`bbox`, [x, y, width, height] of finite numbers", short(box))
-    if box[2] < 0 or box[3] < 0:
-        fail(where, "`bbox` with a width and a height of at least 0", short(box), "Is it [x1, y1, x2, y2]?")
     if masks != (mask is not None):
         fail(where, "`segmentation` in every entry or in none", "an entry of the other kind")
     if masks:
@@ -151,6 +191,11 @@ def _read(
         fault = fault_of_rle(mask, height=height, width=width)
         if fault is not None or not isinstance(mask["counts"], str):
             fail(where, "`segmentation`, compressed run lengths", fault or "a list of counts")
+    box: Any = entry.get("bbox", boxes_of_rle([mask])[0].tolist() if masks else None)
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        fail(where, "`bbox`, [x, y, width, height] of finite numbers", short(box))
+    if box[2] < 0 or box[3] < 0:
+        fail(where, "`bbox` with a width and a height of at least 0", short(box), "Is it [x1, y1, x2, y2]?")
     return float(score), label, [float(one) for one in box], mask
 
 
@@ -163,8 +208,9 @@ def _detections(rows: list[tuple[float, int, list[float], Any]], *, masks: bool)
     rows = sorted(rows, key=lambda row: -row[0])  # stable
     boxes = torch.tensor([row[2] for row in rows], dtype=torch.float64).reshape(-1, 4)
     return Detections(
-        xywh_to_xyxy(boxes).float(),
-        torch.tensor([row[0] for row in rows], dtype=torch.float32),
+        xywh_to_xyxy(boxes),
+        torch.tensor([row[0] for row in rows], dtype=torch.float64),
         torch.tensor([row[1] for row in rows], dtype=torch.int64),
         tuple(row[3] for row in rows) if masks else None,
+        xywh=boxes,
     )

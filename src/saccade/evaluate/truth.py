@@ -68,6 +68,7 @@ def make_truth(
     masks: bool,
     federated: bool,
     only_present: bool,
+    difficult: bool = False,
 ) -> Truth:
     """Choose the classes, the pictures and the objects that count.
 
@@ -79,6 +80,7 @@ def make_truth(
         masks: also take the segmentations of that file.
         federated: also take what was looked for in each picture.
         only_present: measure the categories that the vocabulary has, instead of refusing one that lacks some.
+        difficult: objects that the file calls `difficult` or `ignore`, as converters of VOC do, are ignored too.
 
     Raises:
         InputError: a category that was not asked for, or a file that is not what it must be.
@@ -91,7 +93,7 @@ def make_truth(
         rules += dataset.dropped_lines()
     else:
         content = load(annotations, kind="an annotation")
-        objects, rules = _of_file(annotations, content, dataset, labels, masks=masks)
+        objects, rules = _of_file(annotations, content, dataset, labels, masks=masks, difficult=difficult)
         looked_for = _looked_for(annotations, content, dataset, labels) if federated else None
     kept = list(range(len(dataset.records)))
     if split is not None and split.left_out:
@@ -165,7 +167,7 @@ def _of_records(dataset: Dataset, labels: Sequence[int]) -> list[Object]:
 
 
 def _of_file(
-    path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int], *, masks: bool
+    path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int], *, masks: bool, difficult: bool
 ) -> tuple[list[Object], list[str]]:
     """The objects of the data set's pictures as the file has them: boxes are not clipped, none is left out for its
     size. Also what must be told."""
@@ -203,7 +205,8 @@ def _of_file(
                 continue
             segmentation = {"size": list(size), "counts": outline.decode("ascii")}
         unmeasured += "area" not in entry
-        crowd = flag(where, entry, "iscrowd", default=0)
+        ignored = ("iscrowd", "difficult", "ignore") if difficult else ("iscrowd",)
+        crowd = any(flag(where, entry, key, default=0) for key in ignored)
         objects.append(Object(picture, label, box, float(area), crowd, segmentation))
     rules = ["boxes and areas are those of the annotation file, none is clipped or left out for its size"]
     if unmeasured:

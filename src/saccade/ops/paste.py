@@ -8,7 +8,7 @@ only the pixels inside are computed. Deliberately absent: other thresholds, poly
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,11 @@ def decode_masks(encoded: tuple[dict, ...], *, height: int, width: int) -> Bool[
     if not encoded:
         return torch.zeros(0, height, width, dtype=torch.bool)
     return torch.stack([torch.from_numpy(np.ascontiguousarray(coco_mask.decode(one))).bool() for one in encoded])  # type: ignore[arg-type]
+
+
+def boxes_of_rle(encoded: Sequence[dict]) -> Float64[np.ndarray, "N 4"]:
+    """The smallest boxes that hold masks: left, top, width, height [pixels]; zeros of an empty mask."""
+    return coco_mask.toBbox([*encoded]).reshape(-1, 4)  # type: ignore[arg-type]
 
 
 def fault_of_rle(value: Any, *, height: int, width: int) -> str | None:

@@ -1,0 +1,37 @@
+"""A recipe names the data it means; other data is refused here, before anything is written."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saccade.errors import InputError
+from saccade.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from saccade.types import Category
+
+
+def check_recipe_data(recipe: str | None, categories: "Sequence[Category]", *, root: Path | str) -> None:
+    """Refuse data of another kind than the recipe's numbers are for.
+
+    Args:
+        recipe: its name; None: the flags are the user's own.
+        categories: of the data set, all of them; none where only images were read.
+        root: the data set's, for the message.
+
+    Raises:
+        InputError: the data is of another kind.
+    """
+    from saccade.data.kinds import TITLES, kind_of
+
+    found = kind_of(categories)
+    wanted = [one.data for one in RECIPES if one.name == recipe]
+    if not wanted or wanted[0] in ("any", found):
+        return
+    got = f"{len(categories)} other categories" if categories else "no annotations of it"
+    raise InputError(
+        f"--recipe {recipe}: must have {TITLES[wanted[0]]}, which its numbers are for; --data {root} has "
+        f"{TITLES[found] if found != 'any' else got}. Name that data (or its file with --annotations), choose another "
+        f"row of `saccade recipes`, or give the flags without --recipe: `saccade recipes {recipe}` prints them."
+    )
