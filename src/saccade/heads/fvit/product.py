@@ -14,12 +14,16 @@ from typing import Any
 import torch
 
 from saccade.heads.fvit.detector import FViT
-from saccade.heads.fvit.names import Kind
+from saccade.heads.fvit.names import Kind, Resize, Statistics
 from saccade.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
 from saccade.types import InputError
 
 NAME = "detector"  # of its files
-FORMAT = 1
+FORMAT = 2
+CHANGED = (
+    "1 had no ReLU after the class embedding, CLIP's colour statistics, bicubic resizing, and other RoI levels at "
+    "patches of 14: with its weights this network would find other boxes"
+)
 _TOWER = "tower."
 
 
@@ -35,6 +39,10 @@ class Network:
     masks: bool
     proposals: int
     trained_layers: int
+    norm: bool
+    relu_embedding: bool
+    statistics: Statistics
+    resize: Resize
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def read_about(folder: Path) -> About:
     Raises:
         InputError: there is no detector in it, or its description is damaged or of another version.
     """
-    content = read_facts(folder, NAME, version=FORMAT, verb="train-fvit")
+    content = read_facts(folder, NAME, version=FORMAT, verb="train-fvit", changed=CHANGED)
     try:
         network = content["network"]
         taps = None if network["taps"] is None else tuple(network["taps"])
