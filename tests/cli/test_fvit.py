@@ -21,6 +21,7 @@ from saccade.clip.weights import save_clip
 from saccade.data.splits import read_split
 from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.checkpoint import load_latest
+from saccade.heads.fvit.heads import RoiSampler
 from saccade.heads.fvit.product import load_detector, read_about
 from saccade.types import InputError
 
@@ -82,10 +83,21 @@ def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys)
     assert files[0] == files[1]
 
 
-def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_of(world, trained, tmp_path):
+def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_of(
+    world, trained, tmp_path, monkeypatch
+):
+    samplers = []
+
+    class Spied(RoiSampler):
+        def __init__(self, **numbers):
+            samplers.append(numbers)
+            super().__init__(**numbers)
+
+    monkeypatch.setattr("saccade.heads.fvit.detector.RoiSampler", Spied)
     out, other = tmp_path / "f", ["--norm", "--no-relu-embedding", "--statistics", "clip", "--resize", "bicubic"]
     cached = ["--cache", "--jitter", "1", "1", "--no-flip", "--match-low-quality"]
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", *other, *cached])
+    assert samplers == [{"samples": 16, "match_low_quality": True}]
     index = json.loads((out / "maps/index.json").read_text())
     assert index["resize"] == "bicubic" and index["statistics"][0] == load("saccade-small").mean[0]
     detector, about = load_detector(out / "model")
@@ -106,7 +118,7 @@ def test_a_detector_of_an_earlier_form_is_refused_with_its_reason(world, trained
     content = json.loads((old / "detector.json").read_text())
     (old / "detector.json").write_text(json.dumps({**content, "format": 1}))
     told = fails(capsys, "detect", str(world / "val2017"), "--model", str(old), "--out", str(tmp_path / "o"))
-    assert "need a detector of format 2; got 1 (1 had no ReLU" in told and "Train it again" in told
+    assert "need a detector of format 2; got 1, and its network was another" in told and "Train it again" in told
 
 
 def test_cached_maps_train_as_fresh_ones_do_but_for_their_rounding(world, tmp_path):
