@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from hostile import MARK, plant
 from published import TOLERANCE, draw_state, gap, golden, normal, uniform
 from timm.models import is_model, register_model
 from timm.models.eva import Eva
@@ -194,10 +195,10 @@ def write_as_trained(path: Path, state: dict[str, Tensor]) -> None:
     optimizer = torch.optim.AdamW([some], lr=1e-4)
     some.sum().backward()
     optimizer.step()
-    optimizer.param_groups[0]["lr"] = 1e-4
+    optimizer.param_groups[0]["lr"] = np.float64(1e-4)
     kept = OrderedDict(state)
     kept._metadata = OrderedDict({"": {"version": 1}})  # pyright: ignore[reportAttributeAccessIssue]
-    meta = {"mmdet_version": "2.28.2", "config": "model = dict()", "epoch": 3, "iter": 5052, "hook_msgs": {}}
+    meta = {"mmdet_version": "2.28.2", "config": "model = dict()", "epoch": 3, "iter": np.int64(5052), "hook_msgs": {}}
     torch.save({"meta": meta, "state_dict": kept, "optimizer": optimizer.state_dict()}, path)
 
 
@@ -348,6 +349,15 @@ def test_what_is_missing_or_of_another_size_is_refused(tiny, tmp_path, capsys) -
         words = ["convert", str(tmp_path / "fault.pth"), str(out), "--clip", str(folder / "plain"), "--size", "64"]
         fails(capsys, lambda words=words: main(words), says)
     assert not out.exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["reduce", "build"])
+def test_nothing_in_a_file_is_run(tiny, tmp_path, form) -> None:
+    path, touched = tmp_path / "fvit.pth", tmp_path / "touched"
+    torch.save({"meta": MARK, "state_dict": tiny["state"]}, path)
+    plant(path, form, touched)
+    main(["convert", str(path), str(tmp_path / "out"), "--clip", str(tiny["folder"] / "distilled"), "--size", "64"])
+    assert load_detector(tmp_path / "out")[1].training == {"published": "fvit.pth"} and not touched.exists()
 
 
 def test_names_are_told_by_their_texts() -> None:

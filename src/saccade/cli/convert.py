@@ -156,9 +156,11 @@ def _published_head(config: Convert) -> "dict[str, Tensor] | None":
 
     if not Path(config.source).is_file() or file_kind(Path(config.source)) != "torch":
         return None
-    from torch import Tensor, load
+    from torch import Tensor
 
-    content = load(config.source, map_location="cpu", weights_only=True)
+    from saccade.clip.checkpoint_file import read_checkpoint
+
+    content = read_checkpoint(config.source)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         return None
