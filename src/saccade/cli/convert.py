@@ -80,6 +80,7 @@ def run(config: Convert) -> None:
 
         run_fvit(config, head)
         return
+    _check_clip(config)
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -166,6 +167,13 @@ def _published_head(config: Convert) -> "dict[str, Tensor] | None":
         return None
     state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
     return state if is_published_fvit(state) else None
+
+
+def _check_clip(config: Convert) -> None:
+    """Refuse what goes with an F-ViT alone."""
+    for name in ("clip", "pretrained", "annotations", "novel", "benchmark", "size"):
+        if getattr(config, name) is not None:
+            raise InputError(f"--{name}: goes with a published F-ViT; {config.source} is none. Leave it out.")
 
 
 def _check_transformers() -> None:
