@@ -1,4 +1,5 @@
-"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade.
+"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade; and
+from published files of heads to folders that the other commands take (`saccade.cli.convert_fvit`, `convert_odise`).
 
 What was written is opened by the library it is meant for, which must embed a fixed random picture and text as the input
 did; only then does the folder get its name.
@@ -14,6 +15,7 @@ from tyro.conf import Positional
 
 from saccade.errors import InputError
 from saccade.files import check_target
+from saccade.heads.fvit.names import Benchmark
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -24,38 +26,76 @@ if TYPE_CHECKING:
     Pair = tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]  # embeddings of a picture and a text, of length 1
 
 _OF_DENSE = ("windows", "gates")  # what only Saccade knows, and no other library has a word for
+Head = Literal["F-ViT", "ODISE"]
+_OF_FVIT = ("clip", "pretrained", "annotations", "novel", "benchmark", "size")  # flags
+_OF_ODISE = ("clip", "pretrained", "annotations", "labels", "encoder")
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a CLIP in another layout, and check that its own library opens it and embeds the same."""
+    """Write a CLIP in another layout, and check that its own library opens it and embeds the same.
+
+    A published F-ViT (mmdet's checkpoint) becomes a folder for `saccade detect` and `saccade evaluate detection`, an
+    ODISE (label model) one for `saccade segment` and `saccade evaluate panoptic`; which of them a file is, its content
+    tells.
+    """
 
     source: Positional[str]
     """A CLIP's folder or weights file (a training checkpoint too; docs/checkpoints.md lists what opens), saccade-small,
-    or, with --model, an open_clip tag of that architecture."""
+    or, with --model, an open_clip tag of that architecture; or the file of a published F-ViT or ODISE."""
     out: Positional[Path]
     """Folder to write; new or empty."""
-    to: Literal["open_clip", "hf", "saccade"]
+    to: Literal["open_clip", "hf", "saccade"] = "saccade"
     """open_clip: a folder for local-dir:OUT. hf: for transformers' CLIPModel or SiglipModel. saccade: open_clip's
     folder with what only Saccade knows, such as window attention and gates of heads."""
     model: str | None = None
     """Architecture of a weights file whose content leaves it open, or of a tag."""
     text_from: str | None = None
-    """Where SOURCE is an image tower alone, or an F-ViT detector: the CLIP whose text tower completes it, a folder or a
-    weights file (with --model also a tag)."""
+    """Where SOURCE is an image tower alone, or an F-ViT that is to become a CLIP: the CLIP whose text tower completes
+    it, a folder or a weights file (with --model also a tag)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
+    clip: str | None = None
+    """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with --pretrained.
+    Its image tower is replaced by the file's where they differ. ODISE: the CLIP it was trained with, OpenAI's
+    ViT-L-14-336."""
+    pretrained: str | None = None
+    """F-ViT, ODISE: an open_clip tag or a file of weights for --clip."""
+    annotations: Path | None = None
+    """F-ViT: COCO's or LVIS's annotation file for the class names, which the file does not hold; when not given,
+    OV-COCO's 65. ODISE: COCO's panoptic annotation file, for names, things and stuff."""
+    labels: Path | None = None
+    """ODISE: file of the words of each class, as --labels of `saccade train-panoptic`; when not given, the names of
+    --annotations."""
+    encoder: Path | None = None
+    """ODISE: folder of the Stable Diffusion (v1.3) it stands on, as diffusers writes it."""
+    novel: Path | None = None
+    """F-ViT: JSON file {"base": [names], "novel": [names]}; when not given, LVIS's rare ones or OV-COCO's are novel."""
+    benchmark: Benchmark | None = None
+    """F-ViT: whose score fusion it is asked with; when not given, OV-LVIS's where it finds masks, OV-COCO's else."""
+    size: int | None = None
+    """F-ViT: side of the square input [pixels]; when not given, the published one: 640 or (OV-LVIS) 1024 for patches of
+    16, 896 for 14."""
 
 
 def run(config: Convert) -> None:
-    """Load, write, open again, compare.
+    """Load, write, open again, compare; or hand a published head over.
 
     Raises:
         InputError: the input does not load, the layout has no place for it, OUT holds something, or the result differs.
     """
     _check_out(config.out)
     _check_weights(config)
+    head = _published_head(config)
+    _check_flags(config, None if head is None else head[0])
+    if head is not None:
+        from saccade.cli.convert_fvit import run as run_fvit
+        from saccade.cli.convert_odise import run as run_odise
+
+        kind, state = head
+        (run_fvit if kind == "F-ViT" else run_odise)(config, state)
+        return
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -126,6 +166,46 @@ def _check_weights(config: Convert) -> None:
             f"SOURCE: {config.source} names an architecture without weights. Give a weights file or a tag as SOURCE, "
             f"and --model {config.source}."
         )
+
+
+def _check_flags(config: Convert, head: Head | None) -> None:
+    """Refuse flags that the kind of file takes no notice of.
+
+    Raises:
+        InputError: names the flag.
+    """
+    taken = {"F-ViT": _OF_FVIT, "ODISE": _OF_ODISE, None: ("to", "model", "dtype")}[head]
+    for name in {*_OF_FVIT, *_OF_ODISE, "to", "model", "dtype"} - {*taken}:
+        given = getattr(config, name)
+        if given != getattr(Convert, name):
+            what = "a CLIP" if head is None else f"the file of a published {head}"
+            raise InputError(f"--{name}: {config.source} is {what}, which takes no notice of it; got {given}. Leave it "
+                             "out.")  # fmt: skip
+
+
+def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
+    """Which published head the source is, and its state dictionary; None where it is something else."""
+    from saccade.clip.states import file_kind
+    from saccade.heads.fvit.published import is_published_fvit
+    from saccade.heads.panoptic.odise_file import is_odise
+
+    if not Path(config.source).is_file() or file_kind(Path(config.source)) != "torch":
+        return None
+    from torch import Tensor
+
+    from saccade.clip.checkpoint_file import read_checkpoint
+
+    content = read_checkpoint(config.source)
+    if not isinstance(content, dict):
+        return None
+    for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
+        state = part if isinstance(part, dict) else {}
+        state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
+        if is_published_fvit(state):
+            return "F-ViT", state
+        if is_odise(state):
+            return "ODISE", state
+    return None
 
 
 def _check_transformers() -> None:
