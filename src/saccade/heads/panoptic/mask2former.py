@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from saccade.heads.panoptic.criterion import Target, Weights, mask_losses
 from saccade.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder, TowerEncoder
 from saccade.heads.panoptic.fusion import Words, best_of_synonyms
+from saccade.heads.panoptic.merge import Frame
 from saccade.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
 from saccade.ops.resample import check_side
 from saccade.types import Batch, InputError, Sample
@@ -39,6 +40,8 @@ class Proposals:
     masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
     embeddings: Float[Tensor, "Q E"] | None  # to be compared with words; None: the generator knows none
     something: Float[Tensor, "Q 2"] | None  # logits of something and of nothing; None: words say so
+    own: Float[Tensor, "Q J1"] | None = None  # logits of a published model's own classes and, last, of nothing
+    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole picture
 
 
 class MaskGenerator(nn.Module):
@@ -149,6 +152,11 @@ class MaskGenerator(nn.Module):
             for one, jitter, own, embedding, is_there in rows
         ]
 
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it says what a mask is, or only that something is there."""
+        return self.words is not None
+
     def class_logits(self, proposals: Proposals, words: Words) -> Float[Tensor, "Q K1"]:
         """What the generator says of its masks (step 1 of the fusion).
 
@@ -231,13 +239,13 @@ class WordHead(nn.Module):
             decoder: whose queries and pixels are embedded.
             text_dim: D, of the words.
             joint: width in which they meet.
-            nothing: where the embedding of nothing starts; None: drawn.
+            nothing: where the embedding of nothing starts, as long as the words' embeddings; None: drawn.
         """
         super().__init__()
         width = decoder.width
         self.pooled = nn.Sequential(nn.LayerNorm(decoder.mask_width), nn.Linear(decoder.mask_width, width))
         hidden = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-        self.mask = nn.Sequential(*hidden, nn.Linear(width, joint))
+        self.mask = nn.Sequential(nn.LayerNorm(width), *hidden, nn.Linear(width, joint))
         self.text = nn.Linear(text_dim, joint)
         start = F.normalize(torch.randn(text_dim), dim=0) if nothing is None else nothing.detach().float().clone()
         self.nothing = nn.Parameter(start)
@@ -296,8 +304,13 @@ def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> F
     Returns:
         Of the picture alone, about as fine as before; read bilinearly where the padding begins between two places.
     """
-    (tall, wide), (h, w) = jitter.fitted, masks.shape[1:]
-    y, x = (_places(part / size, -(-part * count // size), masks) for part, count in ((tall, h), (wide, w)))
+    return cut_padding(masks, Frame((size, size), jitter.fitted))
+
+
+def cut_padding(masks: Float[Tensor, "Q h w"], frame: Frame) -> Float[Tensor, "Q _ _"]:
+    """Leave the padding of an input out of its masks; see `of_picture`."""
+    sides = zip(frame.fitted, frame.padded, masks.shape[1:], strict=True)
+    y, x = (_places(part / whole, -(-part * count // whole), masks) for part, whole, count in sides)
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=2)  # (h', w', 2), x before y
     return F.grid_sample(masks[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
 
