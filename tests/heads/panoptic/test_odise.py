@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,10 @@ from torch import nn
 
 from saccade.cli.main import main
 from saccade.data.world.write import WorldSize, write_world
+from saccade.heads.panoptic import odise
 from saccade.heads.panoptic.criterion import Weights
 from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise
+from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
 from saccade.types import Batch, InputError
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
@@ -135,20 +137,27 @@ SOURCES = [pytest.param(stand_in, id="stand-in"), pytest.param(diffusion, id="di
 
 def encoder_of(clip, source) -> OdiseEncoder:
     vae, unet = source()
-    return OdiseEncoder(vae, unet, ImplicitCaptioner(clip, empty=torch.randn(5, 12)), kept=0.99915, channels=128)
+    embedding = unet.time_embedding
+    width = (embedding if isinstance(embedding, nn.Linear) else embedding.linear_2).out_features
+    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=width)
+    return OdiseEncoder(vae, unet, captioner, kept=0.99915, channels=128)
 
 
 def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
     clip = tiny_clip()
-    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12)).train()
+    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=3).train()
     pictures = 255 * torch.rand(2, 3, 32, 32)  # the native size, so nothing is resized
-    assert torch.equal(captioner(pictures), captioner.empty.expand(2, -1, -1))
+    caption, moment = captioner(pictures)
+    assert torch.equal(caption, captioner.empty.expand(2, -1, -1)) and torch.equal(moment, torch.zeros(2, 3))
     with torch.no_grad():
         captioner.gate.fill_(0.5)
+        captioner.time_gate.fill_(-0.2)
     seen = clip.encode_image((pictures / 255 - 0.5) / 0.25, normalize=False)
-    expected = captioner.empty + torch.tensor(0.5).tanh() * captioner.project(seen)[:, None]
-    assert torch.allclose(captioner(pictures), expected, atol=1e-4)
-    captioner(pictures).sum().backward()
+    expected = captioner.empty + torch.tensor(0.5).tanh() * (captioner.project(seen)[:, None] + captioner.places)
+    caption, moment = captioner(pictures)
+    assert torch.allclose(caption, expected, atol=1e-4)
+    assert torch.allclose(moment, torch.tensor(-0.2).tanh() * (captioner.time(seen) + captioner.time_place), atol=1e-4)
+    (caption.sum() + moment.sum()).backward()
     assert captioner.gate.grad is not None and all(one.grad is None for one in clip.parameters()) and not clip.training
 
 
@@ -166,7 +175,7 @@ def test_run_by_hand_the_library_gives_the_same():
         kept, latent = encode(vae, images)
         assert torch.allclose(latent, vae.encode(images).latent_dist.mode() * 0.18215, atol=1e-5)
         assert [tuple(one.shape[1:]) for one in kept] == [(8, 16, 16), (12, 8, 8)]
-        *_, last = denoise(unet, latent, caption)
+        *_, last = denoise(unet, latent, caption, torch.zeros(2, 32))
         expected = unet(latent, 0, encoder_hidden_states=caption).sample
         assert torch.allclose(unet.conv_out(unet.conv_act(unet.conv_norm_out(last))), expected, atol=1e-5)
         state = decode(vae, latent)[-1]
@@ -190,6 +199,44 @@ def test_four_maps_the_same_noise_and_what_learns(tiny_clip, source):
     learned = {name for name, one in encoder.named_parameters() if one.grad is not None}
     assert {name.split(".")[0] for name in learned} == {"bottlenecks", "captioner"}
     assert "captioner.gate" in learned and not encoder.unet.training and not encoder.vae.training
+
+
+def test_a_larger_picture_is_seen_in_crops(tiny_clip, monkeypatch):
+    assert (
+        starts(512, window=512) == [0] and starts(1088, window=512) == [0, 512, 576] and starts(64, window=512) == [0]
+    )
+    encoder = encoder_of(tiny_clip(), stand_in).eval()
+    images = torch.randn(1, 3, 64, 192)
+    whole = encoder(images)
+    monkeypatch.setattr(odise, "WINDOW", 128)
+    with torch.no_grad():
+        left, right = encoder._see(images[..., :128]), encoder._see(images[..., 64:])
+        seen = encoder(images)
+    for one, a, b, full in zip(seen, left, right, whole, strict=True):
+        half = a.shape[3] // 2  # the crops have half of their width in common
+        assert one.shape == full.shape
+        assert torch.allclose(one[..., :half], a[..., :half]) and torch.allclose(one[..., 2 * half :], b[..., half:])
+        assert torch.allclose(one[..., half : 2 * half], (a[..., half:] + b[..., :half]) / 2, atol=1e-6)
+
+
+def test_what_lies_beside_a_picture_is_black(tiny_clip, tiny_decoder, scenes, monkeypatch):
+    model = MaskGenerator(encoder_of(tiny_clip(), stand_in), tiny_decoder((128,) * 4), is_novel=torch.zeros(3) > 0,
+                          size=64)  # fmt: skip
+    inputs = []
+    see = OdiseEncoder.forward
+    monkeypatch.setattr(OdiseEncoder, "forward", lambda self, images: inputs.append(images) or see(self, images))
+    (sample,) = scenes(1)
+    tall = replace(sample, image=sample.image[:, :, :32])
+    model.propose([tall])
+    model.longest = 192
+    (proposals,) = model.propose([tall])
+    (square,), (framed,) = inputs
+    assert square.shape == (3, 64, 64) and square.min() == -1 and bool((square[:, :, 20:] == -1).all())
+    height, width = sample.image.shape[1], 32
+    fitted = (round(64 * height / width), 64) if 64 * height / width <= 192 else (192, round(192 * width / height))
+    assert proposals.frame is not None and proposals.frame.fitted == fitted
+    assert framed.shape[1] % 64 == 0 and framed.shape[2] == 64 and bool((framed[:, fitted[0] :] == -1).all())
+    assert bool((framed[:, :, fitted[1] :] == -1).all()) and len(proposals.masks) == 8
 
 
 @pytest.mark.parametrize("source", SOURCES)

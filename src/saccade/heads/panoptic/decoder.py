@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from saccade.clip.model import Clip
 from saccade.heads.fvit.pyramid import Kind, Pyramid, Tower, tap_width
 from saccade.heads.panoptic.described import IMAGENET
+from saccade.heads.panoptic.inputs import Pad
 from saccade.types import InputError
 
 LEVELS = 4
@@ -35,12 +36,14 @@ class Encoder(nn.Module):
         widths: of the maps.
         multiple: what the sides of its input must be multiples of [pixels].
         mean, std: what pictures are normalised with, see `saccade.ops.resample.normalize`.
+        pad: what lies beside a picture at test, see `saccade.heads.panoptic.inputs.framed_input`.
     """
 
     widths: tuple[int, ...]
     multiple: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    pad: Pad = "zero"
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps of normalised pictures."""

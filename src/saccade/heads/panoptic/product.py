@@ -51,6 +51,7 @@ class Network:
     pixel_layers: int
     layers: int
     joint: int
+    longest: int | None = None  # edge at test, where the shortest becomes `size`; None: in the square
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def load_generator(
         weights=Weights(),
         jitter=None,
         flip=False,
+        longest=network.longest,
     )
     load_own(generator, state, prefix=_prefix(seen), path=folder / f"{NAME}.json")
     return generator.eval(), own, about

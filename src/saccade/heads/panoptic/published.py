@@ -23,12 +23,11 @@ from saccade.clip.states import put_state
 from saccade.clip.vocabulary import Vocabulary, compared
 from saccade.heads.panoptic.decoder import HEADS, read_library, read_pretrained
 from saccade.heads.panoptic.described import Described, describe
+from saccade.heads.panoptic.inputs import alike, framed_input
 from saccade.heads.panoptic.mask2former import Proposals
-from saccade.heads.panoptic.merge import Frame
-from saccade.ops.resample import normalize, pad_right_bottom
-from saccade.ops.shortest import resize_shortest
 from saccade.types import InputError, Sample
 
+INPUT = ("shortest", "longest", "multiple", "mean", "std")  # of `Described`
 IMPOSSIBLE = -1e4  # logit of a class that the model does not know; finite, since CLIP's share may be all of the score
 
 
@@ -99,12 +98,11 @@ class Published(nn.Module):
         Returns:
             One record an image, Q masks each, of the padded input. What stands in it does not depend on the others.
         """
-        pairs = [self._input(one) for one in samples]
+        about, device = self.described, next(self.parameters()).device
+        numbers: dict[str, Any] = {name: getattr(about, name) for name in INPUT}
+        pairs = [framed_input(one.image, **numbers, pad="zero", device=device) for one in samples]
         found: dict[int, Proposals] = {}
-        alike: dict[tuple[int, int], list[int]] = {}
-        for place, (_, frame) in enumerate(pairs):
-            alike.setdefault(frame.padded, []).append(place)
-        for places in alike.values():
+        for places in alike([frame for _, frame in pairs]):
             logits, masks = self.network(torch.stack([pairs[place][0] for place in places]))
             for place, own, mask in zip(places, logits, masks, strict=True):
                 one, (height, width) = samples[place], samples[place].image.shape[1:]
@@ -138,15 +136,6 @@ class Published(nn.Module):
         else:
             nothing = torch.logaddexp(nothing, rest)
         return torch.cat([known, nothing], dim=1)
-
-    def _input(self, sample: Sample) -> tuple[Float[Tensor, "3 H W"], Frame]:
-        """Resize, normalise, and pad with zeros to whole multiples."""
-        about, device = self.described, next(self.parameters()).device
-        resized = resize_shortest(sample.image, shortest=about.shortest, longest=about.longest).to(device)
-        h, w = resized.shape[1:]
-        height, width = (-(-side // about.multiple) * about.multiple for side in (h, w))
-        image = normalize(resized.float(), mean=about.mean, std=about.std)
-        return pad_right_bottom(image, height=height, width=width), Frame((height, width), (h, w))
 
 
 class _Mask2Former(nn.Module):
