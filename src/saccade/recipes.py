@@ -86,6 +86,8 @@ OV_LVIS: dict[str, Any] = {
     "steps": 48 * LVIS_EPOCH,
     "milestones": (32 * LVIS_EPOCH, 44 * LVIS_EPOCH),
     "masks": True,
+    "norm": True,
+    "match_low_quality": True,
     "background_weight": 0.9,
     "save_every": 2000,
 }
@@ -425,7 +427,7 @@ RECIPES: tuple[Recipe, ...] = (
         Recipe(
             name=f"transfer-{name}",
             where="Tab. 5; A.3",
-            what=f"F-ViT on L/14 trained on OV-LVIS, measured on {title} without more training.",
+            what=f"F-ViT on L/14 trained on OV-LVIS, measured on {title} without more training; T = 50.",
             fields={"benchmark": f"transfer-{name}", **more},
             published=published,
             time=DETECTOR_TIME,

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from saccade.clip.weights import save_clip
 from saccade.data.splits import read_split
 from saccade.data.world.write import WorldSize, write_world
 from saccade.engine.checkpoint import load_latest
+from saccade.heads.fvit.heads import RoiSampler
 from saccade.heads.fvit.product import load_detector, read_about
 from saccade.types import InputError
 
@@ -56,6 +58,9 @@ def test_a_run_says_what_it_takes_and_its_product_what_it_is(world, trained):
     split = read_split(world / "annotations/splits.json", None)
     assert (about.base, about.novel) == (split.base, split.novel) and about.network.size == 64
     assert about.benchmark == "ov-coco" and about.model == "saccade-small"
+    network = about.network  # the published detector's of OV-COCO
+    assert (network.statistics, network.resize, network.relu_embedding, network.norm) == (
+        "imagenet", "bilinear", True, False)  # fmt: skip
     state = load_file(trained / "model/detector.safetensors")
     assert not any(name.startswith("tower.") for name in state)  # the frozen tower is not copied
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
@@ -76,6 +81,44 @@ def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys)
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     files = [(folder / "model/detector.safetensors").read_bytes() for folder in (trained, again)]
     assert files[0] == files[1]
+
+
+def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_of(
+    world, trained, tmp_path, monkeypatch
+):
+    samplers = []
+
+    class Spied(RoiSampler):
+        def __init__(self, **numbers):
+            samplers.append(numbers)
+            super().__init__(**numbers)
+
+    monkeypatch.setattr("saccade.heads.fvit.detector.RoiSampler", Spied)
+    out, other = tmp_path / "f", ["--norm", "--no-relu-embedding", "--statistics", "clip", "--resize", "bicubic"]
+    cached = ["--cache", "--jitter", "1", "1", "--no-flip", "--match-low-quality"]
+    main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", *other, *cached])
+    assert samplers == [{"samples": 16, "match_low_quality": True}]
+    index = json.loads((out / "maps/index.json").read_text())
+    assert index["resize"] == "bicubic" and index["statistics"][0] == load("saccade-small").mean[0]
+    detector, about = load_detector(out / "model")
+    network = about.network
+    assert (network.statistics, network.resize, network.relu_embedding, network.norm) == (
+        "clip", "bicubic", False, True)  # fmt: skip
+    assert (detector.mean, detector.resize) == (load("saccade-small").mean, "bicubic")
+    assert not detector.box_head.relu_embedding and "rpn.network.head.conv.0.1.weight" in detector.state_dict()
+    detector, about = load_detector(trained / "model")  # no weight shows these, but what is found differs
+    changed = [{"statistics": "clip"}, {"resize": "bicubic"}, {"relu_embedding": False}]
+    kinds = [made_by(detector, replace(about, network=replace(about.network, **one))) for one in ({}, *changed)]
+    assert len({json.dumps(one) for one in kinds}) == 4
+
+
+def test_a_detector_of_an_earlier_form_is_refused_with_its_reason(world, trained, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(trained / "model", old)
+    content = json.loads((old / "detector.json").read_text())
+    (old / "detector.json").write_text(json.dumps({**content, "format": 1}))
+    told = fails(capsys, "detect", str(world / "val2017"), "--model", str(old), "--out", str(tmp_path / "o"))
+    assert "need a detector of format 2; got 1, and its network was another" in told and "Train it again" in told
 
 
 def test_cached_maps_train_as_fresh_ones_do_but_for_their_rounding(world, tmp_path):
@@ -258,6 +301,14 @@ def test_transfer_measures_all_categories_and_knows_no_split(world, trained, tmp
     assert found["ov-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all", "base", "novel"}
     assert found["transfer-coco"]["fusions"][0]["boxes"]["groups"].keys() == {"all"}
     assert found["transfer-coco"]["recall"].keys() == {"all"}
+    temperatures = [one["fusions"][0]["fusion"]["detector_temperature"] for one in found.values()]
+    assert temperatures == [None, 50.0]  # the learned one, and the published one
+
+
+def test_the_detectors_temperature_can_be_told(world, trained, tmp_path):
+    words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
+    main([*words, "--detector-temperature", "20", "--out", str(tmp_path / "t.json")])
+    assert json.loads((tmp_path / "t.json").read_text())["fusions"][0]["fusion"]["detector_temperature"] == 20.0
 
 
 def test_what_a_detector_was_trained_on_is_base_where_the_data_has_no_split(world, trained, tmp_path):

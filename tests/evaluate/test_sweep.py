@@ -52,7 +52,7 @@ def test_a_sweep_is_one_evaluation_each(stored):
         once = evaluate_detection(found, data, **wanted)
         assert {key: value for key, value in result.items() if key != "fusion"} == once
         assert result["fusion"] == {"base": fusion.base, "novel": fusion.novel, "temperature": 10.0, "min_score": 0.05,
-                                    "nms": 0.5, "keep": 20}  # fmt: skip
+                                    "nms": 0.5, "keep": 20, "detector_temperature": None}  # fmt: skip
     assert len({result["boxes"]["groups"]["novel"]["AP50"] for result in results}) > 1
 
 

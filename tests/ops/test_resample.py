@@ -15,6 +15,7 @@ from saccade.ops.resample import (
     normalize,
     pad_right_bottom,
     resize_longest,
+    resize_longest_bilinear,
     square_input,
     square_inputs,
 )
@@ -241,3 +242,24 @@ def test_crops_cut_in_several_goes_are_the_same(monkeypatch):
     whole = crop_and_resize(image, boxes, size=24)
     monkeypatch.setattr(resample, "_MOST_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
     torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [640, 250, 64])
+def test_bilinear_is_cv2s_within_a_grey_level(size):
+    cv2 = pytest.importorskip("cv2")
+    image = picture(375, 500)
+    height, width = fitted_size(375, 500, size=size)
+    theirs = cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_LINEAR)
+    found = resize_longest_bilinear(image, size=size)
+    difference = (found - torch.from_numpy(theirs).permute(2, 0, 1)).abs()
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 0.15  # cv2 computes in fixed point
+    assert torch.equal(found, found.round()) and torch.equal(resize_longest_bilinear(image, size=500), image.float())
+
+
+def test_bilinear_by_hand():
+    # 2 -> 4: centres lie at -1/4, 1/4, 3/4, 5/4 pixels of the source; what lies outside is the edge's
+    image = torch.tensor([0, 100], dtype=torch.uint8).expand(3, 1, 2)
+    assert resize_longest_bilinear(image, size=4)[0].tolist() == [[0.0, 25.0, 75.0, 100.0]] * 2
+    # 8 -> 2 without antialiasing: only the two pixels around 1.5 and 5.5
+    image = torch.tensor([9, 10, 20, 9, 9, 30, 50, 9], dtype=torch.uint8).expand(3, 1, 8)
+    assert resize_longest_bilinear(image, size=2)[0].tolist() == [[15.0, 40.0]]

@@ -1,4 +1,5 @@
-"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade.
+"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade; and
+from published files of heads to folders that the other commands take (`saccade.cli.convert_fvit`).
 
 What was written is opened by the library it is meant for, which must embed a fixed random picture and text as the input
 did; only then does the folder get its name.
@@ -14,6 +15,7 @@ from tyro.conf import Positional
 
 from saccade.errors import InputError
 from saccade.files import check_target
+from saccade.heads.fvit.names import Benchmark
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -29,29 +31,55 @@ TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a CLIP in another layout, and check that its own library opens it and embeds the same."""
+    """Write a CLIP in another layout, and check that its own library opens it and embeds the same.
+
+    A published F-ViT (mmdet's checkpoint) becomes a folder for `saccade detect` and `saccade evaluate detection`; which
+    of the two a file is, its content tells.
+    """
 
     source: Positional[str]
-    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture."""
+    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture; or a
+    published F-ViT's file."""
     out: Positional[Path]
     """Folder to write; new or empty."""
-    to: Literal["open_clip", "hf", "saccade"]
+    to: Literal["open_clip", "hf", "saccade"] = "saccade"
     """open_clip: a folder for local-dir:OUT. hf: for transformers' CLIPModel or SiglipModel. saccade: open_clip's
     folder with what only Saccade knows, such as window attention and gates of heads."""
     model: str | None = None
     """Architecture of a weights file whose content leaves it open, or of a tag."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
+    clip: str | None = None
+    """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with --pretrained.
+    Its image tower is replaced by the file's where they differ."""
+    pretrained: str | None = None
+    """F-ViT: an open_clip tag or a file of weights for --clip."""
+    annotations: Path | None = None
+    """F-ViT: COCO's or LVIS's annotation file for the class names, which the file does not hold; when not given,
+    OV-COCO's 65."""
+    novel: Path | None = None
+    """F-ViT: JSON file {"base": [names], "novel": [names]}; when not given, LVIS's rare ones or OV-COCO's are novel."""
+    benchmark: Benchmark | None = None
+    """F-ViT: whose score fusion it is asked with; when not given, OV-LVIS's where it finds masks, OV-COCO's else."""
+    size: int | None = None
+    """F-ViT: side of the square input [pixels]; when not given, the published one: 640 or (OV-LVIS) 1024 for patches of
+    16, 896 for 14."""
 
 
 def run(config: Convert) -> None:
-    """Load, write, open again, compare.
+    """Load, write, open again, compare; or hand a published head over.
 
     Raises:
         InputError: the input does not load, the layout has no place for it, OUT holds something, or the result differs.
     """
     _check_out(config.out)
     _check_weights(config)
+    head = _published_head(config)
+    if head is not None:
+        from saccade.cli.convert_fvit import run as run_fvit
+
+        run_fvit(config, head)
+        return
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -119,6 +147,25 @@ def _check_weights(config: Convert) -> None:
             f"SOURCE: {config.source} names an architecture without weights. Give a weights file or a tag as SOURCE, "
             f"and --model {config.source}."
         )
+
+
+def _published_head(config: Convert) -> "dict[str, Tensor] | None":
+    """The state dictionary of a published F-ViT; None where the source is something else."""
+    from saccade.clip.states import file_kind
+    from saccade.heads.fvit.published import is_published_fvit
+
+    if not Path(config.source).is_file() or file_kind(Path(config.source)) != "torch":
+        return None
+    from torch import Tensor
+
+    from saccade.clip.checkpoint_file import read_checkpoint
+
+    content = read_checkpoint(config.source)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        return None
+    state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
+    return state if is_published_fvit(state) else None
 
 
 def _check_transformers() -> None:

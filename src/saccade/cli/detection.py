@@ -46,6 +46,9 @@ class Fusing:
     """The numbers of this benchmark (Tab. 4 to 6); when not given, those that the detector was trained for."""
     temperature: float | None = None
     """Tv, which the tower's cosines are multiplied by before the softmax."""
+    detector_temperature: float | None = None
+    """T, which the detector's cosines are multiplied by; when not given, 50 with a transfer benchmark, as published,
+    and what the detector learned with all others."""
     min_score: float | None = None
     """Boxes with a higher score are kept."""
     nms: float | None = None
@@ -277,7 +280,8 @@ def made_by(detector: "FViT", about: "About") -> dict[str, str]:
     from saccade.clip.digest import digest_state
 
     own = {name: one for name, one in detector.state_dict().items() if not name.startswith("tower.clip.model.text")}
-    return {"detector": digest_state(own), "tower": about.tower, "size": str(detector.size), **versions()}
+    network = json.dumps(asdict(about.network), sort_keys=True)  # settings that no weight shows, such as the input's
+    return {"detector": digest_state(own), "tower": about.tower, "network": network, **versions()}
 
 
 def _load(folder: Path, config: Fusing, device: str) -> "tuple[FViT, About]":
@@ -301,7 +305,8 @@ def _fusions(config: Fusing, about: "About", base: tuple[float, ...], novel: tup
 
     name: Any = config.benchmark or about.benchmark
     preset = PRESETS[name]
-    told = {"temperature": config.temperature, "min_score": config.min_score, "nms": config.nms, "keep": config.most}
+    told: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
+    told |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
     preset = replace(preset, **{field: value for field, value in told.items() if value is not None})
     pairs = product(base or (preset.base,), novel or (preset.novel,))
     return [replace(preset, base=one, novel=other) for one, other in pairs]

@@ -13,7 +13,7 @@ from saccade.cli.training import SMALL_SIDE, Tell, Training, check_training, own
 from saccade.clip.names import TemplateName
 from saccade.errors import InputError
 from saccade.files import default_cache
-from saccade.heads.fvit.names import Kind
+from saccade.heads.fvit.names import Kind, Resize, Statistics
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.clip.model import Clip
@@ -54,6 +54,16 @@ class TrainFViT(Training):
     """Keep the frozen tower's maps in OUT/maps, where neither --jitter nor --flip changes the pictures."""
     masks: bool = False
     """Learn masks too, from an annotation file with outlines (COCO, LVIS)."""
+    norm: bool = False
+    """BatchNorm in the convolutions of the RPN and of the mask head, as published for OV-LVIS."""
+    match_low_quality: bool = False
+    """Each object takes its best proposal, even from an object that it overlaps more, as published for OV-LVIS."""
+    relu_embedding: bool = True
+    """End the layer of class embeddings with a ReLU, as published."""
+    statistics: Statistics = "imagenet"
+    """Normalise images with ImageNet's mean and deviation, as published, or with the CLIP's own."""
+    resize: Resize = "bilinear"
+    """Resize images bilinearly without antialiasing (cv2's way), as published, or antialiased and bicubic."""
     background_weight: float | None = None
     """Of the background in the class loss; when not given, 0.9 for LVIS and 0.6 else."""
     pyramid: Kind = "taps"
@@ -196,6 +206,10 @@ def _network(config: TrainFViT, clip: "Clip") -> "Network":
         masks=config.masks,
         proposals=config.proposals,
         trained_layers=config.layers,
+        norm=config.norm,
+        relu_embedding=config.relu_embedding,
+        statistics=config.statistics,
+        resize=config.resize,
     )
 
 
@@ -218,6 +232,7 @@ def _build(
         text=text,
         is_novel=is_novel,
         background_weight=usual if config.background_weight is None else config.background_weight,
+        match_low_quality=config.match_low_quality,
         rois=config.rois or (128 if clip.native_size <= SMALL_SIDE else 512),
         jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
         flip=config.flip,
@@ -231,7 +246,8 @@ def _cache(config: TrainFViT, detector: "FViT", clip: "Clip") -> Any:
 
     if not config.cache:
         return None
-    return FeatureCache(config.out / "maps", clip, size=detector.size, layers=detector.tower.layers)
+    numbers = {"size": detector.size, "layers": detector.tower.layers}
+    return FeatureCache(config.out / "maps", clip, **numbers, statistics=config.statistics, resize=config.resize)
 
 
 def check(config: TrainFViT) -> None:

@@ -114,6 +114,37 @@ def split_of_root(root: Path | str, *, split: str, annotations: Path | None = No
     return _decide(read(path, content["categories"]), root, None)
 
 
+def classes_of_annotations(path: Path, *, file: Path | None = None) -> tuple[tuple[str, ...], BaseNovel]:
+    """Read which classes a detector of a data set asks for, from an annotation file alone.
+
+    Args:
+        path: COCO's or LVIS's; its images are not looked at.
+        file: JSON of base and novel categories, as for `split_of`.
+
+    Returns:
+        Base and novel names in the order of the categories, and the split; without one, all are base.
+
+    Raises:
+        InputError: as `split_of`, or the annotation file is not what it must be.
+    """
+    entries = load(path, kind="an annotation")["categories"]
+    has_frequency = any(isinstance(one, dict) and "frequency" in one for one in entries)  # whatever it says of images
+    categories = (list_lvis_categories if has_frequency else list_categories)(path, entries)
+    names = tuple(category.name for category in categories)
+    split = _decide(categories, path.parent.parent, file) or BaseNovel(names, (), (), "all categories")
+    return tuple(name for name in names if name not in split.left_out), split
+
+
+def classes_of_ov_coco() -> tuple[tuple[str, ...], BaseNovel]:
+    """The 65 classes of OV-COCO in the order of COCO's categories, as torchvision names these, and the split."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    names = [name for name in listed if name not in ("__background__", "N/A")]
+    split = _ov_coco([Category(number, name, True) for number, name in enumerate(names, start=1)])
+    return tuple(name for name in names if name not in split.left_out), split
+
+
 def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
     """Read the names of base and novel categories from a JSON file; those it does not name are left out.
 
@@ -231,9 +262,13 @@ def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> Ba
         return BaseNovel(_others(categories, rare), novel, (), "LVIS: rare categories are novel")
     names = {category.name for category in categories}
     if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT}:
-        base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT})
-        return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_LEFT_OUT, "OV-COCO: 48 base, 17 novel, 15 left out")
+        return _ov_coco(categories)
     return None
+
+
+def _ov_coco(categories: Sequence[Category]) -> BaseNovel:
+    base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT})
+    return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_LEFT_OUT, "OV-COCO: 48 base, 17 novel, 15 left out")
 
 
 def _annotations_of(root: Path, split: str) -> Path | None:

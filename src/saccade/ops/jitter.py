@@ -7,6 +7,7 @@ crops that keep a share of the boxes.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from saccade.ops.boxes import clip_boxes
-from saccade.ops.resample import fitted_size, normalize, pad_right_bottom, resize_longest
+from saccade.ops.resample import fitted_size, normalize, pad_right_bottom, resize_longest, resize_longest_bilinear
 
 SHORTEST_SIDE = 1.0  # of a box that is kept [pixels of the input]
 LEAST_SHARE = 0.1  # of its area that must be seen
@@ -110,8 +111,9 @@ def jitter_image(
     size: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    resize: Literal["bilinear", "bicubic"] = "bicubic",
 ) -> Float[Tensor, "3 size size"]:
-    """Cut, resize, mirror, normalise and pad; without jitter, `saccade.ops.resample.square_input`.
+    """Cut, resize, mirror, normalise and pad; bicubic and without jitter, `saccade.ops.resample.square_input`.
 
     Args:
         image: uint8 or floating point, in [0, 255], on the compute device.
@@ -119,8 +121,12 @@ def jitter_image(
         size: side of the square [pixels].
         mean: colour statistics of the tower.
         std: likewise.
+        resize: bilinear = without antialiasing, rounded to grey levels, as cv2 (published detectors), bicubic =
+            antialiased, as Pillow (all other inputs of a tower).
     """
-    resized = resize_longest(_cut(image, jitter), size=jitter.longest)  # (3, h, w)
+    resized = {"bilinear": resize_longest_bilinear, "bicubic": resize_longest}[resize](
+        _cut(image, jitter), size=jitter.longest
+    )  # (3, h, w)
     resized = resized.flip(2) if jitter.flip else resized
     return pad_right_bottom(normalize(resized, mean=mean, std=std), height=size, width=size)
 

@@ -55,6 +55,25 @@ def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "
     return _cut(image, whole, size=size)[0, :, top : top + h, left : left + w]
 
 
+def resize_longest_bilinear(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
+    """Resize an image bilinearly between its nearest four pixels and round to grey levels, as cv2.INTER_LINEAR does.
+
+    When shrinking, pixels between the four are not looked at (no antialiasing). cv2 computes in fixed point: an eighth
+    of its values differ from these by one grey level, none by more.
+
+    Args:
+        image: uint8 or floating point, in [0, 255].
+        size: length of the longest side [pixels].
+
+    Returns:
+        float32, whole grey levels in [0, 255], of the size `fitted_size` names.
+    """
+    fitted = fitted_size(*image.shape[1:], size=size)
+    with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
+        resized = F.interpolate(image[None].float(), size=fitted, mode="bilinear", align_corners=False)
+    return resized[0].round()
+
+
 def crop_and_resize(
     image: Num[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"], *, size: int
 ) -> Float[Tensor, "N 3 size size"]:

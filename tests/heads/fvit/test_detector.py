@@ -15,6 +15,8 @@ from saccade.engine.checkpoint import collect, restore
 from saccade.engine.optim import take_step
 from saccade.heads.fvit.cache import FeatureCache
 from saccade.heads.fvit.detector import FViT, synchronise
+from saccade.heads.fvit.inputs import IMAGENET
+from saccade.ops.resample import resize_longest, resize_longest_bilinear
 from saccade.types import BadSample, Batch, InputError, Sample, Segments
 
 NOVEL = torch.tensor([False, False, True])
@@ -102,9 +104,13 @@ def test_gradients_reach_what_is_trained_and_nothing_else(tiny_clip, squares, fa
 def test_the_ladder_goes_down_block_by_block(tiny_clip):
     model = detector(tiny_clip(), trained_layers=2)
     groups = model.parameter_groups(weight_decay=0.1, ladder=0.5)
-    assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 0.25, 0.25, 0.5, 0.5]
-    (scale,) = (one for one in groups[1]["params"] if one is model.log_scale)
-    assert groups[1]["weight_decay"] == 0.0 and math.isclose(model.scale.item(), 50.0, rel_tol=1e-5) and scale.ndim == 0
+    # all that learns in a group decays, vectors too; a group of its own for the temperature, another for the last
+    # block's matrix of which only some rows learn
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 0.25, 0.5, 0.5]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.1, 0.0]
+    assert any(one.ndim == 1 for one in groups[0]["params"]) and len(groups[4]["params"]) == len(model.tower.partly)
+    (scale,) = groups[1]["params"]
+    assert scale is model.log_scale and math.isclose(model.scale.item(), 50.0, rel_tol=1e-5)
 
 
 def test_only_base_objects_are_learned_from(tiny_clip, squares):
@@ -254,6 +260,33 @@ def test_one_process_needs_no_synchronising(tiny_clip):
     model = detector(tiny_clip())
     assert synchronise(model) is model
     assert not any(isinstance(one, nn.SyncBatchNorm) for one in model.modules())
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_mask_head_without_objects_keeps_its_statistics_and_has_gradients(tiny_clip, squares, norm):
+    model, (sample,) = detector(tiny_clip(), masks=True, norm=norm), squares(1)
+    before = {name: one.clone() for name, one in model.mask_head.named_buffers()}
+    assert bool(before) == norm
+    loss = model(Batch([Sample("bare", sample.image, torch.zeros(0, 4))], []))
+    loss.backward()
+    assert loss.isfinite() and all(one.grad is not None and not one.grad.any() for one in model.mask_head.parameters())
+    assert all(torch.equal(one, before[name]) for name, one in model.mask_head.named_buffers())
+    model(Batch([sample], []))
+    assert not any(torch.equal(one, before[name]) for name, one in model.mask_head.named_buffers())
+
+
+def test_the_input_is_normalised_and_resized_as_told(tiny_clip, squares):
+    clip, (sample,) = tiny_clip(), squares(1, size=50)  # resized to 64
+    bare = replace(sample, boxes=sample.boxes[:0], segments=None)
+    found = {}
+    for settings in ({}, {"statistics": "clip"}, {"resize": "bicubic"}):
+        model = detector(clip, **settings, **PLAIN).eval()
+        found[tuple(settings)] = model._inputs([bare], [model._see(bare)])[0]
+    mean, std = (torch.tensor(one)[:, None, None] for one in IMAGENET)
+    grey = resize_longest_bilinear(sample.image, size=64)
+    torch.testing.assert_close(found[()], (grey / 255 - mean) / std)
+    torch.testing.assert_close(found["statistics",], (grey / 255 - 0.5) / 0.25)  # of CONFIG
+    torch.testing.assert_close(found["resize",], (resize_longest(sample.image, size=64) / 255 - mean) / std)
 
 
 def test_what_does_not_fit_is_refused(tiny_clip):

@@ -1,5 +1,7 @@
 """Fused scores against published numbers, and suppression against a slow loop a class."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -175,17 +177,28 @@ def test_bad_inputs_are_refused():
         detect(candidates_of(BOXES, detector * float("nan"), detector), TEXT, torch.tensor([True, False]), 9.0, FUSION)
     with pytest.raises(InputError, match=r"`novel` in \[0, 1\]; got 1.5"):
         Fusion(0.1, 1.5, 50.0, 0.1, 0.5, 10)
-    with pytest.raises(InputError, match="at least 1 to keep; got 50"):
+    with pytest.raises(InputError, match="at least 1 to keep; got 0"):
         Fusion(0.1, 0.5, 50.0, 0.1, 0.5, 0)
+    with pytest.raises(InputError, match="positive `detector_temperature`; got 0"):
+        Fusion(0.1, 0.5, 50.0, 0.1, 0.5, 10, 0.0)
+
+
+def test_a_fusion_may_fix_the_detectors_temperature():
+    candidates = candidates_of(BOXES, torch.tensor([[1.0, 0.2, 0.0]] * len(BOXES)), torch.ones(len(BOXES), 3))
+    base, fixed = torch.tensor([True, False]), replace(FUSION, detector_temperature=9.0, min_score=0.0)
+    free = replace(FUSION, min_score=0.0)
+    found = [detect(candidates, TEXT, base, scale, fixed).scores for scale in (9.0, 2.0)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], detect(candidates, TEXT, base, 9.0, free).scores)
+    assert not torch.equal(found[0], detect(candidates, TEXT, base, 2.0, free).scores)
 
 
 def test_presets_are_the_published_ones():
-    # A.3: a, b, Tv, score, NMS, most; of the transfer a, b and Tv are known, the rest is that of its detector
+    # A.3: a, b, Tv, score, NMS, most, T where it is fixed
     assert {name: tuple(vars(one).values()) for name, one in PRESETS.items()} == {
-        "ov-coco": (0.1, 0.8, 75.0, 0.01, 0.4, 100),
-        "ov-lvis-b": (0.1, 0.6, 50.0, 1e-4, 0.5, 300),
-        "ov-lvis-l": (0.1, 0.4, 50.0, 1e-4, 0.5, 300),
-        "transfer-coco": (0.2, 0.2, 120.0, 1e-4, 0.5, 300),
-        "transfer-objects365": (0.3, 0.3, 120.0, 1e-4, 0.5, 300),
-        "transfer-voc": (0.3, 0.3, 120.0, 1e-4, 0.5, 300),
+        "ov-coco": (0.1, 0.8, 75.0, 0.01, 0.4, 100, None),
+        "ov-lvis-b": (0.1, 0.6, 50.0, 1e-4, 0.5, 300, None),
+        "ov-lvis-l": (0.1, 0.4, 50.0, 1e-4, 0.5, 300, None),
+        "transfer-coco": (0.2, 0.2, 120.0, 1e-4, 0.5, 300, 50.0),
+        "transfer-objects365": (0.3, 0.3, 120.0, 1e-4, 0.5, 300, 50.0),
+        "transfer-voc": (0.3, 0.3, 120.0, 1e-4, 0.5, 300, 50.0),
     }

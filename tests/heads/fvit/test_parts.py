@@ -1,5 +1,7 @@
 """Anchors, pyramid, levels and heads by hand, and the cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -9,6 +11,8 @@ from saccade.clip.dense import dense_of_last
 from saccade.heads.fvit.anchors import Anchors
 from saccade.heads.fvit.cache import FeatureCache
 from saccade.heads.fvit.heads import (
+    BoxHead,
+    MaskHead,
     RoiSampler,
     box_loss,
     class_logits,
@@ -17,8 +21,10 @@ from saccade.heads.fvit.heads import (
     mask_targets,
     unit,
 )
+from saccade.heads.fvit.match import match_boxes
 from saccade.heads.fvit.pyramid import Pyramid, Tower, default_taps, pyramid_strides, tap_width
 from saccade.heads.fvit.roi import choose_levels, pool_levels
+from saccade.heads.fvit.rpn import Rpn
 from saccade.types import InputError
 
 
@@ -79,19 +85,28 @@ def test_levels_by_size_of_box():
     sides = torch.tensor([1.0, 56.0, 111.0, 112.0, 223.0, 224.0, 448.0, 2000.0, 0.0])
     boxes = torch.stack([sides * 0, sides * 0, sides * 2, sides / 2], dim=1)
     assert choose_levels(boxes, finest=4.0).tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 0]
-    # P = 14: 14 finest strides of 3.5 are 49 pixels
-    assert choose_levels(torch.tensor([[0.0, 0.0, 97.0, 97.0], [0, 0, 98, 98]]), finest=3.5).tolist() == [0, 1]
+    assert choose_levels(boxes, finest=3.5).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+        3,
+        0,
+    ]  # P = 14 too
 
 
 def test_boxes_are_pooled_with_true_scales_and_stay_in_order():
     torch.manual_seed(0)
     strides = pyramid_strides(14)
-    levels = [torch.randn(2, 3, round(112 / s), round(112 / s)) for s in strides[:4]]
-    boxes = [torch.tensor([[0.0, 0.0, 100.0, 110.0], [7.0, 3.0, 30.0, 20.0]]), torch.tensor([[1.0, 2.0, 111.0, 99.0]])]
+    levels = [torch.randn(2, 3, round(140 / s), round(140 / s)) for s in strides[:4]]
+    boxes = [torch.tensor([[0.0, 0.0, 120.0, 110.0], [7.0, 3.0, 30.0, 20.0]]), torch.tensor([[1.0, 2.0, 111.0, 99.0]])]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = pool_levels([one.bfloat16().float() for one in levels], boxes, strides=strides, side=7)
-    expected = []  # sides 104.9, 19.8, 103.3 over 49: levels 1, 0, 1
-    for image, row, level in ((0, 0, 1), (0, 1, 0), (1, 0, 1)):
+    expected = []  # sides 114.9, 19.8, 103.3 over 56: levels 1, 0, 0
+    for image, row, level in ((0, 0, 1), (0, 1, 0), (1, 0, 0)):
         source = levels[level][image : image + 1].bfloat16().float()
         expected.append(roi_align(source, [boxes[image][row : row + 1]], 7, 1 / strides[level], -1, True))
     assert torch.allclose(found, torch.cat(expected), atol=1e-6) and found.dtype == torch.float32
@@ -128,8 +143,8 @@ def test_only_objects_learn_boxes_and_codes_are_inverse():
     targets = torch.tensor([[2.0, 0.0, 12.0, 20.0], [0.0, 0.0, 0.0, 0.0]])
     codes = torch.zeros(2, 4, requires_grad=True)
     loss = box_loss(codes, rois, targets, torch.tensor([True, False]))
-    # the centre moves by 2 of 10, times 10 = 2; smooth L1 beyond 1/9: 2 - 1/18, over both proposals
-    assert torch.allclose(loss, torch.tensor((2 - 1 / 18) / 2))
+    # the centre moves by 2 of 10, times 10 = 2; over both proposals
+    assert torch.allclose(loss, torch.tensor(2 / 2.0))
     loss.backward()
     assert codes.grad[1].abs().sum() == 0
     assert torch.allclose(decode_boxes(torch.tensor([[2.0, 0.0, 0.0, 0.0]]), rois[:1]), targets[:1])
@@ -156,6 +171,60 @@ def test_proposals_are_drawn_with_their_objects():
     assert len(boxes) == 2 and found.tolist() == [5, 5]
 
 
+def test_boxes_are_assigned_as_the_published_detectors_are_trained():
+    # objects x boxes. Box 0 overlaps object 0 most but is object 1's best; box 3 is object 2's best, at .2
+    overlaps = torch.tensor([[0.8, 0.9, 0.4, 0.0, 0.1], [0.75, 0.0, 0.1, 0.0, 0.1], [0.0, 0.0, 0.1, 0.2, 0.1]])
+    numbers = {"positive": 0.7, "negative": 0.3}
+    assert match_boxes(overlaps, **numbers, best_from=None).tolist() == [0, 0, -2, -1, -1]
+    assert match_boxes(overlaps, **numbers, best_from=0.3).tolist() == [1, 0, -2, -1, -1]  # the floor leaves box 3 out
+    assert match_boxes(overlaps, **numbers, best_from=0.0).tolist() == [1, 0, -2, 2, -1]
+    tie = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.1, 0.0]])  # all best ones, and of two objects the later
+    assert match_boxes(tie, **numbers, best_from=0.3).tolist() == [1, 0, -1]
+
+
+def test_an_object_takes_its_best_proposal_from_another_one_only_where_told():
+    torch.manual_seed(0)
+    objects, labels = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 16.0]]), torch.tensor([3, 4])
+    proposals = torch.tensor([[0.0, 0.0, 10.0, 12.0]])  # IoU 10/12 and 12/16: most of object 0, the best of object 1
+    for told, label in ((False, 3), (True, 4)):
+        sampler = RoiSampler(samples=12, match_low_quality=told)
+        _, found, place = sampler(proposals, objects, labels, objects[:0], background=5)
+        assert found.tolist() == [3, 4, label] and place.tolist() == [0, 1, label - 3]
+
+
+def test_the_first_stage_learns_boxes_by_l1_and_small_ones_not_at_all():
+    torch.manual_seed(0)
+    rpn = Rpn((8.0, 16.0), channels=4, samples=8, positive_iou=0.9)
+    levels = [torch.randn(1, 4, 4, 4), torch.randn(1, 4, 2, 2)]
+    found = rpn(levels)
+    anchors, nothing = found.anchors[0], torch.zeros(0, 4)
+    codes = torch.tensor([0.02, -0.03, 0.0, 0.0])  # of the centre [sides of the anchor]
+    sides = anchors[1, 2:] - anchors[1, :2]
+    moved = (anchors[1] + (codes[:2] * sides).repeat(2))[None]
+    _, box = rpn.losses(replace(found, deltas=torch.zeros_like(found.deltas)), [moved], [nothing])
+    assert torch.allclose(box, torch.tensor(0.05 / 8), atol=1e-6)  # one of 8 is positive; smooth L1 gives less
+    small = anchors[1, :2].repeat(2) + torch.tensor([0.0, 0.0, 8.0, 8.0])  # IoU 1/64 at most: no anchor is its own
+    labels, _ = rpn._assign(anchors, small[None], nothing)
+    assert not (labels > 0).any()
+
+
+def test_batch_norm_stands_where_the_published_lvis_detectors_have_it():
+    plain, normed = (Rpn((4.0, 8.0), channels=4, norm=norm).state_dict() for norm in (False, True))
+    assert "network.head.conv.1.0.bias" in plain and "network.head.conv.1.0.bias" not in normed
+    assert "network.head.conv.1.1.running_mean" in normed
+    head = MaskHead(4, width=4, norm=True).eval()
+    assert "convs.3.1.running_var" in head.state_dict() and head(torch.randn(2, 4, 14, 14)).shape == (2, 28, 28)
+
+
+def test_embeddings_are_not_negative_but_where_told():
+    torch.manual_seed(0)
+    head = BoxHead(4, width=4, embed_dim=8).eval()
+    pooled = torch.randn(6, 4, 7, 7)
+    published = head(pooled)[0]
+    head.relu_embedding = False
+    assert torch.equal(head(pooled)[0].relu(), published) and (head(pooled)[0] < 0).any()
+
+
 def test_the_cache_is_of_one_tower_and_of_pixels(tiny_clip, squares, tmp_path):
     clip, (one, two) = tiny_clip(), squares(2)
     tower = Tower(clip)
@@ -170,6 +239,10 @@ def test_the_cache_is_of_one_tower_and_of_pixels(tiny_clip, squares, tmp_path):
     (file,) = tmp_path.rglob("*.safetensors")
     with pytest.raises(InputError, match=r"another size\). Name another folder"):
         FeatureCache(tmp_path / "c", clip, size=80, layers=tower.layers)
+    with pytest.raises(InputError, match=r"another resize\)"):
+        FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, resize="bicubic")
+    with pytest.raises(InputError, match=r"another statistics\)"):
+        FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, statistics="clip")
     with torch.no_grad():
         clip.visual.conv1.weight += 1
     with pytest.raises(InputError, match=r"another tower\)"):

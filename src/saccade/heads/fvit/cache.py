@@ -1,6 +1,6 @@
 """The frozen tower's maps of a picture, computed once and read after: for training without augmentation (A.3).
 
-    FOLDER/index.json            what the maps were made by: tower, size, taps, windows; and its digest
+    FOLDER/index.json            what the maps were made by: tower, input, taps, windows; and its digest
            ab/cdef....safetensors   one picture: "tap/0" .., float16; the digest in its header
 
 A picture goes by its pixels, not by its name, so the maps of another picture set are never used. Every file is written
@@ -23,16 +23,27 @@ from torch import Tensor
 from saccade.clip.digest import digest_state
 from saccade.clip.model import Clip
 from saccade.files import write_whole
+from saccade.heads.fvit.inputs import input_statistics
+from saccade.heads.fvit.names import Resize, Statistics
 from saccade.types import InputError, Sample
 
-FORMAT = 2
+FORMAT = 3
 LARGEST = 65504.0  # of float16
 
 
 class FeatureCache:
     """A folder of maps of one tower at one size."""
 
-    def __init__(self, folder: Path, clip: Clip, *, size: int, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clip: Clip,
+        *,
+        size: int,
+        layers: tuple[int, ...],
+        statistics: Statistics = "imagenet",
+        resize: Resize = "bilinear",
+    ) -> None:
         """Open a folder, or begin it.
 
         Args:
@@ -40,15 +51,19 @@ class FeatureCache:
             clip: whose tower makes the maps.
             size: side of the square input [pixels].
             layers: the stages tapped, the last one included (`Tower.layers`).
+            statistics: what the input is normalised with.
+            resize: how images are resized.
 
         Raises:
             InputError: the folder holds maps of another tower, size or taps, or something else.
         """
         windows = None if clip.windows is None else [clip.windows.size, *clip.windows.blocks]
+        mean, std = input_statistics(clip, statistics)
         made_by: dict[str, Any] = {
             "format": FORMAT,
             "tower": digest_state(clip.visual.state_dict()),
-            "statistics": [*clip.mean, *clip.std],
+            "statistics": [*mean, *std],
+            "resize": resize,
             "size": size,
             "layers": list(layers),
             "windows": windows,

@@ -34,7 +34,8 @@ from saccade.heads.fvit.heads import (
     mask_targets,
     unit,
 )
-from saccade.heads.fvit.names import Kind
+from saccade.heads.fvit.inputs import input_statistics
+from saccade.heads.fvit.names import Kind, Resize, Statistics
 from saccade.heads.fvit.pyramid import Maps, Pyramid, Tower, pyramid_strides, tap_width
 from saccade.heads.fvit.roi import pool_levels
 from saccade.heads.fvit.rpn import Rpn
@@ -79,9 +80,14 @@ class FViT(nn.Module):
         channels: int = 256,
         width: int = 256,
         masks: bool = False,
+        norm: bool = False,
+        relu_embedding: bool = True,
+        statistics: Statistics = "imagenet",
+        resize: Resize = "bilinear",
         background_weight: float = 0.9,
         scale: float = 50.0,
         rois: int = 512,
+        match_low_quality: bool = False,
         proposals: int = 1000,
         trained_layers: int = 0,
         jitter: tuple[float, float] | None = (0.1, 2.0),
@@ -100,9 +106,14 @@ class FViT(nn.Module):
             channels: of the pyramid.
             width: of the heads' convolutions.
             masks: learn and find masks too.
+            norm: BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS.
+            relu_embedding: see `BoxHead`; True is published.
+            statistics: what the input is normalised with; "imagenet" is published.
+            resize: how images are resized, see `saccade.ops.jitter.jitter_image`; "bilinear" is published.
             background_weight: of background proposals in the class loss; 0.6 on COCO, 0.9 on LVIS.
             scale: T at the start.
             rois: proposals a picture that the second stage learns from, at most a quarter of them objects.
+            match_low_quality: see `RoiSampler`; True is published for OV-LVIS.
             proposals: of the first stage, a picture.
             trained_layers: last blocks of the tower that learn; 0 is the paper's.
             jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
@@ -119,14 +130,15 @@ class FViT(nn.Module):
             raise InputError("cache: maps are those of whole pictures in a frozen tower; leave out jitter and flip.")
         self.tower = Tower(clip, kind=pyramid, taps=taps, trained=trained_layers)
         self.size, self.jitter, self.flip, self.cache = size, jitter, flip, cache
-        self.background_weight = background_weight
+        self.background_weight, self.resize = background_weight, resize
+        self.mean, self.std = input_statistics(clip, statistics)
         self.strides = pyramid_strides(clip.patch_size)
         self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=pyramid)
-        self.rpn = Rpn(self.strides, channels=channels, keep=proposals)
-        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1])
-        self.mask_head = MaskHead(channels, width=width) if masks else None
+        self.rpn = Rpn(self.strides, channels=channels, norm=norm, keep=proposals)
+        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=relu_embedding)
+        self.mask_head = MaskHead(channels, width=width, norm=norm) if masks else None
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
-        self.sampler = RoiSampler(samples=rois)
+        self.sampler = RoiSampler(samples=rois, match_low_quality=match_low_quality)
         self.text: Tensor
         self.is_novel: Tensor
         self.register_buffer("text", unit(text.detach()).clone())
@@ -210,7 +222,7 @@ class FViT(nn.Module):
         assert self.mask_head is not None, "masks are learned by a mask head"
         is_object = [one < len(self.is_novel) for one in labels]
         if not any(bool(one.any()) for one in is_object):
-            return torch.stack([parameter.sum() for parameter in self.mask_head.parameters()]).sum() * 0
+            return self._no_mask_loss(levels)
         mine = [boxes[chosen] for boxes, chosen in zip(rois, is_object, strict=True)]
         wanted = []
         for one, boxes, place, chosen in zip(seen, mine, matched, is_object, strict=True):
@@ -219,6 +231,19 @@ class FViT(nn.Module):
                 wanted.append(mask_targets(one.masks, boxes, place[chosen]))
         logits = self.mask_head(pool_levels(levels, mine, strides=self.strides, side=MASK_SIDE))
         return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).float())
+
+    def _no_mask_loss(self, levels: list[Tensor]) -> Float[Tensor, ""]:
+        """A zero that reaches every parameter of the mask head, where no proposal of this process is an object.
+
+        BatchNorm's running statistics stay as they are, but for SyncBN: all processes must come to its layers, so that
+        this one looks at one whole image.
+        """
+        assert self.mask_head is not None, "masks are learned by a mask head"
+        if any(isinstance(one, nn.SyncBatchNorm) for one in self.mask_head.modules()):
+            whole = torch.tensor([[0.0, 0.0, self.size, self.size]], device=self.text.device)
+            rois = [whole, *(whole[:0] for _ in levels[0][1:])]
+            return self.mask_head(pool_levels(levels, rois, strides=self.strides, side=MASK_SIDE)).sum() * 0
+        return torch.stack([parameter.sum() for parameter in self.mask_head.parameters()]).sum() * 0
 
     @torch.no_grad()
     def candidates(self, samples: list[Sample], *, masked: Choice | None = None) -> list[Candidates]:
@@ -341,7 +366,7 @@ class FViT(nn.Module):
         return Maps([torch.cat(parts) for parts in zip(*found, strict=True)], None)
 
     def _inputs(self, samples: list[Sample], seen: list[Seen]) -> Float[Tensor, "B 3 H W"]:
-        numbers = {"size": self.size, "mean": self.tower.clip.mean, "std": self.tower.clip.std}
+        numbers = {"size": self.size, "mean": self.mean, "std": self.std, "resize": self.resize}
         pairs = zip(samples, seen, strict=True)
         device = self.text.device
         return torch.stack(
@@ -352,22 +377,22 @@ class FViT(nn.Module):
         """What is trained, in groups for an optimizer, each with a factor of the learning rate.
 
         Args:
-            weight_decay: of matrices; vectors and matrices trained in part (`partly`) have none.
+            weight_decay: of all tensors, vectors too, as published; the temperature (whose logarithm is learned) and
+                matrices trained in part (`partly`) have none.
             ladder: factor from one trained block of the tower to the one before it; the last has this factor itself.
 
         Returns:
             "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
         """
-        by_hand = {id(parameter) for parameter, _ in self.tower.partly}
+        plain = {id(parameter) for parameter, _ in self.tower.partly} | {id(self.log_scale)}
         blocks = [[one for one in stage.parameters() if one.requires_grad] for stage in self.tower.trained]
         in_tower = {id(parameter) for block in blocks for parameter in block}
         rest = [one for one in self.parameters() if one.requires_grad and id(one) not in in_tower]
         scaled = [(rest, 1.0)] + [(block, ladder ** (len(blocks) - place)) for place, block in enumerate(blocks)]
         groups = []
         for parameters, factor in scaled:
-            decayed = [one for one in parameters if one.ndim >= 2 and id(one) not in by_hand]
-            plain = [one for one in parameters if one.ndim < 2 or id(one) in by_hand]
-            for some, decay in ((decayed, weight_decay), (plain, 0.0)):
+            for is_plain, decay in ((False, weight_decay), (True, 0.0)):
+                some = [one for one in parameters if (id(one) in plain) == is_plain]
                 if some:
                     groups.append({"params": some, "weight_decay": decay, "lr_scale": factor})
         return groups
@@ -379,10 +404,11 @@ def synchronise(detector: FViT) -> FViT:
     On the CPU torch has no such layer: there each process normalises by its own pictures, and the running statistics
     that are saved are the first process's. The tower's own layers are left alone.
     """
-    # neither of the two is such a layer itself, so both are changed in place
+    # none of these is such a layer itself, so they are changed in place
     if dist.is_initialized() and dist.get_world_size() > 1 and detector.text.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(detector.pyramid)
-        nn.SyncBatchNorm.convert_sync_batchnorm(detector.box_head)
+        for part in (detector.pyramid, detector.rpn, detector.box_head, detector.mask_head):
+            if part is not None:
+                nn.SyncBatchNorm.convert_sync_batchnorm(part)
     return detector
 
 

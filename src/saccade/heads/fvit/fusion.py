@@ -35,25 +35,28 @@ class Fusion:
     min_score: float  # pairs above it count
     nms: float  # IoU above which the better of two boxes of a class suppresses the other
     keep: int  # at most so many of a picture
+    detector_temperature: float | None = None  # T, of the detector's softmax; None: what it learned
 
     def __post_init__(self) -> None:
         for name in ("base", "novel", "min_score", "nms"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"fusion: need `{name}` in [0, 1]; got {getattr(self, name)}.")
-        if not 0 < self.temperature < float("inf") or self.keep < 1:
-            raise InputError(
-                f"fusion: need a positive temperature and at least 1 to keep; got {self.temperature} and {self.keep}."
-            )
+        for name in ("temperature", "detector_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"fusion: need a positive `{name}`; got {value}.")
+        if self.keep < 1:
+            raise InputError(f"fusion: need at least 1 to keep; got {self.keep}.")
 
 
-# A.3. What the transfer keeps is not known here: as the detector that it uses, trained on LVIS.
+# A.3. The transfer keeps as many as on LVIS, where its detector is trained, and fixes T at its first value.
 PRESETS: dict[Benchmark, Fusion] = {
     "ov-coco": Fusion(0.1, 0.8, 75.0, 0.01, 0.4, 100),
     "ov-lvis-b": Fusion(0.1, 0.6, 50.0, 1e-4, 0.5, 300),
     "ov-lvis-l": Fusion(0.1, 0.4, 50.0, 1e-4, 0.5, 300),
-    "transfer-coco": Fusion(0.2, 0.2, 120.0, 1e-4, 0.5, 300),
-    "transfer-objects365": Fusion(0.3, 0.3, 120.0, 1e-4, 0.5, 300),
-    "transfer-voc": Fusion(0.3, 0.3, 120.0, 1e-4, 0.5, 300),
+    "transfer-coco": Fusion(0.2, 0.2, 120.0, 1e-4, 0.5, 300, 50.0),
+    "transfer-objects365": Fusion(0.3, 0.3, 120.0, 1e-4, 0.5, 300, 50.0),
+    "transfer-voc": Fusion(0.3, 0.3, 120.0, 1e-4, 0.5, 300, 50.0),
 }
 
 
@@ -110,7 +113,7 @@ def detect(
         candidates: of one picture.
         text: an embedding a class, and, last, that of background.
         is_base: which classes the detector was trained on; all False: every class is novel.
-        detector_scale: T, the detector's learned temperature.
+        detector_scale: T, the detector's learned temperature, where `fusion` does not fix it.
         fusion: how scores are made and which are kept.
         masks: draw the masks of what is kept, where the candidates have them.
 
@@ -171,7 +174,8 @@ def _fused(
     fusion: Fusion,
 ) -> Float[Tensor, "N K"]:
     """The fused scores, background left out."""
-    p, q = (detector_scale * cosines[0]).softmax(dim=1), (fusion.temperature * cosines[1]).softmax(dim=1)
+    scale = detector_scale if fusion.detector_temperature is None else fusion.detector_temperature
+    p, q = (scale * cosines[0]).softmax(dim=1), (fusion.temperature * cosines[1]).softmax(dim=1)
     return fuse_scores(p, q, is_base, base=fusion.base, novel=fusion.novel)[:, :-1].cpu()
 
 

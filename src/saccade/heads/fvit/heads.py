@@ -1,11 +1,12 @@
 """What is said of a proposal: an embedding to compare with texts, a better box, a mask; and their losses (A.3).
 
     RoIAlign 7 -> 4 convs with BatchNorm -> 2 shared layers of D -> class layer: embedding | box layer -> 4 numbers
-    RoIAlign 14 -> 4 convs -> up 2x -> 28 x 28
+    RoIAlign 14 -> 4 convs, with BatchNorm in the published detectors of OV-LVIS -> up 2x -> 28 x 28
 
-Box and mask know no class. The classes are texts: logits are cosines times a learned temperature; the last text is
-"background". Columns of classes that must not be learned from are -inf in training. The mask head has no BatchNorm:
-it runs on positives alone, of which a process may have none. Matching, sampling and box codes are torchvision's.
+Box and mask know no class. The embedding ends with a ReLU, as in the published detectors. The classes are texts: logits
+are cosines times a learned temperature; the last text is "background". Columns of classes that must not be learned from
+are -inf in training. Assignment is mmdet's, as in the first stage; sampling and box codes are torchvision's.
+Deliberately absent: a mask head with BatchNorm in a process without positives (`saccade.heads.fvit.detector`).
 """
 
 from itertools import pairwise
@@ -14,27 +15,29 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.ops import Conv2dNormActivation, box_iou, roi_align
 
+from saccade.heads.fvit.match import BACKGROUND, match_boxes
 from saccade.heads.proposals.rpn import leave_out_crowds
 
 BOX_SIDE, MASK_SIDE, MASK_OUT = 7, 14, 28
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-SMOOTH = 1 / 9  # of the smooth L1
 SHORTEST = 1e-6  # embeddings below this length are no direction
 
 
 class BoxHead(nn.Module):
     """Pooled features to an embedding and a correction of the box."""
 
-    def __init__(self, channels: int, *, width: int, embed_dim: int) -> None:
+    def __init__(self, channels: int, *, width: int, embed_dim: int, relu_embedding: bool = True) -> None:
         """Make the layers.
 
         Args:
             channels: of the pyramid.
             width: of the convolutions.
             embed_dim: D, also of the shared layers.
+            relu_embedding: end the class layer with a ReLU, as the published detectors do; without it an embedding
+                can point anywhere, as text embeddings do.
         """
         super().__init__()
         sizes = (channels, *(width,) * 4)
@@ -47,6 +50,7 @@ class BoxHead(nn.Module):
             nn.ReLU(),
         )
         self.embed = nn.Linear(embed_dim, embed_dim)
+        self.relu_embedding = relu_embedding
         codes = nn.Linear(embed_dim, 4)
         self.box = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), codes)
         for module in self.convs.modules():
@@ -58,22 +62,25 @@ class BoxHead(nn.Module):
     def forward(self, pooled: Float[Tensor, "R C 7 7"]) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R 4"]]:
         """Embeddings, not normalised, and box codes."""
         shared = self.shared(self.convs(pooled))  # (R, D)
-        return self.embed(shared).float(), self.box(shared).float()
+        embeddings = self.embed(shared)  # (R, D)
+        embeddings = embeddings.relu() if self.relu_embedding else embeddings
+        return embeddings.float(), self.box(shared).float()
 
 
 class MaskHead(nn.Module):
     """Pooled features to a mask of whatever the box holds."""
 
-    def __init__(self, channels: int, *, width: int) -> None:
+    def __init__(self, channels: int, *, width: int, norm: bool = False) -> None:
         """Make the layers.
 
         Args:
             channels: of the pyramid.
             width: of the convolutions.
+            norm: BatchNorm after each convolution, which then has no bias; published for OV-LVIS.
         """
         super().__init__()
-        sizes = (channels, *(width,) * 4)
-        self.convs = nn.Sequential(*(Conv2dNormActivation(a, b, norm_layer=None) for a, b in pairwise(sizes)))
+        sizes, layer = (channels, *(width,) * 4), nn.BatchNorm2d if norm else None
+        self.convs = nn.Sequential(*(Conv2dNormActivation(a, b, norm_layer=layer) for a, b in pairwise(sizes)))
         self.up = nn.Sequential(nn.ConvTranspose2d(width, width, 2, 2), nn.ReLU())
         self.out = nn.Conv2d(width, 1, 1)
         for module in self.modules():
@@ -88,15 +95,19 @@ class MaskHead(nn.Module):
 class RoiSampler:
     """Which proposals a picture's second stage learns from, and what they are."""
 
-    def __init__(self, *, samples: int = 512, positive_share: float = 0.25, iou: float = 0.5) -> None:
+    def __init__(
+        self, *, samples: int = 512, positive_share: float = 0.25, iou: float = 0.5, match_low_quality: bool = False
+    ) -> None:
         """Remember the numbers.
 
         Args:
             samples: proposals a picture.
             positive_share: of them, at most.
             iou: with an object from which on a proposal is one.
+            match_low_quality: let each object have its best proposal (of at least `iou`), even one that overlaps
+                another object more; published for OV-LVIS.
         """
-        self.match = Matcher(iou, iou, allow_low_quality_matches=False)
+        self.matching = {"positive": iou, "negative": iou, "best_from": iou if match_low_quality else None}
         self.sample = BalancedPositiveNegativeSampler(samples, positive_share)
 
     def __call__(
@@ -121,9 +132,11 @@ class RoiSampler:
             The boxes drawn, their labels, and the object each one is (0 for background).
         """
         all_boxes = torch.cat([boxes, proposals])  # (N + P, 4)
-        matched = all_boxes.new_full((len(all_boxes),), -1, dtype=torch.int64)
+        own = torch.arange(len(boxes), device=boxes.device)  # (N,), an object stands for itself
+        found = own.new_full((len(proposals),), BACKGROUND)
         if len(boxes):
-            matched = self.match(box_iou(boxes, all_boxes))  # (N + P,), below 0: background
+            found = match_boxes(box_iou(boxes, proposals), **self.matching)  # (P,)
+        matched = torch.cat([own, found])  # (N + P,)
         kinds = leave_out_crowds((matched >= 0).long(), all_boxes, crowds)
         positive, negative = self.sample([kinds])
         drawn = torch.cat([positive[0].nonzero()[:, 0], negative[0].nonzero()[:, 0]])  # (S,)
@@ -180,7 +193,7 @@ def box_loss(
     targets: Float[Tensor, "R 4"],
     is_object: Bool[Tensor, " R"],
 ) -> Float[Tensor, ""]:
-    """Smooth L1 of the box codes of objects, over the number of all proposals.
+    """L1 of the box codes of objects, over the number of all proposals.
 
     Args:
         codes: predicted.
@@ -189,7 +202,7 @@ def box_loss(
         is_object: the others say nothing.
     """
     wanted = BoxCoder(BOX_WEIGHTS).encode_single(targets[is_object], rois[is_object])
-    return F.smooth_l1_loss(codes[is_object], wanted, beta=SMOOTH, reduction="sum") / max(len(codes), 1)
+    return F.l1_loss(codes[is_object], wanted, reduction="sum") / max(len(codes), 1)
 
 
 def mask_targets(

@@ -7,3 +7,9 @@ Benchmark = Literal["ov-coco", "ov-lvis-b", "ov-lvis-l", "transfer-coco", "trans
 
 Kind = Literal["taps", "simple", "fpn"]
 """Feature pyramids (Tab. A6); see `saccade.heads.fvit.pyramid`."""
+
+Statistics = Literal["imagenet", "clip"]
+"""Whose mean and deviation images are normalised with; the published detectors take ImageNet's."""
+
+Resize = Literal["bilinear", "bicubic"]
+"""How images are resized; see `saccade.ops.jitter.jitter_image`. The published detectors are bilinear, as cv2 is."""

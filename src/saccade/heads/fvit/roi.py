@@ -12,21 +12,21 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 POOLED_LEVELS = 4  # P/4 .. 2P
-FINEST_BOX = 14.0  # sides of boxes [finest strides] from which on they are looked at: 56 pixels at stride 4
+FINEST_BOX = 56.0  # boxes below twice this side are pooled from the finest level [pixels of the input]
 
 
 def choose_levels(boxes: Float[Tensor, "R 4"], *, finest: float) -> Int64[Tensor, " R"]:
-    """Say which level each box is pooled from: FPN's rule, relative to the strides.
+    """Say which level each box is pooled from: FPN's rule as the published detectors have it.
 
     Args:
         boxes: xyxy, pixels of the input.
-        finest: stride of the finest level [pixels].
+        finest: stride of the finest level [pixels]; the rule is one of pixels, the same for strides of 3.5 and 4.
 
     Returns:
-        floor(log2(sqrt(area) / (14 * finest))), at least 0 and at most 3; 0 for an empty box.
+        floor(log2(sqrt(area) / 56)), at least 0 and at most 3; 0 for an empty box.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()  # (R,)
-    ratio = (sides / (FINEST_BOX * finest)).clamp(min=1.0)
+    ratio = (sides / FINEST_BOX).clamp(min=1.0)
     return (ratio.log2() + 1e-6).floor().long().clamp(max=POOLED_LEVELS - 1)
 
 

@@ -1,6 +1,7 @@
 """The detector's first stage: proposals of no class from all five levels (A.3).
 
-torchvision's region proposal network with two convolutions and anchors that are not rounded. What it learns from is
+torchvision's region proposal network with two convolutions (with BatchNorm in the published detectors of OV-LVIS) and
+anchors that are not rounded; its anchors are assigned and its boxes learned as mmdet does it. What it learns from is
 the caller's matter: the boxes of base classes. Suppression is level by level, as torchvision's and the paper's are.
 Deliberately absent: what `saccade.heads.proposals` has of its own: a pyramid, files of proposals.
 """
@@ -9,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.ops import Conv2dNormActivation, box_iou
 
 from saccade.heads.fvit.anchors import Anchors
-from saccade.heads.proposals.rpn import leave_out_crowds
+from saccade.heads.fvit.match import BACKGROUND, match_boxes
+from saccade.heads.proposals.rpn import DISCARDED, leave_out_crowds
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,11 @@ class Rpn(nn.Module):
         strides: Sequence[float],
         *,
         channels: int,
+        norm: bool = False,
         samples: int = 256,
         positive_iou: float = 0.7,
         negative_iou: float = 0.3,
+        best_iou: float = 0.3,
         pre_nms: int = 2000,
         nms: float = 0.7,
         keep: int = 1000,
@@ -48,18 +54,21 @@ class Rpn(nn.Module):
         Args:
             strides: of the levels [pixels].
             channels: of the levels.
+            norm: BatchNorm after each convolution, which then has no bias; published for OV-LVIS.
             samples: anchors a picture that the loss looks at, at most half of them positive.
-            positive_iou: anchors that overlap an object by as much are positive, and each object's best.
+            positive_iou: anchors that overlap an object by as much are positive.
             negative_iou: anchors that overlap every object by less are negative.
+            best_iou: each object's best anchor is positive too, where it overlaps the object by as much.
             pre_nms: best boxes of each level before suppression.
             nms: of two boxes of a level that overlap by more, the one with the lower score goes.
             keep: proposals a picture.
         """
         super().__init__()
         anchors = Anchors(strides)
+        self.matching = {"positive": positive_iou, "negative": negative_iou, "best_from": best_iou}
         self.network = RegionProposalNetwork(
             anchors,
-            RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
+            _head(channels, anchors.num_anchors_per_location()[0], norm=norm),
             positive_iou,
             negative_iou,
             samples,
@@ -81,17 +90,33 @@ class Rpn(nn.Module):
     def losses(
         self, found: Predicted, objects: list[Float[Tensor, "_ 4"]], crowds: list[Float[Tensor, "_ 4"]]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The losses of objectness and box, each the mean over the sampled anchors of the batch.
+        """The losses of objectness (binary cross-entropy) and box (L1), each the mean over the batch's sampled anchors.
 
         Args:
             found: of `forward`.
             objects: xyxy, pixels of the input; one tensor a picture.
             crowds: likewise; background mostly inside one of these is not sampled.
         """
-        labels, matched = self.network.assign_targets_to_anchors(found.anchors, [{"boxes": one} for one in objects])
-        labels = [leave_out_crowds(*three) for three in zip(labels, found.anchors, crowds, strict=True)]
-        targets = self.network.box_coder.encode(list(matched), found.anchors)
-        return self.network.compute_loss(found.objectness, found.deltas, labels, list(targets))
+        targets = zip(found.anchors, objects, crowds, strict=True)
+        labels, matched = (list(part) for part in zip(*(self._assign(*one) for one in targets), strict=True))
+        chosen = [torch.cat(one).nonzero()[:, 0] for one in self.network.fg_bg_sampler(labels)]
+        positive, sampled = chosen[0], torch.cat(chosen)  # (S+,), (S,)
+        codes = torch.cat(list(self.network.box_coder.encode(matched, found.anchors)))  # (R, 4)
+        box = F.l1_loss(found.deltas[positive], codes[positive], reduction="sum") / sampled.numel()
+        known = torch.cat(labels)[sampled]
+        return F.binary_cross_entropy_with_logits(found.objectness[sampled, 0], known), box
+
+    def _assign(
+        self, anchors: Float[Tensor, "A 4"], objects: Float[Tensor, "N 4"], crowds: Float[Tensor, "M 4"]
+    ) -> tuple[Float[Tensor, " A"], Float[Tensor, "A 4"]]:
+        """Labels of a picture's anchors, below 0 for those not to be sampled, and the object of each."""
+        if not len(objects):
+            labels, matched = anchors.new_zeros(len(anchors)), torch.zeros_like(anchors)
+        else:
+            places = match_boxes(box_iou(objects, anchors), **self.matching)  # (A,)
+            labels = torch.where(places >= 0, 1.0, torch.where(places == BACKGROUND, 0.0, float(DISCARDED)))
+            matched = objects[places.clamp(min=0)]
+        return leave_out_crowds(labels, anchors, crowds), matched
 
     @torch.no_grad()
     def propose(
@@ -113,3 +138,14 @@ class Rpn(nn.Module):
                 found_boxes[place] = boxes.new_tensor([[0.0, 0.0, width, height]])
                 scores[place] = boxes.new_zeros(1)
         return found_boxes, scores
+
+
+def _head(channels: int, anchors: int, *, norm: bool) -> RPNHead:
+    """torchvision's layers, or the same with BatchNorm."""
+    head = RPNHead(channels, anchors, conv_depth=2)
+    if norm:
+        head.conv = nn.Sequential(*(Conv2dNormActivation(channels, channels) for _ in range(2)))
+        for module in head.conv.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)  # as RPNHead's own
+    return head

@@ -1,0 +1,174 @@
+"""`saccade convert` of a published F-ViT: from mmdet's checkpoint to a folder for `saccade detect`.
+
+The folder is opened again before it gets its name. Deliberately absent: what the file's names mean
+(`saccade.heads.fvit.published`), and which sources are such files (`saccade.cli.convert`).
+"""
+
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saccade.errors import InputError
+from saccade.files import default_cache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saccade.cli.convert import Convert
+    from saccade.clip.model import Clip
+    from saccade.data.splits import BaseNovel
+    from saccade.heads.fvit.published import Published
+
+COUNT_OV_COCO = 65
+TEMPLATES = "vild"
+
+
+def run(config: "Convert", state: "dict[str, Tensor]") -> None:
+    """Write the detector of a published file.
+
+    Args:
+        config: of the command; `out` is new or empty.
+        state: the file's state dictionary.
+
+    Raises:
+        InputError: no --clip, another one, other classes than the file's, or a file that is not whole.
+    """
+    clip_name = _check(config)
+    import torch
+
+    from saccade.clip.load import load
+    from saccade.engine.distributed import choose_device
+    from saccade.heads.fvit import published
+    from saccade.heads.fvit.product import CLIP_FOLDER, About, load_detector, save_detector
+    from saccade.heads.product import tower_digest
+
+    # --- the file, its classes, and the CLIP that its tower belongs to
+    source = config.source
+    found = published.take_apart(state, source=source)
+    names, split = _classes(config, found)
+    clip = load(clip_name, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
+    before = tower_digest(clip)
+    published.put_tower(clip, found, source=source)
+    digest = tower_digest(clip)
+    has_clip = digest != before  # no other folder has this CLIP
+
+    # --- the detector
+    benchmark = config.benchmark or published.published_benchmark(found, patch=clip.patch_size)
+    size = config.size or published.published_size(benchmark, patch=clip.patch_size)
+    network = published.published_network(found, size=size, source=source)
+    text, ordered = _texts(found, clip, names, source=source)
+    is_novel = torch.tensor([name in split.novel for name in ordered], device=text.device)
+    detector = published.build_published(found, clip, network, text=text, is_novel=is_novel, source=source)
+    about = About(
+        model=clip_name,
+        pretrained=None if has_clip else config.pretrained,
+        tower=digest,
+        network=network,
+        base=split.base,
+        novel=split.novel,
+        left_out=split.left_out,
+        templates=TEMPLATES,
+        benchmark=benchmark,
+        training={"published": Path(source).name},
+        has_clip=has_clip,
+    )
+
+    # --- the folder
+    partial = config.out.absolute().with_name(f".{config.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if has_clip:
+            _save_clip(clip, partial / CLIP_FOLDER)
+        save_detector(detector, partial, about)
+        load_detector(partial)
+        if config.out.is_dir():
+            config.out.rmdir()  # it is empty
+        partial.replace(config.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    where = f"the file's, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
+    _tell(config, found, tower=where)
+    print(f"{config.out}: {len(names)} classes, {len(split.base)} base and {len(split.novel)} novel ({split.rule})")
+    print(f"asked as {benchmark} (--benchmark), T = {float(detector.scale.detach()):.2f}; {_numbers(asdict(network))}")
+
+
+def _check(config: "Convert") -> str:
+    """Refuse flags that do not go with a detector, and return --clip."""
+    from saccade.clip.describe import describe_architecture
+
+    if config.clip is None:
+        raise InputError(
+            f"--clip: need the CLIP whose text tower {config.source}, an F-ViT, was trained with; the file has an "
+            "image tower only. Give EVA-CLIP's own file or a distilled CLIP's folder."
+        )
+    if config.pretrained is None and describe_architecture(config.clip) is not None:
+        raise InputError(f"--clip {config.clip}: names an architecture without weights. Give --pretrained, or a file.")
+    for flag, is_usual in (
+        ("to", config.to == "saccade"),
+        ("dtype", config.dtype == "float32"),
+        ("model", config.model is None),
+    ):
+        if not is_usual:
+            raise InputError(f"--{flag}: is for CLIPs; {config.source} is an F-ViT. Leave it out.")
+    return config.clip
+
+
+def _classes(config: "Convert", found: "Published") -> "tuple[tuple[str, ...], BaseNovel]":
+    """The names of the file's classes, which it does not hold itself."""
+    from saccade.data.splits import classes_of_annotations, classes_of_ov_coco
+
+    if config.annotations is not None:
+        names, split = classes_of_annotations(config.annotations, file=config.novel)
+    elif found.classes == COUNT_OV_COCO and config.novel is None:
+        names, split = classes_of_ov_coco()
+    else:
+        raise InputError(
+            f"--annotations: need the data's annotation file (lvis_v1_val.json, say) for the names of the "
+            f"{found.classes} classes of {config.source}; it does not hold them."
+        )
+    if len(names) != found.classes:
+        whence = config.annotations or "OV-COCO"
+        raise InputError(
+            f"--annotations: need the names of {found.classes} classes, as many as {config.source} has; {whence} has "
+            f"{len(names)} base and novel ones. See --novel."
+        )
+    return names, split
+
+
+def _texts(found: "Published", clip: "Clip", names: tuple[str, ...], *, source: str) -> "tuple[Tensor, list[str]]":
+    """The embeddings of classes and background, and the names in their order."""
+    from saccade.clip.text import embed_vocabulary
+    from saccade.heads.fvit.published import order_of_names
+
+    named = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
+    if found.text is None:
+        print(f"{source}: holds no texts; they are embedded by the text tower of --clip", file=sys.stderr)
+        return named, list(names)
+    text = found.text.to(named.device)
+    order, least = order_of_names(text[:-1], named[:-1], source=source)
+    print(f"texts of the file and of --clip's text tower: cosine of at least {least:.4f}")
+    return text, [names[place] for place in order.tolist()]
+
+
+def _save_clip(clip: "Clip", folder: Path) -> None:
+    """Write the CLIP with the file's image tower; what was known of the other one's tower does not hold of it."""
+    from saccade.clip.weights import save_clip
+
+    clip.alpha = None
+    save_clip(clip, folder)
+
+
+def _tell(config: "Convert", found: "Published", *, tower: str) -> None:
+    """Say what became of the image tower and of what has no place."""
+    print(f"image tower: {tower}")
+    print(f"left out: {len(found.unused)} tensors that no detector here needs (fc_cls, rotary tables)")
+    if found.unknown:
+        some = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")
+        print(f"{config.source}: {len(found.unknown)} tensors are not known and left out: {some}", file=sys.stderr)
+
+
+def _numbers(network: dict[str, object]) -> str:
+    shown = ("size", "channels", "masks", "norm", "statistics", "resize", "relu_embedding")
+    return ", ".join(f"{name} {network[name]}" for name in shown)
