@@ -1,5 +1,5 @@
 """`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade; and
-from published files of heads to folders that the other commands take (`saccade.cli.convert_fvit`).
+from published files of heads to folders that the other commands take (`saccade.cli.convert_fvit`, `convert_odise`).
 
 What was written is opened by the library it is meant for, which must embed a fixed random picture and text as the input
 did; only then does the folder get its name.
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Pair = tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]  # embeddings of a picture and a text, of length 1
 
 _OF_DENSE = ("windows", "gates")  # what only Saccade knows, and no other library has a word for
+Head = Literal["F-ViT", "ODISE"]
+_OF_FVIT = ("clip", "pretrained", "annotations", "novel", "benchmark", "size")  # flags
+_OF_ODISE = ("clip", "pretrained", "annotations", "labels", "encoder")
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
 
@@ -33,13 +36,14 @@ TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 class Convert:
     """Write a CLIP in another layout, and check that its own library opens it and embeds the same.
 
-    A published F-ViT (mmdet's checkpoint) becomes a folder for `saccade detect` and `saccade evaluate detection`; which
-    of the two a file is, its content tells.
+    A published F-ViT (mmdet's checkpoint) becomes a folder for `saccade detect` and `saccade evaluate detection`, an
+    ODISE (label model) one for `saccade segment` and `saccade evaluate panoptic`; which of them a file is, its content
+    tells.
     """
 
     source: Positional[str]
-    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture; or a
-    published F-ViT's file."""
+    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture; or the
+    file of a published F-ViT or ODISE."""
     out: Positional[Path]
     """Folder to write; new or empty."""
     to: Literal["open_clip", "hf", "saccade"] = "saccade"
@@ -51,12 +55,18 @@ class Convert:
     """Of the weights in the file."""
     clip: str | None = None
     """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with --pretrained.
-    Its image tower is replaced by the file's where they differ."""
+    Its image tower is replaced by the file's where they differ. ODISE: the CLIP it was trained with, OpenAI's
+    ViT-L-14-336."""
     pretrained: str | None = None
-    """F-ViT: an open_clip tag or a file of weights for --clip."""
+    """F-ViT, ODISE: an open_clip tag or a file of weights for --clip."""
     annotations: Path | None = None
     """F-ViT: COCO's or LVIS's annotation file for the class names, which the file does not hold; when not given,
-    OV-COCO's 65."""
+    OV-COCO's 65. ODISE: COCO's panoptic annotation file, for names, things and stuff."""
+    labels: Path | None = None
+    """ODISE: file of the words of each class, as --labels of `saccade train-panoptic`; when not given, the names of
+    --annotations."""
+    encoder: Path | None = None
+    """ODISE: folder of the Stable Diffusion (v1.3) it stands on, as diffusers writes it."""
     novel: Path | None = None
     """F-ViT: JSON file {"base": [names], "novel": [names]}; when not given, LVIS's rare ones or OV-COCO's are novel."""
     benchmark: Benchmark | None = None
@@ -75,10 +85,13 @@ def run(config: Convert) -> None:
     _check_out(config.out)
     _check_weights(config)
     head = _published_head(config)
+    _check_flags(config, None if head is None else head[0])
     if head is not None:
         from saccade.cli.convert_fvit import run as run_fvit
+        from saccade.cli.convert_odise import run as run_odise
 
-        run_fvit(config, head)
+        kind, state = head
+        (run_fvit if kind == "F-ViT" else run_odise)(config, state)
         return
     if config.to == "hf":
         _check_transformers()
@@ -149,10 +162,26 @@ def _check_weights(config: Convert) -> None:
         )
 
 
-def _published_head(config: Convert) -> "dict[str, Tensor] | None":
-    """The state dictionary of a published F-ViT; None where the source is something else."""
+def _check_flags(config: Convert, head: Head | None) -> None:
+    """Refuse flags that the kind of file takes no notice of.
+
+    Raises:
+        InputError: names the flag.
+    """
+    taken = {"F-ViT": _OF_FVIT, "ODISE": _OF_ODISE, None: ("to", "model", "dtype")}[head]
+    for name in {*_OF_FVIT, *_OF_ODISE, "to", "model", "dtype"} - {*taken}:
+        given = getattr(config, name)
+        if given != getattr(Convert, name):
+            what = "a CLIP" if head is None else f"the file of a published {head}"
+            raise InputError(f"--{name}: {config.source} is {what}, which takes no notice of it; got {given}. Leave it "
+                             "out.")  # fmt: skip
+
+
+def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
+    """Which published head the source is, and its state dictionary; None where it is something else."""
     from saccade.clip.states import file_kind
     from saccade.heads.fvit.published import is_published_fvit
+    from saccade.heads.panoptic.odise_file import is_odise
 
     if not Path(config.source).is_file() or file_kind(Path(config.source)) != "torch":
         return None
@@ -161,11 +190,16 @@ def _published_head(config: Convert) -> "dict[str, Tensor] | None":
     from saccade.clip.checkpoint_file import read_checkpoint
 
     content = read_checkpoint(config.source)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
+    if not isinstance(content, dict):
         return None
-    state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
-    return state if is_published_fvit(state) else None
+    for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
+        state = part if isinstance(part, dict) else {}
+        state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
+        if is_published_fvit(state):
+            return "F-ViT", state
+        if is_odise(state):
+            return "ODISE", state
+    return None
 
 
 def _check_transformers() -> None:

@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saccade.clip.model import Clip
+from saccade.clip.vocabulary import Vocabulary
+from saccade.heads.panoptic.fusion import embed_words
 from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.product import Network
+from saccade.heads.panoptic.product import Network, build_parts
 from saccade.heads.product import own_state
 from saccade.types import InputError
 
@@ -204,6 +207,40 @@ def network_of(renamed: Renamed, *, encoder: str, source: str) -> Network:
         joint=shape("head.text.weight")[0],
         longest=LONGEST,
     )
+
+
+def build_odise(
+    renamed: Renamed, network: Network, clip: Clip, classes: tuple[tuple[str, ...], ...], *, source: str
+) -> MaskGenerator:
+    """Build a generator with the weights of a file.
+
+    Args:
+        renamed: the file.
+        network: of `network_of`.
+        clip: that captions, and whose words the generator learned; changed here.
+        classes: the words of each class it was trained on.
+        source: the file, for messages.
+
+    Returns:
+        The generator in evaluation mode.
+
+    Raises:
+        InputError: another Stable Diffusion or CLIP than the file's, or a file that is not whole.
+    """
+    encoder, decoder = build_parts(network, clip)
+    generator = MaskGenerator(
+        encoder,
+        decoder,
+        is_novel=torch.zeros(len(classes), dtype=torch.bool),
+        size=network.size,
+        words=embed_words(clip, Vocabulary(classes), length="raw"),
+        joint=network.joint,
+        jitter=None,
+        flip=False,
+        longest=network.longest,
+    )
+    put_odise(generator, renamed, source=source)
+    return generator.eval()
 
 
 def put_odise(generator: MaskGenerator, renamed: Renamed, *, source: str) -> None:
