@@ -104,7 +104,7 @@ def _check(config: "Convert") -> Path:
     if config.annotations is None:
         raise InputError(
             f"--annotations: need the panoptic annotation file of the training data (COCO's panoptic_val2017.json) "
-            f"for the names of the classes and which are things; {source} does not hold them. See --labels for more words."
+            f"for the names of the classes and which are things; {source} does not hold them. See --labels too."
         )
     return config.encoder
 
