@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import diffusion, write_diffusion
 from torch import nn
 
 from saccade.cli.main import main
@@ -20,30 +21,6 @@ from saccade.types import Batch, InputError
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
 needs_diffusers = pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers, which is not installed (saccade[seg])")
-
-
-def diffusion():
-    """A UNet and a VAE of four levels each, as Stable Diffusion's, of few channels."""
-    import diffusers
-
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=2,
-        cross_attention_dim=12,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 12),
-        layers_per_block=2,
-        norm_num_groups=4,
-        scaling_factor=0.18215,
-    )
-    return vae.eval(), unet.eval()
 
 
 class Block(nn.Module):
@@ -247,32 +224,9 @@ def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
     assert model(Batch(scenes(1), [])).isfinite() and len(model.propose(scenes(1))[0].masks) == 8
 
 
-def write_folder(tmp_path):
-    """A Stable Diffusion of four words as diffusers writes it; its UNet."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    vae, unet = diffusion()
-    vae.save_pretrained(tmp_path / "vae")
-    unet.save_pretrained(tmp_path / "unet")
-    sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPTextModel(CLIPTextConfig(vocab_size=4, max_position_embeddings=5, **sizes)).save_pretrained(
-        tmp_path / "text_encoder"
-    )
-    tokens = tmp_path / "tokenizer"
-    tokens.mkdir()
-    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
-    (tokens / "vocab.json").write_text(json.dumps(vocabulary))
-    (tokens / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=5).save_pretrained(tokens)
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_start": 0.00085}')
-    (tmp_path / "model_index.json").write_text("{}")
-    return unet
-
-
 @needs_diffusers
 def test_a_folder(tiny_clip, tmp_path):
-    unet = write_folder(tmp_path)
+    unet = write_diffusion(tmp_path)
     encoder = read_odise(tmp_path, tiny_clip(), channels=128)
     assert encoder.kept == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
     assert torch.equal(encoder.unet.conv_in.weight, unet.conv_in.weight)
@@ -284,7 +238,7 @@ def test_a_folder(tiny_clip, tmp_path):
 def test_a_generator_on_it_is_trained_and_measured_from_the_command_line(tmp_path, capsys):
     folder = tmp_path / "sd"
     folder.mkdir()
-    write_folder(folder)
+    write_diffusion(folder)
     world = tmp_path / "w"
     write_world(world, WorldSize(train=2, val=2, test=0, pairs=0, seed=0), processes=1)
     small = ["--size", "64", "--channels", "128", "--queries", "4", "--width", "32", "--layers", "1", "--steps", "2"]

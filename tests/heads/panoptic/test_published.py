@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import DetrConfig, Mask2FormerConfig, MaskFormerConfig, SwinConfig
-from transformers.models.mask2former import modeling_mask2former
-from transformers.models.maskformer import modeling_maskformer
+from tiny_models import MEAN, STD, write_masks
 
 from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.panoptic.described import describe, is_published
@@ -24,41 +22,6 @@ from saccade.types import InputError, Sample
 
 NAMES = ("ball", "star", "tree-merged", "sky, heaven", "zebra", "sea")
 RULE = {"min_score": 0.2, "overlap": 0.02}  # masks of random weights lie all over each other
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def swin() -> SwinConfig:
-    return SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
-                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
-
-
-def write_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, *, kind: str = "mask2former"):
-    """Write a tiny random model as its library does; its losses would want scipy, which is not needed to write it."""
-    torch.manual_seed(0)
-    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: place for place, name in enumerate(NAMES)}}
-    if kind == "mask2former":
-        monkeypatch.setattr(modeling_mask2former, "requires_backends", lambda *_: None)
-        config = Mask2FormerConfig(
-            backbone_config=swin(), feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=20,
-            num_attention_heads=4, dim_feedforward=32, encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2,
-            **labels,
-        )  # fmt: skip
-        model = modeling_mask2former.Mask2FormerForUniversalSegmentation(config)
-    else:
-        monkeypatch.setattr(modeling_maskformer, "requires_backends", lambda *_: None)
-        decoder = DetrConfig(d_model=32, encoder_layers=0, decoder_layers=1, decoder_attention_heads=4,
-                             decoder_ffn_dim=32, num_queries=20)  # fmt: skip
-        config = MaskFormerConfig(backbone_config=swin(), decoder_config=decoder, fpn_feature_size=32,
-                                  mask_feature_size=32, **labels)  # fmt: skip
-        model = modeling_maskformer.MaskFormerForInstanceSegmentation(config)
-    with torch.no_grad():
-        for name, one in model.named_parameters():  # apart from each other, so that segments are found
-            if "quer" in name or "mask_embedder" in name or name.startswith("class_predictor"):
-                one.normal_(std=0.5)
-    model.eval().save_pretrained(folder)
-    content = {"size": {"shortest_edge": 64, "longest_edge": 90}, "image_mean": MEAN, "image_std": STD}
-    (folder / "preprocessor_config.json").write_text(json.dumps(content))
-    return model
 
 
 def image_of(height: int, width: int, *, seed: int = 0) -> Sample:
@@ -91,7 +54,7 @@ def original_rule(model, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["mask2former", "maskformer"])
 def test_the_librarys_outputs_by_the_original_rule(tmp_path, monkeypatch, kind):
-    model = write_folder(tmp_path, monkeypatch, kind=kind)
+    model = write_masks(tmp_path, NAMES, monkeypatch, kind=kind)
     own = read_published(tmp_path)
     assert own.vocabulary.classes[3] == ("sky", "heaven") and not any(one.requires_grad for one in own.parameters())
     things = [True, True, False, False, True, False]
@@ -116,7 +79,7 @@ def test_the_librarys_outputs_by_the_original_rule(tmp_path, monkeypatch, kind):
 
 
 def test_what_is_found_does_not_depend_on_the_batch(tmp_path, monkeypatch):
-    write_folder(tmp_path, monkeypatch)
+    write_masks(tmp_path, NAMES, monkeypatch)
     own = read_published(tmp_path)
     samples = [image_of(80, 120), image_of(40, 120, seed=1), image_of(80, 120, seed=2)]
     for one, other in zip(own.propose(samples), [own.propose([sample])[0] for sample in samples], strict=True):
@@ -161,7 +124,7 @@ def test_classes_meet_by_name_then_by_any_word():
 
 
 def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
-    write_folder(tmp_path, monkeypatch)
+    write_masks(tmp_path, NAMES, monkeypatch)
     own = read_published(tmp_path)
     (proposals,) = own.propose([image_of(80, 120)])
     p = proposals.own.softmax(dim=1)  # ball star tree sky zebra sea, nothing
@@ -179,7 +142,7 @@ def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
 def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
     from saccade.heads.panoptic.fusion import Words
 
-    write_folder(tmp_path, monkeypatch)
+    write_masks(tmp_path, NAMES, monkeypatch)
     own, clip = read_published(tmp_path), tiny_clip()
     mapped = match_classes(own.vocabulary, Vocabulary((("ball",), ("dragon",), ("sky",))), is_open=True)
     words = Words(F.normalize(torch.randn(3, 16), dim=1), torch.arange(3), 3)
@@ -203,7 +166,7 @@ def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
 
 
 def test_a_folder_is_described_without_its_weights(tmp_path, monkeypatch):
-    write_folder(tmp_path, monkeypatch)
+    write_masks(tmp_path, NAMES, monkeypatch)
     (tmp_path / "model.safetensors").unlink()
     about = describe(tmp_path)
     assert (about.shortest, about.longest, about.multiple, about.mean, about.std) == (64, 90, 32, MEAN, STD)
@@ -263,7 +226,7 @@ def change(folder: Path, **new: torch.Tensor | None) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
-    write_folder(tmp_path, monkeypatch)
+    write_masks(tmp_path, NAMES, monkeypatch)
     change(tmp_path, model__extra=torch.zeros(3))
     read_published(tmp_path)
     assert "passed over 1 tensors" in capsys.readouterr().err
