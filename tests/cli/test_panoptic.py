@@ -25,7 +25,7 @@ from saccade.engine.checkpoint import load_latest
 from saccade.evaluate.detection import evaluate_detection
 from saccade.evaluate.panoptic import evaluate_panoptic
 from saccade.evaluate.shares import Things, sweep_shares, truth_of
-from saccade.heads.panoptic.fusion import PRESETS
+from saccade.heads.panoptic.fusion import PRESETS, embed_words
 from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
 from saccade.heads.panoptic.product import load_generator, read_about
 from saccade.ops.paste import encode_masks
@@ -414,6 +414,9 @@ def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
     segmenter = open_segmenter(trained / "model", vocabulary, [True, False, True], device="cpu")
     assert segmenter.asked.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
-    assert segmenter.asked.words is segmenter.asked.generator_words  # one CLIP, the same words
+    raw, unit = segmenter.asked.generator_words.rows, segmenter.asked.words.rows  # one CLIP, embedded once
+    assert torch.allclose(F.normalize(raw, dim=1), unit) and not torch.allclose(raw, unit)
+    expected = embed_words(load("saccade-small"), vocabulary)
+    assert torch.allclose(expected.rows, unit, atol=1e-6)
     generator, _, _ = load_generator(trained / "model")
     assert not generator.training

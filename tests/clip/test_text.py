@@ -124,9 +124,9 @@ def asked(monkeypatch):
     seen = []
     embed = text._embed
 
-    def spy(clip, tokens, counts, *, batch):
+    def spy(clip, tokens, counts, *, normalize, batch):
         seen.append(len(tokens))
-        return embed(clip, tokens, counts, batch=batch)
+        return embed(clip, tokens, counts, normalize=normalize, batch=batch)
 
     monkeypatch.setattr(text, "_embed", spy)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from saccade.heads.panoptic.segment import PanopticSegmenter
     from saccade.types import Category
 
+ONE_PROMPT = ("photo", "none")  # templates of which an embedding of length 1 is the raw one, normalised
 ALL_SHARES = ("odise-label", "clip", "generator")
 ADE = "ade20k_panoptic_val"  # what Mask2Former's tools write into ADEChallengeData2016
 
@@ -40,7 +41,8 @@ class Panoptic(Reading):
     data: Path
     """COCO root with panoptic annotations, a world, or ADEChallengeData2016 with ade20k_panoptic_val and its .json."""
     model: Path | None = None
-    """OUT/model of `saccade train-panoptic`; needed unless --from-results is given."""
+    """OUT/model of `saccade train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer, whose own
+    classes are then matched with the data's by name; needed unless --from-results is given."""
     from_results: Path | None = None
     """Measure predictions that another program made, without any model: the folder of panoptic PNGs with their JSON, as
     COCO's server takes it, or that JSON. The images of --data need not be there. Each image needs a prediction, as in
@@ -51,13 +53,14 @@ class Panoptic(Reading):
     """Where the folder lies that the generator's encoder was read from, when it is no longer where it was."""
     clip_with: str | None = None
     """The CLIP whose dense map classifies masks, such as OUT/model of a distillation; when not given, the one that the
-    generator was trained on."""
+    generator was trained on; none for a folder of transformers, which names its masks itself."""
     clip_with_pretrained: str | None = None
     """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
     shares: tuple[str, ...] = ()
     """CLIP's share in the score of a class, one row each: odise-label (.3 of seen, .7 of other classes), odise-caption
     (.35, .65), fc-clip (.4, .8), clip (1, 1), generator (0, 0), or two numbers such as 0.2,0.9. When not given:
-    odise-label, clip and generator; clip alone for a generator without words."""
+    odise-label, clip and generator; clip alone for a generator without words, and generator alone for a folder of
+    transformers without --clip-with."""
     region: Region = "dense"
     """How the CLIP embeds a mask: the mean of its dense map, or masked attention (ODISE's own)."""
     head: Head = "value"
@@ -72,6 +75,14 @@ class Panoptic(Reading):
     order; when not given, the names of the annotation file."""
     templates: Templates | None = None
     """What the words are written into for --clip-with; when not given, as in training."""
+    min_score: float | None = None
+    """Score that a mask must exceed to become a segment (object mask threshold); when not given, 0 (ODISE), and 0.8 for
+    a folder of transformers (Mask2Former's for COCO)."""
+    overlap: float = 0.8
+    """Share of a mask that must be left where better masks lie over it, for it to become a segment."""
+    input: tuple[int, int] | None = None
+    """With a folder of transformers: the shortest edge of the input, and the most that the longest may have [pixels];
+    when not given, the folder's, or 800 1333 where that asks for a fixed height and width."""
     semantic: bool = False
     """Also measure mIoU, of the sum of all masks."""
     instances: bool = False
@@ -95,13 +106,11 @@ def run(config: Panoptic) -> dict[str, Any]:
     from saccade.clip.vocabulary import Vocabulary
     from saccade.evaluate.shares import sweep_shares
     from saccade.heads.panoptic.fusion import Shares
-    from saccade.heads.panoptic.product import read_about
 
-    about = read_about(config.model)
-    names = ALL_SHARES if about.knows_words else ("clip",)
+    names, named_by = _usual_shares(config.model, config)
     rows = asked or [(name, *share_numbers(name)) for name in names]
     refused = [name for name, *numbers in rows if numbers != [1, 1]]
-    if refused and not about.knows_words:
+    if refused and names == ("clip",):
         raise InputError(
             f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and knows no "
             f"class; got {refused[0]}."
@@ -122,6 +131,9 @@ def run(config: Panoptic) -> dict[str, Any]:
         size=config.size,
         squash=config.squash,
         templates=config.templates,
+        min_score=config.min_score,
+        overlap=config.overlap,
+        input=config.input,
         device=config.device,
     )
     seen = int(segmenter.asked.is_seen.sum())
@@ -141,9 +153,12 @@ def run(config: Panoptic) -> dict[str, Any]:
     named = [{"name": name, **one} for (name, *_), one in zip(rows, found["shares"], strict=True)]
     result = {
         "generator": str(config.model),
-        "clip": config.clip_with or config.clip or about.model,
+        "clip": named_by,
         "size": segmenter.size,
-        "region": config.region,
+        "region": config.region if named_by else None,
+        "min_score": segmenter.min_score,
+        "overlap": segmenter.overlap,
+        **({"input": _input_of(segmenter)} if _input_of(segmenter) else {}),
         "classes": {"all": len(vocabulary.classes), "seen": seen},
         **found,
         "shares": named,
@@ -166,12 +181,15 @@ def open_segmenter(
     size: int | None = None,
     squash: bool = True,
     templates: Templates | None = None,
+    min_score: float | None = None,
+    overlap: float = 0.8,
+    input: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> "PanopticSegmenter":
     """Put a trained generator and a CLIP together, asked for any classes.
 
     Args:
-        folder: OUT/model of `saccade train-panoptic`.
+        folder: OUT/model of `saccade train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer.
         vocabulary: the K classes, with their synonyms.
         is_thing: of the classes.
         clip: where the generator's CLIP lies now; None: where it lay.
@@ -184,6 +202,9 @@ def open_segmenter(
         size: side of its input [pixels]; None: its own.
         squash: ignore the aspect.
         templates: what the words are written into for it; None: as in training.
+        min_score: score that a mask must exceed; None: 0, and 0.8 for a folder of transformers.
+        overlap: share of a mask that must be left.
+        input: shortest and longest edge of the input of a folder of transformers [pixels]; None: its own.
         device: as a flag names it.
 
     Raises:
@@ -191,29 +212,67 @@ def open_segmenter(
     """
     import torch
 
+    from saccade.cli.published import open_published
     from saccade.engine.distributed import choose_device
+    from saccade.heads.panoptic.described import MIN_SCORE, is_published
     from saccade.heads.panoptic.fusion import PRESETS, embed_words, seen_classes
     from saccade.heads.panoptic.product import chosen_templates, load_generator
     from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
 
+    things = torch.tensor([*is_thing], dtype=torch.bool)
     chosen = choose_device(device, local_rank=None)
+    rest: dict[str, Any] = {"region": region, "head": head, "size": size, "squash": squash, "overlap": overlap}
+    if is_published(folder):
+        for flag, given in (("--clip", clip), ("--encoder", encoder)):
+            if given is not None:
+                raise InputError(f"{flag}: {folder} is a folder of transformers, which stands on no other model; got "
+                                 f"{given}. Leave it out, or name masks by --clip-with.")  # fmt: skip
+        other = None if clip_with is None else load_model(clip_with, clip_with_pretrained, device)
+        model, mapped = open_published(folder, vocabulary, input=input, has_clip=other is not None, device=chosen)
+        words = None
+        if other is not None:
+            words = embed_words(other, vocabulary, templates=chosen_templates(templates or "photo"))
+        asked = Asked(words, mapped, things, torch.tensor(mapped.known))
+        usual = PRESETS["generator" if other is None else "odise-label"]
+        least = MIN_SCORE if min_score is None else min_score
+        return PanopticSegmenter(model, other, asked, shares=shares or usual, min_score=least, **rest)
+    if input is not None:
+        raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
+                         "Leave it out.")  # fmt: skip
     generator, own, about = load_generator(folder, clip=clip, encoder=encoder, device=chosen)
     other = own if clip_with is None else load_model(clip_with, clip_with_pretrained, device)
-    learned = embed_words(own, vocabulary, templates=chosen_templates(about.templates))
+    learned = embed_words(own, vocabulary, templates=chosen_templates(about.templates), length=about.words)
     wanted = templates or about.templates
-    is_same = other is own and wanted == about.templates
-    words = learned if is_same else embed_words(other, vocabulary, templates=chosen_templates(wanted))
-    asked = Asked(words, learned, torch.tensor([*is_thing], dtype=torch.bool), seen_classes(vocabulary, about.base))
-    return PanopticSegmenter(
-        generator,
-        other,
-        asked,
-        shares=shares or PRESETS["odise-label" if about.knows_words else "clip"],
-        region=region,
-        head=head,
-        size=size,
-        squash=squash,
-    )
+    if other is own and wanted == about.templates and (about.words == "unit" or wanted in ONE_PROMPT):
+        words = learned.normalized()
+    else:
+        words = embed_words(other, vocabulary, templates=chosen_templates(wanted))
+    asked = Asked(words, learned, things, seen_classes(vocabulary, about.base))
+    usual = PRESETS["odise-label" if about.knows_words else "clip"]
+    return PanopticSegmenter(generator, other, asked, shares=shares or usual, min_score=min_score or 0.0, **rest)
+
+
+def _usual_shares(model: Path, config: Panoptic) -> tuple[tuple[str, ...], str | None]:
+    """The rows that are measured where none are given, and the CLIP that names masks; None: the model itself does.
+
+    Raises:
+        InputError: no generator.
+    """
+    from saccade.heads.panoptic.described import is_published
+    from saccade.heads.panoptic.product import read_about
+
+    if is_published(model):
+        return ("generator",) if config.clip_with is None else ALL_SHARES, config.clip_with
+    about = read_about(model)
+    return ALL_SHARES if about.knows_words else ("clip",), config.clip_with or config.clip or about.model
+
+
+def _input_of(segmenter: "PanopticSegmenter") -> list[int] | None:
+    """Shortest and longest edge of a published model's input."""
+    from saccade.heads.panoptic.published import Published
+
+    model = segmenter.generator
+    return [model.described.shortest, model.described.longest] if isinstance(model, Published) else None
 
 
 def open_panoptic(root: Path, split: str, *, images: bool = True) -> "Dataset":
@@ -265,7 +324,8 @@ def share_numbers(name: str) -> tuple[float, float]:
 def _table(result: dict[str, Any], config: Panoptic) -> "Table":
     from rich.table import Table
 
-    title = f"{config.model} with {result['clip']}, {result['size']} px: {result['pictures']} pictures [%]"
+    by = f" with {result['clip']}, {result['size']} px" if result["clip"] else ""
+    title = f"{config.model}{by}: {result['pictures']} pictures [%]"
     table = Table(title=title, title_justify="left")
     table.add_column("CLIP's share", overflow="fold")  # a narrow terminal must not cut the names that --shares takes
     headings = ["PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]

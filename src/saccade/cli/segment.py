@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from saccade.cli.detection import file_names
-from saccade.cli.segmenters import CATSEG, GENERATOR, Segmenting, check_segmenting, open_masks, open_pixels
+from saccade.cli.segmenters import (
+    CATSEG,
+    GENERATOR,
+    Segmenting,
+    check_segmenting,
+    finds_masks,
+    learned_by,
+    open_masks,
+    open_pixels,
+)
 from saccade.errors import InputError
 from saccade.files import bad_lines, check_target, versions, write_whole
 
@@ -40,10 +49,15 @@ class Segment(Segmenting):
     """Class names separated by commas, or a .txt or .json file of them with synonyms; when not given, the classes that
     the model was trained on."""
     panoptic: bool = False
-    """Tell things of one class apart; needs a model of `saccade train-panoptic`."""
+    """Tell things of one class apart; needs a model of `saccade train-panoptic`, or a folder of transformers with a
+    Mask2Former or MaskFormer."""
     stuff: str = ""
     """With --panoptic: names of the vocabulary that are stuff, separated by commas; those that the model was trained on
-    as stuff are."""
+    as stuff are, as far as its folder tells."""
+    min_score: float | None = None
+    """With --panoptic: score that a mask must exceed; default: 0, and 0.8 for a folder of transformers."""
+    overlap: float | None = None
+    """With --panoptic: share of a mask that must be left where better ones lie over it; default: 0.8."""
     batch: int = 8
     """Pictures a batch."""
     workers: int = 2
@@ -62,10 +76,15 @@ def run(config: Segment) -> Path:
     """
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
-    if config.panoptic and not (Path(config.model) / GENERATOR).is_file():
-        raise InputError(f"--panoptic: need --model OUT/model of `saccade train-panoptic`; got {config.model}.")
-    if config.stuff and not config.panoptic:
-        raise InputError(f"--stuff: goes with --panoptic; got {config.stuff!r} without it.")
+    if config.panoptic and not finds_masks(Path(config.model)):
+        raise InputError(
+            f"--panoptic: need --model OUT/model of `saccade train-panoptic`, or a folder of transformers with a "
+            f"Mask2Former or MaskFormer; got {config.model}."
+        )
+    for name in ("stuff", "min_score", "overlap"):
+        given = getattr(config, name)
+        if given not in ("", None) and not config.panoptic:
+            raise InputError(f"--{name.replace('_', '-')}: goes with --panoptic; got {given!r} without it.")
     check_segmenting(config)
     path = config.out / (PANOPTIC if config.panoptic else LABELS)
     check_target(path, flag="--out")
@@ -128,7 +147,14 @@ def _things(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict
     from saccade.show.segmentation import draw_panoptic
 
     is_thing = _which_things(config, vocabulary)
-    segmenter = open_masks(config, vocabulary, is_thing=is_thing, device=config.device)
+    segmenter = open_masks(
+        config,
+        vocabulary,
+        is_thing=is_thing,
+        min_score=config.min_score,
+        overlap=0.8 if config.overlap is None else config.overlap,
+        device=config.device,
+    )
     images, annotations = [], []
     for samples in feed:
         for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
@@ -150,16 +176,29 @@ def _which_things(config: Segment, vocabulary: "Vocabulary") -> list[bool]:
         InputError: --stuff names what is no class.
     """
     from saccade.clip.vocabulary import compared
-    from saccade.heads.panoptic.product import read_about
 
     named = {compared(word) for word in config.stuff.split(",") if word.strip()}
     words = [{compared(word) for word in one} for one in vocabulary.classes]
     unknown = named - set().union(*words)
     if unknown:
         raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
-    about = read_about(Path(config.model))
-    stuff = named | {compared(word) for one in about.classes if not one.is_thing for word in one.words}
+    stuff = named | {compared(word) for word in _stuff_of(Path(config.model))}
     return [not one & stuff for one in words]
+
+
+def _stuff_of(folder: Path) -> list[str]:
+    """The words of the classes that a model was trained on as stuff, as far as its folder tells."""
+    from saccade.cli.published import tell
+    from saccade.heads.panoptic.described import describe, is_published
+    from saccade.heads.panoptic.product import read_about
+
+    if not is_published(folder):
+        return [word for one in read_about(folder).classes if not one.is_thing for word in one.words]
+    about = describe(folder)
+    if about.is_thing is None:
+        tell(f"{folder}: does not say which of its classes are stuff; all are things but those of --stuff")
+    things = about.is_thing or (True,) * len(about.classes)
+    return [word for words, is_thing in zip(about.classes, things, strict=True) if not is_thing for word in words]
 
 
 def _learned(config: Segment) -> "Vocabulary":
@@ -176,4 +215,6 @@ def _learned(config: Segment) -> "Vocabulary":
         from saccade.heads.panoptic.product import read_about as read_generator
 
         return Vocabulary(tuple(one.words for one in read_generator(folder).classes))
+    if finds_masks(folder):
+        return learned_by(folder)
     raise InputError('--vocab: need the classes to ask for; a CLIP was trained on none. Try --vocab "grass, dog, sky".')

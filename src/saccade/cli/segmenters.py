@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from saccade.clip.names import Head, TemplateName
 from saccade.errors import InputError
+from saccade.heads.panoptic.described import describe, is_published
 from saccade.heads.panoptic.names import Region
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 CATSEG = "catseg.json"  # what a folder with one holds
 GENERATOR = "generator.json"
-OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares")  # flags that go with a generator alone
+OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  # flags that go with masks alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class Segmenting:
     """How pixels are asked for classes."""
 
     model: str
-    """OUT/model of `saccade train-catseg` or `train-panoptic`; or a CLIP, whose dense map is asked as it is."""
+    """OUT/model of `saccade train-catseg` or `train-panoptic`; a folder of transformers with a Mask2Former or
+    MaskFormer and its classes; or a CLIP, whose dense map is asked as it is."""
     pretrained: str | None = None
     """Weights file or open_clip tag, where --model is the name of an architecture."""
     clip: str | None = None
@@ -52,6 +54,8 @@ class Segmenting:
     default: odise-label, and clip for a generator without words."""
     region: Region = "dense"
     """With a generator of masks: how the CLIP embeds one: the mean of its dense map, or masked attention."""
+    input: tuple[int, int] | None = None
+    """With a folder of transformers: its input, as --input of `saccade evaluate panoptic`."""
     at_once: int = 5
     """With Cat-Seg: views of a picture that are run together; fewer take less memory."""
 
@@ -75,7 +79,9 @@ def check_segmenting(config: Segmenting) -> None:
         raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
     folder = Path(config.model)
     if (folder / GENERATOR).is_file():
-        kind, idle = "a generator of masks", ("pretrained",)
+        kind, idle = "a generator of masks", ("pretrained", "input")
+    elif is_published(folder):
+        kind, idle = "a folder of transformers", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
         kind, idle = "a Cat-Seg", ("pretrained", "size", *OF_MASKS)
     else:
@@ -85,6 +91,11 @@ def check_segmenting(config: Segmenting) -> None:
         if given is not None:
             raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which takes no notice of "
                              f"it; got {given}. Leave it out.")  # fmt: skip
+
+
+def finds_masks(folder: Path) -> bool:
+    """Whether a folder holds a generator of masks or a model of transformers that finds them."""
+    return (folder / GENERATOR).is_file() or is_published(folder)
 
 
 def open_pixels(config: Segmenting, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
@@ -101,7 +112,7 @@ def open_pixels(config: Segmenting, vocabulary: "Vocabulary", *, device: "torch.
     folder = Path(config.model)
     if (folder / CATSEG).is_file():
         return _open_catseg(config, folder, vocabulary, device=device)
-    if (folder / GENERATOR).is_file():
+    if finds_masks(folder):
         return _open_masks(config, folder, vocabulary, device=device)
     from saccade.clip.load import load
     from saccade.heads.cosines import Cosines
@@ -124,8 +135,6 @@ def _open_catseg(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, 
 
 
 def _open_masks(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, device: "torch.device") -> Segmenter:
-    from saccade.heads.panoptic.product import read_about
-
     segmenter = open_masks(config, vocabulary, is_thing=[True] * len(vocabulary.classes), device=str(device))
 
     def label_maps(samples: "Sequence[Sample]") -> "list[LabelMap]":
@@ -134,11 +143,29 @@ def _open_masks(config: Segmenting, folder: Path, vocabulary: "Vocabulary", *, d
         pairs = zip(samples, segmenter.generator.propose([*samples]), strict=True)
         return [best_labels([segmenter.semantic(segmenter.score_proposals(*pair))]) for pair in pairs]
 
-    return Segmenter("masks", read_about(folder).base, label_maps)
+    return Segmenter("masks", learned_by(folder), label_maps)
+
+
+def learned_by(folder: Path) -> "Vocabulary":
+    """The classes that what finds masks was trained on; of a generator the base ones.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    from saccade.clip.vocabulary import Vocabulary
+    from saccade.heads.panoptic.product import read_about
+
+    return Vocabulary(describe(folder).classes) if is_published(folder) else read_about(folder).base
 
 
 def open_masks(
-    config: Segmenting, vocabulary: "Vocabulary", *, is_thing: "Sequence[bool]", device: str
+    config: Segmenting,
+    vocabulary: "Vocabulary",
+    *,
+    is_thing: "Sequence[bool]",
+    min_score: float | None = None,
+    overlap: float = 0.8,
+    device: str,
 ) -> "PanopticSegmenter":
     """Open a generator of masks and the CLIP that names them.
 
@@ -146,6 +173,8 @@ def open_masks(
         config: the flags.
         vocabulary: the classes asked for.
         is_thing: of each.
+        min_score: of a segment; see `saccade.cli.panoptic.open_segmenter`.
+        overlap: likewise.
         device: as a flag names it.
 
     Raises:
@@ -166,5 +195,8 @@ def open_masks(
         region=config.region,
         head=config.head,
         size=config.size,
+        min_score=min_score,
+        overlap=overlap,
+        input=config.input,
         device=device,
     )

@@ -12,7 +12,7 @@ from saccade.cli.recipe_data import check_recipe_data
 from saccade.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from saccade.errors import InputError
 from saccade.heads.fvit.names import Kind
-from saccade.heads.panoptic.names import Templates
+from saccade.heads.panoptic.names import Length, Templates
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.clip.model import Clip
@@ -82,6 +82,8 @@ class TrainPanoptic(Training):
     order; when not given, the names of the annotation file."""
     templates: Templates = "photo"
     """What words are written into: ODISE's one template, ViLD's 63, CLIP's 80 for ImageNet, or nothing."""
+    embeddings: Length = "raw"
+    """Embeddings of words as the generator gets them: as the text tower leaves them (ODISE), or of length 1."""
     encoder: Path | None = None
     """Folder with a Mask2Former of transformers, whose decoder is then trained on, or with a Stable Diffusion as
     diffusers writes it (ODISE's); when not given, the CLIP's tower."""
@@ -185,6 +187,7 @@ def _run(config: TrainPanoptic, processes: "Processes", tell: Tell) -> "Outcome"
             classes=classes,
             knows_words=config.words,
             templates=config.templates,
+            words=config.embeddings,
             training={"data": dataset.name, "steps": config.steps, "batch": config.batch, "seed": config.seed},
         )
         with processes.together():
@@ -319,9 +322,9 @@ def _build(config: TrainPanoptic, network: "Network", clip: "Clip", classes: "tu
     words = nothing = None
     if config.words:
         vocabulary = Vocabulary(tuple(one.words for one in classes))
-        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates))
+        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=config.embeddings)
         with torch.no_grad():
-            nothing = clip.encode_text(clip.tokenize([""]))[0]
+            nothing = clip.encode_text(clip.tokenize([""]), normalize=config.embeddings == "unit")[0]
     torch.manual_seed(config.seed)
     encoder, decoder = build_parts(network, clip)
     assert config.points is not None, "settled"

@@ -33,6 +33,7 @@ def embed_vocabulary(
     *,
     templates: TemplateName | tuple[str, ...] = "vild",
     background: str | None = None,
+    normalize: bool = True,
     batch: int = 512,
     cache: Path | None = None,
 ) -> Float[Tensor, "K D"]:
@@ -46,13 +47,15 @@ def embed_vocabulary(
         vocabulary: of `saccade.clip.vocabulary.read_vocabulary`, or the names of the classes.
         templates: "vild", "clip", "none", or one's own; see `saccade.clip.templates.template_set`.
         background: a word for what belongs to no class ("background"), embedded like a class.
+        normalize: to length 1, each prompt's embedding and their mean; ODISE's generator has neither.
         batch: prompts embedded at once.
         cache: folder where the rows are kept for the next call with the same text tower, prompts, batch, device and
             number of threads; on one machine the result is the same to the bit with and without it. None: nothing is
             read or written.
 
     Returns:
-        One embedding of length 1 a class, on the device of the model; with a background one more, the last.
+        One embedding a class, of length 1 where normalised, on the device of the model; with a background one more, the
+        last.
 
     Raises:
         InputError: no names, an empty name, unknown templates, a batch below 1, or a background that is a class.
@@ -66,13 +69,13 @@ def embed_vocabulary(
     counts = [len(one) for one in texts]  # prompts of each class
     device = clip.model.logit_scale.device
     if cache is None:
-        return _embed(clip, tokens, counts, batch=batch)
-    key = _cache_key(clip, tokens, counts, batch=batch)
+        return _embed(clip, tokens, counts, normalize=normalize, batch=batch)
+    key = _cache_key(clip, tokens, counts, normalize=normalize, batch=batch)
     path = cache / f"text-{key}.safetensors"
     kept = _read_cached(path, key=key, shape=(len(classes), clip.embed_dim))
     if kept is not None:
         return kept.to(device)
-    rows = _embed(clip, tokens, counts, batch=batch)
+    rows = _embed(clip, tokens, counts, normalize=normalize, batch=batch)
     _write_cached(path, rows.cpu(), key=key)
     return rows
 
@@ -97,17 +100,19 @@ def _classes(vocabulary: Vocabulary | Sequence[str], background: str | None) -> 
     return [*classes, (background,)]
 
 
-def _embed(clip: Clip, tokens: Int64[Tensor, "T context"], counts: list[int], *, batch: int) -> Float[Tensor, "K D"]:
+def _embed(
+    clip: Clip, tokens: Int64[Tensor, "T context"], counts: list[int], *, normalize: bool, batch: int
+) -> Float[Tensor, "K D"]:
     """Embed all prompts and average those of each class."""
-    each = torch.cat([clip.encode_text(part).float() for part in tokens.split(batch)])  # (T, D), of length 1
+    each = torch.cat([clip.encode_text(part, normalize=normalize).float() for part in tokens.split(batch)])  # (T, D)
     means = torch.stack([own.mean(dim=0) for own in each.split(counts)])  # (K, D)
-    return F.normalize(means, dim=1)
+    return F.normalize(means, dim=1) if normalize else means
 
 
 # ------------------------------------------------------------------------------------------------------------ the cache
 
 
-def _cache_key(clip: Clip, tokens: Tensor, counts: list[int], *, batch: int) -> str:
+def _cache_key(clip: Clip, tokens: Tensor, counts: list[int], *, normalize: bool, batch: int) -> str:
     """Digest whatever the rows depend on: the text tower, the prompts as tokens (so the tokenizer is in it), and what
     decides their last bits."""
     state = clip.model.state_dict()
@@ -117,6 +122,7 @@ def _cache_key(clip: Clip, tokens: Tensor, counts: list[int], *, batch: int) -> 
     device = clip.model.logit_scale.device.type
     precision = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
     arithmetic = [device, precision, torch.__version__, torch.get_num_threads(), batch]
+    arithmetic += [] if normalize else ["raw"]  # rows that were kept before keep their key
     facts = json.dumps([tower, description, prompts, list(tokens.shape), arithmetic], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 

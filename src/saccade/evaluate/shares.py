@@ -65,10 +65,10 @@ def sweep_shares(
         InputError: another number of classes, shares that the generator cannot have, or no picture could be read.
     """
     asked, categories = segmenter.asked, dataset.categories
-    if asked.words.count != len(categories):
-        raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {asked.words.count}.")
+    if asked.count != len(categories):
+        raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {asked.count}.")
     for one in shares:
-        check_shares(segmenter.generator, one)
+        check_shares(segmenter.generator, one, has_clip=segmenter.clip is not None)
     needs_clip = any(one.seen or one.unseen for one in shares)
     records = {str(record.id): record for record in dataset.records}
     things = Things(dataset) if instances else None

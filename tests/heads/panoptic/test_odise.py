@@ -2,46 +2,25 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import diffusion, write_diffusion
 from torch import nn
 
 from saccade.cli.main import main
 from saccade.data.world.write import WorldSize, write_world
+from saccade.heads.panoptic import odise
 from saccade.heads.panoptic.criterion import Weights
 from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise
+from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
 from saccade.types import Batch, InputError
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
 needs_diffusers = pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers, which is not installed (saccade[seg])")
-
-
-def diffusion():
-    """A UNet and a VAE of four levels each, as Stable Diffusion's, of few channels."""
-    import diffusers
-
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=2,
-        cross_attention_dim=12,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 12),
-        layers_per_block=2,
-        norm_num_groups=4,
-        scaling_factor=0.18215,
-    )
-    return vae.eval(), unet.eval()
 
 
 class Block(nn.Module):
@@ -135,20 +114,27 @@ SOURCES = [pytest.param(stand_in, id="stand-in"), pytest.param(diffusion, id="di
 
 def encoder_of(clip, source) -> OdiseEncoder:
     vae, unet = source()
-    return OdiseEncoder(vae, unet, ImplicitCaptioner(clip, empty=torch.randn(5, 12)), kept=0.99915, channels=128)
+    embedding = unet.time_embedding
+    width = (embedding if isinstance(embedding, nn.Linear) else embedding.linear_2).out_features
+    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=width)
+    return OdiseEncoder(vae, unet, captioner, kept=0.99915, channels=128)
 
 
 def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
     clip = tiny_clip()
-    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12)).train()
+    captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=3).train()
     pictures = 255 * torch.rand(2, 3, 32, 32)  # the native size, so nothing is resized
-    assert torch.equal(captioner(pictures), captioner.empty.expand(2, -1, -1))
+    caption, moment = captioner(pictures)
+    assert torch.equal(caption, captioner.empty.expand(2, -1, -1)) and torch.equal(moment, torch.zeros(2, 3))
     with torch.no_grad():
         captioner.gate.fill_(0.5)
+        captioner.time_gate.fill_(-0.2)
     seen = clip.encode_image((pictures / 255 - 0.5) / 0.25, normalize=False)
-    expected = captioner.empty + torch.tensor(0.5).tanh() * captioner.project(seen)[:, None]
-    assert torch.allclose(captioner(pictures), expected, atol=1e-4)
-    captioner(pictures).sum().backward()
+    expected = captioner.empty + torch.tensor(0.5).tanh() * (captioner.project(seen)[:, None] + captioner.places)
+    caption, moment = captioner(pictures)
+    assert torch.allclose(caption, expected, atol=1e-4)
+    assert torch.allclose(moment, torch.tensor(-0.2).tanh() * (captioner.time(seen) + captioner.time_place), atol=1e-4)
+    (caption.sum() + moment.sum()).backward()
     assert captioner.gate.grad is not None and all(one.grad is None for one in clip.parameters()) and not clip.training
 
 
@@ -166,7 +152,7 @@ def test_run_by_hand_the_library_gives_the_same():
         kept, latent = encode(vae, images)
         assert torch.allclose(latent, vae.encode(images).latent_dist.mode() * 0.18215, atol=1e-5)
         assert [tuple(one.shape[1:]) for one in kept] == [(8, 16, 16), (12, 8, 8)]
-        *_, last = denoise(unet, latent, caption)
+        *_, last = denoise(unet, latent, caption, torch.zeros(2, 32))
         expected = unet(latent, 0, encoder_hidden_states=caption).sample
         assert torch.allclose(unet.conv_out(unet.conv_act(unet.conv_norm_out(last))), expected, atol=1e-5)
         state = decode(vae, latent)[-1]
@@ -192,6 +178,44 @@ def test_four_maps_the_same_noise_and_what_learns(tiny_clip, source):
     assert "captioner.gate" in learned and not encoder.unet.training and not encoder.vae.training
 
 
+def test_a_larger_picture_is_seen_in_crops(tiny_clip, monkeypatch):
+    assert (
+        starts(512, window=512) == [0] and starts(1088, window=512) == [0, 512, 576] and starts(64, window=512) == [0]
+    )
+    encoder = encoder_of(tiny_clip(), stand_in).eval()
+    images = torch.randn(1, 3, 64, 192)
+    whole = encoder(images)
+    monkeypatch.setattr(odise, "WINDOW", 128)
+    with torch.no_grad():
+        left, right = encoder._see(images[..., :128]), encoder._see(images[..., 64:])
+        seen = encoder(images)
+    for one, a, b, full in zip(seen, left, right, whole, strict=True):
+        half = a.shape[3] // 2  # the crops have half of their width in common
+        assert one.shape == full.shape
+        assert torch.allclose(one[..., :half], a[..., :half]) and torch.allclose(one[..., 2 * half :], b[..., half:])
+        assert torch.allclose(one[..., half : 2 * half], (a[..., half:] + b[..., :half]) / 2, atol=1e-6)
+
+
+def test_what_lies_beside_a_picture_is_black(tiny_clip, tiny_decoder, scenes, monkeypatch):
+    model = MaskGenerator(encoder_of(tiny_clip(), stand_in), tiny_decoder((128,) * 4), is_novel=torch.zeros(3) > 0,
+                          size=64)  # fmt: skip
+    inputs = []
+    see = OdiseEncoder.forward
+    monkeypatch.setattr(OdiseEncoder, "forward", lambda self, images: inputs.append(images) or see(self, images))
+    (sample,) = scenes(1)
+    tall = replace(sample, image=sample.image[:, :, :32])
+    model.propose([tall])
+    model.longest = 192
+    (proposals,) = model.propose([tall])
+    (square,), (framed,) = inputs
+    assert square.shape == (3, 64, 64) and square.min() == -1 and bool((square[:, :, 20:] == -1).all())
+    height, width = sample.image.shape[1], 32
+    fitted = (round(64 * height / width), 64) if 64 * height / width <= 192 else (192, round(192 * width / height))
+    assert proposals.frame is not None and proposals.frame.fitted == fitted
+    assert framed.shape[1] % 64 == 0 and framed.shape[2] == 64 and bool((framed[:, fitted[0] :] == -1).all())
+    assert bool((framed[:, :, fitted[1] :] == -1).all()) and len(proposals.masks) == 8
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
     weights, novel = Weights(points=128), torch.zeros(64) > 0
@@ -200,32 +224,9 @@ def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
     assert model(Batch(scenes(1), [])).isfinite() and len(model.propose(scenes(1))[0].masks) == 8
 
 
-def write_folder(tmp_path):
-    """A Stable Diffusion of four words as diffusers writes it; its UNet."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    vae, unet = diffusion()
-    vae.save_pretrained(tmp_path / "vae")
-    unet.save_pretrained(tmp_path / "unet")
-    sizes = {"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPTextModel(CLIPTextConfig(vocab_size=4, max_position_embeddings=5, **sizes)).save_pretrained(
-        tmp_path / "text_encoder"
-    )
-    tokens = tmp_path / "tokenizer"
-    tokens.mkdir()
-    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
-    (tokens / "vocab.json").write_text(json.dumps(vocabulary))
-    (tokens / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(str(tokens / "vocab.json"), str(tokens / "merges.txt"), model_max_length=5).save_pretrained(tokens)
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_start": 0.00085}')
-    (tmp_path / "model_index.json").write_text("{}")
-    return unet
-
-
 @needs_diffusers
 def test_a_folder(tiny_clip, tmp_path):
-    unet = write_folder(tmp_path)
+    unet = write_diffusion(tmp_path)
     encoder = read_odise(tmp_path, tiny_clip(), channels=128)
     assert encoder.kept == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
     assert torch.equal(encoder.unet.conv_in.weight, unet.conv_in.weight)
@@ -237,7 +238,7 @@ def test_a_folder(tiny_clip, tmp_path):
 def test_a_generator_on_it_is_trained_and_measured_from_the_command_line(tmp_path, capsys):
     folder = tmp_path / "sd"
     folder.mkdir()
-    write_folder(folder)
+    write_diffusion(folder)
     world = tmp_path / "w"
     write_world(world, WorldSize(train=2, val=2, test=0, pairs=0, seed=0), processes=1)
     small = ["--size", "64", "--channels", "128", "--queries", "4", "--width", "32", "--layers", "1", "--steps", "2"]

@@ -51,7 +51,7 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
         decoder,
         is_novel=torch.tensor([one.part != "base" for one in CLASSES]),
         size=network.size,
-        words=embed_words(clip, vocabulary, templates=chosen_templates("photo")) if words else None,
+        words=embed_words(clip, vocabulary, templates=chosen_templates("photo"), length="raw") if words else None,
         joint=network.joint,
         weights=Weights(points=64),
         jitter=None,
@@ -66,6 +66,7 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
         classes=CLASSES,
         knows_words=words,
         templates="photo",
+        words="raw",
         training={"steps": 0},
     )
     return generator, about
@@ -135,7 +136,8 @@ def test_damage_is_told(tmp_path: Path):
             load_generator(tmp_path / "g")
         return str(error.value)
 
-    assert "format 1" in said({"format": 2})
+    assert "format 2; got 1. Train it again." in said({"format": 1})  # its head had no LayerNorm
+    assert "neither raw nor unit: 'long'" in said({"words": "long"})
     assert "neither base nor novel" in said({"classes": [{"words": ["a"], "is_thing": True, "part": "odd"}]})
     assert "description" in said({"network": {"size": 64}})
     assert "tensors differ" in said({"network": {**good["network"], "queries": 6}})

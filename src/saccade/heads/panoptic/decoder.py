@@ -8,6 +8,7 @@ knows ratios of strides alone, so P = 14 is as good. Deliberately absent: the li
 losses, which want scipy (`criterion`).
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 
 from saccade.clip.model import Clip
 from saccade.heads.fvit.pyramid import Kind, Pyramid, Tower, tap_width
+from saccade.heads.panoptic.described import IMAGENET
+from saccade.heads.panoptic.inputs import Pad
 from saccade.types import InputError
 
 LEVELS = 4
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HEADS = ("class_predictor.", "mask_embedder.", "criterion.")  # beside a model of the library, read by `published`
+DERIVED = ("relative_position_index",)  # of weights that transformers computes by itself
 
 
 class Encoder(nn.Module):
@@ -32,12 +36,14 @@ class Encoder(nn.Module):
         widths: of the maps.
         multiple: what the sides of its input must be multiples of [pixels].
         mean, std: what pictures are normalised with, see `saccade.ops.resample.normalize`.
+        pad: what lies beside a picture at test, see `saccade.heads.panoptic.inputs.framed_input`.
     """
 
     widths: tuple[int, ...]
     multiple: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    pad: Pad = "zero"
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps of normalised pictures."""
@@ -193,24 +199,60 @@ def read_library(folder: Path, *, frozen: bool = True) -> tuple[LibraryEncoder, 
         InputError: no such model, one that lacks weights, or transformers is not installed.
     """
     modeling, configuring = _library()
-    wanted = f"{folder}: need a folder with a Mask2Former of transformers, config.json and model.safetensors"
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{wanted}; there is no {folder / 'config.json'}. Check the path.")
-    try:
-        config = configuring.Mask2FormerConfig.from_pretrained(folder, local_files_only=True)
-        model, report = modeling.Mask2FormerModel.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{wanted}; {first}") from error
-    if report["missing_keys"]:  # the library would draw them
-        missing = sorted(report["missing_keys"])
-        raise InputError(f"{wanted}; {len(missing)} of its weights are not there, such as {missing[0]}.")
+    model, config = read_pretrained(
+        folder, configuring.Mask2FormerConfig, modeling.Mask2FormerModel, what="Mask2Former"
+    )
     library = nn.Module()
     library.pixel_decoder = model.pixel_level_module.decoder
     library.transformer = model.transformer_module
     return LibraryEncoder(model.pixel_level_module.encoder, frozen=frozen), MaskDecoder(library, config)
+
+
+def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) -> tuple[Any, Any]:
+    """Read a model of transformers from a folder; heads that the class does not have are passed over.
+
+    Args:
+        folder: with config.json and model.safetensors.
+        configuration: the library's class of it.
+        model: likewise.
+        what: its name in messages.
+
+    Returns:
+        The model and its configuration.
+
+    Raises:
+        InputError: no such model, or one that lacks weights.
+    """
+    wanted = f"{folder}: need a folder with a {what} of transformers, config.json and model.safetensors"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{wanted}; there is no {folder / 'config.json'}. Check the path.")
+    from transformers.utils import logging
+
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report the heads as unexpected; what matters is told below
+    try:
+        config = configuration.from_pretrained(folder, local_files_only=True)
+        found, report = model.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{wanted}; {first}") from error
+    finally:
+        logging.set_verbosity(told)
+    if report["missing_keys"]:  # the library would draw them
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{wanted}; {len(missing)} of its weights are not there, such as {missing[0]}.")
+    left = [key for key in sorted(report["unexpected_keys"]) if not key.startswith(HEADS) and not key.endswith(DERIVED)]
+    if left:
+        some = ", ".join(left[:5])
+        print(f"{folder}: passed over {len(left)} tensors that its {what} has no place for: {some}", file=sys.stderr)
+    return found, config
 
 
 def _library() -> tuple[Any, Any]:

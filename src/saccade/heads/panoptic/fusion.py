@@ -25,7 +25,7 @@ from saccade.clip.model import Clip
 from saccade.clip.names import TemplateName
 from saccade.clip.text import embed_vocabulary
 from saccade.clip.vocabulary import Vocabulary, share_words
-from saccade.heads.panoptic.names import SHARES, Preset
+from saccade.heads.panoptic.names import SHARES, Length, Preset
 from saccade.ops.pool import pool_masks
 from saccade.types import InputError
 
@@ -38,7 +38,7 @@ ODISE = ("a photo of a {}.",)
 class Words:
     """Embeddings of all the words that K classes go by."""
 
-    rows: Float[Tensor, "S D"]  # of length 1
+    rows: Float[Tensor, "S D"]  # of length 1; as the text tower leaves them where a generator learns from such ones
     owner: Int64[Tensor, " S"]  # the class of each word, 0 to K - 1; every class has one at least
     count: int  # K
 
@@ -49,6 +49,10 @@ class Words:
                 f"words: need one class a word and a word a class; got {len(self.rows)} embeddings, "
                 f"{len(self.owner)} owners and {len(owners)} of {self.count} classes."
             )
+
+    def normalized(self) -> "Words":
+        """The same words, their embeddings of length 1."""
+        return Words(F.normalize(self.rows, dim=1), self.owner, self.count)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,12 @@ PRESETS: dict[Preset, Shares] = {name: Shares(*numbers) for name, numbers in SHA
 
 
 def embed_words(
-    clip: Clip, vocabulary: Vocabulary, *, templates: TemplateName | tuple[str, ...] = ODISE, batch: int = 512
+    clip: Clip,
+    vocabulary: Vocabulary,
+    *,
+    templates: TemplateName | tuple[str, ...] = ODISE,
+    length: Length = "unit",
+    batch: int = 512,
 ) -> Words:
     """Embed every word of a vocabulary by itself.
 
@@ -76,13 +85,14 @@ def embed_words(
         clip: whose text tower is asked.
         vocabulary: the classes.
         templates: of each word; their mean is taken. ODISE's one is the default, "vild" or "clip" are larger sets.
+        length: unit = each prompt's embedding and their mean have length 1 (CLIP's classifier), raw = neither is
+            normalised (what ODISE's generator learns from).
         batch: prompts embedded at once.
     """
     words = [word for synonyms in vocabulary.classes for word in synonyms]
     owner = [place for place, synonyms in enumerate(vocabulary.classes) for _ in synonyms]
-    return Words(
-        embed_vocabulary(clip, words, templates=templates, batch=batch), torch.tensor(owner), len(vocabulary.classes)
-    )
+    rows = embed_vocabulary(clip, words, templates=templates, normalize=length == "unit", batch=batch)
+    return Words(rows, torch.tensor(owner), len(vocabulary.classes))
 
 
 def seen_classes(asked: Vocabulary, trained: Vocabulary) -> Bool[Tensor, " K"]:

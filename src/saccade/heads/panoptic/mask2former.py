@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from saccade.heads.panoptic.criterion import Target, Weights, mask_losses
 from saccade.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder, TowerEncoder
 from saccade.heads.panoptic.fusion import Words, best_of_synonyms
+from saccade.heads.panoptic.inputs import alike, framed_input
+from saccade.heads.panoptic.merge import Frame
 from saccade.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
 from saccade.ops.resample import check_side
 from saccade.types import Batch, InputError, Sample
@@ -39,6 +41,8 @@ class Proposals:
     masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
     embeddings: Float[Tensor, "Q E"] | None  # to be compared with words; None: the generator knows none
     something: Float[Tensor, "Q 2"] | None  # logits of something and of nothing; None: words say so
+    own: Float[Tensor, "Q J1"] | None = None  # logits of a published model's own classes and, last, of nothing
+    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole picture
 
 
 class MaskGenerator(nn.Module):
@@ -61,6 +65,7 @@ class MaskGenerator(nn.Module):
         weights: Weights | None = None,
         jitter: tuple[float, float] | None = (0.1, 2.0),
         flip: bool = True,
+        longest: int | None = None,
     ) -> None:
         """Put what learns classes of masks behind a decoder.
 
@@ -68,13 +73,15 @@ class MaskGenerator(nn.Module):
             encoder: of `saccade.heads.panoptic.decoder`, made for the decoder's widths.
             decoder: likewise.
             is_novel: classes of the data not to be learned from: novel ones, and those a split leaves out.
-            size: side of the square input [pixels].
+            size: side of the square input; with `longest`, of the shortest edge at test [pixels].
             words: of the K classes; None: learn only that something is there.
             nothing: where the embedding of nothing starts; ODISE's is that of the empty text. None: drawn.
             joint: width in which masks and words are compared.
             weights: of the losses; None: Mask2Former's.
             jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
             flip: mirror half of the pictures in training.
+            longest: most that the longest edge may have at test, where the shortest becomes `size` (ODISE: 1024 and
+                2560) [pixels]; None: pictures are fitted into the square, as in training.
 
         Raises:
             InputError: a size that does not fit, words of another number of classes, no base class.
@@ -86,7 +93,7 @@ class MaskGenerator(nn.Module):
         if words is not None and words.count != len(is_novel):
             raise InputError(f"words: need those of {len(is_novel)} classes; got {words.count}.")
         self.encoder, self.decoder = encoder, decoder
-        self.size, self.jitter, self.flip = size, jitter, flip
+        self.size, self.longest, self.jitter, self.flip = size, longest, jitter, flip
         self.weights = Weights() if weights is None else weights
         self.head = (
             nn.Linear(decoder.width, 2)
@@ -136,18 +143,50 @@ class MaskGenerator(nn.Module):
             return []
         was_training = self.training
         self.eval()
+        proposals = self._in_squares(samples) if self.longest is None else self._framed(samples, longest=self.longest)
+        self.train(was_training)
+        return proposals
+
+    def _in_squares(self, samples: list[Sample]) -> list[Proposals]:
+        """Find masks of pictures that are fitted into the square."""
         jitters = [no_jitter(*one.image.shape[1:], size=self.size) for one in samples]
-        found = self.decoder(self.encoder(self._inputs(samples, jitters)))
-        state, masks, head = found.states[-1], found.masks[-1], self.head
-        nobody = [None] * len(samples)
+        images = self._inputs(samples, jitters)
+        if self.encoder.pad == "black":
+            black = [-mean / std for mean, std in zip(self.encoder.mean, self.encoder.std, strict=True)]
+            for image, jitter in zip(images, jitters, strict=True):
+                (h, w), value = jitter.fitted, images.new_tensor(black)[:, None, None]
+                image[:, h:], image[:, :, w:] = value, value
+        rows = zip(samples, jitters, self._found(images), strict=True)
+        return [
+            _proposals(one, of_picture(masks, jitter, size=self.size), embedding, is_there)
+            for one, jitter, (masks, embedding, is_there) in rows
+        ]
+
+    def _framed(self, samples: list[Sample], *, longest: int) -> list[Proposals]:
+        """Find masks of pictures whose shortest edge is resized; each is padded for its own sake alone."""
+        encoder, device = self.encoder, self.is_novel.device
+        numbers: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std, "pad": encoder.pad, "device": device}
+        numbers |= {"shortest": self.size, "longest": longest, "multiple": encoder.multiple}
+        pairs = [framed_input(one.image, **numbers) for one in samples]
+        proposals: dict[int, Proposals] = {}
+        for places in alike([frame for _, frame in pairs]):
+            found = self._found(torch.stack([pairs[place][0] for place in places]))
+            for place, one in zip(places, found, strict=True):
+                proposals[place] = _proposals(samples[place], *one, frame=pairs[place][1])
+        return [proposals[place] for place in range(len(samples))]
+
+    def _found(self, images: Float[Tensor, "B 3 H W"]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Of each picture its masks, their embeddings, and whether something is there, from the last layer."""
+        found, head = self.decoder(self.encoder(images)), self.head
+        state, masks, nobody = found.states[-1], found.masks[-1], [None] * len(images)
         embeddings = head(state, masks, found.pixels) if isinstance(head, WordHead) else nobody
         something = nobody if isinstance(head, WordHead) else head(state)
-        self.train(was_training)
-        rows = zip(samples, jitters, masks, embeddings, something, strict=True)
-        return [
-            _proposals(one, of_picture(own, jitter, size=self.size), embedding, is_there)
-            for one, jitter, own, embedding, is_there in rows
-        ]
+        return list(zip(masks, embeddings, something, strict=True))
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it says what a mask is, or only that something is there."""
+        return self.words is not None
 
     def class_logits(self, proposals: Proposals, words: Words) -> Float[Tensor, "Q K1"]:
         """What the generator says of its masks (step 1 of the fusion).
@@ -231,13 +270,13 @@ class WordHead(nn.Module):
             decoder: whose queries and pixels are embedded.
             text_dim: D, of the words.
             joint: width in which they meet.
-            nothing: where the embedding of nothing starts; None: drawn.
+            nothing: where the embedding of nothing starts, as long as the words' embeddings; None: drawn.
         """
         super().__init__()
         width = decoder.width
         self.pooled = nn.Sequential(nn.LayerNorm(decoder.mask_width), nn.Linear(decoder.mask_width, width))
         hidden = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-        self.mask = nn.Sequential(*hidden, nn.Linear(width, joint))
+        self.mask = nn.Sequential(nn.LayerNorm(width), *hidden, nn.Linear(width, joint))
         self.text = nn.Linear(text_dim, joint)
         start = F.normalize(torch.randn(text_dim), dim=0) if nothing is None else nothing.detach().float().clone()
         self.nothing = nn.Parameter(start)
@@ -280,9 +319,11 @@ def synchronise(generator: MaskGenerator) -> MaskGenerator:
     return generator
 
 
-def _proposals(sample: Sample, masks: Tensor, embeddings: Tensor | None, something: Tensor | None) -> Proposals:
+def _proposals(
+    sample: Sample, masks: Tensor, embeddings: Tensor | None, something: Tensor | None, *, frame: Frame | None = None
+) -> Proposals:
     height, width = sample.image.shape[1:]
-    return Proposals(sample.id, height, width, masks, embeddings, something)
+    return Proposals(sample.id, height, width, masks, embeddings, something, frame=frame)
 
 
 def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> Float[Tensor, "Q _ _"]:
@@ -296,8 +337,13 @@ def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> F
     Returns:
         Of the picture alone, about as fine as before; read bilinearly where the padding begins between two places.
     """
-    (tall, wide), (h, w) = jitter.fitted, masks.shape[1:]
-    y, x = (_places(part / size, -(-part * count // size), masks) for part, count in ((tall, h), (wide, w)))
+    return cut_padding(masks, Frame((size, size), jitter.fitted))
+
+
+def cut_padding(masks: Float[Tensor, "Q h w"], frame: Frame) -> Float[Tensor, "Q _ _"]:
+    """Leave the padding of an input out of its masks; see `of_picture`."""
+    sides = zip(frame.fitted, frame.padded, masks.shape[1:], strict=True)
+    y, x = (_places(part / whole, -(-part * count // whole), masks) for part, whole, count in sides)
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=2)  # (h', w', 2), x before y
     return F.grid_sample(masks[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
 

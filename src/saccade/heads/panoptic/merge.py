@@ -6,10 +6,14 @@
     semantic   sum over masks of class probability x mask probability
     instances  the best 100 pairs of a mask and a class, scored by class probability x the mean probability inside
 
-No score is too low (ODISE's object mask threshold is 0). transformers' post-processing is another one: its threshold is
-.5 unless said otherwise, it measures the lost share on score x probability, gives away pixels that no mask finds half
-probable, and may number two segments alike after stuff was merged.
+No score is too low unless a threshold is given: ODISE's object mask threshold is 0, that of Mask2Former's and
+MaskFormer's files for COCO .8. Masks of a padded input become as large as the input first, lose its padding, and then
+become as large as the image, as detectron2 does it (`Frame`). transformers' post-processing is another one: its
+threshold is .5 unless said otherwise, it measures the lost share on score x probability, gives away pixels that no mask
+finds half probable, and may number two segments alike after stuff was merged.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +30,14 @@ KEEP = 100  # instances
 _CHUNK = 16  # masks made large at once
 
 
+@dataclass(frozen=True)
+class Frame:
+    """How an image lies in the padded input whose masks are given: at the top left."""
+
+    padded: tuple[int, int]  # (H, W) of the input [pixels]
+    fitted: tuple[int, int]  # (h, w) of the image in it
+
+
 def panoptic_map(
     class_logits: Float[Tensor, "Q K1"],
     mask_logits: Float[Tensor, "Q h w"],
@@ -34,6 +46,7 @@ def panoptic_map(
     size: tuple[int, int],
     min_score: float = 0.0,
     overlap: float = OVERLAP,
+    frame: Frame | None = None,
 ) -> PanopticMap:
     """Give every pixel to one segment, or to none.
 
@@ -44,6 +57,7 @@ def panoptic_map(
         size: (H, W) of the picture [pixels].
         min_score: masks whose best class has more are used.
         overlap: share of a mask's half-probable pixels that it must win.
+        frame: of the masks, where they are of a padded input; None: they are of the whole image.
 
     Returns:
         Segments in the order of their masks; a merged one has its first mask's score.
@@ -53,7 +67,7 @@ def panoptic_map(
     scores, labels = scores[used], labels[used]  # (M,)
     if not len(scores):
         return PanopticMap(torch.zeros(size, dtype=torch.int64, device=mask_logits.device), ())
-    masks = enlarge(mask_logits[used], size=size).sigmoid()  # (M, H, W)
+    masks = enlarge(mask_logits[used], size=size, frame=frame).sigmoid()  # (M, H, W)
     winner = (scores[:, None, None] * masks).argmax(dim=0)  # (H, W)
     is_inside = masks.gather(0, winner[None])[0] >= HALF  # (H, W)
     count = len(scores)
@@ -87,7 +101,11 @@ def _number(
 
 
 def semantic_map(
-    class_logits: Float[Tensor, "Q K1"], mask_logits: Float[Tensor, "Q h w"], *, size: tuple[int, int]
+    class_logits: Float[Tensor, "Q K1"],
+    mask_logits: Float[Tensor, "Q h w"],
+    *,
+    size: tuple[int, int],
+    frame: Frame | None = None,
 ) -> Float[Tensor, "K H W"]:
     """Score every class at every pixel.
 
@@ -95,6 +113,7 @@ def semantic_map(
         class_logits: of the K classes and, last, of "no object".
         mask_logits: of the whole picture.
         size: (H, W) of the picture [pixels].
+        frame: as for `panoptic_map`.
 
     Returns:
         At least 0; the classes of a pixel do not add up to 1.
@@ -102,7 +121,7 @@ def semantic_map(
     probabilities = class_logits.float().softmax(dim=1)[:, :-1]  # (Q, K)
     total = mask_logits.new_zeros((probabilities.shape[1], *size), dtype=torch.float32)
     for some, masks in zip(probabilities.split(_CHUNK), mask_logits.split(_CHUNK), strict=True):
-        total += torch.einsum("qk,qhw->khw", some, enlarge(masks, size=size).sigmoid())
+        total += torch.einsum("qk,qhw->khw", some, enlarge(masks, size=size, frame=frame).sigmoid())
     return total
 
 
@@ -113,6 +132,7 @@ def instances(
     *,
     size: tuple[int, int],
     keep: int = KEEP,
+    frame: Frame | None = None,
 ) -> Detections:
     """Find objects; a mask may be several, of different classes.
 
@@ -122,6 +142,7 @@ def instances(
         is_thing: of the classes; stuff takes part in the choice and is left out after it.
         size: (H, W) of the picture [pixels].
         keep: pairs of a mask and a class that are looked at.
+        frame: as for `panoptic_map`.
 
     Returns:
         Best first. Masks without a pixel are left out: their score is 0.
@@ -135,7 +156,7 @@ def instances(
     unique, place = rows.unique(return_inverse=True)  # a mask is made large once, whatever its classes
     inside, means = [torch.zeros((0, *size), dtype=torch.bool)], [scores.new_zeros(0)]
     for some in mask_logits[unique].split(_CHUNK) if len(unique) else ():
-        large = enlarge(some, size=size)
+        large = enlarge(some, size=size, frame=frame)
         is_inside = large > 0
         total = (large.sigmoid() * is_inside).flatten(1).sum(dim=1)
         means.append(total / (is_inside.flatten(1).sum(dim=1) + 1e-6))
@@ -150,13 +171,20 @@ def instances(
     return Detections(boxes, scores[order], labels.cpu()[order], tuple(encode_masks(masks[mine])))
 
 
-def enlarge(logits: Float[Tensor, "Q h w"], *, size: tuple[int, int]) -> Float[Tensor, "Q H W"]:
+def enlarge(
+    logits: Float[Tensor, "Q h w"], *, size: tuple[int, int], frame: Frame | None = None
+) -> Float[Tensor, "Q H W"]:
     """Bring mask logits to a picture's size, bilinearly.
 
     Args:
         logits: of the whole picture.
         size: (H, W) of the picture [pixels].
+        frame: as for `panoptic_map`.
     """
     if not len(logits):
         return logits.new_zeros((0, *size), dtype=torch.float32)
+    if frame is not None:
+        h, w = frame.fitted
+        large = F.interpolate(logits[None].float(), size=frame.padded, mode="bilinear", align_corners=False)
+        return F.interpolate(large[:, :, :h, :w], size=size, mode="bilinear", align_corners=False)[0]
     return F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)[0]

@@ -5,11 +5,13 @@
     latent --VAE decoder--> last block of its two coarsest levels
     each -> bottleneck with GroupNorm; those of one stride are added: 4, 8, 16, 32
 
-What CLIP sees takes the place of a caption: its image embedding through a linear layer, let in by a gate that starts
-closed, is added to the embedding of the empty text. The noise is the same for every picture. Needs diffusers, which is
-imported where a folder is read. Not known from the paper, and chosen here: the latent is the mean of its distribution,
-the decoder sees it without noise, and the gate has one number a place and channel. Deliberately absent: crops of 512
-pixels of a larger picture; the decoder's and encoder's last layers, whose output nobody reads.
+What CLIP sees takes the place of a caption: its image embedding through a linear layer and a place's own vector, let in
+by a gate that starts closed, is added to the embedding of the empty text, and likewise to that of the time. The noise
+is the same for every picture. A picture larger than 512 pixels is seen in crops of 512, the last ones shifted back to
+end at its edge; where crops overlap, their maps are averaged. Needs diffusers, which is imported where a folder is
+read. Not known from the paper, and chosen here: the latent is the mean of its distribution, the decoder sees it without
+noise, the gates have one number a place and channel, and crops overlap no more than they must. Deliberately absent: the
+decoder's and encoder's last layers, whose output nobody reads.
 """
 
 import json
@@ -28,22 +30,29 @@ from saccade.types import InputError
 
 SEED = 42  # of the noise
 GROUPS = 32
+STRIDES = (4, 8, 16, 32)  # of the maps [pixels]
+WINDOW = 512  # side of a crop [pixels]
 
 
 class ImplicitCaptioner(nn.Module):
     """What CLIP sees in a picture, in the place of a caption."""
 
-    def __init__(self, clip: Clip, *, empty: Float[Tensor, "T C"]) -> None:
+    def __init__(self, clip: Clip, *, empty: Float[Tensor, "T C"], time_width: int) -> None:
         """Freeze a CLIP and make what is trained on its image embedding.
 
         Args:
             clip: changed here.
             empty: the diffusion model's embedding of the empty text.
+            time_width: of its embedding of the time.
         """
         super().__init__()
         self.clip = clip.requires_grad_(False).eval()
         self.project = nn.Linear(clip.embed_dim, empty.shape[1])
+        self.places = nn.Parameter(nn.init.trunc_normal_(torch.empty_like(empty), std=0.02))
         self.gate = nn.Parameter(torch.zeros_like(empty))
+        self.time = nn.Linear(clip.embed_dim, time_width)
+        self.time_place = nn.Parameter(nn.init.trunc_normal_(torch.empty(time_width), std=0.02))
+        self.time_gate = nn.Parameter(torch.zeros(time_width))
         self.empty: Tensor
         self.register_buffer("empty", empty.clone())
 
@@ -53,17 +62,21 @@ class ImplicitCaptioner(nn.Module):
         self.clip.eval()
         return self
 
-    def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T C"]:
+    def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B X"]]:
         """Caption pictures.
 
         Args:
             pictures: in [0, 255]; their aspect is ignored.
+
+        Returns:
+            The caption, and what is added to the embedding of the time.
         """
         side = self.clip.native_size
         with torch.no_grad():
             resized = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 255)
             seen = self.clip.encode_image(normalize(resized, mean=self.clip.mean, std=self.clip.std), normalize=False)
-        return self.empty + self.gate.tanh() * self.project(seen.float())[:, None]
+        caption = self.gate.tanh() * (self.project(seen.float())[:, None] + self.places)  # (B, T, C)
+        return self.empty + caption, self.time_gate.tanh() * (self.time(seen.float()) + self.time_place)
 
 
 class OdiseEncoder(Encoder):
@@ -96,6 +109,7 @@ class OdiseEncoder(Encoder):
         self.captioner, self.kept, self.seed = captioner, kept, seed
         self.widths, self.multiple = (channels,) * LEVELS, 64
         self.mean = self.std = (0.5, 0.5, 0.5)
+        self.pad = "black"
         fine, coarse = vae.config.block_out_channels[-2:]
         widths = [fine, coarse, *reversed(unet.config.block_out_channels), coarse, fine]
         self.bottlenecks = nn.ModuleList(Bottleneck(width, channels) for width in widths)
@@ -110,18 +124,35 @@ class OdiseEncoder(Encoder):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps of normalised pictures, whose sides are multiples of 64."""
-        caption = self.captioner((images + 1) * 127.5)
+        height, width = images.shape[2:]
+        if max(height, width) <= WINDOW:
+            return self._see(images)
+        maps = [images.new_zeros(len(images), self.widths[0], height // one, width // one) for one in STRIDES]
+        counts = [one.new_zeros(one.shape[2:]) for one in maps]
+        for top in starts(height, window=WINDOW):
+            for left in starts(width, window=WINDOW):
+                crop = images[:, :, top : top + WINDOW, left : left + WINDOW]
+                for one, count, seen, stride in zip(maps, counts, self._see(crop), STRIDES, strict=True):
+                    h, w = seen.shape[2:]
+                    y, x = slice(top // stride, top // stride + h), slice(left // stride, left // stride + w)
+                    one[:, :, y, x] += seen
+                    count[y, x] += 1
+        return [one / count for one, count in zip(maps, counts, strict=True)]
+
+    def _see(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """The maps of pictures that are no larger than a crop."""
+        caption, moment = self.captioner((images + 1) * 127.5)
         with torch.no_grad():
             encoded, latent = encode(self.vae, images)
             noisy = self.kept**0.5 * latent + (1 - self.kept) ** 0.5 * self._noise(latent)
             decoded = decode(self.vae, latent)
-        within = denoise(self.unet, noisy, caption)  # with gradients, which the captioner learns from
+        within = denoise(self.unet, noisy, caption, moment)  # with gradients, which the captioner learns from
         seen = [
             bottleneck(one) for bottleneck, one in zip(self.bottlenecks, [*encoded, *within, *decoded], strict=True)
         ]
         return [
             torch.stack([one for one, own in zip(seen, self.strides, strict=True) if own == stride]).sum(dim=0)
-            for stride in (4, 8, 16, 32)
+            for stride in STRIDES
         ]
 
     def _noise(self, latent: Float[Tensor, "B Z h w"]) -> Float[Tensor, "1 Z h w"]:
@@ -131,7 +162,7 @@ class OdiseEncoder(Encoder):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions of which the middle one is narrow, past which a fourth leads."""
+    """Three convolutions of which the middle one is narrow; past them leads a fourth, or none where widths agree."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         """Make one.
@@ -147,11 +178,18 @@ class Bottleneck(nn.Module):
             *(nn.Conv2d(narrow, narrow, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, narrow), nn.ReLU()),
             *(nn.Conv2d(narrow, outputs, 1, bias=False), nn.GroupNorm(GROUPS, outputs)),
         )
-        self.past = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(GROUPS, outputs))
+        self.past: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.past = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(GROUPS, outputs))
 
     def forward(self, x: Float[Tensor, "B X h w"]) -> Float[Tensor, "B Y h w"]:
         """What both ways give."""
         return (self.body(x) + self.past(x)).relu()
+
+
+def starts(side: int, *, window: int) -> list[int]:
+    """Where crops begin along a side [pixels]: one after another, the last one shifted back to end with it."""
+    return [min(start, max(0, side - window)) for start in range(0, side, window)]
 
 
 def read_odise(folder: Path, clip: Clip, *, channels: int = 512, seed: int = SEED) -> OdiseEncoder:
@@ -186,7 +224,8 @@ def read_odise(folder: Path, clip: Clip, *, channels: int = 512, seed: int = SEE
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
     with torch.no_grad():
         empty = text(tokens.input_ids).last_hidden_state[0]  # (T, C)
-    return OdiseEncoder(vae, unet, ImplicitCaptioner(clip, empty=empty), kept=kept, channels=channels, seed=seed)
+    captioner = ImplicitCaptioner(clip, empty=empty, time_width=unet.time_embedding.linear_2.out_features)
+    return OdiseEncoder(vae, unet, captioner, kept=kept, channels=channels, seed=seed)
 
 
 # --------------------------------------------- the library's modules, run by hand for what lies between their layers
@@ -240,7 +279,7 @@ def decode(vae: Any, latent: Float[Tensor, "B Z h w"]) -> list[Float[Tensor, "B 
 
 
 def denoise(
-    unet: Any, latent: Float[Tensor, "B Z h w"], caption: Float[Tensor, "B T C"]
+    unet: Any, latent: Float[Tensor, "B Z h w"], caption: Float[Tensor, "B T C"], moment: Float[Tensor, "B X"]
 ) -> list[Float[Tensor, "B _ _ _"]]:
     """Run a UNet at t = 0.
 
@@ -248,12 +287,13 @@ def denoise(
         unet: diffusers' UNet2DConditionModel.
         latent: with noise.
         caption: of each picture.
+        moment: added to the embedding of the time.
 
     Returns:
         What leaves each level of its way up, coarsest first, made larger for the next (blocks 2, 5, 8, 11 of 0 to 11).
     """
     time = torch.zeros(len(latent), dtype=torch.int64, device=latent.device)
-    embedding = unet.time_embedding(unet.time_proj(time).to(latent.dtype))
+    embedding = unet.time_embedding(unet.time_proj(time).to(latent.dtype)) + moment
     state = unet.conv_in(latent)
     skipped, kept = [state], []
     for level in unet.down_blocks:

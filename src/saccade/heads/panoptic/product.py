@@ -23,13 +23,13 @@ from saccade.heads.panoptic.criterion import Weights
 from saccade.heads.panoptic.decoder import Encoder, MaskDecoder, TowerEncoder, build_decoder, read_library
 from saccade.heads.panoptic.fusion import ODISE, Words
 from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.names import Templates
+from saccade.heads.panoptic.names import Length, Templates
 from saccade.heads.panoptic.odise import read_odise
 from saccade.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
 from saccade.types import InputError
 
 NAME = "generator"  # of its files
-FORMAT = 1
+FORMAT = 2  # 1: no LayerNorm before the head's MLP, words of length 1 alone
 DIFFUSION = "model_index.json"  # in a folder of diffusers
 ROWS, OWNER = "words.rows", "words.owner"  # beside the network's own tensors
 
@@ -51,6 +51,7 @@ class Network:
     pixel_layers: int
     layers: int
     joint: int
+    longest: int | None = None  # edge at test, where the shortest becomes `size`; None: in the square
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class About:
     classes: tuple[Class, ...]
     knows_words: bool
     templates: Templates
+    words: Length  # of the embeddings that the head for words gets
     training: dict[str, Any]  # data, steps, seed ...; for people
 
     @property
@@ -153,8 +155,10 @@ def read_about(folder: Path) -> About:
         if not all(one["words"] and one["part"] in get_args(Part) for one in content["classes"]):
             raise ValueError("a class without words, or neither base nor novel nor left out")
         classes = tuple(Class(tuple(one["words"]), one["is_thing"], one["part"]) for one in content["classes"])
-        names = ("model", "pretrained", "tower", "frozen", "knows_words", "templates", "training")
+        names = ("model", "pretrained", "tower", "frozen", "knows_words", "templates", "words", "training")
         rest = {name: content[name] for name in names}
+        if rest["words"] not in get_args(Length):
+            raise ValueError(f"words that are neither raw nor unit: {rest['words']!r}")
         return About(network=Network(**{**network, "taps": taps}), classes=classes, **rest)
     except (ValueError, KeyError, TypeError) as error:
         path = folder / f"{NAME}.json"
@@ -205,6 +209,7 @@ def load_generator(
         weights=Weights(),
         jitter=None,
         flip=False,
+        longest=network.longest,
     )
     load_own(generator, state, prefix=_prefix(seen), path=folder / f"{NAME}.json")
     return generator.eval(), own, about

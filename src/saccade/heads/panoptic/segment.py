@@ -10,7 +10,7 @@ pictures, tests with flipped pictures, measures (`saccade.evaluate`).
 """
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from torch import Tensor
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.heads.panoptic.fusion import PRESETS, Shares, Words, clip_logits, fuse, pool_mask_logits, touched_patches
-from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
-from saccade.heads.panoptic.merge import instances, panoptic_map, semantic_map
+from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals, cut_padding
+from saccade.heads.panoptic.merge import OVERLAP, Frame, instances, panoptic_map, semantic_map
 from saccade.heads.panoptic.names import Region
+from saccade.heads.panoptic.published import ClassMap, Published
 from saccade.ops.resample import check_side, fitted_size, normalize
 from saccade.types import Detections, InputError, PanopticMap, Sample
 
@@ -31,15 +32,21 @@ from saccade.types import Detections, InputError, PanopticMap, Sample
 class Asked:
     """The K classes that are asked for."""
 
-    words: Words  # embedded by the CLIP that classifies
-    generator_words: Words  # embedded by the CLIP whose words the generator learned from; the same where it is one
+    words: Words | None  # embedded by the CLIP that classifies; None: there is none
+    generator_words: Words | ClassMap  # as the generator learned them; of a published model, which of its own they are
     is_thing: Bool[Tensor, " K"]
     is_seen: Bool[Tensor, " K"]  # of `fusion.seen_classes`
 
     def __post_init__(self) -> None:
-        counts = (self.words.count, self.generator_words.count, len(self.is_thing), len(self.is_seen))
+        words = () if self.words is None else (self.words.count,)
+        counts = (*words, self.count, len(self.is_thing), len(self.is_seen))
         if len(set(counts)) > 1:
             raise InputError(f"classes: need words, things and seen classes of one number of classes; got {counts}.")
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.generator_words.count
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Evidence:
     masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
     known: Float[Tensor, "Q K1"]  # the generator's logits
     said: Float[Tensor, "Q K"] | None  # CLIP's; None: it was not asked
+    frame: Frame | None = None  # of masks of a padded input
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class Scored:
 
     size: tuple[int, int]  # (H, W) of the picture [pixels]
     class_logits: Float[Tensor, "Q K1"]  # of the classes and, last, of "no object"
-    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture, or of a padded input
+    frame: Frame | None = None  # then how the picture lies in it
 
 
 class PanopticSegmenter:
@@ -66,8 +75,8 @@ class PanopticSegmenter:
 
     def __init__(
         self,
-        generator: MaskGenerator,
-        clip: Clip,
+        generator: MaskGenerator | Published,
+        clip: Clip | None,
         asked: Asked,
         *,
         shares: Shares = PRESETS["odise-label"],
@@ -76,12 +85,15 @@ class PanopticSegmenter:
         size: int | None = None,
         squash: bool = True,
         scale: float | None = None,
+        min_score: float = 0.0,
+        overlap: float = OVERLAP,
     ) -> None:
         """Put a generator and a CLIP together.
 
         Args:
-            generator: trained.
-            clip: whose image tower classifies masks; another than the generator's, or the same.
+            generator: trained, or a published model with classes of its own.
+            clip: whose image tower classifies masks; another than the generator's, or the same. None: the generator
+                alone says what they are.
             asked: the classes.
             shares: CLIP's; see `fusion.PRESETS`.
             region: how it embeds a mask.
@@ -89,20 +101,29 @@ class PanopticSegmenter:
             size: side of its square input, or, with the aspect kept, of the longest side [pixels]; None: its own.
             squash: ignore the aspect, as ODISE.
             scale: of its logits; None: the one it was trained with.
+            min_score: see `merge.panoptic_map`; 0 is ODISE's, .8 that of Mask2Former's files for COCO.
+            overlap: likewise.
 
         Raises:
-            InputError: a size that does not fit, no such region, or a generator without words that has a share.
+            InputError: a size that does not fit, no such region, a share that the generator or a missing CLIP cannot
+                have, or a threshold outside [0, 1].
         """
-        size = clip.native_size if size is None else size
-        check_side(size, patch=clip.patch_size, flag="--size")
+        if clip is not None:
+            size = clip.native_size if size is None else size
+            check_side(size, patch=clip.patch_size, flag="--size")
+        for flag, value in (("--min-score", min_score), ("--overlap", overlap)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{flag}: must be in [0, 1]; got {value:g}.")
         if region not in get_args(Region):
             raise InputError(f"region: must be one of {', '.join(get_args(Region))}; got {region!r}.")
-        check_shares(generator, shares)
-        self.generator, self.clip, self.asked = generator.eval(), clip.eval(), asked
+        check_shares(generator, shares, has_clip=clip is not None)
+        self.generator, self.clip, self.asked = generator.eval(), None if clip is None else clip.eval(), asked
+        self.min_score, self.overlap = min_score, overlap
         self.shares, self.region = shares, region
         self.head: Head = head
         self.size, self.squash = size, squash
-        self.scale = clip.model.logit_scale.exp().item() if scale is None else scale
+        own = 1.0 if clip is None else clip.model.logit_scale.exp().item()
+        self.scale = own if scale is None else scale
 
     @torch.no_grad()
     def score(self, sample: Sample) -> Scored:
@@ -129,13 +150,16 @@ class PanopticSegmenter:
             clip: whether CLIP is asked.
         """
         asked, masks = self.asked, proposals.masks
-        known = self.generator.class_logits(proposals, asked.generator_words)
+        generator: Any = self.generator  # which takes its own kind of words
+        known = generator.class_logits(proposals, asked.generator_words)
         said = None
         if len(masks) and clip:
-            said = clip_logits(self.embed(sample, masks), asked.words, scale=self.scale)
+            assert asked.words is not None, "a CLIP that is asked has words"
+            whole = masks if proposals.frame is None else cut_padding(masks, proposals.frame)
+            said = clip_logits(self.embed(sample, whole), asked.words, scale=self.scale)
         elif not len(masks):
             said = known[:, :-1]
-        return Evidence((proposals.height, proposals.width), masks, known, said)
+        return Evidence((proposals.height, proposals.width), masks, known, said, proposals.frame)
 
     def fuse(self, evidence: Evidence, shares: Shares) -> Scored:
         """Make one distribution of two.
@@ -144,8 +168,9 @@ class PanopticSegmenter:
             evidence: of `ask`, with CLIP's part unless the shares are 0.
             shares: CLIP's; in place of the segmenter's own.
         """
-        check_shares(self.generator, shares)
-        return Scored(evidence.size, fuse(evidence.known, evidence.said, self.asked.is_seen, shares), evidence.masks)
+        check_shares(self.generator, shares, has_clip=self.clip is not None)
+        logits = fuse(evidence.known, evidence.said, self.asked.is_seen, shares)
+        return Scored(evidence.size, logits, evidence.masks, evidence.frame)
 
     @torch.no_grad()
     def embed(self, sample: Sample, masks: Float[Tensor, "Q h w"]) -> Float[Tensor, "Q D"]:
@@ -155,6 +180,7 @@ class PanopticSegmenter:
             sample: the picture.
             masks: logits, of the whole picture.
         """
+        assert self.clip is not None and self.size is not None, "without a CLIP nobody embeds masks"
         image, patch = view_of(self.clip, sample, size=self.size, squash=self.squash)[None], self.clip.patch_size
         if self.region == "dense":
             return pool_mask_logits(self.clip.encode_dense(image, head=self.head)[0], masks)
@@ -163,15 +189,18 @@ class PanopticSegmenter:
 
     def panoptic(self, scored: Scored) -> PanopticMap:
         """One segment a pixel, or none."""
-        return panoptic_map(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size)
+        rule = {"min_score": self.min_score, "overlap": self.overlap}
+        return panoptic_map(
+            scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size, frame=scored.frame, **rule
+        )
 
     def semantic(self, scored: Scored) -> Float[Tensor, "K H W"]:
         """A score a class and pixel."""
-        return semantic_map(scored.class_logits, scored.masks, size=scored.size)
+        return semantic_map(scored.class_logits, scored.masks, size=scored.size, frame=scored.frame)
 
     def instances(self, scored: Scored) -> Detections:
         """Objects, best first."""
-        return instances(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size)
+        return instances(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size, frame=scored.frame)
 
 
 def view_of(clip: Clip, sample: Sample, *, size: int, squash: bool) -> Float[Tensor, "3 H W"]:
@@ -192,13 +221,18 @@ def view_of(clip: Clip, sample: Sample, *, size: int, squash: bool) -> Float[Ten
     return normalize(resized, mean=clip.mean, std=clip.std)
 
 
-def check_shares(generator: MaskGenerator, shares: Shares) -> None:
-    """Refuse a share of a generator that knows no class.
+def check_shares(generator: MaskGenerator | Published, shares: Shares, *, has_clip: bool = True) -> None:
+    """Refuse a share of a generator that knows no class, or of a CLIP that is none.
 
     Raises:
-        InputError: it learned no words, and CLIP has less than all of the score.
+        InputError: it learned no words, and CLIP has less than all of the score; or there is no CLIP, and it has some.
     """
-    if generator.words is None and shares != PRESETS["clip"]:
+    if not has_clip and (shares.seen or shares.unseen):
+        raise InputError(
+            f"shares: need 0 for CLIP, seen and unseen (`generator`), where no CLIP names masks; got {shares.seen:g} "
+            f"and {shares.unseen:g}. Name one with --clip-with."
+        )
+    if not generator.knows_classes and shares != PRESETS["clip"]:
         raise InputError(
             f"shares: need 1 for CLIP, seen and unseen (`clip`), with a generator without words: it knows no class; "
             f"got {shares.seen:g} and {shares.unseen:g}."
