@@ -40,7 +40,7 @@ def write_product(folder: Path, name: str, *, facts: dict[str, Any], state: dict
     write_whole(folder / f"{name}.safetensors", save({key: one.contiguous() for key, one in state.items()}))
 
 
-def read_facts(folder: Path, name: str, *, version: int, verb: str) -> dict[str, Any]:
+def read_facts(folder: Path, name: str, *, version: int, verb: str, older: str = "") -> dict[str, Any]:
     """Read what a head's folder says of it.
 
     Args:
@@ -48,6 +48,7 @@ def read_facts(folder: Path, name: str, *, version: int, verb: str) -> dict[str,
         name: of its files, which is also what it is called in messages.
         version: of the form that is understood.
         verb: of `saccade` that makes such folders.
+        older: why a form before it is not understood, for the message.
 
     Raises:
         InputError: there is no such head in it, or what it says is damaged or of another form.
@@ -64,7 +65,9 @@ def read_facts(folder: Path, name: str, *, version: int, verb: str) -> dict[str,
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path}: need a {name}'s description with its `format`; there is none.")
     if content["format"] != version:
-        raise InputError(f"{path}: need a {name} of format {version}; got {content['format']}. Train it again.")
+        is_older = isinstance(content["format"], int) and content["format"] < version
+        reason = f", and {older}" if older and is_older else ""
+        raise InputError(f"{path}: need a {name} of format {version}; got {content['format']}{reason}. Train it again.")
     return content
 
 
