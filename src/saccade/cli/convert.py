@@ -1,4 +1,5 @@
-"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade.
+"""`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade; and
+from a published CAT-Seg file to a folder for `saccade segment` (`convert_catseg`).
 
 What was written is opened by the library it is meant for, which must embed a fixed random picture and text as the input
 did; only then does the folder get its name.
@@ -6,14 +7,18 @@ did; only then does the folder get its name.
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from saccade.cli.convert_catseg import read_catseg_file, write_catseg
 from saccade.errors import InputError
 from saccade.files import check_target
+from saccade.heads.catseg.names import Residual
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -29,19 +34,27 @@ TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a CLIP in another layout, and check that its own library opens it and embeds the same."""
+    """Write a CLIP in another layout, and check that its own library opens it and embeds the same; or write a published
+    CAT-Seg file as a folder for `saccade segment` and `saccade evaluate semantic`."""
 
     source: Positional[str]
-    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture."""
+    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture; or a
+    published CAT-Seg file of 2024 or 2023."""
     out: Positional[Path]
     """Folder to write; new or empty."""
-    to: Literal["open_clip", "hf", "saccade"]
+    to: Literal["open_clip", "hf", "saccade"] = "saccade"
     """open_clip: a folder for local-dir:OUT. hf: for transformers' CLIPModel or SiglipModel. saccade: open_clip's
     folder with what only Saccade knows, such as window attention and gates of heads."""
     model: str | None = None
     """Architecture of a weights file whose content leaves it open, or of a tag."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
+    residual: Residual | None = None
+    """With a CAT-Seg file: what the values of the last block are added to, as --residual of `saccade train-catseg`; when
+    not given, as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
+    classes: str | None = None
+    """With a CAT-Seg file: the classes it was trained on, separated by commas or in a .txt or .json file; when not given,
+    the 171 of COCO-Stuff, which all published ones were trained on."""
 
 
 def run(config: Convert) -> None:
@@ -52,6 +65,11 @@ def run(config: Convert) -> None:
     """
     _check_out(config.out)
     _check_weights(config)
+    published = read_catseg_file(Path(config.source))
+    if published is not None:
+        _convert_catseg(config, published)
+        return
+    _check_clip(config)
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -75,9 +93,7 @@ def run(config: Convert) -> None:
         if known:
             library = "open_clip has" if config.to == "open_clip" else "transformers have"
             print(f"left out, since {library} no word for it: {', '.join(known)}", file=sys.stderr)
-    partial = config.out.absolute().with_name(f".{config.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with _partial(config.out) as partial:
         (save_huggingface if config.to == "hf" else save_clip)(clip, partial, dtype=dtype)
         after = _embed_again(partial, config.to, picture, text)
         images, texts = (_distance(one, other) for one, other in zip(before, after, strict=True))
@@ -87,11 +103,6 @@ def run(config: Convert) -> None:
                 f"a text by {texts:.1e}; need at most {TOLERANCE:.0e}. "
                 + ("open_clip may lack this model's activation; use --to saccade." if config.to == "open_clip" else "")
             )
-        if config.out.is_dir():
-            config.out.rmdir()  # it is empty
-        partial.replace(config.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     named = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     if named and not holds_tokenizer(config.out):
         whose = "" if Path(named).is_dir() else f" of {named}"
@@ -101,6 +112,39 @@ def run(config: Convert) -> None:
     if config.dtype != "float32":
         images, texts = (_distance(one, other) for one, other in zip(exact, after, strict=True))
         print(f"from the input, {config.dtype} included: {images:.1e} and {texts:.1e}")
+
+
+def _convert_catseg(config: Convert, state: "dict[str, Tensor]") -> None:
+    idle = {"--to": config.to == "saccade", "--model": config.model is None, "--dtype": config.dtype == "float32"}
+    for flag, is_idle in idle.items():
+        if not is_idle:
+            raise InputError(f"{flag}: {config.source} is a published CAT-Seg file, which is written in Saccade's own "
+                             "layout and in float32, its sizes read off the file. Leave it out.")  # fmt: skip
+    with _partial(config.out) as partial:
+        write_catseg(state, partial, source=config.source, residual=config.residual, classes=config.classes)
+    print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
+    print(f"  saccade segment IMAGES --model {config.out} --vocab \"grass, dog, sky\" --out ...")
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """A temporary name for the folder, which gets its own when all went well."""
+    partial = out.absolute().with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_clip(config: Convert) -> None:
+    """Refuse what goes with a CAT-Seg file alone."""
+    for flag, given in (("--residual", config.residual), ("--classes", config.classes)):
+        if given is not None:
+            raise InputError(f"{flag}: goes with a published CAT-Seg file; {config.source} is none. Leave it out.")
 
 
 def _check_out(out: Path) -> None:
