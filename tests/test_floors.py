@@ -14,7 +14,7 @@ FLOORS = {
     "cli": 4, "page": 4, "recipes": 4, "ledger": 4,
 }  # fmt: skip
 GROUND = {("types", "errors"), ("files", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
-DOORS = {("cli", "recipes"), ("cli", "ledger")}  # and of floor 4
+DOORS = {("cli", "recipes"), ("cli", "ledger"), ("ledger", "recipes")}  # and of floor 4
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 

@@ -44,6 +44,22 @@ class Recipe:
     """Whose settings these are."""
 
 
+def words_of(fields: dict[str, Any]) -> list[str]:
+    """Settings as words of a command line.
+
+    Args:
+        fields: values by the name of the field, such as student_size.
+    """
+    words = []
+    for name, value in fields.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
 # ------------------------------------------------------------------------------------------------------------ settings
 
 STEPS = 44_358  # 6 epochs of COCO's 118,287 training pictures at 16 a step
@@ -277,8 +293,8 @@ RECIPES: tuple[Recipe, ...] = (
             (
                 "correlation",
                 True,
-                "none (Qiu et al., ICLR 2025)",
-                "Which places are alike is held to the frozen model's map.",
+                "none",
+                "Similarities of locations are held to those of the pretrained CLIP's own map; ours, not R-SC's term.",
                 {"correlation": 0.1},
                 "patches",
                 "",
@@ -287,8 +303,8 @@ RECIPES: tuple[Recipe, ...] = (
             (
                 "values3-gates",
                 True,
-                "none (DenseRC, CVPR 2026)",
-                "The last three blocks' values, with a weight for each attention head, in place of the paper's head.",
+                "none",
+                "The last three blocks' values with a weight per attention head, as DenseRC's head; without its loss.",
                 {"head": "values3", "gates": True},
                 "patches",
                 " Measure it with --head values3.",
@@ -544,5 +560,63 @@ RECIPES: tuple[Recipe, ...] = (
         fields={"steps": 260, "student_size": 192},
         time="2.5 min on two CPU cores (estimate, from one run of the demo)",
         how="One process, 4 pictures a step.",
+    ),
+    # --- the same on the rendered world, small enough for a CPU: what `saccade reproduce` runs
+    *(
+        Recipe(
+            name=f"world-{name}",
+            where="none",
+            what=f"{what} on the rendered world: a row of `saccade reproduce`.",
+            fields=settings,
+            time=time,
+            how="One process. --model: saccade-small, or OUT/model of a distillation of it.",
+            needs=needs,
+            verb=verb,
+        )
+        for name, what, settings, time, needs, verb in (
+            (
+                "short",
+                "The shipped small CLIP, distilled for 200 steps,",
+                {"steps": 200, "student_size": 192},
+                "2.5 min on one CPU core (estimate, from the rows of results/)",
+                {},
+                "distill",
+            ),
+            (
+                "fvit",
+                "F-ViT, two epochs of whole images whose feature maps are computed once,",
+                {
+                    "steps": 150,
+                    "lr": 1e-3,
+                    "warmup": 20,
+                    "size": 192,
+                    "jitter": (1.0, 1.0),
+                    "flip": False,
+                    "cache": True,
+                    "proposals": 300,
+                    "rois": 64,
+                },
+                DETECTOR_TIME,
+                DETECTOR_NEEDS,
+                "train-fvit",
+            ),
+            ("catseg", "Cat-Seg", {"steps": 250}, DETECTOR_TIME, DETECTOR_NEEDS, "train-catseg"),
+            (
+                "panoptic",
+                "Masks of things and stuff",
+                {"steps": 1000, "batch": 2, "milestones": (850,), "warmup": 20},
+                DETECTOR_TIME,
+                DETECTOR_NEEDS,
+                "train-panoptic",
+            ),
+            (
+                "masks",
+                "PQ of masks whose classes come from the mask proposals and a CLIP,",
+                {"size": 192},
+                DETECTOR_TIME,
+                {**DETECTOR_NEEDS, "clip_with": "RUN/model"},
+                "evaluate panoptic",
+            ),
+        )
     ),
 )

@@ -17,7 +17,7 @@ from saccade.cli.main import main
 from saccade.engine.folder import hold_folder
 from saccade.errors import InputError
 from saccade.ledger.jobs import Job, Stage
-from saccade.ledger.scale import B16, L14, SMALL, Scale, scale_of
+from saccade.ledger.scale import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +202,17 @@ def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [("saccade-small", SMALL), ("EVA02-B-16", B16), ("EVA02-L-14-336", L14), ("ViT-L-14", L14), ("ViT-B-16", B16)],
+    [
+        ("saccade-small", SMALL),
+        ("EVA02-B-16", B16),
+        ("EVA02-L-14-336", L14),
+        ("ViT-L-14", OPENAI_L14),
+        ("ViT-B-16", OPENAI_B16),
+    ],
 )
 def test_the_scale_is_the_towers(model: str, expected: Scale) -> None:
-    patch, native = reproduce._tower(model)
-    assert scale_of(patch=patch, native=native) == expected
+    patch, native, is_eva = reproduce._tower(model)
+    assert scale_of(patch=patch, native=native, is_eva=is_eva) == expected
 
 
 def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> No
     folder.mkdir()
     shipped = Path(reproduce.__file__).parent.parent / "clip" / "small" / "open_clip_config.json"
     (folder / "open_clip_config.json").write_bytes(shipped.read_bytes())
-    assert reproduce._tower(str(folder)) == (8, 64)
+    assert reproduce._tower(str(folder)) == (8, 64, False)
 
 
 def test_a_command_ends_with_the_process_that_wanted_it(root: Path, tmp_path: Path) -> None:

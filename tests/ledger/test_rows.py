@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from saccade.cli.main import parse
+from saccade.engine.config import DistillConfig
 from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for, seeds_of
 from saccade.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
-from saccade.ledger.scale import B16, L14, SMALL, Scale, scale_of
+from saccade.ledger.scale import B16, DEFAULT_BATCH, L14, OPENAI_B16, SMALL, Scale, scale_of
+from saccade.recipes import RECIPES
 
 SCALES = pytest.mark.parametrize("scale", [SMALL, B16, L14], ids=["small", "b16", "l14"])
 WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0, 1, 2))
@@ -111,3 +113,36 @@ def test_the_numbers_of_the_paper_reach_the_command() -> None:
     assert "--alpha 0.7" in " ".join(jobs["m4-0"].words) and "--steps 44358" in " ".join(jobs["m4-0"].words)
     assert "--layers 3" in " ".join(jobs["last3-0"].words)
     assert " ".join(jobs["size320-0"].words).count("--student-size") == 1
+
+
+def test_a_row_and_the_recipe_it_stands_for_are_one_setting() -> None:
+    """Each command parses to the recipe's own settings: size, precision, steps, betas, jitter."""
+    stage = Stage("coco", Path("o"), Path("docs/results"), OPENAI_B16, "ViT-B-16-quickgelu", "openai", (0,))
+    jobs = jobs_for(stage, rows_of(OPENAI_B16))
+    for job, recipe in (
+        ("clipself-0", "openai-b16-patches"),
+        ("fvit-clipself-0", "fvit-ov-coco-b16"),
+        ("catseg-clipself-0", "catseg-2024"),
+        ("generator-0", "panoptic-tower"),
+        ("masks-clipself-0/panoptic", "panoptic-ade"),
+        ("last3-0", "clipself-b16-last3"),
+        ("size640-0", "clipself-b16-size640"),
+        ("fvit-clipself-simple-0", "fvit-ov-coco-b16-simple"),
+        ("fvit-clipself-unfrozen-0", "fvit-ov-coco-b16-unfrozen"),
+    ):
+        config = parse(list(jobs[job].words))
+        (row,) = (row for row in RECIPES if row.name == recipe)
+        skipped = {"model", "pretrained", "shares", "semantic"}
+        skipped |= {"betas", "eps"} if recipe.startswith("clipself") else set()  # an ablation of another tower
+        for field, value in row.fields.items():
+            if field not in skipped:
+                assert getattr(config, field) == value, (job, field)
+
+
+def test_the_default_batch_is_the_one_of_distill() -> None:
+    assert DistillConfig(data="d", out=Path("o")).batch == DEFAULT_BATCH
+
+
+def test_numbers_of_other_data_never_stand_in_a_table() -> None:
+    """Published mIoU and PQ are of ADE20K, which no row of the ledger is measured on."""
+    assert not [row.name for row in rows_of(B16) if row.table in ("ovss", "ovps") and row.published]

@@ -18,7 +18,7 @@ from saccade.cli.train_fvit import TrainFViT
 from saccade.cli.train_panoptic import TrainPanoptic
 from saccade.engine.config import DistillConfig
 from saccade.errors import InputError
-from saccade.recipes import RECIPES, Recipe
+from saccade.recipes import RECIPES, Recipe, words_of
 
 CONFIGS: dict[str, Any] = {
     "distill": DistillConfig,
@@ -108,15 +108,8 @@ def command(recipe: Recipe, *, spelled: bool) -> list[str]:
     words = ["saccade", *recipe.verb.split()]
     for one in fields(CONFIGS[recipe.verb]):
         if one.name in flags:
-            words += _words(one.name.replace("_", "-"), flags[one.name])
+            words += words_of({one.name: flags[one.name]})
     return words
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    values = value if isinstance(value, tuple) else (value,)
-    return [f"--{flag}", *map(str, values)]
 
 
 # ---------------------------------------------------------------------------------------------------------- for people

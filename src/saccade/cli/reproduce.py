@@ -154,12 +154,10 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
                 f"--{flag} {name}: needs weights, else its rows would be of random ones. Name a file or tag with "
                 f"{told}, or a model folder."
             )
-    patch, native = _tower(config.model)
-    scale = scale_of(patch=patch, native=native)
+    patch, native, is_eva = _tower(config.model)
+    scale = scale_of(patch=patch, native=native, is_eva=is_eva)
     if config.steps is not None:
-        names = ("proposal_steps", "detector_steps", "catseg_steps", "generator_steps")
-        others = {name: min(config.steps, getattr(scale, name)) for name in names}
-        scale = replace(scale, steps=config.steps, **others)
+        scale = replace(scale, steps_given=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
     return Stage(
         on=config.on,
         out=config.out,
@@ -176,18 +174,22 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
     )
 
 
-def _tower(model: str) -> tuple[int, int]:
-    """A model's patch size and native size [pixels] by its description; ViT-B/16's where it has none."""
+def _tower(model: str) -> tuple[int, int, bool]:
+    """A model's patch size and native size [pixels], and whether it is an EVA tower, by its description.
+
+    A model without one counts as an EVA-02 B/16, the paper's.
+    """
     if model == SMALL:  # needs no library
-        return 8, 64
+        return 8, 64, False
     from saccade.clip.describe import describe_architecture, read_config
 
     described = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
     config = read_config(described) if described.is_file() else describe_architecture(model)
-    vision = config["model_cfg"]["vision_cfg"] if config else {}
-    named = re.search(r"patch(\d+)", str(vision.get("timm_model_name")))  # timm's towers have it in their name alone
+    vision = config["model_cfg"]["vision_cfg"] if config else {"timm_model_name": "eva"}
+    timm_name = str(vision.get("timm_model_name", ""))
+    named = re.search(r"patch(\d+)", timm_name)  # timm's towers have it in their name alone
     patch = int(named[1]) if named else vision.get("patch_size", 16)
-    return patch, vision.get("image_size", 224)
+    return patch, vision.get("image_size", 224), timm_name.startswith("eva")
 
 
 def _write_names(stage: Stage) -> None:

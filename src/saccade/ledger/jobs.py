@@ -7,12 +7,13 @@ share are run once. Deliberately absent: running them (`saccade.cli.reproduce`),
 (`results.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from saccade.ledger.rows import HEADED, Row, Run, runs_of
 from saccade.ledger.scale import Scale
+from saccade.recipes import words_of
 
 UNTOUCHED = "untouched"  # where the measurements of the CLIP as it comes lie
 DRAWN = (2_000_001, 2_000_051, 2_000_101, 2_000_151)  # pictures that detections are drawn on
@@ -197,7 +198,8 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
             needs = (*needs, generator)
             words = ["evaluate", "panoptic", "--model", str(stage.out / generator / "model"), *common]
             words += ["--clip-with", model[1], *(["--clip-with-pretrained", *model[3:]] if model[3:] else [])]
-            words += ["--size", size, "--shares", "generator", "clip", "odise-label"]
+            words += ["--size", str(stage.scale.fields(stage.scale.masks)["size"])]
+            words += ["--shares", "generator", "clip", "odise-label"]
     jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
 
 
@@ -205,8 +207,7 @@ def _train_detector(
     stage: Stage, row: Row, seed: int, model: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
 ) -> str:
     """Add the training of the detector on a row's model; its name."""
-    flags = ("--steps", str(stage.scale.detector_steps), *stage.scale.detector, *row.flags)
-    flags = (*flags, "--size", str(stage.scale.size))
+    flags = (*_settings(stage, stage.scale.detector), *row.flags)
     return _train_head(stage, "fvit", _head_folder(stage, row, seed), seed, [*model, *flags], needs, jobs)
 
 
@@ -214,14 +215,13 @@ def _train_catseg(
     stage: Stage, row: Row, seed: int, model: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
 ) -> str:
     """Add the training of Cat-Seg on a row's model; its name."""
-    flags = ("--steps", str(stage.scale.catseg_steps), *stage.scale.catseg, *row.flags)
+    flags = (*_settings(stage, stage.scale.catseg), *row.flags)
     return _train_head(stage, "catseg", _head_folder(stage, row, seed), seed, [*model, *flags], needs, jobs)
 
 
 def _train_generator(stage: Stage, seed: int, jobs: dict[str, Job]) -> str:
     """Add the training of a generator of masks on the CLIP as it comes, which all rows share; its name."""
-    words = ["--model", stage.model, *_pretrained(stage), "--steps", str(stage.scale.generator_steps)]
-    words += stage.scale.generator
+    words = ["--model", stage.model, *_pretrained(stage), *_settings(stage, stage.scale.generator)]
     return _train_head(stage, "panoptic", stage.out / f"generator-{seed}", seed, words, _data(stage, jobs), jobs)
 
 
@@ -257,8 +257,7 @@ def _model(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> tuple[tup
 
 def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job], *, mixed: bool = True) -> str:
     """Add a training; its name. One that is not mixed leaves the student as it is, to be mixed afterwards."""
-    alpha = stage.scale.alpha if mixed else 1.0
-    unmixed = "-unmixed" if alpha != stage.scale.alpha else ""
+    unmixed = "" if mixed or stage.scale.alpha == 1 else "-unmixed"
     folder = _folder(stage, run.name + unmixed, seed)
     name = folder.name
     if name in jobs:
@@ -270,11 +269,9 @@ def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job], *, mixed: bo
         "{names}": str(stage.names),
     }
     words = ["distill", "--data", places[run.data], "--out", str(folder), "--model", stage.model, *_pretrained(stage)]
-    usual = {
-        "--steps": stage.scale.steps, "--batch": stage.scale.batch, "--seed": seed, "--student-size": stage.scale.size,
-    }  # fmt: skip
-    words += [word for flag, value in usual.items() if flag not in run.flags for word in (flag, str(value))]
-    words += [] if alpha == 1 else ["--alpha", str(alpha)]
+    own = {flag.removeprefix("--").replace("-", "_") for flag in run.flags if flag.startswith("--")}
+    own |= {"alpha"} if unmixed else set()
+    words += [*_settings(stage, stage.scale.distill, without=own), "--seed", str(seed)]
     words += [places.get(word, word) for word in run.flags]
     words += ["--workers", str(stage.workers), "--device", stage.device, "--keep-checkpoints", "1"]
     needs = [*_data(stage, jobs)]
@@ -283,6 +280,11 @@ def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job], *, mixed: bo
     makes = folder / "model" / "open_clip_model.safetensors"
     jobs[name] = Job(name, tuple(words), makes, tuple(needs), cost=2.0)
     return name
+
+
+def _settings(stage: Stage, recipe: str, *, without: Collection[str] = ()) -> list[str]:
+    """A recipe's settings, spelled out, so that a command done with other settings is not taken for this one."""
+    return words_of({name: value for name, value in stage.scale.fields(recipe).items() if name not in without})
 
 
 def _data(stage: Stage, jobs: dict[str, Job]) -> tuple[str, ...]:
@@ -405,6 +407,7 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
             generator, student = stage.out / f"generator-{seed}", _folder(stage, row.run, seed)
             made = folder / "ovps" / "panoptic.json"
             words = ("segment", *pictures, "--model", str(generator / "model"), "--panoptic", "--clip-with")
-            words += (str(student / "model"), "--size", str(stage.scale.size), *common, str(made.parent))
+            words += (str(student / "model"), "--size", str(stage.scale.fields(stage.scale.masks)["size"]))
+            words += (*common, str(made.parent))
             found["figure-ovps"] = Job("figure-ovps", words, made, (generator.name, student.name), cost=0.1)
     return found

@@ -26,10 +26,10 @@ TITLES = {
     "tabA3": "Tab. A3: masked attention",
     "figs": "Fig. 2, 3, A1, 4: crops and places over input sizes",
     "global": "What is kept of whole pictures",
-    "terms": "Later work as options of the objective",
+    "terms": "Options of the objective that are ours",
     "ovd": "Tab. 3: open-vocabulary detection, AP50 of boxes",
-    "ovss": "Tab. 5: open-vocabulary segmentation, mIoU (published: OpenAI B/16 on ADE-150)",
-    "ovps": "Tab. 5: things and stuff, PQ (published: ODISE with OpenAI L/14 on ADE20K)",
+    "ovss": "Open-vocabulary semantic segmentation, mIoU",
+    "ovps": "Open-vocabulary panoptic segmentation, PQ",
 }
 FIGURES = {
     "figs": ("sizes.png", "kmeans.png"),

@@ -1,8 +1,9 @@
 """Keep which places of a picture are alike: spatial correlation distillation, a term beside CLIPSelf's (Sec. 3.2).
 
-From Qiu et al., "Refining CLIP's Spatial Awareness: A Visual-Centric Perspective", ICLR 2025 (arXiv 2504.02328): tuning
-regions alone costs the dense map spatial structure, so the student's similarities between places, as distributions at a
-temperature, are held to those of the frozen model by cross-entropy.
+After an idea of Qiu et al., "Refining CLIP's Spatial Awareness: A Visual-Centric Perspective" (R-SC), ICLR 2025 (arXiv
+2504.02328): tuning regions alone costs the dense map spatial structure, so the student's similarities between
+locations, as distributions at a temperature, are held to those of the frozen model. It is not R-SC's term, and what is
+measured with it says nothing of R-SC.
 
     pictures --teacher.encode_dense--> places alike --+
        +-----student.encode_dense--> places alike  ---+--> KL(teacher || student), mean over the places
