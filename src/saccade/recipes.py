@@ -453,7 +453,7 @@ RECIPES: tuple[Recipe, ...] = (
             verb="train-catseg",
         )
         for name, what, settings, published in (
-            ("-2024", "CAT-Seg of 2024 as published, on any ViT, 171 classes of COCO-Stuff.", {"residual": "cls"}, None),
+            ("-2024", "CAT-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {"residual": "cls"}, None),
             (
                 "-2024-token",
                 "CAT-Seg of 2024 with CLIPSelf's last block: values are added to each token, not to the class token.",

@@ -42,7 +42,12 @@ def test_what_files_hold(tmp_path, name, content, classes):
 
 def test_lists_of_cat_seg_share_names_and_that_is_told(tmp_path, capsys):
     path = written(tmp_path, "a.json", '["screen, silver screen", "crt screen, screen", "Screen", "dog"]')
-    assert read_vocabulary(path).classes == (("screen", "silver screen"), ("crt screen", "screen"), ("Screen",), ("dog",))
+    assert read_vocabulary(path).classes == (
+        ("screen", "silver screen"),
+        ("crt screen", "screen"),
+        ("Screen",),
+        ("dog",),
+    )
     assert "a.json: 2 names stand there more than once, each in its class: screen, Screen" in capsys.readouterr().err
     with pytest.raises(InputError, match="need every name once"):
         read_vocabulary(written(tmp_path, "b.json", '["screen", "screen"]'))

@@ -50,11 +50,11 @@ class Convert:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
     residual: Residual | None = None
-    """With a CAT-Seg file: what the values of the last block are added to, as --residual of `saccade train-catseg`; when
-    not given, as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
+    """CAT-Seg: what the values of the last block are added to, as --residual of `saccade train-catseg`; when not given,
+    as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
     classes: str | None = None
-    """With a CAT-Seg file: the classes it was trained on, separated by commas or in a .txt or .json file; when not given,
-    the 171 of COCO-Stuff, which all published ones were trained on."""
+    """CAT-Seg: the classes it was trained on, separated by commas or in a .txt or .json file; when not given, the 171
+    of COCO-Stuff, which all published ones were trained on."""
 
 
 def run(config: Convert) -> None:
@@ -123,7 +123,7 @@ def _convert_catseg(config: Convert, state: "dict[str, Tensor]") -> None:
     with _partial(config.out) as partial:
         write_catseg(state, partial, source=config.source, residual=config.residual, classes=config.classes)
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
-    print(f"  saccade segment IMAGES --model {config.out} --vocab \"grass, dog, sky\" --out ...")
+    print(f'  saccade segment IMAGES --model {config.out} --vocab "grass, dog, sky" --out ...')
 
 
 @contextmanager

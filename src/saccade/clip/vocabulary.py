@@ -1,13 +1,13 @@
 """Vocabularies of one's own: class names with synonyms, typed or from a .txt or .json file, read strictly.
 
     .txt    one class a line, its synonyms separated by commas; empty lines and lines that begin with # say nothing
-    .json   ["cat", "dog"], or [["cat", "kitty"], ["dog"]], or {"cat": ["kitty"], "dog": []}; a string of a list is split
-            at ", ": ["cat, kitty", "dog"], as CAT-Seg's lists of class names are
+    .json   ["cat", "dog"], or [["cat", "kitty"], ["dog"]], or {"cat": ["kitty"], "dog": []}; or strings of synonyms,
+            ["cat, kitty", "dog"], split at ", ", as CAT-Seg's lists of class names are
     typed   "cat, dog": two classes
 
-Two names are the same if they differ only in capitals, "_" and blanks. No name may stand twice, but in lists of the last
-form, where published ones share names between classes; these are told. Absent: the vocabularies of data sets, which
-come with their annotations, and embeddings (`saccade.clip.text`).
+Two names are the same if they differ only in capitals, "_" and blanks. No name may stand twice, except in a list of
+strings of synonyms, since published ones share names between classes; these are told. Absent: the vocabularies of data
+sets, which come with their annotations, and embeddings (`saccade.clip.text`).
 """
 
 import json

@@ -19,7 +19,7 @@ NEVER = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # ids without a
 IDS = tuple(number for number in range(1, 183) if number not in NEVER)
 LAST_THING = 91
 UNLABELLED = 255
-NAMES = (  # of `labels.txt`, in the order of IDS; for what was trained on these classes elsewhere and does not name them
+NAMES = (  # of `labels.txt`, in the order of IDS; for files of models trained on these classes, which do not name them
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
     "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",

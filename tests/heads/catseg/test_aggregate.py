@@ -127,7 +127,10 @@ def test_classes_meet_place_by_place_and_in_training_on_averages():
 
 def test_the_mlp_of_classes_has_a_relu_and_that_of_windows_a_gelu():
     rows = torch.randn(5, 8)
-    for block, act in ((class_block(0), F.relu), (WindowBlock(8, guidance=4, heads=2, window=3, is_shifted=False), F.gelu)):
+    for block, act in (
+        (class_block(0), F.relu),
+        (WindowBlock(8, guidance=4, heads=2, window=3, is_shifted=False), F.gelu),
+    ):
         wanted = F.linear(act(F.linear(rows, *block.mlp.fc1.parameters())), *block.mlp.fc2.parameters())
         torch.testing.assert_close(block.mlp(rows), wanted)
 

@@ -99,7 +99,9 @@ def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, pic
         where = moved[name]
         if not name.startswith("clip."):
             assert parameter.requires_grad and where.any(), name
-        elif name.endswith(".attn.in_proj_weight"):  # rows of queries, keys, values; the dense map needs no queries of the last block
+        elif name.endswith(
+            ".attn.in_proj_weight"
+        ):  # rows of queries, keys, values; the dense map needs no queries of the last block
             q, k, v = where.chunk(3)
             is_last = name.startswith("clip.model.visual.") and parameter in set(last.parameters())
             assert not k.any() and v.any() and bool(q.any()) != is_last, name

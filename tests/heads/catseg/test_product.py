@@ -13,8 +13,9 @@ from saccade.heads.product import tower_digest
 from saccade.types import Batch, InputError
 
 NETWORK = Network(
-    version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, longest=320, stride=32, window=6,
-    hidden=16, guidance=16, decoder=(8, 8), decoder_guidance=(4, 4), tower_guidance=(8, 8), heads=2, layers=1, most=4,
+    version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, longest=320, stride=32,
+    window=6, hidden=16, guidance=16, decoder=(8, 8), decoder_guidance=(4, 4), tower_guidance=(8, 8), heads=2, layers=1,
+    most=4,
 )  # fmt: skip
 CLASSES = (("cat", "kitty"), ("dog",), ("sky",))
 
@@ -74,7 +75,11 @@ def test_another_clip_is_refused_and_named(written, tmp_path):
     ("name", "change", "told"),
     [
         ("catseg.json", lambda text: text.replace('"hidden": 16', '"hidden": 24'), "tensors differ"),
-        ("catseg.json", lambda text: text.replace('"format": 2', '"format": 9'), r"of format 2; got 9\. Train it again"),
+        (
+            "catseg.json",
+            lambda text: text.replace('"format": 2', '"format": 9'),
+            r"of format 2; got 9\. Train it again",
+        ),
         ("catseg.json", lambda text: text.replace('"format": 2', '"format": 1'), r"got 1, and its attention .* ReLU"),
         ("catseg.json", lambda text: text.replace('"classes"', '"kinds"'), "KeyError"),
         ("catseg.json", lambda text: text[:-40], "need a catseg's description"),

@@ -10,7 +10,8 @@ stand apart:
     2023    80 prompts a class, an ImageNet network guides, attention and positions of the image tower learn
 
 `residual` says what the values of the tower's last block are added to: "cls", as in the code of 2024, or "token", as in
-that of 2023 and in CLIPSelf's own dense map. Deliberately absent: epochs, files, and the arg max over several pictures' vocabularies.
+that of 2023 and in CLIPSelf's own dense map. Deliberately absent: epochs, files, and the arg max over several pictures'
+vocabularies.
 """
 
 from collections.abc import Iterator, Sequence

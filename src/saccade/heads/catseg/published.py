@@ -181,8 +181,8 @@ def _put_head(catseg: CatSeg, found: Published, *, source: str) -> None:
     problems = [f"{len(keys)} tensors {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys]
     if problems:
         raise InputError(
-            f"{source}: need the weights of a CAT-Seg of {catseg.version}; {'; '.join(problems)}. Download it again, or "
-            "give the file as CAT-Seg's own code wrote it."
+            f"{source}: need the weights of a CAT-Seg of {catseg.version}; {'; '.join(problems)}. Download it again, "
+            "or give the file as CAT-Seg's own code wrote it."
         )
     catseg.load_state_dict(head, strict=False)  # the names were compared; the CLIP has its weights
 
@@ -212,9 +212,10 @@ def _network(state: State, *, source: str, residual: Residual | None) -> Network
 
     has_taps, kinds = "upsample1.weight" in state, _backbone_kinds(state)
     if has_taps == bool(kinds) or len(kinds) > 1:
+        got = f"{'upsample1' if has_taps else 'no upsample1'} and {' and '.join(kinds) or 'no backbone'}"
         raise InputError(
-            f"{source}: need a CAT-Seg of 2024, with upsample1 and upsample2, or of 2023, with a ResNet or a Swin under "
-            f"{BACKBONE}; got {'upsample1' if has_taps else 'no upsample1'} and {' and '.join(kinds) or 'no backbone'}."
+            f"{source}: need a CAT-Seg of 2024, with upsample1 and upsample2, or of 2023, with a ResNet or a Swin "
+            f"under {BACKBONE}; got {got}. Give the file as CAT-Seg's own code wrote it."
         )
     version: Version = "2024" if has_taps else "2023"
     hidden = shape(f"{HEAD}conv1.weight")[0]
@@ -263,8 +264,10 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
     vocabulary, text_width = shape("token_embedding.weight")
     for what, found in (("image", width), ("text", text_width)):
         if found % HEAD_WIDTH or found > WIDEST:
-            raise InputError(f"{source}: need an OpenAI CLIP, whose towers are multiples of {HEAD_WIDTH} and at most "
-                             f"{WIDEST} wide; its {what} tower is {found} wide, as open_clip's larger ones.")  # fmt: skip
+            raise InputError(
+                f"{source}: need an OpenAI CLIP, whose towers are multiples of {HEAD_WIDTH} and at most {WIDEST} wide; "
+                f"its {what} tower is {found} wide, as open_clip's larger ones, which are not converted."
+            )
     vision = {
         "image_size": round((shape("visual.positional_embedding")[0] - 1) ** 0.5) * patch,
         "patch_size": patch,
