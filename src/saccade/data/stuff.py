@@ -48,7 +48,7 @@ def read_stuff_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Lab
     Raises:
         InputError: as `read_labels`, or a class is not in it.
     """
-    labels = read_labels(path, repeated=repeated).choose(IDS)
+    labels = read_labels(path, repeated=repeated, ids=IDS).choose(IDS)
     return replace(labels, is_thing=tuple(number <= LAST_THING for number in IDS))
 
 

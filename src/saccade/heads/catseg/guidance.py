@@ -2,7 +2,7 @@
 
 The version of 2024 makes them of the CLIP tower itself: the dense map, and two earlier blocks made finer by transposed
 convolutions. The version of 2023 asks a second network that was trained on ImageNet. Its weights are timm's own, or a
-file's (`read_backbone`). A Swin's maps are layer-normalised, which timm's own feature maps are not. Deliberately absent:
+file's (`read_backbone`). A Swin's maps are layer-normalised, as timm's own feature maps are not. Deliberately absent:
 networks that timm does not know.
 """
 
