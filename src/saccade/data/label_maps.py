@@ -50,8 +50,8 @@ def open_semantic(
         root: its folder.
         split: "train" or "val" ("test" of panoptic data, "trainval" of VOC).
         kind: which one; None: recognised by what lies there.
-        labels: list of the classes, `id:word,word` a line, or a JSON list in order, or ADE20K's own table; when not given, the one that the
-            table names. Panoptic data and VOC have names of their own, and get synonyms by a list.
+        labels: list of the classes, `id:word,word` a line, or a JSON list in order, or ADE20K's own table; when not
+            given, the one that the table names. Panoptic data and VOC have names of their own, and get synonyms by a list.
         maps: folder of the maps where they lie elsewhere, such as converted ones; of COCO-Stuff and ADE20K the folder
             that holds those of the splits.
         names: file with the ids of the pictures that count, one a line; PASCAL Context alone. When not given,
@@ -265,7 +265,7 @@ def _choose(kind: SemanticKind, given: Path | None, places: Sequence[Path], read
 
 
 def _read_any(path: Path) -> Labels:
-    """A list in OpenSeg's form, a JSON list, or ADE20K's own table; words that two classes share are kept, as these have them."""
+    """A list in OpenSeg's form, a JSON list, or ADE20K's own table; words that two classes share, as these do, stay."""
     try:
         with path.open("rb") as file:
             table = b"\t" in file.readline(10_000)
