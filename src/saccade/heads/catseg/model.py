@@ -299,7 +299,7 @@ class CatSeg(nn.Module):
     def _found(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
         """Probabilities of some classes after others: windows folded, and the mean of that and the whole picture."""
         assert not self.training, "classes meet on a coarser map in training; call eval() first"
-        image = resize_shortest(sample.image, size=self.test_size, longest=self.longest)[None].to(text.device)
+        image = resize_shortest(sample.image, size=self.test_size, longest=self.longest)[None].to(text.device).float()
         square = squash(image, size=self.test_size)[0]  # (3, L, L)
         windows = cut_windows(square, window=self.size, stride=self.stride)
         views = torch.cat([windows, squash(image, size=self.size)])  # (n + 1, 3, S, S)
