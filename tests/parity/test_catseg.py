@@ -9,11 +9,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from hostile import FORMS, MARK, plant
 from PIL import Image
 from published import TOLERANCE, draw_state, gap, golden, image, normal
 from timm.models import swin_transformer
 from timm.models._registry import _model_entrypoints
 
+from saccade.cli.convert_catseg import read_catseg_file
 from saccade.cli.main import main
 from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.catseg import published as importer
@@ -103,7 +105,7 @@ def test_what_learns_and_what_was_read_from_the_shapes(imported):
 # ------------------------------------------------------------------------------------------------ files, as users do it
 
 
-def write_file(path: Path, state: dict[str, torch.Tensor]) -> Path:
+def write_file(path: Path, state: dict[str, torch.Tensor], **beside: object) -> Path:
     """What detectron2's trainer writes: the weights, an optimizer with a schedule of numpy's numbers, the iteration."""
     parameters = [torch.nn.Parameter(torch.zeros(3))]
     optimizer = torch.optim.AdamW(parameters, lr=2e-4)
@@ -111,7 +113,8 @@ def write_file(path: Path, state: dict[str, torch.Tensor]) -> Path:
     optimizer.step()
     optimizer.param_groups[0]["lr"] = np.float64(1e-4)
     scheduler = {"base_lrs": [np.float64(2e-4)], "last_epoch": 80_000, "_last_lr": [np.float64(0)]}
-    torch.save({"model": state, "optimizer": optimizer.state_dict(), "scheduler": scheduler, "iteration": 79_999}, path)
+    whole = {"model": state, "optimizer": optimizer.state_dict(), "scheduler": scheduler, "iteration": 79_999, **beside}
+    torch.save(whole, path)
     return path
 
 
@@ -190,6 +193,18 @@ def test_what_is_not_whole_or_of_another_size_is_refused(tiny, tmp_path, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_in_a_file_is_run(tiny, tmp_path, form):
+    file, touched = write_file(tmp_path / "f.pth", tiny, trainer=MARK), tmp_path / "touched"
+    plant(file, form, touched)
+    state = read_catseg_file(file)
+    assert not touched.exists()
+    assert (state is None) == (form in ("extension", "persistent"))  # which no torch.save writes: refused as damaged
+    assert state is None or (
+        state.keys() == tiny.keys() and torch.equal(state["upsample1.bias"], tiny["upsample1.bias"])
+    )
+
+
 def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):
     file = write_file(tmp_path / "f.pth", tiny)
     for flag, value in (("--to", "hf"), ("--model", "ViT-B-16"), ("--dtype", "float16")):
@@ -207,8 +222,8 @@ def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- of 2023, and its guides
 
 
-def resnet_shapes(blocks: tuple[int, ...] = (3, 4, 23)) -> dict[str, list[int]]:
-    """The names of detectron2's ResNet-101 up to res4, with frozen BatchNorm, and their shapes."""
+def resnet_shapes(blocks: tuple[int, ...]) -> dict[str, list[int]]:
+    """The names of a residual network of detectron2 up to res4, with frozen BatchNorm, and their shapes."""
     found = {"stem.conv1.weight": [64, 3, 7, 7]}
     norms = {"stem.conv1.norm": 64}
     before = 64
@@ -265,13 +280,14 @@ def of_2023(backbone: dict[str, torch.Tensor], guides: tuple[int, int, int]) -> 
     return {**draw_state(found), **backbone}
 
 
-def test_a_file_of_2023_on_b(tmp_path, capsys):
-    backbone = draw_state(resnet_shapes())
+def test_a_file_of_2023_on_b(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(importer.BACKBONES, "resnet", "resnet50")  # a quarter as large
+    backbone = draw_state(resnet_shapes((3, 4, 6)))
     unused = {"backbone.res5.0.conv1.weight": torch.zeros(1)}
     state = of_2023({**backbone, **unused}, (1024, 512, 256))
     main(["convert", str(write_file(tmp_path / "f.pth", state)), str(tmp_path / "c")])
     told = capsys.readouterr()
-    assert "CAT-Seg of 2023" in told.out and "guided by resnet101; residual token" in told.out
+    assert "CAT-Seg of 2023" in told.out and "guided by resnet50; residual token" in told.out
     assert "needs --residual cls" in told.err and "passed over 1 tensors of a stage that guides nothing" in told.err
     catseg, about = load_catseg(tmp_path / "c")
     assert about.network.version == "2023" and catseg.backbone is not None and catseg.backbone.is_trained
@@ -318,12 +334,17 @@ def swin_shapes(width: int, depths: tuple[int, ...], heads: tuple[int, ...], win
     return {f"backbone.{name}": shape for name, shape in found.items()}
 
 
-def test_every_tensor_of_a_swin_b_has_its_place():
-    theirs = swin_shapes(128, (2, 2, 18), (4, 8, 16), 12)
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+def test_every_tensor_of_a_backbone_has_its_place(kind):
+    """Of the ResNet-101 and the Swin-B of the published files."""
+    theirs = resnet_shapes((3, 4, 23)) if kind == "resnet" else swin_shapes(128, (2, 2, 18), (4, 8, 16), 12)
     with torch.device("meta"):
-        network = Backbone("swin_base_patch4_window12_384", is_trained=False, pretrained=False)
+        network = Backbone(importer.BACKBONES[kind], is_trained=False, pretrained=False)
     ours = {f"backbone.{key}": list(value.shape) for key, value in network.state_dict().items()}
-    assert {str(backbone_key(key)): shape for key, shape in theirs.items()} == ours
+    counts = {key for key in ours if key.endswith("num_batches_tracked")}  # which a frozen BatchNorm lacks
+    assert {str(backbone_key(key)): shape for key, shape in theirs.items()} == {
+        key: shape for key, shape in ours.items() if key not in counts
+    }
     assert is_derived("backbone.layers.0.blocks.1.attn.relative_position_index")
 
 

@@ -25,12 +25,16 @@ def read_catseg_file(path: Path) -> "dict[str, Tensor] | None":
     """
     from torch import Tensor
 
+    from saccade.clip.checkpoint_file import read_checkpoint
     from saccade.clip.states import file_kind
     from saccade.heads.catseg.published import is_published
 
     if not path.is_file() or file_kind(path) != "torch":
         return None
-    content = _read(path)
+    try:
+        content = read_checkpoint(path)
+    except InputError:  # whoever reads it as a CLIP says what is wrong with it
+        return None
     state: Any = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not is_published(state):
         return None
@@ -74,12 +78,3 @@ def write_catseg(
     sizes = found.clip_config["model_cfg"]["vision_cfg"]
     print(f"CAT-Seg of {network.version} on a ViT of {sizes['layers']} blocks, {sizes['width']} wide, patches of "
           f"{sizes['patch_size']} pixels{guide}; residual {network.residual}")  # fmt: skip
-
-
-def _read(path: Path) -> Any:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # whoever asks next says what is wrong with it
-        return None

@@ -51,7 +51,8 @@ def open_semantic(
         split: "train" or "val" ("test" of panoptic data, "trainval" of VOC).
         kind: which one; None: recognised by what lies there.
         labels: list of the classes, `id:word,word` a line, or a JSON list in order, or ADE20K's own table; when not
-            given, the one that the table names. Panoptic data and VOC have names of their own, and get synonyms by a list.
+            given, the one that the table names. Panoptic data and VOC have names of their own, and get synonyms by a
+            list.
         maps: folder of the maps where they lie elsewhere, such as converted ones; of COCO-Stuff and ADE20K the folder
             that holds those of the splits.
         names: file with the ids of the pictures that count, one a line; PASCAL Context alone. When not given,
