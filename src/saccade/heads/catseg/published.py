@@ -7,6 +7,7 @@ lacks (all published ones were trained on COCO-Stuff).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from saccade.clip.describe import build
 from saccade.clip.model import Clip
-from saccade.clip.states import put_state
 from saccade.clip.weights import save_clip
 from saccade.data.stuff import NAMES
 from saccade.heads.catseg.keys import (
@@ -116,11 +116,16 @@ def build_published(
     """
     name = f"the CLIP of {source}"
     model = build(found.clip_config, name=name, seed=0)
-    put_state(model, found.clip, source=source, name="its CLIP")
+    _check_fit(model.state_dict(), found.clip, called=lambda key: f"{CLIP}{key}", source=source)
+    model.load_state_dict(found.clip)
     clip = Clip(model.eval(), name=name, config=found.clip_config)
     digest = tower_digest(clip, whole=True)
     catseg = build_catseg(clip, found.network, classes=classes, pretrained=False, is_varied=False)
-    _put_head(catseg, found, source=source)
+    own = {key: one for key, one in own_state(catseg, prefix="clip.").items() if not key.startswith("clip.")}
+    counts = {key: one for key, one in own.items() if key.endswith("num_batches_tracked")}
+    head = {**counts, **found.head}  # detectron2's frozen BatchNorm does not count
+    _check_fit(own, head, called=lambda key: found.names.get(key) or published_head_key(key), source=source)
+    catseg.load_state_dict(head, strict=False)  # the names were compared; the CLIP has its weights
     return catseg.eval(), digest
 
 
@@ -164,27 +169,23 @@ def write_published(
     return found
 
 
-def _put_head(catseg: CatSeg, found: Published, *, source: str) -> None:
-    """Fill all of a CAT-Seg but its CLIP."""
-    wanted = {key: one for key, one in own_state(catseg, prefix="clip.").items() if not key.startswith("clip.")}
-    counted = {key: one for key, one in wanted.items() if key.endswith("num_batches_tracked")}
-    head = {**counted, **found.head}  # detectron2's frozen BatchNorm does not count
-    missing = [published_head_key(key) for key in wanted if key not in head]
-    extra = [found.names[key] for key in found.head if key not in wanted]
+def _check_fit(wanted: State, got: State, *, called: Callable[[str], str], source: str) -> None:
+    """Refuse tensors that are missing, left over, of another shape or not finite; `called` gives the file's names."""
+    missing = [called(key) for key in wanted if key not in got]
+    extra = [called(key) for key in got if key not in wanted]
     shaped = [
-        f"{found.names[key]} is {tuple(head[key].shape)} instead of {tuple(one.shape)}"
+        f"{called(key)} is {tuple(got[key].shape)} instead of {tuple(one.shape)}"
         for key, one in wanted.items()
-        if key in head and head[key].shape != one.shape
+        if key in got and got[key].shape != one.shape
     ]
-    broken = [found.names[key] for key, one in found.head.items() if not one.isfinite().all()]
+    broken = [called(key) for key, one in got.items() if not one.isfinite().all()]
     kinds = {"missing": missing, "left over": extra, "of another shape": shaped, "not finite": broken}
     problems = [f"{len(keys)} tensors {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys]
     if problems:
         raise InputError(
-            f"{source}: need the weights of a CAT-Seg of {catseg.version}; {'; '.join(problems)}. Download it again, "
-            "or give the file as CAT-Seg's own code wrote it."
+            f"{source}: need the weights of a published CAT-Seg; {'; '.join(problems)}. Download it again, or give the "
+            "file as CAT-Seg's own code wrote it."
         )
-    catseg.load_state_dict(head, strict=False)  # the names were compared; the CLIP has its weights
 
 
 def _join_attention(clip: State) -> State:
