@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -24,7 +25,7 @@ from saccade.heads.catseg.cost import cost_volume
 from saccade.heads.catseg.guidance import Backbone, Guidance
 from saccade.heads.catseg.keys import CLIP, backbone_key, head_key, is_derived, published_head_key
 from saccade.heads.catseg.product import load_catseg, read_about
-from saccade.heads.catseg.published import write_published
+from saccade.heads.catseg.published import read_published, write_published
 from saccade.types import Sample
 
 CLASSES = Vocabulary((("wall",), ("building", "edifice"), ("sky",), ("tree",)))
@@ -100,6 +101,23 @@ def test_what_learns_and_what_was_read_from_the_shapes(imported):
     assert (network.decoder, network.decoder_guidance) == ((64, 32), (32, 16))
     assert network.clip_size == {16: 384, 14: 336}[catseg.clip.patch_size]
     assert len(about.classes) == 171 and about.classes[0] == ("person",) and about.classes[-1] == ("wood",)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "golden_name", "clip_size"),
+    [("ViT-B-16-quickgelu", "catseg_path", 384), ("ViT-L-14-336-quickgelu", "catseg_path_l", 336)],
+)
+def test_the_clip_of_a_file_is_openai_s(architecture, golden_name, clip_size):
+    described = open_clip.get_model_config(architecture)
+    with torch.device("meta"):
+        whole = open_clip.CLIP(**json.loads(json.dumps(described))).state_dict()
+        head = {key: torch.empty(shape) for key, shape in shapes(golden_name).items() if not key.startswith(CLIP)}
+    found = read_published({**{f"{CLIP}{key}": one for key, one in whole.items()}, **head}, source="f.pth")
+    model = found.clip_config["model_cfg"]
+    assert model["quick_gelu"] and model["embed_dim"] == described["embed_dim"]
+    assert described["vision_cfg"].items() <= model["vision_cfg"].items()
+    assert described["text_cfg"].items() <= model["text_cfg"].items()
+    assert found.network.clip_size == clip_size
 
 
 # ------------------------------------------------------------------------------------------------ files, as users do it
