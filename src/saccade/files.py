@@ -5,6 +5,9 @@ Deliberately absent: flushing to the disk and checksums, which checkpoints need 
 """
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,3 +68,21 @@ def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
     more = [f"  and {len(bad) - TOLD} more; {listed} lists all"] if len(bad) > TOLD else []
     told = [f"  {one['id']}: {one['reason']}" for one in bad[:TOLD]]
     return [f"pictures that could not be used: {len(bad)}", *told, *more]
+
+
+@contextmanager
+def folder_written_whole(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `out`, which gets its name when all went well and is removed otherwise.
+
+    Args:
+        out: new or empty.
+    """
+    partial = out.absolute().with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

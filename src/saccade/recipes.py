@@ -473,22 +473,22 @@ RECIPES: tuple[Recipe, ...] = (
             data="coco-stuff",
         )
         for name, what, settings, published in (
-            ("-2024", "Cat-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {}, None),
+            ("-2024", "CAT-Seg of 2024 on any ViT, 171 classes of COCO-Stuff.", {"residual": "cls"}, None),
             (
-                "-2024-cls",
-                "Cat-Seg of 2024 with its own last block: values are added to the class token.",
-                {"residual": "cls"},
+                "-2024-token",
+                "CAT-Seg of 2024 with CLIPSelf's last block: values are added to each token, not to the class token.",
+                {"residual": "token"},
                 None,
             ),
             (
                 "-2023-b16",
-                "Cat-Seg of 2023 on B/16, the paper's, as its authors changed it: guided by a ResNet-101.",
+                "CAT-Seg of 2023 on B/16, the paper's, as its authors changed it: guided by a ResNet-101.",
                 {"version": "2023", "residual": "cls", "backbone": "resnet101"},
                 {"ADE-150 mIoU, patches": 29.0},
             ),
             (
                 "-2023-l14",
-                "Cat-Seg of 2023 on L/14, guided by a Swin-B.",
+                "CAT-Seg of 2023 on L/14, guided by a Swin-B.",
                 {"version": "2023", "residual": "cls", "backbone": "swin_base_patch4_window12_384"},
                 {"ADE-150 mIoU, patches": 34.5},
             ),

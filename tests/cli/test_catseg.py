@@ -77,7 +77,17 @@ def test_sizes_are_cat_seg_s_in_proportion():
         found = _network(config, clip)  # pyright: ignore[reportArgumentType]
         assert (found.size, found.clip_size, found.test_size, found.stride, found.window) == (384, side, 640, 256, 12)
         assert (found.hidden, found.guidance, found.decoder, found.decoder_guidance) == (128, 128, (64, 32), (32, 16))
-        assert found.tower_guidance == (256, 128) and found.most == 256
+        assert found.tower_guidance == (256, 128) and found.most == 256 and found.longest == 2560
+
+
+@pytest.mark.parametrize(
+    ("flags", "residual"),
+    [({}, "cls"), ({"version": "2023"}, "token"), ({"residual": "token"}, "token"),
+     ({"version": "2023", "residual": "cls"}, "cls")],
+)  # fmt: skip
+def test_the_residual_is_the_version_s_unless_said(flags, residual):
+    config = TrainCatSeg(data=Path("d"), out=Path("o"), **flags)
+    assert _network(config, load("saccade-small")).residual == residual
 
 
 def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, monkeypatch):

@@ -29,13 +29,28 @@ def written(tmp_path, name, content) -> Path:
         ("mixed.json", '[["cat", "kitty"], "hot dog"]', CAT_AND_DOG),
         ("object.json", '{"cat": ["kitty"], "hot dog": []}', CAT_AND_DOG),
         ("own.json", '{"cat": ["kitty", "cat"], "hot dog": ["hot dog"]}', CAT_AND_DOG),
-        ("comma.json", '["door, open"]', (("door, open",),)),  # what a .txt cannot hold
+        ("comma.json", '[["door, open"]]', (("door, open",),)),  # what a .txt cannot hold
+        ("catseg.json", '["cat, kitty", "hot dog"]', CAT_AND_DOG),
+        ("close.json", '["cat,kitty"]', (("cat,kitty",),)),  # CAT-Seg splits at ", " alone
     ],
 )
 def test_what_files_hold(tmp_path, name, content, classes):
     path = written(tmp_path, name, content)
     assert read_vocabulary(path).classes == classes == read_vocabulary(str(path)).classes
     assert read_vocabulary(path).names == tuple(words[0] for words in classes)
+
+
+def test_lists_of_cat_seg_share_names_and_that_is_told(tmp_path, capsys):
+    path = written(tmp_path, "a.json", '["screen, silver screen", "crt screen, screen", "Screen", "dog"]')
+    assert read_vocabulary(path).classes == (
+        ("screen", "silver screen"),
+        ("crt screen", "screen"),
+        ("Screen",),
+        ("dog",),
+    )
+    assert "a.json: 2 names stand there more than once, each in its class: screen, Screen" in capsys.readouterr().err
+    with pytest.raises(InputError, match="need every name once"):
+        read_vocabulary(written(tmp_path, "b.json", '["screen", "screen"]'))
 
 
 def test_typed_names_are_a_class_each():

@@ -145,6 +145,12 @@ def test_one_folder_of_voc_is_three_kinds(tmp_path, kind, row):
     words = ["0:background,sky,wall", *(f"{place}:{name},x{place}" for place, name in enumerate(NAMES, start=1))]
     given = open_semantic(tmp_path, split="val", kind=kind, labels=write(tmp_path / "words.txt", *words))
     assert given.dataset.notes == () and truths(given) == truths(data)
+    listed = write(tmp_path / "catseg.json", json.dumps([*NAMES, "wall", "sky"] if kind == "voc20b" else NAMES))
+    listed = open_semantic(tmp_path, split="val", kind=kind, labels=listed) if kind != "voc21" else None
+    if listed is not None:
+        assert truths(listed) == truths(data) and tuple(listed.names[:20]) == NAMES
+        assert (listed.dataset.categories[-1].synonyms == ("sky",)) == (kind == "voc20b")
+        assert any("ask with --every-word" in note for note in listed.dataset.notes) == (kind == "voc20b")
     turned = [f"{21 - place}:{name}" for place, name in enumerate(NAMES, start=1)]
     with pytest.raises(InputError, match=r"numbers that VOC gives them; 20 of 20 .*20 is 'aeroplane', not 'tvmonitor'"):
         open_semantic(tmp_path, split="val", kind=kind, labels=write(tmp_path / "turned.txt", *turned))

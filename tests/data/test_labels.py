@@ -22,6 +22,20 @@ def test_a_list_in_openseg_s_form(tmp_path):
         labels.choose([2])
 
 
+def test_a_json_list_has_its_classes_in_order(tmp_path):
+    path = write(tmp_path, '\n ["wall, brick wall", "sky",\n "bag"]', "ade.json")
+    assert read_labels(path).classes == (("wall", "brick wall"), ("sky",), ("bag",))
+    assert read_labels(path).ids == (1, 2, 3) and read_labels(path, ids=[1, 4, 9]).ids == (1, 4, 9)
+    with pytest.raises(InputError, match=r"ade\.json: need 2 classes in the data set's order; got 3"):
+        read_labels(path, ids=[1, 4])
+    with pytest.raises(InputError, match=r"need a JSON list of names as text; got 3"):
+        read_labels(write(tmp_path, "[3]"))
+    with pytest.raises(InputError, match=r"need a JSON list of names; JSONDecodeError"):
+        read_labels(write(tmp_path, '["wall"'))
+    with pytest.raises(InputError, match=r"entry 2: need every word in one class; got 'wall'"):
+        read_labels(write(tmp_path, '["wall", "wall"]'))
+
+
 def test_a_word_in_two_classes_names_both_or_is_kept(tmp_path):
     path = write(tmp_path, "1:earth,ground\n2:sea\n3:land,Ground ,soil\n")
     with pytest.raises(InputError) as caught:

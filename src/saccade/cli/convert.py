@@ -1,11 +1,11 @@
 """`saccade convert`: from any weights that load to a folder for open_clip, Hugging Face transformers, or Saccade; and
-from published files of heads to folders that the other commands take (`saccade.cli.convert_fvit`, `convert_odise`).
+from published files of heads to folders that the other commands take (`convert_fvit`, `convert_catseg`,
+`convert_odise`).
 
 What was written is opened by the library it is meant for, which must embed a fixed random picture and text as the input
 did; only then does the folder get its name.
 """
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from saccade.errors import InputError
-from saccade.files import check_target
+from saccade.files import check_target, folder_written_whole
+from saccade.heads.catseg.names import Residual
 from saccade.heads.fvit.names import Benchmark
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     Pair = tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]  # embeddings of a picture and a text, of length 1
 
 _OF_DENSE = ("windows", "gates")  # what only Saccade knows, and no other library has a word for
-Head = Literal["F-ViT", "ODISE"]
+Head = Literal["F-ViT", "CAT-Seg", "ODISE"]
 _OF_FVIT = ("clip", "pretrained", "annotations", "novel", "benchmark", "size")  # flags
+_OF_CATSEG = ("residual", "classes")
+_OF_CLIP = ("to", "model", "text_from", "dtype")
 _OF_ODISE = ("clip", "pretrained", "annotations", "labels", "encoder")
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
@@ -36,14 +39,15 @@ TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 class Convert:
     """Write a CLIP in another layout, and check that its own library opens it and embeds the same.
 
-    A published F-ViT (mmdet's checkpoint) becomes a folder for `saccade detect` and `saccade evaluate detection`, an
-    ODISE (label model) one for `saccade segment` and `saccade evaluate panoptic`; which of them a file is, its content
-    tells.
+    A published F-ViT (mmdet's checkpoint) becomes a folder for `saccade detect` and `saccade evaluate detection`, a
+    CAT-Seg (2024 or 2023) one for `saccade segment` and `saccade evaluate semantic`, an ODISE (label model) one for
+    `saccade segment --panoptic` and `saccade evaluate panoptic`; which of them a file is, its content tells.
     """
 
     source: Positional[str]
     """A CLIP's folder or weights file (a training checkpoint too; docs/checkpoints.md lists what opens), saccade-small,
-    or, with --model, an open_clip tag of that architecture; or the file of a published F-ViT or ODISE."""
+    or, with --model, an open_clip tag of that architecture; or the file of a published F-ViT, CAT-Seg
+    or ODISE."""
     out: Positional[Path]
     """Folder to write; new or empty."""
     to: Literal["open_clip", "hf", "saccade"] = "saccade"
@@ -77,6 +81,12 @@ class Convert:
     size: int | None = None
     """F-ViT: side of the square input [pixels]; when not given, the published one: 640 or (OV-LVIS) 1024 for patches of
     16, 896 for 14."""
+    residual: Residual | None = None
+    """CAT-Seg: what the values of the last block are added to, as --residual of `saccade train-catseg`; when not given,
+    as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
+    classes: str | None = None
+    """CAT-Seg: the classes it was trained on, separated by commas or in a .txt or .json file; when not given, the 171
+    of COCO-Stuff, which all published ones were trained on."""
 
 
 def run(config: Convert) -> None:
@@ -90,11 +100,12 @@ def run(config: Convert) -> None:
     head = _published_head(config)
     _check_flags(config, None if head is None else head[0])
     if head is not None:
+        from saccade.cli.convert_catseg import run as run_catseg
         from saccade.cli.convert_fvit import run as run_fvit
         from saccade.cli.convert_odise import run as run_odise
 
         kind, state = head
-        (run_fvit if kind == "F-ViT" else run_odise)(config, state)
+        {"F-ViT": run_fvit, "CAT-Seg": run_catseg, "ODISE": run_odise}[kind](config, state)
         return
     if config.to == "hf":
         _check_transformers()
@@ -122,9 +133,7 @@ def run(config: Convert) -> None:
         if known:
             library = "open_clip has" if config.to == "open_clip" else "transformers have"
             print(f"left out, since {library} no word for it: {', '.join(known)}", file=sys.stderr)
-    partial = config.out.absolute().with_name(f".{config.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with folder_written_whole(config.out) as partial:
         (save_huggingface if config.to == "hf" else save_clip)(clip, partial, dtype=dtype)
         after = _embed_again(partial, config.to, picture, text)
         images, texts = (_distance(one, other) for one, other in zip(before, after, strict=True))
@@ -134,11 +143,6 @@ def run(config: Convert) -> None:
                 f"a text by {texts:.1e}; need at most {TOLERANCE:.0e}. "
                 + ("open_clip may lack this model's activation; use --to saccade." if config.to == "open_clip" else "")
             )
-        if config.out.is_dir():
-            config.out.rmdir()  # it is empty
-        partial.replace(config.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     named = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     if named and not holds_tokenizer(config.out):
         whose = "" if Path(named).is_dir() else f" of {named}"
@@ -174,28 +178,34 @@ def _check_flags(config: Convert, head: Head | None) -> None:
     Raises:
         InputError: names the flag.
     """
-    taken = {"F-ViT": _OF_FVIT, "ODISE": _OF_ODISE, None: ("to", "model", "dtype")}[head]
-    for name in {*_OF_FVIT, *_OF_ODISE, "to", "model", "dtype"} - {*taken}:
+    taken = {"F-ViT": _OF_FVIT, "CAT-Seg": _OF_CATSEG, "ODISE": _OF_ODISE, None: _OF_CLIP}[head]
+    for name in sorted({*_OF_FVIT, *_OF_CATSEG, *_OF_ODISE, *_OF_CLIP} - {*taken}):
         given = getattr(config, name)
         if given != getattr(Convert, name):
             what = "a CLIP" if head is None else f"the file of a published {head}"
-            raise InputError(f"--{name}: {config.source} is {what}, which takes no notice of it; got {given}. Leave it "
+            raise InputError(f"--{name.replace('_', '-')}: {config.source} is {what}, which takes no notice of it; got {given}. Leave it "
                              "out.")  # fmt: skip
 
 
 def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
     """Which published head the source is, and its state dictionary; None where it is something else."""
     from saccade.clip.states import file_kind
+    from saccade.heads.catseg.published import is_published as is_catseg
     from saccade.heads.fvit.published import is_published_fvit
     from saccade.heads.panoptic.odise_file import is_odise
 
+    if config.text_from is not None:  # a CLIP is wanted, such as F-ViT's tower
+        return None
     if not Path(config.source).is_file() or file_kind(Path(config.source)) != "torch":
         return None
     from torch import Tensor
 
     from saccade.clip.checkpoint_file import read_checkpoint
 
-    content = read_checkpoint(config.source)
+    try:
+        content = read_checkpoint(config.source)
+    except InputError:  # whoever reads it as a CLIP says what is wrong with it
+        return None
     if not isinstance(content, dict):
         return None
     for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
@@ -203,6 +213,8 @@ def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
         state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
         if is_published_fvit(state):
             return "F-ViT", state
+        if is_catseg(state):
+            return "CAT-Seg", state
         if is_odise(state):
             return "ODISE", state
     return None

@@ -4,14 +4,13 @@ The folder is opened again before it gets its name. Deliberately absent: what th
 (`saccade.heads.fvit.published`), and which sources are such files (`saccade.cli.convert`).
 """
 
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.errors import InputError
-from saccade.files import default_cache
+from saccade.files import default_cache, folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,18 +75,11 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     )
 
     # --- the folder
-    partial = config.out.absolute().with_name(f".{config.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with folder_written_whole(config.out) as partial:
         if has_clip:
             _save_clip(clip, partial / CLIP_FOLDER)
         save_detector(detector, partial, about)
         load_detector(partial)
-        if config.out.is_dir():
-            config.out.rmdir()  # it is empty
-        partial.replace(config.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     where = f"the file's, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
     _tell(config, found, tower=where)
     print(f"{config.out}: {len(names)} classes, {len(split.base)} base and {len(split.novel)} novel ({split.rule})")

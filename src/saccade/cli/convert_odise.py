@@ -4,11 +4,11 @@ The folder is opened again before it gets its name. Deliberately absent: what th
 (`saccade.heads.panoptic.odise_file`), and which sources are such files (`saccade.cli.convert`).
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.errors import InputError
+from saccade.files import folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,16 +63,9 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     )
 
     # --- the folder
-    partial = config.out.absolute().with_name(f".{config.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with folder_written_whole(config.out) as partial:
         save_generator(generator, partial, about)
         load_generator(partial)
-        if config.out.is_dir():
-            config.out.rmdir()  # it is empty
-        partial.replace(config.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if renamed.dropped:
         print(f"left out: {len(renamed.dropped)} tensors that training alone needs, such as {renamed.dropped[0]}")
     things, words = sum(one.is_thing for one in classes), sum(len(one.words) for one in classes)

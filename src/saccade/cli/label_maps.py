@@ -23,7 +23,8 @@ class LabelMapFlags:
     kind: SemanticKind | None = None
     """What the root is; when not given, found by what lies there. VOC's maps are 20, 20b or 21 classes: say which."""
     labels: Path | None = None
-    """List of classes, `id:word,word` a line, with other words for the data's classes, or where it has none itself."""
+    """List of classes, with other words for the data's classes, or where it has none itself: `id:word,word` a line, or
+    a JSON list of names in the data set's order, as CAT-Seg's are."""
     maps: Path | None = None
     """Folder of label maps that `saccade convert-maps` wrote, of the full ADE20K or PASCAL Context."""
     names: Path | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from saccade.cli.label_maps import LabelMapFlags, classes_of, open_base_maps
 from saccade.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from saccade.errors import InputError
-from saccade.heads.catseg.names import Residual, Version
+from saccade.heads.catseg.names import PUBLISHED, Residual, Version
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.heads.catseg.product import Network
 
 RATIO = 5 / 3  # side of the square at test : of a window, 640 : 384
+LONGEST = 4  # most that the longest edge may be at test, of the shortest, 2560 : 640
 STRIDE = 2 / 3  # from one window to the next, of a window
 
 
@@ -46,8 +47,9 @@ class TrainCatSeg(LabelMapFlags, Training):
     """Longest gradient, in its norm."""
     version: Version = "2024"
     """2024: one prompt a class, the CLIP guides; 2023 (the paper's): 80 prompts a class, an ImageNet network guides."""
-    residual: Residual = "token"
-    """What the values of the last block are added to: token, as in CLIPSelf, or cls, as in Cat-Seg of 2024."""
+    residual: Residual | None = None
+    """What the values of the last block are added to: each token, as in CLIPSelf's dense map, or the class token; when
+    not given, as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
     backbone: str | None = None
     """With --version 2023: the timm network that guides; resnet101 with a ViT-B, swin_base_patch4_window12_384 with a
     ViT-L."""
@@ -60,7 +62,8 @@ class TrainCatSeg(LabelMapFlags, Training):
     """Side that a crop is brought to for the CLIP [pixels]; when not given, 24 patches: 384 of 16 pixels, 336 of 14;
     of another --size in proportion."""
     test_size: int | None = None
-    """Side of the square that a picture is squashed to at test [pixels]; when not given, 5/3 of --size: 640."""
+    """At test an image's shortest edge is resized to it (the longest to at most 4 times as much), and the image is then
+    squashed to a square of it [pixels]; when not given, 5/3 of --size: 640."""
     hidden: int | None = None
     """Channels a class; when not given, 128, and 32 for saccade-small."""
     layers: int = 2
@@ -156,14 +159,16 @@ def _network(config: TrainCatSeg, clip: "Clip") -> "Network":
     usual, grid = (96, 12) if is_small else (384, 24)  # 24 places a side, of 16 pixels or of 14
     size, hidden = config.size or usual, config.hidden or (32 if is_small else 128)
     places = size // PLACE if config.version == "2023" else size * grid / usual  # as many as the backbone's map has
+    test_size = config.test_size or round(size * RATIO)
     clip_size = config.clip_size or round(places * clip.patch_size)
     return Network(
         version=config.version,
-        residual=config.residual,
+        residual=config.residual or PUBLISHED[config.version],
         backbone=config.backbone,
         size=size,
         clip_size=clip_size,
-        test_size=config.test_size or round(size * RATIO),
+        test_size=test_size,
+        longest=LONGEST * test_size,
         stride=round(size * STRIDE),
         window=_window(clip_size // clip.patch_size),
         hidden=hidden,

@@ -1,14 +1,17 @@
 """Vocabularies of one's own: class names with synonyms, typed or from a .txt or .json file, read strictly.
 
     .txt    one class a line, its synonyms separated by commas; empty lines and lines that begin with # say nothing
-    .json   ["cat", "dog"], or [["cat", "kitty"], ["dog"]], or {"cat": ["kitty"], "dog": []}
+    .json   ["cat", "dog"], or [["cat", "kitty"], ["dog"]], or {"cat": ["kitty"], "dog": []}; or strings of synonyms,
+            ["cat, kitty", "dog"], split at ", ", as CAT-Seg's lists of class names are
     typed   "cat, dog": two classes
 
-Two names are the same if they differ only in capitals, "_" and blanks. Absent: the vocabularies of data sets, which
-come with their annotations, and embeddings (`saccade.clip.text`).
+Two names are the same if they differ only in capitals, "_" and blanks. No name may stand twice, except in a list of
+strings of synonyms, since published ones share names between classes; these are told. Absent: the vocabularies of data
+sets, which come with their annotations, and embeddings (`saccade.clip.text`).
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from saccade.errors import InputError
 
 MAX_BYTES = 16_000_000  # ImageNet's 21,841 classes with all their synonyms take about 1 MB
 SUFFIXES = (".txt", ".json")
+SYNONYMS = ", "  # between the words of a class in a list of strings
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def read_vocabulary(text_or_path: str | Path) -> Vocabulary:
             written = [(i, line) for i, line in lines if line.strip() and not line.strip().startswith("#")]
             return _checked(((f"{path}: line {i}", line.split(",")) for i, line in written), source=str(path))
         case ".json":
-            return _checked(_json_classes(path), source=str(path))
+            classes, may_share = _json_classes(path)
+            return _checked(classes, source=str(path), may_share=may_share)
     raise InputError(f"{path}: need a vocabulary in a .txt or .json file; got one that ends in {path.suffix!r}.")
 
 
@@ -83,8 +88,8 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: need a vocabulary file; {reason}. Check the path.") from error
 
 
-def _json_classes(path: Path) -> list[tuple[str, list[Any]]]:
-    """The words of each class of a JSON file with where they stand."""
+def _json_classes(path: Path) -> tuple[list[tuple[str, list[Any]]], bool]:
+    """The words of each class of a JSON file with where they stand, and whether classes may share them."""
     try:
         content = json.loads(_read(path), object_pairs_hook=_Pairs)
     except InputError:
@@ -93,10 +98,15 @@ def _json_classes(path: Path) -> list[tuple[str, list[Any]]]:
         raise InputError(f"{path}: need JSON; {type(error).__name__}: {error}. Correct the file.") from error
     if isinstance(content, _Pairs):
         entries = [(f"{path}: entry {name!r}", name, _words(path, repr(name), others)) for name, others in content]
-        return [(where, [name, *(word for word in words if word != name)]) for where, name, words in entries]
+        return [(where, [name, *(word for word in words if word != name)]) for where, name, words in entries], False
     if isinstance(content, list):
-        each = [(i, [one] if isinstance(one, str) else _words(path, i, one)) for i, one in _numbered(content)]
-        return [(f"{path}: entry {i}", words) for i, words in each]
+        texts = [one for one in content if isinstance(one, str)]
+        may_share = len(texts) == len(content) and any(SYNONYMS in one for one in texts)
+        each = [
+            (f"{path}: entry {i}", one.split(SYNONYMS) if isinstance(one, str) else _words(path, i, one))
+            for i, one in _numbered(content)
+        ]
+        return each, may_share
     raise InputError(
         f"{path}: need a list of names, a list of lists of synonyms, or an object name -> synonyms; "
         f"got {_short(content)}."
@@ -113,9 +123,12 @@ def _words(path: Path, entry: object, value: Any) -> list[Any]:
     return value
 
 
-def _checked(classes: Iterable[tuple[str, list[Any]]], *, source: str = "vocabulary") -> Vocabulary:
+def _checked(
+    classes: Iterable[tuple[str, list[Any]]], *, source: str = "vocabulary", may_share: bool = False
+) -> Vocabulary:
     """Hold the classes, each with where it stands, to the rules."""
     found: list[tuple[str, ...]] = []
+    shared: list[str] = []
     known: dict[str, tuple[str, int]] = {}  # a word as it is compared -> where it stands, its class
     for where, words in classes:
         if not words:
@@ -126,6 +139,9 @@ def _checked(classes: Iterable[tuple[str, list[Any]]], *, source: str = "vocabul
             key = compared(word)
             if not key:
                 raise InputError(f"{where}: need a name in each place; got an empty one ({word!r}).")
+            if key in known and may_share:
+                shared.append(word.strip())
+                continue
             if key in known:
                 first, place = known[key]
                 other = f"class {found[place][0]!r} has it" if place < len(found) else "this class has it twice"
@@ -133,6 +149,9 @@ def _checked(classes: Iterable[tuple[str, list[Any]]], *, source: str = "vocabul
                 raise InputError(f"{where}: need every name once; got {word.strip()!r} again{here}, {other} ({first}).")
             known[key] = (where, len(found))
         found.append(tuple(word.strip() for word in words))
+    if shared:
+        told = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+        print(f"{source}: {len(shared)} names stand there more than once, each in its class: {told}", file=sys.stderr)
     if not found:
         raise InputError(f"{source}: need at least one class; got none.")
     return Vocabulary(tuple(found))

@@ -50,8 +50,9 @@ def open_semantic(
         root: its folder.
         split: "train" or "val" ("test" of panoptic data, "trainval" of VOC).
         kind: which one; None: recognised by what lies there.
-        labels: list of the classes, `id:word,word` a line, or ADE20K's own table; when not given, the one that the
-            table names. Panoptic data and VOC have names of their own, and get synonyms by a list.
+        labels: list of the classes, `id:word,word` a line, or a JSON list in order, or ADE20K's own table; when not
+            given, the one that the table names. Panoptic data and VOC have names of their own, and get synonyms by a
+            list.
         maps: folder of the maps where they lie elsewhere, such as converted ones; of COCO-Stuff and ADE20K the folder
             that holds those of the splits.
         names: file with the ids of the pictures that count, one a line; PASCAL Context alone. When not given,
@@ -148,6 +149,8 @@ def _open_voc(root: Path, split: str, kind: SemanticKind, labels: Path | None, m
         raise InputError(f"--maps {maps}: need VOC's own maps, 0 for the background; these were prepared for Cat-Seg. "
                          "Leave it out, or name SegmentationClass.")  # fmt: skip
     chosen = None if labels is None else _read_any(labels)
+    if chosen is not None and kind == "voc20b" and 0 not in chosen.ids:
+        chosen = _with_background(chosen)
     if labels is not None and chosen is not None:
         own = Labels(tuple(range(1, 21)), tuple((name,) for name in NAMES))
         _check_order(chosen, own, path=labels, own_name="VOC")
@@ -162,10 +165,22 @@ def _open_voc(root: Path, split: str, kind: SemanticKind, labels: Path | None, m
         return data
     note = (
         "background is asked for by this one word; Cat-Seg's published numbers also ask for 39 words of PASCAL Context "
-        'and count them as background: give them as synonyms, "0:background,word,word ...", in --labels, and ask '
-        "with --every-word"
+        'and count them as background: give its list of 59 names as --labels, or synonyms, "0:background,word,word '
+        '...", and ask with --every-word'
     )
     return replace(data, dataset=replace(data.dataset, notes=(*data.dataset.notes, note)))
+
+
+def _with_background(labels: Labels) -> Labels:
+    """The 20 classes, and as words of the background all that a list names beside them, as CAT-Seg's of 59 does."""
+    own = [place for place, number in enumerate(labels.ids) if number <= len(NAMES)]
+    beside = [place for place, number in enumerate(labels.ids) if number > len(NAMES)]
+    if not beside:
+        return labels
+    words = tuple(word for place in beside for word in labels.classes[place])
+    ids, classes = (labels.ids[place] for place in own), (labels.classes[place] for place in own)
+    note = f"background is the {len(words)} names beside VOC's 20, {words[0]!r} and others: ask with --every-word"
+    return Labels((*ids, 0), (*classes, words), notes=(*labels.notes, note))
 
 
 # ------------------------------------------------------------------------------------------------ what lies in a folder
@@ -251,7 +266,7 @@ def _choose(kind: SemanticKind, given: Path | None, places: Sequence[Path], read
 
 
 def _read_any(path: Path) -> Labels:
-    """A list in OpenSeg's form, or ADE20K's own table; words that two classes share are kept, as these have them."""
+    """A list in OpenSeg's form, a JSON list, or ADE20K's own table; words that two classes share, as these do, stay."""
     try:
         with path.open("rb") as file:
             table = b"\t" in file.readline(10_000)

@@ -2,6 +2,7 @@
 
     id:synonym,synonym   a line, OpenSeg's lists; lines with `invalid_class_id` are skipped. `labels.txt` of COCO-Stuff
                          and of PASCAL Context ("12: street sign") are of the same form
+    ["name, synonym", ...]   JSON, CAT-Seg's lists of class names: no ids, the classes in the data set's order
     objectInfo150.txt    columns Idx ... [Stuff] Name, ADE20K's own
 
 No list is shipped: each data set carries its own. Two words are the same if they differ only in capitals, "_" and
@@ -9,6 +10,7 @@ blanks. Deliberately absent: prompts and embeddings (`saccade.clip.text`), lists
 (`saccade.clip.vocabulary`).
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from saccade.types import Category, InputError
 
 INVALID = "invalid_class_id"
 MAX_BYTES = 4_000_000
+SYNONYMS = ", "  # between the words of a class in a JSON list
 STUFF = {"0": True, "1": False}  # ADE20K's column `Stuff` -> is a thing
 
 Repeated = Literal["refuse", "keep"]
@@ -61,11 +64,12 @@ class Labels:
         return replace(self, ids=tuple(wanted), classes=tuple(self.classes[one] for one in chosen), is_thing=things)
 
 
-def read_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
-    """Read a list in OpenSeg's form.
+def read_labels(path: Path | str, *, repeated: Repeated = "refuse", ids: Sequence[int] | None = None) -> Labels:
+    """Read a list in OpenSeg's form, or a JSON list of strings.
 
     Args:
-        path: of the text file, one `id:synonym,synonym` a line.
+        path: of the text file, one `id:synonym,synonym` a line; or JSON, told by its first character.
+        ids: of the classes of a JSON list, which has none; None: 1, 2, 3 ...
         repeated: a word that two classes share is an error, or is kept in both and noted, as official lists have it.
 
     Returns:
@@ -74,8 +78,11 @@ def read_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
     Raises:
         InputError: no class, a line of another form, an id twice, an empty word, or a word in two classes; says where.
     """
+    lines = _lines(Path(path))
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        return _checked(str(path), _json_rows(str(path), "\n".join(lines), ids), repeated=repeated)
     rows = []
-    for number, line in enumerate(_lines(Path(path)), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         here = f"{path}: line {number}"
@@ -135,6 +142,22 @@ def labels_of(categories: Sequence[Category]) -> Labels:
 def compared(word: str) -> str:
     """A word as it is compared with others."""
     return " ".join(word.replace("_", " ").lower().split())
+
+
+def _json_rows(source: str, text: str, ids: Sequence[int] | None) -> list[tuple[str, int, list[str]]]:
+    """The classes of a JSON list, each with where it stands and its id."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: need a JSON list of names; {type(error).__name__}: {error}.") from error
+    strange = [one for one in content if not isinstance(one, str)]
+    if strange:
+        fail(source, "a JSON list of names as text", short(strange[0]))
+    if ids is not None and len(ids) != len(content):
+        fail(source, f"{len(ids)} classes in the data set's order", f"{len(content)}")
+    numbers = range(1, len(content) + 1) if ids is None else ids
+    rows = enumerate(zip(numbers, content, strict=True), start=1)
+    return [(f"{source}: entry {place}", number, one.split(SYNONYMS)) for place, (number, one) in rows]
 
 
 def _lines(path: Path) -> list[str]:

@@ -19,6 +19,26 @@ NEVER = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # ids without a
 IDS = tuple(number for number in range(1, 183) if number not in NEVER)
 LAST_THING = 91
 UNLABELLED = 255
+NAMES = (  # of `labels.txt`, in the order of IDS; for files of models trained on these classes, which do not name them
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush", "banner", "blanket",
+    "branch", "bridge", "building-other", "bush", "cabinet", "cage", "cardboard", "carpet", "ceiling-other",
+    "ceiling-tile", "cloth", "clothes", "clouds", "counter", "cupboard", "curtain", "desk-stuff", "dirt", "door-stuff",
+    "fence", "floor-marble", "floor-other", "floor-stone", "floor-tile", "floor-wood", "flower", "fog", "food-other",
+    "fruit", "furniture-other", "grass", "gravel", "ground-other", "hill", "house", "leaves", "light", "mat", "metal",
+    "mirror-stuff", "moss", "mountain", "mud", "napkin", "net", "paper", "pavement", "pillow", "plant-other",
+    "plastic", "platform", "playingfield", "railing", "railroad", "river", "road", "rock", "roof", "rug", "salad",
+    "sand", "sea", "shelf", "sky-other", "skyscraper", "snow", "solid-other", "stairs", "stone", "straw",
+    "structural-other", "table", "tent", "textile-other", "towel", "tree", "vegetable", "wall-brick", "wall-concrete",
+    "wall-other", "wall-panel", "wall-stone", "wall-tile", "wall-wood", "water-other", "waterdrops", "window-blind",
+    "window-other", "wood",
+)  # fmt: skip
 HOMES = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", PREPARED)  # of the maps, in a root
 
 
@@ -28,7 +48,7 @@ def read_stuff_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Lab
     Raises:
         InputError: as `read_labels`, or a class is not in it.
     """
-    labels = read_labels(path, repeated=repeated).choose(IDS)
+    labels = read_labels(path, repeated=repeated, ids=IDS).choose(IDS)
     return replace(labels, is_thing=tuple(number <= LAST_THING for number in IDS))
 
 

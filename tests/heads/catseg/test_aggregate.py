@@ -121,8 +121,18 @@ def test_classes_meet_place_by_place_and_in_training_on_averages():
     update = block(averages[None], text)[0] - averages
     # at test the block gives x + update; in training the update of the averages is brought back bilinearly
     found = block.train()(x, text)[0]
-    wanted = x[0] + F.interpolate(update, size=(4, 4), mode="bilinear")
+    wanted = x[0] + F.interpolate(update, size=(4, 4), mode="bilinear", align_corners=True)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_mlp_of_classes_has_a_relu_and_that_of_windows_a_gelu():
+    rows = torch.randn(5, 8)
+    for block, act in (
+        (class_block(0), F.relu),
+        (WindowBlock(8, guidance=4, heads=2, window=3, is_shifted=False), F.gelu),
+    ):
+        wanted = F.linear(act(F.linear(rows, *block.mlp.fc1.parameters())), *block.mlp.fc2.parameters())
+        torch.testing.assert_close(block.mlp(rows), wanted)
 
 
 def test_classes_and_pictures_do_not_depend_on_their_order():

@@ -13,8 +13,9 @@ from saccade.heads.product import tower_digest
 from saccade.types import Batch, InputError
 
 NETWORK = Network(
-    version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, stride=32, window=6,
-    hidden=16, guidance=16, decoder=(8, 8), decoder_guidance=(4, 4), tower_guidance=(8, 8), heads=2, layers=1, most=4,
+    version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, longest=320, stride=32,
+    window=6, hidden=16, guidance=16, decoder=(8, 8), decoder_guidance=(4, 4), tower_guidance=(8, 8), heads=2, layers=1,
+    most=4,
 )  # fmt: skip
 CLASSES = (("cat", "kitty"), ("dog",), ("sky",))
 
@@ -48,7 +49,7 @@ def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, p
     state = load_file(folder / "catseg.safetensors")
     trained = {name for name, one in catseg.named_parameters() if one.requires_grad}
     of_clip = {name for name in state if name.startswith("clip.")}
-    assert of_clip == {name for name in trained if name.startswith("clip.")}  # attention and positions
+    assert of_clip == {name for name in trained if name.startswith("clip.")}  # queries and values
     assert sum(state[name].numel() for name in of_clip) < 0.5 * sum(one.numel() for one in catseg.clip.parameters())
     assert {name for name in trained if not name.startswith("clip.")} <= {*state}
 
@@ -74,7 +75,12 @@ def test_another_clip_is_refused_and_named(written, tmp_path):
     ("name", "change", "told"),
     [
         ("catseg.json", lambda text: text.replace('"hidden": 16', '"hidden": 24'), "tensors differ"),
-        ("catseg.json", lambda text: text.replace('"format": 1', '"format": 9'), "of format 1; got 9"),
+        (
+            "catseg.json",
+            lambda text: text.replace('"format": 2', '"format": 9'),
+            r"of format 2; got 9\. Train it again",
+        ),
+        ("catseg.json", lambda text: text.replace('"format": 2', '"format": 1'), r"got 1, and its attention .* ReLU"),
         ("catseg.json", lambda text: text.replace('"classes"', '"kinds"'), "KeyError"),
         ("catseg.json", lambda text: text[:-40], "need a catseg's description"),
         ("catseg.json", lambda text: "[]", "with its `format`"),

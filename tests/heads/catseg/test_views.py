@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saccade.heads.catseg.views import cut_windows, fold_average, offsets, training_view
+from saccade.heads.catseg.views import cut_windows, fold_average, offsets, resize_shortest, training_view
 from saccade.types import InputError, LabelMap, Sample
 
 CPU = torch.device("cpu")
@@ -30,6 +30,25 @@ def test_windows_are_folded_as_a_loop_folds_them():
             torch.testing.assert_close(found[:, y, x], sum(seen) / len(seen))
     image = torch.rand(3, 10, 10)
     torch.testing.assert_close(fold_average(cut_windows(image, window=4, stride=3), length=10, stride=3), image)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((480, 640), (640, 853)),  # 640 / 480 * 640 = 853.3
+        ((640, 480), (853, 640)),
+        ((427, 640), (640, 959)),  # 959.25
+        ((640, 700), (640, 700)),  # as it is
+        ((100, 1000), (256, 2560)),  # 6400 is longer than 2560: both shrink by 2.5
+        ((3, 1000), (8, 2560)),  # 7.68
+        ((1, 5000), (1, 2560)),  # .5, rounded up
+    ],
+)
+def test_the_shortest_edge_is_resized_and_the_longest_bounded(size, wanted):
+    image = torch.arange(3 * size[0] * size[1]).remainder(251).to(torch.uint8).view(3, *size)
+    found = resize_shortest(image, size=640, longest=2560)
+    assert found.shape == (3, *wanted) and found.dtype == torch.uint8
+    assert size != wanted or torch.equal(found, image)
 
 
 @pytest.mark.parametrize("height,width", [(40, 90), (90, 40)])

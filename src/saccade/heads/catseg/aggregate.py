@@ -133,7 +133,7 @@ class ClassBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.k = nn.Linear(width + guidance, width), nn.Linear(width + guidance, width)
         self.v = nn.Linear(width, width)
-        self.mlp = Mlp(width, MLP_RATIO * width)
+        self.mlp = Mlp(width, MLP_RATIO * width, act_layer=nn.ReLU)  # the window blocks' is a GELU
         self.padding, self.padding_text = None, None
         if padding:
             self.padding, self.padding_text = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(guidance))
@@ -154,7 +154,7 @@ class ClassBlock(nn.Module):
         rows = rows + self.mlp(self.norm2(rows))
         found = rows.unflatten(0, (batch, *grid)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B K, C, h', w')
         if side != (1, 1):
-            found = F.interpolate(found, size=(h, w), mode="bilinear", align_corners=False)
+            found = F.interpolate(found, size=(h, w), mode="bilinear", align_corners=True)
         return x + found.unflatten(0, (batch, count))
 
     def _attend(self, rows: Float[Tensor, "N K C"], text: Float[Tensor, "N K G"]) -> Float[Tensor, "N K C"]:

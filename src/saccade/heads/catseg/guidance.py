@@ -1,8 +1,9 @@
-"""What guides Cat-Seg's aggregation: maps of the picture at the dense map's grid, and twice and four times as fine.
+"""What guides CAT-Seg's aggregation: maps of the picture at the dense map's grid, and twice and four times as fine.
 
 The version of 2024 makes them of the CLIP tower itself: the dense map, and two earlier blocks made finer by transposed
 convolutions. The version of 2023 asks a second network that was trained on ImageNet. Its weights are timm's own, or a
-file's (`read_backbone`). Deliberately absent: networks that timm does not know.
+file's (`read_backbone`). A Swin's maps are layer-normalised, as timm's own feature maps are not. Deliberately absent:
+networks that timm does not know.
 """
 
 from pathlib import Path
@@ -91,6 +92,8 @@ class Backbone(nn.Module):
         self.network = _with_weights(name, pretrained, {"features_only": True, "out_indices": places, **sized})
         config: Any = self.network.default_cfg  # pyright: ignore[reportAttributeAccessIssue]
         self.mean, self.std = cast(Statistics, tuple(config["mean"])), cast(Statistics, tuple(config["std"]))
+        norms = self.channels[::-1] if "swin" in name else ()  # as CAT-Seg's Swin has them, fine to coarse
+        self.norms = nn.ModuleList(nn.LayerNorm(count) for count in norms)
         self.is_trained = is_trained
         self.requires_grad_(is_trained)
         self.eval()
@@ -107,6 +110,8 @@ class Backbone(nn.Module):
         """
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             maps = self.network(normalize(images, mean=self.mean, std=self.std))
+            if self.norms:  # channels are last in a Swin's maps
+                maps = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
         pairs = zip(reversed(maps), self.channels, strict=True)  # some networks put channels last
         return Guidance(*(one if one.shape[1] == count else one.permute(0, 3, 1, 2) for one, count in pairs))
 

@@ -1,4 +1,4 @@
-"""Cat-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024; Tab. 5).
+"""CAT-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024; Tab. 5).
 
     picture --tower--> dense map . texts --> cosines of places with prompts --aggregator--> a logit a place and class
 
@@ -6,14 +6,16 @@ It learns from maps of the classes of pixels, and the tower's attention learns w
 asked at test may be any texts (`embed_classes`). Two versions, between which the paper's numbers and Cat-Seg's own
 stand apart:
 
-    2024    one prompt a class, the CLIP tower guides, queries, values and positions of both towers learn
+    2024    one prompt a class, the CLIP tower guides, queries and values of both towers learn
     2023    80 prompts a class, an ImageNet network guides, attention and positions of the image tower learn
 
-`residual` says what the values of the tower's last block are added to: "token", as CLIPSelf's own dense map, or "cls",
-as Cat-Seg of 2024. Deliberately absent: epochs, files, and the arg max over several pictures' vocabularies.
+`residual` says what the values of the tower's last block are added to: "cls", as in the code of 2024, or "token", as in
+that of 2023 and in CLIPSelf's own dense map. Deliberately absent: epochs, files, and the arg max over several pictures'
+vocabularies.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -22,7 +24,7 @@ from jaxtyping import Float, Int64
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from saccade.clip.dense import dense_of_last, tower_stages
+from saccade.clip.dense import check_head, dense_of_last, tower_stages
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 from saccade.clip.templates import TemplateSet, template_set
@@ -30,9 +32,9 @@ from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.catseg.aggregate import Aggregator
 from saccade.heads.catseg.cost import best_classes, cost_volume, spread_classes, take_classes
 from saccade.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
-from saccade.heads.catseg.names import Residual, Version
+from saccade.heads.catseg.names import PUBLISHED, Residual, Version
 from saccade.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
-from saccade.heads.catseg.views import cut_windows, fold_average, squash, training_view
+from saccade.heads.catseg.views import cut_windows, fold_average, resize_shortest, squash, training_view
 from saccade.heads.fvit.pyramid import tap_width
 from saccade.ops.argmax import best_labels, classes_at_once
 from saccade.ops.resample import check_side, normalize
@@ -59,11 +61,12 @@ class CatSeg(nn.Module):
         *,
         vocabulary: Vocabulary | Sequence[str],
         version: Version = "2024",
-        residual: Residual = "token",
+        residual: Residual | None = None,
         backbone: Backbone | None = None,
         size: int = 384,
         clip_size: int | None = None,
         test_size: int = 640,
+        longest: int | None = None,
         stride: int = 256,
         window: int = 12,
         hidden: int = 128,
@@ -82,11 +85,13 @@ class CatSeg(nn.Module):
             clip: a vision transformer; changed here.
             vocabulary: K classes of the data to learn from.
             version: see the module.
-            residual: see the module.
+            residual: see the module; None: the published one of the version.
             backbone: what guides under 2023; None under 2024.
             size: side of a training crop and of a window at test [pixels].
             clip_size: side that a crop is brought to for the tower [pixels]: 336 with a ViT-L/14; None: `size`.
-            test_size: side of the square a picture is squashed to at test [pixels].
+            test_size: what the shortest edge of an image is resized to at test, and side of the square it is then
+                squashed to [pixels].
+            longest: most that the longest edge may become by the first of these [pixels]; None: 4 times `test_size`.
             stride: from one window to the next [pixels].
             window: side of the attention's windows [tokens].
             hidden: channels a class.
@@ -105,6 +110,7 @@ class CatSeg(nn.Module):
         """
         super().__init__()
         clip_size = size if clip_size is None else clip_size
+        residual = PUBLISHED.get(version, "cls") if residual is None else residual
         _check(clip, version, residual, backbone)
         _check_sizes(clip, size, clip_size, test_size, stride, window)
         if backbone is not None and size % STRIDE:
@@ -115,6 +121,7 @@ class CatSeg(nn.Module):
         self.head: Head = HEADS[residual]
         self.version, self.size, self.clip_size = version, size, clip_size
         self.test_size, self.stride, self.most, self.is_varied = test_size, stride, most, is_varied
+        self.longest = 4 * test_size if longest is None else longest
         self.clip = clip.eval()
         unfreeze = unfreeze_queries_and_values if version == "2024" else unfreeze_attention
         self.partly = unfreeze(clip, head=self.head)
@@ -141,12 +148,16 @@ class CatSeg(nn.Module):
             padding=most if version == "2024" else 0,
         )
         self.tokens: Tensor
-        self.text: Tensor | None
         tokens, self.words = self._tokenize(vocabulary)
         self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("text", self.embed_classes(vocabulary) if version == "2023" else None, persistent=False)
         self.parts: dict[str, Tensor] = {}
         self.to(next(clip.parameters()).device)
+
+    @cached_property
+    def text(self) -> Float[Tensor, "K P D"]:
+        """The classes to learn from, embedded once: under 2023 the text tower does not learn."""
+        with torch.no_grad():
+            return self._embed(self.tokens, self.words)
 
     def train(self, mode: bool = True) -> "CatSeg":
         """Switch to training; the tower stays in evaluation mode."""
@@ -170,7 +181,7 @@ class CatSeg(nn.Module):
             for one in batch.samples
         ] or [(torch.zeros(3, self.size, self.size, device=device), self.tokens.new_full((self.size, self.size), -1))]
         images, labels = (torch.stack(part) for part in zip(*views, strict=True))
-        text = self._embed(self.tokens, self.words) if self.text is None else self.text
+        text = self._embed(self.tokens, self.words) if self.version == "2024" else self.text
         loss = pixel_loss(_finer(self.logits(images, text), size=self.size), labels)
         self.parts = {"pixels": loss.detach()}
         return loss if batch.samples else loss * 0
@@ -288,9 +299,10 @@ class CatSeg(nn.Module):
     def _found(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
         """Probabilities of some classes after others: windows folded, and the mean of that and the whole picture."""
         assert not self.training, "classes meet on a coarser map in training; call eval() first"
-        square = squash(sample.image[None].to(text.device), size=self.test_size)  # (1, 3, L, L)
-        windows = cut_windows(square[0], window=self.size, stride=self.stride)
-        views = torch.cat([windows, squash(square, size=self.size)])  # (n + 1, 3, S, S)
+        image = resize_shortest(sample.image, size=self.test_size, longest=self.longest)[None].to(text.device).float()
+        square = squash(image, size=self.test_size)[0]  # (3, L, L)
+        windows = cut_windows(square, window=self.size, stride=self.stride)
+        views = torch.cat([windows, squash(image, size=self.size)])  # (n + 1, 3, S, S)
         logits = torch.cat([self.logits(some, text) for some in views.split(at_once)])  # (n + 1, K, H', W')
         for some in logits.split(classes_at_once(*sample.image.shape[1:]), dim=1):
             shares = _finer(some, size=self.size).sigmoid()  # (n + 1, k, S, S)
@@ -322,9 +334,13 @@ def _check(clip: Clip, version: str, residual: str, backbone: Backbone | None) -
     if residual not in HEADS:
         raise InputError(f"residual: must be one of {', '.join(HEADS)}; got {residual!r}.")
     if isinstance(clip.visual, ModifiedResNet):
-        raise InputError(f"{clip.name}: Cat-Seg needs a vision transformer; this is a residual network. Use a ViT.")
+        raise InputError(f"{clip.name}: CAT-Seg needs a vision transformer; this is a residual network. Use a ViT.")
     if len(tower_stages(clip.visual)) < 3:
-        raise InputError(f"{clip.name}: Cat-Seg taps two blocks before the last; this tower has fewer than 3.")
+        raise InputError(f"{clip.name}: CAT-Seg taps two blocks before the last; this tower has fewer than 3.")
+    try:
+        check_head(clip.visual, HEADS[residual])
+    except InputError as error:
+        raise InputError(f"residual: {error} Here: --residual token.") from error
     if (backbone is None) == (version == "2023"):
         wanted = "a guidance backbone (resnet101 with a ViT-B)" if version == "2023" else "no backbone"
         raise InputError(

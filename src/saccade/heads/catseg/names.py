@@ -7,3 +7,6 @@ Version = Literal["2024", "2023"]
 
 Residual = Literal["token", "cls"]
 """What the values of the tower's last block are added to."""
+
+PUBLISHED: dict[Version, Residual] = {"2024": "cls", "2023": "token"}
+"""What CAT-Seg's own code adds them to: the class token, or each token itself."""

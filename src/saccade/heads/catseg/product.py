@@ -1,7 +1,8 @@
-"""A trained Cat-Seg as a folder (`saccade.heads.product`): its aggregator, and the attention that learned with it.
+"""A trained CAT-Seg as a folder (`saccade.heads.product`): its aggregator, and the attention that learned with it.
 
     FOLDER/catseg.safetensors   the aggregator, what guides it, and of the CLIP what was trained
            catseg.json          the CLIP's name and digest, the numbers, the classes that were learned from
+           clip/                the CLIP itself, only where it came with a published file (`write_published`)
 
 Unlike a detector it holds no texts: the text tower is part of the CLIP, some of which was trained.
 """
@@ -22,7 +23,12 @@ from saccade.heads.product import load_base, load_own, own_state, read_facts, re
 from saccade.types import InputError
 
 NAME = "catseg"  # of its files
-FORMAT = 1
+FORMAT = 2
+CLIP_FOLDER = "clip"  # in the folder, of a CLIP that came with a published file
+_OLDER = (  # why a folder of format 1 cannot be opened
+    "its attention over classes was built with another activation than CAT-Seg's (GELU for ReLU), so its weights are "
+    "those of another network"
+)
 SWIN = "swin"  # in the name of a backbone that does not learn (Cat-Seg of 2023)
 _CLIP = "clip."
 _PAIRS = ("decoder", "decoder_guidance", "tower_guidance")
@@ -38,6 +44,7 @@ class Network:
     size: int
     clip_size: int
     test_size: int
+    longest: int
     stride: int
     window: int
     hidden: int
@@ -61,6 +68,7 @@ class About:
     classes: tuple[tuple[str, ...], ...]  # learned from, each with its words
     novel: tuple[str, ...]  # of the data, not learned from
     training: dict[str, Any]  # data, steps, seed ...; for people
+    has_clip: bool = False  # the CLIP lies in the folder, in `CLIP_FOLDER`; else it is found by its name
 
 
 def build_catseg(
@@ -109,11 +117,11 @@ def read_about(folder: Path) -> About:
     Raises:
         InputError: there is no Cat-Seg in it, or its description is damaged or of another version.
     """
-    content = read_facts(folder, NAME, version=FORMAT, verb="train-catseg")
+    content = read_facts(folder, NAME, version=FORMAT, verb="train-catseg", older=_OLDER)
     try:
         pairs = {name: tuple(content["network"][name]) for name in _PAIRS}
         classes = tuple(tuple(words) for words in content["classes"])
-        rest = {name: content[name] for name in ("model", "pretrained", "tower", "training")}
+        rest = {name: content[name] for name in ("model", "pretrained", "tower", "training", "has_clip")}
         network = Network(**{**content["network"], **pairs})
         return About(network=network, classes=classes, novel=tuple(content["novel"]), **rest)
     except (ValueError, KeyError, TypeError) as error:
@@ -128,7 +136,7 @@ def load_catseg(
 
     Args:
         folder: of `save_catseg`.
-        clip: where that CLIP lies now; when not given, where it lay in training.
+        clip: where that CLIP lies now; when not given, in the folder itself, or where it lay in training.
         device: where it goes.
 
     Returns:
@@ -139,7 +147,7 @@ def load_catseg(
     """
     about = read_about(folder)
     base = load_base(
-        about.model,
+        str(folder / CLIP_FOLDER) if about.has_clip else about.model,
         pretrained=about.pretrained,
         digest=about.tower,
         clip=clip,

@@ -1,6 +1,6 @@
-"""Which weights of a CLIP learn with Cat-Seg: attention and positions, slowly; the rest keeps what it knows.
+"""Which weights of a CLIP learn with CAT-Seg: some of attention, slowly; the rest keeps what it knows.
 
-    2024    of both towers what makes queries and values, and the positions
+    2024    of both towers the matrices that make queries and values; no biases, no positions
     2023    of the image tower all of attention, and the positions
 
 Where one matrix makes queries, keys and values, its keys' rows get no gradient and are not decayed (`partly`).
@@ -16,14 +16,14 @@ from saccade.clip.dense import last_block_use
 from saccade.clip.model import Clip
 from saccade.clip.names import Head
 
-FUSED = ("in_proj_weight", "in_proj_bias", "qkv.weight", "qkv.bias")
-APART = ("q_proj.weight", "q_proj.bias", "v_proj.weight", "v_proj.bias")
+FUSED = ("in_proj_weight", "qkv.weight")
+APART = ("q_proj.weight", "v_proj.weight")
 POSITIONS = ("positional_embedding", "pos_embed")
 Partly = tuple[nn.Parameter, slice]
 
 
 def unfreeze_queries_and_values(clip: Clip, *, head: Head) -> tuple[Partly, ...]:
-    """Let queries, values and positions of both towers learn, and nothing else (2024).
+    """Let the query and value matrices of both towers learn, and nothing else (2024).
 
     Args:
         clip: changed here.
@@ -38,7 +38,7 @@ def unfreeze_queries_and_values(clip: Clip, *, head: Head) -> tuple[Partly, ...]
     partly = []
     for name, parameter in clip.model.named_parameters():
         is_fused = ".attn." in name and name.endswith(FUSED)
-        if id(parameter) in idle or not (is_fused or name.endswith((*APART, *POSITIONS))):
+        if id(parameter) in idle or not (is_fused or name.endswith(APART)):
             continue
         parameter.requires_grad_(True)
         if is_fused:
@@ -46,7 +46,7 @@ def unfreeze_queries_and_values(clip: Clip, *, head: Head) -> tuple[Partly, ...]
             kept = [slice(0, third), slice(2 * third, 3 * third)]
             kept = [of_last[id(parameter)]] if id(parameter) in of_last else kept
             parameter.register_hook(partial(_keep_rows, kept=kept))
-            partly += [(parameter, one) for one in kept if parameter.ndim >= 2]
+            partly += [(parameter, one) for one in kept]
     return tuple(partly)
 
 
