@@ -227,6 +227,18 @@ def test_transformers_image_towers(make_clip, tmp_path, projected):
         saccade.load(tmp_path / "hf", text_from=tmp_path / "gelu")
 
 
+def test_the_image_tower_of_transformers_siglip(make_clip, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    whole = make_clip("siglip")
+    save_clip(whole, tmp_path / "whole")
+    save_huggingface(whole, tmp_path / "hf")
+    transformers.SiglipVisionModel.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "tower")
+    with pytest.raises(InputError, match=r"got 'siglip_vision_model'\. This is an image tower alone.*--text-from CLIP"):
+        saccade.load(tmp_path / "tower")
+    clip = saccade.load(tmp_path / "tower", text_from=tmp_path / "whole")
+    assert all(torch.equal(clip.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
