@@ -26,12 +26,12 @@ def check_recipe_data(recipe: str | None, categories: "Sequence[Category]", *, r
     from saccade.data.kinds import TITLES, kind_of
 
     found = kind_of(categories)
-    wanted = [one.data for one in RECIPES if one.name == recipe]
-    if not wanted or wanted[0] in ("any", found):
+    row = next((one for one in RECIPES if one.name == recipe), None)
+    if row is None or row.data in ("any", found):
         return
     got = f"{len(categories)} other categories" if categories else "no annotations of it"
     raise InputError(
-        f"--recipe {recipe}: must have {TITLES[wanted[0]]}, which its numbers are for; --data {root} has "
+        f"--recipe {recipe}: must have {TITLES[row.data]}, which its numbers are for; --data {root} has "
         f"{TITLES[found] if found != 'any' else got}. Name that data (or its file with --annotations), choose another "
         f"row of `saccade recipes`, or give the flags without --recipe: `saccade recipes {recipe}` prints them."
     )

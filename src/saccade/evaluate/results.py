@@ -119,7 +119,6 @@ def read_results(
     label = {name: place for place, name in enumerate(vocabulary)}
     labels = {one.id: label[one.name] for one in dataset.categories if one.name in label}
     records = {record.id: record for record in dataset.records}
-    images, classes = f"the pictures of {dataset.name}", "categories that were asked for"
     masks = bool(content) and isinstance(content[0], dict) and "segmentation" in content[0]
     found: dict[int | str, list[tuple[float, int, list[float], Any]]] = {key: [] for key in records}
     _check_same_data(path, content, dataset)
@@ -128,12 +127,14 @@ def read_results(
         if not isinstance(entry, dict):
             fail(where, "an object", short(entry))
         reason = _foreign(entry, records, labels)
-        if reason is not None and skipped is not None:
+        if reason is None:
+            record, number = records[entry["image_id"]], labels[entry["category_id"]]
+            found[record.id].append(_read(where, entry, record, number, masks=masks))
+        elif skipped is not None:
             drop(skipped, reason, where)
-            continue
-        record = records[_known(where, entry, "image_id", records, of=images)]
-        number = labels[_known(where, entry, "category_id", labels, of=classes)]
-        found[record.id].append(_read(where, entry, record, number, masks=masks))
+        else:
+            _check_known(where, entry, "image_id", records, of=f"the pictures of {dataset.name}")
+            _check_known(where, entry, "category_id", labels, of="categories that were asked for")
     return [(str(key), _detections(rows, masks=masks)) for key, rows in found.items()]
 
 
@@ -153,7 +154,7 @@ def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> No
     for key, known, of in (("image_id", images, "pictures"), ("category_id", categories, "categories")):
         if entries and not any(_is_of(entry.get(key), known) for entry in entries):
             where = f"{path}: entry 0 (all {len(entries)} entries alike)"
-            _known(where, entries[0], key, known, of=f"the {of} of {dataset.name}")
+            _check_known(where, entries[0], key, known, of=f"the {of} of {dataset.name}")
 
 
 def _foreign(entry: Mapping[str, Any], records: Mapping[Any, Any], labels: Mapping[Any, Any]) -> str | None:
@@ -167,13 +168,13 @@ def _is_of(value: Any, known: Mapping[Any, Any]) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool) and value in known
 
 
-def _known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any], *, of: str) -> Any:
+def _check_known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any], *, of: str) -> None:
+    """Refuse an entry that names what is not known."""
     value = entry.get(key)
     if not _is_of(value, known):
         example = f", such as {short(next(iter(known)))}" if known else ""
         need = f"`{key}`, one of the {len(known)} ids of {of}{example}"
         fail(where, need, short(value), "Was it made for other data?")
-    return value
 
 
 def _read(
