@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _OF_DENSE = ("windows", "gates")  # what only Saccade knows, and no other library has a word for
 Head = Literal["F-ViT", "ODISE"]
-_OF_FVIT = ("clip", "pretrained", "annotations", "novel", "benchmark", "size")  # flags
+_OF_CLIPS = ("to", "model", "dtype")  # flags
+_OF_FVIT = ("clip", "pretrained", "annotations", "novel", "benchmark", "size")
 _OF_ODISE = ("clip", "pretrained", "annotations", "labels", "encoder")
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
@@ -168,8 +169,8 @@ def _check_flags(config: Convert, head: Head | None) -> None:
     Raises:
         InputError: names the flag.
     """
-    taken = {"F-ViT": _OF_FVIT, "ODISE": _OF_ODISE, None: ("to", "model", "dtype")}[head]
-    for name in {*_OF_FVIT, *_OF_ODISE, "to", "model", "dtype"} - {*taken}:
+    taken = {"F-ViT": (*_OF_FVIT, *_OF_CLIPS), "ODISE": _OF_ODISE, None: _OF_CLIPS}[head]  # F-ViT's own door says more
+    for name in sorted({*_OF_FVIT, *_OF_ODISE, *_OF_CLIPS} - {*taken}):
         given = getattr(config, name)
         if given != getattr(Convert, name):
             what = "a CLIP" if head is None else f"the file of a published {head}"
