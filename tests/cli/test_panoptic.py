@@ -410,6 +410,18 @@ def test_numbers_that_are_not_given_depend_on_the_clip():
     assert (large.lr, large.clip_gradient, large.points, large.layers) == (1e-4, 0.01, 12544, 9)
 
 
+def test_words_are_learned_as_long_as_is_said(world, trained, tmp_path):
+    raw = load_file(trained / "model/generator.safetensors")
+    more = ["--embeddings", "unit", "--steps", "1"]
+    main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, *more])
+    unit = load_file(tmp_path / "g/model/generator.safetensors")
+    assert (read_about(trained / "model").words, read_about(tmp_path / "g/model").words) == ("raw", "unit")
+    rows = unit["words.rows"]
+    assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
+    assert torch.allclose(F.normalize(raw["words.rows"], dim=1), rows, atol=1e-5) and raw["words.rows"].norm() > 20
+    assert raw["head.nothing"].norm() > 3 and abs(unit["head.nothing"].norm() - 1) < 0.01  # of "", and a step's change
+
+
 def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
     segmenter = open_segmenter(trained / "model", vocabulary, [True, False, True], device="cpu")

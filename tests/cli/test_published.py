@@ -128,7 +128,7 @@ def test_bad_questions_are_refused(world, folder, capsys, more, says):
 
 
 @needs_diffusers
-def test_odises_file_becomes_a_generator(world, tmp_path, capsys):
+def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
     (tmp_path / "sd").mkdir()
     write_diffusion(tmp_path / "sd")
     dim = load("saccade-small").embed_dim
@@ -145,8 +145,10 @@ def test_odises_file_becomes_a_generator(world, tmp_path, capsys):
     assert "--annotations: need the panoptic annotation file" in fails(capsys, *base)
     base += ["--annotations", annotations]
     assert "takes no notice of it" in fails(capsys, *base, "--dtype", "float16")
-    main(base)
-    assert "42 words" in capsys.readouterr().out
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"{one['id']}:{one['name']},{one['name']} thing\n" for one in categories))
+    main([*base, "--labels", str(labels)])
+    assert "32 classes of things and 10 of stuff, with 84 words" in capsys.readouterr().out
     about = read_about(tmp_path / "g")
     assert (about.words, about.templates, about.network.size, about.network.longest) == ("raw", "photo", 1024, 2560)
     assert len(about.base.classes) == 42 and sum(one.is_thing for one in about.classes) == 32
@@ -162,3 +164,9 @@ def test_odises_file_becomes_a_generator(world, tmp_path, capsys):
     torch.save({"model": {**theirs.state_dict(), "word_head.a": torch.zeros(1)}}, tmp_path / "odise.pth")
     base[2] = str(tmp_path / "h")
     assert "1 of its" in fails(capsys, *base) and not (tmp_path / "h").exists()
+
+
+def test_flags_of_published_files_do_not_go_with_a_clip(tmp_path, capsys):
+    for flag in ("--encoder", "--labels", "--clip", "--annotations"):
+        said = fails(capsys, "convert", "saccade-small", str(tmp_path / "o"), flag, "x")
+        assert f"{flag}: saccade-small is a CLIP, which takes no notice of it; got x. Leave it out." in said

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 _OF_DENSE = ("windows", "gates")  # what only Saccade knows, and no other library has a word for
 Head = Literal["F-ViT", "CAT-Seg", "ODISE"]
-_OF_FVIT = ("clip", "pretrained", "annotations", "novel", "benchmark", "size")  # flags
-_OF_CATSEG = ("residual", "classes")
-_OF_CLIP = ("to", "model", "text_from", "dtype")
-_OF_ODISE = ("clip", "pretrained", "annotations", "labels", "encoder")
+_TAKEN: dict[Head | None, tuple[str, ...]] = {
+    None: ("to", "model", "text_from", "dtype"),
+    "F-ViT": ("clip", "pretrained", "annotations", "novel", "benchmark", "size"),
+    "CAT-Seg": ("residual", "classes"),
+    "ODISE": ("clip", "pretrained", "annotations", "labels", "encoder"),
+}  # flags of each kind of source; None: a CLIP
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
 
 
@@ -176,15 +178,17 @@ def _check_flags(config: Convert, head: Head | None) -> None:
     """Refuse flags that the kind of file takes no notice of.
 
     Raises:
-        InputError: names the flag.
+        InputError: names the flag, and what it goes with.
     """
-    taken = {"F-ViT": _OF_FVIT, "CAT-Seg": _OF_CATSEG, "ODISE": _OF_ODISE, None: _OF_CLIP}[head]
-    for name in sorted({*_OF_FVIT, *_OF_CATSEG, *_OF_ODISE, *_OF_CLIP} - {*taken}):
+    for name in sorted({flag for flags in _TAKEN.values() for flag in flags} - {*_TAKEN[head]}):
         given = getattr(config, name)
         if given != getattr(Convert, name):
-            what = "a CLIP" if head is None else f"the file of a published {head}"
-            raise InputError(f"--{name.replace('_', '-')}: {config.source} is {what}, which takes no notice of it; got {given}. Leave it "
-                             "out.")  # fmt: skip
+            takers = [kind for kind, flags in _TAKEN.items() if name in flags]
+            what = " or ".join("a CLIP" if kind is None else f"a published {kind}" for kind in takers)
+            found = "a CLIP" if head is None else f"a published {head}"
+            raise InputError(
+                f"--{name.replace('_', '-')}: goes with {what}; {config.source} is {found}. Leave it out."
+            )
 
 
 def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":

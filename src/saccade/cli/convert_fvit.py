@@ -97,13 +97,6 @@ def _check(config: "Convert") -> str:
         )
     if config.pretrained is None and describe_architecture(config.clip) is not None:
         raise InputError(f"--clip {config.clip}: names an architecture without weights. Give --pretrained, or a file.")
-    for flag, is_usual in (
-        ("to", config.to == "saccade"),
-        ("dtype", config.dtype == "float32"),
-        ("model", config.model is None),
-    ):
-        if not is_usual:
-            raise InputError(f"--{flag}: is for CLIPs; {config.source} is an F-ViT. Leave it out.")
     return config.clip
 
 
