@@ -38,8 +38,8 @@ class Convert:
     CAT-Seg file as a folder for `saccade segment` and `saccade evaluate semantic`."""
 
     source: Positional[str]
-    """A CLIP's folder or weights file, saccade-small, or, with --model, an open_clip tag of that architecture; or a
-    published CAT-Seg file of 2024 or 2023."""
+    """A CLIP's folder or weights file (a training checkpoint too; docs/checkpoints.md lists what opens), saccade-small,
+    or, with --model, an open_clip tag of that architecture; or a published CAT-Seg file of 2024 or 2023."""
     out: Positional[Path]
     """Folder to write; new or empty."""
     to: Literal["open_clip", "hf", "saccade"] = "saccade"
@@ -47,6 +47,9 @@ class Convert:
     folder with what only Saccade knows, such as window attention and gates of heads."""
     model: str | None = None
     """Architecture of a weights file whose content leaves it open, or of a tag."""
+    text_from: str | None = None
+    """Where SOURCE is an image tower alone, or an F-ViT detector: the CLIP whose text tower completes it, a folder or a
+    weights file (with --model also a tag)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
     residual: Residual | None = None
@@ -78,7 +81,10 @@ def run(config: Convert) -> None:
     from saccade.clip.load import load
     from saccade.clip.weights import save_clip, save_huggingface
 
-    clip = load(config.model, pretrained=config.source) if config.model else load(config.source)
+    if config.model:
+        clip = load(config.model, pretrained=config.source, text_from=config.text_from)
+    else:
+        clip = load(config.source, text_from=config.text_from)
     picture, text = _inputs(clip)
     exact = _embed_ours(clip, picture, text)
     dtype = getattr(torch, config.dtype)
@@ -115,7 +121,12 @@ def run(config: Convert) -> None:
 
 
 def _convert_catseg(config: Convert, state: "dict[str, Tensor]") -> None:
-    idle = {"--to": config.to == "saccade", "--model": config.model is None, "--dtype": config.dtype == "float32"}
+    idle = {
+        "--to": config.to == "saccade",
+        "--model": config.model is None,
+        "--text-from": config.text_from is None,
+        "--dtype": config.dtype == "float32",
+    }
     for flag, is_idle in idle.items():
         if not is_idle:
             raise InputError(f"{flag}: {config.source} is a published CAT-Seg file, which is written in Saccade's own "

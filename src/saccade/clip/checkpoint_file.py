@@ -49,8 +49,8 @@ def read_checkpoint(path: str | Path) -> Any:
     except Exception as error:  # a damaged file fails in more ways than can be listed
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path}: need a file of torch.save; this one is damaged, or something else. Nothing in it was run "
-            f"({first}). Copy it again, or save its state dictionary with torch.save or as safetensors."
+            f"{path}: need a file of torch.save or TorchScript; this one is damaged or something else, and "
+            f"it was not run ({first}). Copy it again, or save its state dictionary with torch.save or as safetensors."
         ) from error
 
 

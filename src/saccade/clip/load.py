@@ -14,17 +14,16 @@ from typing import Any, Literal, get_args
 
 import open_clip
 import torch
-from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
 from saccade.clip.describe import CONFIG_FILE, Module, build, build_empty, describe_architecture, holds_tokenizer
 from saccade.clip.describe import read_config as read_config
-from saccade.clip.hf.names import from_huggingface, is_huggingface
-from saccade.clip.hf.read import HF_CONFIG_FILE, describe_huggingface
+from saccade.clip.hf.read import HF_CONFIG_FILE, check_image_tower, describe_huggingface
+from saccade.clip.layouts import SETTINGS, fit_names, is_image_tower, join_towers, name_weights
 from saccade.clip.model import Clip
 from saccade.clip.recognise import recognise
-from saccade.clip.states import check_state, drop_derived, file_kind, put_state, read_state, rename_eva
+from saccade.clip.states import check_state, file_kind, put_state, read_state
 from saccade.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
 from saccade.types import InputError
 
@@ -36,6 +35,11 @@ _WEIGHTS = (  # in a folder, the first of these
     WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     HF_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+_IMAGE_TOWER = (
+    "{source}: need a whole CLIP; this is an image tower alone, {count} tensors, first {first!r}. Name the CLIP it "
+    "was trained with, whose text tower completes it: load(FILE, text_from=CLIP), "
+    "saccade convert FILE OUT --text-from CLIP."
+)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class Found:
     name: str  # for messages; of the architecture where a file was recognised
     config: dict[str, Any]
     weights: Path | None = None  # a file, or a folder in which one lies
-    state: dict[str, Tensor] | None = None  # what is in that file, where it had to be read to be recognised
+    state: dict[str, Tensor] | None = None  # what is in that file, where it had to be read already
 
 
 def load(
     name: str | Path,
     pretrained: str | Path | None = None,
     *,
+    text_from: str | Path | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
     seed: int | None = None,
@@ -66,6 +71,9 @@ def load(
             "hf-hub:ORG/NAME", which downloads one; or a weights file alone, whose architecture is recognised.
         pretrained: a weights file or a folder as above, or an open_clip tag of that architecture (downloaded). None
             takes the folder's or the shipped weights; an architecture is then filled with random numbers, and says so.
+        text_from: where the weights are of an image tower alone (or of an F-ViT detector), the CLIP it was trained
+            with, whose text tower and scale complete it: as `name`, or where an architecture is given with
+            `pretrained`, as that.
         device: where it goes.
         precision: of all weights and of the arithmetic.
         seed: of the random numbers; None draws from torch's global generator.
@@ -83,7 +91,12 @@ def load(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: need one that is here; got {device} and no GPU can be used. Take cpu.")
     found, model = load_module(
-        name, pretrained=pretrained, seed=seed, allow_missing=allow_missing, allow_extra=allow_extra
+        name,
+        pretrained=pretrained,
+        text_from=text_from,
+        seed=seed,
+        allow_missing=allow_missing,
+        allow_extra=allow_extra,
     )
     clip = Clip(model, name=found.name, config=found.config)
     if found.weights is None:
@@ -98,24 +111,29 @@ def load_module(
     name: str | Path,
     *,
     pretrained: str | Path | None = None,
+    text_from: str | Path | None = None,
     seed: int | None = None,
     allow_missing: bool = False,
     allow_extra: bool = False,
 ) -> tuple[Found, Module]:
     """Build and fill the open_clip module alone, of any tower; the arguments are `load`'s."""
-    found = _find(str(name))
-    if pretrained is not None:
-        found = _with_weights(found, str(pretrained))
+    if text_from is not None:
+        found = _find_towers(str(name), None if pretrained is None else str(pretrained), str(text_from))
+    else:
+        found = _find(str(name))
+        if pretrained is not None:
+            found = _with_weights(found, str(pretrained))
     if found.weights is None:
         return found, build(found.config, name=found.name, seed=seed)
     empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
     source = _file_in(found.weights) if found.weights.is_dir() else found.weights
-    if file_kind(source) == "torchscript" and not found.config["model_cfg"].get("quick_gelu"):
-        raise InputError(
-            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks, and would be a little wrong without. "
-            "Load the file by its name alone, or into the architecture whose name ends in -quickgelu."
-        )
-    state = _fit(found.state or read_named(source), empty)
+    state = found.state
+    if state is None:
+        state, openai = _read_named(source)
+        _check_activation(found, source, openai=openai, tag=pretrained is not None and not Path(pretrained).exists())
+    if is_image_tower(state) and not allow_missing:
+        raise InputError(_IMAGE_TOWER.format(source=source, count=len(state), first=next(iter(state))))
+    state = fit_names(state, empty)
     check_state(empty, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
     model = build(found.config, name=found.name, seed=seed)
     put_state(model, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
@@ -124,19 +142,52 @@ def load_module(
 
 def read_named(path: Path) -> dict[str, Tensor]:
     """Read a weights file and give its tensors open_clip's names, whoever wrote it."""
-    state = drop_derived(read_state(path))
-    return from_huggingface(state) if is_huggingface(state) else rename_eva(state)
+    return _read_named(path)[0]
 
 
-def _fit(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
-    """Put the text tower's weights where the model has them, and scales in the model's form: both are conventions."""
-    if isinstance(model, open_clip.CustomTextCLIP):
-        state = convert_to_custom_text_state_dict(state)
-    fitted = dict(state)
-    for key, value in model.state_dict().items():
-        if key.startswith("logit_") and key in state and state[key].numel() == value.numel() == 1:
-            fitted[key] = state[key].reshape(value.shape)
-    return fitted
+def _read_named(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Also say whether the file is OpenAI's own, all of whose models were trained with quick_gelu."""
+    state = read_state(path)
+    openai = file_kind(path) == "torchscript" or state.keys() >= SETTINGS
+    return name_weights(state, source=str(path)), openai
+
+
+def _check_activation(found: Found, source: Path, *, openai: bool, tag: bool) -> None:
+    """Weights do not show which activation they were trained with: refuse what is known to be wrong, tell the rest."""
+    if found.config["model_cfg"].get("quick_gelu"):
+        return
+    if openai:
+        raise InputError(
+            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks, and would be a little wrong without. "
+            "Load the file by its name alone, or into the architecture whose name ends in -quickgelu."
+        )
+    twin = f"{found.name}-quickgelu"
+    if not tag and describe_architecture(found.name) is not None and describe_architecture(twin) is not None:
+        print(
+            f"{source}: these weights would fit {twin} as well, and do not tell which activation they were trained "
+            f"with. {found.name} was named, so GELU is taken; weights that go back to OpenAI's need {twin}.",
+            file=sys.stderr,
+        )
+
+
+def _find_towers(name: str, pretrained: str | None, text_from: str) -> Found:
+    """Find an image tower and the CLIP whose text tower completes it."""
+    whole = _find(text_from) if pretrained is None else _with_weights(_find(name), text_from)
+    if whole.weights is None:
+        raise InputError(f"text_from: need a CLIP with weights; {text_from} names an architecture. Give a file of it.")
+    tower = Path(pretrained or name)
+    if not tower.exists():
+        raise InputError(f"{tower}: need a weights file or a folder with the image tower; there is none here.")
+    if tower.is_dir():
+        check_image_tower(tower, quick_gelu=bool(whole.config["model_cfg"].get("quick_gelu")))
+        tower = _file_in(tower)
+    texts = whole.state
+    if texts is None:
+        source = _file_in(whole.weights) if whole.weights.is_dir() else whole.weights
+        texts, openai = _read_named(source)
+        _check_activation(whole, source, openai=openai, tag=False)
+    state = join_towers(read_named(tower), texts, source=str(tower))
+    return Found(whole.name, whole.config, tower, state)
 
 
 def _find(name: str) -> Found:
@@ -176,10 +227,11 @@ def _recognise(path: Path) -> Found:
     """Find the architecture of a weights file: described beside it, or told from its content."""
     if path.name in _WEIGHTS and any((path.parent / beside).is_file() for beside in (CONFIG_FILE, HF_CONFIG_FILE)):
         return Found(str(path), _find_in(path.parent, str(path)).config, path)
-    state = read_named(path)
+    state, openai = _read_named(path)
+    if is_image_tower(state):
+        raise InputError(_IMAGE_TOWER.format(source=path, count=len(state), first=next(iter(state))))
     described = {SMALL: read_config(_SMALL_FOLDER / CONFIG_FILE)}
     described |= {one: config for one in open_clip.list_models() if (config := describe_architecture(one))}
-    openai = file_kind(path) == "torchscript"  # all of OpenAI's were trained with quick_gelu
     name = recognise(state, described, source=str(path), quick_gelu=True if openai else None)
     return Found(name, described[name], path, state)
 

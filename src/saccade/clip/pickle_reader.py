@@ -267,6 +267,8 @@ def _result(function: Any, arguments: Any) -> Any:
 def _storage(identity: Any) -> Storage | Placeholder:
     """What a persistent identity stands for: numbers of a type that is known here, or a placeholder."""
     match identity:
+        case ("module", _Global() as kind, *_):  # torch's old form, of a class whose source it kept
+            return kind
         case ("storage", _Global() as kind, str(key), _, int(count), *view):
             module, _, name = kind.name.rpartition(".")
             known = module in ("torch", "torch.cuda") and name in _DTYPES and view in ([], [None])

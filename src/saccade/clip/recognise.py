@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from saccade.clip.describe import build_empty, refusal
+from saccade.clip.layouts import fit_names
 from saccade.types import InputError
 
 Sizes = dict[str, Any]  # of a CLIP, in the words the message has for them
@@ -39,13 +40,15 @@ def recognise(
     for name, config in described.items():
         stated = stated_sizes(config["model_cfg"])
         near[name] = sum(stated[key] != found.get(key) for key in stated)
-    fits = [
-        name
+    empty = {
+        name: build_empty(described[name], name=name)
         for name, differences in near.items()
         if differences == 0
         and quick_gelu in (None, bool(described[name]["model_cfg"].get("quick_gelu")))
         and refusal(described[name]["model_cfg"]) is None
-        and is_fit(build_empty(described[name], name=name), state)
+    }
+    fits = [name for name, model in empty.items() if is_fit(model, state)] or [
+        name for name, model in empty.items() if is_fit(model, fit_names(state, model))
     ]
     if len(fits) == 1:
         return fits[0]
@@ -57,7 +60,13 @@ def recognise(
     words = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None) or "nothing of a CLIP"
     nearest = [name for name in sorted(near, key=lambda name: near[name]) if found][:5]
     hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
-    raise InputError(f"{source}: these weights fit no architecture of open_clip; found {words}.{hint}")
+    first = ", ".join(map(repr, list(state)[:5])) or "nothing"
+    raise InputError(
+        f"{source}: these weights fit no architecture of open_clip; found {words}.{hint} Its {len(state)} tensors "
+        f"begin with {first}; expected are 'logit_scale', 'transformer.resblocks.0.ln_1.weight' (or 'text.' before it) "
+        "and 'visual.conv1.weight' or 'visual.trunk.blocks.0.attn.q_proj.weight'. Name the architecture, to be told "
+        "what is missing: load(NAME, pretrained=FILE), saccade convert FILE OUT --model NAME."
+    )
 
 
 def is_fit(model: nn.Module, state: dict[str, Tensor]) -> bool:

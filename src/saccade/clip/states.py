@@ -1,8 +1,8 @@
 """Weights as plain dictionaries of tensors: read from a file without running it, mixed, put into a model key by key.
 
 Kinds of files are told apart by their content, never by their names. Nothing read from a file is imported or executed:
-safetensors, torch's `weights_only` unpickler, or for TorchScript our own (`saccade.clip.openai_archive`). Absent:
-pickles of whole modules, which are refused, and Hugging Face's names (`saccade.clip.hf.names`).
+safetensors, or our own reader of torch's files (`saccade.clip.checkpoint_file`). Absent: pickles of whole modules,
+which are refused, and what the names of tensors mean (`saccade.clip.layouts`).
 """
 
 import re
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from saccade.clip.checkpoint_file import Placeholder, read_checkpoint
 from saccade.clip.describe import read_json
 from saccade.clip.openai_archive import is_torchscript, read_archive
 from saccade.types import InputError
@@ -30,7 +31,9 @@ _EVA_NAMES = (
     (".mlp.w3.", ".mlp.fc2."),
     (".mlp.ffn_ln.", ".mlp.norm."),
 )
-_NESTED = ("state_dict", "model", "module")  # where training scripts put the weights inside their checkpoint
+_NESTED = ("state_dict", "model", "module", "model_state_dict")  # where training scripts put the weights
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel training, torch.compile and wrapping modules
+_DEEPEST = 4  # of one nested in another
 _DERIVED = re.compile(r"(^|\.)(attn_mask|position_ids|rope\.freqs_(cos|sin))$")  # tables some files hold, recomputed
 
 
@@ -67,43 +70,58 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file on the CPU.
 
     Args:
-        path: a safetensors file; one written by `torch.save` that holds tensors only, bare or under "state_dict",
-            "model" or "module"; a TorchScript archive; or the index (*.index.json) of several such files. What it is
-            called does not matter.
+        path: a safetensors file; one of `torch.save` that holds tensors by name, bare or under "state_dict", "model",
+            "module" or "model_state_dict"; a TorchScript archive; or the index (*.index.json) of several such files.
+            What it is called does not matter. What lies beside the weights, an optimizer say, is named on stderr,
+            and neither built nor read.
 
     Returns:
-        Tensors by name; the "module." that data-parallel training writes before each name is taken off.
+        Tensors by name, without the "module.", "_orig_mod." and "model." that wrappers write before each name. Those
+        of torch's files are views of the mapped file.
 
     Raises:
-        InputError: missing, empty, damaged, or holding anything but tensors (which is not run).
+        InputError: missing, empty, damaged, or holding anything but tensors among the weights (which is not run).
     """
     path = Path(path)
     kind = file_kind(path)
-    content = _read_shards(path) if kind == "index" else _read_file(path, kind)
-    for key in _NESTED:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    content = _weights_in(_read_shards(path) if kind == "index" else _read_file(path, kind), path)
     if not isinstance(content, dict) or not content:
-        got = "one without entries" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise InputError(f"{path}: need a dictionary of tensors; got {got}.")
+        got = "one without entries" if isinstance(content, dict) else _kind_of(content)
+        raise InputError(f"{path}: need a dictionary of tensors; got {got}. Save the model's state_dict().")
     strange = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange:
-        raise InputError(f"{path}: need tensors only; {len(strange)} entries are something else, first {strange[0]!r}.")
-    odd = [key for key, value in content.items() if not _is_plain(value)]
-    if odd:
         raise InputError(
-            f"{path}: need plain dense numbers; {len(odd)} tensors are sparse, quantised, complex or without data, "
-            f"first {odd[0]!r}."
+            f"{path}: need tensors only, at the top or under {', '.join(_NESTED)}; {len(strange)} of {len(content)} "
+            f"entries are something else, first {strange[0]!r} ({_kind_of(content[strange[0]])}). "
+            f"It begins with {_first([repr(key) for key in content], 5)}. Save the model's state_dict() alone."
         )
+    odd = [key for key, value in content.items() if value.is_complex()]
+    if odd:
+        raise InputError(f"{path}: need real numbers; {len(odd)} tensors are complex, first {odd[0]!r}.")
     lies = [key for key, value in content.items() if value.nbytes > value.untyped_storage().nbytes()]
     if lies:
         raise InputError(f"{path}: {len(lies)} tensors claim more numbers than the file holds, first {lies[0]!r}.")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
+    while prefix := next((one for one in _PREFIXES if all(key.startswith(one) for key in content)), None):
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return content
 
 
-def _is_plain(value: Tensor) -> bool:
-    return not (value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta)
+def _weights_in(content: Any, path: Path) -> Any:
+    """Look where training scripts put the weights, and name what lies beside them."""
+    for _ in range(_DEEPEST):
+        inner = next((key for key in _NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        beside = [repr(key) for key in content if key != inner]
+        if beside:
+            print(f"{path}: weights are read from {inner!r}; not read: {_first(beside)}.", file=sys.stderr)
+        content = content[inner]
+    return content
+
+
+def _kind_of(value: Any) -> str:
+    name = value.name if isinstance(value, Placeholder) else type(value).__name__
+    return f"{name!r}; it was not run" if isinstance(value, Placeholder) else f"a {name}"
 
 
 def _read_file(path: Path, kind: Kind) -> Any:
@@ -118,7 +136,7 @@ def _read_file(path: Path, kind: Kind) -> Any:
         case "torchscript":
             return read_archive(path)
         case "torch":
-            return _unpickle(path)
+            return read_checkpoint(path)
         case "index":
             raise InputError(f"{path}: is itself an index; an index must name files with tensors.")
 
@@ -256,19 +274,6 @@ def check_state(
         raise InputError(
             f"{source}: these are not weights of {name}: {problems} Give the architecture the file was made with{way}."
         )
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:  # given a name, torch would let its suffix decide what it is
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in more ways than can be listed
-        asked = re.search(r"GLOBAL [\w.]+", str(error))  # the rest is torch's advice to run it all the same
-        raise InputError(
-            f"{path}: holds something else than tensors, or is damaged; it was not run "
-            f"({asked[0] if asked else type(error).__name__}). "
-            "Save its state dictionary alone, with torch.save or as safetensors."
-        ) from error
 
 
 def _differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> str:

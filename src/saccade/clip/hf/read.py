@@ -20,6 +20,18 @@ TRUNKS = {  # (width, layers, heads) of SigLIP's image towers: what timm calls t
     (1152, 27, 16): "so400m",
     (1536, 40, 16): "giantopt",
 }
+_COMPLETE = (
+    "Its text tower is missing; name a CLIP that has it: load(FOLDER, text_from=CLIP), "
+    "saccade convert FOLDER OUT --text-from CLIP."
+)
+_MISSING = {  # of other models of transformers: what they lack
+    "clip_vision_model": f"This is an image tower alone (CLIPVisionModel, CLIPVisionModelWithProjection). {_COMPLETE}",
+    "siglip_vision_model": f"This is an image tower alone (SiglipVisionModel). {_COMPLETE}",
+    "clip_text_model": "This is a text tower alone; its image tower is missing. Give the whole CLIPModel.",
+    "siglip_text_model": "This is a text tower alone; its image tower is missing. Give the whole SiglipModel.",
+    "siglip2": "This is SigLIP 2 NaFlex, whose image tower takes patches of images of any shape; such a tower is "
+    "missing here. Use a SigLIP 2 of fixed size (its model_type is siglip), such as google/siglip2-base-patch16-256.",
+}
 _RESAMPLES = {2: "bilinear", 3: "bicubic"}
 # transformers writes only what differs from these
 _CLIP_TEXT = {
@@ -55,7 +67,8 @@ def describe_huggingface(folder: Path) -> dict[str, Any]:
     config = read_json(path, what="transformers' description of a model")
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
-        raise InputError(f'{path}: need "model_type" clip or siglip; got {kind!r}.')
+        missing = _MISSING.get(kind, "It is of another model.") if isinstance(kind, str) else ""
+        raise InputError(f'{path}: need "model_type" clip or siglip; got {kind!r}. {missing}')
     vision = _merged(config, "vision_config", _CLIP_VISION if kind == "clip" else _SIGLIP_VISION, path)
     text = _merged(config, "text_config", _CLIP_TEXT if kind == "clip" else _SIGLIP_TEXT, path)
     if vision["num_channels"] != 3:
@@ -64,6 +77,33 @@ def describe_huggingface(folder: Path) -> dict[str, Any]:
     if kind == "siglip" or text["vocab_size"] != 49408:  # CLIP's own byte pairs are open_clip's SimpleTokenizer
         described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     return {**described, "preprocess_cfg": _statistics(folder, kind)}
+
+
+def check_image_tower(folder: Path, *, quick_gelu: bool) -> None:
+    """Refuse a transformers folder of an image tower that has another activation than the CLIP that completes it.
+
+    Args:
+        folder: of any layout; only one with transformers' description states an activation.
+        quick_gelu: whether that CLIP has it.
+
+    Raises:
+        InputError: it has another.
+    """
+    path = folder / HF_CONFIG_FILE
+    if not path.is_file():
+        return
+    config = read_json(path, what="transformers' description of a model")
+    if config.get("model_type") not in ("clip_vision_model", "siglip_vision_model"):
+        raise InputError(
+            f'{path}: need an image tower alone, "model_type" clip_vision_model or siglip_vision_model; got '
+            f"{config.get('model_type')!r}. Load the folder without text_from (--text-from)."
+        )
+    act = config.get("hidden_act", "quick_gelu" if config["model_type"] == "clip_vision_model" else "gelu_pytorch_tanh")
+    if (act == "quick_gelu") != quick_gelu:
+        raise InputError(
+            f"{path}: need a text tower of a CLIP with the same activation; this image tower has {act}, the CLIP "
+            f"{'quick_gelu' if quick_gelu else 'another'}. Name the CLIP that this tower was trained with."
+        )
 
 
 def _describe_clip(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any], path: Path) -> dict[str, Any]:
