@@ -225,7 +225,7 @@ def test_nothing_in_a_file_is_run(tiny, tmp_path, form):
 
 def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):
     file = write_file(tmp_path / "f.pth", tiny)
-    for flag, value in (("--to", "hf"), ("--model", "ViT-B-16"), ("--dtype", "float16")):
+    for flag, value in (("--to", "hf"), ("--model", "ViT-B-16"), ("--text-from", "x"), ("--dtype", "float16")):
         assert f"{flag}: {file} is a published CAT-Seg file" in fails(
             capsys, "convert", file, tmp_path / "c", flag, value
         )

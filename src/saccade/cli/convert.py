@@ -186,9 +186,7 @@ def _check_flags(config: Convert, head: Head | None) -> None:
             takers = [kind for kind, flags in _TAKEN.items() if name in flags]
             what = " or ".join("a CLIP" if kind is None else f"a published {kind}" for kind in takers)
             found = "a CLIP" if head is None else f"a published {head}"
-            raise InputError(
-                f"--{name.replace('_', '-')}: goes with {what}; {config.source} is {found}. Leave it out."
-            )
+            raise InputError(f"--{name.replace('_', '-')}: goes with {what}; {config.source} is {found}. Leave it out.")
 
 
 def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
