@@ -141,6 +141,7 @@ HOW_DETECTOR = (
     "64 pictures a step in all: batch x accumulate x processes = 64; BatchNorm sees those of one pass (of all "
     "processes, on GPUs). --model: OUT/model of a distillation, or the CLIP as it comes to compare with."
 )
+HOW_WORLD = "One process. --model: saccade-small, or OUT/model of a distillation of it."
 HOW_PROPOSALS = (
     " --boxes: COCO form or a list of results. For OV-COCO they must come from a proposal network that was trained on "
     "the 48 base classes only."
@@ -586,61 +587,62 @@ RECIPES: tuple[Recipe, ...] = (
         how="One process, 4 pictures a step.",
     ),
     # --- the same on the rendered world, small enough for a CPU: what `saccade reproduce` runs
-    *(
-        Recipe(
-            name=f"world-{name}",
-            where="none",
-            what=f"{what} on the rendered world: a row of `saccade reproduce`.",
-            fields=settings,
-            time=time,
-            how="One process. --model: saccade-small, or OUT/model of a distillation of it.",
-            needs=needs,
-            verb=verb,
-        )
-        for name, what, settings, time, needs, verb in (
-            (
-                "short",
-                "The shipped small CLIP, distilled for 200 steps,",
-                {"steps": 200, "student_size": 192},
-                "2.5 min on one CPU core (estimate, from the rows of results/)",
-                {},
-                "distill",
-            ),
-            (
-                "fvit",
-                "F-ViT, two epochs of whole images whose feature maps are computed once,",
-                {
-                    "steps": 150,
-                    "lr": 1e-3,
-                    "warmup": 20,
-                    "size": 192,
-                    "jitter": (1.0, 1.0),
-                    "flip": False,
-                    "cache": True,
-                    "proposals": 300,
-                    "rois": 64,
-                },
-                DETECTOR_TIME,
-                DETECTOR_NEEDS,
-                "train-fvit",
-            ),
-            ("catseg", "Cat-Seg", {"steps": 250}, DETECTOR_TIME, DETECTOR_NEEDS, "train-catseg"),
-            (
-                "panoptic",
-                "Masks of things and stuff",
-                {"steps": 1000, "batch": 2, "milestones": (850,), "warmup": 20},
-                DETECTOR_TIME,
-                DETECTOR_NEEDS,
-                "train-panoptic",
-            ),
-            (
-                "masks",
-                "PQ of masks whose classes come from the mask proposals and a CLIP,",
-                {"size": 192},
-                DETECTOR_TIME,
-                {**DETECTOR_NEEDS, "clip_with": "RUN/model"},
-                "evaluate panoptic",
-            ),
-        )
+    Recipe(
+        name="world-short",
+        where="none",
+        what="The shipped small CLIP, distilled on the rendered world: a row of `saccade reproduce`.",
+        fields={"steps": 200, "student_size": 192},
+        time="2.5 min on one CPU core (estimate, from the rows of results/)",
+        how="One process, 4 images per step.",
+    ),
+    Recipe(
+        name="world-fvit",
+        where="none",
+        what="F-ViT on the rendered world, two epochs of whole images: a row of `saccade reproduce`.",
+        fields={
+            "steps": 150,
+            "lr": 1e-3,
+            "warmup": 20,
+            "size": 192,
+            "jitter": (1.0, 1.0),  # none, so that feature maps are computed once
+            "flip": False,
+            "cache": True,
+            "proposals": 300,
+            "rois": 64,
+        },
+        time=DETECTOR_TIME,
+        how=HOW_WORLD,
+        needs=DETECTOR_NEEDS,
+        verb="train-fvit",
+    ),
+    Recipe(
+        name="world-catseg",
+        where="none",
+        what="CAT-Seg on the rendered world: a row of `saccade reproduce`.",
+        fields={"steps": 250},
+        time=DETECTOR_TIME,
+        how=HOW_WORLD,
+        needs=DETECTOR_NEEDS,
+        verb="train-catseg",
+    ),
+    Recipe(
+        name="world-panoptic",
+        where="none",
+        what="Masks of things and stuff on the rendered world: what panoptic rows of `saccade reproduce` share.",
+        fields={"steps": 1000, "batch": 2, "milestones": (850,), "warmup": 20},
+        time=DETECTOR_TIME,
+        how=HOW_WORLD,
+        needs=DETECTOR_NEEDS,
+        verb="train-panoptic",
+    ),
+    Recipe(
+        name="world-masks",
+        where="none",
+        what="PQ on the rendered world of masks that a CLIP names: a row of `saccade reproduce`.",
+        fields={"size": 192},
+        time=DETECTOR_TIME,
+        how="--model: OUT/model of world-panoptic. --clip-with: OUT/model of a distillation.",
+        needs={**DETECTOR_NEEDS, "clip_with": "RUN/model"},
+        verb="evaluate panoptic",
     ),
 )

@@ -16,7 +16,7 @@ from published import TOLERANCE, draw_state, gap, golden, image, normal
 from timm.models import swin_transformer
 from timm.models._registry import _model_entrypoints
 
-from saccade.cli.convert_catseg import read_catseg_file
+from saccade.cli.convert import published_head
 from saccade.cli.main import main
 from saccade.clip.vocabulary import Vocabulary
 from saccade.heads.catseg import published as importer
@@ -215,12 +215,13 @@ def test_what_is_not_whole_or_of_another_size_is_refused(tiny, tmp_path, capsys,
 def test_nothing_in_a_file_is_run(tiny, tmp_path, form):
     file, touched = write_file(tmp_path / "f.pth", tiny, trainer=MARK), tmp_path / "touched"
     plant(file, form, touched)
-    state = read_catseg_file(file)
+    found = published_head(file)
     assert not touched.exists()
-    assert (state is None) == (form in ("extension", "persistent"))  # which no torch.save writes: refused as damaged
-    assert state is None or (
-        state.keys() == tiny.keys() and torch.equal(state["upsample1.bias"], tiny["upsample1.bias"])
-    )
+    assert (found is None) == (form in ("extension", "persistent"))  # which no torch.save writes: refused as damaged
+    if found is not None:
+        kind, state = found
+        assert kind == "CAT-Seg" and state.keys() == tiny.keys()
+        assert torch.equal(state["upsample1.bias"], tiny["upsample1.bias"])
 
 
 def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):

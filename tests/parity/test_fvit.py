@@ -332,7 +332,7 @@ def test_what_is_missing_or_of_another_size_is_refused(tiny, tmp_path, capsys) -
     without = ["convert", str(folder / "fvit.pth"), str(out)]
     fails(capsys, lambda: main(without), "--clip: need the CLIP whose text tower")
     fails(capsys, lambda: main([*without, "--clip", "EVA02-B-16"]), "without weights. Give --pretrained")
-    fails(capsys, lambda: convert(tiny, out, "--to", "hf"), "--to: is for CLIPs")
+    fails(capsys, lambda: convert(tiny, out, "--to", "hf"), "--to: goes with a CLIP")
     faults = {
         "neck.fpn_convs.2.bn.bias": (None, "1 tensors are missing or others: pyramid.top_down.layer_blocks.2.1.bias"),
         "rpn_head.rpn_cls.weight": (torch.zeros(6, 8, 1, 1), "is (6, 8, 1, 1) instead of (3, 8, 1, 1)"),

@@ -99,7 +99,8 @@ def run(config: Convert) -> None:
     """
     _check_out(config.out)
     _check_weights(config)
-    head = _published_head(config)
+    is_clip = config.text_from is not None  # such as the tower of F-ViT
+    head = None if is_clip else published_head(Path(config.source))
     _check_flags(config, None if head is None else head[0])
     if head is not None:
         from saccade.cli.convert_catseg import run as run_catseg
@@ -189,23 +190,21 @@ def _check_flags(config: Convert, head: Head | None) -> None:
             raise InputError(f"--{name.replace('_', '-')}: goes with {what}; {config.source} is {found}. Leave it out.")
 
 
-def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
-    """Which published head the source is, and its state dictionary; None where it is something else."""
+def published_head(path: Path) -> "tuple[Head, dict[str, Tensor]] | None":
+    """Which published head a file is, by its tensors' names, and these tensors; None where it is something else."""
     from saccade.clip.states import file_kind
     from saccade.heads.catseg.published import is_published as is_catseg
     from saccade.heads.fvit.published import is_published_fvit
     from saccade.heads.panoptic.odise_file import is_odise
 
-    if config.text_from is not None:  # a CLIP is wanted, such as F-ViT's tower
-        return None
-    if not Path(config.source).is_file() or file_kind(Path(config.source)) != "torch":
+    if not path.is_file() or file_kind(path) != "torch":
         return None
     from torch import Tensor
 
     from saccade.clip.checkpoint_file import read_checkpoint
 
     try:
-        content = read_checkpoint(config.source)
+        content = read_checkpoint(path)
     except InputError:  # whoever reads it as a CLIP says what is wrong with it
         return None
     if not isinstance(content, dict):

@@ -185,7 +185,7 @@ def _tower(model: str) -> tuple[int, int, bool]:
 
     described = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
     config = read_config(described) if described.is_file() else describe_architecture(model)
-    vision = config["model_cfg"]["vision_cfg"] if config else {"timm_model_name": "eva"}
+    vision: dict[str, Any] = config["model_cfg"]["vision_cfg"] if config else {"timm_model_name": "eva"}
     timm_name = str(vision.get("timm_model_name", ""))
     named = re.search(r"patch(\d+)", timm_name)  # timm's towers have it in their name alone
     patch = int(named[1]) if named else vision.get("patch_size", 16)

@@ -96,7 +96,7 @@ def image_features(clip: Clip, samples: list[Sample]) -> Features:
         height, width = sample.image.shape[1:]
         whole = torch.tensor([[0.0, 0.0, width, height]])
         crops.append(crop_and_resize(sample.image.to(device), whole, size=clip.native_size))  # (1, 3, S, S)
-    rows = clip.encode_image(normalize(torch.cat(crops), mean=clip.mean, std=clip.std, pad=clip.pad))  # (B, D)
+    rows = clip.encode_image(normalize(torch.cat(crops), mean=clip.mean, std=clip.std))  # (B, D)
     return Features({"image": rows}, [_note(sample) for sample in samples])
 
 
