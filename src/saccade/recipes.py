@@ -447,7 +447,7 @@ RECIPES: tuple[Recipe, ...] = (
     *(
         Recipe(
             name=f"transfer-{name}",
-            where="Tab. 5; A.3",
+            where="A.3, transfer",
             what=f"F-ViT on L/14 trained on OV-LVIS, measured on {title} without more training; T = 50.",
             fields={"benchmark": f"transfer-{name}", **more},
             published=published,
@@ -463,7 +463,7 @@ RECIPES: tuple[Recipe, ...] = (
     *(
         Recipe(
             name=f"catseg{name}",
-            where="Tab. 5",
+            where="semantic segmentation",
             what=what,
             fields={**CATSEG, **settings},
             published=published,
@@ -498,7 +498,7 @@ RECIPES: tuple[Recipe, ...] = (
     *(
         Recipe(
             name=f"semantic-{kind}",
-            where="Tab. 5",
+            where="semantic segmentation",
             what=f"mIoU on {title} of what was trained on COCO-Stuff.",
             fields={"kind": kind, **({"every_word": True} if kind == "voc20b" else {})},
             published={

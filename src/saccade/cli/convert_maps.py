@@ -15,7 +15,7 @@ from saccade.files import check_target
 
 @dataclass(frozen=True)
 class AdeFull:
-    """Convert the full release of ADE20K, for A-847 of Tab. 5: maps of 16 bits and the list of their classes.
+    """Convert the full release of ADE20K, for A-847: maps of 16 bits and the list of their classes.
 
     The classes are derived from the JSON files beside the pictures: the whole objects, no parts, that occur in both
     splits. They stand in OUT/labels.txt, "id:word,word" a line; map number 0 is the first line, 65535 no class. Convert
@@ -37,7 +37,7 @@ class AdeFull:
 
 @dataclass(frozen=True)
 class Context:
-    """Convert the .mat files of PASCAL Context, for PC-459 or, with --only, PC-59 of Tab. 5.
+    """Convert the .mat files of PASCAL Context, for PC-459 or, with --only, PC-59.
 
     The list of the classes comes to lie in OUT/labels.txt. Measure then with --data VOC2010 --maps OUT and --kind
     context459 or context59.

@@ -43,7 +43,7 @@ class Fusing:
     """How the detector's score and the tower's become one, and what is kept."""
 
     benchmark: Benchmark | None = None
-    """The numbers of this benchmark (Tab. 4 to 6); when not given, those that the detector was trained for."""
+    """The numbers of this benchmark; when not given, those that the detector was trained for."""
     temperature: float | None = None
     """Tv, which the tower's cosines are multiplied by before the softmax."""
     detector_temperature: float | None = None

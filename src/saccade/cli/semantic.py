@@ -1,4 +1,4 @@
-"""`saccade evaluate semantic`: mIoU of whatever gives pixels classes, on label maps of any data set (Tab. 5).
+"""`saccade evaluate semantic`: mIoU of whatever gives pixels classes, on label maps of any data set.
 
 Torch is imported only when something is measured.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Semantic(LabelMapFlags, Segmenting, Reading):
-    """Measure mIoU of all classes, of those that training has shown, and of the others (Tab. 5).
+    """Measure mIoU of all classes, of those that training has shown, and of the others.
 
     A class is seen if it shares a word with a class that was trained on; where nothing was trained, if the split of the
     data calls it base.

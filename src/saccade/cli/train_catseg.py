@@ -1,4 +1,4 @@
-"""`saccade train-catseg`: train Cat-Seg, segmentation with any vocabulary, on the base classes of a data set (Tab. 5).
+"""`saccade train-catseg`: train Cat-Seg, segmentation with any vocabulary, on the base classes of a data set.
 
 OUT/model is what `saccade segment` and `saccade evaluate semantic` take. Torch is imported only when something is
 trained.

@@ -1,4 +1,4 @@
-"""ADE20K as it lies on disk -> 150 classes a pixel, or those of the full release (A-150 and A-847 of Tab. 5).
+"""ADE20K as it lies on disk -> 150 classes a pixel, or those of the full release (A-150 and A-847).
 
     ADEChallengeData2016/{images,annotations}/{training,validation}/ID.{jpg,png}    objectInfo150.txt
     ADE20K_2021_17_01/images/ADE/{training,validation}/SCENE/.../ID.jpg  ID_seg.png  ID.json

@@ -1,4 +1,4 @@
-"""PASCAL Context as it lies on disk -> 459 or 59 classes a pixel (PC-459 and PC-59 of Tab. 5).
+"""PASCAL Context as it lies on disk -> 459 or 59 classes a pixel (PC-459 and PC-59).
 
     VOC2010/JPEGImages/ID.jpg    lists of ids, one a line
     trainval/ID.mat, labels.txt ("1: accordion")              the 459; `convert_context` makes maps of 16 bits of them

@@ -1,4 +1,4 @@
-"""The one place that opens semantic ground truth, a class for each pixel, by what lies on disk (Tab. 5).
+"""The one place that opens semantic ground truth, a class for each pixel, by what lies on disk.
 
     kind          root                   found by                                        its list of classes
     panoptic      COCO, the world        annotations/panoptic_SPLIT2017.json             that file

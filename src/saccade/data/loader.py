@@ -245,7 +245,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 
 
 class SemanticSource(TorchDataset[Sample | BadSample]):
-    """A decoded picture with the class of each pixel, for training and for evaluation (Tab. 5)."""
+    """A decoded picture with the class of each pixel, for training and for evaluation."""
 
     def __init__(self, data: SemanticData) -> None:
         self.data, self.dataset = data, data.dataset

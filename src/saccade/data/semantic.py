@@ -1,4 +1,4 @@
-"""Semantic ground truth as it lies on disk: a picture beside a map of its pixels' classes (Tab. 5).
+"""Semantic ground truth as it lies on disk: a picture beside a map of its pixels' classes.
 
 What is common to the data sets of `stuff.py`, `ade.py`, `context.py` and `voc.py`: pairs of files, and a coding that
 says what each number in a map means. A number the coding does not know is an error, never a class and never ignored.

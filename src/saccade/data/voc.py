@@ -74,7 +74,7 @@ def read_voc_maps(
     labels: Labels | None = None,
     maps: Path | str = "SegmentationClass",
 ) -> SemanticData:
-    """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21 of Tab. 5).
+    """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21).
 
     Args:
         folder: of the year.

@@ -1,4 +1,4 @@
-"""mIoU of semantic segmentation, of all classes, of those seen in training, and of the others (Tab. 5).
+"""mIoU of semantic segmentation, of all classes, of those seen in training, and of the others.
 
 Counts of pixels in whole numbers, over all pictures together. Tools differ in which classes the mean is over; here, as
 in the evaluations that the paper's table compares with, a class without a pixel of ground truth is in no mean, although

@@ -1,4 +1,4 @@
-"""Pascal VOC's measure of detection: difficult objects neither count nor are counted against a detector (Tab. 5).
+"""Pascal VOC's measure of detection: difficult objects neither count nor are counted against a detector (A.3).
 
 A detection is compared with the object of its class that it overlaps most. If that IoU reaches the threshold, the best
 detection of the object is right and its others are wrong; of a difficult object none counts at all. COCO's rule for

@@ -331,8 +331,8 @@ def claims_of(scale: Scale) -> tuple[Claim, ...]:
         Claim("ovd", "proposals more than patches", "Tab. 3", (("ovd-proposals.novel", "ovd-patches.novel"),)),
         Claim(
             "ovss",
-            "CLIPSelf makes Cat-Seg name novel classes",
-            "Tab. 5",
+            "CLIPSelf makes CAT-Seg name novel classes",
+            "semantic segmentation",
             (("ovss-patches.novel", "ovss-untouched.novel"), ("ovss-patches.all", "ovss-untouched.all")),
         ),
         Claim(

@@ -1,4 +1,4 @@
-"""Pictures with the class of every pixel, or with every segment, in colour and by name (Tab. 5).
+"""Pictures with the class of every pixel, or with every segment, in colour and by name.
 
 A class has one colour in every picture (`palette.py`); the segments of a thing class have shades of it. Pixels of no
 class stay as they are. Names stand where they have the most room (`naming.py`), each on the colour it names.

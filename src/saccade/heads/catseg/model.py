@@ -1,4 +1,4 @@
-"""CAT-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024; Tab. 5).
+"""CAT-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024).
 
     picture --tower--> dense map . texts --> cosines of places with prompts --aggregator--> a logit a place and class
 
