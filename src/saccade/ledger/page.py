@@ -17,6 +17,7 @@ from saccade.ledger.results import MARGIN, Compared, Values, judge, read_metrics
 from saccade.ledger.rows import TABLES, Row, claims_of, rows_of
 from saccade.ledger.scale import Scale
 
+RULES = 2  # raised when a default changes what rows measure; 2: padding, pooling and heads as the public code has them
 BY_HAND = "<!-- below this line the page is written by hand, and kept when it is made again -->"
 TITLES = {
     "tab1": "Tab. 1: what the method is made of",
@@ -84,11 +85,11 @@ def write_results(
 
 
 def settings_of(stage: Stage) -> dict[str, Any]:
-    """What all rows of one page share; rows of other settings are not compared with them."""
+    """What all rows of one page share; rows of other settings, or of former rules, are not compared with them."""
     on = "world" if stage.is_world else Path(stage.on).name
     pretrained = stage.pretrained and _named(stage.pretrained)
     model = {"model": _named(stage.model), "pretrained": pretrained}
-    return {"on": on, **model, "steps": stage.scale.steps, "limit": stage.limit}
+    return {"rules": RULES, "on": on, **model, "steps": stage.scale.steps, "limit": stage.limit}
 
 
 def _named(model: str) -> str:
