@@ -39,6 +39,14 @@ def fails(typed, words, capsys):
     assert done.value.code == 2 and words in error and "Traceback" not in error, error
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--clip", "x"), ("--pretrained", "x"), ("--annotations", "x"), ("--novel", "x"), ("--size", "64")],
+)
+def test_flags_of_published_heads_are_not_ignored(source, tmp_path, capsys, flag, value):
+    fails(["convert", source, tmp_path / "out", flag, value], f"{flag}: goes with a published F-ViT", capsys)
+
+
 @pytest.mark.parametrize("layout", ["open_clip", "hf", "saccade"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_there_and_back(source, tmp_path, capsys, layout, dtype):

@@ -12,6 +12,8 @@ from saccade.data.splits import (
     OV_COCO_LEFT_OUT,
     OV_COCO_NOVEL,
     as_objects,
+    classes_of_annotations,
+    classes_of_ov_coco,
     only_with_objects,
     split_of,
     split_of_root,
@@ -138,3 +140,22 @@ def test_pictures_without_an_object_are_left_out_and_counted():
     assert [record.id for record in found.records] == [1]
     assert found.notes == ("3 of 4 pictures have no object of a base category and are not learned from",)
     assert only_with_objects(found) is found
+
+
+def test_classes_of_an_annotation_file_alone_are_in_the_order_of_its_categories(tmp_path):
+    names = [name.replace("_", " ") for name in COCO.split()]
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "f.json"
+    categories = [{"id": 2 * place + 1, "name": name} for place, name in enumerate(names)]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    found, split = classes_of_annotations(path)
+    assert found == tuple(name for name in names if name not in OV_COCO_LEFT_OUT) and len(found) == 65
+    assert (found, split) == classes_of_ov_coco() and split.novel == OV_COCO_NOVEL
+    (tmp_path / "novel.json").write_text(json.dumps({"base": ["cat"], "novel": ["bus"]}))
+    assert classes_of_annotations(path, file=tmp_path / "novel.json")[0] == ("bus", "cat")
+    lvis = [{"id": 1, "name": "a", "synonyms": ["a"], "frequency": "r"}]
+    lvis.append({"id": 2, "name": "b", "synonyms": ["b"], "frequency": "f"})
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": lvis}))
+    assert classes_of_annotations(path)[1].novel == ("a",)
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories[:3]}))
+    assert classes_of_annotations(path)[1].base == tuple(names[:3])  # nobody says what is novel

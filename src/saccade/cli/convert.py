@@ -94,6 +94,7 @@ def run(config: Convert) -> None:
         kind, state = head
         (run_fvit if kind == "F-ViT" else run_odise)(config, state)
         return
+    _check_clip(config)
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -201,6 +202,13 @@ def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
         if is_odise(state):
             return "ODISE", state
     return None
+
+
+def _check_clip(config: Convert) -> None:
+    """Refuse what goes with an F-ViT alone."""
+    for name in ("clip", "pretrained", "annotations", "novel", "benchmark", "size"):
+        if getattr(config, name) is not None:
+            raise InputError(f"--{name}: goes with a published F-ViT; {config.source} is none. Leave it out.")
 
 
 def _check_transformers() -> None:

@@ -275,6 +275,23 @@ def test_a_mask_head_without_objects_keeps_its_statistics_and_has_gradients(tiny
     assert not any(torch.equal(one, before[name]) for name, one in model.mask_head.named_buffers())
 
 
+def test_a_process_without_objects_comes_to_its_synchronised_layers(tiny_clip, squares):
+    seen = []
+
+    class Synchronised(nn.SyncBatchNorm):  # which waits for all processes, and needs GPUs
+        def forward(self, input):
+            seen.append(len(input))
+            return nn.functional.batch_norm(input, None, None, self.weight, self.bias, training=True)
+
+    model, (one,) = detector(tiny_clip(), masks=True, norm=True), squares(1)
+    for part in model.mask_head.convs:
+        part[1] = Synchronised(8)
+    loss = model(Batch([Sample(name, one.image, torch.zeros(0, 4)) for name in "ab"], []))
+    loss.backward()
+    assert seen == [1] * 4 and loss.isfinite()
+    assert all(one.grad is not None and not one.grad.any() for one in model.mask_head.parameters())
+
+
 def test_the_input_is_normalised_and_resized_as_told(tiny_clip, squares):
     clip, (sample,) = tiny_clip(), squares(1, size=50)  # resized to 64
     bare = replace(sample, boxes=sample.boxes[:0], segments=None)
