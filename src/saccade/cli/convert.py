@@ -94,7 +94,6 @@ def run(config: Convert) -> None:
         kind, state = head
         (run_fvit if kind == "F-ViT" else run_odise)(config, state)
         return
-    _check_clip(config)
     if config.to == "hf":
         _check_transformers()
     import torch
@@ -170,13 +169,14 @@ def _check_flags(config: Convert, head: Head | None) -> None:
     Raises:
         InputError: names the flag.
     """
-    taken = {"F-ViT": (*_OF_FVIT, *_OF_CLIPS), "ODISE": _OF_ODISE, None: _OF_CLIPS}[head]  # F-ViT's own door says more
-    for name in sorted({*_OF_FVIT, *_OF_ODISE, *_OF_CLIPS} - {*taken}):
+    flags = {"a CLIP": _OF_CLIPS, "a published F-ViT": _OF_FVIT, "a published ODISE": _OF_ODISE}
+    what = "a CLIP" if head is None else f"a published {head}"
+    taken = {*flags[what], *(_OF_CLIPS if head == "F-ViT" else ())}  # its own door says more of these
+    for name in dict.fromkeys(name for some in flags.values() for name in some):
         given = getattr(config, name)
-        if given != getattr(Convert, name):
-            what = "a CLIP" if head is None else f"the file of a published {head}"
-            raise InputError(f"--{name}: {config.source} is {what}, which takes no notice of it; got {given}. Leave it "
-                             "out.")  # fmt: skip
+        if name not in taken and given != getattr(Convert, name):
+            kinds = " or ".join(kind for kind, some in flags.items() if name in some)
+            raise InputError(f"--{name}: goes with {kinds}; {config.source} is {what}; got {given}. Leave it out.")
 
 
 def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
@@ -202,13 +202,6 @@ def _published_head(config: Convert) -> "tuple[Head, dict[str, Tensor]] | None":
         if is_odise(state):
             return "ODISE", state
     return None
-
-
-def _check_clip(config: Convert) -> None:
-    """Refuse what goes with an F-ViT alone."""
-    for name in ("clip", "pretrained", "annotations", "novel", "benchmark", "size"):
-        if getattr(config, name) is not None:
-            raise InputError(f"--{name}: goes with a published F-ViT; {config.source} is none. Leave it out.")
 
 
 def _check_transformers() -> None:
