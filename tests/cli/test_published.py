@@ -9,6 +9,7 @@ import torch
 from original_mask2former import Odise
 from tiny_models import write_diffusion, write_masks
 
+from saccade.cli import panoptic
 from saccade.cli.main import main
 from saccade.clip.load import load
 from saccade.data.coco import read_panoptic
@@ -95,6 +96,19 @@ def test_segments_are_written(world, folder, categories, tmp_path, capsys):
     )
 
 
+def test_flags_of_segment_reach_the_segmenter(world, folder, tmp_path, monkeypatch):
+    given, open_segmenter = [], panoptic.open_segmenter
+    monkeypatch.setattr(panoptic, "open_segmenter", lambda *a, **k: given.append(k) or open_segmenter(*a, **k))
+    image = str(next((world / "val2017").iterdir()))
+    words = ["segment", image, "--model", str(folder), "--panoptic", *ASK]
+    main([*words, "--out", str(tmp_path / "s")])
+    main([*words, "--out", str(tmp_path / "t"), "--min-score", "0.3", "--overlap", "0.4", "--input", "32", "48"])
+    assert [(one["min_score"], one["overlap"], one["input"]) for one in given] == [
+        (None, 0.8, None),
+        (0.3, 0.4, (32, 48)),
+    ]
+
+
 def test_the_mean_iou_of_its_classes(world, folder, tmp_path):
     words = ["evaluate", "semantic", "--data", str(world), "--model", str(folder), *ASK]
     assert result(tmp_path / "r.json", *words)["pictures"] == 2
@@ -158,6 +172,8 @@ def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
     content = json.loads(path.read_text())
     content["network"] |= {"size": 64, "longest": 128}  # in place of 1024 and 2560, which take long
     path.write_text(json.dumps(content))
+    generator, _, _ = load_generator(tmp_path / "g")
+    assert (generator.size, generator.longest) == (64, 128)
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(tmp_path / "g"), "--limit", "1", *ASK]
     found = result(tmp_path / "r.json", *words)
     assert found["masks"] == 5 and found["min_score"] == 0

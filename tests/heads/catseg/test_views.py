@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from saccade.heads.catseg.views import cut_windows, fold_average, offsets, resize_shortest, training_view
+from saccade.heads.catseg.views import cut_windows, fold_average, offsets, training_view
+from saccade.ops.shortest import resize_shortest
 from saccade.types import InputError, LabelMap, Sample
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_windows_are_folded_as_a_loop_folds_them():
 )
 def test_the_shortest_edge_is_resized_and_the_longest_bounded(size, wanted):
     image = torch.arange(3 * size[0] * size[1]).remainder(251).to(torch.uint8).view(3, *size)
-    found = resize_shortest(image, size=640, longest=2560)
+    found = resize_shortest(image, shortest=640, longest=2560)
     assert found.shape == (3, *wanted) and found.dtype == torch.uint8
     assert size != wanted or torch.equal(found, image)
 

@@ -21,7 +21,7 @@ from saccade.ops.shortest import resize_shortest, shortest_size
 from saccade.types import InputError, Sample
 
 NAMES = ("ball", "star", "tree-merged", "sky, heaven", "zebra", "sea")
-RULE = {"min_score": 0.2, "overlap": 0.02}  # masks of random weights lie all over each other
+RULE = {"min_score": 0.6, "overlap": 0.02}  # masks of random weights lie all over each other
 
 
 def image_of(height: int, width: int, *, seed: int = 0) -> Sample:

@@ -34,10 +34,11 @@ from saccade.heads.catseg.cost import best_classes, cost_volume, spread_classes,
 from saccade.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
 from saccade.heads.catseg.names import PUBLISHED, Residual, Version
 from saccade.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
-from saccade.heads.catseg.views import cut_windows, fold_average, resize_shortest, squash, training_view
+from saccade.heads.catseg.views import cut_windows, fold_average, squash, training_view
 from saccade.heads.fvit.pyramid import tap_width
 from saccade.ops.argmax import best_labels, classes_at_once
 from saccade.ops.resample import check_side, normalize
+from saccade.ops.shortest import resize_shortest
 from saccade.types import Batch, InputError, LabelMap, Sample
 
 HEADS: dict[Residual, Head] = {"token": "value", "cls": "value_cls"}
@@ -299,7 +300,9 @@ class CatSeg(nn.Module):
     def _found(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
         """Probabilities of some classes after others: windows folded, and the mean of that and the whole picture."""
         assert not self.training, "classes meet on a coarser map in training; call eval() first"
-        image = resize_shortest(sample.image, size=self.test_size, longest=self.longest)[None].to(text.device).float()
+        image = (
+            resize_shortest(sample.image, shortest=self.test_size, longest=self.longest)[None].to(text.device).float()
+        )
         square = squash(image, size=self.test_size)[0]  # (3, L, L)
         windows = cut_windows(square, window=self.size, stride=self.stride)
         views = torch.cat([windows, squash(image, size=self.size)])  # (n + 1, 3, S, S)

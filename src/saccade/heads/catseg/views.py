@@ -5,11 +5,9 @@ At test an image is resized as CAT-Seg's code does: first its shortest edge by P
 aspect at test, other scales, and crops chosen by the classes in them.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Num, UInt8
-from PIL import Image
+from jaxtyping import Float, Int64, Num
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -71,31 +69,6 @@ def training_view(
     move = augmentation(size=size) if is_varied else v2.Resize((size, size), antialias=True)
     image, mask = move(tv_tensors.Image(sample.image.to(device)), tv_tensors.Mask(labels.to(device)))
     return image.as_subclass(Tensor).float(), mask.as_subclass(Tensor)
-
-
-def resize_shortest(image: UInt8[Tensor, "3 H W"], *, size: int, longest: int) -> UInt8[Tensor, "3 h w"]:
-    """Resize the shortest edge of an image by Pillow's bilinear filter, as detectron2 does at test.
-
-    Args:
-        image: RGB.
-        size: wished length of the shortest edge [pixels].
-        longest: most that the longest edge may become [pixels]; the shortest is then shorter than `size`.
-
-    Returns:
-        The image on the CPU, rounded to grey levels.
-    """
-    height, width = image.shape[1:]
-    scale = size / min(height, width)
-    h, w = (size, scale * width) if height < width else (scale * height, size)
-    if max(h, w) > longest:
-        scale = longest / max(h, w)
-        h, w = h * scale, w * scale
-    h, w = max(1, int(h + 0.5)), max(1, int(w + 0.5))
-    if (h, w) == (height, width):
-        return image.cpu()
-    pixels = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    resized = np.array(pixels.resize((w, h), Image.Resampling.BILINEAR))  # (h, w, 3)
-    return torch.from_numpy(resized).permute(2, 0, 1)
 
 
 def squash(images: Num[Tensor, "B 3 H W"], *, size: int) -> Float[Tensor, "B 3 size size"]:
