@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from saccade.data.lvis import read_lvis
+from saccade.data.lvis import is_lvis, read_lvis
 from saccade.data.strict import OUTSIDE
 from saccade.types import Category, InputError
 
@@ -78,6 +78,20 @@ def test_a_broken_entry_is_refused_by_name(root, place, value, reason):
     with pytest.raises(InputError) as caught:
         read_lvis(written(root, content), root)
     assert reason in str(caught.value) and "lvis.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "category", "expected"),
+    [
+        ({"coco_url": "u"}, {}, True),
+        ({"coco_url": "u", "file_name": "f"}, {}, False),  # COCO's own
+        ({"coco_url": "u", "file_name": "f", "neg_category_ids": []}, {}, True),
+        ({"file_name": "f"}, {"frequency": "r"}, True),
+        ({"file_name": "f"}, {"frequency": 12}, False),
+    ],
+)
+def test_what_is_lvis(image, category, expected):
+    assert is_lvis({"images": [image], "categories": [category]}) is expected
 
 
 def test_a_missing_file_is_named(root):

@@ -1,12 +1,14 @@
 """Files of results: what went in comes out, and each kind of wrong entry is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from saccade.data.records import Dataset, Record
+from saccade.evaluate.detection import evaluate_detection, left_top_sides
 from saccade.evaluate.results import read_results, write_results
 from saccade.ops.paste import encode_masks
 from saccade.types import Category, Detections, InputError
@@ -45,6 +47,26 @@ def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
         assert torch.equal(one.labels, other.labels) and one.masks == other.masks
     assert back[2][1].boxes.shape == (0, 4)
     assert not list(path.parent.glob("*.partial"))
+
+
+def test_the_file_s_own_numbers_are_measured(tmp_path: Path):
+    # 258.15 + 348.26 - 258.15 is not 348.26 in float64; and float32 takes the two scores for one, then image 7 is first
+    path, box = tmp_path / "results.json", [258.15, 41.29, 348.26, 243.78]
+    assert box[0] + box[2] - box[0] != box[2]
+    entries = [
+        {"image_id": 7, "category_id": 3, "bbox": [20.0, 1.0, 5.0, 5.0], "score": 0.5},
+        {"image_id": "8", "category_id": 3, "bbox": box, "score": 0.500000001},
+    ]
+    path.write_text(json.dumps(entries))
+    found = read_results(path, DATA, vocabulary=WORDS)
+    assert left_top_sides(found[1][1]).tolist() == [box]
+    truth = replace(DATA.records[1], height=600, width=700, boxes=((258.15, 41.29, 606.41, 285.07),), labels=(0,),
+                    crowd=(False,))  # fmt: skip
+    data = replace(DATA, records=(DATA.records[0], truth, DATA.records[2]))
+    measured = evaluate_detection(found, data, vocabulary=WORDS, split=None, style="coco")
+    assert measured["boxes"]["AP50"] == pytest.approx(100)
+    assert write_results(tmp_path / "again.json", found, DATA, vocabulary=WORDS) == 2
+    assert json.loads((tmp_path / "again.json").read_text()) == entries
 
 
 def test_nothing_at_all(tmp_path: Path):

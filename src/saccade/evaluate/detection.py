@@ -159,7 +159,7 @@ class Gathered:
         if self.masks is not None and detections.masks is None:
             raise InputError(f"picture {key}: need detections with masks; these have none. Measure the boxes alone.")
         labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().double().numpy()
-        boxes = _left_top_sides(detections)
+        boxes = left_top_sides(detections)
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.places)):
             raise InputError(f"picture {key}: need labels below {len(self.places)}, the vocabulary's classes; "
                              f"got {labels.min()} .. {labels.max()}.")  # fmt: skip
@@ -218,7 +218,7 @@ class Gathered:
         return {**result, "boxes": boxes, "masks": masks}
 
 
-def _left_top_sides(detections: Detections) -> np.ndarray:
+def left_top_sides(detections: Detections) -> np.ndarray:
     """Left, top, width and height, (N, 4) float64: a file's own numbers where they come from one."""
     if detections.xywh is not None:
         return detections.xywh.cpu().numpy()
