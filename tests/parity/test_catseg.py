@@ -227,12 +227,11 @@ def test_nothing_in_a_file_is_run(tiny, tmp_path, form):
 def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):
     file = write_file(tmp_path / "f.pth", tiny)
     for flag, value in (("--to", "hf"), ("--model", "ViT-B-16"), ("--text-from", "x"), ("--dtype", "float16")):
-        assert f"{flag}: {file} is a published CAT-Seg file" in fails(
-            capsys, "convert", file, tmp_path / "c", flag, value
-        )
+        told = fails(capsys, "convert", file, tmp_path / "c", flag, value)
+        assert f"{flag}: goes with a CLIP; {file} is a published CAT-Seg. Leave it out." in told
     for flag, value in (("--residual", "cls"), ("--classes", "cat, dog")):
         told = fails(capsys, "convert", "saccade-small", tmp_path / "c", flag, value)
-        assert f"{flag}: goes with a published CAT-Seg file; saccade-small is none" in told
+        assert f"{flag}: goes with a published CAT-Seg; saccade-small is a CLIP. Leave it out." in told
     main(["convert", str(file), str(tmp_path / "c"), "--residual", "token", "--classes", "cat, dog"])
     about = read_about(tmp_path / "c")
     assert about.network.residual == "token" and about.classes == (("cat",), ("dog",))

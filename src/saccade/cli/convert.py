@@ -99,8 +99,9 @@ def run(config: Convert) -> None:
     """
     _check_out(config.out)
     _check_weights(config)
-    is_clip = config.text_from is not None  # such as the tower of F-ViT
-    head = None if is_clip else published_head(Path(config.source))
+    head = published_head(Path(config.source))
+    if head is not None and head[0] == "F-ViT" and config.text_from is not None:
+        head = None  # its image tower is to become a CLIP
     _check_flags(config, None if head is None else head[0])
     if head is not None:
         from saccade.cli.convert_catseg import run as run_catseg
@@ -209,15 +210,20 @@ def published_head(path: Path) -> "tuple[Head, dict[str, Tensor]] | None":
         return None
     if not isinstance(content, dict):
         return None
+    tests = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
     for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
-        state = part if isinstance(part, dict) else {}
-        state = {name: one for name, one in state.items() if isinstance(one, Tensor)}
-        if is_published_fvit(state):
-            return "F-ViT", state
-        if is_catseg(state):
-            return "CAT-Seg", state
-        if is_odise(state):
-            return "ODISE", state
+        entries = part if isinstance(part, dict) else {}
+        state = {name: one for name, one in entries.items() if isinstance(one, Tensor)}
+        kind = next((kind for kind, is_such in tests.items() if is_such(state)), None)
+        if kind is None:
+            continue
+        strange = [name for name in entries if name not in state]
+        if strange:
+            raise InputError(
+                f"{path}: need tensors, as of a published {kind}; {len(strange)} entries are something else, such as "
+                f"{strange[0]!r}. Download it again."
+            )
+        return kind, state
     return None
 
 
