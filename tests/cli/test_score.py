@@ -156,8 +156,8 @@ def test_lvis_is_lvis_api_s_however_its_images_are_named(world, tmp_path, monkey
 @pytest.mark.parametrize(("wide", "reaches"), [(6.6, True), (6.4, False)])
 def test_voc_is_mmdet_s_rule_of_the_year(tmp_path, wide, reaches):
     # an object of 10 x 10 pixels, corners 11 and 20 as VOC counts; found at 10 .. 19 as mmdet has corners: IoU 1. In
-    # the other image its detection holds 7.6 or 7.4 of 10 columns: IoU .76 or .74 (as edges 6.6 of 9 were .73, of 10 .59).
-    # The difficult object's detection is ignored
+    # the other image its detection holds 7.6 or 7.4 of 10 columns: IoU .76 or .74 (as edges, 6.6 of 9, .73). The
+    # difficult object's detection is ignored
     for year in ("VOC2007", "VOC2012"):
         root = tmp_path / year
         put(root / "ImageSets/Main/test.txt", "000001\n000002\n")

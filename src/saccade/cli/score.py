@@ -107,8 +107,8 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     found = read_label_maps(path, data, numbers=config.numbers, skipped=skipped)
     measured = evaluate_semantic(found.maps, data, seen=base_classes(config, data))
     result = {"results": str(path), **measured, "rules": [measured["rule"], *found.rules], "bad": []}
-    table, dataset = table_of(result, str(path)), _with(data.dataset, skipped, result)
-    return finish(result, table, config, datasets=[dataset], started=started)
+    table = table_of(result, str(path), missing="have no label map")
+    return finish(result, table, config, datasets=[_with(data.dataset, skipped, result)], started=started)
 
 
 def _check(config: Detection | Panoptic | Semantic, known: tuple[str, ...]) -> Path:

@@ -120,13 +120,13 @@ def base_classes(config: Semantic, data: "SemanticData") -> "list[bool] | None":
     return None if parts is None else [name in parts.base for name in data.names]
 
 
-def table_of(result: dict[str, Any], measured: str) -> "Table":
-    """The numbers of a result; `measured` is what they are of, for the title."""
+def table_of(result: dict[str, Any], measured: str, *, missing: str = "could not be read") -> "Table":
+    """The numbers of a result; `measured` is what they are of, and `missing` why images have none, for the title."""
     from rich.table import Table
 
     missed = result["pictures_without_result"]["count"]
     title = f"{measured}: {result['pictures']} pictures of {result['data']} [%]"
-    title += f"; {missed} of them have no result, and all their pixels count as missed" if missed else ""
+    title += f"; {missed} of them {missing}, and all their pixels count as missed" if missed else ""
     table = Table(title=title, title_justify="left")
     for heading in ("classes", "with pixels", "mIoU", "mean accuracy", "pixel accuracy"):
         table.add_column(heading, justify="left" if heading == "classes" else "right")
