@@ -210,7 +210,7 @@ def published_head(path: Path) -> "tuple[Head, dict[str, Tensor]] | None":
         return None
     if not isinstance(content, dict):
         return None
-    tests = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
+    tests: dict[Head, Any] = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
     for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
         entries = part if isinstance(part, dict) else {}
         state = {name: one for name, one in entries.items() if isinstance(one, Tensor)}
