@@ -214,7 +214,7 @@ def published_head(path: Path) -> "tuple[Head, dict[str, Tensor]] | None":
     for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
         entries = part if isinstance(part, dict) else {}
         state = {name: one for name, one in entries.items() if isinstance(one, Tensor)}
-        kind = next((kind for kind, is_such in tests.items() if is_such(state)), None)
+        kind: Head | None = next((one for one, is_such in tests.items() if is_such(state)), None)
         if kind is None:
             continue
         strange = [name for name in entries if name not in state]
