@@ -125,7 +125,8 @@ def test_evaluation_scores_are_those_of_the_plain_one(make_clip, tmp_path):
     )
     labels, thing = torch.cat([one[3] for one in samples]), torch.cat([one[4] for one in samples])
     for top in (1, 5):
-        assert ours["boxes"][f"top{top}"] == pytest.approx(accuracy(boxes, labels[thing], text, top))
+        assert ours["boxes"][f"top{top}"] == pytest.approx(accuracy(boxes[thing], labels[thing], text, top))
+        assert ours["stuff_boxes"][f"top{top}"] == pytest.approx(accuracy(boxes[~thing], labels[~thing], text, top))
         assert ours["things"][f"top{top}"] == pytest.approx(accuracy(masks[thing], labels[thing], text, top))
         assert ours["stuff"][f"top{top}"] == pytest.approx(accuracy(masks[~thing], labels[~thing], text, top))
     assert ours["boxes"]["count"] == 12 and ours["stuff"]["count"] == 12

@@ -177,7 +177,7 @@ def test_window_attention_of_transformers(family, side):
         if number not in (0, 2):
             x = block(x, rope=rope) if family == "eva" else block(x)
             continue
-        heard, classes = torch.zeros_like(x), []
+        left_block, classes = torch.zeros_like(x), []
         for top in range(0, grid[0], side):
             for left in range(0, grid[1], side):
                 places = [(r, c) for r in range(top, top + side) for c in range(left, left + side)]
@@ -190,10 +190,11 @@ def test_window_attention_of_transformers(family, side):
                     table = fresh.get_embed(shape=[side, side]).double()[inside]
                 n = before(family, block, x[:, index])
                 answer = out(family, block, mix(family, block, n, rope=table))
-                heard[:, index[1:]] = answer[:, 1:]
-                classes.append(answer[:, 0])
-        heard[:, 0] = torch.stack(classes).mean(dim=0)
-        x = rest(family, block, x + heard)
+                whole = rest(family, block, x[:, index] + answer)  # the copy of the class token too
+                left_block[:, index[1:]] = whole[:, 1:]
+                classes.append(whole[:, 0])
+        left_block[:, 0] = torch.stack(classes).mean(dim=0)
+        x = left_block
     reference = Reference(family, build(family, 0)[0].visual, image)
     close(reference.dense("attention", (side, (0, 2))), finish(family, visual, x)[0, 1:].T.unflatten(1, grid))
 

@@ -80,10 +80,10 @@ def dense_by_hand(clip: Clip, path: Path, size: int) -> tuple[torch.Tensor, int,
     """The whole padded square's map, and the size of the picture in it."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     h, w = fitted(*pixels.shape[:2], size)
-    padded = torch.zeros(1, 3, size, size)
-    padded[0, :, :h, :w] = normalised(clip, resized(pixels, h, w))
+    black = np.zeros((size, size, 3), np.float32)
+    black[:h, :w] = resized(pixels, h, w)
     with torch.no_grad():
-        return clip.encode_dense(padded)[0], h, w
+        return clip.encode_dense(normalised(clip, black)[None])[0], h, w
 
 
 def test_image_embeddings_are_the_apis(config, clip, pictures, capsys):
@@ -130,11 +130,11 @@ def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
     config = replace(config, size=128, boxes=tmp_path / "boxes.json")  # which alone means --what boxes
     run(config)
     stored = load_file(config.out)
-    dense, h, w = dense_by_hand(clip, pictures / "a.png", 128)
-    across, down = w / 80, h / 48
+    dense, *_ = dense_by_hand(clip, pictures / "a.png", 128)
+    scale = 128 / 80  # of both axes
     rows = []
     for x1, y1, x2, y2 in ([10, 5, 40, 30], [0, 0, 30, 20], [0, 0, 80, 48]):
-        box = torch.tensor([[0, x1 * across, y1 * down, x2 * across, y2 * down]])
+        box = torch.tensor([[0, x1 * scale, y1 * scale, x2 * scale, y2 * scale]])
         rows.append(F.normalize(roi_align(dense[None], box, 1, 1 / 8, -1, True).flatten(), dim=0))
     torch.testing.assert_close(stored["boxes/a.png"], torch.stack(rows), atol=1e-4, rtol=0)
     notes = {one["id"]: (one["boxes"], one["dropped"]) for one in notes_of(config)["pictures"]}

@@ -145,8 +145,8 @@ def test_the_shipped_model_as_users_type_it(ask, folder):
         assert words in answer["out"]
     assert sorted(one.name for one in out.iterdir()) == ["regions.onnx", "regions.onnx.json"]
     said, clip = description(out / "regions.onnx"), load("saccade-small")
-    assert said["preprocessing"]["order"] == ["resize", "normalise", "pad"]
-    assert "right and bottom, to multiples of 8" in said["preprocessing"]["pad"]
+    assert said["preprocessing"]["order"] == ["resize", "pad", "normalise"]
+    assert said["preprocessing"]["pad"] == "black, at the right and bottom, to multiples of 8"
     assert (said["patch_size"], said["native_size"], said["embed_dim"], said["head"]) == (8, 64, 128, "value")
     assert said["sides"] == {"fixed": False, "multiple_of": 8, "least": 16}
     assert said["inputs"]["image_index"]["dtype"] == "int64" and list(said["output"]) == ["regions"]
