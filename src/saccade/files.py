@@ -5,6 +5,7 @@ Deliberately absent: flushing to the disk and checksums, which checkpoints need 
 """
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,17 +73,27 @@ def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
 
 @contextmanager
 def folder_written_whole(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `out`, which gets its name when all went well and is removed otherwise.
+    """Give a temporary folder, whose files become those of `out` when all went well; it is removed otherwise.
 
     Args:
-        out: new or empty.
+        out: new or empty; a link or a mounted folder may be empty too.
+
+    Raises:
+        InputError: no folder can be made there.
     """
-    partial = out.absolute().with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    place = out.resolve()
+    home = place if place.is_dir() else place.parent  # what is mounted cannot be replaced, so its files are moved
+    partial = home / f".{place.name}.{secrets.token_hex(4)}.partial"
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out}: need a folder that can be written; {error}. Choose another.") from error
     try:
         yield partial
-        if out.is_dir():
-            out.rmdir()  # it is empty
-        partial.replace(out)
+        if home != place:
+            partial.replace(place)
+        else:
+            for part in sorted(partial.iterdir()):
+                part.replace(place / part.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

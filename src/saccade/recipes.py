@@ -45,7 +45,7 @@ class Recipe:
     verb: Verb = "distill"
     """Whose settings these are."""
     data: DataKind = "any"
-    """The data that its numbers are for; a run by the recipe's name refuses another."""
+    """The data that its numbers are for; a training by the recipe's name refuses another."""
 
 
 def words_of(fields: dict[str, Any]) -> list[str]:
@@ -235,7 +235,8 @@ RECIPES: tuple[Recipe, ...] = (
             fields={**ONE, **tower, "steps": LVIS_STEPS},
             published={"OV-LVIS, APr": rare},
             time=time,
-            how=f"{HOW_ONE} LVIS holds out some pictures of COCO train: --annotations lvis_v1_train.json has its own.",
+            how=f"{HOW_ONE} LVIS holds out some images of COCO train: its annotation file says which.",
+            needs={"annotations": "lvis_v1_train.json"},
             data="lvis",
         )
         for size, title, tower, rare, time in (

@@ -175,7 +175,7 @@ def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
         ("train-fvit --recipe fvit-ov-coco-b16 --benchmark ov-coco", "must have COCO's 80 categories"),
         ("train-catseg --recipe catseg-2024", "must have COCO-Stuff's 171 classes"),
         ("train-panoptic --recipe panoptic-tower", "must have COCO's 133 panoptic classes"),
-        ("distill --recipe clipself-b16-lvis --pretrained None", "must have LVIS's categories"),
+        ("distill --recipe clipself-b16-lvis --pretrained None --annotations FILE", "must have LVIS's categories"),
     ],
 )
 def test_a_recipe_refuses_data_that_its_numbers_are_not_for(
@@ -183,6 +183,7 @@ def test_a_recipe_refuses_data_that_its_numbers_are_not_for(
 ) -> None:
     root = tmp_path / "w"
     write_world(root, WorldSize(train=2, val=1, test=0, pairs=0, seed=0), processes=1)
+    typed = typed.replace("FILE", str(root / "annotations" / "instances_train2017.json"))
     words = [*typed.split(), "--data", str(root), "--out", str(tmp_path / "o"), "--model", "saccade-small"]
     with pytest.raises(SystemExit) as done:
         main([*words, "--workers", "0", "--device", "cpu"])

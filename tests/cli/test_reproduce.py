@@ -136,7 +136,14 @@ def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage:
     (tmp_path / "done").mkdir()
 
     def is_done(words: list[str]) -> bool:
-        stamp = {"name": "x-0", "words": words, "after": {}, "ended": "2026-01-01 00:00:00", "seconds": 1.0}
+        stamp = {
+            "name": "x-0",
+            "rules": reproduce.RULES,
+            "words": words,
+            "after": {},
+            "ended": "2026-01-01 00:00:00",
+            "seconds": 1.0,
+        }
         (tmp_path / "done" / "x-0.json").write_text(json.dumps({**stamp, "versions": {}}))
         return reproduce._is_done(stage, job)
 

@@ -134,7 +134,7 @@ def test_tensors_that_lie_about_their_size_are_refused_unread(tmp_path):
         read_state(tmp_path / "w.safetensors")
     torch.save({"weight": torch.zeros(1).expand(10**6, 10**6), "bias": torch.zeros(2)}, tmp_path / "w.pt")
     assert (tmp_path / "w.pt").stat().st_size < 5000
-    with pytest.raises(InputError, match="1 tensors claim more numbers than the file holds, first 'weight'"):
+    with pytest.raises(InputError, match="a tensor of 1,000,000,000,000 numbers; its storage has 1"):
         read_state(tmp_path / "w.pt")
 
 

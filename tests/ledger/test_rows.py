@@ -139,6 +139,15 @@ def test_a_row_and_the_recipe_it_stands_for_are_one_setting() -> None:
                 assert getattr(config, field) == value, (job, field)
 
 
+def test_label_maps_are_those_of_the_recipe() -> None:
+    """CAT-Seg's recipe means COCO-Stuff's 171 classes, whatever else a COCO root holds."""
+    for scale, kind in ((B16, "stuff"), (SMALL, None)):
+        stage = Stage("coco", Path("o"), Path("docs/results"), scale, "EVA02-B-16", "w.pt", (0,))
+        jobs = jobs_for(stage, tuple(row for row in rows_of(scale) if row.table == "ovss"))
+        for name in ("catseg-clipself-0", "catseg-clipself-0/semantic", "clipself-0/cosines"):
+            assert getattr(parse(list(jobs[name].words)), "kind") == kind, name  # noqa: B009
+
+
 def test_the_default_batch_is_the_one_of_distill() -> None:
     assert DistillConfig(data="d", out=Path("o")).batch == DEFAULT_BATCH
 

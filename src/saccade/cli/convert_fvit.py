@@ -50,12 +50,17 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     clip = load(clip_name, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
     before = tower_digest(clip)
     published.put_tower(clip, found, source=source)
+    has_clip = tower_digest(clip) != before  # no other folder has this CLIP
+    if has_clip:  # what is known of --clip's tower does not hold of the file's
+        if clip.windows is not None:
+            print(f"{source}: its tower attends everywhere; the windows of {clip_name} are left out", file=sys.stderr)
+        clip.windows = clip.gates = clip.alpha = None
     digest = tower_digest(clip)
-    has_clip = digest != before  # no other folder has this CLIP
 
     # --- the detector
     benchmark = config.benchmark or published.published_benchmark(found, patch=clip.patch_size)
-    size = config.size or published.published_size(benchmark, patch=clip.patch_size)
+    usual = published.published_size(benchmark, patch=clip.patch_size)
+    size = usual if config.size is None else config.size
     network = published.published_network(found, size=size, source=source)
     text, ordered = _texts(found, clip, names, source=source)
     is_novel = torch.tensor([name in split.novel for name in ordered], device=text.device)
@@ -138,10 +143,9 @@ def _texts(found: "Published", clip: "Clip", names: tuple[str, ...], *, source: 
 
 
 def _save_clip(clip: "Clip", folder: Path) -> None:
-    """Write the CLIP with the file's image tower; what was known of the other one's tower does not hold of it."""
+    """Write the CLIP with the file's image tower."""
     from saccade.clip.weights import save_clip
 
-    clip.alpha = None
     save_clip(clip, folder)
 
 
@@ -149,9 +153,6 @@ def _tell(config: "Convert", found: "Published", *, tower: str) -> None:
     """Say what became of the image tower and of what has no place."""
     print(f"image tower: {tower}")
     print(f"left out: {len(found.unused)} tensors that no detector here needs (fc_cls, rotary tables)")
-    if found.unknown:
-        some = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")
-        print(f"{config.source}: {len(found.unknown)} tensors are not known and left out: {some}", file=sys.stderr)
 
 
 def _numbers(network: dict[str, object]) -> str:

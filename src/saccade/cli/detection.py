@@ -334,9 +334,9 @@ def style_of(dataset: "Dataset", *, benchmark: str | None) -> "Style":
     """Whose rule a data set is measured by when nobody says: that of what was published on it."""
     if any(category.frequency is not None for category in dataset.categories):
         return "lvis"
-    if not dataset.name.upper().startswith("VOC"):
-        return "coco"
-    return "voc07" if dataset.name.upper().startswith("VOC2007") or benchmark == "transfer-voc" else "voc12"
+    if benchmark == "transfer-voc" or dataset.name.upper().startswith("VOC2007"):
+        return "voc07"
+    return "voc12" if dataset.name.upper().startswith("VOC") else "coco"
 
 
 def _write_results(

@@ -157,7 +157,7 @@ def _run(config: Proposals, processes: "Processes") -> "Outcome":
     held_out = find_held_out(config, dataset)
     objective = _network(config, device=str(processes.device))
     names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}
-    record = {**asdict(config), "weights": digest_module(objective), **names}
+    record = {**asdict(config), "pad": "black", "weights": digest_module(objective), **names}
 
     # --- the loop, in this run's own folder
     claim_folder(config.out, json.loads(json.dumps(record, default=str)), may_change=MAY_CHANGE)

@@ -29,9 +29,10 @@ def check_recipe_data(recipe: str | None, categories: "Sequence[Category]", *, r
     row = next((one for one in RECIPES if one.name == recipe), None)
     if row is None or row.data in ("any", found):
         return
-    got = f"{len(categories)} other categories" if categories else "no annotations of it"
+    got = f"{len(categories)} other categories" if categories else "none that were read"
     raise InputError(
         f"--recipe {recipe}: must have {TITLES[row.data]}, which its numbers are for; --data {root} has "
-        f"{TITLES[found] if found != 'any' else got}. Name that data (or its file with --annotations), choose another "
+        f"{TITLES[found] if found != 'any' else got}. Name that data "
+        "(its file with --annotations, or --kind of label maps), choose another "
         f"row of `saccade recipes`, or give the flags without --recipe: `saccade recipes {recipe}` prints them."
     )

@@ -29,7 +29,7 @@ from saccade.engine.folder import hold_folder
 from saccade.errors import InputError
 from saccade.files import versions, write_whole
 from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
-from saccade.ledger.page import check_page, settings_of, write_page, write_results
+from saccade.ledger.page import RULES, check_page, settings_of, write_page, write_results
 from saccade.ledger.rows import APPLICATIONS, TABLES, Row, rows_of
 from saccade.ledger.scale import scale_of
 
@@ -231,6 +231,7 @@ def _is_done(stage: Stage, job: Job) -> bool:
     return (
         job.makes.exists()
         and stamp is not None
+        and stamp["rules"] == RULES
         and job.was_run_as(stamp["words"], out=stage.out)
         and stamp["after"] == {need: _digest(stage, need) for need in job.needs}
     )
@@ -240,7 +241,7 @@ def _read_stamp(stage: Stage, name: str) -> dict[str, Any] | None:
     """What was noted when a command ended well; None where it did not, or the note is damaged."""
     try:
         stamp = json.loads(_stamp(stage, name).read_bytes())
-        return {key: stamp[key] for key in ("name", "words", "after", "seconds", "versions")}
+        return {key: stamp[key] for key in ("name", "rules", "words", "after", "seconds", "versions")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -258,6 +259,7 @@ def _note_done(stage: Stage, job: Job, seconds: float) -> None:
     is_whole = job.words[0] == "evaluate" or starts == 1
     content = {
         "name": job.name,
+        "rules": RULES,
         "words": list(job.words),
         "after": {need: _digest(stage, need) for need in job.needs},
         "ended": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),

@@ -40,6 +40,8 @@ class TrainFViT(Training):
     """Optimizer steps. The paper: 3 epochs of OV-COCO, 48 of OV-LVIS, 64 pictures a step."""
     lr: float = 1e-4
     """Learning rate of AdamW after the warm-up."""
+    weight_decay: float = 0.1
+    """AdamW's decay of all tensors, vectors too, as published."""
     warmup: int = 250
     """Steps of linear warm-up."""
     milestones: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ never. Absent: what the dictionaries mean (`saccade.clip.states`), and files old
 """
 
 import io
+import math
 import mmap
 import zipfile
 import zlib
@@ -168,4 +169,6 @@ def _show(tensor: StoredTensor, numbers: Tensor) -> Tensor:
     last = tensor.offset + sum((length - 1) * step for length, step in zip(tensor.size, tensor.stride, strict=True))
     if last >= len(numbers):
         raise ValueError(f"a tensor that needs {last + 1:,} numbers; its storage has {len(numbers):,}")
+    if math.prod(tensor.size) > len(numbers):
+        raise ValueError(f"a tensor of {math.prod(tensor.size):,} numbers; its storage has {len(numbers):,}")
     return numbers.as_strided(tensor.size, tensor.stride, tensor.offset)

@@ -51,6 +51,9 @@ def fit_names(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
     if isinstance(model, open_clip.CustomTextCLIP):
         state = convert_to_custom_text_state_dict(state)
     elif not any(key.startswith("transformer.") for key in state):
+        twice = [key for key in state if key.startswith("text.") and key.removeprefix("text.") in state]
+        if twice:
+            raise InputError(f"need each tensor once; the file has {twice[0]} and {twice[0].removeprefix('text.')}.")
         state = {key.removeprefix("text."): value for key, value in state.items()}
     fitted = dict(state)
     for key, value in model.state_dict().items():

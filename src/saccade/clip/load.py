@@ -102,6 +102,10 @@ def load(
     if found.weights is None:
         warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
         print(warning, file=sys.stderr)
+    known = clip.config.get("saccade", {})
+    if "pad" not in known and known.keys() & {"alpha", "windows", "gates"}:
+        print(f"{name}: does not say how its training padded images; black is taken (zeros before 2026-11-29).",
+              file=sys.stderr)  # fmt: skip
     if clip.gates is not None:
         print(f"{name}: has gates of attention heads, which the dense head values3 alone reads.", file=sys.stderr)
     return clip.to(device, getattr(torch, precision)).eval()

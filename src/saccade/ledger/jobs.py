@@ -189,10 +189,20 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
             needs = (_train_detector(stage, row, seed, model, needs, jobs),)
             words = ["evaluate", "detection", "--model", str(out.parent / "model"), *common]
         case "cosines":
-            words = ["evaluate", "semantic", *model, *common, "--size", size, *_head(stage, row)]
+            words = [
+                "evaluate",
+                "semantic",
+                *model,
+                *common,
+                *stage.scale.label_maps,
+                "--size",
+                size,
+                *_head(stage, row),
+            ]
         case "semantic":
             needs = (_train_catseg(stage, row, seed, model, needs, jobs),)
-            words = ["evaluate", "semantic", "--model", str(out.parent / "model"), *common, "--at-once", "1"]
+            words = ["evaluate", "semantic", "--model", str(out.parent / "model"), *common, *stage.scale.label_maps]
+            words += ["--at-once", "1"]
         case "panoptic":
             generator = _train_generator(stage, seed, jobs)
             needs = (*needs, generator)
@@ -215,7 +225,7 @@ def _train_catseg(
     stage: Stage, row: Row, seed: int, model: list[str], needs: tuple[str, ...], jobs: dict[str, Job]
 ) -> str:
     """Add the training of Cat-Seg on a row's model; its name."""
-    flags = (*_settings(stage, stage.scale.catseg), *row.flags)
+    flags = (*_settings(stage, stage.scale.catseg), *stage.scale.label_maps, *row.flags)
     return _train_head(stage, "catseg", _head_folder(stage, row, seed), seed, [*model, *flags], needs, jobs)
 
 
@@ -283,7 +293,7 @@ def _train(stage: Stage, run: Run, seed: int, jobs: dict[str, Job], *, mixed: bo
 
 
 def _settings(stage: Stage, recipe: str, *, without: Collection[str] = ()) -> list[str]:
-    """A recipe's settings, spelled out, so that a command done with other settings is not taken for this one."""
+    """A recipe's settings, spelled out; what it leaves out has the command's default."""
     return words_of({name: value for name, value in stage.scale.fields(recipe).items() if name not in without})
 
 

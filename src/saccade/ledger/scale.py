@@ -11,6 +11,7 @@ from typing import Any
 from saccade.recipes import RECIPES
 
 _FIELDS = {recipe.name: recipe.fields for recipe in RECIPES}
+_DATA = {recipe.name: recipe.data for recipe in RECIPES}
 _NOT_SHARED = ("model", "pretrained", "boxes")  # which CLIP and which regions: rows say so themselves
 DEFAULT_BATCH = 4  # of `saccade distill`
 
@@ -42,6 +43,11 @@ class Scale:
         if self.steps_given is not None and "steps" in fields:
             fields["steps"] = self.steps_given if recipe == self.distill else min(self.steps_given, fields["steps"])
         return fields
+
+    @property
+    def label_maps(self) -> tuple[str, ...]:
+        """Flags that name the label maps which CAT-Seg's recipe is for."""
+        return ("--kind", "stuff") if _DATA[self.catseg] == "coco-stuff" else ()
 
     @property
     def steps(self) -> int:

@@ -42,6 +42,7 @@ COCO_STUFF = tuple((name,) for name in NAMES)
 BACKBONES = {"resnet": "resnet101", "swin": "swin_base_patch4_window12_384"}  # of 2023, B and L
 PLACES = 24  # of the dense map, a side
 HEAD_WIDTH = 64  # of OpenAI's attention
+CONTEXT = 77  # tokens of a text
 WIDEST = 1024  # tower of OpenAI's; larger ones of open_clip have heads of other widths and another activation
 _CLIP_PARTS = re.compile(r"(.+\.attn\.)([qkv])_proj_weight")
 
@@ -269,6 +270,11 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
                 f"{source}: need an OpenAI CLIP, whose towers are multiples of {HEAD_WIDTH} and at most {WIDEST} wide; "
                 f"its {what} tower is {found} wide, as open_clip's larger ones, which are not converted."
             )
+    if shape("positional_embedding") != (CONTEXT, text_width):
+        raise InputError(
+            f"{source}: need an OpenAI CLIP, whose {CLIP}positional_embedding is ({CONTEXT}, {text_width}); got "
+            f"{shape('positional_embedding')}."
+        )
     vision = {
         "image_size": round((shape("visual.positional_embedding")[0] - 1) ** 0.5) * patch,
         "patch_size": patch,
@@ -277,7 +283,7 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
         "head_width": HEAD_WIDTH,
     }
     text = {
-        "context_length": shape("positional_embedding")[0],
+        "context_length": CONTEXT,
         "vocab_size": vocabulary,
         "width": text_width,
         "heads": text_width // HEAD_WIDTH,

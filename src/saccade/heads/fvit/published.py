@@ -51,6 +51,7 @@ _PATTERNS = tuple(
 )
 _BOX, _TOWER = "roi_head.bbox_head.", "backbone.visual."
 _TEMPERATURE, _TEXTS, _UNUSED = f"{_BOX}detect_temperature", f"{_BOX}all_embeddings", f"{_BOX}fc_cls."
+LEAST_COSINE = 0.5  # of a text embedding of a file and of its name; other templates lower it, other names more
 SURE = 0.9  # of the columns must be nearest to their own names where the names' order cannot be told from the columns
 MOST_TOLD = 5
 
@@ -64,7 +65,6 @@ class Published:
     classes: int  # K
     text: Float[Tensor, "K1 D"] | None  # of the classes and, last, of background
     unused: tuple[str, ...]  # known names that no network needs: the class layer under the texts, rotary tables
-    unknown: tuple[str, ...]  # names that nobody here knows
 
 
 def is_published_fvit(state: dict[str, Tensor]) -> bool:
@@ -91,17 +91,24 @@ def take_apart(state: dict[str, Tensor], *, source: str) -> Published:
         if ours is not None:
             head[ours] = one
         elif name == _TEMPERATURE:
+            if one.numel() != 1 or not float(one) > 0:
+                raise InputError(f"{source}: need {name} as one number above 0; got {one.flatten()[:3].tolist()}.")
             head["log_scale"] = one.reshape(()).float().log()
         elif name.startswith(_UNUSED):
             unused.append(name)
         elif name != _TEXTS and not name.startswith(_TOWER):
             unknown.append(name)
+    if unknown:
+        raise InputError(
+            f"{source}: need an F-ViT as its own code wrote it; {len(unknown)} tensors are not known "
+            f"({_first(unknown)}). A changed network cannot be converted."
+        )
     visual = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith(_TOWER)}
     kept = drop_derived(visual)
     unused += [f"backbone.{name}" for name in visual if name not in kept]
     tower = {name.removeprefix("visual."): one for name, one in rename_eva(kept).items()}
     count, text = _texts(state, source=source)
-    return Published(head, tower, count, text, tuple(unused), tuple(unknown))
+    return Published(head, tower, count, text, tuple(unused))
 
 
 def published_network(found: Published, *, size: int, source: str) -> Network:
@@ -193,7 +200,14 @@ def order_of_names(
                 "--novel those it was trained with?"
             )
         nearest = own  # some names are near each other, and the order given is right for most
-    return nearest, float(cosines.gather(1, nearest[:, None]).min())
+    least = float(cosines.gather(1, nearest[:, None]).min())
+    if least < LEAST_COSINE:
+        raise InputError(
+            f"{source}: need the names of its classes and the CLIP that embedded them; the lowest cosine of a text of "
+            f"the file with that of its name is {least:.2f}, below {LEAST_COSINE}. Are --clip, --annotations and "
+            "--novel those it was trained with?"
+        )
+    return nearest, least
 
 
 def build_published(

@@ -15,6 +15,7 @@ from saccade.errors import InputError
 
 Kind = Literal["mask2former", "maskformer"]
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+MOST_CLASSES = 10_000
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # of the published configurations for COCO [pixels]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MIN_SCORE, OVERLAP = 0.8, 0.8  # object mask and overlap threshold of the published configurations
@@ -87,7 +88,8 @@ def _names(config: dict[str, Any], path: Path) -> list[str]:
     table = config.get("id2label")
     if table is None:
         count = config.get("num_labels", 2)  # transformers writes neither of a model with two classes
-        table = {str(place): f"LABEL_{place}" for place in range(count if isinstance(count, int) else 0)}
+        is_count = isinstance(count, int) and count <= MOST_CLASSES
+        table = {str(place): f"LABEL_{place}" for place in range(count if is_count else 0)}
     wanted = [str(place) for place in range(len(table))] if isinstance(table, dict) else []
     if (
         not wanted
@@ -112,7 +114,7 @@ def _input(path: Path) -> dict[str, Any]:
         size, longest = SHORTEST, LONGEST
     colours = [content.get(name, default) for name, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)]
     is_right = all(isinstance(one, int) and one > 0 for one in (size, longest)) and all(map(_is_colour, colours))
-    if not is_right or min(colours[1]) <= 0:
+    if not is_right or min(colours[1]) <= 0 or size > longest:
         raise InputError(
             f"{path}: need whole positive sizes, and a mean and a deviation of three numbers; got {size!r}, "
             f"{longest!r}, {_short(colours)}."

@@ -156,10 +156,14 @@ def rename(state: State, *, source: str) -> Renamed:
         elif ours is None:
             unknown.append(name)
         elif ".self_attn.in_proj." in ours:
+            if value.ndim == 0 or len(value) % 3:
+                raise InputError(f"{source}: need queries, keys and values in {name}; got {tuple(value.shape)}.")
             for part, one in zip("qkv", value.chunk(3), strict=True):
                 own = ours.replace("in_proj", f"{part}_proj")
                 found[own], names[own] = one, name
         else:
+            if ours in found:
+                raise InputError(f"{source}: need each tensor once; {names[ours]} and {name} are the same one.")
             size = value.shape[value.ndim - _SQUEEZED[ours] :] if ours in _SQUEEZED else value.shape
             found[ours], names[ours] = value.reshape(size) if value.numel() == size.numel() else value, name
     if unknown:
