@@ -416,6 +416,13 @@ def test_miou_of_the_truth_itself_is_100(world, tmp_path, capsys, bits):
     assert part["dropped"]["result is of an image that is not measured"]["count"] == 1
 
 
+def test_miou_needs_no_images(world, tmp_path, capsys):
+    folder = write_maps(world, tmp_path / "maps")
+    shutil.rmtree(world / "val2017")
+    assert score("semantic", folder, "--data", world)["mIoU"] == pytest.approx(100)
+    assert "could not be read" not in capsys.readouterr().err
+
+
 def test_numbers_of_the_data_s_own_maps(world, tmp_path, capsys):
     data, folder = open_semantic(world, split="val"), tmp_path / "maps"
     folder.mkdir()

@@ -206,6 +206,26 @@ def test_the_converted_full_release(tmp_path):
     assert truths(open_semantic(root, split="val")) == [[[0, 1, -1]]]
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"), [(ade150, None), (coco_stuff, None), (voc, "voc21"), (context, None), (full_release, "ade-full")]
+)
+def test_images_may_be_absent(tmp_path, make, kind):
+    root = tmp_path / "root"
+    maps = tmp_path / "maps" if make is full_release else None
+    make(root, *([[[0, 1, 59], [2, 2, 2]]] if make is context else []))
+    whole = open_semantic(root, split="val", kind=kind, maps=maps)
+    expected = truths(whole)
+    for path in [*root.rglob("*.jpg")]:
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    with pytest.raises(InputError):
+        open_semantic(root, split="val", kind=kind, maps=maps)
+    data = open_semantic(root, split="val", kind=kind, maps=maps, images=False)
+    assert truths(data) == expected and data.names == whole.names
+    assert [one.id for one in data.dataset.records] == [one.id for one in whole.dataset.records]
+
+
 def test_the_world_is_panoptic(world):
     data = open_semantic(world, split="val")
     assert data.coding is None and len(data.dataset.records) == 3

@@ -33,8 +33,8 @@ class LabelMapFlags:
     """JSON file {"base": [names], "novel": [names]}; when not given, what annotations/splits.json of the root says."""
 
 
-def open_truth_maps(config: LabelMapFlags, *, split: str) -> "SemanticData":
-    """Open the pictures of a split with all their classes.
+def open_truth_maps(config: LabelMapFlags, *, split: str, images: bool = True) -> "SemanticData":
+    """Open the pictures of a split with all their classes; without `images` these need not be there.
 
     Raises:
         InputError: no such data, or a file of it is wrong.
@@ -42,7 +42,13 @@ def open_truth_maps(config: LabelMapFlags, *, split: str) -> "SemanticData":
     from saccade.data.label_maps import open_semantic
 
     return open_semantic(
-        config.data, split=split, kind=config.kind, labels=config.labels, maps=config.maps, names=config.names
+        config.data,
+        split=split,
+        kind=config.kind,
+        labels=config.labels,
+        maps=config.maps,
+        names=config.names,
+        images=images,
     )
 
 

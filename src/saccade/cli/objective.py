@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saccade.engine.config import DistillConfig, regions_of
-from saccade.errors import InputError
+from saccade.errors import InputError, listed
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from saccade.clip.model import Clip
@@ -43,8 +43,7 @@ class Nouns:
     def line(self) -> str:
         """For the user."""
         names = self.vocabulary.names
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        return f"nouns     {len(names):,}{' in the captions' if self.counted else ''}: {shown}"
+        return f"nouns     {len(names):,}{' in the captions' if self.counted else ''}: {listed(names, _SHOWN)}"
 
     def write(self, out: Path) -> None:
         """Keep what was counted in OUT/nouns.json, [noun, number] a line; a file of one's own is there already."""

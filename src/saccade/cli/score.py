@@ -101,7 +101,7 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     from saccade.evaluate.map_results import read_label_maps
     from saccade.evaluate.semantic import evaluate_semantic
 
-    data = open_truth_maps(config, split=config.split)
+    data = open_truth_maps(config, split=config.split, images=False)
     data = replace(data, dataset=_first(data.dataset, config))
     skipped: dict[str, Dropped] = {}
     found = read_label_maps(path, data, numbers=config.numbers, skipped=skipped)

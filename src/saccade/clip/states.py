@@ -7,6 +7,7 @@ which are refused, and what the names of tensors mean (`saccade.clip.layouts`).
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from saccade.clip.checkpoint_file import Placeholder, read_checkpoint
 from saccade.clip.describe import read_json
 from saccade.clip.openai_archive import is_torchscript, read_archive
-from saccade.types import InputError
+from saccade.errors import InputError, listed
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
@@ -93,7 +94,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: need tensors only, at the top or under {', '.join(_NESTED)}; {len(strange)} of {len(content)} "
             f"entries are something else, first {strange[0]!r} ({_kind_of(content[strange[0]])}). "
-            f"It begins with {_first([repr(key) for key in content], 5)}. Save the model's state_dict() alone."
+            f"It begins with {listed([repr(key) for key in content], 5)}. Save the model's state_dict() alone."
         )
     odd = [key for key, value in content.items() if value.is_complex()]
     if odd:
@@ -111,7 +112,7 @@ def _weights_in(content: Any, path: Path) -> Any:
             break
         beside = [repr(key) for key in content if key != inner]
         if beside:
-            print(f"{path}: weights are read from {inner!r}; not read: {_first(beside)}.", file=sys.stderr)
+            print(f"{path}: weights are read from {inner!r}; not read: {listed(beside)}.", file=sys.stderr)
         content = content[inner]
     return content
 
@@ -149,7 +150,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise InputError(f"{index}: need files of its own folder; it names {outside[0]!r}.")
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
-        raise InputError(f"{index}: {len(absent)} of {len(files)} files are missing: {_first(absent)}. Download them.")
+        raise InputError(f"{index}: {len(absent)} of {len(files)} files are missing: {listed(absent)}. Download them.")
     state: dict[str, Tensor] = {}
     for name in files:
         shard = _read_file(index.parent / name, file_kind(index.parent / name))
@@ -158,7 +159,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         state |= {key: value for key, value in shard.items() if places.get(key) == name}
     without = [key for key in places if key not in state]
     if without:
-        raise InputError(f"{index}: {len(without)} tensors are not in its files: {_first(without)}.")
+        raise InputError(f"{index}: {len(without)} tensors are not in its files: {listed(without)}.")
     return state
 
 
@@ -178,9 +179,9 @@ def mix_states(student: dict[str, Tensor], teacher: dict[str, Tensor], *, alpha:
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha: must be in [0, 1], the student's share; got {alpha}.")
-    problems = _differences(teacher, student)
+    problems = _describe(*_compare(teacher, student))
     if problems:
-        raise InputError(f"student and teacher must be the same architecture to be mixed: {problems}")
+        raise InputError(f"student and teacher must be the same architecture to be mixed: {problems}.")
     mixed = {}
     for key, ours in student.items():
         theirs = teacher[key].to(ours.device)
@@ -250,9 +251,9 @@ def put_state(
             f"{source}: {len(broken)} of {len(state)} tensors hold NaN or infinity, first {broken[0]}. "
             "Use an earlier checkpoint."
         )
-    left = _differences(wanted, state)
+    left = _describe(*_compare(wanted, state))
     if left:
-        print(f"{source}: as allowed, {left}", file=sys.stderr)
+        print(f"{source}: as allowed, {left}.", file=sys.stderr)
     model.load_state_dict(used, strict=not left)
 
 
@@ -269,31 +270,40 @@ def check_state(
         allowed += ["allow_extra=True"] if extra and not allow_extra else []
         way = f", or pass {' and '.join(allowed)}" if allowed and not shaped and not none else ""
         raise InputError(
-            f"{source}: these are not weights of {name}: {problems} Give the architecture the file was made with{way}."
+            f"{source}: these are not weights of {name}: {problems}. Give the architecture the file was made with{way}."
         )
 
 
-def _differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> str:
-    """Describe missing, extra and mis-shaped entries; empty where there are none."""
-    return _describe(*_compare(wanted, got))
+def differences(wanted: dict[str, Tensor], got: dict[str, Tensor], *, called: Callable[[str], str] = str) -> str:
+    """Describe what keeps weights from being put into a model: what is missing, extra, of another shape, not finite.
+
+    Args:
+        wanted: of the model.
+        got: in their place.
+        called: gives what an entry is called in the file the weights are from.
+
+    Returns:
+        How many of each kind, with the first few; empty where they fit.
+    """
+    broken = [key for key, value in got.items() if value.is_floating_point() and not value.isfinite().all()]
+    return _describe(*_compare(wanted, got, called=called), list(map(called, broken)))
 
 
-def _compare(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    missing = [key for key in wanted if key not in got]
-    extra = [key for key in got if key not in wanted]
+def _compare(
+    wanted: dict[str, Tensor], got: dict[str, Tensor], *, called: Callable[[str], str] = str
+) -> tuple[list[str], list[str], list[str]]:
+    missing = [called(key) for key in wanted if key not in got]
+    extra = [called(key) for key in got if key not in wanted]
     shaped = [
-        f"{key} is {tuple(got[key].shape)} instead of {tuple(value.shape)}"
+        f"{called(key)} is {tuple(got[key].shape)} instead of {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in got and got[key].shape != value.shape
     ]
     return missing, extra, shaped
 
 
-def _describe(missing: list[str], extra: list[str], shaped: list[str]) -> str:
-    found = [("missing", missing), ("extra", extra), ("of another shape", shaped)]
-    words = [f"{len(items)} {kind} ({_first(items)})" for kind, items in found if items]
-    return "; ".join(words) + "." if words else ""
-
-
-def _first(items: list[str], count: int = 20) -> str:
-    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")
+def _describe(*found: list[str]) -> str:
+    kinds = ("missing", "extra", "of another shape", "not finite")
+    return "; ".join(
+        f"{len(keys)} {kind} ({listed(keys, 20)})" for kind, keys in zip(kinds, found, strict=False) if keys
+    )

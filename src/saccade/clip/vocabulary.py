@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade.errors import InputError
+from saccade.errors import InputError, listed
 
 MAX_BYTES = 16_000_000  # ImageNet's 21,841 classes with all their synonyms take about 1 MB
 SUFFIXES = (".txt", ".json")
@@ -150,8 +150,8 @@ def _checked(
             known[key] = (where, len(found))
         found.append(tuple(word.strip() for word in words))
     if shared:
-        told = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
-        print(f"{source}: {len(shared)} names stand there more than once, each in its class: {told}", file=sys.stderr)
+        told = f"{len(shared)} names stand there more than once, each in its class: {listed(shared)}"
+        print(f"{source}: {told}", file=sys.stderr)
     if not found:
         raise InputError(f"{source}: need at least one class; got none.")
     return Vocabulary(tuple(found))

@@ -39,7 +39,9 @@ HOME = Path("images", "ADE")
 MAX_JSON = 50_000_000  # bytes
 
 
-def read_ade150(root: Path | str, *, split: str, labels: Labels, maps: Path | None = None) -> SemanticData:
+def read_ade150(
+    root: Path | str, *, split: str, labels: Labels, maps: Path | None = None, images: bool = True
+) -> SemanticData:
     """Read one split of the scene parsing data with 150 classes.
 
     Args:
@@ -47,6 +49,7 @@ def read_ade150(root: Path | str, *, split: str, labels: Labels, maps: Path | No
         split: "train" or "val".
         labels: of `labels.read_object_info`, or another list with the ids 1..150.
         maps: folder with the maps' folders of both splits; `annotations`, or else the prepared ones, when not given.
+        images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -63,10 +66,13 @@ def read_ade150(root: Path | str, *, split: str, labels: Labels, maps: Path | No
         maps=maps / folder,
         labels=labels,
         coding=coding_of(labels.ids, none=0, maps=maps),
+        images=images,
     )
 
 
-def read_ade_full(pictures: Path | str, maps: Path | str, *, split: str, labels: Labels) -> SemanticData:
+def read_ade_full(
+    pictures: Path | str, maps: Path | str, *, split: str, labels: Labels, images: bool = True
+) -> SemanticData:
     """Read one split of the converted full release.
 
     Args:
@@ -74,6 +80,7 @@ def read_ade_full(pictures: Path | str, maps: Path | str, *, split: str, labels:
         maps: the same of the maps that `convert_ade_full` wrote, or of those prepared for Cat-Seg (`.tif`).
         split: "train" or "val".
         labels: the classes, in the order of the maps' numbers.
+        images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing.
@@ -86,6 +93,7 @@ def read_ade_full(pictures: Path | str, maps: Path | str, *, split: str, labels:
         maps=Path(maps) / folder,
         labels=labels,
         coding=Coding({**places, NOTHING: NONE}, bits=16),
+        images=images,
     )
 
 

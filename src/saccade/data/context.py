@@ -42,7 +42,9 @@ def read_context_labels(path: Path | str, *, repeated: Repeated = "refuse") -> L
     return labels
 
 
-def read_context459(folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels) -> SemanticData:
+def read_context459(
+    folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels, images: bool = True
+) -> SemanticData:
     """Read the maps of 459 classes that `convert_context` wrote.
 
     Args:
@@ -50,6 +52,7 @@ def read_context459(folder: Path | str, maps: Path | str, *, names: Path | str |
         maps: their folder.
         names: file with the ids of the pictures that count; None: all that have a map.
         labels: of `read_context_labels`, 459 classes.
+        images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -57,10 +60,12 @@ def read_context459(folder: Path | str, maps: Path | str, *, names: Path | str |
     if len(labels.ids) != COUNT:
         raise InputError(f"labels: need PASCAL Context's {COUNT} classes; got {len(labels.ids)}.")
     places = {place: place for place in range(COUNT)} | {COUNT: NONE, NOTHING: NONE}
-    return _pair("PASCAL Context-459", folder, maps, names, labels, Coding(places, bits=16))
+    return _pair("PASCAL Context-459", folder, maps, names, labels, Coding(places, bits=16), images)
 
 
-def read_context59(folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels) -> SemanticData:
+def read_context59(
+    folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels, images: bool = True
+) -> SemanticData:
     """Read the maps of 59 classes, the official ones or those that `convert_context` wrote.
 
     Args:
@@ -68,6 +73,7 @@ def read_context59(folder: Path | str, maps: Path | str, *, names: Path | str | 
         maps: their folder.
         names: file with the ids of the pictures that count; None: all that have a map.
         labels: of `read_context_labels`, 59 classes.
+        images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -75,7 +81,7 @@ def read_context59(folder: Path | str, maps: Path | str, *, names: Path | str | 
     if labels.ids != tuple(range(1, 60)):
         raise InputError(f"labels: need PASCAL Context's 59 classes with the ids 1 to 59; got {len(labels.ids)}.")
     coding = coding_of(labels.ids, none=0, maps=Path(maps))
-    return _pair("PASCAL Context-59", folder, maps, names, labels, coding)
+    return _pair("PASCAL Context-59", folder, maps, names, labels, coding, images)
 
 
 def convert_context(
@@ -150,7 +156,13 @@ def _by_name(labels: Labels, only: Labels) -> list[tuple[int, int]]:
 
 
 def _pair(
-    name: str, folder: Path | str, maps: Path | str, names: Path | str | None, labels: Labels, coding: Coding
+    name: str,
+    folder: Path | str,
+    maps: Path | str,
+    names: Path | str | None,
+    labels: Labels,
+    coding: Coding,
+    images: bool,
 ) -> SemanticData:
     maps = Path(maps)
     if names is not None:
@@ -158,4 +170,4 @@ def _pair(
     else:
         only = sorted(path.stem for path in maps.glob("*") if path.suffix in (".png", ".tif"))
     pictures = Path(folder) / "JPEGImages"
-    return pair_files(name, pictures=pictures, maps=maps, labels=labels, coding=coding, only=only)
+    return pair_files(name, pictures=pictures, maps=maps, labels=labels, coding=coding, only=only, images=images)

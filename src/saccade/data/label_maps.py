@@ -24,7 +24,7 @@ from saccade.data.context import read_context59, read_context459, read_context_l
 from saccade.data.labels import Labels, compared, labels_of, read_labels, read_object_info
 from saccade.data.names import SemanticKind
 from saccade.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
-from saccade.data.sources import open_data
+from saccade.data.sources import open_data, open_panoptic_annotations
 from saccade.data.voc import NAMES, Background, read_voc_maps
 from saccade.types import InputError
 
@@ -43,6 +43,7 @@ def open_semantic(
     labels: Path | None = None,
     maps: Path | None = None,
     names: Path | None = None,
+    images: bool = True,
 ) -> SemanticData:
     """Read a split of semantic data of any kind that the module's table shows.
 
@@ -57,41 +58,45 @@ def open_semantic(
             that holds those of the splits.
         names: file with the ids of the pictures that count, one a line; PASCAL Context alone. When not given,
             pascalcontext_SPLIT.txt, or else ImageSets/Main/SPLIT.txt.
+        images: False: the pictures need not be there; each map stands for one.
 
     Raises:
         InputError: nothing or more than one is recognised, a file or folder is missing or not what it must be, or the
             list is in another order than the data set's own.
     """
     root = Path(root)
-    kind = kind or _recognise(root, split, maps)
+    kind = kind or _recognise(root, split, maps, images)
     if maps is not None and kind == "panoptic":
         raise InputError(f"--maps {maps}: need none for panoptic annotations, which name their maps. Leave it out.")
     if names is not None and kind not in CONTEXT:
         raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Leave it out.")
     match kind:
         case "panoptic":
-            return _open_panoptic(root, split, labels)
+            return _open_panoptic(root, split, labels, images)
         case "stuff":
             places = [root / LIST, root / "annotations" / LIST]
             chosen = _choose(kind, labels, places, lambda path: stuff.read_stuff_labels(path, repeated="keep"))
-            return stuff.read_stuff(root, split=split, labels=chosen, maps=maps)
+            return stuff.read_stuff(root, split=split, labels=chosen, maps=maps, images=images)
         case "ade150":
             chosen = _choose(kind, labels, [root / OBJECT_INFO], _read_any)
-            return ade.read_ade150(root, split=split, labels=chosen, maps=maps)
+            return ade.read_ade150(root, split=split, labels=chosen, maps=maps, images=images)
         case "ade-full":
-            return _open_ade_full(root, split, labels, maps)
+            return _open_ade_full(root, split, labels, maps, images)
         case "context59" | "context459":
-            return _open_context(root, split, kind, labels, maps, names)
+            return _open_context(root, split, kind, labels, maps, names, images)
         case "voc20" | "voc20b" | "voc21":
-            return _open_voc(root, split, kind, labels, maps)
+            return _open_voc(root, split, kind, labels, maps, images)
     raise InputError(f"kind: need one of those that the table of `saccade.data.label_maps` shows; got {kind!r}.")
 
 
 # ---------------------------------------------------------------------------------------------------- each of the kinds
 
 
-def _open_panoptic(root: Path, split: str, labels: Path | None) -> SemanticData:
-    data = from_panoptic(open_data(root, split=split, annotations="panoptic"))
+def _open_panoptic(root: Path, split: str, labels: Path | None, images: bool) -> SemanticData:
+    found = (
+        open_data(root, split=split, annotations="panoptic") if images else open_panoptic_annotations(root, split=split)
+    )
+    data = from_panoptic(found)
     if labels is None:
         return data
     given = _read_any(labels)
@@ -99,7 +104,7 @@ def _open_panoptic(root: Path, split: str, labels: Path | None) -> SemanticData:
     return with_labels(data, given)
 
 
-def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | None) -> SemanticData:
+def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | None, images: bool) -> SemanticData:
     if maps is None:
         maps = root / PREPARED
         if not maps.is_dir():
@@ -110,14 +115,20 @@ def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | Non
     chosen = _choose("ade-full", labels, [maps / LIST], _read_any)
     copies = root / "images_detectron2"  # of the pictures, which some programs make beside their maps
     pictures = copies if is_prepared(maps) and copies.is_dir() else root / ade.HOME
-    return ade.read_ade_full(pictures, maps, split=split, labels=chosen)
+    return ade.read_ade_full(pictures, maps, split=split, labels=chosen, images=images)
 
 
 def _open_context(
-    root: Path, split: str, kind: SemanticKind, labels: Path | None, maps: Path | None, names: Path | None
+    root: Path,
+    split: str,
+    kind: SemanticKind,
+    labels: Path | None,
+    maps: Path | None,
+    names: Path | None,
+    images: bool,
 ) -> SemanticData:
     few = kind == "context59"
-    year = _only_year(root, kind, maps)
+    year = _only_year(root, kind, maps, images)
     if maps is None:
         usual = [year / MAPS_OF_59] if few else []
         usual.append(year / PREPARED / f"{'pc59' if few else 'pc459'}_{split}")
@@ -140,11 +151,13 @@ def _open_context(
             raise InputError(f"{year}: need the list of the pictures of split {split}; looked for {_listed(lists)}. "
                              "Give a file with an id a line with --names.")  # fmt: skip
         names = found[0]
-    return (read_context59 if few else read_context459)(year, maps, names=names, labels=chosen)
+    return (read_context59 if few else read_context459)(year, maps, names=names, labels=chosen, images=images)
 
 
-def _open_voc(root: Path, split: str, kind: SemanticKind, labels: Path | None, maps: Path | None) -> SemanticData:
-    year = _only_year(root, kind, maps)
+def _open_voc(
+    root: Path, split: str, kind: SemanticKind, labels: Path | None, maps: Path | None, images: bool
+) -> SemanticData:
+    year = _only_year(root, kind, maps, images)
     if maps is not None and is_prepared(maps):
         raise InputError(f"--maps {maps}: need VOC's own maps, 0 for the background; these were prepared for Cat-Seg. "
                          "Leave it out, or name SegmentationClass.")  # fmt: skip
@@ -160,6 +173,7 @@ def _open_voc(root: Path, split: str, kind: SemanticKind, labels: Path | None, m
         background=BACKGROUND[kind],
         labels=chosen,
         maps="SegmentationClass" if maps is None else maps.absolute(),
+        images=images,
     )
     if kind != "voc20b" or data.dataset.categories[-1].synonyms:
         return data
@@ -186,11 +200,11 @@ def _with_background(labels: Labels) -> Labels:
 # ------------------------------------------------------------------------------------------------ what lies in a folder
 
 
-def _recognise(root: Path, split: str, maps: Path | None) -> SemanticKind:
+def _recognise(root: Path, split: str, maps: Path | None, images: bool) -> SemanticKind:
     """The only kind that a folder can be."""
     if not root.is_dir():
         raise InputError(f"{root}: need the folder of a data set; there is none. Check the path.")
-    found = _candidates(root, split, maps)
+    found = _candidates(root, split, maps, images)
     if len(found) == 1:
         return found[0]
     if found:
@@ -203,18 +217,19 @@ def _recognise(root: Path, split: str, maps: Path | None) -> SemanticKind:
     )
 
 
-def _candidates(root: Path, split: str, maps: Path | None) -> list[SemanticKind]:
+def _candidates(root: Path, split: str, maps: Path | None, images: bool) -> list[SemanticKind]:
     found: list[SemanticKind] = []
     if (root / "annotations" / f"panoptic_{split}2017.json").is_file():
         found.append("panoptic")
     if any((root / home / f"{split}2017").is_dir() for home in stuff.HOMES):
         found.append("stuff")
     folder = ade.SPLITS.get(split, split)
-    if (root / "images" / folder).is_dir() and any((root / one / folder).is_dir() for one in ("annotations", PREPARED)):
+    has_maps = any((root / one / folder).is_dir() for one in ("annotations", PREPARED))
+    if has_maps and (not images or (root / "images" / folder).is_dir()):
         found.append("ade150")
     if (root / ade.HOME).is_dir() or (root / "images_detectron2").is_dir():
         found.append("ade-full")
-    years = _years(root)
+    years = _years(root, images)
     if any((year / MAPS_OF_59).is_dir() or (year / PREPARED / f"pc59_{split}").is_dir() for year in years):
         found.append("context59")
     if any((year / PREPARED / f"pc459_{split}").is_dir() for year in years):
@@ -226,21 +241,22 @@ def _candidates(root: Path, split: str, maps: Path | None) -> list[SemanticKind]
     return found
 
 
-def _years(root: Path) -> list[Path]:
-    """The years of VOC in a folder: itself, or below it or its VOCdevkit."""
+def _years(root: Path, images: bool) -> list[Path]:
+    """The years of VOC in a folder: itself, or below it or its VOCdevkit; with images, or with lists of them."""
     places = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
-    return [year for year in places if (year / "JPEGImages").is_dir()]
+    return [year for year in places if (year / ("JPEGImages" if images else "ImageSets")).is_dir()]
 
 
-def _only_year(root: Path, kind: SemanticKind, maps: Path | None) -> Path:
-    years = _years(root)
+def _only_year(root: Path, kind: SemanticKind, maps: Path | None, images: bool) -> Path:
+    years = _years(root, images)
     if kind not in CONTEXT and maps is None and len(years) > 1:
         years = [year for year in years if (year / "SegmentationClass").is_dir()] or years
     if len(years) == 1:
         return years[0]
     if not years:
         raise InputError(
-            f"{root}: need a year of Pascal VOC with its folder JPEGImages; there is none. Check the path."
+            f"{root}: need a year of Pascal VOC with its folder {'JPEGImages' if images else 'ImageSets'}; there is none. "
+            "Check the path."
         )
     raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {_listed(years)}.")
 

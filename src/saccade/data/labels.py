@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from saccade.data.strict import fail, short
+from saccade.errors import InputError, listed
 from saccade.files import write_whole
-from saccade.types import Category, InputError
+from saccade.types import Category
 
 INVALID = "invalid_class_id"
 MAX_BYTES = 4_000_000
@@ -195,6 +196,5 @@ def _checked(source: str, rows: list[tuple[str, int, list[str]]], *, repeated: R
         classes.append(tuple(kept.values()))
     if not rows:
         fail(source, "at least one class", "none")
-    told = "; ".join(shared[:5]) + (" ..." if len(shared) > 5 else "")
-    notes = (f"{source}: {len(shared)} words stand in two classes: {told}",) if shared else ()
+    notes = (f"{source}: {len(shared)} words stand in two classes: {listed(shared)}",) if shared else ()
     return Labels(tuple(number for _, number, _ in rows), tuple(classes), notes=notes)

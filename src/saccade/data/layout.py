@@ -8,7 +8,7 @@ Deliberately absent: reading any of them (`coco.py`), other layouts.
 from dataclasses import dataclass
 from pathlib import Path
 
-from saccade.errors import InputError
+from saccade.errors import InputError, listed
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ def _listing(folder: Path) -> str:
     if not folder.is_dir():
         return "nothing, there is no such folder"
     names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "nothing"
+    return listed(names, 12) or "nothing"

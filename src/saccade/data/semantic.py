@@ -25,6 +25,7 @@ from saccade.types import InputError, LabelMap, PanopticMap
 
 NONE = -1  # the label of a pixel without a class
 UNKNOWN = -2
+SUFFIX = ".jpg"  # of all these data sets' images; other files beside them are something else
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
 PREPARED = "annotations_detectron2"  # folder of maps that were made for detectron2's readers, as Cat-Seg's are
 LIST = "labels.txt"  # beside converted maps: their classes
@@ -63,6 +64,7 @@ class SemanticData:
 
     dataset: Dataset  # its categories are the classes, in the order of the labels
     coding: Coding | None  # None: its records are panoptic ones
+    has_images: bool = True  # False: they need not be there, and nothing of them is read
 
     @property
     def names(self) -> list[str]:
@@ -82,14 +84,14 @@ def from_panoptic(dataset: Dataset) -> SemanticData:
 
 
 def read_truth(record: Record, data: SemanticData) -> LabelMap:
-    """Read the classes of a picture's pixels; of the picture itself only the header, for its size.
+    """Read the classes of an image's pixels; of the image itself only the header, for its size, where it is there.
 
     Raises:
         PictureError: a file is missing or damaged, the map is not of the picture's size, has other bits than the data
             set's maps, or a number that means nothing there; names the file, the number and a pixel.
     """
     found = read_map(record, data)
-    if data.coding is not None and record.size is None and record.member is None:
+    if data.has_images and data.coding is not None and record.size is None and record.member is None:
         height, width = found.labels.shape
         check_size(record.path, (height, width))
     return found
@@ -137,18 +139,18 @@ def pair_files(
     labels: Labels,
     coding: Coding,
     only: Sequence[str] | None = None,
-    picture_suffix: str = ".jpg",
+    images: bool = True,
 ) -> SemanticData:
     """Put each picture of a folder beside its map, which has the same path in another folder.
 
     Args:
         name: of the data set and split, for messages.
-        pictures: folder of the pictures; those in folders below count too.
+        pictures: folder of the pictures, JPEG; those in folders below count too.
         maps: folder of the maps, PNG or TIFF.
         labels: the classes.
         coding: what the maps' numbers mean.
         only: paths without suffix of the pictures that count, in this order; None: all, sorted.
-        picture_suffix: what the pictures' names end in; other files there are something else.
+        images: False: the pictures need not be there; each map that counts stands for one.
 
     Returns:
         One record a picture, its id the path without suffix; sizes are not known before decoding.
@@ -157,14 +159,14 @@ def pair_files(
         InputError: a folder is missing, a picture has no map, or `only` names a picture that is not there.
     """
     for folder, what in ((pictures, "pictures"), (maps, "label maps")):
-        if not folder.is_dir():
+        if not folder.is_dir() and (images or folder == maps):
             raise InputError(f"{folder}: need the folder of the {what} of {name}; there is none. Check the path.")
-    known = {
-        path.relative_to(pictures).with_suffix("").as_posix(): path
-        for path in list_pictures(pictures)
-        if path.suffix.lower() == picture_suffix
-    }
     there = _list_maps(maps)
+    if images:
+        found = [path for path in list_pictures(pictures) if path.suffix.lower() == SUFFIX]
+        known = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in found}
+    else:
+        known = {key: pictures / f"{key}{SUFFIX}" for key in sorted(there)}
     wanted = list(known) if only is None else list(only)
     for files, folder, what in ((known, pictures, "picture"), (there, maps, "label map")):
         missing = [key for key in wanted if key not in files]
@@ -177,7 +179,7 @@ def pair_files(
     extra = len(there) - len(wanted) if only is None else 0
     notes = (*labels.notes, *([f"{extra} label maps have no picture and are not read"] if extra else []))
     records = tuple(Record(key, known[key], semantic=there[key]) for key in wanted)
-    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding)
+    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding, has_images=images)
 
 
 def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:
@@ -289,9 +291,9 @@ def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
         notes=(*dataset.notes, *([note] if len(wanted) < len(known) else [])),
     )
     if data.coding is None:
-        return SemanticData(replace(chosen, records=tuple(_only(one, places) for one in dataset.records)), None)
+        return replace(data, dataset=replace(chosen, records=tuple(_only(one, places) for one in dataset.records)))
     numbers = {number: places.get(place, NONE) for number, place in data.coding.places.items()}
-    return SemanticData(chosen, replace(data.coding, places=numbers))
+    return replace(data, dataset=chosen, coding=replace(data.coding, places=numbers))
 
 
 def _only(record: Record, places: Mapping[int, int]) -> Record:

@@ -52,7 +52,9 @@ def read_stuff_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Lab
     return replace(labels, is_thing=tuple(number <= LAST_THING for number in IDS))
 
 
-def read_stuff(root: Path | str, *, split: str, labels: Labels, maps: Path | None = None) -> SemanticData:
+def read_stuff(
+    root: Path | str, *, split: str, labels: Labels, maps: Path | None = None, images: bool = True
+) -> SemanticData:
     """Read one split of COCO-Stuff.
 
     Args:
@@ -60,6 +62,7 @@ def read_stuff(root: Path | str, *, split: str, labels: Labels, maps: Path | Non
         split: "train" or "val".
         labels: of `read_stuff_labels`, or another list with the same ids.
         maps: folder with the maps' folders of both splits, where these lie elsewhere.
+        images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -70,7 +73,8 @@ def read_stuff(root: Path | str, *, split: str, labels: Labels, maps: Path | Non
     if labels.ids != IDS:
         raise InputError(f"labels: need COCO-Stuff's 171 classes by their ids; got {len(labels.ids)}.")
     year = f"{split}2017"
-    pictures = first_folder(root, [f"images/{year}", year], what="pictures of COCO-Stuff")
+    places = [f"images/{year}", year]
+    pictures = first_folder(root, places, what="pictures of COCO-Stuff") if images else root / year
     homes = [f"{home}/{year}" for home in HOMES]
     folder = first_folder(root, homes, what="maps of COCO-Stuff") if maps is None else maps / year
     return pair_files(
@@ -79,4 +83,5 @@ def read_stuff(root: Path | str, *, split: str, labels: Labels, maps: Path | Non
         maps=folder,
         labels=labels,
         coding=coding_of([number - 1 for number in IDS], none=UNLABELLED, maps=folder),
+        images=images,
     )

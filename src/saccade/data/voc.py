@@ -73,6 +73,7 @@ def read_voc_maps(
     background: Background = "none",
     labels: Labels | None = None,
     maps: Path | str = "SegmentationClass",
+    images: bool = True,
 ) -> SemanticData:
     """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21).
 
@@ -83,6 +84,7 @@ def read_voc_maps(
             what Cat-Seg calls 20b) or the first ("first": 21 classes, as ODISE has them).
         labels: other words for the classes, ids 1 to 20 and 0 for the background; VOC's own names when not given.
         maps: folder of the maps within the year, such as one with more annotations, or a whole path.
+        images: as for `pair_files`.
 
     Raises:
         InputError: a list, a picture or a map is missing, or the labels lack a class.
@@ -108,6 +110,7 @@ def read_voc_maps(
         labels=chosen,
         coding=Coding({0: NONE} | places, bits=8),
         only=read_list(folder / "ImageSets" / "Segmentation" / f"{split}.txt"),
+        images=images,
     )
 
 

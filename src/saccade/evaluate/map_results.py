@@ -22,10 +22,10 @@ from saccade.data.pictures import PictureError, read_values, stated_size
 from saccade.data.records import Dataset, Dropped, Record
 from saccade.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
 from saccade.data.strict import DISTRUST, drop, escapes, fail, parse, short
+from saccade.errors import InputError, listed
 from saccade.evaluate.results import UNKNOWN_IMAGE
-from saccade.types import InputError, LabelMap, PanopticMap, SegmentInfo
+from saccade.types import LabelMap, PanopticMap, SegmentInfo
 
-MAX_LISTED = 5
 SEGMENTS = "segments.json"  # what `saccade segment` writes beside its label maps
 NO_CLASS = (255, 65535)  # numbers of pixels without a class, of 8 and of 16 bits
 
@@ -96,8 +96,8 @@ def _find_panoptic(path: Path) -> tuple[Path, Path]:
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         if len(files) != 1:
-            listed = ", ".join(one.name for one in files[:MAX_LISTED]) or "none"
-            raise InputError(f"{path}: need a folder with one JSON file beside the PNGs; got {listed}. Name the file.")
+            names = listed([one.name for one in files]) or "none"
+            raise InputError(f"{path}: need a folder with one JSON file beside the PNGs; got {names}. Name the file.")
         path = files[0]
     elif not path.is_file():
         raise InputError(f"{path}: need a folder of panoptic PNGs with their JSON file; it does not exist. "
@@ -154,16 +154,16 @@ def _check_all_there(file: Path, folder: Path, entries: Mapping[Any, Any], recor
     """Refuse predictions of a part of the images, as panopticapi does."""
     without = [str(key) for key in records if key not in entries]
     if without:
-        told = ", ".join(without[:MAX_LISTED]) + (" ..." if len(without) > MAX_LISTED else "")
         raise InputError(
             f"{file}: need a prediction for each of the {len(records)} images, as panopticapi; {len(without)} have "
-            f"none: {told}. Add them (an image may have no segments), or check whether the file is of other data."
+            f"none: {listed(without)}. Add them (an image may have no segments), or check whether the file is of other "
+            "data."
         )
     gone = [entry["file_name"] for _, entry in entries.values() if not (folder / entry["file_name"]).is_file()]
     if gone:
         raise InputError(
             f"{folder}: need the PNG of each of the {len(entries)} predictions; {len(gone)} are not there: "
-            f"{', '.join(gone[:MAX_LISTED])}{' ...' if len(gone) > MAX_LISTED else ''}. Copy them beside {file.name}."
+            f"{listed(gone)}. Copy them beside {file.name}."
         )
 
 

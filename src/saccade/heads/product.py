@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from saccade.clip.digest import digest_state
 from saccade.clip.load import load
 from saccade.clip.model import Clip
+from saccade.clip.states import differences
+from saccade.errors import InputError
 from saccade.files import versions, write_whole
-from saccade.types import InputError
 
 
 def write_product(folder: Path, name: str, *, facts: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -99,12 +100,10 @@ def load_own(head: nn.Module, state: dict[str, Tensor], *, prefix: str, path: Pa
     Raises:
         InputError: the weights are of another head than the description's.
     """
-    expected = own_state(head, prefix=prefix)
-    wrong = [name for name in sorted({*state, *expected}) if _shape(state, name) != _shape(expected, name)]
-    if wrong:
+    problems = differences(own_state(head, prefix=prefix), state)
+    if problems:
         raise InputError(
-            f"{path.with_suffix('.safetensors')}: need the weights that {path.name} describes; {len(wrong)} tensors "
-            f"differ, such as {wrong[0]}."
+            f"{path.with_suffix('.safetensors')}: need the weights that {path.name} describes; {problems}."
         )
     head.load_state_dict(state, strict=False)  # the names were compared: what is missing is frozen and not copied
 
@@ -170,7 +169,3 @@ def tower_digest(clip: Clip, *, whole: bool = False) -> str:
     if clip.windows is None:
         return weights
     return hashlib.sha256(f"{weights} {clip.windows.size} {list(clip.windows.blocks)}".encode()).hexdigest()
-
-
-def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None

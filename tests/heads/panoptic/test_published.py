@@ -180,6 +180,17 @@ def test_a_folder_is_described_without_its_weights(tmp_path, monkeypatch):
     path.write_text(json.dumps({"size": {"shortest_edge": 0}}))
     with pytest.raises(InputError, match="whole positive sizes"):
         describe(tmp_path)
+    path.write_text(json.dumps({"do_normalize": False, "size_divisor": 16, "image_mean": [9, 9, 9]}))
+    about = describe(tmp_path)
+    assert (about.multiple, about.mean, about.std) == (16, (0, 0, 0), (1, 1, 1))
+    for wrong in ({"do_rescale": False}, {"rescale_factor": 1}, {"rescale_factor": "x"}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=r"divided by 255 .* got do_rescale"):
+            describe(tmp_path)
+    for wrong in ({"image_mean": [float("nan"), 0, 0]}, {"size_divisor": -32}, {"size": True}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="whole positive sizes"):
+            describe(tmp_path)
     path.unlink()
     assert "took the published input" in describe(tmp_path).notes[0]
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from saccade.clip.describe import build
 from saccade.clip.model import Clip
+from saccade.clip.states import differences
 from saccade.clip.weights import save_clip
 from saccade.data.stuff import NAMES
+from saccade.errors import InputError, listed
 from saccade.heads.catseg.keys import (
     BACKBONE,
     CLIP,
@@ -34,7 +36,6 @@ from saccade.heads.catseg.model import CatSeg
 from saccade.heads.catseg.names import PUBLISHED, Residual, Version
 from saccade.heads.catseg.product import CLIP_FOLDER, About, Network, build_catseg, save_catseg
 from saccade.heads.product import own_state, tower_digest
-from saccade.types import InputError
 
 State = dict[str, Tensor]
 
@@ -91,7 +92,7 @@ def read_published(state: State, *, source: str, residual: Residual | None = Non
                 head[ours], names[ours] = value.flatten() if "padding_" in key else value, key
     if unknown:
         raise InputError(
-            f"{source}: need a published CAT-Seg; {len(unknown)} of its tensors belong to none: {_listed(unknown)}. "
+            f"{source}: need a published CAT-Seg; {len(unknown)} of its tensors belong to none: {listed(unknown)}. "
             "A changed network cannot be converted."
         )
     clip = _join_attention(clip)
@@ -171,21 +172,12 @@ def write_published(
 
 
 def _check_fit(wanted: State, got: State, *, called: Callable[[str], str], source: str) -> None:
-    """Refuse tensors that are missing, left over, of another shape or not finite; `called` gives the file's names."""
-    missing = [called(key) for key in wanted if key not in got]
-    extra = [called(key) for key in got if key not in wanted]
-    shaped = [
-        f"{called(key)} is {tuple(got[key].shape)} instead of {tuple(one.shape)}"
-        for key, one in wanted.items()
-        if key in got and got[key].shape != one.shape
-    ]
-    broken = [called(key) for key, one in got.items() if not one.isfinite().all()]
-    kinds = {"missing": missing, "left over": extra, "of another shape": shaped, "not finite": broken}
-    problems = [f"{len(keys)} tensors {kind} ({_listed(keys)})" for kind, keys in kinds.items() if keys]
+    """Refuse tensors that do not fit; `called` gives the file's names."""
+    problems = differences(wanted, got, called=called)
     if problems:
         raise InputError(
-            f"{source}: need the weights of a published CAT-Seg; {'; '.join(problems)}. Download it again, or give the "
-            "file as CAT-Seg's own code wrote it."
+            f"{source}: need the weights of a published CAT-Seg; {problems}. Download it again, or give the file as "
+            "CAT-Seg's own code wrote it."
         )
 
 
@@ -304,7 +296,3 @@ def _shape(state: State, key: str, source: str, *, dims: int, prefix: str = "") 
 
 def _count(state: State, pattern: str) -> int:
     return len({found[1] for key in state if (found := re.match(pattern, key))})
-
-
-def _listed(keys: list[str], count: int = 10) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

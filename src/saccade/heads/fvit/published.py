@@ -19,12 +19,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from saccade.clip.model import Clip
-from saccade.clip.states import drop_derived, put_state, rename_eva
+from saccade.clip.states import differences, drop_derived, put_state, rename_eva
+from saccade.errors import InputError, listed
 from saccade.heads.fvit.detector import FViT
 from saccade.heads.fvit.names import Benchmark
 from saccade.heads.fvit.product import TOWER, Network
 from saccade.heads.product import own_state
-from saccade.types import InputError
 
 # theirs -> ours; #: a number that stays, @: a convolution ("conv") or its BatchNorm ("bn"), which are 0 and 1 here
 PLACES = (
@@ -53,7 +53,6 @@ _BOX, _TOWER = "roi_head.bbox_head.", "backbone.visual."
 _TEMPERATURE, _TEXTS, _UNUSED = f"{_BOX}detect_temperature", f"{_BOX}all_embeddings", f"{_BOX}fc_cls."
 LEAST_COSINE = 0.5  # of a text embedding of a file and of its name; other templates lower it, other names more
 SURE = 0.9  # of the columns must be nearest to their own names where the names' order cannot be told from the columns
-MOST_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def take_apart(state: dict[str, Tensor], *, source: str) -> Published:
     """
     broken = [name for name, one in state.items() if one.is_floating_point() and not bool(one.isfinite().all())]
     if broken:
-        raise InputError(f"{source}: {len(broken)} tensors hold NaN or infinity ({_first(broken)}). Take another file.")
+        raise InputError(f"{source}: {len(broken)} tensors hold NaN or infinity ({listed(broken)}). Take another file.")
     head, unused, unknown = {}, [], []
     for name, one in state.items():
         ours = _rename(name)
@@ -101,7 +100,7 @@ def take_apart(state: dict[str, Tensor], *, source: str) -> Published:
     if unknown:
         raise InputError(
             f"{source}: need an F-ViT as its own code wrote it; {len(unknown)} tensors are not known "
-            f"({_first(unknown)}). A changed network cannot be converted."
+            f"({listed(unknown)}). A changed network cannot be converted."
         )
     visual = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith(_TOWER)}
     kept = drop_derived(visual)
@@ -237,17 +236,11 @@ def build_published(
     """
     detector = FViT(clip, text=text, is_novel=is_novel, jitter=None, flip=False, **asdict(network))
     wanted = {name: one for name, one in own_state(detector, prefix=TOWER).items() if name not in ("text", "is_novel")}
-    wrong = [name for name in wanted if name not in found.head]
-    wrong += [f"{name} has no place" for name in found.head if name not in wanted]
-    wrong += [
-        f"{name} is {tuple(found.head[name].shape)} instead of {tuple(one.shape)}"
-        for name, one in wanted.items()
-        if name in found.head and found.head[name].shape != one.shape
-    ]
-    if wrong:
+    problems = differences(wanted, found.head)
+    if problems:
         raise InputError(
-            f"{source}: need an F-ViT of {network.channels} channels on {clip.name}; {len(wrong)} tensors are missing "
-            f"or others: {_first(wrong)}. Is --clip of the right size?"
+            f"{source}: need an F-ViT of {network.channels} channels on {clip.name}; {problems}. Is --clip of the "
+            "right size?"
         )
     detector.load_state_dict({name: found.head[name].to(one.dtype) for name, one in wanted.items()}, strict=False)
     return detector.eval()
@@ -277,7 +270,3 @@ def _texts(state: dict[str, Tensor], *, source: str) -> tuple[int, Float[Tensor,
             f"{source}: need {_TEXTS} of (D, K + 1), D numbers as the class layer has; got {tuple(columns.shape)}."
         )
     return columns.shape[1] - 1, columns.float().T.contiguous()
-
-
-def _first(items: list[str]) -> str:
-    return ", ".join(items[:MOST_TOLD]) + (", ..." if len(items) > MOST_TOLD else "")

@@ -7,6 +7,7 @@ Deliberately absent: weights (`published`).
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -112,15 +113,24 @@ def _input(path: Path) -> dict[str, Any]:
         notes = (f"{path} asks for {_short(size)}: took the input of the published numbers instead, "
                  f"{_sizes(SHORTEST, LONGEST)}; see --input",)  # fmt: skip
         size, longest = SHORTEST, LONGEST
+    multiple = content.get("size_divisor") or MULTIPLE  # 0 in folders of fixed sizes, which are not followed
     colours = [content.get(name, default) for name, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)]
-    is_right = all(isinstance(one, int) and one > 0 for one in (size, longest)) and all(map(_is_colour, colours))
-    if not is_right or min(colours[1]) <= 0 or size > longest:
+    is_right = all(type(one) is int and one > 0 for one in (size, longest, multiple)) and all(map(_is_colour, colours))
+    if not is_right or min(colours[1]) <= 0 or size > longest or multiple > longest:
         raise InputError(
             f"{path}: need whole positive sizes, and a mean and a deviation of three numbers; got {size!r}, "
-            f"{longest!r}, {_short(colours)}."
+            f"{longest!r}, {multiple!r}, {_short(colours)}."
         )
+    factor = content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0
+    if not (isinstance(factor, int | float) and abs(factor * 255 - 1) < 1e-3):
+        raise InputError(
+            f"{path}: need colours that are divided by 255 before the mean is taken off; got do_rescale "
+            f"{content.get('do_rescale', True)!r} and rescale_factor {content.get('rescale_factor', 1 / 255)!r}."
+        )
+    if not content.get("do_normalize", True):
+        colours = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
     mean, std = (cast(Colour, tuple(float(one) for one in colour)) for colour in colours)
-    return {"shortest": size, "longest": longest, "mean": mean, "std": std, "notes": notes}
+    return {"shortest": size, "longest": longest, "multiple": multiple, "mean": mean, "std": std, "notes": notes}
 
 
 def _sizes(shortest: int, longest: int) -> str:
@@ -128,7 +138,8 @@ def _sizes(shortest: int, longest: int) -> str:
 
 
 def _is_colour(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(one, int | float) for one in value)
+    is_three = isinstance(value, list | tuple) and len(value) == 3
+    return is_three and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ word head learns from captions), and Mask2Former's own backbones (transformers' 
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,13 @@ import torch
 from torch import Tensor
 
 from saccade.clip.model import Clip
+from saccade.clip.states import differences
 from saccade.clip.vocabulary import Vocabulary
+from saccade.errors import InputError, listed
 from saccade.heads.panoptic.fusion import embed_words
 from saccade.heads.panoptic.mask2former import MaskGenerator
 from saccade.heads.panoptic.product import Network, build_parts
 from saccade.heads.product import own_state
-from saccade.types import InputError
 
 State = dict[str, Tensor]
 
@@ -111,7 +111,7 @@ _TABLE: tuple[tuple[str, str], ...] = (
 _RULES = tuple((re.compile(theirs), ours) for theirs, ours in _TABLE)
 _SQUEEZED = {"head.nothing": 1, "encoder.captioner.places": 2, "encoder.captioner.gate": 2,
              "encoder.captioner.time_place": 1, "encoder.captioner.time_gate": 1}  # fmt: skip
-OPTIONAL = ("encoder.captioner.places", "encoder.captioner.time")  # beginnings of what a file may lack: then zero
+OPTIONAL = ("encoder.captioner.places", "encoder.captioner.time")  # groups that a file may lack as a whole: then zero
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def rename(state: State, *, source: str) -> Renamed:
     if unknown:
         raise InputError(
             f"{source}: need ODISE's label model; {len(unknown)} of its {len(state)} tensors have no place in "
-            f"it: {_some(unknown)}. A caption model, or a changed network, cannot be converted."
+            f"it: {listed(unknown)}. A caption model, or a changed network, cannot be converted."
         )
     return Renamed(found, names, tuple(dropped))
 
@@ -259,24 +259,12 @@ def put_odise(generator: MaskGenerator, renamed: Renamed, *, source: str) -> Non
         InputError: tensors are missing, left over or of another shape, or not finite.
     """
     wanted = {name: one for name, one in own_state(generator, prefix="encoder.").items() if name != "is_novel"}
-    given = {name: torch.zeros_like(one) for name, one in wanted.items() if name.startswith(OPTIONAL)} | renamed.state
-    missing = [name for name in wanted if name not in given]
-    extra = [renamed.names[name] for name in given if name not in wanted]
-    shaped = [
-        f"{renamed.names.get(name, name)} is {tuple(given[name].shape)} instead of {tuple(one.shape)}"
-        for name, one in wanted.items()
-        if name in given and given[name].shape != one.shape
-    ]
-    broken = [renamed.names[name] for name, one in renamed.state.items() if not one.isfinite().all()]
-    kinds = {"missing, here called": missing, "left over": extra, "of another shape": shaped, "not finite": broken}
-    problems = [f"{len(some)} tensors {kind} ({_some(some)})" for kind, some in kinds.items() if some]
+    absent = tuple(group for group in OPTIONAL if not any(name.startswith(group) for name in renamed.state))
+    given = {name: torch.zeros_like(one) for name, one in wanted.items() if name.startswith(absent)} | renamed.state
+    problems = differences(wanted, given, called=lambda name: renamed.names.get(name, f"our {name}"))
     if problems:
         raise InputError(
-            f"{source}: need ODISE's label model, on the Stable Diffusion and the CLIP it was trained on; "
-            f"{'; '.join(problems)}. Check --encoder and --clip, and that the file is whole."
+            f"{source}: need ODISE's label model, on the Stable Diffusion and the CLIP it was trained on; {problems}. "
+            "Check --encoder and --clip, and that the file is whole."
         )
     generator.load_state_dict(given, strict=False)  # the names were compared; the rest is frozen
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

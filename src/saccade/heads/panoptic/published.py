@@ -8,24 +8,22 @@ too (`segment`). transformers' own heads want scipy for losses that nobody needs
 the model. Deliberately absent: training (`mask2former` trains the decoder of such a folder on), OneFormer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from saccade.clip.describe import read_json
-from saccade.clip.states import put_state
+from saccade.clip.states import put_state, read_state
 from saccade.clip.vocabulary import Vocabulary, compared
-from saccade.heads.panoptic.decoder import HEADS, read_library, read_pretrained
+from saccade.errors import InputError, listed
+from saccade.heads.panoptic.decoder import read_library, read_pretrained
 from saccade.heads.panoptic.described import Described, describe
 from saccade.heads.panoptic.inputs import alike, framed_input
 from saccade.heads.panoptic.mask2former import Proposals
-from saccade.types import InputError, Sample
+from saccade.types import Sample
 
 INPUT = ("shortest", "longest", "multiple", "mean", "std")  # of `Described`
 IMPOSSIBLE = -1e4  # logit of a class that the model does not know; finite, since CLIP's share may be all of the score
@@ -66,8 +64,8 @@ def match_classes(own: Vocabulary, asked: Vocabulary, *, is_open: bool = False) 
         owner.append(found[0] if found else -1)
     if max(owner) < 0 and not is_open:
         raise InputError(
-            f"classes: need some of the model's {len(own.classes)}, such as {_some(own.names)}; none of those asked "
-            f"for is one: {_some(asked.names)}. Name them as the model does, or let a CLIP name masks."
+            f"classes: need some of the model's {len(own.classes)}, such as {listed(own.names)}; none of those asked "
+            f"for is one: {listed(asked.names)}. Name them as the model does, or let a CLIP name masks."
         )
     return ClassMap(torch.tensor(owner), len(asked.classes), is_open)
 
@@ -189,7 +187,8 @@ def read_published(
     """
     about = describe(folder) if described is None else described
     network = {"mask2former": _Mask2Former, "maskformer": _MaskFormer}[about.kind](folder, len(about.classes))
-    state = _head_weights(folder)
+    files = (folder / "model.safetensors.index.json", folder / "model.safetensors")
+    state = read_state(next((path for path in files if path.is_file()), files[-1]))
     rows = len(state["class_predictor.weight"]) if "class_predictor.weight" in state else None
     if rows is not None and rows != len(about.classes) + 1:
         raise InputError(
@@ -203,24 +202,3 @@ def read_published(
             some = {key.removeprefix(own): one for key, one in state.items() if key.startswith(own)}
             put_state(module, some, source=str(folder), name=f"its {own[:-1]}")
     return Published(network, about).eval().requires_grad_(False).to(device)
-
-
-def _head_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder that are not the model's own, from one file or from several beside their index."""
-    index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
-    if index.is_file():
-        places = read_json(index, what="the index of a model in parts").get("weight_map", {}).values()
-        files = sorted({folder / Path(str(name)).name for name in places})
-    found = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                keys = [key for key in file.keys() if key.startswith(HEADS)]  # noqa: SIM118, no dictionary
-                found |= {key: file.get_tensor(key) for key in keys}
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: need a model's weights; {error}. Download the folder again.") from error
-    return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
