@@ -636,14 +636,4 @@ RECIPES: tuple[Recipe, ...] = (
         needs=DETECTOR_NEEDS,
         verb="train-panoptic",
     ),
-    Recipe(
-        name="world-masks",
-        where="none",
-        what="PQ on the rendered world of masks that a CLIP names: a row of `saccade reproduce`.",
-        fields={"size": 192},
-        time=DETECTOR_TIME,
-        how="--model: OUT/model of world-panoptic. --clip-with: OUT/model of a distillation.",
-        needs={**DETECTOR_NEEDS, "clip_with": "RUN/model"},
-        verb="evaluate panoptic",
-    ),
 )

@@ -185,11 +185,11 @@ def test_from_the_file_to_a_segmented_image(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda state: state.pop("upsample2.bias"), "1 tensors missing (upsample2.bias)"),
+        (lambda state: state.pop("upsample2.bias"), "1 missing (upsample2.bias)"),
         (lambda state: state.pop("upsample1.weight"), "no upsample1 and no backbone"),
         (lambda state: state.pop(f"{LAYER.format(1)}attn.q.weight"), "block_2.attn.q.weight"),
         (lambda state: state.update({"sem_seg_head.extra.weight": torch.zeros(1)}), "sem_seg_head.extra.weight"),
-        (lambda state: state.update({f"{LAYER.format(2)}mlp.fc1.weight": torch.zeros(1)}), "tensors missing"),
+        (lambda state: state.update({f"{LAYER.format(2)}mlp.fc1.weight": torch.zeros(1)}), " missing ("),
         (lambda state: state.update({f"{LAYER.format(0)}attn.q.weight": torch.zeros(64, 256)}),
          "block_2.attn.q.weight is (64, 256) instead of (128, 256)"),
         (lambda state: state.update({"upsample1.bias": torch.full((256,), torch.nan)}), "not finite (upsample1.bias)"),

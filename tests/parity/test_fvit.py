@@ -336,9 +336,9 @@ def test_what_is_missing_or_of_another_size_is_refused(tiny, tmp_path, capsys) -
     fails(capsys, lambda: main([*without, "--clip", "EVA02-B-16"]), "without weights. Give --pretrained")
     fails(capsys, lambda: convert(tiny, out, "--to", "hf"), "--to: goes with a CLIP")
     faults = {
-        "neck.fpn_convs.2.bn.bias": (None, "1 tensors are missing or others: pyramid.top_down.layer_blocks.2.1.bias"),
+        "neck.fpn_convs.2.bn.bias": (None, "1 missing (pyramid.top_down.layer_blocks.2.1.bias)"),
         "rpn_head.rpn_cls.weight": (torch.zeros(6, 8, 1, 1), "is (6, 8, 1, 1) instead of (3, 8, 1, 1)"),
-        "rpn_head.rpn_conv.2.conv.bias": (torch.zeros(8), "rpn.network.head.conv.2.0.bias has no place"),
+        "rpn_head.rpn_conv.2.conv.bias": (torch.zeros(8), "1 extra (rpn.network.head.conv.2.0.bias)"),
         "neck.lateral_convs.0.conv.weight": (None, "pyramid.top_down.inner_blocks.0.0.weight is missing"),
         "backbone.visual.pos_embed": (torch.zeros(1, 5, 16), "trunk.pos_embed is (1, 5, 16) instead of (1, 17, 16)"),
         "backbone.visual.cls_token": (None, "missing (trunk.cls_token)"),

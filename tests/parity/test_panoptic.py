@@ -173,8 +173,8 @@ def test_files_that_are_not_whole_are_refused(odise):
             put_odise(generator_for(network), rename(changed, source="file"), source="file")
         return str(error.value)
 
-    assert "1 tensors missing, here called (head.log_scale)" in said({f"{PREDICTOR}post_mask_embed.logit_scale": None})
-    assert "1 tensors left over (backbone.feature_projections.9.conv1.weight)" in said(
+    assert "1 missing (our head.log_scale)" in said({f"{PREDICTOR}post_mask_embed.logit_scale": None})
+    assert "1 extra (backbone.feature_projections.9.conv1.weight)" in said(
         {"backbone.feature_projections.9.conv1.weight": torch.zeros(1)}
     )
     assert "category_head.null_embed is (2, 24) instead of (24,)" in said(

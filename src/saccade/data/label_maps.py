@@ -254,10 +254,8 @@ def _only_year(root: Path, kind: SemanticKind, maps: Path | None, images: bool) 
     if len(years) == 1:
         return years[0]
     if not years:
-        raise InputError(
-            f"{root}: need a year of Pascal VOC with its folder {'JPEGImages' if images else 'ImageSets'}; there is none. "
-            "Check the path."
-        )
+        needed = "JPEGImages" if images else "ImageSets"
+        raise InputError(f"{root}: need a year of Pascal VOC with its folder {needed}; there is none. Check the path.")
     raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {_listed(years)}.")
 
 

@@ -208,7 +208,7 @@ def _measure(stage: Stage, row: Row, seed: int, jobs: dict[str, Job]) -> None:
             needs = (*needs, generator)
             words = ["evaluate", "panoptic", "--model", str(stage.out / generator / "model"), *common]
             words += ["--clip-with", model[1], *(["--clip-with-pretrained", *model[3:]] if model[3:] else [])]
-            words += ["--size", str(stage.scale.fields(stage.scale.masks)["size"])]
+            words += ["--size", str(stage.scale.size)]
             words += ["--shares", "generator", "clip", "odise-label"]
     jobs[name] = Job(name, tuple(words), out, needs, cost={"sweep": 2.0, "pareto": 5.0}.get(row.measure, 0.7))
 
@@ -417,7 +417,7 @@ def figures_for(stage: Stage, rows: tuple[Row, ...]) -> dict[str, Job]:
             generator, student = stage.out / f"generator-{seed}", _folder(stage, row.run, seed)
             made = folder / "ovps" / "panoptic.json"
             words = ("segment", *pictures, "--model", str(generator / "model"), "--panoptic", "--clip-with")
-            words += (str(student / "model"), "--size", str(stage.scale.fields(stage.scale.masks)["size"]))
+            words += (str(student / "model"), "--size", str(stage.scale.size))
             words += (*common, str(made.parent))
             found["figure-ovps"] = Job("figure-ovps", words, made, (generator.name, student.name), cost=0.1)
     return found

@@ -24,7 +24,6 @@ class Scale:
     detector: str  # likewise of `saccade train-fvit`
     catseg: str  # of `saccade train-catseg`
     generator: str  # of `saccade train-panoptic`
-    masks: str  # of `saccade evaluate panoptic`
     sweep: tuple[int, ...]  # dense input sizes of Fig. 2, 3 and A1
     sizes: tuple[int, ...]  # smaller student inputs of Tab. 1; the paper's 320, 480, 640, 800 of 1024
     layers: tuple[int, ...]  # last blocks trained; the paper's 3, 6, 9 of 12
@@ -75,7 +74,6 @@ SMALL = Scale(
     detector="world-fvit",
     catseg="world-catseg",
     generator="world-panoptic",
-    masks="world-masks",
     sweep=(64, 128, 192, 256),
     sizes=(64, 96, 120, 152),  # in proportion, on whole patches of 8
     layers=(2, 3, 5),  # half a block is rounded up
@@ -88,7 +86,6 @@ B16 = Scale(
     detector="fvit-ov-coco-b16",
     catseg="catseg-2024",
     generator="panoptic-tower",
-    masks="panoptic-ade",
     sweep=(224, 320, 480, 640, 800, 1024),
     sizes=(320, 480, 640, 800),
     layers=(3, 6, 9),

@@ -140,7 +140,7 @@ def test_damage_is_told(tmp_path: Path):
     assert "neither raw nor unit: 'long'" in said({"words": "long"})
     assert "neither base nor novel" in said({"classes": [{"words": ["a"], "is_thing": True, "part": "odd"}]})
     assert "description" in said({"network": {"size": 64}})
-    assert "tensors differ" in said({"network": {**good["network"], "queries": 6}})
+    assert "is (5, 32) instead of (6, 32)" in said({"network": {**good["network"], "queries": 6}})
     assert "embeddings of 1 base classes" in said({"classes": good["classes"][:2]})
     assert "need the CLIP that the generator was trained on" in said({"tower": "0"})
     with pytest.raises(InputError, match="saccade train-panoptic"):
