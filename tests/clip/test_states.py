@@ -210,7 +210,7 @@ def test_whole_numbers_are_no_weights():
 
 def test_long_lists_are_cut_and_counted():
     state = {f"layer{i}": torch.zeros(1) for i in range(23)}
-    with pytest.raises(InputError, match=r"23 extra \(layer0, layer1, .*, layer19, \.\.\.\)"):
+    with pytest.raises(InputError, match=r"23 extra \(layer0, layer1, .*, layer19 and 3 more\)"):
         put_state(torch.nn.Linear(1, 1), {**torch.nn.Linear(1, 1).state_dict(), **state}, source="f", name="n")
 
 

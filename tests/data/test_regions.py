@@ -137,6 +137,16 @@ def test_pictures_without_a_box_are_told():
     assert "--boxes" in line and "--data" in line
 
 
+def test_boxes_that_training_cannot_use_are_none():
+    """What is noted at the start is what `sample_proposals` gives: areas of 8 x 8 to 1024 x 1024, sides of a pixel."""
+    sides = [(7.9, 8), (8, 8), (0.9, 100), (1024, 1024), (1025, 1024), (64, 1), (63, 1)]
+    records = [Record(f"{w} {h}", Path("x.jpg"), boxes=((2, 3, 2 + w, 3 + h),)) for w, h in sides]
+    used = [len(sample_proposals(one, height=2000, width=2000, keep=9, generator=torch.Generator())) for one in records]
+    assert used == [0, 1, 0, 1, 0, 1, 0]
+    noted = [len(note_boxless(pictures(one)).notes) for one in records]
+    assert noted == [1 - one for one in used]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

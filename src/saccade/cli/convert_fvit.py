@@ -137,8 +137,14 @@ def _texts(found: "Published", clip: "Clip", names: tuple[str, ...], *, source: 
         print(f"{source}: holds no texts; they are embedded by the text tower of --clip", file=sys.stderr)
         return named, list(names)
     text = found.text.to(named.device)
-    order, least = order_of_names(text[:-1], named[:-1], source=source)
+    order, least, unsure = order_of_names(text[:-1], named[:-1], source=source)
     print(f"texts of the file and of --clip's text tower: cosine of at least {least:.4f}")
+    if unsure:
+        print(
+            f"{source}: {unsure} of {len(order)} texts are nearer to another class's name than to their own; the order "
+            "of the names decided. Check that --annotations, --novel and --clip are those it was trained with.",
+            file=sys.stderr,
+        )
     return text, [names[place] for place in order.tolist()]
 
 

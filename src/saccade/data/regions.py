@@ -101,14 +101,14 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
 
 
 def note_boxless(dataset: Dataset) -> Dataset:
-    """Note how many pictures have no box at all, so that the user is told what is distilled in them; where these are
+    """Note how many pictures have no usable box, so that the user is told what is distilled in them; where these are
     more than half, it is a warning with a way out."""
-    none = [record for record in dataset.records if not record.boxes]
+    none = [record for record in dataset.records if not any(map(_is_usable, record.boxes))]
     if not none:
         return dataset
     line = (
-        f"{len(none)} of {len(dataset.records)} pictures have no box: their top left corner is distilled (a quarter of "
-        f"each side); the first: {none[0].id}"
+        f"{len(none)} of {len(dataset.records)} pictures have no box of 8 x 8 to 1024 x 1024 pixels: "
+        f"their top left corner is distilled (a quarter of each side); the first: {none[0].id}"
     )
     if 2 * len(none) > len(dataset.records):
         line = (
@@ -116,6 +116,12 @@ def note_boxless(dataset: Dataset) -> Dataset:
             "(`saccade proposals` makes them), or in --data only the pictures that have some."
         )
     return replace(dataset, notes=(*dataset.notes, line))
+
+
+def _is_usable(box: Box) -> bool:
+    """Whether `sample_proposals` keeps a box, as far as can be told before its picture is decoded."""
+    width, height = box[2] - max(box[0], 0.0), box[3] - max(box[1], 0.0)
+    return width >= 1 and height >= 1 and SMALLEST_AREA <= width * height <= LARGEST_AREA
 
 
 def _boxed_record(record: Record, boxed: Boxed, where: str, dropped: dict[str, Dropped]) -> Record:

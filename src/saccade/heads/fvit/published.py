@@ -174,7 +174,7 @@ def put_tower(clip: Clip, found: Published, *, source: str) -> None:
 
 def order_of_names(
     columns: Float[Tensor, "K D"], named: Float[Tensor, "K D"], *, source: str
-) -> tuple[Int64[Tensor, " K"], float]:
+) -> tuple[Int64[Tensor, " K"], float, int]:
     """Find which name each text embedding of a file belongs to: the nearest one.
 
     Args:
@@ -183,13 +183,15 @@ def order_of_names(
         source: the file, for messages.
 
     Returns:
-        The place of each column's name, and the lowest cosine of a column with its name.
+        The place of each column's name; the lowest cosine of a column with its name; how many columns are nearer to
+        another name, where the order of the names as given decided.
 
     Raises:
         InputError: other names, or another text tower: several columns have one name.
     """
     cosines = F.normalize(columns.float(), dim=1) @ F.normalize(named.float(), dim=1).T  # (K, K)
     nearest, own = cosines.argmax(dim=1), torch.arange(len(columns), device=columns.device)  # (K,) each
+    unsure = 0
     if len(nearest.unique()) < len(nearest):
         right = int((nearest == own).sum())
         if right < SURE * len(own):
@@ -198,7 +200,7 @@ def order_of_names(
                 f"{len(nearest.unique())} of the names best, {right} in this order. Are --clip, --annotations and "
                 "--novel those it was trained with?"
             )
-        nearest = own  # some names are near each other, and the order given is right for most
+        nearest, unsure = own, len(own) - right  # some names are near each other, and the order given is right for most
     least = float(cosines.gather(1, nearest[:, None]).min())
     if least < LEAST_COSINE:
         raise InputError(
@@ -206,7 +208,7 @@ def order_of_names(
             f"the file with that of its name is {least:.2f}, below {LEAST_COSINE}. Are --clip, --annotations and "
             "--novel those it was trained with?"
         )
-    return nearest, least
+    return nearest, least, unsure
 
 
 def build_published(
