@@ -13,7 +13,7 @@ help:
 	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make bench measures on this CPU;  make clean removes $(VENV)"
 
 demo: $(READY)
-	$(BIN)/saccade demo --out runs/demo
+	$(BIN)/foveate demo --out runs/demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes of one thread: more threads would wait for each other
@@ -31,8 +31,8 @@ format: $(READY)
 	$(BIN)/ruff format src tests benchmarks
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Saccade needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % v[:2])'
-	@$(PYTHON) -c 'import os, shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(not os.path.exists("$(BIN)/saccade") and free < $(NEED_GB) and "Saccade needs $(NEED_GB) GB of free disk for its environment; here are %.1f GB." % free)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Foveate needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % v[:2])'
+	@$(PYTHON) -c 'import os, shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(not os.path.exists("$(BIN)/foveate") and free < $(NEED_GB) and "Foveate needs $(NEED_GB) GB of free disk for its environment; here are %.1f GB." % free)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.engine.account import Account, counting
+from foveate.ops.grid import grid_boxes
+from foveate.types import Batch, Sample
 from measure import arguments, read, report
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.engine.account import Account, counting
-from saccade.ops.grid import grid_boxes
-from saccade.types import Batch, Sample
 from sides import Ours, plain_step
 
 LIMITS = {"flops": 1.0, "operators": 0.45, "bytes_moved": 0.62, "bytes_saved": 0.6}  # of the plain path, at most
@@ -56,8 +56,8 @@ def _ours(options: argparse.Namespace, boxes: Tensor, bfloat16: bool) -> Account
         return torch.empty(len(images), 3, size, size)
 
     with (
-        mock.patch("saccade.objectives.clipself.crop_and_resize", crops),  # they look at numbers, of which there are
-        mock.patch("saccade.objectives.clipself.square_inputs", squares),  # none here
+        mock.patch("foveate.objectives.clipself.crop_and_resize", crops),  # they look at numbers, of which there are
+        mock.patch("foveate.objectives.clipself.square_inputs", squares),  # none here
     ):
         ours.step(Batch(samples, []))  # makes the optimizer's state
         with counting() as account:

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.errors import InputError
-from saccade.files import check_target, write_whole
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.errors import InputError
+from foveate.files import check_target, write_whole
 
 LIMIT = 1e-5
 FULL = (

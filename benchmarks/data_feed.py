@@ -10,13 +10,13 @@ workers decode; cutting and resizing happen on the compute device. What they cos
 import torch
 from torch.utils.data import DataLoader
 
+from foveate.clip.load import load
+from foveate.data.coco import Dataset, Record
+from foveate.data.loader import BatchSampler, PictureSource, make_loader
+from foveate.ops.boxes import boxes_on_input
+from foveate.ops.resample import crop_and_resize, normalize, square_inputs
 from inputs import Item, photographs, to_batch
 from measure import arguments, read, report, seconds, take_turns
-from saccade.clip.load import load
-from saccade.data.coco import Dataset, Record
-from saccade.data.loader import BatchSampler, PictureSource, make_loader
-from saccade.ops.boxes import boxes_on_input
-from saccade.ops.resample import crop_and_resize, normalize, square_inputs
 from sides import plain_pictures
 
 

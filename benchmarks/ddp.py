@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from foveate.engine.optim import take_step
+from foveate.types import Batch
 from inputs import photographs, to_batch
 from measure import arguments, passed_on, read, report
-from saccade.engine.optim import take_step
-from saccade.types import Batch
 from sides import Ours, towers
 
 KINDS = ("alone", "apart", "weak", "strong")

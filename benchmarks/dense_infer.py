@@ -18,9 +18,9 @@ import torch
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
+from foveate.clip.load import load
 from measure import alone, arguments, passed_on, read, report, rise, take_turns
 from plain.towers import interpolate
-from saccade.clip.load import load
 
 SIDES = ("ours", "plain")
 

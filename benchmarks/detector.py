@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from foveate.clip.load import load
+from foveate.data.pictures import read_picture
+from foveate.heads.fvit.detector import FViT
+from foveate.heads.fvit.fusion import PRESETS, detect, rows_of
+from foveate.types import Batch, Sample, Segments
 from inputs import photographs
 from measure import arguments, read, report, take_turns
-from saccade.clip.load import load
-from saccade.data.pictures import read_picture
-from saccade.heads.fvit.detector import FViT
-from saccade.heads.fvit.fusion import PRESETS, detect, rows_of
-from saccade.types import Batch, Sample, Segments
 
 CLASSES = 80
 

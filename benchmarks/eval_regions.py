@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.data.coco import Dataset
+from foveate.evaluate.feed import Feed
+from foveate.evaluate.regions import _dense, _regions_on_input, counting_segments, to_device
+from foveate.evaluate.score import ranks_of, score
 from inputs import panoptic
 from measure import arguments, read, report, take_turns
 from plain.evaluation import PlainSegments, accuracy, embed
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.data.coco import Dataset
-from saccade.evaluate.feed import Feed
-from saccade.evaluate.regions import _dense, _regions_on_input, counting_segments, to_device
-from saccade.evaluate.score import ranks_of, score
 
 
 def plain_segments(dataset: Dataset, clip: Clip, *, size: int) -> PlainSegments:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saccade.data.loader import derive_seed, open_data
-from saccade.data.pictures import read_picture
-from saccade.data.world.write import WorldSize, write_world
-from saccade.ops.grid import grid_boxes
-from saccade.types import Batch, Sample
+from foveate.data.loader import derive_seed, open_data
+from foveate.data.pictures import read_picture
+from foveate.data.world.write import WorldSize, write_world
+from foveate.ops.grid import grid_boxes
+from foveate.types import Batch, Sample
 
 Item = tuple[Path, list[list[float]]]
 
@@ -26,7 +26,7 @@ _KEPT: list[tempfile.TemporaryDirectory] = []  # folders of pictures, deleted wh
 
 def folder() -> Path:
     """A new temporary folder that lasts as long as the process."""
-    _KEPT.append(tempfile.TemporaryDirectory(prefix="saccade-bench-"))
+    _KEPT.append(tempfile.TemporaryDirectory(prefix="foveate-bench-"))
     return Path(_KEPT[-1].name)
 
 

@@ -35,9 +35,9 @@ from slow.reference import (  # noqa: E402
 )
 from slow.towers import FAMILIES, build, register  # noqa: E402
 
-from saccade.clip.model import Clip  # noqa: E402
-from saccade.clip.tower import Windows  # noqa: E402
-from saccade.files import check_target, write_whole  # noqa: E402
+from foveate.clip.model import Clip  # noqa: E402
+from foveate.clip.tower import Windows  # noqa: E402
+from foveate.files import check_target, write_whole  # noqa: E402
 
 LIMIT = 1e-5
 PLACES = ("native", "larger square", "larger rectangle")  # of `SIZES`

@@ -13,17 +13,17 @@ import json
 import torch
 import torch.nn.functional as F
 
+from foveate.clip.load import load
+from foveate.data.pictures import read_picture
+from foveate.heads.catseg.model import CatSeg
+from foveate.heads.panoptic.decoder import TowerEncoder, build_decoder
+from foveate.heads.panoptic.fusion import Words
+from foveate.heads.panoptic.mask2former import MaskGenerator
+from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.ops.resample import normalize
+from foveate.types import Sample
 from inputs import photographs
 from measure import alone, arguments, passed_on, read, report, rise, take_turns
-from saccade.clip.load import load
-from saccade.data.pictures import read_picture
-from saccade.heads.catseg.model import CatSeg
-from saccade.heads.panoptic.decoder import TowerEncoder, build_decoder
-from saccade.heads.panoptic.fusion import Words
-from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
-from saccade.ops.resample import normalize
-from saccade.types import Sample
 
 SIDES = ("encoder", "catseg", "panoptic")
 

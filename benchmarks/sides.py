@@ -1,4 +1,4 @@
-"""The two sides of a training step: ours as `saccade distill` runs it, and the plain one, from the same weights."""
+"""The two sides of a training step: ours as `foveate distill` runs it, and the plain one, from the same weights."""
 
 import argparse
 from copy import deepcopy
@@ -6,14 +6,14 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.engine.optim import build_optimizer, take_step
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.types import Batch
 from inputs import Item, exact, to_batch
 from plain.data import PlainPictures
 from plain.step import PlainStep
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.engine.optim import build_optimizer, take_step
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.types import Batch
 
 LR, WEIGHT_DECAY = 1e-5, 0.1
 PARITY = 1e-4  # largest relative difference of loss and gradients in float32

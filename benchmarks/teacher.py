@@ -8,9 +8,9 @@ Ours runs the last block for the class token alone and attention as one kernel.
 import torch
 import torch.nn.functional as F
 
+from foveate.clip.load import load
 from inputs import photographs
 from measure import arguments, read, report, take_turns
-from saccade.clip.load import load
 from sides import PARITY, plain_pictures, stacked
 
 

@@ -8,5 +8,5 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def text_cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SACCADE_CACHE", str(tmp_path_factory.mktemp("text_cache")))
+        patch.setenv("FOVEATE_CACHE", str(tmp_path_factory.mktemp("text_cache")))
         yield

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "saccade"
+SOURCE = Path(__file__).parent.parent / "src" / "foveate"
 FLOORS = {
     "errors": 0, "types": 0, "files": 0, "progress": 0, "ops": 0,
     "clip": 1, "data": 1,
@@ -29,13 +29,13 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import in line {node.lineno}"
             names = [
-                f"{node.module}.{alias.name}" if node.module == "saccade" else str(node.module) for alias in node.names
+                f"{node.module}.{alias.name}" if node.module == "foveate" else str(node.module) for alias in node.names
             ]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("saccade.")}
+        found |= {name.split(".")[1] for name in names if name.startswith("foveate.")}
     return found
 
 

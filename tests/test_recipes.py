@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli import train_catseg, train_panoptic
-from saccade.cli.recipes import CONFIGS
-from saccade.cli.train_catseg import TrainCatSeg
-from saccade.cli.train_fvit import TrainFViT, check
-from saccade.cli.train_panoptic import TrainPanoptic
-from saccade.engine.config import SMALL, DistillConfig, check_config
-from saccade.recipes import RECIPES, Recipe
+from foveate.cli import train_catseg, train_panoptic
+from foveate.cli.recipes import CONFIGS
+from foveate.cli.train_catseg import TrainCatSeg
+from foveate.cli.train_fvit import TrainFViT, check
+from foveate.cli.train_panoptic import TrainPanoptic
+from foveate.engine.config import SMALL, DistillConfig, check_config
+from foveate.recipes import RECIPES, Recipe
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 
@@ -154,7 +154,7 @@ def test_an_ablation_differs_in_one_flag() -> None:
 
 
 def test_the_world_row_is_what_the_demo_distils() -> None:
-    from saccade.cli.demo import Demo, _distill_config
+    from foveate.cli.demo import Demo, _distill_config
 
     demo = _distill_config(Demo(out=Path("demo")), Path("d"))
     assert replace(DistillConfig(data=demo.data, out=demo.out), **row("world").fields) == demo

@@ -1,11 +1,11 @@
-"""The small random CLIPs of `slow.towers`, and those by a name that `saccade.clip.load.load` would not know."""
+"""The small random CLIPs of `slow.towers`, and those by a name that `foveate.clip.load.load` would not know."""
 
 from collections.abc import Callable
 
 import pytest
 from slow.towers import build, register
 
-from saccade.clip.model import Clip
+from foveate.clip.model import Clip
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.clip.text import embed_vocabulary
+from foveate.data.coco import Dataset, Record
+from foveate.data.pictures import read_picture
+from foveate.evaluate.regions import evaluate_regions
+from foveate.ops.resample import crop_and_resize, normalize, square_inputs
+from foveate.types import Category
 from inputs import exact, photographs, to_batch
 from plain.data import crop_square
 from plain.evaluation import PlainSegments, accuracy, embed
 from plain.towers import dense
-from saccade.clip.text import embed_vocabulary
-from saccade.data.coco import Dataset, Record
-from saccade.data.pictures import read_picture
-from saccade.evaluate.regions import evaluate_regions
-from saccade.ops.resample import crop_and_resize, normalize, square_inputs
-from saccade.types import Category
 from sides import LR, Ours, copy_of, gradient_difference, plain_pictures, plain_step, stacked
 
 SIZES = {"eva": 48, "vit": 40, "vit-quickgelu": 40, "vit-scaled": 40}  # 6 or 5 patches a side, unlike the native grids

@@ -19,8 +19,8 @@ import segmentation
 import step_exact
 import step_valid
 import teacher
+from foveate.clip.weights import save_clip
 from measure import rise
-from saccade.clip.weights import save_clip
 
 TINY = ("--size", "48", "--crops", "2", "--repeats", "1", "--batch", "2")
 

@@ -1,4 +1,4 @@
-"""`saccade train-catseg`, `evaluate semantic` and `segment` as users type them, on a world of a few pictures."""
+"""`foveate train-catseg`, `evaluate semantic` and `segment` as users type them, on a world of a few pictures."""
 
 import json
 import shutil
@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from saccade.cli.main import main
-from saccade.cli.train_catseg import TrainCatSeg, _network
-from saccade.clip.load import load
-from saccade.data.label_maps import open_semantic
-from saccade.data.semantic import read_truth
-from saccade.data.splits import read_split
-from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.log import Log
-from saccade.evaluate.semantic import Confusion
-from saccade.heads.catseg.product import load_catseg, read_about
-from saccade.types import Sample
+from foveate.cli.main import main
+from foveate.cli.train_catseg import TrainCatSeg, _network
+from foveate.clip.load import load
+from foveate.data.label_maps import open_semantic
+from foveate.data.semantic import read_truth
+from foveate.data.splits import read_split
+from foveate.data.world.write import WorldSize, write_world
+from foveate.engine.log import Log
+from foveate.evaluate.semantic import Confusion
+from foveate.heads.catseg.product import load_catseg, read_about
+from foveate.types import Sample
 
 TINY = ["--size", "64", "--hidden", "8", "--layers", "1", "--batch", "2", "--steps", "4", "--workers", "0",
         "--save-every", "2", "--log-every", "1", "--device", "cpu"]  # fmt: skip
@@ -55,7 +55,7 @@ def test_a_run_learns_from_base_classes_and_says_so(world, trained):
     split = read_split(world / "annotations/splits.json", None)
     names = [words[0] for words in about.classes]
     assert not {*names} & {*split.novel} and {*split.base} < {*names} and "grass" in names  # stuff is base
-    assert about.novel == split.novel and about.model == "saccade-small" and about.network.size == 64
+    assert about.novel == split.novel and about.model == "foveate-small" and about.network.size == 64
     losses = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     steps = [one["loss"] for one in losses if "loss" in one]
     assert len(steps) == 4 and steps[-1] < steps[0]
@@ -63,7 +63,7 @@ def test_a_run_learns_from_base_classes_and_says_so(world, trained):
 
 def test_sizes_are_cat_seg_s_in_proportion():
     config = TrainCatSeg(data=Path("d"), out=Path("o"))
-    small = _network(config, load("saccade-small"))
+    small = _network(config, load("foveate-small"))
     assert (small.size, small.clip_size, small.test_size, small.stride, small.window) == (96, 96, 160, 64, 12)
 
     class Large:
@@ -87,7 +87,7 @@ def test_sizes_are_cat_seg_s_in_proportion():
 )  # fmt: skip
 def test_the_residual_is_the_version_s_unless_said(flags, residual):
     config = TrainCatSeg(data=Path("d"), out=Path("o"), **flags)
-    assert _network(config, load("saccade-small")).residual == residual
+    assert _network(config, load("foveate-small")).residual == residual
 
 
 def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, monkeypatch):
@@ -127,14 +127,14 @@ def test_miou_is_that_of_the_maps_by_hand(world, trained, tmp_path):
 
 
 def test_any_clip_is_asked_by_its_cosines(world, tmp_path):
-    main(["evaluate", "semantic", "--data", str(world), "--model", "saccade-small", "--size", "64", *ASK,
+    main(["evaluate", "semantic", "--data", str(world), "--model", "foveate-small", "--size", "64", *ASK,
           "--out", str(tmp_path / "r.json")])  # fmt: skip
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["kind"] == "cosines" and found["mIoU"] > 0
     data = open_semantic(world, split="val")
     sizes = [read_truth(record, data).labels for record in data.dataset.records]
     assert found["pictures"] == 3 and found["pixels"] == sum(int((one >= 0).sum()) for one in sizes)
-    main(["evaluate", "semantic", "--data", str(world), "--model", "saccade-small", "--size", "64", *ASK, "--limit",
+    main(["evaluate", "semantic", "--data", str(world), "--model", "foveate-small", "--size", "64", *ASK, "--limit",
           "2", "--out", str(tmp_path / "r.json")])  # fmt: skip
     part = json.loads((tmp_path / "r.json").read_text())
     assert part["pictures"] == 2 and part["pixels"] == sum(int((one >= 0).sum()) for one in sizes[:2])
@@ -152,7 +152,7 @@ def test_every_word_speaks_for_its_class(world, tmp_path):
                             f"{',grass' if one.name == 'grass' else ''}\n" for one in names))  # fmt: skip
     found = {}
     for labels, words in ((plain, []), (more, ["--every-word"])):
-        main(["evaluate", "semantic", "--data", str(world), "--model", "saccade-small", "--size", "64", "--labels",
+        main(["evaluate", "semantic", "--data", str(world), "--model", "foveate-small", "--size", "64", "--labels",
               str(labels), *words, *ASK, "--out", str(tmp_path / "r.json")])  # fmt: skip
         found[labels.stem] = json.loads((tmp_path / "r.json").read_text())
     calls = {name: {one["name"]: one["called"] for one in result["per_class"]} for name, result in found.items()}
@@ -225,11 +225,11 @@ def test_broken_maps_are_counted_and_named(world, tmp_path, capsys):
 
 def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, capsys):
     picture = str(next((world / "val2017").iterdir()))
-    err = fails(capsys, "segment", picture, "--model", "saccade-small", "--out", str(tmp_path / "s"), *ASK)
+    err = fails(capsys, "segment", picture, "--model", "foveate-small", "--out", str(tmp_path / "s"), *ASK)
     assert "--vocab: need the classes to ask for" in err
     err = fails(capsys, "segment", picture, "--model", str(trained / "model"), "--panoptic", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
-    assert "--panoptic: need --model OUT/model of `saccade train-panoptic`" in err
+    assert "--panoptic: need --model OUT/model of `foveate train-panoptic`" in err
     err = fails(capsys, "segment", picture, "--model", str(trained / "model"), "--vocab", "cat, dog, Cat", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
     assert "cat" in err.lower() and not (tmp_path / "s").exists()
@@ -238,11 +238,11 @@ def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, ca
 @pytest.mark.parametrize(
     ("model", "words", "told"),
     [
-        ("saccade-small", ["--limit", "0"], "--limit: need at least 1 picture; got 0"),
-        ("saccade-small", ["--limit", "-1"], "--limit: need at least 1 picture; got -1"),
-        ("saccade-small", ["--at-once", "0"], "--at-once: must be at least 1; got 0"),
-        ("saccade-small", ["--clip", "x"], "is a CLIP, which takes no notice of it; got x"),
-        ("saccade-small", ["--clip-with", "x"], "--clip-with: --model saccade-small is a CLIP"),
+        ("foveate-small", ["--limit", "0"], "--limit: need at least 1 picture; got 0"),
+        ("foveate-small", ["--limit", "-1"], "--limit: need at least 1 picture; got -1"),
+        ("foveate-small", ["--at-once", "0"], "--at-once: must be at least 1; got 0"),
+        ("foveate-small", ["--clip", "x"], "is a CLIP, which takes no notice of it; got x"),
+        ("foveate-small", ["--clip-with", "x"], "--clip-with: --model foveate-small is a CLIP"),
         ("TRAINED", ["--size", "64"], "is a Cat-Seg, which takes no notice of it; got 64"),
         ("TRAINED", ["--clip-with-pretrained", "x"], "--clip-with-pretrained: --model"),
         ("TRAINED", ["--pretrained", "x"], "--pretrained: --model"),
@@ -258,7 +258,7 @@ def test_flags_that_say_nothing_to_a_model_are_refused(world, trained, tmp_path,
 
 
 def test_stuff_is_a_matter_of_panoptic_segmentation(world, tmp_path, capsys):
-    err = fails(capsys, "segment", str(world / "val2017"), "--model", "saccade-small", "--vocab", "a, b", "--stuff",
+    err = fails(capsys, "segment", str(world / "val2017"), "--model", "foveate-small", "--vocab", "a, b", "--stuff",
                 "b", *ASK, "--out", str(tmp_path / "s"))  # fmt: skip
     assert "--stuff: goes with --panoptic" in err
 
@@ -275,7 +275,7 @@ def test_pictures_that_are_turned_or_broken_are_measured_by_their_maps(tmp_path,
     (pictures / "b.jpg").write_bytes(b"broken")
     rows = [f"{one}\t0\tc{one}" for one in range(1, 151)]
     (tmp_path / "objectInfo150.txt").write_text("\n".join(["Idx\tStuff\tName", *rows]))
-    main(["evaluate", "semantic", "--data", str(tmp_path), "--model", "saccade-small", "--size", "64", *ASK, "--out",
+    main(["evaluate", "semantic", "--data", str(tmp_path), "--model", "foveate-small", "--size", "64", *ASK, "--out",
           str(tmp_path / "r.json")])  # fmt: skip
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["pictures"] == 2 and found["pixels"] == 2 * 96 and found["pixels_without_prediction"] == 96

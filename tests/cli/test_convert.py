@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.weights import save_clip
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.weights import save_clip
 
 VISION = {"image_size": 24, "patch_size": 8, "width": 16, "head_width": 8, "layers": 3, "mlp_ratio": 2.0}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
@@ -16,16 +16,16 @@ TEXT = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "laye
 
 @pytest.fixture
 def source(tmp_path):
-    """A small random CLIP in a folder that only Saccade knows all of."""
+    """A small random CLIP in a folder that only Foveate knows all of."""
     folder = tmp_path / "in"
     folder.mkdir()
     config = {
         "model_cfg": {"embed_dim": 12, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT},
-        "saccade": {"windows": {"size": 2, "blocks": [0]}},
+        "foveate": {"windows": {"size": 2, "blocks": [0]}},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    from saccade.clip.load import build, read_config
-    from saccade.clip.model import Clip
+    from foveate.clip.load import build, read_config
+    from foveate.clip.model import Clip
 
     config = read_config(folder / "open_clip_config.json")
     save_clip(Clip(build(config, name="in", seed=0), name="in", config=config), folder)
@@ -47,16 +47,16 @@ def test_flags_of_published_heads_are_not_ignored(source, tmp_path, capsys, flag
     fails(["convert", source, tmp_path / "out", flag, value], f"{flag}: goes with a published F-ViT", capsys)
 
 
-@pytest.mark.parametrize("layout", ["open_clip", "hf", "saccade"])
+@pytest.mark.parametrize("layout", ["open_clip", "hf", "foveate"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_there_and_back(source, tmp_path, capsys, layout, dtype):
     out = tmp_path / "deep" / "out"
     main(["convert", str(source), str(out), "--to", layout, "--dtype", dtype])
     told = capsys.readouterr()
     assert "its embeddings differ by" in told.out and ("from the input" in told.out) == (dtype == "bfloat16")
-    assert ("left out" in told.err) == (layout != "saccade")
+    assert ("left out" in told.err) == (layout != "foveate")
     first, second = load(source), load(out)
-    assert (second.windows == first.windows) == (layout == "saccade")
+    assert (second.windows == first.windows) == (layout == "foveate")
     for key, value in first.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[key], value.to(getattr(torch, dtype)).float()), key
     assert not list(out.parent.glob(".*"))
@@ -67,7 +67,7 @@ def test_there_and_back(source, tmp_path, capsys, layout, dtype):
 
 
 def test_an_architecture_without_weights_is_not_converted(tmp_path, capsys):
-    typed = ["convert", "ViT-S-32-alt", tmp_path / "out", "--to", "saccade"]
+    typed = ["convert", "ViT-S-32-alt", tmp_path / "out", "--to", "foveate"]
     fails(typed, "ViT-S-32-alt names an architecture without weights", capsys)
     assert not (tmp_path / "out").exists()
 
@@ -94,35 +94,35 @@ def test_mistakes_are_found_before_the_work(source, tmp_path, capsys):
 
 
 def test_a_result_that_embeds_differently_is_not_left_behind(source, tmp_path, capsys, monkeypatch):
-    from saccade.clip import weights
+    from foveate.clip import weights
 
     def spoil(state, path, metadata):
         key = next(key for key in state if key.endswith("visual.proj") or key == "visual_projection.weight")
         save_file({**state, key: state[key].roll(1, 0)}, path, metadata=metadata)
 
     monkeypatch.setattr(weights, "save_file", spoil)
-    for layout in ("open_clip", "hf", "saccade"):
+    for layout in ("open_clip", "hf", "foveate"):
         fails(["convert", source, tmp_path / "out", "--to", layout], "embeds differently: a picture by", capsys)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_what_only_saccade_can_compute_is_not_written_for_open_clip(tmp_path, capsys, monkeypatch):
+def test_what_only_foveate_can_compute_is_not_written_for_open_clip(tmp_path, capsys, monkeypatch):
     """A SigLIP of transformers with a tanh GELU, whose trunk timm builds with the exact one."""
     transformers = pytest.importorskip("transformers")
     from timm.models import register_model
     from timm.models.vision_transformer import VisionTransformer
 
-    from saccade.clip.hf import read as huggingface
+    from foveate.clip.hf import read as huggingface
 
-    def vit_saccadetwo_patch8_siglip_24(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    def vit_foveatetwo_patch8_siglip_24(pretrained: bool = False, **kwargs) -> VisionTransformer:
         kwargs = {key: value for key, value in kwargs.items() if key in ("num_classes", "global_pool")}
         return VisionTransformer(
             img_size=24, patch_size=8, embed_dim=16, depth=2, num_heads=2, class_token=False,
             **{"global_pool": "map", **kwargs},
         )  # fmt: skip
 
-    register_model(vit_saccadetwo_patch8_siglip_24)
-    monkeypatch.setitem(huggingface.TRUNKS, (16, 2, 2), "saccadetwo")
+    register_model(vit_foveatetwo_patch8_siglip_24)
+    monkeypatch.setitem(huggingface.TRUNKS, (16, 2, 2), "foveatetwo")
     sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = transformers.SiglipModel(
@@ -134,8 +134,8 @@ def test_what_only_saccade_can_compute_is_not_written_for_open_clip(tmp_path, ca
     for parameter in model.parameters():
         parameter.data.add_(0.3 * torch.randn(parameter.shape))
     model.save_pretrained(tmp_path / "in")
-    fails(["convert", tmp_path / "in", tmp_path / "out", "--to", "open_clip"], "use --to saccade", capsys)
-    for layout in ("saccade", "hf"):
+    fails(["convert", tmp_path / "in", tmp_path / "out", "--to", "open_clip"], "use --to foveate", capsys)
+    for layout in ("foveate", "hf"):
         main(["convert", str(tmp_path / "in"), str(tmp_path / layout), "--to", layout])
         assert "no tokenizer lay with the input" in capsys.readouterr().err
-    assert json.loads((tmp_path / "saccade" / "open_clip_config.json").read_text())["saccade"]
+    assert json.loads((tmp_path / "foveate" / "open_clip_config.json").read_text())["foveate"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.cli.main import main
-from saccade.data.label_maps import open_semantic
-from saccade.data.semantic import read_truth
+from foveate.cli.main import main
+from foveate.data.label_maps import open_semantic
+from foveate.data.semantic import read_truth
 
 
 def save(path, values):

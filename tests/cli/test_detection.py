@@ -1,4 +1,4 @@
-"""`saccade evaluate detection` on LVIS, VOC, Objects365 and COCO files made of the world, against the official tools.
+"""`foveate evaluate detection` on LVIS, VOC, Objects365 and COCO files made of the world, against the official tools.
 
 The network is put aside: what it would find are the objects themselves, moved a little, sometimes taken for another.
 """
@@ -17,13 +17,13 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.text import embed_vocabulary
-from saccade.data.sources import open_data
-from saccade.data.voc import NAMES
-from saccade.data.world.write import WorldSize, write_world
-from saccade.heads.fvit.candidates import Candidates
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.text import embed_vocabulary
+from foveate.data.sources import open_data
+from foveate.data.voc import NAMES
+from foveate.data.world.write import WorldSize, write_world
+from foveate.heads.fvit.candidates import Candidates
 
 TWELVE = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100")
 TWELVE = (*TWELVE, "AR_small", "AR_medium", "AR_large")
@@ -113,7 +113,7 @@ def as_voc(world: Path, root: Path) -> None:
 
 def evaluate(monkeypatch, root: Path, model: Path, *more: str, moved: float, split: str = "val") -> dict[str, Any]:
     """What the command writes of candidates that lie near the data's objects; its results are in ROOT/results.json."""
-    data, clip = open_data(root, split=split), load("saccade-small")
+    data, clip = open_data(root, split=split), load("foveate-small")
     names = [one.name for one in data.categories]
     text = embed_vocabulary(clip, names, templates="none", background="background", cache=None)
     draw, found = np.random.default_rng(0), {}
@@ -130,7 +130,7 @@ def evaluate(monkeypatch, root: Path, model: Path, *more: str, moved: float, spl
         found[str(record.id)] = Candidates(str(record.id), *record.size, boxes, torch.ones(len(boxes)), boxes,
                                            words.half(), words.half())  # fmt: skip
     monkeypatch.setattr(
-        "saccade.heads.fvit.detector.FViT.candidates", lambda _, samples, **__: [found[one.id] for one in samples]
+        "foveate.heads.fvit.detector.FViT.candidates", lambda _, samples, **__: [found[one.id] for one in samples]
     )
     words = ["evaluate", "detection", "--data", str(root), "--model", str(model), "--workers", "0", "--device", "cpu"]
     files = ["--results", str(root / "results.json"), "--out", str(root / "out.json"), "--split", split]

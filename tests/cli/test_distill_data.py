@@ -1,4 +1,4 @@
-"""The data flags of `saccade distill`: which pictures and which regions they give together."""
+"""The data flags of `foveate distill`: which pictures and which regions they give together."""
 
 import io
 import json
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saccade.cli.distill import _open_pictures
-from saccade.cli.main import main
-from saccade.cli.objective import choose_nouns
-from saccade.data.loader import PictureSource
-from saccade.data.records import Dataset
-from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.config import DistillConfig, check_config, contents_of, regions_of, run_record
-from saccade.errors import InputError
-from saccade.types import Sample
+from foveate.cli.distill import _open_pictures
+from foveate.cli.main import main
+from foveate.cli.objective import choose_nouns
+from foveate.data.loader import PictureSource
+from foveate.data.records import Dataset
+from foveate.data.world.write import WorldSize, write_world
+from foveate.engine.config import DistillConfig, check_config, contents_of, regions_of, run_record
+from foveate.errors import InputError
+from foveate.types import Sample
 
 
 @pytest.fixture(scope="module")

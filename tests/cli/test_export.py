@@ -1,12 +1,12 @@
-"""What `saccade export` refuses, before any model is loaded; what it writes stands in tests/export."""
+"""What `foveate export` refuses, before any model is loaded; what it writes stands in tests/export."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from saccade.cli.export import Export, target_of
-from saccade.cli.main import main
+from foveate.cli.export import Export, target_of
+from foveate.cli.main import main
 
 NOWHERE = "no-such-model"  # refused as soon as it is looked for
 
@@ -23,11 +23,11 @@ NOWHERE = "no-such-model"  # refused as soon as it is looked for
         (["--model", NOWHERE, "--out", "{tmp}", "--opset", "999"], "--opset: need 18 to"),
         (["--model", NOWHERE, "--out", "{tmp}"], NOWHERE),
         (
-            ["--model", "saccade-small", "--out", "{tmp}", "--size", "60"],
+            ["--model", "foveate-small", "--out", "{tmp}", "--size", "60"],
             "--size: need a positive multiple of the patch size 8",
         ),
-        (["--model", "saccade-small", "--out", "{tmp}", "--size", "0"], "--size"),
-        (["--model", "saccade-small", "--out", "{tmp}", "--what", "image", "--head", "naclip"], "--head"),
+        (["--model", "foveate-small", "--out", "{tmp}", "--size", "0"], "--size"),
+        (["--model", "foveate-small", "--out", "{tmp}", "--what", "image", "--head", "naclip"], "--head"),
     ],
 )
 def test_refuses(flags, expected, tmp_path: Path, capsys) -> None:
@@ -38,7 +38,7 @@ def test_refuses(flags, expected, tmp_path: Path, capsys) -> None:
         main(["export", *(word.replace("{tmp}", str(tmp_path)) for word in flags)])
     assert done.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("saccade: ") and expected in error and "Traceback" not in error
+    assert error.startswith("foveate: ") and expected in error and "Traceback" not in error
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
 
 
@@ -48,7 +48,7 @@ def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypat
     with pytest.raises(SystemExit):
         main(typed)
     error = capsys.readouterr().err
-    assert "onnxruntime" in error and 'pip install "saccade[export]"' in error and NOWHERE not in error
+    assert "onnxruntime" in error and "pip install onnxruntime" in error and NOWHERE not in error
     with pytest.raises(SystemExit):
         main([*typed, "--format", "torch"])  # needs none of them, and goes on to look for the model
     assert NOWHERE in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`saccade train-fvit`, `detect` and `evaluate detection` as users type them, on a world of a few pictures."""
+"""`foveate train-fvit`, `detect` and `evaluate detection` as users type them, on a world of a few pictures."""
 
 import json
 import shutil
@@ -13,17 +13,17 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from saccade.cli.detection import Detection, _table, made_by
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.tower import Windows
-from saccade.clip.weights import save_clip
-from saccade.data.splits import read_split
-from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.checkpoint import load_latest
-from saccade.heads.fvit.heads import RoiSampler
-from saccade.heads.fvit.product import load_detector, read_about
-from saccade.types import InputError
+from foveate.cli.detection import Detection, _table, made_by
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.tower import Windows
+from foveate.clip.weights import save_clip
+from foveate.data.splits import read_split
+from foveate.data.world.write import WorldSize, write_world
+from foveate.engine.checkpoint import load_latest
+from foveate.heads.fvit.heads import RoiSampler
+from foveate.heads.fvit.product import load_detector, read_about
+from foveate.types import InputError
 
 TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
         "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",
@@ -57,7 +57,7 @@ def test_a_run_says_what_it_takes_and_its_product_what_it_is(world, trained):
     about = read_about(trained / "model")
     split = read_split(world / "annotations/splits.json", None)
     assert (about.base, about.novel) == (split.base, split.novel) and about.network.size == 64
-    assert about.benchmark == "ov-coco" and about.model == "saccade-small"
+    assert about.benchmark == "ov-coco" and about.model == "foveate-small"
     network = about.network  # the published detector's of OV-COCO
     assert (network.statistics, network.resize, network.relu_embedding, network.norm) == (
         "imagenet", "bilinear", True, False)  # fmt: skip
@@ -93,18 +93,18 @@ def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_o
             samplers.append(numbers)
             super().__init__(**numbers)
 
-    monkeypatch.setattr("saccade.heads.fvit.detector.RoiSampler", Spied)
+    monkeypatch.setattr("foveate.heads.fvit.detector.RoiSampler", Spied)
     out, other = tmp_path / "f", ["--norm", "--no-relu-embedding", "--statistics", "clip", "--resize", "bicubic"]
     cached = ["--cache", "--jitter", "1", "1", "--no-flip", "--match-low-quality"]
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", *other, *cached])
     assert samplers == [{"samples": 16, "match_low_quality": True}]
     index = json.loads((out / "maps/index.json").read_text())
-    assert index["resize"] == "bicubic" and index["statistics"][0] == load("saccade-small").mean[0]
+    assert index["resize"] == "bicubic" and index["statistics"][0] == load("foveate-small").mean[0]
     detector, about = load_detector(out / "model")
     network = about.network
     assert (network.statistics, network.resize, network.relu_embedding, network.norm) == (
         "clip", "bicubic", False, True)  # fmt: skip
-    assert (detector.mean, detector.resize) == (load("saccade-small").mean, "bicubic")
+    assert (detector.mean, detector.resize) == (load("foveate-small").mean, "bicubic")
     assert not detector.box_head.relu_embedding and "rpn.network.head.conv.0.1.weight" in detector.state_dict()
     detector, about = load_detector(trained / "model")  # no weight shows these, but what is found differs
     changed = [{"statistics": "clip"}, {"resize": "bicubic"}, {"relu_embedding": False}]
@@ -177,25 +177,25 @@ def test_evaluation_sweeps_what_the_network_left_once(world, trained, tmp_path, 
     def refuse(*_):
         raise AssertionError("the network was asked again")
 
-    monkeypatch.setattr("saccade.heads.fvit.detector.FViT.candidates", refuse)
+    monkeypatch.setattr("foveate.heads.fvit.detector.FViT.candidates", refuse)
     main([*words, *more, "--out", str(tmp_path / "two.json")])
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["fusions"] == one["fusions"]
 
 
 def test_the_wrong_tower_and_damaged_detectors_are_refused(world, trained, tmp_path, capsys):
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     with torch.no_grad():
         next(clip.visual.parameters()).add_(0.01)
     save_clip(clip, tmp_path / "other")
     with pytest.raises(InputError, match="the image tower of this one, or its windows, are others"):
         load_detector(trained / "model", clip=tmp_path / "other")
-    looking = load("saccade-small")
+    looking = load("foveate-small")
     looking.windows = Windows(2, (0,))
     save_clip(looking, tmp_path / "windows")
     with pytest.raises(InputError, match="or its windows"):
         load_detector(trained / "model", clip=tmp_path / "windows")
-    save_clip(load("saccade-small"), tmp_path / "moved")  # the same one, elsewhere
+    save_clip(load("foveate-small"), tmp_path / "moved")  # the same one, elsewhere
     moved, about = load_detector(trained / "model", clip=tmp_path / "moved")
     here, _ = load_detector(trained / "model")
     assert made_by(moved, about) == made_by(here, about)
@@ -287,7 +287,7 @@ def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_pa
     state = load_file(out / "model/detector.safetensors")
     assert any(name.startswith("tower.") for name in state)
     detector, _ = load_detector(out / "model")
-    frozen = load("saccade-small")
+    frozen = load("foveate-small")
     ours, before = detector.tower.clip.visual.state_dict(), frozen.visual.state_dict()
     assert any(not torch.equal(ours[name], before[name]) for name in before)
 
@@ -328,7 +328,7 @@ def test_what_cannot_be_measured_is_told_before_the_network_looks(world, trained
     def refuse(*_):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr("saccade.heads.fvit.detector.FViT.candidates", refuse)
+    monkeypatch.setattr("foveate.heads.fvit.detector.FViT.candidates", refuse)
     words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
     assert "need at least one of its 32 categories" in fails(capsys, *words, "--vocab", "cat, unicorn")
     assert "neg_category_ids" in fails(capsys, *words, "--style", "lvis")
@@ -374,7 +374,7 @@ def test_what_a_pass_takes_is_measured_in_the_arithmetic_of_the_run(world, tmp_p
         seen.append(torch.is_autocast_enabled("cpu"))
         return 0, 0.0
 
-    monkeypatch.setattr("saccade.engine.plan.measure_kept", measured)
+    monkeypatch.setattr("foveate.engine.plan.measure_kept", measured)
     for precision in ("float32", "bfloat16"):
         words = ["train-fvit", "--data", str(world), "--out", str(tmp_path / precision), *TINY, "--steps", "1"]
         main([*words, "--precision", precision])

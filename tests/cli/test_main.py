@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.main import main
+from foveate.cli.main import main
 
 VERBS = [["world"], ["pretrain"], ["proposals"], ["distill"], ["recipes"], ["convert"], ["evaluate", "regions"],
          ["evaluate", "agreement"], ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"],
@@ -17,7 +17,7 @@ VERBS = [["world"], ["pretrain"], ["proposals"], ["distill"], ["recipes"], ["con
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys; from saccade.cli.main import main\n"
+        "import sys; from foveate.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as done: assert done.code == 0\n"
         "assert not {'torch', 'open_clip', 'torchvision', 'matplotlib'} & set(sys.modules)"
@@ -63,11 +63,11 @@ def test_a_mistyped_flag_gets_a_hint(typed: list[str], expected: str, capsys: py
         (["distill", "--data", "{tmp}/none", "--out", "{tmp}/run"], "none"),
         (["distill", "--data", "{tmp}", "--out", "{tmp}/run", "--layers", "0"], "--layers"),
         (["evaluate", "agreement", "--data", "{tmp}", "--model", "EVA02-B-61"], "EVA02-B-16"),
-        (["evaluate", "regions", "--data", "{tmp}", "--model", "saccade-small"], "annotations"),
+        (["evaluate", "regions", "--data", "{tmp}", "--model", "foveate-small"], "annotations"),
         (["pretrain", "--pairs", "{tmp}", "--out", "{tmp}/m"], "tar"),
         (["embed", "{tmp}/none.png", "--out", "{tmp}/f.safetensors"], "none.png"),
         (["embed", "{tmp}", "--out", "{tmp}/f.npz"], ".safetensors"),
-        (["show", "kmeans", "--data", "{tmp}", "--model", "saccade-small", "--out", "{tmp}/a.gif"], "PNG"),
+        (["show", "kmeans", "--data", "{tmp}", "--model", "foveate-small", "--out", "{tmp}/a.gif"], "PNG"),
         (["show", "kmeans", "--data", "{tmp}", "--model", "x", "--out", "{tmp}/one.png/a.png"], "which is a file"),
         (["evaluate", "agreement", "--data", "{tmp}", "--model", "x", "--out", "{tmp}/one.png/a.json"], "--out"),
         (["evaluate", "agreement", "--data", "{tmp}", "--model", "x", "--device", "foo"], "--device"),
@@ -89,7 +89,7 @@ def test_a_wrong_input_ends_with_a_message_and_no_traceback(
         main([word.replace("{tmp}", str(tmp_path)) for word in typed])
     assert done.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("saccade: ") and expected in error and "Traceback" not in error
+    assert error.startswith("foveate: ") and expected in error and "Traceback" not in error
 
 
 def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

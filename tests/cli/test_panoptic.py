@@ -1,4 +1,4 @@
-"""`saccade train-panoptic` and `evaluate panoptic` as users type them, on a world of a few pictures."""
+"""`foveate train-panoptic` and `evaluate panoptic` as users type them, on a world of a few pictures."""
 
 import json
 import shutil
@@ -11,25 +11,25 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from saccade.cli.main import main
-from saccade.cli.panoptic import open_panoptic, open_segmenter
-from saccade.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle
-from saccade.clip.load import load
-from saccade.clip.vocabulary import Vocabulary
-from saccade.clip.weights import save_clip
-from saccade.data.loader import EvaluationSource, open_data
-from saccade.data.panoptic import read_panoptic_map
-from saccade.data.splits import BaseNovel, split_semantic
-from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.checkpoint import load_latest
-from saccade.evaluate.detection import evaluate_detection
-from saccade.evaluate.panoptic import evaluate_panoptic
-from saccade.evaluate.shares import Things, sweep_shares, truth_of
-from saccade.heads.panoptic.fusion import PRESETS, embed_words
-from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
-from saccade.heads.panoptic.product import load_generator, read_about
-from saccade.ops.paste import encode_masks
-from saccade.types import Detections
+from foveate.cli.main import main
+from foveate.cli.panoptic import open_panoptic, open_segmenter
+from foveate.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle
+from foveate.clip.load import load
+from foveate.clip.vocabulary import Vocabulary
+from foveate.clip.weights import save_clip
+from foveate.data.loader import EvaluationSource, open_data
+from foveate.data.panoptic import read_panoptic_map
+from foveate.data.splits import BaseNovel, split_semantic
+from foveate.data.world.write import WorldSize, write_world
+from foveate.engine.checkpoint import load_latest
+from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.panoptic import evaluate_panoptic
+from foveate.evaluate.shares import Things, sweep_shares, truth_of
+from foveate.heads.panoptic.fusion import PRESETS, embed_words
+from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
+from foveate.heads.panoptic.product import load_generator, read_about
+from foveate.ops.paste import encode_masks
+from foveate.types import Detections
 
 TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",
         "--batch", "2", "--steps", "2", "--workers", "0", "--save-every", "1", "--log-every", "1",
@@ -307,7 +307,7 @@ def test_a_generator_without_words_is_asked_with_clip_alone(world, wordless, tmp
 
 
 def test_another_clip_classifies_and_another_tower_is_refused(world, trained, tmp_path, capsys):
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     save_clip(clip, tmp_path / "moved")
     with torch.no_grad():
         next(clip.visual.parameters()).add_(0.01)
@@ -428,7 +428,7 @@ def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     assert segmenter.asked.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
     raw, unit = segmenter.asked.generator_words.rows, segmenter.asked.words.rows  # one CLIP, embedded once
     assert torch.allclose(F.normalize(raw, dim=1), unit) and not torch.allclose(raw, unit)
-    expected = embed_words(load("saccade-small"), vocabulary)
+    expected = embed_words(load("foveate-small"), vocabulary)
     assert torch.allclose(expected.rows, unit, atol=1e-6)
     generator, _, _ = load_generator(trained / "model")
     assert not generator.training

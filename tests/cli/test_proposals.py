@@ -1,4 +1,4 @@
-"""`saccade proposals` as users type it, and what `saccade distill --boxes` makes of its file."""
+"""`foveate proposals` as users type it, and what `foveate distill --boxes` makes of its file."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.cli.distill import _open_pictures
-from saccade.cli.main import main
-from saccade.data.boxes import parse_boxes
-from saccade.data.loader import open_data
-from saccade.data.proposals import file_name_of, write_proposals
-from saccade.data.provenance import read_provenance
-from saccade.data.records import Member, Record, read_record
-from saccade.data.regions import with_boxes
-from saccade.data.world.write import WorldSize, base_and_novel, write_world
-from saccade.engine.checkpoint import load_latest
-from saccade.engine.config import DistillConfig
-from saccade.heads.proposals.rpn import Proposer
-from saccade.types import InputError, Sample
+from foveate.cli.distill import _open_pictures
+from foveate.cli.main import main
+from foveate.data.boxes import parse_boxes
+from foveate.data.loader import open_data
+from foveate.data.proposals import file_name_of, write_proposals
+from foveate.data.provenance import read_provenance
+from foveate.data.records import Member, Record, read_record
+from foveate.data.regions import with_boxes
+from foveate.data.world.write import WorldSize, base_and_novel, write_world
+from foveate.engine.checkpoint import load_latest
+from foveate.engine.config import DistillConfig
+from foveate.heads.proposals.rpn import Proposer
+from foveate.types import InputError, Sample
 
 TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
         "--workers", "0", "--save-every", "2", "--device", "cpu"]  # fmt: skip
@@ -116,14 +116,14 @@ def test_a_signal_while_boxes_are_made_is_told_and_the_files_stay_whole(world, m
         return propose(self, samples, **numbers)
 
     command = ["proposals", "--data", str(world), "--out", str(made), *TINY, "--propose-batch", "3"]
-    monkeypatch.setattr(sys, "argv", ["saccade", *command])
+    monkeypatch.setattr(sys, "argv", ["foveate", *command])
     with monkeypatch.context() as patch:
         patch.setattr(Proposer, "propose", interrupted)
         with pytest.raises(SystemExit) as done:
             main(command)
     said = capsys.readouterr().err
     assert done.value.code == 143 and "Stopped after 3 of 4 pictures of instances_train2017; the trained" in said
-    assert "To go on, run:\n  saccade proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert "To go on, run:\n  foveate proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert (made / "proposals_train.json").read_bytes() == before
 
 

@@ -9,12 +9,12 @@ import torch
 from original_mask2former import Odise
 from tiny_models import write_diffusion, write_masks
 
-from saccade.cli import panoptic
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.data.coco import read_panoptic
-from saccade.data.world.write import WorldSize, write_world
-from saccade.heads.panoptic.product import load_generator, read_about
+from foveate.cli import panoptic
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.data.coco import read_panoptic
+from foveate.data.world.write import WorldSize, write_world
+from foveate.heads.panoptic.product import load_generator, read_about
 
 ASK = ["--workers", "0", "--device", "cpu"]
 needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
@@ -70,9 +70,9 @@ def test_its_own_classes_are_measured_by_name(world, folder, categories, tmp_pat
 
 def test_a_clip_has_a_share(world, folder, tmp_path, capsys):
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(folder), "--limit", "1", *ASK]
-    shares = ["--clip-with", "saccade-small", "--shares", "generator", "clip", "0.4,1", "--min-score", "0"]
+    shares = ["--clip-with", "foveate-small", "--shares", "generator", "clip", "0.4,1", "--min-score", "0"]
     found = result(tmp_path / "r.json", *words, *shares)
-    assert found["clip"] == "saccade-small" and len(found["shares"]) == 3
+    assert found["clip"] == "foveate-small" and len(found["shares"]) == 3
     assert "CLIP alone names them" in capsys.readouterr().err
     said = fails(capsys, *words, "--shares", "clip")
     assert "where no CLIP names masks" in said and "--clip-with" in said
@@ -127,7 +127,7 @@ def test_classes_without_names_go_by_their_order(world, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--clip", "saccade-small"], "--clip: "),
+        (["--clip", "foveate-small"], "--clip: "),
         (["--encoder", "somewhere"], "--encoder: "),
         (["--input", "90", "64"], "--input: must be the shortest edge and then the longest"),
         (["--min-score", "1.5"], "--min-score: must be in [0, 1]; got 1.5"),
@@ -145,7 +145,7 @@ def test_bad_questions_are_refused(world, folder, capsys, more, says):
 def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
     (tmp_path / "sd").mkdir()
     write_diffusion(tmp_path / "sd")
-    dim = load("saccade-small").embed_dim
+    dim = load("foveate-small").embed_dim
     torch.manual_seed(0)
     theirs = Odise([8, 12, 16, 16, 8, 8, 12, 8], channels=128, width=32, hidden=64, layers=3, queries=5, joint=16,
                    text=dim, clip=dim, caption=(5, 12), time=32)  # fmt: skip
@@ -155,7 +155,7 @@ def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
     assert "--encoder: need the folder of the Stable Diffusion" in fails(capsys, *base)
     base += ["--encoder", str(tmp_path / "sd")]
     assert "--clip: need the CLIP" in fails(capsys, *base)
-    base += ["--clip", "saccade-small"]
+    base += ["--clip", "foveate-small"]
     assert "--annotations: need the panoptic annotation file" in fails(capsys, *base)
     base += ["--annotations", annotations]
     assert "--dtype: goes with a CLIP" in fails(capsys, *base, "--dtype", "float16")
@@ -184,5 +184,5 @@ def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
 
 def test_flags_of_published_files_do_not_go_with_a_clip(tmp_path, capsys):
     for flag in ("--encoder", "--labels", "--clip", "--annotations"):
-        said = fails(capsys, "convert", "saccade-small", str(tmp_path / "o"), flag, "x")
-        assert f"{flag}: goes with a published" in said and "saccade-small is a CLIP. Leave it out." in said
+        said = fails(capsys, "convert", "foveate-small", str(tmp_path / "o"), flag, "x")
+        assert f"{flag}: goes with a published" in said and "foveate-small is a CLIP. Leave it out." in said

@@ -1,4 +1,4 @@
-"""`saccade recipes` and `saccade distill --recipe`: what is printed is what is run, and any flag given wins."""
+"""`foveate recipes` and `foveate distill --recipe`: what is printed is what is run, and any flag given wins."""
 
 import json
 import re
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.distill_tell import tell_other_batch
-from saccade.cli.main import main, parse
-from saccade.cli.recipes import CONFIGS, NAMED, command, start
-from saccade.data.kinds import kind_of
-from saccade.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
-from saccade.data.voc import NAMES
-from saccade.data.world.write import WorldSize, write_world
-from saccade.engine.config import DistillConfig
-from saccade.recipes import RECIPES, Recipe
-from saccade.types import Category
+from foveate.cli.distill_tell import tell_other_batch
+from foveate.cli.main import main, parse
+from foveate.cli.recipes import CONFIGS, NAMED, command, start
+from foveate.data.kinds import kind_of
+from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from foveate.data.voc import NAMES
+from foveate.data.world.write import WorldSize, write_world
+from foveate.engine.config import DistillConfig
+from foveate.recipes import RECIPES, Recipe
+from foveate.types import Category
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 NEEDED = ["--data", "d", "--out", "o"]
@@ -84,7 +84,7 @@ def test_an_unknown_recipe_is_refused_with_near_names(
         main(typed)
     assert done.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("saccade: ") and expected in error and "`saccade recipes`" in error
+    assert error.startswith("foveate: ") and expected in error and "`foveate recipes`" in error
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.Capt
     main(["recipes", NAME])
     text = capsys.readouterr().out
     assert "38.4" in text and "6 h" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("saccade distill") and "--recipe" not in line]
+    (line,) = [line for line in text.splitlines() if line.startswith("foveate distill") and "--recipe" not in line]
     words = shlex.split(line)
     assert words[words.index("--pretrained") + 1] == "merged2b_s6b_b61k"
     assert parse(words[1:]) == replace(
@@ -128,8 +128,8 @@ def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.Capt
 
 
 def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_path: Path) -> None:
-    from saccade.engine.config import run_record
-    from saccade.engine.folder import claim_folder
+    from foveate.engine.config import run_record
+    from foveate.engine.folder import claim_folder
 
     config = replace(start(next(r for r in RECIPES if r.name == "world")), data=tmp_path, out=tmp_path / "run")
     claim_folder(config.out, run_record(config, {}))
@@ -139,7 +139,7 @@ def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_pat
 
 def test_neither_help_nor_the_list_imports_torch() -> None:
     code = (
-        "import sys; from saccade.cli.main import main\n"
+        "import sys; from foveate.cli.main import main\n"
         "main(['recipes'])\n"
         "try: main(['distill', '--recipe', 'world', '--help'])\n"
         "except SystemExit as done: assert done.code == 0\n"
@@ -151,7 +151,7 @@ def test_neither_help_nor_the_list_imports_torch() -> None:
 
 def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needing = Recipe("mine", "none", "Mine.", {"steps": 7}, "(estimate)", needs={"pretrained": "FILE"})
-    monkeypatch.setattr("saccade.cli.recipes.RECIPES", (needing,))
+    monkeypatch.setattr("foveate.cli.recipes.RECIPES", (needing,))
     assert shlex.join(command(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
     with pytest.raises(SystemExit) as done:
         main(["distill", "--recipe", "mine", *NEEDED])
@@ -184,12 +184,12 @@ def test_a_recipe_refuses_data_that_its_numbers_are_not_for(
     root = tmp_path / "w"
     write_world(root, WorldSize(train=2, val=1, test=0, pairs=0, seed=0), processes=1)
     typed = typed.replace("FILE", str(root / "annotations" / "instances_train2017.json"))
-    words = [*typed.split(), "--data", str(root), "--out", str(tmp_path / "o"), "--model", "saccade-small"]
+    words = [*typed.split(), "--data", str(root), "--out", str(tmp_path / "o"), "--model", "foveate-small"]
     with pytest.raises(SystemExit) as done:
         main([*words, "--workers", "0", "--device", "cpu"])
     error = capsys.readouterr().err
     assert done.value.code == 2 and message in error and f"--data {root} has" in error
-    assert "without --recipe: `saccade recipes" in error and not (tmp_path / "o").exists()
+    assert "without --recipe: `foveate recipes" in error and not (tmp_path / "o").exists()
 
 
 def test_the_beginning_of_names_lists_those_rows_alone(capsys: pytest.CaptureFixture[str]) -> None:

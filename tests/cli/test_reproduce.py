@@ -1,4 +1,4 @@
-"""`saccade reproduce`: what is done is not done again, what fails is named and the rest goes on, a signal saves."""
+"""`foveate reproduce`: what is done is not done again, what fails is named and the rest goes on, a signal saves."""
 
 import contextlib
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli import reproduce
-from saccade.cli.main import main
-from saccade.engine.folder import hold_folder
-from saccade.errors import InputError
-from saccade.ledger.jobs import Job, Stage
-from saccade.ledger.scale import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
+from foveate.cli import reproduce
+from foveate.cli.main import main
+from foveate.engine.folder import hold_folder
+from foveate.errors import InputError
+from foveate.ledger.jobs import Job, Stage
+from foveate.ledger.scale import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_table_end_to_end_again_and_after_a_loss(root: Path, tmp_path: Path, c
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setattr(reproduce, "PRELOADED", [])  # these commands need no torch
-    return Stage("world", tmp_path, tmp_path / "figures", SMALL, "saccade-small", None, (0,))
+    return Stage("world", tmp_path, tmp_path / "figures", SMALL, "foveate-small", None, (0,))
 
 
 def world(folder: Path, name: str, *, train: int = 1, needs: tuple[str, ...] = ()) -> Job:
@@ -159,7 +159,7 @@ def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage:
 def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, root: Path, tmp_path: Path) -> None:
     words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "saccade.cli.main", *words, "--limit", "2"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "foveate.cli.main", *words, "--limit", "2"], stderr=subprocess.PIPE, text=True
     )
     log = tmp_path / "out" / "logs"
     for _ in range(600):
@@ -210,7 +210,7 @@ def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        ("saccade-small", SMALL),
+        ("foveate-small", SMALL),
         ("EVA02-B-16", B16),
         ("EVA02-L-14-336", L14),
         ("ViT-L-14", OPENAI_L14),
@@ -232,7 +232,7 @@ def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> No
 
 def test_a_command_ends_with_the_process_that_wanted_it(root: Path, tmp_path: Path) -> None:
     words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "5000"]
-    process = subprocess.Popen([sys.executable, "-m", "saccade.cli.main", *words, "--limit", "2", "--jobs", "1"])
+    process = subprocess.Popen([sys.executable, "-m", "foveate.cli.main", *words, "--limit", "2", "--jobs", "1"])
     log = tmp_path / "out" / "logs" / "clipself-0.log"
     for _ in range(600):
         if log.exists() and "starting at step" in log.read_text():
@@ -267,5 +267,5 @@ def test_few_steps_are_few_for_what_is_trained_on_the_student_too(root, tmp_path
     ]
     main([*words, "--dry-run"])
     told = capsys.readouterr().out
-    trained = [line for line in told.splitlines() if "saccade train-" in line or "saccade distill" in line]
+    trained = [line for line in told.splitlines() if "foveate train-" in line or "foveate distill" in line]
     assert len(trained) >= 5 and all("--steps 2 " in f"{line} " for line in trained)

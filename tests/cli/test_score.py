@@ -15,15 +15,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from saccade.cli.main import main
-from saccade.data.coco import read_panoptic
-from saccade.data.label_maps import open_semantic
-from saccade.data.panoptic import read_panoptic_map
-from saccade.data.semantic import read_truth
-from saccade.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
-from saccade.data.voc import NAMES
-from saccade.data.world.write import WorldSize, write_world
-from saccade.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
+from foveate.cli.main import main
+from foveate.data.coco import read_panoptic
+from foveate.data.label_maps import open_semantic
+from foveate.data.panoptic import read_panoptic_map
+from foveate.data.semantic import read_truth
+from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from foveate.data.voc import NAMES
+from foveate.data.world.write import WorldSize, write_world
+from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 
 TWELVE = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100")
 TWELVE = (*TWELVE, "AR_small", "AR_medium", "AR_large")
@@ -258,7 +258,7 @@ def test_flags_and_data_that_do_not_fit_are_refused(world, tmp_path, capsys):
     results = put(tmp_path / "r.json", [])
     told = refused(capsys, "detection", results, "--annotations", truth, "--nms", "0.5")
     assert "--nms: is for measuring a model" in told
-    assert "--model: is for" in refused(capsys, "semantic", tmp_path, "--data", world, "--model", "saccade-small")
+    assert "--model: is for" in refused(capsys, "semantic", tmp_path, "--data", world, "--model", "foveate-small")
     assert "--region: is for" in refused(capsys, "panoptic", tmp_path, "--data", world, "--region", "masked")
     assert "need annotations to score against" in refused(capsys, "detection", results)
     assert "need one of" in refused(capsys, "detection", results, "--data", tmp_path / "none")
@@ -267,7 +267,7 @@ def test_flags_and_data_that_do_not_fit_are_refused(world, tmp_path, capsys):
         with pytest.raises(SystemExit) as done:
             main(["evaluate", kind, "--data", str(world)])
         told = capsys.readouterr().err
-        assert done.value.code == 2 and f"saccade: {need}: need" in told and "--from-results" in told
+        assert done.value.code == 2 and f"foveate: {need}: need" in told and "--from-results" in told
 
 
 # ------------------------------------------------------------------------------------------------------------- panoptic
@@ -438,7 +438,7 @@ def test_what_segment_writes_gives_what_the_model_gives(world, tmp_path):
     data = open_semantic(world, split="val")
     vocabulary = tmp_path / "names.txt"
     vocabulary.write_text("\n".join(["zebra crossing", *reversed(data.names)]))  # another order, and one more
-    asked = ["--model", "saccade-small", "--size", "64", "--workers", "0", "--device", "cpu"]
+    asked = ["--model", "foveate-small", "--size", "64", "--workers", "0", "--device", "cpu"]
     out = tmp_path / "s"
     main(["segment", str(world / "val2017"), "--vocab", str(vocabulary), "--out", str(out), *asked])
     found = score("semantic", out, "--data", world)
@@ -491,7 +491,7 @@ def test_classes_are_matched_by_their_words(tmp_path):
     )
     out = tmp_path / "out"
     out.mkdir()
-    from saccade.types import LabelMap
+    from foveate.types import LabelMap
 
     labels = torch.tensor([[0, 0, 1, 1, 0, 0, 0, 0]]).repeat(8, 1)  # edifice first, then wall
     write_label_map(out / "000001.png", LabelMap(labels), classes=2)

@@ -1,4 +1,4 @@
-"""`saccade segment --panoptic` as users type it: COCO's panoptic form, and which classes are things."""
+"""`foveate segment --panoptic` as users type it: COCO's panoptic form, and which classes are things."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saccade.cli.main import main
-from saccade.data.coco import read_panoptic
-from saccade.data.panoptic import read_panoptic_map
-from saccade.data.world.write import WorldSize, write_world
+from foveate.cli.main import main
+from foveate.data.coco import read_panoptic
+from foveate.data.panoptic import read_panoptic_map
+from foveate.data.world.write import WorldSize, write_world
 
 TINY = ["--size", "64", "--queries", "5", "--layers", "1", "--steps", "2", "--batch", "2", "--workers", "0",
         "--device", "cpu"]  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from slow.towers import build, register
 
-from saccade.clip.model import Clip
+from foveate.clip.model import Clip
 
 
 @pytest.fixture(scope="session", autouse=True)

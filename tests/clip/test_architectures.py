@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from saccade.clip.dense import default_windows, tower_stages
-from saccade.clip.load import load
-from saccade.types import InputError
+from foveate.clip.dense import default_windows, tower_stages
+from foveate.clip.load import load
+from foveate.types import InputError
 
 # native size and patch size [pixels], embedding size, stages: from the papers' and the libraries' tables
 SIZES = {

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from saccade.clip.checkpoint_file import Placeholder, read_checkpoint
-from saccade.clip.pickle_reader import follow_pickle
-from saccade.types import InputError
+from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
+from foveate.clip.pickle_reader import follow_pickle
+from foveate.types import InputError
 
 
 def save(content, path, *, zipped=True, protocol=2):

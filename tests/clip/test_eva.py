@@ -4,8 +4,8 @@ import pytest
 import torch
 from slow.reference import read
 
-from saccade.clip.load import load
-from saccade.ops.positions import rotary_table
+from foveate.clip.load import load
+from foveate.ops.positions import rotary_table
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (8, 56)])

@@ -7,12 +7,12 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip.dense import open_gates
-from saccade.clip.describe import CONFIG_FILE
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.clip.weights import save_clip
-from saccade.types import InputError
+from foveate.clip.dense import open_gates
+from foveate.clip.describe import CONFIG_FILE
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
+from foveate.types import InputError
 
 SHAPE = {
     "embed_dim": 16,
@@ -93,14 +93,14 @@ def test_open_gates_change_no_bit_and_gates_change_values3_alone(clip, images):
 def test_gates_are_saved_with_the_model_as_plain_numbers(clip, images, tmp_path):
     clip.gates = torch.tensor(GATES)
     save_clip(clip, tmp_path / "one")
-    described = json.loads((tmp_path / "one" / CONFIG_FILE).read_text())["saccade"]
+    described = json.loads((tmp_path / "one" / CONFIG_FILE).read_text())["foveate"]
     assert described == {"gates": [pytest.approx(row) for row in GATES]}
     again = load(tmp_path / "one")
     assert torch.equal(again.gates, clip.gates) and not any("gates" in name for name in again.model.state_dict())
     assert torch.equal(*(one.encode_dense(images, head="values3").detach() for one in (again, clip)))
     again.gates = None
     save_clip(again, tmp_path / "two")
-    assert "saccade" not in json.loads((tmp_path / "two" / CONFIG_FILE).read_text())
+    assert "foveate" not in json.loads((tmp_path / "two" / CONFIG_FILE).read_text())
     assert load(tmp_path / "two").gates is None
 
 
@@ -125,7 +125,7 @@ def test_gates_that_cannot_be_are_refused(clip):
             clip.gates = wrong
     with pytest.raises(InputError, match="values3 is not defined here: it takes 3 attention blocks"):
         open_gates(build(layers=2).visual)
-    config = {**clip.config, "saccade": {"gates": "all"}}
+    config = {**clip.config, "foveate": {"gates": "all"}}
     with pytest.raises(InputError, match="gates: need three rows"):
         Clip(clip.model, name="tiny", config=config)
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
-from saccade.clip.describe import CONFIG_FILE, describe_architecture
-from saccade.clip.hf import read as huggingface
-from saccade.clip.hf.names import from_huggingface, to_huggingface
-from saccade.clip.hf.read import describe_huggingface
-from saccade.clip.load import load, load_module
-from saccade.clip.weights import save_clip, save_huggingface
-from saccade.types import InputError
+from foveate.clip.describe import CONFIG_FILE, describe_architecture
+from foveate.clip.hf import read as huggingface
+from foveate.clip.hf.names import from_huggingface, to_huggingface
+from foveate.clip.hf.read import describe_huggingface
+from foveate.clip.load import load, load_module
+from foveate.clip.weights import save_clip, save_huggingface
+from foveate.types import InputError
 
 transformers = pytest.importorskip("transformers")
 
@@ -26,7 +26,7 @@ VISION = {"hidden_size": 16, "intermediate_size": 44, "num_hidden_layers": 3, "n
           "image_size": 24, "patch_size": 8}  # fmt: skip
 
 
-def vit_saccadetiny_patch8_siglip_24(pretrained: bool = False, **kwargs) -> VisionTransformer:
+def vit_foveatetiny_patch8_siglip_24(pretrained: bool = False, **kwargs) -> VisionTransformer:
     sizes = {"img_size": 24, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.75}
     kwargs = {key: value for key, value in kwargs.items() if key in ("num_classes", "global_pool")}
     return VisionTransformer(**{**sizes, "class_token": False, "global_pool": "map", **kwargs})
@@ -34,12 +34,12 @@ def vit_saccadetiny_patch8_siglip_24(pretrained: bool = False, **kwargs) -> Visi
 
 @pytest.fixture(scope="module", autouse=True)
 def a_small_siglip_is_known_to_timm():
-    register_model(vit_saccadetiny_patch8_siglip_24)
+    register_model(vit_foveatetiny_patch8_siglip_24)
 
 
 @pytest.fixture(autouse=True)
 def its_size_is_one_of_siglips(monkeypatch):
-    monkeypatch.setitem(huggingface.TRUNKS, (16, 3, 2), "saccadetiny")
+    monkeypatch.setitem(huggingface.TRUNKS, (16, 3, 2), "foveatetiny")
 
 
 def make(kind, folder, *, text=None, vision=None, seed=0, **rest):
@@ -215,7 +215,7 @@ def test_published_sizes_of_siglip_find_their_tower(tmp_path):
             {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304},
         ),
     }  # fmt: skip
-    from saccade.clip.describe import build_empty
+    from foveate.clip.describe import build_empty
 
     for name, (vision, text) in sizes.items():
         text = {**text, "projection_size": vision.get("hidden_size", 768)}

@@ -13,16 +13,16 @@ import pytest
 import torch
 from hostile import FORMS, MARK, plant
 
-import saccade
-from saccade.cli.main import main
-from saccade.clip.states import read_state
-from saccade.clip.weights import save_clip, save_huggingface
-from saccade.types import InputError
+import foveate
+from foveate.cli.main import main
+from foveate.clip.states import read_state
+from foveate.clip.weights import save_clip, save_huggingface
+from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return saccade.load("saccade-small").model.state_dict()
+    return foveate.load("foveate-small").model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,12 @@ def test_a_training_checkpoint_opens(tmp_path, weights, beside, layout, form):
     torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     if form == "numpy 1":
         as_numpy_1(path)
-    found = saccade.load(path)
-    assert found.name == "saccade-small"
+    found = foveate.load(path)
+    assert found.name == "foveate-small"
     state = found.model.state_dict()
     assert state.keys() == weights.keys() and all(torch.equal(state[key], value) for key, value in weights.items())
     if form != "legacy":
-        named = saccade.load("saccade-small", pretrained=path).model.state_dict()
+        named = foveate.load("foveate-small", pretrained=path).model.state_dict()
         assert all(torch.equal(named[key], value) for key, value in weights.items())
 
 
@@ -134,7 +134,7 @@ def test_a_payload_runs_neither_beside_the_weights_nor_among_them(tmp_path, weig
     plant(path, form, touched)
     (tmp_path / "index").write_text(json.dumps({"weight_map": {"b": "w.pt"}}))
     with pytest.raises(InputError):
-        saccade.load(tmp_path / "index")
+        foveate.load(tmp_path / "index")
     assert not touched.exists()
 
 
@@ -166,19 +166,19 @@ def test_an_image_tower_is_completed_by_another_clip(make_clip, tmp_path, capsys
     torch.save(
         {"state_dict": tower, "meta": {"epoch": 3}, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "w"
     )
-    with pytest.raises(InputError, match=r"an image tower alone, .*text_from=CLIP\), saccade convert FILE OUT --text-"):
-        saccade.load(tmp_path / "w")
+    with pytest.raises(InputError, match=r"an image tower alone, .*text_from=CLIP\), foveate convert FILE OUT --text-"):
+        foveate.load(tmp_path / "w")
     with pytest.raises(InputError, match="an image tower alone"):
-        saccade.load(tmp_path / "before", pretrained=tmp_path / "w")
+        foveate.load(tmp_path / "before", pretrained=tmp_path / "w")
     capsys.readouterr()
-    clip = saccade.load(tmp_path / "w", text_from=tmp_path / "before")
+    clip = foveate.load(tmp_path / "w", text_from=tmp_path / "before")
     told = capsys.readouterr().err
     if layout == "backbone.visual.":
         assert "the other 2 are not (neck, roi_head)" in told
     for key, value in clip.model.state_dict().items():
         whose = trained if key.startswith("visual.") else before
         assert torch.equal(value, whose.model.state_dict()[key]), key
-    again = saccade.load(tmp_path / "before", pretrained=tmp_path / "w", text_from=tmp_path / "before")
+    again = foveate.load(tmp_path / "before", pretrained=tmp_path / "w", text_from=tmp_path / "before")
     assert all(torch.equal(again.model.state_dict()[k], v) for k, v in clip.model.state_dict().items())
     main(
         [
@@ -186,12 +186,12 @@ def test_an_image_tower_is_completed_by_another_clip(make_clip, tmp_path, capsys
             str(tmp_path / "w"),
             str(tmp_path / "out"),
             "--to",
-            "saccade",
+            "foveate",
             "--text-from",
             str(tmp_path / "before"),
         ]
     )
-    written = saccade.load(tmp_path / "out").model.state_dict()
+    written = foveate.load(tmp_path / "out").model.state_dict()
     assert all(torch.equal(written[key], value) for key, value in clip.model.state_dict().items())
 
 
@@ -199,11 +199,11 @@ def test_a_text_tower_is_not_replaced_in_silence(make_clip, tmp_path):
     save_clip(make_clip("vit", seed=1), tmp_path / "one")
     save_clip(make_clip("vit", seed=2), tmp_path / "two")
     with pytest.raises(InputError, match=r"has its own, \d+ tensors.*without text_from"):
-        saccade.load(tmp_path / "one", text_from=tmp_path / "two")
+        foveate.load(tmp_path / "one", text_from=tmp_path / "two")
     with pytest.raises(InputError, match=r"ViT-B-32 names an architecture\. Give a file of it"):
-        saccade.load(tmp_path / "one", text_from="ViT-B-32")
+        foveate.load(tmp_path / "one", text_from="ViT-B-32")
     with pytest.raises(InputError, match="there is none here"):
-        saccade.load(tmp_path / "none", text_from=tmp_path / "two")
+        foveate.load(tmp_path / "none", text_from=tmp_path / "two")
 
 
 @pytest.mark.parametrize("projected", [True, False])
@@ -214,18 +214,18 @@ def test_transformers_image_towers(make_clip, tmp_path, projected):
     kind = transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel
     kind.from_pretrained(tmp_path / "hf").save_pretrained(out)
     with pytest.raises(InputError, match=r"got 'clip_vision_model'. This is an image tower alone.*--text-from CLIP"):
-        saccade.load(out)
+        foveate.load(out)
     if not projected:
         with pytest.raises(InputError, match=r"1 missing \(visual\.proj\)"):
-            saccade.load(out, text_from=tmp_path / "hf")
+            foveate.load(out, text_from=tmp_path / "hf")
         return
-    clip = saccade.load(out, text_from=tmp_path / "hf")
+    clip = foveate.load(out, text_from=tmp_path / "hf")
     assert all(torch.equal(clip.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
     save_clip(make_clip("vit"), tmp_path / "gelu")
     with pytest.raises(InputError, match="this image tower has quick_gelu, the CLIP another"):
-        saccade.load(out, text_from=tmp_path / "gelu")
+        foveate.load(out, text_from=tmp_path / "gelu")
     with pytest.raises(InputError, match=r"need an image tower alone.*got 'clip'"):
-        saccade.load(tmp_path / "hf", text_from=tmp_path / "gelu")
+        foveate.load(tmp_path / "hf", text_from=tmp_path / "gelu")
 
 
 def test_the_image_tower_of_transformers_siglip(make_clip, tmp_path):
@@ -235,8 +235,8 @@ def test_the_image_tower_of_transformers_siglip(make_clip, tmp_path):
     save_huggingface(whole, tmp_path / "hf")
     transformers.SiglipVisionModel.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "tower")
     with pytest.raises(InputError, match=r"got 'siglip_vision_model'\. This is an image tower alone.*--text-from CLIP"):
-        saccade.load(tmp_path / "tower")
-    clip = saccade.load(tmp_path / "tower", text_from=tmp_path / "whole")
+        foveate.load(tmp_path / "tower")
+    clip = foveate.load(tmp_path / "tower", text_from=tmp_path / "whole")
     assert all(torch.equal(clip.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
 
 
@@ -255,29 +255,29 @@ def test_the_image_tower_of_transformers_siglip(make_clip, tmp_path):
 def test_other_models_of_transformers_say_what_is_missing(tmp_path, kind, words):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(InputError, match=words):
-        saccade.load(tmp_path)
+        foveate.load(tmp_path)
 
 
 def test_a_refusal_says_what_was_found_and_what_to_do(tmp_path, weights):
     torch.save({"weights": weights, "epoch": 1, "ema": weights}, tmp_path / "w.pt")
     with pytest.raises(InputError) as caught:
-        saccade.load(tmp_path / "w.pt")
+        foveate.load(tmp_path / "w.pt")
     for words in ("under state_dict, model, module, model_state_dict", "begins with 'weights', 'epoch', 'ema'", "Save"):
         assert words in str(caught.value), caught.value
     torch.save({"state_dict": {f"net.{key}": value for key, value in weights.items()}}, tmp_path / "w.pt")
     with pytest.raises(InputError) as caught:
-        saccade.load(tmp_path / "w.pt")
+        foveate.load(tmp_path / "w.pt")
     for words in ("begin with 'net.positional_embedding'", "expected are 'logit_scale'", "--model NAME"):
         assert words in str(caught.value), caught.value
     torch.save(torch.nn.Linear(2, 1), tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"got 'torch.nn.modules.linear.Linear'; it was not run.*state_dict\(\)"):
-        saccade.load(tmp_path / "w.pt")
+        foveate.load(tmp_path / "w.pt")
     torch.save({"model": torch.nn.Linear(2, 1), "epoch": 1}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"first 'model' \('torch.nn.modules.linear.Linear'; it was not run"):
-        saccade.load(tmp_path / "w.pt")
+        foveate.load(tmp_path / "w.pt")
 
 
 def test_two_scales_that_differ_are_not_guessed_between(tmp_path, weights):
     torch.save({**weights, "text.logit_scale": torch.tensor(1.0)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"1 extra \(text.logit_scale\)|fit no architecture"):
-        saccade.load("saccade-small", pretrained=tmp_path / "w.pt")
+        foveate.load("foveate-small", pretrained=tmp_path / "w.pt")

@@ -10,9 +10,9 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip.load import CONFIG_FILE, WEIGHTS_FILE, build, load
-from saccade.clip.weights import save_clip
-from saccade.types import InputError
+from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, build, load
+from foveate.clip.weights import save_clip
+from foveate.types import InputError
 
 
 def test_random_numbers_come_from_the_seed():
@@ -42,7 +42,7 @@ def test_an_architecture_without_weights_says_that_it_is_random(capsys):
     [
         ("EVA02-B-61", ["EVA02-B-61", "EVA02-B-16"]),
         ("vit-b-16", ["ViT-B-16"]),
-        ("sacade-small", ["saccade-small"]),
+        ("sacade-small", ["foveate-small"]),
         ("/no/such/folder", ["/no/such/folder", "folder"]),
         ("coca_ViT-B-32", ["CoCa"]),
         ("roberta-ViT-B-32", ["Hugging Face"]),
@@ -173,7 +173,7 @@ def test_open_clip_s_own_prefix_and_paths(make_clip, tmp_path):
 
 
 def test_a_file_of_the_small_clip_is_recognised(tmp_path):
-    from saccade.clip.load import SMALL
+    from foveate.clip.load import SMALL
 
     small = load(SMALL)
     torch.save({"module": {f"module.{k}": v for k, v in small.model.state_dict().items()}}, tmp_path / "loose")
@@ -186,11 +186,11 @@ def test_a_file_of_the_small_clip_is_recognised(tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_precision_is_that_of_every_weight(precision):
-    clip = load("saccade-small", precision=precision)
+    clip = load("foveate-small", precision=precision)
     dtype = getattr(torch, precision)
     assert {value.dtype for value in clip.state_dict().values() if value.is_floating_point()} == {dtype}
     with pytest.raises(InputError, match="precision: must be one of float32, bfloat16, float16; got 'fp16'"):
-        load("saccade-small", precision="fp16")
+        load("foveate-small", precision="fp16")
 
 
 def test_missing_and_extra_weights_can_be_allowed(make_clip, tmp_path, capsys):
@@ -209,12 +209,12 @@ def test_missing_and_extra_weights_can_be_allowed(make_clip, tmp_path, capsys):
     assert not torch.equal(one.model.text_projection, two.model.text_projection)  # drawn from the seed
 
 
-def test_what_only_saccade_knows_is_kept(make_clip, tmp_path):
+def test_what_only_foveate_knows_is_kept(make_clip, tmp_path):
     clip = make_clip("vit")
-    clip.config = {**clip.config, "saccade": {"windows": {"size": 2, "blocks": [0]}, "note": "kept"}}
+    clip.config = {**clip.config, "foveate": {"windows": {"size": 2, "blocks": [0]}, "note": "kept"}}
     save_clip(clip, tmp_path / "m")
     open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'm'}")  # reads past it
-    assert load(tmp_path / "m").config["saccade"] == clip.config["saccade"]
+    assert load(tmp_path / "m").config["foveate"] == clip.config["foveate"]
 
 
 def test_old_eva_names_and_a_training_checkpoint(make_clip, tmp_path):
@@ -249,7 +249,7 @@ def test_text_weights_find_their_place_in_a_custom_text_tower(make_clip, tmp_pat
 
 
 def test_statistics_of_an_architecture_are_those_its_published_weights_agree_on():
-    from saccade.clip.describe import describe_architecture
+    from foveate.clip.describe import describe_architecture
 
     siglip = describe_architecture("ViT-B-16-SigLIP")["preprocess_cfg"]
     assert siglip["mean"] == siglip["std"] == [0.5] * 3 and siglip["resize_mode"] == "squash"
@@ -282,7 +282,7 @@ def test_without_a_network_a_tag_names_the_ways_that_are_left(monkeypatch):
     def away(_):
         raise OSError("away")
 
-    monkeypatch.setattr("saccade.clip.load.download_pretrained", away)
+    monkeypatch.setattr("foveate.clip.load.download_pretrained", away)
     with pytest.raises(InputError, match=r"could not download 'openai'.*away.*Give a file, or none.*--pretrained None"):
         load("ViT-B-16-quickgelu", pretrained="openai")
 
@@ -294,17 +294,17 @@ def test_folders_and_files_that_are_nothing(tmp_path):
     with pytest.raises(InputError, match="this one is empty"):
         load(tmp_path / "empty")
     with pytest.raises(InputError, match="this one is empty"):
-        load("saccade-small", pretrained=tmp_path / "empty")
+        load("foveate-small", pretrained=tmp_path / "empty")
 
 
 def test_the_door_is_light_and_opens():
     code = (
-        "import sys, saccade\n"
+        "import sys, foveate\n"
         "assert not {'torch', 'open_clip', 'numpy'} & set(sys.modules)\n"
-        "assert 'load' in dir(saccade)\n"
-        "assert saccade.load('saccade-small').embed_dim == 128\n"
-        "from saccade import Clip, save_clip, save_huggingface\n"
-        "try: saccade.laod\n"
+        "assert 'load' in dir(foveate)\n"
+        "assert foveate.load('foveate-small').embed_dim == 128\n"
+        "from foveate import Clip, save_clip, save_huggingface\n"
+        "try: foveate.laod\n"
         "except AttributeError as error: assert 'load' in str(error)\n"
         "else: raise SystemExit('no error')"
     )
@@ -312,10 +312,10 @@ def test_the_door_is_light_and_opens():
     assert done.returncode == 0, done.stderr
 
 
-def test_an_activation_saccade_does_not_know_is_refused(make_clip, tmp_path):
+def test_an_activation_foveate_does_not_know_is_refused(make_clip, tmp_path):
     for act in ("relu", [], None, 3):
         clip = make_clip("eva")
-        clip.config = {**clip.config, "saccade": {"trunk_act": act}}
+        clip.config = {**clip.config, "foveate": {"trunk_act": act}}
         save_clip(clip, tmp_path)
         if act is None:  # states nothing
             load(tmp_path)

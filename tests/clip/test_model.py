@@ -8,17 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.clip import eva
-from saccade.clip.dense import default_windows, last_block_use, tower_stages
-from saccade.clip.heads import HEADS
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.clip.names import Head
-from saccade.clip.tower import Windows
-from saccade.clip.weights import save_clip
-from saccade.objectives.clipself import train_layers
-from saccade.ops.pool import pool_boxes
-from saccade.types import InputError
+from foveate.clip import eva
+from foveate.clip.dense import default_windows, last_block_use, tower_stages
+from foveate.clip.heads import HEADS
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.names import Head
+from foveate.clip.tower import Windows
+from foveate.clip.weights import save_clip
+from foveate.objectives.clipself import train_layers
+from foveate.ops.pool import pool_boxes
+from foveate.types import InputError
 
 FAMILIES = ["vit", "eva"]
 
@@ -219,18 +219,18 @@ def test_windows_are_a_property_that_is_saved_with_the_model(make_clip, tmp_path
     again = load(str(tmp_path))
     assert again.windows == clip.windows == Windows(2, (0, 1))
     assert torch.equal(again.encode_dense(images), narrow)
-    open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")  # reads past what only Saccade knows
+    open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")  # reads past what only Foveate knows
     again.windows = None
-    assert torch.equal(again.encode_dense(images), whole) and "saccade" not in again.config
+    assert torch.equal(again.encode_dense(images), whole) and "foveate" not in again.config
     torch.testing.assert_close(again.encode_image(images), clip.encode_image(images))  # the dense path only
 
 
 def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
-    assert default_windows(load("saccade-small").visual) == Windows(16, (0, 3))
+    assert default_windows(load("foveate-small").visual) == Windows(16, (0, 3))
     clip = make_clip("vit")
     with pytest.raises(InputError, match="blocks are counted 0 to 3; got 4"):
         clip.windows = Windows(2, (0, 4))
-    with pytest.raises(InputError, match=r"need saccade.clip.tower.Windows.*got 16.*default_windows"):
+    with pytest.raises(InputError, match=r"need foveate.clip.tower.Windows.*got 16.*default_windows"):
         clip.windows = 16
     with pytest.raises(InputError, match="whole numbers"):
         clip.windows = Windows(True, (0,))
@@ -240,7 +240,7 @@ def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
         default_windows(clip.visual)  # 4 blocks
     with pytest.raises(InputError, match="1 to 1024 tokens; got 0"):
         clip.windows = Windows(0, (0,))
-    config = {**clip.config, "saccade": {"windows": {"size": "2", "blocks": [0]}}}
+    config = {**clip.config, "foveate": {"windows": {"size": "2", "blocks": [0]}}}
     with pytest.raises(InputError, match='"windows" must be'):
         Clip(clip.model, name="odd", config=config)
 
@@ -250,7 +250,7 @@ def test_the_heads_offered_are_those_that_exist():
 
 
 def test_unknown_head_is_refused(clip):
-    from saccade.clip.dense import dense_tokens
+    from foveate.clip.dense import dense_tokens
 
     with pytest.raises(InputError, match=r"value, value_only, .*, values3; got 'valu'"):
         dense_tokens(clip.visual, pictures(1, 3, 24, 24), head="valu")
@@ -332,7 +332,7 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
     import timm
     from timm.models.eva import Eva
 
-    from saccade.clip.dense import tower_sizes
+    from foveate.clip.dense import tower_sizes
 
     config = make_clip("vit").config["model_cfg"]
     for change, words in [

@@ -11,9 +11,9 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip.load import load, load_module, read_named
-from saccade.clip.states import file_kind, read_state
-from saccade.types import InputError
+from foveate.clip.load import load, load_module, read_named
+from foveate.clip.states import file_kind, read_state
+from foveate.types import InputError
 
 CONFIG = {
     "embed_dim": 12,
@@ -71,7 +71,7 @@ def test_torch_jit_is_never_asked(tmp_path, monkeypatch):
 
 def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
     """Two descriptions of the same shapes: OpenAI's files are of the one with quick_gelu."""
-    from saccade.clip import load as room
+    from foveate.clip import load as room
 
     write(tmp_path / "w.pt")
     plain = {key: value for key, value in CONFIG.items() if key != "quick_gelu"}

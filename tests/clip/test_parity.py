@@ -17,8 +17,8 @@ from slow.reference import (
 )
 from slow.towers import FAMILIES, build
 
-import saccade.clip.model
-from saccade.types import InputError
+import foveate.clip.model
+from foveate.types import InputError
 
 DENSE = [(family, head) for family in FAMILIES for head in dense_heads(family)]
 REGION = [(family, head) for family in FAMILIES for head in (*dense_heads(family), "masked")]
@@ -164,7 +164,7 @@ def in_windows(make_clip):
 
     def make(family, side, blocks):
         clip = make_clip(family)
-        clip.windows = saccade.clip.model.Windows(size=side, blocks=blocks)
+        clip.windows = foveate.clip.model.Windows(size=side, blocks=blocks)
         return clip
 
     return make

@@ -4,9 +4,9 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip.describe import build_empty, describe_architecture, refusal
-from saccade.clip.recognise import recognise, stated_sizes, weights_sizes
-from saccade.types import InputError
+from foveate.clip.describe import build_empty, describe_architecture, refusal
+from foveate.clip.recognise import recognise, stated_sizes, weights_sizes
+from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,21 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import saccade.clip
-from saccade.clip.describe import build, read_config
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.data.loader import open_data
-from saccade.data.world.write import WorldSize, write_world
-from saccade.evaluate.regions import evaluate_regions
+import foveate.clip
+from foveate.clip.describe import build, read_config
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.data.loader import open_data
+from foveate.data.world.write import WorldSize, write_world
+from foveate.evaluate.regions import evaluate_regions
 
-FOLDER = Path(saccade.clip.__file__).parent / "small"
+FOLDER = Path(foveate.clip.__file__).parent / "small"
 WEIGHTS = FOLDER / "open_clip_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def small() -> Clip:
-    return load("saccade-small")
+    return load("foveate-small")
 
 
 def test_weights_are_half_precision_and_at_most_12_mb() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saccade.clip import text
-from saccade.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
-from saccade.clip.text import embed_vocabulary
-from saccade.clip.vocabulary import Vocabulary
-from saccade.files import default_cache
-from saccade.types import InputError
+from foveate.clip import text
+from foveate.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.vocabulary import Vocabulary
+from foveate.files import default_cache
+from foveate.types import InputError
 
 TWO = ("a photo of {article} {}.", "the {}.")
 
@@ -216,10 +216,10 @@ def test_a_cache_that_cannot_be_written_costs_nothing(make_clip, tmp_path, capsy
 
 
 def test_where_commands_keep_them(monkeypatch, tmp_path):
-    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "here"))
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "here"))
     assert default_cache() == tmp_path / "here"
-    monkeypatch.setenv("SACCADE_CACHE", "")
+    monkeypatch.setenv("FOVEATE_CACHE", "")
     assert default_cache() is None
-    monkeypatch.delenv("SACCADE_CACHE")
+    monkeypatch.delenv("FOVEATE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache" / "saccade"
+    assert default_cache() == tmp_path / ".cache" / "foveate"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from saccade.clip import vocabulary
-from saccade.clip.vocabulary import read_vocabulary
-from saccade.errors import InputError
+from foveate.clip import vocabulary
+from foveate.clip.vocabulary import read_vocabulary
+from foveate.errors import InputError
 
 CAT_AND_DOG = (("cat", "kitty"), ("hot dog",))
 

@@ -6,10 +6,10 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip import weights
-from saccade.clip.load import load
-from saccade.clip.weights import save_clip
-from saccade.types import InputError
+from foveate.clip import weights
+from foveate.clip.load import load
+from foveate.clip.weights import save_clip
+from foveate.types import InputError
 
 
 @pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "eva"])
@@ -88,5 +88,5 @@ def test_a_folder_that_cannot_be_made_is_refused(make_clip, tmp_path):
 def test_the_description_is_plain_json(make_clip, tmp_path):
     save_clip(make_clip("eva"), tmp_path)
     content = json.loads((tmp_path / "open_clip_config.json").read_text())
-    assert content["model_cfg"]["vision_cfg"]["timm_model_name"] == "eva02_saccade_test"
+    assert content["model_cfg"]["vision_cfg"]["timm_model_name"] == "eva02_foveate_test"
     assert content["preprocess_cfg"]["mean"] == [0.5, 0.4, 0.3]

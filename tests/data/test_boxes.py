@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from saccade.data.boxes import Boxed, read_boxes
-from saccade.errors import InputError
+from foveate.data.boxes import Boxed, read_boxes
+from foveate.errors import InputError
 
 PICTURES = ["a.jpg", "sub/b.png", "c.png"]
 

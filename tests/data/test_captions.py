@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
-from saccade.data.folder import read_folder
-from saccade.data.loader import BatchSampler, PictureSource, make_loader, open_data
-from saccade.data.shards import read_pairs
-from saccade.data.world.write import WorldSize, write_world
-from saccade.types import BadSample, InputError, Sample
+from foveate.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
+from foveate.data.folder import read_folder
+from foveate.data.loader import BatchSampler, PictureSource, make_loader, open_data
+from foveate.data.shards import read_pairs
+from foveate.data.world.write import WorldSize, write_world
+from foveate.types import BadSample, InputError, Sample
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:

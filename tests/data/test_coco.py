@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from saccade.data.coco import read_instances, read_panoptic
-from saccade.data.layout import find_coco
-from saccade.data.records import Dropped
-from saccade.types import Category, InputError
+from foveate.data.coco import read_instances, read_panoptic
+from foveate.data.layout import find_coco
+from foveate.data.records import Dropped
+from foveate.types import Category, InputError
 
 INSTANCES: dict[str, Any] = {
     "images": [
@@ -330,9 +330,9 @@ def test_one_missing_picture_is_left_to_its_step_and_all_missing_is_the_wrong_fo
 # ------------------------------------------------------------------------------------------------------------ real COCO
 
 
-@pytest.mark.skipif("SACCADE_COCO_MINI" not in os.environ, reason="SACCADE_COCO_MINI names no folder of COCO pictures")
+@pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO pictures")
 def test_real_coco_is_read_whole():
-    root = Path(os.environ["SACCADE_COCO_MINI"])
+    root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         files = find_coco(root, split)
         assert files.instances and files.panoptic and files.panoptic_pngs

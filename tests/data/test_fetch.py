@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import saccade.data.fetch as fetch_module
-from saccade.data.fetch import expand, fetch, fetch_all, is_pattern
-from saccade.data.sources import open_data
-from saccade.types import InputError
+import foveate.data.fetch as fetch_module
+from foveate.data.fetch import expand, fetch, fetch_all, is_pattern
+from foveate.data.sources import open_data
+from foveate.types import InputError
 
 needs_curl = pytest.mark.skipif(
     shutil.which("curl") is None, reason="webdataset fetches by running curl: not installed"
@@ -121,9 +121,9 @@ def test_one_shard_twice_is_refused():
         expand("{a,b,a}.tar")
 
 
-def test_without_webdataset_the_extra_is_named(monkeypatch):
+def test_without_webdataset_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
-    with pytest.raises(InputError, match=r"pip install 'saccade\[web\]'"):
+    with pytest.raises(InputError, match="pip install webdataset"):
         expand("s-{0..1}.tar")
 
 
@@ -192,7 +192,7 @@ def test_a_missing_program_is_named(tmp_path, monkeypatch):
 
 
 def test_without_a_folder_to_keep_it_in_nothing_is_fetched(monkeypatch):
-    monkeypatch.setenv("SACCADE_CACHE", "")
+    monkeypatch.setenv("FOVEATE_CACHE", "")
     with pytest.raises(InputError, match=r"need a folder to keep it in.*--shard-cache"):
         open_data("http://127.0.0.1:9/a.tar", split="train")
     assert fetch_all(["/d/a.tar"], None) == [Path("/d/a.tar")]

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from saccade.data.folder import read_folder
-from saccade.types import InputError
+from foveate.data.folder import read_folder
+from foveate.types import InputError
 
 
 def test_records_are_named_by_their_path_within_the_folder(tmp_path):

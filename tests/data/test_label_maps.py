@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.data import stuff
-from saccade.data.label_maps import open_semantic
-from saccade.data.pictures import PictureError
-from saccade.data.semantic import only_classes, read_truth
-from saccade.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL, split_semantic
-from saccade.data.voc import NAMES
-from saccade.data.world.write import WorldSize, write_world
-from saccade.types import InputError
+from foveate.data import stuff
+from foveate.data.label_maps import open_semantic
+from foveate.data.pictures import PictureError
+from foveate.data.semantic import only_classes, read_truth
+from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL, split_semantic
+from foveate.data.voc import NAMES
+from foveate.data.world.write import WorldSize, write_world
+from foveate.types import InputError
 
 
 def save(path, values, dtype=np.uint8):
@@ -190,7 +190,7 @@ def test_pascal_context_459(tmp_path):
         open_semantic(root, split="val", maps=root / "VOC2010/m459")
     data = open_semantic(root, split="val", kind="context459", maps=root / "VOC2010/m459")
     assert truths(data) == [[[0, 458, -1], [-1, 1, 1]]]
-    with pytest.raises(InputError, match=r"looked for \S+pc459_val. Make them .* `saccade convert-maps context"):
+    with pytest.raises(InputError, match=r"looked for \S+pc459_val. Make them .* `foveate convert-maps context"):
         open_semantic(root, split="val", kind="context459")
 
 
@@ -198,7 +198,7 @@ def test_the_converted_full_release(tmp_path):
     root = full_release(tmp_path / "full")
     data = open_semantic(root, split="val", maps=tmp_path / "maps")
     assert truths(data) == [[[0, 1, -1]]] and data.dataset.categories[0].synonyms == ("gate",)
-    with pytest.raises(InputError, match=r"does not have; .*`saccade convert-maps ade-full .*give --maps DIR"):
+    with pytest.raises(InputError, match=r"does not have; .*`foveate convert-maps ade-full .*give --maps DIR"):
         open_semantic(root, split="val")
     with pytest.raises(InputError, match=r"that 2 classes of ADE20K-2 val have once, each once, such as 'door'"):
         only_classes(data, ["door"])  # two classes are called so

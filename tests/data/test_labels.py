@@ -2,8 +2,8 @@
 
 import pytest
 
-from saccade.data.labels import labels_of, read_labels, read_object_info, write_labels
-from saccade.types import Category, InputError
+from foveate.data.labels import labels_of, read_labels, read_object_info, write_labels
+from foveate.types import Category, InputError
 
 
 def write(tmp_path, text, name="labels.txt"):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from saccade.data.layout import find_coco
-from saccade.types import InputError
+from foveate.data.layout import find_coco
+from foveate.types import InputError
 
 
 def layout(root: Path) -> Path:

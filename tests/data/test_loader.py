@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from saccade.data.folder import read_folder
-from saccade.data.loader import (
+from foveate.data.folder import read_folder
+from foveate.data.loader import (
     BatchSampler,
     EvaluationSource,
     OnceSampler,
@@ -24,8 +24,8 @@ from saccade.data.loader import (
     open_data,
     pack,
 )
-from saccade.data.records import Dataset
-from saccade.types import BadSample, Batch, InputError, Sample
+from foveate.data.records import Dataset
+from foveate.types import BadSample, Batch, InputError, Sample
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -369,9 +369,9 @@ def test_open_data_says_what_it_needs(coco, tmp_path):
         open_data(coco, split="val", annotations="panoptic")
 
 
-@pytest.mark.skipif("SACCADE_COCO_MINI" not in os.environ, reason="SACCADE_COCO_MINI names no folder of COCO pictures")
+@pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO pictures")
 def test_every_real_coco_picture_is_good():
-    root = Path(os.environ["SACCADE_COCO_MINI"])
+    root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         source = EvaluationSource(open_data(root, split=split, annotations="panoptic"))
         assert not [item for item in map(source.__getitem__, range(len(source))) if isinstance(item, BadSample)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from saccade.data.lvis import is_lvis, read_lvis
-from saccade.data.strict import OUTSIDE
-from saccade.types import Category, InputError
+from foveate.data.lvis import is_lvis, read_lvis
+from foveate.data.strict import OUTSIDE
+from foveate.types import Category, InputError
 
 LVIS: dict[str, Any] = {
     "images": [

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from saccade.data.nouns import count_nouns, load_parser, nouns_of
-from saccade.types import InputError
+from foveate.data.nouns import count_nouns, load_parser, nouns_of
+from foveate.types import InputError
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_neither_network_nor_corpora_are_needed(monkeypatch):
     assert count_nouns([("Two dogs on a beach.",)], min_count=1) == [("beach", 1), ("dog", 1)]
 
 
-def test_a_missing_package_is_named_with_the_extra_and_the_other_way(monkeypatch):
+def test_a_missing_package_is_named_with_the_other_way(monkeypatch):
     monkeypatch.setitem(sys.modules, "textblob.en", None)
-    with pytest.raises(InputError, match=r"textblob; .*saccade\[captions\]'.*--nouns"):
+    with pytest.raises(InputError, match=r"pip install textblob, .*--nouns"):
         count_nouns([("a dog",)], min_count=1)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from saccade.data.objects365 import read_objects365
-from saccade.types import InputError
+from foveate.data.objects365 import read_objects365
+from foveate.types import InputError
 
 
 def annotated(root: Path, *names: str) -> Path:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.coco import Record
-from saccade.data.panoptic import mask_extents, panoptic_segments
-from saccade.data.pictures import PictureError
-from saccade.types import Category
+from foveate.data.coco import Record
+from foveate.data.panoptic import mask_extents, panoptic_segments
+from foveate.data.pictures import PictureError
+from foveate.types import Category
 
 CATEGORIES = (Category(1, "person", True), Category(200, "rug", False))
 BIG = 3 + 256 * 2 + 65536 * 1  # the colour (3, 2, 1)

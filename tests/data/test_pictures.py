@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.pictures import PictureError, list_pictures, read_picture
-from saccade.types import InputError
+from foveate.data.pictures import PictureError, list_pictures, read_picture
+from foveate.types import InputError
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -293,7 +293,7 @@ def test_the_caps_can_be_set(tmp_path):
 READ_ALL = """
 import json, resource, sys, time
 from pathlib import Path
-from saccade.data.pictures import PictureError, read_picture
+from foveate.data.pictures import PictureError, read_picture
 files = sorted(Path(sys.argv[1]).iterdir())
 read_picture(files[0])  # loads Pillow's readers
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

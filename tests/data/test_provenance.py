@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from saccade.data.provenance import check_provenance, read_provenance
-from saccade.types import InputError
+from foveate.data.provenance import check_provenance, read_provenance
+from foveate.types import InputError
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.loader import PictureSource, pack
-from saccade.data.records import Dataset, Member, Record
-from saccade.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
-from saccade.data.strict import OUTSIDE, TINY
-from saccade.errors import InputError
+from foveate.data.loader import PictureSource, pack
+from foveate.data.records import Dataset, Member, Record
+from foveate.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
+from foveate.data.strict import OUTSIDE, TINY
+from foveate.errors import InputError
 
 
 def pictures(*records: Record) -> Dataset:

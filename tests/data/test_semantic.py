@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data import ade, context, stuff
-from saccade.data.labels import Labels
-from saccade.data.loader import BatchSampler, OnceSampler, SemanticSource, make_loader
-from saccade.data.matlab import read_matrix
-from saccade.data.pictures import PictureError, read_values
-from saccade.data.records import Dataset, Record
-from saccade.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
-from saccade.data.voc import NAMES, read_voc_maps
-from saccade.types import Category, InputError, PanopticMap, SegmentInfo
+from foveate.data import ade, context, stuff
+from foveate.data.labels import Labels
+from foveate.data.loader import BatchSampler, OnceSampler, SemanticSource, make_loader
+from foveate.data.matlab import read_matrix
+from foveate.data.pictures import PictureError, read_values
+from foveate.data.records import Dataset, Record
+from foveate.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
+from foveate.data.voc import NAMES, read_voc_maps
+from foveate.types import Category, InputError, PanopticMap, SegmentInfo
 
 
 def save(path, values, dtype=np.uint8, **options):

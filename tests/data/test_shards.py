@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.data.folder import read_folder
-from saccade.data.loader import BatchSampler, PictureSource, make_loader
-from saccade.data.pictures import PictureError, read_picture
-from saccade.data.records import Dataset, Record, read_record
-from saccade.data.shards import NO_FILE, NO_PICTURE, index_shard, read_pairs, read_shards, split_name
-from saccade.types import BadSample, InputError
+from foveate.data.folder import read_folder
+from foveate.data.loader import BatchSampler, PictureSource, make_loader
+from foveate.data.pictures import PictureError, read_picture
+from foveate.data.records import Dataset, Record, read_record
+from foveate.data.shards import NO_FILE, NO_PICTURE, index_shard, read_pairs, read_shards, split_name
+from foveate.types import BadSample, InputError
 
 
 def jpeg(colour: tuple[int, int, int], side: int = 16) -> bytes:
@@ -81,7 +81,7 @@ def test_shards_without_a_pair_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_shards_says_how_to_make_some(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="saccade world"):
+    with pytest.raises(InputError, match="foveate world"):
         read_pairs(tmp_path, side=8)
 
 
@@ -306,7 +306,7 @@ def test_records_are_a_sequence(tmp_path):
 def test_an_index_is_kept_and_used_again(tmp_path, monkeypatch):
     write_tar(tmp_path / "s.tar", {"schön.png": jpeg((1, 2, 3)), "2.png": jpeg((1, 2, 3)), "3.txt": b"x"})
     first = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
-    monkeypatch.setattr("saccade.data.shards._scan", lambda path: pytest.fail("scanned again"))
+    monkeypatch.setattr("foveate.data.shards._scan", lambda path: pytest.fail("scanned again"))
     again = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
     assert list(again.records) == list(first.records) and again.dropped == first.dropped
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.rglob("*.partial"))

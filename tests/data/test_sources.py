@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saccade.data.sources import open_annotations, open_data
-from saccade.data.splits import split_of, split_of_root
-from saccade.types import InputError
+from foveate.data.sources import open_annotations, open_data
+from foveate.data.splits import split_of, split_of_root
+from foveate.types import InputError
 
 
 def put(path: Path) -> None:

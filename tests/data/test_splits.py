@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from saccade.data.records import Dataset, Record
-from saccade.data.splits import (
+from foveate.data.records import Dataset, Record
+from foveate.data.splits import (
     IGNORED,
     OBJECT,
     OV_COCO_LEFT_OUT,
@@ -18,8 +18,8 @@ from saccade.data.splits import (
     split_of,
     split_of_root,
 )
-from saccade.data.world.write import base_and_novel
-from saccade.types import Category, InputError
+from foveate.data.world.write import base_and_novel
+from foveate.types import Category, InputError
 
 # COCO's 80, in the order of their ids
 COCO = """person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter

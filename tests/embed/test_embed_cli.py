@@ -1,4 +1,4 @@
-"""`saccade embed` from end to end with the shipped model: against the API called by hand, killed, resumed, refused."""
+"""`foveate embed` from end to end with the shipped model: against the API called by hand, killed, resumed, refused."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.ops import roi_align
 
-from saccade.cli.embed import Embed, _digest_description, run
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.clip.weights import save_clip
-from saccade.embed import features
-from saccade.types import InputError
+from foveate.cli.embed import Embed, _digest_description, run
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
+from foveate.embed import features
+from foveate.types import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
 IDS = list(SIZES)  # c.png, between b and d, is broken
@@ -31,7 +31,7 @@ IDS = list(SIZES)  # c.png, between b and d, is broken
 
 @pytest.fixture(scope="module")
 def clip() -> Clip:
-    return load("saccade-small")
+    return load("foveate-small")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_half_precision_and_metadata(config, tmp_path):
     with safe_open(half.out, framework="np") as file:
         facts = file.metadata()
         assert file.get_tensor("image").dtype == np.float16
-    assert facts["model"] == "saccade-small" and facts["dtype"] == "float16" and facts["what"] == "image"
+    assert facts["model"] == "foveate-small" and facts["dtype"] == "float16" and facts["what"] == "image"
     assert (
         len(facts["weights"]) == 64
         and torch.__version__.startswith(facts["torch"])
@@ -200,8 +200,8 @@ def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path,
 
 KILLED = """
 import os, signal, sys
-from saccade.embed import features
-from saccade.cli.main import main
+from foveate.embed import features
+from foveate.cli.main import main
 features.PART_SECONDS = 0.0
 write = features.write_part
 def write_and_die(folder, content, *, start, stop):
@@ -231,7 +231,7 @@ def test_killed_and_resumed_gives_the_same_bytes(config, pictures, tmp_path, mon
     capsys.readouterr()
     main(typed)
     assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"]  # a and b were done
-    assert "6 pictures to embed with saccade-small; 2 are done already" in capsys.readouterr().out
+    assert "6 pictures to embed with foveate-small; 2 are done already" in capsys.readouterr().out
     assert config.out.read_bytes() == whole and not parts.exists()
     read.clear()
     main(typed)  # finished: nothing is read
@@ -251,7 +251,7 @@ def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeyp
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("saccade.cli.embed.join_parts", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("foveate.cli.embed.join_parts", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(replace(config, batch=2))
     parts = sorted(Path(f"{config.out}.parts").glob("*.safetensors"))
@@ -297,7 +297,7 @@ def test_another_description_or_another_time_is_another_command(config, clip, pi
     run(config)  # finished
     described = tmp_path / "model" / "open_clip_config.json"
     content = json.loads(described.read_text())
-    described.write_text(json.dumps({**content, "saccade": {"windows": {"size": 2, "blocks": [0]}}}))
+    described.write_text(json.dumps({**content, "foveate": {"windows": {"size": 2, "blocks": [0]}}}))
     with pytest.raises(InputError, match=r"another command. Differing:\n  description: there \w+, here \w+\nGive"):
         run(config)
     assert config.out.read_bytes() == before

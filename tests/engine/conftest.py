@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.clip.model import Clip
-from saccade.clip.weights import save_clip
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
 
 CONFIG = {
     "model_cfg": {
@@ -50,7 +50,7 @@ class Zygote:
         return int(self.answer())
 
     def start(self, output: Path, arguments: list, **request) -> int:
-        target = request if "script" in request else {"module": "saccade.cli.main", **request}
+        target = request if "script" in request else {"module": "foveate.cli.main", **request}
         return self.ask({"arguments": [str(argument) for argument in arguments], "output": str(output), **target})
 
     def wait(self, process: int) -> int:

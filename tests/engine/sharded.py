@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.engine.distributed import joined, whole_tensor
-from saccade.engine.optim import build_optimizer
-from saccade.engine.shard import shard_student
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.types import Batch, InputError, Sample
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.engine.distributed import joined, whole_tensor
+from foveate.engine.optim import build_optimizer
+from foveate.engine.shard import shard_student
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.types import Batch, InputError, Sample
 
 
 def sample(seed: int, regions: int) -> Sample:

@@ -7,13 +7,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from saccade.clip.describe import build_empty, describe_architecture
-from saccade.clip.model import Clip
-from saccade.engine.account import Account, counting
-from saccade.engine.plan import _twin
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.ops.grid import grid_boxes
-from saccade.types import Batch, Sample
+from foveate.clip.describe import build_empty, describe_architecture
+from foveate.clip.model import Clip
+from foveate.engine.account import Account, counting
+from foveate.engine.plan import _twin
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.ops.grid import grid_boxes
+from foveate.types import Batch, Sample
 
 
 def count_work(work) -> Account:

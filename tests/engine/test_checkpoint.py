@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from saccade.engine import checkpoint
-from saccade.engine.checkpoint import (
+from foveate.engine import checkpoint
+from foveate.engine.checkpoint import (
     clean_checkpoints,
     collect,
     digest_module,
@@ -30,8 +30,8 @@ from saccade.engine.checkpoint import (
     restore,
     save_checkpoint,
 )
-from saccade.engine.distributed import Processes
-from saccade.types import InputError
+from foveate.engine.distributed import Processes
+from foveate.types import InputError
 
 
 def state(step: int) -> dict[str, torch.Tensor]:

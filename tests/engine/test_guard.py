@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from saccade.engine.checkpoint import collect, list_complete
-from saccade.engine.distributed import Processes
-from saccade.engine.fit import Outcome, fit
-from saccade.engine.guard import Guard, judge
-from saccade.engine.log import Log
-from saccade.engine.optim import build_optimizer, gradient_norm, take_step
-from saccade.types import Batch, InputError, Sample
+from foveate.engine.checkpoint import collect, list_complete
+from foveate.engine.distributed import Processes
+from foveate.engine.fit import Outcome, fit
+from foveate.engine.guard import Guard, judge
+from foveate.engine.log import Log
+from foveate.engine.optim import build_optimizer, gradient_norm, take_step
+from foveate.types import Batch, InputError, Sample
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 

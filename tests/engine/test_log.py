@@ -2,7 +2,7 @@
 
 import json
 
-from saccade.engine.log import Log, clock
+from foveate.engine.log import Log, clock
 
 
 def write(path, *, start, stop, steps=10):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from saccade.engine.optim import build_optimizer, learning_rate, stepped_rate, take_step
+from foveate.engine.optim import build_optimizer, learning_rate, stepped_rate, take_step
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 import torch
 
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.tower import Windows
-from saccade.engine import plan
-from saccade.engine.plan import Memory, Plan, check_memory, estimate_memory, measure_pass, tell_plan
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.ops.grid import grid_boxes
-from saccade.types import Batch, InputError, Sample
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.tower import Windows
+from foveate.engine import plan
+from foveate.engine.plan import Memory, Plan, check_memory, estimate_memory, measure_pass, tell_plan
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.ops.grid import grid_boxes
+from foveate.types import Batch, InputError, Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RUN = Plan(
@@ -104,7 +104,7 @@ def test_gradients_do_not_hide_what_a_picture_takes_in_a_small_batch(objective, 
 
 
 def test_the_estimate_is_what_a_real_pass_takes_of_the_allocator(objective):
-    from saccade.engine.account import counting
+    from foveate.engine.account import counting
 
     one = objective(size=256)
     for parameter in one.parameters():
@@ -140,7 +140,7 @@ def test_window_attention_is_planned_too(objective):
     one = objective(size=256)
     without = estimate_memory(one, batch=2, regions=4)
     one.student.windows = Windows(2, (0,))
-    assert one.student.config["saccade"] == {"windows": {"size": 2, "blocks": [0]}}  # as a saved model's file has it
+    assert one.student.config["foveate"] == {"windows": {"size": 2, "blocks": [0]}}  # as a saved model's file has it
     assert estimate_memory(one, batch=2, regions=4).fixed == pytest.approx(without.fixed, rel=0.1)
 
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from saccade.clip.load import load
-from saccade.engine.log import Log
-from saccade.engine.pretrain import pretrain
-from saccade.types import InputError
+from foveate.clip.load import load
+from foveate.engine.log import Log
+from foveate.engine.pretrain import pretrain
+from foveate.types import InputError
 
 MODEL = {
     "embed_dim": 16,

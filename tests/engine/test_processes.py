@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saccade.cli.distill import _batches, _open_pictures
-from saccade.cli.distill_tell import again
-from saccade.data.loader import epoch_order
-from saccade.engine.checkpoint import list_complete, load_checkpoint
-from saccade.engine.config import DistillConfig, Sharing, told_sharing
-from saccade.engine.distributed import Processes
+from foveate.cli.distill import _batches, _open_pictures
+from foveate.cli.distill_tell import again
+from foveate.data.loader import epoch_order
+from foveate.engine.checkpoint import list_complete, load_checkpoint
+from foveate.engine.config import DistillConfig, Sharing, told_sharing
+from foveate.engine.distributed import Processes
 
 
 def lines(out: Path) -> list[dict]:
@@ -45,7 +45,7 @@ def test_two_processes_train_as_one_does(distill, two, tmp_path):
 def test_two_processes_are_told_how_to_go_on_with_both(two):
     statuses, said = two(port=29518, kill=[signal.SIGTERM, 2])
     assert statuses == [143, 143], said[0]
-    assert "\n  torchrun --nproc-per-node 2 -m saccade.cli.main distill --data" in said[0]
+    assert "\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill --data" in said[0]
     assert "torchrun" not in said[1]
 
 
@@ -77,7 +77,7 @@ def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, 
     assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], said[0]
     assert "step 4: another process of this run is gone or does not answer (" in said[0] or "step 3: " in said[0], said
     assert reason in said[0] and "the last checkpoint is of step 2" in said[0] and "Traceback" not in said[0], said[0]
-    assert "To go on, run:\n  torchrun --nproc-per-node 2 -m saccade.cli.main distill" in said[0]
+    assert "To go on, run:\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill" in said[0]
     if number == signal.SIGKILL:
         assert two(port=port + 10)[0] == [0, 0]
         assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
@@ -127,13 +127,13 @@ def test_what_stays_equal_is_told():
 
 
 def test_the_command_to_go_on_names_all_nodes(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["saccade", "distill", "--data", "my pictures"])
-    assert again() == "To go on, run:\n  saccade distill --data 'my pictures'"
+    monkeypatch.setattr("sys.argv", ["foveate", "distill", "--data", "my pictures"])
+    assert again() == "To go on, run:\n  foveate distill --data 'my pictures'"
     for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     told = again()
     assert "on each of the 2 nodes" in told
-    assert "torchrun --nnodes 2 --nproc-per-node 4 -m saccade.cli.main distill --data 'my pictures'" in told
+    assert "torchrun --nnodes 2 --nproc-per-node 4 -m foveate.cli.main distill --data 'my pictures'" in told
 
 
 def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(

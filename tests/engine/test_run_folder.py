@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.main import parse
-from saccade.engine.config import (
+from foveate.cli.main import parse
+from foveate.engine.config import (
     DistillConfig,
     check_config,
     may_change,
     numbers_of,
     run_record,
 )
-from saccade.engine.folder import claim_folder, hold_folder
-from saccade.types import InputError
+from foveate.engine.folder import claim_folder, hold_folder
+from foveate.types import InputError
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))
 

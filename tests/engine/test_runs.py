@@ -1,4 +1,4 @@
-"""Whole runs of `python -m saccade.cli.main distill`: stopped, killed, damaged, continued by the same command."""
+"""Whole runs of `python -m foveate.cli.main distill`: stopped, killed, damaged, continued by the same command."""
 
 import json
 import shutil
@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saccade.cli.distill import _require_good_pictures
-from saccade.data.loader import epoch_order
-from saccade.engine.fit import Outcome
-from saccade.types import InputError
+from foveate.cli.distill import _require_good_pictures
+from foveate.data.loader import epoch_order
+from foveate.engine.fit import Outcome
+from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, 
     status, said = distill("--workers", workers, kill=[number, 3])  # to the whole group, as Ctrl-C and torchrun do
     assert status == expected
     assert (tmp_path / "run" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
-    assert "Stopped after step 3 of 4; saved." in said and "saccade distill --data" in said
+    assert "Stopped after step 3 of 4; saved." in said and "foveate distill --data" in said
     assert distill()[0] == 0
     assert_same_bits(whole, tmp_path / "run")
 
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no
 def test_a_run_that_explodes_stops_with_the_pictures_and_may_be_told_to_go_on(distill, tmp_path):
     explode = ["--lr", 1e30, "--save-every", 1]  # the second step and all after it are not finite
     status, said = distill(*explode)
-    assert status == 2 and "saccade: step 2: the loss and its gradient must be finite" in said, said
+    assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in said, said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
     status, said = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
     assert status == 2 and "step 3: " in said and "the last of 2 such steps in a row" in said, said

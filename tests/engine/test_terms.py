@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.clip.weights import save_clip
-from saccade.engine.optim import build_optimizer
-from saccade.engine.product import write_product
-from saccade.objectives.clipself import train_layers
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
+from foveate.engine.optim import build_optimizer
+from foveate.engine.product import write_product
+from foveate.objectives.clipself import train_layers
 
 CONFIG = {
     "model_cfg": {

@@ -1,4 +1,4 @@
-"""Whole runs of `saccade distill` with the two objectives that learn from text."""
+"""Whole runs of `foveate distill` with the two objectives that learn from text."""
 
 import json
 import signal
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saccade.engine.config import DistillConfig, check_config
-from saccade.errors import InputError
+from foveate.engine.config import DistillConfig, check_config
+from foveate.errors import InputError
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from types import ModuleType
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from saccade.cli.distill import distill
-from saccade.engine import trackers
-from saccade.engine.config import DistillConfig
-from saccade.engine.distributed import Processes, choose_device
-from saccade.engine.log import Log
-from saccade.engine.trackers import TensorBoard, Tracker, choose_sinks, import_tracker
-from saccade.types import InputError
+from foveate.cli.distill import distill
+from foveate.engine import trackers
+from foveate.engine.config import DistillConfig
+from foveate.engine.distributed import Processes, choose_device
+from foveate.engine.log import Log
+from foveate.engine.trackers import TensorBoard, Tracker, choose_sinks, import_tracker
+from foveate.types import InputError
 
 
 class Run:
@@ -121,7 +121,7 @@ def test_a_tracker_goes_on_with_the_same_run_and_each_step_once(stand_in, tmp_pa
     saved = json.loads((out / "track.json").read_text())
     assert saved["tracker"] == name and saved["id"] in identity and saved["step"] == 10
     for given in module.given:
-        assert given["project"] == "saccade" and given["config"] == config and given["resume"] == "allow"
+        assert given["project"] == "foveate" and given["config"] == config and given["resume"] == "allow"
         assert given["name"].startswith("b16")
 
 
@@ -260,5 +260,5 @@ def test_a_folder_that_wandb_left_behind_is_not_the_package(tmp_path, monkeypatc
 
 def test_nothing_is_imported_before_a_run():
     heavy = "{'torch', 'tensorboard', 'wandb', 'trackio'}"
-    code = f"import sys, saccade.cli.distill, saccade.engine.trackers; print({heavy} & set(sys.modules))"
+    code = f"import sys, foveate.cli.distill, foveate.engine.trackers; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -8,13 +8,13 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-import saccade.engine.fit as fit_module
-from saccade.clip.load import load
-from saccade.engine.distributed import joined
-from saccade.engine.fit import fit
-from saccade.engine.log import Log
-from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
-from saccade.types import Batch, InputError, Sample
+import foveate.engine.fit as fit_module
+from foveate.clip.load import load
+from foveate.engine.distributed import joined
+from foveate.engine.fit import fit
+from foveate.engine.log import Log
+from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
+from foveate.types import Batch, InputError, Sample
 
 
 class Recorder(torch.optim.SGD):

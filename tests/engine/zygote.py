@@ -23,9 +23,9 @@ import torch
 import torch._dynamo
 import torchvision  # noqa: F401
 
-import saccade.data.loader
-import saccade.engine.fit as fit_module
-import saccade.objectives.clipself  # noqa: F401
+import foveate.data.loader
+import foveate.engine.fit as fit_module
+import foveate.objectives.clipself  # noqa: F401
 
 
 def kill_at(number: int, count: int) -> None:
@@ -60,7 +60,7 @@ def run_child(request: dict) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], request["largest_file"]))
     if "kill" in request:
         kill_at(*request["kill"])
-    sys.argv = ["saccade", *request["arguments"]]
+    sys.argv = ["foveate", *request["arguments"]]
     try:
         if "module" in request:
             runpy.run_module(request["module"], run_name="__main__", alter_sys=True)

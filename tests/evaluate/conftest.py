@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.clip.model import Clip
+from foveate.clip.model import Clip
 
 SIZES = [(40, 56), (64, 48), (33, 70), (48, 48), (52, 36)]  # (height, width) of the pictures
 NAMES = [("cup", 1), ("dog", 1), ("kite", 1), ("bus", 1), ("grass", 0), ("sky_other", 0)]  # name, isthing

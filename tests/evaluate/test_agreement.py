@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.data.loader import open_data
-from saccade.evaluate.agreement import evaluate_agreement, patches_of, recall_at_1
-from saccade.ops.resample import crop_and_resize, normalize
-from saccade.types import InputError, Sample
+from foveate.data.loader import open_data
+from foveate.evaluate.agreement import evaluate_agreement, patches_of, recall_at_1
+from foveate.ops.resample import crop_and_resize, normalize
+from foveate.types import InputError, Sample
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_against_a_loop(clip, coco):
     dataset = open_data(coco, split="val")
     result = evaluate_agreement(clip, clip, dataset, size=64, batch=2, crop_batch=9, seed=3)
     dense, crops = [], []
-    from saccade.data.pictures import read_picture
+    from foveate.data.pictures import read_picture
 
     with torch.inference_mode():
         for record in dataset.records:

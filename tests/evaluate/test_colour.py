@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.coco import Dataset, Record
-from saccade.evaluate.colour import HUES, colour_bound, colour_features, fit_linear
-from saccade.types import Category, InputError
+from foveate.data.coco import Dataset, Record
+from foveate.evaluate.colour import HUES, colour_bound, colour_features, fit_linear
+from foveate.types import Category, InputError
 
 
 def test_features_by_hand():

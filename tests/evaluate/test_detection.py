@@ -13,13 +13,13 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from saccade.data.coco import read_instances
-from saccade.data.records import Dataset, Record
-from saccade.data.splits import BaseNovel
-from saccade.evaluate import detection as module
-from saccade.evaluate.detection import evaluate_detection
-from saccade.ops.paste import decode_masks, encode_masks
-from saccade.types import Category, Detections, InputError
+from foveate.data.coco import read_instances
+from foveate.data.records import Dataset, Record
+from foveate.data.splits import BaseNovel
+from foveate.evaluate import detection as module
+from foveate.evaluate.detection import evaluate_detection
+from foveate.ops.paste import decode_masks, encode_masks
+from foveate.types import Category, Detections, InputError
 
 SIDE = 300  # of every picture of the random data
 CLASSES = 9
@@ -390,7 +390,7 @@ def test_detections_that_do_not_fit():
 
 def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "hotcoco", None)
-    with pytest.raises(InputError, match=r"needs the package hotcoco.*pip install 'saccade\[detect\]'"):
+    with pytest.raises(InputError, match=r"needs the package hotcoco.*pip install 'foveate\[detect\]'"):
         evaluate_detection([], one_class(A), vocabulary=["cat"], split=None, style="coco")
 
 

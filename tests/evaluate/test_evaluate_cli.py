@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from saccade.cli.evaluate import Agreement, Regions, finish, run_agreement, run_regions
-from saccade.cli.main import main
-from saccade.clip.model import Clip
-from saccade.clip.weights import save_clip
-from saccade.data.records import Dataset, Dropped
-from saccade.types import InputError
+from foveate.cli.evaluate import Agreement, Regions, finish, run_agreement, run_regions
+from foveate.cli.main import main
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
+from foveate.data.records import Dataset, Dropped
+from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_regions(model, coco, tmp_path, capsys):
 
 def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
     """The verb writes one file of rows a template set, reads it again, and scores with it as without."""
-    monkeypatch.setenv("SACCADE_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "kept"))
     config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
     first = run_regions(config)
     assert first["templates"] == "clip" and len([*(tmp_path / "kept").iterdir()]) == 1
@@ -45,7 +45,7 @@ def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeyp
     assert len([*(tmp_path / "kept").iterdir()]) == 2
     monkeypatch.setattr(Clip, "encode_text", None)  # nothing is embedded any more
     assert run_regions(config)["dense"] == first["dense"]
-    monkeypatch.setenv("SACCADE_CACHE", "")
+    monkeypatch.setenv("FOVEATE_CACHE", "")
     with pytest.raises(TypeError):
         run_regions(config)
 
@@ -54,7 +54,7 @@ def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeyp
 def test_wrong_numbers_are_refused_by_their_flag(model, coco, flag, capsys):
     with pytest.raises(SystemExit):
         main(f"evaluate regions --data {coco} --model {model} --sizes 32 --workers 0 --{flag} 0".split())
-    assert f"saccade: --{flag}: need at least 1 " in capsys.readouterr().err
+    assert f"foveate: --{flag}: need at least 1 " in capsys.readouterr().err
 
 
 def test_help_says_what_the_head_does_not_change(capsys):

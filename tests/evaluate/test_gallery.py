@@ -1,6 +1,6 @@
 """The draw of galleries: others only, each once, by names alone."""
 
-from saccade.evaluate.gallery import draw_others
+from foveate.evaluate.gallery import draw_others
 
 
 def test_others_only_each_once():

@@ -11,19 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.cli.evaluate_global import open_global
-from saccade.cli.main import main
-from saccade.clip.text import embed_vocabulary
-from saccade.clip.weights import save_clip
-from saccade.data.captions import only_captioned, with_captions
-from saccade.data.loader import open_data
-from saccade.data.pictures import read_picture
-from saccade.data.records import Dataset
-from saccade.evaluate.feed import CropPacker
-from saccade.evaluate.global_ import accuracies, central_square, evaluate_global, recall_both_ways
-from saccade.evaluate.labelled import annotated_things, class_folders
-from saccade.ops.resample import crop_and_resize, normalize
-from saccade.types import InputError
+from foveate.cli.evaluate_global import open_global
+from foveate.cli.main import main
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.weights import save_clip
+from foveate.data.captions import only_captioned, with_captions
+from foveate.data.loader import open_data
+from foveate.data.pictures import read_picture
+from foveate.data.records import Dataset
+from foveate.evaluate.feed import CropPacker
+from foveate.evaluate.global_ import accuracies, central_square, evaluate_global, recall_both_ways
+from foveate.evaluate.labelled import annotated_things, class_folders
+from foveate.ops.resample import crop_and_resize, normalize
+from foveate.types import InputError
 
 # of picture 1, 2, ...: 2 and 4 share a caption, 1 has the same one twice and a sixth that does not count, 5 has none
 SAID = {1: ["a cup", "a cup", "b", "c", "d", "never"], 2: ["the dog "], 3: ["a bus", "grass"], 4: ["the dog"]}
@@ -125,7 +125,7 @@ def test_recall_against_a_loop(monkeypatch):
         best = max(float(pictures[picture] @ texts[text]) for picture in right)
         wrong = [picture for picture in range(30) if picture not in right]
         to_image.append(sum(float(pictures[picture] @ texts[text]) >= best for picture in wrong))
-    monkeypatch.setattr("saccade.evaluate.global_.QUERIES", 7)  # in several blocks
+    monkeypatch.setattr("foveate.evaluate.global_.QUERIES", 7)  # in several blocks
     found = recall_both_ways(pictures, texts, said)
     for way, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
         for top in (1, 5, 10):

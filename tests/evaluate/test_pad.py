@@ -6,13 +6,13 @@ from copy import deepcopy
 import pytest
 import torch
 
-from saccade.cli.evaluate import Regions, load_model, run_regions
-from saccade.clip.load import load
-from saccade.clip.weights import save_clip
-from saccade.data.loader import open_data
-from saccade.evaluate.regions import evaluate_regions
-from saccade.ops.resample import square_input
-from saccade.types import InputError
+from foveate.cli.evaluate import Regions, load_model, run_regions
+from foveate.clip.load import load
+from foveate.clip.weights import save_clip
+from foveate.data.loader import open_data
+from foveate.evaluate.regions import evaluate_regions
+from foveate.ops.resample import square_input
+from foveate.types import InputError
 
 
 def test_black_is_black_before_the_normalisation():
@@ -31,11 +31,11 @@ def test_a_model_remembers_its_padding_and_open_clip_opens_it(clip, tmp_path):
     clip.pad = "black"
     save_clip(clip, tmp_path / "black")
     assert load(tmp_path / "zero").pad == "zero" and load(tmp_path / "black").pad == "black"
-    assert load("saccade-small").pad == "black", "a CLIP that does not say is padded black"
+    assert load("foveate-small").pad == "black", "a CLIP that does not say is padded black"
     assert load_model(str(tmp_path / "zero"), None, "cpu", pad="black").pad == "black", "the flag wins"
     open_clip.create_model(f"local-dir:{tmp_path / 'zero'}")
     content = json.loads((tmp_path / "zero" / "open_clip_config.json").read_text())
-    content["saccade"]["pad"] = "white"
+    content["foveate"]["pad"] = "white"
     (tmp_path / "zero" / "open_clip_config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="black, zero; got 'white'"):
         load(tmp_path / "zero")

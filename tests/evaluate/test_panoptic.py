@@ -8,9 +8,9 @@ import torch
 from hotcoco import panoptic as hotcoco
 from PIL import Image
 
-from saccade.data.coco import read_panoptic
-from saccade.evaluate.panoptic import PanopticTally, evaluate_panoptic
-from saccade.types import Category, InputError, PanopticMap, SegmentInfo
+from foveate.data.coco import read_panoptic
+from foveate.evaluate.panoptic import PanopticTally, evaluate_panoptic
+from foveate.types import Category, InputError, PanopticMap, SegmentInfo
 
 CATEGORIES = (Category(1, "cat", True), Category(2, "dog", True), Category(7, "sky", False))
 

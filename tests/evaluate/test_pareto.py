@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.tower import Windows
-from saccade.clip.weights import save_clip
-from saccade.data.loader import open_data
-from saccade.engine.product import write_product
-from saccade.evaluate import pareto
-from saccade.evaluate.global_ import evaluate_global
-from saccade.evaluate.labelled import annotated_things
-from saccade.evaluate.pareto import check_unmixed, evaluate_pareto, mark_front
-from saccade.evaluate.regions import evaluate_regions
-from saccade.types import InputError
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.tower import Windows
+from foveate.clip.weights import save_clip
+from foveate.data.loader import open_data
+from foveate.engine.product import write_product
+from foveate.evaluate import pareto
+from foveate.evaluate.global_ import evaluate_global
+from foveate.evaluate.labelled import annotated_things
+from foveate.evaluate.pareto import check_unmixed, evaluate_pareto, mark_front
+from foveate.evaluate.regions import evaluate_regions
+from foveate.types import InputError
 
 
 def test_front_by_hand():
@@ -108,7 +108,7 @@ def test_a_mixed_product_is_refused_wherever_it_lies(clip, other_clip, tmp_path)
     open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'copy'}", return_transform=False)
     write_product(load(tmp_path / "copy"), trained, tmp_path / "whole", alpha=1.0)
     check_unmixed(tmp_path / "whole")
-    assert "saccade" not in json.loads((tmp_path / "whole/open_clip_config.json").read_text())
+    assert "foveate" not in json.loads((tmp_path / "whole/open_clip_config.json").read_text())
 
 
 def test_gates_are_mixed_too_and_alpha_0_is_the_teacher(deep_clips, coco, monkeypatch):

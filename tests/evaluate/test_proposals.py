@@ -2,7 +2,7 @@
 
 import torch
 
-from saccade.evaluate.proposals import best_overlaps, recall_of
+from foveate.evaluate.proposals import best_overlaps, recall_of
 
 OBJECTS = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
 # 10 x 8 inside the first: IoU 80 / 100 = 0.8; 10 x 5 of the second's 100: 0.5; the third is not met

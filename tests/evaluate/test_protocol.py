@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.data.loader import open_data
-from saccade.evaluate.regions import crop_boxes, evaluate_regions, picture_locations
-from saccade.evaluate.retrieval import evaluate_retrieval, picture_ranks
-from saccade.evaluate.score import ranks_of, score
-from saccade.ops.pool import pool_masks, shrink_and_pad_masks, shrink_masks
-from saccade.types import Segments
+from foveate.data.loader import open_data
+from foveate.evaluate.regions import crop_boxes, evaluate_regions, picture_locations
+from foveate.evaluate.retrieval import evaluate_retrieval, picture_ranks
+from foveate.evaluate.score import ranks_of, score
+from foveate.ops.pool import pool_masks, shrink_and_pad_masks, shrink_masks
+from foveate.types import Segments
 
 
 def blank(height: int, width: int) -> torch.Tensor:
@@ -113,10 +113,10 @@ def test_a_mask_is_shrunk_before_it_is_padded():
 
 def test_masked_attention_is_asked_on_the_same_inputs(clip, coco):
     """Tab. A3 beside the dense map, equal to the model's own two methods asked one picture at a time."""
-    from saccade.clip.text import embed_vocabulary
-    from saccade.data.loader import EvaluationSource
-    from saccade.ops.boxes import boxes_on_input
-    from saccade.ops.resample import square_inputs
+    from foveate.clip.text import embed_vocabulary
+    from foveate.data.loader import EvaluationSource
+    from foveate.ops.boxes import boxes_on_input
+    from foveate.ops.resample import square_inputs
 
     dataset = open_data(coco, split="val", annotations="panoptic")
     result = evaluate_regions(clip, dataset, sizes=[32, 64], masked=True, batch=3)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import roi_align
 
-from saccade.clip.text import embed_vocabulary
-from saccade.data.loader import open_data
-from saccade.evaluate.feed import CropPacker
-from saccade.evaluate.regions import counting_segments, evaluate_regions
-from saccade.types import InputError
+from foveate.clip.text import embed_vocabulary
+from foveate.data.loader import open_data
+from foveate.evaluate.feed import CropPacker
+from foveate.evaluate.regions import counting_segments, evaluate_regions
+from foveate.types import InputError
 
 KINDS = ("boxes", "things", "stuff", "stuff_boxes")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.data.records import Dataset, Record
-from saccade.evaluate.detection import evaluate_detection, left_top_sides
-from saccade.evaluate.results import read_results, write_results
-from saccade.ops.paste import encode_masks
-from saccade.types import Category, Detections, InputError
+from foveate.data.records import Dataset, Record
+from foveate.evaluate.detection import evaluate_detection, left_top_sides
+from foveate.evaluate.results import read_results, write_results
+from foveate.ops.paste import encode_masks
+from foveate.types import Category, Detections, InputError
 
 DATA = Dataset(
     "toy",

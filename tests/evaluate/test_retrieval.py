@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from saccade.cli.main import main
-from saccade.clip.weights import save_clip
-from saccade.data.loader import open_data
-from saccade.evaluate.gallery import draw_others
-from saccade.evaluate.retrieval import Galleries, evaluate_retrieval, picture_ranks, region_ranks
-from saccade.ops.resample import crop_and_resize, normalize
-from saccade.types import InputError
+from foveate.cli.main import main
+from foveate.clip.weights import save_clip
+from foveate.data.loader import open_data
+from foveate.evaluate.gallery import draw_others
+from foveate.evaluate.retrieval import Galleries, evaluate_retrieval, picture_ranks, region_ranks
+from foveate.ops.resample import crop_and_resize, normalize
+from foveate.types import InputError
 
 TOPS = (1, 5, 10)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from saccade.evaluate.score import mean_accuracy, ranks_of, score
+from foveate.evaluate.score import mean_accuracy, ranks_of, score
 
 
 def test_mean_accuracy_by_hand():

@@ -8,10 +8,10 @@ import torch
 from hotcoco import metrics
 from PIL import Image
 
-from saccade.data.records import Dataset, Record
-from saccade.data.semantic import Coding, SemanticData
-from saccade.evaluate.semantic import Confusion, evaluate_semantic
-from saccade.types import Category, InputError, LabelMap
+from foveate.data.records import Dataset, Record
+from foveate.data.semantic import Coding, SemanticData
+from foveate.evaluate.semantic import Confusion, evaluate_semantic
+from foveate.types import Category, InputError, LabelMap
 
 
 def label_map(values) -> LabelMap:

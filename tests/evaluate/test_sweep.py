@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.data.records import Dataset, Record
-from saccade.data.splits import BaseNovel
-from saccade.evaluate.detection import evaluate_detection, open_truth
-from saccade.evaluate.sweep import proposal_recall, sweep
-from saccade.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
-from saccade.heads.fvit.fusion import Fusion, detect
-from saccade.types import Category, InputError
+from foveate.data.records import Dataset, Record
+from foveate.data.splits import BaseNovel
+from foveate.evaluate.detection import evaluate_detection, open_truth
+from foveate.evaluate.sweep import proposal_recall, sweep
+from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
+from foveate.heads.fvit.fusion import Fusion, detect
+from foveate.types import Category, InputError
 
 NAMES = ("dog", "cup", "owl")
 SPLIT = BaseNovel(base=("dog", "owl"), novel=("cup",), left_out=(), rule="toy")

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from slow.towers import build, register
 
-import saccade.clip.load
-from saccade.cli.main import main
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.clip.tower import Windows
-from saccade.export import write
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.types import Batch, Sample
+import foveate.clip.load
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.tower import Windows
+from foveate.export import write
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.types import Batch, Sample
 
 FAMILIES = ("vit", "eva", "rn", "siglip")
 
@@ -103,7 +103,7 @@ def make(name: str, **settings: Any) -> Clip:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     register()
-    saccade.clip.load.load = make
+    foveate.clip.load.load = make
     for line in sys.stdin:
         request = json.loads(line)
         if "train" in request:

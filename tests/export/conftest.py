@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from slow.towers import build, register
 
-from saccade.clip.model import Clip
+from foveate.clip.model import Clip
 
 TESTS = Path(__file__).parent.parent
 

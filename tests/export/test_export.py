@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 import torch
 
-from saccade.clip.load import load
-from saccade.clip.tower import Windows
-from saccade.ops.resample import normalize
+from foveate.clip.load import load
+from foveate.clip.tower import Windows
+from foveate.ops.resample import normalize
 
 FAMILIES = ("vit", "eva", "rn", "siglip")
 GRIDS = [(1, 2, 5), (2, 5, 3), (4, 4, 4)]  # batch, h, w: unlike those compared by the command
@@ -139,12 +139,12 @@ def test_a_file_that_computes_something_else_is_not_published(ask, folder):
 
 def test_the_shipped_model_as_users_type_it(ask, folder):
     out = folder / "typed"
-    answer = ask(arguments=["export", "--model", "saccade-small", "--what", "regions", "--out", str(out)])
+    answer = ask(arguments=["export", "--model", "foveate-small", "--what", "regions", "--out", str(out)])
     assert answer["status"] == 0 and answer["err"] == ""
     for words in ("traced in", "written as onnx in", "compared with PyTorch in", f"wrote {out / 'regions.onnx'}"):
         assert words in answer["out"]
     assert sorted(one.name for one in out.iterdir()) == ["regions.onnx", "regions.onnx.json"]
-    said, clip = description(out / "regions.onnx"), load("saccade-small")
+    said, clip = description(out / "regions.onnx"), load("foveate-small")
     assert said["preprocessing"]["order"] == ["resize", "pad", "normalise"]
     assert said["preprocessing"]["pad"] == "black, at the right and bottom, to multiples of 8"
     assert (said["patch_size"], said["native_size"], said["embed_dim"], said["head"]) == (8, 64, 128, "value")

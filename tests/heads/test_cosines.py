@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from saccade.clip.load import load
-from saccade.clip.vocabulary import Vocabulary
-from saccade.heads.cosines import Cosines
-from saccade.heads.panoptic.fusion import Words, embed_words
-from saccade.ops.argmax import best_labels, classes_at_once
-from saccade.ops.resample import normalize
-from saccade.types import Sample
+from foveate.clip.load import load
+from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.cosines import Cosines
+from foveate.heads.panoptic.fusion import Words, embed_words
+from foveate.ops.argmax import best_labels, classes_at_once
+from foveate.ops.resample import normalize
+from foveate.types import Sample
 
 
 def test_the_best_class_over_parts_is_that_over_all():
@@ -20,7 +20,7 @@ def test_the_best_class_over_parts_is_that_over_all():
 
 
 def test_places_take_the_class_of_their_nearest_word():
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     patch, (height, width) = clip.patch_size, (64, 48)
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     words = embed_words(clip, Vocabulary((("grass", "lawn"), ("sky",), ("disc",))), templates="none")
@@ -41,7 +41,7 @@ def test_places_take_the_class_of_their_nearest_word():
 
 
 def test_many_classes_are_as_few_and_any_size_comes_back():
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     image = torch.randint(0, 256, (3, 37, 81), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     rows = F.normalize(torch.randn(70, clip.embed_dim, generator=torch.Generator().manual_seed(2)), dim=1)
     sample = Sample("a", image, torch.zeros(0, 4))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from saccade.errors import InputError
-from saccade.ledger.jobs import Stage, jobs_for, measured
-from saccade.ledger.page import BY_HAND, check_page, read_results, settings_of, write_page, write_results
-from saccade.ledger.rows import Row, rows_of
-from saccade.ledger.scale import SMALL
+from foveate.errors import InputError
+from foveate.ledger.jobs import Stage, jobs_for, measured
+from foveate.ledger.page import BY_HAND, check_page, read_results, settings_of, write_page, write_results
+from foveate.ledger.rows import Row, rows_of
+from foveate.ledger.scale import SMALL
 
 
 def fill(stage: Stage, row: Row, *values: float) -> None:
@@ -23,14 +23,14 @@ def fill(stage: Stage, row: Row, *values: float) -> None:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    return Stage("world", tmp_path / "out", tmp_path / "docs" / "results", SMALL, "saccade-small", None, (0, 1, 2))
+    return Stage("world", tmp_path / "out", tmp_path / "docs" / "results", SMALL, "foveate-small", None, (0, 1, 2))
 
 
 def write(stage: Stage, tmp_path: Path) -> str:
     rows = tuple(row for row in rows_of(SMALL) if row.table == "tab1")
     jobs = jobs_for(stage, rows)
     done = {name: job for name, job in jobs.items() if "/" not in name or job.makes.exists()}
-    stamps = {name: {"seconds": 60.0, "versions": {"saccade": "1"}} for name in done}
+    stamps = {name: {"seconds": 60.0, "versions": {"foveate": "1"}} for name in done}
     write_results(stage, rows, done, tmp_path / "results", stamps=stamps)
     page = tmp_path / "docs" / "results.md"
     write_page(page, tmp_path / "results", scale=SMALL, settings=settings_of(stage))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from saccade.errors import InputError
-from saccade.ledger.results import judge, read_metrics, spread, verdict_of
-from saccade.ledger.rows import Claim, Row
+from foveate.errors import InputError
+from foveate.ledger.results import judge, read_metrics, spread, verdict_of
+from foveate.ledger.rows import Claim, Row
 
 
 def claim(*pairs: tuple[str, str]) -> Claim:
@@ -87,5 +87,5 @@ def test_what_the_data_does_not_have_is_none(tmp_path: Path) -> None:
 def test_a_damaged_measurement_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "regions.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"regions\.json: need the result of `saccade evaluate` for row m4"):
+    with pytest.raises(InputError, match=r"regions\.json: need the result of `foveate evaluate` for row m4"):
         read_metrics(Row("m4", "tab1", "", "m4"), path)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from saccade.cli.main import parse
-from saccade.engine.config import DistillConfig
-from saccade.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for, seeds_of
-from saccade.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
-from saccade.ledger.scale import B16, DEFAULT_BATCH, L14, OPENAI_B16, SMALL, Scale, scale_of
-from saccade.recipes import RECIPES
+from foveate.cli.main import parse
+from foveate.engine.config import DistillConfig
+from foveate.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for, seeds_of
+from foveate.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
+from foveate.ledger.scale import B16, DEFAULT_BATCH, L14, OPENAI_B16, SMALL, Scale, scale_of
+from foveate.recipes import RECIPES
 
 SCALES = pytest.mark.parametrize("scale", [SMALL, B16, L14], ids=["small", "b16", "l14"])
-WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0, 1, 2))
+WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "foveate-small", None, (0, 1, 2))
 
 
 @SCALES
@@ -65,7 +65,7 @@ def test_all_of_an_ablation_is_compared_step_by_step() -> None:
     [
         WORLD,
         Stage("world", Path("o"), Path("docs/results"), B16, "EVA02-B-16", "w.pt", (0, 1), cnn="rn", limit=4),
-        Stage("coco", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (3,)),
+        Stage("coco", Path("o"), Path("docs/results"), SMALL, "foveate-small", None, (3,)),
     ],
     ids=["world", "paper", "coco"],
 )
@@ -98,7 +98,7 @@ def test_a_run_of_another_head_is_measured_with_it() -> None:
 
 
 def test_what_other_data_cannot_have_is_left_out_with_the_reason() -> None:
-    stage = Stage("coco", Path("o"), Path("docs/results"), SMALL, "saccade-small", None, (0,))
+    stage = Stage("coco", Path("o"), Path("docs/results"), SMALL, "foveate-small", None, (0,))
     left = {row.name: reason for row in rows_of(SMALL) if (reason := is_left_out(stage, row))}
     assert set(left) == {"tab8-other", "figs-cnn", "image-text", "tab8-region-text"}, "no captions there"
     assert "--cnn" in left["figs-cnn"]

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import roi_align
 
-from saccade.clip.dense import tower_stages
-from saccade.clip.load import load
-from saccade.clip.model import Clip
-from saccade.clip.precision import low_precision_copies
-from saccade.engine.optim import build_optimizer, take_step
-from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
-from saccade.types import BadSample, Batch, InputError, Sample
+from foveate.clip.dense import tower_stages
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.precision import low_precision_copies
+from foveate.engine.optim import build_optimizer, take_step
+from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
+from foveate.types import BadSample, Batch, InputError, Sample
 
 TINY_VIT = {
     "model_cfg": {

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.clip.model import Clip
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.objectives.correlation import correlation_losses
-from saccade.ops.resample import square_input
-from saccade.types import Batch, Sample
+from foveate.clip.model import Clip
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.correlation import correlation_losses
+from foveate.ops.resample import square_input
+from foveate.types import Batch, Sample
 
 SHAPE = {
     "embed_dim": 16,

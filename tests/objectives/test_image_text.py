@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.clip.model import Clip
-from saccade.objectives.clipself import train_layers
-from saccade.objectives.image_text import ImageText, clamp_scale, contrastive_loss, count_pairs
-from saccade.ops.resample import square_inputs
-from saccade.types import BadSample, Batch, InputError, Sample
+from foveate.clip.model import Clip
+from foveate.objectives.clipself import train_layers
+from foveate.objectives.image_text import ImageText, clamp_scale, contrastive_loss, count_pairs
+from foveate.ops.resample import square_inputs
+from foveate.types import BadSample, Batch, InputError, Sample
 
 
 def slow_loss(images: list[list[float]], texts: list[list[float]], captions: list[int], scale: float) -> float:

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.clip.model import Clip
-from saccade.clip.names import Head
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.ops.resample import crop_and_resize, normalize
-from saccade.types import Batch, InputError, Sample
+from foveate.clip.model import Clip
+from foveate.clip.names import Head
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.ops.resample import crop_and_resize, normalize
+from foveate.types import Batch, InputError, Sample
 
 SHAPE = {
     "embed_dim": 16,

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.clip.model import Clip
-from saccade.objectives.clipself import ClipSelf, train_layers
-from saccade.objectives.region_text import RegionText, draw_columns, pseudo_labels, region_text_loss
-from saccade.types import Batch, InputError, Sample
+from foveate.clip.model import Clip
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.region_text import RegionText, draw_columns, pseudo_labels, region_text_loss
+from foveate.types import Batch, InputError, Sample
 
 
 def rows(count: int, size: int, *, seed: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from saccade.ops.assign import assign
+from foveate.ops.assign import assign
 
 
 def cheapest(cost: torch.Tensor) -> float:

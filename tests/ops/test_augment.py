@@ -2,7 +2,7 @@
 
 import torch
 
-from saccade.ops.augment import random_views
+from foveate.ops.augment import random_views
 
 
 def views(images: torch.Tensor, seed: int) -> torch.Tensor:

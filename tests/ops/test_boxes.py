@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saccade.ops.boxes import (
+from foveate.ops.boxes import (
     boxes_on_input,
     check_boxes,
     clip_boxes,
@@ -12,7 +12,7 @@ from saccade.ops.boxes import (
     xywh_to_xyxy,
     xyxy_to_xywh,
 )
-from saccade.types import InputError
+from foveate.types import InputError
 
 
 def test_conversions_by_hand_and_as_inverses():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from saccade.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter, place_jitter
-from saccade.ops.resample import fitted_size, square_input
+from foveate.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter, place_jitter
+from foveate.ops.resample import fitted_size, square_input
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 

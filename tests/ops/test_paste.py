@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from saccade.ops import paste
-from saccade.ops.paste import decode_masks, paste_as_rle, paste_masks
+from foveate.ops import paste
+from foveate.ops.paste import decode_masks, paste_as_rle, paste_masks
 
 
 def slow_paste(mask: Tensor, box: Tensor, *, height: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from slow.common import resize
 
-from saccade.ops.positions import resize_positions, rotary_table, rotate
+from foveate.ops.positions import resize_positions, rotary_table, rotate
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (7, 5), (3, 9), (2, 2), (8, 8), (1, 1)])

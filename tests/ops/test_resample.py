@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.ops import resample
-from saccade.ops.resample import (
+from foveate.ops import resample
+from foveate.ops.resample import (
     check_side,
     crop_and_resize,
     fitted_size,
@@ -19,7 +19,7 @@ from saccade.ops.resample import (
     square_input,
     square_inputs,
 )
-from saccade.types import InputError
+from foveate.types import InputError
 
 
 def picture(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saccade.ops.windows import merge_windows, split_windows
+from foveate.ops.windows import merge_windows, split_windows
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ from published import TOLERANCE, draw_state, gap, golden, image, normal
 from timm.models import swin_transformer
 from timm.models._registry import _model_entrypoints
 
-from saccade.cli.convert import published_head
-from saccade.cli.main import main
-from saccade.clip.vocabulary import Vocabulary
-from saccade.heads.catseg import published as importer
-from saccade.heads.catseg.aggregate import Aggregator
-from saccade.heads.catseg.cost import cost_volume
-from saccade.heads.catseg.guidance import Backbone, Guidance
-from saccade.heads.catseg.keys import CLIP, backbone_key, head_key, is_derived, published_head_key
-from saccade.heads.catseg.product import load_catseg, read_about
-from saccade.heads.catseg.published import read_published, write_published
-from saccade.types import Sample
+from foveate.cli.convert import published_head
+from foveate.cli.main import main
+from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.catseg import published as importer
+from foveate.heads.catseg.aggregate import Aggregator
+from foveate.heads.catseg.cost import cost_volume
+from foveate.heads.catseg.guidance import Backbone, Guidance
+from foveate.heads.catseg.keys import CLIP, backbone_key, head_key, is_derived, published_head_key
+from foveate.heads.catseg.product import load_catseg, read_about
+from foveate.heads.catseg.published import read_published, write_published
+from foveate.types import Sample
 
 CLASSES = Vocabulary((("wall",), ("building", "edifice"), ("sky",), ("tree",)))
 
@@ -230,8 +230,8 @@ def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):
         told = fails(capsys, "convert", file, tmp_path / "c", flag, value)
         assert f"{flag}: goes with a CLIP; {file} is a published CAT-Seg. Leave it out." in told
     for flag, value in (("--residual", "cls"), ("--classes", "cat, dog")):
-        told = fails(capsys, "convert", "saccade-small", tmp_path / "c", flag, value)
-        assert f"{flag}: goes with a published CAT-Seg; saccade-small is a CLIP. Leave it out." in told
+        told = fails(capsys, "convert", "foveate-small", tmp_path / "c", flag, value)
+        assert f"{flag}: goes with a published CAT-Seg; foveate-small is a CLIP. Leave it out." in told
     main(["convert", str(file), str(tmp_path / "c"), "--residual", "token", "--classes", "cat, dog"])
     about = read_about(tmp_path / "c")
     assert about.network.residual == "token" and about.classes == (("cat",), ("dog",))

@@ -19,23 +19,23 @@ from timm.models import is_model, register_model
 from timm.models.eva import Eva
 from torch import Tensor
 
-from saccade.cli.main import main
-from saccade.clip.model import Clip
-from saccade.clip.states import _EVA_NAMES
-from saccade.clip.text import embed_vocabulary
-from saccade.clip.weights import save_clip
-from saccade.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
-from saccade.heads.fvit.detector import FViT
-from saccade.heads.fvit.fusion import fuse_scores, keep_best
-from saccade.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
-from saccade.heads.fvit.product import TOWER, load_detector
-from saccade.heads.fvit.published import _rename, order_of_names, published_benchmark, published_size, take_apart
-from saccade.heads.fvit.pyramid import Pyramid
-from saccade.heads.fvit.roi import choose_levels
-from saccade.heads.fvit.rpn import Rpn
-from saccade.heads.product import own_state
-from saccade.ops.boxes import clip_boxes
-from saccade.types import InputError
+from foveate.cli.main import main
+from foveate.clip.model import Clip
+from foveate.clip.states import _EVA_NAMES
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.weights import save_clip
+from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
+from foveate.heads.fvit.detector import FViT
+from foveate.heads.fvit.fusion import fuse_scores, keep_best
+from foveate.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
+from foveate.heads.fvit.product import TOWER, load_detector
+from foveate.heads.fvit.published import _rename, order_of_names, published_benchmark, published_size, take_apart
+from foveate.heads.fvit.pyramid import Pyramid
+from foveate.heads.fvit.roi import choose_levels
+from foveate.heads.fvit.rpn import Rpn
+from foveate.heads.product import own_state
+from foveate.ops.boxes import clip_boxes
+from foveate.types import InputError
 
 STRIDES = (4.0, 8.0, 16.0, 32.0, 64.0)
 HEAD = "roi_head.bbox_head."
@@ -153,11 +153,11 @@ def _eva(*, width: int, patch: int, grid: int, depth: int, num_classes: int, glo
     )
 
 
-def eva02_saccade_fvit(pretrained: bool = False, num_classes: int = 12, global_pool: str = "token", **_: object) -> Eva:
+def eva02_foveate_fvit(pretrained: bool = False, num_classes: int = 12, global_pool: str = "token", **_: object) -> Eva:
     return _eva(width=16, patch=8, grid=4, depth=4, num_classes=num_classes, global_pool=global_pool)
 
 
-def eva02_saccade_golden(
+def eva02_foveate_golden(
     pretrained: bool = False, num_classes: int = 12, global_pool: str = "token", **_: object
 ) -> Eva:
     return _eva(width=64, patch=16, grid=4, depth=12, num_classes=num_classes, global_pool=global_pool)
@@ -165,7 +165,7 @@ def eva02_saccade_golden(
 
 def eva_clip(trunk: str, *, size: int, dim: int, seed: int = 0) -> Clip:
     """An EVA-CLIP of random weights, which timm builds by name."""
-    for one in (eva02_saccade_fvit, eva02_saccade_golden):
+    for one in (eva02_foveate_fvit, eva02_foveate_golden):
         if not is_model(one.__name__):
             register_model(one)
     vision = {"timm_model_name": trunk, "image_size": size, "timm_pool": "token", "timm_proj": None}
@@ -207,8 +207,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """A small detector of OV-COCO as its trainer writes it, and the CLIPs with and without its tower."""
     folder = tmp_path_factory.mktemp("fvit")
     torch.manual_seed(1)
-    distilled = eva_clip("eva02_saccade_fvit", size=32, dim=12, seed=1)
-    plain = eva_clip("eva02_saccade_fvit", size=32, dim=12, seed=2)
+    distilled = eva_clip("eva02_foveate_fvit", size=32, dim=12, seed=1)
+    plain = eva_clip("eva02_foveate_fvit", size=32, dim=12, seed=2)
     plain.model.text.load_state_dict(distilled.model.text.state_dict())
     for name, clip in (("distilled", distilled), ("plain", plain)):
         save_clip(clip, folder / name)
@@ -266,7 +266,7 @@ def test_a_file_becomes_a_detector_that_detects(tiny, tmp_path, capsys, squares_
 
 
 def test_the_golden_numbers_come_out_of_a_whole_file(tmp_path) -> None:
-    clip = eva_clip("eva02_saccade_golden", size=64, dim=512)
+    clip = eva_clip("eva02_foveate_golden", size=64, dim=512)
     save_clip(clip, tmp_path / "clip")
     write_as_trained(tmp_path / "fvit.pth", {**published("shapes"), **tower_as_published(clip)})
     main(["convert", str(tmp_path / "fvit.pth"), str(tmp_path / "out"), "--clip", str(tmp_path / "clip")])
@@ -279,7 +279,7 @@ def test_the_golden_numbers_come_out_of_a_whole_file(tmp_path) -> None:
 
 
 def test_a_file_of_ov_lvis_has_masks_norms_and_names_of_its_annotations(tmp_path, capsys) -> None:
-    clip = eva_clip("eva02_saccade_fvit", size=32, dim=12)
+    clip = eva_clip("eva02_foveate_fvit", size=32, dim=12)
     save_clip(clip, tmp_path / "clip")
     names = ["aerosol can", "cat", "zebra"]
     notes = {"images": [], "annotations": [], "categories": []}
@@ -311,7 +311,7 @@ def test_a_file_of_ov_lvis_has_masks_norms_and_names_of_its_annotations(tmp_path
     (tmp_path / "novel.json").write_text(json.dumps({"base": ["zebra"], "novel": ["cat", "aerosol can"]}))
     more = ["--annotations", str(tmp_path / "lvis.json"), "--novel", str(tmp_path / "novel.json"), "--size", "80"]
     more += ["--benchmark", "ov-coco", "--pretrained", str(tmp_path / "clip")]
-    other = eva_clip("eva02_saccade_fvit", size=32, dim=12, seed=9)
+    other = eva_clip("eva02_foveate_fvit", size=32, dim=12, seed=9)
     save_clip(other, tmp_path / "other")
     words = ["convert", str(tmp_path / "fvit.pth"), str(tmp_path / "two"), "--clip", str(tmp_path / "other")]
     main([*words, *more])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hostile import FORMS, MARK, plant
 
-from saccade.clip.checkpoint_file import Placeholder, read_checkpoint
-from saccade.types import InputError
+from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
+from foveate.types import InputError
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3)}
 

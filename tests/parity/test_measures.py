@@ -14,13 +14,13 @@ from published import TOLERANCE, gap, golden, uniform
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from saccade.cli.main import main
-from saccade.data.coco import read_instances
-from saccade.evaluate.detection import evaluate_detection
-from saccade.evaluate.results import read_results
-from saccade.evaluate.semantic import Confusion
-from saccade.evaluate.voc import average_precision, match_picture
-from saccade.types import LabelMap
+from foveate.cli.main import main
+from foveate.data.coco import read_instances
+from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.results import read_results
+from foveate.evaluate.semantic import Confusion
+from foveate.evaluate.voc import average_precision, match_picture
+from foveate.types import LabelMap
 
 TWELVE = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100")
 TWELVE = (*TWELVE, "AR_small", "AR_medium", "AR_large")

@@ -13,15 +13,15 @@ from original_mask2former import Odise
 from published import TOLERANCE, draw_state, gap, golden, normal, uniform
 from torch import Tensor, nn
 
-from saccade.clip.model import Clip
-from saccade.heads.panoptic.decoder import build_decoder
-from saccade.heads.panoptic.fusion import PRESETS, Words, clip_logits, fuse
-from saccade.heads.panoptic.mask2former import MaskGenerator, WordHead
-from saccade.heads.panoptic.merge import instances, panoptic_map, semantic_map
-from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder
-from saccade.heads.panoptic.odise_file import PREDICTOR, is_odise, network_of, put_odise, rename
-from saccade.heads.panoptic.product import Network
-from saccade.types import InputError
+from foveate.clip.model import Clip
+from foveate.heads.panoptic.decoder import build_decoder
+from foveate.heads.panoptic.fusion import PRESETS, Words, clip_logits, fuse
+from foveate.heads.panoptic.mask2former import MaskGenerator, WordHead
+from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
+from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder
+from foveate.heads.panoptic.odise_file import PREDICTOR, is_odise, network_of, put_odise, rename
+from foveate.heads.panoptic.product import Network
+from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

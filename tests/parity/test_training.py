@@ -20,16 +20,16 @@ from safetensors.torch import load_file
 from timm.models import is_model, register_model
 from timm.models.eva import Eva
 
-import saccade
-from saccade.clip.states import rename_eva
-from saccade.engine.checkpoint import collect
-from saccade.engine.distributed import Processes
-from saccade.engine.fit import fit
-from saccade.engine.log import Log
-from saccade.engine.optim import build_optimizer, learning_rate
-from saccade.engine.product import write_product
-from saccade.objectives.clipself import ClipSelf, count_regions, train_layers
-from saccade.types import Batch, Sample
+import foveate
+from foveate.clip.states import rename_eva
+from foveate.engine.checkpoint import collect
+from foveate.engine.distributed import Processes
+from foveate.engine.fit import fit
+from foveate.engine.log import Log
+from foveate.engine.optim import build_optimizer, learning_rate
+from foveate.engine.product import write_product
+from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
+from foveate.types import Batch, Sample
 
 WIDTH = 192
 EVA_QUERY = "visual.blocks.0.attn.q_proj.weight"  # by which the names are known to be EVA's
@@ -113,7 +113,7 @@ def train(kind: str, state: dict[str, torch.Tensor], folder: Path) -> tuple[list
     torch.save(state, folder / "weights.pt")
     config = {"model_cfg": MODELS[kind], "preprocess_cfg": {"mean": inputs.MEAN.tolist(), "std": inputs.STD.tolist()}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    student = saccade.load(str(folder), pretrained=str(folder / "weights.pt"))
+    student = foveate.load(str(folder), pretrained=str(folder / "weights.pt"))
     original = deepcopy(student)
     partly = train_layers(student)
     objective = ClipSelf(student, original, student_size=inputs.SIZE)

@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip.model import Clip
+from foveate.clip.model import Clip
 
 
 @pytest.fixture(scope="session")

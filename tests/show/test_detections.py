@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from saccade.show.detections import BASE, NOVEL, draw_detections
-from saccade.types import Detections
+from foveate.show.detections import BASE, NOVEL, draw_detections
+from foveate.types import Detections
 
 
 def found(masks=None) -> Detections:

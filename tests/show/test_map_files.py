@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade.data.coco import read_panoptic
-from saccade.data.panoptic import read_panoptic_map
-from saccade.data.pictures import read_picture, read_values
-from saccade.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
-from saccade.types import InputError, LabelMap, PanopticMap, SegmentInfo
+from foveate.data.coco import read_panoptic
+from foveate.data.panoptic import read_panoptic_map
+from foveate.data.pictures import read_picture, read_values
+from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
+from foveate.types import InputError, LabelMap, PanopticMap, SegmentInfo
 
 BIG = 3 + 256 * 2 + 65536 * 1  # the colour (3, 2, 1)
 

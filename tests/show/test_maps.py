@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from saccade.clip.text import embed_vocabulary
-from saccade.ops.resample import normalize, resize_longest
-from saccade.show.kmeans import kmeans_map, kmeans_sheet, match_labels
-from saccade.show.maps import dense_map
-from saccade.show.similarity import similarity_map, similarity_sheet
-from saccade.types import InputError
+from foveate.clip.text import embed_vocabulary
+from foveate.ops.resample import normalize, resize_longest
+from foveate.show.kmeans import kmeans_map, kmeans_sheet, match_labels
+from foveate.show.maps import dense_map
+from foveate.show.similarity import similarity_map, similarity_sheet
+from foveate.types import InputError
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saccade.show.naming import connected_parts, largest_parts, roomiest_place
+from foveate.show.naming import connected_parts, largest_parts, roomiest_place
 
 
 def flood(labels: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saccade.show.palette import class_colours, oklab, shade_colour
+from foveate.show.palette import class_colours, oklab, shade_colour
 
 
 def test_a_class_keeps_its_colour_whatever_the_vocabulary():

@@ -3,8 +3,8 @@
 from matplotlib.axes import Axes
 from PIL import Image
 
-from saccade.show.lines import new_chart, write_chart
-from saccade.show.pareto import Label, pareto_chart, write_labels
+from foveate.show.lines import new_chart, write_chart
+from foveate.show.pareto import Label, pareto_chart, write_labels
 
 
 def test_rings_and_labels(tmp_path, monkeypatch):

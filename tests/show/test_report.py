@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saccade.show.chart import Line, Scale, nice_ticks, spread, svg_chart
-from saccade.show.curves import read_losses, smooth
-from saccade.show.report import Result, write_report
-from saccade.types import InputError
+from foveate.show.chart import Line, Scale, nice_ticks, spread, svg_chart
+from foveate.show.curves import read_losses, smooth
+from foveate.show.report import Result, write_report
+from foveate.types import InputError
 
 
 def scores(top1: float | None) -> dict:
@@ -32,7 +32,7 @@ def make_result(**changes) -> Result:
         "after": evaluation(20),
         "colour": scores(9.7),
         "losses": [(1, 0.9), (2, 0.7), (3, 0.6)],
-        "command": "saccade demo --out 'a & b'",
+        "command": "foveate demo --out 'a & b'",
         "seed": 3,
         "seconds": {"distil": 61.4, "evaluate": 8.0},
         "versions": {"torch": "1.2.3"},

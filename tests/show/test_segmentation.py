@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from saccade.show.palette import class_colours
-from saccade.show.segmentation import draw_label_map, draw_panoptic
-from saccade.types import InputError, LabelMap, PanopticMap, SegmentInfo
+from foveate.show.palette import class_colours
+from foveate.show.segmentation import draw_label_map, draw_panoptic
+from foveate.types import InputError, LabelMap, PanopticMap, SegmentInfo
 
 BLUE, VERMILION = (0, 114, 178), (213, 94, 0)  # of the first two classes
 

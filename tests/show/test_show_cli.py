@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from saccade.cli.show import KMeans, Similarity, run_kmeans, run_similarity
-from saccade.clip.weights import save_clip
-from saccade.types import InputError
+from foveate.cli.show import KMeans, Similarity, run_kmeans, run_similarity
+from foveate.clip.weights import save_clip
+from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

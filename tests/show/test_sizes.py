@@ -8,10 +8,10 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from saccade.cli.main import main
-from saccade.show.lines import HEIGHT, name_ends, new_chart
-from saccade.show.sizes import Sweep, read_sweep, sizes_chart
-from saccade.types import InputError
+from foveate.cli.main import main
+from foveate.show.lines import HEIGHT, name_ends, new_chart
+from foveate.show.sizes import Sweep, read_sweep, sizes_chart
+from foveate.types import InputError
 
 
 def scores(top1: float | None) -> dict:

@@ -13,18 +13,18 @@ STATISTICS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
 # 3 x 3 patches of 8 pixels, 2 heads of 8, 4 blocks
 VIT = {"image_size": 24, "patch_size": 8, "width": 16, "head_width": 8, "layers": 4, "mlp_ratio": 2.0}
 # 4 x 4 patches of 8 pixels, 3 heads of 8, 4 blocks; rotary range 6 x 6, unlike the grid
-EVA = {"timm_model_name": "eva02_saccade_test", "image_size": 32, "timm_pool": "token", "timm_proj": None}
+EVA = {"timm_model_name": "eva02_foveate_test", "image_size": 32, "timm_pool": "token", "timm_proj": None}
 # 2 x 2 locations of 32 pixels, 256 channels in 4 heads of 64; one block that changes nothing but its input
 RN = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "head_width": 64}
 # 3 x 3 patches of 8 pixels, 3 heads of 8, 3 blocks; the rest as in open_clip's ViT-B-16-SigLIP, but for its tokenizer
-SIGLIP = {"timm_model_name": "siglip_saccade_test", "image_size": 24, "timm_pool": "map", "timm_proj": "none"}
+SIGLIP = {"timm_model_name": "siglip_foveate_test", "image_size": 24, "timm_pool": "map", "timm_proj": "none"}
 SIGLIP_TEXT = {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
 HEADS = {"vit": 2, "eva": 3, "rn": 4, "siglip": 3}
 ROTARY = 6
 FAMILIES = ("vit", "vit-quickgelu", "vit-scaled", "eva", "rn", "siglip")
 
 
-def eva02_saccade_test(pretrained: bool = False, num_classes: int = 12, global_pool: str = "token", **_: Any) -> Eva:
+def eva02_foveate_test(pretrained: bool = False, num_classes: int = 12, global_pool: str = "token", **_: Any) -> Eva:
     return Eva(
         img_size=32,
         patch_size=8,
@@ -43,7 +43,7 @@ def eva02_saccade_test(pretrained: bool = False, num_classes: int = 12, global_p
     )
 
 
-def siglip_saccade_test(
+def siglip_foveate_test(
     pretrained: bool = False, num_classes: int = 0, global_pool: str = "map", **_: Any
 ) -> VisionTransformer:
     return VisionTransformer(
@@ -61,7 +61,7 @@ def siglip_saccade_test(
 
 def register() -> None:
     """Make the two towers known to timm by name, as open_clip asks for them."""
-    for tower in (eva02_saccade_test, siglip_saccade_test):
+    for tower in (eva02_foveate_test, siglip_foveate_test):
         if not is_model(tower.__name__):
             register_model(tower)
 

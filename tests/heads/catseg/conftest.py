@@ -4,9 +4,9 @@ import pytest
 import torch
 from slow.towers import build, register
 
-from saccade.clip.model import Clip
-from saccade.heads.catseg.model import CatSeg
-from saccade.types import LabelMap, Sample
+from foveate.clip.model import Clip
+from foveate.heads.catseg.model import CatSeg
+from foveate.types import LabelMap, Sample
 
 SMALL = {
     "size": 48, "test_size": 72, "stride": 24, "window": 3, "hidden": 16, "guidance": 8, "decoder": (16, 8),

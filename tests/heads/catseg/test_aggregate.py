@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.heads.catseg.aggregate import Aggregator, ClassBlock, WindowBlock, linear_attention, windows_see
-from saccade.heads.catseg.guidance import Guidance
+from foveate.heads.catseg.aggregate import Aggregator, ClassBlock, WindowBlock, linear_attention, windows_see
+from foveate.heads.catseg.guidance import Guidance
 
 
 @pytest.mark.parametrize(

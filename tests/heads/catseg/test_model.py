@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from saccade.clip.load import load
-from saccade.clip.vocabulary import Vocabulary
-from saccade.data.world.scenes import KINDS, draw_scene
-from saccade.engine.optim import take_step
-from saccade.heads.catseg.guidance import Backbone
-from saccade.heads.catseg.model import CatSeg, pixel_loss
-from saccade.types import BadSample, Batch, InputError, LabelMap, Sample
+from foveate.clip.load import load
+from foveate.clip.vocabulary import Vocabulary
+from foveate.data.world.scenes import KINDS, draw_scene
+from foveate.engine.optim import take_step
+from foveate.heads.catseg.guidance import Backbone
+from foveate.heads.catseg.model import CatSeg, pixel_loss
+from foveate.types import BadSample, Batch, InputError, LabelMap, Sample
 
 
 def scenes(count: int) -> tuple[list[Sample], list[str]]:
@@ -55,7 +55,7 @@ def test_the_loss_falls_on_two_scenes():
     samples, names = scenes(2)
     torch.manual_seed(0)
     model = CatSeg(
-        load("saccade-small"), vocabulary=names, size=64, test_size=96, stride=32, window=4, hidden=16, guidance=16,
+        load("foveate-small"), vocabulary=names, size=64, test_size=96, stride=32, window=4, hidden=16, guidance=16,
         decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(16, 8), heads=2, layers=1, residual="token",
         is_varied=False,
     ).train()  # fmt: skip
@@ -213,7 +213,7 @@ def test_pictures_and_views_do_not_depend_on_each_other(catseg, pictures, monkey
     model = catseg().eval()
     samples, text = pictures((40, 56), (90, 30), (8, 8)), model.embed_classes(["cat", "sky", "tree", "dog", "river"])
     together = model.predict(samples, text)
-    monkeypatch.setattr("saccade.ops.argmax.MOST", 2)
+    monkeypatch.setattr("foveate.ops.argmax.MOST", 2)
     labels = model.label_maps(samples, text)
     for sample, found, one in zip(samples, together, labels, strict=True):
         (alone,) = model.predict([sample], text, at_once=1)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saccade.clip.load import load
-from saccade.clip.weights import save_clip
-from saccade.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
-from saccade.heads.product import tower_digest
-from saccade.types import Batch, InputError
+from foveate.clip.load import load
+from foveate.clip.weights import save_clip
+from foveate.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
+from foveate.heads.product import tower_digest
+from foveate.types import Batch, InputError
 
 NETWORK = Network(
     version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, longest=320, stride=32,
@@ -23,7 +23,7 @@ CLASSES = (("cat", "kitty"), ("dog",), ("sky",))
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A Cat-Seg on the small CLIP, moved away from where it began, with its folder."""
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     digest = tower_digest(clip, whole=True)
     torch.manual_seed(0)
     catseg = build_catseg(clip, NETWORK, classes=CLASSES, pretrained=False, is_varied=False).eval()
@@ -32,7 +32,7 @@ def written(tmp_path_factory):
             if parameter.requires_grad:
                 parameter += 0.01 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("catseg")
-    about = About("saccade-small", None, digest, NETWORK, CLASSES, ("bus",), {"seed": 0})
+    about = About("foveate-small", None, digest, NETWORK, CLASSES, ("bus",), {"seed": 0})
     save_catseg(catseg, folder, about)
     return catseg, folder, about
 
@@ -63,11 +63,11 @@ def test_it_can_be_trained_on(written, pictures):
 
 def test_another_clip_is_refused_and_named(written, tmp_path):
     _, folder, _ = written
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     with torch.no_grad():  # of the text tower: Cat-Seg embeds words with it
         clip.model.text_projection += 1e-3
     save_clip(clip, tmp_path / "other")
-    with pytest.raises(InputError, match="need the CLIP that the catseg was trained on, saccade-small"):
+    with pytest.raises(InputError, match="need the CLIP that the catseg was trained on, foveate-small"):
         load_catseg(folder, clip=tmp_path / "other")
 
 
@@ -109,5 +109,5 @@ def test_values_that_are_not_finite_are_refused(written, tmp_path):
 
 def test_a_folder_of_something_else_says_what_makes_one(tmp_path):
     (tmp_path / "detector.json").write_text(json.dumps({"format": 1}))
-    with pytest.raises(InputError, match=r"OUT/model of `saccade train-catseg`; catseg.json is not there"):
+    with pytest.raises(InputError, match=r"OUT/model of `foveate train-catseg`; catseg.json is not there"):
         read_about(tmp_path)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from saccade.heads.catseg.views import cut_windows, fold_average, offsets, training_view
-from saccade.ops.shortest import resize_shortest
-from saccade.types import InputError, LabelMap, Sample
+from foveate.heads.catseg.views import cut_windows, fold_average, offsets, training_view
+from foveate.ops.shortest import resize_shortest
+from foveate.types import InputError, LabelMap, Sample
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from slow.towers import build, register
 
-from saccade.clip.model import Clip
-from saccade.types import Sample, Segments
+from foveate.clip.model import Clip
+from foveate.types import Sample, Segments
 
 CONFIG = {
     "model_cfg": {

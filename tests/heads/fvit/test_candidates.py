@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.heads.fvit import candidates as module
-from saccade.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
-from saccade.types import BadSample, InputError
+from foveate.heads.fvit import candidates as module
+from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
+from foveate.types import BadSample, InputError
 
 MADE_BY = {"detector": "abc", "size": "640"}
 

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torchvision.ops import masks_to_boxes
 
-from saccade.clip.load import load
-from saccade.data.world.scenes import THINGS, draw_scene
-from saccade.engine.checkpoint import collect, restore
-from saccade.engine.optim import take_step
-from saccade.heads.fvit.cache import FeatureCache
-from saccade.heads.fvit.detector import FViT, synchronise
-from saccade.heads.fvit.inputs import IMAGENET
-from saccade.ops.resample import resize_longest, resize_longest_bilinear
-from saccade.types import BadSample, Batch, InputError, Sample, Segments
+from foveate.clip.load import load
+from foveate.data.world.scenes import THINGS, draw_scene
+from foveate.engine.checkpoint import collect, restore
+from foveate.engine.optim import take_step
+from foveate.heads.fvit.cache import FeatureCache
+from foveate.heads.fvit.detector import FViT, synchronise
+from foveate.heads.fvit.inputs import IMAGENET
+from foveate.ops.resample import resize_longest, resize_longest_bilinear
+from foveate.types import BadSample, Batch, InputError, Sample, Segments
 
 NOVEL = torch.tensor([False, False, True])
 PLAIN = {"jitter": None, "flip": False}
@@ -66,7 +66,7 @@ def scenes(count: int) -> list[Sample]:
 
 
 def test_the_loss_falls_by_half_on_two_scenes():
-    clip, samples = load("saccade-small"), scenes(2)
+    clip, samples = load("foveate-small"), scenes(2)
     is_novel = torch.tensor([kind.is_novel for kind in THINGS])
     with torch.no_grad():
         text = clip.encode_text(clip.tokenize([*(f"a photo of a {kind.name}." for kind in THINGS), "background"]))
@@ -249,7 +249,7 @@ def test_the_cache_gives_the_same_losses_fresh_and_read(tiny_clip, squares, tmp_
         model = detector(clip, cache=cache, **PLAIN)
         found.append(steps(model, optimizer_of(model), samples, range(2)))
         monkeypatch.setattr(type(clip), "features", None)  # the second time nothing may run the tower
-        monkeypatch.setattr("saccade.heads.fvit.detector.tap_width", lambda _: 32)
+        monkeypatch.setattr("foveate.heads.fvit.detector.tap_width", lambda _: 32)
     assert found[0] == found[1]
     assert abs(expected[0] - found[0][0]) < 0.02 * expected[0]  # float16; later steps draw from other proposals
     with pytest.raises(InputError, match="leave out jitter and flip"):

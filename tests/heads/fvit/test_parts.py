@@ -7,10 +7,10 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from saccade.clip.dense import dense_of_last
-from saccade.heads.fvit.anchors import Anchors
-from saccade.heads.fvit.cache import FeatureCache
-from saccade.heads.fvit.heads import (
+from foveate.clip.dense import dense_of_last
+from foveate.heads.fvit.anchors import Anchors
+from foveate.heads.fvit.cache import FeatureCache
+from foveate.heads.fvit.heads import (
     BoxHead,
     MaskHead,
     RoiSampler,
@@ -21,11 +21,11 @@ from saccade.heads.fvit.heads import (
     mask_targets,
     unit,
 )
-from saccade.heads.fvit.match import match_boxes
-from saccade.heads.fvit.pyramid import Pyramid, Tower, default_taps, pyramid_strides, tap_width
-from saccade.heads.fvit.roi import choose_levels, pool_levels
-from saccade.heads.fvit.rpn import Rpn
-from saccade.types import InputError
+from foveate.heads.fvit.match import match_boxes
+from foveate.heads.fvit.pyramid import Pyramid, Tower, default_taps, pyramid_strides, tap_width
+from foveate.heads.fvit.roi import choose_levels, pool_levels
+from foveate.heads.fvit.rpn import Rpn
+from foveate.types import InputError
 
 
 def test_anchors_of_patches_of_14_are_not_rounded():

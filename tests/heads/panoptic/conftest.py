@@ -9,10 +9,10 @@ import torch
 from slow.towers import build, register
 from torchvision.ops import masks_to_boxes
 
-from saccade.clip.model import Clip
-from saccade.data.world.scenes import KINDS, draw_scene
-from saccade.heads.panoptic.decoder import MaskDecoder, build_decoder
-from saccade.types import Sample, Segments
+from foveate.clip.model import Clip
+from foveate.data.world.scenes import KINDS, draw_scene
+from foveate.heads.panoptic.decoder import MaskDecoder, build_decoder
+from foveate.types import Sample, Segments
 
 CONFIG = {
     "model_cfg": {

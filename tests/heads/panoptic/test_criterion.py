@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from saccade.heads.panoptic.criterion import Target, Weights, mask_losses, match, sample
-from saccade.ops.assign import assign
+from foveate.heads.panoptic.criterion import Target, Weights, mask_losses, match, sample
+from foveate.ops.assign import assign
 
 WEIGHTS = Weights(points=64)
 

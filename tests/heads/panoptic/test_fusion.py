@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.clip.load import load
-from saccade.clip.vocabulary import Vocabulary
-from saccade.heads.panoptic.fusion import (
+from foveate.clip.load import load
+from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.panoptic.fusion import (
     PRESETS,
     Shares,
     Words,
@@ -21,7 +21,7 @@ from saccade.heads.panoptic.fusion import (
     seen_classes,
     touched_patches,
 )
-from saccade.types import InputError
+from foveate.types import InputError
 
 P, Q, SEEN = torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([True, False, False])
 # e^g of the classes adds up to 1, so a null column of log(1/3) has a quarter of 4/3
@@ -92,7 +92,7 @@ def test_a_class_is_seen_by_any_of_its_words():
 
 
 def test_words_are_embedded_each_by_itself():
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     words = embed_words(clip, Vocabulary((("circle", "disc"), ("star",))))
     alone = clip.encode_text(clip.tokenize(["a photo of a disc."]))
     assert words.owner.tolist() == [0, 0, 1] and words.count == 2

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from saccade.clip.load import load
-from saccade.data.world.scenes import KINDS
-from saccade.heads.panoptic.criterion import Weights
-from saccade.heads.panoptic.decoder import LibraryEncoder, MaskDecoder, TowerEncoder, build_decoder, read_library
-from saccade.heads.panoptic.fusion import Words
-from saccade.heads.panoptic.mask2former import MaskGenerator, of_picture
-from saccade.ops.jitter import no_jitter
-from saccade.types import BadSample, Batch, InputError
+from foveate.clip.load import load
+from foveate.data.world.scenes import KINDS
+from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.panoptic.decoder import LibraryEncoder, MaskDecoder, TowerEncoder, build_decoder, read_library
+from foveate.heads.panoptic.fusion import Words
+from foveate.heads.panoptic.mask2former import MaskGenerator, of_picture
+from foveate.ops.jitter import no_jitter
+from foveate.types import BadSample, Batch, InputError
 
 NOVEL = torch.tensor([kind.is_novel for kind in KINDS])
 PLAIN = {"jitter": None, "flip": False, "weights": Weights(points=256)}
@@ -35,7 +35,7 @@ def generator_of(clip, decoder: MaskDecoder, *, words: bool, **settings) -> Mask
 
 @pytest.mark.parametrize("words", [False, True])
 def test_the_loss_falls_on_two_scenes_and_the_tower_stays(tiny_decoder, scenes, words):
-    clip, samples = load("saccade-small"), scenes(2)
+    clip, samples = load("foveate-small"), scenes(2)
     before = {name: one.clone() for name, one in clip.state_dict().items()}
     model = generator_of(clip, tiny_decoder(), words=words, size=96)
     optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.05), lr=3e-3)

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.heads.panoptic.merge import instances, panoptic_map, semantic_map
-from saccade.ops.paste import decode_masks
-from saccade.types import PanopticMap
+from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
+from foveate.ops.paste import decode_masks
+from foveate.types import PanopticMap
 
 THING, STUFF = 0, 1
 IS_THING = torch.tensor([True, False])

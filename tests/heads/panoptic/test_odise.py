@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from tiny_models import diffusion, write_diffusion
 from torch import nn
 
-from saccade.cli.main import main
-from saccade.data.world.write import WorldSize, write_world
-from saccade.heads.panoptic import odise
-from saccade.heads.panoptic.criterion import Weights
-from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
-from saccade.types import Batch, InputError
+from foveate.cli.main import main
+from foveate.data.world.write import WorldSize, write_world
+from foveate.heads.panoptic import odise
+from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.panoptic.mask2former import MaskGenerator
+from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
+from foveate.types import Batch, InputError
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
-needs_diffusers = pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers, which is not installed (saccade[seg])")
+needs_diffusers = pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers, which is not installed")
 
 
 class Block(nn.Module):
@@ -140,7 +140,7 @@ def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
 
 @pytest.mark.skipif(HAS_DIFFUSERS, reason="diffusers is installed")
 def test_without_diffusers_it_says_what_to_install(tiny_clip, tmp_path):
-    with pytest.raises(InputError, match=r"needs diffusers .*saccade\[seg\]"):
+    with pytest.raises(InputError, match=r"needs diffusers .*foveate\[seg\]"):
         read_odise(tmp_path, tiny_clip())
 
 

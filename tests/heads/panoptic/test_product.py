@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saccade.clip.load import load
-from saccade.clip.vocabulary import Vocabulary
-from saccade.heads.panoptic.criterion import Weights
-from saccade.heads.panoptic.fusion import embed_words
-from saccade.heads.panoptic.mask2former import MaskGenerator
-from saccade.heads.panoptic.product import (
+from foveate.clip.load import load
+from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.panoptic.fusion import embed_words
+from foveate.heads.panoptic.mask2former import MaskGenerator
+from foveate.heads.panoptic.product import (
     About,
     Class,
     Network,
@@ -25,8 +25,8 @@ from saccade.heads.panoptic.product import (
     read_about,
     save_generator,
 )
-from saccade.heads.product import tower_digest
-from saccade.types import Batch, InputError
+from foveate.heads.product import tower_digest
+from foveate.types import Batch, InputError
 
 CLASSES = (
     Class(("ball", "sphere"), True, "base"),
@@ -41,7 +41,7 @@ NETWORK = Network(
 
 
 def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerator, About]:
-    clip = load("saccade-small")
+    clip = load("foveate-small")
     tower = tower_digest(clip, whole=words)
     vocabulary = Vocabulary(tuple(one.words for one in CLASSES))
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
         flip=False,
     )
     about = About(
-        model="saccade-small",
+        model="foveate-small",
         pretrained=None,
         tower=tower,
         frozen=frozen_digest(encoder),
@@ -143,7 +143,7 @@ def test_damage_is_told(tmp_path: Path):
     assert "is (5, 32) instead of (6, 32)" in said({"network": {**good["network"], "queries": 6}})
     assert "embeddings of 1 base classes" in said({"classes": good["classes"][:2]})
     assert "need the CLIP that the generator was trained on" in said({"tower": "0"})
-    with pytest.raises(InputError, match="saccade train-panoptic"):
+    with pytest.raises(InputError, match="foveate train-panoptic"):
         read_about(tmp_path)
     path.write_text(json.dumps(good))
     weights = tmp_path / "g/generator.safetensors"

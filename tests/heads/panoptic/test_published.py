@@ -11,14 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import MEAN, STD, write_masks
 
-from saccade.clip.vocabulary import Vocabulary
-from saccade.heads.panoptic.described import describe, is_published
-from saccade.heads.panoptic.fusion import PRESETS, Shares
-from saccade.heads.panoptic.merge import instances, panoptic_map, semantic_map
-from saccade.heads.panoptic.published import ClassMap, match_classes, read_published
-from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
-from saccade.ops.shortest import resize_shortest, shortest_size
-from saccade.types import InputError, Sample
+from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.panoptic.described import describe, is_published
+from foveate.heads.panoptic.fusion import PRESETS, Shares
+from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
+from foveate.heads.panoptic.published import ClassMap, match_classes, read_published
+from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.ops.shortest import resize_shortest, shortest_size
+from foveate.types import InputError, Sample
 
 NAMES = ("ball", "star", "tree-merged", "sky, heaven", "zebra", "sea")
 RULE = {"min_score": 0.6, "overlap": 0.02}  # masks of random weights lie all over each other
@@ -140,7 +140,7 @@ def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
-    from saccade.heads.panoptic.fusion import Words
+    from foveate.heads.panoptic.fusion import Words
 
     write_masks(tmp_path, NAMES, monkeypatch)
     own, clip = read_published(tmp_path), tiny_clip()

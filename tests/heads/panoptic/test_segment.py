@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saccade.clip.vocabulary import Vocabulary
-from saccade.heads.panoptic.decoder import TowerEncoder
-from saccade.heads.panoptic.fusion import PRESETS, Words, clip_logits, seen_classes
-from saccade.heads.panoptic.mask2former import MaskGenerator, Proposals
-from saccade.heads.panoptic.segment import Asked, PanopticSegmenter
-from saccade.types import Batch, InputError
+from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.panoptic.decoder import TowerEncoder
+from foveate.heads.panoptic.fusion import PRESETS, Words, clip_logits, seen_classes
+from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
+from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.types import Batch, InputError
 
 K = 3
 

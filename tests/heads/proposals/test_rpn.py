@@ -6,13 +6,13 @@ import open_clip
 import pytest
 import torch
 
-from saccade.clip.model import Clip
-from saccade.data.splits import IGNORED, OBJECT
-from saccade.engine.optim import build_optimizer, take_step
-from saccade.heads.proposals.pyramid import ConvPyramid, TowerPyramid
-from saccade.heads.proposals.rpn import Proposer, _mirror, best_boxes, count_pictures, leave_out_crowds
-from saccade.ops.boxes import boxes_on_input, boxes_on_picture
-from saccade.types import BadSample, Batch, InputError, Sample, Segments
+from foveate.clip.model import Clip
+from foveate.data.splits import IGNORED, OBJECT
+from foveate.engine.optim import build_optimizer, take_step
+from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
+from foveate.heads.proposals.rpn import Proposer, _mirror, best_boxes, count_pictures, leave_out_crowds
+from foveate.ops.boxes import boxes_on_input, boxes_on_picture
+from foveate.types import BadSample, Batch, InputError, Sample, Segments
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 CONFIG = {

@@ -1,0 +1,72 @@
+"""`foveate world`: render the embedded world as a COCO-format data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class World:
+    """Render the world: scenes of textured things over stuff, written as COCO writes its data.
+
+    The folder then serves as --data everywhere a COCO root does. The same flags give the same bytes; a folder that is
+    already complete is left as it is.
+    """
+
+    folder: Positional[Path]
+    """Where to write; new, empty, or holding this very world."""
+    train: int = 1000
+    """Scenes to train on (train2017/)."""
+    val: int = 300
+    """Scenes to tune on (val2017/)."""
+    test: int = 300
+    """Scenes to report on (test2017/), from a random stream of their own."""
+    pairs: int = 0
+    """64 px pictures with captions for pretraining (pairs/*.tar); the shipped small CLIP saw 60000."""
+    seed: int = 0
+    """Determines every byte, together with the numbers above."""
+    processes: int = 2
+    """Processes that draw; the bytes do not depend on it."""
+
+
+def run(config: World) -> None:
+    """Write the world, with a progress bar.
+
+    Raises:
+        InputError: a negative number, or the folder is a file or holds something else.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from foveate.data.world.write import WorldSize, write_world
+    from foveate.errors import InputError
+
+    size = WorldSize(train=config.train, val=config.val, test=config.test, pairs=config.pairs, seed=config.seed)
+    if min(config.train, config.val, config.test, config.pairs, config.seed) < 0 or config.processes < 1:
+        raise InputError(f"world: need counts and a seed of 0 or above, and at least one process; got {config}.")
+    _check_folder(config.folder)
+    with Progress("drawing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task("", total=config.train + config.val + config.test + config.pairs)
+        write_world(
+            config.folder, size, processes=config.processes, progress=lambda done, _: bar.update(task, completed=done)
+        )
+    print(
+        f"{config.folder}: {config.train} train, {config.val} val and {config.test} test scenes, {config.pairs} pairs"
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a file in the folder's place, and a folder whose note of what it holds is damaged."""
+    import json
+
+    from foveate.errors import InputError
+
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: need a folder for the world; this is a file. Name another.")
+    for note in (folder / "world.json", folder / "world.partial"):
+        try:
+            parameters = json.loads(note.read_bytes()) if note.exists() else {}
+        except ValueError:
+            parameters = None
+        if not isinstance(parameters, dict):
+            raise InputError(f"{note}: need the parameters of a world in JSON; the file is damaged. Delete {folder}.")

@@ -1,0 +1,192 @@
+"""Descriptions of models, open_clip's `open_clip_config.json`: read, checked, built; and what is not built here.
+
+Nothing is imported because a name stands in a description, and nothing fetched but tokenizers of open_clip's own list.
+Absent: where a description comes from
+(`foveate.clip.load`), Hugging Face's descriptions (`foveate.clip.hf.read`) and weights (`foveate.clip.states`).
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from timm.layers.mlp import Mlp
+from torch import nn
+
+from foveate.errors import InputError, listed
+
+CONFIG_FILE = "open_clip_config.json"
+GELUS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}  # exact, and the approximation SigLIP was trained with
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json")
+_TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens"}
+_MOST_LAYERS = 1000
+_STATISTICS = ("mean", "std", "interpolation", "resize_mode")
+
+Module = open_clip.CLIP | open_clip.CustomTextCLIP
+
+
+def describe_architecture(name: str) -> dict[str, Any] | None:
+    """Describe an architecture of open_clip's list, or None where it has no such name.
+
+    The statistics are those of its published weights where all of those agree (SigLIP's are not OpenAI's).
+    """
+    model = open_clip.get_model_config(name) if ":" not in name else None
+    if model is None:
+        return None
+    published = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    used = [{key: to_json(one[key]) for key in _STATISTICS if key in one} for one in published]
+    agreed = used[0] if used and all(one == used[0] for one in used) else {}
+    statistics = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD), **agreed}
+    return {"model_cfg": model, "preprocess_cfg": statistics}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read and check open_clip's description of a model.
+
+    Returns:
+        {"model_cfg": ..., "preprocess_cfg": {"mean", "std", ...}}, and "foveate" where it has what only Foveate knows.
+        A Hugging Face tokenizer it names is the one in its own folder; where none lies there, one of the names that
+        open_clip's own list has stays, and is fetched when texts are first turned into tokens.
+
+    Raises:
+        InputError: it cannot be read, or is not such a description.
+    """
+    config = read_json(path, what="open_clip's description of a model")
+    model = config.get("model_cfg")
+    if not isinstance(model, dict) or not all(
+        isinstance(model.get(f"{kind}_cfg"), dict) for kind in ("vision", "text")
+    ):
+        raise InputError(f"{path}: need model_cfg with embed_dim, vision_cfg and text_cfg, as open_clip writes it.")
+    statistics = config.get("preprocess_cfg") or {}
+    if not isinstance(statistics, dict):
+        raise InputError(f"{path}: preprocess_cfg must be a dictionary; got {statistics!r}.")
+    statistics.setdefault("mean", list(open_clip.OPENAI_DATASET_MEAN))
+    statistics.setdefault("std", list(open_clip.OPENAI_DATASET_STD))
+    check_statistics(statistics, path)
+    tokenizer = model["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and (holds_tokenizer(path.parent) or tokenizer not in published_tokenizers()):
+        model["text_cfg"]["hf_tokenizer_name"] = str(path.parent.resolve())  # a name that only a file holds is no name
+    ignored = [key for key in config if key not in ("model_cfg", "preprocess_cfg", "foveate")]
+    if ignored:
+        print(f"{path}: ignored, since neither open_clip nor Foveate knows them: {listed(ignored)}", file=sys.stderr)
+    known = {"foveate": config["foveate"]} if isinstance(config.get("foveate"), dict) else {}
+    return {"model_cfg": model, "preprocess_cfg": statistics, **known}
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether the files of a Hugging Face tokenizer lie in a folder."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def published_tokenizers() -> set[str]:
+    """The Hugging Face tokenizers that open_clip's own list of architectures names."""
+    models = [open_clip.get_model_config(name) or {} for name in open_clip.list_models()]
+    return {name for one in models if isinstance(name := one.get("text_cfg", {}).get("hf_tokenizer_name"), str)}
+
+
+def read_json(path: Path, *, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds a dictionary.
+
+    Args:
+        path: of the file.
+        what: it is needed as, for the message.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: need {what}; could not read it ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: need {what}, a dictionary; got a {type(content).__name__} (need model_cfg in it).")
+    return content
+
+
+def check_statistics(statistics: dict[str, Any], path: Path) -> None:
+    """Refuse a "mean" or "std" that is not three numbers, or a "std" that is not above zero."""
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        values = statistics[key]
+        if not (isinstance(values, list) and len(values) == 3 and all(_is_above(value, least) for value in values)):
+            raise InputError(f"{path}: {key} must be three numbers, one a channel, above {least}; got {values!r}.")
+
+
+def refusal(model: dict[str, Any]) -> str | None:
+    """Say what in a description cannot be built here, or None; in particular what would be fetched by a name in it.
+
+    Args:
+        model: the "model_cfg" of a description.
+    """
+    trunk, text = model["vision_cfg"].get("timm_model_name") or "", model["text_cfg"]
+    if ":" in trunk or "/" in trunk:
+        return f"its image tower would be fetched from {trunk}"
+    if text.get("hf_model_name"):
+        return "its text tower would be fetched from the Hugging Face hub"
+    towers = [model["vision_cfg"].get("layers", 12), text.get("layers", 12)]
+    counts = [layers for one in towers for layers in (one if isinstance(one, list) else [one])]
+    if not all(type(layers) is int and 0 < layers <= _MOST_LAYERS for layers in counts):
+        return f"it needs 1 to {_MOST_LAYERS} layers; it has {towers}"
+    if "multimodal_cfg" in model:
+        return "it is a captioning model (CoCa), which pools by attention"
+    settings = text.get("tokenizer_kwargs", {})
+    if not isinstance(settings, dict) or not settings.keys() <= _TOKENIZER_SETTINGS:
+        return f"its tokenizer has settings that are not open_clip's: {settings!r}"
+    return None
+
+
+def build(config: dict[str, Any], *, name: str, seed: int | None) -> Module:
+    """Build the open_clip module a description asks for, with random numbers, reading nothing from the network.
+
+    Args:
+        config: a description as `read_config` returns it.
+        name: the model's, for the message.
+        seed: of the random numbers; None draws from torch's global generator.
+
+    Raises:
+        InputError: the description is refused, or open_clip cannot build it.
+    """
+    model = to_json(config["model_cfg"])  # a copy: open_clip's constructors and we change it
+    reason = refusal(model)
+    if reason is not None:
+        raise InputError(f"{name}: this model is not supported: {reason}. Use a CLIP with both towers of open_clip.")
+    model["vision_cfg"]["timm_model_pretrained"] = False
+    kind = open_clip.CustomTextCLIP if model.pop("custom_text", False) else open_clip.CLIP
+    try:
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            module = kind(**model)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError, AttributeError) as error:
+        raise InputError(f"{name}: its description is not one open_clip can build ({error}).") from error
+    act = config.get("foveate", {}).get("trunk_act")
+    if act is not None:
+        _set_trunk_act(module.visual, act, name)
+    return module
+
+
+def build_empty(config: dict[str, Any], *, name: str) -> Module:
+    """Build a description's module without memory for its weights, to ask for names and shapes; as `build`."""
+    with torch.device("meta"):
+        return build(config, name=name, seed=None)
+
+
+def to_json(content: Any) -> Any:
+    """What JSON would give back: a deep copy, with tuples as lists."""
+    return json.loads(json.dumps(content))
+
+
+def _set_trunk_act(visual: nn.Module, act: Any, name: str) -> None:
+    """Give a timm trunk the activation it was trained with, which open_clip's description has no word for."""
+    if not isinstance(act, str) or act not in GELUS:
+        raise InputError(f'{name}: "trunk_act" must be one of {", ".join(GELUS)}; got {act!r}.')
+    for module in visual.modules():
+        if isinstance(module, Mlp):
+            module.act = nn.GELU(approximate=GELUS[act])
+
+
+def _is_above(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > least

@@ -1,0 +1,99 @@
+"""Layouts in which CLIP weights are published, and open_clip's names for what is in them.
+
+A layout is told from the names of the tensors alone. Absent: reading of files (`foveate.clip.states`), Hugging Face's
+names (`foveate.clip.hf.names`), and the heads of detectors and segmenters, which belong to their own importers.
+"""
+
+import sys
+
+import open_clip
+import torch
+from open_clip.model import convert_to_custom_text_state_dict
+from torch import Tensor
+
+from foveate.clip.describe import Module
+from foveate.clip.hf.names import from_huggingface, is_huggingface
+from foveate.clip.states import drop_derived, rename_eva
+from foveate.types import InputError
+
+SETTINGS = {"input_resolution", "context_length", "vocab_size"}  # OpenAI keeps these numbers among the tensors
+_DETECTOR = "backbone.visual."  # where F-ViT keeps CLIP's image tower
+_TOWERS = ("conv1.weight", "patch_embed.proj.weight", "trunk.patch_embed.proj.weight")  # of one saved by itself
+_HF_TOWER = "embeddings.patch_embedding.weight"  # likewise, by transformers
+_SCALE = "text.logit_scale"  # where EVA-CLIP's trainers keep the scale
+
+
+def name_weights(state: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Give the weights of a CLIP open_clip's names, whoever wrote them.
+
+    Args:
+        state: as a file has it: of open_clip, OpenAI, EVA-CLIP, the trainers of CLIPSelf, CLIM, DeCLIP, DenseVLM and
+            FineCLIP, transformers, or an F-ViT detector, of which the image tower is taken.
+        source: the file, to say on stderr what of a detector is left out.
+
+    Returns:
+        The same tensors, without those that every model computes again.
+    """
+    state = drop_derived({key: value for key, value in state.items() if key not in SETTINGS})
+    if any(key.startswith(_DETECTOR) for key in state):
+        state = _image_tower(state, source)
+    elif _HF_TOWER in state:
+        state = {f"vision_model.{key}": value for key, value in state.items()}
+    elif any(key in state for key in _TOWERS):
+        state = {f"visual.{key}": value for key, value in state.items()}
+    if _SCALE in state and ("logit_scale" not in state or torch.equal(state["logit_scale"], state[_SCALE])):
+        state = {"logit_scale": state[_SCALE]} | {key: value for key, value in state.items() if key != _SCALE}
+    return from_huggingface(state) if is_huggingface(state) else rename_eva(state)
+
+
+def fit_names(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
+    """Put the text tower's weights where a model has them, and scales in its form: both are conventions."""
+    if isinstance(model, open_clip.CustomTextCLIP):
+        state = convert_to_custom_text_state_dict(state)
+    elif not any(key.startswith("transformer.") for key in state):
+        twice = [key for key in state if key.startswith("text.") and key.removeprefix("text.") in state]
+        if twice:
+            raise InputError(f"need each tensor once; the file has {twice[0]} and {twice[0].removeprefix('text.')}.")
+        state = {key.removeprefix("text."): value for key, value in state.items()}
+    fitted = dict(state)
+    for key, value in model.state_dict().items():
+        if key.startswith("logit_") and key in state and state[key].numel() == value.numel() == 1:
+            fitted[key] = state[key].reshape(value.shape)
+    return fitted
+
+
+def is_image_tower(state: dict[str, Tensor]) -> bool:
+    """Whether there is nothing but an image tower."""
+    return bool(state) and all(key.startswith("visual.") for key in state)
+
+
+def join_towers(image: dict[str, Tensor], text: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Complete an image tower with the text tower and the scale of another CLIP.
+
+    Args:
+        image: of the tower, with open_clip's names.
+        text: of a whole CLIP; its image tower is not used.
+        source: the image tower's file, for the message.
+
+    Raises:
+        InputError: the first has a text tower itself.
+    """
+    texts = {key: value for key, value in text.items() if not key.startswith("visual.")}
+    double = [key for key in texts if key in image and not key.startswith("logit_")]
+    if double:
+        raise InputError(
+            f"{source}: need an image tower alone where a text tower is taken from another CLIP; this file has its "
+            f"own, {len(double)} tensors, first {double[0]!r}. Load it without text_from (--text-from)."
+        )
+    return texts | image
+
+
+def _image_tower(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    tower = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith(_DETECTOR)}
+    others = sorted({key.split(".")[0] for key in state if not key.startswith(_DETECTOR)})
+    print(
+        f"{source}: a detector; the {len(tower)} tensors under {_DETECTOR} are read as CLIP's image tower, the other "
+        f"{len(state) - len(tower)} are not ({', '.join(others)}).",
+        file=sys.stderr,
+    )
+    return tower

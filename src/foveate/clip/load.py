@@ -1,0 +1,290 @@
+"""From a name, a folder or a file to a `Clip` with its weights: which architecture, which statistics, which file.
+
+Only an open_clip tag and "hf-hub:ORG/NAME" download, and the tokenizers that open_clip's own list names (SigLIP's),
+when a text is first asked for; nothing is fetched because some other name stands in a file. Absent: what a
+description means (`foveate.clip.describe`, `foveate.clip.hf.read`), reading of weights files
+(`foveate.clip.states`) and writing of models (`foveate.clip.weights`).
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor
+
+from foveate.clip.describe import CONFIG_FILE, Module, build, build_empty, describe_architecture, holds_tokenizer
+from foveate.clip.describe import read_config as read_config
+from foveate.clip.hf.read import HF_CONFIG_FILE, check_image_tower, describe_huggingface
+from foveate.clip.layouts import SETTINGS, fit_names, is_image_tower, join_towers, name_weights
+from foveate.clip.model import Clip
+from foveate.clip.recognise import recognise
+from foveate.clip.states import check_state, file_kind, put_state, read_state
+from foveate.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
+from foveate.types import InputError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+SMALL = "foveate-small"  # the small CLIP shipped in clip/small
+_SMALL_FOLDER = Path(__file__).parent / "small"
+_WEIGHTS = (  # in a folder, the first of these
+    WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    HF_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+_IMAGE_TOWER = (
+    "{source}: need a whole CLIP; this is an image tower alone, {count} tensors, first {first!r}. Name the CLIP it "
+    "was trained with, whose text tower completes it: load(FILE, text_from=CLIP), "
+    "foveate convert FILE OUT --text-from CLIP."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a name stands for."""
+
+    name: str  # for messages; of the architecture where a file was recognised
+    config: dict[str, Any]
+    weights: Path | None = None  # a file, or a folder in which one lies
+    state: dict[str, Tensor] | None = None  # what is in that file, where it had to be read already
+
+
+def load(
+    name: str | Path,
+    pretrained: str | Path | None = None,
+    *,
+    text_from: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    seed: int | None = None,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+) -> Clip:
+    """Build a CLIP and fill it with weights.
+
+    Args:
+        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"); "foveate-small"; a folder in open_clip's
+            layout ("local-dir:FOLDER" too) or in Hugging Face transformers' (CLIPModel, SiglipModel);
+            "hf-hub:ORG/NAME", which downloads one; or a weights file alone, whose architecture is recognised.
+        pretrained: a weights file or a folder as above, or an open_clip tag of that architecture (downloaded). None
+            takes the folder's or the shipped weights; an architecture is then filled with random numbers, and says so.
+        text_from: where the weights are of an image tower alone (or of an F-ViT detector), the CLIP it was trained
+            with, whose text tower and scale complete it: as `name`, or where an architecture is given with
+            `pretrained`, as that.
+        device: where it goes.
+        precision: of all weights and of the arithmetic.
+        seed: of the random numbers; None draws from torch's global generator.
+        allow_missing: keep random numbers where the file has no weights, and say on stderr where.
+        allow_extra: pass over weights the model has no place for, and say so on stderr.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        InputError: unknown name or tag, weights of another architecture, damaged or unsafe files, unsupported towers.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: need one that is here; got {device} and no GPU can be used. Take cpu.")
+    found, model = load_module(
+        name,
+        pretrained=pretrained,
+        text_from=text_from,
+        seed=seed,
+        allow_missing=allow_missing,
+        allow_extra=allow_extra,
+    )
+    clip = Clip(model, name=found.name, config=found.config)
+    if found.weights is None:
+        warning = f"{name}: no pretrained weights were given, so it is filled with RANDOM numbers. Pass pretrained=..."
+        print(warning, file=sys.stderr)
+    known = clip.config.get("foveate", {})
+    if "pad" not in known and known.keys() & {"alpha", "windows", "gates"}:
+        print(f"{name}: does not say how its training padded images; black is taken (zeros before 2026-11-29).",
+              file=sys.stderr)  # fmt: skip
+    if clip.gates is not None:
+        print(f"{name}: has gates of attention heads, which the dense head values3 alone reads.", file=sys.stderr)
+    return clip.to(device, getattr(torch, precision)).eval()
+
+
+def load_module(
+    name: str | Path,
+    *,
+    pretrained: str | Path | None = None,
+    text_from: str | Path | None = None,
+    seed: int | None = None,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+) -> tuple[Found, Module]:
+    """Build and fill the open_clip module alone, of any tower; the arguments are `load`'s."""
+    if text_from is not None:
+        found = _find_towers(str(name), None if pretrained is None else str(pretrained), str(text_from))
+    else:
+        found = _find(str(name))
+        if pretrained is not None:
+            found = _with_weights(found, str(pretrained))
+    if found.weights is None:
+        return found, build(found.config, name=found.name, seed=seed)
+    empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
+    source = _file_in(found.weights) if found.weights.is_dir() else found.weights
+    state = found.state
+    if state is None:
+        state, openai = _read_named(source)
+        _check_activation(found, source, openai=openai, tag=pretrained is not None and not Path(pretrained).exists())
+    if is_image_tower(state) and not allow_missing:
+        raise InputError(_IMAGE_TOWER.format(source=source, count=len(state), first=next(iter(state))))
+    state = fit_names(state, empty)
+    check_state(empty, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
+    model = build(found.config, name=found.name, seed=seed)
+    put_state(model, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
+    return found, model
+
+
+def read_named(path: Path) -> dict[str, Tensor]:
+    """Read a weights file and give its tensors open_clip's names, whoever wrote it."""
+    return _read_named(path)[0]
+
+
+def _read_named(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Also say whether the file is OpenAI's own, all of whose models were trained with quick_gelu."""
+    state = read_state(path)
+    openai = file_kind(path) == "torchscript" or state.keys() >= SETTINGS
+    return name_weights(state, source=str(path)), openai
+
+
+def _check_activation(found: Found, source: Path, *, openai: bool, tag: bool) -> None:
+    """Weights do not show which activation they were trained with: refuse what is known to be wrong, tell the rest."""
+    if found.config["model_cfg"].get("quick_gelu"):
+        return
+    if openai:
+        raise InputError(
+            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks, and would be a little wrong without. "
+            "Load the file by its name alone, or into the architecture whose name ends in -quickgelu."
+        )
+    twin = f"{found.name}-quickgelu"
+    if not tag and describe_architecture(found.name) is not None and describe_architecture(twin) is not None:
+        print(
+            f"{source}: these weights would fit {twin} as well, and do not tell which activation they were trained "
+            f"with. {found.name} was named, so GELU is taken; weights that go back to OpenAI's need {twin}.",
+            file=sys.stderr,
+        )
+
+
+def _find_towers(name: str, pretrained: str | None, text_from: str) -> Found:
+    """Find an image tower and the CLIP whose text tower completes it."""
+    whole = _find(text_from) if pretrained is None else _with_weights(_find(name), text_from)
+    if whole.weights is None:
+        raise InputError(f"text_from: need a CLIP with weights; {text_from} names an architecture. Give a file of it.")
+    tower = Path(pretrained or name)
+    if not tower.exists():
+        raise InputError(f"{tower}: need a weights file or a folder with the image tower; there is none here.")
+    if tower.is_dir():
+        check_image_tower(tower, quick_gelu=bool(whole.config["model_cfg"].get("quick_gelu")))
+        tower = _file_in(tower)
+    texts = whole.state
+    if texts is None:
+        source = _file_in(whole.weights) if whole.weights.is_dir() else whole.weights
+        texts, openai = _read_named(source)
+        _check_activation(whole, source, openai=openai, tag=False)
+    state = join_towers(read_named(tower), texts, source=str(tower))
+    return Found(whole.name, whole.config, tower, state)
+
+
+def _find(name: str) -> Found:
+    """Find the description of a model and, where it lies in a folder or a file, its weights."""
+    architecture = describe_architecture(name.replace("/", "-"))
+    if architecture is not None:
+        return Found(name, architecture)
+    if name == SMALL:
+        return Found(name, read_config(_SMALL_FOLDER / CONFIG_FILE), _SMALL_FOLDER)
+    if name.startswith("hf-hub:"):
+        return _find_in(_download(name.removeprefix("hf-hub:")), name)
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        return _find_in(path, name)
+    if path.is_file():
+        return _recognise(path)
+    names = [SMALL, *open_clip.list_models()]
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [SMALL, "EVA02-B-16", "ViT-B-16", "ViT-L-14"]
+    raise InputError(
+        f"model: {name!r} is neither an open_clip architecture, nor a folder with {CONFIG_FILE} or {HF_CONFIG_FILE}, "
+        f"nor a weights file. Did you mean {', '.join(near)}?"
+    )
+
+
+def _find_in(folder: Path, name: str) -> Found:
+    if (folder / CONFIG_FILE).is_file():
+        return Found(name, read_config(folder / CONFIG_FILE), folder)
+    if (folder / HF_CONFIG_FILE).is_file():
+        return Found(name, describe_huggingface(folder), folder)
+    raise InputError(
+        f"{folder}: need {CONFIG_FILE} (open_clip's) or {HF_CONFIG_FILE} (transformers') in this folder; "
+        "there is neither. Give a weights file to have its architecture recognised."
+    )
+
+
+def _recognise(path: Path) -> Found:
+    """Find the architecture of a weights file: described beside it, or told from its content."""
+    if path.name in _WEIGHTS and any((path.parent / beside).is_file() for beside in (CONFIG_FILE, HF_CONFIG_FILE)):
+        return Found(str(path), _find_in(path.parent, str(path)).config, path)
+    state, openai = _read_named(path)
+    if is_image_tower(state):
+        raise InputError(_IMAGE_TOWER.format(source=path, count=len(state), first=next(iter(state))))
+    described = {SMALL: read_config(_SMALL_FOLDER / CONFIG_FILE)}
+    described |= {one: config for one in open_clip.list_models() if (config := describe_architecture(one))}
+    name = recognise(state, described, source=str(path), quick_gelu=True if openai else None)
+    return Found(name, described[name], path, state)
+
+
+def _file_in(folder: Path) -> Path:
+    """The weights file of a folder."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder}: need weights in this folder, one of {', '.join(_WEIGHTS)}; there are none.")
+
+
+def _with_weights(found: Found, pretrained: str) -> Found:
+    """Take a file, a folder or an open_clip tag for the weights; a tag also sets the statistics it was trained with."""
+    path = Path(pretrained)
+    if path.exists():
+        if path.is_dir() and holds_tokenizer(path):
+            text = found.config["model_cfg"]["text_cfg"]
+            text |= {"hf_tokenizer_name": str(path.resolve())} if text.get("hf_tokenizer_name") else {}
+        return Found(found.name, found.config, path)
+    name, config = found.name, found.config
+    described = get_pretrained_cfg(name.replace("/", "-"), pretrained)
+    if not described:
+        tags = list_pretrained_tags_by_model(name.replace("/", "-"))
+        raise InputError(
+            f"pretrained: {pretrained!r} is neither a file nor a tag of {name}. Tags: {', '.join(tags) or 'none'}."
+        )
+    if bool(described.get("quick_gelu")) != bool(config["model_cfg"].get("quick_gelu")):
+        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+        raise InputError(f"pretrained: {pretrained!r} was trained with the other activation; use the model {other!r}.")
+    config["preprocess_cfg"].update({key: list(described[key]) for key in ("mean", "std") if key in described})
+    try:
+        return Found(name, config, Path(download_pretrained(described)))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file, or none: RANDOM numbers, "
+            "enough to learn what a run takes (--dry-run --pretrained None)."
+        ) from error
+
+
+def _download(repository: str) -> Path:
+    """Fetch a model folder from the Hugging Face hub: descriptions, tokenizer, weights (safetensors if there are)."""
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", "*.txt", "*.model"]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[*small, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repository, allow_patterns=[*small, "*.bin"]))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"model: could not download {repository!r} from the Hugging Face hub ({error}).") from error
+    return folder

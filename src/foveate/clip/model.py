@@ -1,0 +1,466 @@
+"""A CLIP with one API for images, dense maps, boxes, masks and text, at any input size (Sec. 3.1).
+
+`Clip` wraps an open_clip model and re-implements none of its modules. Absent: where models come from
+(`foveate.clip.load`), preprocessing of pictures (`foveate.ops.resample`) and everything that trains.
+
+**Pictures** come normalised with the model's statistics, as one tensor (B, 3, H, W) or as a list of (3, H_i, W_i) of
+different sizes; sides are multiples of the patch size, of any aspect. What attention sees: in a tensor every token of
+an image sees every other of the same image, also those of padding that somebody laid around a picture before (the
+paper's padded squares); in a list each picture is embedded as if it were alone: what fills it up to the largest is seen
+by no token, and positions are those of the picture's own grid. Residual networks, whose convolutions would see that
+filling, embed a list one picture at a time.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args, overload
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from open_clip.tokenizer import HFTokenizer
+from torch import Tensor, nn
+
+from foveate.clip.attention import RunBlock, whole_block
+from foveate.clip.dense import (
+    Grids,
+    can_batch_sizes,
+    check_gates,
+    check_windows,
+    class_embedding,
+    dense_tokens,
+    region_embedding,
+    tapped,
+    tower_sizes,
+    tower_stages,
+)
+from foveate.clip.names import Head, Pad, RegionHead
+from foveate.clip.tower import Windows
+from foveate.ops.boxes import check_boxes, whole_patches
+from foveate.ops.pool import pool_boxes, pool_masks, shrink_masks
+from foveate.ops.resample import pad_right_bottom
+from foveate.types import InputError
+
+Pictures = Float[Tensor, "B 3 H W"] | list[Float[Tensor, "3 _ _"]]
+
+
+class Clip(nn.Module):
+    """An image and a text tower with their statistics and sizes.
+
+    Attributes:
+        name: as given to `load`.
+        model: open_clip's module, whose state dictionary is what is saved.
+        tokenizer: texts to tokens.
+        config: the content of open_clip_config.json, from which the model can be built again.
+        mean, std: of the RGB channels of the pictures it was trained on, in [0, 1].
+        native_size: side of the square images it was trained on [pixels].
+        patch_size: P [pixels], also the stride of the dense map; 32 for residual networks.
+        embed_dim: D.
+        windows: which blocks of the dense path look inside windows only (Sec. 4.4); None: none. It is saved with the
+            model; `foveate.clip.dense.default_windows` gives the paper's.
+        gates: what the head "values3" multiplies each head's values by, (3 * heads,), the last three blocks in order;
+            None: nothing. Set as (3, heads), it is saved with the model; trained in place, it must be set again.
+        pad: what fills the padded square of the dense path, "black" or "zero"; black where nothing else is known. It is
+            saved with the model, so that evaluation pads as training did.
+        alpha: share of the student, below 1, where this is a mix of weights (Sec. 4.1); None: not known to be one. It
+            is saved with the model.
+        run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
+    """
+
+    def __init__(self, model: open_clip.CLIP | open_clip.CustomTextCLIP, *, name: str, config: dict[str, Any]):
+        """Wrap an open_clip model.
+
+        Args:
+            model: with both towers.
+            name: what messages call it.
+            config: {"model_cfg": ..., "preprocess_cfg": ...} as in open_clip_config.json; what only Foveate knows
+                stands under "foveate".
+
+        Raises:
+            InputError: its image tower has no dense head here, or no such windows.
+        """
+        super().__init__()
+        self.native_size, self.patch_size, self.embed_dim = tower_sizes(model.visual, name=name)
+        self.name, self.model, self.config = name, model, config
+        self.mean: tuple[float, float, float] = tuple(config["preprocess_cfg"]["mean"])
+        self.std: tuple[float, float, float] = tuple(config["preprocess_cfg"]["std"])
+        windows = config.get("foveate", {}).get("windows")
+        self._windows = None if windows is None else _read_windows(windows, model.visual, name)
+        if self.pad not in get_args(Pad):
+            raise InputError(f'{name}: "pad" must be one of {", ".join(get_args(Pad))}; got {self.pad!r}.')
+        self._gates: nn.Parameter | None
+        self.register_parameter("_gates", None)
+        gates = config.get("foveate", {}).get("gates")
+        if gates is not None:
+            self.gates = gates
+        self.run_block: RunBlock = whole_block
+
+    def train(self, mode: bool = True) -> "Clip":
+        """Switch to training; the statistics of residual networks' BatchNorm stay as they are, as CLIP's do."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower."""
+        return self.model.visual
+
+    @property
+    def windows(self) -> Windows | None:
+        """Window attention of the dense path (Sec. 4.4)."""
+        return self._windows
+
+    @windows.setter
+    def windows(self, windows: Windows | None) -> None:
+        self._windows = None if windows is None else check_windows(self.visual, windows)
+        self._know("windows", None if windows is None else {"size": windows.size, "blocks": list(windows.blocks)})
+
+    @property
+    def gates(self) -> nn.Parameter | None:
+        """Gates of the heads under "values3"."""
+        return self._gates
+
+    @gates.setter
+    def gates(self, gates: Float[Tensor, "3 H"] | list[list[float]] | None) -> None:
+        if gates is None:
+            self._gates = None
+            self._know("gates", None)
+            return
+        checked = check_gates(self.visual, gates).detach().clone()
+        self._gates = nn.Parameter(checked.to(next(self.visual.parameters()).device))
+        self._know("gates", checked.unflatten(0, (3, -1)).tolist())
+
+    @property
+    def pad(self) -> Pad:
+        """Padding of the dense path's square input (Sec. 3.2)."""
+        return self.config.get("foveate", {}).get("pad", "black")
+
+    @pad.setter
+    def pad(self, pad: Pad) -> None:
+        self._know("pad", pad)
+
+    @property
+    def alpha(self) -> float | None:
+        """Share of the student in a mix of weights."""
+        return self.config.get("foveate", {}).get("alpha")
+
+    @alpha.setter
+    def alpha(self, alpha: float | None) -> None:
+        self._know("alpha", alpha)
+
+    def _know(self, key: str, content: Any) -> None:
+        """Write down what only Foveate knows of the model, or with None no longer."""
+        known = {name: value for name, value in self.config.get("foveate", {}).items() if name != key}
+        known |= {} if content is None else {key: content}
+        self.config = {name: value for name, value in self.config.items() if name != "foveate"}
+        self.config |= {"foveate": known} if known else {}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Texts to tokens: CLIP's own byte pairs, or the Hugging Face tokenizer the description names."""
+        text = self.config["model_cfg"]["text_cfg"]
+        length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+        name = text.get("hf_tokenizer_name")
+        try:
+            if not name:
+                return open_clip.SimpleTokenizer(context_length=length, **settings)
+            safe = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
+            return HFTokenizer(name, context_length=length, **safe, **settings)
+        except ImportError as error:
+            raise InputError(f"{self.name}: its tokenizer needs transformers: pip install transformers.") from error
+        except Exception as error:  # damaged tokenizer files and odd settings fail in more ways than can be listed
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{self.name}: its tokenizer {name or settings!r} could not be loaded ({first}). "
+                "Load the model from a folder that holds its tokenizer files."
+            ) from error
+
+    def encode_image(self, images: Pictures, *, normalize: bool = True) -> Float[Tensor, "B D"]:
+        """Embed whole images as CLIP does (the teacher; Sec. 3.2); at the native size as open_clip does.
+
+        Args:
+            images: normalised with `mean` and `std`; H and W multiples of the patch size; see the module about lists.
+            normalize: to length 1, in float32 whatever the arithmetic of the tower.
+
+        Raises:
+            InputError: H or W is not a multiple of the patch size, or an image is not finite (looked at on the CPU).
+        """
+        if isinstance(images, list) and not can_batch_sizes(self.visual):
+            alone = [self.encode_image(image[None], normalize=normalize) for image in images]
+            return torch.cat(alone) if alone else self._nothing()
+        batch, grids = self._batch(images)
+        embeddings = class_embedding(self.visual, batch, grids=grids, run=self.run_block)
+        return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
+
+    @overload
+    def encode_dense(
+        self, images: Tensor, *, head: Head = ..., normalize: bool = ..., frame: tuple[int, int] | None = ...
+    ) -> Tensor: ...
+    @overload
+    def encode_dense(self, images: list[Tensor], *, head: Head = ..., normalize: bool = ...) -> list[Tensor]: ...
+    def encode_dense(
+        self, images: Pictures, *, head: Head = "value", normalize: bool = True, frame: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B D h w"] | list[Float[Tensor, "D _ _"]]:
+        """Embed every patch of the images (the student; Sec. 3.1).
+
+        Args:
+            images: normalised with `mean` and `std`; H and W multiples of the patch size, of any aspect; see the module
+                about lists.
+            head: what becomes of the last block; "value" is the paper's, see `foveate.clip.heads`.
+            normalize: each location to length 1, in float32 whatever the arithmetic of the tower.
+            frame: (H, W) [pixels] of the padded square whose top left `images` (a tensor) are: they get the positions
+                they would have in it, and of its padding there is nothing. None: the images are whole.
+
+        Returns:
+            The dense map, h = H / P, w = W / P; for a list one (D, h_i, w_i) a picture.
+
+        Raises:
+            InputError: H or W is not a multiple of the patch size, an image is not finite (looked at on the CPU), or
+                another head than there are.
+        """
+        if isinstance(images, list) and not can_batch_sizes(self.visual):
+            return [self.encode_dense(image[None], head=head, normalize=normalize)[0] for image in images]
+        batch, grids = self._batch(images)
+        whole = None if frame is None else (frame[0] // self.patch_size, frame[1] // self.patch_size)
+        tokens = dense_tokens(
+            self.visual,
+            batch,
+            head=head,
+            grids=grids,
+            frame=whole,
+            windows=self.windows,
+            gates=self.gates,
+            run=self.run_block,
+        )  # (B, L, D)
+        tokens = F.normalize(tokens.float(), dim=2) if normalize else tokens
+        dense = tokens.mT.unflatten(2, self._grid(batch))  # (B, D, L) -> (B, D, h, w)
+        return dense if isinstance(images, Tensor) else _cut(dense, grids)
+
+    def encode_boxes(
+        self, images: Pictures, boxes: list[Tensor], *, head: RegionHead = "value"
+    ) -> Float[Tensor, "R D"]:
+        """Embed boxes of the images by pooling the dense map (Sec. 3.1), or by masked attention (Tab. A3).
+
+        Args:
+            images: normalised; H and W multiples of the patch size; see the module about lists.
+            boxes: one (N, 4) tensor an image; xyxy, pixels of `images`, x1 < x2; N may be 0.
+            head: see `encode_dense`; "masked": a copy of the class token for each box, which sees the patches from the
+                one that holds its first corner up to, and without, the one that holds its second (as published).
+
+        Returns:
+            One embedding of length 1 a box, image by image, in the order given; zero for a box beside its image. Under
+            "masked" a box without a patch, such as a small one, gets what its copy makes of the class token alone.
+
+        Raises:
+            InputError: boxes that are not boxes, or not one tensor an image.
+        """
+        self._check_regions(images, boxes, "boxes")
+        for i, one in enumerate(boxes):
+            check_boxes(one, f"boxes[{i}]")
+        if head == "masked":
+            pairs = zip(self._grids(images), boxes, strict=True)
+            return self._masked(images, [whole_patches(one, grid=grid, stride=self.patch_size) for grid, one in pairs])
+        dense = self.encode_dense(images, head=head)
+        if isinstance(dense, Tensor):
+            return pool_boxes(dense, boxes, stride=self.patch_size) if boxes else self._nothing()
+        pairs = zip(dense, boxes, strict=True)
+        return self._stack([pool_boxes(one[None], [own], stride=self.patch_size) for one, own in pairs])
+
+    def encode_masks(
+        self, images: Pictures, masks: list[Bool[Tensor, "_ _ _"]], *, head: RegionHead = "value"
+    ) -> Float[Tensor, "R D"]:
+        """Embed masks of the images by averaging the dense map inside them (Sec. 4.1), or by masked attention (A3).
+
+        Args:
+            images: normalised; H and W multiples of the patch size; see the module about lists.
+            masks: one tensor an image, (N, H, W) of its pixels, brought to the patch grid by
+                `foveate.ops.pool.shrink_masks`, or (N, h, w) on that grid; N may be 0.
+            head: see `encode_dense`; "masked": a copy of the class token for each mask, which sees the patches in it.
+
+        Returns:
+            One embedding a mask, of length 1. A mask without a patch gives zero; under "masked" what its copy makes of
+            the class token alone, where there is one.
+
+        Raises:
+            InputError: masks of another size, or not one tensor an image.
+        """
+        self._check_regions(images, masks, "masks")
+        grids = self._grids(images)
+        masks = [self._on_grid(one, grids[i], f"masks[{i}]") for i, one in enumerate(masks)]
+        if head == "masked":
+            return self._masked(images, masks)
+        dense = self.encode_dense(images, head=head)
+        if isinstance(dense, Tensor):
+            return pool_masks(dense, masks) if masks else self._nothing()
+        return self._stack([pool_masks(one[None], [own]) for one, own in zip(dense, masks, strict=True)])
+
+    @overload
+    def features(self, images: Tensor, *, layers: tuple[int, ...], head: Head = ...) -> list[Tensor]: ...
+    @overload
+    def features(self, images: list[Tensor], *, layers: tuple[int, ...], head: Head = ...) -> list[list[Tensor]]: ...
+    def features(
+        self, images: Pictures, *, layers: tuple[int, ...], head: Head = "value"
+    ) -> list[Float[Tensor, "B C _ _"]] | list[list[Float[Tensor, "C _ _"]]]:
+        """Take feature maps out of the image tower, such as the detector's pyramid (Sec. 3.3).
+
+        Args:
+            images: normalised; H and W multiples of the patch size; see the module about lists.
+            layers: which stages, counted from 0 or, when negative, from the end: transformer blocks (SigLIP: and the
+                pool), or the four residual stages (strides 4, 8, 16, 32) and the pool.
+            head: what the last stage is replaced by; see `encode_dense`.
+
+        Returns:
+            What leaves each stage, in the order asked, before final norm and projection: the tokens' width and the
+            dense map's grid (residual networks: each stage's own, and D for the pool). For a list of pictures, one list
+            a layer.
+
+        Raises:
+            InputError: no such layer, or what `encode_dense` refuses.
+        """
+        count = len(tower_stages(self.visual))
+        if not isinstance(layers, tuple | list) or not all(isinstance(layer, int) for layer in layers) or not layers:
+            raise InputError(f"layers: need stages of {self.name}, a tuple of whole numbers; got {layers!r}.")
+        if not all(-count <= layer < count for layer in layers):
+            raise InputError(f"layers: need stages of {self.name}, {-count} to {count - 1}; got {layers}.")
+        places = tuple(layer % count for layer in layers)
+        if isinstance(images, list) and not can_batch_sizes(self.visual):
+            alone = [self.features(image[None], layers=places, head=head) for image in images]
+            return [[maps[place][0] for maps in alone] for place in range(len(places))]
+        batch, grids = self._batch(images)
+        maps = tapped(self.visual, batch, layers=places, head=head, grids=grids, windows=self.windows, gates=self.gates)
+        return maps if isinstance(images, Tensor) else [_cut(one, grids) for one in maps]
+
+    def encode_text(self, tokens: Int64[Tensor, "B T"], *, normalize: bool = True) -> Float[Tensor, "B D"]:
+        """Embed texts.
+
+        Args:
+            tokens: of `tokenize`, on any device.
+            normalize: to length 1, in float32 whatever the arithmetic of the tower.
+        """
+        embeddings = self.model.encode_text(tokens.to(self.model.logit_scale.device))
+        return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
+
+    def tokenize(self, texts: list[str]) -> Int64[Tensor, "B T"]:
+        """Turn texts into tokens, cut or zero-padded to the context length."""
+        return self.tokenizer(texts)
+
+    def _masked(self, images: Pictures, regions: list[Bool[Tensor, "_ _ _"]]) -> Float[Tensor, "R D"]:
+        """Embed regions, given on each picture's own grid, by masked attention."""
+        if isinstance(images, list) and not can_batch_sizes(self.visual):
+            pairs = zip(images, regions, strict=True)
+            return self._stack([self._masked(image[None], [own]) for image, own in pairs])
+        if sum(len(own) for own in regions) == 0:
+            return self._nothing()
+        batch, grids = self._batch(images)
+        (h, w), most = self._grid(batch), max(len(own) for own in regions)
+        rows = [pad_right_bottom(own, height=h, width=w).flatten(1) for own in regions]  # (N, L) each
+        rows = [F.pad(own, (0, 0, 0, most - len(own))) for own in rows]  # (Q, L) each
+        packed = torch.stack(rows).to(batch.device)  # (B, Q, L)
+        found = region_embedding(self.visual, batch, packed, grids=grids, windows=self.windows)  # (B, Q, D)
+        kept = torch.cat([one[: len(own)] for one, own in zip(found, regions, strict=True)])  # (R, D)
+        return F.normalize(kept.float(), dim=1)
+
+    def _batch(self, images: Pictures) -> tuple[Float[Tensor, "B 3 H W"], Grids | None]:
+        """Check pictures and lay them into one tensor; the grids say what of it is a picture's own."""
+        self._check_pictures(images)
+        if not isinstance(images, list):
+            _check_finite(images)
+            return images.to(self._dtype), None
+        if not images:
+            side, like = self.patch_size, next(self.visual.parameters())
+            return like.new_zeros(0, 3, side, side), None
+        height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+        batch = torch.stack([pad_right_bottom(image, height=height, width=width) for image in images])
+        _check_finite(batch)
+        grids = self._grids(images)
+        return batch.to(self._dtype), None if len(set(grids)) == 1 else grids
+
+    def _grid(self, batch: Tensor) -> tuple[int, int]:
+        return batch.shape[2] // self.patch_size, batch.shape[3] // self.patch_size
+
+    def _grids(self, images: Pictures) -> Grids:
+        if isinstance(images, Tensor):
+            return [self._grid(images)] * len(images)
+        return [(image.shape[1] // self.patch_size, image.shape[2] // self.patch_size) for image in images]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.visual.parameters()).dtype
+
+    def _nothing(self) -> Float[Tensor, "0 D"]:
+        return torch.zeros(0, self.embed_dim, device=self.model.logit_scale.device)
+
+    def _stack(self, parts: list[Float[Tensor, "_ D"]]) -> Float[Tensor, "R D"]:
+        return torch.cat(parts) if parts else self._nothing()
+
+    def _on_grid(self, masks: Tensor, grid: tuple[int, int], name: str) -> Bool[Tensor, "N h w"]:
+        """Bring the masks of one picture to its patch grid."""
+        pixels = (grid[0] * self.patch_size, grid[1] * self.patch_size)
+        if masks.ndim != 3 or tuple(masks.shape[1:]) not in (grid, pixels):
+            raise InputError(
+                f"{name}: need (N, {pixels[0]}, {pixels[1]}) in pixels, or (N, {grid[0]}, {grid[1]}), the patch grid; "
+                f"got {tuple(masks.shape)}."
+            )
+        if masks.dtype != torch.bool:
+            raise InputError(f"{name}: need bool; got {masks.dtype}. Compare them with a threshold first.")
+        return masks if tuple(masks.shape[1:]) == grid else shrink_masks(masks, grid=grid)
+
+    def _check_regions(self, images: Pictures, regions: list[Tensor], name: str) -> None:
+        self._check_pictures(images)
+        strange = [type(one).__name__ for one in regions if not isinstance(one, Tensor)]
+        if isinstance(regions, Tensor) or strange or len(regions) != len(images):
+            got = f"one tensor {tuple(regions.shape)}" if isinstance(regions, Tensor) else str(len(regions))
+            raise InputError(
+                f"{name}: need a list of one tensor an image, {len(images)} in all; got {(*strange, got)[0]}. "
+                "An image without regions takes an empty tensor."
+            )
+
+    def _check_pictures(self, images: Pictures) -> None:
+        if not isinstance(images, list):
+            self._check_images(images, "images")
+            return
+        for i, image in enumerate(images):
+            self._check_images(image[None], f"images[{i}]")
+
+    def _check_images(self, images: Tensor, name: str) -> None:
+        if not isinstance(images, Tensor):
+            raise InputError(f"{name}: need a tensor, or a list of them; got {type(images).__name__}.")
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise InputError(f"{name}: need (B, 3, H, W), or a list of (3, H, W); got {tuple(images.shape)}.")
+        if not images.is_floating_point():
+            raise InputError(f"{name}: need normalised floating point; got {images.dtype}. See foveate.ops.resample.")
+        height, width = images.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise InputError(
+                f"{name}: height and width must be multiples of the patch size {self.patch_size}; "
+                f"got {height} x {width}. "
+                "Pad them with foveate.ops.resample.pad_right_bottom."
+            )
+
+
+def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
+    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device. A fake tensor holds none."""
+    if type(images) is Tensor and images.device.type == "cpu" and not torch.compiler.is_compiling():
+        finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            raise InputError(f"images: need finite numbers; image {place} holds NaN or infinity.")
+
+
+def _cut(maps: Tensor, grids: Grids | None) -> list[Tensor]:
+    """Each picture's own part of a batch of maps."""
+    if grids is None:
+        return list(maps)
+    return [one[:, :h, :w] for one, (h, w) in zip(maps, grids, strict=True)]
+
+
+def _read_windows(content: Any, visual: nn.Module, name: str) -> Windows:
+    """Window attention as it stands in a description."""
+    size, blocks = (content.get("size"), content.get("blocks")) if isinstance(content, dict) else (None, None)
+    if type(size) is not int or not isinstance(blocks, list) or not all(type(one) is int for one in blocks):
+        raise InputError(f'{name}: "windows" must be {{"size": tokens, "blocks": [places]}}; got {content!r}.')
+    return check_windows(visual, Windows(size, tuple(blocks)))

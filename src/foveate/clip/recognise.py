@@ -1,0 +1,132 @@
+"""Which architecture a bare set of weights belongs to: the one whose names and shapes it has, all of them.
+
+Descriptions are first compared by the few sizes they state themselves; what is left is built without memory and
+compared entry by entry. Shapes do not show everything: two descriptions that differ in the activation alone fit the
+same weights, and then the user is asked. Absent: reading of files (`foveate.clip.states`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.clip.describe import build_empty, refusal
+from foveate.clip.layouts import fit_names
+from foveate.types import InputError
+
+Sizes = dict[str, Any]  # of a CLIP, in the words the message has for them
+
+
+def recognise(
+    state: dict[str, Tensor], described: Mapping[str, dict[str, Any]], *, source: str, quick_gelu: bool | None = None
+) -> str:
+    """Find the architecture of weights.
+
+    Args:
+        state: with open_clip's names.
+        described: candidates by name, each with "model_cfg".
+        source: the file, for the message.
+        quick_gelu: whether the model was trained with that activation; None where the file does not tell.
+
+    Returns:
+        The name of the one candidate that fits.
+
+    Raises:
+        InputError: none fits (says what was found, and what comes near), or several do (lists them).
+    """
+    found = weights_sizes(state)
+    near = {}
+    for name, config in described.items():
+        stated = stated_sizes(config["model_cfg"])
+        near[name] = sum(stated[key] != found.get(key) for key in stated)
+    empty = {
+        name: build_empty(described[name], name=name)
+        for name, differences in near.items()
+        if differences == 0
+        and quick_gelu in (None, bool(described[name]["model_cfg"].get("quick_gelu")))
+        and refusal(described[name]["model_cfg"]) is None
+    }
+    fits = [name for name, model in empty.items() if is_fit(model, state)] or [
+        name for name, model in empty.items() if is_fit(model, fit_names(state, model))
+    ]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise InputError(
+            f"{source}: these weights fit several architectures, {', '.join(fits)}, which differ in what weights do "
+            f'not show (the activation, say). Choose: load({fits[0]!r}, pretrained="{source}").'
+        )
+    words = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None) or "nothing of a CLIP"
+    nearest = [name for name in sorted(near, key=lambda name: near[name]) if found][:5]
+    hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+    first = ", ".join(map(repr, list(state)[:5])) or "nothing"
+    raise InputError(
+        f"{source}: these weights fit no architecture of open_clip; found {words}.{hint} Its {len(state)} tensors "
+        f"begin with {first}; expected are 'logit_scale', 'transformer.resblocks.0.ln_1.weight' (or 'text.' before it) "
+        "and 'visual.conv1.weight' or 'visual.trunk.blocks.0.attn.q_proj.weight'. Name the architecture, to be told "
+        "what is missing: load(NAME, pretrained=FILE), foveate convert FILE OUT --model NAME."
+    )
+
+
+def is_fit(model: nn.Module, state: dict[str, Tensor]) -> bool:
+    """Whether weights have a model's names and shapes; a scale or bias may be a number or a vector of one."""
+    wanted = model.state_dict()
+    return wanted.keys() == state.keys() and all(
+        state[key].shape == value.shape or (value.numel() == state[key].numel() == 1 and key.startswith("logit_"))
+        for key, value in wanted.items()
+    )
+
+
+def weights_sizes(state: dict[str, Tensor]) -> Sizes:
+    """Read the sizes of a CLIP off its weights; only what can be told."""
+    text = "" if "token_embedding.weight" in state else "text."
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    sizes: Sizes = {}
+    if "visual.conv1.weight" in shapes and "visual.class_embedding" in shapes:
+        sizes["vision"] = "ViT"
+        sizes["width"], sizes["patch"] = shapes["visual.conv1.weight"][0], shapes["visual.conv1.weight"][-1]
+        sizes["layers"] = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+    elif "visual.layer1.0.conv1.weight" in shapes:
+        sizes["vision"], sizes["width"] = "ResNet", shapes["visual.layer1.0.conv1.weight"][0]
+        sizes["layers"] = tuple(_count(state, rf"visual\.layer{i}\.(\d+)\.") for i in range(1, 5))
+    elif any(key.startswith("visual.trunk.") for key in shapes):
+        if not any(key.startswith("visual.trunk.blocks.0.") for key in shapes):
+            sizes["vision"] = "timm, in stages"
+        else:
+            sizes["vision"] = "timm, pooled by attention" if "visual.trunk.attn_pool.latent" in shapes else "timm"
+        if "visual.trunk.patch_embed.proj.weight" in shapes:
+            sizes["patch"] = shapes["visual.trunk.patch_embed.proj.weight"][-1]
+    if f"{text}token_embedding.weight" in shapes:
+        sizes["vocabulary"], sizes["text width"] = shapes[f"{text}token_embedding.weight"]
+        sizes["text layers"] = _count(state, rf"{re.escape(text)}transformer\.resblocks\.(\d+)\.")
+    if f"{text}positional_embedding" in shapes:
+        sizes["context"] = shapes[f"{text}positional_embedding"][0]
+    return sizes
+
+
+def stated_sizes(model: dict[str, Any]) -> Sizes:
+    """The same sizes as a description states them; only those it does."""
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    sizes: Sizes = {}
+    trunk = vision.get("timm_model_name")
+    if trunk:
+        if trunk.startswith(("convnext", "fastvit", "swin")):
+            sizes["vision"] = "timm, in stages"
+        else:
+            sizes["vision"] = "timm, pooled by attention" if vision.get("timm_pool") == "map" else "timm"
+        patch = re.search(r"patch(\d+)", trunk)
+        sizes |= {"patch": int(patch[1])} if patch else {}
+    elif isinstance(vision.get("layers"), list):
+        sizes |= {"vision": "ResNet", "width": vision.get("width", 64), "layers": tuple(vision["layers"])}
+    else:
+        sizes |= {"vision": "ViT", "width": vision.get("width", 768), "layers": vision.get("layers", 12)}
+        sizes["patch"] = vision.get("patch_size", 16)
+    if not text.get("hf_model_name"):
+        sizes |= {"vocabulary": text.get("vocab_size", 49408), "text width": text.get("width", 512)}
+        sizes |= {"text layers": text.get("layers", 12), "context": text.get("context_length", 77)}
+    return sizes
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    return len({match[1] for key in state if (match := re.match(pattern, key))})

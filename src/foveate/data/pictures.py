@@ -1,0 +1,325 @@
+"""Bounded decoding: a picture from anywhere -> uint8 RGB, or an error that names the file and says what to do.
+
+The header is judged before a pixel is decoded (pixels, aspect, the size an annotation promises), so that a
+decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a picture, its PNG and TIFF
+readers near a map of labels: torchvision's PNG reader ends the process on damaged files. What comes out is what a
+viewer shows: EXIF rotation applied, 16-bit greys brought to 8 bits, alpha laid over a stated colour, CMYK, palette and
+grey converted, the first frame of an animation; of a map the numbers as they were written.
+Deliberately absent: resizing, normalisation (the compute device does both), colour profiles, repair of truncated files.
+"""
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from foveate.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAP_FORMATS = ("PNG", "TIFF")  # of maps, whose numbers must come through unchanged
+NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "TIFF": "TIFF"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 20.0
+BYTES_PER_PIXEL = 8  # no picture of ours needs more on disk: 16-bit RGBA, uncompressed
+GREY = (128, 128, 128)
+TURNS = {  # EXIF orientation -> what shows the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 0x0112
+
+
+class PictureError(InputError):
+    """A picture file that cannot be used; the message holds its path, what was expected, and what to do."""
+
+
+def read_picture(
+    path: Path | str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_aspect: float = MAX_ASPECT,
+    expected_size: tuple[int, int] | None = None,
+    background: tuple[int, int, int] = GREY,
+    part: tuple[int, int] | None = None,
+    name: str | None = None,
+) -> UInt8[Tensor, "3 H W"]:
+    """Decode one picture file, or one within a file, within bounds.
+
+    Args:
+        path: a JPEG, PNG, WebP or BMP file, told apart by content, not by name.
+        max_pixels: refuse more pixels than this.
+        max_aspect: refuse a longer side of more than so many shorter sides.
+        expected_size: (height, width) [pixels] that an annotation promises. EXIF rotation is then applied where the
+            size comes out right with it, left out where it comes out right only without it. None: always applied.
+        background: RGB in 0..255 shown through transparent pixels.
+        part: (first byte, bytes) of the picture within the file, as in a tar shard; None: the file is the picture.
+        name: what messages call the picture; its path when not given.
+
+    Returns:
+        RGB in 0..255, contiguous.
+
+    Raises:
+        PictureError: missing, empty, truncated or damaged, another format, over a bound, or not of the promised size.
+    """
+    with _opened(
+        Path(path),
+        str(path) if name is None else name,
+        part=part,
+        max_pixels=max_pixels,
+        max_aspect=max_aspect,
+        expected_size=expected_size,
+    ) as image:
+        image.load()
+        turn = _turn(str(path) if name is None else name, image, expected_size)
+        rgb = _to_rgb(image, background)
+        upright = rgb if turn is None else rgb.transpose(turn)
+        planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
+    return torch.from_numpy(planes)
+
+
+def read_values(
+    path: Path | str, *, bits: int | None, expected_size: tuple[int, int] | None = None
+) -> Int64[Tensor, "H W"]:
+    """Decode a map of one whole number a pixel, as it was written: of a picture with a palette the places in it.
+
+    Args:
+        path: a PNG or TIFF file, told apart by content, not by name.
+        bits: 8 or 16, of a number; None: either.
+        expected_size: (height, width) [pixels] of the picture that it describes.
+
+    Raises:
+        PictureError: as `read_picture`, or it holds colours, or numbers of other bits.
+    """
+    with _opened(Path(path), str(path), formats=MAP_FORMATS, expected_size=expected_size) as image:
+        height, width = expected_size or (image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            raise PictureError(f"{path}: need {height} x {width} (height x width), as the picture; it is "
+                               f"{image.height} x {image.width}. Was one of the two turned?")  # fmt: skip
+        deep, kind = image.mode.startswith("I;16"), image.mode
+        tiles: Any = getattr(image, "tile", None)  # of files alone; Pillow's stubs do not tell
+        arguments = tiles[0].args if tiles else ""
+        if (arguments if isinstance(arguments, str) else arguments[0]) in ("L;2", "L;4"):
+            kind = "grey of less than 8 bits"  # Pillow would stretch it to 0..255
+        found = 16 if deep else 8 if kind in ("L", "P") else None
+        if found is None or bits not in (None, found):
+            told = {"RGB": "colours", "RGBA": "colours", "L": "8 bits", "P": "a palette of 8 bits"}
+            got = "16 bits" if deep else told.get(kind, kind)
+            raise PictureError(
+                f"{path}: need one number of {bits or '8 or 16'} bits a pixel; got {got}. "
+                "Is this the map of another data set, or was it converted by another tool?"
+            )
+        values = np.asarray(image).astype(np.int64)  # (H, W)
+    return torch.from_numpy(values)
+
+
+def stated_size(path: Path | str) -> tuple[int, int]:
+    """Read (height, width) [pixels] from the header of a map, without decoding it.
+
+    Raises:
+        PictureError: as `read_values`.
+    """
+    with _opened(Path(path), str(path), formats=MAP_FORMATS) as image:
+        return image.height, image.width
+
+
+def check_size(path: Path | str, size: tuple[int, int]) -> None:
+    """Hold the size that a picture's header states to (height, width) [pixels], without decoding the picture.
+
+    Raises:
+        PictureError: as `read_picture` of a picture of another size.
+    """
+    with _opened(Path(path), str(path), expected_size=size) as image:
+        _turn(str(path), image, size)
+
+
+@contextmanager
+def _opened(
+    path: Path,
+    name: str,
+    *,
+    part: tuple[int, int] | None = None,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    max_aspect: float = MAX_ASPECT,
+    expected_size: tuple[int, int] | None = None,
+) -> Iterator[Image.Image]:
+    """Open a file whose header is within the bounds; what goes wrong then, or while it is decoded, names the file."""
+    kinds = ", ".join(NAMES[one] for one in formats[:-1]) + f" or {NAMES[formats[-1]]}"
+    content = _open(path, name, part, max_bytes=max_pixels * BYTES_PER_PIXEL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks and of sizes that the caps below judge
+            with Image.open(content, formats=formats) as image:
+                _check_header(name, image, max_pixels, max_aspect, expected_size)
+                yield image
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{name}: need a {kinds} picture; its content is none of these, or is damaged at its start. "
+            "Convert it, fetch it again, or remove it from the data."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"{name}: need at most {max_pixels:,} pixels; {error} Make it smaller or remove it."
+        ) from error
+    except Exception as error:  # Pillow's readers let every kind of exception out of a damaged file
+        raise PictureError(
+            f"{name}: need a whole picture; decoding stopped with {type(error).__name__}: {error}. "
+            "The file is damaged or truncated: fetch it again, or remove it from the data."
+        ) from error
+
+
+def list_pictures(folder: Path | str) -> list[Path]:
+    """List the picture files under a folder, by their suffix, sorted by their path within it.
+
+    Hidden files and folders are passed over, linked folders are not entered.
+
+    Raises:
+        InputError: no such folder, a link that leads out of it, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: need a folder of pictures; there is no such folder. Check the path.")
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    for path in found:
+        if path.is_symlink():
+            check_inside(path, folder)
+    if not found:
+        raise InputError(
+            f"{folder}: need pictures ({', '.join(SUFFIXES)}) in it or in folders below it; found none. "
+            "Check the path (linked folders are not entered)."
+        )
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a path whose links lead out of a folder; a link to the folder itself is fine.
+
+    Raises:
+        InputError: the file lies elsewhere.
+    """
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise InputError(
+            f"{path}: need a file inside {folder}; it is a link that leads out of it, to {real}. "
+            "Copy the files behind the links into the folder (cp -rL)."
+        )
+
+
+def _open(path: Path, name: str, part: tuple[int, int] | None, *, max_bytes: int) -> Path | io.BytesIO:
+    """What Pillow is to open: the file, or the bytes of a part of it; judged by size before any is read."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise PictureError(
+            f"{name}: need a picture file; {reason}. Check the data folder, or whether the download is complete."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(f"{name}: need a picture file; this is a folder or a device. Remove it from the data.")
+    size = status.st_size if part is None else part[1]
+    if size == 0:
+        raise PictureError(f"{name}: need a picture file; it has 0 bytes. Fetch it again, or remove it from the data.")
+    if size > max_bytes:
+        raise PictureError(f"{name}: need at most {max_bytes:,} bytes; it has {size:,}. Make it smaller.")
+    return path if part is None else _read_part(path, name, *part)
+
+
+def _read_part(path: Path, name: str, first: int, size: int) -> io.BytesIO:
+    try:
+        with path.open("rb") as file:
+            file.seek(first)
+            content = file.read(size)
+    except OSError as error:
+        raise PictureError(f"{name}: need a file that can be read; {error}. Fetch it again.") from error
+    if len(content) < size:
+        raise PictureError(
+            f"{name}: need {size:,} bytes at {first:,}; the file ends after {len(content):,} of them. "
+            "It was changed or cut since the run began: fetch it again."
+        )
+    return io.BytesIO(content)
+
+
+def _check_header(
+    name: str, image: Image.Image, max_pixels: int, max_aspect: float, expected_size: tuple[int, int] | None
+) -> None:
+    """Judge the size that the header states, before anything of that size is allocated."""
+    width, height = image.size
+    stated = f"its header states {height} x {width} (height x width)"
+    if min(width, height) < 1:
+        raise PictureError(f"{name}: need at least 1 x 1 pixel; {stated}. Remove it from the data.")
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{name}: need at most {max_pixels:,} pixels; {stated}, {width * height:,} pixels. "
+            "Make it smaller or remove it."
+        )
+    if max(width, height) > max_aspect * min(width, height):
+        raise PictureError(
+            f"{name}: need a longer side of at most {max_aspect:g} shorter sides; {stated}. Cut it or remove it."
+        )
+    if expected_size is not None and expected_size not in ((height, width), (width, height)):
+        raise PictureError(
+            f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; {stated}. "
+            "The picture is not the annotated one, or was resized: restore it, or annotate it again."
+        )
+
+
+def _turn(name: str, image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Transpose | None:
+    """Choose the EXIF rotation that agrees with the annotation; a damaged EXIF block counts as none."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # the block is free text to a hostile file; the pixels are whole all the same
+        orientation = None
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    stored = (image.height, image.width)
+    shown = stored[::-1] if turn is not None and orientation in (5, 6, 7, 8) else stored
+    if expected_size is None or shown == expected_size:
+        return turn
+    if stored == expected_size:
+        return None
+    raise PictureError(
+        f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; it is "
+        f"{shown[0]} x {shown[1]} as its EXIF block has it shown. Restore the picture (rotated, or its EXIF stripped?)."
+    )
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
+        return _grey_to_rgb(image, background)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, background)
+        flat.paste(layer, mask=layer.getchannel("A"))
+        return flat
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Scale 0..65535 to 0..255 (65535 / 257 = 255), rounded; the PNG's one transparent grey shows the background."""
+    deep = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
+    grey = ((deep + 128) // 257).astype(np.uint8)
+    rgb = np.repeat(grey[:, :, None], 3, axis=2)  # (H, W, 3)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        rgb[deep == clear] = background
+    return Image.fromarray(rgb)

@@ -1,0 +1,74 @@
+"""Writing region proposals: COCO's form, with a score a box and what they were learned from (Sec. 3.2; A.3).
+
+`boxes.py` reads them again and `provenance.py` judges what they say; pictures go by names in which nothing of this
+machine stands. Deliberately absent: making them (`foveate.heads.proposals`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.data.records import Record
+from foveate.errors import InputError
+from foveate.files import write_whole
+from foveate.types import Sample
+
+
+def write_proposals(
+    path: Path,
+    found: Iterable[tuple[Record, Sample, list[list[float]], list[float]]],
+    roots: Sequence[Path],
+    *,
+    facts: dict[str, Any],
+) -> None:
+    """Write proposals as COCO writes annotations, with what they were learned from.
+
+    Args:
+        path: of the file.
+        found: of each picture its record, the decoded sample, boxes (xyxy) and scores.
+        roots: of `file_name_of`.
+        facts: the provenance.
+
+    Raises:
+        InputError: as `file_name_of`.
+    """
+    images, annotations = [], []
+    for number, (record, sample, boxes, scores) in enumerate(found, start=1):
+        key = record.id if isinstance(record.id, int) else number
+        height, width = sample.image.shape[1:]
+        name = file_name_of(record, roots)
+        images.append({"id": key, "file_name": name, "height": height, "width": width})
+        for (x1, y1, x2, y2), score in zip(boxes, scores, strict=True):
+            sides = [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
+            common = {"id": len(annotations) + 1, "image_id": key, "bbox": sides, "score": round(score, 5)}
+            annotations.append({**common, "area": round(sides[2] * sides[3], 2), "iscrowd": 0, "category_id": 1})
+    content = {
+        "info": {"description": "class-agnostic region proposals", "provenance": facts},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }
+    write_whole(path, json.dumps(content).encode())
+
+
+def file_name_of(record: Record, roots: Sequence[Path]) -> str:
+    """What a file of boxes calls a picture, so that `data.regions` finds it again.
+
+    Args:
+        record: a picture that is a file, or one in a tar shard, which goes by its id SHARD:KEY (every shard may have
+            the same keys).
+        roots: the name is relative to the first of these that holds the picture.
+
+    Raises:
+        InputError: none of them does, so that only a name of this machine would be left.
+    """
+    if record.member is not None and not Path(str(record.id)).is_absolute():
+        return str(record.id)
+    for root in roots if record.member is None else ():
+        if record.path.is_relative_to(root):
+            return record.path.relative_to(root).as_posix()
+    raise InputError(
+        f"--pictures, --data: need pictures below {roots[-1]}, which their names are relative to; {record.path} is "
+        "not. Name the folder that holds them."
+    )

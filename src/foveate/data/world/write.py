@@ -1,0 +1,226 @@
+"""Write the rendered world to disk as COCO writes its data: the same files real COCO has, read by the same loaders.
+
+    DIR/train2017/*.jpg  val2017/  test2017/            scenes (test: for reporting; drawn from a stream of its own)
+    DIR/annotations/instances_SPLIT2017.json            boxes, RLE masks, area, iscrowd
+    DIR/annotations/panoptic_SPLIT2017.json + folder    things and stuff, ids in PNG colours
+    DIR/annotations/captions_SPLIT2017.json             one caption a scene
+    DIR/annotations/splits.json                         names of the base and novel thing categories
+    DIR/pairs/pairs-000000.tar ...                      64 px pictures with captions, webdataset layout
+    DIR/world.json                                      the parameters; written last, so its presence means complete
+
+The same seed gives the same bytes, whatever the number of processes.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from foveate.data.world.scenes import KINDS, THINGS, Scene, describe, draw_pair, draw_scene
+from foveate.errors import InputError
+
+SPLITS = ("train", "val", "test", "pairs")  # the place in this list is the stream of random numbers
+PAIRS_PER_SHARD = 10_000
+CHUNK = 50  # pictures a task
+MIN_AREA = 16  # pixels; smaller visible rests of a segment are left unlabelled
+Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How many scenes and pairs a world holds; with the seed it determines every byte."""
+
+    train: int
+    val: int
+    test: int
+    pairs: int
+    seed: int
+
+
+def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: Progress | None = None) -> None:
+    """Render a world into a folder, or do nothing if the folder already holds that very world.
+
+    Args:
+        folder: created where missing.
+        size: numbers of scenes and pairs, and the seed.
+        processes: pictures are drawn by this many processes; the bytes do not depend on it.
+        progress: called with (pictures done, pictures in all).
+
+    Raises:
+        InputError: the folder holds another world or other files.
+    """
+    parameters = {"format": 2, **asdict(size)}
+    if _holds(folder, parameters):
+        return
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "world.partial", parameters)
+    counts = asdict(size)
+    done, total = 0, sum(counts[split] for split in SPLITS)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for split in SPLITS:
+            task = partial(_draw_pairs if split == "pairs" else _draw_scenes, str(folder), size.seed, split)
+            parts = []
+            for part in pool.map(task, _chunks(counts[split])):
+                parts += part
+                done += len(part)
+                if progress:
+                    progress(done, total)
+            if split == "pairs":
+                _write_shards(folder / "pairs", parts)
+            else:
+                _write_annotations(folder / "annotations", split, parts)
+    _write_json(folder / "annotations" / "splits.json", base_and_novel())
+    (folder / "world.partial").rename(folder / "world.json")
+
+
+def base_and_novel() -> dict[str, list[str]]:
+    """Names of the thing categories a detector may learn from (24), and of those it must not see (8)."""
+    return {
+        "base": [kind.name for kind in THINGS if not kind.is_novel],
+        "novel": [kind.name for kind in THINGS if kind.is_novel],
+    }
+
+
+def _holds(folder: Path, parameters: dict[str, int]) -> bool:
+    """Whether the world is there already; an unfinished one of the same parameters is drawn again."""
+    for name in ("world.json", "world.partial"):
+        if (folder / name).exists():
+            found = json.loads((folder / name).read_text())
+            differ = [
+                f"{key} {found.get(key)} instead of {parameters[key]}"
+                for key in parameters
+                if found.get(key) != parameters[key]
+            ]
+            if differ:
+                raise InputError(
+                    f"{folder}: holds another world ({', '.join(differ)}). Name another folder, or delete it."
+                )
+            return name == "world.json"
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: a world needs an empty or a new folder; this one holds other files.")
+    return False
+
+
+def _chunks(count: int) -> list[range]:
+    return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def _generator(seed: int, split: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, SPLITS.index(split), index])
+
+
+# ------------------------------------------------------------------------------------------------------------- scenes
+
+
+def _draw_scenes(folder: str, seed: int, split: str, indices: range) -> list[dict[str, Any]]:
+    """Draw and write pictures and panoptic PNGs; return what the annotation files need of them."""
+    pictures = Path(folder, f"{split}2017")
+    panoptic = Path(folder, "annotations", f"panoptic_{split}2017")
+    pictures.mkdir(exist_ok=True)
+    panoptic.mkdir(exist_ok=True)
+    records = []
+    for index in indices:
+        rng = _generator(seed, split, index)
+        scene = draw_scene(rng)
+        image_id = SPLITS.index(split) * 1_000_000 + index + 1
+        Image.fromarray(scene.image).save(pictures / f"{image_id:012d}.jpg", quality=95, subsampling=0)
+        height, width = scene.segments.shape
+        segments = _segments(scene)
+        _panoptic_png(scene, segments).save(panoptic / f"{image_id:012d}.png")
+        records.append(
+            {"id": image_id, "height": height, "width": width, "caption": describe(scene, rng), "segments": segments}
+        )
+    return records
+
+
+def _segments(scene: Scene) -> list[dict[str, Any]]:
+    segments = []
+    for place, kind in enumerate(scene.kinds):
+        visible = scene.segments == place
+        if (area := int(visible.sum())) >= MIN_AREA:
+            encoded = rle.encode(np.asfortranarray(visible.astype(np.uint8)))
+            box = [float(x) for x in rle.toBbox(encoded)]
+            counts = encoded["counts"].decode("ascii")  # pyright: ignore[reportAttributeAccessIssue]  pycocotools gives bytes
+            segments.append({"place": place, "kind": kind, "area": area, "bbox": box, "counts": counts})
+    return segments
+
+
+def _colour_id(place: int) -> int:
+    """A segment's id within its picture, spread over the colours so that a PNG can be looked at."""
+    return (place + 1) * 0x4F6C3B % 0xFFFFFF
+
+
+def _panoptic_png(scene: Scene, segments: list[dict[str, Any]]) -> Image.Image:
+    ids = np.zeros(len(scene.kinds), np.int64)
+    for segment in segments:
+        ids[segment["place"]] = _colour_id(segment["place"])
+    pixels = ids[scene.segments]
+    return Image.fromarray(np.stack([pixels % 256, pixels // 256 % 256, pixels // 65536], -1).astype(np.uint8))
+
+
+def _write_annotations(folder: Path, split: str, records: list[dict[str, Any]]) -> None:
+    images = [
+        {"id": r["id"], "file_name": f"{r['id']:012d}.jpg", "height": r["height"], "width": r["width"]} for r in records
+    ]
+    info = {"description": "Foveate's rendered world", "year": 2026, "licence": "CC0-1.0"}
+    instances, panoptic, captions = [], [], []
+    for record in records:
+        size = [record["height"], record["width"]]
+        infos = []
+        for segment in record["segments"]:
+            common = {"category_id": segment["kind"].id, "bbox": segment["bbox"], "area": segment["area"], "iscrowd": 0}
+            infos.append({"id": _colour_id(segment["place"]), **common})
+            if segment["kind"].is_thing:
+                mask = {"size": size, "counts": segment["counts"]}
+                number = record["id"] * 100 + segment["place"]
+                instances.append({"id": number, "image_id": record["id"], **common, "segmentation": mask})
+        name = f"{record['id']:012d}.png"
+        panoptic.append({"image_id": record["id"], "file_name": name, "segments_info": infos})
+        captions.append({"id": record["id"], "image_id": record["id"], "caption": record["caption"]})
+    things = [{"id": k.id, "name": k.name, "supercategory": k.shape} for k in THINGS]
+    everything = [
+        {"id": k.id, "name": k.name, "supercategory": k.shape or "stuff", "isthing": int(k.is_thing)} for k in KINDS
+    ]
+    common = {"info": info, "images": images}
+    _write_json(folder / f"instances_{split}2017.json", {**common, "categories": things, "annotations": instances})
+    _write_json(folder / f"panoptic_{split}2017.json", {**common, "categories": everything, "annotations": panoptic})
+    _write_json(folder / f"captions_{split}2017.json", {**common, "annotations": captions})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, separators=(",", ":")))
+
+
+# -------------------------------------------------------------------------------------------------------------- pairs
+
+
+def _draw_pairs(_folder: str, seed: int, split: str, indices: range) -> list[tuple[str, bytes, str]]:
+    pairs = []
+    for index in indices:
+        image, caption = draw_pair(_generator(seed, split, index))
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
+        pairs.append((f"{index:09d}", buffer.getvalue(), caption))
+    return pairs
+
+
+def _write_shards(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
+    folder.mkdir(exist_ok=True)
+    for start in range(0, len(pairs), PAIRS_PER_SHARD):
+        path = folder / f"pairs-{start // PAIRS_PER_SHARD:06d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, jpeg, caption in pairs[start : start + PAIRS_PER_SHARD]:
+                for name, content in ((f"{key}.jpg", jpeg), (f"{key}.txt", caption.encode())):
+                    member = tarfile.TarInfo(name)  # no time, no owner: the bytes are the seed's alone
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,174 @@
+"""The processes of one run: read from torchrun's environment, joined by gloo, and by nccl for what lies on a GPU.
+
+Small numbers and messages of the host travel by gloo, so that asking for them never waits for a GPU. Everything works
+the same in one process, where these functions do nothing. A process that dies or stalls ends the others within
+`timeout`, as `LostProcessError`. Deliberately absent: launching processes (torchrun does), sharded parameters.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from foveate.types import InputError
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run died, left, or has not answered in time; this one cannot go on without it."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one process that writes files and speaks."""
+        return self.rank == 0
+
+    def total(self, numbers: list[float]) -> list[float]:
+        """Sum each number of the host over the processes, in float64; every process gets the same sums."""
+        if self.size == 1:
+            return numbers
+        vector = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(vector)
+        return vector.tolist()
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place and where it lies; a GPU does so without the host waiting."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What each process holds, by rank; every process gets all. For small things: messages, not tensors."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all processes leave together: what one of them refuses in it, all refuse.
+
+        Raises:
+            InputError: of this process, or the message of the first process that has one.
+        """
+        own: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            own = error
+        messages = [message for message in self.gather(None if own is None else str(own)) if message is not None]
+        if own is not None:
+            raise own
+        if messages:
+            raise InputError(messages[0])
+
+
+@contextmanager
+def joined(device: str, *, timeout: int) -> Iterator[Processes]:
+    """Join the processes that torchrun started (or be the only one) for the length of the block.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N; with several processes, cuda means one GPU each.
+        timeout: seconds without an answer from another process after which this one fails.
+
+    Raises:
+        InputError: the device is not there, or torchrun's variables are incomplete.
+        LostProcessError: another process is gone or silent.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    size = int(found.get("WORLD_SIZE", "1"))
+    if size > 1 and len(found) < len(names):
+        missing = ", ".join(name for name in names if name not in found)
+        raise InputError(f"WORLD_SIZE is {size} but {missing} is not set; start several processes with torchrun.")
+    here = choose_device(device, local_rank=int(found.get("LOCAL_RANK", "0")) if size > 1 else None)
+    if size == 1:
+        yield Processes(rank=0, size=1, device=here)
+        return
+    backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    lost = False
+    try:
+        with loss_noticed(lambda: "outside of the training loop"):
+            yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
+    except LostProcessError:
+        lost = True
+        raise
+    finally:
+        if not lost:  # else taking leave could wait for what the lost process still owes
+            dist.destroy_process_group()
+
+
+@contextmanager
+def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
+    """Tell torch's many errors for a process that is gone apart from all others, and say where it happened.
+
+    Args:
+        where: asked when it happened; begins the message.
+
+    Raises:
+        LostProcessError: in place of those errors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises a plain RuntimeError, from a reduction or out of a backward; its text names its source file
+        if isinstance(error, LostProcessError) or not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        text = str(error).splitlines()[0]  # gloo's: [file:line] What happened. Advice.
+        reason = text.rpartition("] ")[2].partition(". ")[0] if "/gloo/" in text else text
+        raise LostProcessError(
+            f"{where()}: another process of this run is gone or does not answer ({reason})."
+        ) from error
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be spread over the processes (FSDP); all of them must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device of another, spread over the processes as that one is; inverse of `whole_tensor`."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def choose_device(name: str, *, local_rank: int | None) -> torch.device:
+    """The compute device by name; with several processes (`local_rank` given), the GPU of that number.
+
+    Raises:
+        InputError: not a device's name, or there is no such GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: must be auto, cpu, cuda or cuda:N; got {name}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device: must be auto, cpu, cuda or cuda:N; got {name}.")
+    if device.type == "cpu":
+        return device
+    index = local_rank if local_rank is not None else device.index or 0
+    if index >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: needs GPU {index}; this machine has {torch.cuda.device_count()}. Use cpu.")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

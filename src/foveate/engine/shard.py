@@ -1,0 +1,60 @@
+"""The student's weights spread over the processes (FSDP2), for towers whose weights, gradients and moments do not fit
+beside a batch: ViT-H/14 and above.
+
+Each block is gathered when it runs and let go after it; what is outside the blocks, and the last blocks, which a head
+runs in parts, are gathered for the whole step. Frozen things (the teacher, the text tower) stay whole on every process.
+Deliberately absent: offloading to the host, sharding of the teacher.
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from foveate.clip.dense import blocks_run_whole, tower_stages
+from foveate.engine.distributed import Processes
+from foveate.objectives.clipself import ClipSelf
+from foveate.types import InputError
+
+
+def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool = False) -> None:
+    """Spread the student's weights over the processes; the optimizer must be made after this.
+
+    Args:
+        objective: whose student's trainable parameters are chosen (`train_layers`).
+        processes: at least two.
+        bfloat16: gather and compute in bfloat16, add gradients up in float32; the objective then needs no copies.
+
+    Raises:
+        InputError: one process, a residual network, or dropped padding (processes would not run in step).
+    """
+    student = objective.student
+    if processes.size < 2:
+        raise InputError("--fsdp: needs at least 2 processes to spread the weights over; start them with torchrun.")
+    if isinstance(student.visual, ModifiedResNet):
+        raise InputError(f"--fsdp: is for transformers; {student.name} is a residual network. Leave it out.")
+    if objective.tokens == "valid":
+        raise InputError("--fsdp: every process must run the blocks equally often; use --tokens all with it.")
+    mesh = init_device_mesh(processes.device.type, (processes.size,))
+    kind = torch.bfloat16 if bfloat16 else None
+    policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    run, stages = student.run_block, tower_stages(student.visual)
+
+    def run_own(block: nn.Module, family: Any, visual: Any, *rest: Any) -> Tensor:
+        return run(family, visual, block, *rest)
+
+    for block in stages[:-1]:
+        # FSDP gathers around a method of the module it shards
+        block.run_gathered = MethodType(run_own, block)  # pyright: ignore[reportArgumentType]
+    for block in blocks_run_whole(student.visual, head=objective.head):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
+    student.run_block = lambda family, visual, block, *rest: block.run_gathered(family, visual, *rest)
+    of_tower = {id(parameter) for parameter in student.visual.parameters()}
+    others = (parameter for parameter in objective.parameters() if id(parameter) not in of_tower)
+    whole = {parameter for parameter in others if not parameter.requires_grad}  # gates of heads are trained
+    fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)

@@ -1,0 +1,50 @@
+"""The objective's loss over held-out pictures: always the same pictures and regions, so that it compares."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from foveate.engine.distributed import Processes
+from foveate.types import Batch, InputError
+
+
+@torch.no_grad()
+def held_out_loss(
+    objective: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    count: Callable[[Batch], int],
+    processes: Processes,
+) -> float | None:
+    """The mean of the loss over all items of all held-out batches of all processes; nothing is trained.
+
+    Args:
+        objective: as given to `fit`.
+        batches: this process's share of the held-out pictures, as many batches as every other's.
+        count: as given to `fit`.
+        processes: of the run.
+
+    Returns:
+        The loss; None where it is not finite.
+
+    Raises:
+        InputError: no held-out picture could be used.
+    """
+    torch.manual_seed(0)  # what the objective draws, if anything, is the same each time; a step seeds anew
+    total, items = torch.zeros((), dtype=torch.float64, device=processes.device), 0
+    stream = iter(batches)
+    while True:
+        batch = None
+        with processes.together():  # before each batch: none may run its own while another has refused
+            batch = next(stream, None)
+        if batch is None:
+            break
+        number = count(batch)
+        total += objective(batch).double() * number  # also of a batch without items: spread weights want all to run
+        items += number
+    total, items = processes.total([total.item(), items])
+    if items == 0:
+        raise InputError("--validate: needs held-out pictures that can be used; none of them could be read.")
+    return total / items if math.isfinite(total) else None

@@ -1,0 +1,150 @@
+"""What is exported: the image tower as a module of tensors only, with names for its inputs, output and axes.
+
+One graph serves any number of pictures and regions, and any height and width that are multiples of the patch size,
+unless a size is asked for: then height and width are fixed and the positions for them are numbers in the file. Absent:
+the text tower, whose embeddings are made once and kept, and the `masked` head of regions.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from foveate.clip.dense import check_head
+from foveate.clip.model import Clip
+from foveate.clip.names import Head
+from foveate.ops.pool import pool_indexed_boxes
+from foveate.ops.resample import check_side
+from foveate.types import InputError
+
+What = Literal["dense", "regions", "image"]
+Axes = list[str | int]  # of a tensor: a name where it is free, a number where it is fixed
+
+LEAST_PATCHES = 2  # an axis of one is a special case to the exporter, so graphs are promised from two on
+_REGIONS = 7
+
+
+class Graph(nn.Module):
+    """The image tower with what is asked of it; the text tower is not part of the module, so it is not saved along."""
+
+    def __init__(self, clip: Clip, *, head: Head):
+        super().__init__()
+        self.visual = clip.visual
+        self.gates = clip.gates if head == "values3" else None
+        self.unsaved: tuple[Clip] = (clip,)  # modules inside a tuple are not registered
+        self.head: Head = head
+
+
+class Dense(Graph):
+    """Pictures to their dense map (Sec. 3.1)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, D, h, w)."""
+        return self.unsaved[0].encode_dense(images, head=self.head)
+
+
+class Regions(Graph):
+    """Pictures and boxes to one embedding a box (Sec. 3.1)."""
+
+    def forward(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """(B, 3, H, W), (R, 4), (R,) to (R, D)."""
+        dense = self.unsaved[0].encode_dense(images, head=self.head)  # (B, D, h, w)
+        return pool_indexed_boxes(dense, boxes, image_index, stride=self.unsaved[0].patch_size)
+
+
+class Image(Graph):
+    """Pictures to their image embeddings, as CLIP makes them; there is no head to choose."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, D)."""
+        return self.unsaved[0].encode_image(images)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A module to export, what to feed it, and what its axes are called."""
+
+    module: nn.Module
+    inputs: dict[str, Axes]  # by name, in order
+    output: str
+    axes: Axes  # of the output
+    dynamic: tuple[dict[int, Any], ...]  # torch.export's dynamic shapes, in the order of the inputs
+    shapes: tuple[tuple[int, int, int], ...]  # (batch, height, width) [pixels] to compare at; the first is traced
+
+
+def plan_export(clip: Clip, *, what: What, head: Head = "value", size: int | None = None) -> Plan:
+    """Decide what is traced and at which shapes it is compared.
+
+    Args:
+        clip: in evaluation mode.
+        what: "dense", "regions" (dense map and box pooling in one graph) or "image".
+        head: of the dense map, see `foveate.clip.heads`.
+        size: fixes height and width [pixels]; None leaves both free.
+
+    Raises:
+        InputError: a head that the tower or an image embedding cannot have, or a size that is no multiple of the patch.
+    """
+    patch = clip.patch_size
+    if what == "image" and head != "value":
+        raise InputError(f"--head: chooses a dense map, and --what image has none; got {head}. Leave it out.")
+    check_head(clip.visual, head)
+    if size is not None:
+        check_side(size, patch=patch, flag="--size")
+    batch, regions = Dim("batch", min=1), Dim("regions", min=0)
+    free = {0: batch}
+    if size is None:
+        free |= {2: patch * Dim("h", min=LEAST_PATCHES), 3: patch * Dim("w", min=LEAST_PATCHES)}
+    side: Axes = ["height", "width"] if size is None else [size, size]
+    grid: Axes = [f"height / {patch}", f"width / {patch}"] if size is None else [size // patch, size // patch]
+    images: dict[str, Axes] = {"images": ["batch", 3, *side]}
+    boxes: dict[str, Axes] = {"boxes": ["regions", 4], "image_index": ["regions"]}
+    shapes = _shapes(clip) if size is None else tuple((count, size, size) for count in (2, 1, 3))
+    match what:
+        case "dense":
+            axes = ["batch", clip.embed_dim, *grid]
+            return Plan(Dense(clip, head=head), images, "dense", axes, (free,), shapes)
+        case "regions":
+            dynamic = (free, {0: regions}, {0: regions})
+            axes = ["regions", clip.embed_dim]
+            return Plan(Regions(clip, head=head), images | boxes, "regions", axes, dynamic, shapes)
+        case "image":
+            return Plan(Image(clip, head=head), images, "image", ["batch", clip.embed_dim], (free,), shapes)
+
+
+def example_inputs(plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """Make random inputs of a shape: noise, and boxes inside, across, at and beyond the border of the pictures.
+
+    Args:
+        plan: of `plan_export`.
+        shape: (batch, height, width) [pixels].
+
+    Returns:
+        One tensor an input, in order; the same every time.
+    """
+    batch, height, width = shape
+    generator = torch.Generator().manual_seed(batch)
+    images = torch.randn(batch, 3, height, width, generator=generator)
+    if "boxes" not in plan.inputs:
+        return (images,)
+    boxes = torch.tensor(
+        [
+            [0, 0, width, height],
+            [width - 3.5, height - 2.25, width, height],
+            [0, 0, 0.75, 0.5],
+            [-9, -4, width + 7, height + 30],
+            [0.3 * width, 0, 0.9 * width, 0.6 * height],
+            [0.5 * width, 0.5 * height, 0.5 * width + 1, height],
+            [0, 0.2 * height, 0.4 * width, height - 0.5],
+        ]
+    )[: _REGIONS - batch % 2]  # another number of regions for another number of pictures
+    return images, boxes, torch.arange(len(boxes)) % batch
+
+
+def _shapes(clip: Clip) -> tuple[tuple[int, int, int], ...]:
+    """Traced off the native size and off the square; compared there, at the native size, and smaller with one side
+    native, each with another number of pictures."""
+    patch, native = clip.patch_size, clip.native_size // clip.patch_size
+    grids = ((2, native + 1, native + 2), (1, native, native), (3, max(LEAST_PATCHES, native // 2), native))
+    return tuple((batch, patch * down, patch * across) for batch, down, across in grids)

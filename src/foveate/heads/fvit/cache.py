@@ -1,0 +1,135 @@
+"""The frozen tower's maps of a picture, computed once and read after: for training without augmentation (A.3).
+
+    FOLDER/index.json            what the maps were made by: tower, input, taps, windows; and its digest
+           ab/cdef....safetensors   one picture: "tap/0" .., float16; the digest in its header
+
+A picture goes by its pixels, not by its name, so the maps of another picture set are never used. Every file is written
+under a temporary name and renamed, so that processes may share a folder and a kill leaves nothing half written. Fresh
+maps are rounded as stored ones are: a run that is stopped and goes on has the same bits. Deliberately absent: removing
+old files, maps of augmented pictures.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from foveate.clip.digest import digest_state
+from foveate.clip.model import Clip
+from foveate.files import write_whole
+from foveate.heads.fvit.inputs import input_statistics
+from foveate.heads.fvit.names import Resize, Statistics
+from foveate.types import InputError, Sample
+
+FORMAT = 3
+LARGEST = 65504.0  # of float16
+
+
+class FeatureCache:
+    """A folder of maps of one tower at one size."""
+
+    def __init__(
+        self,
+        folder: Path,
+        clip: Clip,
+        *,
+        size: int,
+        layers: tuple[int, ...],
+        statistics: Statistics = "imagenet",
+        resize: Resize = "bilinear",
+    ) -> None:
+        """Open a folder, or begin it.
+
+        Args:
+            folder: made where missing.
+            clip: whose tower makes the maps.
+            size: side of the square input [pixels].
+            layers: the stages tapped, the last one included (`Tower.layers`).
+            statistics: what the input is normalised with.
+            resize: how images are resized.
+
+        Raises:
+            InputError: the folder holds maps of another tower, size or taps, or something else.
+        """
+        windows = None if clip.windows is None else [clip.windows.size, *clip.windows.blocks]
+        mean, std = input_statistics(clip, statistics)
+        made_by: dict[str, Any] = {
+            "format": FORMAT,
+            "tower": digest_state(clip.visual.state_dict()),
+            "statistics": [*mean, *std],
+            "resize": resize,
+            "size": size,
+            "layers": list(layers),
+            "windows": windows,
+        }
+        self.folder, self.layers = folder, layers
+        self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+        index = folder / "index.json"
+        if index.exists():
+            _check_index(index, made_by)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder}: need a folder of cached maps, or an empty one; it holds other files.")
+        else:
+            write_whole(index, (json.dumps({**made_by, "digest": self.digest}, indent=2) + "\n").encode())
+
+    def read(self, sample: Sample, *, device: torch.device) -> list[Tensor] | None:
+        """The taps of a picture as a batch of one, float32; None where there are none, or only damaged ones."""
+        path = self._path(sample)
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("made_by") != self.digest:
+                    return None
+                taps = [file.get_tensor(f"tap/{place}") for place in range(len(self.layers))]
+        except (OSError, SafetensorError):
+            return None
+        return [tap.to(device).float() for tap in taps]
+
+    def write(self, sample: Sample, taps: list[Tensor]) -> list[Tensor]:
+        """Keep the taps of a picture.
+
+        Args:
+            sample: the picture.
+            taps: of a batch of one.
+
+        Returns:
+            The taps as `read` would give them.
+        """
+        named = {f"tap/{place}": _half(tap) for place, tap in enumerate(taps)}
+        content = save({name: one.cpu() for name, one in named.items()}, {"made_by": self.digest})
+        path = self._path(sample)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(content)
+        partial.replace(path)
+        return [one.float() for one in named.values()]
+
+    def _path(self, sample: Sample) -> Path:
+        """A picture's file, by its pixels."""
+        pixels = sample.image.cpu().contiguous()
+        name = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
+        name.update(pixels.numpy().data)
+        key = name.hexdigest()
+        return self.folder / key[:2] / f"{key[2:]}.safetensors"
+
+
+def _half(one: Tensor) -> Tensor:
+    return one.detach().float().clamp(-LARGEST, LARGEST).half().contiguous()  # strides choose kernels, so bits
+
+
+def _check_index(index: Path, made_by: dict[str, Any]) -> None:
+    try:
+        found = json.loads(index.read_bytes())
+        differ = [name for name in made_by if found.get(name) != made_by[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{index}: need the index of a cache of maps; {error}. Name another folder.") from error
+    if differ:
+        raise InputError(
+            f"{index.parent}: holds maps made otherwise (another {', '.join(differ)}). "
+            "Name another folder, or delete it."
+        )

@@ -1,0 +1,431 @@
+"""F-ViT: a two-stage detector of any vocabulary on a frozen CLIP ViT (Sec. 3.3, A.3).
+
+    pictures --jitter, pad--> frozen tower --taps--> pyramid --> RPN --> proposals
+    proposals --RoIAlign--> embedding . texts * T | box | mask
+
+It learns from the boxes of base classes; of novel classes and those left out there is no box and no column. What it
+finds (`candidates`) knows no vocabulary: scores are made from embeddings, the detector's and the frozen tower's, by
+`fusion`. Deliberately absent: that fusion, the texts' templates, epochs, files.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float16, Int64
+from torch import Tensor, nn
+
+from foveate.clip.model import Clip
+from foveate.heads.fvit.cache import FeatureCache
+from foveate.heads.fvit.candidates import Candidates
+from foveate.heads.fvit.heads import (
+    BOX_SIDE,
+    MASK_SIDE,
+    BoxHead,
+    MaskHead,
+    RoiSampler,
+    box_loss,
+    class_logits,
+    class_loss,
+    decode_boxes,
+    mask_targets,
+    unit,
+)
+from foveate.heads.fvit.inputs import input_statistics
+from foveate.heads.fvit.names import Kind, Resize, Statistics
+from foveate.heads.fvit.pyramid import Maps, Pyramid, Tower, pyramid_strides, tap_width
+from foveate.heads.fvit.roi import pool_levels
+from foveate.heads.fvit.rpn import Rpn
+from foveate.ops.boxes import boxes_on_picture, clip_boxes
+from foveate.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
+from foveate.ops.pool import pool_boxes
+from foveate.types import Batch, InputError, Sample
+
+Choice = Callable[[Candidates], Int64[Tensor, " M"]]
+MASK_SHAPE = (28, 28)
+MASK_CHUNK = 256  # proposals whose masks are made at once
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture as the network sees it; boxes are xyxy, pixels of the input."""
+
+    boxes: Float[Tensor, "N 4"]  # of base objects
+    labels: Int64[Tensor, " N"]
+    masks: Bool[Tensor, "N H W"] | None  # of the input
+    crowds: Float[Tensor, "M 4"]
+    jitter: Jitter
+
+
+class FViT(nn.Module):
+    """The objective (`loss = detector(batch)`), and what it finds (`candidates`).
+
+    Attributes:
+        parts: the losses of the last batch by name, detached, for the log.
+        strides: of the pyramid's levels [pixels].
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        *,
+        text: Float[Tensor, "V D"],
+        is_novel: Bool[Tensor, " K"],
+        size: int,
+        taps: Sequence[int] | None = None,
+        pyramid: Kind = "taps",
+        channels: int = 256,
+        width: int = 256,
+        masks: bool = False,
+        norm: bool = False,
+        relu_embedding: bool = True,
+        statistics: Statistics = "imagenet",
+        resize: Resize = "bilinear",
+        background_weight: float = 0.9,
+        scale: float = 50.0,
+        rois: int = 512,
+        match_low_quality: bool = False,
+        proposals: int = 1000,
+        trained_layers: int = 0,
+        jitter: tuple[float, float] | None = (0.1, 2.0),
+        flip: bool = True,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        """Put a detector on a CLIP, which is frozen here.
+
+        Args:
+            clip: its image tower is used as its windows say.
+            text: embeddings of the K classes of the data and, last, of "background"; V = K + 1.
+            is_novel: classes not to be learned from: novel ones, and those a split leaves out.
+            size: side of the square input [pixels]; a multiple of twice the patch size.
+            taps: see `Tower`.
+            pyramid: see `foveate.heads.fvit.pyramid`; "taps" is the paper's.
+            channels: of the pyramid.
+            width: of the heads' convolutions.
+            masks: learn and find masks too.
+            norm: BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS.
+            relu_embedding: see `BoxHead`; True is published.
+            statistics: what the input is normalised with; "imagenet" is published.
+            resize: how images are resized, see `foveate.ops.jitter.jitter_image`; "bilinear" is published.
+            background_weight: of background proposals in the class loss; 0.6 on COCO, 0.9 on LVIS.
+            scale: T at the start.
+            rois: proposals a picture that the second stage learns from, at most a quarter of them objects.
+            match_low_quality: see `RoiSampler`; True is published for OV-LVIS.
+            proposals: of the first stage, a picture.
+            trained_layers: last blocks of the tower that learn; 0 is the paper's.
+            jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
+            flip: mirror half of the pictures in training.
+            cache: of the frozen tower's maps; asks for no jitter and no flip.
+
+        Raises:
+            InputError: a size that does not fit, texts of another number or size, no base class, a cache with
+                augmentation or a trained tower, or what `Tower` refuses.
+        """
+        super().__init__()
+        _check(clip, text, is_novel, size=size)
+        if cache is not None and (jitter is not None or flip or trained_layers):
+            raise InputError("cache: maps are those of whole pictures in a frozen tower; leave out jitter and flip.")
+        self.tower = Tower(clip, kind=pyramid, taps=taps, trained=trained_layers)
+        self.size, self.jitter, self.flip, self.cache = size, jitter, flip, cache
+        self.background_weight, self.resize = background_weight, resize
+        self.mean, self.std = input_statistics(clip, statistics)
+        self.strides = pyramid_strides(clip.patch_size)
+        self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=pyramid)
+        self.rpn = Rpn(self.strides, channels=channels, norm=norm, keep=proposals)
+        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=relu_embedding)
+        self.mask_head = MaskHead(channels, width=width, norm=norm) if masks else None
+        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+        self.sampler = RoiSampler(samples=rois, match_low_quality=match_low_quality)
+        self.text: Tensor
+        self.is_novel: Tensor
+        self.register_buffer("text", unit(text.detach()).clone())
+        self.register_buffer("is_novel", is_novel.clone())
+        self.parts: dict[str, Tensor] = {}
+        self.to(next(clip.parameters()).device)
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """The temperature T, which stays above 0."""
+        return self.log_scale.exp()
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """The sum of the losses of both stages, each a mean over what it sampled from the batch.
+
+        Args:
+            batch: pictures with `segments`: labels 0 to K - 1 are classes, K stands for a crowd that is neither object
+                nor background; stuff is not looked at. A picture without segments is all background. Draws come from
+                torch's global stream.
+
+        Returns:
+            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+        """
+        samples = batch.samples or [_blank()]
+        seen = [self._see(sample) for sample in samples]
+        levels = self.pyramid(self._maps(samples, seen, dense=False).taps)
+
+        # --- first stage
+        found = self.rpn(levels)
+        objectness, anchor_box = self.rpn.losses(found, [one.boxes for one in seen], [one.crowds for one in seen])
+        proposals, _ = self.rpn.propose(found, [one.jitter.fitted for one in seen])
+
+        # --- second stage
+        pairs = zip(proposals, seen, strict=True)
+        drawn = [
+            self.sampler(boxes, one.boxes, one.labels, one.crowds, background=len(self.is_novel))
+            for boxes, one in pairs
+        ]
+        rois, labels, matched = (list(part) for part in zip(*drawn, strict=True))
+        classes, box = self._second_stage(levels, rois, labels, matched, seen)
+        parts = {"objectness": objectness, "anchor_box": anchor_box, "class": classes, "box": box}
+        if self.mask_head is not None:
+            parts["mask"] = self._mask_loss(levels, rois, labels, matched, seen)
+        self.parts = {name: part.detach() for name, part in parts.items()}
+        loss = torch.stack(list(parts.values())).sum()
+        return loss if batch.samples else loss * 0
+
+    def _second_stage(
+        self,
+        levels: list[Tensor],
+        rois: list[Float[Tensor, "_ 4"]],
+        labels: list[Int64[Tensor, " _"]],
+        matched: list[Int64[Tensor, " _"]],
+        seen: list[Seen],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The losses of class and box."""
+        background, unused = len(self.is_novel), not sum(len(one) for one in rois)
+        if unused:  # every proposal lies in a crowd; BatchNorm needs something to see
+            rois = [one.new_tensor([[0.0, 0.0, self.size, self.size]]) for one in rois]
+            labels = [one.new_full((1,), background) for one in labels]
+            matched = [one.new_zeros(1) for one in matched]
+        embeddings, codes = self.box_head(pool_levels(levels, rois, strides=self.strides, side=BOX_SIDE))
+        known = torch.cat(labels)
+        logits = class_logits(embeddings, self.text, scale=self.scale)
+        numbers = {"is_novel": self.is_novel, "background_weight": self.background_weight}
+        classes = class_loss(logits, known, **numbers)
+        pairs = zip(seen, rois, matched, strict=True)
+        targets = [one.boxes[place] if len(one.boxes) else boxes for one, boxes, place in pairs]  # unused if background
+        box = box_loss(codes, torch.cat(rois), torch.cat(targets), known != background)
+        return (classes * 0, box * 0) if unused else (classes, box)
+
+    def _mask_loss(
+        self,
+        levels: list[Tensor],
+        rois: list[Float[Tensor, "_ 4"]],
+        labels: list[Int64[Tensor, " _"]],
+        matched: list[Int64[Tensor, " _"]],
+        seen: list[Seen],
+    ) -> Float[Tensor, ""]:
+        """Binary cross-entropy of the masks of those proposals that are objects."""
+        assert self.mask_head is not None, "masks are learned by a mask head"
+        is_object = [one < len(self.is_novel) for one in labels]
+        if not any(bool(one.any()) for one in is_object):
+            return self._no_mask_loss(levels)
+        mine = [boxes[chosen] for boxes, chosen in zip(rois, is_object, strict=True)]
+        wanted = []
+        for one, boxes, place, chosen in zip(seen, mine, matched, is_object, strict=True):
+            if len(boxes):
+                assert one.masks is not None, "an object without a mask was let in"
+                wanted.append(mask_targets(one.masks, boxes, place[chosen]))
+        logits = self.mask_head(pool_levels(levels, mine, strides=self.strides, side=MASK_SIDE))
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).float())
+
+    def _no_mask_loss(self, levels: list[Tensor]) -> Float[Tensor, ""]:
+        """A zero that reaches every parameter of the mask head, where no proposal of this process is an object.
+
+        BatchNorm's running statistics stay as they are, but for SyncBN: all processes must come to its layers, so that
+        this one looks at one whole image.
+        """
+        assert self.mask_head is not None, "masks are learned by a mask head"
+        if any(isinstance(one, nn.SyncBatchNorm) for one in self.mask_head.modules()):
+            whole = torch.tensor([[0.0, 0.0, self.size, self.size]], device=self.text.device)
+            rois = [whole, *(whole[:0] for _ in levels[0][1:])]
+            return self.mask_head(pool_levels(levels, rois, strides=self.strides, side=MASK_SIDE)).sum() * 0
+        return torch.stack([parameter.sum() for parameter in self.mask_head.parameters()]).sum() * 0
+
+    @torch.no_grad()
+    def candidates(self, samples: list[Sample], *, masked: Choice | None = None) -> list[Candidates]:
+        """Find what may be an object, whatever it is called; no vocabulary is needed.
+
+        Args:
+            samples: decoded pictures; their boxes and segments are not looked at.
+            masked: which of a picture's candidates get a mask, as rows, where there is a mask head; the others' masks
+                are empty. None: all do, which takes longer than everything else together.
+
+        Returns:
+            One record a picture, on the CPU.
+        """
+        if not samples:
+            return []
+        was_training = self.training
+        self.eval()
+        bare = [Sample(one.id, one.image, one.boxes[:0]) for one in samples]
+        seen = [self._see(one) for one in bare]
+        maps = self._maps(bare, seen, dense=True)
+        levels = self.pyramid(maps.taps)
+        proposals, scores = self.rpn.propose(self.rpn(levels), [one.jitter.fitted for one in seen])
+        embeddings, codes = self.box_head(pool_levels(levels, proposals, strides=self.strides, side=BOX_SIDE))
+        assert maps.dense is not None, "the dense map was asked for"
+        pooled = pool_boxes(maps.dense, proposals, stride=self.tower.clip.patch_size)
+        counts = [len(one) for one in proposals]
+        boxes = decode_boxes(codes, torch.cat(proposals)).split(counts)
+        embedded = zip(unit(embeddings).half().split(counts), pooled.half().split(counts), strict=True)
+        rows = zip(samples, proposals, scores, boxes, embedded, strict=True)
+        found = [
+            self._candidate(*row, levels=[one[place : place + 1] for one in levels], masked=masked)
+            for place, row in enumerate(rows)
+        ]
+        self.train(was_training)
+        return found
+
+    def _candidate(
+        self,
+        sample: Sample,
+        proposals: Float[Tensor, "N 4"],
+        scores: Float[Tensor, " N"],
+        boxes: Float[Tensor, "N 4"],
+        embedded: tuple[Float16[Tensor, "N D"], Float16[Tensor, "N D"]],
+        *,
+        levels: list[Float[Tensor, "1 C _ _"]],
+        masked: Choice | None,
+    ) -> Candidates:
+        """One picture's part, carried to its own pixels; masks are of the corrected boxes."""
+        height, width = sample.image.shape[1:]
+        frame = {"height": height, "width": width}
+        carried = [boxes_on_picture(one, **frame, size=self.size) for one in (proposals, boxes)]
+        proposals_there, boxes_there = (clip_boxes(one, **frame).cpu() for one in carried)
+        detector, clip = (one.cpu() for one in embedded)
+        found = Candidates(sample.id, height, width, proposals_there, scores.cpu(), boxes_there, detector, clip)
+        if self.mask_head is None:
+            return found
+        chosen = torch.arange(len(boxes)) if masked is None else masked(found)
+        fitted_height, fitted_width = no_jitter(height, width, size=self.size).fitted
+        inside = clip_boxes(boxes[chosen.to(boxes.device)], height=fitted_height, width=fitted_width)
+        masks = torch.zeros(len(boxes), *MASK_SHAPE, dtype=torch.uint8)
+        masks[chosen] = self._masks(levels, inside)
+        return replace(found, masks=masks)
+
+    def _masks(self, levels: list[Float[Tensor, "1 C _ _"]], boxes: Float[Tensor, "N 4"]) -> Tensor:
+        """Probabilities in 255ths, relative to the boxes, a few at a time."""
+        assert self.mask_head is not None, "masks are found by a mask head"
+        parts = [torch.zeros(0, *MASK_SHAPE, dtype=torch.uint8)]
+        for some in boxes.split(MASK_CHUNK) if len(boxes) else ():
+            logits = self.mask_head(pool_levels(levels, [some], strides=self.strides, side=MASK_SIDE))
+            parts.append((255 * logits.sigmoid()).round().to(torch.uint8).cpu())
+        return torch.cat(parts)  # (N, 28, 28)
+
+    def _see(self, sample: Sample) -> Seen:
+        """Decide what of a picture is seen, and bring what is learned from there."""
+        height, width = sample.image.shape[1:]
+        jitter = no_jitter(height, width, size=self.size)
+        if self.training and self.jitter is not None:
+            low, high = self.jitter
+            jitter = draw_jitter(height, width, size=self.size, low=low, high=high, flip=self.flip)
+        elif self.training and self.flip:
+            jitter = no_jitter(height, width, size=self.size, flip=bool(torch.rand(()) < 0.5))
+        segments, device, count = sample.segments, self.text.device, len(self.is_novel)
+        if segments is None:
+            assert not len(sample.boxes), f"picture {sample.id}: has boxes and nothing says of which class"
+            nothing = torch.zeros(0, 4, device=device)
+            return Seen(nothing, nothing.new_zeros(0, dtype=torch.int64), None, nothing, jitter)
+        labels = segments.labels.to(device)
+        assert not len(labels) or int(segments.labels.max()) <= count, f"picture {sample.id}: a label beyond {count}"
+        boxes, is_left = jitter_boxes(segments.boxes.to(device), jitter)
+        is_left = is_left & segments.is_thing.to(device)
+        is_base = torch.cat([~self.is_novel, self.is_novel.new_zeros(1)])[labels]
+        wanted = is_left & is_base
+        masks = None
+        if self.mask_head is not None:
+            masks = self._carry_masks(sample, wanted, jitter)
+        return Seen(boxes[wanted], labels[wanted], masks, boxes[is_left & (labels == count)], jitter)
+
+    def _carry_masks(self, sample: Sample, wanted: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "M H W"]:
+        """The masks of the objects that are learned from."""
+        assert sample.segments is not None, "masks come with segments"
+        masks = sample.segments.masks
+        if tuple(masks.shape[1:]) != tuple(sample.image.shape[1:]):
+            raise InputError(
+                f"picture {sample.id}: masks must have the picture's size {tuple(sample.image.shape[1:])}; got "
+                f"{tuple(masks.shape[1:])}. Read the data with masks, or leave the mask head out."
+            )
+        return jitter_masks(masks[wanted.cpu()].to(wanted.device), jitter, size=self.size)
+
+    def _maps(self, samples: list[Sample], seen: list[Seen], *, dense: bool) -> Maps:
+        """The tower's maps of a batch; where the dense one is not asked for, perhaps from the cache."""
+        if self.cache is None or dense:
+            return self.tower(self._inputs(samples, seen), dense=dense)
+        found = []
+        for sample, one in zip(samples, seen, strict=True):
+            taps = self.cache.read(sample, device=self.text.device)
+            if taps is None:  # alone, so that its bits do not depend on the batch
+                with torch.autocast(self.text.device.type, enabled=False):
+                    taps = self.cache.write(sample, self.tower(self._inputs([sample], [one]), dense=False).taps)
+            found.append(taps)
+        return Maps([torch.cat(parts) for parts in zip(*found, strict=True)], None)
+
+    def _inputs(self, samples: list[Sample], seen: list[Seen]) -> Float[Tensor, "B 3 H W"]:
+        numbers = {"size": self.size, "mean": self.mean, "std": self.std, "resize": self.resize}
+        pairs = zip(samples, seen, strict=True)
+        device = self.text.device
+        return torch.stack(
+            [jitter_image(one.image.to(device, non_blocking=True), it.jitter, **numbers) for one, it in pairs]
+        )
+
+    def parameter_groups(self, *, weight_decay: float, ladder: float = 0.7) -> list[dict[str, Any]]:
+        """What is trained, in groups for an optimizer, each with a factor of the learning rate.
+
+        Args:
+            weight_decay: of all tensors, vectors too, as published; the temperature (whose logarithm is learned) and
+                matrices trained in part (`partly`) have none.
+            ladder: factor from one trained block of the tower to the one before it; the last has this factor itself.
+
+        Returns:
+            "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
+        """
+        plain = {id(parameter) for parameter, _ in self.tower.partly} | {id(self.log_scale)}
+        blocks = [[one for one in stage.parameters() if one.requires_grad] for stage in self.tower.trained]
+        in_tower = {id(parameter) for block in blocks for parameter in block}
+        rest = [one for one in self.parameters() if one.requires_grad and id(one) not in in_tower]
+        scaled = [(rest, 1.0)] + [(block, ladder ** (len(blocks) - place)) for place, block in enumerate(blocks)]
+        groups = []
+        for parameters, factor in scaled:
+            for is_plain, decay in ((False, weight_decay), (True, 0.0)):
+                some = [one for one in parameters if (id(one) in plain) == is_plain]
+                if some:
+                    groups.append({"params": some, "weight_decay": decay, "lr_scale": factor})
+        return groups
+
+
+def synchronise(detector: FViT) -> FViT:
+    """Let BatchNorm see the pictures of all processes (SyncBN), where there are several, on GPUs.
+
+    On the CPU torch has no such layer: there each process normalises by its own pictures, and the running statistics
+    that are saved are the first process's. The tower's own layers are left alone.
+    """
+    # none of these is such a layer itself, so they are changed in place
+    if dist.is_initialized() and dist.get_world_size() > 1 and detector.text.device.type == "cuda":
+        for part in (detector.pyramid, detector.rpn, detector.box_head, detector.mask_head):
+            if part is not None:
+                nn.SyncBatchNorm.convert_sync_batchnorm(part)
+    return detector
+
+
+def _check(clip: Clip, text: Tensor, is_novel: Tensor, *, size: int) -> None:
+    step = 2 * clip.patch_size
+    if size < step or size % step:
+        near = max(1, round(size / step)) * step
+        raise InputError(f"--size: need a positive multiple of {step}, two patches; got {size}. Try {near}.")
+    if text.ndim != 2 or tuple(text.shape) != (len(is_novel) + 1, clip.embed_dim):
+        raise InputError(
+            f"text: need ({len(is_novel) + 1}, {clip.embed_dim}), one row a class and one for the background; got "
+            f"{tuple(text.shape)}."
+        )
+    if bool(is_novel.all()):
+        raise InputError("is_novel: need at least one class to learn from; all are novel or left out.")
+
+
+def _blank() -> Sample:
+    """A black picture without objects, for a step in which no picture could be used."""
+    return Sample("", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 4))

@@ -1,0 +1,159 @@
+"""What a folder of transformers says of a Mask2Former or MaskFormer: its classes, and how images enter it.
+
+Read from config.json and preprocessor_config.json without torch or transformers, so that the command line can tell what
+lies in a folder. Where the folder asks for a fixed height and width, which transformers' files of these models do, the
+original's sizes hold instead: shortest edge 800, longest at most 1333, which the published numbers were measured with.
+Deliberately absent: weights (`published`).
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from foveate.errors import InputError
+
+Kind = Literal["mask2former", "maskformer"]
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+MOST_CLASSES = 10_000
+SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # of the published configurations for COCO [pixels]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+MIN_SCORE, OVERLAP = 0.8, 0.8  # object mask and overlap threshold of the published configurations
+_COCO = (133, "person", "toothbrush", 80)  # classes, first and last thing, things
+
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model of masks with its own classes, and its input."""
+
+    kind: Kind
+    classes: tuple[tuple[str, ...], ...]  # the words of each; the first is its name
+    has_names: bool  # False: the folder only numbers them
+    shortest: int = SHORTEST  # edge of the input [pixels]
+    longest: int = LONGEST
+    multiple: int = MULTIPLE  # the padded sides are multiples of it [pixels]
+    mean: Colour = IMAGENET[0]
+    std: Colour = IMAGENET[1]
+    notes: tuple[str, ...] = ()  # what the user must be told
+
+    @property
+    def is_thing(self) -> tuple[bool, ...] | None:
+        """Which classes are things, where the classes are COCO's 133; None: not known."""
+        count, first, last, things = _COCO
+        if len(self.classes) != count or self.classes[0][0] != first or self.classes[things - 1][0] != last:
+            return None
+        return tuple(place < things for place in range(count))
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a model of masks of transformers, by its config.json.
+
+    Raises:
+        InputError: it holds a OneFormer.
+    """
+    try:
+        content = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind == "oneformer":
+        raise InputError(
+            f"{folder}: need a Mask2Former or a MaskFormer; this is a OneFormer, which has to be told its task in "
+            "words. Use one of the others."
+        )
+    return kind in get_args(Kind)
+
+
+def describe(folder: Path) -> Described:
+    """Read a folder of transformers.
+
+    Raises:
+        InputError: no Mask2Former or MaskFormer, or a damaged description.
+    """
+    path = folder / CONFIG
+    config = _read(path)
+    kind = config.get("model_type")
+    if kind not in get_args(Kind):
+        raise InputError(f'{path}: need "model_type" {" or ".join(get_args(Kind))}; got {kind!r}. Check the folder.')
+    names = _names(config, path)
+    has_names = bool(names) and not all(name == f"LABEL_{place}" for place, name in enumerate(names))
+    classes = tuple(tuple(word.strip() for word in name.split(",") if word.strip()) or (name,) for name in names)
+    return Described(cast(Kind, kind), classes, has_names, **_input(folder / PREPROCESSOR))
+
+
+def _names(config: dict[str, Any], path: Path) -> list[str]:
+    """The names of the classes in the order of their numbers; numbered ones where the folder has none."""
+    table = config.get("id2label")
+    if table is None:
+        count = config.get("num_labels", 2)  # transformers writes neither of a model with two classes
+        is_count = isinstance(count, int) and count <= MOST_CLASSES
+        table = {str(place): f"LABEL_{place}" for place in range(count if is_count else 0)}
+    wanted = [str(place) for place in range(len(table))] if isinstance(table, dict) else []
+    if (
+        not wanted
+        or {*table} != {*wanted}
+        or not all(isinstance(name, str) and name.strip() for name in table.values())
+    ):
+        raise InputError(f'{path}: need "id2label" with a name for each class 0, 1, 2 ...; got {_short(table)}.')
+    return [table[place] for place in wanted]
+
+
+def _input(path: Path) -> dict[str, Any]:
+    """How images enter the model, as arguments of `Described`."""
+    if not path.is_file():
+        return {"notes": (f"{path} is not there: took the published input, {_sizes(SHORTEST, LONGEST)}",)}
+    content = _read(path)
+    size, longest, notes = content.get("size", SHORTEST), content.get("max_size", LONGEST), ()
+    if isinstance(size, dict) and "shortest_edge" in size:
+        size, longest = size["shortest_edge"], size.get("longest_edge", longest)
+    elif isinstance(size, dict):
+        notes = (f"{path} asks for {_short(size)}: took the input of the published numbers instead, "
+                 f"{_sizes(SHORTEST, LONGEST)}; see --input",)  # fmt: skip
+        size, longest = SHORTEST, LONGEST
+    multiple = content.get("size_divisor") or MULTIPLE  # 0 in folders of fixed sizes, which are not followed
+    colours = [content.get(name, default) for name, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)]
+    is_right = all(type(one) is int and one > 0 for one in (size, longest, multiple)) and all(map(_is_colour, colours))
+    if not is_right or min(colours[1]) <= 0 or size > longest or multiple > longest:
+        raise InputError(
+            f"{path}: need whole positive sizes, and a mean and a deviation of three numbers; got {size!r}, "
+            f"{longest!r}, {multiple!r}, {_short(colours)}."
+        )
+    factor = content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0
+    if not (isinstance(factor, int | float) and abs(factor * 255 - 1) < 1e-3):
+        raise InputError(
+            f"{path}: need colours that are divided by 255 before the mean is taken off; got do_rescale "
+            f"{content.get('do_rescale', True)!r} and rescale_factor {content.get('rescale_factor', 1 / 255)!r}."
+        )
+    if not content.get("do_normalize", True):
+        colours = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
+    mean, std = (cast(Colour, tuple(float(one) for one in colour)) for colour in colours)
+    return {"shortest": size, "longest": longest, "multiple": multiple, "mean": mean, "std": std, "notes": notes}
+
+
+def _sizes(shortest: int, longest: int) -> str:
+    return f"shortest edge {shortest}, longest at most {longest}"
+
+
+def _is_colour(value: Any) -> bool:
+    is_three = isinstance(value, list | tuple) and len(value) == 3
+    return is_three and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: need transformers' description of a model; {type(error).__name__}: {_short(error)}."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: need transformers' description of a model; got a {type(content).__name__}.")
+    return content
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,201 @@
+"""Classes of proposed masks: what their generator says, and what CLIP says, as one distribution (ODISE; Tab. 5).
+
+    1  g = generator's logits, the best of a class's synonyms, and a column for "no object"
+    2  p = softmax of g without that column; n = its share in the softmax of all
+    3  q = softmax of CLIP's logits of the mask, the best of a class's synonyms
+    4  a class is seen if any of its synonyms is one of a training class
+    5  f = (1 - share) log p + share log q, with one share for seen classes and another for the rest
+    6  [(1 - n) softmax f, n], as logits log(. + 1e-8)
+
+CLIP's embedding of a mask is the mean of the dense map inside it (what CLIPSelf is for), or masked attention (what
+ODISE has in its place). Deliberately absent: the generator's own logits (`mask2former`), what becomes of the masks
+(`merge`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from foveate.clip.model import Clip
+from foveate.clip.names import TemplateName
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.vocabulary import Vocabulary, share_words
+from foveate.heads.panoptic.names import SHARES, Length, Preset
+from foveate.ops.pool import pool_masks
+from foveate.types import InputError
+
+FLOOR = 1e-8  # added before the last logarithm
+_CHUNK = 16  # masks made as large as the picture at once
+ODISE = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Embeddings of all the words that K classes go by."""
+
+    rows: Float[Tensor, "S D"]  # of length 1; as the text tower leaves them where a generator learns from such ones
+    owner: Int64[Tensor, " S"]  # the class of each word, 0 to K - 1; every class has one at least
+    count: int  # K
+
+    def __post_init__(self) -> None:
+        owners = set(self.owner.tolist())
+        if len(self.rows) != len(self.owner) or owners != set(range(self.count)):
+            raise InputError(
+                f"words: need one class a word and a word a class; got {len(self.rows)} embeddings, "
+                f"{len(self.owner)} owners and {len(owners)} of {self.count} classes."
+            )
+
+    def normalized(self) -> "Words":
+        """The same words, their embeddings of length 1."""
+        return Words(F.normalize(self.rows, dim=1), self.owner, self.count)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """CLIP's share in the score of a class, in [0, 1]."""
+
+    seen: float
+    unseen: float
+
+    def __post_init__(self) -> None:
+        for name in ("seen", "unseen"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"shares: need `{name}` in [0, 1]; got {getattr(self, name)}.")
+
+
+PRESETS: dict[Preset, Shares] = {name: Shares(*numbers) for name, numbers in SHARES.items()}
+
+
+def embed_words(
+    clip: Clip,
+    vocabulary: Vocabulary,
+    *,
+    templates: TemplateName | tuple[str, ...] = ODISE,
+    length: Length = "unit",
+    batch: int = 512,
+) -> Words:
+    """Embed every word of a vocabulary by itself.
+
+    Args:
+        clip: whose text tower is asked.
+        vocabulary: the classes.
+        templates: of each word; their mean is taken. ODISE's one is the default, "vild" or "clip" are larger sets.
+        length: unit = each prompt's embedding and their mean have length 1 (CLIP's classifier), raw = neither is
+            normalised (what ODISE's generator learns from).
+        batch: prompts embedded at once.
+    """
+    words = [word for synonyms in vocabulary.classes for word in synonyms]
+    owner = [place for place, synonyms in enumerate(vocabulary.classes) for _ in synonyms]
+    rows = embed_vocabulary(clip, words, templates=templates, normalize=length == "unit", batch=batch)
+    return Words(rows, torch.tensor(owner), len(vocabulary.classes))
+
+
+def seen_classes(asked: Vocabulary, trained: Vocabulary) -> Bool[Tensor, " K"]:
+    """Which of the classes asked for go by any word that a training class goes by (4).
+
+    Args:
+        asked: the K classes.
+        trained: those the generator learned from.
+    """
+    return torch.tensor(share_words(asked, trained))
+
+
+def best_of_synonyms(scores: Float[Tensor, "*Q S"], words: Words) -> Float[Tensor, "*Q K"]:
+    """The best score of the words of each class (1, 3).
+
+    Args:
+        scores: of each word.
+        words: says whose they are.
+    """
+    owner = words.owner.to(scores.device).expand_as(scores)
+    least = scores.new_full((*scores.shape[:-1], words.count), -math.inf)
+    return least.scatter_reduce(-1, owner, scores, "amax")
+
+
+def clip_logits(embeddings: Float[Tensor, "Q D"], words: Words, *, scale: float) -> Float[Tensor, "Q K"]:
+    """CLIP's logits of masks (3).
+
+    Args:
+        embeddings: of masks.
+        words: of the classes.
+        scale: CLIP's.
+    """
+    cosines = F.normalize(embeddings.float(), dim=1) @ words.rows.to(embeddings.device).float().T
+    return best_of_synonyms(scale * cosines, words)
+
+
+def fuse(
+    generator: Float[Tensor, "Q K1"], clip: Float[Tensor, "Q K"] | None, is_seen: Bool[Tensor, " K"], shares: Shares
+) -> Float[Tensor, "Q K1"]:
+    """One distribution out of two (2, 5, 6).
+
+    In logarithms all the way, where a probability that is too small for a number still counts.
+
+    Args:
+        generator: logits of the K classes and, last, of "no object".
+        clip: logits of the K classes; None where its shares are 0.
+        is_seen: of the classes.
+        shares: CLIP's.
+
+    Returns:
+        Logits of the K classes and, last, of "no object"; their softmax is the distribution, up to the 1e-8.
+    """
+    p = generator[:, :-1].float().log_softmax(dim=1)  # (Q, K)
+    nothing = generator.float().softmax(dim=1)[:, -1:]  # (Q, 1)
+    share = torch.where(is_seen.to(p.device), shares.seen, shares.unseen)  # (K,)
+    assert clip is not None or not share.any(), "CLIP has a share in the score and said nothing"
+    mixed = p if clip is None else (1 - share) * p + share * clip.float().log_softmax(dim=1)
+    return (torch.cat([mixed.softmax(dim=1) * (1 - nothing), nothing], dim=1) + FLOOR).log()
+
+
+# -------------------------------------------------------------------------------------------------- embeddings of masks
+
+
+def on_grid(logits: Float[Tensor, "Q H W"], *, grid: tuple[int, int]) -> Bool[Tensor, "Q h w"]:
+    """Which places of a token grid belong to each mask: above 0 once brought there bilinearly, the largest if none is.
+
+    Args:
+        logits: of the masks, of the same part of the picture as the grid.
+        grid: (h, w).
+    """
+    if not len(logits):
+        return logits.new_zeros((0, *grid), dtype=torch.bool)
+    shrunk = _resize(logits, grid).flatten(1)  # (Q, L)
+    inside = shrunk > 0
+    largest = torch.zeros_like(inside).scatter(1, shrunk.argmax(dim=1, keepdim=True), True)
+    return torch.where(inside.any(dim=1, keepdim=True), inside, largest).unflatten(1, grid)
+
+
+def pool_mask_logits(dense: Float[Tensor, "D h w"], logits: Float[Tensor, "Q H W"]) -> Float[Tensor, "Q D"]:
+    """Embed masks by the mean of the dense map inside them (mask pooling; Sec. 4.1).
+
+    Args:
+        dense: of the picture; normalised here.
+        logits: of the masks, of the same part of the picture as the map.
+    """
+    unit = F.normalize(dense.float(), dim=0)
+    return pool_masks(unit[None], [on_grid(logits.to(dense.device), grid=(dense.shape[1], dense.shape[2]))])
+
+
+def touched_patches(logits: Float[Tensor, "Q H W"], *, grid: tuple[int, int], patch: int) -> Bool[Tensor, "Q h w"]:
+    """Which patches masked attention may look at: those with a pixel whose probability is one half at least.
+
+    Args:
+        logits: of the masks, of the same part of the picture as the grid.
+        grid: (h, w).
+        patch: side of a patch [pixels].
+    """
+    parts = [logits.new_zeros((0, *grid), dtype=torch.bool)]
+    for some in logits.split(_CHUNK) if len(logits) else ():
+        pixels = _resize(some, (grid[0] * patch, grid[1] * patch))
+        parts.append(F.max_pool2d(pixels, patch) >= 0)
+    return torch.cat(parts)
+
+
+def _resize(logits: Float[Tensor, "Q H W"], size: Sequence[int]) -> Float[Tensor, "Q h w"]:
+    return F.interpolate(logits[None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0]

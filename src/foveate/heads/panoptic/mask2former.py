@@ -1,0 +1,364 @@
+"""A generator of masks of things and stuff, whatever they are called: Mask2Former on any encoder (ODISE; Tab. 5).
+
+    pictures --jitter, pad--> encoder --maps--> decoder --> Q queries: a mask, and an embedding or "is something"
+
+With words it learns which base class a mask is: the mask's part of the pixel features, pooled, and its query become an
+embedding, compared with the classes' words and a learned one for nothing. Without words it learns only that something
+is there. Novel segments and crowds are left out of what it learns from: a mask there counts as nothing, with a tenth of
+the weight. Deliberately absent: ODISE's captions, from which it can learn instead of labels; fusion with CLIP
+(`segment`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from foveate.heads.panoptic.criterion import Target, Weights, mask_losses
+from foveate.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder, TowerEncoder
+from foveate.heads.panoptic.fusion import Words, best_of_synonyms
+from foveate.heads.panoptic.inputs import alike, framed_input
+from foveate.heads.panoptic.merge import Frame
+from foveate.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
+from foveate.ops.resample import check_side
+from foveate.types import Batch, InputError, Sample
+
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What may be a segment of one picture."""
+
+    id: str
+    height: int  # of the picture [pixels]
+    width: int
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
+    embeddings: Float[Tensor, "Q E"] | None  # to be compared with words; None: the generator knows none
+    something: Float[Tensor, "Q 2"] | None  # logits of something and of nothing; None: words say so
+    own: Float[Tensor, "Q J1"] | None = None  # logits of a published model's own classes and, last, of nothing
+    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole picture
+
+
+class MaskGenerator(nn.Module):
+    """The objective (`loss = generator(batch)`), and what it finds (`propose`).
+
+    Attributes:
+        parts: the losses of the last batch by name, over all layers, detached, for the log.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: MaskDecoder,
+        *,
+        is_novel: Bool[Tensor, " K"],
+        size: int,
+        words: Words | None = None,
+        nothing: Float[Tensor, " D"] | None = None,
+        joint: int = 256,
+        weights: Weights | None = None,
+        jitter: tuple[float, float] | None = (0.1, 2.0),
+        flip: bool = True,
+        longest: int | None = None,
+    ) -> None:
+        """Put what learns classes of masks behind a decoder.
+
+        Args:
+            encoder: of `foveate.heads.panoptic.decoder`, made for the decoder's widths.
+            decoder: likewise.
+            is_novel: classes of the data not to be learned from: novel ones, and those a split leaves out.
+            size: side of the square input; with `longest`, of the shortest edge at test [pixels].
+            words: of the K classes; None: learn only that something is there.
+            nothing: where the embedding of nothing starts; ODISE's is that of the empty text. None: drawn.
+            joint: width in which masks and words are compared.
+            weights: of the losses; None: Mask2Former's.
+            jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
+            flip: mirror half of the pictures in training.
+            longest: most that the longest edge may have at test, where the shortest becomes `size` (ODISE: 1024 and
+                2560) [pixels]; None: pictures are fitted into the square, as in training.
+
+        Raises:
+            InputError: a size that does not fit, words of another number of classes, no base class.
+        """
+        super().__init__()
+        check_side(size, patch=encoder.multiple, flag="--size")
+        if bool(is_novel.all()):
+            raise InputError("is_novel: need at least one class to learn from; all are novel or left out.")
+        if words is not None and words.count != len(is_novel):
+            raise InputError(f"words: need those of {len(is_novel)} classes; got {words.count}.")
+        self.encoder, self.decoder = encoder, decoder
+        self.size, self.longest, self.jitter, self.flip = size, longest, jitter, flip
+        self.weights = Weights() if weights is None else weights
+        self.head = (
+            nn.Linear(decoder.width, 2)
+            if words is None
+            else WordHead(decoder, text_dim=words.rows.shape[1], joint=joint, nothing=nothing)
+        )
+        self.is_novel: Tensor
+        self.register_buffer("is_novel", is_novel.clone())
+        self.words = None if words is None else _only(words, ~is_novel)
+        self.parts: dict[str, Tensor] = {}
+        self.to(next(encoder.parameters()).device)
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """The sum of the losses after all layers.
+
+        Args:
+            batch: pictures with `segments`, things and stuff: labels 0 to K - 1 are classes, K stands for a crowd. A
+                picture without segments holds nothing. Draws come from torch's global stream.
+
+        Returns:
+            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+        """
+        samples = batch.samples or [_blank()]
+        jitters = [self._jitter(sample) for sample in samples]
+        targets = [self._target(sample, jitter) for sample, jitter in zip(samples, jitters, strict=True)]
+        found = self.decoder(self.encoder(self._inputs(samples, jitters)))
+        layers = [
+            mask_losses(logits, masks, targets, self.weights)
+            for logits, masks in zip(self._class_logits(found), found.masks, strict=True)
+        ]
+        parts = {name: torch.stack([layer[name] for layer in layers]).sum() for name in layers[0]}
+        self.parts = {name: part.detach() for name, part in parts.items()}
+        loss = torch.stack(list(parts.values())).sum()
+        return loss if batch.samples else loss * 0
+
+    @torch.no_grad()
+    def propose(self, samples: list[Sample]) -> list[Proposals]:
+        """Find what may be a segment; no vocabulary is needed.
+
+        Args:
+            samples: decoded pictures; their segments are not looked at.
+
+        Returns:
+            One record a picture, Q masks each.
+        """
+        if not samples:
+            return []
+        was_training = self.training
+        self.eval()
+        proposals = self._in_squares(samples) if self.longest is None else self._framed(samples, longest=self.longest)
+        self.train(was_training)
+        return proposals
+
+    def _in_squares(self, samples: list[Sample]) -> list[Proposals]:
+        """Find masks of pictures that are fitted into the square."""
+        jitters = [no_jitter(*one.image.shape[1:], size=self.size) for one in samples]
+        images = self._inputs(samples, jitters)
+        if self.encoder.pad == "black":
+            black = [-mean / std for mean, std in zip(self.encoder.mean, self.encoder.std, strict=True)]
+            for image, jitter in zip(images, jitters, strict=True):
+                (h, w), value = jitter.fitted, images.new_tensor(black)[:, None, None]
+                image[:, h:], image[:, :, w:] = value, value
+        rows = zip(samples, jitters, self._found(images), strict=True)
+        return [
+            _proposals(one, of_picture(masks, jitter, size=self.size), embedding, is_there)
+            for one, jitter, (masks, embedding, is_there) in rows
+        ]
+
+    def _framed(self, samples: list[Sample], *, longest: int) -> list[Proposals]:
+        """Find masks of pictures whose shortest edge is resized; each is padded for its own sake alone."""
+        encoder, device = self.encoder, self.is_novel.device
+        numbers: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std, "pad": encoder.pad, "device": device}
+        numbers |= {"shortest": self.size, "longest": longest, "multiple": encoder.multiple}
+        pairs = [framed_input(one.image, **numbers) for one in samples]
+        proposals: dict[int, Proposals] = {}
+        for places in alike([frame for _, frame in pairs]):
+            found = self._found(torch.stack([pairs[place][0] for place in places]))
+            for place, one in zip(places, found, strict=True):
+                proposals[place] = _proposals(samples[place], *one, frame=pairs[place][1])
+        return [proposals[place] for place in range(len(samples))]
+
+    def _found(self, images: Float[Tensor, "B 3 H W"]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Of each picture its masks, their embeddings, and whether something is there, from the last layer."""
+        found, head = self.decoder(self.encoder(images)), self.head
+        state, masks, nobody = found.states[-1], found.masks[-1], [None] * len(images)
+        embeddings = head(state, masks, found.pixels) if isinstance(head, WordHead) else nobody
+        something = nobody if isinstance(head, WordHead) else head(state)
+        return list(zip(masks, embeddings, something, strict=True))
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it says what a mask is, or only that something is there."""
+        return self.words is not None
+
+    def class_logits(self, proposals: Proposals, words: Words) -> Float[Tensor, "Q K1"]:
+        """What the generator says of its masks (step 1 of the fusion).
+
+        Args:
+            proposals: of one picture.
+            words: of the K classes asked for, embedded as those it learned from.
+
+        Returns:
+            Of the classes and, last, of nothing. Without words of its own it finds all classes alike.
+        """
+        if isinstance(self.head, WordHead):
+            assert proposals.embeddings is not None, "proposals of a generator with words have embeddings"
+            return self.head.compare(proposals.embeddings, words)
+        assert proposals.something is not None, "proposals of a generator without words say whether something is there"
+        something, nothing = proposals.something.split(1, dim=1)  # (Q, 1) each
+        alike = something - math.log(words.count)  # together as probable as something
+        return torch.cat([alike.expand(-1, words.count), nothing], dim=1)
+
+    def parameter_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
+        """What is trained, in groups for an optimizer: matrices, and what has no decay.
+
+        Args:
+            weight_decay: of matrices; vectors have none.
+        """
+        trained = [one for one in self.parameters() if one.requires_grad]
+        decayed, plain = [one for one in trained if one.ndim >= 2], [one for one in trained if one.ndim < 2]
+        groups = ((decayed, weight_decay), (plain, 0.0))
+        return [{"params": some, "weight_decay": decay, "lr_scale": 1.0} for some, decay in groups]
+
+    def _class_logits(self, found: Decoded) -> list[Float[Tensor, "B Q K1"]]:
+        """Of each layer, of the base classes."""
+        head = self.head
+        if not isinstance(head, WordHead):
+            return [head(state) for state in found.states]
+        assert self.words is not None, "a head for words has words to learn from"
+        pairs = zip(found.states, found.masks, strict=True)
+        return [head.compare(head(state, masks, found.pixels), self.words) for state, masks in pairs]
+
+    def _jitter(self, sample: Sample) -> Jitter:
+        height, width = sample.image.shape[1:]
+        if self.training and self.jitter is not None:
+            low, high = self.jitter
+            return draw_jitter(height, width, size=self.size, low=low, high=high, flip=self.flip)
+        flip = self.training and self.flip and bool(torch.rand(()) < 0.5)
+        return no_jitter(height, width, size=self.size, flip=flip)
+
+    def _target(self, sample: Sample, jitter: Jitter) -> Target:
+        """The base segments of which something is seen, with their places among the base classes."""
+        segments, count, device = sample.segments, len(self.is_novel), self.is_novel.device
+        if segments is None or not len(segments.labels):
+            nothing = torch.zeros(0, self.size, self.size, dtype=torch.bool, device=device)
+            return Target(nothing, torch.zeros(0, dtype=torch.int64, device=device))
+        assert int(segments.labels.max()) <= count, f"picture {sample.id}: a label beyond {count}"
+        if tuple(segments.masks.shape[1:]) != tuple(sample.image.shape[1:]):
+            raise InputError(
+                f"picture {sample.id}: masks must have the picture's size {tuple(sample.image.shape[1:])}; got "
+                f"{tuple(segments.masks.shape[1:])}. Read the data with masks."
+            )
+        is_base = ~torch.cat([self.is_novel, self.is_novel.new_ones(1)])[segments.labels.to(device)]  # (N,)
+        masks = jitter_masks(segments.masks[is_base.cpu()].to(device), jitter, size=self.size)
+        labels = segments.labels.to(device)[is_base]
+        seen = masks.flatten(1).any(dim=1)
+        place = (~self.is_novel).cumsum(dim=0) - 1  # (K,), among the base classes
+        labels = place[labels[seen]] if self.words is not None else torch.zeros_like(labels[seen])
+        return Target(masks[seen], labels)
+
+    def _inputs(self, samples: list[Sample], jitters: list[Jitter]) -> Float[Tensor, "B 3 H W"]:
+        numbers = {"size": self.size, "mean": self.encoder.mean, "std": self.encoder.std}
+        pairs, device = zip(samples, jitters, strict=True), self.is_novel.device
+        return torch.stack([jitter_image(one.image.to(device), jitter, **numbers) for one, jitter in pairs])
+
+
+class WordHead(nn.Module):
+    """Embeddings of masks, and what words they are near to (ODISE's pooled mask embedding)."""
+
+    def __init__(self, decoder: MaskDecoder, *, text_dim: int, joint: int, nothing: Float[Tensor, " D"] | None) -> None:
+        """Make what learns to embed masks.
+
+        Args:
+            decoder: whose queries and pixels are embedded.
+            text_dim: D, of the words.
+            joint: width in which they meet.
+            nothing: where the embedding of nothing starts, as long as the words' embeddings; None: drawn.
+        """
+        super().__init__()
+        width = decoder.width
+        self.pooled = nn.Sequential(nn.LayerNorm(decoder.mask_width), nn.Linear(decoder.mask_width, width))
+        hidden = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+        self.mask = nn.Sequential(nn.LayerNorm(width), *hidden, nn.Linear(width, joint))
+        self.text = nn.Linear(text_dim, joint)
+        start = F.normalize(torch.randn(text_dim), dim=0) if nothing is None else nothing.detach().float().clone()
+        self.nothing = nn.Parameter(start)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(
+        self, states: Float[Tensor, "B Q C"], masks: Float[Tensor, "B Q h w"], pixels: Float[Tensor, "B M h w"]
+    ) -> Float[Tensor, "B Q E"]:
+        """Embed masks.
+
+        Args:
+            states: of the queries.
+            masks: their logits; what is above 0 belongs to them.
+            pixels: features of the same places.
+        """
+        inside = (masks > 0).to(pixels.dtype)  # (B, Q, h, w)
+        total = torch.einsum("bqhw,bmhw->bqm", inside, pixels)
+        pooled = total / (inside.sum(dim=(2, 3))[:, :, None] + 1e-8)
+        return self.mask(self.pooled(pooled) + states)
+
+    def compare(self, embeddings: Float[Tensor, "*B E"], words: Words) -> Float[Tensor, "*B K1"]:
+        """Logits of classes, the best of their words each, and, last, of nothing."""
+        rows = torch.cat([words.rows.to(self.nothing.device).float(), self.nothing[None]])  # (S + 1, D)
+        scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+        with torch.autocast(rows.device.type, enabled=False):  # logits of up to 100 lose a quarter to bfloat16
+            known = F.normalize(self.text(rows), dim=1)
+            scores = scale * F.normalize(embeddings.float(), dim=-1) @ known.T  # (..., S + 1)
+        return torch.cat([best_of_synonyms(scores[..., :-1], words), scores[..., -1:]], dim=-1)
+
+
+def synchronise(generator: MaskGenerator) -> MaskGenerator:
+    """Let BatchNorm see the pictures of all processes (SyncBN), where there are several, on GPUs.
+
+    The pyramid on a CLIP's tower alone has such layers that learn.
+    """
+    encoder = generator.encoder
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several and isinstance(encoder, TowerEncoder) and generator.is_novel.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(encoder.pyramid)  # no such layer itself, so changed in place
+    return generator
+
+
+def _proposals(
+    sample: Sample, masks: Tensor, embeddings: Tensor | None, something: Tensor | None, *, frame: Frame | None = None
+) -> Proposals:
+    height, width = sample.image.shape[1:]
+    return Proposals(sample.id, height, width, masks, embeddings, something, frame=frame)
+
+
+def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> Float[Tensor, "Q _ _"]:
+    """Leave the padding of a square out of its masks.
+
+    Args:
+        masks: of the padded square.
+        jitter: says which part of it the picture fills.
+        size: side of the square [pixels].
+
+    Returns:
+        Of the picture alone, about as fine as before; read bilinearly where the padding begins between two places.
+    """
+    return cut_padding(masks, Frame((size, size), jitter.fitted))
+
+
+def cut_padding(masks: Float[Tensor, "Q h w"], frame: Frame) -> Float[Tensor, "Q _ _"]:
+    """Leave the padding of an input out of its masks; see `of_picture`."""
+    sides = zip(frame.fitted, frame.padded, masks.shape[1:], strict=True)
+    y, x = (_places(part / whole, -(-part * count // whole), masks) for part, whole, count in sides)
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=2)  # (h', w', 2), x before y
+    return F.grid_sample(masks[None].float(), grid[None], padding_mode="border", align_corners=False)[0]
+
+
+def _places(share: float, count: int, like: Tensor) -> Float[Tensor, " count"]:
+    """The centres of `count` cells over the first part of an axis, as `grid_sample` counts: -1 to 1 over all of it."""
+    return 2 * share * (torch.arange(count, device=like.device, dtype=torch.float32) + 0.5) / count - 1
+
+
+def _only(words: Words, wanted: Bool[Tensor, " K"]) -> Words:
+    """The words of some of the classes, which are numbered anew."""
+    chosen, place = wanted[words.owner], wanted.cumsum(dim=0) - 1
+    return Words(words.rows[chosen.to(words.rows.device)].detach(), place[words.owner[chosen]], int(wanted.sum()))
+
+
+def _blank() -> Sample:
+    """A black picture without segments, for a step in which no picture could be used."""
+    return Sample("", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 4))

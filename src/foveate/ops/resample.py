@@ -1,0 +1,259 @@
+"""Pictures to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, "teacher crops" and "student
+input").
+
+The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
+at the edge), so that a crop cut here differs from one cut by Pillow only by Pillow's rounding to whole grey levels.
+Crops of like size are two batched matrix products with a weight table an axis over windows of the picture: a grid's
+crops cost one pass over its pixels. Sizes are worked out on the host from boxes that lie there; what goes to the device
+is a few numbers a crop, and no result comes back. Absent: RoIAlign (bilinear averaging, another picture), grid_sample
+(a = -0.75 and no antialiasing), and torch's own antialiased interpolation (no clamp between its passes, which shows at
+hard edges, and a wrong result where a side becomes one pixel).
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Num, Shaped
+from torch import Tensor
+
+from foveate.types import InputError
+
+_MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
+
+
+def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
+    """Say how large a picture becomes when its longest side is resized to `size`.
+
+    Args:
+        height: of the picture [pixels].
+        width: of the picture [pixels].
+        size: wished length of the longest side [pixels].
+
+    Returns:
+        (height, width); the short side is rounded (halves to even) and at least 1.
+    """
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
+    """Resize a picture so that its longest side is `size` (student input; Sec. 3.2).
+
+    Args:
+        image: uint8 or floating point, in [0, 255].
+        size: length of the longest side [pixels].
+
+    Returns:
+        float32 in [0, 255], of the size `fitted_size` names.
+    """
+    height, width = image.shape[1:]
+    h, w = fitted_size(height, width, size=size)
+    top, left = (size - h) // 2, (size - w) // 2
+    whole = np.array([[0, 0, width, height]])
+    return _cut(image, whole, size=size)[0, :, top : top + h, left : left + w]
+
+
+def resize_longest_bilinear(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
+    """Resize an image bilinearly between its nearest four pixels and round to grey levels, as cv2.INTER_LINEAR does.
+
+    When shrinking, pixels between the four are not looked at (no antialiasing). cv2 computes in fixed point: an eighth
+    of its values differ from these by one grey level, none by more.
+
+    Args:
+        image: uint8 or floating point, in [0, 255].
+        size: length of the longest side [pixels].
+
+    Returns:
+        float32, whole grey levels in [0, 255], of the size `fitted_size` names.
+    """
+    fitted = fitted_size(*image.shape[1:], size=size)
+    with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
+        resized = F.interpolate(image[None].float(), size=fitted, mode="bilinear", align_corners=False)
+    return resized[0].round()
+
+
+def crop_and_resize(
+    image: Num[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"], *, size: int
+) -> Float[Tensor, "N 3 size size"]:
+    """Cut boxes out of a picture, each fitted into a black square (teacher crops; Sec. 3.2).
+
+    Corners are rounded to whole pixels as Pillow's `Image.crop` does (halves to even), kept inside the picture, and at
+    least one pixel apart. The longest side of the cut becomes `size`, the other keeps the aspect, black goes equally
+    around it.
+
+    Args:
+        image: uint8 or floating point, in [0, 255].
+        boxes: xyxy, pixels of the picture; best left on the CPU, since their sizes are needed there.
+        size: side of the square [pixels].
+
+    Returns:
+        float32 in [0, 255], not rounded; N may be 0.
+    """
+    return _cut(image, np.rint(np.array(boxes.tolist()).reshape(-1, 4)).astype(np.int64), size=size)
+
+
+def check_side(size: int, *, patch: int, flag: str) -> None:
+    """Refuse a side of the square input that is no positive multiple of the patch size.
+
+    Args:
+        size: side of the square input [pixels].
+        patch: side of a patch [pixels].
+        flag: how the message calls the size.
+
+    Raises:
+        InputError: names the nearest sizes that fit.
+    """
+    if size < patch or size % patch:
+        below = max(1, size // patch) * patch
+        nearest = f"{below} or {below + patch}" if size > patch else str(patch)
+        raise InputError(f"{flag}: need a positive multiple of the patch size {patch}; got {size}. Try {nearest}.")
+
+
+def square_input(
+    image: Num[Tensor, "3 H W"],
+    *,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    pad: Literal["zero", "black"] = "black",
+) -> Float[Tensor, "3 size size"]:
+    """Bring a picture to the padded square the dense tower sees (student input; Sec. 3.2, 4.1).
+
+    Args:
+        image: uint8 or floating point, in [0, 255], on the compute device.
+        size: side of the square [pixels]; the picture's longest side becomes as long.
+        mean: colour statistics of the tower, see `normalize`.
+        std: likewise.
+        pad: black = black before normalisation (published code), zero = zeros after it (the paper's text).
+
+    Returns:
+        The normalised picture at the top left, padding right of it and below.
+    """
+    resized = resize_longest(image, size=size)  # (3, h', w')
+    if pad == "black":
+        return normalize(pad_right_bottom(resized, height=size, width=size), mean=mean, std=std)
+    return pad_right_bottom(normalize(resized, mean=mean, std=std), height=size, width=size)
+
+
+def square_inputs(
+    images: list[Num[Tensor, "3 _ _"]],
+    *,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    pad: Literal["zero", "black"] = "black",
+) -> Float[Tensor, "B 3 size size"]:
+    """Bring pictures of any sizes, at least one, to one batch of padded squares; the arguments are `square_input`'s."""
+    return torch.stack([square_input(image, size=size, mean=mean, std=std, pad=pad) for image in images])
+
+
+def pad_right_bottom(
+    image: Shaped[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
+) -> Shaped[Tensor, "*batch H W"]:
+    """Fill a picture up to the wished size at its right and bottom (student input; Sec. 3.2).
+
+    Args:
+        image: any number of leading dimensions, any type (masks are padded with False).
+        height: wished, at least the picture's [pixels].
+        width: wished, at least the picture's [pixels].
+        value: 0 before normalisation is black, 0 after it is the padding of the paper's text.
+
+    Returns:
+        The picture at the top left, `value` elsewhere.
+    """
+    right, bottom = width - image.shape[-1], height - image.shape[-2]
+    assert right >= 0 and bottom >= 0, f"picture {tuple(image.shape)} is larger than {height} x {width}"
+    return F.pad(image, (0, right, 0, bottom), value=value)
+
+
+def normalize(
+    images: Float[Tensor, "*batch 3 H W"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Tensor, "*batch 3 H W"]:
+    """Bring grey levels to the statistics a tower was trained with.
+
+    Args:
+        images: RGB in [0, 255].
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+
+    Returns:
+        (images / 255 - mean) / std.
+    """
+    numbers = [[255 * s for s in std], [m / s for m, s in zip(mean, std, strict=True)]]
+    table = torch.tensor(numbers, dtype=images.dtype).to(images.device, non_blocking=True)  # (2, 3)
+    scale, shift = table[:, :, None, None]  # (3, 1, 1) each
+    return images / scale - shift
+
+
+def _cut(image: Num[Tensor, "3 H W"], corners: np.ndarray, *, size: int) -> Float[Tensor, "N 3 size size"]:
+    """Cut and fit, from corners (N, 4) that are whole numbers on the host, where sizes become shapes."""
+    height, width = image.shape[1:]
+    left, right = _whole_pixels(corners[:, 0], corners[:, 2], length=width)
+    top, bottom = _whole_pixels(corners[:, 1], corners[:, 3], length=height)
+    starts, extents = np.stack([top, left], axis=1), np.stack([bottom - top, right - left], axis=1)  # (N, 2) each
+    order = np.argsort(-extents.prod(axis=1), kind="stable")  # (N,), largest first, so that a batch holds like sizes
+    place = torch.tensor(np.argsort(order)).to(image.device, non_blocking=True)  # (N,), where each box went
+    crops = [image.new_zeros((0, 3, size, size), dtype=torch.float32)]
+    with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
+        while len(order) > 0:
+            space = extents[order].max(axis=0)  # (2,)
+            count = max(1, _MOST_VALUES // (3 * int(space.prod())))
+            crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
+            order = order[count:]
+    return torch.cat(crops)[place]
+
+
+def _whole_pixels(low: np.ndarray, high: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep an interval inside [0, length] and at least one pixel long."""
+    low = low.clip(0, length - 1)
+    return low, np.maximum(high.clip(max=length), low + 1)
+
+
+def _cut_alike(
+    image: Num[Tensor, "3 H W"], starts: np.ndarray, extents: np.ndarray, *, size: int
+) -> Float[Tensor, "N 3 size size"]:
+    """Cut and resize crops as two batched matrix products over windows of the largest crop's size.
+
+    Starts and extents are (N, 2), rows before columns [pixels].
+    """
+    longest = extents.max(axis=1, keepdims=True)  # (N, 1)
+    fitted = np.rint(extents * size / longest).clip(min=1)  # (N, 2), halves to even as `fitted_size`
+    margin = (size - fitted) // 2  # (N, 2), black before the picture
+    numbers = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
+    table = torch.tensor(numbers).to(image.device, non_blocking=True)
+    tall, wide = extents.max(axis=0).tolist()
+    y, down = _axis(table[:, 0], length=tall, limit=image.shape[1], size=size)  # (N, tall), (N, size, tall)
+    x, across = _axis(table[:, 1], length=wide, limit=image.shape[2], size=size)  # (N, wide), (N, size, wide)
+    channel = torch.arange(3, device=image.device)[None, :, None, None]
+    windows = image[channel, y[:, None, :, None], x[:, None, None, :]].float()  # (N, 3, tall, wide)
+    rows = (windows.flatten(1, 2) @ across.mT).clamp(0, 255)  # (N, 3 * tall, wide) -> (N, 3 * tall, size)
+    crops = down[:, None] @ rows.unflatten(1, (3, tall))  # (N, 1, size, tall) @ (N, 3, tall, size)
+    return crops.clamp(0, 255)  # (N, 3, size, size)
+
+
+def _axis(
+    table: Float[Tensor, "N 5"], *, length: int, limit: int, size: int
+) -> tuple[Int64[Tensor, "N length"], Float[Tensor, "N size length"]]:
+    """Write which pixels of a line each crop reads, and what each gives to each pixel of the square.
+
+    Pixel `o` of a side of `cut` pixels fitted to `f` sees the coordinate c = (o + 1/2) * cut / f, and source pixel i,
+    whose centre is i + 1/2, weighs k((i + 1/2 - c) / s) with s = max(1, cut / f). Rows that are padding are zero.
+    """
+    first, cut, fitted, scale, margin = table[:, :, None, None].unbind(dim=1)  # (N, 1, 1) each
+    source = torch.arange(length, device=table.device, dtype=torch.float32)  # (length,)
+    out = torch.arange(size, device=table.device)[:, None] - margin  # (N, size, 1), from the picture's first pixel
+    distance = (source + 0.5 - (out + 0.5) * scale) / scale.clamp(min=1)  # (N, size, length)
+    weights = _cubic(distance) * (source < cut)  # (N, size, length)
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)
+    pixels = (first[:, 0] + source).clamp(max=limit - 1).long()  # (N, length)
+    return pixels, weights * ((out >= 0) & (out < fitted))
+
+
+def _cubic(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Keys' cubic kernel with a = -0.5: 1 at 0, 0 at 1, and 0 from 2 on."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

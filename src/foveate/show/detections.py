@@ -1,0 +1,98 @@
+"""Pictures with the boxes and masks that were found, base classes in blue and novel ones in red (App. D).
+
+Deliberately absent: a sheet of panels; each picture is a file of its own, at its own size or enlarged to be legible.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from foveate.files import write_whole
+from foveate.types import Detections
+
+BASE, NOVEL = (0, 92, 197), (215, 38, 56)  # App. D: what was trained on, and what was not
+LEGIBLE = 640  # smaller pictures are enlarged until their longest side has so many pixels
+MASKED = 0.35  # how much of the colour lies over a masked pixel
+
+
+def draw_detections(
+    image: UInt8[Tensor, "3 H W"],
+    found: Detections,
+    *,
+    names: Sequence[str],
+    is_novel: Sequence[bool],
+    min_score: float = 0.0,
+) -> Image.Image:
+    """Draw what was found in a picture, the best last, so that it lies on top.
+
+    Args:
+        image: RGB, as it lies on disk.
+        found: boxes, scores, labels and perhaps masks, in pixels of the picture.
+        names: of the vocabulary.
+        is_novel: of each of its classes; these are drawn in red.
+        min_score: leave out what has a lower score.
+
+    Returns:
+        The picture, enlarged by a whole number where its longest side is short.
+    """
+    height, width = image.shape[1:]
+    pixels = image.permute(1, 2, 0).cpu().numpy().astype(np.float32)  # (H, W, 3)
+    shown = [place for place, score in enumerate(found.scores.tolist()) if score >= min_score][::-1]
+    colours = {place: NOVEL if is_novel[int(found.labels[place])] else BASE for place in shown}
+    if found.masks is not None:
+        pixels = _lay_masks(pixels, found, shown, colours)
+    factor = max(1, LEGIBLE // max(height, width))
+    drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((width * factor, height * factor))
+    pen = ImageDraw.Draw(drawn)
+    stroke = max(2, max(drawn.size) // 400)
+    font = ImageFont.load_default(max(12, max(drawn.size) // 55))
+    for place in shown:
+        corners = [side * factor for side in found.boxes[place].tolist()]
+        pen.rectangle(corners, outline=colours[place], width=stroke)
+    for place in shown:  # after all boxes, so that no line crosses a name
+        text = f"{names[int(found.labels[place])]} {found.scores[place]:.2f}"
+        _write(pen, text, (found.boxes[place, :2] * factor).tolist(), colours[place], font)
+    return drawn
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as a PNG or JPEG, by its name, all of it or nothing."""
+    content = BytesIO()
+    picture.save(content, format="PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
+    write_whole(path, content.getvalue())
+
+
+def _lay_masks(
+    pixels: np.ndarray, found: Detections, shown: Sequence[int], colours: dict[int, tuple[int, int, int]]
+) -> np.ndarray:
+    """Tint the pixels of each mask."""
+    from pycocotools import mask as coco
+
+    assert found.masks is not None
+    for place in shown:
+        encoded: Any = found.masks[place]
+        inside = coco.decode(encoded).astype(bool)  # (H, W)
+        pixels[inside] = (1 - MASKED) * pixels[inside] + MASKED * np.array(colours[place], np.float32)
+    return pixels
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    corner: Sequence[float],
+    colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """A name in white on its colour, above the box where there is room, else inside it."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    wide, high = right - left + 6, bottom - top + 4
+    x = min(max(0.0, corner[0]), max(0.0, pen.im.size[0] - wide))
+    y = corner[1] - high if corner[1] >= high else corner[1]
+    pen.rectangle([x, y, x + wide, y + high], fill=colour)
+    pen.text((x + 3 - left, y + 2 - top), text, fill="white", font=font)

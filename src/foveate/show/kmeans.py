@@ -1,0 +1,111 @@
+"""K-means maps: what the dense map groups together, drawn over the picture, before and after side by side (Fig. 4)."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, UInt8
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from torch import Tensor
+
+from foveate.clip.model import Clip
+from foveate.clip.names import Head
+from foveate.ops.kmeans import cosine_kmeans
+from foveate.show.maps import dense_map, extent_of, new_sheet, write_sheet
+from foveate.types import InputError
+
+# Okabe and Ito's colours, told apart by colour-blind readers too, then six more.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9", "#8C6BB1", "#A6D854", "#8C564B",
+           "#17344A", "#BDBDBD")  # fmt: skip
+
+
+def kmeans_map(
+    clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, clusters: int = 8, seed: int = 0, head: Head = "value"
+) -> Int64[Tensor, "h w"]:
+    """Group the locations of one picture's dense map by direction (Fig. 4).
+
+    Args:
+        clip: the model.
+        image: RGB.
+        size: side of the padded square input [pixels]; padding takes no part.
+        clusters: at most so many groups.
+        seed: of the starting centres.
+        head: how the last block makes dense tokens.
+
+    Returns:
+        The group of each location, 0 the largest.
+    """
+    dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
+    generator = torch.Generator().manual_seed(seed)
+    clusters = min(clusters, dense.shape[1] * dense.shape[2])
+    labels = cosine_kmeans(dense.flatten(1).T, clusters=clusters, generator=generator)  # (L,)
+    return labels.unflatten(0, dense.shape[1:])  # (h, w)
+
+
+def match_labels(labels: Int64[Tensor, "h w"], like: Int64[Tensor, "h w"]) -> Int64[Tensor, "h w"]:
+    """Renumber groups after the groups of another map that they overlap most, so that colours can be compared.
+
+    Pairs are taken by falling overlap; groups left over keep the numbers nobody took.
+    """
+    count = int(max(labels.max(), like.max())) + 1
+    overlap = torch.bincount((labels * count + like).flatten(), minlength=count**2).unflatten(0, (count, count))
+    renamed = torch.full((count,), -1, dtype=torch.int64)
+    for pair in overlap.flatten().argsort(descending=True, stable=True).tolist():
+        own, other = divmod(pair, count)
+        if renamed[own] < 0 and other not in renamed:
+            renamed[own] = other
+    return renamed[labels]
+
+
+def kmeans_sheet(
+    path: Path,
+    pictures: list[tuple[str, UInt8[Tensor, "3 _ _"]]],
+    *,
+    models: list[tuple[str, Clip]],
+    size: int,
+    clusters: int = 8,
+    seed: int = 0,
+    head: Head = "value",
+) -> None:
+    """Draw the K-means maps of several pictures under several models as one PNG (Fig. 4).
+
+    Args:
+        path: of the PNG.
+        pictures: a short title and RGB, a row each.
+        models: a heading and a model, a column each; "before" and "after", say. Within a row, groups that overlap share
+            a colour from one panel to the next.
+        size: side of the padded square input [pixels].
+        clusters: at most so many groups.
+        seed: of the starting centres.
+        head: how the last block makes dense tokens.
+    """
+    if not 1 <= clusters <= len(COLOURS):
+        raise InputError(f"clusters: need 1 to {len(COLOURS)}, as many as colours can be told apart; got {clusters}")
+    note = (
+        f"K-means on cosine, at most {clusters} groups; input {size} px, head {head}. Colours name groups, not classes."
+    )
+    figure, panels = new_sheet(pictures, headings=[heading for heading, _ in models], size=size, note=note)
+    for (_, image), row in zip(pictures, panels, strict=True):
+        like: Tensor | None = None
+        for (_, clip), axes in zip(models, row, strict=True):
+            labels = kmeans_map(clip, image, size=size, clusters=clusters, seed=seed, head=head)
+            if like is not None and like.shape == labels.shape:
+                labels = match_labels(labels, like)
+            like = labels
+            _draw_groups(axes, labels, patch=clip.patch_size)
+    write_sheet(figure, path)
+
+
+def _draw_groups(axes: Axes, labels: Int64[Tensor, "h w"], *, patch: int) -> None:
+    """Lay the groups over a faded picture, with a thin white line where two of them meet."""
+    colours = torch.tensor([to_rgb(colour) for colour in COLOURS])  # (12, 3)
+    extent = extent_of(labels, patch=patch)
+    axes.imshow([[1.0]], cmap="gray", vmin=0, vmax=1, alpha=0.25, extent=extent)
+    axes.imshow(colours[labels].numpy(), alpha=0.62, extent=extent, interpolation="nearest")
+    across = (labels[:, 1:] != labels[:, :-1]).nonzero()  # (E, 2): a vertical edge right of (row, column)
+    down = (labels[1:] != labels[:-1]).nonzero()  # (E, 2): a horizontal edge below
+    edges = [((c + 1, r), (c + 1, r + 1)) for r, c in across.tolist()]
+    edges += [((c, r + 1), (c + 1, r + 1)) for r, c in down.tolist()]
+    lines = [[(x * patch, y * patch) for x, y in edge] for edge in edges]
+    axes.add_collection(LineCollection(lines, colors="white", linewidths=0.7, capstyle="round"), autolim=False)

@@ -1,0 +1,86 @@
+"""One colour a class: the n-th class has the n-th colour in every picture, whatever the vocabulary's length.
+
+The first eight are the colours of the charts, which colour-blind readers tell apart too; each further one is as far as
+can be from all before it, in Oklab (Ottosson 2020), where equal distances look equally far.
+Deliberately absent: the colours that a data set's own tools draw its classes with.
+"""
+
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from foveate.show.lines import COLOURS
+
+LEVELS = 18  # of red, green and blue that are tried
+LIGHTNESS = (0.42, 0.90)  # in [0, 1]: neither black nor white, which contours, text and pixels of no class have
+CHROMA = (0.06, 0.21)  # neither grey, which pictures are made of, nor glaring
+WEIGHT = 0.5  # of lightness in a distance: the picture below a colour changes it more than the hue
+SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)  # towards white, or below 0 towards black
+
+
+def class_colours(count: int) -> UInt8[np.ndarray, "K 3"]:
+    """Choose the colours of a vocabulary's classes; those of a shorter one are the first of a longer one.
+
+    Args:
+        count: K, of classes; where there are more than colours, these are used again.
+
+    Returns:
+        RGB in 0..255, by the class's place.
+    """
+    palette = _spread_colours(min(2 ** max(8, (count - 1).bit_length()), len(_candidates())))
+    return palette[np.arange(count) % len(palette)]
+
+
+def shade_colour(colour: UInt8[np.ndarray, "3"], number: int) -> UInt8[np.ndarray, "3"]:
+    """Make the n-th shade of a colour, lighter and darker in turn; the 0-th is the colour itself."""
+    share = SHADES[number % len(SHADES)]
+    towards = 255.0 if share > 0 else 0.0
+    return (colour + abs(share) * (towards - colour)).round().astype(np.uint8)
+
+
+def oklab(colours: UInt8[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
+    """Convert sRGB in 0..255 to Oklab: lightness in [0, 1], green to red, blue to yellow (Ottosson 2020)."""
+    encoded = colours / 255.0
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(_TO_CONES).T
+    return np.cbrt(cones) @ np.array(_TO_LAB).T
+
+
+@cache
+def _spread_colours(count: int) -> np.ndarray:
+    """The colours of the charts, then always the candidate whose nearest chosen colour is farthest."""
+    scale = np.array([WEIGHT, 1.0, 1.0])
+    tried = oklab(_candidates()) * scale
+    first = np.array([[int(name[place : place + 2], 16) for place in (1, 3, 5)] for name in COLOURS], np.uint8)
+    nearest = np.full(len(tried), np.inf)
+    for point in oklab(first) * scale:
+        nearest = np.minimum(nearest, ((tried - point) ** 2).sum(axis=1))
+    chosen = []
+    for _ in range(count - len(first)):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, ((tried - tried[chosen[-1]]) ** 2).sum(axis=1))
+    return np.concatenate([first, _candidates()[chosen]])
+
+
+@cache
+def _candidates() -> np.ndarray:
+    levels = np.linspace(0, 255, LEVELS).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = oklab(colours)
+    inside = np.ones(len(colours), bool)
+    for values, (low, high) in ((lab[:, 0], LIGHTNESS), (np.hypot(lab[:, 1], lab[:, 2]), CHROMA)):
+        inside &= (values >= low) & (values <= high)
+    return colours[inside]
+
+
+_TO_CONES = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+_TO_LAB = (
+    (0.2104542553, 0.7936177850, -0.0040720468),
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)

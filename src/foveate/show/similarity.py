@@ -1,0 +1,84 @@
+"""Similarity maps: where in a picture the dense map agrees with a text, before and after side by side (Sec. 1, Fig. 1).
+
+Within a row all panels share one scale, which is drawn beside them: brightness means the same cosine everywhere in it.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from foveate.clip.model import Clip
+from foveate.clip.names import Head, TemplateName
+from foveate.clip.text import embed_vocabulary
+from foveate.ops.resample import fitted_size
+from foveate.show.maps import INK, QUIET, dense_map, extent_of, new_sheet, write_sheet
+
+MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-blind
+
+
+@torch.inference_mode()
+def similarity_map(
+    clip: Clip,
+    image: UInt8[Tensor, "3 H W"],
+    text: str,
+    *,
+    size: int,
+    head: Head = "value",
+    templates: TemplateName = "none",
+) -> Float[Tensor, "rows columns"]:
+    """Compute the cosine of a text with every place of a picture.
+
+    Args:
+        clip: the model.
+        image: RGB.
+        text: a class name or a few words.
+        size: side of the padded square input [pixels].
+        head: how the last block makes dense tokens.
+        templates: "none" asks for the text as it stands; "vild" and "clip" suit bare class names.
+
+    Returns:
+        Cosine in [-1, 1] for each pixel of the picture resized to `size`, interpolated between locations.
+    """
+    dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
+    embedding = embed_vocabulary(clip, [text], templates=templates).cpu()  # (1, D)
+    cosine = torch.einsum("kd,dhw->khw", embedding, dense)  # (1, h, w)
+    smooth = F.interpolate(cosine[None], scale_factor=clip.patch_size, mode="bilinear", align_corners=False)
+    height, width = fitted_size(image.shape[1], image.shape[2], size=size)
+    return smooth[0, 0, :height, :width]  # (1, 1, h * P, w * P) -> (rows, columns)
+
+
+def similarity_sheet(
+    path: Path,
+    rows: list[tuple[str, UInt8[Tensor, "3 _ _"]]],
+    *,
+    models: list[tuple[str, Clip]],
+    size: int,
+    head: Head = "value",
+    templates: TemplateName = "none",
+) -> None:
+    """Draw where each picture answers to its text under several models as one PNG.
+
+    Args:
+        path: of the PNG.
+        rows: a text and RGB, a row each.
+        models: a heading and a model, a column each.
+        size: side of the padded square input [pixels].
+        head: how the last block makes dense tokens.
+        templates: see `similarity_map`.
+    """
+    note = f"Cosine of the text at the left with each place; input {size} px, head {head}. One scale a row."
+    figure, panels = new_sheet(rows, headings=[heading for heading, _ in models], size=size, note=note, scale=0.75)
+    for (text, image), axes in zip(rows, panels, strict=True):
+        maps = [similarity_map(clip, image, text, size=size, head=head, templates=templates) for _, clip in models]
+        low, high = min(one.min().item() for one in maps), max(one.max().item() for one in maps)
+        for panel, one in zip(axes, maps, strict=True):
+            drawn = panel.imshow(one.numpy(), cmap=MAP, vmin=low, vmax=high, alpha=0.8, extent=extent_of(one, patch=1))
+        bar = figure.colorbar(drawn, cax=axes[-1].inset_axes((1.04, 0.0, 0.05, 1.0)))
+        bar.set_label("cosine", fontsize=7, color=QUIET)
+        bar.set_ticks([low, (low + high) / 2, high], labels=[f"{value:.2f}" for value in (low, (low + high) / 2, high)])
+        bar.ax.tick_params(labelsize=6.5, colors=INK, length=2)
+        bar.outline.set_visible(False)
+    write_sheet(figure, path)
