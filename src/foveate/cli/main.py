@@ -23,8 +23,6 @@ from foveate.cli import (
     panoptic,
     pretrain,
     proposals,
-    recipes,
-    reproduce,
     score,
     segment,
     semantic,
@@ -37,6 +35,8 @@ from foveate.cli import (
 from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
 from foveate.files import versions
+from foveate.recipes import find_recipe
+from foveate.reproduce import list_recipes, runner
 
 Evaluate = (
     Annotated[evaluate.Regions, subcommand("regions")]
@@ -64,7 +64,7 @@ Command = (
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
     | Annotated[proposals.Proposals, subcommand("proposals")]
-    | Annotated[recipes.Recipes, subcommand("recipes")]
+    | Annotated[list_recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[
         ConvertMaps,
@@ -76,7 +76,7 @@ Command = (
     | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
     | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
     | Annotated[segment.Segment, subcommand("segment")]
-    | Annotated[reproduce.Reproduce, subcommand("reproduce")]
+    | Annotated[runner.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
@@ -114,10 +114,10 @@ def parse(arguments: list[str]) -> Any:
         InputError: there is no such recipe.
     """
     settings = (OmitArgPrefixes, OmitSubcommandPrefixes)
-    verb = arguments[0] if arguments and arguments[0] in recipes.NAMED else None
-    recipe = None if verb is None else recipes.named_in(arguments)
+    verb = arguments[0] if arguments and arguments[0] in list_recipes.NAMED else None
+    recipe = None if verb is None else list_recipes.named_in(arguments)
     if recipe is not None:
-        default = recipes.start(recipes.find(recipe, verb=verb))
+        default = list_recipes.defaults_of(find_recipe(recipe, verb=verb))
         return tyro.cli(type(default), prog=f"foveate {verb}", default=default, args=arguments[1:], config=settings)
     return tyro.cli(Command, prog="foveate", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
@@ -135,8 +135,8 @@ def run(command: Any) -> None:
             distill.run(command)
         case proposals.Proposals():
             proposals.run(command)
-        case recipes.Recipes():
-            recipes.run(command)
+        case list_recipes.Recipes():
+            list_recipes.run(command)
         case convert.Convert():
             convert.run(command)
         case convert_maps.AdeFull():
@@ -147,8 +147,8 @@ def run(command: Any) -> None:
             evaluate.run_regions(command)
         case evaluate.Agreement():
             evaluate.run_agreement(command)
-        case reproduce.Reproduce():
-            reproduce.run(command)
+        case runner.Reproduce():
+            runner.run(command)
         case evaluate.Retrieval():
             evaluate.run_retrieval(command)
         case evaluate_global.Global():
