@@ -30,9 +30,8 @@ from foveate.errors import InputError
 from foveate.files import versions, write_whole
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
 from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
-from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
+from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, Table, rows_of, scale_of
 
-Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
 CHILD = """
 import os, runpy, signal, threading
 def end_with_the_parent():  # its end of the pipe closes even after kill -9
@@ -51,7 +50,7 @@ class Reproduce:
     measures --model there. The same command resumes where it was stopped and skips what is done.
     """
 
-    tables: Annotated[tuple[Table, ...], Positional]
+    tables: Annotated[tuple[Literal[Table, "all"], ...], Positional]
     """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
     attention), figs (input sizes, K-means), global (what is kept of whole images), terms (later work), or
     all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
