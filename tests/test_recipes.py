@@ -154,7 +154,8 @@ def test_an_ablation_differs_in_one_flag() -> None:
 
 
 def test_the_world_row_is_what_the_demo_distils() -> None:
-    from foveate.cli.demo import Demo, _distill_config
+    from foveate.reproduce.demo import _distill_config
+    from foveate.reproduce.flags import Demo
 
     demo = _distill_config(Demo(out=Path("demo")), Path("d"))
     assert replace(DistillConfig(data=demo.data, out=demo.out), **row("world").fields) == demo

@@ -18,6 +18,7 @@ from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
 from foveate.reproduce import runner
 from foveate.reproduce.commands import Job, Stage
+from foveate.reproduce.flags import Reproduce
 from foveate.reproduce.rows import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
 
 
@@ -198,7 +199,7 @@ def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFi
 
 
 def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
-    usual = runner.Reproduce(("tab1",))
+    usual = Reproduce(("tab1",))
     assert runner._targets(usual) == (Path("results"), Path("docs/results.md"))
     for other in ({"seeds": (0,)}, {"steps": 2}, {"limit": 4}, {"cnn": "x"}, {"on": "coco"}, {"model": "x"}):
         assert runner._targets(replace(usual, **other))[0] == usual.out / "results"

@@ -13,7 +13,6 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from foveate.cli import (
     convert,
     convert_maps,
-    demo,
     detection,
     distill,
     embed,
@@ -36,7 +35,7 @@ from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
 from foveate.files import versions
 from foveate.recipes import find_recipe
-from foveate.reproduce import list_recipes, runner
+from foveate.reproduce import flags, list_recipes, runner
 
 Evaluate = (
     Annotated[evaluate.Regions, subcommand("regions")]
@@ -59,12 +58,12 @@ Show = (
     | Annotated[show.Sizes, subcommand("sizes")]
 )
 Command = (
-    Annotated[demo.Demo, subcommand("demo")]
+    Annotated[flags.Demo, subcommand("demo")]
     | Annotated[world.World, subcommand("world")]
     | Annotated[pretrain.Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
     | Annotated[proposals.Proposals, subcommand("proposals")]
-    | Annotated[list_recipes.Recipes, subcommand("recipes")]
+    | Annotated[flags.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[
         ConvertMaps,
@@ -76,7 +75,7 @@ Command = (
     | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
     | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
     | Annotated[segment.Segment, subcommand("segment")]
-    | Annotated[runner.Reproduce, subcommand("reproduce")]
+    | Annotated[flags.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
@@ -125,7 +124,9 @@ def parse(arguments: list[str]) -> Any:
 def run(command: Any) -> None:
     """Run the verb whose flags these are."""
     match command:
-        case demo.Demo():
+        case flags.Demo():
+            from foveate.reproduce import demo  # imports torch
+
             demo.run(command)
         case world.World():
             world.run(command)
@@ -135,7 +136,7 @@ def run(command: Any) -> None:
             distill.run(command)
         case proposals.Proposals():
             proposals.run(command)
-        case list_recipes.Recipes():
+        case flags.Recipes():
             list_recipes.run(command)
         case convert.Convert():
             convert.run(command)
@@ -147,7 +148,7 @@ def run(command: Any) -> None:
             evaluate.run_regions(command)
         case evaluate.Agreement():
             evaluate.run_agreement(command)
-        case runner.Reproduce():
+        case flags.Reproduce():
             runner.run(command)
         case evaluate.Retrieval():
             evaluate.run_retrieval(command)

@@ -3,13 +3,12 @@
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from dataclasses import asdict, fields
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
 from foveate.cli.detection import Detection
 from foveate.cli.panoptic import Panoptic
@@ -19,6 +18,7 @@ from foveate.cli.train_fvit import TrainFViT
 from foveate.cli.train_panoptic import TrainPanoptic
 from foveate.engine.config import DistillConfig
 from foveate.recipes import RECIPES, Recipe, find_recipe, words_of
+from foveate.reproduce.flags import Recipes
 
 CONFIGS: dict[str, Any] = {
     "distill": DistillConfig,
@@ -31,16 +31,6 @@ CONFIGS: dict[str, Any] = {
 }
 NAMED = ("distill", "train-fvit", "train-catseg", "train-panoptic")  # verbs that know --recipe
 REQUIRED = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
-
-    name: Annotated[str | None, Positional] = None
-    """Which one to show; or how the names begin of those to list, such as fvit. All are listed when not given."""
-    json: bool = False
-    """Write JSON, for programs."""
 
 
 def run(config: Recipes) -> None:
