@@ -287,6 +287,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                     if status is None:
                         continue
                     del running[name]
+                    process.communicate()  # closes the pipe
                     bar.advance(task, todo[name].cost)
                     if status == 0 and todo[name].makes.exists():
                         _write_stamp(stage, todo[name], time.perf_counter() - started)
@@ -297,6 +298,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                 process.terminate()
             for process, _ in running.values():
                 process.wait()
+                process.communicate()  # closes the pipe, which before its end would stop it a second time
             print("foveate: stopped; what ran was saved. The same command resumes.", file=sys.stderr)
             raise SystemExit(stop.args[0] if stop.args else 130) from None
     return failed
