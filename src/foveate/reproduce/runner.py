@@ -66,16 +66,16 @@ def run(config: Reproduce) -> None:
     if results.exists() and not results.is_dir():
         raise InputError(f"--results {results}: need a folder; this is a file. Name another.")
     config.out.mkdir(parents=True, exist_ok=True)
-    lock = hold_folder(config.out)  # noqa: F841  until this function returns
-    _write_names(stage)
-    print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
-    failed = _run_all(stage, todo, at_once=config.jobs)
-    # whatever is done becomes rows and page, also where some commands failed
-    left = _undone(stage, jobs)
-    done = {name: job for name, job in jobs.items() if name not in left}
-    stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
-    written = write_results(stage, rows, done, results, stamps=stamps)
-    write_page(page, results, scale=stage.scale, settings=settings_of(stage))
+    with hold_folder(config.out):  # another command that writes there is refused
+        _write_names(stage)
+        print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
+        failed = _run_all(stage, todo, at_once=config.jobs)
+        # whatever is done becomes rows and page, also where some commands failed
+        left = _undone(stage, jobs)
+        done = {name: job for name, job in jobs.items() if name not in left}
+        stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
+        written = write_results(stage, rows, done, results, stamps=stamps)
+        write_page(page, results, scale=stage.scale, settings=settings_of(stage))
     print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
     if failed:
         lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
