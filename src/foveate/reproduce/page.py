@@ -18,7 +18,7 @@ from typing import Any, Literal
 from foveate.errors import InputError
 from foveate.files import check_target, write_whole
 from foveate.reproduce.commands import EXAMPLES, Job, Stage, is_trained, job_name, measured, seeds_of
-from foveate.reproduce.rows import CLAIMS, DENSE, PQ, TABLES, Claim, Row, Scale, rows_of
+from foveate.reproduce.rows import CLAIMS, DENSE, PQ, TABLES, Row, Scale, rows_of
 
 RULES = 2  # raised when a default changes what rows measure; 2: padding, pooling and heads as the public code has them
 MARGIN = 3.0  # points; about twice the sampling error of the accuracy of some 1,000 regions
@@ -140,18 +140,15 @@ def spread(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def compare(claim: Claim, values: dict[str, Values], *, trained: Collection[str]) -> list[Comparison]:
-    """Compare the pairs of a claim.
+def compare(more: str, less: str, values: dict[str, Values], *, trained: Collection[str]) -> Comparison:
+    """Compare the two sides of a claim, each a "row.metric".
 
     Args:
-        claim: with pairs of "row.metric".
+        more: the side that is claimed to be larger.
+        less: the other.
         values: every row's values by metric.
         trained: the rows that have a spread; from one seed alone nothing is concluded.
     """
-    return [_compare(more, less, values, trained) for more, less in claim.pairs]
-
-
-def _compare(more: str, less: str, values: dict[str, Values], trained: Collection[str]) -> Comparison:
     sides = []
     for side in (more, less):
         row, metric = side.split(".", 1)
@@ -329,7 +326,7 @@ def _section(table: str, results: dict[str, dict[str, Any]], scale: Scale, page:
     trained = {row.name for row in rows_of(scale) if is_trained(row)}
     for claim in CLAIMS:
         if claim.table == table:
-            pairs = compare(claim, values, trained=trained)
+            pairs = [compare(more, less, values, trained=trained) for more, less in claim.pairs]
             described = ", ".join(map(_describe, pairs))
             lines.append(f"- **{verdict_of(pairs)}**: {claim.text} ({claim.source}): {described}.")
     return [*lines, ""]
