@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from foveate.clip.load import load
 from foveate.data.pictures import read_picture
 from foveate.heads.catseg.model import CatSeg
+from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder, build_decoder
-from foveate.heads.panoptic.fusion import Words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
 from foveate.ops.resample import normalize
@@ -47,7 +47,7 @@ def main() -> None:
 
     encoder = TowerEncoder(clip)
     is_novel = torch.zeros(count, dtype=torch.bool)
-    classes = Words(rows, torch.arange(count), count)
+    classes = ClassEmbeddings(rows, torch.arange(count), count)
     generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=classes)
     asked = Asked(classes, classes, torch.ones(count, dtype=torch.bool), is_novel)
     segmenter = PanopticSegmenter(generator.to(device), clip, asked, size=side)

@@ -25,15 +25,15 @@ from foveate.clip.states import _EVA_NAMES
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
+from foveate.heads.common.product import own_state
+from foveate.heads.common.pyramid import Pyramid
 from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.fusion import fuse_scores, keep_best
 from foveate.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
 from foveate.heads.fvit.product import TOWER, load_detector
 from foveate.heads.fvit.published import _rename, order_of_names, published_benchmark, published_size, take_apart
-from foveate.heads.fvit.pyramid import Pyramid
 from foveate.heads.fvit.roi import choose_levels
 from foveate.heads.fvit.rpn import Rpn
-from foveate.heads.product import own_state
 from foveate.ops.boxes import clip_boxes
 from foveate.types import InputError
 

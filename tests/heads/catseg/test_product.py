@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from foveate.clip.load import load
 from foveate.clip.weights import save_clip
 from foveate.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
-from foveate.heads.product import tower_digest
+from foveate.heads.common.product import tower_digest
 from foveate.types import Batch, InputError
 
 NETWORK = Network(

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.common.product import tower_digest
+from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.criterion import Weights
-from foveate.heads.panoptic.fusion import embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import (
     About,
@@ -25,7 +26,6 @@ from foveate.heads.panoptic.product import (
     read_about,
     save_generator,
 )
-from foveate.heads.product import tower_digest
 from foveate.types import Batch, InputError
 
 CLASSES = (

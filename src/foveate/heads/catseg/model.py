@@ -29,17 +29,19 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.clip.templates import TemplateSet, template_set
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.catseg.aggregate import Aggregator
 from foveate.heads.catseg.cost import best_classes, cost_volume, spread_classes, take_classes
 from foveate.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
 from foveate.heads.catseg.names import PUBLISHED, Residual, Version
 from foveate.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
 from foveate.heads.catseg.views import cut_windows, fold_average, squash, training_view
-from foveate.heads.fvit.pyramid import tap_width
+from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.tower import tap_width
 from foveate.ops.argmax import best_labels, classes_at_once
 from foveate.ops.resample import check_side, normalize
 from foveate.ops.shortest import resize_shortest
-from foveate.types import Batch, InputError, LabelMap, Sample
+from foveate.types import Batch, LabelMap, Sample
 
 HEADS: dict[Residual, Head] = {"token": "value", "cls": "value_cls"}
 PROMPT = "A photo of a {} in the scene"
@@ -258,19 +260,20 @@ class CatSeg(nn.Module):
         Returns:
             "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
         """
-        by_hand = {id(parameter) for parameter, _ in self.partly}
-        theirs = [] if self.backbone is None else [*self.backbone.parameters()]
-        ours = [self.aggregator, *([self.tower_guidance] if self.tower_guidance is not None else [])]
-        own = [one for module in ours for one in module.parameters()]
-        groups = []
-        for parameters, factor in ((own, 1.0), ([*self.clip.parameters()], clip_scale), (theirs, backbone_scale)):
-            trained = [one for one in parameters if one.requires_grad]
-            decayed = [one for one in trained if one.ndim >= 2 and id(one) not in by_hand]
-            plain = [one for one in trained if one.ndim < 2 or id(one) in by_hand]
-            for some, decay in ((decayed, weight_decay), (plain, 0.0)):
-                if some:
-                    groups.append({"params": some, "weight_decay": decay, "lr_scale": factor})
-        return groups
+        partly = {id(parameter) for parameter, _ in self.partly}
+        parts = (
+            ([self.aggregator, self.tower_guidance], 1.0),
+            ([self.clip], clip_scale),
+            ([self.backbone], backbone_scale),
+        )
+        return parameter_groups(
+            [
+                ([parameter for module in modules if module is not None for parameter in module.parameters()], scale)
+                for modules, scale in parts
+            ],
+            weight_decay=weight_decay,
+            decays=lambda parameter: parameter.ndim >= 2 and id(parameter) not in partly,
+        )
 
     def _guidance(self, images: Tensor, dense: Tensor, taps: list[Tensor]) -> Guidance:
         if self.backbone is not None:

@@ -1,4 +1,4 @@
-"""A trained CAT-Seg as a folder (`foveate.heads.product`): its aggregator, and the attention that learned with it.
+"""A trained CAT-Seg as a folder: its aggregator, and the attention that learned with it.
 
     FOLDER/catseg.safetensors   the aggregator, what guides it, and of the CLIP what was trained
            catseg.json          the CLIP's name and digest, the numbers, the classes that were learned from
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.catseg.guidance import Backbone
 from foveate.heads.catseg.model import CatSeg
 from foveate.heads.catseg.names import Residual, Version
-from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-from foveate.types import InputError
+from foveate.heads.common.product import load_base, load_own, own_state, read_facts, read_state, write_product
 
 NAME = "catseg"  # of its files
 FORMAT = 2

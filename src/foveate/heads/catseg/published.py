@@ -35,7 +35,7 @@ from foveate.heads.catseg.keys import (
 from foveate.heads.catseg.model import CatSeg
 from foveate.heads.catseg.names import PUBLISHED, Residual, Version
 from foveate.heads.catseg.product import CLIP_FOLDER, About, Network, build_catseg, save_catseg
-from foveate.heads.product import own_state, tower_digest
+from foveate.heads.common.product import own_state, tower_digest
 
 State = dict[str, Tensor]
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from foveate.errors import InputError
+from foveate.heads.common.names import PyramidKind
+from foveate.heads.common.product import load_base, load_own, own_state, read_facts, read_state, write_product
 from foveate.heads.fvit.detector import FViT
-from foveate.heads.fvit.names import Kind, Resize, Statistics
-from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-from foveate.types import InputError
+from foveate.heads.fvit.names import Resize, Statistics
 
 NAME = "detector"  # of its files
 FORMAT = 2
@@ -35,7 +36,7 @@ class Network:
 
     size: int
     taps: tuple[int, ...] | None
-    pyramid: Kind
+    pyramid: PyramidKind
     channels: int
     width: int
     masks: bool

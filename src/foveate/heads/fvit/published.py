@@ -21,10 +21,10 @@ from torch import Tensor
 from foveate.clip.model import Clip
 from foveate.clip.states import differences, drop_derived, put_state, rename_eva
 from foveate.errors import InputError, listed
+from foveate.heads.common.product import own_state
 from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.fvit.product import TOWER, Network
-from foveate.heads.product import own_state
 
 # theirs -> ours; #: a number that stays, @: a convolution ("conv") or its BatchNorm ("bn"), which are 0 and 1 here
 PLACES = (

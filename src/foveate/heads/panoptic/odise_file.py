@@ -22,10 +22,10 @@ from foveate.clip.model import Clip
 from foveate.clip.states import differences
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError, listed
-from foveate.heads.panoptic.fusion import embed_words
+from foveate.heads.common.product import own_state
+from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import Network, build_parts
-from foveate.heads.product import own_state
 
 State = dict[str, Tensor]
 

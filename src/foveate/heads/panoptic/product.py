@@ -18,15 +18,15 @@ from torch import Tensor
 from foveate.clip.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
-from foveate.heads.fvit.names import Kind
+from foveate.errors import InputError
+from foveate.heads.common.names import Length, PyramidKind
+from foveate.heads.common.product import load_base, load_own, own_state, read_facts, read_state, write_product
+from foveate.heads.common.text import ODISE, ClassEmbeddings
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.decoder import Encoder, MaskDecoder, TowerEncoder, build_decoder, read_library
-from foveate.heads.panoptic.fusion import ODISE, Words
 from foveate.heads.panoptic.mask2former import MaskGenerator
-from foveate.heads.panoptic.names import Length, Templates
+from foveate.heads.panoptic.names import Templates
 from foveate.heads.panoptic.odise import read_odise
-from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-from foveate.types import InputError
 
 NAME = "generator"  # of its files
 FORMAT = 2  # 1: no LayerNorm before the head's MLP, words of length 1 alone
@@ -43,7 +43,7 @@ class Network:
     size: int
     encoder: str | None  # folder of a Mask2Former or of a Stable Diffusion; None: the CLIP's tower
     channels: int  # of the pyramid, or of ODISE's bottlenecks
-    pyramid: Kind
+    pyramid: PyramidKind
     taps: tuple[int, ...] | None
     queries: int  # this and the next four: not of a Mask2Former's folder, which has its own
     width: int
@@ -215,10 +215,10 @@ def load_generator(
     return generator.eval(), own, about
 
 
-def _words(state: dict[str, Tensor], count: int, folder: Path) -> Words:
+def _words(state: dict[str, Tensor], count: int, folder: Path) -> ClassEmbeddings:
     """Take the embeddings of the base words out of a state."""
     try:
-        return Words(state.pop(ROWS), state.pop(OWNER), count)
+        return ClassEmbeddings(state.pop(ROWS), state.pop(OWNER), count)
     except (KeyError, InputError) as error:
         path = folder / f"{NAME}.safetensors"
         raise InputError(f"{path}: need the embeddings of {count} base classes; {error}") from error
