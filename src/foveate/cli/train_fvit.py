@@ -4,7 +4,7 @@ OUT/model is what `foveate detect` and `foveate evaluate detection` take. Torch 
 trained.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -235,6 +235,7 @@ def _build(
     torch.manual_seed(config.seed)
     detector = FViT(
         clip,
+        network,
         text=text,
         is_novel=is_novel,
         background_weight=usual if config.background_weight is None else config.background_weight,
@@ -242,7 +243,6 @@ def _build(
         rois=config.rois or (128 if clip.native_size <= SMALL_SIDE else 512),
         jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
         flip=config.flip,
-        **asdict(network),
     )
     return synchronise(detector)
 

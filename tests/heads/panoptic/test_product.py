@@ -137,9 +137,12 @@ def test_damage_is_told(tmp_path: Path):
         return str(error.value)
 
     assert "format 2; got 1. Train it again." in said({"format": 1})  # its head had no LayerNorm
-    assert "neither raw nor unit: 'long'" in said({"words": "long"})
-    assert "neither base nor novel" in said({"classes": [{"words": ["a"], "is_thing": True, "part": "odd"}]})
-    assert "description" in said({"network": {"size": 64}})
+    assert "words must be one of 'raw', 'unit'; got 'long'" in said({"words": "long"})
+    assert "part must be one of 'base', 'novel', 'left out'; got 'odd'" in said(
+        {"classes": [{"words": ["a"], "is_thing": True, "part": "odd"}]}
+    )
+    assert "a class has no name" in said({"classes": [{"words": [], "is_thing": True, "part": "base"}]})
+    assert "network has missing fields: encoder, channels" in said({"network": {"size": 64}})
     assert "is (5, 32) instead of (6, 32)" in said({"network": {**good["network"], "queries": 6}})
     assert "embeddings of 1 base classes" in said({"classes": good["classes"][:2]})
     assert "need the CLIP that the generator was trained on" in said({"tower": "0"})

@@ -1,16 +1,20 @@
-"""A trained head as a folder: what it was told beside what was trained (F-ViT, Cat-Seg, generators of masks).
+"""A trained head as a folder: its description beside what was trained (F-ViT, CAT-Seg, mask generators).
 
-    FOLDER/NAME.json          which CLIP it stands on, with its digest; its numbers; its classes
+    FOLDER/NAME.json          the CLIP it was trained on, with its digest; hyperparameters; classes
            NAME.safetensors   the head, and of the CLIP what was trained with it
+           clip/              the CLIP itself, only where it came with a published file
 
-The rest of the CLIP is not copied: it is up to ten times as large. It is found by its name and known by its digest.
-Deliberately absent: optimizer state (the run's checkpoints have it), and what the numbers are (each head's `product`).
+The rest of the CLIP is not copied: it is up to ten times as large. It is found by its name and recognised by its
+digest.
+Deliberately absent: optimizer state (the run's checkpoints have it), and the descriptions (each head's `product`).
 """
 
 import hashlib
 import json
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -22,102 +26,173 @@ from foveate.clip.digest import digest_state
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.states import differences
-from foveate.errors import InputError
+from foveate.errors import InputError, listed
 from foveate.files import versions, write_whole
 
+CLIP_FOLDER = "clip"  # in the folder, of a CLIP that came with a published file
+Description = TypeVar("Description")
 
-def write_product(folder: Path, name: str, *, facts: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Write a head; the weights last, so that a folder with weights is whole.
+
+@dataclass(frozen=True)
+class HeadKind:
+    """Which head a folder holds."""
+
+    name: str  # of its two files, and in messages
+    format: int  # of the description that is understood
+    command: str  # of `foveate`, which writes such folders
+    older: str = ""  # why an older format cannot be read
+
+
+def write_head(folder: Path, kind: HeadKind, about: Any, state: dict[str, Tensor]) -> None:
+    """Write a head; the weights last, so that a folder with weights is complete.
 
     Args:
-        folder: made where missing.
-        name: of the two files.
-        facts: JSON of what it was told.
-        state: of `own_state`.
+        folder: created if missing.
+        kind: of the head.
+        about: its description, a dataclass.
+        state: of `trained_state`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**facts, "versions": versions()}
-    write_whole(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_whole(folder / f"{name}.safetensors", save({key: one.contiguous() for key, one in state.items()}))
+    content = {"format": kind.format, **asdict(about), "versions": versions()}
+    write_whole(folder / f"{kind.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+    weights = save({key: value.contiguous() for key, value in state.items()})
+    write_whole(folder / f"{kind.name}.safetensors", weights)
 
 
-def read_facts(folder: Path, name: str, *, version: int, verb: str, older: str = "") -> dict[str, Any]:
-    """Read what a head's folder says of it.
+def read_description(folder: Path, kind: HeadKind, cls: type[Description]) -> Description:
+    """Read the description of a head's folder.
 
     Args:
-        folder: of `write_product`.
-        name: of its files, which is also what it is called in messages.
-        version: of the form that is understood.
-        verb: of `foveate` that makes such folders.
-        older: why a form before it is not understood, for the message.
+        folder: of `write_head`.
+        kind: of the head.
+        cls: dataclass of the description.
 
     Raises:
-        InputError: there is no such head in it, or what it says is damaged or of another form.
+        InputError: there is no such head in it, or its description is damaged or of another format.
     """
-    path = folder / f"{name}.json"
+    path, name = folder / f"{kind.name}.json", kind.name
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {verb}`; {path.name} is not there."
+            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {kind.command}`; {path.name} not "
+            "found."
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need a {name}'s description; {type(error).__name__}: {error}.") from error
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path}: need a {name}'s description with its `format`; there is none.")
-    if content["format"] != version:
-        is_older = isinstance(content["format"], int) and content["format"] < version
-        reason = f", and {older}" if older and is_older else ""
-        raise InputError(f"{path}: need a {name} of format {version}; got {content['format']}{reason}. Train it again.")
-    return content
+    found = content["format"]
+    if found != kind.format:
+        reason = f", and {kind.older}" if kind.older and isinstance(found, int) and found < kind.format else ""
+        raise InputError(f"{path}: need a {name} of format {kind.format}; got {found}{reason}. Train it again.")
+    described = {key: value for key, value in content.items() if key not in ("format", "versions")}
+    return read_dataclass(cls, described, source=f"{path}: need a {name}'s description")
 
 
-def read_state(folder: Path, name: str) -> dict[str, Tensor]:
+def read_dataclass(cls: type[Description], content: Any, *, source: str) -> Description:
+    """Build a dataclass from JSON: every field of its type, none that is unknown; one with a default may be missing.
+
+    Args:
+        cls: of ints, floats, strings, bools, Literals, tuples, dictionaries, optional ones, and dataclasses of these.
+        content: of `json.loads`.
+        source: the beginning of the message: the file, and what is needed.
+
+    Raises:
+        InputError: names the field, what it must be and what it is.
+    """
+    try:
+        return _read_value(cls, content, cls.__name__)
+    except ValueError as error:
+        raise InputError(f"{source}; {error}. Train or convert it again.") from error
+
+
+def _read_value(kind: Any, value: Any, name: str) -> Any:
+    """Convert a JSON value to a type, or raise a ValueError that names the field."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _read_fields(kind, value, name)
+    if NoneType in args:
+        (other,) = (arg for arg in args if arg is not NoneType)
+        return None if value is None else _read_value(other, value, name)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, args))}; got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must have {len(kinds)} values; got {len(value)}")
+        return tuple(_read_value(part, entry, f"an entry of {name}") for part, entry in zip(kinds, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not (origin or kind):
+        raise ValueError(f"{name} must be of type {getattr(origin or kind, '__name__', kind)}; got {value!r}")
+    return value
+
+
+def _read_fields(cls: type, value: Any, name: str) -> Any:
+    """Convert a JSON object to a dataclass."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object of named values; got {value!r}")
+    hints = get_type_hints(cls)
+    missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in value]
+    unknown = [key for key in value if key not in hints]
+    for problem, names in (("missing", missing), ("unknown", unknown)):
+        if names:
+            raise ValueError(f"{name} has {problem} fields: {listed(names)}")
+    return cls(**{key: _read_value(hints[key], part, f"{name}.{key}") for key, part in value.items()})
+
+
+def read_weights(folder: Path, kind: HeadKind) -> dict[str, Tensor]:
     """Read what was trained.
 
     Raises:
         InputError: the file is missing or damaged, or holds values that are not finite.
     """
-    path = folder / f"{name}.safetensors"
+    path = folder / f"{kind.name}.safetensors"
     try:
         state = read_tensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: need a {name}'s weights; {type(error).__name__}: {error}.") from error
-    if not all(bool(one.isfinite().all()) for one in state.values() if one.is_floating_point()):
+        raise InputError(f"{path}: need a {kind.name}'s weights; {type(error).__name__}: {error}.") from error
+    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
         raise InputError(f"{path}: holds values that are not finite. Train it again.")
     return state
 
 
-def load_own(head: nn.Module, state: dict[str, Tensor], *, prefix: str, path: Path) -> None:
-    """Put what was trained into a head that was built from its description.
+def load_weights(head: nn.Module, state: dict[str, Tensor], *, frozen: str, folder: Path, kind: HeadKind) -> None:
+    """Load what was trained into a head that was built from its description.
 
     Args:
         head: changed here.
-        state: of `read_state`.
-        prefix: as in `own_state`.
-        path: of the description, for messages.
+        state: of `read_weights`.
+        frozen: as in `trained_state`.
+        folder: for messages.
+        kind: likewise.
 
     Raises:
         InputError: the weights are of another head than the description's.
     """
-    problems = differences(own_state(head, prefix=prefix), state)
+    problems = differences(trained_state(head, frozen=frozen), state)
     if problems:
         raise InputError(
-            f"{path.with_suffix('.safetensors')}: need the weights that {path.name} describes; {problems}."
+            f"{folder / kind.name}.safetensors: need the weights that {kind.name}.json describes; {problems}."
         )
     head.load_state_dict(state, strict=False)  # the names were compared: what is missing is frozen and not copied
 
 
-def own_state(head: nn.Module, *, prefix: str) -> dict[str, Tensor]:
-    """All of a head's state that is not a frozen network's.
+def trained_state(head: nn.Module, *, frozen: str) -> dict[str, Tensor]:
+    """The state of a head without its frozen network.
 
     Args:
-        head: with a network whose names begin with `prefix`.
-        prefix: of the network of which only what is trained counts.
+        head: with a network whose names begin with `frozen`; what is trained of it is included.
+        frozen: prefix of that network's names.
     """
     trained = {name for name, parameter in head.named_parameters() if parameter.requires_grad}
     state = head.state_dict()
-    return {name: one.cpu() for name, one in state.items() if name in trained or not name.startswith(prefix)}
+    return {name: value.cpu() for name, value in state.items() if name in trained or not name.startswith(frozen)}
 
 
 def load_base(
@@ -127,43 +202,45 @@ def load_base(
     digest: str,
     clip: str | Path | None,
     device: str | torch.device,
-    name: str,
+    kind: HeadKind,
     whole: bool = False,
 ) -> Clip:
-    """Load the CLIP that a head stands on, and make sure that it is the one.
+    """Load the CLIP that a head was trained on, and check that it is the same.
 
     Args:
-        model: how it was named in training.
+        model: its name or path in training.
         pretrained: likewise.
         digest: of `tower_digest` in training.
-        clip: where it lies now; None: where it lay.
-        device: where it goes.
-        name: what the head is called in messages.
+        clip: name or path now; None: as in training.
+        device: of the CLIP.
+        kind: of the head, for messages.
         whole: as for `tower_digest`.
 
     Raises:
         InputError: there is no such CLIP, or it is another.
     """
-    where = model if clip is None else clip
+    path = model if clip is None else clip
     try:
-        found = load(where, pretrained=pretrained if clip is None else None, device=device)
+        base = load(path, pretrained=pretrained if clip is None else None, device=device)
     except InputError as error:
-        raise InputError(f"{error} (the CLIP that the {name} was trained on; say with --clip where it is)") from error
-    if tower_digest(found, whole=whole) != digest:
+        raise InputError(
+            f"{error} (the CLIP that the {kind.name} was trained on; say with --clip where it is)"
+        ) from error
+    if tower_digest(base, whole=whole) != digest:
         tower = "this one" if whole else "the image tower of this one"
         raise InputError(
-            f"{where}: need the CLIP that the {name} was trained on, {model}; {tower}, or its "
+            f"{path}: need the CLIP that the {kind.name} was trained on, {model}; {tower}, or its "
             "windows, are others. Name it with --clip."
         )
-    return found
+    return base
 
 
 def tower_digest(clip: Clip, *, whole: bool = False) -> str:
-    """What tells the CLIP that a head stands on from another: its weights, and the windows it looks through.
+    """Digest of the CLIP that a head is trained on: its weights, and its attention windows.
 
     Args:
         clip: before anything of it is trained.
-        whole: the text tower too, of a head that embeds words with it.
+        whole: include the text tower, for heads that embed class names with it.
     """
     weights = digest_state((clip.model if whole else clip.visual).state_dict())
     if clip.windows is None:

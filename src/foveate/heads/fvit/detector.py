@@ -8,7 +8,7 @@ finds (`candidates`) knows no vocabulary: scores are made from embeddings, the d
 `fusion`. Deliberately absent: that fusion, the texts' templates, epochs, files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,24 @@ MASK_CHUNK = 256  # proposals whose masks are made at once
 
 
 @dataclass(frozen=True)
+class Network:
+    """Hyperparameters of a detector."""
+
+    size: int  # side of the square input [pixels]; a multiple of twice the patch size
+    taps: tuple[int, ...] | None  # see `Tower`
+    pyramid: PyramidKind  # "taps" is the paper's
+    channels: int  # of the pyramid
+    width: int  # of the heads' convolutions
+    masks: bool
+    proposals: int  # of the first stage, per image
+    trained_layers: int  # last blocks of the tower that are trained; 0 is the paper's
+    norm: bool  # BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS
+    relu_embedding: bool  # see `BoxHead`; True is published
+    statistics: Statistics  # that the input is normalised with; "imagenet" is published
+    resize: Resize  # see `foveate.ops.jitter.jitter_image`; "bilinear" is published
+
+
+@dataclass(frozen=True)
 class Seen:
     """A picture as the network sees it; boxes are xyxy, pixels of the input."""
 
@@ -74,25 +92,14 @@ class FViT(nn.Module):
     def __init__(
         self,
         clip: Clip,
+        network: Network,
         *,
         text: Float[Tensor, "V D"],
         is_novel: Bool[Tensor, " K"],
-        size: int,
-        taps: Sequence[int] | None = None,
-        pyramid: PyramidKind = "taps",
-        channels: int = 256,
-        width: int = 256,
-        masks: bool = False,
-        norm: bool = False,
-        relu_embedding: bool = True,
-        statistics: Statistics = "imagenet",
-        resize: Resize = "bilinear",
         background_weight: float = 0.9,
         scale: float = 50.0,
         rois: int = 512,
         match_low_quality: bool = False,
-        proposals: int = 1000,
-        trained_layers: int = 0,
         jitter: tuple[float, float] | None = (0.1, 2.0),
         flip: bool = True,
         cache: FeatureCache | None = None,
@@ -100,25 +107,14 @@ class FViT(nn.Module):
         """Put a detector on a CLIP, which is frozen here.
 
         Args:
-            clip: its image tower is used as its windows say.
+            clip: its image tower is used, with its attention windows.
+            network: hyperparameters.
             text: embeddings of the K classes of the data and, last, of "background"; V = K + 1.
             is_novel: classes not to be learned from: novel ones, and those a split leaves out.
-            size: side of the square input [pixels]; a multiple of twice the patch size.
-            taps: see `Tower`.
-            pyramid: see `foveate.heads.common.pyramid`; "taps" is the paper's.
-            channels: of the pyramid.
-            width: of the heads' convolutions.
-            masks: learn and find masks too.
-            norm: BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS.
-            relu_embedding: see `BoxHead`; True is published.
-            statistics: what the input is normalised with; "imagenet" is published.
-            resize: how images are resized, see `foveate.ops.jitter.jitter_image`; "bilinear" is published.
             background_weight: of background proposals in the class loss; 0.6 on COCO, 0.9 on LVIS.
             scale: T at the start.
             rois: proposals a picture that the second stage learns from, at most a quarter of them objects.
             match_low_quality: see `RoiSampler`; True is published for OV-LVIS.
-            proposals: of the first stage, a picture.
-            trained_layers: last blocks of the tower that learn; 0 is the paper's.
             jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
             flip: mirror half of the pictures in training.
             cache: of the frozen tower's maps; asks for no jitter and no flip.
@@ -128,18 +124,19 @@ class FViT(nn.Module):
                 augmentation or a trained tower, or what `Tower` refuses.
         """
         super().__init__()
-        _check(clip, text, is_novel, size=size)
-        if cache is not None and (jitter is not None or flip or trained_layers):
+        _check(clip, text, is_novel, size=network.size)
+        if cache is not None and (jitter is not None or flip or network.trained_layers):
             raise InputError("cache: maps are those of whole pictures in a frozen tower; leave out jitter and flip.")
-        self.tower = Tower(clip, kind=pyramid, taps=taps, trained=trained_layers)
-        self.size, self.jitter, self.flip, self.cache = size, jitter, flip, cache
-        self.background_weight, self.resize = background_weight, resize
-        self.mean, self.std = input_statistics(clip, statistics)
+        kind, channels, width = network.pyramid, network.channels, network.width
+        self.tower = Tower(clip, kind=kind, taps=network.taps, trained=network.trained_layers)
+        self.size, self.resize, self.jitter, self.flip, self.cache = network.size, network.resize, jitter, flip, cache
+        self.background_weight = background_weight
+        self.mean, self.std = input_statistics(clip, network.statistics)
         self.strides = pyramid_strides(clip.patch_size)
-        self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=pyramid)
-        self.rpn = Rpn(self.strides, channels=channels, norm=norm, keep=proposals)
-        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=relu_embedding)
-        self.mask_head = MaskHead(channels, width=width, norm=norm) if masks else None
+        self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=kind)
+        self.rpn = Rpn(self.strides, channels=channels, norm=network.norm, keep=network.proposals)
+        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=network.relu_embedding)
+        self.mask_head = MaskHead(channels, width=width, norm=network.norm) if network.masks else None
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
         self.sampler = RoiSampler(samples=rois, match_low_quality=match_low_quality)
         self.text: Tensor
