@@ -33,9 +33,9 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     encoder = _check(config)
     from foveate.clip.load import load
     from foveate.engine.distributed import choose_device
+    from foveate.heads.common.product import tower_digest
     from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
     from foveate.heads.panoptic.product import About, frozen_digest, load_generator, save_generator
-    from foveate.heads.product import tower_digest
 
     # --- the file, its classes, and the CLIP that captions and whose words it learned
     source = config.source

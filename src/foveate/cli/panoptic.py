@@ -214,8 +214,9 @@ def open_segmenter(
 
     from foveate.cli.published import open_published
     from foveate.engine.distributed import choose_device
+    from foveate.heads.common.text import embed_words
     from foveate.heads.panoptic.described import MIN_SCORE, is_published
-    from foveate.heads.panoptic.fusion import PRESETS, embed_words, seen_classes
+    from foveate.heads.panoptic.fusion import PRESETS, seen_classes
     from foveate.heads.panoptic.product import chosen_templates, load_generator
     from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
 
