@@ -129,10 +129,10 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
                 "trainval --labels labels.txt --out context459"),
     ),
     "paper": (
-        Command("recipes", "foveate.cli.recipes:Recipes", "foveate.cli.recipes:run",
+        Command("recipes", "foveate.reproduce.list_recipes:Recipes", "foveate.reproduce.list_recipes:run",
                 "list the named settings of training and evaluation",
                 "clipself-b16-patches"),
-        Command("reproduce", "foveate.cli.reproduce:Reproduce", "foveate.cli.reproduce:run",
+        Command("reproduce", "foveate.reproduce.runner:Reproduce", "foveate.reproduce.runner:run",
                 "run the paper's tables and write a page of results",
                 "tab1 figs --out runs/reproduce"),
     ),

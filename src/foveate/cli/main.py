@@ -51,11 +51,12 @@ def parse(arguments: list[str]) -> Any:
     settings: dict[str, Any] = {"prog": f"foveate {command.words}", "args": flags, "config": (OmitArgPrefixes,)}
     config = command.load_config()
     if "recipe" in {field.name for field in fields(config)}:
-        from foveate.cli import recipes
+        from foveate.recipes import find_recipe
+        from foveate.reproduce.list_recipes import defaults_of, named_in
 
-        recipe = recipes.named_in(flags)
+        recipe = named_in(flags)
         if recipe is not None:
-            settings["default"] = recipes.start(recipes.find(recipe, verb=command.words))
+            settings["default"] = defaults_of(find_recipe(recipe, verb=command.words))
     if HELP & {*flags}:
         _print_help(command, config, settings)
     return tyro.cli(config, **settings)
