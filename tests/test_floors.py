@@ -7,13 +7,13 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "foveate"
 FLOORS = {
-    "errors": 0, "types": 0, "files": 0, "progress": 0, "ops": 0,
+    "errors": 0, "types": 0, "io": 0, "progress": 0, "ops": 0,
     "clip": 1, "data": 1,
     "objectives": 2, "heads": 2,
     "engine": 3, "evaluate": 3, "show": 3, "export": 3, "embed": 3,
     "cli": 4, "page": 4, "recipes": 4, "ledger": 4,
 }  # fmt: skip
-GROUND = {("types", "errors"), ("files", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
+GROUND = {("types", "errors"), ("io", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
 DOORS = {("cli", "recipes"), ("cli", "ledger"), ("ledger", "recipes")}  # and of floor 4
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
@@ -62,7 +62,7 @@ def test_what_the_house_forbids(path: Path) -> None:
 
 
 def test_floor_0_and_the_world_do_without_heavy_libraries() -> None:
-    light = [SOURCE / f"{name}.py" for name in ("errors", "files", "progress")]
+    light = [*(SOURCE / f"{name}.py" for name in ("errors", "progress")), *(SOURCE / "io").glob("*.py")]
     # the world's drawing processes start in a tenth of a second because they import no torch
     for path in [*light, *(SOURCE / "data" / "world").glob("*.py")]:
         modules = {

@@ -14,8 +14,8 @@ import pytest
 
 from foveate.cli import reproduce
 from foveate.cli.main import main
-from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
+from foveate.io.store import hold_folder
 from foveate.ledger.jobs import Job, Stage
 from foveate.ledger.scale import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
 

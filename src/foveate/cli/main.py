@@ -36,7 +36,7 @@ from foveate.cli import (
 )
 from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
-from foveate.files import versions
+from foveate.io.files import versions
 
 Evaluate = (
     Annotated[evaluate.Regions, subcommand("regions")]

@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional
 
 from foveate.engine.config import SMALL
-from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
-from foveate.files import versions, write_whole
+from foveate.io.files import versions, write_whole
+from foveate.io.store import hold_folder
 from foveate.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
 from foveate.ledger.page import RULES, check_page, settings_of, write_page, write_results
 from foveate.ledger.rows import APPLICATIONS, TABLES, Row, rows_of

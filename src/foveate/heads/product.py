@@ -23,7 +23,7 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.states import differences
 from foveate.errors import InputError
-from foveate.files import versions, write_whole
+from foveate.io.files import versions, write_whole
 
 
 def write_product(folder: Path, name: str, *, facts: dict[str, Any], state: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from foveate.errors import InputError
-from foveate.files import check_target, write_whole
+from foveate.io.files import check_target, write_whole
 from foveate.ledger.jobs import DRAWN, Job, Stage, is_trained, job_name, measured, seeds_of
 from foveate.ledger.results import MARGIN, Compared, Values, judge, read_metrics, spread, verdict_of
 from foveate.ledger.rows import TABLES, Row, claims_of, rows_of
