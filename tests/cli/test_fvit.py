@@ -98,7 +98,7 @@ def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_o
     cached = ["--cache", "--jitter", "1", "1", "--no-flip", "--match-low-quality"]
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", *other, *cached])
     assert samplers == [{"samples": 16, "match_low_quality": True}]
-    index = json.loads((out / "maps/index.json").read_text())
+    index = json.loads((out / "maps/manifest.json").read_text())
     assert index["resize"] == "bicubic" and index["statistics"][0] == load("foveate-small").mean[0]
     detector, about = load_detector(out / "model")
     network = about.network

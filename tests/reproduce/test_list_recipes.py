@@ -129,7 +129,7 @@ def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.Capt
 
 def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_path: Path) -> None:
     from foveate.engine.config import run_record
-    from foveate.engine.folder import claim_folder
+    from foveate.io.store import claim_folder
 
     config = replace(defaults_of(find_recipe("world")), data=tmp_path, out=tmp_path / "run")
     claim_folder(config.out, run_record(config, {}))

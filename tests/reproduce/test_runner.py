@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import main
-from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
+from foveate.io.store import hold_folder
 from foveate.reproduce import runner
 from foveate.reproduce.commands import Job, Stage
 from foveate.reproduce.rows import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of

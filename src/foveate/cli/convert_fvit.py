@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.errors import InputError
-from foveate.files import default_cache, folder_written_whole
+from foveate.io.files import default_cache, folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

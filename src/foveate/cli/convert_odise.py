@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.errors import InputError
-from foveate.files import folder_written_whole
+from foveate.io.files import folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

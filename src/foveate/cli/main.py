@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes
 
 from foveate.cli.commands import COMMANDS, Command, commands_under, find_command, help_lines
 from foveate.errors import InputError
-from foveate.files import versions
+from foveate.io.files import versions
 
 HELP = {"--help", "-h"}
 VERSION = (["--version"], ["-V"])

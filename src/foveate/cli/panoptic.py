@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from foveate.cli.evaluate import Reading, finish, load_model
 from foveate.clip.names import Head
 from foveate.errors import InputError
-from foveate.files import check_target
 from foveate.heads.panoptic.names import SHARES, Preset, Region, Templates
+from foveate.io.files import check_target
 
 if TYPE_CHECKING:
     from rich.table import Table

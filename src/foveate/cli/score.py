@@ -17,7 +17,7 @@ from foveate.cli.label_maps import open_truth_maps
 from foveate.cli.panoptic import Panoptic, open_panoptic
 from foveate.cli.semantic import Semantic, base_classes, table_of
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,7 +13,7 @@ from foveate.cli.evaluate import Reading, finish
 from foveate.cli.label_maps import LabelMapFlags, classes_of, open_truth_maps
 from foveate.cli.segmenters import Segmenting, check_segmenting, open_pixels
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 if TYPE_CHECKING:
     from rich.table import Table

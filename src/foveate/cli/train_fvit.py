@@ -13,9 +13,9 @@ from foveate.cli.recipe_data import check_recipe_data
 from foveate.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from foveate.clip.names import TemplateName
 from foveate.errors import InputError
-from foveate.files import default_cache
 from foveate.heads.common.names import PyramidKind
 from foveate.heads.fvit.names import Resize, Statistics
+from foveate.io.files import default_cache
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.clip.model import Clip

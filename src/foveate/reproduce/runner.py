@@ -25,9 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tyro.conf import Positional
 
 from foveate.engine.config import SMALL
-from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
-from foveate.files import versions, write_whole
+from foveate.io.files import versions, write_whole
+from foveate.io.store import hold_folder
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
 from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
 from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of

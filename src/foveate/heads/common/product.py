@@ -27,7 +27,7 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.states import differences
 from foveate.errors import InputError, listed
-from foveate.files import versions, write_whole
+from foveate.io.files import versions, write_whole
 
 CLIP_FOLDER = "clip"  # in the folder, of a CLIP that came with a published file
 Description = TypeVar("Description")

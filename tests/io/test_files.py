@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from foveate.files import bad_lines, check_target, write_whole
+from foveate.io.files import bad_lines, check_target, write_whole
 from foveate.types import InputError
 
 

@@ -1,15 +1,20 @@
-"""Parts of a large file: whose folder it is, what is removed from it, and headers as the library has them."""
+"""Folders of parts and caches: whose they are, what is removed from them; headers as the library has them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from foveate.embed.parts import NOTES, claim_parts, header_size, read_header, remove_parts, write_part
-from foveate.types import InputError
+from foveate.errors import InputError
+from foveate.io import store
+from foveate.io.store import NOTES, claim_cache, write_part
+from foveate.io.tensors import header_size, read_header
 
+claim_parts = partial(store.claim_parts, owner="foveate embed")
+remove_parts = partial(store.remove_parts, owner="foveate embed")
 ME = {"what": "image", "model": "mine"}
 
 
@@ -59,7 +64,7 @@ def test_a_link_to_a_folder_elsewhere_is_emptied(folder, tmp_path):
         ),
         (lambda folder: (folder / "manifest.json").unlink(), "it is missing"),
         (lambda folder: (folder / "manifest.json").write_text(""), "damaged"),
-        (lambda folder: (folder / "manifest.json").write_text(json.dumps(ME)), "of something else"),
+        (lambda folder: (folder / "manifest.json").write_text(json.dumps(ME)), "something else"),
         (
             lambda folder: claim_like(folder, {**ME, "model": "other"}),
             "another command. Differing:\n  model: there",
@@ -89,7 +94,7 @@ def test_a_manifest_alone(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "manifest.json").write_text('{"name": "my page"}')
     for act in (claim_parts, remove_parts):
-        with pytest.raises(InputError, match="of something else"):
+        with pytest.raises(InputError, match="something else"):
             act(tmp_path / "b", ME)
     assert (tmp_path / "b" / "manifest.json").read_text() == '{"name": "my page"}'
     (tmp_path / "c").write_text("a file")
@@ -108,3 +113,18 @@ def test_headers(tmp_path):
     )
     length = int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little")
     assert length - 100 < header_size(tensors, shape=[3, 2, 2]) and header_size(tensors, shape=[3, 2, 2]) < 2 * length
+
+
+def test_a_cache_is_of_one_identity_and_of_this_format(tmp_path):
+    for _ in range(2):
+        claim_cache(tmp_path / "a", {"size": 3, "taps": [1, 2]}, owner="maps")
+    with pytest.raises(InputError, match=r"another command. Differing:\n  size: there 3, here 4\nGive"):
+        claim_cache(tmp_path / "a", {"size": 4, "taps": [1, 2]}, owner="maps")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "manifest.json.77.partial").write_bytes(b"half")  # of a killed process
+    claim_cache(tmp_path / "b", {}, owner="maps")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "index.json").write_text('{"size": 3}')  # of an earlier version
+    with pytest.raises(InputError, match="need the manifest of files by maps; it is missing"):
+        claim_cache(tmp_path / "old", {"size": 3}, owner="maps")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["index.json"]
