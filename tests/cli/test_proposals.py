@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from foveate.cli.distill import _open_pictures
 from foveate.cli.main import main
 from foveate.data.boxes import parse_boxes
 from foveate.data.loader import open_data
@@ -22,8 +21,9 @@ from foveate.data.records import Member, Record, read_record
 from foveate.data.regions import with_boxes
 from foveate.data.world.write import WorldSize, base_and_novel, write_world
 from foveate.engine.checkpoint import load_latest
-from foveate.engine.config import DistillConfig
 from foveate.heads.proposals.rpn import Proposer
+from foveate.train.distill import open_images
+from foveate.train.flags import DistillConfig
 from foveate.types import InputError, Sample
 
 TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
@@ -214,7 +214,7 @@ def test_distill_warns_of_proposals_of_other_classes(world, made, tmp_path):
     content = json.loads((made / "proposals_train.json").read_text())
     content["info"]["provenance"]["training_categories"] = ["walrus"]
     (tmp_path / "p.json").write_text(json.dumps(content))
-    source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
+    source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
     assert [line for line in source.dataset.dropped_lines() if line.startswith("WARNING") and "'walrus'" in line]
 
 
@@ -222,6 +222,6 @@ def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
     notes = {}
     own, annotated = made / "proposals_train.json", world / "annotations/instances_train2017.json"
     for name, path in (("own", own), ("annotated", annotated)):
-        source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
+        source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
         notes[name] = [line for line in source.dataset.dropped_lines() if "does not say what it was trained on" in line]
     assert not notes["own"] and len(notes["annotated"]) == 1

@@ -9,12 +9,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from foveate.engine.pretrain import pretrain
 from PIL import Image
 from safetensors.torch import load_file
 
 from foveate.clip.load import load
 from foveate.engine.log import Log
-from foveate.engine.pretrain import pretrain
 from foveate.types import InputError
 
 MODEL = {

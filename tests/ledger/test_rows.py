@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import parse
-from foveate.engine.config import DistillConfig
 from foveate.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for, seeds_of
 from foveate.ledger.rows import TABLES, Claim, claims_of, rows_of, runs_of
 from foveate.ledger.scale import B16, DEFAULT_BATCH, L14, OPENAI_B16, SMALL, Scale, scale_of
 from foveate.recipes import RECIPES
+from foveate.train.flags import DistillConfig
 
 SCALES = pytest.mark.parametrize("scale", [SMALL, B16, L14], ids=["small", "b16", "l14"])
 WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "foveate-small", None, (0, 1, 2))

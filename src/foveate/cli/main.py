@@ -15,28 +15,22 @@ from foveate.cli import (
     convert_maps,
     demo,
     detection,
-    distill,
     embed,
     evaluate,
     evaluate_global,
     export,
     panoptic,
-    pretrain,
-    proposals,
     recipes,
     reproduce,
     score,
     segment,
     semantic,
     show,
-    train_catseg,
-    train_fvit,
-    train_panoptic,
     world,
 )
-from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
 from foveate.files import versions
+from foveate.train.flags import DistillConfig, Pretrain, Proposals, TrainCatSeg, TrainFViT, TrainPanoptic
 
 Evaluate = (
     Annotated[evaluate.Regions, subcommand("regions")]
@@ -61,9 +55,9 @@ Show = (
 Command = (
     Annotated[demo.Demo, subcommand("demo")]
     | Annotated[world.World, subcommand("world")]
-    | Annotated[pretrain.Pretrain, subcommand("pretrain")]
+    | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[DistillConfig, subcommand("distill")]
-    | Annotated[proposals.Proposals, subcommand("proposals")]
+    | Annotated[Proposals, subcommand("proposals")]
     | Annotated[recipes.Recipes, subcommand("recipes")]
     | Annotated[convert.Convert, subcommand("convert")]
     | Annotated[
@@ -71,10 +65,10 @@ Command = (
         subcommand("convert-maps", description="Make maps of numbers of semantic ground truth in other forms."),
     ]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
-    | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
+    | Annotated[TrainFViT, subcommand("train-fvit")]
     | Annotated[detection.Detect, subcommand("detect")]
-    | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
-    | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
+    | Annotated[TrainCatSeg, subcommand("train-catseg")]
+    | Annotated[TrainPanoptic, subcommand("train-panoptic")]
     | Annotated[segment.Segment, subcommand("segment")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
     | Annotated[embed.Embed, subcommand("embed")]
@@ -129,11 +123,17 @@ def run(command: Any) -> None:
             demo.run(command)
         case world.World():
             world.run(command)
-        case pretrain.Pretrain():
+        case Pretrain():
+            from foveate.train import pretrain
+
             pretrain.run(command)
         case DistillConfig():
+            from foveate.train import distill
+
             distill.run(command)
-        case proposals.Proposals():
+        case Proposals():
+            from foveate.train import proposals
+
             proposals.run(command)
         case recipes.Recipes():
             recipes.run(command)
@@ -155,9 +155,13 @@ def run(command: Any) -> None:
             evaluate_global.run_global(command)
         case evaluate_global.Pareto():
             evaluate_global.run_pareto(command)
-        case train_fvit.TrainFViT():
-            train_fvit.run(command)
-        case train_panoptic.TrainPanoptic():
+        case TrainFViT():
+            from foveate.train import fvit
+
+            fvit.run(command)
+        case TrainPanoptic():
+            from foveate.train import panoptic as train_panoptic
+
             train_panoptic.run(command)
         case detection.Detect():
             detection.run_detect(command)
@@ -165,8 +169,10 @@ def run(command: Any) -> None:
             score.run_detection(command)
         case detection.Detection():
             detection.run_detection(command)
-        case train_catseg.TrainCatSeg():
-            train_catseg.run(command)
+        case TrainCatSeg():
+            from foveate.train import catseg
+
+            catseg.run(command)
         case segment.Segment():
             segment.run(command)
         case semantic.Semantic() if command.from_results is not None:

@@ -13,12 +13,9 @@ from tyro.conf import Positional
 from foveate.cli.detection import Detection
 from foveate.cli.panoptic import Panoptic
 from foveate.cli.semantic import Semantic
-from foveate.cli.train_catseg import TrainCatSeg
-from foveate.cli.train_fvit import TrainFViT
-from foveate.cli.train_panoptic import TrainPanoptic
-from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
 from foveate.recipes import RECIPES, Recipe, words_of
+from foveate.train.flags import DistillConfig, TrainCatSeg, TrainFViT, TrainPanoptic
 
 CONFIGS: dict[str, Any] = {
     "distill": DistillConfig,

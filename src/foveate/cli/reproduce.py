@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from foveate.engine.config import SMALL
 from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
 from foveate.files import versions, write_whole
@@ -32,9 +31,10 @@ from foveate.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
 from foveate.ledger.page import RULES, check_page, settings_of, write_page, write_results
 from foveate.ledger.rows import APPLICATIONS, TABLES, Row, rows_of
 from foveate.ledger.scale import scale_of
+from foveate.train.flags import SMALL_CLIP
 
 Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
-PRELOADED = ["foveate.cli.distill", "foveate.objectives.clipself", "foveate.evaluate.regions", "foveate.engine.fit"]
+PRELOADED = ["foveate.train.distill", "foveate.objectives.clipself", "foveate.evaluate.regions", "foveate.engine.fit"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Reproduce:
     page: Path | None = None
     """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
     its name."""
-    model: str = SMALL
+    model: str = SMALL_CLIP
     """The CLIP to distil; another than the small one is trained with the paper's numbers (B/16's, or L/14's where its
     name says so)."""
     pretrained: str | None = None
@@ -147,7 +147,7 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
         ("model", config.model, config.pretrained),
         ("cnn", config.cnn, config.cnn_pretrained),
     ):
-        is_named = name in (None, SMALL) or Path(str(name)).exists() or ":" in str(name)
+        is_named = name in (None, SMALL_CLIP) or Path(str(name)).exists() or ":" in str(name)
         if not is_named and weights is None:
             told = "--pretrained" if flag == "model" else "--cnn-pretrained"
             raise InputError(
@@ -179,7 +179,7 @@ def _tower(model: str) -> tuple[int, int, bool]:
 
     A model without one counts as an EVA-02 B/16, the paper's.
     """
-    if model == SMALL:  # needs no library
+    if model == SMALL_CLIP:  # needs no library
         return 8, 64, False
     from foveate.clip.describe import describe_architecture, read_config
 

@@ -1,7 +1,7 @@
 """The claim that a run makes on its output folder: config.json says whose it is, a lock that it is at work.
 
 The same command finds its own folder again; another run in it is refused, by the fields that differ. Nothing here
-imports torch. Deliberately absent: what is in the record (`config.run_record`), and checkpoints.
+imports torch. Deliberately absent: what is in the record, and checkpoints.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str]
 
     Args:
         out: the run's folder; made if it does not exist.
-        record: from `run_record`.
+        record: the run's resolved config.
         may_change: fields that do not make it another run.
 
     Returns:
