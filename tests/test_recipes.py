@@ -127,7 +127,7 @@ def test_cat_seg_is_its_authors() -> None:
 def test_the_generator_is_odise_s() -> None:
     # 92,188 steps of 64 pictures at 1e-4, decay .05; a tenth and a hundredth of the rate near the end
     config = TrainPanoptic(data=Path("d"), out=Path("o"), **row("panoptic-odise").fields)
-    usual = train_panoptic.settle(config, train_panoptic.LARGE)
+    usual = resolve_defaults(config, LARGE)
     assert config.steps == 92_188 and config.batch * config.accumulate == 64
     assert (usual.lr, usual.weight_decay, usual.clip_gradient) == (1e-4, 0.05, 0.01)
     assert (usual.queries, usual.layers, usual.pixel_layers, usual.width) == (100, 9, 6, 256)
