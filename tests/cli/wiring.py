@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from recording import Stand, reached
 
-from foveate.cli.pretrain import SMALL
 from foveate.clip.describe import build, read_config
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.data.label_maps import open_semantic
 from foveate.engine.fit import Outcome
 from foveate.engine.plan import Memory
+from foveate.train.flags import SMALL_CONFIG
 
 WIDTH = 16  # of the CLIP's towers and of its embeddings
 
@@ -50,7 +50,7 @@ class Case:
 
 @cache
 def _tiny_clip() -> Clip:
-    described = read_config(SMALL)
+    described = read_config(SMALL_CONFIG)
     sizes = described["model_cfg"]
     sizes["embed_dim"] = WIDTH
     sizes["vision_cfg"] |= {"layers": 6, "width": WIDTH, "head_width": 8}

@@ -105,15 +105,15 @@ def _check(config: "Convert") -> Path:
 def _classes(config: "Convert") -> "tuple[Class, ...]":
     """The classes it was trained on, all of them base."""
     from foveate.cli.published import tell
-    from foveate.cli.train_panoptic import words_of
     from foveate.data.records import Dataset
     from foveate.data.strict import list_categories, load
     from foveate.heads.panoptic.product import Class
+    from foveate.train.panoptic import class_names
 
     assert config.annotations is not None, "checked"
     entries = load(config.annotations, kind="a panoptic")["categories"]
     categories = list_categories(config.annotations, entries, need_isthing=True)
-    listed = words_of(Dataset(config.annotations.stem, categories, (), {}), config.labels, tell)
+    listed = class_names(Dataset(config.annotations.stem, categories, (), {}), config.labels, tell)
     pairs = zip(categories, listed.classes, strict=True)
     return tuple(Class(words, category.is_thing, "base") for category, words in pairs)
 

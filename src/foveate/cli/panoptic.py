@@ -102,10 +102,10 @@ def run(config: Panoptic) -> dict[str, Any]:
                          "another program give --from-results DIR instead.")  # fmt: skip
     asked = [(name, *share_numbers(name)) for name in config.shares]
     started = time.perf_counter()
-    from foveate.cli.train_panoptic import words_of
     from foveate.clip.vocabulary import Vocabulary
     from foveate.evaluate.shares import sweep_shares
     from foveate.heads.panoptic.fusion import Shares
+    from foveate.train.panoptic import class_names
 
     names, named_by = _usual_shares(config.model, config)
     rows = asked or [(name, *share_numbers(name)) for name in names]
@@ -116,7 +116,7 @@ def run(config: Panoptic) -> dict[str, Any]:
             f"class; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
-    vocabulary = Vocabulary(words_of(dataset, config.labels, _tell).classes)
+    vocabulary = Vocabulary(class_names(dataset, config.labels, _tell).classes)
     segmenter = open_segmenter(
         config.model,
         vocabulary,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from foveate.cli import detection, panoptic, semantic
 from foveate.cli.detection import Detection, names_of, style_of
 from foveate.cli.evaluate import Reading, finish
-from foveate.cli.label_maps import open_truth_maps
 from foveate.cli.panoptic import Panoptic, open_panoptic
 from foveate.cli.semantic import Semantic, base_classes, table_of
 from foveate.errors import InputError
@@ -128,6 +127,7 @@ def _score_semantic(config: Semantic) -> dict[str, Any]:
     started = time.perf_counter()
     from foveate.evaluate.map_results import read_label_maps
     from foveate.evaluate.semantic import evaluate_semantic
+    from foveate.train.label_maps import open_truth_maps
 
     data = open_truth_maps(config, split=config.split, images=False)
     data = replace(data, dataset=_first(data.dataset, config))

@@ -241,30 +241,27 @@ def digest_module(module: nn.Module) -> str:
     return digest_state(module.state_dict())
 
 
-def require_space(
-    folder: Path, *, module: nn.Module, copies: int, there: int = 0, product: nn.Module | None = None
-) -> None:
+def require_space(folder: Path, *, module: nn.Module, copies: int, existing: int = 0, product: int = 0) -> None:
     """Refuse to start where the checkpoints and the product would not fit.
 
     Args:
         folder: on the disk that is asked.
         module: three float tensors are saved for each of its trained ones (itself and two moments).
         copies: checkpoints that may exist at once.
-        there: of them, that an earlier part of the run has written; there is always one more to write.
-        product: all its tensors are saved once, at the end.
+        existing: of them, that an earlier part of the run has written; there is always one more to write.
+        product: what is written once, at the end [bytes].
 
     Raises:
         InputError: bytes needed, bytes free.
     """
     state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
     state += sum(buffer.numel() * buffer.element_size() for buffer in running_statistics(module).values())
-    model = 0 if product is None else sum(t.numel() * t.element_size() for t in product.state_dict().values())
-    count = max(1, max(2, copies) - there)
-    need, free = count * state + model, shutil.disk_usage(folder).free
+    count = max(1, max(2, copies) - existing)
+    need, free = count * state + product, shutil.disk_usage(folder).free
     if free < need:
         raise InputError(
             f"{folder}: needs {need:,} free bytes, for {count} checkpoints of {state:,} bytes and a model of "
-            f"{model:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
+            f"{product:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
         )
 
 

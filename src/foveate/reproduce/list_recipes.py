@@ -14,11 +14,8 @@ from tyro.conf import Positional
 from foveate.cli.detection import Detection
 from foveate.cli.panoptic import Panoptic
 from foveate.cli.semantic import Semantic
-from foveate.cli.train_catseg import TrainCatSeg
-from foveate.cli.train_fvit import TrainFViT
-from foveate.cli.train_panoptic import TrainPanoptic
-from foveate.engine.config import DistillConfig
 from foveate.recipes import RECIPES, Recipe, find_recipe, words_of
+from foveate.train.flags import DistillConfig, TrainCatSeg, TrainFViT, TrainPanoptic
 
 CONFIGS: dict[str, Any] = {
     "distill": DistillConfig,

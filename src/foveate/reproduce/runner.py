@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
-from foveate.engine.config import SMALL
 from foveate.errors import InputError
 from foveate.io.files import versions, write_whole
 from foveate.io.store import hold_folder
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
 from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
 from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
+from foveate.train.flags import SMALL_CLIP
 
 Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
 CHILD = """
@@ -65,7 +65,7 @@ class Reproduce:
     page: Path | None = None
     """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
     its name."""
-    model: str = SMALL
+    model: str = SMALL_CLIP
     """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
     where its patches are of 14 pixels)."""
     pretrained: str | None = None
@@ -165,7 +165,7 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
 
 def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str | None) -> None:
     """Refuse the name of an architecture without weights."""
-    if model in (None, SMALL) or Path(model).exists() or ":" in model or weights is not None:
+    if model in (None, SMALL_CLIP) or Path(model).exists() or ":" in model or weights is not None:
         return
     raise InputError(
         f"{flag} {model}: needs weights, else its rows would be of random ones. Name a file or tag with "
@@ -178,7 +178,7 @@ def _tower(model: str) -> tuple[int, int, bool]:
 
     A model without one counts as an EVA-02 B/16, the paper's.
     """
-    if model == SMALL:  # needs no library
+    if model == SMALL_CLIP:  # needs no library
         return 8, 64, False
     from foveate.clip.describe import describe_architecture, read_config
 

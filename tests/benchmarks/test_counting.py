@@ -7,10 +7,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from foveate.clip.describe import build_empty, describe_architecture
+from counting import Account, counting
+from foveate.clip.describe import build, describe_architecture
 from foveate.clip.model import Clip
-from foveate.engine.account import Account, counting
-from foveate.engine.plan import _twin
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.ops.grid import grid_boxes
 from foveate.types import Batch, Sample
@@ -124,26 +123,32 @@ def test_autocast_is_seen(mode):
     assert account.bytes_saved == 2 * 32  # x as bfloat16; its weight's copy is needed for no gradient of x
 
 
-def objective_of(name: str, **settings) -> ClipSelf:
+def objective_of(name: str, mode: FakeTensorMode, **settings) -> ClipSelf:
+    """CLIPSelf over towers whose weights are shapes and no numbers."""
     config = describe_architecture(name)
-    student, teacher = (Clip(build_empty(config, name=name), name=name, config=config) for _ in range(2))
-    train_layers(student)
-    return ClipSelf(student, teacher, **settings)
+    with torch.device("meta"):
+        towers = [Clip(build(config, name=name, seed=0), name=name, config=config) for _ in range(2)]
+    with mode:
+        for tower in towers:
+            tower.to_empty(device="cpu")
+        train_layers(towers[0])
+        return ClipSelf(*towers, **settings)
 
 
-def step(objective: ClipSelf, *, pictures: int = 1) -> Account:
-    """Count the forward and backward pass of the objective on a twin without weights."""
-    twin, mode = _twin(objective)
+def step(name: str, *, pictures: int = 1, **settings) -> Account:
+    """Count the forward and backward pass of CLIPSelf on towers without weights."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    objective = objective_of(name, mode, **settings)
     with mode:
         images = [torch.empty(3, 480, 640, dtype=torch.uint8) for _ in range(pictures)]
-        for parameter in twin.parameters():
+        for parameter in objective.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         batch = Batch([Sample(str(index), image, BOXES) for index, image in enumerate(images)], [])
-        return count_work(lambda: twin(batch).backward())
+        return count_work(lambda: objective(batch).backward())
 
 
 def test_a_step_of_a_large_tower_costs_what_its_sizes_say():
-    small, large = (step(objective_of("EVA02-B-16", student_size=1024), pictures=count) for count in (1, 2))
+    small, large = (step("EVA02-B-16", student_size=1024, pictures=count) for count in (1, 2))
     # Student: T = 4097 tokens of C = 768. A block: q, k, v, out 4 C^2, SwiGLU 3 * 2048 C, attention 2 T C a token (and
     # multiply-adds are two); eleven whole blocks, in the last v, out and MLP; backward twice that, attention's 2.5.
     tokens, width, hidden = 4097, 768, 2048
@@ -158,13 +163,14 @@ def test_a_step_of_a_large_tower_costs_what_its_sizes_say():
 
 
 def test_options_cost_what_they_promise():
-    plain = step(objective_of("ViT-B-32", student_size=448))
-    halved = step(objective_of("ViT-B-32", student_size=448, low_precision=True))
-    recomputed = step(objective_of("ViT-B-32", student_size=448, checkpointing=True))
-    valid = step(objective_of("ViT-B-32", student_size=448, tokens="valid"))
-    copies = 2 * sum(one.numel() for one in objective_of("ViT-B-32", student_size=448).student.visual.parameters())
+    plain = step("ViT-B-32", student_size=448)
+    halved = step("ViT-B-32", student_size=448, low_precision=True)
+    recomputed = step("ViT-B-32", student_size=448, checkpointing=True)
+    valid = step("ViT-B-32", student_size=448, tokens="valid")
+    student = objective_of("ViT-B-32", FakeTensorMode(), student_size=448).student
+    copies = 2 * sum(parameter.numel() for parameter in student.visual.parameters())
     assert halved.bytes_saved - copies < 0.75 * plain.bytes_saved and halved.flops == plain.flops
     assert recomputed.bytes_saved < 0.4 * plain.bytes_saved and recomputed.flops > plain.flops
     assert recomputed.peak_bytes < 0.5 * plain.peak_bytes  # beside gradients that are there already
     assert valid.flops < 0.9 * plain.flops  # a 4 : 3 picture leaves a quarter of its square empty
-    assert step(objective_of("ViT-B-32", student_size=448)) == plain  # to the last bit
+    assert step("ViT-B-32", student_size=448) == plain  # to the last bit

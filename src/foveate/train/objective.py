@@ -1,5 +1,5 @@
-"""What `foveate distill` minimises, as its flags say: CLIPSelf (Sec. 3.2), or one of the two baselines it is compared
-with, which learn from text (Tab. 1, row 5; A.4).
+"""What `foveate distill` minimises: CLIPSelf (Sec. 3.2), or one of the two baselines it is compared with, which learn
+from text (Tab. 1, row 5; A.4).
 
 Deliberately absent: the loop, and everything the three have in common (`distill.py`).
 """
@@ -7,24 +7,27 @@ Deliberately absent: the loop, and everything the three have in common (`distill
 import hashlib
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from foveate.engine.config import DistillConfig, regions_of
+from foveate.clip.dense import default_windows
+from foveate.clip.model import Clip
+from foveate.clip.names import Head
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.vocabulary import Vocabulary, read_vocabulary
+from foveate.data.nouns import count_nouns
+from foveate.data.records import Dataset
 from foveate.errors import InputError, listed
+from foveate.io.files import default_cache, write_whole
+from foveate.objectives.clipself import ClipSelf, count_regions
+from foveate.objectives.image_text import ImageText, count_pairs
+from foveate.objectives.region_text import RegionText
+from foveate.train.defaults import regions_of
+from foveate.train.flags import DistillConfig
+from foveate.types import Batch
 
-if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
-    from foveate.clip.model import Clip
-    from foveate.clip.names import Head
-    from foveate.clip.vocabulary import Vocabulary
-    from foveate.data.records import Dataset
-    from foveate.objectives.clipself import ClipSelf
-    from foveate.objectives.image_text import ImageText
-    from foveate.objectives.region_text import RegionText
-    from foveate.types import Batch
-
-NOUN_TEMPLATES = ("a photo of {article} {}.",)  # one prompt a noun: 63 times some thousand nouns would take minutes
+NOUN_TEMPLATES = ("a photo of {article} {}.",)  # one prompt per noun: 63 times some thousand nouns would take minutes
 _SHOWN = 12  # nouns
 
 
@@ -32,7 +35,7 @@ _SHOWN = 12  # nouns
 class Nouns:
     """The classes of region-text supervision, and how often each occurs in the captions, where they come from there."""
 
-    vocabulary: "Vocabulary"
+    vocabulary: Vocabulary
     counted: list[tuple[str, int]] | None
 
     def facts(self) -> dict[str, str]:
@@ -46,32 +49,27 @@ class Nouns:
         return f"nouns     {len(names):,}{' in the captions' if self.counted else ''}: {listed(names, _SHOWN)}"
 
     def write(self, out: Path) -> None:
-        """Keep what was counted in OUT/nouns.json, [noun, number] a line; a file of one's own is there already."""
-        from foveate.io.files import write_whole
-
+        """Keep what was counted in OUT/nouns.json, [noun, number] per line; a file given by the user exists already."""
         if self.counted is not None:
             lines = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in self.counted)
             write_whole(out / "nouns.json", f"[\n{lines}\n]\n".encode())
 
 
-def trained_head(config: DistillConfig) -> "Head | None":
-    """The last block as it is trained; None: as it is, which the embedding of whole pictures uses."""
+def trained_head(config: DistillConfig) -> Head | None:
+    """The last block as it is trained; None: unchanged, which the embedding of whole images uses."""
     return None if config.objective == "image-text" else config.head
 
 
-def choose_nouns(config: DistillConfig, dataset: "Dataset") -> Nouns | None:
+def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
     """The classes of region-text supervision, from a file or from the captions; other objectives have none.
 
     Args:
         config: flags.
-        dataset: with its captions, where these are needed.
+        dataset: with its captions, where they are needed.
 
     Raises:
         InputError: the file is not what it must be, or no noun occurs often enough.
     """
-    from foveate.clip.vocabulary import Vocabulary, read_vocabulary
-    from foveate.data.nouns import count_nouns
-
     if config.objective != "region-text":
         return None
     if config.nouns is not None:
@@ -83,17 +81,14 @@ def choose_nouns(config: DistillConfig, dataset: "Dataset") -> Nouns | None:
     return Nouns(Vocabulary(tuple((noun,) for noun, _ in counted)), counted)
 
 
-def choose_count(config: DistillConfig) -> "Callable[[Batch], int]":
-    """What the loss of a batch is the mean over: its regions, or its pictures."""
-    from foveate.objectives.clipself import count_regions
-    from foveate.objectives.image_text import count_pairs
-
+def choose_count(config: DistillConfig) -> Callable[[Batch], int]:
+    """What the loss of a batch is the mean over: its regions, or its images."""
     return count_pairs if config.objective == "image-text" else count_regions
 
 
 def build_objective(
-    config: DistillConfig, student: "Clip", original: "Clip", *, student_size: int, nouns: Nouns | None
-) -> "ClipSelf | ImageText":
+    config: DistillConfig, student: Clip, original: Clip, *, student_size: int, nouns: Nouns | None
+) -> ClipSelf | ImageText:
     """Build what is minimised.
 
     Args:
@@ -103,12 +98,6 @@ def build_objective(
         student_size: side of the student's square input [pixels].
         nouns: of `choose_nouns`.
     """
-    from copy import deepcopy
-
-    from foveate.clip.dense import default_windows
-    from foveate.objectives.clipself import ClipSelf
-    from foveate.objectives.image_text import ImageText
-
     low = config.precision == "bfloat16"
     if config.window is not None:
         student.windows = default_windows(student.visual, size=config.window)
@@ -143,11 +132,7 @@ def build_objective(
     )
 
 
-def _compare(student: "Clip", nouns: Nouns) -> "RegionText":
+def _compare(student: Clip, nouns: Nouns) -> RegionText:
     """Regions are told apart among nouns, as the student's own text tower embeds them."""
-    from foveate.clip.text import embed_vocabulary
-    from foveate.io.files import default_cache
-    from foveate.objectives.region_text import RegionText
-
     rows = embed_vocabulary(student, nouns.vocabulary, templates=NOUN_TEMPLATES, cache=default_cache())  # (K, D)
     return RegionText(rows, scale=student.model.logit_scale.detach().exp())

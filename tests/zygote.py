@@ -25,7 +25,8 @@ import torchvision  # noqa: F401
 
 import foveate.data.loader
 import foveate.engine.fit as fit_module
-import foveate.objectives.clipself  # noqa: F401
+import foveate.train.distill
+import foveate.train.fvit  # noqa: F401
 
 
 def kill_at(number: int, count: int) -> None:
