@@ -10,7 +10,7 @@ FLOORS = {
     "errors": 0, "types": 1, "io": 1, "progress": 1, "ops": 2,
     "clip": 3, "data": 3,
     "objectives": 4, "heads": 4, "recipes": 4,
-    "engine": 5, "export": 5, "embed": 5, "evaluate": 6, "show": 6, "train": 6, "predict": 6, "convert": 6,
+    "engine": 5, "export": 5, "evaluate": 5, "show": 5, "train": 6, "predict": 6, "convert": 6,
     "cli": 7, "reproduce": 8,
 }  # fmt: skip
 DOORS = {("cli", "reproduce")}  # the table of commands names what it opens
