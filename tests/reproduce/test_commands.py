@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import parse
-from foveate.engine.config import DistillConfig
 from foveate.recipes import RECIPES
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, seeds_of, skip_reason
 from foveate.reproduce.rows import (
@@ -24,6 +23,7 @@ from foveate.reproduce.rows import (
     runs_of,
     scale_of,
 )
+from foveate.train.flags import DistillConfig
 
 SCALES = pytest.mark.parametrize("scale", [SMALL, B16, L14], ids=["small", "b16", "l14"])
 WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "foveate-small", None, (0, 1, 2))

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cli.distill_tell import tell_other_batch
 from foveate.cli.main import main, parse
 from foveate.data.kinds import kind_of
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
 from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
-from foveate.engine.config import DistillConfig
 from foveate.recipes import RECIPES, Recipe, find_recipe
-from foveate.reproduce.list_recipes import CONFIGS, NAMED, command_of, defaults_of
+from foveate.reproduce.list_recipes import command_of, defaults_of, flags_of, has_names
+from foveate.train.flags import DistillConfig
+from foveate.train.recipe import batch_notes
 from foveate.types import Category
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -34,8 +34,8 @@ def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
     parsed = parse(spelled[1:])
     told = {name: getattr(parsed, name) for name in ("data", "out", *recipe.needs)}
     assert {name: str(value) for name, value in told.items()} == {"data": "DIR", "out": "OUT", **recipe.needs}
-    assert parsed == CONFIGS[recipe.verb](**told, **recipe.fields)
-    assert parse(short[1:]) == (replace(parsed, recipe=recipe.name) if recipe.verb in NAMED else parsed)
+    assert parsed == flags_of(recipe.verb)(**told, **recipe.fields)
+    assert parse(short[1:]) == (replace(parsed, recipe=recipe.name) if has_names(recipe.verb) else parsed)
 
 
 @pytest.mark.parametrize("named", [["--recipe", NAME], [f"--recipe={NAME}"]], ids=len)
@@ -128,8 +128,8 @@ def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.Capt
 
 
 def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_path: Path) -> None:
-    from foveate.engine.config import run_record
-    from foveate.engine.folder import claim_folder
+    from foveate.io.store import claim_folder
+    from foveate.train.run import run_record
 
     config = replace(defaults_of(find_recipe("world")), data=tmp_path, out=tmp_path / "run")
     claim_folder(config.out, run_record(config, {}))
@@ -161,11 +161,9 @@ def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
-    told: list[str] = []
-    tell_other_batch("clipself-b16-patches-sync16", 16, tell=told.append)
-    assert told == []
-    tell_other_batch("clipself-b16-patches-sync16", 128, tell=told.append)
-    assert "means 16 pictures a step" in told[0] and told[0].endswith("take 128")
+    assert batch_notes(None, 16) == batch_notes("clipself-b16-patches-sync16", 16) == []
+    (note,) = batch_notes("clipself-b16-patches-sync16", 128)
+    assert "means 16 images per step" in note and note.endswith("take 128")
 
 
 @pytest.mark.parametrize(

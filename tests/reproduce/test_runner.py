@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import main
-from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
+from foveate.io.store import hold_folder
 from foveate.reproduce import runner
 from foveate.reproduce.commands import Job, Stage
 from foveate.reproduce.flags import Reproduce

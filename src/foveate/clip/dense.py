@@ -134,6 +134,7 @@ def tapped(
     grids: Grids | None = None,
     windows: Windows | None = None,
     gates: Float[Tensor, " G"] | None = None,
+    run: RunBlock = whole_block,
 ) -> list[Float[Tensor, "B C h w"]]:
     """Take feature maps out of a tower: what leaves the stages asked for, and for the last one what the head makes.
 
@@ -145,6 +146,7 @@ def tapped(
         grids: as in `dense_tokens`.
         windows: as in `dense_tokens`.
         gates: as in `dense_tokens`.
+        run: as in `dense_tokens`.
 
     Returns:
         One map a layer, in the order asked, before final norm and projection.
@@ -161,7 +163,7 @@ def tapped(
     last = len(family.blocks(visual)) - 1
     of_head = set(range(last + 1 - needs.states, last + 1)) if last in layers else set()
     places = {layer + 1 for layer in layers if layer != last} | of_head  # what leaves a block enters the next
-    states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows)
+    states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows, run=run)
     maps = {layer: states[layer + 1][:, layout.prefix :] for layer in layers if layer != last}
     if last in layers:
         maps[last] = needs.apply(

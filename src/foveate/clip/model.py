@@ -65,7 +65,7 @@ class Clip(nn.Module):
             saved with the model, so that evaluation pads as training did.
         alpha: share of the student, below 1, where this is a mix of weights (Sec. 4.1); None: not known to be one. It
             is saved with the model.
-        run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
+        run_block: how the blocks before the last are run wherever a whole image is embedded (compiled, say); not saved.
     """
 
     def __init__(self, model: open_clip.CLIP | open_clip.CustomTextCLIP, *, name: str, config: dict[str, Any]):
@@ -331,7 +331,16 @@ class Clip(nn.Module):
             alone = [self.features(image[None], layers=places, head=head) for image in images]
             return [[maps[place][0] for maps in alone] for place in range(len(places))]
         batch, grids = self._batch(images)
-        maps = tapped(self.visual, batch, layers=places, head=head, grids=grids, windows=self.windows, gates=self.gates)
+        maps = tapped(
+            self.visual,
+            batch,
+            layers=places,
+            head=head,
+            grids=grids,
+            windows=self.windows,
+            gates=self.gates,
+            run=self.run_block,
+        )
         return maps if isinstance(images, Tensor) else [_cut(one, grids) for one in maps]
 
     def encode_text(self, tokens: Int64[Tensor, "B T"], *, normalize: bool = True) -> Float[Tensor, "B D"]:

@@ -17,25 +17,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from foveate.cli import distill, world
+from foveate.cli import world
 from foveate.clip.load import SMALL, load
 from foveate.clip.model import Clip
 from foveate.data.coco import Dataset
 from foveate.data.loader import open_data
 from foveate.data.pictures import read_picture
-from foveate.engine.config import DistillConfig, check_config
 from foveate.engine.distributed import choose_device
-from foveate.engine.folder import claim_folder
 from foveate.errors import InputError
 from foveate.evaluate.agreement import evaluate_agreement
 from foveate.evaluate.colour import colour_bound
 from foveate.evaluate.regions import evaluate_regions
-from foveate.files import write_whole
+from foveate.io.files import write_whole
+from foveate.io.store import claim_folder
 from foveate.reproduce.flags import Demo
 from foveate.show.curves import read_losses
 from foveate.show.kmeans import kmeans_sheet
 from foveate.show.report import Result, write_report
 from foveate.show.similarity import similarity_sheet
+from foveate.train import distill
+from foveate.train.checks import check_distill
+from foveate.train.flags import DistillConfig
 
 SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
 
@@ -89,7 +91,7 @@ def run(config: Demo) -> None:
 
 def _check(config: Demo, root: Path) -> None:
     """Refuse flags that cannot work, and a folder of another demo, before anything is drawn."""
-    check_config(_distill_config(config, root))
+    check_distill(_distill_config(config, root))
     if min(config.train, config.test, config.agreement) < 1:
         raise InputError(
             "demo: need at least one scene to train, to test and to compare; "

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from foveate.engine.config import SMALL
 from foveate.reproduce.rows import Table
+from foveate.train.flags import SMALL_CLIP
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Reproduce:
     page: Path | None = None
     """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
     its name."""
-    model: str = SMALL
+    model: str = SMALL_CLIP
     """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
     where its patches are of 14 pixels)."""
     pretrained: str | None = None

@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from foveate.errors import InputError
-from foveate.files import check_target, write_whole
+from foveate.io.files import check_target, write_whole
 from foveate.reproduce.commands import EXAMPLES, Job, Stage, is_trained, job_name, measured, seeds_of
 from foveate.reproduce.rows import CLAIMS, DENSE, PQ, TABLES, Row, Scale, rows_of
 

@@ -23,14 +23,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from foveate.engine.config import SMALL
-from foveate.engine.folder import hold_folder
 from foveate.errors import InputError
-from foveate.files import versions, write_whole
+from foveate.io.files import versions, write_whole
+from foveate.io.store import hold_folder
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
 from foveate.reproduce.flags import Reproduce
 from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
 from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
+from foveate.train.flags import SMALL_CLIP
 
 CHILD = """
 import os, runpy, signal, threading
@@ -117,7 +117,7 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
 
 def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str | None) -> None:
     """Refuse the name of an architecture without weights."""
-    if model in (None, SMALL) or Path(model).exists() or ":" in model or weights is not None:
+    if model in (None, SMALL_CLIP) or Path(model).exists() or ":" in model or weights is not None:
         return
     raise InputError(
         f"{flag} {model}: needs weights, else its rows would be of random ones. Name a file or tag with "
@@ -130,7 +130,7 @@ def _tower(model: str) -> tuple[int, int, bool]:
 
     A model without one counts as an EVA-02 B/16, the paper's.
     """
-    if model == SMALL:  # needs no library
+    if model == SMALL_CLIP:  # needs no library
         return 8, 64, False
     from foveate.clip.describe import describe_architecture, read_config
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.ops.resample import fitted_size, square_input
 from foveate.types import InputError
 
