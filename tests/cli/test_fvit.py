@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from foveate.cli.detection import Detection, _table, made_by
+from foveate.cli.detection import made_by
 from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
@@ -21,6 +21,8 @@ from foveate.clip.weights import save_clip
 from foveate.data.splits import read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
+from foveate.evaluate.commands.detection import _table
+from foveate.evaluate.flags import Detection
 from foveate.heads.fvit.heads import RoiSampler
 from foveate.heads.fvit.product import load_detector, read_about
 from foveate.types import InputError

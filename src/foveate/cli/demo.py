@@ -132,24 +132,27 @@ def _distill(config: Demo, world: Path) -> None:
 
 
 def _evaluate(clip: "Clip", test: "Dataset", sizes: list[int]) -> dict[str, Any]:
+    from foveate.data.batches import Loading
     from foveate.evaluate.regions import evaluate_regions
 
-    return evaluate_regions(clip, test, sizes=sizes, workers=1, progress=True)
+    return evaluate_regions(clip, test, sizes=sizes, loading=Loading(workers=1, progress=True))
 
 
 def _agree(student: "Clip", reference: "Clip", test: "Dataset", config: Demo) -> dict[str, Any]:
+    from foveate.data.batches import Loading
     from foveate.evaluate.agreement import evaluate_agreement
 
-    return evaluate_agreement(
-        student, reference, test, size=SIZE, limit=config.agreement, seed=config.seed, progress=True
-    )
+    loading = Loading(limit=config.agreement, progress=True)
+    return evaluate_agreement(student, reference, test, size=SIZE, seed=config.seed, loading=loading)
 
 
 def _colour(world: Path, test: "Dataset") -> dict[str, Any]:
-    from foveate.data.loader import open_data
+    from foveate.data.batches import Loading
+    from foveate.data.sources import open_data
     from foveate.evaluate.colour import colour_bound
 
-    return colour_bound(open_data(world, split="train", annotations="panoptic"), test, progress=True)
+    train = open_data(world, split="train", annotations="panoptic")
+    return colour_bound(train, test, loading=Loading(progress=True))
 
 
 def _figures(

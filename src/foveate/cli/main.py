@@ -4,6 +4,7 @@ torch and open_clip are imported by the verb that runs, never here, so that `--h
 A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
 """
 
+import importlib
 import sys
 from typing import Annotated, Any
 
@@ -17,18 +18,12 @@ from foveate.cli import (
     detection,
     distill,
     embed,
-    evaluate,
-    evaluate_global,
     export,
-    panoptic,
     pretrain,
     proposals,
     recipes,
     reproduce,
-    score,
     segment,
-    semantic,
-    show,
     train_catseg,
     train_fvit,
     train_panoptic,
@@ -36,17 +31,19 @@ from foveate.cli import (
 )
 from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
+from foveate.evaluate import flags as evaluate
 from foveate.files import versions
+from foveate.show import flags as show
 
 Evaluate = (
     Annotated[evaluate.Regions, subcommand("regions")]
     | Annotated[evaluate.Agreement, subcommand("agreement")]
     | Annotated[evaluate.Retrieval, subcommand("retrieval")]
-    | Annotated[evaluate_global.Global, subcommand("global")]
-    | Annotated[evaluate_global.Pareto, subcommand("pareto")]
-    | Annotated[detection.Detection, subcommand("detection")]
-    | Annotated[semantic.Semantic, subcommand("semantic")]
-    | Annotated[panoptic.Panoptic, subcommand("panoptic")]
+    | Annotated[evaluate.Global, subcommand("global")]
+    | Annotated[evaluate.Pareto, subcommand("pareto")]
+    | Annotated[evaluate.Detection, subcommand("detection")]
+    | Annotated[evaluate.Semantic, subcommand("semantic")]
+    | Annotated[evaluate.Panoptic, subcommand("panoptic")]
 )
 
 ConvertMaps = (
@@ -144,49 +141,51 @@ def run(command: Any) -> None:
         case convert_maps.Context():
             convert_maps.run_context(command)
         case evaluate.Regions():
-            evaluate.run_regions(command)
+            _evaluation("clip").run_regions(command)
         case evaluate.Agreement():
-            evaluate.run_agreement(command)
+            _evaluation("clip").run_agreement(command)
         case reproduce.Reproduce():
             reproduce.run(command)
         case evaluate.Retrieval():
-            evaluate.run_retrieval(command)
-        case evaluate_global.Global():
-            evaluate_global.run_global(command)
-        case evaluate_global.Pareto():
-            evaluate_global.run_pareto(command)
+            _evaluation("clip").run_retrieval(command)
+        case evaluate.Global():
+            _evaluation("clip").run_global(command)
+        case evaluate.Pareto():
+            _evaluation("clip").run_pareto(command)
         case train_fvit.TrainFViT():
             train_fvit.run(command)
         case train_panoptic.TrainPanoptic():
             train_panoptic.run(command)
         case detection.Detect():
             detection.run_detect(command)
-        case detection.Detection() if command.from_results is not None:
-            score.run_detection(command)
-        case detection.Detection():
-            detection.run_detection(command)
+        case evaluate.Detection():
+            _evaluation("detection").run_detection(command)
         case train_catseg.TrainCatSeg():
             train_catseg.run(command)
         case segment.Segment():
             segment.run(command)
-        case semantic.Semantic() if command.from_results is not None:
-            score.run_semantic(command)
-        case semantic.Semantic():
-            semantic.run(command)
-        case panoptic.Panoptic() if command.from_results is not None:
-            score.run_panoptic(command)
-        case panoptic.Panoptic():
-            panoptic.run(command)
+        case evaluate.Semantic():
+            _evaluation("semantic").run_semantic(command)
+        case evaluate.Panoptic():
+            _evaluation("panoptic").run_panoptic(command)
         case embed.Embed():
             embed.run(command)
         case export.Export():
             export.run(command)
         case show.KMeans():
-            show.run_kmeans(command)
+            _show().run_kmeans(command)
         case show.Similarity():
-            show.run_similarity(command)
+            _show().run_similarity(command)
         case show.Sizes():
-            show.run_sizes(command)
+            _show().run_sizes(command)
+
+
+def _evaluation(name: str) -> Any:
+    return importlib.import_module(f"foveate.evaluate.commands.{name}")
+
+
+def _show() -> Any:
+    return importlib.import_module("foveate.show.commands")
 
 
 if __name__ == "__main__":

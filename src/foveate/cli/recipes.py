@@ -10,14 +10,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from foveate.cli.detection import Detection
-from foveate.cli.panoptic import Panoptic
-from foveate.cli.semantic import Semantic
 from foveate.cli.train_catseg import TrainCatSeg
 from foveate.cli.train_fvit import TrainFViT
 from foveate.cli.train_panoptic import TrainPanoptic
 from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
+from foveate.evaluate.flags import Detection, Panoptic, Semantic
 from foveate.recipes import RECIPES, Recipe, words_of
 
 CONFIGS: dict[str, Any] = {

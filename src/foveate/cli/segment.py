@@ -27,7 +27,7 @@ from foveate.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
     from foveate.clip.vocabulary import Vocabulary
-    from foveate.evaluate.feed import Feed
+    from foveate.data.batches import Batches
 
 LABELS, PANOPTIC = "segments.json", "panoptic.json"  # what stands in OUT beside the pictures
 
@@ -89,32 +89,25 @@ def run(config: Segment) -> Path:
     path = config.out / (PANOPTIC if config.panoptic else LABELS)
     check_target(path, flag="--out")
     from foveate.clip.vocabulary import read_vocabulary
+    from foveate.data.batches import Batches, Loading
     from foveate.data.coco import Dataset
     from foveate.embed.features import name_pictures
-    from foveate.evaluate.feed import Feed
 
     dataset = Dataset("pictures", (), name_pictures(config.pictures), {})
     vocabulary = _learned(config) if config.vocab is None else read_vocabulary(config.vocab)
-    feed = Feed(
-        dataset,
-        masks=False,
-        batch=config.batch,
-        limit=None,
-        workers=config.workers,
-        strict=config.strict,
-        progress=True,
-    )
+    loading = Loading(batch=config.batch, workers=config.workers, strict=config.strict, progress=True)
+    feed = Batches(dataset, loading)
     stems = {key: Path(name).stem for key, name in file_names([str(one.id) for one in dataset.records]).items()}
     content = (_things if config.panoptic else _classes)(config, vocabulary, feed, stems)
     facts = {"model": config.model, "bad": feed.bad_listed(), "versions": versions()}
     write_whole(path, (json.dumps({"info": facts, **content}, indent=1) + "\n").encode())
     for line in bad_lines(feed.bad_listed(), listed=str(path)):
         print(line, file=sys.stderr)
-    print(f"{feed.pictures} pictures, {len(vocabulary.classes)} classes asked for; look at {config.out}")
+    print(f"{feed.count} pictures, {len(vocabulary.classes)} classes asked for; look at {config.out}")
     return path
 
 
-def _classes(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict[str, str]) -> dict[str, Any]:
+def _classes(config: Segment, vocabulary: "Vocabulary", feed: "Batches", stems: dict[str, str]) -> dict[str, Any]:
     """Draw the class of each pixel, write the maps, and return what the record says."""
     from foveate.engine.distributed import choose_device
     from foveate.show.detections import write_picture
@@ -140,7 +133,7 @@ def _classes(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dic
     return {"classes": [list(words) for words in vocabulary.classes], "pictures": pictures}
 
 
-def _things(config: Segment, vocabulary: "Vocabulary", feed: "Feed", stems: dict[str, str]) -> dict[str, Any]:
+def _things(config: Segment, vocabulary: "Vocabulary", feed: "Batches", stems: dict[str, str]) -> dict[str, Any]:
     """Draw things and stuff, write the maps, and return COCO's panoptic form."""
     from foveate.show.detections import write_picture
     from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record

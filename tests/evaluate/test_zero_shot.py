@@ -11,17 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveate.cli.evaluate_global import open_global
 from foveate.cli.main import main
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
+from foveate.data.batches import Loading
 from foveate.data.captions import only_captioned, with_captions
 from foveate.data.loader import open_data
 from foveate.data.pictures import read_picture
 from foveate.data.records import Dataset
-from foveate.evaluate.feed import CropPacker
-from foveate.evaluate.global_ import accuracies, central_square, evaluate_global, recall_both_ways
-from foveate.evaluate.labelled import annotated_things, class_folders
+from foveate.evaluate.crops import CropPacker
+from foveate.evaluate.labelled_images import annotated_things, class_folders, open_labelled
+from foveate.evaluate.zero_shot import accuracies, central_square, evaluate_global, recall_both_ways
 from foveate.ops.resample import crop_and_resize, normalize
 from foveate.types import InputError
 
@@ -125,7 +125,7 @@ def test_recall_against_a_loop(monkeypatch):
         best = max(float(pictures[picture] @ texts[text]) for picture in right)
         wrong = [picture for picture in range(30) if picture not in right]
         to_image.append(sum(float(pictures[picture] @ texts[text]) >= best for picture in wrong))
-    monkeypatch.setattr("foveate.evaluate.global_.QUERIES", 7)  # in several blocks
+    monkeypatch.setattr("foveate.evaluate.zero_shot.QUERIES", 7)  # in several blocks
     found = recall_both_ways(pictures, texts, said)
     for way, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
         for top in (1, 5, 10):
@@ -156,12 +156,12 @@ def test_captions_of_shards(clip, coco, tmp_path):
 def test_class_folders(folders):
     read = class_folders(open_data(folders / "set", split="val"), names=folders / "names.json")
     assert read.classes.classes == (("cup", "mug"), ("wild dog",))
-    assert read.by_picture == {"n01/2.png": 0, "n01/5.png": 0, "n02/1.png": 1, "n02/3.png": 1, "n02/4.png": 1}
+    assert read.by_image == {"n01/2.png": 0, "n01/5.png": 0, "n02/1.png": 1, "n02/3.png": 1, "n02/4.png": 1}
     assert class_folders(open_data(folders / "set", split="val")).classes.names == ("n01", "n02")
 
 
 def test_class_folders_refuses(folders, coco, tmp_path):
-    with pytest.raises(InputError, match="DIR/CLASS/PICTURE"):
+    with pytest.raises(InputError, match="DIR/CLASS/IMAGE"):
         class_folders(open_data(coco / "val2017", split="val"))
     shutil.copytree(folders / "set/n01", tmp_path / "set/n01")
     with pytest.raises(InputError, match="at least two; got n01 alone"):
@@ -180,7 +180,7 @@ def test_annotated_things_are_those_of_either_file(coco):
     """Stuff neither stands among the boxes nor competes."""
     by_file = [annotated_things(open_data(coco, split="val", annotations=kind)) for kind in ("instances", "panoptic")]
     for read in by_file:
-        assert read.classes.names == ("cup", "dog", "kite", "bus") and read.by_picture is None
+        assert read.classes.names == ("cup", "dog", "kite", "bus") and read.by_image is None
     first, second = ([(one.boxes, one.labels) for one in read.dataset.records] for read in by_file)
     assert first == second and sum(len(labels) for _, labels in first) > 8
     bare = replace(open_data(coco, split="val"), categories=())
@@ -194,12 +194,14 @@ def test_annotated_things_are_those_of_either_file(coco):
 @pytest.mark.parametrize("view", ["centre", "whole"])
 def test_class_folders_against_a_loop(clip, other_clip, folders, view):
     labelled = class_folders(open_data(folders / "set", split="val"), names=folders / "names.json")
-    result = evaluate_global({"reference": other_clip, "model": clip}, labelled=labelled, view=view, batch=2)
+    result = evaluate_global(
+        {"reference": other_clip, "model": clip}, labelled=labelled, view=view, loading=Loading(batch=2)
+    )
     with torch.inference_mode():
         for name, model in (("reference", other_clip), ("model", clip)):
             text = embed_vocabulary(model, labelled.classes)
             right = []
-            for path, label in labelled.by_picture.items():
+            for path, label in labelled.by_image.items():
                 image = read_picture(folders / "set" / path)
                 height, width = image.shape[1:]
                 side, left, top = min(height, width), max(0, width - height) // 2, max(0, height - width) // 2
@@ -216,7 +218,7 @@ def test_things_against_a_loop(clip, coco, monkeypatch):
     dataset, cut = open_data(coco, split="val"), []
     add = CropPacker.add
     monkeypatch.setattr(CropPacker, "add", lambda self, image, boxes: (cut.extend(boxes), add(self, image, boxes))[1])
-    result = evaluate_global({"model": clip}, labelled=annotated_things(dataset), crop_batch=5)
+    result = evaluate_global({"model": clip}, labelled=annotated_things(dataset), loading=Loading(crop_batch=5))
     hits = []
     with torch.inference_mode():
         text = embed_vocabulary(clip, ["cup", "dog", "kite", "bus"])
@@ -241,9 +243,9 @@ def test_things_against_a_loop(clip, coco, monkeypatch):
 
 def test_retrieval_order_and_batch_do_not_matter(clip, captions):
     read = read_captioned(captions)
-    first = evaluate_global({"model": clip}, captioned=read, batch=1, crop_batch=1)
+    first = evaluate_global({"model": clip}, captioned=read, loading=Loading(batch=1, crop_batch=1))
     turned = replace(read, records=read.records[::-1], captions=read.captions[::-1])
-    assert evaluate_global({"model": clip}, captioned=turned, batch=4) == first
+    assert evaluate_global({"model": clip}, captioned=turned, loading=Loading(batch=4)) == first
     about = {"pictures": 4, "captions": 9, "different": 7}
     assert first["retrieval"] == {**about, "equals": "captions with the same words are right answers of one another"}
     assert first["model"]["classification"] is None and first["model"]["retrieval"]["text_to_image"]["count"] == 9
@@ -268,7 +270,7 @@ def test_a_picture_with_blank_captions_asks_nothing_and_is_listed(clip, captions
     )
     assert result["model"] == without["model"] and result["retrieval"] == without["retrieval"]
     assert result["bad"] == [{"id": str(read.records[1].id), "reason": "its captions are blank: no answer is right"}]
-    with pytest.raises(InputError, match="those of all 4 pictures are blank"):
+    with pytest.raises(InputError, match="those of all 4 images are blank"):
         evaluate_global({"model": clip}, captioned=replace(read, captions=((),) * 4))
 
 
@@ -279,13 +281,13 @@ def test_classes_and_captions_are_of_the_same_records(captions, tmp_path):
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"] = [1000, 1000, 9, 9]  # left out, and told once
     path.write_text(json.dumps(content))
-    labelled, captioned = open_global(root, split="val", names=None)
+    labelled, captioned = open_labelled(root, split="val", names=None)
     assert labelled is not None and captioned is not None
     assert [one.id for one in labelled.dataset.records] == [1, 2, 3, 4, 5]
     assert [one.id for one in captioned.records] == [1, 2, 3, 4]  # the fifth has no caption
     assert [one.count for one in labelled.dataset.dropped.values()] == [1]
     assert list(captioned.dropped) == ["picture has no caption"]
-    _, alone = open_global(root, split="val", names=None, classify=False)
+    _, alone = open_labelled(root, split="val", names=None, classify=False)
     assert alone is not None and [one.id for one in alone.records] == [f"{i}.png" for i in (1, 2, 3, 4)]
 
 
@@ -324,4 +326,4 @@ def test_refuses(clip):
 
 def test_names_of_folders_mean_nothing_beside_annotations(captions, folders):
     with pytest.raises(InputError, match=r"--names .*: names class folders"):
-        open_global(captions, split="val", names=folders / "names.json")
+        open_labelled(captions, split="val", names=folders / "names.json")

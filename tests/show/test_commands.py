@@ -3,8 +3,9 @@
 import pytest
 from PIL import Image
 
-from foveate.cli.show import KMeans, Similarity, run_kmeans, run_similarity
 from foveate.clip.weights import save_clip
+from foveate.show.commands import run_kmeans, run_similarity
+from foveate.show.flags import KMeans, Similarity
 from foveate.types import InputError
 
 

@@ -9,7 +9,8 @@ import torch
 
 from foveate.data.records import Dataset, Record
 from foveate.evaluate.detection import evaluate_detection, left_top_sides
-from foveate.evaluate.results import read_results, write_results
+from foveate.evaluate.detection_results import read_results, write_results
+from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.ops.paste import encode_masks
 from foveate.types import Category, Detections, InputError
 
@@ -63,7 +64,7 @@ def test_the_file_s_own_numbers_are_measured(tmp_path: Path):
     truth = replace(DATA.records[1], height=600, width=700, boxes=((258.15, 41.29, 501.93, 389.55),), labels=(0,),
                     crowd=(False,))  # fmt: skip
     data = replace(DATA, records=(DATA.records[0], truth, DATA.records[2]))
-    measured = evaluate_detection(found, data, vocabulary=WORDS, split=None, style="coco")
+    measured = evaluate_detection(found, open_ground_truth(data, vocabulary=WORDS, split=None, style="coco"))
     assert measured["boxes"]["AP50"] == pytest.approx(100)
     assert write_results(tmp_path / "again.json", found, DATA, vocabulary=WORDS) == 2
     assert json.loads((tmp_path / "again.json").read_text()) == entries
@@ -87,9 +88,9 @@ GOOD = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({"bbox": [1, 2, 3]}, "of finite numbers"),
         ({"bbox": [1, 2, 10**400, 4]}, "of finite numbers"),
         ({"bbox": [1, 2, -3, 4]}, r"of at least 0; got \[1, 2, -3, 4\]. Is it \[x1, y1, x2, y2\]\?"),
-        ({"image_id": 1}, "`image_id`, one of the 3 ids of the pictures of toy"),
-        ({"image_id": True}, "`image_id`, one of the 3 ids of the pictures of toy"),
-        ({"category_id": 4}, "`category_id`, one of the 2 ids of categories that were asked for"),
+        ({"image_id": 1}, "`image_id`, one of the 3 ids of the images of toy"),
+        ({"image_id": True}, "`image_id`, one of the 3 ids of the images of toy"),
+        ({"category_id": 4}, "`category_id`, one of the 2 ids of the categories of the vocabulary"),
         ({"segmentation": {"size": [20, 30], "counts": "0"}}, "in every entry or in none"),
     ],
 )
@@ -135,13 +136,13 @@ def test_files_and_detections_that_are_none(tmp_path: Path):
     one = detections(masks=False)
     with pytest.raises(InputError, match="1 of 3 are none, such as 'unicorn'"):
         write_results(path, [], DATA, vocabulary=[*WORDS, "unicorn"])
-    with pytest.raises(InputError, match="picture 5: need detections of the pictures of toy"):
+    with pytest.raises(InputError, match="image 5: need detections of the images of toy"):
         write_results(path, [("5", one)], DATA, vocabulary=WORDS)
     for label in (-1, 2):
         other = Detections(one.boxes, one.scores, torch.tensor([0, label]))
-        with pytest.raises(InputError, match=f"picture 7: need labels below 2.* got {label}"):
+        with pytest.raises(InputError, match=f"image 7: need labels below 2.* got {label}"):
             write_results(path, [("7", other)], DATA, vocabulary=WORDS)
     broken = Detections(one.boxes * float("nan"), one.scores, one.labels)
-    with pytest.raises(InputError, match="picture 7: need finite boxes and scores"):
+    with pytest.raises(InputError, match="image 7: need finite boxes and scores"):
         write_results(path, [("7", broken)], DATA, vocabulary=WORDS)
     assert not path.exists()

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from foveate.cli.evaluate import Agreement, Regions, finish, run_agreement, run_regions
 from foveate.cli.main import main
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
 from foveate.data.records import Dataset, Dropped
+from foveate.evaluate.commands.clip import run_agreement, run_regions
+from foveate.evaluate.flags import Agreement, Regions
+from foveate.evaluate.report import finish
 from foveate.types import InputError
 
 
@@ -28,7 +30,7 @@ def test_regions(model, coco, tmp_path, capsys):
     result = run_regions(config)
     assert list(result["dense"]) == [32, 64, 128]  # native, twice, four times
     table = " ".join(capsys.readouterr().out.split())  # a long title is broken into lines
-    assert "dense, 128 px" in table and "crops" in table and "5 pictures, 6 classes, head value" in table
+    assert "dense, 128 px" in table and "crops" in table and "5 images, 6 classes, head value" in table
     written = json.loads((tmp_path / "new/r.json").read_text())
     assert written["dense"]["64"] == result["dense"][64] and written["crop"] == result["crop"]
     assert written["config"]["model"] == model and "torch" in written["versions"] and written["seconds"] > 0

@@ -7,8 +7,9 @@ import torch
 
 from foveate.data.records import Dataset, Record
 from foveate.data.splits import BaseNovel
-from foveate.evaluate.detection import evaluate_detection, open_truth
-from foveate.evaluate.sweep import proposal_recall, sweep
+from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.detection_sweep import proposal_recall, sweep
+from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
 from foveate.heads.fvit.fusion import Fusion, detect
 from foveate.types import Category, InputError
@@ -44,12 +45,12 @@ def stored(tmp_path: Path) -> tuple[CandidateStore, Dataset, torch.Tensor]:
 def test_a_sweep_is_one_evaluation_each(stored):
     store, data, text = stored
     wanted = {"vocabulary": NAMES, "split": SPLIT, "style": "coco"}
-    truth = open_truth(data, **wanted, masks=False, annotations=None, only_present=False)
+    truth = open_ground_truth(data, **wanted)
     is_base = torch.tensor([True, False, True])
-    results = sweep(store, text, FUSIONS, truth, is_base, detector_scale=5.0, style="coco")
+    results = sweep(store, text, FUSIONS, truth, is_base, detector_scale=5.0)
     for fusion, result in zip(FUSIONS, results, strict=True):
         found = [(one.id, detect(one, text, is_base, 5.0, fusion)) for one in store]
-        once = evaluate_detection(found, data, **wanted)
+        once = evaluate_detection(found, truth)
         assert {key: value for key, value in result.items() if key != "fusion"} == once
         assert result["fusion"] == {"base": fusion.base, "novel": fusion.novel, "temperature": 10.0, "min_score": 0.05,
                                     "nms": 0.5, "keep": 20, "detector_temperature": None}  # fmt: skip
@@ -58,11 +59,10 @@ def test_a_sweep_is_one_evaluation_each(stored):
 
 def test_what_does_not_fit(stored):
     store, data, text = stored
-    asked = {"vocabulary": NAMES, "split": None, "style": "coco", "masks": False}
-    truth = open_truth(data, **asked, annotations=None, only_present=False)
+    truth = open_ground_truth(data, vocabulary=NAMES, split=None, style="coco")
     with pytest.raises(InputError, match="need 3 classes and background; got 3"):
-        sweep(store, text[:3], FUSIONS, truth, torch.ones(3) > 0, detector_scale=5.0, style="coco")
-    with pytest.raises(InputError, match="picture q: need candidates of the pictures of toy"):
+        sweep(store, text[:3], FUSIONS, truth, torch.ones(3) > 0, detector_scale=5.0)
+    with pytest.raises(InputError, match="image q: need candidates of the images of toy"):
         proposal_recall([make("q", torch.Generator())], data, split=None)
 
 
