@@ -11,13 +11,11 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.ops.kmeans import cosine_kmeans
-from foveate.show.maps import dense_map, extent_of, new_sheet, write_sheet
-from foveate.types import InputError
-
-# Okabe and Ito's colours, told apart by colour-blind readers too, then six more.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9", "#8C6BB1", "#A6D854", "#8C564B",
-           "#17344A", "#BDBDBD")  # fmt: skip
+from foveate.show.charts import write_figure
+from foveate.show.maps import dense_map, extent_of, new_sheet
+from foveate.show.palette import GROUPS
 
 
 def kmeans_map(
@@ -80,8 +78,8 @@ def kmeans_sheet(
         seed: of the starting centres.
         head: how the last block makes dense tokens.
     """
-    if not 1 <= clusters <= len(COLOURS):
-        raise InputError(f"clusters: need 1 to {len(COLOURS)}, as many as colours can be told apart; got {clusters}")
+    if not 1 <= clusters <= len(GROUPS):
+        raise InputError(f"clusters: need 1 to {len(GROUPS)}, as many as colours can be told apart; got {clusters}")
     note = (
         f"K-means on cosine, at most {clusters} groups; input {size} px, head {head}. Colours name groups, not classes."
     )
@@ -94,12 +92,12 @@ def kmeans_sheet(
                 labels = match_labels(labels, like)
             like = labels
             _draw_groups(axes, labels, patch=clip.patch_size)
-    write_sheet(figure, path)
+    write_figure(figure, path)
 
 
 def _draw_groups(axes: Axes, labels: Int64[Tensor, "h w"], *, patch: int) -> None:
     """Lay the groups over a faded picture, with a thin white line where two of them meet."""
-    colours = torch.tensor([to_rgb(colour) for colour in COLOURS])  # (12, 3)
+    colours = torch.tensor([to_rgb(colour) for colour in GROUPS])  # (12, 3)
     extent = extent_of(labels, patch=patch)
     axes.imshow([[1.0]], cmap="gray", vmin=0, vmax=1, alpha=0.25, extent=extent)
     axes.imshow(colours[labels].numpy(), alpha=0.62, extent=extent, interpolation="nearest")

@@ -5,9 +5,7 @@ Deliberately absent: pyplot and its global figures; every sheet is an object of 
 """
 
 import textwrap
-from io import BytesIO
 from math import ceil
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Num, UInt8
@@ -17,12 +15,11 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.files import write_whole
+from foveate.errors import InputError
 from foveate.ops.resample import fitted_size, square_input
-from foveate.types import InputError
+from foveate.show.palette import INK, QUIET
 
 PANEL = 2.4  # longest side of a panel [inches]
-INK, QUIET = "#1f2328", "#59636e"
 
 
 @torch.inference_mode()
@@ -97,10 +94,3 @@ def new_sheet(
     lines = textwrap.fill(note, int((total[0] - left) / 0.055))  # [inches], of a letter of 7 points
     figure.text(left / total[0], 0.08 / total[1], lines, fontsize=7, color=QUIET)
     return figure, [list(row[1:]) for row in panels]
-
-
-def write_sheet(figure: Figure, path: Path) -> None:
-    """Write a sheet as a PNG, all of it or nothing; its folder is made where missing."""
-    png = BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())

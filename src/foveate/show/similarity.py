@@ -14,7 +14,9 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.ops.resample import fitted_size
-from foveate.show.maps import INK, QUIET, dense_map, extent_of, new_sheet, write_sheet
+from foveate.show.charts import write_figure
+from foveate.show.maps import dense_map, extent_of, new_sheet
+from foveate.show.palette import INK, QUIET
 
 MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-blind
 
@@ -81,4 +83,4 @@ def similarity_sheet(
         bar.set_ticks([low, (low + high) / 2, high], labels=[f"{value:.2f}" for value in (low, (low + high) / 2, high)])
         bar.ax.tick_params(labelsize=6.5, colors=INK, length=2)
         bar.outline.set_visible(False)
-    write_sheet(figure, path)
+    write_figure(figure, path)
