@@ -101,7 +101,7 @@ def test_numbers_stand_where_they_belong(tmp_path):
     ]  # fmt: skip
     assert parse(page).cells == expected
     assert "3.6 times the accuracy before" in page and "52 % of what crops reach" in page  # 26.4 / 7.4 and / 51
-    assert "12 boxes on 5 pictures, 6 classes" in page and "colour alone: 9.7 %" in page
+    assert "12 boxes on 5 images, 6 classes" in page and "colour alone: 9.7 %" in page
     assert "69 s" in page and "1.2.3" in page
 
 
@@ -128,7 +128,7 @@ def test_what_was_not_measured_is_left_out(tmp_path):
 
 def test_bad_pictures_are_told(tmp_path):
     assert "could not be read" not in page_of(tmp_path)
-    assert "2 pictures could not be read" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
+    assert "2 images could not be read" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
 
 
 def test_figure_must_be_a_png(tmp_path):

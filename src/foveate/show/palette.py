@@ -25,6 +25,9 @@ DARK = {"paper": "#111417", "card": "#191d22", "ink": "#e9ecef", "quiet": "#9aa4
         "before": "#8d97a4", "after": "#66a8ff", "crop": "#e9ecef", "student": "#f0a04b", "colour": "#626c78",
         "wash": "#16263b"}  # fmt: skip
 
+BASE, NOVEL = (0, 92, 197), (215, 38, 56)  # detections of classes that were trained on, and of others (App. D)
+DARK_TEXT, LIGHT_TEXT = (20, 22, 26), (255, 255, 255)  # on a class's colour
+
 LEVELS = 18  # of red, green and blue among the candidates
 LIGHTNESS = (0.42, 0.90)  # in [0, 1]: neither black nor white, which contours, text and pixels of no class have
 CHROMA = (0.06, 0.21)  # neither grey, as much of an image is, nor glaring

@@ -73,14 +73,14 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
 
 def write_labels(axes: Axes, labels: list[Label]) -> None:
     """Write what points are called beside them, each on the side, or a line further, where no other label and no point
-    is yet, and inside the picture as far as that goes.
+    is yet, and inside the image as far as that goes.
 
     Args:
         axes: with its limits set.
         labels: the first ones stand nearest to their points.
     """
     scale = POINTS / axes.figure.dpi
-    edges = axes.bbox.x0 * scale, axes.figure.bbox.x1 * scale  # [points], from the left bottom of the picture
+    edges = axes.bbox.x0 * scale, axes.figure.bbox.x1 * scale  # [points], from the left bottom of the image
     places = [axes.transData.transform((label.x, label.y)) * scale for label in labels]
     taken = [(x - RING / 2, y - RING / 2, RING, RING) for x, y in places]
     for label, (x, y) in zip(labels, places, strict=True):

@@ -20,9 +20,9 @@ from foveate.show.palette import DARK, LIGHT
 KINDS = (("boxes", "Boxes"), ("things", "Thing masks"), ("stuff", "Stuff masks"))
 NONE = "\N{EN DASH}"  # stands for a number that there is not
 SUMMARY = (
-    "A CLIP knows what a picture shows, but asked about one place of its dense map it hardly knows what is there. "
-    "CLIPSelf lets the model teach itself: what the dense map says about a region is drawn towards what the same model "
-    "says about that region cut out and shown alone. No labels, no text and no second model take part."
+    "A CLIP knows what an image shows, but the embedding of one location of its dense map says little about what is "
+    "there. CLIPSelf lets the model teach itself: the embedding of a region of the dense map is trained towards the "
+    "model's own embedding of that region's crop. No labels, no text and no second model take part."
 )
 
 
@@ -30,7 +30,7 @@ class Result(TypedDict):
     """What a report is made of."""
 
     title: str
-    before: dict[str, Any]  # evaluate_regions of the untouched model, with crops
+    before: dict[str, Any]  # evaluate_regions of the pretrained model, with crops
     after: dict[str, Any]  # evaluate_regions of the distilled model, with crops
     command: str  # makes all of this again
     seed: int
@@ -94,7 +94,7 @@ def _header(result: Result, size: int) -> str:
     """Say what this is and the one figure that matters: boxes read from the dense map, before and after."""
     before, after = (_dense(result[when])[size]["boxes"] for when in ("before", "after"))
     crop = result["before"]["crop"]
-    facts = [f"{before['count']} boxes on {result['after']['pictures']} pictures, {result['after']['classes']} classes"]
+    facts = [f"{before['count']} boxes on {result['after']['pictures']} images, {result['after']['classes']} classes"]
     if before["top1"] and after["top1"]:
         facts.insert(0, f"{after['top1'] / before['top1']:.1f} times the accuracy before")
     if crop and crop["boxes"]["top1"] and after["top1"] is not None:
@@ -125,7 +125,7 @@ def _rows(result: Result, size: int) -> list[tuple[str, str, str, dict[str, Any]
         (
             "before",
             "Dense, before",
-            f"{size} px, untouched, head {result['before']['head']}",
+            f"{size} px, pretrained, head {result['before']['head']}",
             _dense(result["before"])[size],
         ),
         ("after", "Dense, after", f"{size} px, CLIPSelf, head {head}", _dense(result["after"])[size]),
@@ -144,7 +144,7 @@ def _table(result: Result, size: int) -> str:
             cells = "".join(_cells(scores.get(key)) for key, _ in KINDS)
             rows.append(f'<tr class="{kind}"><th scope="row">{name}<small>{escape(note)}</small></th>{cells}</tr>')
     bad = len(result["after"]["bad"])
-    left_out = f" {bad} pictures could not be read and are left out." if bad else ""
+    left_out = f" {bad} images could not be read and are left out." if bad else ""
     return f"""<section>
 <h2>Compared with what</h2>
 <div class="scroll"><table>
@@ -173,9 +173,9 @@ def _agreement(result: Result) -> str:
 <div class="scroll"><table>
 <thead><tr><td></td><th scope="col">mean cosine</th><th scope="col">R@1 [%]</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
-<p class="caption">{after["regions"]} grid patches of {after["pictures"]} pictures: the cosine between a patch of the
-dense map and the untouched model's embedding of its crop, and how often the patch finds its own crop among
-{after["crops"]:.0f}, those of its picture and of {after["gallery"] - 1} others.</p>
+<p class="caption">{after["regions"]} grid patches of {after["pictures"]} images: the cosine between a patch of the
+dense map and the pretrained model's embedding of its crop, and how often the patch finds its own crop among
+{after["crops"]:.0f}, those of its image and of {after["gallery"] - 1} others.</p>
 </section>"""
 
 
