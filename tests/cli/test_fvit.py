@@ -280,7 +280,7 @@ def test_masks_are_learned_found_and_measured(world, tmp_path, capsys):
         del one["segmentation"]  # as in Objects365
     notes.write_text(json.dumps(content))
     words[words.index(str(world))] = str(tmp_path / "w")
-    assert "need annotated objects with masks in the 3 pictures" in fails(capsys, *words)
+    assert "need annotated objects with masks in the 3 images" in fails(capsys, *words)
 
 
 def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_path):

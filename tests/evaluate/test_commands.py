@@ -12,7 +12,7 @@ from foveate.cli.main import main
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
 from foveate.data.records import Dataset, Dropped
-from foveate.evaluate.commands.clip import run_agreement, run_regions
+from foveate.evaluate.commands.clip import run_reference, run_regions
 from foveate.evaluate.flags import Agreement, Regions
 from foveate.evaluate.report import finish
 from foveate.types import InputError
@@ -81,21 +81,21 @@ def test_bad_pictures_are_told(model, coco, tmp_path, capsys):
 def test_agreement(model, coco, tmp_path, capsys):
     """A folder of pictures alone is enough; a reference of the same weights changes nothing."""
     config = Agreement(data=coco / "val2017", model=model, size=64, out=tmp_path / "a.json", workers=0)
-    result = run_agreement(config)
+    result = run_reference(config)
     assert "64 px, head value" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["cosine"] == result["cosine"]
-    assert run_agreement(replace(config, reference=model))["recall"] == result["recall"]
-    assert run_agreement(replace(config, data=coco))["cosine"] == result["cosine"]  # the same pictures, the same ids
-    assert run_agreement(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
+    assert run_reference(replace(config, reference=model))["recall"] == result["recall"]
+    assert run_reference(replace(config, data=coco))["cosine"] == result["cosine"]  # the same pictures, the same ids
+    assert run_reference(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
 
 
 def test_agreement_takes_a_coco_root_whose_annotations_are_broken(model, coco, tmp_path):
     shutil.copytree(coco / "val2017", tmp_path / "val2017")
     config = Agreement(data=tmp_path, model=model, size=32, workers=0)
-    assert run_agreement(config)["pictures"] == 5
+    assert run_reference(config)["pictures"] == 5
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
-    assert run_agreement(config)["pictures"] == 5
+    assert run_reference(config)["pictures"] == 5
 
 
 def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, capsys):

@@ -142,12 +142,10 @@ def run(command: Any) -> None:
             convert_maps.run_context(command)
         case evaluate.Regions():
             _evaluation("clip").run_regions(command)
-        case evaluate.Agreement():
-            _evaluation("clip").run_agreement(command)
+        case evaluate.Agreement() | evaluate.Retrieval():
+            _evaluation("clip").run_reference(command)
         case reproduce.Reproduce():
             reproduce.run(command)
-        case evaluate.Retrieval():
-            _evaluation("clip").run_retrieval(command)
         case evaluate.Global():
             _evaluation("clip").run_global(command)
         case evaluate.Pareto():

@@ -5,12 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from foveate.clip.model import Clip
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.errors import InputError
 from foveate.evaluate.agreement import evaluate_agreement
-from foveate.evaluate.flags import Agreement, Global, Pareto, ReferenceFlags, Regions, Retrieval
+from foveate.evaluate.flags import Agreement, Global, Pareto, Regions, Retrieval
 from foveate.evaluate.labelled_images import open_labelled
 from foveate.evaluate.pareto import check_unmixed, evaluate_pareto
 from foveate.evaluate.regions import evaluate_regions
@@ -59,33 +58,32 @@ def _regions_table(result: dict[str, Any], model: str) -> Table:
     return table(title, ["region features", *columns], rows)
 
 
-def run_agreement(config: Agreement) -> dict[str, Any]:
-    """Compare dense map and crops; print a table, write JSON where wanted, and return the result."""
+def run_reference(config: Agreement | Retrieval) -> dict[str, Any]:
+    """Compare the dense map with a reference's image embeddings: the agreement with crops, or retrieval by locations.
+
+    Prints a table, writes JSON where wanted, and returns the result.
+    """
     started = start(config)
-    dataset = open_data(config.data, split=config.split, annotations="none")
-    student, reference, size = _load_pair(config)
-    result = evaluate_agreement(
-        student,
-        reference,
-        dataset,
-        size=size,
-        head=config.head,
-        grid=config.grid,
-        keep=config.keep,
-        gallery=config.gallery,
-        seed=config.seed,
-        loading=loading_of(config),
-    )
-    return finish(result, _agreement_table(result, config), config, datasets=[dataset], started=started)
-
-
-def _load_pair(config: ReferenceFlags) -> tuple[Clip, Clip, int]:
-    """The student, the reference, and the side of the dense input [pixels]."""
+    needs_regions = isinstance(config, Retrieval) and config.regions
+    dataset = open_data(config.data, split=config.split, annotations="panoptic" if needs_regions else "none")
     student = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     reference = student
     if config.reference is not None:
         reference = load_model(config.reference, config.reference_pretrained, config.device)
-    return student, reference, 4 * student.native_size if config.size is None else config.size
+    shared: dict[str, Any] = {
+        "size": 4 * student.native_size if config.size is None else config.size,
+        "head": config.head,
+        "gallery": config.gallery,
+        "seed": config.seed,
+        "loading": loading_of(config),
+    }
+    if isinstance(config, Retrieval):
+        result = evaluate_retrieval(student, reference, dataset, regions=config.regions, crowd=config.crowd, **shared)
+        shown = _retrieval_table(result, config)
+    else:
+        result = evaluate_agreement(student, reference, dataset, grid=config.grid, keep=config.keep, **shared)
+        shown = _agreement_table(result, config)
+    return finish(result, shown, config, datasets=[dataset], started=started)
 
 
 def _agreement_table(result: dict[str, Any], config: Agreement) -> Table:
@@ -98,26 +96,6 @@ def _agreement_table(result: dict[str, Any], config: Agreement) -> Table:
         result["pictures"],
     )
     return table(f"{config.model} against crops of {config.reference or config.model}", columns, [row])
-
-
-def run_retrieval(config: Retrieval) -> dict[str, Any]:
-    """Retrieve by locations; print a table, write JSON where wanted, and return the result."""
-    started = start(config)
-    dataset = open_data(config.data, split=config.split, annotations="panoptic" if config.regions else "none")
-    student, reference, size = _load_pair(config)
-    result = evaluate_retrieval(
-        student,
-        reference,
-        dataset,
-        size=size,
-        head=config.head,
-        regions=config.regions,
-        crowd=config.crowd,
-        gallery=config.gallery,
-        seed=config.seed,
-        loading=loading_of(config),
-    )
-    return finish(result, _retrieval_table(result, config), config, datasets=[dataset], started=started)
 
 
 def _retrieval_table(result: dict[str, Any], config: Retrieval) -> Table:

@@ -1,7 +1,6 @@
 """`foveate evaluate detection`: AP of a trained detector, or of the detections of another program."""
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,7 @@ from foveate.evaluate.flags import Detection, Style
 from foveate.evaluate.ground_truth import GroundTruth, counting_names, open_ground_truth
 from foveate.evaluate.report import finish, first_images, loading_of, log, start, table
 from foveate.files import check_target
-from foveate.heads.fvit.candidates import CandidateStore
-from foveate.heads.fvit.detector import FViT
-from foveate.heads.fvit.fusion import Fusion, detect
-from foveate.types import Detections
+from foveate.heads.fvit.fusion import detect
 
 RESULTS_FLAGS = ("annotations", "benchmark", "novel", "vocab", "style", "masks")  # understood with --from-results
 MEASURES = {
@@ -50,29 +46,14 @@ def run_detection(config: Detection) -> dict[str, Any]:
     if config.results is not None:
         check_target(config.results, flag="--results")
     started = start(config)
-    if config.data is None or config.model is None:
-        raise InputError(
-            "--data and --model: need a data set and OUT/model of `foveate train-fvit`; got "
-            f"{config.data or 'no --data'} and {config.model or 'no --model'}. To measure the detections of another "
-            "program give --from-results FILE --annotations FILE instead."
-        )
-    # the data and its split; with a transfer benchmark all categories count alike
-    dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
-    if not any(record.boxes for record in dataset.records):
-        raise InputError(
-            f"--data {config.data}: need annotated boxes to measure against in split {config.split}; there is none. Is "
-            "this the right root and split?"
-        )
-    is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None
-    split = None if is_transfer else split_of(dataset, config.data, file=config.novel)
-    # the detector and the classes that it looks for
-    detector, about = _load(config.model, config, config.device)
+    dataset, split, model = _open_data(config)
+    detector, about = _load(model, config, config.device)
     if config.masks and not about.network.masks:
-        raise InputError(f"--masks: need a detector that finds masks; {config.model} was trained without --masks.")
+        raise InputError(f"--masks: need a detector that finds masks; {model} was trained without --masks.")
+    # the classes that are detected, and which of them the detector was trained on
     vocabulary = _vocabulary(config, dataset, split)
     is_base = trained_on(vocabulary, about)
     tell_vocabulary(vocabulary.names, is_base, about)
-    fusions = _fusions(config, about, config.base_weights, config.novel_weights)
     text = _texts(detector, about, vocabulary, config.templates)
     # the ground truth before the network's pass, which may take hours
     measured = first_images(dataset, config.limit)
@@ -82,28 +63,42 @@ def run_detection(config: Detection) -> dict[str, Any]:
     if not truth.objects:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
         raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; there is none.")
+    fusions = _fusions(config, about, config.base_weights, config.novel_weights)
+    known, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
-        store = find_candidates(
-            detector, measured, folder, made_by=made_by(detector, about), loading=loading_of(config)
-        )
-        known = torch.tensor(is_base, dtype=torch.bool)
-        scale = float(detector.scale.detach())
+        identity = made_by(detector, about)
+        store = find_candidates(detector, measured, folder, made_by=identity, loading=loading_of(config))
         results = sweep(store, text, fusions, truth, known, detector_scale=scale)
         recall = proposal_recall(store, measured, split=split)
         if config.results is not None:
-            found = _fused(store, text, known, detector, fusions[0], masks=config.masks)
+            found = (
+                (candidates.id, detect(candidates, text, known, scale, fusions[0], masks=config.masks))
+                for candidates in store
+            )
             write_results(config.results, found, dataset, vocabulary=vocabulary.names)
             print(f"wrote {config.results}")
         bad = [{"id": sample.id, "reason": sample.reason} for sample in store.bad]
-    result = {
-        "detector": str(config.model),
-        "fusions": results,
-        "recall": recall,
-        "bad": bad,
-        "pictures": len(store.ids),
-    }
+    result = {"detector": str(model), "fusions": results, "recall": recall, "bad": bad, "pictures": len(store.ids)}
     return finish(result, _table(result, config), config, datasets=[dataset], started=started)
+
+
+def _open_data(config: Detection) -> tuple[Dataset, BaseNovel | None, Path]:
+    """The annotated images, their base and novel categories, and the path of the detector."""
+    if config.data is None or config.model is None:
+        raise InputError(
+            "--data and --model: need a data set and OUT/model of `foveate train-fvit`; got "
+            f"{config.data or 'no --data'} and {config.model or 'no --model'}. To measure the detections of another "
+            "program give --from-results FILE --annotations FILE instead."
+        )
+    dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
+    if not any(record.boxes for record in dataset.records):
+        raise InputError(
+            f"--data {config.data}: need annotated boxes to measure against in split {config.split}; there is none. Is "
+            "this the right root and split?"
+        )
+    is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None  # all count alike
+    return dataset, None if is_transfer else split_of(dataset, config.data, file=config.novel), config.model
 
 
 def _vocabulary(config: Detection, dataset: Dataset, split: BaseNovel | None) -> Vocabulary:
@@ -131,13 +126,6 @@ def style_of(dataset: Dataset, *, benchmark: str | None) -> Style:
     if benchmark == "transfer-voc" or dataset.name.upper().startswith("VOC2007"):
         return "voc07"
     return "voc12" if dataset.name.upper().startswith("VOC") else "coco"
-
-
-def _fused(
-    store: CandidateStore, text: torch.Tensor, is_base: torch.Tensor, detector: FViT, fusion: Fusion, *, masks: bool
-) -> Iterator[tuple[str, Detections]]:
-    for candidates in store:
-        yield candidates.id, detect(candidates, text, is_base, float(detector.scale.detach()), fusion, masks=masks)
 
 
 def _table(result: dict[str, Any], config: Detection) -> Table:
