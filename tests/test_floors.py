@@ -10,11 +10,12 @@ FLOORS = {
     "errors": 0, "types": 0, "io": 0, "progress": 0, "ops": 0,
     "clip": 1, "data": 1,
     "objectives": 2, "heads": 2,
-    "engine": 3, "evaluate": 3, "show": 3, "export": 3, "embed": 3,
-    "cli": 4, "page": 4, "recipes": 4, "ledger": 4,
+    "engine": 3, "evaluate": 3, "show": 3, "export": 3,
+    "predict": 4,
+    "cli": 5, "page": 5, "recipes": 5, "ledger": 5,
 }  # fmt: skip
 GROUND = {("types", "errors"), ("io", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
-DOORS = {("cli", "recipes"), ("cli", "ledger"), ("ledger", "recipes")}  # and of floor 4
+DOORS = {("cli", "recipes"), ("cli", "ledger"), ("ledger", "recipes")}  # and of floor 5
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from foveate.cli.main import main
-from foveate.cli.panoptic import open_panoptic, open_segmenter
+from foveate.cli.panoptic import open_panoptic
 from foveate.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
@@ -29,6 +29,7 @@ from foveate.heads.panoptic.fusion import PRESETS, embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.product import load_generator, read_about
 from foveate.ops.paste import encode_masks
+from foveate.predict.masks import open_segmenter
 from foveate.types import Detections
 
 TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",

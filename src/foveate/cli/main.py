@@ -16,7 +16,6 @@ from foveate.cli import (
     demo,
     detection,
     distill,
-    embed,
     evaluate,
     evaluate_global,
     export,
@@ -26,7 +25,6 @@ from foveate.cli import (
     recipes,
     reproduce,
     score,
-    segment,
     semantic,
     show,
     train_catseg,
@@ -37,6 +35,7 @@ from foveate.cli import (
 from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
 from foveate.io.files import versions
+from foveate.predict import flags as predict
 
 Evaluate = (
     Annotated[evaluate.Regions, subcommand("regions")]
@@ -72,12 +71,12 @@ Command = (
     ]
     | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
     | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
-    | Annotated[detection.Detect, subcommand("detect")]
+    | Annotated[predict.Detect, subcommand("detect")]
     | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
     | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
-    | Annotated[segment.Segment, subcommand("segment")]
+    | Annotated[predict.Segment, subcommand("segment")]
     | Annotated[reproduce.Reproduce, subcommand("reproduce")]
-    | Annotated[embed.Embed, subcommand("embed")]
+    | Annotated[predict.Embed, subcommand("embed")]
     | Annotated[export.Export, subcommand("export")]
     | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
 )
@@ -159,16 +158,20 @@ def run(command: Any) -> None:
             train_fvit.run(command)
         case train_panoptic.TrainPanoptic():
             train_panoptic.run(command)
-        case detection.Detect():
-            detection.run_detect(command)
+        case predict.Detect():
+            from foveate.predict.detect import run as run_detect
+
+            run_detect(command)
         case detection.Detection() if command.from_results is not None:
             score.run_detection(command)
         case detection.Detection():
             detection.run_detection(command)
         case train_catseg.TrainCatSeg():
             train_catseg.run(command)
-        case segment.Segment():
-            segment.run(command)
+        case predict.Segment():
+            from foveate.predict.segment import run as run_segment
+
+            run_segment(command)
         case semantic.Semantic() if command.from_results is not None:
             score.run_semantic(command)
         case semantic.Semantic():
@@ -177,8 +180,10 @@ def run(command: Any) -> None:
             score.run_panoptic(command)
         case panoptic.Panoptic():
             panoptic.run(command)
-        case embed.Embed():
-            embed.run(command)
+        case predict.Embed():
+            from foveate.predict.embed import run as run_embed
+
+            run_embed(command)
         case export.Export():
             export.run(command)
         case show.KMeans():

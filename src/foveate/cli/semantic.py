@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foveate.cli.evaluate import Reading, finish
 from foveate.cli.label_maps import LabelMapFlags, classes_of, open_truth_maps
-from foveate.cli.segmenters import Segmenting, check_segmenting, open_pixels
 from foveate.errors import InputError
 from foveate.io.files import check_target
+from foveate.predict.flags import Segmenting
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from foveate.cli.segmenters import Segmenter
     from foveate.clip.vocabulary import Vocabulary
     from foveate.data.semantic import SemanticData
     from foveate.evaluate.feed import Feed
+    from foveate.predict.segmenters import Segmenter
     from foveate.types import LabelMap
 
 
@@ -62,7 +62,6 @@ def run(config: Semantic) -> dict[str, Any]:
     if config.model is None:
         raise InputError("--model: need OUT/model of a training, or a CLIP; got none. To measure the label maps of "
                          "another program give --from-results DIR instead.")  # fmt: skip
-    check_segmenting(config)
     started = time.perf_counter()
     from dataclasses import replace
 
@@ -70,7 +69,9 @@ def run(config: Semantic) -> dict[str, Any]:
     from foveate.engine.distributed import choose_device
     from foveate.evaluate.feed import Feed
     from foveate.evaluate.semantic import evaluate_semantic
+    from foveate.predict.segmenters import check_segmenting, open_pixels
 
+    check_segmenting(config)
     data = open_truth_maps(config, split=config.split)
     records = data.dataset.records[: config.limit]
     data = replace(data, dataset=replace(data.dataset, records=records))

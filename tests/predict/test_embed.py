@@ -17,12 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.ops import roi_align
 
-from foveate.cli.embed import Embed, _digest_description, run
 from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
-from foveate.embed import features
+from foveate.predict import features
+from foveate.predict.embed import _digest_description, run
+from foveate.predict.flags import Embed
 from foveate.types import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
@@ -200,7 +201,7 @@ def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path,
 
 KILLED = """
 import os, signal, sys
-from foveate.embed import features
+from foveate.predict import features
 from foveate.cli.main import main
 features.PART_SECONDS = 0.0
 write = features.write_part
@@ -251,7 +252,7 @@ def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeyp
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("foveate.cli.embed.join_tensors", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("foveate.predict.embed.join_tensors", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(replace(config, batch=2))
     parts = sorted(Path(f"{config.out}.parts").glob("*.safetensors"))
