@@ -11,7 +11,7 @@ FLOORS = {
     "clip": 1, "data": 1,
     "objectives": 2, "heads": 2,
     "engine": 3, "evaluate": 3, "show": 3, "export": 3,
-    "predict": 4,
+    "predict": 4, "convert": 4,
     "cli": 5, "page": 5, "recipes": 5, "ledger": 5,
 }  # fmt: skip
 GROUND = {("types", "errors"), ("io", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0

@@ -11,14 +11,11 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from foveate.cli import (
-    convert,
-    convert_maps,
     demo,
     detection,
     distill,
     evaluate,
     evaluate_global,
-    export,
     panoptic,
     pretrain,
     proposals,
@@ -32,8 +29,10 @@ from foveate.cli import (
     train_panoptic,
     world,
 )
+from foveate.convert import flags as convert
 from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
+from foveate.export import flags as export
 from foveate.io.files import versions
 from foveate.predict import flags as predict
 
@@ -48,9 +47,7 @@ Evaluate = (
     | Annotated[panoptic.Panoptic, subcommand("panoptic")]
 )
 
-ConvertMaps = (
-    Annotated[convert_maps.AdeFull, subcommand("ade-full")] | Annotated[convert_maps.Context, subcommand("context")]
-)
+ConvertMaps = Annotated[convert.AdeFull, subcommand("ade-full")] | Annotated[convert.Context, subcommand("context")]
 
 Show = (
     Annotated[show.KMeans, subcommand("kmeans")]
@@ -137,11 +134,17 @@ def run(command: Any) -> None:
         case recipes.Recipes():
             recipes.run(command)
         case convert.Convert():
-            convert.run(command)
-        case convert_maps.AdeFull():
-            convert_maps.run_ade_full(command)
-        case convert_maps.Context():
-            convert_maps.run_context(command)
+            from foveate.convert.run import run as run_convert
+
+            run_convert(command)
+        case convert.AdeFull():
+            from foveate.convert.maps import run_ade_full
+
+            run_ade_full(command)
+        case convert.Context():
+            from foveate.convert.maps import run_context
+
+            run_context(command)
         case evaluate.Regions():
             evaluate.run_regions(command)
         case evaluate.Agreement():
@@ -185,7 +188,9 @@ def run(command: Any) -> None:
 
             run_embed(command)
         case export.Export():
-            export.run(command)
+            from foveate.export.run import run as run_export
+
+            run_export(command)
         case show.KMeans():
             show.run_kmeans(command)
         case show.Similarity():

@@ -97,8 +97,8 @@ def run(config: Panoptic) -> dict[str, Any]:
         raise InputError("--model: need OUT/model of `foveate train-panoptic`; got none. To measure the predictions of "
                          "another program give --from-results DIR instead.")  # fmt: skip
     started = time.perf_counter()
-    from foveate.cli.train_panoptic import words_of
     from foveate.clip.vocabulary import Vocabulary
+    from foveate.data.labels import class_names
     from foveate.evaluate.shares import sweep_shares
     from foveate.heads.panoptic.fusion import Shares
     from foveate.predict.masks import open_segmenter, share_numbers
@@ -113,7 +113,7 @@ def run(config: Panoptic) -> dict[str, Any]:
             f"class; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
-    vocabulary = Vocabulary(words_of(dataset, config.labels, _tell).classes)
+    vocabulary = Vocabulary(class_names(dataset, config.labels, _tell).classes)
     segmenter = open_segmenter(
         config.model,
         vocabulary,

@@ -16,7 +16,6 @@ from foveate.heads.panoptic.names import Length, Templates
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.clip.model import Clip
-    from foveate.data.labels import Labels
     from foveate.data.records import Dataset
     from foveate.data.splits import BaseNovel
     from foveate.engine.distributed import Processes
@@ -252,43 +251,14 @@ def settle(config: TrainPanoptic, usual: Usual) -> TrainPanoptic:
     return replace(config, **missing)
 
 
-def words_of(dataset: "Dataset", labels: Path | None, tell: Tell) -> "Labels":
-    """The words of each class, from a list or from the annotation file.
-
-    Args:
-        dataset: its categories, in their order.
-        labels: a list in OpenSeg's form, by the ids of the categories or in their order.
-        tell: hears of words that two classes share.
-
-    Raises:
-        InputError: a list that is damaged or of other classes.
-    """
-    from foveate.data.labels import labels_of, read_labels
-
-    own = labels_of(dataset.categories)
-    if labels is None:
-        return own
-    found = read_labels(labels, repeated="keep")
-    for line in found.notes:
-        tell(f"{line}; the best word of a class counts, so that these classes tie there")
-    if set(own.ids) <= set(found.ids):
-        return replace(found.choose(own.ids), is_thing=own.is_thing)
-    if len(found.ids) != len(own.ids):
-        raise InputError(
-            f"--labels {labels}: need the words of {len(own.ids)} classes, by their ids or in their order; got "
-            f"{len(found.ids)} classes, other ids among them."
-        )
-    tell(f"--labels {labels}: its ids are not those of {dataset.name}; its classes are taken in their order")
-    return replace(found, ids=own.ids, is_thing=own.is_thing)
-
-
 def _classes(config: TrainPanoptic, dataset: "Dataset", split: "BaseNovel", tell: Tell) -> "tuple[Class, ...]":
     """What the product says of the classes."""
+    from foveate.data.labels import class_names
     from foveate.heads.panoptic.product import Class, Part
 
     own = replace(dataset, categories=dataset.categories[:-1])  # the last is "crowd"
     parts: dict[str, Part] = {**dict.fromkeys(split.base, "base"), **dict.fromkeys(split.novel, "novel")}
-    pairs = zip(own.categories, words_of(own, config.labels, tell).classes, strict=True)
+    pairs = zip(own.categories, class_names(own, config.labels, tell).classes, strict=True)
     return tuple(Class(words, one.is_thing, parts.get(one.name, "left out")) for one, words in pairs)
 
 

@@ -1,30 +1,34 @@
 """`foveate convert` of a published F-ViT: from mmdet's checkpoint to a folder for `foveate detect`.
 
-The folder is opened again before it gets its name. Deliberately absent: what the file's names mean
-(`foveate.heads.fvit.published`), and which sources are such files (`foveate.cli.convert`).
+Deliberately absent: what the file's names mean (`foveate.heads.fvit.published`).
 """
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.weights import save_clip
+from foveate.convert.clip import check_weights
+from foveate.convert.flags import Convert
+from foveate.data.splits import BaseNovel, classes_of_annotations, classes_of_ov_coco
+from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
+from foveate.heads.fvit import published
+from foveate.heads.fvit.product import CLIP_FOLDER, About, load_detector, save_detector
+from foveate.heads.product import tower_digest
 from foveate.io.files import default_cache, folder_written_whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from foveate.cli.convert import Convert
-    from foveate.clip.model import Clip
-    from foveate.data.splits import BaseNovel
-    from foveate.heads.fvit.published import Published
 
 COUNT_OV_COCO = 65
 TEMPLATES = "vild"
 
 
-def run(config: "Convert", state: "dict[str, Tensor]") -> None:
+def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
     """Write the detector of a published file.
 
     Args:
@@ -35,15 +39,8 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
         InputError: no --clip, another one, other classes than the file's, or a file that is not whole.
     """
     clip_name = _check(config)
-    import torch
 
-    from foveate.clip.load import load
-    from foveate.engine.distributed import choose_device
-    from foveate.heads.fvit import published
-    from foveate.heads.fvit.product import CLIP_FOLDER, About, load_detector, save_detector
-    from foveate.heads.product import tower_digest
-
-    # --- the file, its classes, and the CLIP that its tower belongs to
+    # the file, its classes, and the CLIP that its tower belongs to
     source = config.source
     found = published.take_apart(state, source=source)
     names, split = _classes(config, found)
@@ -57,7 +54,7 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
         clip.windows = clip.gates = clip.alpha = None
     digest = tower_digest(clip)
 
-    # --- the detector
+    # the detector
     benchmark = config.benchmark or published.published_benchmark(found, patch=clip.patch_size)
     usual = published.published_size(benchmark, patch=clip.patch_size)
     size = usual if config.size is None else config.size
@@ -79,36 +76,32 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
         has_clip=has_clip,
     )
 
-    # --- the folder
+    # the folder
     with folder_written_whole(config.out) as partial:
         if has_clip:
-            _save_clip(clip, partial / CLIP_FOLDER)
+            save_clip(clip, partial / CLIP_FOLDER)
         save_detector(detector, partial, about)
         load_detector(partial)
     where = f"the file's, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
-    _tell(config, found, tower=where)
+    print(f"image tower: {where}")
+    print(f"left out: {len(found.unused)} tensors that no detector here needs (fc_cls, rotary tables)")
     print(f"{config.out}: {len(names)} classes, {len(split.base)} base and {len(split.novel)} novel ({split.rule})")
     print(f"asked as {benchmark} (--benchmark), T = {float(detector.scale.detach()):.2f}; {_numbers(asdict(network))}")
 
 
-def _check(config: "Convert") -> str:
+def _check(config: Convert) -> str:
     """Refuse flags that do not go with a detector, and return --clip."""
-    from foveate.clip.describe import describe_architecture
-
     if config.clip is None:
         raise InputError(
             f"--clip: need the CLIP whose text tower {config.source}, an F-ViT, was trained with; the file has an "
             "image tower only. Give EVA-CLIP's own file or a distilled CLIP's folder."
         )
-    if config.pretrained is None and describe_architecture(config.clip) is not None:
-        raise InputError(f"--clip {config.clip}: names an architecture without weights. Give --pretrained, or a file.")
+    check_weights(config.clip, config.pretrained, flag="--clip")
     return config.clip
 
 
-def _classes(config: "Convert", found: "Published") -> "tuple[tuple[str, ...], BaseNovel]":
+def _classes(config: Convert, found: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
     """The names of the file's classes, which it does not hold itself."""
-    from foveate.data.splits import classes_of_annotations, classes_of_ov_coco
-
     if config.annotations is not None:
         names, split = classes_of_annotations(config.annotations, file=config.novel)
     elif found.classes == COUNT_OV_COCO and config.novel is None:
@@ -127,17 +120,14 @@ def _classes(config: "Convert", found: "Published") -> "tuple[tuple[str, ...], B
     return names, split
 
 
-def _texts(found: "Published", clip: "Clip", names: tuple[str, ...], *, source: str) -> "tuple[Tensor, list[str]]":
+def _texts(found: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
     """The embeddings of classes and background, and the names in their order."""
-    from foveate.clip.text import embed_vocabulary
-    from foveate.heads.fvit.published import order_of_names
-
     named = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
     if found.text is None:
         print(f"{source}: holds no texts; they are embedded by the text tower of --clip", file=sys.stderr)
         return named, list(names)
     text = found.text.to(named.device)
-    order, least, unsure = order_of_names(text[:-1], named[:-1], source=source)
+    order, least, unsure = published.order_of_names(text[:-1], named[:-1], source=source)
     print(f"texts of the file and of --clip's text tower: cosine of at least {least:.4f}")
     if unsure:
         print(
@@ -145,20 +135,7 @@ def _texts(found: "Published", clip: "Clip", names: tuple[str, ...], *, source: 
             "of the names decided. Check that --annotations, --novel and --clip are those it was trained with.",
             file=sys.stderr,
         )
-    return text, [names[place] for place in order.tolist()]
-
-
-def _save_clip(clip: "Clip", folder: Path) -> None:
-    """Write the CLIP with the file's image tower."""
-    from foveate.clip.weights import save_clip
-
-    save_clip(clip, folder)
-
-
-def _tell(config: "Convert", found: "Published", *, tower: str) -> None:
-    """Say what became of the image tower and of what has no place."""
-    print(f"image tower: {tower}")
-    print(f"left out: {len(found.unused)} tensors that no detector here needs (fc_cls, rotary tables)")
+    return text, [names[index] for index in order.tolist()]
 
 
 def _numbers(network: dict[str, object]) -> str:

@@ -1,21 +1,20 @@
 """`foveate convert` of a published CAT-Seg file: a folder for `foveate segment` and `evaluate semantic`.
 
-The folder is opened again before it gets its name. Deliberately absent: what the file's names mean
-(`foveate.heads.catseg.published`), and which sources are such files (`foveate.cli.convert`).
+Deliberately absent: what the file's names mean (`foveate.heads.catseg.published`).
 """
 
 import sys
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from foveate.clip.vocabulary import read_vocabulary
+from foveate.convert.flags import Convert
+from foveate.heads.catseg.product import load_catseg
+from foveate.heads.catseg.published import COCO_STUFF, write_published
 from foveate.io.files import folder_written_whole
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from foveate.cli.convert import Convert
-
-
-def run(config: "Convert", state: "dict[str, Tensor]") -> None:
+def convert_catseg(config: Convert, state: dict[str, Tensor]) -> None:
     """Write the CAT-Seg of a published file, with the CLIP that is inside the file.
 
     Args:
@@ -25,19 +24,15 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     Raises:
         InputError: the file is not whole, or of another network.
     """
-    from foveate.clip.vocabulary import read_vocabulary
-    from foveate.heads.catseg.product import load_catseg
-    from foveate.heads.catseg.published import COCO_STUFF, write_published
-
     source, residual = config.source, config.residual
-    known = COCO_STUFF if config.classes is None else read_vocabulary(config.classes).classes
+    classes = COCO_STUFF if config.classes is None else read_vocabulary(config.classes).classes
     with folder_written_whole(config.out) as partial:
-        found = write_published(state, partial, source=source, residual=residual, classes=known)
+        found = write_published(state, partial, source=source, residual=residual, classes=classes)
         load_catseg(partial)
     network = found.network
     guide = "" if network.backbone is None else f", guided by {network.backbone}"
     if found.unused:
-        print(f"{source}: passed over {len(found.unused)} tensors of a stage that guides nothing, such as "
+        print(f"{source}: ignored {len(found.unused)} tensors of a stage that guides nothing, such as "
               f"{found.unused[0]}", file=sys.stderr)  # fmt: skip
     if residual is None and network.version == "2023":
         print("a file does not tell which residual it was trained with: took token, as CAT-Seg's own code of 2023; one "

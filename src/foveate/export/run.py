@@ -1,56 +1,29 @@
-"""`foveate export`: a CLIP's image tower as one ONNX or torch.export file, compared with PyTorch before it is kept.
+"""`foveate export`: a CLIP's image tower as one ONNX or torch.export file."""
 
-Torch is imported only when something is exported, so that help and typing errors answer at once.
-"""
-
-import importlib.util
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from foveate.clip.names import Head
+from foveate.clip.load import load
 from foveate.errors import InputError
+from foveate.export.flags import Export
+from foveate.export.write import export_clip
 from foveate.io.files import check_target
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a CLIP's image tower as a file other runtimes open.
-
-    The file is compared with PyTorch at three shapes and only kept where no number differs by more than 1e-4. Batch,
-    height and width (multiples of the patch size, two patches and more) are free, unless --size fixes height and
-    width. Beside it, FILE.json says how to prepare pictures.
-    """
-
-    model: str
-    """Name of a CLIP, or a folder with one (OUT/model of a run)."""
-    out: Path
-    """File to write (.onnx or .pt2), or a folder for WHAT.onnx or WHAT.pt2."""
-    pretrained: str | None = None
-    """Weights file or open_clip tag, where `model` is the name of an architecture."""
-    what: Literal["dense", "regions", "image"] = "dense"
-    """dense: pictures to dense maps. regions: pictures and boxes to region embeddings. image: image embeddings."""
-    format: Literal["onnx", "torch"] = "onnx"
-    """onnx: ONNX Runtime and others. torch: opened by torch.export.load."""
-    head: Head = "value"
-    """What becomes of the last block: value is the paper's; sclip, clearclip and naclip are the training-free ones."""
-    size: int | None = None
-    """FIX height and width to this [pixels], for runtimes that want fixed shapes; default: both stay free."""
-    opset: int = 20
-    """Of ONNX, from 18 on."""
-
-
 def run(config: Export) -> dict[str, Any]:
-    """Export, say what was written, and return its description."""
+    """Export, report what was written, and return its description.
+
+    Raises:
+        InputError: a flag, the model or the place of the file is wrong, a package is missing, or the file does not
+            compute what the model computes.
+    """
     path = target_of(config)
     if config.format == "onnx":
         _check_onnx(config.opset)
-    from foveate.clip.load import load
-    from foveate.export.write import export_clip
-
     clip = load(config.model, pretrained=config.pretrained)
     description = export_clip(
         clip,
@@ -87,14 +60,14 @@ def target_of(config: Export) -> Path:
         path = config.out
     else:
         path = config.out / f"{config.what}{ending}"
-    for one in (path, path.with_name(f"{path.name}.json")):
-        check_target(one, flag="--out")
+    for target in (path, path.with_name(f"{path.name}.json")):
+        check_target(target, flag="--out")
     return path
 
 
 def _check_onnx(opset: int) -> None:
     """Refuse missing packages and impossible opsets before a model is loaded."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(
             f"--format onnx: needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}. "

@@ -1,26 +1,33 @@
 """`foveate convert` of ODISE's published file (label model): to a folder for `foveate segment` and `evaluate panoptic`.
 
-The folder is opened again before it gets its name. Deliberately absent: what the file's names mean
-(`foveate.heads.panoptic.odise_file`), and which sources are such files (`foveate.cli.convert`).
+Deliberately absent: what the file's names mean (`foveate.heads.panoptic.odise_file`).
 """
 
+import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.convert.clip import check_weights
+from foveate.convert.flags import Convert
+from foveate.data.labels import class_names
+from foveate.data.records import Dataset
+from foveate.data.strict import list_categories
+from foveate.data.strict import load as load_json
+from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
+from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
+from foveate.heads.panoptic.product import DIFFUSION, About, Class, frozen_digest, load_generator, save_generator
+from foveate.heads.product import tower_digest
 from foveate.io.files import folder_written_whole
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from foveate.cli.convert import Convert
-    from foveate.clip.model import Clip
-    from foveate.heads.panoptic.product import Class
 
 TEMPLATES = "photo"
 
 
-def run(config: "Convert", state: "dict[str, Tensor]") -> None:
+def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     """Write the generator of a published file.
 
     Args:
@@ -31,13 +38,8 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
         InputError: no --encoder, --clip or --annotations, others than the file's, or a file that is not whole.
     """
     encoder = _check(config)
-    from foveate.clip.load import load
-    from foveate.engine.distributed import choose_device
-    from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
-    from foveate.heads.panoptic.product import About, frozen_digest, load_generator, save_generator
-    from foveate.heads.product import tower_digest
 
-    # --- the file, its classes, and the CLIP that captions and whose words it learned
+    # the file, its classes, and the CLIP that captions and whose words it learned
     source = config.source
     renamed = rename(state, source=source)
     network = network_of(renamed, encoder=str(encoder), source=source)
@@ -47,7 +49,7 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     _check_clip(clip, renamed.state["head.text.weight"].shape[1], config)
     digest = tower_digest(clip, whole=True)
 
-    # --- the generator
+    # the generator
     generator = build_odise(renamed, network, clip, tuple(one.words for one in classes), source=source)
     about = About(
         model=config.clip,
@@ -62,7 +64,7 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
         training={"published": Path(source).name},
     )
 
-    # --- the folder
+    # the folder
     with folder_written_whole(config.out) as partial:
         save_generator(generator, partial, about)
         load_generator(partial)
@@ -76,11 +78,8 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     print(f"  foveate evaluate panoptic --data ... --model {config.out} --region masked --shares odise-label")
 
 
-def _check(config: "Convert") -> Path:
+def _check(config: Convert) -> Path:
     """Refuse what is missing, and return --encoder."""
-    from foveate.clip.describe import describe_architecture
-    from foveate.heads.panoptic.product import DIFFUSION
-
     source = config.source
     if config.encoder is None or not (config.encoder / DIFFUSION).is_file():
         raise InputError(
@@ -92,8 +91,7 @@ def _check(config: "Convert") -> Path:
             f"--clip: need the CLIP that {source}, an ODISE, was trained with (ViT-L-14-336 of OpenAI); the file does "
             "not hold it. Give --clip ViT-L-14-336-quickgelu --pretrained openai, or its file."
         )
-    if config.pretrained is None and describe_architecture(config.clip) is not None:
-        raise InputError(f"--clip {config.clip}: names an architecture without weights. Give --pretrained, or a file.")
+    check_weights(config.clip, config.pretrained, flag="--clip")
     if config.annotations is None:
         raise InputError(
             f"--annotations: need the panoptic annotation file of the training data (COCO's panoptic_val2017.json) "
@@ -102,23 +100,18 @@ def _check(config: "Convert") -> Path:
     return config.encoder
 
 
-def _classes(config: "Convert") -> "tuple[Class, ...]":
+def _classes(config: Convert) -> tuple[Class, ...]:
     """The classes it was trained on, all of them base."""
-    from foveate.cli.published import tell
-    from foveate.cli.train_panoptic import words_of
-    from foveate.data.records import Dataset
-    from foveate.data.strict import list_categories, load
-    from foveate.heads.panoptic.product import Class
-
     assert config.annotations is not None, "checked"
-    entries = load(config.annotations, kind="a panoptic")["categories"]
+    entries = load_json(config.annotations, kind="a panoptic")["categories"]
     categories = list_categories(config.annotations, entries, need_isthing=True)
-    listed = words_of(Dataset(config.annotations.stem, categories, (), {}), config.labels, tell)
+    report = partial(print, file=sys.stderr, flush=True)
+    listed = class_names(Dataset(config.annotations.stem, categories, (), {}), config.labels, report)
     pairs = zip(categories, listed.classes, strict=True)
     return tuple(Class(words, category.is_thing, "base") for category, words in pairs)
 
 
-def _check_clip(clip: "Clip", width: int, config: "Convert") -> None:
+def _check_clip(clip: Clip, width: int, config: Convert) -> None:
     if clip.embed_dim != width:
         raise InputError(
             f"--clip {config.clip}: need the CLIP that {config.source} was trained with, whose embeddings have {width} "
