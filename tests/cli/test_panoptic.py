@@ -25,7 +25,8 @@ from foveate.engine.checkpoint import load_latest
 from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.panoptic import evaluate_panoptic
 from foveate.evaluate.shares import Things, sweep_shares, truth_of
-from foveate.heads.panoptic.fusion import PRESETS, embed_words
+from foveate.heads.common.text import embed_words
+from foveate.heads.panoptic.fusion import PRESETS
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.product import load_generator, read_about
 from foveate.ops.paste import encode_masks

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from foveate.cli.recipe_data import check_recipe_data
 from foveate.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from foveate.errors import InputError
-from foveate.heads.fvit.names import Kind
-from foveate.heads.panoptic.names import Length, Templates
+from foveate.heads.common.names import Length, PyramidKind
+from foveate.heads.panoptic.names import Templates
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.clip.model import Clip
@@ -102,7 +102,7 @@ class TrainPanoptic(Training):
     1 1 for foveate-small."""
     flip: bool = True
     """Mirror half of the pictures."""
-    pyramid: Kind = "taps"
+    pyramid: PyramidKind = "taps"
     """Feature pyramid on the CLIP's tower (Tab. A6): four taps; simple: from the last block; fpn: likewise with a
     top-down path."""
     taps: tuple[int, ...] = ()
@@ -141,8 +141,8 @@ def _run(config: TrainPanoptic, processes: "Processes", tell: Tell) -> "Outcome"
     from foveate.data.loader import EvaluationSource
     from foveate.engine.checkpoint import digest_module
     from foveate.engine.optim import stepped_rate
+    from foveate.heads.common.product import tower_digest
     from foveate.heads.panoptic.product import About, frozen_digest, save_generator
-    from foveate.heads.product import tower_digest
 
     # --- pictures and network, before anything is written
     dataset, split = open_segments(config, tell)
@@ -284,9 +284,10 @@ def _build(config: TrainPanoptic, network: "Network", clip: "Clip", classes: "tu
     import torch
 
     from foveate.clip.vocabulary import Vocabulary
+    from foveate.heads.common.groups import synchronise
+    from foveate.heads.common.text import embed_words
     from foveate.heads.panoptic.criterion import Weights
-    from foveate.heads.panoptic.fusion import embed_words
-    from foveate.heads.panoptic.mask2former import MaskGenerator, synchronise
+    from foveate.heads.panoptic.mask2former import MaskGenerator
     from foveate.heads.panoptic.product import build_parts, chosen_templates
 
     words = nothing = None

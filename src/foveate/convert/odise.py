@@ -19,9 +19,9 @@ from foveate.data.strict import list_categories
 from foveate.data.strict import load as load_json
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
+from foveate.heads.common.product import tower_digest
 from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
 from foveate.heads.panoptic.product import DIFFUSION, About, Class, frozen_digest, load_generator, save_generator
-from foveate.heads.product import tower_digest
 from foveate.io.files import folder_written_whole
 
 TEMPLATES = "photo"

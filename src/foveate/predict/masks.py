@@ -13,8 +13,9 @@ from foveate.clip.names import Head
 from foveate.clip.vocabulary import Vocabulary
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
+from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.described import MIN_SCORE, Described, describe, is_published
-from foveate.heads.panoptic.fusion import PRESETS, Shares, embed_words, seen_classes
+from foveate.heads.panoptic.fusion import PRESETS, Shares, seen_classes
 from foveate.heads.panoptic.names import SHARES, Preset, Region, Templates
 from foveate.heads.panoptic.product import chosen_templates, load_generator
 from foveate.heads.panoptic.published import ClassMap, Published, match_classes, read_published

@@ -14,9 +14,10 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.catseg.product import load_catseg
 from foveate.heads.catseg.product import read_about as read_catseg
+from foveate.heads.common.text import embed_words
 from foveate.heads.cosines import Cosines
 from foveate.heads.panoptic.described import describe, is_published
-from foveate.heads.panoptic.fusion import Shares, embed_words
+from foveate.heads.panoptic.fusion import Shares
 from foveate.heads.panoptic.product import read_about as read_generator
 from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.ops.argmax import best_labels

@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.io.store import NOTES, Part, claim_parts, find_manifest, find_parts, write_part
-from foveate.types import BadSample, InputError
+from foveate.types import BadSample
 
 SHARD = 64  # images
 OWNER = "foveate candidates"  # in the manifest

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from foveate.errors import InputError
-from foveate.ledger.results import judge, read_metrics, spread, verdict_of
-from foveate.ledger.rows import Claim, Row
+from foveate.reproduce.page import compare, read_metrics, spread, verdict_of
+from foveate.reproduce.rows import Claim, Row
 
 
 def claim(*pairs: tuple[str, str]) -> Claim:
@@ -22,7 +22,7 @@ def claim(*pairs: tuple[str, str]) -> Claim:
         ([12.0, 13.0, 14.0], [9.0, 10.0, 11.0], "holds"),
         ([9.0, 10.0, 11.0], [12.0, 13.0, 14.0], "contradicted"),
         ([11.0, 12.0, 13.0], [9.0, 10.0, 11.0], "not told apart"),  # 2 < 2.27
-        # a CLIP as it comes has no spread: 1 / sqrt(3) = 0.577, t at 2 is 4.30: 2.48
+        # a pretrained CLIP has no spread: 1 / sqrt(3) = 0.577, t at 2 is 4.30: 2.48
         ([12.0, 13.0, 14.0], [10.0], "holds"),
         ([11.0, 12.0, 13.0], [10.0], "not told apart"),
         # where neither has seeds: 3 points
@@ -35,23 +35,23 @@ def test_a_difference_counts_beyond_twice_its_standard_error(
 ) -> None:
     measured = {"a": {"boxes": more}, "b": {"boxes": less}}
     trained = {name for name, values in (("a", more), ("b", less)) if len(values) > 1}
-    (pair,) = judge(claim(("a.boxes", "b.boxes")), measured, trained=trained)
+    (pair,) = compare(claim(("a.boxes", "b.boxes")), measured, trained=trained)
     assert pair.verdict == verdict == verdict_of([pair])
     assert pair.difference == pytest.approx(sum(more) / len(more) - sum(less) / len(less))
 
 
 def test_one_seed_of_something_trained_proves_nothing() -> None:
     measured = {"a": {"boxes": [50.0]}, "b": {"boxes": [10.0]}, "c": {"boxes": [None]}}
-    (pair,) = judge(claim(("a.boxes", "b.boxes")), measured, trained={"a"})
+    (pair,) = compare(claim(("a.boxes", "b.boxes")), measured, trained={"a"})
     assert pair.verdict == "not told apart" and pair.difference is None
-    (pair,) = judge(claim(("c.boxes", "b.boxes")), measured, trained=())
+    (pair,) = compare(claim(("c.boxes", "b.boxes")), measured, trained=())
     assert pair.verdict == "not run", "there was nothing to measure"
 
 
 def test_a_claim_is_what_its_worst_pair_is() -> None:
     measured = {"a": {"x": [9.0], "y": [1.0], "z": [1.0]}, "b": {"x": [1.0], "y": [1.0], "z": [9.0]}}
     pairs = [("a.x", "b.x"), ("a.y", "b.y"), ("a.x", "c.x"), ("a.z", "b.z")]
-    verdicts = [verdict_of(judge(claim(*pairs[:count]), measured, trained=())) for count in (1, 2, 3, 4)]
+    verdicts = [verdict_of(compare(claim(*pairs[:count]), measured, trained=())) for count in (1, 2, 3, 4)]
     assert verdicts == ["holds", "not told apart", "not run", "contradicted"]
 
 

@@ -1,4 +1,4 @@
-"""`foveate reproduce`: what is done is not done again, what fails is named and the rest goes on, a signal saves."""
+"""`foveate reproduce`: what is done is not done again, what fails is named and the rest is run, a signal saves."""
 
 import contextlib
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cli import reproduce
 from foveate.cli.main import main
 from foveate.errors import InputError
 from foveate.io.store import hold_folder
-from foveate.ledger.jobs import Job, Stage
-from foveate.ledger.scale import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
+from foveate.reproduce import runner
+from foveate.reproduce.commands import Job, Stage
+from foveate.reproduce.rows import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scale, scale_of
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,7 @@ def test_a_table_end_to_end_again_and_after_a_loss(root: Path, tmp_path: Path, c
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    monkeypatch.setattr(reproduce, "PRELOADED", [])  # these commands need no torch
+def stage(tmp_path: Path) -> Stage:
     return Stage("world", tmp_path, tmp_path / "figures", SMALL, "foveate-small", None, (0,))
 
 
@@ -82,10 +81,10 @@ def test_commands_run_in_order_and_those_that_fail_are_named(stage: Stage, tmp_p
         "after": world(tmp_path, "after", needs=("wrong",)),
         "last": world(tmp_path, "last", needs=("after",)),
     }
-    failed = reproduce._run_all(stage, jobs, jobs, at_once=2)
+    failed = runner._run_all(stage, jobs, at_once=2)
     assert failed == {"wrong": "status 2", "after": "wrong failed before", "last": "after failed before"}
     assert "need counts and a seed of 0 or above" in (tmp_path / "logs" / "wrong.log").read_text()
-    done = {name for name, job in jobs.items() if reproduce._is_done(stage, job)}
+    done = {name for name, job in jobs.items() if runner._is_done(stage, job)}
     assert done == {"first", "second"}
     first, second = (
         json.loads((tmp_path / "done" / f"{name}.json").read_text())["seconds"] for name in ("first", "second")
@@ -98,12 +97,12 @@ def test_done_is_what_the_same_words_made(stage: Stage, tmp_path: Path) -> None:
     job = world(tmp_path, "one")
     job.makes.parent.mkdir()
     job.makes.write_text("{}")
-    assert not reproduce._is_done(stage, job), "a file alone proves nothing"
-    reproduce._note_done(stage, job, 1.0)
-    assert reproduce._is_done(stage, job)
-    assert not reproduce._is_done(stage, world(tmp_path, "one", train=2)), "other words are another command"
+    assert not runner._is_done(stage, job), "a file alone proves nothing"
+    runner._write_stamp(stage, job, 1.0)
+    assert runner._is_done(stage, job)
+    assert not runner._is_done(stage, world(tmp_path, "one", train=2)), "other words are another command"
     job.makes.unlink()
-    assert not reproduce._is_done(stage, job)
+    assert not runner._is_done(stage, job)
 
 
 def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_path: Path) -> None:
@@ -112,14 +111,14 @@ def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_pat
     for job in (first, second):
         job.makes.parent.mkdir()
         job.makes.write_text("{}")
-        reproduce._note_done(stage, job, 1.0)
+        runner._write_stamp(stage, job, 1.0)
     jobs = {"first": first, "second": second}
-    assert reproduce._undone(stage, jobs) == {}
+    assert runner._undone(stage, jobs) == {}
     time.sleep(1.1)  # a stamp has the second in which the command ended
-    reproduce._note_done(stage, first, 1.0)
-    assert set(reproduce._undone(stage, jobs)) == {"second"}
-    reproduce._stamp(stage, "first").write_text("{")
-    assert set(reproduce._undone(stage, jobs)) == {"first", "second"}
+    runner._write_stamp(stage, first, 1.0)
+    assert set(runner._undone(stage, jobs)) == {"second"}
+    runner._stamp(stage, "first").write_text("{")
+    assert set(runner._undone(stage, jobs)) == {"first", "second"}
 
 
 def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage: Stage, tmp_path: Path) -> None:
@@ -138,14 +137,14 @@ def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage:
     def is_done(words: list[str]) -> bool:
         stamp = {
             "name": "x-0",
-            "rules": reproduce.RULES,
+            "rules": runner.RULES,
             "words": words,
             "after": {},
             "ended": "2026-01-01 00:00:00",
             "seconds": 1.0,
         }
         (tmp_path / "done" / "x-0.json").write_text(json.dumps({**stamp, "versions": {}}))
-        return reproduce._is_done(stage, job)
+        return runner._is_done(stage, job)
 
     assert is_done(filled(tmp_path, 0, "auto")) and is_done(filled("runs/reproduce", 2, "cuda"))
     assert not is_done([*filled("a", 0, "auto"), "--seed", "1"])
@@ -156,7 +155,7 @@ def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, root: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_and_the_same_command_resumes(number: int, status: int, root: Path, tmp_path: Path) -> None:
     words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "foveate.cli.main", *words, "--limit", "2"], stderr=subprocess.PIPE, text=True
@@ -169,7 +168,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(number: int, status: int, r
     os.kill(process.pid, number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == status, told
-    assert "The same command goes on" in told
+    assert "The same command resumes" in told
 
 
 @pytest.mark.parametrize(
@@ -201,10 +200,10 @@ def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFi
 
 
 def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
-    usual = reproduce.Reproduce(("tab1",))
-    assert reproduce._targets(usual) == (Path("results"), Path("docs/results.md"))
+    usual = runner.Reproduce(("tab1",))
+    assert runner._targets(usual) == (Path("results"), Path("docs/results.md"))
     for other in ({"seeds": (0,)}, {"steps": 2}, {"limit": 4}, {"cnn": "x"}, {"on": "coco"}, {"model": "x"}):
-        assert reproduce._targets(replace(usual, **other))[0] == usual.out / "results"
+        assert runner._targets(replace(usual, **other))[0] == usual.out / "results"
 
 
 @pytest.mark.parametrize(
@@ -218,16 +217,16 @@ def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
     ],
 )
 def test_the_scale_is_the_towers(model: str, expected: Scale) -> None:
-    patch, native, is_eva = reproduce._tower(model)
+    patch, native, is_eva = runner._tower(model)
     assert scale_of(patch=patch, native=native, is_eva=is_eva) == expected
 
 
 def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> None:
     folder = tmp_path / "exp-14"
     folder.mkdir()
-    shipped = Path(reproduce.__file__).parent.parent / "clip" / "small" / "open_clip_config.json"
+    shipped = Path(runner.__file__).parent.parent / "clip" / "small" / "open_clip_config.json"
     (folder / "open_clip_config.json").write_bytes(shipped.read_bytes())
-    assert reproduce._tower(str(folder)) == (8, 64, False)
+    assert runner._tower(str(folder)) == (8, 64, False)
 
 
 def test_a_command_ends_with_the_process_that_wanted_it(root: Path, tmp_path: Path) -> None:

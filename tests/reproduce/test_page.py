@@ -1,4 +1,4 @@
-"""From measurements to a row's file and the page; what is written by hand stays."""
+"""From measurements to a row's file and the page; text written by hand is kept."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from foveate.errors import InputError
-from foveate.ledger.jobs import Stage, jobs_for, measured
-from foveate.ledger.page import BY_HAND, check_page, read_results, settings_of, write_page, write_results
-from foveate.ledger.rows import Row, rows_of
-from foveate.ledger.scale import SMALL
+from foveate.reproduce.commands import Stage, jobs_for, measured
+from foveate.reproduce.page import BY_HAND, check_page, read_results, settings_of, write_page, write_results
+from foveate.reproduce.rows import SMALL, Row, rows_of
 
 
 def fill(stage: Stage, row: Row, *values: float) -> None:
@@ -60,7 +59,7 @@ def test_rows_measured_with_every_seed_are_written_and_shown(stage: Stage, tmp_p
     assert content["seconds"] == [60.0] * 3
 
 
-def test_what_is_written_by_hand_stays(stage: Stage, tmp_path: Path) -> None:
+def test_text_written_by_hand_is_kept(stage: Stage, tmp_path: Path) -> None:
     fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
     page = tmp_path / "docs" / "results.md"
     first = write(stage, tmp_path)
@@ -87,7 +86,7 @@ def test_rows_of_other_settings_are_not_compared(stage: Stage, tmp_path: Path) -
     assert "| CLIP as it comes |" not in (tmp_path / "p.md").read_text()
 
 
-def test_places_on_this_machine_are_told_by_what_they_are(tmp_path: Path) -> None:
+def test_absolute_paths_are_written_by_what_they_are(tmp_path: Path) -> None:
     stage = Stage(
         str(tmp_path / "coco"), tmp_path / "out", tmp_path / "docs", SMALL, str(tmp_path / "clip"), None, (0,)
     )
@@ -101,7 +100,7 @@ def test_places_on_this_machine_are_told_by_what_they_are(tmp_path: Path) -> Non
 
 
 def test_a_strange_file_among_the_rows_is_named(tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text("{}")  # somebody else's is passed over
+    (tmp_path / "other.json").write_text("{}")  # another program's is ignored
     (tmp_path / "x.json").write_text('{"row": "m4"}')
-    with pytest.raises(InputError, match=r"x\.json: need a row of the ledger; KeyError: 'settings'"):
+    with pytest.raises(InputError, match=r"x\.json: need a row .* KeyError: 'settings'"):
         read_results(tmp_path)

@@ -1,6 +1,5 @@
-"""`foveate recipes`, and what `--recipe NAME` of a verb starts from: reads the rows of `foveate.recipes`."""
+"""`foveate recipes`, and the defaults of `--recipe NAME`: the rows of `foveate.recipes` as command lines."""
 
-import difflib
 import json
 import shlex
 import sys
@@ -8,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 from tyro.conf import Positional
 
 from foveate.cli.detection import Detection
@@ -17,8 +18,7 @@ from foveate.cli.train_catseg import TrainCatSeg
 from foveate.cli.train_fvit import TrainFViT
 from foveate.cli.train_panoptic import TrainPanoptic
 from foveate.engine.config import DistillConfig
-from foveate.errors import InputError
-from foveate.recipes import RECIPES, Recipe, words_of
+from foveate.recipes import RECIPES, Recipe, find_recipe, words_of
 
 CONFIGS: dict[str, Any] = {
     "distill": DistillConfig,
@@ -30,7 +30,7 @@ CONFIGS: dict[str, Any] = {
     "evaluate panoptic": Panoptic,
 }
 NAMED = ("distill", "train-fvit", "train-catseg", "train-panoptic")  # verbs that know --recipe
-PLACES = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
+REQUIRED = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
 
 
 @dataclass(frozen=True)
@@ -57,31 +57,9 @@ def run(config: Recipes) -> None:
     elif config.name not in names and any(name.startswith(f"{config.name}-") for name in names):
         _list(f"{config.name}-")
     elif config.json:
-        print(json.dumps(_as_json(find(config.name)), indent=2))
+        print(json.dumps(_as_json(find_recipe(config.name)), indent=2))
     else:
-        _show(find(config.name))
-
-
-# ----------------------------------------------------------------------------------------------- for `foveate distill`
-
-
-def find(name: str, *, verb: str | None = None) -> Recipe:
-    """The row of that name.
-
-    Args:
-        name: of the row.
-        verb: whose settings it must be; None: any verb's.
-
-    Raises:
-        InputError: there is none; the message names near ones.
-    """
-    rows = {recipe.name: recipe for recipe in RECIPES if verb in (None, recipe.verb)}
-    if name in rows:
-        return rows[name]
-    near = difflib.get_close_matches(name, rows, n=4, cutoff=0.5) or list(rows)[:4]
-    raise InputError(
-        f"recipe: must be one of those that `foveate recipes` lists; got {name!r}. Did you mean {', '.join(near)}?"
-    )
+        _show(find_recipe(config.name))
 
 
 def named_in(arguments: list[str]) -> str | None:
@@ -95,54 +73,42 @@ def named_in(arguments: list[str]) -> str | None:
     return name
 
 
-def start(recipe: Recipe) -> Any:
-    """The flags' defaults under that recipe; what every run must be told stays required."""
-    required = dict.fromkeys([*PLACES, *recipe.needs], tyro.MISSING)
+def defaults_of(recipe: Recipe) -> Any:
+    """The flags' defaults under a recipe; the paths that every run needs stay required."""
+    required = dict.fromkeys([*REQUIRED, *recipe.needs], tyro.MISSING)
     return CONFIGS[recipe.verb](**{**recipe.fields, **required}, recipe=recipe.name)
 
 
-def command(recipe: Recipe, *, spelled: bool) -> list[str]:
-    """The words of the command line: by the recipe's name, or with every flag spelled out."""
-    named = {} if recipe.verb not in NAMED else {"recipe": recipe.name}
-    flags = {**PLACES, **recipe.needs, **(named if named and not spelled else recipe.fields)}
-    words = ["foveate", *recipe.verb.split()]
-    for one in fields(CONFIGS[recipe.verb]):
-        if one.name in flags:
-            words += words_of({one.name: flags[one.name]})
-    return words
-
-
-# ---------------------------------------------------------------------------------------------------------- for people
+def command_of(recipe: Recipe, *, spelled: bool) -> list[str]:
+    """The words of a recipe's command line: by its name, or with every flag spelled out."""
+    by_name = recipe.verb in NAMED and not spelled
+    flags = {**REQUIRED, **recipe.needs, **({"recipe": recipe.name} if by_name else recipe.fields)}
+    ordered = {field.name: flags[field.name] for field in fields(CONFIGS[recipe.verb]) if field.name in flags}
+    return ["foveate", *recipe.verb.split(), *words_of(ordered)]
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
-    commands = {name: shlex.join(command(recipe, spelled=name == "spelled")) for name in ("command", "spelled")}
+    commands = {key: shlex.join(command_of(recipe, spelled=key == "spelled")) for key in ("command", "spelled")}
     return {**asdict(recipe), **commands}
 
 
-def _list(beginning: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _list(prefix: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     for verb in CONFIGS:
-        name = "--recipe NAME" if verb in NAMED else "with the flags that `foveate recipes NAME` shows"
-        table = Table(title=f"foveate {verb} {name} --data DIR --out OUT", title_justify="left")
+        recipes = [recipe for recipe in RECIPES if recipe.verb == verb and recipe.name.startswith(prefix)]
+        flags = "--recipe NAME" if verb in NAMED else "with the flags that `foveate recipes NAME` shows"
+        table = Table(title=f"foveate {verb} {flags} --data DIR --out OUT", title_justify="left")
         table.add_column("name", no_wrap=True)
         for heading in ("paper", "what", "time"):
             table.add_column(heading)
-        rows = [one for one in RECIPES if one.verb == verb and one.name.startswith(beginning)]
-        for recipe in rows:
+        for recipe in recipes:
             table.add_row(recipe.name, recipe.where, recipe.what, recipe.time)
-        if rows:
+        if recipes:
             console.print(table)
     print("One of them, with its published numbers and every flag: foveate recipes NAME")
 
 
 def _show(recipe: Recipe) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=recipe.name, title_justify="left", show_header=False, box=None)
     published = [f"{number}  {what}" for what, number in (recipe.published or {}).items()]
     table.add_row("what", recipe.what)
@@ -152,5 +118,5 @@ def _show(recipe: Recipe) -> None:
     table.add_row("data", recipe.data)
     table.add_row("how", recipe.how)
     Console().print(table)
-    print(f"\n{shlex.join(command(recipe, spelled=False))}\n\nwhich is\n")
-    print(shlex.join(command(recipe, spelled=True)))  # no table: one line, to be copied
+    print(f"\n{shlex.join(command_of(recipe, spelled=False))}\n\nwhich is\n")
+    print(shlex.join(command_of(recipe, spelled=True)))  # no table: one line, to be copied

@@ -12,13 +12,13 @@ import pytest
 
 from foveate.cli.distill_tell import tell_other_batch
 from foveate.cli.main import main, parse
-from foveate.cli.recipes import CONFIGS, NAMED, command, start
 from foveate.data.kinds import kind_of
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
 from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.config import DistillConfig
-from foveate.recipes import RECIPES, Recipe
+from foveate.recipes import RECIPES, Recipe, find_recipe
+from foveate.reproduce.list_recipes import CONFIGS, NAMED, command_of, defaults_of
 from foveate.types import Category
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -28,7 +28,7 @@ NAME = "clipself-l14-patches-1gpu"
 
 @ROWS
 def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
-    short, spelled = (shlex.split(shlex.join(command(recipe, spelled=spelled))) for spelled in (False, True))
+    short, spelled = (shlex.split(shlex.join(command_of(recipe, spelled=spelled))) for spelled in (False, True))
     verb = recipe.verb.split()
     assert short[1 : 1 + len(verb)] == spelled[1 : 1 + len(verb)] == verb and "--recipe" not in spelled
     parsed = parse(spelled[1:])
@@ -131,7 +131,7 @@ def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_pat
     from foveate.engine.config import run_record
     from foveate.io.store import claim_folder
 
-    config = replace(start(next(r for r in RECIPES if r.name == "world")), data=tmp_path, out=tmp_path / "run")
+    config = replace(defaults_of(find_recipe("world")), data=tmp_path, out=tmp_path / "run")
     claim_folder(config.out, run_record(config, {}))
     assert json.loads((config.out / "config.json").read_text())["recipe"] == "world"
     assert claim_folder(config.out, run_record(replace(config, recipe=None), {}))  # the same flags, spelled out
@@ -151,8 +151,8 @@ def test_neither_help_nor_the_list_imports_torch() -> None:
 
 def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needing = Recipe("mine", "none", "Mine.", {"steps": 7}, "(estimate)", needs={"pretrained": "FILE"})
-    monkeypatch.setattr("foveate.cli.recipes.RECIPES", (needing,))
-    assert shlex.join(command(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
+    monkeypatch.setattr("foveate.recipes.RECIPES", (needing,))
+    assert shlex.join(command_of(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
     with pytest.raises(SystemExit) as done:
         main(["distill", "--recipe", "mine", *NEEDED])
     assert done.value.code == 2 and "--pretrained" in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""`foveate reproduce`: the tables and figures of the paper as commands that run, and the page that tells what came out.
+"""`foveate reproduce`: the tables and figures of the paper as commands that run, and the page of what came out.
 
-Each row trains (once a seed) and measures by the verbs a user types; every command has its log. What is done is not
-done again: the same command goes on where an earlier one stopped, and rows that share a training share it. Each command
-runs in a process of its own, forked from one that has imported the libraries already.
+Each row trains (once per seed) and measures by the commands a user types, each in a process of its own with a log. What
+is done is not done again: the same command resumes where an earlier one stopped, and rows that share a training share
+it. A stamp in OUT/done says with which words a command ended well, and after which others.
 """
 
 import hashlib
@@ -11,30 +11,36 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context, parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
 from foveate.engine.config import SMALL
 from foveate.errors import InputError
 from foveate.io.files import versions, write_whole
 from foveate.io.store import hold_folder
-from foveate.ledger.jobs import Job, Stage, figures_for, is_left_out, jobs_for
-from foveate.ledger.page import RULES, check_page, settings_of, write_page, write_results
-from foveate.ledger.rows import APPLICATIONS, TABLES, Row, rows_of
-from foveate.ledger.scale import scale_of
+from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
+from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
+from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
 
 Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
-PRELOADED = ["foveate.cli.distill", "foveate.objectives.clipself", "foveate.evaluate.regions", "foveate.engine.fit"]
+CHILD = """
+import os, runpy, signal, threading
+def end_with_the_parent():  # its end of the pipe closes even after kill -9
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end_with_the_parent, daemon=True).start()
+runpy.run_module("foveate.cli.main", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -42,26 +48,26 @@ class Reproduce:
     """Run the rows of the paper's tables and write what came out beside the published numbers.
 
     On the world everything runs offline, about two hours on two cores for `all`. On a COCO root it trains and
-    measures --model there. The same command goes on where it was stopped and skips what is done.
+    measures --model there. The same command resumes where it was stopped and skips what is done.
     """
 
     tables: Annotated[tuple[Table, ...], Positional]
     """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
-    attention), figs (input sizes, K-means), global (what is kept of whole pictures), terms (later work), or
+    attention), figs (input sizes, K-means), global (what is kept of whole images), terms (later work), or
     all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
     on: str = "world"
     """world: rendered here; or a COCO root with panoptic annotations."""
     out: Path = Path("runs/reproduce")
     """Where runs, measurements and logs go."""
     results: Path | None = None
-    """Folder of one JSON file a row; default: results for the world, OUT/results for anything else (other data, another
-    --model, --steps or --limit)."""
+    """Folder of one JSON file per row; default: results for the world, OUT/results for anything else (other data,
+    another --model, --steps or --limit)."""
     page: Path | None = None
     """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
     its name."""
     model: str = SMALL
-    """The CLIP to distil; another than the small one is trained with the paper's numbers (B/16's, or L/14's where its
-    name says so)."""
+    """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
+    where its patches are of 14 pixels)."""
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or a tag."""
     cnn: str | None = None
@@ -73,11 +79,11 @@ class Reproduce:
     steps: int | None = None
     """Steps of every training, in place of the scale's own."""
     limit: int | None = None
-    """Only the first so many pictures are measured."""
+    """Only the first so many images are measured."""
     jobs: int = 2
     """Commands run at once, each with its share of the cores."""
     workers: int = 0
-    """Processes that decode pictures, for each command; 0 = none besides its own."""
+    """Processes that decode images, for each command; 0 = none besides its own."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
     dry_run: bool = False
@@ -95,22 +101,24 @@ def run(config: Reproduce) -> None:
     stage = _stage(config, figures=page.with_suffix(""))
     rows = _rows(config, stage)
     for row in rows:
-        if (reason := is_left_out(stage, row)) is not None:
-            print(f"{row.name} is left out: {reason}", file=sys.stderr)
+        if (reason := skip_reason(stage, row)) is not None:
+            print(f"{row.name} is skipped: {reason}", file=sys.stderr)
     jobs = {**jobs_for(stage, rows), **figures_for(stage, rows)}
     todo = _undone(stage, jobs)
     if config.dry_run:
         for job in [*todo.values(), *(job for name, job in jobs.items() if name not in todo)]:
             print(f"{'' if job.name in todo else '# done: '}foveate {shlex.join(job.words)}")
         return
+    # refuse what cannot be written before hours are spent on it
     check_page(page)
     if results.exists() and not results.is_dir():
-        raise InputError(f"--results {results}: need a folder; this is a file.")
+        raise InputError(f"--results {results}: need a folder; this is a file. Name another.")
     config.out.mkdir(parents=True, exist_ok=True)
-    lock = hold_folder(config.out)  # noqa: F841  until this function is left
+    lock = hold_folder(config.out)  # noqa: F841  until this function returns
     _write_names(stage)
     print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
-    failed = _run_all(stage, jobs, todo, at_once=config.jobs)
+    failed = _run_all(stage, todo, at_once=config.jobs)
+    # whatever is done becomes rows and page, also where some commands failed
     left = _undone(stage, jobs)
     done = {name: job for name, job in jobs.items() if name not in left}
     stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
@@ -119,8 +127,11 @@ def run(config: Reproduce) -> None:
     print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
     if failed:
         lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
-        print("\n".join([f"{len(failed)} commands did not end well:", *lines]), file=sys.stderr)
+        print("\n".join([f"{len(failed)} commands failed:", *lines]), file=sys.stderr)
         raise SystemExit(1)
+
+
+# ------------------------------------------------------------------------------------------------------ from the flags
 
 
 def _targets(config: Reproduce) -> tuple[Path, Path]:
@@ -138,39 +149,27 @@ def _stage(config: Reproduce, *, figures: Path) -> Stage:
         raise InputError(f"--on: need world, or the folder of a COCO root, with annotations/ in it; got {config.on}.")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
-    numbers = {"jobs": config.jobs, "steps": config.steps, "limit": config.limit, "workers": config.workers}
-    for flag, value in numbers.items():
-        least = 0 if flag == "workers" else 1
+    for flag, least in (("jobs", 1), ("steps", 1), ("limit", 1), ("workers", 0)):
+        value = getattr(config, flag)
         if value is not None and value < least:
             raise InputError(f"--{flag}: need at least {least}; got {value}.")
-    for flag, name, weights in (
-        ("model", config.model, config.pretrained),
-        ("cnn", config.cnn, config.cnn_pretrained),
-    ):
-        is_named = name in (None, SMALL) or Path(str(name)).exists() or ":" in str(name)
-        if not is_named and weights is None:
-            told = "--pretrained" if flag == "model" else "--cnn-pretrained"
-            raise InputError(
-                f"--{flag} {name}: needs weights, else its rows would be of random ones. Name a file or tag with "
-                f"{told}, or a model folder."
-            )
+    _check_weights("--model", config.model, "--pretrained", config.pretrained)
+    _check_weights("--cnn", config.cnn, "--cnn-pretrained", config.cnn_pretrained)
     patch, native, is_eva = _tower(config.model)
     scale = scale_of(patch=patch, native=native, is_eva=is_eva)
     if config.steps is not None:
         scale = replace(scale, steps_given=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
-    return Stage(
-        on=config.on,
-        out=config.out,
-        figures=figures,
-        scale=scale,
-        model=config.model,
-        pretrained=config.pretrained,
-        seeds=config.seeds,
-        cnn=config.cnn,
-        cnn_pretrained=config.cnn_pretrained,
-        limit=config.limit,
-        device=config.device,
-        workers=config.workers,
+    shared = ("on", "out", "model", "pretrained", "seeds", "cnn", "cnn_pretrained", "limit", "device", "workers")
+    return Stage(figures=figures, scale=scale, **{name: getattr(config, name) for name in shared})
+
+
+def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str | None) -> None:
+    """Refuse the name of an architecture without weights."""
+    if model in (None, SMALL) or Path(model).exists() or ":" in model or weights is not None:
+        return
+    raise InputError(
+        f"{flag} {model}: needs weights, else its rows would be of random ones. Name a file or tag with "
+        f"{weights_flag}, or a model folder."
     )
 
 
@@ -192,8 +191,15 @@ def _tower(model: str) -> tuple[int, int, bool]:
     return patch, vision.get("image_size", 224), timm_name.startswith("eva")
 
 
+def _rows(config: Reproduce, stage: Stage) -> tuple[Row, ...]:
+    tables = {*config.tables} | ({*TABLES} - {*APPLICATIONS} if "all" in config.tables else set())
+    if not tables:
+        raise InputError(f"reproduce: need tables, some of {', '.join(TABLES)}, or all.")
+    return tuple(row for row in rows_of(stage.scale) if row.table in tables)
+
+
 def _write_names(stage: Stage) -> None:
-    """Write the names of the data's categories, for the run that is told them."""
+    """Write the class names of the data, for the run that is given them."""
     if stage.is_world:
         from foveate.data.world.scenes import KINDS
 
@@ -206,14 +212,7 @@ def _write_names(stage: Stage) -> None:
     write_whole(stage.names, "".join(f"{name}\n" for name in names).encode())
 
 
-def _rows(config: Reproduce, stage: Stage) -> tuple[Row, ...]:
-    wanted = {*config.tables} | ({*TABLES} - {*APPLICATIONS} if "all" in config.tables else set())
-    if not wanted:
-        raise InputError(f"reproduce: need tables, some of {', '.join(TABLES)}, or all.")
-    return tuple(row for row in rows_of(stage.scale) if row.table in wanted)
-
-
-# ---------------------------------------------------------------------------------------------------------------- jobs
+# -------------------------------------------------------------------------------------------------------------- stamps
 
 
 def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
@@ -226,15 +225,39 @@ def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
 
 
 def _is_done(stage: Stage, job: Job) -> bool:
-    """Whether this command ended well, after what it needs did as that stands now, and what it made is there."""
+    """Whether this command ended well, after what it needs did as that stands now, and what it made exists."""
     stamp = _read_stamp(stage, job.name)
     return (
         job.makes.exists()
         and stamp is not None
         and stamp["rules"] == RULES
-        and job.was_run_as(stamp["words"], out=stage.out)
+        and _is_same_command(job.words, stamp["words"], out=str(stage.out))
         and stamp["after"] == {need: _digest(stage, need) for need in job.needs}
     )
+
+
+def _is_same_command(words: Sequence[str], before: Sequence[str], *, out: str) -> bool:
+    """Whether two commands differ at most in where they ran: their device, their workers and the path of OUT."""
+    new, old = _without_machine(words), _without_machine(before)
+    if len(new) != len(old):
+        return False
+    # the other command's OUT, by the first word that names something in OUT
+    moved = (
+        (path.removeprefix(out), other) for path, other in zip(new, old, strict=True) if path.startswith(f"{out}/")
+    )
+    end, other = next(moved, ("", out))
+    old_out = other.removesuffix(end)
+    return [_relative(word, out) for word in new] == [_relative(word, old_out) for word in old]
+
+
+def _without_machine(words: Sequence[str]) -> list[str]:
+    machine = {"--workers", "--device"}
+    return [word for before, word in zip(["", *words], words, strict=False) if not {before, word} & machine]
+
+
+def _relative(word: str, out: str) -> str:
+    """A word with OUT for the path of OUT, in PATH and in NAME=PATH."""
+    return re.sub(rf"^([^=]*=)?{re.escape(out)}(?=/|$)", r"\1OUT", word)
 
 
 def _read_stamp(stage: Stage, name: str) -> dict[str, Any] | None:
@@ -252,8 +275,8 @@ def _digest(stage: Stage, name: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def _note_done(stage: Stage, job: Job, seconds: float) -> None:
-    """Write a command's stamp. A training that was stopped in between has no time: only its last part is known."""
+def _write_stamp(stage: Stage, job: Job, seconds: float) -> None:
+    """Note that a command ended well; the time of a training that was stopped in between is not known."""
     log = _log(stage, job.name)
     starts = log.read_text(errors="replace").count("$ foveate ") if log.exists() else 1
     is_whole = job.words[0] == "evaluate" or starts == 1
@@ -277,87 +300,76 @@ def _log(stage: Stage, name: str) -> Path:
     return stage.out / "logs" / f"{name.replace('/', '-')}.log"
 
 
-def _run_all(stage: Stage, jobs: dict[str, Job], todo: dict[str, Job], *, at_once: int) -> dict[str, str]:
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, str]:
     """Run the commands, several at once, each after what it needs.
 
     Returns:
-        Those that did not end well, by name, with the reason.
+        Those that failed, by name, with the reason.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes to come
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    waiting, running, failed = dict(todo), dict[str, tuple[BaseProcess, float]](), dict[str, str]()
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    waiting, running, failed = dict(todo), dict[str, tuple[subprocess.Popen, float]](), dict[str, str]()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with (
-        _terminated_as_interrupted(),
-        Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar,
-    ):
+    with _sigterm_interrupts(), Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
         task = bar.add_task("commands", total=sum(job.cost for job in todo.values()))
         try:
             while waiting or running:
+                # start what can be started
                 for name, job in list(waiting.items()):
                     lost = next((need for need in job.needs if need in failed), None)
                     if lost is not None:
                         failed[name] = f"{lost} failed before"
                         del waiting[name]
                     elif len(running) < at_once and not any(need in waiting or need in running for need in job.needs):
-                        _stamp(stage, name).unlink(missing_ok=True)  # until it ends well again
-                        process = context.Process(target=_work, args=(job.words, str(_log(stage, name))))
-                        process.start()
-                        running[name] = (process, time.perf_counter())
-                        del waiting[name]
-                done = len(todo) - len(waiting) - len(running)
-                bar.update(task, description=f"{done}/{len(todo)} {' '.join(running)}")
-                connection.wait([process.sentinel for process, _ in running.values()], timeout=1)
+                        running[name] = (_start(stage, waiting.pop(name), environment), time.perf_counter())
+                bar.update(
+                    task, description=f"{len(todo) - len(waiting) - len(running)}/{len(todo)} {' '.join(running)}"
+                )
+                time.sleep(0.1)
+                # stamp what has ended
                 for name, (process, started) in list(running.items()):
-                    if process.exitcode is None:
+                    status = process.poll()
+                    if status is None:
                         continue
                     del running[name]
-                    bar.advance(task, jobs[name].cost)
-                    if process.exitcode == 0 and jobs[name].makes.exists():
-                        _note_done(stage, jobs[name], time.perf_counter() - started)
+                    bar.advance(task, todo[name].cost)
+                    if status == 0 and todo[name].makes.exists():
+                        _write_stamp(stage, todo[name], time.perf_counter() - started)
                     else:
-                        failed[name] = f"status {process.exitcode}"
+                        failed[name] = f"status {status}"
         except KeyboardInterrupt as stop:
             for process, _ in running.values():
-                if process.pid is not None and process.is_alive():
-                    os.kill(process.pid, signal.SIGTERM)
+                process.terminate()
             for process, _ in running.values():
-                process.join()
-            print("foveate: stopped; what ran was saved. The same command goes on.", file=sys.stderr)
+                process.wait()
+            print("foveate: stopped; what ran was saved. The same command resumes.", file=sys.stderr)
             raise SystemExit(stop.args[0] if stop.args else 130) from None
     return failed
 
 
-def _work(words: tuple[str, ...], log: str) -> None:
-    """Run one command in this process, all it says going to its log."""
-    from foveate.cli.main import main
-
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which tells this one
-    with Path(log).open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["foveate", *words]
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
-    print(f"\n$ foveate {shlex.join(words)}", flush=True)
-    main(list(words))
-
-
-def _end_with_the_first() -> None:
-    """Stop, as on SIGTERM, when the process that wanted this command is gone (kill -9)."""
-    first = parent_process()
-    assert first is not None
-    connection.wait([first.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Popen:
+    """Start one command, its output going to its log; it has no stamp until it ends well again."""
+    _stamp(stage, job.name).unlink(missing_ok=True)
+    log = _log(stage, job.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"\n$ foveate {shlex.join(job.words)}\n")
+        file.flush()
+        return subprocess.Popen(
+            [sys.executable, "-c", CHILD, *job.words],
+            env=environment,
+            stdin=subprocess.PIPE,  # closes with this process
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl-C reaches this process alone, which stops the command in order
+        )
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def _sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM end the work as Ctrl-C does, but for the status."""
 
     def stop(number: int, _: object) -> None:
