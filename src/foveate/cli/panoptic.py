@@ -5,29 +5,26 @@ Torch is imported only when something is measured, so that help and typing error
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli.evaluate import Reading, finish
-from foveate.clip.names import Head
 from foveate.errors import InputError
-from foveate.heads.panoptic.names import Region, Templates
+from foveate.heads.panoptic.names import Templates
 from foveate.io.files import check_target
+from foveate.predict.flags import MaskFlags
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from foveate.data.records import Dataset
     from foveate.heads.panoptic.segment import PanopticSegmenter
-    from foveate.types import Category
 
 ALL_SHARES = ("odise-label", "clip", "generator")
-ADE = "ade20k_panoptic_val"  # what Mask2Former's tools write into ADEChallengeData2016
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panoptic(Reading):
+class Panoptic(MaskFlags, Reading):
     """Measure panoptic segmentation with any CLIP: PQ of things and stuff, of seen classes and of others (Tab. 5).
 
     Masks come from a generator (`foveate train-panoptic`), their classes from its words and from a CLIP, whose share is
@@ -43,27 +40,11 @@ class Panoptic(Reading):
     """Measure predictions that another program made, without any model: the folder of panoptic PNGs with their JSON, as
     COCO's server takes it, or that JSON. The images of --data need not be there. Each image needs a prediction, as in
     panopticapi."""
-    clip: str | None = None
-    """Where the CLIP lies that the generator was trained on, when it is no longer where it was."""
-    encoder: Path | None = None
-    """Where the folder lies that the generator's encoder was read from, when it is no longer where it was."""
-    clip_with: str | None = None
-    """The CLIP whose dense map classifies masks, such as OUT/model of a distillation; when not given, the one that the
-    generator was trained on; none for a folder of transformers, which names its masks itself."""
-    clip_with_pretrained: str | None = None
-    """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
     shares: tuple[str, ...] = ()
     """CLIP's share in the score of a class, one row each: odise-label (.3 of seen, .7 of other classes), odise-caption
     (.35, .65), fc-clip (.4, .8), clip (1, 1), generator (0, 0), or two numbers such as 0.2,0.9. When not given:
     odise-label, clip and generator; clip alone for a generator without words, and generator alone for a folder of
     transformers without --clip-with."""
-    region: Region = "dense"
-    """How the CLIP embeds a mask: the mean of its dense map, or masked attention (ODISE's own)."""
-    head: Head = "value"
-    """What becomes of the last block for the dense map; see `foveate evaluate regions`."""
-    size: int | None = None
-    """Side of the CLIP's input [pixels], a multiple of its patch; when not given, its own. For foveate-small 192, three
-    times its own, is far better on the world."""
     squash: bool = True
     """Resize pictures to a square, as ODISE; else the aspect is kept and --size is of the longest side."""
     labels: Path | None = None
@@ -76,9 +57,6 @@ class Panoptic(Reading):
     a folder of transformers (Mask2Former's for COCO)."""
     overlap: float = 0.8
     """Share of a mask that must be left where better masks lie over it, for it to become a segment."""
-    input: tuple[int, int] | None = None
-    """With a folder of transformers: the shortest edge of the input, and the most that the longest may have [pixels];
-    when not given, the folder's, or 800 1333 where that asks for a fixed height and width."""
     semantic: bool = False
     """Also measure mIoU, of the sum of all masks."""
     instances: bool = False
@@ -99,6 +77,7 @@ def run(config: Panoptic) -> dict[str, Any]:
     started = time.perf_counter()
     from foveate.clip.vocabulary import Vocabulary
     from foveate.data.labels import class_names
+    from foveate.data.sources import open_panoptic
     from foveate.evaluate.shares import sweep_shares
     from foveate.heads.panoptic.fusion import Shares
     from foveate.predict.masks import open_segmenter, share_numbers
@@ -115,22 +94,15 @@ def run(config: Panoptic) -> dict[str, Any]:
     dataset = open_panoptic(config.data, config.split)
     vocabulary = Vocabulary(class_names(dataset, config.labels, _tell).classes)
     segmenter = open_segmenter(
+        config,
         config.model,
         vocabulary,
         [one.is_thing for one in dataset.categories],
-        clip=config.clip,
-        encoder=config.encoder,
-        clip_with=config.clip_with,
-        clip_with_pretrained=config.clip_with_pretrained,
         shares=Shares(*rows[0][1:]),
-        region=config.region,
-        head=config.head,
-        size=config.size,
         squash=config.squash,
         templates=config.templates,
         min_score=config.min_score,
         overlap=config.overlap,
-        input=config.input,
         device=config.device,
     )
     seen = int(segmenter.asked.is_seen.sum())
@@ -184,32 +156,6 @@ def _input_of(segmenter: "PanopticSegmenter") -> list[int] | None:
 
     model = segmenter.generator
     return [model.described.shortest, model.described.longest] if isinstance(model, Published) else None
-
-
-def open_panoptic(root: Path, split: str, *, images: bool = True) -> "Dataset":
-    """The pictures of a root with panoptic annotations, COCO's layout or ADE20K's; the images may be absent.
-
-    Raises:
-        InputError: it has none, or they are damaged.
-    """
-    from foveate.data.coco import read_panoptic
-    from foveate.data.sources import open_data, open_panoptic_annotations
-
-    file = root / f"{ADE}.json"
-    if not file.is_file() and not images:
-        return open_panoptic_annotations(root, split=split)
-    if not file.is_file():
-        return open_data(root, split=split, annotations="panoptic")
-    if split != "val":
-        raise InputError(f"--split: must be val for ADE20K; got {split}.")
-    found = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE)
-    return replace(found, categories=tuple(_words_apart(one) for one in found.categories))
-
-
-def _words_apart(category: "Category") -> "Category":
-    """A class of ADE20K, whose name is a list of words: "windowpane, window "."""
-    words = [word.strip() for word in category.name.split(",")]
-    return replace(category, name=words[0], synonyms=(*words[1:], *category.synonyms))
 
 
 def _table(result: dict[str, Any], config: Panoptic) -> "Table":

@@ -14,7 +14,7 @@ from foveate.cli import detection, panoptic, semantic
 from foveate.cli.detection import Detection, names_of, style_of
 from foveate.cli.evaluate import Reading, finish
 from foveate.cli.label_maps import open_truth_maps
-from foveate.cli.panoptic import Panoptic, open_panoptic
+from foveate.cli.panoptic import Panoptic
 from foveate.cli.semantic import Semantic, base_classes, table_of
 from foveate.errors import InputError
 from foveate.io.files import check_target
@@ -98,6 +98,7 @@ def _score_panoptic(config: Panoptic) -> dict[str, Any]:
     """
     path = _check(config, COMMON)
     started = time.perf_counter()
+    from foveate.data.sources import open_panoptic
     from foveate.evaluate.map_results import read_panoptic_results
     from foveate.evaluate.panoptic import evaluate_panoptic
 

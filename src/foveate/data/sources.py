@@ -26,7 +26,9 @@ from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
 from foveate.data.voc import find_voc, read_voc
 from foveate.io.files import default_cache
-from foveate.types import InputError
+from foveate.types import Category, InputError
+
+ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
 Kind = Literal["instances", "outlines", "panoptic", "none"]
 
@@ -129,6 +131,31 @@ def open_panoptic_annotations(root: Path, *, split: str) -> Dataset:
         raise InputError(f"{root}: need panoptic annotations of split {split}: {file} and the folder {pngs}; not both "
                          "are there. Check the path and the split.")  # fmt: skip
     return read_panoptic(file, None, pngs)
+
+
+def open_panoptic(root: Path, split: str, *, images: bool = True) -> Dataset:
+    """The images of a root with panoptic annotations, COCO's layout or ADE20K's; the images may be absent.
+
+    Raises:
+        InputError: it has none, or they are damaged.
+    """
+    file = root / f"{ADE_PANOPTIC}.json"
+    if not file.is_file():
+        return (
+            open_data(root, split=split, annotations="panoptic")
+            if images
+            else open_panoptic_annotations(root, split=split)
+        )
+    if split != "val":
+        raise InputError(f"--split: must be val for ADE20K; got {split}.")
+    dataset = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE_PANOPTIC)
+    return replace(dataset, categories=tuple(_separate_synonyms(category) for category in dataset.categories))
+
+
+def _separate_synonyms(category: Category) -> Category:
+    """A class of ADE20K, whose name is a list of words: "windowpane, window "."""
+    words = [word.strip() for word in category.name.split(",")]
+    return replace(category, name=words[0], synonyms=(*words[1:], *category.synonyms))
 
 
 def _read_annotations(file: Path) -> Dataset:

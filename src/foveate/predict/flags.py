@@ -14,37 +14,47 @@ What = Literal["image", "dense", "boxes"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmenting:
-    """How pixels are assigned to classes."""
+class MaskFlags:
+    """The models behind masks: a generator, and a CLIP that names them."""
 
-    model: str
-    """OUT/model of `foveate train-catseg` or `train-panoptic`; a folder of transformers with a Mask2Former or
-    MaskFormer and its classes; or a CLIP, whose dense map is compared with the
-    class names."""
-    pretrained: str | None = None
-    """Weights file or open_clip tag, where --model is the name of an architecture."""
     clip: str | None = None
     """Path to the CLIP that the model was trained on, where it has moved."""
     encoder: Path | None = None
     """With a generator of masks: path to the folder that its encoder was read from, where it has moved."""
     clip_with: str | None = None
-    """With a generator of masks: the CLIP that names them, such as OUT/model of a distillation; default: its own."""
+    """With a generator of masks: the CLIP that names them, such as OUT/model of a distillation; default: its own; none
+    for a folder of transformers, which names its masks itself."""
     clip_with_pretrained: str | None = None
     """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
+    region: Region = "dense"
+    """With a generator of masks: how the CLIP embeds one: the mean of its dense map, or masked attention (ODISE's)."""
+    head: Head = "value"
+    """What becomes of the CLIP's last block; value is the paper's; see `foveate evaluate regions`."""
+    size: int | None = None
+    """Side of the square input of the CLIP that names masks [pixels], a multiple of its patch; default: its own. For
+    foveate-small 192, three times its own, is far better on the world."""
+    input: tuple[int, int] | None = None
+    """With a folder of transformers: the shortest edge of the input, and the most that the longest may have [pixels];
+    default: the folder's, or 800 1333 where that asks for a fixed height and width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenting(MaskFlags):
+    """How pixels are assigned to classes."""
+
+    model: str
+    """OUT/model of `foveate train-catseg` or `train-panoptic`; a folder of transformers with a Mask2Former or
+    MaskFormer and its classes; or a CLIP, whose dense map is compared with the class names."""
+    pretrained: str | None = None
+    """Weights file or open_clip tag, where --model is the name of an architecture."""
     size: int | None = None
     """With a CLIP: longest side of its input; with a generator: side of the square input of the CLIP that names masks
     [pixels]. Default: four times the CLIP's own size, and its own size."""
-    head: Head = "value"
-    """With a CLIP: what becomes of the last block; value is the paper's."""
     templates: TemplateName = "vild"
     """With a CLIP: what class names are written into: ViLD's 63 templates, CLIP's 80 for ImageNet, or nothing."""
     shares: str | None = None
     """With a generator of masks: CLIP's share in the score of a class, as --shares of `foveate evaluate panoptic`;
     default: odise-label, and clip for a generator without words."""
-    region: Region = "dense"
-    """With a generator of masks: how the CLIP embeds one: the mean of its dense map, or masked attention."""
-    input: tuple[int, int] | None = None
-    """With a folder of transformers: its input, as --input of `foveate evaluate panoptic`."""
     at_once: int = 5
     """With Cat-Seg: views of an image that are run together; fewer take less memory."""
 

@@ -9,60 +9,47 @@ from typing import Any, get_args
 import torch
 
 from foveate.clip.load import load
-from foveate.clip.names import Head
+from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.described import MIN_SCORE, Described, describe, is_published
 from foveate.heads.panoptic.fusion import PRESETS, Shares, seen_classes
-from foveate.heads.panoptic.names import SHARES, Preset, Region, Templates
+from foveate.heads.panoptic.names import SHARES, Preset, Templates
 from foveate.heads.panoptic.product import chosen_templates, load_generator
 from foveate.heads.panoptic.published import ClassMap, Published, match_classes, read_published
 from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.predict.flags import MaskFlags
 
 ONE_PROMPT = ("photo", "none")  # templates of which an embedding of length 1 is the raw one, normalised
 
 
 def open_segmenter(
+    flags: MaskFlags,
     folder: Path,
     vocabulary: Vocabulary,
     is_thing: Sequence[bool],
     *,
-    clip: str | None = None,
-    encoder: Path | None = None,
-    clip_with: str | None = None,
-    clip_with_pretrained: str | None = None,
     shares: Shares | None = None,
-    region: Region = "dense",
-    head: Head = "value",
-    size: int | None = None,
     squash: bool = True,
     templates: Templates | None = None,
     min_score: float | None = None,
     overlap: float = 0.8,
-    input: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> PanopticSegmenter:
     """Open a trained generator of masks and a CLIP that names them, for any classes.
 
     Args:
+        flags: where the models are, and how the CLIP embeds a mask.
         folder: OUT/model of `foveate train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer.
         vocabulary: the K classes, with their synonyms.
         is_thing: of the classes.
-        clip: path to the generator's CLIP; None: as in training.
-        encoder: path to its encoder's folder; None: as in training.
-        clip_with: the CLIP that classifies masks; None: the generator's.
-        clip_with_pretrained: its weights, where it is the name of an architecture.
-        shares: that CLIP's; None: ODISE's label model's, or CLIP alone for a generator without words.
-        region: how it embeds a mask.
-        head: of its dense map.
-        size: side of its input [pixels]; None: its own.
-        squash: ignore the aspect.
+        shares: of the CLIP that names masks; None: ODISE's label model's, or CLIP alone for a generator without words.
+        squash: ignore the aspect of images for that CLIP.
         templates: what the class names are written into for it; None: as in training.
         min_score: score that a mask must exceed; None: 0, and 0.8 for a folder of transformers.
         overlap: share of a mask that must be left.
-        input: shortest and longest edge of the input of a folder of transformers [pixels]; None: its own.
         device: as a flag names it.
 
     Raises:
@@ -70,16 +57,17 @@ def open_segmenter(
     """
     things = torch.tensor([*is_thing], dtype=torch.bool)
     target = choose_device(device, local_rank=None)
-    settings: dict[str, Any] = {"region": region, "head": head, "size": size, "squash": squash, "overlap": overlap}
+    settings: dict[str, Any] = {"region": flags.region, "head": flags.head, "size": flags.size}
+    settings |= {"squash": squash, "overlap": overlap}
 
     # a folder of transformers names its masks itself; a CLIP may help
     if is_published(folder):
-        for flag, given in (("--clip", clip), ("--encoder", encoder)):
+        for flag, given in (("--clip", flags.clip), ("--encoder", flags.encoder)):
             if given is not None:
                 raise InputError(f"{flag}: {folder} is a folder of transformers, which stands on no other model; got "
                                  f"{given}. Leave it out, or name masks by --clip-with.")  # fmt: skip
-        namer = None if clip_with is None else load(clip_with, pretrained=clip_with_pretrained, device=target)
-        model, mapped = open_published(folder, vocabulary, input=input, has_clip=namer is not None, device=target)
+        namer = _load_namer(flags, target)
+        model, mapped = open_published(folder, vocabulary, input=flags.input, has_clip=namer is not None, device=target)
         text = None
         if namer is not None:
             text = embed_words(namer, vocabulary, templates=chosen_templates(templates or "photo"))
@@ -87,13 +75,13 @@ def open_segmenter(
         usual = PRESETS["generator" if namer is None else "odise-label"]
         least = MIN_SCORE if min_score is None else min_score
         return PanopticSegmenter(model, namer, query, shares=shares or usual, min_score=least, **settings)
-    if input is not None:
+    if flags.input is not None:
         raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
                          "Leave it out.")  # fmt: skip
 
     # a generator of ours: its own embeddings of the classes, and those of the CLIP that names masks
-    generator, own, about = load_generator(folder, clip=clip, encoder=encoder, device=target)
-    namer = own if clip_with is None else load(clip_with, pretrained=clip_with_pretrained, device=target)
+    generator, own, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
+    namer = _load_namer(flags, target) or own
     learned = embed_words(own, vocabulary, templates=chosen_templates(about.templates), length=about.words)
     wanted = templates or about.templates
     if namer is own and wanted == about.templates and (about.words == "unit" or wanted in ONE_PROMPT):
@@ -103,6 +91,13 @@ def open_segmenter(
     query = Asked(text, learned, things, seen_classes(vocabulary, about.base))
     usual = PRESETS["odise-label" if about.knows_words else "clip"]
     return PanopticSegmenter(generator, namer, query, shares=shares or usual, min_score=min_score or 0.0, **settings)
+
+
+def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
+    """The CLIP of --clip-with."""
+    if flags.clip_with is None:
+        return None
+    return load(flags.clip_with, pretrained=flags.clip_with_pretrained, device=device)
 
 
 def share_numbers(name: str) -> tuple[float, float]:
@@ -123,6 +118,11 @@ def share_numbers(name: str) -> tuple[float, float]:
             f"the generator has seen, and of others); got {name}."
         )
     return seen, unseen
+
+
+def named_shares(name: str | None) -> Shares | None:
+    """CLIP's shares by a preset's name or as typed; None: not given."""
+    return None if name is None else Shares(*share_numbers(name))
 
 
 def open_published(

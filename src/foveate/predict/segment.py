@@ -13,13 +13,12 @@ from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.io.files import check_target, write_whole
 from foveate.predict.flags import Segment
 from foveate.predict.images import file_stems, open_images, write_record
-from foveate.predict.masks import report
+from foveate.predict.masks import named_shares, open_segmenter, report
 from foveate.predict.segmenters import (
     Segmenter,
     check_segmenting,
     finds_masks,
     known_classes,
-    open_masks,
     open_pixels,
 )
 from foveate.show.detections import write_picture
@@ -42,10 +41,12 @@ def run(config: Segment) -> Path:
     vocabulary = known_classes(Path(config.model)) if config.vocab is None else read_vocabulary(config.vocab)
     if config.panoptic:
         is_thing = find_things(vocabulary, Path(config.model), stuff=config.stuff)
-        segmenter = open_masks(
+        segmenter = open_segmenter(
             config,
+            Path(config.model),
             vocabulary,
-            is_thing=is_thing,
+            is_thing,
+            shares=named_shares(config.shares),
             min_score=config.min_score,
             overlap=0.8 if config.overlap is None else config.overlap,
             device=config.device,
@@ -110,7 +111,7 @@ def write_panoptic_maps(
     """Draw things and stuff, and write the panoptic maps.
 
     Args:
-        segmenter: of `open_masks`.
+        segmenter: of `open_segmenter`.
         feed: the images.
         out: folder; gets NAME.jpg and NAME.png per image.
         names: of the K classes that the segmenter was opened with.

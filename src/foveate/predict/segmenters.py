@@ -17,12 +17,10 @@ from foveate.heads.catseg.product import read_about as read_catseg
 from foveate.heads.common.text import embed_words
 from foveate.heads.cosines import Cosines
 from foveate.heads.panoptic.described import describe, is_published
-from foveate.heads.panoptic.fusion import Shares
 from foveate.heads.panoptic.product import read_about as read_generator
-from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.ops.argmax import best_labels
 from foveate.predict.flags import Segmenting
-from foveate.predict.masks import open_segmenter, share_numbers
+from foveate.predict.masks import named_shares, open_segmenter
 from foveate.types import LabelMap, Sample
 
 CATSEG = "catseg.json"  # in a folder of a CAT-Seg
@@ -109,7 +107,10 @@ def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.dev
 
 
 def _open_masks(config: Segmenting, folder: Path, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:
-    segmenter = open_masks(config, vocabulary, is_thing=[True] * len(vocabulary.classes), device=str(device))
+    is_thing = [True] * len(vocabulary.classes)
+    segmenter = open_segmenter(
+        config, folder, vocabulary, is_thing, shares=named_shares(config.shares), device=str(device)
+    )
     trained = Vocabulary(describe(folder).classes) if is_published(folder) else read_generator(folder).base
 
     def label_maps(samples: Sequence[Sample]) -> list[LabelMap]:
@@ -117,32 +118,3 @@ def _open_masks(config: Segmenting, folder: Path, vocabulary: Vocabulary, *, dev
         return [best_labels([segmenter.semantic(segmenter.score_proposals(*pair))]) for pair in pairs]
 
     return Segmenter("masks", trained, label_maps)
-
-
-def open_masks(
-    config: Segmenting,
-    vocabulary: Vocabulary,
-    *,
-    is_thing: Sequence[bool],
-    min_score: float | None = None,
-    overlap: float = 0.8,
-    device: str,
-) -> PanopticSegmenter:
-    """Open a generator of masks and the CLIP that names them, as the flags say; see `open_segmenter`."""
-    return open_segmenter(
-        Path(config.model),
-        vocabulary,
-        is_thing,
-        clip=config.clip,
-        encoder=config.encoder,
-        clip_with=config.clip_with,
-        clip_with_pretrained=config.clip_with_pretrained,
-        shares=None if config.shares is None else Shares(*share_numbers(config.shares)),
-        region=config.region,
-        head=config.head,
-        size=config.size,
-        min_score=min_score,
-        overlap=overlap,
-        input=config.input,
-        device=device,
-    )
