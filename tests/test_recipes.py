@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from foveate.cli import train_catseg, train_panoptic
-from foveate.cli.recipes import CONFIGS
 from foveate.cli.train_catseg import TrainCatSeg
 from foveate.cli.train_fvit import TrainFViT, check
 from foveate.cli.train_panoptic import TrainPanoptic
 from foveate.engine.config import SMALL, DistillConfig, check_config
 from foveate.recipes import RECIPES, Recipe
+from foveate.reproduce.list_recipes import CONFIGS
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 

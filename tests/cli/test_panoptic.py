@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from foveate.cli.main import main
-from foveate.cli.panoptic import open_panoptic, open_segmenter
 from foveate.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.loader import EvaluationSource, open_data
 from foveate.data.panoptic import read_panoptic_map
+from foveate.data.sources import open_panoptic
 from foveate.data.splits import BaseNovel, split_semantic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
@@ -26,10 +26,13 @@ from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.fusion_sweep import ThingObjects, panoptic_truth, sweep_fusion
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.evaluate.panoptic import evaluate_panoptic
-from foveate.heads.panoptic.fusion import PRESETS, embed_words
+from foveate.heads.common.text import embed_words
+from foveate.heads.panoptic.fusion import PRESETS
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.product import load_generator, read_about
 from foveate.ops.paste import encode_masks
+from foveate.predict.flags import MaskFlags
+from foveate.predict.masks import open_segmenter
 from foveate.types import Detections
 
 TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",
@@ -70,7 +73,9 @@ def asked_of(folder: Path, world: Path):
     """A segmenter for all of the world's classes, and the pictures of val."""
     data = open_panoptic(world, "val")
     vocabulary = Vocabulary(tuple((one.name,) for one in data.categories))
-    return open_segmenter(folder, vocabulary, [one.is_thing for one in data.categories], device="cpu"), data
+    return open_segmenter(
+        MaskFlags(), folder, vocabulary, [one.is_thing for one in data.categories], device="cpu"
+    ), data
 
 
 def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys):
@@ -425,7 +430,7 @@ def test_words_are_learned_as_long_as_is_said(world, trained, tmp_path):
 
 def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
-    segmenter = open_segmenter(trained / "model", vocabulary, [True, False, True], device="cpu")
+    segmenter = open_segmenter(MaskFlags(), trained / "model", vocabulary, [True, False, True], device="cpu")
     assert segmenter.asked.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
     raw, unit = segmenter.asked.generator_words.rows, segmenter.asked.words.rows  # one CLIP, embedded once
     assert torch.allclose(F.normalize(raw, dim=1), unit) and not torch.allclose(raw, unit)

@@ -14,7 +14,7 @@ from foveate.engine.config import (
     numbers_of,
     run_record,
 )
-from foveate.engine.folder import claim_folder, hold_folder
+from foveate.io.store import claim_folder, hold_folder
 from foveate.types import InputError
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))

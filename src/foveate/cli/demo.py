@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.engine.config import DistillConfig, check_config
-from foveate.engine.folder import claim_folder
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
+from foveate.io.store import claim_folder
 
 if TYPE_CHECKING:
     from foveate.clip.model import Clip

@@ -43,8 +43,8 @@ from foveate.engine.config import (
     regions_of,
     run_record,
 )
-from foveate.engine.folder import check_writable, claim_folder, hold_folder
 from foveate.errors import InputError
+from foveate.io.store import check_writable, claim_folder, hold_folder
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.data.loader import BatchLoader, PictureSource

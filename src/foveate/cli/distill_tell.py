@@ -25,9 +25,9 @@ def teller(processes: "Processes") -> Callable[[str], object]:
 
 def tell_other_batch(recipe: str, pictures: int, *, tell: Callable[[str], object]) -> None:
     """Warn where batch, accumulation and processes together are not what the recipe means."""
-    from foveate.cli.recipes import find
+    from foveate.recipes import find_recipe
 
-    fields = find(recipe).fields
+    fields = find_recipe(recipe).fields
     meant = fields.get("batch", DistillConfig.batch) * fields.get("accumulate", DistillConfig.accumulate)
     if pictures != meant:
         tell(f"WARNING   {recipe} means {meant} pictures a step; these flags and processes take {pictures}")

@@ -1,36 +1,14 @@
 """Flags that say where label maps lie and which of their classes are novel; what `train-catseg` and `evaluate semantic`
 have in common."""
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.cli.recipe_data import check_recipe_data
-from foveate.data.names import SemanticKind
+from foveate.evaluate.flags import LabelMapFlags
 
 if TYPE_CHECKING:
     from foveate.cli.training import Tell
     from foveate.data.semantic import SemanticData
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelMapFlags:
-    """Where the classes of pixels are."""
-
-    data: Path
-    """Root of pictures with a class for each pixel: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K,
-    PASCAL Context or VOC."""
-    kind: SemanticKind | None = None
-    """What the root is; when not given, found by what lies there. VOC's maps are 20, 20b or 21 classes: say which."""
-    labels: Path | None = None
-    """List of classes, with other words for the data's classes, or where it has none itself: `id:word,word` a line, or
-    a JSON list of names in the data set's order, as CAT-Seg's are."""
-    maps: Path | None = None
-    """Folder of label maps that `foveate convert-maps` wrote, of the full ADE20K or PASCAL Context."""
-    names: Path | None = None
-    """File of the ids of the pictures that count, one a line (PASCAL Context)."""
-    novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; when not given, what annotations/splits.json of the root says."""
 
 
 def open_truth_maps(config: LabelMapFlags, *, split: str, images: bool = True) -> "SemanticData":

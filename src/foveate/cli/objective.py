@@ -47,7 +47,7 @@ class Nouns:
 
     def write(self, out: Path) -> None:
         """Keep what was counted in OUT/nouns.json, [noun, number] a line; a file of one's own is there already."""
-        from foveate.files import write_whole
+        from foveate.io.files import write_whole
 
         if self.counted is not None:
             lines = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in self.counted)
@@ -146,7 +146,7 @@ def build_objective(
 def _compare(student: "Clip", nouns: Nouns) -> "RegionText":
     """Regions are told apart among nouns, as the student's own text tower embeds them."""
     from foveate.clip.text import embed_vocabulary
-    from foveate.files import default_cache
+    from foveate.io.files import default_cache
     from foveate.objectives.region_text import RegionText
 
     rows = embed_vocabulary(student, nouns.vocabulary, templates=NOUN_TEMPLATES, cache=default_cache())  # (K, D)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from foveate.cli.distill_tell import again
 from foveate.cli.proposals_data import find_held_out, require_boxes, require_categories, split_or_all, tell
 from foveate.engine.config import SMALL
-from foveate.engine.folder import check_writable, claim_folder, hold_folder
 from foveate.errors import InputError
-from foveate.files import bad_lines, versions, write_whole
+from foveate.io.files import bad_lines, versions, write_whole
+from foveate.io.store import check_writable, claim_folder, hold_folder
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.data.records import Dataset

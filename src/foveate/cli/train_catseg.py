@@ -91,7 +91,7 @@ def _run(config: TrainCatSeg, processes: "Processes", tell: Tell) -> "Outcome":
     from foveate.engine.checkpoint import digest_module
     from foveate.engine.optim import learning_rate
     from foveate.heads.catseg.product import About, build_catseg, save_catseg
-    from foveate.heads.product import tower_digest
+    from foveate.heads.common.product import tower_digest
 
     # --- pictures and network, before anything is written
     data, novel, rule = open_base_maps(config, split=config.split, tell=tell, recipe=config.recipe)

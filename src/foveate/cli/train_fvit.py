@@ -4,7 +4,7 @@ OUT/model is what `foveate detect` and `foveate evaluate detection` take. Torch 
 trained.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +13,9 @@ from foveate.cli.recipe_data import check_recipe_data
 from foveate.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from foveate.clip.names import TemplateName
 from foveate.errors import InputError
-from foveate.files import default_cache
-from foveate.heads.fvit.names import Kind, Resize, Statistics
+from foveate.heads.common.names import PyramidKind
+from foveate.heads.fvit.names import Resize, Statistics
+from foveate.io.files import default_cache
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.clip.model import Clip
@@ -69,7 +70,7 @@ class TrainFViT(Training):
     """Resize images bilinearly without antialiasing (cv2's way), as published, or antialiased and bicubic."""
     background_weight: float | None = None
     """Of the background in the class loss; when not given, 0.9 for LVIS and 0.6 else."""
-    pyramid: Kind = "taps"
+    pyramid: PyramidKind = "taps"
     """Feature pyramid (Tab. A6): four taps of the tower (the paper's); simple: ViTDet's, from the last block; fpn: the
     last block with a top-down path."""
     taps: tuple[int, ...] = ()
@@ -106,8 +107,8 @@ def _run(config: TrainFViT, processes: "Processes", tell: Tell) -> "Outcome":
     from foveate.data.loader import EvaluationSource
     from foveate.engine.checkpoint import digest_module
     from foveate.engine.optim import stepped_rate
+    from foveate.heads.common.product import tower_digest
     from foveate.heads.fvit.product import About, save_detector
-    from foveate.heads.product import tower_digest
 
     # --- pictures and network, before anything is written
     dataset, split = open_objects(config, tell)
@@ -224,7 +225,8 @@ def _build(
     import torch
 
     from foveate.clip.text import embed_vocabulary
-    from foveate.heads.fvit.detector import FViT, synchronise
+    from foveate.heads.common.groups import synchronise
+    from foveate.heads.fvit.detector import FViT
 
     names = [category.name for category in dataset.categories[:-1]]  # the last is "crowd"
     text = embed_vocabulary(clip, names, templates=config.templates, background="background", cache=default_cache())
@@ -233,6 +235,7 @@ def _build(
     torch.manual_seed(config.seed)
     detector = FViT(
         clip,
+        network,
         text=text,
         is_novel=is_novel,
         background_weight=usual if config.background_weight is None else config.background_weight,
@@ -240,7 +243,6 @@ def _build(
         rois=config.rois or (128 if clip.native_size <= SMALL_SIDE else 512),
         jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
         flip=config.flip,
-        **asdict(network),
     )
     return synchronise(detector)
 

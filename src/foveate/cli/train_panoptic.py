@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from foveate.cli.recipe_data import check_recipe_data
 from foveate.cli.training import SMALL_SIDE, Tell, Training, check_training, own_folder, run_training, train
 from foveate.errors import InputError
-from foveate.heads.fvit.names import Kind
-from foveate.heads.panoptic.names import Length, Templates
+from foveate.heads.common.names import Length, PyramidKind
+from foveate.heads.panoptic.names import Templates
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from foveate.clip.model import Clip
-    from foveate.data.labels import Labels
     from foveate.data.records import Dataset
     from foveate.data.splits import BaseNovel
     from foveate.engine.distributed import Processes
@@ -103,7 +102,7 @@ class TrainPanoptic(Training):
     1 1 for foveate-small."""
     flip: bool = True
     """Mirror half of the pictures."""
-    pyramid: Kind = "taps"
+    pyramid: PyramidKind = "taps"
     """Feature pyramid on the CLIP's tower (Tab. A6): four taps; simple: from the last block; fpn: likewise with a
     top-down path."""
     taps: tuple[int, ...] = ()
@@ -142,8 +141,8 @@ def _run(config: TrainPanoptic, processes: "Processes", tell: Tell) -> "Outcome"
     from foveate.data.loader import EvaluationSource
     from foveate.engine.checkpoint import digest_module
     from foveate.engine.optim import stepped_rate
+    from foveate.heads.common.product import tower_digest
     from foveate.heads.panoptic.product import About, frozen_digest, save_generator
-    from foveate.heads.product import tower_digest
 
     # --- pictures and network, before anything is written
     dataset, split = open_segments(config, tell)
@@ -252,43 +251,14 @@ def settle(config: TrainPanoptic, usual: Usual) -> TrainPanoptic:
     return replace(config, **missing)
 
 
-def words_of(dataset: "Dataset", labels: Path | None, tell: Tell) -> "Labels":
-    """The words of each class, from a list or from the annotation file.
-
-    Args:
-        dataset: its categories, in their order.
-        labels: a list in OpenSeg's form, by the ids of the categories or in their order.
-        tell: hears of words that two classes share.
-
-    Raises:
-        InputError: a list that is damaged or of other classes.
-    """
-    from foveate.data.labels import labels_of, read_labels
-
-    own = labels_of(dataset.categories)
-    if labels is None:
-        return own
-    found = read_labels(labels, repeated="keep")
-    for line in found.notes:
-        tell(f"{line}; the best word of a class counts, so that these classes tie there")
-    if set(own.ids) <= set(found.ids):
-        return replace(found.choose(own.ids), is_thing=own.is_thing)
-    if len(found.ids) != len(own.ids):
-        raise InputError(
-            f"--labels {labels}: need the words of {len(own.ids)} classes, by their ids or in their order; got "
-            f"{len(found.ids)} classes, other ids among them."
-        )
-    tell(f"--labels {labels}: its ids are not those of {dataset.name}; its classes are taken in their order")
-    return replace(found, ids=own.ids, is_thing=own.is_thing)
-
-
 def _classes(config: TrainPanoptic, dataset: "Dataset", split: "BaseNovel", tell: Tell) -> "tuple[Class, ...]":
     """What the product says of the classes."""
+    from foveate.data.labels import class_names
     from foveate.heads.panoptic.product import Class, Part
 
     own = replace(dataset, categories=dataset.categories[:-1])  # the last is "crowd"
     parts: dict[str, Part] = {**dict.fromkeys(split.base, "base"), **dict.fromkeys(split.novel, "novel")}
-    pairs = zip(own.categories, words_of(own, config.labels, tell).classes, strict=True)
+    pairs = zip(own.categories, class_names(own, config.labels, tell).classes, strict=True)
     return tuple(Class(words, one.is_thing, parts.get(one.name, "left out")) for one, words in pairs)
 
 
@@ -314,9 +284,10 @@ def _build(config: TrainPanoptic, network: "Network", clip: "Clip", classes: "tu
     import torch
 
     from foveate.clip.vocabulary import Vocabulary
+    from foveate.heads.common.groups import synchronise
+    from foveate.heads.common.text import embed_words
     from foveate.heads.panoptic.criterion import Weights
-    from foveate.heads.panoptic.fusion import embed_words
-    from foveate.heads.panoptic.mask2former import MaskGenerator, synchronise
+    from foveate.heads.panoptic.mask2former import MaskGenerator
     from foveate.heads.panoptic.product import build_parts, chosen_templates
 
     words = nothing = None

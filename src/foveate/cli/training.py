@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from foveate.engine.config import SMALL
-from foveate.engine.folder import check_writable, claim_folder, hold_folder
 from foveate.errors import InputError
-from foveate.files import bad_lines
+from foveate.io.files import bad_lines
+from foveate.io.store import check_writable, claim_folder, hold_folder
 
 if TYPE_CHECKING:  # torch and open_clip cost seconds: --help must not pay them
     from torch import Tensor, nn

@@ -17,7 +17,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveate.clip.digest import digest_state
 from foveate.engine.distributed import Processes, spread_like, whole_tensor
+from foveate.io.files import sync_to_disk, write_whole
 from foveate.types import InputError
 
 
@@ -73,14 +73,12 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         _write_tensors(partial / "state.safetensors", tensors)
         manifest = _manifest(partial, step, facts)
-        _write(partial / "manifest.json", manifest)
-        _sync(partial)
+        write_whole(partial / "manifest.json", manifest, sync=True)
+        sync_to_disk(partial)
         partial.rename(final)
-        _sync(folder)
-        mark = final / "COMPLETE.partial"  # a mark that is there but empty would be no mark
-        _write(mark, hashlib.sha256(manifest).hexdigest().encode())
-        mark.rename(final / "COMPLETE")
-        _sync(final)
+        sync_to_disk(folder)
+        write_whole(final / "COMPLETE", hashlib.sha256(manifest).hexdigest().encode(), sync=True)
+        sync_to_disk(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(_cannot_write(final, tensors, error)) from error
@@ -314,23 +312,7 @@ def _check_names(trained: Mapping[str, Tensor], found: dict[str, Tensor]) -> Non
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    _sync(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_to_disk(path)
 
 
 def _manifest(folder: Path, step: int, facts: dict[str, Any]) -> bytes:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveate.clip.names import Head, Pad
-from foveate.engine.folder import HARMLESS
 from foveate.errors import InputError
+from foveate.io.store import HARMLESS
 
 SMALL = "foveate-small"  # the shipped small CLIP
 LARGEST_KEEP = 10  # a weight; --keep was once the number of patches, 20

@@ -9,7 +9,6 @@ Deliberately absent: several processes, and any loss on regions.
 """
 
 import math
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
 from foveate.data.shards import read_pairs
-from foveate.engine.folder import claim_folder
 from foveate.engine.log import Log
+from foveate.io.files import written_whole
+from foveate.io.store import claim_folder
 from foveate.objectives.image_text import clamp_scale, contrastive_loss
 from foveate.ops.augment import random_views
 from foveate.types import InputError
@@ -198,12 +198,8 @@ def _optimizers(model: nn.Module, *, lr: float, lr_adam: float) -> list[torch.op
 def _save(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     """Replace the saved state, whole or not at all."""
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with written_whole(path, sync=True) as partial, partial.open("wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:

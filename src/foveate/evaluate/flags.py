@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from foveate.cli.detection import Fusing
-from foveate.cli.label_maps import LabelMapFlags
-from foveate.cli.segmenters import Segmenting
 from foveate.clip.names import Head, Pad, TemplateName
-from foveate.heads.panoptic.names import Region, Templates
+from foveate.data.names import SemanticKind
+from foveate.heads.panoptic.names import Templates
+from foveate.predict.flags import Fusing, MaskFlags, Segmenting
 
 Style = Literal["coco", "lvis", "voc07", "voc12"]
 """Whose rule detections are measured by; see `foveate.evaluate.detection`."""
@@ -226,6 +225,26 @@ class Detection(ImageFlags, Fusing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelMapFlags:
+    """Where the classes of pixels are."""
+
+    data: Path
+    """Root of images with a class for each pixel: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K, PASCAL
+    Context or VOC."""
+    kind: SemanticKind | None = None
+    """What the root is; default: recognised by its files. VOC's maps are 20, 20b or 21 classes: say which."""
+    labels: Path | None = None
+    """List of classes, with other names for the data's classes, or where it has none itself: `id:name,name` a line, or
+    a JSON list of names in the data set's order, as CAT-Seg's are."""
+    maps: Path | None = None
+    """Folder of label maps that `foveate convert-maps` wrote, of the full ADE20K or PASCAL Context."""
+    names: Path | None = None
+    """File of the ids of the images that count, one a line (PASCAL Context)."""
+    novel: Path | None = None
+    """JSON file {"base": [names], "novel": [names]}; default: what annotations/splits.json of the root says."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Semantic(LabelMapFlags, Segmenting, ImageFlags):
     """Measure mIoU of all classes, of those seen in training, and of the others.
 
@@ -250,7 +269,7 @@ class Semantic(LabelMapFlags, Segmenting, ImageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panoptic(ImageFlags):
+class Panoptic(MaskFlags, ImageFlags):
     """Measure panoptic segmentation with any CLIP: PQ of things and stuff, of seen classes and of others (Tab. 5).
 
     Masks come from a mask generator (`foveate train-panoptic`), their classes from its own embeddings and from a CLIP,
@@ -267,27 +286,11 @@ class Panoptic(ImageFlags):
     """Measure the predictions of another program, without any model: the folder of panoptic PNGs with their JSON, as
     COCO's server takes it, or that JSON. The images of --data are not needed. Each image needs a prediction, as in
     panopticapi."""
-    clip: str | None = None
-    """Path to the CLIP that the generator was trained on, when it has moved."""
-    encoder: Path | None = None
-    """Path to the folder that the generator's encoder was read from, when it has moved."""
-    clip_with: str | None = None
-    """The CLIP whose dense map classifies masks, such as OUT/model of a distillation; default: the one that the
-    generator was trained on; none for a folder of transformers, which classifies its masks itself."""
-    clip_with_pretrained: str | None = None
-    """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
     shares: tuple[str, ...] = ()
     """Fusion weights of CLIP in the score of a class, one row each: odise-label (.3 of seen, .7 of other classes),
     odise-caption (.35, .65), fc-clip (.4, .8), clip (1, 1), generator (0, 0), or two numbers such as 0.2,0.9. Default:
     odise-label, clip and generator; clip alone for a generator without classes, and generator alone for a folder of
     transformers without --clip-with."""
-    region: Region = "dense"
-    """How the CLIP embeds a mask: the mean of its dense map, or masked attention (ODISE's own)."""
-    head: Head = "value"
-    """How the last block makes the dense map; see `foveate evaluate regions`."""
-    size: int | None = None
-    """Side of the CLIP's input [pixels], a multiple of its patch; default: its own. For foveate-small 192, three times
-    its own, is far better on the world."""
     squash: bool = True
     """Resize images to a square, as ODISE; else the aspect is kept and --size is of the longest side."""
     labels: Path | None = None
@@ -300,9 +303,6 @@ class Panoptic(ImageFlags):
     folder of transformers (Mask2Former's for COCO)."""
     overlap: float = 0.8
     """Share of a mask that must be left where better masks cover it, for it to become a segment."""
-    input: tuple[int, int] | None = None
-    """With a folder of transformers: the shortest edge of the input, and the most that the longest may have [pixels];
-    default: the folder's, or 800 1333 where that asks for a fixed height and width."""
     semantic: bool = False
     """Also measure mIoU, of the sum of all masks."""
     instances: bool = False

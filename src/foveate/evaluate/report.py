@@ -19,7 +19,7 @@ from foveate.data.records import Dataset, Dropped
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.evaluate.flags import CropFlags, ImageFlags
-from foveate.files import bad_lines, check_target, versions, write_whole
+from foveate.io.files import bad_lines, check_target, versions, write_whole
 
 Cell = str | int | float | None
 MAX_NAME = 24  # letters of a name that is kept on one line in a narrow terminal

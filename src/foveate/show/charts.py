@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.palette import FRAME, GRID, INK, QUIET
 
 WIDTH, HEIGHT = 6.6, 4.2  # [inches]

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.palette import BASE, NOVEL
 from foveate.types import Detections
 

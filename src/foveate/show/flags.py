@@ -6,7 +6,7 @@ from typing import Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 
 @dataclass(frozen=True, kw_only=True)

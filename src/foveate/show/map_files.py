@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.palette import class_colours
 from foveate.types import InputError, LabelMap, PanopticMap
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.charts import inline_svg, name_ends, new_chart
 from foveate.show.curves import smooth
 from foveate.show.palette import DARK, LIGHT

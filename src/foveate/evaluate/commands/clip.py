@@ -16,7 +16,7 @@ from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.report import finish, load_model, loading_of, start, table
 from foveate.evaluate.retrieval import evaluate_retrieval
 from foveate.evaluate.zero_shot import evaluate_global
-from foveate.files import default_cache
+from foveate.io.files import default_cache
 from foveate.show.flags import check_png, split_named
 from foveate.show.pareto import pareto_chart
 

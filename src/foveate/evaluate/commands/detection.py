@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from foveate.cli.detection import _fusions, _load, _texts, made_by, tell_vocabulary, trained_on
 from foveate.clip.vocabulary import Vocabulary, read_vocabulary
 from foveate.data.records import Dataset, Dropped
 from foveate.data.sources import open_annotations, open_data
@@ -21,8 +20,16 @@ from foveate.evaluate.detection_sweep import find_candidates, proposal_recall, s
 from foveate.evaluate.flags import Detection, Style
 from foveate.evaluate.ground_truth import GroundTruth, counting_names, open_ground_truth
 from foveate.evaluate.report import finish, first_images, loading_of, log, start, table
-from foveate.files import check_target
 from foveate.heads.fvit.fusion import detect
+from foveate.io.files import check_target
+from foveate.predict.detect import (
+    candidates_identity,
+    choose_fusions,
+    embed_classes,
+    open_detector,
+    report_vocabulary,
+    trained_on,
+)
 
 RESULTS_FLAGS = ("annotations", "benchmark", "novel", "vocab", "style", "masks")  # understood with --from-results
 MEASURES = {
@@ -47,14 +54,14 @@ def run_detection(config: Detection) -> dict[str, Any]:
         check_target(config.results, flag="--results")
     started = start(config)
     dataset, split, model = _open_data(config)
-    detector, about = _load(model, config, config.device)
+    detector, about = open_detector(model, clip=config.clip, device=config.device)
     if config.masks and not about.network.masks:
         raise InputError(f"--masks: need a detector that finds masks; {model} was trained without --masks.")
     # the classes that are detected, and which of them the detector was trained on
     vocabulary = _vocabulary(config, dataset, split)
     is_base = trained_on(vocabulary, about)
-    tell_vocabulary(vocabulary.names, is_base, about)
-    text = _texts(detector, about, vocabulary, config.templates)
+    report_vocabulary(vocabulary.names, is_base, about)
+    text = embed_classes(detector, vocabulary, templates=config.templates or about.templates)
     # the ground truth before the network's pass, which may take hours
     measured = first_images(dataset, config.limit)
     truth = _open_truth(config, measured, vocabulary, split)
@@ -63,11 +70,11 @@ def run_detection(config: Detection) -> dict[str, Any]:
     if not truth.objects:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
         raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; there is none.")
-    fusions = _fusions(config, about, config.base_weights, config.novel_weights)
+    fusions = choose_fusions(config, about.benchmark, config.base_weights, config.novel_weights)
     known, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
-        identity = made_by(detector, about)
+        identity = candidates_identity(detector, about)
         store = find_candidates(detector, measured, folder, made_by=identity, loading=loading_of(config))
         results = sweep(store, text, fusions, truth, known, detector_scale=scale)
         recall = proposal_recall(store, measured, split=split)

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from foveate.cli.panoptic import open_panoptic, open_segmenter, share_numbers
-from foveate.cli.train_panoptic import words_of
 from foveate.clip.vocabulary import Vocabulary
+from foveate.data.labels import class_names
 from foveate.data.records import Dropped
+from foveate.data.sources import open_panoptic
 from foveate.errors import InputError
 from foveate.evaluate.commands.results import check_results_flags, with_notes
 from foveate.evaluate.flags import Panoptic
@@ -21,6 +21,7 @@ from foveate.heads.panoptic.fusion import Shares
 from foveate.heads.panoptic.product import read_about
 from foveate.heads.panoptic.published import Published
 from foveate.heads.panoptic.segment import PanopticSegmenter
+from foveate.predict.masks import open_segmenter, share_numbers
 
 ROWS = ("odise-label", "clip", "generator")  # fusion weights that are measured when no --shares are given
 
@@ -48,24 +49,17 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
             f"class; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
-    vocabulary = Vocabulary(words_of(dataset, config.labels, log).classes)
+    vocabulary = Vocabulary(class_names(dataset, config.labels, log).classes)
     segmenter = open_segmenter(
+        config,
         config.model,
         vocabulary,
         [category.is_thing for category in dataset.categories],
-        clip=config.clip,
-        encoder=config.encoder,
-        clip_with=config.clip_with,
-        clip_with_pretrained=config.clip_with_pretrained,
         shares=rows[0][1],
-        region=config.region,
-        head=config.head,
-        size=config.size,
         squash=config.squash,
         templates=config.templates,
         min_score=config.min_score,
         overlap=config.overlap,
-        input=config.input,
         device=config.device,
     )
     seen = int(segmenter.asked.is_seen.sum())

@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from foveate.cli.label_maps import classes_of, open_truth_maps
-from foveate.cli.segmenters import Segmenter, check_segmenting, open_pixels
 from foveate.clip.vocabulary import Vocabulary, share_words
 from foveate.data.batches import Batches
+from foveate.data.label_maps import open_semantic
 from foveate.data.records import Dropped
 from foveate.data.semantic import SemanticData
 from foveate.data.splits import split_semantic
@@ -21,6 +20,7 @@ from foveate.evaluate.flags import Semantic
 from foveate.evaluate.map_results import read_label_maps
 from foveate.evaluate.report import finish, first_images, loading_of, start, table
 from foveate.evaluate.semantic import evaluate_semantic
+from foveate.predict.segmenters import Segmenter, check_segmenting, open_pixels
 from foveate.types import LabelMap
 
 RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # understood with --from-results
@@ -39,10 +39,9 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
         raise InputError("--model: need OUT/model of a training, or a CLIP; got none. To measure the label maps of "
                          "another program give --from-results DIR instead.")  # fmt: skip
     check_segmenting(config)
-    data = open_truth_maps(config, split=config.split)
-    data = replace(data, dataset=first_images(data.dataset, config.limit))
+    data = _open_data(config)
     # with --every-word each name is a class to predict, which `class_of` maps back
-    classes = Vocabulary(classes_of(data))
+    classes = Vocabulary(tuple((item.name, *item.synonyms) for item in data.dataset.categories))
     vocabulary, class_of = classes, None
     if config.every_word:
         class_of = [label for label, names in enumerate(classes.classes) for _ in names]
@@ -53,6 +52,20 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     measured = evaluate_semantic(_predictions(batches, segmenter), data, class_of=class_of, seen=seen)
     result = {"model": config.model, "kind": segmenter.kind, **measured, "bad": batches.bad_listed()}
     return finish(result, _table(result, config.model), config, datasets=[data.dataset], started=started)
+
+
+def _open_data(config: Semantic, *, images: bool = True) -> SemanticData:
+    """The images of --limit with all their classes; without `images` their files are not needed."""
+    data = open_semantic(
+        config.data,
+        split=config.split,
+        kind=config.kind,
+        labels=config.labels,
+        maps=config.maps,
+        names=config.names,
+        images=images,
+    )
+    return replace(data, dataset=first_images(data.dataset, config.limit))
 
 
 def _predictions(batches: Batches, segmenter: Segmenter) -> Iterator[tuple[str, LabelMap]]:
@@ -71,8 +84,7 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
     """Measure label maps, without a model."""
     check_results_flags(config, RESULTS_FLAGS)
     started = start(config)
-    data = open_truth_maps(config, split=config.split, images=False)
-    data = replace(data, dataset=first_images(data.dataset, config.limit))
+    data = _open_data(config, images=False)
     skipped: dict[str, Dropped] = {}
     predictions = read_label_maps(path, data, numbers=config.numbers, skipped=skipped)
     measured = evaluate_semantic(predictions.maps, data, seen=base_classes(config, data))
