@@ -16,10 +16,11 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.data.coco import Dataset
-from foveate.evaluate.feed import Feed
-from foveate.evaluate.regions import _dense, _regions_on_input, counting_segments, to_device
+from foveate.data.batches import Batches, Loading
+from foveate.data.records import Dataset
+from foveate.evaluate.regions import _pool_dense, _regions_on_input
 from foveate.evaluate.score import ranks_of, score
+from foveate.evaluate.segments import counting_segments, to_device
 from inputs import panoptic
 from measure import arguments, read, report, take_turns
 from plain.evaluation import PlainSegments, accuracy, embed
@@ -38,8 +39,7 @@ def plain_segments(dataset: Dataset, clip: Clip, *, size: int) -> PlainSegments:
 
 def decode(dataset: Dataset, *, batch: int) -> list[Any]:
     """Our loader's half."""
-    feed = Feed(dataset, masks=True, batch=batch, limit=None, workers=0, strict=True, progress=False)
-    return [sample for samples in feed for sample in samples]
+    return list(Batches(dataset, Loading(batch=batch, strict=True), masks=True).samples())
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def embed_ours(clip: Clip, samples: list[Any], *, size: int, batch: int) -> tupl
     by_box, by_mask = [], []
     for start in range(0, len(samples), batch):
         chosen = [to_device(sample, device) for sample in samples[start : start + batch]]
-        boxes, masks = _dense(clip, *_regions_on_input(clip, chosen, size=size), head="value")
+        boxes, masks = _pool_dense(clip, *_regions_on_input(clip, chosen, size=size), "value")
         by_box.append(boxes)
         by_mask.append(masks)
     return torch.cat(by_box), torch.cat(by_mask)

@@ -10,8 +10,8 @@ FLOORS = {
     "errors": 0, "types": 1, "io": 1, "progress": 1, "ops": 2,
     "clip": 3, "data": 3,
     "objectives": 4, "heads": 4, "recipes": 4,
-    "engine": 5, "export": 5, "evaluate": 5, "show": 5, "train": 6, "predict": 6, "convert": 6,
-    "cli": 7, "reproduce": 8,
+    "engine": 5, "export": 5, "show": 6, "convert": 6, "predict": 7, "evaluate": 8, "train": 9,
+    "cli": 10, "reproduce": 11,
 }  # fmt: skip
 DOORS = {("cli", "reproduce")}  # the table of commands names what it opens
 FILES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"}

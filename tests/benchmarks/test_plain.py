@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from foveate.clip.text import embed_vocabulary
+from foveate.data.batches import Loading
 from foveate.data.coco import Dataset, Record
 from foveate.data.pictures import read_picture
 from foveate.evaluate.regions import evaluate_regions
@@ -110,7 +111,9 @@ def test_the_plain_loader_sees_the_pictures_we_see(make_clip):
 def test_evaluation_scores_are_those_of_the_plain_one(make_clip, tmp_path):
     clip = make_clip("eva")
     size, dataset = 48, annotated(tmp_path, pictures=6, size=(48, 36))
-    ours = evaluate_regions(clip, dataset, sizes=[size], crops=False, templates=("a {}.",), batch=4)["dense"][size]
+    ours = evaluate_regions(clip, dataset, sizes=[size], crops=False, templates=("a {}.",), loading=Loading(batch=4))[
+        "dense"
+    ][size]
     text = embed_vocabulary(clip, [one.name for one in dataset.categories], templates=("a {}.",), cache=None)
     rows = [
         (one.path, one.panoptic, list(one.segment_ids), [list(box) for box in one.boxes], list(one.labels), things(one))

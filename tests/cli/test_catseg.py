@@ -239,8 +239,8 @@ def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, ca
 @pytest.mark.parametrize(
     ("model", "words", "told"),
     [
-        ("foveate-small", ["--limit", "0"], "--limit: need at least 1 picture; got 0"),
-        ("foveate-small", ["--limit", "-1"], "--limit: need at least 1 picture; got -1"),
+        ("foveate-small", ["--limit", "0"], "--limit: need at least 1 image; got 0"),
+        ("foveate-small", ["--limit", "-1"], "--limit: need at least 1 image; got -1"),
         ("foveate-small", ["--at-once", "0"], "--at-once: must be at least 1; got 0"),
         ("foveate-small", ["--clip", "x"], "is a CLIP, which takes no notice of it; got x"),
         ("foveate-small", ["--clip-with", "x"], "--clip-with: --model foveate-small is a CLIP"),

@@ -68,7 +68,7 @@ def test_there_and_back(source, tmp_path, capsys, layout, dtype):
 
 def test_an_architecture_without_weights_is_not_converted(tmp_path, capsys):
     typed = ["convert", "ViT-S-32-alt", tmp_path / "out", "--to", "foveate"]
-    fails(typed, "ViT-S-32-alt names an architecture without weights", capsys)
+    fails(typed, "ViT-S-32-alt: names an architecture without weights", capsys)
     assert not (tmp_path / "out").exists()
 
 

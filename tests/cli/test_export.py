@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cli.export import Export, target_of
 from foveate.cli.main import main
+from foveate.export.flags import Export
+from foveate.export.run import target_of
 
 NOWHERE = "no-such-model"  # refused as soon as it is looked for
 

@@ -13,7 +13,6 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from foveate.cli.detection import Detection, _table, made_by
 from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
@@ -21,8 +20,11 @@ from foveate.clip.weights import save_clip
 from foveate.data.splits import read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
+from foveate.evaluate.commands.detection import _table
+from foveate.evaluate.flags import Detection
 from foveate.heads.fvit.heads import RoiSampler
 from foveate.heads.fvit.product import load_detector, read_about
+from foveate.predict.detect import candidates_identity
 from foveate.types import InputError
 
 TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
@@ -107,7 +109,9 @@ def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_o
     assert not detector.box_head.relu_embedding and "rpn.network.head.conv.0.1.weight" in detector.state_dict()
     detector, about = load_detector(trained / "model")  # no weight shows these, but what is found differs
     changed = [{"statistics": "clip"}, {"resize": "bicubic"}, {"relu_embedding": False}]
-    kinds = [made_by(detector, replace(about, network=replace(about.network, **one))) for one in ({}, *changed)]
+    kinds = [
+        candidates_identity(detector, replace(about, network=replace(about.network, **one))) for one in ({}, *changed)
+    ]
     assert len({json.dumps(one) for one in kinds}) == 4
 
 
@@ -197,7 +201,7 @@ def test_the_wrong_tower_and_damaged_detectors_are_refused(world, trained, tmp_p
     save_clip(load("foveate-small"), tmp_path / "moved")  # the same one, elsewhere
     moved, about = load_detector(trained / "model", clip=tmp_path / "moved")
     here, _ = load_detector(trained / "model")
-    assert made_by(moved, about) == made_by(here, about)
+    assert candidates_identity(moved, about) == candidates_identity(here, about)
     assert "need a folder with a detector" in fails(
         capsys, "detect", str(world / "val2017"), "--model", str(tmp_path), "--out", str(tmp_path / "o")
     )
@@ -277,7 +281,7 @@ def test_masks_are_learned_found_and_measured(world, tmp_path, capsys):
         del one["segmentation"]  # as in Objects365
     notes.write_text(json.dumps(content))
     words[words.index(str(world))] = str(tmp_path / "w")
-    assert "need annotated objects with masks in the 3 pictures" in fails(capsys, *words)
+    assert "need annotated objects with masks in the 3 images" in fails(capsys, *words)
 
 
 def test_the_tower_may_learn_too_and_its_blocks_are_in_the_product(world, tmp_path):

@@ -12,23 +12,26 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from foveate.cli.main import main
-from foveate.cli.panoptic import open_panoptic, open_segmenter
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.loader import EvaluationSource, open_data
 from foveate.data.panoptic import read_panoptic_map
+from foveate.data.sources import open_panoptic
 from foveate.data.splits import BaseNovel, split_semantic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
 from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.fusion_sweep import ThingObjects, panoptic_truth, sweep_fusion
+from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.evaluate.panoptic import evaluate_panoptic
-from foveate.evaluate.shares import Things, sweep_shares, truth_of
 from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.fusion import PRESETS
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.product import load_generator, read_about
 from foveate.ops.paste import encode_masks
+from foveate.predict.flags import MaskFlags
+from foveate.predict.masks import open_segmenter
 from foveate.train.defaults import LARGE, SMALL, resolve_defaults
 from foveate.train.flags import TrainPanoptic
 from foveate.train.panoptic import as_segments
@@ -72,7 +75,9 @@ def asked_of(folder: Path, world: Path):
     """A segmenter for all of the world's classes, and the pictures of val."""
     data = open_panoptic(world, "val")
     vocabulary = Vocabulary(tuple((one.name,) for one in data.categories))
-    return open_segmenter(folder, vocabulary, [one.is_thing for one in data.categories], device="cpu"), data
+    return open_segmenter(
+        MaskFlags(), folder, vocabulary, [one.is_thing for one in data.categories], device="cpu"
+    ), data
 
 
 def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys):
@@ -129,14 +134,13 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
 def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world, trained):
     # the world's instances file holds the same things with outlines; both truths measure the same masks
     segmenter, data = asked_of(trained / "model", world)
-    swept = sweep_shares(segmenter, data, [PRESETS["clip"]], workers=0, instances=True)["shares"][0]["instances"]
+    swept = sweep_fusion(segmenter, data, [PRESETS["clip"]], instances=True)["shares"][0]["instances"]
     assert swept["objects"] == sum(data.categories[label].is_thing for one in data.records for label in one.labels)
     assert swept["masks"]["groups"].keys() == {"all", "seen", "unseen"}
     segmenter.shares = PRESETS["clip"]
     samples = [EvaluationSource(data)[place] for place in range(len(data.records))]
     found = [(one.id, segmenter.instances(segmenter.score(one))) for one in samples]
-    plain = evaluate_detection(
-        found,
+    truth = open_ground_truth(
         open_data(world, split="val"),
         vocabulary=[one.name for one in data.categories],
         split=None,
@@ -144,6 +148,7 @@ def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world
         masks=True,
         annotations=world / "annotations/instances_val2017.json",
     )
+    plain = evaluate_detection(found, truth)
     assert plain["objects"] == swept["objects"] and plain["detections"] == swept["detections"] > 0
     assert plain["masks"]["AP"] == pytest.approx(swept["masks"]["AP"])
     # and what is right by construction is worth 100
@@ -151,9 +156,9 @@ def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world
         Detections(one.boxes, torch.ones(len(one.boxes)), one.labels, tuple(encode_masks(one.masks)))
         for one in (sample.segments for sample in samples)
     ]
-    things = Things(data)
+    things = ThingObjects(data)
     for sample, record in zip(samples, data.records, strict=True):
-        things.add(sample, truth_of(sample, record))
+        things.add(sample, panoptic_truth(sample, record))
     best = things.measure([*zip((one.id for one in samples), exact, strict=True)], [True] * len(data.categories))
     assert best["masks"]["AP"] == pytest.approx(100) and best["boxes"]["AP"] == pytest.approx(100)
 
@@ -161,7 +166,7 @@ def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world
 def test_what_is_counted_is_what_the_protocol_counts_of_files(world, trained):
     # the ground truth made of decoded masks is that of the PNG, and the sums are evaluate_panoptic's
     segmenter, data = asked_of(trained / "model", world)
-    swept = sweep_shares(segmenter, data, [PRESETS["clip"], PRESETS["odise-label"]], workers=0)
+    swept = sweep_fusion(segmenter, data, [PRESETS["clip"], PRESETS["odise-label"]])
     source = EvaluationSource(data)
     samples = [source[place] for place in range(len(data.records))]
     for shares, one in zip((PRESETS["clip"], PRESETS["odise-label"]), swept["shares"], strict=True):
@@ -170,7 +175,7 @@ def test_what_is_counted_is_what_the_protocol_counts_of_files(world, trained):
         plain = evaluate_panoptic(found, data)
         assert all(plain[name] == one[name] for name in ("all", "things", "stuff"))
     record = replace(data.records[0], crowd=(True, *data.records[0].crowd[1:]))
-    ours, theirs = truth_of(samples[0], record), read_panoptic_map(record, data.categories)
+    ours, theirs = panoptic_truth(samples[0], record), read_panoptic_map(record, data.categories)
     for mine, other in zip(ours.segments, theirs.segments, strict=True):
         assert torch.equal(ours.ids == mine.id, theirs.ids == other.id)
         assert (mine.label, mine.is_thing, mine.is_crowd) == (other.label, other.is_thing, other.is_crowd)
@@ -191,7 +196,7 @@ def test_the_ground_truth_itself_is_worth_100(world, trained, monkeypatch):
 
     monkeypatch.setattr(MaskGenerator, "propose", right)
     monkeypatch.setattr(MaskGenerator, "class_logits", sure)
-    swept = sweep_shares(segmenter, data, [PRESETS["generator"]], workers=0, semantic=True, instances=True)
+    swept = sweep_fusion(segmenter, data, [PRESETS["generator"]], semantic=True, instances=True)
     (one,) = swept["shares"]
     labels = {label for record in data.records for label in record.labels}
     assert all(one[name]["PQ"] == pytest.approx(100) for name in ("all", "things", "stuff"))
@@ -212,7 +217,7 @@ def test_masks_that_are_none_and_empty_masks_are_measured(world, trained, monkey
 
     for change, masks in ((none, 0), (empty, 5)):
         monkeypatch.setattr(MaskGenerator, "propose", change)
-        swept = sweep_shares(segmenter, data, [*PRESETS.values()], workers=0, semantic=True)
+        swept = sweep_fusion(segmenter, data, [*PRESETS.values()], semantic=True)
         assert swept["masks"] == masks
         for one in swept["shares"]:
             assert one["segments"] == 0 and one["all"]["PQ"] == 0.0
@@ -427,7 +432,7 @@ def test_words_are_learned_as_long_as_is_said(world, trained, tmp_path):
 
 def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
-    segmenter = open_segmenter(trained / "model", vocabulary, [True, False, True], device="cpu")
+    segmenter = open_segmenter(MaskFlags(), trained / "model", vocabulary, [True, False, True], device="cpu")
     assert segmenter.asked.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
     raw, unit = segmenter.asked.generator_words.rows, segmenter.asked.words.rows  # one CLIP, embedded once
     assert torch.allclose(F.normalize(raw, dim=1), unit) and not torch.allclose(raw, unit)

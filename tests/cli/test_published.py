@@ -9,12 +9,12 @@ import torch
 from original_mask2former import Odise
 from tiny_models import write_diffusion, write_masks
 
-from foveate.cli import panoptic
 from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.data.coco import read_panoptic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.heads.panoptic.product import load_generator, read_about
+from foveate.predict import segment
 
 ASK = ["--workers", "0", "--device", "cpu"]
 needs_diffusers = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="needs diffusers")
@@ -97,13 +97,13 @@ def test_segments_are_written(world, folder, categories, tmp_path, capsys):
 
 
 def test_flags_of_segment_reach_the_segmenter(world, folder, tmp_path, monkeypatch):
-    given, open_segmenter = [], panoptic.open_segmenter
-    monkeypatch.setattr(panoptic, "open_segmenter", lambda *a, **k: given.append(k) or open_segmenter(*a, **k))
+    given, open_segmenter = [], segment.open_segmenter
+    monkeypatch.setattr(segment, "open_segmenter", lambda *a, **k: given.append((a[0], k)) or open_segmenter(*a, **k))
     image = str(next((world / "val2017").iterdir()))
     words = ["segment", image, "--model", str(folder), "--panoptic", *ASK]
     main([*words, "--out", str(tmp_path / "s")])
     main([*words, "--out", str(tmp_path / "t"), "--min-score", "0.3", "--overlap", "0.4", "--input", "32", "48"])
-    assert [(one["min_score"], one["overlap"], one["input"]) for one in given] == [
+    assert [(flags["min_score"], flags["overlap"], config.input) for config, flags in given] == [
         (None, 0.8, None),
         (0.3, 0.4, (32, 48)),
     ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from foveate.data.batches import Loading
 from foveate.data.loader import open_data
 from foveate.evaluate.agreement import evaluate_agreement, patches_of, recall_at_1
 from foveate.ops.resample import crop_and_resize, normalize
@@ -72,7 +73,7 @@ def test_patches_depend_on_seed_and_id_alone():
 
 def test_against_a_loop(clip, coco):
     dataset = open_data(coco, split="val")
-    result = evaluate_agreement(clip, clip, dataset, size=64, batch=2, crop_batch=9, seed=3)
+    result = evaluate_agreement(clip, clip, dataset, size=64, loading=Loading(batch=2, crop_batch=9), seed=3)
     dense, crops = [], []
     from foveate.data.pictures import read_picture
 
@@ -101,9 +102,9 @@ def test_against_a_loop(clip, coco):
 
 def test_order_batch_and_annotations_do_not_matter(clip, other_clip, coco):
     dataset = open_data(coco, split="val", annotations="panoptic")
-    first = evaluate_agreement(clip, other_clip, dataset, size=64, gallery=3, batch=1, crop_batch=1)
+    first = evaluate_agreement(clip, other_clip, dataset, size=64, gallery=3, loading=Loading(batch=1, crop_batch=1))
     turned = replace(dataset, records=dataset.records[::-1])
-    second = evaluate_agreement(clip, other_clip, turned, size=64, gallery=3, batch=4)
+    second = evaluate_agreement(clip, other_clip, turned, size=64, gallery=3, loading=Loading(batch=4))
     assert second == {**first, "cosine": pytest.approx(first["cosine"], abs=1e-5)}
     assert first["cosine"] != evaluate_agreement(clip, clip, dataset, size=64, gallery=3)["cosine"]
 

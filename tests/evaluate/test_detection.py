@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,16 @@ from foveate.data.records import Dataset, Record
 from foveate.data.splits import BaseNovel
 from foveate.evaluate import detection as module
 from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.ops.paste import decode_masks, encode_masks
 from foveate.types import Category, Detections, InputError
 
-SIDE = 300  # of every picture of the random data
+SIDE = 300  # of every image of the random data
 CLASSES = 9
+
+
+def measure(found: Iterable[tuple[str, Detections]], dataset: Dataset, **settings: Any) -> dict[str, Any]:
+    return evaluate_detection(found, open_ground_truth(dataset, **settings))
 
 
 def random_masks(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -134,7 +141,7 @@ def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
         polygon = [x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]  # a diamond in the ellipse's place
         one["segmentation"] = uncompressed(mask) if one["iscrowd"] else [polygon]
     path = written(content)
-    result = evaluate_detection(
+    result = measure(
         reversed(in_vocabulary(found)), dataset_of(content), vocabulary=VOCABULARY, split=None, style="coco",
         masks=True, annotations=path,
     )  # fmt: skip
@@ -166,8 +173,8 @@ def test_records_alone_give_the_same_but_for_the_areas(written):
         one["area"] = one["bbox"][2] * one["bbox"][3]
     wanted = {"vocabulary": VOCABULARY, "split": None, "style": "coco"}
     data = dataset_of(content)
-    ours = evaluate_detection(in_vocabulary(found), data, **wanted)
-    official = evaluate_detection(in_vocabulary(found), data, annotations=written(content), **wanted)
+    ours = measure(in_vocabulary(found), data, **wanted)
+    official = measure(in_vocabulary(found), data, annotations=written(content), **wanted)
     assert ours["boxes"] == official["boxes"]
     assert "areas are those of the boxes" in ours["rules"]
 
@@ -187,11 +194,11 @@ def test_sizes_go_by_the_area_of_the_file_that_the_data_was_read_from(tmp_path: 
     (tmp_path / "instances.json").write_text(json.dumps(content))
     data = read_instances(tmp_path / "instances.json", tmp_path)
     found = [("1", found_boxes(((0.0, 0.0, 100.0, 100.0), 0.9), ((120.0, 0.0, 160.0, 40.0), 0.8)))]
-    result = evaluate_detection(found, data, vocabulary=["cat"], split=None, style="coco")
+    result = measure(found, data, vocabulary=["cat"], split=None, style="coco")
     sizes = ("AP_small", "AP_medium", "AP_large")
     assert [result["boxes"][key] for key in sizes] == [pytest.approx(100), pytest.approx(100), None]
     assert any("of the boxes where the file has none (1 objects)" in rule for rule in result["rules"])
-    records = evaluate_detection(found, replace(data, file=None), vocabulary=["cat"], split=None, style="coco")
+    records = measure(found, replace(data, file=None), vocabulary=["cat"], split=None, style="coco")
     assert [records["boxes"][key] for key in sizes] == [None, pytest.approx(100), pytest.approx(100)]
 
 
@@ -203,7 +210,7 @@ def test_federated_ap_is_that_of_lvis_api(written, monkeypatch: pytest.MonkeyPat
     content, found, results = random_data(10 + seed, pictures=14, lvis=True)
     monkeypatch.setattr(module, "LVIS_CAP", 28)  # so that it matters: there are 32 a picture
     path = written(content)
-    result = evaluate_detection(
+    result = measure(
         in_vocabulary(found), dataset_of(content), vocabulary=VOCABULARY, split=None, style="lvis", masks=True,
         annotations=path,
     )  # fmt: skip
@@ -247,7 +254,7 @@ def test_ap_by_hand(style):
     # have precision 1, the other 50 have 2/3: AP50 = (51 + 50 * 2 / 3) / 101 = .834983
     found = found_boxes((A, 0.9), (ELSEWHERE, 0.8), ((20.0, 0.0, 30.0, 8.0), 0.7))
     # of VOC2007's 11 recalls 0 ... .5 have precision 1 and five have 2/3; the area is 1/2 + 1/2 * 2/3
-    result = evaluate_detection([("p", found)], one_class(A, B), vocabulary=["cat"], split=None, style=style)["boxes"]
+    result = measure([("p", found)], one_class(A, B), vocabulary=["cat"], split=None, style=style)["boxes"]
     by_hand = {"coco": (51 + 100 / 3) / 101, "voc07": (6 + 5 * 2 / 3) / 11, "voc12": 5 / 6}
     assert result["AP50"] == pytest.approx(100 * by_hand[style])
     row = {"name": "cat", "group": None, "objects": 2, "detections": 3, "AP": 0, "AP75": 0}
@@ -263,27 +270,27 @@ def test_difficult_objects_are_ignored_however_often_they_are_found():
     # B right, B again wrong, A right: recalls to 1/2 have 1, the others 2/3
     found = found_boxes((B, 0.9), ((20.0, 0.0, 30.0, 9.0), 0.8), (A, 0.6))
     wanted = {"vocabulary": ["cat"], "split": None, "style": "voc07"}
-    result = evaluate_detection([("p", found)], one_class(A, B, crowd=(False, True)), **wanted)
+    result = measure([("p", found)], one_class(A, B, crowd=(False, True)), **wanted)
     assert result["boxes"]["AP50"] == 100
     assert (result["objects"], result["crowds"], result["masks"]) == (1, 1, None)
-    missed = evaluate_detection([("p", found_boxes((B, 0.9)))], one_class(A, B, crowd=(False, True)), **wanted)
+    missed = measure([("p", found_boxes((B, 0.9)))], one_class(A, B, crowd=(False, True)), **wanted)
     assert missed["boxes"]["AP50"] == 0  # what is ignored is not right either
-    easy = evaluate_detection([("p", found)], one_class(A, B), **wanted)
+    easy = measure([("p", found)], one_class(A, B), **wanted)
     assert easy["boxes"]["AP50"] == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
     # a quarter of a difficult object is not it (a crowd it would be): wrong, at precision 1/2 for A
     part = found_boxes(((20.0, 0.0, 25.0, 5.0), 0.9), (A, 0.6))
-    result = evaluate_detection([("p", part)], one_class(A, B, crowd=(False, True)), **wanted)
+    result = measure([("p", part)], one_class(A, B, crowd=(False, True)), **wanted)
     assert result["boxes"]["AP50"] == pytest.approx(50)
-    crowd = evaluate_detection([("p", part)], one_class(A, B, crowd=(False, True)), **{**wanted, "style": "coco"})
+    crowd = measure([("p", part)], one_class(A, B, crowd=(False, True)), **{**wanted, "style": "coco"})
     assert crowd["boxes"]["AP50"] == pytest.approx(100)
 
 
 def test_nothing_found_and_nothing_to_find():
     for style in ("coco", "voc07", "voc12"):
-        result = evaluate_detection([], one_class(A), vocabulary=["cat"], split=None, style=style)
+        result = measure([], one_class(A), vocabulary=["cat"], split=None, style=style)
         assert result["boxes"]["AP50"] == 0
         assert result["pictures_without_result"] == {"count": 1, "first": ["p"]}
-        result = evaluate_detection([("p", found_boxes((A, 0.5)))], one_class(), vocabulary=["cat"], split=None,
+        result = measure([("p", found_boxes((A, 0.5)))], one_class(), vocabulary=["cat"], split=None,
                                     style=style)  # fmt: skip
         assert result["boxes"]["AP50"] is None
         assert result["boxes"]["groups"] == {
@@ -322,7 +329,7 @@ def test_ov_coco_counts_what_is_neither_left_out_nor_alone_with_it():
             Detections(torch.tensor([A, B]), torch.tensor([0.6, 0.5]), torch.tensor([2, 1])),
         ),  # unicorn; no dog there
     ]
-    result = evaluate_detection(found, data, vocabulary=vocabulary, split=split, style="coco")
+    result = measure(found, data, vocabulary=vocabulary, split=split, style="coco")
     # pictures 1, 4 and 5 are left. dog: right at .9, wrong at .5, one of two: 51 / 101. owl: one of two. cup: only a
     # crowd, no object
     assert (result["pictures"], result["objects"], result["crowds"]) == (3, 4, 1)
@@ -344,10 +351,10 @@ def test_ap50_of_the_last_of_many_detections(monkeypatch: pytest.MonkeyPatch):
     found = found_boxes(*rows, (A, 0.1))
     data = one_class(A)
     split = BaseNovel(base=("cat",), novel=(), left_out=(), rule="toy")
-    ov = evaluate_detection([("p", found)], data, vocabulary=["cat"], split=split, style="coco")
+    ov = measure([("p", found)], data, vocabulary=["cat"], split=split, style="coco")
     assert ov["boxes"]["groups"]["base"]["AP50"] == pytest.approx(100 / 151)
     assert ov["boxes"]["groups"]["novel"] == {"classes": 0, "AP": None, "AP50": None, "AP75": None}
-    coco = evaluate_detection([("p", found)], data, vocabulary=["cat"], split=None, style="coco")
+    coco = measure([("p", found)], data, vocabulary=["cat"], split=None, style="coco")
     assert coco["boxes"]["AP50"] == 0
 
 
@@ -357,41 +364,41 @@ def test_ap50_of_the_last_of_many_detections(monkeypatch: pytest.MonkeyPatch):
 def test_vocabularies_that_do_not_fit():
     data, split = ov_data()
     with pytest.raises(InputError, match=r"need all its 3 categories in the vocabulary; 2 are not: 'cup', 'owl'"):
-        evaluate_detection([], data, vocabulary=["dog"], split=split, style="coco")
+        measure([], data, vocabulary=["dog"], split=split, style="coco")
     found = [("1", Detections(torch.tensor([A]), torch.tensor([0.9]), torch.tensor([0])))]
-    only = evaluate_detection(found, data, vocabulary=["dog"], split=split, style="coco", only_present=True)
+    only = measure(found, data, vocabulary=["dog"], split=split, style="coco", only_present=True)
     assert only["classes"]["measured"] == 1
     assert any("2 categories that the vocabulary lacks" in rule for rule in only["rules"])
     with pytest.raises(InputError, match=r"at least one of its 3 categories .* got \[.Dog.\]"):  # even so refused
-        evaluate_detection([], data, vocabulary=["Dog"], split=split, style="coco", only_present=True)
-    with pytest.raises(InputError, match="vocabulary: need every class once; 'dog' stands there twice"):
-        evaluate_detection([], data, vocabulary=["dog", "cup", "dog", "owl"], split=split, style="coco")
+        measure([], data, vocabulary=["Dog"], split=split, style="coco", only_present=True)
+    with pytest.raises(InputError, match="vocabulary: need every class once; 'dog' is listed twice"):
+        measure([], data, vocabulary=["dog", "cup", "dog", "owl"], split=split, style="coco")
 
 
 def test_detections_that_do_not_fit():
     data = one_class(A)
     fine = found_boxes((A, 0.5))
     wanted = {"vocabulary": ["cat"], "split": None, "style": "coco"}
-    with pytest.raises(InputError, match=r"picture p: .* it came twice"):
-        evaluate_detection([("p", fine), ("p", fine)], data, **wanted)
-    with pytest.raises(InputError, match=r"picture q: .* it is none of the data set's"):
-        evaluate_detection([("q", fine)], data, **wanted)
+    with pytest.raises(InputError, match=r"image p: .* it came twice"):
+        measure([("p", fine), ("p", fine)], data, **wanted)
+    with pytest.raises(InputError, match=r"image q: .* it is not in the data set"):
+        measure([("q", fine)], data, **wanted)
     with pytest.raises(InputError, match=r"need labels below 1.* got 3 \.\. 3"):
-        evaluate_detection([("p", Detections(fine.boxes, fine.scores, fine.labels + 3))], data, **wanted)
+        measure([("p", Detections(fine.boxes, fine.scores, fine.labels + 3))], data, **wanted)
     with pytest.raises(InputError, match="need finite boxes and scores"):
-        evaluate_detection([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
+        measure([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
     with pytest.raises(InputError, match="style voc07: measures boxes alone"):
-        evaluate_detection([], data, **{**wanted, "style": "voc07"}, masks=True)
+        measure([], data, **{**wanted, "style": "voc07"}, masks=True)
     with pytest.raises(InputError, match="need an annotation file: masks need its segmentations"):
-        evaluate_detection([], data, **wanted, masks=True)
+        measure([], data, **wanted, masks=True)
     with pytest.raises(InputError, match="the style lvis needs which categories were looked for"):
-        evaluate_detection([], data, **{**wanted, "style": "lvis"})
+        measure([], data, **{**wanted, "style": "lvis"})
 
 
 def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "hotcoco", None)
-    with pytest.raises(InputError, match=r"needs the package hotcoco.*pip install 'foveate\[detect\]'"):
-        evaluate_detection([], one_class(A), vocabulary=["cat"], split=None, style="coco")
+    with pytest.raises(InputError, match=r"needs the package hotcoco.*pip install hotcoco"):
+        measure([], one_class(A), vocabulary=["cat"], split=None, style="coco")
 
 
 @pytest.mark.parametrize(
@@ -413,7 +420,7 @@ def test_annotation_files_that_are_not_what_they_must_be(written, key: str, valu
     content["annotations"][0][key] = value
     path = written(content)
     with pytest.raises(InputError, match=rf"annotations.json: .*{message}"):
-        evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="coco", masks=True, annotations=path)
+        measure([], data, vocabulary=VOCABULARY, split=None, style="coco", masks=True, annotations=path)
 
 
 @pytest.mark.parametrize("value", [None, [], [[0, 0, 1e9, 1, 5, 5]]])
@@ -422,7 +429,7 @@ def test_objects_without_a_mask_that_can_be_drawn_are_left_out_and_told(written,
     data = dataset_of(content)
     content["annotations"][0]["segmentation"] = value
     asked = {"vocabulary": VOCABULARY, "split": None, "style": "coco", "annotations": written(content)}
-    whole, some = (evaluate_detection([], data, **asked, masks=masks) for masks in (False, True))
+    whole, some = (measure([], data, **asked, masks=masks) for masks in (False, True))
     assert some["objects"] + some["crowds"] == whole["objects"] + whole["crowds"] - 1
     assert any("1 objects without a finite box" in rule for rule in some["rules"])
 
@@ -432,8 +439,8 @@ def test_files_of_other_pictures_and_without_lvis_lists(written):
     data = dataset_of(content)
     path = written(content)
     with pytest.raises(InputError, match="image 11: need `neg_category_ids`"):
-        evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="lvis", annotations=path)
+        measure([], data, vocabulary=VOCABULARY, split=None, style="lvis", annotations=path)
     content["images"] = content["images"][:1]
     content["annotations"] = content["annotations"][:6]
     with pytest.raises(InputError, match="1 of 2 are not listed, such as 13"):
-        evaluate_detection([], data, vocabulary=VOCABULARY, split=None, style="coco", annotations=written(content))
+        measure([], data, vocabulary=VOCABULARY, split=None, style="coco", annotations=written(content))

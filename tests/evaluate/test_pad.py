@@ -6,11 +6,13 @@ from copy import deepcopy
 import pytest
 import torch
 
-from foveate.cli.evaluate import Regions, load_model, run_regions
 from foveate.clip.load import load
 from foveate.clip.weights import save_clip
 from foveate.data.loader import open_data
+from foveate.evaluate.commands.clip import run_regions
+from foveate.evaluate.flags import Regions
 from foveate.evaluate.regions import evaluate_regions
+from foveate.evaluate.report import load_model
 from foveate.ops.resample import square_input
 from foveate.types import InputError
 

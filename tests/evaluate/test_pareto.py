@@ -15,10 +15,10 @@ from foveate.clip.weights import save_clip
 from foveate.data.loader import open_data
 from foveate.engine.product import write_product
 from foveate.evaluate import pareto
-from foveate.evaluate.global_ import evaluate_global
-from foveate.evaluate.labelled import annotated_things
+from foveate.evaluate.labelled_images import annotated_things
 from foveate.evaluate.pareto import check_unmixed, evaluate_pareto, mark_front
 from foveate.evaluate.regions import evaluate_regions
+from foveate.evaluate.zero_shot import evaluate_global
 from foveate.types import InputError
 
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from foveate.data.batches import Loading
 from foveate.data.loader import open_data
-from foveate.evaluate.regions import crop_boxes, evaluate_regions, picture_locations
-from foveate.evaluate.retrieval import evaluate_retrieval, picture_ranks
+from foveate.evaluate.regions import evaluate_regions
+from foveate.evaluate.retrieval import evaluate_retrieval, image_ranks
 from foveate.evaluate.score import ranks_of, score
+from foveate.evaluate.segments import crop_boxes, image_locations
 from foveate.ops.pool import pool_masks, shrink_and_pad_masks, shrink_masks
 from foveate.types import Segments
 
@@ -64,16 +66,16 @@ def test_a_things_crop_is_clipped_to_the_picture_and_stuff_is_not_enlarged():
 def test_locations_of_a_picture_of_half_the_square(height, width, rows, columns):
     """64 px, patches of 8: 24 x 48 becomes 32 x 64, which is 4 rows; 25 x 48 becomes 33 x 64, whose last row of pixels
     lies in a fifth row of locations; 1 x 48 becomes 1 x 64."""
-    inside = picture_locations(height=height, width=width, size=64, patch=8)
+    inside = image_locations(height=height, width=width, size=64, patch=8)
     assert inside.shape == (8, 8) and inside[:rows, :columns].all() and inside.sum() == rows * columns
 
 
 def test_padding_does_not_ask_for_its_picture():
     """A map whose padding would find the picture and whose picture would not: 32 of 64 locations ask, all in vain."""
-    inside = picture_locations(height=24, width=48, size=64, patch=8)
+    inside = image_locations(height=24, width=48, size=64, patch=8)
     own, rival = torch.eye(2)
     dense = torch.where(inside[None], rival[:, None, None], own[:, None, None])  # (2, 8, 8)
-    ranks = picture_ranks(dense, inside, torch.eye(2))
+    ranks = image_ranks(dense, inside, torch.eye(2))
     assert ranks.tolist() == [1] * 32
 
 
@@ -90,7 +92,7 @@ def test_masks_never_hold_padding(height, width, size):
     """A mask of the whole picture holds nothing of its padding, also where a token is smaller than a pixel (10 px to
     16 tokens: the taps of the first token of padding reach the last row of the picture)."""
     found = shrink_and_pad_masks(torch.ones(1, height, width, dtype=torch.bool), side=size // 8)
-    inside = picture_locations(height=height, width=width, size=size, patch=8)
+    inside = image_locations(height=height, width=width, size=size, patch=8)
     assert found.any() and not (found & ~inside).any()
     dense = torch.where(inside[None, None], 1.0, -1.0) * torch.ones(1, 3, 1, 1)  # padding looks the other way
     torch.testing.assert_close(pool_masks(dense, [found]), torch.full((1, 3), 3**-0.5))
@@ -119,8 +121,8 @@ def test_masked_attention_is_asked_on_the_same_inputs(clip, coco):
     from foveate.ops.resample import square_inputs
 
     dataset = open_data(coco, split="val", annotations="panoptic")
-    result = evaluate_regions(clip, dataset, sizes=[32, 64], masked=True, batch=3)
-    plain = evaluate_regions(clip, dataset, sizes=[32, 64], batch=3)
+    result = evaluate_regions(clip, dataset, sizes=[32, 64], masked=True, loading=Loading(batch=3))
+    plain = evaluate_regions(clip, dataset, sizes=[32, 64], loading=Loading(batch=3))
     assert plain["masked"] is None and {**result, "masked": None} == plain
     text = embed_vocabulary(clip, [category.name for category in dataset.categories])
     source = EvaluationSource(dataset)

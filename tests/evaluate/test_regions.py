@@ -11,9 +11,11 @@ from PIL import Image
 from torchvision.ops import roi_align
 
 from foveate.clip.text import embed_vocabulary
+from foveate.data.batches import Loading
 from foveate.data.loader import open_data
-from foveate.evaluate.feed import CropPacker
-from foveate.evaluate.regions import counting_segments, evaluate_regions
+from foveate.evaluate.crops import CropPacker
+from foveate.evaluate.regions import evaluate_regions
+from foveate.evaluate.segments import counting_segments
 from foveate.types import InputError
 
 KINDS = ("boxes", "things", "stuff", "stuff_boxes")
@@ -110,7 +112,7 @@ def slow_reference(clip, coco, *, size: int, head: str) -> dict:
 def test_equals_the_slow_reference(clip, coco, size, head):
     with torch.inference_mode():
         expected = slow_reference(clip, coco, size=size, head=head)
-    result = evaluate_regions(clip, panoptic(coco), sizes=[size], head=head, batch=3, crop_batch=7)
+    result = evaluate_regions(clip, panoptic(coco), sizes=[size], head=head, loading=Loading(batch=3, crop_batch=7))
     for source, scores in (("crop", result["crop"]), ("dense", result["dense"][size])):
         for kind in KINDS:
             assert scores[kind] == pytest.approx(expected[source][kind]), (source, kind)
@@ -120,8 +122,8 @@ def test_equals_the_slow_reference(clip, coco, size, head):
 
 
 def test_batches_do_not_matter(clip, coco):
-    single = evaluate_regions(clip, panoptic(coco), sizes=[32, 64], batch=1, crop_batch=1)
-    assert evaluate_regions(clip, panoptic(coco), sizes=[32, 64], batch=4, crop_batch=1000) == single
+    single = evaluate_regions(clip, panoptic(coco), sizes=[32, 64], loading=Loading(batch=1, crop_batch=1))
+    assert evaluate_regions(clip, panoptic(coco), sizes=[32, 64], loading=Loading(batch=4, crop_batch=1000)) == single
 
 
 def test_several_sizes_are_those_of_one_size_each(clip, coco):
@@ -134,7 +136,9 @@ def test_several_sizes_are_those_of_one_size_each(clip, coco):
 def test_order_of_pictures_does_not_matter(clip, coco):
     dataset = panoptic(coco)
     turned = replace(dataset, records=dataset.records[::-1])
-    assert evaluate_regions(clip, turned, sizes=[64], batch=2) == evaluate_regions(clip, dataset, sizes=[64], batch=2)
+    assert evaluate_regions(clip, turned, sizes=[64], loading=Loading(batch=2)) == evaluate_regions(
+        clip, dataset, sizes=[64], loading=Loading(batch=2)
+    )
 
 
 def test_each_map_is_computed_once(clip, coco, monkeypatch):
@@ -143,7 +147,7 @@ def test_each_map_is_computed_once(clip, coco, monkeypatch):
     dense, image = clip.encode_dense, clip.encode_image
     monkeypatch.setattr(clip, "encode_dense", lambda x, **k: (shapes.append(tuple(x.shape)), dense(x, **k))[1])
     monkeypatch.setattr(clip, "encode_image", lambda x, **k: (crops.append(len(x)), image(x, **k))[1])
-    result = evaluate_regions(clip, panoptic(coco), sizes=[32, 64], batch=4, crop_batch=5)
+    result = evaluate_regions(clip, panoptic(coco), sizes=[32, 64], loading=Loading(batch=4, crop_batch=5))
     assert shapes == [(4, 3, 32, 32), (4, 3, 64, 64), (1, 3, 32, 32), (1, 3, 64, 64)]
     count = result["crop"]["boxes"]["count"] + result["crop"]["stuff"]["count"]
     assert crops == [5] * (count // 5) + ([count % 5] if count % 5 else [])
@@ -205,19 +209,19 @@ def test_bad_pictures_are_listed(clip, coco, tmp_path):
     records = list(dataset.records)
     records[1] = replace(records[1], path=broken)
     dataset = replace(dataset, records=tuple(records))
-    result = evaluate_regions(clip, dataset, sizes=[32], batch=2)
+    result = evaluate_regions(clip, dataset, sizes=[32], loading=Loading(batch=2))
     assert result["pictures"] == 4 and [bad["id"] for bad in result["bad"]] == ["2"]
     assert "broken.png" in result["bad"][0]["reason"]
     with pytest.raises(InputError, match="picture 2"):
-        evaluate_regions(clip, dataset, sizes=[32], strict=True)
-    with pytest.raises(InputError, match="no picture could be read"):
+        evaluate_regions(clip, dataset, sizes=[32], loading=Loading(strict=True))
+    with pytest.raises(InputError, match="no image could be read"):
         evaluate_regions(clip, replace(dataset, records=(records[1],)), sizes=[32])
 
 
 def test_limit(clip, coco):
     dataset = panoptic(coco)
     first = evaluate_regions(clip, replace(dataset, records=dataset.records[:2]), sizes=[32])
-    assert evaluate_regions(clip, dataset, sizes=[32], limit=2) == first
+    assert evaluate_regions(clip, dataset, sizes=[32], loading=Loading(limit=2)) == first
 
 
 @pytest.mark.parametrize("sizes", [[], [32, 32], [30], [0]])

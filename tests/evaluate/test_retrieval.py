@@ -11,9 +11,10 @@ from PIL import Image
 
 from foveate.cli.main import main
 from foveate.clip.weights import save_clip
+from foveate.data.batches import Loading
 from foveate.data.loader import open_data
 from foveate.evaluate.gallery import draw_others
-from foveate.evaluate.retrieval import Galleries, evaluate_retrieval, picture_ranks, region_ranks
+from foveate.evaluate.retrieval import Galleries, evaluate_retrieval, image_ranks, region_ranks
 from foveate.ops.resample import crop_and_resize, normalize
 from foveate.types import InputError
 
@@ -88,7 +89,7 @@ def test_against_a_loop(clip, other_clip, coco, gallery):
     with torch.inference_mode():
         expected = slow_reference(clip, other_clip, coco, size=64, gallery=gallery, seed=3)
     result = evaluate_retrieval(
-        clip, other_clip, panoptic(coco), size=64, gallery=gallery, seed=3, batch=2, crop_batch=7
+        clip, other_clip, panoptic(coco), size=64, gallery=gallery, seed=3, loading=Loading(batch=2, crop_batch=7)
     )
     for key, among in (("image", min(gallery, 5)), ("region", min(gallery, expected["regions"]))):
         for top in (1, 5, 10):
@@ -102,9 +103,9 @@ def test_against_a_loop(clip, other_clip, coco, gallery):
 
 def test_order_batch_and_crop_batch_do_not_matter(clip, other_clip, coco):
     dataset = panoptic(coco)
-    first = evaluate_retrieval(clip, other_clip, dataset, size=64, gallery=3, batch=1, crop_batch=1)
+    first = evaluate_retrieval(clip, other_clip, dataset, size=64, gallery=3, loading=Loading(batch=1, crop_batch=1))
     turned = replace(dataset, records=dataset.records[::-1])
-    second = evaluate_retrieval(clip, other_clip, turned, size=64, gallery=3, batch=4)
+    second = evaluate_retrieval(clip, other_clip, turned, size=64, gallery=3, loading=Loading(batch=4))
     for key in ("image", "region"):
         assert second[key]["r1"] == pytest.approx(first[key]["r1"], abs=0.5)
         assert second[key]["r5"] is first[key]["r5"] is None, "5 of 3 is everything"
@@ -128,7 +129,7 @@ def test_ranks_by_hand():
     dense[:, 0, 1] = torch.tensor([0.6, 0.6])
     candidates = torch.eye(2)
     inside = torch.tensor([[True, True], [True, False]])
-    assert picture_ranks(dense, inside, candidates).tolist() == [0, 1, 1]
+    assert image_ranks(dense, inside, candidates).tolist() == [0, 1, 1]
     masks = torch.tensor(
         [[[True, False], [False, False]], [[False, False], [False, False]], [[True, False], [True, True]]]
     )
@@ -153,7 +154,7 @@ def test_as_typed(clip, coco, tmp_path, capsys):
     model, out = tmp_path / "tiny", tmp_path / "r.json"
     save_clip(clip, model)
     main(f"evaluate retrieval --data {coco} --model {model} --size 32 --limit 3 --workers 0 --out {out}".split())
-    assert "its picture among 3" in capsys.readouterr().out
+    assert "its image among 3" in capsys.readouterr().out
     written = json.loads(out.read_text())
     assert written["size"] == 32 and written["config"]["gallery"] == 50
     main(

@@ -84,15 +84,8 @@ def test_it_equals_a_slow_loop_and_hotcoco():
     assert means["mIoU"] * 700 == pytest.approx(result["mIoU"] * 6)
 
 
-def test_parts_add_up():
-    first, second = ([[0, 1]], [[1, 1]]), ([[1, -1]], [[0, 0]])
-    one, other = confusion(2, first), confusion(2, second)
-    one.merge(other)
-    assert one.measure("ab") == confusion(2, first, second).measure("ab")
-
-
 def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(InputError, match=r"picture x: need a prediction of 1 x 2 pixels .*; got 2 x 1"):
+    with pytest.raises(InputError, match=r"image x: need a prediction of 1 x 2 pixels .*; got 2 x 1"):
         confusion(2, ([[0, 1]], [[0], [1]]))
     with pytest.raises(InputError, match=r"need a prediction in 0\.\.1, or -1 for none; got 0\.\.2"):
         confusion(2, ([[0, 1]], [[0, 2]]))
@@ -117,7 +110,7 @@ def test_pictures_and_places(data):
     assert result["mIoU"] == 100 and result["pictures"] == 2 and result["pictures_without_result"]["count"] == 0
     # five words asked for, the last three stand for the background
     words = [("b", label_map([[4, 3, 0]])), ("a", label_map([[0, 1, 2]]))]
-    assert evaluate_semantic(words, data, places=[0, 1, 2, 2, 2])["mIoU"] == 100
+    assert evaluate_semantic(words, data, class_of=[0, 1, 2, 2, 2])["mIoU"] == 100
     # picture a has no result: cat 1 of 2, dog 0 of 1, background whole
     part = evaluate_semantic(perfect[:1], data, seen=[True, True, False])
     assert part["mIoU"] == pytest.approx((50 + 0 + 100) / 3) and part["groups"]["seen"]["mIoU"] == pytest.approx(25)
@@ -126,14 +119,14 @@ def test_pictures_and_places(data):
 
 def test_pictures_that_are_none_of_the_data_set_s(data):
     one = label_map([[0, 0, 0]])
-    with pytest.raises(InputError, match="picture z: need predictions of each picture of tiny once"):
+    with pytest.raises(InputError, match="image z: need predictions of each image of tiny once"):
         evaluate_semantic([("z", one)], data)
-    with pytest.raises(InputError, match=r"picture a: .* came twice"):
+    with pytest.raises(InputError, match=r"image a: .* came twice"):
         evaluate_semantic([("a", one), ("a", one)], data)
     with pytest.raises(InputError, match=r"need a prediction in 0\.\.1, the vocabulary's classes, or -1; got 2"):
-        evaluate_semantic([("a", label_map([[2, 2, 2]]))], data, places=[0, 1])
-    with pytest.raises(InputError, match="places: need classes in"):
-        evaluate_semantic([], data, places=[3])
+        evaluate_semantic([("a", label_map([[2, 2, 2]]))], data, class_of=[0, 1])
+    with pytest.raises(InputError, match="class_of: need classes in"):
+        evaluate_semantic([], data, class_of=[3])
     with pytest.raises(InputError, match="seen: need one entry"):
         evaluate_semantic([], data, seen=[True])
 

@@ -16,9 +16,9 @@ from published import TOLERANCE, draw_state, gap, golden, image, normal
 from timm.models import swin_transformer
 from timm.models._registry import _model_entrypoints
 
-from foveate.cli.convert import published_head
 from foveate.cli.main import main
 from foveate.clip.vocabulary import Vocabulary
+from foveate.convert.run import published_head
 from foveate.heads.catseg import published as importer
 from foveate.heads.catseg.aggregate import Aggregator
 from foveate.heads.catseg.cost import cost_volume

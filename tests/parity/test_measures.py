@@ -17,9 +17,10 @@ from pycocotools.cocoeval import COCOeval
 from foveate.cli.main import main
 from foveate.data.coco import read_instances
 from foveate.evaluate.detection import evaluate_detection
-from foveate.evaluate.results import read_results
+from foveate.evaluate.detection_results import read_results
+from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.evaluate.semantic import Confusion
-from foveate.evaluate.voc import average_precision, match_picture
+from foveate.evaluate.voc import average_precision, match_image
 from foveate.types import LabelMap
 
 TWELVE = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100")
@@ -59,12 +60,12 @@ def test_ap_of_the_public_result_file(coco):
     dataset = read_instances(coco / "truth.json", coco)
     vocabulary = [one.name for one in dataset.categories]
     found = read_results(coco / "results.json", dataset, vocabulary=vocabulary)
-    asked = {"vocabulary": vocabulary, "split": None, "style": "coco"}
-    boxes = evaluate_detection(found, dataset, **asked)["boxes"]
+    truth = open_ground_truth(dataset, vocabulary=vocabulary, split=None, style="coco")
+    boxes = evaluate_detection(found, truth)["boxes"]
     assert gap([boxes[name] / 100 for name in TWELVE], golden("metrics")["coco_stats"]) < 1e-12
     # what made the difference: of float32 boxes, an IoU of exactly .60 falls below the threshold
     rounded = [(key, replace(one, boxes=one.boxes.float(), xywh=None)) for key, one in found]
-    assert evaluate_detection(rounded, dataset, **asked)["boxes"]["AP"] == pytest.approx(50.5545, abs=1e-4)
+    assert evaluate_detection(rounded, truth)["boxes"]["AP"] == pytest.approx(50.5545, abs=1e-4)
 
 
 def test_the_command_prints_it_without_images_or_a_model(coco, tmp_path, capsys):
@@ -95,7 +96,7 @@ def voc_map(*, min_iou: float) -> float:
         own = own[np.argsort(-own[:, 6], kind="stable")]
         counts += np.bincount(there[there[:, 6] == 0, 1].astype(int), minlength=20)
         labels, classes = own[:, 1].astype(np.int64), there[:, 1].astype(np.int64)
-        verdicts = match_picture(own[:, 2:6], labels, there[:, 2:6], classes, there[:, 6] > 0, min_iou=min_iou)
+        verdicts = match_image(own[:, 2:6], labels, there[:, 2:6], classes, there[:, 6] > 0, min_iou=min_iou)
         for verdict, label, score in zip(verdicts, labels, own[:, 6], strict=True):
             scores[label].append(score)
             judged[label].append(verdict)
@@ -175,7 +176,7 @@ def test_voc_is_a_slow_loop_over_the_words_of_the_rule(seed, average, min_iou):
         boxes, others = (np.array([row[2] for row in rows], dtype=np.float64) for rows in (own, there))
         zeros = [np.zeros(len(rows), dtype=np.int64) for rows in (own, there)]
         difficult = np.array([row[1] for row in there])
-        judged += match_picture(boxes, zeros[0], others, zeros[1], difficult, min_iou=min_iou).tolist()
+        judged += match_image(boxes, zeros[0], others, zeros[1], difficult, min_iou=min_iou).tolist()
         scores += [row[1] for row in own]
     count = sum(not row[1] for row in objects)
     ours = average_precision(np.array(scores), np.array(judged), objects=count, average=average)

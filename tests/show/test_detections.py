@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from foveate.show.detections import BASE, NOVEL, draw_detections
+from foveate.show.detections import draw_detections
+from foveate.show.palette import BASE, NOVEL
 from foveate.types import Detections
 
 

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from PIL import Image
 
-from foveate.show.lines import new_chart, write_chart
+from foveate.show.charts import new_chart, write_figure
 from foveate.show.pareto import Label, pareto_chart, write_labels
 
 
@@ -35,7 +35,7 @@ def test_labels_of_points_in_one_place_do_not_overlap(tmp_path):
     axes.set_ylim(0, 100)
     labels = [Label(f"model {n}, 1", 50.0 + n % 2, 50.0, 8.5, "red") for n in range(7)]
     write_labels(axes, labels)
-    write_chart(figure, tmp_path / "l.png")
+    write_figure(figure, tmp_path / "l.png")
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 7 and {text.get_text() for text in axes.texts} == {label.text for label in labels}
     assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from foveate.cli.main import main
-from foveate.show.lines import HEIGHT, name_ends, new_chart
+from foveate.show.charts import HEIGHT, name_ends, new_chart
 from foveate.show.sizes import Sweep, read_sweep, sizes_chart
 from foveate.types import InputError
 

@@ -11,11 +11,12 @@ blanks. Deliberately absent: prompts and embeddings (`foveate.clip.text`), lists
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from foveate.data.records import Dataset
 from foveate.data.strict import fail, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
@@ -138,6 +139,34 @@ def labels_of(categories: Sequence[Category]) -> Labels:
         classes=tuple((one.name, *one.synonyms) for one in categories),
         is_thing=tuple(one.is_thing for one in categories),
     )
+
+
+def class_names(dataset: Dataset, path: Path | None, report: Callable[[str], object]) -> Labels:
+    """The names and synonyms of each class, from a list or from the annotation file.
+
+    Args:
+        dataset: its categories, in their order.
+        path: of a list in OpenSeg's form, by the ids of the categories or in their order.
+        report: prints names that two classes share.
+
+    Raises:
+        InputError: a list that is damaged or of other classes.
+    """
+    own = labels_of(dataset.categories)
+    if path is None:
+        return own
+    found = read_labels(path, repeated="keep")
+    for line in found.notes:
+        report(f"{line}; the best name of a class counts, so that these classes tie there")
+    if set(own.ids) <= set(found.ids):
+        return replace(found.choose(own.ids), is_thing=own.is_thing)
+    if len(found.ids) != len(own.ids):
+        raise InputError(
+            f"--labels {path}: need the names of {len(own.ids)} classes, by their ids or in their order; got "
+            f"{len(found.ids)} classes, other ids among them."
+        )
+    report(f"--labels {path}: its ids are not those of {dataset.name}; its classes are taken in their order")
+    return replace(found, ids=own.ids, is_thing=own.is_thing)
 
 
 def compared(word: str) -> str:

@@ -26,7 +26,9 @@ from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
 from foveate.data.voc import find_voc, read_voc
 from foveate.io.files import default_cache
-from foveate.types import InputError
+from foveate.types import Category, InputError
+
+ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
 Kind = Literal["instances", "outlines", "panoptic", "none"]
 
@@ -131,12 +133,37 @@ def open_panoptic_annotations(root: Path, *, split: str) -> Dataset:
     return read_panoptic(file, None, pngs)
 
 
+def open_panoptic(root: Path, split: str, *, images: bool = True) -> Dataset:
+    """The images of a root with panoptic annotations, COCO's layout or ADE20K's; the images may be absent.
+
+    Raises:
+        InputError: it has none, or they are damaged.
+    """
+    file = root / f"{ADE_PANOPTIC}.json"
+    if not file.is_file():
+        return (
+            open_data(root, split=split, annotations="panoptic")
+            if images
+            else open_panoptic_annotations(root, split=split)
+        )
+    if split != "val":
+        raise InputError(f"--split: must be val for ADE20K; got {split}.")
+    dataset = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE_PANOPTIC)
+    return replace(dataset, categories=tuple(_separate_synonyms(category) for category in dataset.categories))
+
+
+def _separate_synonyms(category: Category) -> Category:
+    """A class of ADE20K, whose name is a list of words: "windowpane, window "."""
+    words = [word.strip() for word in category.name.split(",")]
+    return replace(category, name=words[0], synonyms=(*words[1:], *category.synonyms))
+
+
 def _read_annotations(file: Path) -> Dataset:
     content = load(file, kind="an annotation")
     read = list_lvis_categories if is_lvis(content) else list_categories
     categories = read(file, content["categories"])
     found = list_things(file, content, None, categories=categories, name_of=_any_name)
-    return replace(found, dropped={})  # measures take the file's own boxes, see `evaluate.truth`
+    return replace(found, dropped={})  # measures take the file's own boxes, see `evaluate.ground_truth`
 
 
 def _any_name(where: str, entry: dict[str, Any]) -> str:

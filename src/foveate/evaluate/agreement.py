@@ -1,8 +1,8 @@
-"""Agreement of the dense map with crops, without any label: what CLIPSelf's loss asks for (Sec. 3.2; compare Tab. A1).
+"""Agreement of the dense map with crops, without any label: what CLIPSelf's loss measures (Sec. 3.2; compare Tab. A1).
 
-For grid patches of any pictures: the mean cosine between a patch pooled from the student's dense map and the reference
-model's embedding of its crop, and how often a patch retrieves its own crop among those of its picture and of 49 others.
-The cosine alone would reward a map that says the same everywhere; the retrieval does not.
+For grid patches of any images: the mean cosine between a patch pooled from the student's dense map and the reference
+model's embedding of its crop, and how often a patch retrieves its own crop among those of its image and of 49 others.
+The cosine alone would reward a map that is the same everywhere; the retrieval does not.
 Deliberately absent: retrieval of single locations, which is the paper's Tab. A1 itself (`retrieval.py`).
 """
 
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.data.coco import Dataset
-from foveate.evaluate.feed import CropPacker, Feed
+from foveate.data.batches import LOADING, Batches, Loading
+from foveate.data.records import Dataset
+from foveate.errors import InputError
+from foveate.evaluate.crops import CropPacker
 from foveate.evaluate.gallery import draw_others, named_stream
 from foveate.ops.boxes import boxes_on_input
 from foveate.ops.grid import sample_grid
 from foveate.ops.pool import pool_boxes
 from foveate.ops.resample import check_side, square_inputs
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 
 @torch.inference_mode()
@@ -35,58 +37,44 @@ def evaluate_agreement(
     keep: int = 20,
     gallery: int = 50,
     seed: int = 0,
-    batch: int = 8,
-    crop_batch: int = 128,
-    limit: int | None = None,
-    strict: bool = False,
-    workers: int = 0,
-    progress: bool = False,
+    loading: Loading = LOADING,
 ) -> dict:
     """Compare each grid patch of the student's dense map with the reference's embedding of its crop (Sec. 3.2).
 
     Args:
         student: whose dense map is measured.
-        reference: whose image embedding of the crops is the yardstick; may be the same model.
-        dataset: pictures; annotations are not looked at.
+        reference: whose image embeddings of the crops it is compared with; may be the same model.
+        dataset: images; annotations are not used.
         size: side of the student's padded square input [pixels].
         head: how the student's last block makes dense tokens.
-        grid: most rows and columns of a picture's grid.
+        grid: most rows and columns of an image's grid.
         rule: which grids, see `foveate.ops.grid.grid_pairs`.
-        keep: most patches of a picture.
-        gallery: pictures whose crops a patch chooses among, its own included; all of them where there are fewer.
-        seed: with a picture's id it decides the picture's grid and the other pictures of its gallery.
-        batch: pictures a dense batch.
-        crop_batch: crops an image batch.
-        limit: only the first so many pictures.
-        strict: raise on the first bad picture instead of listing it.
-        workers: processes that decode.
-        progress: show a bar on stderr.
+        keep: most patches per image.
+        gallery: images whose crops a patch is ranked among, its own included; all of them where there are fewer.
+        seed: with an image's id it decides the image's grid and the other images of its gallery.
+        loading: how images are read and batched.
 
     Returns:
-        {"cosine": mean over regions, "recall": R@1 in percent over regions, "regions", "pictures", "gallery": pictures
+        {"cosine": mean over regions, "recall": R@1 in percent over regions, "regions", "pictures", "gallery": images
         in a gallery, "crops": mean number of crops in a gallery, "size", "head", "seed", "bad": [{"id", "reason"}]}.
 
     Raises:
-        InputError: models of different embedding size, a size the tower cannot take, gallery below 1, or no picture
-            that can be read.
+        InputError: models of different embedding size, a size the tower cannot take, gallery below 1, or no image that
+            can be read.
     """
-    if student.embed_dim != reference.embed_dim:
-        raise InputError(
-            f"reference: need the student's embedding size {student.embed_dim}; got {reference.embed_dim}. "
-            "Compare a model with the CLIP it was distilled from."
-        )
+    check_comparable(student, reference)
     if gallery < 1:
-        raise InputError(f"--gallery: need at least 1 picture; got {gallery}.")
+        raise InputError(f"--gallery: need at least 1 image; got {gallery}.")
     check_side(size, patch=student.patch_size, flag="--size")
     student.eval()
     reference.eval()
-    packer = CropPacker(reference, batch=crop_batch)
+    packer = CropPacker(reference, batch=loading.crop_batch)
     regions: list[Tensor] = []
-    counts: dict[str, int] = {}  # regions of each picture, in the order read
-    feed = Feed(dataset, masks=False, batch=batch, limit=limit, workers=workers, strict=strict, progress=progress)
-    for samples in feed:
+    counts: dict[str, int] = {}  # regions of each image, in the order read
+    batches = Batches(dataset, loading)
+    for samples in batches:
         boxes = [patches_of(sample, grid=grid, rule=rule, keep=keep, seed=seed) for sample in samples]
-        counts |= {sample.id: len(own) for sample, own in zip(samples, boxes, strict=True)}
+        counts |= {sample.id: len(patches) for sample, patches in zip(samples, boxes, strict=True)}
         regions.append(_student_regions(student, samples, boxes, packer=packer, size=size, head=head))
     dense, crops = torch.cat(regions), packer.finish()  # (R, D) each
     recall, choices = recall_at_1(dense, crops, counts, gallery=gallery, seed=seed)
@@ -94,19 +82,28 @@ def evaluate_agreement(
         "cosine": (dense * crops).sum(dim=1).double().mean().item(),
         "recall": recall,
         "regions": len(crops),
-        "pictures": feed.pictures,
-        "gallery": min(gallery, feed.pictures),
+        "pictures": batches.count,
+        "gallery": min(gallery, batches.count),
         "crops": choices,
         "size": size,
         "head": head,
         "pad": student.pad,
         "seed": seed,
-        "bad": feed.bad_listed(),
+        "bad": batches.bad_listed(),
     }
 
 
+def check_comparable(student: Clip, reference: Clip) -> None:
+    """Refuse two models whose embeddings differ in size."""
+    if student.embed_dim != reference.embed_dim:
+        raise InputError(
+            f"reference: need the student's embedding size {student.embed_dim}; got {reference.embed_dim}. "
+            "Compare a model with the CLIP it was distilled from."
+        )
+
+
 def patches_of(sample: Sample, *, grid: int, rule: str, keep: int, seed: int) -> Float[Tensor, "N 4"]:
-    """Draw a picture's grid patches from the seed and the picture's id alone: the same in any order and any subset."""
+    """Draw an image's grid patches from the seed and the image's id alone: the same in any order and any subset."""
     generator = named_stream(seed, "patches", sample.id)
     height, width = sample.image.shape[1:]
     return sample_grid(height=height, width=width, limit=grid, rule=rule, keep=keep, generator=generator)
@@ -118,13 +115,13 @@ def _student_regions(
     """Hand the crops of a batch to the packer and pool the same regions from the student's dense map."""
     device = next(student.parameters()).device
     images = [sample.image.to(device) for sample in samples]
-    for image, own in zip(images, boxes, strict=True):
-        packer.add(image, own)
+    for image, patches in zip(images, boxes, strict=True):
+        packer.add(image, patches)
     inputs = square_inputs(images, size=size, mean=student.mean, std=student.std, pad=student.pad)
     dense = student.encode_dense(inputs, head=head)  # (B, D, h, w)
     scaled = [
-        boxes_on_input(own, height=image.shape[1], width=image.shape[2], size=size)
-        for image, own in zip(images, boxes, strict=True)
+        boxes_on_input(patches, height=image.shape[1], width=image.shape[2], size=size)
+        for image, patches in zip(images, boxes, strict=True)
     ]
     return pool_boxes(dense, scaled, stride=student.patch_size)
 
@@ -134,31 +131,31 @@ def recall_at_1(
 ) -> tuple[float, float]:
     """Count how often a region is closer to its own crop than to every other crop of its gallery.
 
-    The gallery of a picture's regions are the crops of that picture and of `gallery` - 1 others, drawn from the seed
-    and the picture's id out of the sorted ids, so that the order of reading does not matter. A tie counts as a miss.
+    The gallery of an image's regions are the crops of that image and of `gallery` - 1 others, drawn from the seed and
+    the image's id out of the sorted ids, so that the order of reading does not matter. A tie counts as a miss.
 
     Args:
-        dense: region embeddings, picture by picture, L2-normalised.
+        dense: region embeddings, image by image, L2-normalised.
         crops: crop embeddings in the same order.
-        counts: how many regions each picture has, by its id, in that order.
-        gallery: pictures in a gallery.
+        counts: how many regions each image has, by its id, in that order.
+        gallery: images in a gallery.
         seed: of the choice.
 
     Returns:
-        R@1 in percent, and the mean number of crops a region chose among.
+        R@1 in percent, and the mean number of crops a region was ranked among.
     """
     first, rows = 0, {}
-    for picture, count in counts.items():
-        rows[picture] = torch.arange(first, first + count, device=dense.device)  # (N,)
+    for image, count in counts.items():
+        rows[image] = torch.arange(first, first + count, device=dense.device)  # (N,)
         first += count
     names = sorted(counts)
-    place = {name: index for index, name in enumerate(names)}
-    hits, chosen = dense.new_zeros((), dtype=torch.int64), 0
-    for picture, own in rows.items():
-        others = draw_others(names, place[picture], count=gallery - 1, seed=seed)
+    hits, candidates_seen = dense.new_zeros((), dtype=torch.int64), 0
+    for index, image in enumerate(names):
+        own = rows[image]  # (N,)
+        others = draw_others(names, index, count=gallery - 1, seed=seed)
         candidates = torch.cat([own, *(rows[names[other]] for other in others)])  # (M,), its own crops first
         scores = dense[own] @ crops[candidates].T  # (N, M)
         best = scores.diagonal()[:, None]  # (N, 1), each region with its own crop
         hits += ((scores >= best).sum(dim=1) == 1).sum()
-        chosen += len(own) * len(candidates)
-    return 100 * hits.item() / first, chosen / first
+        candidates_seen += len(own) * len(candidates)
+    return 100 * hits.item() / first, candidates_seen / first

@@ -1,8 +1,8 @@
 """The colour-only bound: how much of region classification mere colour explains.
 
-A linear classifier sees nothing of a box but its mean colour and its histograms of hue and of RGB. It is fitted on one
+A linear classifier gets nothing of a box but its mean colour and its histograms of hue and of RGB. It is fitted on one
 split's thing boxes and scored on another's by the same mAcc as the model. Where it does well, a data set cannot show
-that dense features mean anything; the figure therefore stands beside every table made from rendered pictures.
+that dense features mean anything; the figure is therefore shown beside every table made from rendered images.
 Not in the paper. Deliberately absent: texture, shape and position, which are what the bound must not see.
 """
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from foveate.data.coco import Dataset
-from foveate.evaluate.feed import Feed
+from foveate.data.batches import LOADING, Batches, Loading
+from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.evaluate.score import ranks_of, score
-from foveate.types import InputError
 
 HUES = 24  # bins of the hue circle
 LEVELS = 4  # bins of each of R, G, B in their joint histogram
@@ -25,21 +25,15 @@ def colour_bound(
     test: Dataset,
     *,
     penalty: float = 1e-3,
-    limit: int | None = None,
-    strict: bool = False,
-    workers: int = 0,
-    progress: bool = False,
+    loading: Loading = LOADING,
 ) -> dict:
-    """Fit a classifier that sees colour alone on one split, and score it on another.
+    """Fit a classifier of colour alone on one split, and score it on another.
 
     Args:
-        train: pictures with thing boxes to learn from.
-        test: pictures with thing boxes to score; the same categories.
+        train: images with thing boxes to learn from.
+        test: images with thing boxes to score; the same categories.
         penalty: weight of the squared coefficients in the loss.
-        limit: only the first so many pictures of each split.
-        strict: raise on the first bad picture instead of skipping it.
-        workers: processes that decode.
-        progress: show a bar on stderr.
+        loading: how the images of each split are read.
 
     Returns:
         {"top1", "top5": mAcc over the thing classes of `test` in percent, "count": boxes scored, "train_count": boxes
@@ -53,28 +47,28 @@ def colour_bound(
     things = torch.tensor([label for label, category in enumerate(train.categories) if category.is_thing])
     sets = []
     for dataset in (train, test):
-        feed = Feed(dataset, masks=False, batch=8, limit=limit, workers=workers, strict=strict, progress=progress)
-        features, labels = _read(feed)
+        features, labels = _read(Batches(dataset, loading))
         if labels.numel() == 0:
             raise InputError(f"{dataset.name}: need thing boxes for the colour bound; got none")
         sets.append((features, torch.searchsorted(things, labels)))  # labels among things only
-    (seen, seen_labels), (unseen, labels) = sets
-    mean, spread = seen.mean(dim=0), seen.std(dim=0, correction=0).clamp(min=1e-6)  # (F,) each
-    weights = fit_linear((seen - mean) / spread, seen_labels, classes=len(things), penalty=penalty)
-    ranks = ranks_of(_scores((unseen - mean) / spread, weights), labels)
+    (train_features, train_labels), (test_features, labels) = sets
+    mean = train_features.mean(dim=0)  # (F,)
+    spread = train_features.std(dim=0, correction=0).clamp(min=1e-6)  # (F,)
+    weights = fit_linear((train_features - mean) / spread, train_labels, classes=len(things), penalty=penalty)
+    ranks = ranks_of(_scores((test_features - mean) / spread, weights), labels)
     return {
         **score(ranks, labels),
-        "train_count": seen_labels.numel(),
+        "train_count": train_labels.numel(),
         "classes": len(things),
     }
 
 
-def _read(feed: Feed) -> tuple[Float[Tensor, "R F"], Int64[Tensor, " R"]]:
+def _read(batches: Batches) -> tuple[Float[Tensor, "R F"], Int64[Tensor, " R"]]:
     """Turn every thing box of a split into colour features."""
     features, labels = [], []
-    for sample in (sample for samples in feed for sample in samples):
+    for sample in batches.samples():
         segments = sample.segments
-        assert segments is not None, f"picture {sample.id} came without its annotation"
+        assert segments is not None, f"image {sample.id} came without its annotation"
         features.append(colour_features(sample.image, segments.boxes[segments.is_thing]))
         labels.append(segments.labels[segments.is_thing])
     return torch.cat(features), torch.cat(labels)
@@ -85,11 +79,11 @@ def colour_features(image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) 
 
     Args:
         image: RGB.
-        boxes: xyxy, pixels of the picture; every pixel a box touches counts.
+        boxes: xyxy, pixels of the image; every pixel a box touches counts.
 
     Returns:
         (N, 3 + 24 + 64): mean R, G, B in [0, 1]; the hue histogram, each pixel weighing its chroma; the joint RGB
-        histogram of 4 bins a channel. Histograms are shares of the box's pixels, square-rooted so that a linear rule
+        histogram of 4 bins per channel. Histograms are shares of the box's pixels, square-rooted so that a linear rule
         reads them better.
     """
     pixels = image.float() / 255  # (3, H, W)
@@ -136,7 +130,7 @@ def fit_linear(
     Args:
         features: standardised.
         labels: in [0, classes).
-        classes: how many compete; one without examples only loses.
+        classes: how many compete; one without examples is only a negative.
         penalty: of the squared coefficients; the intercept is free of it.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Who chooses among what: the random streams and the galleries of retrieval (Tab. A1).
+"""The galleries of retrieval (Tab. A1): which others an image or region is ranked among, drawn at random.
 
-A choice depends on the seed and a name alone, and is made out of the names in an order of their own, so that neither
-the order of reading nor the batches matter. Deliberately absent: any embedding; the protocols rank by themselves.
+A draw depends on the seed and a name alone, and is made from the sorted names, so that neither the order of reading
+nor the batches matter. Deliberately absent: any embedding; the protocols rank by themselves.
 """
 
 import hashlib
@@ -11,24 +11,24 @@ import torch
 
 
 def named_stream(seed: int, purpose: str, name: str) -> torch.Generator:
-    """Derive a random stream from the seed, what it is for and a picture's or region's name, the same everywhere."""
+    """Derive a random stream from the seed, what it is for and an image's or region's name, the same everywhere."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def draw_others(names: Sequence[str], place: int, *, count: int, seed: int, purpose: str = "gallery") -> list[int]:
-    """Draw whom one of the names has to tell itself from.
+def draw_others(names: Sequence[str], index: int, *, count: int, seed: int, purpose: str = "gallery") -> list[int]:
+    """Draw the distractors of one name.
 
     Args:
-        names: of all, each once, in an order that follows from them alone (regions are sorted by their picture's name
+        names: of all, each once, in an order that follows from them alone (regions are sorted by their image's name
             and their number in it, "a/2" before "a/10").
-        place: of the one that draws, in 0..len(names)-1.
+        index: of the name, in 0..len(names)-1.
         count: how many others at most.
-        seed: with the name and the purpose it decides the choice.
+        seed: with the name and the purpose it decides the draw.
         purpose: names the stream.
 
     Returns:
-        Places of different others, all of them where there are no more than `count`.
+        Indices of different others, all of them where there are no more than `count`.
     """
-    order = torch.randperm(len(names) - 1, generator=named_stream(seed, purpose, names[place]))[:count]
-    return [index + (index >= place) for index in order.tolist()]  # its own place is skipped
+    order = torch.randperm(len(names) - 1, generator=named_stream(seed, purpose, names[index]))[:count]
+    return [other + (other >= index) for other in order.tolist()]  # its own index is skipped

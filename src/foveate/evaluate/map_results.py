@@ -1,8 +1,8 @@
-"""Maps that others made -> predictions: a folder of panoptic PNGs with their JSON, or of label maps.
+"""Predictions that another program wrote: a folder of panoptic PNGs with their JSON, or of label maps.
 
-    panoptic    DIR/*.json of COCO's panoptic form, its PNGs in DIR or in a folder called like the JSON (what COCO's
+    panoptic    DIR/*.json of COCO's panoptic form, its PNGs in DIR or in a folder named like the JSON (what COCO's
                 server and panopticapi take, what detectron2 and `foveate segment --panoptic` write)
-    semantic    DIR/NAME.png for the image NAME, a number a pixel (what `foveate segment` and most programs write)
+    semantic    DIR/NAME.png for the image NAME, one number per pixel (what `foveate segment` and most programs write)
 
 Deliberately absent: run lengths of label maps (detectron2's sem_seg_predictions.json), and the measures themselves.
 """
@@ -10,7 +10,7 @@ Deliberately absent: run lengths of label maps (detectron2's sem_seg_predictions
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -23,18 +23,17 @@ from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
 from foveate.data.strict import DISTRUST, drop, escapes, fail, parse, short
 from foveate.errors import InputError, listed
-from foveate.evaluate.results import UNKNOWN_IMAGE
+from foveate.evaluate.detection_results import UNKNOWN_IMAGE
+from foveate.evaluate.flags import Numbers
 from foveate.types import LabelMap, PanopticMap, SegmentInfo
 
 SEGMENTS = "segments.json"  # what `foveate segment` writes beside its label maps
 NO_CLASS = (255, 65535)  # numbers of pixels without a class, of 8 and of 16 bits
 
-Numbers = Literal["index", "dataset"]
-
 
 @dataclass(frozen=True)
 class MapResults:
-    """Predictions that are read when they are asked for."""
+    """Predictions that are read one by one."""
 
     maps: Iterator[tuple[str, Any]]  # (id of an image, its PanopticMap or LabelMap)
     rules: tuple[str, ...]  # how files and numbers were matched with the data, for people
@@ -52,20 +51,22 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
         skipped: where to count predictions of images that are not measured.
 
     Raises:
-        InputError: no such files, an image without a prediction (as panopticapi has it), or an entry that is not what
-            it must be; while the maps are read also a map of another size, or one that cannot be decoded.
+        InputError: no such files, an image without a prediction (as in panopticapi), or a damaged entry; while the maps
+            are read also a map of another size, or one that cannot be decoded.
     """
     file, folder = _find_panoptic(path)
     content = parse(file, kind="a panoptic results")
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         fail(str(file), "an object with the list `annotations`, as COCO's panoptic form", f"a {type(content).__name__}",
              "Is this another kind of results?")  # fmt: skip
-    labels, by_class = _match(content.get("categories"), "name", _names_of_categories(dataset), key=_as_word)
-    images, by_image = _match(content.get("images"), "file_name", _stems_of_images(dataset), key=_stem)
+    names = {category.id: (_as_word(category.name), label) for label, category in enumerate(dataset.categories)}
+    stems = {record.id: (record.path.stem, record.id) for record in dataset.records}
+    labels, by_class = _match(content.get("categories"), "name", names, key=_as_word)
+    images, by_image = _match(content.get("images"), "file_name", stems, key=_stem)
     records = {record.id: record for record in dataset.records}
     entries: dict[Any, tuple[str, dict[str, Any]]] = {}
-    for place, entry in enumerate(content["annotations"]):
-        where = f"{file}: annotation {place}"
+    for number, entry in enumerate(content["annotations"]):
+        where = f"{file}: annotation {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("segments_info"), list):
             fail(where, "`segments_info`, a list", short(entry), "Is this a file of boxes? Use `evaluate detection`.")
         key = images.get(entry.get("image_id")) if _is_id(entry.get("image_id")) else None
@@ -83,7 +84,7 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
 
     def read() -> Iterator[tuple[str, PanopticMap]]:
         for key, (where, entry) in entries.items():
-            segments = tuple(_segment(where, one, categories) for one in entry["segments_info"])
+            segments = tuple(_segment(where, segment, categories) for segment in entry["segments_info"])
             ids = read_colours(folder / entry["file_name"], size=records[key].size).long()
             yield str(key), PanopticMap(ids, segments)
 
@@ -96,7 +97,7 @@ def _find_panoptic(path: Path) -> tuple[Path, Path]:
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         if len(files) != 1:
-            names = listed([one.name for one in files]) or "none"
+            names = listed([entry.name for entry in files]) or "none"
             raise InputError(f"{path}: need a folder with one JSON file beside the PNGs; got {names}. Name the file.")
         path = files[0]
     elif not path.is_file():
@@ -104,14 +105,6 @@ def _find_panoptic(path: Path) -> tuple[Path, Path]:
                          "Check the path.")  # fmt: skip
     beside = path.with_suffix("")
     return path, beside if beside.is_dir() else path.parent
-
-
-def _names_of_categories(dataset: Dataset) -> dict[Any, tuple[str, int]]:
-    return {one.id: (_as_word(one.name), label) for label, one in enumerate(dataset.categories)}
-
-
-def _stems_of_images(dataset: Dataset) -> dict[Any, tuple[str, Any]]:
-    return {one.id: (one.path.stem, one.id) for one in dataset.records}
 
 
 def _as_word(name: str) -> str:
@@ -124,23 +117,27 @@ def _stem(name: str) -> str:
 
 
 def _match(
-    listed: Any, field: str, own: Mapping[Any, tuple[str, Any]], *, key: Callable[[str], str]
+    in_file: Any, field: str, in_data: Mapping[Any, tuple[str, Any]], *, key: Callable[[str], str]
 ) -> tuple[dict[Any, Any], str]:
-    """What the ids of a file mean: the data's ids, or, where the file numbers otherwise, what has the same name.
+    """Map the ids of a file to the data's: the same id, or, where the file numbers otherwise, the same name.
 
     Args:
-        listed: the file's own list of images or categories, where it has one.
+        in_file: the file's own list of images or categories, where it has one.
         field: of an entry, its name.
-        own: id -> (name, what it means) of the data.
+        in_data: id -> (name, label or id) of the data.
         key: makes names comparable.
     """
-    by_id = {number: meaning for number, (_, meaning) in own.items()}
-    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    names = {one["id"]: key(one[field]) for one in entries if _is_id(one.get("id")) and isinstance(one.get(field), str)}
-    if all(number in own and own[number][0] == name for number, name in names.items()):
+    by_id = {number: value for number, (_, value) in in_data.items()}
+    entries = [entry for entry in in_file if isinstance(entry, dict)] if isinstance(in_file, list) else []
+    names = {
+        entry["id"]: key(entry[field])
+        for entry in entries
+        if _is_id(entry.get("id")) and isinstance(entry.get(field), str)
+    }
+    if all(number in in_data and in_data[number][0] == name for number, name in names.items()):
         return by_id, "id"
-    by_name = dict(own.values())
-    if len(by_name) < len(own) or not any(name in by_name for name in names.values()):
+    by_name = dict(in_data.values())
+    if len(by_name) < len(in_data) or not any(name in by_name for name in names.values()):
         return by_id, "id"
     matched = {number: by_name[name] for number, name in names.items() if name in by_name}
     return matched, "name, as the file's ids differ"
@@ -159,11 +156,11 @@ def _check_all_there(file: Path, folder: Path, entries: Mapping[Any, Any], recor
             f"none: {listed(without)}. Add them (an image may have no segments), or check whether the file is of other "
             "data."
         )
-    gone = [entry["file_name"] for _, entry in entries.values() if not (folder / entry["file_name"]).is_file()]
-    if gone:
+    missing = [entry["file_name"] for _, entry in entries.values() if not (folder / entry["file_name"]).is_file()]
+    if missing:
         raise InputError(
-            f"{folder}: need the PNG of each of the {len(entries)} predictions; {len(gone)} are not there: "
-            f"{listed(gone)}. Copy them beside {file.name}."
+            f"{folder}: need the PNG of each of the {len(entries)} predictions; {len(missing)} do not exist: "
+            f"{listed(missing)}. Copy them beside {file.name}."
         )
 
 
@@ -184,14 +181,14 @@ def _segment(where: str, info: Any, categories: Mapping[Any, tuple[int, bool]]) 
 def read_label_maps(
     folder: Path, data: SemanticData, *, numbers: Numbers = "index", skipped: dict[str, Dropped]
 ) -> MapResults:
-    """Open label maps; they are decoded one by one. Images without one are left to the measure, which misses them.
+    """Open label maps; they are decoded one by one. Images without one count as missed.
 
     Args:
-        folder: of PNG or TIFF files, called like the images.
+        folder: of PNG or TIFF files, named like the images.
         data: what they were made for.
-        numbers: "index": a number is the class's place in the data's list, from 0, and 255 or 65535 no class;
+        numbers: "index": a number is the class's index in the data's list, from 0, and 255 or 65535 no class;
             "dataset": it is that of the data's own maps, as benchmark servers take them. Maps of `foveate segment` are
-            told by their segments.json, and their classes matched by name.
+            recognised by their segments.json, and their classes matched by name.
         skipped: where to count maps of no image.
 
     Raises:
@@ -200,27 +197,26 @@ def read_label_maps(
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: need a folder of label maps; it does not exist or is a file. Check the path.")
-    there = {
+    files = {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in MAP_SUFFIXES
     }
     meaning, rule = _meaning(data, numbers), f"numbers in the maps are read as {numbers}"
-    own = folder / SEGMENTS
-    if own.is_file():
-        there, meaning, rule = _of_segment(own, there, data)
+    if (folder / SEGMENTS).is_file():
+        files, meaning, rule = _match_segments(folder / SEGMENTS, files, data)
     found: dict[str, tuple[Record, Path]] = {}
     for record in data.dataset.records:
-        path = there.pop(str(record.id), None) or there.pop(record.path.stem, None)
+        path = files.pop(str(record.id), None) or files.pop(record.path.stem, None)
         if path is not None:
             found[str(record.id)] = (record, path)
     if not found:
         record = data.dataset.records[0]
         raise InputError(
-            f"{folder}: need label maps called like the images of {data.dataset.name}, such as "
-            f"{record.path.stem}.png; none of its {len(there)} maps is. Was it made for other data?"
+            f"{folder}: need label maps named like the images of {data.dataset.name}, such as "
+            f"{record.path.stem}.png; none of its {len(files)} maps is. Was it made for other data?"
         )
-    for path in there.values():
+    for path in files.values():
         drop(skipped, UNKNOWN_IMAGE, str(path))
 
     table = torch.full((2**16,), UNKNOWN, dtype=torch.int64)
@@ -235,55 +231,59 @@ def read_label_maps(
 
 
 def _meaning(data: SemanticData, numbers: Numbers) -> dict[int, int]:
-    """Number in a map -> place of its class, or NONE."""
+    """Number in a map -> label of its class, or NONE."""
     if numbers == "index":
-        return dict.fromkeys(NO_CLASS, NONE) | {place: place for place in range(len(data.names))}
+        return dict.fromkeys(NO_CLASS, NONE) | {label: label for label in range(len(data.names))}
     if data.coding is not None:
         return dict(data.coding.places)
-    return {0: NONE} | {one.id: place for place, one in enumerate(data.dataset.categories)}
+    return {0: NONE} | {category.id: label for label, category in enumerate(data.dataset.categories)}
 
 
-def _of_segment(
-    file: Path, there: Mapping[str, Path], data: SemanticData
+def _match_segments(
+    file: Path, files: Mapping[str, Path], data: SemanticData
 ) -> tuple[dict[str, Path], dict[int, int], str]:
-    """Match what `foveate segment` wrote: maps by the names of their images, classes by their own."""
+    """Match what `foveate segment` wrote: maps by the names of their images, classes by their names."""
     content = parse(file, kind="a segments")
     classes = content.get("classes") if isinstance(content, dict) else None
     pictures = content.get("pictures") if isinstance(content, dict) else None
-    if not isinstance(classes, list) or not isinstance(pictures, list) or not all(map(_is_words, classes)):
+    if not isinstance(classes, list) or not isinstance(pictures, list) or not all(map(_is_names, classes)):
         fail(str(file), "the lists `classes` and `pictures`, as `foveate segment` writes them", short(content))
     named: dict[str, Path] = {}
-    for place, one in enumerate(pictures):
-        key, name = (one.get("id"), one.get("file_name")) if isinstance(one, dict) else (None, None)
+    for number, entry in enumerate(pictures):
+        key, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
         if not isinstance(key, str) or not isinstance(name, str):
-            fail(f"{file}: picture {place}", "`id` and `file_name`", short(one))
-        if _stem(name) in there:
-            named[Path(key).with_suffix("").as_posix()] = there[_stem(name)]
+            fail(f"{file}: picture {number}", "`id` and `file_name`", short(entry))
+        if _stem(name) in files:
+            named[Path(key).with_suffix("").as_posix()] = files[_stem(name)]
     stems = {Path(key).name: path for key, path in named.items()}
-    places = [_class_of(words, data) for words in classes]
-    foreign = [words[0] for words, place in zip(classes, places, strict=True) if place == NONE]
+    labels = [_class_of(names, data) for names in classes]
+    unknown = [names[0] for names, label in zip(classes, labels, strict=True) if label == NONE]
     rule = f"classes of {SEGMENTS} are matched by name"
-    if foreign:
-        rule += f"; {len(foreign)} are none of the data's, such as {foreign[0]!r}: their pixels have no class"
-    if len(foreign) == len(classes):
+    if unknown:
+        rule += f"; {len(unknown)} are none of the data's, such as {unknown[0]!r}: their pixels have no class"
+    if len(unknown) == len(classes):
         raise InputError(f"{file}: need classes of {data.dataset.name}, such as {data.names[0]!r}; none of its "
                          f"{len(classes)} is. Segment with --vocab of the data's class names.")  # fmt: skip
-    meaning = dict.fromkeys(NO_CLASS, NONE) | dict(enumerate(places))
+    meaning = dict.fromkeys(NO_CLASS, NONE) | dict(enumerate(labels))
     return ({**stems, **named} if len(stems) == len(named) else named), meaning, rule
 
 
-def _is_words(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
 
-def _class_of(words: Sequence[str], data: SemanticData) -> int:
-    """The class of the data that has the same name, or else shares a word; NONE: there is none."""
-    asked = [compared(word) for word in words]
-    classes = [[compared(word) for word in (one.name, *one.synonyms)] for one in data.dataset.categories]
-    for fits in (lambda own: own == asked, lambda own: own[0] == asked[0], lambda own: {*own} & {*asked}):
-        place = next((place for place, own in enumerate(classes) if fits(own)), None)
-        if place is not None:
-            return place
+def _class_of(names: Sequence[str], data: SemanticData) -> int:
+    """The class of the data with the same names, or else the same first name, or else a name in common; NONE: none."""
+    wanted = [compared(name) for name in names]
+    classes = [[compared(name) for name in (item.name, *item.synonyms)] for item in data.dataset.categories]
+    for fits in (
+        lambda others: others == wanted,
+        lambda others: others[0] == wanted[0],
+        lambda others: {*others} & {*wanted},
+    ):
+        label = next((label for label, others in enumerate(classes) if fits(others)), None)
+        if label is not None:
+            return label
     return NONE
 
 

@@ -18,11 +18,12 @@ from foveate.clip.describe import CONFIG_FILE
 from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.states import mix_states
-from foveate.data.coco import Dataset
-from foveate.evaluate.global_ import View, evaluate_global
-from foveate.evaluate.labelled import Labelled
+from foveate.data.batches import LOADING, Loading
+from foveate.data.records import Dataset
+from foveate.errors import InputError
+from foveate.evaluate.labelled_images import LabelledImages
 from foveate.evaluate.regions import evaluate_regions
-from foveate.types import InputError
+from foveate.evaluate.zero_shot import View, evaluate_global
 
 
 def evaluate_pareto(
@@ -30,7 +31,7 @@ def evaluate_pareto(
     teacher: Clip,
     dataset: Dataset,
     *,
-    labelled: Labelled,
+    labelled: LabelledImages,
     captioned: Dataset | None,
     alphas: list[float],
     size: int,
@@ -38,33 +39,23 @@ def evaluate_pareto(
     view: View = "centre",
     templates: TemplateName | tuple[str, ...] = "vild",
     text_cache: Path | None = None,
-    batch: int = 8,
-    crop_batch: int = 128,
-    limit: int | None = None,
-    strict: bool = False,
-    workers: int = 0,
-    progress: bool = False,
+    loading: Loading = LOADING,
 ) -> dict:
     """Measure dense and global accuracy of every student at every alpha (Sec. 4.1); at 0, the teacher, once for all.
 
     Args:
         students: unmixed models by name; their weights and gates are as before when this returns or raises.
         teacher: the CLIP they were distilled from.
-        dataset: pictures with panoptic annotations, for the dense map.
+        dataset: images with panoptic annotations, for the dense map.
         labelled: what is classified by image embeddings.
         captioned: what is retrieved by them; None: nothing.
-        alphas: shares of the student, each in [0, 1].
+        alphas: weights of the student, each in [0, 1].
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
-        view: of whole pictures, see `evaluate_global`.
+        view: of whole images, see `evaluate_global`.
         templates: what class names are written into.
-        text_cache: folder where text embeddings are kept.
-        batch: pictures a dense batch.
-        crop_batch: crops an image batch.
-        limit: only the first so many pictures.
-        strict: raise on the first bad picture.
-        workers: processes that decode.
-        progress: show a bar on stderr.
+        text_cache: folder where text embeddings are cached.
+        loading: how images are read and batched.
 
     Returns:
         {"points": [{"model", "alpha", "boxes", "things", "stuff": dense top-1 mAcc, "classification": top-1 mean over
@@ -79,51 +70,47 @@ def evaluate_pareto(
     if not students:
         raise InputError("--model: need at least one distilled model; got none.")
     if not alphas or len(set(alphas)) < len(alphas) or not all(0 <= alpha <= 1 for alpha in alphas):
-        raise InputError(f"--alphas: need different numbers in [0, 1], the student's share; got {alphas}.")
-    reading = {
-        "templates": templates, "text_cache": text_cache, "batch": batch, "crop_batch": crop_batch, "limit": limit,
-        "strict": strict, "workers": workers, "progress": progress,
-    }  # fmt: skip
+        raise InputError(f"--alphas: need different numbers in [0, 1], the student's weight; got {alphas}.")
     before = teacher.model.state_dict()
     for name, student in students.items():
         check_mixable(name, student, before)
-    points, seen, teachers = [], {}, {}
+    points, summary = [], {}
+    baselines: dict[tuple, dict] = {}  # the points at alpha 0: the teacher's weights, under each student's settings
     for name, student in students.items():
         after = {key: value.clone() for key, value in student.model.state_dict().items()}
         gates = student.gates
         try:
             for alpha in alphas:
-                if (
-                    alpha == 0 and (student.windows, student.pad) in teachers
-                ):  # the same weights, looked at in the same way
-                    points.append({**teachers[student.windows, student.pad], "model": name})
+                settings = (student.windows, student.pad)
+                if alpha == 0 and settings in baselines:
+                    points.append({**baselines[settings], "model": name})
                     continue
                 student.model.load_state_dict(mix_states(after, before, alpha=alpha))
                 student.gates = _mix_gates(student, gates, teacher.gates, alpha=alpha)
-                mix = f"{name}, alpha {alpha:g}"
-                named = replace(dataset, name=f"{dataset.name}: {mix}")  # what the bars say
-                dense = evaluate_regions(student, named, sizes=[size], crops=False, head=head, **reading)
+                title = f"{name}, alpha {alpha:g}"  # for the progress bars
+                dense = evaluate_regions(
+                    student, _retitled(dataset, title), sizes=[size], crops=False, head=head,
+                    templates=templates, text_cache=text_cache, loading=loading,
+                )  # fmt: skip
                 whole = evaluate_global(
                     {name: student},
-                    labelled=replace(
-                        labelled, dataset=replace(labelled.dataset, name=f"{labelled.dataset.name}: {mix}")
-                    ),
-                    captioned=None if captioned is None else replace(captioned, name=f"{captioned.name}: {mix}"),
-                    view=view,
-                    **reading,
-                )
+                    labelled=replace(labelled, dataset=_retitled(labelled.dataset, title)),
+                    captioned=None if captioned is None else _retitled(captioned, title),
+                    view=view, templates=templates, text_cache=text_cache, loading=loading,
+                )  # fmt: skip
                 points.append(_point(name, alpha, dense["dense"][size], whole[name]))
-                seen = {"pictures": dense["pictures"], "bad": dense["bad"]}
+                summary = {"pictures": dense["pictures"], "bad": dense["bad"]}
                 if alpha == 0:
-                    teachers[student.windows, student.pad] = points[-1]
+                    baselines[settings] = points[-1]
         finally:
             student.model.load_state_dict(after)
             student.gates = None if gates is None else gates.unflatten(0, (3, -1))
-    return {
-        "points": mark_front(points),
-        "size": size, "head": head, "view": view, "templates": templates,
-        **seen,
-    }  # fmt: skip
+    settings = {"size": size, "head": head, "view": view, "templates": templates}
+    return {"points": mark_front(points), **settings, **summary}
+
+
+def _retitled(dataset: Dataset, title: str) -> Dataset:
+    return replace(dataset, name=f"{dataset.name}: {title}")
 
 
 def _mix_gates(
@@ -133,14 +120,16 @@ def _mix_gates(
     if gates is None and before is None:
         return None
     opened = open_gates(student.visual).flatten()  # (G,)
-    after, before = (opened if one is None else one.detach().cpu() for one in (gates, before))
+    after, before = (opened if values is None else values.detach().cpu() for values in (gates, before))
     return mix_states({"gates": after}, {"gates": before}, alpha=alpha)["gates"].unflatten(0, (3, -1))
 
 
 def check_mixable(name: str, student: Clip, teacher: dict[str, Tensor]) -> None:
     """Refuse a student that is not of the teacher's architecture, before anything is measured."""
-    own = student.model.state_dict()
-    if {key: one.shape for key, one in own.items()} != {key: one.shape for key, one in teacher.items()}:
+    shapes, expected = (
+        {key: value.shape for key, value in state.items()} for state in (student.model.state_dict(), teacher)
+    )
+    if shapes != expected:
         raise InputError(
             f"--model {name}: need the architecture of --reference to be mixed with it; its weights have other names "
             "or shapes. Name the CLIP it was distilled from."
@@ -148,16 +137,16 @@ def check_mixable(name: str, student: Clip, teacher: dict[str, Tensor]) -> None:
 
 
 def check_unmixed(model: Path) -> None:
-    """Refuse a product that was mixed already, where it says so itself, or its run's config.json (RUN/model beside
-    RUN/config.json; products did not say so before).
+    """Refuse a product that was mixed already, by its own configuration or by its run's config.json (RUN/model beside
+    RUN/config.json; older products do not record it themselves).
 
     Raises:
         InputError: its alpha is below 1.
     """
     if not model.is_dir():
         return
-    own, run = model / CONFIG_FILE, model.resolve().parent / "config.json"
-    for path, alpha in ((own, _read_entry(own, "foveate", "alpha")), (run, _read_entry(run, "alpha"))):
+    product, run = model / CONFIG_FILE, model.resolve().parent / "config.json"
+    for path, alpha in ((product, _read_entry(product, "foveate", "alpha")), (run, _read_entry(run, "alpha"))):
         if isinstance(alpha, int | float) and alpha < 1:
             raise InputError(
                 f"--model {model}: need the student itself; {path} says that this product is mixed already, with alpha "
@@ -181,7 +170,7 @@ def _point(name: str, alpha: float, dense: dict, whole: dict) -> dict:
     tops = {kind: dense[kind]["top1"] for kind in ("boxes", "things", "stuff")}
     classification, retrieval = whole["classification"], whole["retrieval"]
     if tops["boxes"] is None or classification["count"] == 0:
-        raise InputError("pareto: need things to measure the dense map by, and pictures or things to classify.")
+        raise InputError("pareto: need things to measure the dense map by, and images or things to classify.")
     ways = None if retrieval is None else [retrieval[way]["r1"] for way in ("image_to_text", "text_to_image")]
     return {
         "model": name,
@@ -195,8 +184,8 @@ def _point(name: str, alpha: float, dense: dict, whole: dict) -> dict:
 
 def mark_front(points: list[dict]) -> list[dict]:
     """Add "front" to each point: no other is at least as good in "boxes" and "classification" and better in one."""
-    places = [(point["boxes"], point["classification"]) for point in points]
+    axes = [(point["boxes"], point["classification"]) for point in points]
     return [
-        {**point, "front": not any(x >= own[0] and y >= own[1] and (x, y) != own for x, y in places)}
-        for point, own in zip(points, places, strict=True)
+        {**point, "front": not any(x >= dense and y >= whole and (x, y) != (dense, whole) for x, y in axes)}
+        for point, (dense, whole) in zip(points, axes, strict=True)
     ]

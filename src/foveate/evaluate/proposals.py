@@ -1,8 +1,9 @@
 """How many annotated objects region proposals find: recall of base and of novel objects apart.
 
-An object is found at an IoU if one of the picture's best K proposals overlaps it by as much. R@0.5 is the share found
-at 0.5; AR@K is the mean over the IoUs 0.5, 0.55 ... 0.95, over all objects together. Crowds are not asked for.
-Deliberately absent: a mean over classes and one proposal an object (COCO's AR, for detections with classes), precision.
+An object is found at an IoU if one of the image's best K proposals overlaps it by as much. R@0.5 is the share found at
+0.5; AR@K is the mean over the IoUs 0.5, 0.55 ... 0.95, over all objects together. Crowds are ignored.
+Deliberately absent: precision, and a mean over classes and one proposal per object (COCO's AR, of detections with
+classes).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ def best_overlaps(objects: Float[Tensor, "N 4"], proposals: Float[Tensor, "M 4"]
     Args:
         objects: xyxy.
         proposals: xyxy, highest score first; M may be 0.
-        top: how many are looked at.
+        top: how many are compared.
     """
     if not len(objects) or not len(proposals):
         return torch.zeros(len(objects))
@@ -30,7 +31,7 @@ def best_overlaps(objects: Float[Tensor, "N 4"], proposals: Float[Tensor, "M 4"]
 
 
 def recall_of(
-    pictures: Sequence[tuple[Float[Tensor, "_ 4"], Sequence[str], Float[Tensor, "_ 4"]]],
+    images: Sequence[tuple[Float[Tensor, "_ 4"], Sequence[str], Float[Tensor, "_ 4"]]],
     groups: Mapping[str, Collection[str]],
     *,
     tops: Sequence[int] = (10, 100),
@@ -38,7 +39,7 @@ def recall_of(
     """Measure proposals against annotated boxes.
 
     Args:
-        pictures: of each the objects' boxes (crowds left out), their categories' names, and the proposals, best first.
+        images: of each the objects' boxes (without crowds), their categories' names, and the proposals, best first.
         groups: what is reported -> names of its categories.
         tops: K of AR@K; R@0.5 is of the largest.
 
@@ -47,12 +48,12 @@ def recall_of(
     """
     result: dict[str, Any] = {}
     for group, names in groups.items():
-        members = [torch.tensor([name in names for name in labels], dtype=torch.bool) for _, labels, _ in pictures]
-        asked = [(objects[mine], proposals) for mine, (objects, _, proposals) in zip(members, pictures, strict=True)]
-        found = {top: torch.cat([torch.zeros(0), *(best_overlaps(*pair, top=top) for pair in asked)]) for top in tops}
-        count = len(found[max(tops)])
-        result[group] = {"objects": count, "recall50": _percent(found[max(tops)], (0.5,))}
-        result[group] |= {f"AR@{top}": _percent(found[top], IOUS) for top in tops}
+        members = [torch.tensor([name in names for name in labels], dtype=torch.bool) for _, labels, _ in images]
+        pairs = [(objects[mine], proposals) for mine, (objects, _, proposals) in zip(members, images, strict=True)]
+        ious = {top: torch.cat([torch.zeros(0), *(best_overlaps(*pair, top=top) for pair in pairs)]) for top in tops}
+        best = ious[max(tops)]
+        result[group] = {"objects": len(best), "recall50": _percent(best, (0.5,))}
+        result[group] |= {f"AR@{top}": _percent(ious[top], IOUS) for top in tops}
     return result
 
 

@@ -1,9 +1,10 @@
-"""Ranks and mAcc: how region embeddings become the percentages of Fig. 2, 3 and Tab. 1 (Sec. 4.1).
+"""Ranks, mAcc and recall: how embeddings become the percentages of Fig. 2, 3 and Tab. 1 (Sec. 4.1); means in percent.
 
 mAcc is accuracy per class, averaged over the classes present, so that a rare class counts as much as a common one.
-Deliberately absent: AP and PQ, which belong to detectors.
+Deliberately absent: AP, mIoU and PQ (`detection.py`, `semantic.py`, `panoptic.py`).
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -13,26 +14,26 @@ def ranks_of(scores: Float[Tensor, "R K"], labels: Int64[Tensor, " R"]) -> Int64
     """Count, for each region, the other classes that score at least as high as its own (0 = first).
 
     Ties count against the region, and so does NaN: a region that covers no token has a zero embedding, scores 0 with
-    every class, and must not be called right because its class happens to stand first in the list.
+    every class, and must not count as right because its class happens to be the first of the list.
 
     Args:
         scores: cosine of each region with each class.
         labels: the true class of each region, in [0, K).
 
     Returns:
-        Place of the true class among the K, in [0, K - 1].
+        Rank of the true class among the K, in [0, K - 1].
     """
-    own = scores.gather(1, labels[:, None])  # (R, 1)
-    return (~(scores < own)).sum(dim=1) - 1  # (R,)
+    true = scores.gather(1, labels[:, None])  # (R, 1)
+    return (~(scores < true)).sum(dim=1) - 1  # (R,)
 
 
 def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, top: int) -> float | None:
     """Average over the classes present the share of a class's regions ranked in the first `top` (mAcc).
 
     Args:
-        ranks: place of the true class, 0 = first.
+        ranks: of the true class, 0 = first.
         labels: the true class.
-        top: how many first places count as right.
+        top: how many first ranks count as right.
 
     Returns:
         Percent in [0, 100], or None where there is no region at all.
@@ -59,12 +60,12 @@ def recall(
 ) -> dict[str, float | int | None]:
     """Sum up a retrieval: {"r1", "r5", "r10"} in percent of the queries, and "count".
 
-    None without any query, and where there are no more answers than may be named: that would always be 100.
+    None without any query, and where there are no more answers than K: that would always be 100.
 
     Args:
-        ranks: place of each query's right answer, 0 = first.
-        among: how many answers a query chooses among.
-        weights: how many queries each rank stands for; one when not given.
+        ranks: of each query's right answer, 0 = first.
+        among: how many answers a query ranks.
+        weights: how many queries each rank counts for; None: one.
     """
     weights = torch.ones_like(ranks) if weights is None else weights
     count = int(weights.sum())
@@ -72,3 +73,14 @@ def recall(
         top: 100 * int(weights[ranks < top].sum()) / count if count and top < among else None for top in (1, 5, 10)
     }
     return {**{f"r{top}": share for top, share in shares.items()}, "count": count}
+
+
+def percent(value: float) -> float | None:
+    """A share in percent; None for NaN."""
+    return None if np.isnan(value) else float(100 * value)
+
+
+def mean_percent(values: np.ndarray) -> float | None:
+    """The mean in percent over what is not NaN; None where all is."""
+    values = values[~np.isnan(values)]
+    return float(100 * values.mean()) if len(values) else None

@@ -16,14 +16,67 @@ import torch
 from jaxtyping import Float64, Int64
 from torchvision.ops import box_iou
 
+from foveate.evaluate.ground_truth import GroundTruth
+
 IOU = 0.5
 RIGHT, WRONG, IGNORED = 1, 0, -1
 RECALLS = np.arange(0, 1 + 1e-3, 0.1)  # .30000000000000004 and the like are part of the published rule
 
 Average = Literal["11 points", "area"]
+AVERAGES: dict[str, Average] = {"voc07": "11 points", "voc12": "area"}
+IOUS = {"AP50": 0.5, "AP75": 0.75}
+VOC_RULES = {
+    style: "as mmdet for VOC: a detection is compared with the object that it overlaps most; difficult objects are "
+    f"ignored; corners are pixels, a side is x2 - x1 + 1; AP is {text}"
+    for style, text in (
+        ("voc07", "the mean precision at 11 recalls (VOC2007)"),
+        ("voc12", "the area under precision over recall (VOC2010 and later)"),
+    )
+}
+PIXEL = 1.0  # VOC's corners are pixels, both within the box
 
 
-def match_picture(
+def measure_voc(truth: GroundTruth, rows: Float64[np.ndarray, "N 7"]) -> dict[str, Float64[np.ndarray, " K"]]:
+    """AP50 and AP75 of each class, in [0, 1]; NaN without an object.
+
+    Args:
+        truth: of the style voc07 or voc12.
+        rows: detections: image, left, top, width, height, score, label; image and label from 1.
+    """
+    objects = np.array([item.box for item in truth.objects], dtype=np.float64).reshape(-1, 4)
+    objects[:, 2:] += objects[:, :2] - PIXEL  # their last pixel, as mmdet has annotated boxes; detections stay
+    classes = np.array([item.label for item in truth.objects], dtype=np.int64)
+    difficult = np.array([item.crowd for item in truth.objects], dtype=bool)
+    labels, boxes = rows[:, 6].astype(np.int64) - 1, rows[:, 1:5].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    # rows of each image and of each class
+    objects_of = _split_rows(np.array([item.image for item in truth.objects], dtype=np.int64), len(truth.images))
+    detections_of = _split_rows(rows[:, 0].astype(np.int64) - 1, len(truth.images))
+    per_class, counts = _split_rows(labels, len(truth.names)), truth.counts().tolist()
+    measures = {}
+    for name, min_iou in IOUS.items():
+        matches = np.zeros(len(rows), dtype=np.int64)
+        for mine, theirs in zip(detections_of, objects_of, strict=True):
+            matches[mine] = match_image(
+                boxes[mine], labels[mine], objects[theirs], classes[theirs], difficult[theirs],
+                min_iou=min_iou, pixel=PIXEL,
+            )  # fmt: skip
+        average = AVERAGES[truth.style]
+        ap = [
+            average_precision(rows[mine, 5], matches[mine], objects=count, average=average)
+            for mine, count in zip(per_class, counts, strict=True)
+        ]
+        measures[name] = np.array(ap, dtype=np.float64)  # None becomes NaN
+    return measures
+
+
+def _split_rows(numbers: np.ndarray, count: int) -> list[np.ndarray]:
+    """The rows of each of `count` images (or classes), in order."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
+
+
+def match_image(
     boxes: Float64[np.ndarray, "N 4"],
     labels: Int64[np.ndarray, " N"],
     objects: Float64[np.ndarray, "M 4"],
@@ -33,7 +86,7 @@ def match_picture(
     min_iou: float = IOU,
     pixel: float = 1.0,
 ) -> Int64[np.ndarray, " N"]:
-    """Judge the detections of one image.
+    """Match the detections of one image with its objects.
 
     Args:
         boxes: of the detections, best first; xyxy, pixels.
@@ -41,16 +94,16 @@ def match_picture(
         objects: the annotated boxes; xyxy, pixels.
         classes: of them.
         difficult: which of them are, (M,) bool.
-        min_iou: IoU from which on an object is found.
+        min_iou: IoU from which an object counts as found.
         pixel: added to the width and height of every box: 1 where corners are pixels (VOC), 0 where they are edges.
 
     Returns:
         RIGHT, WRONG or IGNORED for each detection.
     """
-    judged = np.full(len(boxes), WRONG, dtype=np.int64)
+    matches = np.full(len(boxes), WRONG, dtype=np.int64)
     if not len(boxes) or not len(objects):
-        return judged
-    order = np.argsort(difficult, kind="stable")  # of objects that are overlapped alike the first is meant
+        return matches
+    order = np.argsort(difficult, kind="stable")  # of objects with equal overlap the first is taken
     objects, classes, difficult = objects[order], classes[order], difficult[order]
     grow = np.array([0, 0, pixel, pixel])
     overlap = box_iou(torch.from_numpy(boxes + grow), torch.from_numpy(objects + grow)).numpy()  # (N, M)
@@ -58,14 +111,14 @@ def match_picture(
     nearest = overlap.argmax(axis=1)  # (N,)
     hit = np.flatnonzero(overlap.max(axis=1) >= min_iou)
     _, first = np.unique(nearest[hit], return_index=True)  # the best detection of each object
-    judged[hit[first]] = RIGHT
-    judged[hit[difficult[nearest[hit]]]] = IGNORED
-    return judged
+    matches[hit[first]] = RIGHT
+    matches[hit[difficult[nearest[hit]]]] = IGNORED
+    return matches
 
 
 def average_precision(
     scores: Float64[np.ndarray, " N"],
-    judged: Int64[np.ndarray, " N"],
+    matches: Int64[np.ndarray, " N"],
     *,
     objects: int,
     average: Average = "11 points",
@@ -74,7 +127,7 @@ def average_precision(
 
     Args:
         scores: of one class in all images.
-        judged: of `match_picture`.
+        matches: of `match_image`.
         objects: how many there are, difficult ones excluded.
         average: "11 points": the mean at the recalls 0, .1 ... 1 (VOC2007); "area": under the curve (VOC2012).
 
@@ -83,7 +136,7 @@ def average_precision(
     """
     if not objects:
         return None
-    right = judged[np.argsort(-scores, kind="stable")]
+    right = matches[np.argsort(-scores, kind="stable")]
     right = right[right != IGNORED] == RIGHT
     if not len(right):
         return 0.0
@@ -92,5 +145,5 @@ def average_precision(
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     if average == "area":
         return float(precision[right].sum() / objects)  # each object found is a step of 1 / objects in recall
-    place = np.searchsorted(found / objects, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[place].mean())
+    index = np.searchsorted(found / objects, RECALLS, side="left")
+    return float(np.append(precision, 0.0)[index].mean())

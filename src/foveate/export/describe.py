@@ -6,7 +6,8 @@ from typing import Any
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.export.graph import LEAST_PATCHES, Plan, What
+from foveate.export.flags import What
+from foveate.export.graph import LEAST_PATCHES, Plan
 
 
 def describe(

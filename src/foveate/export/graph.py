@@ -6,7 +6,7 @@ the text tower, whose embeddings are made once and kept, and the `masked` head o
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from torch.export import Dim
 from foveate.clip.dense import check_head
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.export.flags import What
 from foveate.ops.pool import pool_indexed_boxes
 from foveate.ops.resample import check_side
 from foveate.types import InputError
 
-What = Literal["dense", "regions", "image"]
 Axes = list[str | int]  # of a tensor: a name where it is free, a number where it is fixed
 
 LEAST_PATCHES = 2  # an axis of one is a special case to the exporter, so graphs are promised from two on

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ from torch.export import ExportedProgram
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.export.describe import describe
-from foveate.export.graph import Plan, What, example_inputs, plan_export
+from foveate.export.flags import Format, What
+from foveate.export.graph import Plan, example_inputs, plan_export
 from foveate.io.files import folder_written_whole
 from foveate.types import InputError
 
-Format = Literal["onnx", "torch"]
 Run = Callable[[tuple[Tensor, ...]], Tensor]
 
 LIMIT = 1e-4  # largest difference allowed between numbers of embeddings of length 1

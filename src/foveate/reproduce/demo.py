@@ -20,6 +20,7 @@ from rich.table import Table
 from foveate.cli import world
 from foveate.clip.load import SMALL, load
 from foveate.clip.model import Clip
+from foveate.data.batches import Loading
 from foveate.data.coco import Dataset
 from foveate.data.loader import open_data
 from foveate.data.pictures import read_picture
@@ -58,14 +59,14 @@ def run(config: Demo) -> None:
     before = load(SMALL, device=device)
     sizes = [before.native_size, 2 * before.native_size, SIZE]
     with _timed(seconds, "evaluation before"):
-        regions_before = evaluate_regions(before, test, sizes=sizes, workers=1, progress=True)
-        colour = colour_bound(train, test, progress=True)
+        regions_before = evaluate_regions(before, test, sizes=sizes, loading=Loading(workers=1, progress=True))
+        colour = colour_bound(train, test, loading=Loading(progress=True))
         agreement = {"before": _agree(before, before, test, config)}
     with _timed(seconds, "distillation"):
         distill.run(_distill_config(config, root))
     after = load(str(config.out / "distilled" / "model"), device=device)
     with _timed(seconds, "evaluation after"):
-        regions_after = evaluate_regions(after, test, sizes=sizes, workers=1, progress=True)
+        regions_after = evaluate_regions(after, test, sizes=sizes, loading=Loading(workers=1, progress=True))
         agreement["after"] = _agree(after, before, test, config)
     with _timed(seconds, "images"):
         figures = _figures(config.out, test, before, after)
@@ -121,9 +122,8 @@ def _distill_config(config: Demo, root: Path) -> DistillConfig:
 
 
 def _agree(student: Clip, reference: Clip, test: Dataset, config: Demo) -> dict[str, Any]:
-    return evaluate_agreement(
-        student, reference, test, size=SIZE, limit=config.agreement, seed=config.seed, progress=True
-    )
+    loading = Loading(limit=config.agreement, progress=True)
+    return evaluate_agreement(student, reference, test, size=SIZE, seed=config.seed, loading=loading)
 
 
 def _figures(out: Path, test: Dataset, before: Clip, after: Clip, *, count: int = 4) -> list[tuple[str, str, Path]]:

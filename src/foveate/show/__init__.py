@@ -1,1 +1,1 @@
-"""Floor 3: pictures for people."""
+"""What people look at: maps, drawings, charts and the report."""

@@ -1,6 +1,6 @@
 """The loss of a run over its steps, read from the run's metrics.jsonl.
 
-Deliberately absent: drawing (`report.py` does it) and curves of several runs in one picture.
+Deliberately absent: drawing (`report.py` does it) and curves of several runs in one image.
 """
 
 import json

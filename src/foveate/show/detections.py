@@ -1,6 +1,6 @@
-"""Pictures with the boxes and masks that were found, base classes in blue and novel ones in red (App. D).
+"""Detections drawn on images, base classes in blue and novel ones in red (App. D).
 
-Deliberately absent: a sheet of panels; each picture is a file of its own, at its own size or enlarged to be legible.
+Deliberately absent: a sheet of panels; each image is a file of its own, at its own size or enlarged to be legible.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from foveate.io.files import write_whole
+from foveate.show.palette import BASE, NOVEL
 from foveate.types import Detections
 
-BASE, NOVEL = (0, 92, 197), (215, 38, 56)  # App. D: what was trained on, and what was not
-LEGIBLE = 640  # smaller pictures are enlarged until their longest side has so many pixels
-MASKED = 0.35  # how much of the colour lies over a masked pixel
+MIN_SIDE = 640  # smaller images are enlarged towards this longest side [pixels]
+OPACITY = 0.35  # of the colour over a masked pixel
 
 
 def draw_detections(
@@ -29,42 +29,42 @@ def draw_detections(
     is_novel: Sequence[bool],
     min_score: float = 0.0,
 ) -> Image.Image:
-    """Draw what was found in a picture, the best last, so that it lies on top.
+    """Draw what was found in an image, the best last, so that it lies on top.
 
     Args:
-        image: RGB, as it lies on disk.
-        found: boxes, scores, labels and perhaps masks, in pixels of the picture.
+        image: RGB, at its own size.
+        found: boxes, scores, labels and perhaps masks, in pixels of the image.
         names: of the vocabulary.
         is_novel: of each of its classes; these are drawn in red.
-        min_score: leave out what has a lower score.
+        min_score: detections with a lower score are not drawn.
 
     Returns:
-        The picture, enlarged by a whole number where its longest side is short.
+        The image, enlarged by a whole number where its longest side is short.
     """
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).cpu().numpy().astype(np.float32)  # (H, W, 3)
-    shown = [place for place, score in enumerate(found.scores.tolist()) if score >= min_score][::-1]
-    colours = {place: NOVEL if is_novel[int(found.labels[place])] else BASE for place in shown}
+    shown = [index for index, score in enumerate(found.scores.tolist()) if score >= min_score][::-1]
+    colours = {index: NOVEL if is_novel[int(found.labels[index])] else BASE for index in shown}
     if found.masks is not None:
         pixels = _lay_masks(pixels, found, shown, colours)
-    factor = max(1, LEGIBLE // max(height, width))
+    factor = max(1, MIN_SIDE // max(height, width))
     drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((width * factor, height * factor))
     pen = ImageDraw.Draw(drawn)
     stroke = max(2, max(drawn.size) // 400)
     font = ImageFont.load_default(max(12, max(drawn.size) // 55))
-    for place in shown:
-        corners = [side * factor for side in found.boxes[place].tolist()]
-        pen.rectangle(corners, outline=colours[place], width=stroke)
-    for place in shown:  # after all boxes, so that no line crosses a name
-        text = f"{names[int(found.labels[place])]} {found.scores[place]:.2f}"
-        _write(pen, text, (found.boxes[place, :2] * factor).tolist(), colours[place], font)
+    for index in shown:
+        corners = [side * factor for side in found.boxes[index].tolist()]
+        pen.rectangle(corners, outline=colours[index], width=stroke)
+    for index in shown:  # after all boxes, so that no line crosses a name
+        text = f"{names[int(found.labels[index])]} {found.scores[index]:.2f}"
+        _write(pen, text, (found.boxes[index, :2] * factor).tolist(), colours[index], font)
     return drawn
 
 
-def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as a PNG or JPEG, by its name, all of it or nothing."""
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Write an image as a PNG or JPEG, by its name, all of it or nothing."""
     content = BytesIO()
-    picture.save(content, format="PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
+    image.save(content, format="PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
     write_whole(path, content.getvalue())
 
 
@@ -75,10 +75,10 @@ def _lay_masks(
     from pycocotools import mask as coco
 
     assert found.masks is not None
-    for place in shown:
-        encoded: Any = found.masks[place]
+    for index in shown:
+        encoded: Any = found.masks[index]
         inside = coco.decode(encoded).astype(bool)  # (H, W)
-        pixels[inside] = (1 - MASKED) * pixels[inside] + MASKED * np.array(colours[place], np.float32)
+        pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.array(colours[index], np.float32)
     return pixels
 
 

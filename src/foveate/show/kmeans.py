@@ -1,4 +1,4 @@
-"""K-means maps: what the dense map groups together, drawn over the picture, before and after side by side (Fig. 4)."""
+"""K-means maps: what the dense map groups together, drawn over the image, before and after side by side (Fig. 4)."""
 
 from pathlib import Path
 
@@ -11,25 +11,23 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.ops.kmeans import cosine_kmeans
-from foveate.show.maps import dense_map, extent_of, new_sheet, write_sheet
-from foveate.types import InputError
-
-# Okabe and Ito's colours, told apart by colour-blind readers too, then six more.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9", "#8C6BB1", "#A6D854", "#8C564B",
-           "#17344A", "#BDBDBD")  # fmt: skip
+from foveate.show.charts import write_figure
+from foveate.show.maps import dense_map, extent_of, new_sheet
+from foveate.show.palette import GROUPS
 
 
 def kmeans_map(
     clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, clusters: int = 8, seed: int = 0, head: Head = "value"
 ) -> Int64[Tensor, "h w"]:
-    """Group the locations of one picture's dense map by direction (Fig. 4).
+    """Group the locations of one image's dense map by direction (Fig. 4).
 
     Args:
         clip: the model.
         image: RGB.
         size: side of the padded square input [pixels]; padding takes no part.
-        clusters: at most so many groups.
+        clusters: most groups.
         seed: of the starting centres.
         head: how the last block makes dense tokens.
 
@@ -46,21 +44,21 @@ def kmeans_map(
 def match_labels(labels: Int64[Tensor, "h w"], like: Int64[Tensor, "h w"]) -> Int64[Tensor, "h w"]:
     """Renumber groups after the groups of another map that they overlap most, so that colours can be compared.
 
-    Pairs are taken by falling overlap; groups left over keep the numbers nobody took.
+    Pairs are taken by decreasing overlap; the other groups get the numbers that are left.
     """
     count = int(max(labels.max(), like.max())) + 1
     overlap = torch.bincount((labels * count + like).flatten(), minlength=count**2).unflatten(0, (count, count))
     renamed = torch.full((count,), -1, dtype=torch.int64)
     for pair in overlap.flatten().argsort(descending=True, stable=True).tolist():
-        own, other = divmod(pair, count)
-        if renamed[own] < 0 and other not in renamed:
-            renamed[own] = other
+        group, number = divmod(pair, count)
+        if renamed[group] < 0 and number not in renamed:
+            renamed[group] = number
     return renamed[labels]
 
 
 def kmeans_sheet(
     path: Path,
-    pictures: list[tuple[str, UInt8[Tensor, "3 _ _"]]],
+    images: list[tuple[str, UInt8[Tensor, "3 _ _"]]],
     *,
     models: list[tuple[str, Clip]],
     size: int,
@@ -68,25 +66,25 @@ def kmeans_sheet(
     seed: int = 0,
     head: Head = "value",
 ) -> None:
-    """Draw the K-means maps of several pictures under several models as one PNG (Fig. 4).
+    """Draw the K-means maps of several images under several models as one PNG (Fig. 4).
 
     Args:
         path: of the PNG.
-        pictures: a short title and RGB, a row each.
-        models: a heading and a model, a column each; "before" and "after", say. Within a row, groups that overlap share
-            a colour from one panel to the next.
+        images: a short title and RGB, one row each.
+        models: a heading and a model, one column each; "before" and "after", say. Within a row, groups that overlap
+            share a colour from one panel to the next.
         size: side of the padded square input [pixels].
-        clusters: at most so many groups.
+        clusters: most groups.
         seed: of the starting centres.
         head: how the last block makes dense tokens.
     """
-    if not 1 <= clusters <= len(COLOURS):
-        raise InputError(f"clusters: need 1 to {len(COLOURS)}, as many as colours can be told apart; got {clusters}")
+    if not 1 <= clusters <= len(GROUPS):
+        raise InputError(f"clusters: need 1 to {len(GROUPS)}, as many as colours can be told apart; got {clusters}")
     note = (
         f"K-means on cosine, at most {clusters} groups; input {size} px, head {head}. Colours name groups, not classes."
     )
-    figure, panels = new_sheet(pictures, headings=[heading for heading, _ in models], size=size, note=note)
-    for (_, image), row in zip(pictures, panels, strict=True):
+    figure, panels = new_sheet(images, headings=[heading for heading, _ in models], size=size, note=note)
+    for (_, image), row in zip(images, panels, strict=True):
         like: Tensor | None = None
         for (_, clip), axes in zip(models, row, strict=True):
             labels = kmeans_map(clip, image, size=size, clusters=clusters, seed=seed, head=head)
@@ -94,12 +92,12 @@ def kmeans_sheet(
                 labels = match_labels(labels, like)
             like = labels
             _draw_groups(axes, labels, patch=clip.patch_size)
-    write_sheet(figure, path)
+    write_figure(figure, path)
 
 
 def _draw_groups(axes: Axes, labels: Int64[Tensor, "h w"], *, patch: int) -> None:
-    """Lay the groups over a faded picture, with a thin white line where two of them meet."""
-    colours = torch.tensor([to_rgb(colour) for colour in COLOURS])  # (12, 3)
+    """Lay the groups over a faded image, with a thin white line where two of them meet."""
+    colours = torch.tensor([to_rgb(colour) for colour in GROUPS])  # (12, 3)
     extent = extent_of(labels, patch=patch)
     axes.imshow([[1.0]], cmap="gray", vmin=0, vmax=1, alpha=0.25, extent=extent)
     axes.imshow(colours[labels].numpy(), alpha=0.62, extent=extent, interpolation="nearest")

@@ -69,7 +69,7 @@ def panoptic_record(found: PanopticMap, *, image_id: int | str, file_name: str) 
 
     Args:
         found: truth or a prediction.
-        image_id: of the picture.
+        image_id: of the image.
         file_name: of the PNG, within the folder of PNGs.
 
     Returns:

@@ -1,7 +1,8 @@
-"""One colour a class: the n-th class has the n-th colour in every picture, whatever the vocabulary's length.
+"""All colours: of charts and pages, of groups, and one per class, the same in every image.
 
-The first eight are the colours of the charts, which colour-blind readers tell apart too; each further one is as far as
-can be from all before it, in Oklab (Ottosson 2020), where equal distances look equally far.
+The n-th class has the n-th colour, whatever the vocabulary's length. The first eight are the colours of the charts,
+which colour-blind readers tell apart too; each further one is as far as can be from all before it, in Oklab (Ottosson
+2020), where equal distances look equally far.
 Deliberately absent: the colours that a data set's own tools draw its classes with.
 """
 
@@ -10,12 +11,27 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from foveate.show.lines import COLOURS
+INK, QUIET, GRID, FRAME = "#1f2328", "#59636e", "#e3e6ea", "#c8ccd1"  # of titles, other text, grid lines, axes
+# of the lines of charts: Okabe and Ito's, told apart by colour-blind readers too, and two more
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
+# of the groups of K-means: the same, and four more, ordered so that neighbours differ on a faded image
+GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9", "#8C6BB1", "#A6D854", "#8C564B",
+          "#17344A", "#BDBDBD")  # fmt: skip
+# of the report, by CSS variable, in light and in dark; in a chart each colour stands for its variable
+LIGHT = {"paper": "#fbfbf9", "card": "#fff", "ink": INK, "quiet": QUIET, "rule": GRID, "before": "#76808d",
+         "after": "#0b63ce", "crop": "#1b1f24", "student": "#b45309", "colour": "#a9b1bb",
+         "wash": "#eaf2fd"}  # fmt: skip
+DARK = {"paper": "#111417", "card": "#191d22", "ink": "#e9ecef", "quiet": "#9aa4b0", "rule": "#2d333b",
+        "before": "#8d97a4", "after": "#66a8ff", "crop": "#e9ecef", "student": "#f0a04b", "colour": "#626c78",
+        "wash": "#16263b"}  # fmt: skip
 
-LEVELS = 18  # of red, green and blue that are tried
+BASE, NOVEL = (0, 92, 197), (215, 38, 56)  # detections of classes that were trained on, and of others (App. D)
+DARK_TEXT, LIGHT_TEXT = (20, 22, 26), (255, 255, 255)  # on a class's colour
+
+LEVELS = 18  # of red, green and blue among the candidates
 LIGHTNESS = (0.42, 0.90)  # in [0, 1]: neither black nor white, which contours, text and pixels of no class have
-CHROMA = (0.06, 0.21)  # neither grey, which pictures are made of, nor glaring
-WEIGHT = 0.5  # of lightness in a distance: the picture below a colour changes it more than the hue
+CHROMA = (0.06, 0.21)  # neither grey, as much of an image is, nor glaring
+WEIGHT = 0.5  # of lightness in a distance: the image below a colour changes it more than the hue
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)  # towards white, or below 0 towards black
 
 
@@ -26,7 +42,7 @@ def class_colours(count: int) -> UInt8[np.ndarray, "K 3"]:
         count: K, of classes; where there are more than colours, these are used again.
 
     Returns:
-        RGB in 0..255, by the class's place.
+        RGB in 0..255, by the class's index.
     """
     palette = _spread_colours(min(2 ** max(8, (count - 1).bit_length()), len(_candidates())))
     return palette[np.arange(count) % len(palette)]
@@ -51,15 +67,15 @@ def oklab(colours: UInt8[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
 def _spread_colours(count: int) -> np.ndarray:
     """The colours of the charts, then always the candidate whose nearest chosen colour is farthest."""
     scale = np.array([WEIGHT, 1.0, 1.0])
-    tried = oklab(_candidates()) * scale
-    first = np.array([[int(name[place : place + 2], 16) for place in (1, 3, 5)] for name in COLOURS], np.uint8)
-    nearest = np.full(len(tried), np.inf)
+    candidates = oklab(_candidates()) * scale
+    first = np.array([[int(name[start : start + 2], 16) for start in (1, 3, 5)] for name in COLOURS], np.uint8)
+    nearest = np.full(len(candidates), np.inf)
     for point in oklab(first) * scale:
-        nearest = np.minimum(nearest, ((tried - point) ** 2).sum(axis=1))
+        nearest = np.minimum(nearest, ((candidates - point) ** 2).sum(axis=1))
     chosen = []
     for _ in range(count - len(first)):
         chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, ((tried - tried[chosen[-1]]) ** 2).sum(axis=1))
+        nearest = np.minimum(nearest, ((candidates - candidates[chosen[-1]]) ** 2).sum(axis=1))
     return np.concatenate([first, _candidates()[chosen]])
 
 

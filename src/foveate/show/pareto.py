@@ -12,7 +12,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from foveate.errors import InputError
-from foveate.show.lines import COLOURS, INK, POINTS, QUIET, new_chart, write_chart
+from foveate.show.charts import POINTS, new_chart, write_figure
+from foveate.show.palette import COLOURS, GRID, INK, QUIET
 
 LINE, RING = 10.5, 11.0  # distance of two labels above each other, and how wide a ring is [points]
 
@@ -46,7 +47,7 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
         y_name=f"dense: top-1 mAcc of thing boxes at {size} px [%]",
         right=0.7,
     )
-    axes.grid(axis="x", color="#e3e6ea", linewidth=0.8)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
     labels: list[Label] = []
     for number, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
         own = sorted((point for point in points if point["model"] == name), key=lambda point: point["alpha"])
@@ -67,19 +68,19 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
         0.02, 0.03, "numbers: alpha; rings: no other mix is as good in both and better in one",
         transform=axes.transAxes, fontsize=7, color=QUIET,
     )  # fmt: skip
-    write_chart(figure, path)
+    write_figure(figure, path)
 
 
 def write_labels(axes: Axes, labels: list[Label]) -> None:
     """Write what points are called beside them, each on the side, or a line further, where no other label and no point
-    is yet, and inside the picture as far as that goes.
+    is yet, and inside the image as far as that goes.
 
     Args:
         axes: with its limits set.
         labels: the first ones stand nearest to their points.
     """
     scale = POINTS / axes.figure.dpi
-    edges = axes.bbox.x0 * scale, axes.figure.bbox.x1 * scale  # [points], from the left bottom of the picture
+    edges = axes.bbox.x0 * scale, axes.figure.bbox.x1 * scale  # [points], from the left bottom of the image
     places = [axes.transData.transform((label.x, label.y)) * scale for label in labels]
     taken = [(x - RING / 2, y - RING / 2, RING, RING) for x, y in places]
     for label, (x, y) in zip(labels, places, strict=True):

@@ -6,21 +6,23 @@ and how to make it again. Deliberately absent: scripts, web fonts, links.
 """
 
 import base64
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from foveate.errors import InputError
 from foveate.io.files import write_whole
-from foveate.show.chart import Line, svg_chart
+from foveate.show.charts import inline_svg, name_ends, new_chart
 from foveate.show.curves import smooth
+from foveate.show.palette import DARK, LIGHT
 
 KINDS = (("boxes", "Boxes"), ("things", "Thing masks"), ("stuff", "Stuff masks"))
 NONE = "\N{EN DASH}"  # stands for a number that there is not
 SUMMARY = (
-    "A CLIP knows what a picture shows, but asked about one place of its dense map it hardly knows what is there. "
-    "CLIPSelf lets the model teach itself: what the dense map says about a region is drawn towards what the same model "
-    "says about that region cut out and shown alone. No labels, no text and no second model take part."
+    "A CLIP knows what an image shows, but the embedding of one location of its dense map says little about what is "
+    "there. CLIPSelf lets the model teach itself: the embedding of a region of the dense map is trained towards the "
+    "model's own embedding of that region's crop. No labels, no text and no second model take part."
 )
 
 
@@ -28,7 +30,7 @@ class Result(TypedDict):
     """What a report is made of."""
 
     title: str
-    before: dict[str, Any]  # evaluate_regions of the untouched model, with crops
+    before: dict[str, Any]  # evaluate_regions of the pretrained model, with crops
     after: dict[str, Any]  # evaluate_regions of the distilled model, with crops
     command: str  # makes all of this again
     seed: int
@@ -37,6 +39,18 @@ class Result(TypedDict):
     colour: NotRequired[dict[str, Any] | None]  # colour_bound
     agreement: NotRequired[dict[str, dict[str, Any]]]  # evaluate_agreement of "before" and of "after"
     losses: NotRequired[list[tuple[int, float]]]  # read_losses
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart."""
+
+    name: str  # written where it ends; empty for a line that explains itself
+    colour: str  # a name of the palette's `LIGHT`
+    points: list[tuple[float, float]]  # by rising x
+    style: str = "-"  # of matplotlib
+    width: float = 2.4  # [points]
+    decimals: int = 1  # of the value beside the name
 
 
 def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Path]]) -> None:
@@ -80,7 +94,7 @@ def _header(result: Result, size: int) -> str:
     """Say what this is and the one figure that matters: boxes read from the dense map, before and after."""
     before, after = (_dense(result[when])[size]["boxes"] for when in ("before", "after"))
     crop = result["before"]["crop"]
-    facts = [f"{before['count']} boxes on {result['after']['pictures']} pictures, {result['after']['classes']} classes"]
+    facts = [f"{before['count']} boxes on {result['after']['pictures']} images, {result['after']['classes']} classes"]
     if before["top1"] and after["top1"]:
         facts.insert(0, f"{after['top1'] / before['top1']:.1f} times the accuracy before")
     if crop and crop["boxes"]["top1"] and after["top1"] is not None:
@@ -111,7 +125,7 @@ def _rows(result: Result, size: int) -> list[tuple[str, str, str, dict[str, Any]
         (
             "before",
             "Dense, before",
-            f"{size} px, untouched, head {result['before']['head']}",
+            f"{size} px, pretrained, head {result['before']['head']}",
             _dense(result["before"])[size],
         ),
         ("after", "Dense, after", f"{size} px, CLIPSelf, head {head}", _dense(result["after"])[size]),
@@ -130,7 +144,7 @@ def _table(result: Result, size: int) -> str:
             cells = "".join(_cells(scores.get(key)) for key, _ in KINDS)
             rows.append(f'<tr class="{kind}"><th scope="row">{name}<small>{escape(note)}</small></th>{cells}</tr>')
     bad = len(result["after"]["bad"])
-    left_out = f" {bad} pictures could not be read and are left out." if bad else ""
+    left_out = f" {bad} images could not be read and are left out." if bad else ""
     return f"""<section>
 <h2>Compared with what</h2>
 <div class="scroll"><table>
@@ -159,9 +173,9 @@ def _agreement(result: Result) -> str:
 <div class="scroll"><table>
 <thead><tr><td></td><th scope="col">mean cosine</th><th scope="col">R@1 [%]</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
-<p class="caption">{after["regions"]} grid patches of {after["pictures"]} pictures: the cosine between a patch of the
-dense map and the untouched model's embedding of its crop, and how often the patch finds its own crop among
-{after["crops"]:.0f}, those of its picture and of {after["gallery"] - 1} others.</p>
+<p class="caption">{after["regions"]} grid patches of {after["pictures"]} images: the cosine between a patch of the
+dense map and the pretrained model's embedding of its crop, and how often the patch finds its own crop among
+{after["crops"]:.0f}, those of its image and of {after["gallery"] - 1} others.</p>
 </section>"""
 
 
@@ -182,9 +196,9 @@ def _sweep(result: Result, sizes: list[int]) -> str:
         lines = [line for line in _sweep_lines(result, sizes, key) if line.points]
         if lines:
             ticks = [float(size) for size in sizes]
+            chart = _chart(lines, x_name="input size [px]", ticks=ticks, top=100.0, is_log=True)
             label = f"{name}: top-1 mAcc over input size"
-            chart = svg_chart(lines, label=label, x_name="input size [px]", x_ticks=ticks, top=100.0, is_log=True)
-            charts.append(f"<figure><h3>{name}</h3>{chart}</figure>")
+            charts.append(f'<figure role="img" aria-label="{label}"><h3>{name}</h3>{chart}</figure>')
     return f"""<section>
 <h2>Accuracy over the input size</h2>
 <div class="charts">{"".join(charts)}</div>
@@ -200,11 +214,31 @@ def _sweep_lines(result: Result, sizes: list[int], kind: str) -> list[Line]:
     for when, name, css in (("before", "crops", "crop"), ("after", "crops after", "student")):
         crop = result[when]["crop"]
         level = crop[kind]["top1"] if crop else None
-        lines.append(Line(name, css, [] if level is None else [(float(size), level) for size in ends]))
+        points = [] if level is None else [(float(size), level) for size in ends]
+        lines.append(Line(name, css, points, style="--", width=1.6))
     for when in ("before", "after"):
         tops = [(float(size), _dense(result[when])[size][kind]["top1"]) for size in sizes]
-        lines.append(Line(when, when, [(size, top) for size, top in tops if top is not None], dots=True))
+        lines.append(Line(when, when, [(size, top) for size, top in tops if top is not None], style="-o"))
     return lines
+
+
+def _chart(lines: list[Line], *, x_name: str, ticks: list[float], top: float, is_log: bool = False) -> str:
+    """Draw lines as inline SVG, named where they end; y starts at 0."""
+    figure, axes = new_chart("", x_name=x_name, y_name="", right=1.25, size=(4.3, 2.75))
+    for line in lines:
+        axes.plot(
+            *zip(*line.points, strict=True), line.style, color=LIGHT[line.colour], lw=line.width, ms=5, clip_on=False
+        )
+    if is_log:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, top)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    ends = [(line, line.points[-1][1]) for line in lines if line.name]
+    name_ends(axes, [(y, f"{line.name} {y:.{line.decimals}f}", LIGHT[line.colour]) for line, y in ends])
+    return inline_svg(figure, variables=LIGHT)
 
 
 def _figure(title: str, caption: str, png: Path) -> str:
@@ -228,17 +262,12 @@ def _loss(result: Result) -> str:
     smoothed = [(float(step), loss) for step, loss in smooth(points)]
     last = points[-1][0]
     ticks = [0.0, float(last // 2), float(last)]
-    lines = [Line("", "raw", logged), Line("loss", "after", smoothed, decimals=3)]
-    chart = svg_chart(
-        lines,
-        label="loss over steps",
-        x_name="step",
-        x_ticks=ticks,
-        top=max(1e-3, 1.05 * max(loss for _, loss in logged)),
-    )
+    lines = [Line("", "colour", logged, width=1.0), Line("loss", "after", smoothed, decimals=3)]
+    top = max(1e-3, 1.05 * max(loss for _, loss in logged))
+    chart = _chart(lines, x_name="step", ticks=ticks, top=top)
     return f"""<section>
 <h2>How training went</h2>
-<div class="charts"><figure>{chart}</figure></div>
+<div class="charts"><figure role="img" aria-label="loss over steps">{chart}</figure></div>
 <p class="caption">1 &minus; mean cosine between a region of the dense map and its crop; thin as logged, bold
 smoothed.</p>
 </section>"""
@@ -278,12 +307,16 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbf9; --card: #fff; --ink: #1b1f24; --quiet: #5b6470; --rule: #dfe2e6;
-  --before: #76808d; --after: #0b63ce; --crop: #1b1f24; --student: #b45309; --colour: #a9b1bb; --wash: #eaf2fd; }
-@media (prefers-color-scheme: dark) { :root { --paper: #111417; --card: #191d22; --ink: #e9ecef; --quiet: #9aa4b0;
-  --rule: #2d333b; --before: #8d97a4; --after: #66a8ff; --crop: #e9ecef; --student: #f0a04b; --colour: #626c78;
-  --wash: #16263b; } }
+
+def _variables(colours: dict[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+
+
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+"""
+_STYLE += """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.55;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
@@ -326,17 +359,7 @@ tr.after { background: var(--wash); }
 .caption { max-width: 70ch; margin: .9rem 0 0; color: var(--quiet); font-size: .92rem; }
 .charts { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
 .charts figure { margin: 0; max-width: 27rem; }
-svg { display: block; width: 100%; height: auto; overflow: visible; font-size: 12px; }
-svg text { fill: var(--quiet); font-variant-numeric: tabular-nums; }
-svg .grid { stroke: var(--rule); stroke-width: 1; }
-svg .line { fill: none; stroke-width: 2.4; stroke-linejoin: round; stroke-linecap: round; }
-svg .name { font-weight: 600; }
-svg .before { --c: var(--before); } svg .after { --c: var(--after); } svg .crop { --c: var(--crop); }
-svg .student { --c: var(--student); } svg .raw { --c: var(--colour); }
-svg .line { stroke: var(--c); } svg .dot { fill: var(--c); stroke: var(--paper); stroke-width: 1.5; }
-svg .name.before, svg .name.after, svg .name.crop, svg .name.student { fill: var(--c); }
-svg .line.crop, svg .line.student { stroke-width: 1.6; stroke-dasharray: 5 4; }
-svg .line.raw { stroke-width: 1; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
 .sheet { display: block; max-width: 100%; height: auto; border-radius: 10px; background: #fff;
   border: 1px solid var(--rule); }
 @media (prefers-color-scheme: dark) { .sheet { filter: brightness(.9); } }

@@ -1,6 +1,6 @@
-"""Pictures with the class of every pixel, or with every segment, in colour and by name.
+"""Images with the class of every pixel, or with every segment, in colour and by name.
 
-A class has one colour in every picture (`palette.py`); the segments of a thing class have shades of it. Pixels of no
+A class has one colour in every image (`palette.py`); the segments of a thing class have shades of it. Pixels of no
 class stay as they are. Names stand where they have the most room (`naming.py`), each on the colour it names.
 Deliberately absent: legends, and the files that other programs read (`map_files.py`).
 """
@@ -15,14 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from foveate.show.naming import largest_parts, roomiest_place
-from foveate.show.palette import class_colours, shade_colour
+from foveate.show.palette import DARK_TEXT, LIGHT_TEXT, class_colours, shade_colour
 from foveate.types import InputError, LabelMap, PanopticMap
 
-LEGIBLE = 480  # smaller pictures are enlarged until their longest side has at least so many pixels
-SEARCHED = 640  # places for names are sought in a map whose longest side has at most about twice so many pixels
-LONGEST = 30  # letters of a name that are written
-INK, PAPER = (20, 22, 26), (255, 255, 255)
-CONTOUR = 0.8  # how much of a contour's white lies over a pixel
+MIN_SIDE = 480  # smaller images are enlarged until their longest side has at least so many pixels
+SEARCH_SIDE = 640  # positions of names are searched in a map whose longest side is at most about twice this [pixels]
+MAX_NAME = 30  # letters of a name that are written
+CONTOUR = 0.8  # opacity of a contour's white
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,16 @@ class _Name:
 def draw_label_map(
     image: UInt8[Tensor, "3 H W"], found: LabelMap, *, names: Sequence[str], opacity: float = 0.55
 ) -> Image.Image:
-    """Draw the class of every pixel over a picture, and each class's name once, in its largest connected part.
+    """Draw the class of every pixel over an image, and each class's name once, in its largest connected part.
 
     Args:
-        image: RGB, as it lies on disk.
-        found: truth or a prediction, of the same picture.
+        image: RGB, at its own size.
+        found: truth or a prediction, of the same image.
         names: of the vocabulary; the class's place in it chooses its colour.
-        opacity: how much of a colour lies over the picture, in [0, 1].
+        opacity: how much of a colour lies over the image, in [0, 1].
 
     Returns:
-        The picture, enlarged by a whole number where its longest side is short. Parts smaller than the square of a
+        The image, enlarged by a whole number where its longest side is short. Parts smaller than the square of a
         name's height are coloured, not named.
 
     Raises:
@@ -62,16 +61,16 @@ def draw_label_map(
 def draw_panoptic(
     image: UInt8[Tensor, "3 H W"], found: PanopticMap, *, names: Sequence[str], opacity: float = 0.55
 ) -> Image.Image:
-    """Draw the segments of a picture, shades of one colour for the things of a class, and the name of each.
+    """Draw the segments of an image, shades of one colour for the things of a class, and the name of each.
 
     Args:
-        image: RGB, as it lies on disk.
-        found: truth or a prediction, of the same picture.
+        image: RGB, at its own size.
+        found: truth or a prediction, of the same image.
         names: of the vocabulary; the class's place in it chooses its colour.
-        opacity: how much of a colour lies over the picture, in [0, 1].
+        opacity: how much of a colour lies over the image, in [0, 1].
 
     Returns:
-        The picture, enlarged by a whole number where its longest side is short. Segments whose largest connected part
+        The image, enlarged by a whole number where its longest side is short. Segments whose largest connected part
         is smaller than the square of a name's height are coloured, not named.
 
     Raises:
@@ -94,8 +93,8 @@ def draw_panoptic(
 def _check(image: Tensor, shape: tuple[int, ...], names: Sequence[str], *, largest: int) -> None:
     if tuple(image.shape[1:]) != shape:
         raise InputError(
-            f"found: need a map of the picture's {image.shape[1]} x {image.shape[2]} pixels (height x width); it has "
-            f"{shape[0]} x {shape[1]}. Is it of another picture, or of the resized one?"
+            f"found: need a map of the image's {image.shape[1]} x {image.shape[2]} pixels (height x width); it has "
+            f"{shape[0]} x {shape[1]}. Is it of another image, or of the resized one?"
         )
     if largest >= len(names):
         raise InputError(
@@ -114,23 +113,23 @@ def _places(ids: Int64[Tensor, "H W"], known: Sequence[int]) -> Int64[np.ndarray
 def _draw(
     image: Tensor, places: np.ndarray, colours: np.ndarray, written: dict[int, _Name], *, opacity: float
 ) -> Image.Image:
-    """Lay the colours over the picture, a thin white line where two of them meet, and the names on top.
+    """Lay the colours over the image, a thin white line where two of them meet, and the names on top.
 
     Args:
         image: (3, H, W), RGB.
-        places: (H, W), of a row of `colours`; -1: the picture as it is.
+        places: (H, W), of a row of `colours`; -1: the image as it is.
         colours: (N, 3), RGB.
         written: by place.
         opacity: of the colours.
     """
     height, width = places.shape
-    factor = -(-LEGIBLE // max(height, width))  # rounded up
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width * factor, height * factor))
-    pixels = np.asarray(picture).astype(np.float32)  # (H', W', 3)
+    factor = -(-MIN_SIDE // max(height, width))  # rounded up
+    enlarged = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((width * factor, height * factor))
+    pixels = np.asarray(enlarged).astype(np.float32)  # (H', W', 3)
     places = places.repeat(factor, axis=0).repeat(factor, axis=1)  # (H', W')
     tinted = places >= 0
     pixels[tinted] = (1 - opacity) * pixels[tinted] + opacity * colours[places[tinted]]
-    line = _contours(places, width=max(1, max(picture.size) // 700))
+    line = _contours(places, width=max(1, max(enlarged.size) // 700))
     pixels[line] = (1 - CONTOUR) * pixels[line] + CONTOUR * 255
     drawn = Image.fromarray(pixels.round().astype(np.uint8))
     _write_names(drawn, places, written)
@@ -157,12 +156,12 @@ def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Nam
     pen = ImageDraw.Draw(drawn)
     size = max(12, max(drawn.size) // 55)
     font, side, above = ImageFont.load_default(size), size // 3, size // 4
-    step = max(1, max(drawn.size) // SEARCHED)
+    step = max(1, max(drawn.size) // SEARCH_SIDE)
     parts = largest_parts(np.ascontiguousarray(places[::step, ::step]))
     taken: list[tuple[int, int, int, int]] = []  # x1, y1, x2, y2 of names [pixels]
     for place, inside in sorted(parts.items(), key=lambda item: int(item[1].sum())):
         name = written[place]
-        text = name.text if len(name.text) <= LONGEST else f"{name.text[: LONGEST - 3]}..."
+        text = name.text if len(name.text) <= MAX_NAME else f"{name.text[: MAX_NAME - 3]}..."
         left, top, right, bottom = map(int, pen.textbbox((0, 0), text, font=font))
         wide, high = right - left + 2 * side, bottom - top + 2 * above
         if inside.sum() * step**2 < high**2:
@@ -174,13 +173,13 @@ def _write_names(drawn: Image.Image, places: np.ndarray, written: dict[int, _Nam
         x, y = int(xs[found[1]]), int(ys[found[0]])
         taken.append((x, y, x + wide, y + high))
         red, green, blue = name.colour
-        ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else PAPER
+        ink = DARK_TEXT if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else LIGHT_TEXT
         pen.rounded_rectangle(taken[-1], radius=size // 4, fill=name.colour)
         pen.text((x + side - left, y + above - top), text, fill=ink, font=font)
 
 
 def _starts(count: int, length: int, step: int, end: int) -> np.ndarray:
-    """Where a name begins whose middle is at each place of an axis, moved so that it lies within the picture."""
+    """Where a name begins whose middle is at each place of an axis, moved so that it lies within the image."""
     return (np.arange(count) * step - length // 2).clip(0, max(0, end - length))
 
 

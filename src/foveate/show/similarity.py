@@ -1,4 +1,4 @@
-"""Similarity maps: where in a picture the dense map agrees with a text, before and after side by side (Sec. 1, Fig. 1).
+"""Similarity maps: where in an image the dense map agrees with a text, before and after side by side (Sec. 1, Fig. 1).
 
 Within a row all panels share one scale, which is drawn beside them: brightness means the same cosine everywhere in it.
 """
@@ -14,7 +14,9 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.ops.resample import fitted_size
-from foveate.show.maps import INK, QUIET, dense_map, extent_of, new_sheet, write_sheet
+from foveate.show.charts import write_figure
+from foveate.show.maps import dense_map, extent_of, new_sheet
+from foveate.show.palette import INK, QUIET
 
 MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-blind
 
@@ -29,18 +31,18 @@ def similarity_map(
     head: Head = "value",
     templates: TemplateName = "none",
 ) -> Float[Tensor, "rows columns"]:
-    """Compute the cosine of a text with every place of a picture.
+    """Compute the cosine of a text with every location of an image.
 
     Args:
         clip: the model.
         image: RGB.
-        text: a class name or a few words.
+        text: a class name or a phrase.
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
-        templates: "none" asks for the text as it stands; "vild" and "clip" suit bare class names.
+        templates: "none" takes the text as it is; "vild" and "clip" suit bare class names.
 
     Returns:
-        Cosine in [-1, 1] for each pixel of the picture resized to `size`, interpolated between locations.
+        Cosine in [-1, 1] for each pixel of the image resized to `size`, interpolated between locations.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
     embedding = embed_vocabulary(clip, [text], templates=templates).cpu()  # (1, D)
@@ -59,12 +61,12 @@ def similarity_sheet(
     head: Head = "value",
     templates: TemplateName = "none",
 ) -> None:
-    """Draw where each picture answers to its text under several models as one PNG.
+    """Draw the similarity of each image to its text under several models as one PNG.
 
     Args:
         path: of the PNG.
-        rows: a text and RGB, a row each.
-        models: a heading and a model, a column each.
+        rows: a text and RGB, one row each.
+        models: a heading and a model, one column each.
         size: side of the padded square input [pixels].
         head: how the last block makes dense tokens.
         templates: see `similarity_map`.
@@ -73,12 +75,13 @@ def similarity_sheet(
     figure, panels = new_sheet(rows, headings=[heading for heading, _ in models], size=size, note=note, scale=0.75)
     for (text, image), axes in zip(rows, panels, strict=True):
         maps = [similarity_map(clip, image, text, size=size, head=head, templates=templates) for _, clip in models]
-        low, high = min(one.min().item() for one in maps), max(one.max().item() for one in maps)
-        for panel, one in zip(axes, maps, strict=True):
-            drawn = panel.imshow(one.numpy(), cmap=MAP, vmin=low, vmax=high, alpha=0.8, extent=extent_of(one, patch=1))
+        low, high = min(cosine.min().item() for cosine in maps), max(cosine.max().item() for cosine in maps)
+        for panel, cosine in zip(axes, maps, strict=True):
+            extent = extent_of(cosine, patch=1)
+            drawn = panel.imshow(cosine.numpy(), cmap=MAP, vmin=low, vmax=high, alpha=0.8, extent=extent)
         bar = figure.colorbar(drawn, cax=axes[-1].inset_axes((1.04, 0.0, 0.05, 1.0)))
         bar.set_label("cosine", fontsize=7, color=QUIET)
         bar.set_ticks([low, (low + high) / 2, high], labels=[f"{value:.2f}" for value in (low, (low + high) / 2, high)])
         bar.ax.tick_params(labelsize=6.5, colors=INK, length=2)
         bar.outline.set_visible(False)
-    write_sheet(figure, path)
+    write_figure(figure, path)

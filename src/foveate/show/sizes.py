@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError
-from foveate.show.lines import COLOURS, name_ends, new_chart, write_chart
+from foveate.show.charts import name_ends, new_chart, write_figure
+from foveate.show.palette import COLOURS
 
 WORDS = {"boxes": "thing boxes", "things": "thing masks", "stuff": "stuff masks"}
 
@@ -100,4 +101,4 @@ def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
     top = max(y for y, _, _ in ends)
     axes.set_ylim(0, min(100, max(5, 1.08 * top)))
     name_ends(axes, ends)
-    write_chart(figure, path)
+    write_figure(figure, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
-from foveate.data.names import SemanticKind
+from foveate.evaluate.flags import LabelMapFlags
 from foveate.heads.catseg.names import Residual, Version
 from foveate.heads.common.names import Length, PyramidKind
 from foveate.heads.fvit.names import Resize, Statistics
@@ -273,26 +273,6 @@ class TrainFViT(HeadFlags):
     """Prompts for class names: ViLD's 63 templates, CLIP's 80 for ImageNet, or none."""
     benchmark: Literal["ov-coco", "ov-lvis-b", "ov-lvis-l"] | None = None
     """Whose score fusion the detector uses later; when not given, OV-LVIS's for LVIS and OV-COCO's else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelMapFlags:
-    """Where the classes of pixels are."""
-
-    data: Path
-    """Root of images with a class for each pixel: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K,
-    PASCAL Context or VOC."""
-    kind: SemanticKind | None = None
-    """What the root is; when not given, found by its files. VOC's maps are 20, 20b or 21 classes: say which."""
-    labels: Path | None = None
-    """List of classes, with synonyms for the data's classes, or where it has none itself: `id:word,word` per line, or
-    a JSON list of names in the data set's order, as CAT-Seg's are."""
-    maps: Path | None = None
-    """Folder of label maps that `foveate convert-maps` wrote, of the full ADE20K or PASCAL Context."""
-    names: Path | None = None
-    """File of the ids of the images that count, one per line (PASCAL Context)."""
-    novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; when not given, what annotations/splits.json of the root says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from foveate.data.label_maps import open_semantic
 from foveate.data.semantic import SemanticData
-from foveate.train.flags import LabelMapFlags
+from foveate.evaluate.flags import LabelMapFlags
 
 
 def open_truth_maps(

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
-from foveate.data.labels import Labels, labels_of, read_labels
+from foveate.data.labels import class_names
 from foveate.data.loader import EvaluationSource, open_data
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel, split_semantic
@@ -186,34 +186,6 @@ def as_segments(dataset: Dataset, split: BaseNovel) -> Dataset:
         records=tuple(records),
         notes=(*dataset.notes, *([note] if without else [])),
     )
-
-
-def class_names(dataset: Dataset, labels: Path | None, report: Report) -> Labels:
-    """The names of each class, from a list or from the annotation file.
-
-    Args:
-        dataset: its categories, in their order.
-        labels: a list in OpenSeg's form, by the ids of the categories or in their order.
-        report: prints names that two classes share.
-
-    Raises:
-        InputError: a list that is damaged or of other classes.
-    """
-    own = labels_of(dataset.categories)
-    if labels is None:
-        return own
-    listed = read_labels(labels, repeated="keep")
-    for line in listed.notes:
-        report(f"{line}; the best name of a class counts, so that these classes tie there")
-    if set(own.ids) <= set(listed.ids):
-        return replace(listed.choose(own.ids), is_thing=own.is_thing)
-    if len(listed.ids) != len(own.ids):
-        raise InputError(
-            f"--labels {labels}: need the names of {len(own.ids)} classes, by their ids or in their order; got "
-            f"{len(listed.ids)} classes, other ids among them."
-        )
-    report(f"--labels {labels}: its ids are not those of {dataset.name}; its classes are taken in their order")
-    return replace(listed, ids=own.ids, is_thing=own.is_thing)
 
 
 def _classes(config: TrainPanoptic, dataset: Dataset, split: BaseNovel, report: Report) -> tuple[Class, ...]:

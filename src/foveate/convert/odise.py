@@ -1,0 +1,119 @@
+"""`foveate convert` of ODISE's published file (label model): to a folder for `foveate segment` and `evaluate panoptic`.
+
+Deliberately absent: what the file's names mean (`foveate.heads.panoptic.odise_file`).
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.convert.clip import check_weights
+from foveate.convert.flags import Convert
+from foveate.data.labels import class_names
+from foveate.data.records import Dataset
+from foveate.data.strict import list_categories
+from foveate.data.strict import load as load_json
+from foveate.engine.distributed import choose_device
+from foveate.errors import InputError
+from foveate.heads.common.product import tower_digest
+from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
+from foveate.heads.panoptic.product import DIFFUSION, About, Class, frozen_digest, load_generator, save_generator
+from foveate.io.files import folder_written_whole
+
+TEMPLATES = "photo"
+
+
+def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
+    """Write the generator of a published file.
+
+    Args:
+        config: of the command; `out` is new or empty.
+        state: the file's state dictionary.
+
+    Raises:
+        InputError: no --encoder, --clip or --annotations, others than the file's, or a file that is not whole.
+    """
+    encoder = _check(config)
+
+    # the file, its classes, and the CLIP that captions and whose words it learned
+    source = config.source
+    renamed = rename(state, source=source)
+    network = network_of(renamed, encoder=str(encoder), source=source)
+    classes = _classes(config)
+    assert config.clip is not None, "checked"
+    clip = load(config.clip, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
+    _check_clip(clip, renamed.state["head.text.weight"].shape[1], config)
+    digest = tower_digest(clip, whole=True)
+
+    # the generator
+    generator = build_odise(renamed, network, clip, tuple(one.words for one in classes), source=source)
+    about = About(
+        model=config.clip,
+        pretrained=config.pretrained,
+        tower=digest,
+        frozen=frozen_digest(generator.encoder),
+        network=network,
+        classes=classes,
+        knows_words=True,
+        templates=TEMPLATES,
+        words="raw",
+        training={"published": Path(source).name},
+    )
+
+    # the folder
+    with folder_written_whole(config.out) as partial:
+        save_generator(generator, partial, about)
+        load_generator(partial)
+    if renamed.dropped:
+        print(f"left out: {len(renamed.dropped)} tensors that training alone needs, such as {renamed.dropped[0]}")
+    things, words = sum(one.is_thing for one in classes), sum(len(one.words) for one in classes)
+    print(
+        f"{config.out}: {len(renamed.names)} tensors, {network.queries} queries; trained on {things} classes of things "
+        f"and {len(classes) - things} of stuff, with {words} words"
+    )
+    print(f"  foveate evaluate panoptic --data ... --model {config.out} --region masked --shares odise-label")
+
+
+def _check(config: Convert) -> Path:
+    """Refuse what is missing, and return --encoder."""
+    source = config.source
+    if config.encoder is None or not (config.encoder / DIFFUSION).is_file():
+        raise InputError(
+            f"--encoder: need the folder of the Stable Diffusion (v1.3) that {source}, an ODISE, stands on, as "
+            f"diffusers writes it, with {DIFFUSION}; got {config.encoder}. The file does not hold it."
+        )
+    if config.clip is None:
+        raise InputError(
+            f"--clip: need the CLIP that {source}, an ODISE, was trained with (ViT-L-14-336 of OpenAI); the file does "
+            "not hold it. Give --clip ViT-L-14-336-quickgelu --pretrained openai, or its file."
+        )
+    check_weights(config.clip, config.pretrained, flag="--clip")
+    if config.annotations is None:
+        raise InputError(
+            f"--annotations: need the panoptic annotation file of the training data (COCO's panoptic_val2017.json) "
+            f"for the names of the classes and which are things; {source} does not hold them. See --labels too."
+        )
+    return config.encoder
+
+
+def _classes(config: Convert) -> tuple[Class, ...]:
+    """The classes it was trained on, all of them base."""
+    assert config.annotations is not None, "checked"
+    entries = load_json(config.annotations, kind="a panoptic")["categories"]
+    categories = list_categories(config.annotations, entries, need_isthing=True)
+    report = partial(print, file=sys.stderr, flush=True)
+    listed = class_names(Dataset(config.annotations.stem, categories, (), {}), config.labels, report)
+    pairs = zip(categories, listed.classes, strict=True)
+    return tuple(Class(words, category.is_thing, "base") for category, words in pairs)
+
+
+def _check_clip(clip: Clip, width: int, config: Convert) -> None:
+    if clip.embed_dim != width:
+        raise InputError(
+            f"--clip {config.clip}: need the CLIP that {config.source} was trained with, whose embeddings have {width} "
+            f"numbers; this one's have {clip.embed_dim}."
+        )

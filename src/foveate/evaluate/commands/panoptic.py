@@ -1,0 +1,138 @@
+"""`foveate evaluate panoptic`: PQ of a mask generator with a CLIP (Tab. 5), or of another program's files."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from foveate.clip.vocabulary import Vocabulary
+from foveate.data.labels import class_names
+from foveate.data.records import Dropped
+from foveate.data.sources import open_panoptic
+from foveate.errors import InputError
+from foveate.evaluate.commands.results import check_results_flags, with_notes
+from foveate.evaluate.flags import Panoptic
+from foveate.evaluate.fusion_sweep import sweep_fusion
+from foveate.evaluate.map_results import read_panoptic_results
+from foveate.evaluate.panoptic import evaluate_panoptic
+from foveate.evaluate.report import finish, first_images, loading_of, log, start, table
+from foveate.heads.panoptic.described import is_published
+from foveate.heads.panoptic.fusion import Shares
+from foveate.heads.panoptic.product import read_about
+from foveate.heads.panoptic.published import Published
+from foveate.heads.panoptic.segment import PanopticSegmenter
+from foveate.predict.masks import open_segmenter, share_numbers
+
+ROWS = ("odise-label", "clip", "generator")  # fusion weights that are measured when no --shares are given
+
+
+def run_panoptic(config: Panoptic) -> dict[str, Any]:
+    """Measure a segmenter or panoptic PNGs; print a table, write JSON where wanted, and return the result.
+
+    Raises:
+        InputError: a flag, the data, the generator, a CLIP or the files of results are wrong.
+    """
+    if config.from_results is not None:
+        return _run_results(config, config.from_results)
+    started = start(config)
+    if config.model is None:
+        raise InputError("--model: need OUT/model of `foveate train-panoptic`; got none. To measure the predictions of "
+                         "another program give --from-results DIR instead.")  # fmt: skip
+    requested = [(name, Shares(*share_numbers(name))) for name in config.shares]
+    # the fusion weights; a generator without classes of its own leaves all to CLIP
+    names, clip_name = _default_rows(config.model, config)
+    rows = requested or [(name, Shares(*share_numbers(name))) for name in names]
+    refused = [name for name, weights in rows if (weights.seen, weights.unseen) != (1, 1)]
+    if refused and names == ("clip",):
+        raise InputError(
+            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and knows no "
+            f"class; got {refused[0]}."
+        )
+    dataset = open_panoptic(config.data, config.split)
+    vocabulary = Vocabulary(class_names(dataset, config.labels, log).classes)
+    segmenter = open_segmenter(
+        config,
+        config.model,
+        vocabulary,
+        [category.is_thing for category in dataset.categories],
+        shares=rows[0][1],
+        squash=config.squash,
+        templates=config.templates,
+        min_score=config.min_score,
+        overlap=config.overlap,
+        device=config.device,
+    )
+    seen = int(segmenter.asked.is_seen.sum())
+    log(f"{len(vocabulary.classes)} classes: {seen} that the generator learned from, and the rest that it did not")
+    measured = sweep_fusion(
+        segmenter,
+        dataset,
+        [weights for _, weights in rows],
+        semantic=config.semantic,
+        instances=config.instances,
+        loading=loading_of(config),
+    )
+    named = [{"name": name, **row} for (name, _), row in zip(rows, measured["shares"], strict=True)]
+    result = {
+        "generator": str(config.model),
+        "clip": clip_name,
+        "size": segmenter.size,
+        "region": config.region if clip_name else None,
+        "min_score": segmenter.min_score,
+        "overlap": segmenter.overlap,
+        **_input_of(segmenter),
+        "classes": {"all": len(vocabulary.classes), "seen": seen},
+        **measured,
+        "shares": named,
+    }
+    return finish(result, _table(result, config), config, datasets=[dataset], started=started)
+
+
+def _default_rows(model: Path, config: Panoptic) -> tuple[tuple[str, ...], str | None]:
+    """The rows that are measured where none are given, and the CLIP that classifies masks; None: the model itself.
+
+    Raises:
+        InputError: no generator.
+    """
+    if is_published(model):
+        return ("generator",) if config.clip_with is None else ROWS, config.clip_with
+    about = read_about(model)
+    return ROWS if about.knows_words else ("clip",), config.clip_with or config.clip or about.model
+
+
+def _input_of(segmenter: PanopticSegmenter) -> dict[str, list[int]]:
+    """Shortest and longest edge of the input of a model of transformers; nothing of a generator."""
+    model = segmenter.generator
+    return {"input": [model.described.shortest, model.described.longest]} if isinstance(model, Published) else {}
+
+
+def _table(result: dict[str, Any], config: Panoptic) -> Table:
+    rows = []
+    for row in result["shares"]:
+        cells = [*(row["all"][name] for name in ("PQ", "SQ", "RQ")), row["things"]["PQ"], row["stuff"]["PQ"]]
+        cells += [row["groups"][name]["PQ"] for name in ("seen", "unseen")]
+        cells += [row["semantic"]["mIoU"]] if config.semantic else []
+        cells += [row["instances"]["masks"]["AP"]] if config.instances else []
+        rows.append([row["name"], *cells])
+    columns = ["CLIP's weight", "PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]
+    columns += [*(["mIoU"] if config.semantic else []), *(["AP\nmasks"] if config.instances else [])]
+    clip = f" with {result['clip']}, {result['size']} px" if result["clip"] else ""
+    return table(f"{config.model}{clip}: {result['pictures']} images [%]", columns, rows)
+
+
+def _run_results(config: Panoptic, path: Path) -> dict[str, Any]:
+    """Measure panoptic PNGs, without a model."""
+    check_results_flags(config)
+    started = start(config)
+    dataset = first_images(open_panoptic(config.data, config.split, images=False), config.limit)
+    skipped: dict[str, Dropped] = {}
+    predictions = read_panoptic_results(path, dataset, skipped=skipped)
+    measured = evaluate_panoptic(predictions.maps, dataset)
+    result = {"results": str(path), **measured, "rules": [measured["rule"], *predictions.rules], "bad": []}
+    rows = [
+        [group, *(result[group][name] for name in ("classes", "PQ", "SQ", "RQ"))]
+        for group in ("all", "things", "stuff")
+    ]
+    title = f"{path.name}: {result['pictures']} images of {result['data']} [%]"
+    shown = table(title, ("classes", "number", "PQ", "SQ", "RQ"), rows, digits=4)
+    return finish(result, shown, config, datasets=[with_notes(dataset, skipped, result)], started=started)

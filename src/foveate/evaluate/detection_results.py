@@ -1,0 +1,216 @@
+"""Detections <-> the list of results that COCO's and LVIS's servers take, one JSON file for all images.
+
+    [{"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.9, "segmentation"?: lengths}, ...]
+
+A file is checked against the data set's images and categories. Its numbers stay float64 and as they were written:
+rounded to float32, or turned into corners and back, an IoU of exactly .60 may fall below the threshold, and cocoapi's
+own example loses .05 AP. Deliberately absent: the measure itself (`detection.py`).
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.data.records import Dataset, Dropped, Record
+from foveate.data.strict import drop, fail, parse, short
+from foveate.errors import InputError
+from foveate.io.files import written_whole
+from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
+from foveate.ops.paste import boxes_of_rle, fault_of_rle
+from foveate.types import Detections
+
+MAX_FLOAT = 1e30  # of a number that float32 is to hold
+UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `Dropped` is reported
+UNKNOWN_CATEGORY = "result is of a category that is not measured"
+
+
+def write_results(
+    path: Path, found: Iterable[tuple[str, Detections]], dataset: Dataset, *, vocabulary: Sequence[str]
+) -> int:
+    """Write detections, image by image, whole or not at all; the inverse of `read_results`.
+
+    Args:
+        path: of the JSON file; its folder is made.
+        found: (id of an image, the detections in it).
+        dataset: has the ids of images and categories in its annotation file.
+        vocabulary: names of the classes; a detection's label is an index in it.
+
+    Returns:
+        How many detections were written.
+
+    Raises:
+        InputError: a class that is no category of the data set, an image of another one, or numbers not finite.
+    """
+    ids = check_categories(path, dataset, vocabulary=vocabulary)
+    keys = {str(record.id): record.id for record in dataset.records}
+    count = 0
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for key, detections in found:
+            if key not in keys:
+                raise InputError(f"image {key}: need detections of the images of {dataset.name}; it is not among them.")
+            _check_labels(key, detections, len(vocabulary))
+            try:
+                lines = [json.dumps(entry, allow_nan=False) for entry in _entries(keys[key], detections, ids)]
+            except ValueError as error:
+                raise InputError(f"image {key}: need finite boxes and scores; {error}.") from error
+            file.write("".join((",\n" if count + index else "\n") + line for index, line in enumerate(lines)))
+            count += len(lines)
+        file.write("\n]\n")
+    return count
+
+
+def check_categories(path: Path, dataset: Dataset, *, vocabulary: Sequence[str]) -> list[int]:
+    """The category ids of the classes of a vocabulary.
+
+    Raises:
+        InputError: a class is no category of the data set.
+    """
+    ids = {category.name: category.id for category in dataset.categories}
+    unknown = [name for name in vocabulary if name not in ids]
+    if unknown:
+        raise InputError(
+            f"{path}: need a vocabulary of categories of {dataset.name}, which have ids; {len(unknown)} of "
+            f"{len(vocabulary)} are none, such as {unknown[0]!r}. Leave them out, or write no file of results."
+        )
+    return [ids[name] for name in vocabulary]
+
+
+def _check_labels(key: str, detections: Detections, classes: int) -> None:
+    wrong = detections.labels[(detections.labels < 0) | (detections.labels >= classes)]
+    if len(wrong):
+        raise InputError(f"image {key}: need labels below {classes}, the vocabulary's classes; got {int(wrong[0])}.")
+
+
+def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) -> Iterable[dict[str, Any]]:
+    boxes = (xyxy_to_xywh(detections.boxes.double()) if detections.xywh is None else detections.xywh).tolist()
+    masks = detections.masks or [None] * len(boxes)
+    rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
+    for box, score, label, mask in rows:
+        entry = {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
+        yield entry if mask is None else {**entry, "segmentation": mask}
+
+
+def read_results(
+    path: Path, dataset: Dataset, *, vocabulary: Sequence[str], skipped: dict[str, Dropped] | None = None
+) -> list[tuple[str, Detections]]:
+    """Read a file of results; the inverse of `write_results`.
+
+    Args:
+        path: of the JSON file.
+        dataset: what it was made for.
+        vocabulary: names of the classes, in the order in which labels number them.
+        skipped: where to count the entries of images and categories that are not measured; None: refuse them.
+
+    Returns:
+        (id, its detections, best first) of each image of the data set, in its order, also where there are none. Boxes
+        and scores are float64, and `xywh` has the file's own numbers. Masks where every entry of the file has one.
+
+    Raises:
+        InputError: no such list, no entry of an image (or of a category) of the data set, an entry with an unknown
+            image or category where none may be skipped, a box or score that is not finite, a size that is negative, or
+            run lengths that do not fit the image; names the file, the entry and the reason.
+    """
+    content = _entries_of(path)
+    index = {name: label for label, name in enumerate(vocabulary)}
+    labels = {category.id: index[category.name] for category in dataset.categories if category.name in index}
+    records = {record.id: record for record in dataset.records}
+    masks = bool(content) and isinstance(content[0], dict) and "segmentation" in content[0]
+    found: dict[int | str, list[tuple[float, int, list[float], Any]]] = {key: [] for key in records}
+    _check_same_data(path, content, dataset)
+    for number, entry in enumerate(content):
+        where = f"{path}: entry {number}"
+        if not isinstance(entry, dict):
+            fail(where, "an object", short(entry))
+        reason = _skip_reason(entry, records, labels)
+        if reason is None:
+            record, label = records[entry["image_id"]], labels[entry["category_id"]]
+            found[record.id].append(_read(where, entry, record, label, masks=masks))
+        elif skipped is not None:
+            drop(skipped, reason, where)
+        else:
+            _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
+            _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")
+    return [(str(key), _detections(rows, masks=masks)) for key, rows in found.items()]
+
+
+def _entries_of(path: Path) -> list[Any]:
+    """The list that a file of results is."""
+    content = parse(path, kind="a results")
+    if not isinstance(content, list):
+        fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
+    return content
+
+
+def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> None:
+    """Refuse a file without a single image, or a single category, of the data set."""
+    entries = [entry for entry in content if isinstance(entry, dict)]
+    images = {record.id: None for record in dataset.records}
+    categories = {category.id: None for category in dataset.categories}
+    for key, known, of in (("image_id", images, "images"), ("category_id", categories, "categories")):
+        if entries and not any(_is_known(entry.get(key), known) for entry in entries):
+            where = f"{path}: entry 0 (all {len(entries)} entries alike)"
+            _check_known(where, entries[0], key, known, of=f"the {of} of {dataset.name}")
+
+
+def _skip_reason(entry: Mapping[str, Any], records: Mapping[Any, Any], labels: Mapping[Any, Any]) -> str | None:
+    """Why an entry is not measured: its image or its category is not; None: it is."""
+    if not _is_known(entry.get("image_id"), records):
+        return UNKNOWN_IMAGE
+    return None if _is_known(entry.get("category_id"), labels) else UNKNOWN_CATEGORY
+
+
+def _is_known(value: Any, known: Mapping[Any, Any]) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool) and value in known
+
+
+def _check_known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any], *, of: str) -> None:
+    """Refuse an entry with an unknown id."""
+    value = entry.get(key)
+    if not _is_known(value, known):
+        example = f", such as {short(next(iter(known)))}" if known else ""
+        need = f"`{key}`, one of the {len(known)} ids of {of}{example}"
+        fail(where, need, short(value), "Was it made for other data?")
+
+
+def _read(
+    where: str, entry: Mapping[str, Any], record: Record, label: int, *, masks: bool
+) -> tuple[float, int, list[float], Any]:
+    """(score, label, xywh, mask) of an entry."""
+    score: Any = entry.get("score")
+    mask: Any = entry.get("segmentation")
+    if not _is_number(score):
+        fail(where, "`score`, a finite number", short(score))
+    if masks != (mask is not None):
+        fail(where, "`segmentation` in every entry or in none", "an entry of the other kind")
+    if masks:
+        height, width = record.size or (0, 0)
+        fault = fault_of_rle(mask, height=height, width=width)
+        if fault is not None or not isinstance(mask["counts"], str):
+            fail(where, "`segmentation`, compressed run lengths", fault or "a list of counts")
+    box: Any = entry.get("bbox", boxes_of_rle([mask])[0].tolist() if masks else None)
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        fail(where, "`bbox`, [x, y, width, height] of finite numbers", short(box))
+    if box[2] < 0 or box[3] < 0:
+        fail(where, "`bbox` with a width and a height of at least 0", short(box), "Is it [x1, y1, x2, y2]?")
+    return float(score), label, [float(side) for side in box], mask
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that float32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_FLOAT  # also not NaN
+
+
+def _detections(rows: list[tuple[float, int, list[float], Any]], *, masks: bool) -> Detections:
+    rows = sorted(rows, key=lambda row: -row[0])  # stable
+    boxes = torch.tensor([row[2] for row in rows], dtype=torch.float64).reshape(-1, 4)
+    return Detections(
+        xywh_to_xyxy(boxes),
+        torch.tensor([row[0] for row in rows], dtype=torch.float64),
+        torch.tensor([row[1] for row in rows], dtype=torch.int64),
+        tuple(row[3] for row in rows) if masks else None,
+        xywh=boxes,
+    )

@@ -1,0 +1,286 @@
+"""What detections are measured against: the objects of a data set, as each benchmark counts them (Sec. 4.3).
+
+    OV-COCO    objects of other categories are removed, then images without any object (4,836 of val are left)
+    LVIS       an image counts only for the categories that were looked for in it (federated)
+    others     every object of every image
+
+Objects come from the data set's annotation file where it has one: that alone has segmentations, the areas that the
+official AP of small, medium and large objects goes by, boxes that are not clipped, and what was looked for. Where there
+is none (VOC), they come from the records. Deliberately absent: the measure itself (`detection.py`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foveate.data.outlines import outline_of
+from foveate.data.records import Dataset
+from foveate.data.splits import BaseNovel
+from foveate.data.strict import check_entry, fail, flag, known_id, load, short
+from foveate.errors import InputError, listed
+from foveate.evaluate.flags import Style
+
+MAX_COORDINATE = 1e9  # of a box [pixels]
+FREQUENCIES = {"rare": "r", "common": "c", "frequent": "f"}
+Box = tuple[float, float, float, float]
+
+
+class Object(NamedTuple):
+    """One annotated object."""
+
+    image: int  # index in `GroundTruth.images`
+    label: int  # index in `GroundTruth.names`
+    box: Box  # left, top, width, height [pixels of the image]
+    area: float  # [square pixels]
+    crowd: bool  # a crowd; of VOC: difficult
+    segmentation: dict[str, Any] | None = None  # COCO's compressed run lengths
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The objects that count, and what else a benchmark's rule needs."""
+
+    style: Style  # whose rule
+    masks: bool  # masks are measured too
+    names: tuple[str, ...]  # of the classes that are measured
+    labels: tuple[int, ...]  # of each class of the vocabulary the index in `names`; -1: not measured
+    groups: dict[str, list[int]]  # base and novel, and LVIS's frequencies -> indices in `names`
+    images: dict[str, int]  # id, as text -> index
+    sizes: list[tuple[int, int]]  # (height, width) of each [pixels]
+    ignored: frozenset[str]  # ids of images that the rule leaves out: detections in them do not count
+    objects: list[Object]
+    looked_for: list[tuple[list[int], list[int]]] | None  # LVIS: of each image (absent, not all annotated) classes
+    rules: tuple[str, ...]  # what was left out and where numbers come from, for people
+
+    def counts(self) -> np.ndarray:
+        """How many objects each class has, without crowds."""
+        labels = [item.label for item in self.objects if not item.crowd]
+        return np.bincount(np.array(labels, dtype=np.int64), minlength=len(self.names))
+
+
+def open_ground_truth(
+    dataset: Dataset,
+    *,
+    vocabulary: Sequence[str],
+    split: BaseNovel | None,
+    style: Style,
+    masks: bool = False,
+    annotations: Path | None = None,
+    only_present: bool = False,
+) -> GroundTruth:
+    """Choose the classes, the images and the objects that count.
+
+    Args:
+        dataset: with annotated boxes.
+        vocabulary: names of the classes that are looked for, as detections number them.
+        split: base and novel categories, and those to leave out; None: all count alike.
+        style: whose rule. LVIS's also takes what was looked for in each image; VOC's ignores objects that the file
+            calls `difficult` or `ignore`, as converters of VOC do.
+        masks: also measure masks, by the segmentations of the annotation file.
+        annotations: the data set's annotation file: needed for masks and for LVIS, and for COCO's official areas, by
+            which small, medium and large objects are told apart. None: the file that the data set was read from; if
+            there is none, areas are those of the boxes.
+        only_present: measure the categories that the vocabulary has; otherwise it must have all that count.
+
+    Raises:
+        InputError: hotcoco is missing, a category is not in the vocabulary, there is no annotation file where one is
+            needed, or it is damaged.
+    """
+    import_hotcoco()
+    annotations = annotations or dataset.file
+    is_voc = style in ("voc07", "voc12")
+    if is_voc and masks:
+        raise InputError(f"style {style}: measures boxes alone. Leave the masks, or take the style coco.")
+    if annotations is None and (masks or style == "lvis"):
+        need = "masks need its segmentations" if masks else "the style lvis needs which categories were looked for"
+        raise InputError(f"{dataset.name}: need an annotation file: {need}. Name it, or measure boxes by COCO's style.")
+    names, missing = _classes(dataset, vocabulary, split, only_present=only_present)
+    index = {name: number for number, name in enumerate(names)}
+    labels = [index.get(category.name, -1) for category in dataset.categories]
+    # the objects, of the file where there is one
+    looked_for = None
+    if annotations is None:
+        objects = _from_records(dataset, labels)
+        rules = ["areas are those of the boxes", *dataset.dropped_lines()]
+    else:
+        content = load(annotations, kind="an annotation")
+        objects, rules = _from_file(annotations, content, dataset, labels, masks=masks, difficult=is_voc)
+        if style == "lvis":
+            looked_for = _looked_for(annotations, content, dataset, labels)
+    # the images: with categories left out, those that still have an object
+    counting = list(range(len(dataset.records)))
+    if split is not None and split.left_out:
+        counting = sorted({item.image for item in objects})
+        rules.append(
+            f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} pictures have no object, "
+            "not even a crowd, of a base or novel category and are left out"
+        )
+    if missing:
+        rules.append(f"{len(missing)} categories that the vocabulary lacks are not measured")
+    numbers = {old: new for new, old in enumerate(counting)}
+    ids = [str(record.id) for record in dataset.records]
+    return GroundTruth(
+        style=style,
+        masks=masks,
+        names=names,
+        labels=tuple(index.get(name, -1) for name in vocabulary),
+        groups=_groups(dataset, names, split),
+        images={ids[old]: new for old, new in numbers.items()},
+        sizes=[dataset.records[old].size or (1, 1) for old in counting],
+        ignored=frozenset(key for old, key in enumerate(ids) if old not in numbers),
+        objects=[item._replace(image=numbers[item.image]) for item in objects],
+        looked_for=None if looked_for is None else [looked_for[old] for old in counting],
+        rules=tuple(rules),
+    )
+
+
+def import_hotcoco() -> Any:
+    """The package that matches detections with objects.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import hotcoco
+    except ImportError as error:
+        raise InputError(
+            f"detection: needs the package hotcoco; it cannot be imported ({error}). Install it with "
+            "pip install hotcoco."
+        ) from error
+    return hotcoco
+
+
+def _classes(
+    dataset: Dataset, vocabulary: Sequence[str], split: BaseNovel | None, *, only_present: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the classes that are measured, and of those that the vocabulary lacks."""
+    for what, names in (("vocabulary", vocabulary), (dataset.name, [category.name for category in dataset.categories])):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise InputError(f"{what}: need every class once; {twice!r} is listed twice.")
+    counting, known = counting_names(dataset, split), set(vocabulary)
+    missing = [name for name in counting if name not in known]
+    if only_present and missing and len(missing) == len(counting):
+        raise InputError(
+            f"{dataset.name}: need at least one of its {len(counting)} categories in the vocabulary, as "
+            f"{counting[0]!r}; got {short(list(vocabulary))}. Names are written as in the annotation file."
+        )
+    if not counting or (missing and not only_present):
+        raise InputError(
+            f"{dataset.name}: need all its {len(counting)} categories in the vocabulary; {len(missing)} are not: "
+            f"{listed([repr(name) for name in missing])}. Names are written as in the annotation file. Add them; "
+            "--vocab measures only those that it names."
+        )
+    return tuple(name for name in counting if name in known), missing
+
+
+def counting_names(dataset: Dataset, split: BaseNovel | None) -> list[str]:
+    """The categories that a split does not leave out."""
+    left_out = set() if split is None else set(split.left_out)
+    return [category.name for category in dataset.categories if category.name not in left_out]
+
+
+def _groups(dataset: Dataset, names: Sequence[str], split: BaseNovel | None) -> dict[str, list[int]]:
+    groups = {}
+    if split is not None:
+        parts = {"base": set(split.base), "novel": set(split.novel)}
+        groups = {key: [number for number, name in enumerate(names) if name in part] for key, part in parts.items()}
+    frequency = {category.name: category.frequency for category in dataset.categories}
+    if any(frequency.values()):
+        for key, letter in FREQUENCIES.items():
+            groups[key] = [number for number, name in enumerate(names) if frequency[name] == letter]
+    return groups
+
+
+def _from_records(dataset: Dataset, labels: Sequence[int]) -> list[Object]:
+    return [
+        Object(image, labels[label], (x1, y1, x2 - x1, y2 - y1), (x2 - x1) * (y2 - y1), crowd)
+        for image, record in enumerate(dataset.records)
+        for (x1, y1, x2, y2), label, crowd in zip(record.boxes, record.labels, record.crowd, strict=True)
+        if labels[label] >= 0
+    ]
+
+
+def _from_file(
+    path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int], *, masks: bool, difficult: bool
+) -> tuple[list[Object], list[str]]:
+    """The objects of the data set's images as the file has them: boxes are not clipped, none is ignored for its size.
+    Also the rules, for people."""
+    images = {record.id: number for number, record in enumerate(dataset.records)}
+    in_file = {image.get("id"): None for image in content["images"] if isinstance(image, dict)}
+    missing = [key for key in images if key not in in_file]
+    if missing:
+        raise InputError(
+            f"{path}: need the annotations of the images of {dataset.name}; {len(missing)} of {len(images)} are not"
+            f" listed, such as {short(missing[0])}. Name the file that the images were opened with."
+        )
+    by_id = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
+    seen: set[int | str] = set()
+    objects, refused, unmeasured = [], 0, 0
+    for entry in content["annotations"]:
+        where = check_entry(path, entry, "annotation", seen)
+        image = images.get(known_id(where, entry, "image_id", in_file))
+        label = by_id[known_id(where, entry, "category_id", by_id)]
+        if image is None or label < 0:
+            continue
+        box = _read_box(where, entry.get("bbox"))
+        if box is None:
+            refused += 1
+            continue
+        area = entry.get("area", box[2] * box[3])
+        if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < MAX_COORDINATE**2:
+            fail(where, "`area`, a number of pixels", short(area))
+        segmentation = None
+        if masks:
+            size = dataset.records[image].size
+            assert size is not None, f"{where}: an image of an annotation file has a size"
+            outline = outline_of(where, entry.get("segmentation"), height=size[0], width=size[1])
+            if isinstance(outline, str):
+                refused += 1
+                continue
+            segmentation = {"size": list(size), "counts": outline.decode("ascii")}
+        unmeasured += "area" not in entry
+        ignored = ("iscrowd", "difficult", "ignore") if difficult else ("iscrowd",)
+        crowd = any(flag(where, entry, key, default=0) for key in ignored)
+        objects.append(Object(image, label, box, float(area), crowd, segmentation))
+    rules = ["boxes and areas are those of the annotation file, none is clipped or left out for its size"]
+    if unmeasured:
+        rules.append(f"areas are those of the boxes where the file has none ({unmeasured} objects)")
+    if refused:
+        rules.append(f"{refused} objects without a finite box or, where masks count, without a mask are left out")
+    return objects, rules
+
+
+def _read_box(where: str, value: Any) -> Box | None:
+    if not isinstance(value, list) or len(value) != 4:
+        fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
+    if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in value):
+        fail(where, "`bbox` of four numbers", short(value))
+    x, y, w, h = (float(side) if abs(side) < MAX_COORDINATE else math.inf for side in value)  # NaN too
+    return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) and w >= 0 and h >= 0 else None
+
+
+def _looked_for(
+    path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int]
+) -> list[tuple[list[int], list[int]]]:
+    """Of each image the classes that are known to be absent, and those of which not every object is annotated."""
+    by_id = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
+    found = {}
+    for image in content["images"]:
+        lists = []
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            value = image.get(key)
+            if not isinstance(value, list) or not all(isinstance(number, int) and number in by_id for number in value):
+                fail(
+                    f"{path}: image {short(image.get('id'))}",
+                    f"`{key}`, a list of categories' ids, as LVIS has it",
+                    short(value),
+                    "Name LVIS's file, or measure without its rule (style coco).",
+                )
+            lists.append([by_id[number] for number in value if by_id[number] >= 0])
+        found[image["id"]] = (lists[0], lists[1])
+    return [found[record.id] for record in dataset.records]

@@ -1,0 +1,1 @@
+"""Trained models applied to images: segmentation, detection and features, written to files."""

@@ -1,0 +1,178 @@
+"""`foveate detect`: what a trained F-ViT finds in images, for any vocabulary, drawn and in COCO's form."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.clip.digest import digest_state
+from foveate.clip.names import TemplateName
+from foveate.clip.text import embed_vocabulary
+from foveate.clip.vocabulary import Vocabulary, read_vocabulary, share_words
+from foveate.data.batches import Batches
+from foveate.engine.distributed import choose_device
+from foveate.errors import InputError
+from foveate.heads.fvit.detector import FViT
+from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, rows_of
+from foveate.heads.fvit.names import Benchmark
+from foveate.heads.fvit.product import About, load_detector
+from foveate.io.files import check_target, default_cache, versions
+from foveate.predict.flags import Detect, Fusing
+from foveate.predict.images import file_stems, open_images, write_record
+from foveate.show.detections import draw_detections, write_picture
+from foveate.types import Detections, Sample
+
+
+def run(config: Detect) -> Path:
+    """Detect, draw, write detections.json, and return its path.
+
+    Raises:
+        InputError: a flag, the vocabulary, the detector or its CLIP is wrong, or no image can be read.
+    """
+    _check(config)
+    path = config.out / "detections.json"
+    asked = None if config.vocab is None else read_vocabulary(config.vocab)
+    feed = open_images(config.pictures, batch=config.batch, workers=config.workers, strict=config.strict)
+    detector, about = open_detector(config.model, clip=config.clip, device=config.device)
+    vocabulary = asked or Vocabulary(tuple((name,) for name in about.classes))
+    is_base = trained_on(vocabulary, about)
+    report_vocabulary(vocabulary.names, is_base, about)
+    weights = ((), ()) if config.weights is None else ((config.weights[0],), (config.weights[1],))
+    fusion = choose_fusions(config, about.benchmark, *weights)[0]
+    text = embed_classes(detector, vocabulary, templates=config.templates or about.templates)
+
+    # one drawing and one entry of COCO's form per image
+    stems = file_stems([str(record.id) for record in feed.dataset.records])
+    is_novel = [not known for known in is_base]
+    images, annotations, drawn = [], [], 0
+    for sample, detections in find_objects(detector, feed, text=text, is_base=is_base, fusion=fusion):
+        drawing = draw_detections(
+            sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
+        )
+        write_picture(drawing, config.out / f"{stems[sample.id]}.jpg")
+        drawn += int((detections.scores >= config.draw).sum())
+        number, (height, width) = len(images) + 1, sample.image.shape[1:]
+        images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
+        annotations += coco_annotations(detections, image_id=number, first_id=len(annotations) + 1)
+    categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary.names, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, feed, indent=None)
+    print(f"{len(images)} pictures, {len(annotations)} boxes, {drawn} drawn; look at {config.out}")
+    return path
+
+
+def _check(config: Detect) -> None:
+    """Refuse flags that cannot work, before anything is loaded."""
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: need a folder; this is a file.")
+    if not 0 <= config.draw <= 1:
+        raise InputError(f"--draw: must be 0 to 1; got {config.draw}.")
+    check_target(config.out / "detections.json", flag="--out")
+
+
+def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT, About]:
+    """Load a trained detector.
+
+    Args:
+        folder: OUT/model of `foveate train-fvit`.
+        clip: path to its CLIP; None: as in training.
+        device: as a flag names it.
+
+    Raises:
+        InputError: no detector, or its CLIP is not found or is another.
+    """
+    return load_detector(folder, clip=clip, device=choose_device(device, local_rank=None))
+
+
+def find_objects(
+    detector: FViT, feed: Batches, *, text: Tensor, is_base: list[bool], fusion: Fusion
+) -> Iterator[tuple[Sample, Detections]]:
+    """Detect the classes of a vocabulary in every image that can be read.
+
+    Args:
+        detector: in evaluation mode.
+        feed: the images.
+        text: (K + 1, D) embeddings of the classes and, last, of background.
+        is_base: which classes the detector was trained on.
+        fusion: how scores are made, and which boxes are kept.
+    """
+    query = (text, torch.tensor(is_base), float(detector.scale.detach()), fusion)
+    for samples in feed:
+        found = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
+        for sample, candidates in zip(samples, found, strict=True):
+            yield sample, detect(candidates, *query)
+
+
+def trained_on(vocabulary: Vocabulary, about: About) -> list[bool]:
+    """Which classes of a vocabulary a detector was trained on: base, in the fusion of scores."""
+    return share_words(vocabulary, Vocabulary(tuple((name,) for name in about.base)))
+
+
+def report_vocabulary(names: tuple[str, ...], is_base: list[bool], about: About) -> None:
+    """Print how many classes of a vocabulary the detector was trained on; it may be any other."""
+    known, new = sum(is_base), len(names) - sum(is_base)
+    print(
+        f"{len(names)} classes: {known} of the {len(about.base)} that the detector was trained on, and {new} that "
+        "it has never seen a box of",
+        file=sys.stderr,
+    )
+
+
+def candidates_identity(detector: FViT, about: About) -> dict[str, str]:
+    """What a detector's candidates depend on."""
+    own = {name: one for name, one in detector.state_dict().items() if not name.startswith("tower.clip.model.text")}
+    network = json.dumps(asdict(about.network), sort_keys=True)  # settings that no weight shows, such as the input's
+    return {"detector": digest_state(own), "tower": about.tower, "network": network, **versions()}
+
+
+def embed_classes(detector: FViT, vocabulary: Vocabulary, *, templates: TemplateName | str) -> Tensor:
+    """The embeddings of K classes and, last, of background, by the detector's CLIP: (K + 1, D)."""
+    named: Any = templates
+    clip = detector.tower.clip
+    return embed_vocabulary(clip, vocabulary, templates=named, background="background", cache=default_cache())
+
+
+def choose_fusions(
+    config: Fusing, benchmark: Benchmark | str, base: tuple[float, ...], novel: tuple[float, ...]
+) -> list[Fusion]:
+    """The fusion of a benchmark with the numbers that the flags change.
+
+    Args:
+        config: the flags.
+        benchmark: that the detector was trained for.
+        base: weights of the tower's score, of base classes; none: the benchmark's.
+        novel: likewise of novel classes.
+
+    Returns:
+        One fusion for each pair of weights.
+    """
+    name: Any = config.benchmark or benchmark
+    given: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
+    given |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
+    preset = replace(PRESETS[name], **{field: value for field, value in given.items() if value is not None})
+    pairs = product(base or (preset.base,), novel or (preset.novel,))
+    return [replace(preset, base=of_base, novel=of_novel) for of_base, of_novel in pairs]
+
+
+def coco_annotations(detections: Detections, *, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """The detections of an image in COCO's form, with a score each; categories are numbered from 1."""
+    rows = zip(
+        detections.boxes.tolist(),
+        detections.scores.tolist(),
+        detections.labels.tolist(),
+        detections.masks or [None] * len(detections.boxes),
+        strict=True,
+    )
+    annotations = []
+    for number, (box, score, label, mask) in enumerate(rows, start=first_id):
+        sides = [round(side, 2) for side in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
+        entry = {"id": number, "image_id": image_id, "category_id": label + 1, "bbox": sides}
+        entry |= {"score": round(score, 5), "area": round(sides[2] * sides[3], 2), "iscrowd": 0}
+        annotations.append(entry if mask is None else {**entry, "segmentation": mask})
+    return annotations

@@ -1,0 +1,261 @@
+"""`foveate embed`: features of images in one file, to be used elsewhere."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.clip.dense import check_head
+from foveate.clip.digest import digest_state
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.data.boxes import Boxed, read_boxes
+from foveate.data.records import Dataset
+from foveate.engine.distributed import choose_device
+from foveate.errors import InputError
+from foveate.io.files import bad_lines, check_target, versions, write_whole
+from foveate.io.store import Part, claim_parts, refuse_another, remove_parts
+from foveate.io.tensors import MAX_HEADER, header_size, join_tensors, read_header
+from foveate.ops.resample import check_side
+from foveate.predict.features import Features, box_features, dense_features, image_features, make_parts
+from foveate.predict.flags import Embed
+from foveate.predict.images import list_images
+from foveate.types import Sample
+
+OWNER = "foveate embed"  # in the manifest of the parts
+BATCH = {"image": 64, "dense": 8, "boxes": 8}
+
+
+def run(config: Embed) -> Path:
+    """Embed the images, report what was written, and return the file's path.
+
+    Raises:
+        InputError: flags that do not fit together, no image that can be read, damaged boxes, or files of another
+            command in the way.
+    """
+    _check(config)
+    started = time.perf_counter()
+    dataset = list_images(config.pictures)
+    if config.boxes is not None:
+        dataset = _with_boxes(dataset, config.boxes)
+    clip = load(config.model, pretrained=config.pretrained, device=choose_device(config.device, local_rank=None))
+    if config.features != "image" and config.head != "masked":
+        check_head(clip.visual, config.head)
+    size = _size(config, clip)
+    _check_header(config, dataset, clip, size)
+    identity = _identity(config, dataset, clip, size)
+    notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
+    if config.out.exists():
+        _refuse_unless_ours(config.out, notes, identity)
+        remove_parts(folder, identity, owner=OWNER)  # where a kill came between the last two steps
+        print(f"{config.out}: is finished already; nothing was done")
+        return config.out
+    parts = claim_parts(folder, identity, owner=OWNER)
+    done = parts[-1].stop if parts else 0
+    _tell_start(config, len(dataset.records), done, folder)
+    _stop_at_bad(config, parts)
+    began = time.perf_counter()
+    parts += make_parts(
+        _compute(config, clip, size),
+        dataset,
+        folder,
+        title=f"{config.features} embeddings",
+        dtype=getattr(torch, config.dtype),
+        batch=config.batch or BATCH[config.features],
+        done=done,
+        workers=config.workers,
+        strict=config.strict,
+    )
+    seconds = time.perf_counter() - began
+    _finish(config, parts, folder, identity)
+    count = len(dataset.records) - done
+    print(f"{count} pictures in {seconds:.1f} s, {count / seconds:.1f} a second, after {began - started:.1f} s to load")
+    return config.out
+
+
+def _check(config: Embed) -> None:
+    """Refuse flags that cannot work before anything is loaded."""
+    if config.out.suffix != ".safetensors":
+        raise InputError(f"--out: need the name of a .safetensors file; got {config.out}.")
+    check_target(config.out, flag="--out")
+    check_target(config.out.with_suffix(".json"), flag="--out (the .json beside it)")
+    if config.features == "boxes" and config.boxes is None:
+        raise InputError("--what boxes: need a file of boxes; got none. Add --boxes F.json.")
+    if config.features != "boxes" and config.boxes is not None:
+        raise InputError(f"--boxes: means --what boxes; got --what {config.what}. Leave one of the two out.")
+    if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
+        raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
+    if config.features == "image" and config.size is not None:
+        raise InputError("--size: is for dense and boxes; whole pictures are embedded at the model's own size.")
+    if config.features == "dense" and config.head == "masked":
+        raise InputError("--head masked: embeds boxes, not patches; use it with --what boxes.")
+    if config.batch is not None and config.batch < 1:
+        raise InputError(f"--batch: need at least 1 picture; got {config.batch}.")
+    if config.workers < 0:
+        raise InputError(f"--workers: need 0 (decode in this process) or more; got {config.workers}.")
+
+
+def _with_boxes(dataset: Dataset, path: Path) -> Dataset:
+    """Give each image its boxes; those that the file does not mention get none."""
+    found = read_boxes(path, pictures=[str(record.id) for record in dataset.records])
+    records = []
+    for record in dataset.records:
+        boxed = found.get(str(record.id), Boxed())
+        records.append(replace(record, boxes=boxed.boxes, height=boxed.height, width=boxed.width))
+    return replace(dataset, records=tuple(records))
+
+
+def _size(config: Embed, clip: Clip) -> int:
+    """The side of the input [pixels]."""
+    if config.features == "image":
+        return clip.native_size
+    size = 4 * clip.native_size if config.size is None else config.size
+    check_side(size, patch=clip.patch_size, flag="--size")
+    return size
+
+
+def _check_header(config: Embed, dataset: Dataset, clip: Clip, size: int) -> None:
+    """Refuse more pictures than the header of one safetensors file can name (several hundred thousand)."""
+    if config.features == "image":
+        return
+    most = max((len(record.boxes) for record in dataset.records), default=0)
+    side = size // clip.patch_size
+    shape = [clip.embed_dim, side, side] if config.features == "dense" else [most, clip.embed_dim]
+    need = header_size((f"{config.features}/{record.id}" for record in dataset.records), shape=shape)
+    if need > MAX_HEADER:
+        raise InputError(
+            f"PICTURES: {len(dataset.records):,} are too many for one safetensors file, whose header may have "
+            f"{MAX_HEADER:,} bytes and would have up to {need:,}. Embed them in several commands."
+        )
+
+
+def _compute(config: Embed, clip: Clip, size: int) -> Callable[[list[Sample]], Features]:
+    """What makes the features of a batch of images."""
+    match config.features:
+        case "image":
+            return partial(image_features, clip)
+        case "dense":
+            assert config.head != "masked", "refused by _check"
+            return partial(dense_features, clip, size=size, head=config.head)
+        case "boxes":
+            return partial(box_features, clip, size=size, head=config.head)
+
+
+def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[str, str]:
+    """What the features depend on; it becomes the file's metadata.
+
+    The bytes of the file depend on more: on the number of threads, on the machine, and on the images' own bytes, of
+    which only the length and the time of the last change are compared.
+    """
+    pictures, boxes = hashlib.sha256(), hashlib.sha256()
+    for record in dataset.records:
+        try:
+            status = record.path.stat()
+            length, changed = status.st_size, status.st_mtime_ns
+        except OSError:
+            length, changed = -1, -1
+        pictures.update(json.dumps([record.id, length, changed]).encode())
+        boxes.update(json.dumps([record.size, record.boxes]).encode())
+    identity = {
+        "format": "pt",
+        "what": config.features,
+        "model": config.model,
+        "description": _digest_description(clip.config),
+        "weights": digest_state(clip.visual.state_dict()),
+        "mean": json.dumps(clip.mean),
+        "std": json.dumps(clip.std),
+        "size": str(size),
+        "patch_size": str(clip.patch_size),
+        "dtype": config.dtype,
+        "batch": str(config.batch or BATCH[config.features]),  # it can change the last bit of a sum, as can the device
+        "device": next(clip.parameters()).device.type,
+        "input": f"{len(dataset.records)} pictures, names, lengths and times {pictures.hexdigest()[:16]}",
+        **versions(),
+    }
+    if config.features != "image":
+        identity["head"] = config.head
+    if config.features == "boxes":
+        identity["boxes"] = boxes.hexdigest()
+    return identity
+
+
+def _digest_description(config: dict[str, Any]) -> str:
+    """The sha256 of a model's description (such as its windows) without its tokenizer's path: no text is used."""
+    model = config["model_cfg"]
+    text = {name: value for name, value in model["text_cfg"].items() if name != "hf_tokenizer_name"}
+    described = {**config, "model_cfg": {**model, "text_cfg": text}}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> None:
+    """Accept an existing file only where it is what this command would write."""
+    try:
+        there, _ = read_header(out)
+    except ValueError as error:
+        raise InputError(f"{out}: is there and is no whole safetensors file ({error}). Choose another --out.") from None
+    refuse_another(out, there, identity)
+    if not notes.is_file():
+        raise InputError(f"{out}: is finished, but {notes} beside it is missing. Delete {out} and run again.")
+
+
+def _tell_start(config: Embed, count: int, done: int, folder: Path) -> None:
+    resumed = f"; {done} are done already" if done else ""
+    print(f"{count} pictures to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
+
+
+def _stop_at_bad(config: Embed, parts: list[Part]) -> None:
+    """With --strict, images that an earlier run without it skipped count too."""
+    bad = [note for part in parts for note in part.notes["bad"]]
+    if config.strict and bad:
+        raise InputError(f"picture {bad[0]['id']}: {bad[0]['reason']} (--strict ends at the first)")
+
+
+def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
+    """Write both files, the tensors last, report them, and remove the parts."""
+    images = [note for part in parts for note in part.notes["pictures"]]
+    bad = [note for part in parts for note in part.notes["bad"]]
+    if not images:
+        remove_parts(folder, identity, owner=OWNER)
+        raise InputError("\n".join(["PICTURES: none of them could be read", *bad_lines(bad, listed="nothing")]))
+    notes = config.out.with_suffix(".json")
+    content: dict[str, Any] = {**identity, "pictures": images, "bad": bad}
+    write_whole(notes, _one_a_line(content))
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    join_tensors(tensors, config.out, metadata=identity, stacked=config.features == "image")
+    print(f"wrote {config.out} ({config.out.stat().st_size:,} bytes) and {notes}")
+    for line in [*_dropped_lines(config, images), *bad_lines(bad, listed=str(notes))]:
+        print(line, file=sys.stderr)
+    remove_parts(folder, identity, owner=OWNER)
+
+
+def _one_a_line(content: dict[str, Any]) -> bytes:
+    """JSON that can be read by eye: a line per field, and a line per image."""
+    lines = []
+    for name, value in content.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]"
+        lines.append(f" {json.dumps(name)}: {text}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def _dropped_lines(config: Embed, images: list[dict[str, Any]]) -> list[str]:
+    """Which boxes did not get a row."""
+    if config.features != "boxes":
+        return []
+    lines = [f"boxes embedded: {sum(note['boxes'] for note in images)}"]
+    dropped = sum(len(note["dropped"]) for note in images)
+    if dropped:
+        first = next(note for note in images if note["dropped"])
+        lines.append(
+            f"boxes under 1 pixel inside their picture, left out: {dropped}; "
+            f"the first: {first['id']}, box {first['dropped'][0]}"
+        )
+    return lines

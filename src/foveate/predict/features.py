@@ -1,0 +1,204 @@
+"""Images to stored features, for `foveate embed`: image embeddings, dense maps, or embeddings of boxes.
+
+Inputs are those of the evaluations: teacher crops for whole images, the padded square input for the rest (Sec. 3.1,
+3.2).
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from foveate.clip.model import Clip
+from foveate.clip.names import Head, RegionHead
+from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
+from foveate.data.records import Dataset
+from foveate.errors import InputError
+from foveate.io.store import NOTES, Part, write_part
+from foveate.ops.boxes import boxes_on_input, clip_boxes
+from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
+from foveate.progress import picture_bar
+from foveate.types import BadSample, Sample
+
+PART_SECONDS = 30.0  # of work that a kill may cost
+PART_BYTES = 256_000_000  # of tensors held before they are written
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tensors by name, and a note about each image they come from, in order."""
+
+    tensors: dict[str, Tensor]
+    images: list[dict[str, Any]]
+
+
+@torch.inference_mode()
+def image_features(clip: Clip, samples: list[Sample]) -> Features:
+    """Embed whole images as CLIP does (the teacher; Sec. 3.2).
+
+    Args:
+        clip: the model.
+        samples: images; the longest side is resized to the native size, black goes equally around the rest.
+
+    Returns:
+        "image" (B, D), L2-normalised.
+    """
+    device = next(clip.parameters()).device
+    crops = []
+    for sample in samples:
+        height, width = sample.image.shape[1:]
+        whole = torch.tensor([[0.0, 0.0, width, height]])
+        crops.append(crop_and_resize(sample.image.to(device), whole, size=clip.native_size))  # (1, 3, S, S)
+    rows = clip.encode_image(normalize(torch.cat(crops), mean=clip.mean, std=clip.std))  # (B, D)
+    return Features({"image": rows}, [_note(sample) for sample in samples])
+
+
+@torch.inference_mode()
+def dense_features(clip: Clip, samples: list[Sample], *, size: int, head: Head) -> Features:
+    """Compute dense maps without their padding (the student; Sec. 3.1).
+
+    Args:
+        clip: the model.
+        samples: images.
+        size: side of the padded square input [pixels].
+        head: how the last block makes dense tokens.
+
+    Returns:
+        "dense/ID" (D, h, w) of each image, L2-normalised per location; location (r, c) is the square of P pixels at
+        (r P, c P) of the resized image, and those at the right and bottom edge may hold some padding.
+    """
+    device = next(clip.parameters()).device
+    images = [sample.image.to(device) for sample in samples]
+    inputs = square_inputs(images, size=size, mean=clip.mean, std=clip.std, pad=clip.pad)
+    dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
+    tensors, notes = {}, []
+    for sample, dense_map in zip(samples, dense, strict=True):
+        height, width = fitted_size(*sample.image.shape[1:], size=size)
+        grid = -(-height // clip.patch_size), -(-width // clip.patch_size)
+        tensors[f"dense/{sample.id}"] = dense_map[:, : grid[0], : grid[1]]  # (D, h, w)
+        notes.append({**_note(sample), "resized": [height, width], "grid": list(grid)})
+    return Features(tensors, notes)
+
+
+@torch.inference_mode()
+def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHead) -> Features:
+    """Embed the boxes of images by pooling their dense maps (Sec. 3.1).
+
+    Args:
+        clip: the model.
+        samples: images with boxes (xyxy, pixels of the image), which are clipped to it here.
+        size: side of the padded square input [pixels].
+        head: how the last block makes dense tokens.
+
+    Returns:
+        "boxes/ID" (N, D) of each image, L2-normalised, in the file's order without the boxes that are under one pixel
+        wide or high inside the image; their indices are noted as "dropped".
+    """
+    device = next(clip.parameters()).device
+    usable, notes = [], []
+    for sample in samples:
+        height, width = sample.image.shape[1:]
+        boxes = clip_boxes(sample.boxes, height=height, width=width)  # (N, 4)
+        is_usable = (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)  # (N,)
+        usable.append(boxes[is_usable])
+        notes.append({**_note(sample), "boxes": len(usable[-1]), "dropped": (~is_usable).nonzero()[:, 0].tolist()})
+    # images without a usable box do not enter the tower
+    pairs = [(sample.image.to(device), boxes) for sample, boxes in zip(samples, usable, strict=True) if len(boxes)]
+    rows = torch.empty(0, clip.embed_dim, device=device)
+    if pairs:
+        inputs = square_inputs([image for image, _ in pairs], size=size, mean=clip.mean, std=clip.std, pad=clip.pad)
+        scaled = [boxes_on_input(boxes, height=im.shape[1], width=im.shape[2], size=size) for im, boxes in pairs]
+        rows = clip.encode_boxes(inputs, scaled, head=head)  # (R, D)
+    per_image = rows.split([len(boxes) for boxes in usable])
+    return Features({f"boxes/{sample.id}": own for sample, own in zip(samples, per_image, strict=True)}, notes)
+
+
+def _note(sample: Sample) -> dict[str, Any]:
+    return {"id": sample.id, "height": sample.image.shape[1], "width": sample.image.shape[2]}
+
+
+@dataclass
+class Unwritten:
+    """The features made since the last part was written."""
+
+    start: int
+    stop: int
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[BadSample] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    def is_full(self) -> bool:
+        """Whether it is time to write."""
+        size = sum(tensor.nbytes for rows in self.tensors.values() for tensor in rows)
+        return size >= PART_BYTES or time.monotonic() - self.since >= PART_SECONDS
+
+    def write(self, folder: Path) -> Part:
+        """Write them as a part."""
+        notes = {"pictures": self.images, "bad": [{"id": sample.id, "reason": sample.reason} for sample in self.bad]}
+        tensors = {name: torch.cat(rows) for name, rows in self.tensors.items()}  # a copy: no two share memory
+        return write_part(folder, save(tensors, {NOTES: json.dumps(notes)}), start=self.start, stop=self.stop)
+
+
+def make_parts(
+    compute: Callable[[list[Sample]], Features],
+    dataset: Dataset,
+    folder: Path,
+    *,
+    title: str,
+    dtype: torch.dtype,
+    batch: int,
+    done: int,
+    workers: int,
+    strict: bool,
+) -> list[Part]:
+    """Embed the images that are not done yet, and write them in parts as they are finished, with a progress bar.
+
+    Args:
+        compute: the features of a batch of images, one of the three above.
+        dataset: all images.
+        folder: of the parts.
+        title: of the progress bar.
+        dtype: in which features are stored; they are computed in float32.
+        batch: images per batch.
+        done: images in earlier parts, a multiple of `batch` or all of them.
+        workers: processes that decode.
+        strict: raise on the first bad image instead of noting it.
+
+    Returns:
+        The new parts.
+
+    Raises:
+        InputError: strict, and an image cannot be used.
+    """
+    rest = replace(dataset, records=dataset.records[done:])
+    source = EvaluationSource(rest, masks=False)
+    loader = make_loader(source, OnceSampler(len(rest.records), batch=batch), workers=workers)
+    parts, waiting = [], Unwritten(done, done)
+    with picture_bar(show=True) as bar:
+        task = bar.add_task(title, total=len(dataset.records), completed=done)
+        for packed in loader.loader:  # the bare loader: here any number of bad images is reported at the end
+            samples = packed.unpack()
+            if samples.bad and strict:
+                raise InputError(f"picture {samples.bad[0].id}: {samples.bad[0].reason} (--strict ends at the first)")
+            if samples.samples:
+                features = compute(samples.samples)
+                for name, tensor in features.tensors.items():
+                    waiting.tensors.setdefault(name, []).append(tensor.to(dtype).cpu())
+                waiting.images += features.images
+            count = len(samples.samples) + len(samples.bad)
+            waiting.bad += samples.bad
+            waiting.stop += count
+            if waiting.is_full():
+                parts.append(waiting.write(folder))
+                waiting = Unwritten(waiting.stop, waiting.stop)
+            bar.advance(task, count)
+    if waiting.stop > waiting.start:
+        parts.append(waiting.write(folder))
+    return parts

@@ -1,0 +1,168 @@
+"""`foveate segment`: the class of every pixel of images, or their things and stuff, for any vocabulary."""
+
+from pathlib import Path
+from typing import Any
+
+from foveate.clip.vocabulary import Vocabulary, compared, read_vocabulary
+from foveate.data.batches import Batches
+from foveate.engine.distributed import choose_device
+from foveate.errors import InputError
+from foveate.heads.panoptic.described import describe, is_published
+from foveate.heads.panoptic.product import read_about
+from foveate.heads.panoptic.segment import PanopticSegmenter
+from foveate.io.files import check_target, write_whole
+from foveate.predict.flags import Segment
+from foveate.predict.images import file_stems, open_images, write_record
+from foveate.predict.masks import named_shares, open_segmenter, report
+from foveate.predict.segmenters import (
+    Segmenter,
+    check_segmenting,
+    finds_masks,
+    known_classes,
+    open_pixels,
+)
+from foveate.show.detections import write_picture
+from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
+from foveate.show.segmentation import draw_label_map, draw_panoptic
+
+LABELS, PANOPTIC = "segments.json", "panoptic.json"  # the file in OUT beside the images
+
+
+def run(config: Segment) -> Path:
+    """Segment, draw, write the record, and return its path.
+
+    Raises:
+        InputError: a flag, the vocabulary, the model or its CLIP is wrong, or no image can be read.
+    """
+    _check(config)
+    path = config.out / (PANOPTIC if config.panoptic else LABELS)
+    check_target(path, flag="--out")
+    feed = open_images(config.pictures, batch=config.batch, workers=config.workers, strict=config.strict)
+    vocabulary = known_classes(Path(config.model)) if config.vocab is None else read_vocabulary(config.vocab)
+    if config.panoptic:
+        is_thing = find_things(vocabulary, Path(config.model), stuff=config.stuff)
+        segmenter = open_segmenter(
+            config,
+            Path(config.model),
+            vocabulary,
+            is_thing,
+            shares=named_shares(config.shares),
+            min_score=config.min_score,
+            overlap=0.8 if config.overlap is None else config.overlap,
+            device=config.device,
+        )
+        content = write_panoptic_maps(segmenter, feed, config.out, names=vocabulary.names, is_thing=is_thing)
+    else:
+        pixels = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
+        content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
+    write_record(path, {"model": config.model}, content, feed, indent=1)
+    print(f"{feed.count} pictures, {len(vocabulary.classes)} classes asked for; look at {config.out}")
+    return path
+
+
+def _check(config: Segment) -> None:
+    """Refuse flags that do not fit the model or each other, before anything is read."""
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: need a folder; this is a file.")
+    if config.panoptic and not finds_masks(Path(config.model)):
+        raise InputError(
+            f"--panoptic: need --model OUT/model of `foveate train-panoptic`, or a folder of transformers with a "
+            f"Mask2Former or MaskFormer; got {config.model}."
+        )
+    for name in ("stuff", "min_score", "overlap"):
+        given = getattr(config, name)
+        if given not in ("", None) and not config.panoptic:
+            raise InputError(f"--{name.replace('_', '-')}: goes with --panoptic; got {given!r} without it.")
+    check_segmenting(config)
+
+
+def write_label_maps(segmenter: Segmenter, feed: Batches, out: Path, *, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Draw the class of each pixel, and write the label maps.
+
+    Args:
+        segmenter: of `open_pixels`.
+        feed: the images.
+        out: folder; gets NAME.jpg and NAME.png per image.
+        vocabulary: the K classes that the segmenter was opened with.
+
+    Returns:
+        The classes, and of each image those found in it with their pixels, the largest first.
+    """
+    names, stems, images = vocabulary.names, _stems(feed), []
+    for samples in feed:
+        for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True):
+            stem = stems[sample.id]
+            write_picture(draw_label_map(sample.image, label_map, names=names), out / f"{stem}.jpg")
+            write_label_map(out / f"{stem}.png", label_map, classes=len(names))
+            height, width = label_map.labels.shape
+            counts = label_map.labels[label_map.labels >= 0].bincount(minlength=len(names)).tolist()
+            present = sorted(((count, name) for name, count in zip(names, counts, strict=True) if count), reverse=True)
+            shares = [
+                {"name": name, "pixels": count, "share": round(count / (height * width), 4)} for count, name in present
+            ]
+            image = {"id": sample.id, "file_name": f"{stem}.png", "height": height, "width": width}
+            images.append({**image, "classes": shares})
+    return {"classes": [list(words) for words in vocabulary.classes], "pictures": images}
+
+
+def write_panoptic_maps(
+    segmenter: PanopticSegmenter, feed: Batches, out: Path, *, names: tuple[str, ...], is_thing: list[bool]
+) -> dict[str, Any]:
+    """Draw things and stuff, and write the panoptic maps.
+
+    Args:
+        segmenter: of `open_segmenter`.
+        feed: the images.
+        out: folder; gets NAME.jpg and NAME.png per image.
+        names: of the K classes that the segmenter was opened with.
+        is_thing: which of them are things.
+
+    Returns:
+        COCO's panoptic form: images, annotations and categories.
+    """
+    stems, images, annotations = _stems(feed), [], []
+    for samples in feed:
+        for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
+            stem, number = stems[sample.id], len(images) + 1
+            panoptic = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
+            write_picture(draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg")
+            write_whole(out / f"{stem}.png", panoptic_png(panoptic))
+            height, width = panoptic.ids.shape
+            images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
+            annotations.append(panoptic_record(panoptic, image_id=number, file_name=f"{stem}.png"))
+    return {"images": images, "annotations": annotations, "categories": panoptic_categories(names, is_thing)}
+
+
+def find_things(vocabulary: Vocabulary, folder: Path, *, stuff: str) -> list[bool]:
+    """Which classes are things: all but those that are given as stuff, or that the model was trained on as stuff.
+
+    Args:
+        vocabulary: the K classes.
+        folder: of the model.
+        stuff: names separated by commas.
+
+    Raises:
+        InputError: `stuff` has a name that is not in the vocabulary.
+    """
+    given = {compared(word) for word in stuff.split(",") if word.strip()}
+    synonyms = [{compared(word) for word in words} for words in vocabulary.classes]
+    unknown = given - set().union(*synonyms)
+    if unknown:
+        raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
+    all_stuff = given | {compared(word) for word in _stuff_of(folder)}
+    return [not words & all_stuff for words in synonyms]
+
+
+def _stuff_of(folder: Path) -> list[str]:
+    """The words of the classes that a model was trained on as stuff, as far as its folder tells."""
+    if not is_published(folder):
+        return [word for one in read_about(folder).classes if not one.is_thing for word in one.words]
+    about = describe(folder)
+    if about.is_thing is None:
+        report(f"{folder}: does not say which of its classes are stuff; all are things but those of --stuff")
+    things = about.is_thing or (True,) * len(about.classes)
+    return [word for words, is_thing in zip(about.classes, things, strict=True) if not is_thing for word in words]
+
+
+def _stems(feed: Batches) -> dict[str, str]:
+    return file_stems([str(record.id) for record in feed.dataset.records])

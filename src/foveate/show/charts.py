@@ -1,0 +1,137 @@
+"""Line charts of results, as PNG files and as SVG for the report.
+
+Every line is named where it ends, in its own colour; names that would overlap are pushed apart. Needs no torch.
+Deliberately absent: pyplot and its global figures.
+"""
+
+import re
+from io import BytesIO, StringIO
+from itertools import pairwise
+from pathlib import Path
+from textwrap import wrap
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+from foveate.io.files import write_whole
+from foveate.show.palette import FRAME, GRID, INK, QUIET
+
+WIDTH, HEIGHT = 6.6, 4.2  # [inches]
+LEFT, TOP, BOTTOM = 0.7, 0.5, 0.6  # margins around the plot [inches]
+NAMES = 2.0  # the right one, for the names of lines [inches]
+POINTS = 72  # an inch
+# of names: size, height of one line, distance of its further lines, distance from the plot [points]
+FONT, SPACING, LINE, GAP = 8.5, 14.0, 10.5, 8.0
+
+
+def new_chart(
+    title: str, *, x_name: str, y_name: str, right: float = NAMES, size: tuple[float, float] = (WIDTH, HEIGHT)
+) -> tuple[Figure, Axes]:
+    """Lay out a chart with a margin at its right for the names of lines.
+
+    Args:
+        title: above the plot; without it and without `y_name` these margins are narrow.
+        x_name: of the x axis.
+        y_name: of the y axis.
+        right: the margin [inches].
+        size: width and height [inches].
+    """
+    width, height = size
+    left, top = LEFT if y_name else LEFT / 2, TOP if title else TOP / 4
+    figure = Figure(figsize=size, dpi=160, facecolor="white")
+    axes = figure.add_axes((left / width, BOTTOM / height, 1 - (left + right) / width, 1 - (top + BOTTOM) / height))
+    axes.set_title(title, fontsize=10, color=INK, loc="left", pad=10)
+    axes.set_xlabel(x_name, fontsize=9, color=QUIET)
+    axes.set_ylabel(y_name, fontsize=9, color=QUIET)
+    axes.tick_params(labelsize=8, colors=QUIET, length=3)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FRAME)
+    return figure, axes
+
+
+def name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Write each line's name right of the plot, at the height of its end; call it once the limits are set.
+
+    Long names are broken into lines, and the chart grows where its height does not hold them all.
+
+    Args:
+        axes: of `new_chart`.
+        ends: (y of the end, name, colour) of each line.
+    """
+    figure = axes.figure
+    assert isinstance(figure, Figure), f"a chart of its own, not of {type(figure).__name__}"
+    low, high = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: -end[0])  # from above
+    room = (1 - axes.get_position().x1) * figure.get_figwidth() * POINTS  # [points]
+    names = [wrap_name(name, room=room - 2 * GAP) for _, name, _ in ends]
+    heights = [SPACING + LINE * name.count("\n") for name in names]
+    tall = _grow(figure, axes, sum(heights))
+    centres = spread([(high - y) / (high - low) * tall for y, _, _ in ends], heights, limit=tall)
+    for (_, _, colour), name, centre in zip(ends, names, centres, strict=True):
+        axes.annotate(
+            name, (1.0, 1 - centre / tall), xycoords="axes fraction", xytext=(GAP, 0), textcoords="offset points",
+            va="center", fontsize=FONT, color=colour, annotation_clip=False, parse_math=False,
+        )  # fmt: skip
+
+
+def wrap_name(name: str, *, room: float) -> str:
+    """Break a name into lines no wider than the room [points], at blanks where it has some."""
+    font = FontProperties(size=FONT)
+    for characters in range(len(name), 1, -1):
+        lines = wrap(name, characters)
+        if all(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= room for line in lines):
+            return "\n".join(lines)
+    return name
+
+
+def spread(centres: list[float], heights: list[float], *, limit: float) -> list[float]:
+    """Push rising centres apart, so that things of these heights do not overlap; within 0..limit where they fit."""
+    gaps = [(first + second) / 2 for first, second in pairwise(heights)]  # least distances of neighbours
+    result: list[float] = []
+    for index, centre in enumerate(centres):
+        result.append(max(centre, result[-1] + gaps[index - 1]) if result else max(centre, 0.0))
+    for index in reversed(range(len(result))):
+        result[index] = min(result[index], limit)
+        limit = result[index] - (gaps[index - 1] if index else 0)
+    return result
+
+
+def _grow(figure: Figure, axes: Axes, need: float) -> float:
+    """Give the plot at least this height [points]; return its height. The margins stay."""
+    place, width, height = axes.get_position(), *figure.get_size_inches()
+    tall = max(place.height * height, need / POINTS)  # [inches]
+    total = height - place.height * height + tall
+    figure.set_size_inches(width, total)
+    axes.set_position((place.x0, place.y0 * height / total, place.width, tall / total))
+    return tall * POINTS
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, all of it or nothing; its folder is made where missing."""
+    png = BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(path, png.getvalue())
+
+
+def inline_svg(figure: Figure, *, variables: dict[str, str]) -> str:
+    """A figure as an <svg> element for a page, transparent, with text as text.
+
+    Args:
+        figure: the chart.
+        variables: CSS variable -> the colour that stands for it in the figure, so that the page decides how it looks,
+            in light and in dark.
+    """
+    content = StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "foveate"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    svg = content.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| ?font-family:[^;"]*;', "", svg)  # HTML knows the first, the page has a font
+    for name, colour in variables.items():
+        svg = re.sub(rf"{colour}\b", f"var(--{name})", svg)
+    return svg

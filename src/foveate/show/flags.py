@@ -1,0 +1,88 @@
+"""The flags of `foveate show`, one dataclass per command; imports no torch, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from foveate.clip.names import Head, Pad, TemplateName
+from foveate.errors import InputError
+from foveate.io.files import check_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFlags:
+    """The flags of the commands that draw maps of images."""
+
+    data: Path
+    """An image, a folder of images, or a COCO root."""
+    model: str
+    """Name of a CLIP, or path to one (OUT/model of a run)."""
+    out: Path
+    """PNG to write."""
+    before: str | None = None
+    """Draw this CLIP beside it, such as the one `model` was distilled from."""
+    pretrained: str | None = None
+    """Weights file or open_clip tag, where `before` (or, without it, `model`) is the name of an architecture."""
+    split: str = "val"
+    """train, val or test of a COCO root."""
+    count: int = 6
+    """Images, evenly spaced over the data."""
+    size: int | None = None
+    """Side of the dense input [pixels]; default: four times the model's own size."""
+    head: Head = "value"
+    """How the last block makes the dense map: value is the paper's; sclip, clearclip and naclip are the training-free
+    ones."""
+    pad: Pad | None = None
+    """Padding of the dense input: black before colour normalisation, or zero after it; default: each model's own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans(MapFlags):
+    """Draw what the dense map groups together (Fig. 4 of the paper)."""
+
+    clusters: int = 8
+    """Most groups per image."""
+    seed: int = 0
+    """Of the starting centres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity(MapFlags):
+    """Draw the similarity of images to a text."""
+
+    text: tuple[str, ...]
+    """Class names or short phrases; every image is drawn for each of them."""
+    templates: TemplateName = "none"
+    """Prompts: none takes the text as typed; vild (63) and clip (80) put bare class names into sentences."""
+    count: int = 3
+    """Images, evenly spaced over the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Draw accuracy against input size from results of `foveate evaluate regions` (Fig. 2, 3 and A1 of the paper)."""
+
+    results: tuple[str, ...]
+    """NAME=FILE.json each, one per model; without NAME= the file's name is used."""
+    out: Path
+    """PNG to write."""
+    kind: Literal["boxes", "things", "stuff"] = "boxes"
+    """Regions to show: thing boxes, or masks of things or of stuff."""
+
+
+def split_named(entry: str) -> tuple[str, Path]:
+    """Split NAME=PATH; without NAME= the path gives the name: a file its stem, RUN/model its RUN."""
+    name, equals, path = entry.partition("=")
+    if equals and name and path and "/" not in name:
+        return name, Path(path)
+    path = Path(entry)
+    return (path.parent.name if path.name == "model" and path.parent.name else path.stem), path
+
+
+def check_png(path: Path, *, flag: str) -> None:
+    """Refuse what is not the name of a PNG file that can be written."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{flag}: need the name of a PNG file; got {path}.")
+    check_target(path, flag=flag)

@@ -1,0 +1,127 @@
+"""The two verbs as they are typed: table, JSON, messages."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from foveate.cli.main import main
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
+from foveate.data.records import Dataset, Dropped
+from foveate.evaluate.commands.clip import run_reference, run_regions
+from foveate.evaluate.flags import Agreement, Regions
+from foveate.evaluate.report import finish
+from foveate.types import InputError
+
+
+@pytest.fixture(scope="module")
+def model(clip, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_clip(clip, folder)
+    return str(folder)
+
+
+def test_regions(model, coco, tmp_path, capsys):
+    config = Regions(data=coco, model=model, out=tmp_path / "new/r.json", workers=0)
+    result = run_regions(config)
+    assert list(result["dense"]) == [32, 64, 128]  # native, twice, four times
+    table = " ".join(capsys.readouterr().out.split())  # a long title is broken into lines
+    assert "dense, 128 px" in table and "crops" in table and "5 images, 6 classes, head value" in table
+    written = json.loads((tmp_path / "new/r.json").read_text())
+    assert written["dense"]["64"] == result["dense"][64] and written["crop"] == result["crop"]
+    assert written["config"]["model"] == model and "torch" in written["versions"] and written["seconds"] > 0
+    assert run_regions(replace(config, sizes=(32,), crops=False, out=None))["crop"] is None
+
+
+def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
+    """The verb writes one file of rows a template set, reads it again, and scores with it as without."""
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "kept"))
+    config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
+    first = run_regions(config)
+    assert first["templates"] == "clip" and len([*(tmp_path / "kept").iterdir()]) == 1
+    assert run_regions(replace(config, templates="none"))["templates"] == "none"
+    assert len([*(tmp_path / "kept").iterdir()]) == 2
+    monkeypatch.setattr(Clip, "encode_text", None)  # nothing is embedded any more
+    assert run_regions(config)["dense"] == first["dense"]
+    monkeypatch.setenv("FOVEATE_CACHE", "")
+    with pytest.raises(TypeError):
+        run_regions(config)
+
+
+@pytest.mark.parametrize("flag", ["limit", "batch", "crop-batch"])
+def test_wrong_numbers_are_refused_by_their_flag(model, coco, flag, capsys):
+    with pytest.raises(SystemExit):
+        main(f"evaluate regions --data {coco} --model {model} --sizes 32 --workers 0 --{flag} 0".split())
+    assert f"foveate: --{flag}: need at least 1 " in capsys.readouterr().err
+
+
+def test_help_says_what_the_head_does_not_change(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "regions", "--help"])
+    said = " ".join(word for word in capsys.readouterr().out.split() if word not in "│╭╮╰╯─")
+    assert "rows of --masked and the crops do not depend on it" in said
+
+
+def test_bad_pictures_are_told(model, coco, tmp_path, capsys):
+    shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "val2017/3.png").write_bytes(b"")
+    config = Regions(data=tmp_path, model=model, sizes=(32,), workers=0)
+    assert run_regions(config)["pictures"] == 4
+    told = capsys.readouterr().err.splitlines()
+    place = told.index("pictures that could not be used: 1")
+    assert told[place + 1].startswith("  3: ") and "0 bytes" in told[place + 1] and len(told) == place + 2
+    with pytest.raises(InputError, match="picture 3"):
+        run_regions(replace(config, strict=True))
+
+
+def test_agreement(model, coco, tmp_path, capsys):
+    """A folder of pictures alone is enough; a reference of the same weights changes nothing."""
+    config = Agreement(data=coco / "val2017", model=model, size=64, out=tmp_path / "a.json", workers=0)
+    result = run_reference(config)
+    assert "64 px, head value" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text())["cosine"] == result["cosine"]
+    assert run_reference(replace(config, reference=model))["recall"] == result["recall"]
+    assert run_reference(replace(config, data=coco))["cosine"] == result["cosine"]  # the same pictures, the same ids
+    assert run_reference(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
+
+
+def test_agreement_takes_a_coco_root_whose_annotations_are_broken(model, coco, tmp_path):
+    shutil.copytree(coco / "val2017", tmp_path / "val2017")
+    config = Agreement(data=tmp_path, model=model, size=32, workers=0)
+    assert run_reference(config)["pictures"] == 5
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
+    assert run_reference(config)["pictures"] == 5
+
+
+def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, capsys):
+    """As typed: a box outside its picture is named with file, picture and segment."""
+    shutil.copytree(coco, tmp_path / "coco")
+    notes = tmp_path / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(notes.read_text())
+    content["annotations"][1]["segments_info"][2]["bbox"] = [500, 0, 9, 9]
+    notes.write_text(json.dumps(content))
+    out = tmp_path / "r.json"
+    words = f"evaluate regions --data {tmp_path}/coco --model {model} --sizes 32 --no-crops --workers 0 --out {out}"
+    main(words.split())
+    reason, first = "box lies outside the picture", f"{notes}: annotation of image 2: segment 300"
+    assert f"1 left out because a {reason}; the first: {first}" in capsys.readouterr().err
+    assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
+
+
+def test_refuses(model, coco, tmp_path):
+    with pytest.raises(InputError, match="name of a file; got the folder"):
+        run_regions(Regions(data=coco, model=model, out=tmp_path))
+    with pytest.raises(InputError, match="panoptic"):
+        run_regions(Regions(data=Path(coco / "val2017"), model=model))
+
+
+def test_what_several_data_sets_lost_for_one_reason_is_added_up(coco, capsys):
+    one, two = (Dataset(name, (), (), {"box is small": Dropped(count, name)}) for name, count in (("a", 2), ("b", 3)))
+    result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
+    assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}
+    assert "3 left out because a box is small; the first: b" in capsys.readouterr().err

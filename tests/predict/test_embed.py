@@ -1,0 +1,371 @@
+"""`foveate embed` from end to end with the shipped model: against the API called by hand, killed, resumed, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torchvision.ops import roi_align
+
+from foveate.cli.main import main
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.weights import save_clip
+from foveate.predict import features
+from foveate.predict.embed import _digest_description, run
+from foveate.predict.flags import Embed
+from foveate.types import InputError
+
+SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
+IDS = list(SIZES)  # c.png, between b and d, is broken
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load("foveate-small")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Five pictures of coarse noise in a folder and one below it, and a broken one among them.
+
+    Grey levels keep away from 0 and 255, so that resizing never has to clip, which Pillow does not do on floats.
+    """
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "sub").mkdir()
+    rng = np.random.default_rng(0)
+    for name, (height, width) in SIZES.items():
+        coarse = Image.fromarray(rng.integers(70, 186, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.NEAREST).save(folder / name)
+    (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:50])
+    return folder
+
+
+@pytest.fixture()
+def config(pictures, tmp_path) -> Embed:
+    return Embed(pictures=(pictures,), out=tmp_path / "f.safetensors", device="cpu", workers=0)
+
+
+def notes_of(config: Embed) -> dict:
+    return json.loads(config.out.with_suffix(".json").read_text())
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pillow's bicubic on each channel as floating point."""
+    channels = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(3)]
+    return np.stack([np.asarray(one.resize((width, height), Image.Resampling.BICUBIC)) for one in channels], 2).clip(
+        0, 255
+    )
+
+
+def normalised(clip: Clip, pixels: np.ndarray) -> torch.Tensor:
+    image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    return (image - torch.tensor(clip.mean)[:, None, None]) / torch.tensor(clip.std)[:, None, None]
+
+
+def fitted(height: int, width: int, side: int) -> tuple[int, int]:
+    return round(height * side / max(height, width)), round(width * side / max(height, width))
+
+
+def dense_by_hand(clip: Clip, path: Path, size: int) -> tuple[torch.Tensor, int, int]:
+    """The whole padded square's map, and the size of the picture in it."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    h, w = fitted(*pixels.shape[:2], size)
+    black = np.zeros((size, size, 3), np.float32)
+    black[:h, :w] = resized(pixels, h, w)
+    with torch.no_grad():
+        return clip.encode_dense(normalised(clip, black)[None])[0], h, w
+
+
+def test_image_embeddings_are_the_apis(config, clip, pictures, capsys):
+    run(config)
+    stored, notes = load_file(config.out), notes_of(config)
+    assert list(stored) == ["image"] and stored["image"].shape == (5, 128) and stored["image"].dtype == torch.float32
+    assert [one["id"] for one in notes["pictures"]] == IDS
+    assert [(one["height"], one["width"]) for one in notes["pictures"]] == list(SIZES.values())
+    for row, (name, size) in zip(stored["image"], SIZES.items(), strict=True):
+        pixels, (h, w) = np.asarray(Image.open(pictures / name).convert("RGB")), fitted(*size, 64)
+        square = np.zeros((64, 64, 3), np.float32)
+        top, left = (64 - h) // 2, (64 - w) // 2
+        square[top : top + h, left : left + w] = resized(pixels, h, w)
+        with torch.no_grad():
+            expected = clip.encode_image(normalised(clip, square)[None])[0]
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
+    captured = capsys.readouterr()
+    assert f"wrote {config.out}" in captured.out and "a second" in captured.out
+    assert "pictures that could not be used: 1\n  c.png: " in captured.err
+    assert [one["id"] for one in notes["bad"]] == ["c.png"] and "truncated" in notes["bad"][0]["reason"]
+    assert not Path(f"{config.out}.parts").exists()
+
+
+def test_dense_maps_are_the_apis_without_their_padding(config, clip, pictures):
+    run(replace(config, what="dense", size=128, batch=2))
+    stored, notes = load_file(config.out), notes_of(config)
+    assert sorted(stored) == sorted(f"dense/{name}" for name in IDS)
+    for one in notes["pictures"]:
+        whole, h, w = dense_by_hand(clip, pictures / one["id"], 128)
+        rows, columns = -(-h // 8), -(-w // 8)  # patches of 8 px that the picture touches
+        assert one["resized"] == [h, w] and one["grid"] == [rows, columns]
+        torch.testing.assert_close(stored[f"dense/{one['id']}"], whole[:, :rows, :columns], atol=1e-4, rtol=0)
+    assert notes["pictures"][0]["grid"] == [10, 16]  # 48 x 80 becomes 77 x 128: 9.6 patches by 16
+
+
+def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
+    """Clipped to the picture; what has no pixel in it is left out and its place told; (0, D) without boxes."""
+    boxes = {
+        "a.png": [[10, 5, 40, 30], [-20, -9, 30, 20], [90, 0, 95, 9], [30, 9, 20, 12], [0, 0, 80, 48]],
+        "sub/e.png": [[0, 0, 41, 100]],
+        "d.png": [[3, 3, 3.5, 60]],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    config = replace(config, size=128, boxes=tmp_path / "boxes.json")  # which alone means --what boxes
+    run(config)
+    stored = load_file(config.out)
+    dense, *_ = dense_by_hand(clip, pictures / "a.png", 128)
+    scale = 128 / 80  # of both axes
+    rows = []
+    for x1, y1, x2, y2 in ([10, 5, 40, 30], [0, 0, 30, 20], [0, 0, 80, 48]):
+        box = torch.tensor([[0, x1 * scale, y1 * scale, x2 * scale, y2 * scale]])
+        rows.append(F.normalize(roi_align(dense[None], box, 1, 1 / 8, -1, True).flatten(), dim=0))
+    torch.testing.assert_close(stored["boxes/a.png"], torch.stack(rows), atol=1e-4, rtol=0)
+    notes = {one["id"]: (one["boxes"], one["dropped"]) for one in notes_of(config)["pictures"]}
+    assert notes == {
+        "a.png": (3, [2, 3]),
+        "b.png": (0, []),
+        "d.png": (0, [0]),
+        "sub/a.png": (0, []),
+        "sub/e.png": (1, []),
+    }
+    assert stored["boxes/d.png"].shape == stored["boxes/b.png"].shape == (0, 128)
+    error = capsys.readouterr().err
+    assert "boxes embedded: 4" in error and "left out: 3; the first: a.png, box 2" in error
+
+
+def test_coco_boxes_are_the_same_boxes(config, tmp_path):
+    """xywh with a stated size; a picture of another size than stated is a bad one."""
+    (tmp_path / "plain.json").write_text(json.dumps({"b.png": [[5, 6, 20, 30]]}))
+    images = [
+        {"id": 7, "file_name": "b.png", "height": 90, "width": 60},
+        {"id": 8, "file_name": "d.png", "height": 65, "width": 64},
+    ]
+    coco = {"images": images, "annotations": [{"image_id": 7, "bbox": [5, 6, 15, 24]}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    config = replace(config, what="boxes", size=64)
+    plain = run(replace(config, boxes=tmp_path / "plain.json", out=tmp_path / "p.safetensors"))
+    other = run(replace(config, boxes=tmp_path / "coco.json"))
+    # d.png falls out of the batch, which may change b's last bits
+    torch.testing.assert_close(load_file(plain)["boxes/b.png"], load_file(other)["boxes/b.png"], atol=1e-5, rtol=0)
+    assert [one["id"] for one in notes_of(config)["bad"]] == ["c.png", "d.png"]
+
+
+def test_half_precision_and_metadata(config, tmp_path):
+    run(config)
+    half = replace(config, out=tmp_path / "half.safetensors", dtype="float16")
+    run(half)
+    assert torch.equal(load_file(half.out)["image"], load_file(config.out)["image"].half())
+    with safe_open(half.out, framework="np") as file:
+        facts = file.metadata()
+        assert file.get_tensor("image").dtype == np.float16
+    assert facts["model"] == "foveate-small" and facts["dtype"] == "float16" and facts["what"] == "image"
+    assert (
+        len(facts["weights"]) == 64
+        and torch.__version__.startswith(facts["torch"])
+        and json.loads(facts["mean"])[0] > 0.4
+    )
+    assert {name: value for name, value in notes_of(half).items() if name in facts} == facts
+
+
+@pytest.mark.parametrize("what", ["image", "dense", "boxes"])
+def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path, monkeypatch, what):
+    """Named in an order that is not the alphabet's, in which the library would lay the tensors down."""
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "b.png": [[0, 0, 9, 9]]}))
+    named = (pictures / "d.png", pictures / "sub", pictures / "b.png")  # d, a, e, b
+    config = replace(config, pictures=named, what=what, size=None if what == "image" else 64, batch=2)
+    config = replace(config, boxes=tmp_path / "boxes.json" if what == "boxes" else None)
+    one = run(config)
+    monkeypatch.setattr(features, "PART_SECONDS", 0.0)  # a part a batch
+    many = run(replace(config, out=tmp_path / "many.safetensors", workers=1))
+    assert one.read_bytes() == many.read_bytes()
+    assert one.with_suffix(".json").read_bytes() == many.with_suffix(".json").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from foveate.predict import features
+from foveate.cli.main import main
+features.PART_SECONDS = 0.0
+write = features.write_part
+def write_and_die(folder, content, *, start, stop):
+    if start == 2:
+        (folder / "000000002-000000004.safetensors.partial").write_bytes(content[:99])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(folder, content, start=start, stop=stop)
+features.write_part = write_and_die
+main(sys.argv[1:])
+"""
+
+
+def test_killed_and_resumed_gives_the_same_bytes(config, pictures, tmp_path, monkeypatch, capsys):
+    """As typed: killed -9 while it writes the second of three parts; the same command goes on behind the first."""
+    whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
+    typed = ["embed", str(pictures), "--out", str(config.out), "--batch", "2", "--workers", "0", "--device", "cpu"]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the last bit of a sum depends on them
+    killed = subprocess.run([sys.executable, "-c", KILLED, *typed], env={**os.environ, **threads})
+    assert killed.returncode == -signal.SIGKILL and not config.out.exists()
+    parts = Path(f"{config.out}.parts")
+    left = {"manifest.json", "000000000-000000002.safetensors", "000000002-000000004.safetensors.partial"}
+    assert {path.name for path in parts.iterdir()} == left
+    with pytest.raises(InputError, match=r"another command. Differing:\n  dtype: there float32, here float16\nGive"):
+        run(replace(config, batch=2, dtype="float16"))
+    read = []
+    monkeypatch.setattr(features.EvaluationSource, "__getitem__", spy(features.EvaluationSource.__getitem__, read))
+    capsys.readouterr()
+    main(typed)
+    assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"]  # a and b were done
+    assert "6 pictures to embed with foveate-small; 2 are done already" in capsys.readouterr().out
+    assert config.out.read_bytes() == whole and not parts.exists()
+    read.clear()
+    main(typed)  # finished: nothing is read
+    assert "is finished already" in capsys.readouterr().out and read == [] and config.out.read_bytes() == whole
+
+
+def spy(method, seen: list):
+    def get(self, index):
+        seen.append(self.dataset.records[index].id)
+        return method(self, index)
+
+    return get
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()])
+def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeypatch, spoil):
+    whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
+    monkeypatch.setattr(features, "PART_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("foveate.predict.embed.join_tensors", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(config, batch=2))
+    parts = sorted(Path(f"{config.out}.parts").glob("*.safetensors"))
+    assert len(parts) == 3
+    spoil(parts[1])
+    read = []
+    monkeypatch.setattr(features.EvaluationSource, "__getitem__", spy(features.EvaluationSource.__getitem__, read))
+    run(replace(config, batch=2))
+    assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"] and config.out.read_bytes() == whole
+
+
+def test_what_lies_in_the_way(config, pictures, tmp_path):
+    run(config)
+    with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: there 64, here 3"):
+        run(replace(config, batch=3))
+    with pytest.raises(InputError, match=r"input: there 6 pictures, .*here 1 pictures"):
+        run(replace(config, pictures=(pictures / "a.png",)))
+    config.out.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match=r"f.json beside it is missing"):
+        run(config)
+    config.out.write_bytes(b"something")
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        run(config)
+    Path(f"{tmp_path}/g.safetensors.parts").mkdir()
+    (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"nothing but parts; it holds 'thesis.txt'"):
+        run(replace(config, out=tmp_path / "g.safetensors"))
+
+
+def test_another_description_or_another_time_is_another_command(config, clip, pictures, tmp_path):
+    """The same model path whose description changed, and a picture that changed but kept its length."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes((pictures / "a.png").read_bytes())
+    save_clip(clip, tmp_path / "model")
+    config = replace(config, pictures=(picture,), model=str(tmp_path / "model"))
+    run(config)
+    before = config.out.read_bytes()
+    time = picture.stat().st_mtime_ns
+    os.utime(picture, ns=(time, time + 1_000_000_000))
+    with pytest.raises(InputError, match=r"Differing:\n  input: there 1 pictures, .*, here 1 pictures, .*\nGive"):
+        run(config)
+    os.utime(picture, ns=(time, time))
+    run(config)  # finished
+    described = tmp_path / "model" / "open_clip_config.json"
+    content = json.loads(described.read_text())
+    described.write_text(json.dumps({**content, "foveate": {"windows": {"size": 2, "blocks": [0]}}}))
+    with pytest.raises(InputError, match=r"another command. Differing:\n  description: there \w+, here \w+\nGive"):
+        run(config)
+    assert config.out.read_bytes() == before
+
+
+def test_where_the_tokenizer_lies_does_not_matter():
+    def digest(**text) -> str:
+        return _digest_description({"model_cfg": {"embed_dim": 2, "text_cfg": text}, "preprocess_cfg": {}})
+
+    assert digest(width=1, hf_tokenizer_name="/a") == digest(hf_tokenizer_name="/b", width=1) == digest(width=1)
+    assert digest(width=1) != digest(width=2)
+
+
+def test_bad_pictures(config, pictures, tmp_path):
+    with pytest.raises(InputError, match=r"picture c.png: .*--strict"):
+        run(replace(config, strict=True))
+    only = replace(config, pictures=(pictures / "c.png",), out=tmp_path / "c.safetensors")
+    with pytest.raises(InputError, match=r"none of them could be read\n.*1\n  c.png"):
+        run(only)
+    assert not only.out.exists() and not Path(f"{only.out}.parts").exists()
+    (tmp_path / "many").mkdir()
+    for number in range(40):
+        (tmp_path / "many" / f"{number:02}.png").write_bytes(b"x")
+    mostly_bad = replace(config, pictures=(tmp_path / "many", pictures / "a.png"))
+    run(mostly_bad)  # one of 41 is enough
+    assert load_file(config.out)["image"].shape == (1, 128) and len(notes_of(config)["bad"]) == 40
+
+
+def test_refuses(config, pictures, tmp_path):
+    for change, message in [
+        ({"out": tmp_path / "f.pt"}, "--out: need the name of a .safetensors"),
+        ({"what": "boxes"}, "--what boxes: need a file of boxes"),
+        ({"what": "dense", "boxes": tmp_path / "b.json"}, "--boxes: means --what boxes; got --what dense"),
+        ({"what": "image", "boxes": tmp_path / "b.json"}, "--boxes: means --what boxes; got --what image"),
+        ({"boxes": tmp_path / "f.json"}, "would overwrite the boxes"),
+        ({"size": 64}, "--size: is for dense and boxes"),
+        ({"what": "dense", "size": 60}, "--size: need a positive multiple of the patch size 8; got 60"),
+        ({"batch": 0}, "--batch"),
+        ({"workers": -1}, "--workers"),
+        ({"pictures": ()}, "at least one picture or folder"),
+        ({"pictures": (tmp_path / "none.png",)}, "no such file"),
+        ({"pictures": (pictures, pictures / "a.png")}, "are both 'a.png'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run(replace(config, **change))
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / name).write_bytes((pictures / "a.png").read_bytes())
+    with pytest.raises(InputError, match="file names in UTF-8"):
+        run(replace(config, pictures=(tmp_path / name,)))
+
+
+def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
+    """Beside a finished file, where parts that a kill left would be removed, lies what is not ours."""
+    run(config)
+    folder = Path(f"{config.out}.parts")
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"name": "my page"}')
+    with pytest.raises(InputError, match="need the manifest of files by foveate embed"):
+        run(config)
+    assert (folder / "manifest.json").read_text() == '{"name": "my page"}'
+    assert load_file(config.out)["image"].shape == (5, 128)
+
+
+def test_what_cannot_be_embedded_leaves_nothing_behind(config, pictures, tmp_path):
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"is a COCO root; name a folder of pictures in it, such as .*val2017"):
+        run(replace(config, pictures=(tmp_path / "coco",)))
+    with pytest.raises(InputError, match="head: must be one of"):
+        run(replace(config, what="dense", size=64, head="valu"))
+    assert not list(tmp_path.glob("*.parts"))
