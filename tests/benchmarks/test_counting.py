@@ -167,7 +167,7 @@ def test_options_cost_what_they_promise():
     halved = step("ViT-B-32", student_size=448, low_precision=True)
     recomputed = step("ViT-B-32", student_size=448, checkpointing=True)
     valid = step("ViT-B-32", student_size=448, tokens="valid")
-    student = objective_of("ViT-B-32", FakeTensorMode(), student_size=448).student
+    student = objective_of("ViT-B-32", FakeTensorMode(allow_non_fake_inputs=True), student_size=448).student
     copies = 2 * sum(parameter.numel() for parameter in student.visual.parameters())
     assert halved.bytes_saved - copies < 0.75 * plain.bytes_saved and halved.flops == plain.flops
     assert recomputed.bytes_saved < 0.4 * plain.bytes_saved and recomputed.flops > plain.flops

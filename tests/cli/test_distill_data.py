@@ -110,17 +110,18 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
     # of the empty file, as `sha256sum` prints it
     boxes.write_bytes(b"")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert contents_of(DistillConfig("d", out, captions=boxes)) == {"captions_sha256": empty}
-    assert contents_of(DistillConfig("d", out)) == {}
+    assert contents_of(DistillConfig(data="d", out=out, captions=boxes)) == {"captions_sha256": empty}
+    assert contents_of(DistillConfig(data="d", out=out)) == {}
     # captions in the standard place count where they are learned from
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/captions_train2017.json").write_bytes(b"")
     for objective, found in (("image-text", {"captions_sha256": empty}), ("clipself", {})):
-        assert contents_of(DistillConfig(str(tmp_path), out, objective=objective)) == found
+        assert contents_of(DistillConfig(data=str(tmp_path), out=out, objective=objective)) == found
     (tmp_path / "n.txt").write_text(" , ")
     with pytest.raises(InputError, match=r"--nouns .*n\.txt"):
         choose_nouns(
-            DistillConfig("d", out, objective="region-text", nouns=tmp_path / "n.txt"), Dataset("d", (), (), {})
+            DistillConfig(data="d", out=out, objective="region-text", nouns=tmp_path / "n.txt"),
+            Dataset("d", (), (), {}),
         )
 
 

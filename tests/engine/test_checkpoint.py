@@ -307,7 +307,7 @@ def test_a_disk_that_is_full_for_real(tmp_path):
             os._exit(77)
         with pytest.raises(InputError, match=r"needs 24,000,000 free bytes.*the disk has 1,048,576"):
             # 4 MB a copy of a weight, and two moments: 12 MB a checkpoint
-            require_space(disk, module=nn.Linear(1000, 1000, bias=False), copies=1, product=None)
+            require_space(disk, module=nn.Linear(1000, 1000, bias=False), copies=1)
         save_until_full(disk / "checkpoints", said, lambda: None)
 
     status = in_a_child(act)
@@ -344,21 +344,18 @@ def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"needs 3,600 free bytes.*has 3,599"):
         require_space(tmp_path, module=module, copies=3)
     require_space(tmp_path, module=module, copies=2)
-    # the product's tensors, frozen ones and buffers too: 100 + 5 + 5 + 2 float32 and one int64 = 456 bytes
-    product = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(1, 5), nn.BatchNorm1d(1, affine=False))
-    product.requires_grad_(False)
     with pytest.raises(InputError, match=r"needs 2,856 free bytes.*2 checkpoints of 1,200 bytes and a model of 456"):
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2855}))
-        require_space(tmp_path, module=module, copies=2, product=product)
+        require_space(tmp_path, module=module, copies=2, product=456)
 
 
 def test_a_run_that_fitted_may_go_on(tmp_path, monkeypatch):
     module = nn.Linear(10, 10, bias=False)  # 1200 bytes a checkpoint, as above
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 3600 - 2 * 1200}))
-    require_space(tmp_path, module=module, copies=3, there=2)  # of 3,600 bytes the first two took 2,400
+    require_space(tmp_path, module=module, copies=3, existing=2)  # of 3,600 bytes the first two took 2,400
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1199}))
     with pytest.raises(InputError, match="needs 1,200 free bytes, for 1 checkpoints of"):
-        require_space(tmp_path, module=module, copies=3, there=5)  # more than now wanted, but one is still to come
+        require_space(tmp_path, module=module, copies=3, existing=5)  # more than now wanted, but one is still to come
 
 
 class Apart(Processes):

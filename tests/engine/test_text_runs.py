@@ -43,7 +43,7 @@ def test_region_text_in_four_steps_is_that_in_two_and_kill_9_and_two_to_the_bit(
     assert distill(*flags, out="whole")[0] == 0
     assert distill(*flags, kill=[signal.SIGKILL, 4])[0] == -signal.SIGKILL
     status, said = distill(*flags)
-    assert status == 0 and "going on from step 2 of 4" in said
+    assert status == 0 and "resuming from step 2 of 4" in said
     assert losses(tmp_path / "run") == losses(tmp_path / "whole") and len(losses(tmp_path / "run")) == 4
     ours, theirs = state(tmp_path / "run"), state(tmp_path / "whole")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -96,7 +96,7 @@ def test_a_stopped_run_prints_the_command_that_resumes_it_to_the_same_bits(comma
     statuses, printed = execute(typed(command, world, parted), kill=[signal.SIGTERM, 3])
     assert statuses == [143] and "Stopped after step 3 of 4; saved. To resume" in printed[0], printed
     statuses, printed = execute(resume_words(printed[0], beginning="foveate"))
-    assert statuses == [0] and "resuming from step 3 of 4" in printed[0], printed
+    assert statuses == [0] and "resuming from step 3 of 4 steps" in printed[0], printed
     ours, theirs = state(whole), state(parted)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     steps = [[line for line in lines(out) if "loss" in line] for out in (whole, parted)]

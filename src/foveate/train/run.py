@@ -241,7 +241,8 @@ def _fit(
         with arithmetic():
             plan, batches = _plan(config, trainable, batches, processes, start_step=start, report=report)
         events = [("plan", plan.record())]
-        report(f"{f'resuming from step {start}' if start else 'starting'} of {steps}; writing to {config.out}")
+        verb = f"resuming from step {start} of" if start else "starting"
+        report(f"{verb} {steps} steps; writing to {config.out}")
     validate = None
     if trainable.held_out is not None:
         validate = partial(held_out_loss, objective, trainable.held_out, count=trainable.count, processes=processes)
