@@ -1,7 +1,7 @@
 """What a piece of work costs, counted operator by operator instead of timed: the same numbers on every machine.
 
 Inside torch's FakeTensorMode the work is not even done: a step of the largest tower is counted in seconds, in no memory
-to speak of (`foveate.engine.plan`, benchmarks/account.py). A fused kernel is one operator; views are none. Workspaces
+to speak of (`account.py`). A fused kernel is one operator; views are none. Workspaces
 inside a kernel, and what torch.compile would fuse, are not seen.
 """
 

@@ -14,7 +14,6 @@ from foveate.clip.model import Clip
 from foveate.convert.clip import check_weights
 from foveate.convert.flags import Convert
 from foveate.data.labels import class_names
-from foveate.data.records import Dataset
 from foveate.data.strict import list_categories
 from foveate.data.strict import load as load_json
 from foveate.engine.distributed import choose_device
@@ -106,7 +105,7 @@ def _classes(config: Convert) -> tuple[Class, ...]:
     entries = load_json(config.annotations, kind="a panoptic")["categories"]
     categories = list_categories(config.annotations, entries, need_isthing=True)
     report = partial(print, file=sys.stderr, flush=True)
-    listed = class_names(Dataset(config.annotations.stem, categories, (), {}), config.labels, report)
+    listed = class_names(categories, config.labels, name=config.annotations.stem, report=report)
     pairs = zip(categories, listed.classes, strict=True)
     return tuple(Class(words, category.is_thing, "base") for category, words in pairs)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from foveate.data import ade, stuff
 from foveate.data.context import read_context59, read_context459, read_context_labels
+from foveate.data.flags import LabelMapFlags
 from foveate.data.labels import Labels, compared, labels_of, read_labels, read_object_info
 from foveate.data.names import SemanticKind
 from foveate.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
@@ -33,6 +34,36 @@ MAPS_OF_59 = "59_context_labels"
 BACKGROUND: dict[str, Background] = {"voc20": "none", "voc20b": "last", "voc21": "first"}
 VOC: tuple[SemanticKind, ...] = ("voc20", "voc20b", "voc21")
 CONTEXT: tuple[SemanticKind, ...] = ("context59", "context459")
+
+
+def open_truth_maps(
+    config: LabelMapFlags, *, split: str, images: bool = True, root: Path | None = None
+) -> SemanticData:
+    """Open the images of a split with all their classes; without `images` these need not exist.
+
+    Args:
+        config: where the classes are.
+        split: of the root.
+        images: whether they are needed.
+        root: in place of --data, and then of all its images; None: that of the flags.
+
+    Raises:
+        InputError: no such data, or a file of it is wrong.
+    """
+    return open_semantic(
+        config.data if root is None else root,
+        split=split,
+        kind=config.kind,
+        labels=config.labels,
+        maps=config.maps,
+        names=config.names if root is None else None,
+        images=images,
+    )
+
+
+def classes_of(data: SemanticData) -> tuple[tuple[str, ...], ...]:
+    """The names of each class."""
+    return tuple((category.name, *category.synonyms) for category in data.dataset.categories)
 
 
 def open_semantic(

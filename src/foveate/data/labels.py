@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from foveate.data.records import Dataset
 from foveate.data.strict import fail, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
@@ -132,6 +131,37 @@ def read_object_info(path: Path | str, *, repeated: Repeated = "keep") -> Labels
     return replace(_checked(str(path), rows, repeated=repeated), is_thing=tuple(things) if "Stuff" in header else ())
 
 
+def class_names(
+    categories: Sequence[Category], labels: Path | None, *, name: str, report: Callable[[str], object]
+) -> Labels:
+    """The names of each category, from a list or from the annotation file.
+
+    Args:
+        categories: of a data set.
+        labels: a list in OpenSeg's form, by the ids of the categories or in their order; None: their own names.
+        name: of the data set, for the user.
+        report: prints names that two classes share.
+
+    Raises:
+        InputError: a list that is damaged or of other classes.
+    """
+    own = labels_of(categories)
+    if labels is None:
+        return own
+    given = read_labels(labels, repeated="keep")
+    for line in given.notes:
+        report(f"{line}; the best name of a class counts, so that these classes tie there")
+    if set(own.ids) <= set(given.ids):
+        return replace(given.choose(own.ids), is_thing=own.is_thing)
+    if len(given.ids) != len(own.ids):
+        raise InputError(
+            f"--labels {labels}: need the names of {len(own.ids)} classes, by their ids or in their order; got "
+            f"{len(given.ids)} classes, other ids among them."
+        )
+    report(f"--labels {labels}: its ids are not those of {name}; its classes are taken in their order")
+    return replace(given, ids=own.ids, is_thing=own.is_thing)
+
+
 def labels_of(categories: Sequence[Category]) -> Labels:
     """The label space of a data set whose annotation file lists its categories (COCO, LVIS, the rendered world)."""
     return Labels(
@@ -139,34 +169,6 @@ def labels_of(categories: Sequence[Category]) -> Labels:
         classes=tuple((one.name, *one.synonyms) for one in categories),
         is_thing=tuple(one.is_thing for one in categories),
     )
-
-
-def class_names(dataset: Dataset, path: Path | None, report: Callable[[str], object]) -> Labels:
-    """The names and synonyms of each class, from a list or from the annotation file.
-
-    Args:
-        dataset: its categories, in their order.
-        path: of a list in OpenSeg's form, by the ids of the categories or in their order.
-        report: prints names that two classes share.
-
-    Raises:
-        InputError: a list that is damaged or of other classes.
-    """
-    own = labels_of(dataset.categories)
-    if path is None:
-        return own
-    found = read_labels(path, repeated="keep")
-    for line in found.notes:
-        report(f"{line}; the best name of a class counts, so that these classes tie there")
-    if set(own.ids) <= set(found.ids):
-        return replace(found.choose(own.ids), is_thing=own.is_thing)
-    if len(found.ids) != len(own.ids):
-        raise InputError(
-            f"--labels {path}: need the names of {len(own.ids)} classes, by their ids or in their order; got "
-            f"{len(found.ids)} classes, other ids among them."
-        )
-    report(f"--labels {path}: its ids are not those of {dataset.name}; its classes are taken in their order")
-    return replace(found, ids=own.ids, is_thing=own.is_thing)
 
 
 def compared(word: str) -> str:

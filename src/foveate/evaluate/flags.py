@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
-from foveate.data.names import SemanticKind
+from foveate.data.flags import LabelMapFlags
 from foveate.heads.panoptic.names import Templates
 from foveate.predict.flags import Fusing, MaskFlags, Segmenting
 
@@ -222,26 +222,6 @@ class Detection(ImageFlags, Fusing):
     """Cache the network's candidates in this folder, or read them from it; default: a temporary folder."""
     results: Path | None = None
     """Also write the detections of the first fusion as a COCO list of results."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelMapFlags:
-    """Where the classes of pixels are."""
-
-    data: Path
-    """Root of images with a class for each pixel: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K, PASCAL
-    Context or VOC."""
-    kind: SemanticKind | None = None
-    """What the root is; default: recognised by its files. VOC's maps are 20, 20b or 21 classes: say which."""
-    labels: Path | None = None
-    """List of classes, with other names for the data's classes, or where it has none itself: `id:name,name` a line, or
-    a JSON list of names in the data set's order, as CAT-Seg's are."""
-    maps: Path | None = None
-    """Folder of label maps that `foveate convert-maps` wrote, of the full ADE20K or PASCAL Context."""
-    names: Path | None = None
-    """File of the ids of the images that count, one a line (PASCAL Context)."""
-    novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; default: what annotations/splits.json of the root says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,11 +93,6 @@ class ImageText(nn.Module):
         return using(visual, low_precision_copies(visual, leave=blocks_run_whole(visual, head="value")))
 
 
-def count_pairs(batch: Batch) -> int:
-    """How many pictures the loss of a batch is the mean over."""
-    return len(batch.samples)
-
-
 def contrastive_loss(
     images: Float[Tensor, "B D"],
     texts: Float[Tensor, "B D"],

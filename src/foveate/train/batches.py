@@ -49,14 +49,21 @@ def training_batches(
     return batches
 
 
-def held_out_batches(config: ReaderFlags, source: Source, processes: Processes) -> BatchLoader:
+def count_images(batch: Batch) -> int:
+    """How many images the loss of a batch is the mean over."""
+    return len(batch.samples)
+
+
+def held_out_batches(config: ReaderFlags, source: Source | None, processes: Processes) -> BatchLoader | None:
     """This process's share of the held-out images: the same ones, with the same regions, in every run.
 
     Args:
         config: batch, workers, and how many images.
-        source: of the held-out images.
+        source: of the held-out images; None: there are none.
         processes: of the run; each gets as many batches, the last ones perhaps empty.
     """
+    if source is None:
+        return None
     chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_pictures]
     mine = chosen[processes.rank :: processes.size]
     places = [(0, index) for index in mine] if isinstance(source, PictureSource) else mine

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
+from foveate.data.label_maps import classes_of, open_truth_maps
 from foveate.data.loader import SemanticSource
 from foveate.data.semantic import SemanticData, only_classes
 from foveate.data.splits import split_semantic
@@ -24,12 +25,11 @@ from foveate.heads.catseg.product import About, Network, build_catseg, save_cats
 from foveate.heads.common.product import tower_digest
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_catseg
 from foveate.train.defaults import SMALL_SIDE
 from foveate.train.flags import TrainCatSeg
-from foveate.train.heads import adamw, count_images, require_same_categories
-from foveate.train.label_maps import classes_of, open_truth_maps
+from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -96,7 +96,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
         count=count_images,
         images=len(source),
         batches=training_batches(config, source, processes),
-        held_out=None if held_out is None else held_out_batches(config, held_out, processes),
+        held_out=held_out_batches(config, held_out, processes),
         save=save,
         product=folder,
         metadata={

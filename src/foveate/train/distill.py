@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.clip.dense import last_block_use
 from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
 from foveate.data.captions import only_captioned, with_captions
-from foveate.data.loader import BatchLoader, PictureSource, open_data
+from foveate.data.loader import PictureSource, open_data
 from foveate.data.provenance import check_provenance
 from foveate.data.records import Dataset
 from foveate.data.regions import with_boxes
@@ -62,7 +62,7 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
     """
     low = config.precision == "bfloat16"
     source = open_images(config, progress=processes.is_first)
-    held_out = _open_held_out(config, processes)
+    held_out = _open_held_out(config)
     nouns, count = choose_nouns(config, source.dataset), choose_count(config)
     # the student, and a copy of it as it was: no text was used, so no tokenizer has been made yet
     student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
@@ -99,7 +99,7 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
         count=count,
         images=len(source),
         batches=training_batches(config, source, processes),
-        held_out=held_out,
+        held_out=held_out_batches(config, held_out, processes),
         save=save,
         product=folder,
         files=(folder / WEIGHTS_FILE, folder / CONFIG_FILE),
@@ -177,8 +177,8 @@ def open_images(config: DistillConfig, *, progress: bool) -> PictureSource:
     return _source(config, dataset, seed=config.seed)
 
 
-def _open_held_out(config: DistillConfig, processes: Processes) -> BatchLoader | None:
-    """This process's share of the held-out images."""
+def _open_held_out(config: DistillConfig) -> PictureSource | None:
+    """The held-out images, with the regions that are distilled."""
     if config.validate is None:
         return None
     annotations = "instances" if regions_of(config) == "boxes" else "none"
@@ -189,7 +189,7 @@ def _open_held_out(config: DistillConfig, processes: Processes) -> BatchLoader |
         dataset = only_captioned(with_captions(dataset, root=config.validate, split=config.validate_split))
     if annotations == "instances" and not any(record.boxes for record in dataset.records):
         raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none.")
-    return held_out_batches(config, _source(config, dataset, seed=0), processes)
+    return _source(config, dataset, seed=0)
 
 
 def _source(config: DistillConfig, dataset: Dataset, *, seed: int) -> PictureSource:

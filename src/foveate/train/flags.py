@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
-from foveate.evaluate.flags import LabelMapFlags
+from foveate.data.flags import LabelMapFlags
 from foveate.heads.catseg.names import Residual, Version
 from foveate.heads.common.names import Length, PyramidKind
 from foveate.heads.fvit.names import Resize, Statistics

@@ -27,11 +27,11 @@ from foveate.heads.fvit.product import About, Network, save_detector
 from foveate.io.files import default_cache
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_fvit
 from foveate.train.defaults import SMALL_SIDE
 from foveate.train.flags import TrainFViT
-from foveate.train.heads import adamw, count_images, require_same_categories
+from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -103,7 +103,7 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
         count=count_images,
         images=len(source),
         batches=training_batches(config, source, processes),
-        held_out=None if held_out is None else held_out_batches(config, held_out, processes),
+        held_out=held_out_batches(config, held_out, processes),
         save=save,
         product=folder,
         metadata={

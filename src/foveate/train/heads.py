@@ -1,22 +1,16 @@
-"""What the heads have in common when they are trained: their optimizer, what their loss is the mean over, and that
-held-out data has the classes that are trained."""
+"""What the heads have in common when they are trained: their optimizer, and that held-out data has their classes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from foveate.types import Batch, Category, InputError
+from foveate.types import Category, InputError
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """One fused AdamW over parameter groups; the learning rate is set at each step."""
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
-
-
-def count_images(batch: Batch) -> int:
-    """How many images the loss of a batch is the mean over."""
-    return len(batch.samples)
 
 
 def require_same_categories(found: Sequence[Category], trained: Sequence[Category], *, root: str) -> None:

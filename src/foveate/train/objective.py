@@ -21,8 +21,9 @@ from foveate.data.records import Dataset
 from foveate.errors import InputError, listed
 from foveate.io.files import default_cache, write_whole
 from foveate.objectives.clipself import ClipSelf, count_regions
-from foveate.objectives.image_text import ImageText, count_pairs
+from foveate.objectives.image_text import ImageText
 from foveate.objectives.region_text import RegionText
+from foveate.train.batches import count_images
 from foveate.train.defaults import regions_of
 from foveate.train.flags import DistillConfig
 from foveate.types import Batch
@@ -83,7 +84,7 @@ def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
 
 def choose_count(config: DistillConfig) -> Callable[[Batch], int]:
     """What the loss of a batch is the mean over: its regions, or its images."""
-    return count_pairs if config.objective == "image-text" else count_regions
+    return count_images if config.objective == "image-text" else count_regions
 
 
 def build_objective(

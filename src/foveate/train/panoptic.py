@@ -38,11 +38,11 @@ from foveate.heads.panoptic.product import (
 )
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_panoptic
 from foveate.train.defaults import LARGE, SMALL, SMALL_SIDE, resolve_defaults
 from foveate.train.flags import TrainPanoptic
-from foveate.train.heads import adamw, count_images, require_same_categories
+from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -109,7 +109,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         count=count_images,
         images=len(source),
         batches=training_batches(config, source, processes),
-        held_out=None if held_out is None else held_out_batches(config, held_out, processes),
+        held_out=held_out_batches(config, held_out, processes),
         save=save,
         product=folder,
         metadata={
@@ -190,9 +190,10 @@ def as_segments(dataset: Dataset, split: BaseNovel) -> Dataset:
 
 def _classes(config: TrainPanoptic, dataset: Dataset, split: BaseNovel, report: Report) -> tuple[Class, ...]:
     """What the product says of the classes."""
-    own = replace(dataset, categories=dataset.categories[:-1])  # the last is "crowd"
+    categories = dataset.categories[:-1]  # the last is "crowd"
     parts: dict[str, Part] = {**dict.fromkeys(split.base, "base"), **dict.fromkeys(split.novel, "novel")}
-    pairs = zip(own.categories, class_names(own, config.labels, report).classes, strict=True)
+    names = class_names(categories, config.labels, name=dataset.name, report=report)
+    pairs = zip(categories, names.classes, strict=True)
     return tuple(Class(names, category.is_thing, parts.get(category.name, "left out")) for category, names in pairs)
 
 

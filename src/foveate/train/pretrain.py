@@ -29,9 +29,10 @@ from foveate.clip.weights import save_clip
 from foveate.data.loader import epoch_order
 from foveate.data.shards import read_pairs
 from foveate.engine.distributed import Processes
-from foveate.objectives.image_text import clamp_scale, contrastive_loss, count_pairs
+from foveate.objectives.image_text import clamp_scale, contrastive_loss
 from foveate.ops.augment import random_views
 from foveate.train import run as driver
+from foveate.train.batches import count_images
 from foveate.train.checks import check_pretrain
 from foveate.train.flags import SMALL_CONFIG, Pretrain
 from foveate.train.report import Report
@@ -99,7 +100,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         objective=objective,
         optimizer=MuonAndAdamW(clip.model, lr=config.lr, lr_adam=config.lr_adam),
         learning_rate=partial(_learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps),
-        count=count_pairs,
+        count=count_images,
         images=len(images),
         batches=lambda taken, steps: _batches(images, captions, config, first=taken // config.batch, steps=steps),
         held_out=held_out,

@@ -29,12 +29,12 @@ from foveate.engine.optim import build_optimizer, learning_rate
 from foveate.engine.stop import StoppedError, signals_caught
 from foveate.evaluate.proposals import recall_of
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
-from foveate.heads.proposals.rpn import Proposer, count_pictures
+from foveate.heads.proposals.rpn import Proposer
 from foveate.io.files import bad_lines, versions, write_whole
 from foveate.objectives.student import compile_tower
 from foveate.progress import picture_bar
 from foveate.train import run as driver
-from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_proposals
 from foveate.train.flags import SMALL_CLIP, Proposals
 from foveate.train.heads import require_same_categories
@@ -85,10 +85,10 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
         objective=proposer,
         optimizer=build_optimizer(proposer, weight_decay=WEIGHT_DECAY),
         learning_rate=partial(learning_rate, peak=config.lr, warmup=WARMUP, steps=config.steps),
-        count=count_pictures,
+        count=count_images,
         images=len(source),
         batches=training_batches(config, source, processes),
-        held_out=None if data.held_out is None else held_out_batches(config, data.held_out, processes),
+        held_out=held_out_batches(config, data.held_out, processes),
         save=save,
         product=path,
         product_bytes=0,

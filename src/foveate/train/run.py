@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -91,12 +91,16 @@ class Trainable:
     files: tuple[Path, ...] = ()  # where all exist after the last step there is nothing left to do
     may_change: tuple[str, ...] = ()  # fields that make no other run, beside MAY_CHANGE
     begin: Callable[[], None] | None = None  # what every process does once the folder is this run's
-    parts: Callable[[], dict[str, Tensor]] | None = None  # the terms of the last loss, by name
+    parts: Callable[[], dict[str, Tensor]] | None = None  # the terms of the last loss by name, held out or not
 
     @property
     def lines(self) -> list[str]:
         """What the user must know of the data before the first step."""
         return [*self.notes, *([] if self.dataset is None else self.dataset.dropped_lines())]
+
+    def arithmetic(self, device: torch.device) -> torch.autocast:
+        """What forward passes run in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False)
 
 
 Prepare = Callable[[Any, Processes, Report], Trainable]
@@ -129,7 +133,7 @@ def run(config: RunFlags, prepare: Prepare) -> None:
     _exit_stopped(f"after step {outcome.step} of {config.steps}; {saved}", outcome.stopped_by)
 
 
-def _exit_stopped(where: str, number: int) -> None:
+def _exit_stopped(where: str, number: int) -> NoReturn:
     """Say where the run was stopped and how to resume, and exit with the shell's status for the signal."""
     print(f"Stopped {where}. {resume_command()}", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
@@ -233,13 +237,9 @@ def _fit(
 ) -> Outcome:
     """Plan and train from where the run came to, with its log and its guard."""
     objective, steps, start = trainable.objective, config.steps, outcome.step
-    arithmetic = partial(
-        torch.autocast, processes.device.type, torch.bfloat16, enabled=trainable.autocast, cache_enabled=False
-    )
     batches, events = trainable.batches(outcome.position, steps - start), []
     if start < steps:
-        with arithmetic():
-            plan, batches = _plan(config, trainable, batches, processes, start_step=start, report=report)
+        plan, batches = _plan(config, trainable, batches, processes, start_step=start, report=report)
         events = [("plan", plan.record())]
         verb = f"resuming from step {start} of" if start else "starting"
         report(f"{verb} {steps} steps; writing to {config.out}")
@@ -254,7 +254,7 @@ def _fit(
         speak=processes.is_first,
         sinks=choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record),
     )
-    with log, arithmetic():
+    with log, trainable.arithmetic(processes.device):
         for event in events:
             log.event(*event)
         outcome = fit(
@@ -315,7 +315,7 @@ def _plan(
     """Print what the run will do and need; the plan, and the batches, none of them lost to the measurement."""
     objective, measured, stream = trainable.objective, [], iter(batches)
     if config.dry_run or config.steps - start_step > FEW_STEPS:
-        with processes.together():
+        with processes.together(), trainable.arithmetic(processes.device):
             first = list(islice(stream, 1))
             stream = chain(first, stream)
             repeat = processes.device.type == "cuda" or config.compile

@@ -49,7 +49,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
             f"class; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
-    vocabulary = Vocabulary(class_names(dataset, config.labels, log).classes)
+    vocabulary = Vocabulary(class_names(dataset.categories, config.labels, name=dataset.name, report=log).classes)
     segmenter = open_segmenter(
         config,
         config.model,

@@ -215,11 +215,6 @@ def best_boxes(
     return boxes[kept], scores[kept]
 
 
-def count_pictures(batch: Batch) -> int:
-    """How many pictures the loss of a batch is the mean over."""
-    return len(batch.samples)
-
-
 def _mirror(sample: Sample) -> Sample:
     """A picture and its boxes, left and right exchanged."""
     right = sample.image.shape[2]
