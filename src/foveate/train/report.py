@@ -75,8 +75,8 @@ def require_usable_images(outcome: Outcome, out: Path) -> None:
         name, reason = min(outcome.bad.items(), default=("", "there was none"))
         raise InputError(
             f"--data: needs images that can be used; none of the {len(outcome.bad)} of this run could be, so nothing "
-            f"was learned and no product is written. The first: {name}: {reason.rstrip('.')}. Correct them and choose another "
-            f"--out, or remove {out}."
+            f"was learned and no product is written. The first: {name}: {reason.rstrip('.')}. Correct them and choose "
+            f"another --out, or remove {out}."
         )
 
 
