@@ -386,7 +386,7 @@ def test_bad_questions_are_refused(world, trained, capsys, more, says):
         (["--queries", "0"], "--queries"),
         (["--width", "40"], "multiple of 32"),
         (["--width", "-32"], "--width: must be at least 1"),
-        (["--encoder", "gone"], "--encoder: must be a folder that is there; got gone"),
+        (["--encoder", "gone"], "--encoder: must be a folder that exists; got gone"),
         (["--split", "test"], "split test"),
         (["--lr", "0"], "--lr"),
     ],
