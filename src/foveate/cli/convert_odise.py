@@ -34,12 +34,12 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     from foveate.clip.load import load
     from foveate.engine.distributed import choose_device
     from foveate.heads.common.product import tower_digest
-    from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
+    from foveate.heads.panoptic.odise_file import build_odise, network_of, rename_odise
     from foveate.heads.panoptic.product import About, frozen_digest, load_generator, save_generator
 
     # --- the file, its classes, and the CLIP that captions and whose words it learned
     source = config.source
-    renamed = rename(state, source=source)
+    renamed = rename_odise(state, source=source)
     network = network_of(renamed, encoder=str(encoder), source=source)
     classes = _classes(config)
     assert config.clip is not None, "checked"
