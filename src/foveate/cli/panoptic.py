@@ -136,7 +136,7 @@ def run(config: Panoptic) -> dict[str, Any]:
         input=config.input,
         device=config.device,
     )
-    seen = int(segmenter.asked.is_seen.sum())
+    seen = int(segmenter.query.is_seen.sum())
     _tell(f"{len(vocabulary.classes)} classes: {seen} that the generator learned from, and the rest that it did not")
     found = sweep_shares(
         segmenter,
@@ -218,7 +218,7 @@ def open_segmenter(
     from foveate.heads.panoptic.described import MIN_SCORE, is_published
     from foveate.heads.panoptic.fusion import PRESETS, seen_classes
     from foveate.heads.panoptic.product import chosen_templates, load_generator
-    from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+    from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 
     things = torch.tensor([*is_thing], dtype=torch.bool)
     chosen = choose_device(device, local_rank=None)
@@ -233,7 +233,7 @@ def open_segmenter(
         words = None
         if other is not None:
             words = embed_words(other, vocabulary, templates=chosen_templates(templates or "photo"))
-        asked = Asked(words, mapped, things, torch.tensor(mapped.known))
+        asked = Query(words, mapped, things, torch.tensor(mapped.known))
         usual = PRESETS["generator" if other is None else "odise-label"]
         least = MIN_SCORE if min_score is None else min_score
         return PanopticSegmenter(model, other, asked, shares=shares or usual, min_score=least, **rest)
@@ -248,7 +248,7 @@ def open_segmenter(
         words = learned.normalized()
     else:
         words = embed_words(other, vocabulary, templates=chosen_templates(wanted))
-    asked = Asked(words, learned, things, seen_classes(vocabulary, about.base))
+    asked = Query(words, learned, things, seen_classes(vocabulary, about.base))
     usual = PRESETS["odise-label" if about.knows_words else "clip"]
     return PanopticSegmenter(generator, other, asked, shares=shares or usual, min_score=min_score or 0.0, **rest)
 

@@ -64,7 +64,7 @@ def sweep_shares(
     Raises:
         InputError: another number of classes, shares that the generator cannot have, or no picture could be read.
     """
-    asked, categories = segmenter.asked, dataset.categories
+    asked, categories = segmenter.query, dataset.categories
     if asked.count != len(categories):
         raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {asked.count}.")
     for one in shares:
@@ -82,7 +82,7 @@ def sweep_shares(
             truth = truth_of(sample, records[sample.id])
             if things is not None:
                 things.add(sample, truth)
-            evidence = segmenter.ask(sample, proposals, clip=needs_clip)
+            evidence = segmenter.gather_evidence(sample, proposals, clip=needs_clip)
             masks += len(proposals.masks)
             for one, count in zip(shares, counted, strict=True):
                 count.add(truth, segmenter, segmenter.fuse(evidence, one), key=sample.id)

@@ -51,7 +51,7 @@ class Published:
     clip: State  # in open_clip's names
     head: State  # in the names of `CatSeg`
     names: dict[str, str]  # from these to the file's
-    unused: tuple[str, ...]  # of the file, passed over: stages of a backbone that guide nothing
+    unused: tuple[str, ...]  # of the file, ignored: stages of a backbone that guide nothing
 
 
 def is_published(state: dict[str, Any]) -> bool:
@@ -133,7 +133,7 @@ def write_published(
 
     Args:
         state: as for `read_published`.
-        folder: made where missing.
+        folder: made if missing.
         source: the file, for messages.
         residual: as for `read_published`.
         classes: as for `build_published`.
@@ -242,7 +242,7 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
     """OpenAI's CLIP of these sizes, in open_clip's words."""
 
     def shape(key: str, dims: int = 2) -> tuple[int, ...]:
-        return shape_of(clip, key, dims=dims, source=source, what=f"{WHAT} with a whole CLIP under {CLIP}")
+        return shape_of(clip, key, dims=dims, source=source, what=WHAT, prefix=CLIP)
 
     width, _, _, patch = shape("visual.conv1.weight", 4)
     vocabulary, text_width = shape("token_embedding.weight")

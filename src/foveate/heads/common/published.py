@@ -55,7 +55,9 @@ def refuse_unknown(unknown: Sequence[str], *, source: str, what: str) -> None:
         )
 
 
-def shape_of(state: dict[str, Tensor], name: str, *, dims: int, source: str, what: str) -> tuple[int, ...]:
+def shape_of(
+    state: dict[str, Tensor], name: str, *, dims: int, source: str, what: str, prefix: str = ""
+) -> tuple[int, ...]:
     """The shape of a tensor that a size of the network is read from.
 
     Args:
@@ -64,13 +66,16 @@ def shape_of(state: dict[str, Tensor], name: str, *, dims: int, source: str, wha
         dims: number of dimensions that it must have.
         source: the file, for messages.
         what: is needed, likewise.
+        prefix: of the names in the file, likewise.
 
     Raises:
         InputError: the tensor is missing or has another number of dimensions.
     """
     if name not in state or state[name].ndim != dims:
         got = f"has the shape {tuple(state[name].shape)}" if name in state else "is missing"
-        raise InputError(f"{source}: need {what}; {name}, which shows a size, {got}. Download the file again.")
+        raise InputError(
+            f"{source}: need {what}; {prefix}{name} {got}. Sizes are read from it: download the file again."
+        )
     return tuple(state[name].shape)
 
 

@@ -39,7 +39,7 @@ def framed_input(
         std: likewise.
         pad: zero = zeros after normalisation (Mask2Former, MaskFormer), black = black before it (ODISE, whose
             normalisation is none: a mean of 0).
-        device: where it goes.
+        device: device of the result.
 
     Returns:
         The input, and how the image lies in it.

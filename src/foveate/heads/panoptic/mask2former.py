@@ -1,6 +1,6 @@
 """A generator of masks of things and stuff, whatever they are called: Mask2Former on any encoder (ODISE; Tab. 5).
 
-    pictures --jitter, pad--> encoder --maps--> decoder --> Q queries: a mask, and an embedding or "is something"
+    images --jitter, pad--> encoder --maps--> decoder --> Q queries: a mask, and an embedding or "is something"
 
 With words it learns which base class a mask is: the mask's part of the pixel features, pooled, and its query become an
 embedding, compared with the classes' words and a learned one for nothing. Without words it learns only that something
@@ -34,16 +34,16 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Proposals:
-    """What may be a segment of one picture."""
+    """What may be a segment of one image."""
 
     id: str
-    height: int  # of the picture [pixels]
+    height: int  # of the image [pixels]
     width: int
-    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole image
     embeddings: Float[Tensor, "Q E"] | None  # to be compared with words; None: the generator knows none
     something: Float[Tensor, "Q 2"] | None  # logits of something and of nothing; None: words say so
     own: Float[Tensor, "Q J1"] | None = None  # logits of a published model's own classes and, last, of nothing
-    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole picture
+    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole image
 
 
 class MaskGenerator(nn.Module):
@@ -79,10 +79,10 @@ class MaskGenerator(nn.Module):
             nothing: where the embedding of nothing starts; ODISE's is that of the empty text. None: drawn.
             joint: width in which masks and words are compared.
             weights: of the losses; None: Mask2Former's.
-            jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
-            flip: mirror half of the pictures in training.
+            jitter: least and greatest scale of the large-scale jitter in training; None: images as they are.
+            flip: mirror half of the images in training.
             longest: most that the longest edge may have at test, where the shortest becomes `size` (ODISE: 1024 and
-                2560) [pixels]; None: pictures are fitted into the square, as in training.
+                2560) [pixels]; None: images are fitted into the square, as in training.
 
         Raises:
             InputError: a size that does not fit, words of another number of classes, no base class.
@@ -111,11 +111,11 @@ class MaskGenerator(nn.Module):
         """The sum of the losses after all layers.
 
         Args:
-            batch: pictures with `segments`, things and stuff: labels 0 to K - 1 are classes, K stands for a crowd. A
-                picture without segments holds nothing. Draws come from torch's global stream.
+            batch: images with `segments`, things and stuff: labels 0 to K - 1 are classes, K stands for a crowd. A
+                image without segments holds nothing. Draws come from torch's global stream.
 
         Returns:
-            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+            The loss; where no image could be used, a zero that still reaches every trained parameter.
         """
         samples = batch.samples or [blank_sample()]
         jitters = [self._jitter(sample) for sample in samples]
@@ -135,10 +135,10 @@ class MaskGenerator(nn.Module):
         """Find what may be a segment; no vocabulary is needed.
 
         Args:
-            samples: decoded pictures; their segments are not looked at.
+            samples: decoded images; their segments are not looked at.
 
         Returns:
-            One record a picture, Q masks each.
+            One record per image, Q masks each.
         """
         if not samples:
             return []
@@ -149,7 +149,7 @@ class MaskGenerator(nn.Module):
         return proposals
 
     def _in_squares(self, samples: list[Sample]) -> list[Proposals]:
-        """Find masks of pictures that are fitted into the square."""
+        """Find masks of images that are fitted into the square."""
         jitters = [no_jitter(*one.image.shape[1:], size=self.size) for one in samples]
         images = self._inputs(samples, jitters)
         if self.encoder.pad == "black":
@@ -164,7 +164,7 @@ class MaskGenerator(nn.Module):
         ]
 
     def _framed(self, samples: list[Sample], *, longest: int) -> list[Proposals]:
-        """Find masks of pictures whose shortest edge is resized; each is padded for its own sake alone."""
+        """Find masks of images whose shortest edge is resized; each is padded for its own sake alone."""
         encoder, device = self.encoder, self.is_novel.device
         numbers: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std, "pad": encoder.pad, "device": device}
         numbers |= {"shortest": self.size, "longest": longest, "multiple": encoder.multiple}
@@ -177,7 +177,7 @@ class MaskGenerator(nn.Module):
         return [proposals[place] for place in range(len(samples))]
 
     def _found(self, images: Float[Tensor, "B 3 H W"]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """Of each picture its masks, their embeddings, and whether something is there, from the last layer."""
+        """Of each image its masks, their embeddings, and whether something is there, from the last layer."""
         found, head = self.decoder(self.encoder(images)), self.head
         state, masks, nobody = found.states[-1], found.masks[-1], [None] * len(images)
         embeddings = head(state, masks, found.pixels) if isinstance(head, WordHead) else nobody
@@ -193,8 +193,8 @@ class MaskGenerator(nn.Module):
         """What the generator says of its masks (step 1 of the fusion).
 
         Args:
-            proposals: of one picture.
-            words: of the K classes asked for, embedded as those it learned from.
+            proposals: of one image.
+            words: of the K classes requested, embedded as those it learned from.
 
         Returns:
             Of the classes and, last, of nothing. Without words of its own it finds all classes alike.
@@ -208,7 +208,7 @@ class MaskGenerator(nn.Module):
         return torch.cat([alike.expand(-1, words.count), nothing], dim=1)
 
     def parameter_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
-        """What is trained, in groups for an optimizer: matrices, and what has no decay.
+        """Trained parameters in groups, see `foveate.heads.common.groups.parameter_groups`.
 
         Args:
             weight_decay: of matrices; vectors have none.
@@ -239,10 +239,10 @@ class MaskGenerator(nn.Module):
         if segments is None or not len(segments.labels):
             nothing = torch.zeros(0, self.size, self.size, dtype=torch.bool, device=device)
             return Target(nothing, torch.zeros(0, dtype=torch.int64, device=device))
-        assert int(segments.labels.max()) <= count, f"picture {sample.id}: a label beyond {count}"
+        assert int(segments.labels.max()) <= count, f"image {sample.id}: a label beyond {count}"
         if tuple(segments.masks.shape[1:]) != tuple(sample.image.shape[1:]):
             raise InputError(
-                f"picture {sample.id}: masks must have the picture's size {tuple(sample.image.shape[1:])}; got "
+                f"image {sample.id}: masks must have the image's size {tuple(sample.image.shape[1:])}; got "
                 f"{tuple(segments.masks.shape[1:])}. Read the data with masks."
             )
         is_base = ~torch.cat([self.is_novel, self.is_novel.new_ones(1)])[segments.labels.to(device)]  # (N,)
@@ -318,11 +318,11 @@ def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> F
 
     Args:
         masks: of the padded square.
-        jitter: says which part of it the picture fills.
+        jitter: says which part of it the image fills.
         size: side of the square [pixels].
 
     Returns:
-        Of the picture alone, about as fine as before; read bilinearly where the padding begins between two places.
+        Of the image alone, about as fine as before; read bilinearly where the padding begins between two places.
     """
     return cut_padding(masks, Frame((size, size), jitter.fitted))
 
@@ -341,7 +341,7 @@ def _places(share: float, count: int, like: Tensor) -> Float[Tensor, " count"]:
 
 
 def _only(words: ClassEmbeddings, wanted: Bool[Tensor, " K"]) -> ClassEmbeddings:
-    """The words of some of the classes, which are numbered anew."""
+    """The words of some of the classes, which are renumbered."""
     chosen, place = wanted[words.owner], wanted.cumsum(dim=0) - 1
     return ClassEmbeddings(
         words.rows[chosen.to(words.rows.device)].detach(), place[words.owner[chosen]], int(wanted.sum())

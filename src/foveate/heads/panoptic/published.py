@@ -3,7 +3,7 @@
     image --shortest edge, normalise, pad to 32--> model --> Q masks, logits of its J classes and of nothing
 
 Images enter as in detectron2 at test, each with no more padding than its own sides need, so that the numbers of the
-original can be measured. Its classes meet those that are asked for by name (`match_classes`). A CLIP may name its masks
+original can be measured. Its classes meet those that are requested by name (`match_classes`). A CLIP may name its masks
 too (`segment`). transformers' own heads want scipy for losses that nobody needs here: the class head is read beside
 the model. Deliberately absent: training (`mask2former` trains the decoder of such a folder on), OneFormer.
 """
@@ -31,9 +31,9 @@ IMPOSSIBLE = -1e4  # logit of a class that the model does not know; finite, sinc
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which of the K classes asked for each of a model's J own classes is."""
+    """Which of the K classes requested each of a model's J own classes is."""
 
-    owner: Int64[Tensor, " J"]  # place among the classes asked for; -1: none of them
+    owner: Int64[Tensor, " J"]  # place among the classes requested; -1: none of them
     count: int  # K
     is_open: bool = False  # CLIP names masks too: what the model takes for none of the K may be one it does not know
 
@@ -45,7 +45,7 @@ class ClassMap:
 
 
 def match_classes(own: Vocabulary, asked: Vocabulary, *, is_open: bool = False) -> ClassMap:
-    """Find each of a model's classes among those that are asked for: the same name, else a word in common.
+    """Find each of a model's classes among those that are requested: the same name, else a word in common.
 
     Args:
         own: the model's J classes.
@@ -94,7 +94,7 @@ class Published(nn.Module):
             samples: decoded images; their segments are not looked at.
 
         Returns:
-            One record an image, Q masks each, of the padded input. What stands in it does not depend on the others.
+            One record per image, Q masks each, of the padded input. What stands in it does not depend on the others.
         """
         about, device = self.described, next(self.parameters()).device
         numbers: dict[str, Any] = {name: getattr(about, name) for name in INPUT}
@@ -112,10 +112,10 @@ class Published(nn.Module):
 
         Args:
             proposals: of one image.
-            asked: which of its classes are asked for.
+            asked: which of its classes are requested.
 
         Returns:
-            Of the K classes and, last, of nothing. Own classes that are not asked for count as nothing; where CLIP
+            Of the K classes and, last, of nothing. Own classes that are not requested count as nothing; where CLIP
             names masks too, the classes that the model does not know share them evenly.
         """
         assert proposals.own is not None, "a published model's proposals have classes"
@@ -177,7 +177,7 @@ def read_published(
     Args:
         folder: of `save_pretrained`.
         described: of `describe`; None: read here.
-        device: where it goes.
+        device: device of the result.
 
     Returns:
         The model in evaluation mode.
