@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
     write_masks(tmp_path, NAMES, monkeypatch)
     change(tmp_path, model__extra=torch.zeros(3))
     read_published(tmp_path)
-    assert "passed over 1 tensors" in capsys.readouterr().err
+    assert "ignored 1 tensors" in capsys.readouterr().err
     change(tmp_path, class_predictor__weight=torch.zeros(9, 32), class_predictor__bias=torch.zeros(9))
     with pytest.raises(InputError, match=r"for the 6 classes of config\.json and for nothing; its weights are for 8"):
         read_published(tmp_path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.inputs import check_masks, choose_jitter
 from foveate.heads.common.names import PyramidKind
 from foveate.heads.common.pyramid import Pyramid, pyramid_strides
 from foveate.heads.common.tower import Tower, TowerMaps, tap_width
@@ -43,7 +44,7 @@ from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.fvit.roi import pool_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import boxes_on_picture, clip_boxes
-from foveate.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
+from foveate.ops.jitter import Jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
 from foveate.ops.pool import pool_boxes
 from foveate.types import Batch, Sample, blank_sample
 
@@ -324,13 +325,8 @@ class FViT(nn.Module):
 
     def _targets(self, sample: Sample) -> Targets:
         """Draw the jitter of an image, and transform the objects that are learned from."""
-        height, width = sample.image.shape[1:]
-        jitter = no_jitter(height, width, size=self.size)
-        if self.training and self.jitter is not None:
-            low, high = self.jitter
-            jitter = draw_jitter(height, width, size=self.size, low=low, high=high, flip=self.flip)
-        elif self.training and self.flip:
-            jitter = no_jitter(height, width, size=self.size, flip=bool(torch.rand(()) < 0.5))
+        scales = self.jitter if self.training else None
+        jitter = choose_jitter(sample, size=self.size, scales=scales, flip=self.flip and self.training)
         segments, device, count = sample.segments, self.text.device, len(self.is_novel)
         if segments is None:
             assert not len(sample.boxes), f"image {sample.id}: has boxes without classes"
@@ -347,14 +343,10 @@ class FViT(nn.Module):
 
     def _target_masks(self, sample: Sample, is_target: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "M H W"]:
         """The masks of the objects that are learned from."""
-        assert sample.segments is not None, "masks come with segments"
-        masks = sample.segments.masks
-        if tuple(masks.shape[1:]) != tuple(sample.image.shape[1:]):
-            raise InputError(
-                f"image {sample.id}: masks must have the image's size {tuple(sample.image.shape[1:])}; got "
-                f"{tuple(masks.shape[1:])}. Read the data with masks, or leave the mask head out."
-            )
-        return jitter_masks(masks[is_target.cpu()].to(is_target.device), jitter, size=self.size)
+        check_masks(sample)
+        assert sample.segments is not None, "checked"
+        masks = sample.segments.masks[is_target.cpu()].to(is_target.device)
+        return jitter_masks(masks, jitter, size=self.size)
 
     def _maps(self, samples: list[Sample], targets: list[Targets], *, dense: bool) -> TowerMaps:
         """The tower's maps of a batch; from the cache where possible, unless the dense map is requested."""

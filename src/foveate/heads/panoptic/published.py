@@ -21,7 +21,7 @@ from foveate.clip.vocabulary import Vocabulary, compared
 from foveate.errors import InputError, listed
 from foveate.heads.panoptic.decoder import read_library, read_pretrained
 from foveate.heads.panoptic.described import Described, describe
-from foveate.heads.panoptic.inputs import alike, framed_input
+from foveate.heads.panoptic.inputs import framed_input, run_by_size
 from foveate.heads.panoptic.mask2former import Proposals
 from foveate.types import Sample
 
@@ -96,16 +96,14 @@ class Published(nn.Module):
         Returns:
             One record per image, Q masks each, of the padded input. What stands in it does not depend on the others.
         """
-        about, device = self.described, next(self.parameters()).device
-        numbers: dict[str, Any] = {name: getattr(about, name) for name in INPUT}
-        pairs = [framed_input(one.image, **numbers, pad="zero", device=device) for one in samples]
-        found: dict[int, Proposals] = {}
-        for places in alike([frame for _, frame in pairs]):
-            logits, masks = self.network(torch.stack([pairs[place][0] for place in places]))
-            for place, own, mask in zip(places, logits, masks, strict=True):
-                one, (height, width) = samples[place], samples[place].image.shape[1:]
-                found[place] = Proposals(one.id, height, width, mask, None, None, own=own, frame=pairs[place][1])
-        return [found[place] for place in range(len(samples))]
+        options: dict[str, Any] = {name: getattr(self.described, name) for name in INPUT}
+        options |= {"pad": "zero", "device": next(self.parameters()).device}
+        inputs = [framed_input(sample.image, **options) for sample in samples]
+        results = run_by_size(inputs, lambda images: list(zip(*self.network(images), strict=True)))
+        return [
+            Proposals(sample.id, *sample.image.shape[1:], masks, None, None, own=logits, frame=frame)
+            for sample, (logits, masks), (_, frame) in zip(samples, results, inputs, strict=True)
+        ]
 
     def class_logits(self, proposals: Proposals, asked: ClassMap) -> Float[Tensor, "Q K1"]:
         """What the model says of its masks.
