@@ -19,7 +19,7 @@ from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder, build_decoder
 from foveate.heads.panoptic.mask2former import MaskGenerator
-from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.ops.resample import normalize
 from foveate.types import Sample
 from inputs import photographs
@@ -49,7 +49,7 @@ def main() -> None:
     is_novel = torch.zeros(count, dtype=torch.bool)
     classes = ClassEmbeddings(rows, torch.arange(count), count)
     generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=classes)
-    asked = Asked(classes, classes, torch.ones(count, dtype=torch.bool), is_novel)
+    asked = Query(classes, classes, torch.ones(count, dtype=torch.bool), is_novel)
     segmenter = PanopticSegmenter(generator.to(device), clip, asked, size=side)
     other = load(options.model, seed=0, device=device)  # Cat-Seg changes what learns
     network = Network(

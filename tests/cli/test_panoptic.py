@@ -433,8 +433,8 @@ def test_words_are_learned_as_long_as_is_said(world, trained, tmp_path):
 def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
     segmenter = open_segmenter(MaskFlags(), trained / "model", vocabulary, [True, False, True], device="cpu")
-    assert segmenter.asked.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
-    raw, unit = segmenter.asked.generator_words.rows, segmenter.asked.words.rows  # one CLIP, embedded once
+    assert segmenter.query.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
+    raw, unit = segmenter.query.generator_words.rows, segmenter.query.words.rows  # one CLIP, embedded once
     assert torch.allclose(F.normalize(raw, dim=1), unit) and not torch.allclose(raw, unit)
     expected = embed_words(load("foveate-small"), vocabulary)
     assert torch.allclose(expected.rows, unit, atol=1e-6)

@@ -23,7 +23,7 @@ from foveate.heads.catseg import published as importer
 from foveate.heads.catseg.aggregate import Aggregator
 from foveate.heads.catseg.cost import cost_volume
 from foveate.heads.catseg.guidance import Backbone, Guidance
-from foveate.heads.catseg.keys import CLIP, backbone_key, head_key, is_derived, published_head_key
+from foveate.heads.catseg.keys import CLIP, is_derived, our_key, published_key
 from foveate.heads.catseg.product import load_catseg, read_about
 from foveate.heads.catseg.published import read_published, write_published
 from foveate.types import Sample
@@ -48,7 +48,7 @@ def test_the_aggregator(version, classes, prompts, guides, padding, mode):
     numbers = golden("catseg")
     network = Aggregator(prompts=prompts, text_dim=512, guides=guides, padding=padding)
     state = draw_state(json.loads(str(numbers[f"shapes_v{version}"])))
-    named = {str(head_key(key)).removeprefix("aggregator."): value for key, value in state.items()}
+    named = {str(our_key(key)).removeprefix("aggregator."): value for key, value in state.items()}
     network.load_state_dict({key: one.flatten() if "padding" in key else one for key, one in named.items()})
     dense = normal(f"agg{version}.img", 1, 512, 24, 24)
     coarse = dense if version == 2 else normal("agg1.g0", 1, guides[0], 24, 24)
@@ -144,9 +144,9 @@ def tiny() -> dict[str, torch.Tensor]:
 
 
 def test_names_there_and_back(tiny):
-    ours = {key: head_key(key) for key in tiny if not key.startswith(CLIP) and not is_derived(key)}
+    ours = {key: our_key(key) for key in tiny if not key.startswith(CLIP) and not is_derived(key)}
     assert len({*ours.values()}) == len(ours) and None not in ours.values()
-    assert all(published_head_key(str(found)) == key for key, found in ours.items())
+    assert all(published_key(str(found)) == key for key, found in ours.items())
 
 
 LAYER = "sem_seg_head.predictor.transformer.layers.{}.swin_block.block_2."
@@ -360,7 +360,7 @@ def test_every_tensor_of_a_backbone_has_its_place(kind):
         network = Backbone(importer.BACKBONES[kind], is_trained=False, pretrained=False)
     ours = {f"backbone.{key}": list(value.shape) for key, value in network.state_dict().items()}
     counts = {key for key in ours if key.endswith("num_batches_tracked")}  # which a frozen BatchNorm lacks
-    assert {str(backbone_key(key)): shape for key, shape in theirs.items()} == {
+    assert {str(our_key(key)): shape for key, shape in theirs.items()} == {
         key: shape for key, shape in ours.items() if key not in counts
     }
     assert is_derived("backbone.layers.0.blocks.1.attn.relative_position_index")

@@ -27,12 +27,13 @@ from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
 from foveate.heads.common.product import trained_state
+from foveate.heads.common.published import rename
 from foveate.heads.common.pyramid import Pyramid
 from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.fusion import fuse_scores, keep_best
 from foveate.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
 from foveate.heads.fvit.product import TOWER, load_detector
-from foveate.heads.fvit.published import _rename, order_of_names, published_benchmark, published_size, take_apart
+from foveate.heads.fvit.published import TABLE, order_of_names, published_benchmark, published_size, take_apart
 from foveate.heads.fvit.roi import choose_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import clip_boxes
@@ -222,7 +223,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     is_novel = torch.tensor([name in split.novel for name in names])
     detector = FViT(distilled, NETWORK, text=text, is_novel=is_novel, jitter=None, flip=False).eval()
     ours = trained_state(detector, frozen=TOWER)
-    state = {name: ours[_rename(name)] for name in published("shapes") if _rename(name) is not None}
+    state = {name: ours[rename(name, TABLE)] for name in published("shapes") if rename(name, TABLE) is not None}
     state |= {f"{HEAD}detect_temperature": torch.tensor(43.7), f"{HEAD}all_embeddings": text.T.contiguous()}
     state |= {f"{HEAD}fc_cls.weight": torch.zeros(66, 12), f"{HEAD}fc_cls.bias": torch.zeros(66)}
     state |= tower_as_published(distilled)
@@ -294,13 +295,13 @@ def test_a_file_of_ov_lvis_has_masks_norms_and_names_of_its_annotations(tmp_path
     network = replace(NETWORK, masks=True, norm=True)
     detector = FViT(clip, network, text=text, is_novel=is_novel, jitter=None, flip=False)
     ours = trained_state(detector, frozen=TOWER)
-    state = {name: ours[_rename(name)] for name in published("shapes_lvis") if _rename(name) is not None}
+    state = {name: ours[rename(name, TABLE)] for name in published("shapes_lvis") if rename(name, TABLE) is not None}
     order = torch.tensor([2, 0, 1, 3])  # the file's classes stand in another order
     state |= {f"{HEAD}detect_temperature": torch.tensor(50.0), f"{HEAD}all_embeddings": text[order].T.contiguous()}
     state |= tower_as_published(clip)
     write_as_trained(tmp_path / "other.pth", state | {"something.else": torch.zeros(1)})
     told = ["convert", str(tmp_path / "other.pth"), str(tmp_path / "out"), "--clip", str(tmp_path / "clip")]
-    fails(capsys, lambda: main(told), "1 tensors are not known (something.else). A changed network cannot be converted")
+    fails(capsys, lambda: main(told), "1 of its tensors are unknown: something.else")
     write_as_trained(tmp_path / "fvit.pth", state)
     words = ["convert", str(tmp_path / "fvit.pth"), str(tmp_path / "out"), "--clip", str(tmp_path / "clip")]
     fails(capsys, lambda: main(words), "--annotations: need the data's annotation file")

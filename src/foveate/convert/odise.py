@@ -19,7 +19,7 @@ from foveate.data.strict import load as load_json
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest
-from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
+from foveate.heads.panoptic.odise_file import build_odise, network_of
 from foveate.heads.panoptic.product import DIFFUSION, About, Class, frozen_digest, load_generator, save_generator
 from foveate.io.files import folder_written_whole
 
@@ -37,10 +37,11 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
         InputError: no --encoder, --clip or --annotations, others than the file's, or a file that is not whole.
     """
     encoder = _check(config)
+    from foveate.heads.panoptic.odise_file import rename_odise
 
     # the file, its classes, and the CLIP that captions and whose words it learned
     source = config.source
-    renamed = rename(state, source=source)
+    renamed = rename_odise(state, source=source)
     network = network_of(renamed, encoder=str(encoder), source=source)
     classes = _classes(config)
     assert config.clip is not None, "checked"

@@ -57,7 +57,7 @@ def sweep_fusion(
     Raises:
         InputError: another number of classes, weights that the generator cannot have, or no image could be read.
     """
-    asked, categories = segmenter.asked, dataset.categories
+    asked, categories = segmenter.query, dataset.categories
     if asked.count != len(categories):
         raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {asked.count}.")
     for pair in weights:
@@ -73,7 +73,7 @@ def sweep_fusion(
             truth = panoptic_truth(sample, records[sample.id])
             if things is not None:
                 things.add(sample, truth)
-            evidence = segmenter.ask(sample, proposals, clip=needs_clip)
+            evidence = segmenter.gather_evidence(sample, proposals, clip=needs_clip)
             masks += len(proposals.masks)
             for pair, tally in zip(weights, tallies, strict=True):
                 tally.add(truth, segmenter, segmenter.fuse(evidence, pair), key=sample.id)

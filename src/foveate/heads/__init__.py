@@ -1,1 +1,1 @@
-"""Heads on a CLIP: what is trained on top of its features, and what that finds in pictures."""
+"""Heads on a CLIP: what is trained on top of its features, and what that finds in images."""

@@ -1,7 +1,7 @@
 """Segmentation that nobody trained: each place of the dense map is of the class whose words it is nearest to.
 
 What MaskCLIP does without its refinements (Zhou et al., ECCV 2022), and the plainest question to ask a dense map: how
-good are its classes before anything is learned on top? Deliberately absent: windows over large pictures, smoothing,
+good are its classes before anything is learned on top? Deliberately absent: windows over large images, smoothing,
 and a class for what is none.
 """
 
@@ -25,7 +25,7 @@ class Cosines:
     """Asks the dense map of a CLIP for classes."""
 
     def __init__(self, clip: Clip, *, size: int | None = None, head: Head = "value") -> None:
-        """Choose how large it sees a picture.
+        """Choose how large it sees an image.
 
         Args:
             clip: with any tower.
@@ -46,13 +46,13 @@ class Cosines:
         """The class of each pixel, by the best of a class's words.
 
         Args:
-            samples: pictures of any size.
-            words: of the K classes asked for.
+            samples: images of any size.
+            words: of the K classes requested.
         """
         return [best_labels(self._scores(sample, words)) for sample in samples]
 
     def _scores(self, sample: Sample, words: ClassEmbeddings) -> Iterator[Float[Tensor, "k H W"]]:
-        """Cosines of some classes after others, at the picture's size."""
+        """Cosines of some classes after others, at the image's size."""
         image = clip_input(self.clip, sample, size=self.size, squash=False)
         dense = self.clip.encode_dense(image[None], head=self.head)[0].float()  # (D, h, w)
         places = F.normalize(dense, dim=0).flatten(1).T  # (h w, D)

@@ -19,7 +19,7 @@ from foveate.heads.panoptic.fusion import PRESETS, Shares, seen_classes
 from foveate.heads.panoptic.names import SHARES, Preset, Templates
 from foveate.heads.panoptic.product import chosen_templates, load_generator
 from foveate.heads.panoptic.published import ClassMap, Published, match_classes, read_published
-from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.heads.panoptic.segment import Query, PanopticSegmenter
 from foveate.predict.flags import MaskFlags
 
 ONE_PROMPT = ("photo", "none")  # templates of which an embedding of length 1 is the raw one, normalised
@@ -71,7 +71,7 @@ def open_segmenter(
         text = None
         if namer is not None:
             text = embed_words(namer, vocabulary, templates=chosen_templates(templates or "photo"))
-        query = Asked(text, mapped, things, torch.tensor(mapped.known))
+        query = Query(text, mapped, things, torch.tensor(mapped.known))
         usual = PRESETS["generator" if namer is None else "odise-label"]
         least = MIN_SCORE if min_score is None else min_score
         return PanopticSegmenter(model, namer, query, shares=shares or usual, min_score=least, **settings)
@@ -88,7 +88,7 @@ def open_segmenter(
         text = learned.normalized()
     else:
         text = embed_words(namer, vocabulary, templates=chosen_templates(wanted))
-    query = Asked(text, learned, things, seen_classes(vocabulary, about.base))
+    query = Query(text, learned, things, seen_classes(vocabulary, about.base))
     usual = PRESETS["odise-label" if about.knows_words else "clip"]
     return PanopticSegmenter(generator, namer, query, shares=shares or usual, min_score=min_score or 0.0, **settings)
 

@@ -78,7 +78,7 @@ def test_labels_move_with_their_pixels(height, width):
 def test_what_cannot_be_learned_from_is_refused():
     image, boxes = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(0, 4)
     for label_map, message in (
-        (None, "picture 7: need the class of each pixel"),
+        (None, "image 7: need the class of each pixel"),
         (LabelMap(torch.zeros(5, 4, dtype=torch.int64)), r"must have its size \(4, 5\); got \(5, 4\)"),
         (LabelMap(torch.full((4, 5), 3)), "need classes below 3, as the vocabulary has; got 3"),
     ):

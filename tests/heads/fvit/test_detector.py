@@ -126,7 +126,7 @@ def test_only_base_objects_are_learned_from(tiny_clip, squares):
     masks = torch.cat([segments.masks, torch.zeros(3, 64, 64, dtype=torch.bool)])
     # base, base, novel, crowd (K = 3), stuff
     labels, is_thing = torch.tensor([0, 1, 2, 3, 1]), torch.tensor([True, True, True, True, False])
-    seen = model._see(replace(sample, segments=Segments(boxes, masks, labels, is_thing)))
+    seen = model._targets(replace(sample, segments=Segments(boxes, masks, labels, is_thing)))
     assert seen.labels.tolist() == [0, 1] and torch.equal(seen.boxes, segments.boxes)
     assert torch.equal(seen.masks, segments.masks) and seen.crowds.tolist() == [[0.0, 0.0, 9.0, 9.0]]
 
@@ -191,7 +191,7 @@ def test_the_towers_score_is_pooled_at_the_proposal(tiny_clip, squares):
     clip = tiny_clip()
     model, (sample,) = detector(clip), squares(1)  # 64 pixels are the input's too, so pixels are the same
     (found,) = model.candidates([sample])
-    images = model._inputs([sample], [model.eval()._see(replace(sample, boxes=sample.boxes[:0], segments=None))])
+    images = model._inputs([sample], [model.eval()._targets(replace(sample, boxes=sample.boxes[:0], segments=None))])
     expected = clip.encode_boxes(images, [found.proposals])
     assert torch.allclose(found.clip.float(), expected, atol=2e-3)
 
@@ -304,7 +304,7 @@ def test_the_input_is_normalised_and_resized_as_told(tiny_clip, squares):
     found = {}
     for settings in ({}, {"statistics": "clip"}, {"resize": "bicubic"}):
         model = detector(clip, **settings, **PLAIN).eval()
-        found[tuple(settings)] = model._inputs([bare], [model._see(bare)])[0]
+        found[tuple(settings)] = model._inputs([bare], [model._targets(bare)])[0]
     mean, std = (torch.tensor(one)[:, None, None] for one in IMAGENET)
     grey = resize_longest_bilinear(sample.image, size=64)
     torch.testing.assert_close(found[()], (grey / 255 - mean) / std)

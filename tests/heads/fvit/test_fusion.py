@@ -173,7 +173,7 @@ def test_bad_inputs_are_refused():
         detect(whole, TEXT, torch.tensor([True, False, True]), 9.0, FUSION)
     with pytest.raises(InputError, match=r"need embeddings of 3 numbers.*got 5"):
         detect(whole, torch.ones(3, 5), torch.tensor([True, False]), 9.0, FUSION)
-    with pytest.raises(InputError, match="picture 7: need finite embeddings"):
+    with pytest.raises(InputError, match="image 7: need finite embeddings"):
         detect(candidates_of(BOXES, detector * float("nan"), detector), TEXT, torch.tensor([True, False]), 9.0, FUSION)
     with pytest.raises(InputError, match=r"`novel` in \[0, 1\]; got 1.5"):
         Fusion(0.1, 1.5, 50.0, 0.1, 0.5, 10)

@@ -16,7 +16,7 @@ from foveate.heads.panoptic.described import describe, is_published
 from foveate.heads.panoptic.fusion import PRESETS, Shares
 from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.published import ClassMap, match_classes, read_published
-from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.ops.shortest import resize_shortest, shortest_size
 from foveate.types import InputError, Sample
 
@@ -30,8 +30,8 @@ def image_of(height: int, width: int, *, seed: int = 0) -> Sample:
     return Sample(str(seed), torch.from_numpy(large).permute(2, 0, 1), torch.zeros(0, 4))
 
 
-def asked_of(mapped: ClassMap, things: list[bool]) -> Asked:
-    return Asked(None, mapped, torch.tensor(things), torch.tensor(mapped.known))
+def asked_of(mapped: ClassMap, things: list[bool]) -> Query:
+    return Query(None, mapped, torch.tensor(things), torch.tensor(mapped.known))
 
 
 def original_rule(model, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,15 +146,15 @@ def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
     own, clip = read_published(tmp_path), tiny_clip()
     mapped = match_classes(own.vocabulary, Vocabulary((("ball",), ("dragon",), ("sky",))), is_open=True)
     words = ClassEmbeddings(F.normalize(torch.randn(3, 16), dim=1), torch.arange(3), 3)
-    asked = Asked(words, mapped, torch.ones(3) > 0, torch.tensor(mapped.known))
+    asked = Query(words, mapped, torch.ones(3) > 0, torch.tensor(mapped.known))
     segmenter = PanopticSegmenter(own, clip, asked, shares=Shares(0.4, 1.0), size=64, min_score=0.1)
     sample = image_of(80, 120)
     (proposals,) = own.propose([sample])
-    evidence = segmenter.ask(sample, proposals)
-    assert evidence.said is not None and evidence.said.shape == (20, 3)
+    evidence = segmenter.gather_evidence(sample, proposals)
+    assert evidence.clip is not None and evidence.clip.shape == (20, 3)
     scored = segmenter.fuse(evidence, Shares(1.0, 1.0))
     known, nothing = scored.class_logits.softmax(dim=1).split([3, 1], dim=1)
-    q = evidence.said.softmax(dim=1)
+    q = evidence.clip.softmax(dim=1)
     assert torch.allclose(known, q * (1 - nothing), atol=1e-5)
     assert torch.allclose(nothing[:, 0], proposals.own.softmax(dim=1)[:, -1], atol=1e-5)
     segmenter.panoptic(segmenter.score_proposals(sample, proposals))
@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
     write_masks(tmp_path, NAMES, monkeypatch)
     change(tmp_path, model__extra=torch.zeros(3))
     read_published(tmp_path)
-    assert "passed over 1 tensors" in capsys.readouterr().err
+    assert "ignored 1 tensors" in capsys.readouterr().err
     change(tmp_path, class_predictor__weight=torch.zeros(9, 32), class_predictor__bias=torch.zeros(9))
     with pytest.raises(InputError, match=r"for the 6 classes of config\.json and for nothing; its weights are for 8"):
         read_published(tmp_path)

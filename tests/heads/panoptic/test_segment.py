@@ -10,7 +10,7 @@ from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder
 from foveate.heads.panoptic.fusion import PRESETS, clip_logits, seen_classes
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
-from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
+from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.types import Batch, InputError
 
 K = 3
@@ -29,7 +29,7 @@ def make(tiny_clip, tiny_decoder):
         novel = torch.zeros(K) > 0
         generator = MaskGenerator(encoder, tiny_decoder(), is_novel=novel, size=64, words=learned, joint=16)
         is_thing, is_seen = torch.tensor([True, True, False]), torch.tensor([True, False, False])
-        return PanopticSegmenter(generator, tiny_clip(), Asked(asked, asked, is_thing, is_seen), **settings)
+        return PanopticSegmenter(generator, tiny_clip(), Query(asked, asked, is_thing, is_seen), **settings)
 
     return build
 
@@ -53,10 +53,10 @@ def test_whose_word_counts(make, scenes):
     (sample,) = scenes(1)
     only_generator, only_clip = make(shares=PRESETS["generator"]), make(shares=PRESETS["clip"])
     (proposals,) = only_generator.generator.propose([sample])
-    known = only_generator.generator.class_logits(proposals, only_generator.asked.generator_words)
+    known = only_generator.generator.class_logits(proposals, only_generator.query.generator_words)
     assert torch.allclose(only_generator.score(sample).class_logits.exp(), known.softmax(dim=1), atol=1e-5)
     scored = only_clip.score(sample).class_logits.exp()
-    said = clip_logits(only_clip.embed(sample, proposals.masks), only_clip.asked.words, scale=only_clip.scale)
+    said = clip_logits(only_clip.embed(sample, proposals.masks), only_clip.query.words, scale=only_clip.scale)
     nothing = known.softmax(dim=1)[:, -1:]
     assert torch.allclose(scored, torch.cat([(1 - nothing) * said.softmax(dim=1), nothing], dim=1), atol=1e-5)
     only_clip.clip.encode_dense = None  # without a share it is not asked
@@ -81,7 +81,7 @@ def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expecte
     words = ClassEmbeddings(axes[:6], torch.tensor([0, 1, 2, 0, 1, 2]), K)
     named = Vocabulary((("cat", "kitty"), ("dog", "hound"), ("sky", "heaven")))
     is_seen = seen_classes(named, Vocabulary((("Kitty", "tom"), ("sea",))))  # by its second word
-    segmenter.asked = replace(segmenter.asked, words=words, generator_words=words, is_seen=is_seen)
+    segmenter.query = replace(segmenter.query, words=words, generator_words=words, is_seen=is_seen)
     p, q, nothing = (
         torch.tensor([0.6, 0.3, 0.1]).log(),
         torch.tensor([0.2, 0.5, 0.3]).log(),
@@ -107,8 +107,8 @@ def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
     (sample,) = scenes(1)
     segmenter = make(shares=PRESETS["odise-label"])
     (proposals,) = segmenter.generator.propose([sample])
-    known = segmenter.generator.class_logits(proposals, segmenter.asked.generator_words)
-    said = clip_logits(segmenter.embed(sample, proposals.masks), segmenter.asked.words, scale=segmenter.scale)
+    known = segmenter.generator.class_logits(proposals, segmenter.query.generator_words)
+    said = clip_logits(segmenter.embed(sample, proposals.masks), segmenter.query.words, scale=segmenter.scale)
     p, q = known[:, :-1].softmax(dim=1), said.softmax(dim=1)
     mixed = torch.stack([p[:, 0] ** 0.7 * q[:, 0] ** 0.3, *(p[:, k] ** 0.3 * q[:, k] ** 0.7 for k in (1, 2))], dim=1)
     found = segmenter.score(sample).class_logits.exp()[:, :-1]
@@ -167,4 +167,4 @@ def test_what_does_not_fit_is_refused(make):
         make(size=36)
     words = ClassEmbeddings(torch.eye(2), torch.tensor([0, 1]), 2)
     with pytest.raises(InputError, match=r"one number of classes; got \(2, 2, 3, 3\)"):
-        Asked(words, words, torch.ones(3) > 0, torch.ones(3) > 0)
+        Query(words, words, torch.ones(3) > 0, torch.ones(3) > 0)

@@ -62,7 +62,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
         overlap=config.overlap,
         device=config.device,
     )
-    seen = int(segmenter.asked.is_seen.sum())
+    seen = int(segmenter.query.is_seen.sum())
     log(f"{len(vocabulary.classes)} classes: {seen} that the generator learned from, and the rest that it did not")
     measured = sweep_fusion(
         segmenter,

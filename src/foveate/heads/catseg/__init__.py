@@ -1,1 +1,1 @@
-"""Cat-Seg: cost aggregation for open-vocabulary segmentation, on a CLIP whose attention learns slowly."""
+"""CAT-Seg: cost aggregation for open-vocabulary segmentation, on a CLIP whose attention learns slowly."""

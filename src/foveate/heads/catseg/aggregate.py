@@ -1,9 +1,9 @@
-"""The aggregator of Cat-Seg: maps of cosines become a map of logits a class (Cho et al., CVPR 2024).
+"""The aggregator of CAT-Seg: maps of cosines become a map of logits a class (Cho et al., CVPR 2024).
 
-    cosines (P a class) --7x7 conv--> C a class --[2 window blocks in space, 1 block over classes] x layers--> decoder
+    cosines (P per class) --7x7 conv--> C a class --[2 window blocks in space, 1 block over classes] x layers--> decoder
 
 Space is aggregated class by class, by attention in windows of which every other block's are shifted; what a place asks
-for and answers to knows the picture (`guidance`), what it hands on is of the cost alone. Then each place is aggregated
+for and answers to knows the image (`guidance`), what it hands on is of the cost alone. Then each place is aggregated
 over classes, by linear attention guided by the texts, whose cost grows with the number of classes and not with its
 square; in training that happens on a map averaged 2x2. Sizes are arguments, so that a small one runs anywhere.
 Deliberately absent: relative positions in windows, an output projection of the attention over classes, drop path.
@@ -115,7 +115,7 @@ class WindowBlock(nn.Module):
 class ClassBlock(nn.Module):
     """One block of aggregation over classes: linear attention at each place, then an MLP.
 
-    In the version of 2024 a picture is never asked about fewer than `padding` classes: those that lack are so many
+    In the version of 2024 an image is never asked about fewer than `padding` classes: those that lack are so many
     copies of one learned token with one learned text. They only answer, and are counted instead of copied.
     """
 
@@ -190,7 +190,7 @@ class Layer(nn.Module):
 
         Args:
             x: of each class a map.
-            picture: what guides aggregation in space.
+            image: what guides aggregation in space.
             text: what guides aggregation over classes.
         """
         batch, count, _, *grid = x.shape
@@ -225,9 +225,9 @@ class Aggregator(nn.Module):
             prompts: P, cosines a class.
             text_dim: D, of the texts.
             guides: channels of the maps that guide, coarse, middle and fine.
-            hidden: channels a class.
+            hidden: channels per class.
             guidance: channels of what guides the aggregation.
-            decoder: channels a class after each step of the decoder.
+            decoder: channels per class after each step of the decoder.
             decoder_guidance: channels of what guides each step.
             heads: of all attention.
             layers: how often space and classes are aggregated.
@@ -250,8 +250,8 @@ class Aggregator(nn.Module):
 
         Args:
             cost: of each place with each class's prompts.
-            text: of length 1; what was asked about each picture.
-            guidance: of the same pictures.
+            text: of length 1; what was asked about each image.
+            guidance: of the same images.
         """
         batch = len(cost)
         x = self.embed(cost.flatten(0, 1)).unflatten(0, (batch, -1))  # (B, K, C, h, w)

@@ -1,4 +1,4 @@
-"""The cost volume of Cat-Seg: how much each place agrees with each prompt, and which classes are worth a look."""
+"""The cost volume of CAT-Seg: how much each place agrees with each prompt, and which classes are worth a look."""
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,13 @@ def cost_volume(dense: Float[Tensor, "B D h w"], text: Float[Tensor, "K P D"]) -
 
     Args:
         dense: dense embeddings of any length.
-        text: embeddings of any length, P prompts a class.
+        text: embeddings of any length, P prompts per class.
     """
     return torch.einsum("bdhw,kpd->bkphw", F.normalize(dense.float(), dim=1), F.normalize(text.float(), dim=2))
 
 
 def best_classes(cost: Float[Tensor, "B K P h w"], *, most: int) -> Int64[Tensor, "B M"]:
-    """The classes with the greatest cosine anywhere in a picture, at most so many, in the order of the vocabulary.
+    """The classes with the greatest cosine anywhere in an image, at most so many, in the order of the vocabulary.
 
     Args:
         cost: of `cost_volume`.
@@ -30,7 +30,7 @@ def best_classes(cost: Float[Tensor, "B K P h w"], *, most: int) -> Int64[Tensor
 
 
 def take_classes(values: Float[Tensor, "B K *rest"], chosen: Int64[Tensor, "B M"]) -> Float[Tensor, "B M *rest"]:
-    """Of each picture the classes that were chosen for it."""
+    """Of each image the classes that were chosen for it."""
     return values[torch.arange(len(values), device=values.device)[:, None], chosen]
 
 

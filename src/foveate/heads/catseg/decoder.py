@@ -1,4 +1,4 @@
-"""The decoder of Cat-Seg: the map of each class made four times as fine, guided by finer maps of the picture.
+"""The decoder of CAT-Seg: the map of each class made four times as fine, guided by finer maps of the image.
 
     C --up 2x, guidance, two 3x3 convs--> 64 --up 2x, guidance, two 3x3 convs--> 32 --3x3 conv--> 1 logit
 
@@ -21,7 +21,7 @@ class Up(nn.Module):
         Args:
             width: channels before it; the guidance takes its share of them.
             out: channels after it.
-            source: channels of the picture's map.
+            source: channels of the image's map.
             guidance: channels it is brought to.
         """
         super().__init__()
@@ -46,9 +46,9 @@ class Decoder(nn.Module):
         """Make the decoder.
 
         Args:
-            width: channels a class before it.
-            guides: channels of the picture's maps, middle and fine.
-            widths: channels a class after each step.
+            width: channels per class before it.
+            guides: channels of the image's maps, middle and fine.
+            widths: channels per class after each step.
             guidance: channels that each map is brought to.
         """
         super().__init__()
@@ -63,8 +63,8 @@ class Decoder(nn.Module):
 
         Args:
             x: of each class a map.
-            middle: the picture's map, twice as fine.
-            fine: the picture's map, four times as fine.
+            middle: the image's map, twice as fine.
+            fine: the image's map, four times as fine.
         """
         x = self.second(self.first(x, middle), fine)
         return self.logit(x.flatten(0, 1)).unflatten(0, x.shape[:2])[:, :, 0]

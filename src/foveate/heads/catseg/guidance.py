@@ -1,4 +1,4 @@
-"""What guides CAT-Seg's aggregation: maps of the picture at the dense map's grid, and twice and four times as fine.
+"""What guides CAT-Seg's aggregation: maps of the image at the dense map's grid, and twice and four times as fine.
 
 The version of 2024 makes them of the CLIP tower itself: the dense map, and two earlier blocks made finer by transposed
 convolutions. The version of 2023 asks a second network that was trained on ImageNet. Its weights are timm's own, or a
@@ -23,7 +23,7 @@ STRIDE = 16  # of a backbone's coarsest map that is used [pixels]
 
 
 class Guidance(NamedTuple):
-    """Maps of a batch of pictures."""
+    """Maps of a batch of images."""
 
     coarse: Float[Tensor, "B X h w"]
     middle: Float[Tensor, "B Y _ _"]  # twice as fine
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
 
         Args:
             name: "resnet101" is what goes with a ViT-B, "swin_base_patch4_window12_384" with a ViT-L.
-            size: side of the square pictures [pixels].
+            size: side of the square images [pixels].
             is_trained: the paper's residual network learns slowly, its Swin not at all.
             pretrained: True: timm's weights, of its cache or fetched; False: drawn; or weights (`read_backbone`).
 

@@ -1,16 +1,16 @@
 """CAT-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024).
 
-    picture --tower--> dense map . texts --> cosines of places with prompts --aggregator--> a logit a place and class
+    image --tower--> dense map . texts --> cosines of places with prompts --aggregator--> a logit per location and class
 
 It learns from maps of the classes of pixels, and the tower's attention learns with it a hundred times slower. What is
-asked at test may be any texts (`embed_classes`). Two versions, between which the paper's numbers and Cat-Seg's own
+asked at test may be any texts (`embed_classes`). Two versions, between which the paper's numbers and CAT-Seg's own
 stand apart:
 
-    2024    one prompt a class, the CLIP tower guides, queries and values of both towers learn
-    2023    80 prompts a class, an ImageNet network guides, attention and positions of the image tower learn
+    2024    one prompt per class, the CLIP tower guides, queries and values of both towers learn
+    2023    80 prompts per class, an ImageNet network guides, attention and positions of the image tower learn
 
 `residual` says what the values of the tower's last block are added to: "cls", as in the code of 2024, or "token", as in
-that of 2023 and in CLIPSelf's own dense map. Deliberately absent: epochs, files, and the arg max over several pictures'
+that of 2023 and in CLIPSelf's own dense map. Deliberately absent: epochs, files, and the arg max over several images'
 vocabularies.
 """
 
@@ -98,7 +98,7 @@ class CatSeg(nn.Module):
             network: hyperparameters.
             vocabulary: K classes of the training data.
             backbone: the guidance network under 2023; None under 2024.
-            is_varied: crop, mirror and colour training pictures at random; else they are squashed.
+            is_varied: crop, mirror and colour training images at random; else they are squashed.
 
         Raises:
             InputError: a version, residual or tower there is not, sizes that do not fit, a backbone where none belongs
@@ -156,11 +156,11 @@ class CatSeg(nn.Module):
         """The binary cross-entropy over all pixels of the crops and all classes.
 
         Args:
-            batch: pictures with label maps, of the vocabulary given; a pixel of class -1 is of no class, as one of
+            batch: images with label maps, of the vocabulary given; a pixel of class -1 is of no class, as one of
                 another class is, and not left out. Draws come from torch's global stream.
 
         Returns:
-            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+            The loss; where no image could be used, a zero that still reaches every trained parameter.
         """
         device = self.tokens.device
         views = [
@@ -215,12 +215,12 @@ class CatSeg(nn.Module):
         """How likely each pixel is of each class, each class by itself.
 
         Args:
-            samples: pictures of any size.
+            samples: images of any size.
             text: of `embed_classes`.
-            at_once: views of a picture that are run together; fewer take less memory.
+            at_once: views of an image that are run together; fewer take less memory.
 
         Returns:
-            Of each picture (K, H, W) in [0, 1], at its own size.
+            Of each image (K, H, W) in [0, 1], at its own size.
         """
         return [torch.cat(list(self._found(sample, text, at_once))) for sample in samples]
 
@@ -234,15 +234,12 @@ class CatSeg(nn.Module):
     def parameter_groups(
         self, *, weight_decay: float, clip_scale: float = 0.01, backbone_scale: float = 0.01
     ) -> list[dict[str, Any]]:
-        """What is trained, in groups for an optimizer, each with a factor of the learning rate.
+        """Trained parameters in groups, see `foveate.heads.common.groups.parameter_groups`.
 
         Args:
             weight_decay: of matrices; vectors and matrices trained in part (`partly`) have none.
             clip_scale: factor of the CLIP's weights.
             backbone_scale: factor of the backbone's, where it is trained.
-
-        Returns:
-            "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
         """
         partly = {id(parameter) for parameter, _ in self.partly}
         parts = (
@@ -285,7 +282,7 @@ class CatSeg(nn.Module):
         return F.normalize(torch.stack([one.mean(dim=0) for one in own]), dim=2)
 
     def _found(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
-        """Probabilities of some classes after others: windows folded, and the mean of that and the whole picture."""
+        """Probabilities of some classes after others: windows folded, and the mean of that and the whole image."""
         assert not self.training, "classes meet on a coarser map in training; call eval() first"
         image = (
             resize_shortest(sample.image, shortest=self.test_size, longest=self.longest)[None].to(text.device).float()
@@ -349,7 +346,7 @@ def _check_sizes(network: Network, *, patch: int, has_backbone: bool) -> None:
         raise InputError(f"--window: need one that divides the {grid} places a side; got {window}.")
     if not 0 < stride <= size <= test_size or (test_size - size) % stride:
         raise InputError(
-            f"--test-size: need windows of {size} pixels every {stride} to end where the picture does, at {size}, "
+            f"--test-size: need windows of {size} pixels every {stride} to end where the image does, at {size}, "
             f"{size + stride}, {size + 2 * stride}, ...; got {test_size}."
         )
     if has_backbone and size % STRIDE:

@@ -1,9 +1,9 @@
-"""Names that the command line offers and Cat-Seg knows; here, so that they are read without importing torch."""
+"""Names that the command line offers and CAT-Seg knows; here, so that they are read without importing torch."""
 
 from typing import Literal
 
 Version = Literal["2024", "2023"]
-"""Of Cat-Seg; see `foveate.heads.catseg.model`."""
+"""Of CAT-Seg; see `foveate.heads.catseg.model`."""
 
 Residual = Literal["token", "cls"]
 """What the values of the tower's last block are added to."""

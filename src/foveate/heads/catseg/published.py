@@ -21,23 +21,17 @@ from foveate.clip.model import Clip
 from foveate.clip.states import differences
 from foveate.clip.weights import save_clip
 from foveate.data.stuff import NAMES
-from foveate.errors import InputError, listed
-from foveate.heads.catseg.keys import (
-    BACKBONE,
-    CLIP,
-    HEAD,
-    backbone_key,
-    head_key,
-    is_derived,
-    is_unused,
-    published_head_key,
-)
+from foveate.errors import InputError
+from foveate.heads.catseg.keys import BACKBONE, CLIP, HEAD, is_derived, is_unused, our_key, published_key
 from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.catseg.names import PUBLISHED, Residual, Version
 from foveate.heads.catseg.product import About, build_catseg, save_catseg
 from foveate.heads.common.product import CLIP_FOLDER, tower_digest, trained_state
+from foveate.heads.common.published import count_blocks, refuse_unknown, shape_of
 
 State = dict[str, Tensor]
+
+WHAT = "a published CAT-Seg"
 
 COCO_STUFF = tuple((name,) for name in NAMES)
 BACKBONES = {"resnet": "resnet101", "swin": "swin_base_patch4_window12_384"}  # of 2023, B and L
@@ -57,7 +51,7 @@ class Published:
     clip: State  # in open_clip's names
     head: State  # in the names of `CatSeg`
     names: dict[str, str]  # from these to the file's
-    unused: tuple[str, ...]  # of the file, passed over: stages of a backbone that guide nothing
+    unused: tuple[str, ...]  # of the file, ignored: stages of a backbone that guide nothing
 
 
 def is_published(state: dict[str, Any]) -> bool:
@@ -85,16 +79,12 @@ def read_published(state: State, *, source: str, residual: Residual | None = Non
         elif is_unused(key):
             unused.append(key)
         else:
-            ours = backbone_key(key) if key.startswith(BACKBONE) else head_key(key)
+            ours = our_key(key)
             if ours is None:
                 unknown.append(key)
             else:
                 head[ours], names[ours] = value.flatten() if "padding_" in key else value, key
-    if unknown:
-        raise InputError(
-            f"{source}: need a published CAT-Seg; {len(unknown)} of its tensors belong to none: {listed(unknown)}. "
-            "A changed network cannot be converted."
-        )
+    refuse_unknown(unknown, source=source, what=WHAT)
     clip = _join_attention(clip)
     network = _network(state, source=source, residual=residual)
     return Published(network, _describe_clip(clip, source=source), clip, head, names, tuple(unused))
@@ -126,7 +116,7 @@ def build_published(
     own = {key: one for key, one in trained_state(catseg, frozen="clip.").items() if not key.startswith("clip.")}
     counts = {key: one for key, one in own.items() if key.endswith("num_batches_tracked")}
     head = {**counts, **found.head}  # detectron2's frozen BatchNorm does not count
-    _check_fit(own, head, called=lambda key: found.names.get(key) or published_head_key(key), source=source)
+    _check_fit(own, head, called=lambda key: found.names.get(key) or published_key(key), source=source)
     catseg.load_state_dict(head, strict=False)  # the names were compared; the CLIP has its weights
     return catseg.eval(), digest
 
@@ -143,7 +133,7 @@ def write_published(
 
     Args:
         state: as for `read_published`.
-        folder: made where missing.
+        folder: made if missing.
         source: the file, for messages.
         residual: as for `read_published`.
         classes: as for `build_published`.
@@ -202,7 +192,7 @@ def _network(state: State, *, source: str, residual: Residual | None) -> Network
     """The numbers of the network, from the shapes where these show them."""
 
     def shape(key: str, dims: int = 4) -> tuple[int, ...]:
-        return _shape(state, key, source, dims=dims)
+        return shape_of(state, key, dims=dims, source=source, what=WHAT)
 
     has_taps, kinds = "upsample1.weight" in state, _backbone_kinds(state)
     if has_taps == bool(kinds) or len(kinds) > 1:
@@ -237,7 +227,7 @@ def _network(state: State, *, source: str, residual: Residual | None) -> Network
         ),
         tower_guidance=(shape("upsample1.weight")[1], shape("upsample2.weight")[1]) if has_taps else (256, 128),
         heads=4,
-        layers=_count(state, rf"{re.escape(HEAD)}layers\.(\d+)\."),
+        layers=count_blocks(state, f"{HEAD}layers."),
         most=256,
     )
 
@@ -252,7 +242,7 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
     """OpenAI's CLIP of these sizes, in open_clip's words."""
 
     def shape(key: str, dims: int = 2) -> tuple[int, ...]:
-        return _shape(clip, key, source, dims=dims, prefix=CLIP)
+        return shape_of(clip, key, dims=dims, source=source, what=WHAT, prefix=CLIP)
 
     width, _, _, patch = shape("visual.conv1.weight", 4)
     vocabulary, text_width = shape("token_embedding.weight")
@@ -271,7 +261,7 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
         "image_size": round((shape("visual.positional_embedding")[0] - 1) ** 0.5) * patch,
         "patch_size": patch,
         "width": width,
-        "layers": _count(clip, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "layers": count_blocks(clip, "visual.transformer.resblocks."),
         "head_width": HEAD_WIDTH,
     }
     text = {
@@ -279,20 +269,8 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
         "vocab_size": vocabulary,
         "width": text_width,
         "heads": text_width // HEAD_WIDTH,
-        "layers": _count(clip, r"transformer\.resblocks\.(\d+)\."),
+        "layers": count_blocks(clip, "transformer.resblocks."),
     }
     statistics = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
     sizes = {"embed_dim": shape("visual.proj")[1], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     return {"model_cfg": sizes, "preprocess_cfg": {**statistics, "interpolation": "bicubic", "resize_mode": "shortest"}}
-
-
-def _shape(state: State, key: str, source: str, *, dims: int, prefix: str = "") -> tuple[int, ...]:
-    if key not in state or state[key].ndim != dims:
-        got = f"has the shape {tuple(state[key].shape)}" if key in state else "is missing"
-        raise InputError(f"{source}: need a whole published CAT-Seg, whose sizes are read off its tensors; "
-                         f"{prefix}{key} {got}. Download it again.")  # fmt: skip
-    return tuple(state[key].shape)
-
-
-def _count(state: State, pattern: str) -> int:
-    return len({found[1] for key in state if (found := re.match(pattern, key))})

@@ -1,4 +1,4 @@
-"""What Cat-Seg sees of a picture: one random crop in training, overlapping windows and the whole at test.
+"""What CAT-Seg sees of an image: one random crop in training, overlapping windows and the whole at test.
 
 At test an image is resized as CAT-Seg's code does: first its shortest edge by Pillow's filter (detectron2's
 `ResizeShortestEdge`), then into squares by a bilinear filter without antialiasing. Deliberately absent: keeping the
@@ -43,13 +43,13 @@ def augmentation(*, size: int) -> v2.Compose:
 def training_view(
     sample: Sample, *, classes: int, size: int, is_varied: bool, device: torch.device
 ) -> tuple[Float[Tensor, "3 size size"], Int64[Tensor, "size size"]]:
-    """A square of a picture with the class of each of its pixels.
+    """A square of an image with the class of each of its pixels.
 
     Args:
         sample: with a label map; a pixel of class -1 has none.
         classes: how many there are.
         size: of the square [pixels].
-        is_varied: by `augmentation`, drawn from torch's global stream; else the whole picture squashed.
+        is_varied: by `augmentation`, drawn from torch's global stream; else the whole image squashed.
         device: where to work.
 
     Returns:
@@ -59,13 +59,13 @@ def training_view(
         InputError: no label map, one of another size, or with a class there is not.
     """
     if sample.label_map is None:
-        raise InputError(f"picture {sample.id}: need the class of each pixel to learn from; it has no label map.")
+        raise InputError(f"image {sample.id}: need the class of each pixel to learn from; it has no label map.")
     labels = sample.label_map.labels
     if labels.shape != sample.image.shape[1:]:
-        raise InputError(f"picture {sample.id}: its label map must have its size {tuple(sample.image.shape[1:])}; got "
+        raise InputError(f"image {sample.id}: its label map must have its size {tuple(sample.image.shape[1:])}; got "
                          f"{tuple(labels.shape)}.")  # fmt: skip
     if labels.max() >= classes:
-        raise InputError(f"picture {sample.id}: need classes below {classes}, as the vocabulary has; got "
+        raise InputError(f"image {sample.id}: need classes below {classes}, as the vocabulary has; got "
                          f"{int(labels.max())}.")  # fmt: skip
     move = augmentation(size=size) if is_varied else v2.Resize((size, size), antialias=True)
     image, mask = move(tv_tensors.Image(sample.image.to(device)), tv_tensors.Mask(labels.to(device)))
@@ -73,7 +73,7 @@ def training_view(
 
 
 def squash(images: Num[Tensor, "B 3 H W"], *, size: int) -> Float[Tensor, "B 3 size size"]:
-    """Bring pictures to a square, whatever their aspect, by a bilinear filter without antialiasing.
+    """Bring images to a square, whatever their aspect, by a bilinear filter without antialiasing.
 
     Args:
         images: RGB in [0, 255].

@@ -2,7 +2,7 @@
 
 torchvision's generator divides the input's side by the map's, rounding down, and rounds corners to whole pixels; both
 are wrong here. Its layout is kept: the first anchor of a row is centred on the input's edge. Deliberately absent:
-several scales a level.
+several scales per level.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Anchors(AnchorGenerator):
     """torchvision's anchors, neither strides nor corners rounded."""
 
     def __init__(self, strides: Sequence[float], *, scale: float = SCALE, ratios: Sequence[float] = RATIOS) -> None:
-        """One scale and some ratios a level.
+        """One scale and some ratios per level.
 
         Args:
             strides: of each level, finest first [pixels].
@@ -45,7 +45,7 @@ class Anchors(AnchorGenerator):
         return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """All anchors of each picture, (A, 4) xyxy in pixels of the input, level by level, row by row."""
+        """All anchors of each image, (A, 4) xyxy in pixels of the input, level by level, row by row."""
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         grids = [list(one.shape[-2:]) for one in feature_maps]

@@ -1,6 +1,6 @@
 """F-ViT: a two-stage detector of any vocabulary on a frozen CLIP ViT (Sec. 3.3, A.3).
 
-    pictures --jitter, pad--> frozen tower --taps--> pyramid --> RPN --> proposals
+    images --jitter, pad--> frozen tower --taps--> pyramid --> RPN --> proposals
     proposals --RoIAlign--> embedding . texts * T | box | mask
 
 It learns from the boxes of base classes; of novel classes and those left out there is no box and no column. What it
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.inputs import check_masks, choose_jitter
 from foveate.heads.common.names import PyramidKind
 from foveate.heads.common.pyramid import Pyramid, pyramid_strides
 from foveate.heads.common.tower import Tower, TowerMaps, tap_width
@@ -43,13 +44,13 @@ from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.fvit.roi import pool_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import boxes_on_picture, clip_boxes
-from foveate.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
+from foveate.ops.jitter import Jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
 from foveate.ops.pool import pool_boxes
 from foveate.types import Batch, Sample, blank_sample
 
 Choice = Callable[[Candidates], Int64[Tensor, " M"]]
 MASK_SHAPE = (28, 28)
-MASK_CHUNK = 256  # proposals whose masks are made at once
+MASK_CHUNK = 256  # proposals per pass of the mask head
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A picture as the network sees it; boxes are xyxy, pixels of the input."""
+class Targets:
+    """Training targets of an image; boxes are xyxy, pixels of the input."""
 
     boxes: Float[Tensor, "N 4"]  # of base objects
     labels: Int64[Tensor, " N"]
@@ -113,10 +114,10 @@ class FViT(nn.Module):
             is_novel: classes not to be learned from: novel ones, and those a split leaves out.
             background_weight: of background proposals in the class loss; 0.6 on COCO, 0.9 on LVIS.
             scale: T at the start.
-            rois: proposals a picture that the second stage learns from, at most a quarter of them objects.
+            rois: proposals per image that the second stage learns from, at most a quarter of them objects.
             match_low_quality: see `RoiSampler`; True is published for OV-LVIS.
-            jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
-            flip: mirror half of the pictures in training.
+            jitter: least and greatest scale of the large-scale jitter in training; None: images as they are.
+            flip: mirror half of the images in training.
             cache: of the frozen tower's maps; asks for no jitter and no flip.
 
         Raises:
@@ -126,7 +127,7 @@ class FViT(nn.Module):
         super().__init__()
         _check(clip, text, is_novel, size=network.size)
         if cache is not None and (jitter is not None or flip or network.trained_layers):
-            raise InputError("cache: maps are those of whole pictures in a frozen tower; leave out jitter and flip.")
+            raise InputError("cache: maps are those of whole images in a frozen tower; leave out jitter and flip.")
         kind, channels, width = network.pyramid, network.channels, network.width
         self.tower = Tower(clip, kind=kind, taps=network.taps, trained=network.trained_layers)
         self.size, self.resize, self.jitter, self.flip, self.cache = network.size, network.resize, jitter, flip, cache
@@ -155,33 +156,33 @@ class FViT(nn.Module):
         """The sum of the losses of both stages, each a mean over what it sampled from the batch.
 
         Args:
-            batch: pictures with `segments`: labels 0 to K - 1 are classes, K stands for a crowd that is neither object
-                nor background; stuff is not looked at. A picture without segments is all background. Draws come from
+            batch: images with `segments`: labels 0 to K - 1 are classes, K stands for a crowd that is neither object
+                nor background; stuff is not looked at. An image without segments is all background. Draws come from
                 torch's global stream.
 
         Returns:
-            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+            The loss; where no image could be used, a zero that still reaches every trained parameter.
         """
         samples = batch.samples or [blank_sample()]
-        seen = [self._see(sample) for sample in samples]
-        levels = self.pyramid(self._maps(samples, seen, dense=False).taps)
+        targets = [self._targets(sample) for sample in samples]
+        levels = self.pyramid(self._maps(samples, targets, dense=False).taps)
 
         # --- first stage
-        found = self.rpn(levels)
-        objectness, anchor_box = self.rpn.losses(found, [one.boxes for one in seen], [one.crowds for one in seen])
-        proposals, _ = self.rpn.propose(found, [one.jitter.fitted for one in seen])
+        predictions = self.rpn(levels)
+        boxes, crowds = [target.boxes for target in targets], [target.crowds for target in targets]
+        objectness, anchor_box = self.rpn.losses(predictions, boxes, crowds)
+        proposals, _ = self.rpn.propose(predictions, [target.jitter.fitted for target in targets])
 
         # --- second stage
-        pairs = zip(proposals, seen, strict=True)
-        drawn = [
-            self.sampler(boxes, one.boxes, one.labels, one.crowds, background=len(self.is_novel))
-            for boxes, one in pairs
+        sampled = [
+            self.sampler(candidates, target.boxes, target.labels, target.crowds, background=len(self.is_novel))
+            for candidates, target in zip(proposals, targets, strict=True)
         ]
-        rois, labels, matched = (list(part) for part in zip(*drawn, strict=True))
-        classes, box = self._second_stage(levels, rois, labels, matched, seen)
+        rois, labels, matched = (list(part) for part in zip(*sampled, strict=True))
+        classes, box = self._second_stage(levels, rois, labels, matched, targets)
         parts = {"objectness": objectness, "anchor_box": anchor_box, "class": classes, "box": box}
         if self.mask_head is not None:
-            parts["mask"] = self._mask_loss(levels, rois, labels, matched, seen)
+            parts["mask"] = self._mask_loss(levels, rois, labels, matched, targets)
         self.parts = {name: part.detach() for name, part in parts.items()}
         loss = torch.stack(list(parts.values())).sum()
         return loss if batch.samples else loss * 0
@@ -192,23 +193,25 @@ class FViT(nn.Module):
         rois: list[Float[Tensor, "_ 4"]],
         labels: list[Int64[Tensor, " _"]],
         matched: list[Int64[Tensor, " _"]],
-        seen: list[Seen],
+        targets: list[Targets],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The losses of class and box."""
-        background, unused = len(self.is_novel), not sum(len(one) for one in rois)
-        if unused:  # every proposal lies in a crowd; BatchNorm needs something to see
-            rois = [one.new_tensor([[0.0, 0.0, self.size, self.size]]) for one in rois]
-            labels = [one.new_full((1,), background) for one in labels]
-            matched = [one.new_zeros(1) for one in matched]
+        background, is_empty = len(self.is_novel), not sum(len(boxes) for boxes in rois)
+        if is_empty:  # every proposal is in a crowd, and BatchNorm needs an input
+            rois = [boxes.new_tensor([[0.0, 0.0, self.size, self.size]]) for boxes in rois]
+            labels = [image.new_full((1,), background) for image in labels]
+            matched = [image.new_zeros(1) for image in matched]
         embeddings, codes = self.box_head(pool_levels(levels, rois, strides=self.strides, side=BOX_SIDE))
-        known = torch.cat(labels)
+        all_labels = torch.cat(labels)  # (R,)
         logits = class_logits(embeddings, self.text, scale=self.scale)
-        numbers = {"is_novel": self.is_novel, "background_weight": self.background_weight}
-        classes = class_loss(logits, known, **numbers)
-        pairs = zip(seen, rois, matched, strict=True)
-        targets = [one.boxes[place] if len(one.boxes) else boxes for one, boxes, place in pairs]  # unused if background
-        box = box_loss(codes, torch.cat(rois), torch.cat(targets), known != background)
-        return (classes * 0, box * 0) if unused else (classes, box)
+        classes = class_loss(logits, all_labels, is_novel=self.is_novel, background_weight=self.background_weight)
+        # background has no box of an object; its entry is not used
+        boxes = [
+            target.boxes[index] if len(target.boxes) else own
+            for target, own, index in zip(targets, rois, matched, strict=True)
+        ]
+        box = box_loss(codes, torch.cat(rois), torch.cat(boxes), all_labels != background)
+        return (classes * 0, box * 0) if is_empty else (classes, box)
 
     def _mask_loss(
         self,
@@ -216,30 +219,30 @@ class FViT(nn.Module):
         rois: list[Float[Tensor, "_ 4"]],
         labels: list[Int64[Tensor, " _"]],
         matched: list[Int64[Tensor, " _"]],
-        seen: list[Seen],
+        targets: list[Targets],
     ) -> Float[Tensor, ""]:
         """Binary cross-entropy of the masks of those proposals that are objects."""
         assert self.mask_head is not None, "masks are learned by a mask head"
-        is_object = [one < len(self.is_novel) for one in labels]
-        if not any(bool(one.any()) for one in is_object):
+        is_object = [image < len(self.is_novel) for image in labels]
+        if not any(bool(image.any()) for image in is_object):
             return self._no_mask_loss(levels)
-        mine = [boxes[chosen] for boxes, chosen in zip(rois, is_object, strict=True)]
-        wanted = []
-        for one, boxes, place, chosen in zip(seen, mine, matched, is_object, strict=True):
+        positives = [boxes[chosen] for boxes, chosen in zip(rois, is_object, strict=True)]
+        truth = []
+        for target, boxes, index, chosen in zip(targets, positives, matched, is_object, strict=True):
             if len(boxes):
-                assert one.masks is not None, "an object without a mask was let in"
-                wanted.append(mask_targets(one.masks, boxes, place[chosen]))
-        logits = self.mask_head(pool_levels(levels, mine, strides=self.strides, side=MASK_SIDE))
-        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).float())
+                assert target.masks is not None, "every object that is sampled has a mask"
+                truth.append(mask_targets(target.masks, boxes, index[chosen]))
+        logits = self.mask_head(pool_levels(levels, positives, strides=self.strides, side=MASK_SIDE))
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(truth).float())
 
     def _no_mask_loss(self, levels: list[Tensor]) -> Float[Tensor, ""]:
         """A zero that reaches every parameter of the mask head, where no proposal of this process is an object.
 
-        BatchNorm's running statistics stay as they are, but for SyncBN: all processes must come to its layers, so that
-        this one looks at one whole image.
+        BatchNorm's running statistics stay as they are. SyncBN needs all processes in its layers, so there the head
+        gets one whole image.
         """
         assert self.mask_head is not None, "masks are learned by a mask head"
-        if any(isinstance(one, nn.SyncBatchNorm) for one in self.mask_head.modules()):
+        if any(isinstance(layer, nn.SyncBatchNorm) for layer in self.mask_head.modules()):
             whole = torch.tensor([[0.0, 0.0, self.size, self.size]], device=self.text.device)
             rois = [whole, *(whole[:0] for _ in levels[0][1:])]
             return self.mask_head(pool_levels(levels, rois, strides=self.strides, side=MASK_SIDE)).sum() * 0
@@ -247,142 +250,133 @@ class FViT(nn.Module):
 
     @torch.no_grad()
     def candidates(self, samples: list[Sample], *, masked: Choice | None = None) -> list[Candidates]:
-        """Find what may be an object, whatever it is called; no vocabulary is needed.
+        """Find possible objects of any class; no vocabulary is needed.
 
         Args:
-            samples: decoded pictures; their boxes and segments are not looked at.
-            masked: which of a picture's candidates get a mask, as rows, where there is a mask head; the others' masks
-                are empty. None: all do, which takes longer than everything else together.
+            samples: decoded images; their boxes and segments are ignored.
+            masked: which rows of an image's candidates get a mask, if there is a mask head; the others' masks are
+                empty. None: all, which takes longer than everything else together.
 
         Returns:
-            One record a picture, on the CPU.
+            One record per image, on the CPU.
         """
         if not samples:
             return []
         was_training = self.training
         self.eval()
-        bare = [Sample(one.id, one.image, one.boxes[:0]) for one in samples]
-        seen = [self._see(one) for one in bare]
-        maps = self._maps(bare, seen, dense=True)
+        samples = [Sample(sample.id, sample.image, sample.boxes[:0]) for sample in samples]
+        targets = [self._targets(sample) for sample in samples]
+
+        # --- proposals, their embeddings by the box head and by the frozen tower
+        maps = self._maps(samples, targets, dense=True)
+        assert maps.dense is not None, "the dense map was requested"
         levels = self.pyramid(maps.taps)
-        proposals, scores = self.rpn.propose(self.rpn(levels), [one.jitter.fitted for one in seen])
+        proposals, scores = self.rpn.propose(self.rpn(levels), [target.jitter.fitted for target in targets])
         embeddings, codes = self.box_head(pool_levels(levels, proposals, strides=self.strides, side=BOX_SIDE))
-        assert maps.dense is not None, "the dense map was asked for"
         pooled = pool_boxes(maps.dense, proposals, stride=self.tower.clip.patch_size)
-        counts = [len(one) for one in proposals]
+
+        # --- image by image
+        counts = [len(boxes) for boxes in proposals]
         boxes = decode_boxes(codes, torch.cat(proposals)).split(counts)
-        embedded = zip(unit(embeddings).half().split(counts), pooled.half().split(counts), strict=True)
-        rows = zip(samples, proposals, scores, boxes, embedded, strict=True)
-        found = [
-            self._candidate(*row, levels=[one[place : place + 1] for one in levels], masked=masked)
-            for place, row in enumerate(rows)
+        pairs = zip(unit(embeddings).half().split(counts), pooled.half().split(counts), strict=True)
+        images = zip(samples, proposals, scores, boxes, pairs, strict=True)
+        candidates = [
+            self._candidates_of(*image, levels=[level[index : index + 1] for level in levels], masked=masked)
+            for index, image in enumerate(images)
         ]
         self.train(was_training)
-        return found
+        return candidates
 
-    def _candidate(
+    def _candidates_of(
         self,
         sample: Sample,
         proposals: Float[Tensor, "N 4"],
         scores: Float[Tensor, " N"],
         boxes: Float[Tensor, "N 4"],
-        embedded: tuple[Float16[Tensor, "N D"], Float16[Tensor, "N D"]],
+        embeddings: tuple[Float16[Tensor, "N D"], Float16[Tensor, "N D"]],
         *,
         levels: list[Float[Tensor, "1 C _ _"]],
         masked: Choice | None,
     ) -> Candidates:
-        """One picture's part, carried to its own pixels; masks are of the corrected boxes."""
+        """The candidates of one image, in its own pixels; masks are of the regressed boxes."""
         height, width = sample.image.shape[1:]
         frame = {"height": height, "width": width}
-        carried = [boxes_on_picture(one, **frame, size=self.size) for one in (proposals, boxes)]
-        proposals_there, boxes_there = (clip_boxes(one, **frame).cpu() for one in carried)
-        detector, clip = (one.cpu() for one in embedded)
-        found = Candidates(sample.id, height, width, proposals_there, scores.cpu(), boxes_there, detector, clip)
+        on_image = [boxes_on_picture(part, **frame, size=self.size) for part in (proposals, boxes)]
+        clipped = [clip_boxes(part, **frame).cpu() for part in on_image]
+        detector, clip = (part.cpu() for part in embeddings)
+        candidates = Candidates(sample.id, height, width, clipped[0], scores.cpu(), clipped[1], detector, clip)
         if self.mask_head is None:
-            return found
-        chosen = torch.arange(len(boxes)) if masked is None else masked(found)
+            return candidates
+        rows = torch.arange(len(boxes)) if masked is None else masked(candidates)
         fitted_height, fitted_width = no_jitter(height, width, size=self.size).fitted
-        inside = clip_boxes(boxes[chosen.to(boxes.device)], height=fitted_height, width=fitted_width)
+        inside = clip_boxes(boxes[rows.to(boxes.device)], height=fitted_height, width=fitted_width)
         masks = torch.zeros(len(boxes), *MASK_SHAPE, dtype=torch.uint8)
-        masks[chosen] = self._masks(levels, inside)
-        return replace(found, masks=masks)
+        masks[rows] = self._masks(levels, inside)
+        return replace(candidates, masks=masks)
 
     def _masks(self, levels: list[Float[Tensor, "1 C _ _"]], boxes: Float[Tensor, "N 4"]) -> Tensor:
         """Probabilities in 255ths, relative to the boxes, a few at a time."""
-        assert self.mask_head is not None, "masks are found by a mask head"
+        assert self.mask_head is not None, "masks are made by a mask head"
         parts = [torch.zeros(0, *MASK_SHAPE, dtype=torch.uint8)]
-        for some in boxes.split(MASK_CHUNK) if len(boxes) else ():
-            logits = self.mask_head(pool_levels(levels, [some], strides=self.strides, side=MASK_SIDE))
+        for chunk in boxes.split(MASK_CHUNK) if len(boxes) else ():
+            logits = self.mask_head(pool_levels(levels, [chunk], strides=self.strides, side=MASK_SIDE))
             parts.append((255 * logits.sigmoid()).round().to(torch.uint8).cpu())
         return torch.cat(parts)  # (N, 28, 28)
 
-    def _see(self, sample: Sample) -> Seen:
-        """Decide what of a picture is seen, and bring what is learned from there."""
-        height, width = sample.image.shape[1:]
-        jitter = no_jitter(height, width, size=self.size)
-        if self.training and self.jitter is not None:
-            low, high = self.jitter
-            jitter = draw_jitter(height, width, size=self.size, low=low, high=high, flip=self.flip)
-        elif self.training and self.flip:
-            jitter = no_jitter(height, width, size=self.size, flip=bool(torch.rand(()) < 0.5))
+    def _targets(self, sample: Sample) -> Targets:
+        """Draw the jitter of an image, and transform the objects that are learned from."""
+        scales = self.jitter if self.training else None
+        jitter = choose_jitter(sample, size=self.size, scales=scales, flip=self.flip and self.training)
         segments, device, count = sample.segments, self.text.device, len(self.is_novel)
         if segments is None:
-            assert not len(sample.boxes), f"picture {sample.id}: has boxes and nothing says of which class"
-            nothing = torch.zeros(0, 4, device=device)
-            return Seen(nothing, nothing.new_zeros(0, dtype=torch.int64), None, nothing, jitter)
+            assert not len(sample.boxes), f"image {sample.id}: has boxes without classes"
+            empty = torch.zeros(0, 4, device=device)
+            return Targets(empty, empty.new_zeros(0, dtype=torch.int64), None, empty, jitter)
         labels = segments.labels.to(device)
-        assert not len(labels) or int(segments.labels.max()) <= count, f"picture {sample.id}: a label beyond {count}"
-        boxes, is_left = jitter_boxes(segments.boxes.to(device), jitter)
-        is_left = is_left & segments.is_thing.to(device)
+        assert not len(labels) or int(segments.labels.max()) <= count, f"image {sample.id}: a label beyond {count}"
+        boxes, is_inside = jitter_boxes(segments.boxes.to(device), jitter)
+        is_inside = is_inside & segments.is_thing.to(device)
         is_base = torch.cat([~self.is_novel, self.is_novel.new_zeros(1)])[labels]
-        wanted = is_left & is_base
-        masks = None
-        if self.mask_head is not None:
-            masks = self._carry_masks(sample, wanted, jitter)
-        return Seen(boxes[wanted], labels[wanted], masks, boxes[is_left & (labels == count)], jitter)
+        is_target, is_crowd = is_inside & is_base, is_inside & (labels == count)
+        masks = None if self.mask_head is None else self._target_masks(sample, is_target, jitter)
+        return Targets(boxes[is_target], labels[is_target], masks, boxes[is_crowd], jitter)
 
-    def _carry_masks(self, sample: Sample, wanted: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "M H W"]:
+    def _target_masks(self, sample: Sample, is_target: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "M H W"]:
         """The masks of the objects that are learned from."""
-        assert sample.segments is not None, "masks come with segments"
-        masks = sample.segments.masks
-        if tuple(masks.shape[1:]) != tuple(sample.image.shape[1:]):
-            raise InputError(
-                f"picture {sample.id}: masks must have the picture's size {tuple(sample.image.shape[1:])}; got "
-                f"{tuple(masks.shape[1:])}. Read the data with masks, or leave the mask head out."
-            )
-        return jitter_masks(masks[wanted.cpu()].to(wanted.device), jitter, size=self.size)
+        check_masks(sample)
+        assert sample.segments is not None, "checked"
+        masks = sample.segments.masks[is_target.cpu()].to(is_target.device)
+        return jitter_masks(masks, jitter, size=self.size)
 
-    def _maps(self, samples: list[Sample], seen: list[Seen], *, dense: bool) -> TowerMaps:
-        """The tower's maps of a batch; where the dense one is not asked for, perhaps from the cache."""
+    def _maps(self, samples: list[Sample], targets: list[Targets], *, dense: bool) -> TowerMaps:
+        """The tower's maps of a batch; from the cache where possible, unless the dense map is requested."""
         if self.cache is None or dense:
-            return self.tower(self._inputs(samples, seen), dense=dense)
-        found = []
-        for sample, one in zip(samples, seen, strict=True):
+            return self.tower(self._inputs(samples, targets), dense=dense)
+        batch = []
+        for sample, target in zip(samples, targets, strict=True):
             taps = self.cache.read(sample, device=self.text.device)
             if taps is None:  # alone, so that its bits do not depend on the batch
                 with torch.autocast(self.text.device.type, enabled=False):
-                    taps = self.cache.write(sample, self.tower(self._inputs([sample], [one]), dense=False).taps)
-            found.append(taps)
-        return TowerMaps([torch.cat(parts) for parts in zip(*found, strict=True)], None)
+                    taps = self.cache.write(sample, self.tower(self._inputs([sample], [target]), dense=False).taps)
+            batch.append(taps)
+        return TowerMaps([torch.cat(parts) for parts in zip(*batch, strict=True)], None)
 
-    def _inputs(self, samples: list[Sample], seen: list[Seen]) -> Float[Tensor, "B 3 H W"]:
-        numbers = {"size": self.size, "mean": self.mean, "std": self.std, "resize": self.resize}
-        pairs = zip(samples, seen, strict=True)
-        device = self.text.device
+    def _inputs(self, samples: list[Sample], targets: list[Targets]) -> Float[Tensor, "B 3 H W"]:
+        options = {"size": self.size, "mean": self.mean, "std": self.std, "resize": self.resize}
+        images = [sample.image.to(self.text.device, non_blocking=True) for sample in samples]
+        jitters = [target.jitter for target in targets]
         return torch.stack(
-            [jitter_image(one.image.to(device, non_blocking=True), it.jitter, **numbers) for one, it in pairs]
+            [jitter_image(image, jitter, **options) for image, jitter in zip(images, jitters, strict=True)]
         )
 
     def parameter_groups(self, *, weight_decay: float, ladder: float = 0.7) -> list[dict[str, Any]]:
-        """What is trained, in groups for an optimizer, each with a factor of the learning rate.
+        """Trained parameters in groups, see `foveate.heads.common.groups.parameter_groups`.
 
         Args:
             weight_decay: of all tensors, vectors too, as published; the temperature (whose logarithm is learned) and
                 matrices trained in part (`partly`) have none.
-            ladder: factor from one trained block of the tower to the one before it; the last has this factor itself.
-
-        Returns:
-            "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
+            ladder: learning rate factor from one trained block of the tower to the one before it; the last has this
+                factor itself.
         """
         undecayed = {id(parameter) for parameter, _ in self.tower.partly} | {id(self.log_scale)}
         blocks = [[*stage.parameters()] for stage in self.tower.trained]

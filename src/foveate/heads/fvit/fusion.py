@@ -35,7 +35,7 @@ class Fusion:
     temperature: float  # Tv, of the tower's softmax
     min_score: float  # pairs above it count
     nms: float  # IoU above which the better of two boxes of a class suppresses the other
-    keep: int  # at most so many of a picture
+    keep: int  # at most so many of an image
     detector_temperature: float | None = None  # T, of the detector's softmax; None: what it learned
 
     def __post_init__(self) -> None:
@@ -82,20 +82,20 @@ def fuse_scores(
 
 
 def compare(candidates: Candidates, text: Float[Tensor, "K1 D"]) -> tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]]:
-    """Cosines of a picture's candidates with the classes and, last, background: of the box head, and of the tower.
+    """Cosines of an image's candidates with the classes and, last, background: of the box head, and of the tower.
 
     Raises:
         InputError: text of another width, or an embedding that is not finite.
     """
     if text.shape[1] != candidates.detector.shape[1]:
         raise InputError(
-            f"text: need embeddings of {candidates.detector.shape[1]} numbers, as the candidates of picture "
+            f"text: need embeddings of {candidates.detector.shape[1]} numbers, as the candidates of image "
             f"{candidates.id} have; got {text.shape[1]}. Is the text another model's?"
         )
     words = normalize(text.float(), dim=1)  # (K + 1, D)
     found = [normalize(one.to(words.device).float(), dim=1) @ words.T for one in (candidates.detector, candidates.clip)]
     if not all(bool(one.isfinite().all()) for one in found):
-        raise InputError(f"picture {candidates.id}: need finite embeddings; the candidates or the text hold NaN.")
+        raise InputError(f"image {candidates.id}: need finite embeddings; the candidates or the text hold NaN.")
     return found[0], found[1]
 
 
@@ -108,10 +108,10 @@ def detect(
     *,
     masks: bool = True,
 ) -> Detections:
-    """Ask a picture's candidates for classes.
+    """Ask an image's candidates for classes.
 
     Args:
-        candidates: of one picture.
+        candidates: of one image.
         text: an embedding a class, and, last, that of background.
         is_base: which classes the detector was trained on; all False: every class is novel.
         detector_scale: T, the detector's learned temperature, where `fusion` does not fix it.
@@ -227,7 +227,7 @@ def _best_pairs(flat: Float[Tensor, " P"], size: int) -> Int64[Tensor, " size"]:
     if not size:
         return torch.zeros(0, dtype=torch.int64)
     least = flat.topk(size, sorted=False).values.min()
-    chosen = (flat >= least).nonzero()[:, 0]  # in order; more than asked for where scores are equal
+    chosen = (flat >= least).nonzero()[:, 0]  # in order; more than requested where scores are equal
     return chosen[flat[chosen].argsort(descending=True, stable=True)][:size]
 
 

@@ -93,15 +93,15 @@ class MaskHead(nn.Module):
 
 
 class RoiSampler:
-    """Which proposals a picture's second stage learns from, and what they are."""
+    """Which proposals per image's second stage learns from, and what they are."""
 
     def __init__(
         self, *, samples: int = 512, positive_share: float = 0.25, iou: float = 0.5, match_low_quality: bool = False
     ) -> None:
-        """Remember the numbers.
+        """Set the hyperparameters.
 
         Args:
-            samples: proposals a picture.
+            samples: proposals per image.
             positive_share: of them, at most.
             iou: with an object from which on a proposal is one.
             match_low_quality: let each object have its best proposal (of at least `iou`), even one that overlaps
@@ -119,7 +119,7 @@ class RoiSampler:
         *,
         background: int,
     ) -> tuple[Float[Tensor, "S 4"], Int64[Tensor, " S"], Int64[Tensor, " S"]]:
-        """Draw from a picture's proposals and its objects, from torch's global stream.
+        """Draw from an image's proposals and its objects, from torch's global stream.
 
         Args:
             proposals: xyxy, pixels of the input, not empty.

@@ -10,7 +10,6 @@ class names nor what is novel. All functions are of state dictionaries. Delibera
 names (`foveate.data.splits`).
 """
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -22,35 +21,36 @@ from foveate.clip.model import Clip
 from foveate.clip.states import differences, drop_derived, put_state, rename_eva
 from foveate.errors import InputError, listed
 from foveate.heads.common.product import trained_state
+from foveate.heads.common.published import Table, refuse_unknown, rename, shape_of
 from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.fvit.product import TOWER
 
-# theirs -> ours; #: a number that stays, @: a convolution ("conv") or its BatchNorm ("bn"), which are 0 and 1 here
-PLACES = (
-    ("backbone.interpolate1.#", "pyramid.scales.0.#"),
+_NORMED = (  # convolutions with or without BatchNorm
+    ("neck.lateral_convs", "pyramid.top_down.inner_blocks"),
+    ("neck.fpn_convs", "pyramid.top_down.layer_blocks"),
+    ("rpn_head.rpn_conv", "rpn.network.head.conv"),
+    ("roi_head.bbox_head.shared_convs", "box_head.convs"),
+    ("roi_head.mask_head.convs", "mask_head.convs"),
+)
+TABLE: Table = (
+    *((f"{theirs}.*.conv", f"{ours}.*.0") for theirs, ours in _NORMED),
+    *((f"{theirs}.*.bn", f"{ours}.*.1") for theirs, ours in _NORMED),
+    ("backbone.interpolate1", "pyramid.scales.0"),
     ("backbone.interpolate2.0", "pyramid.scales.1"),
-    ("neck.lateral_convs.#.@", "pyramid.top_down.inner_blocks.#.@"),
-    ("neck.fpn_convs.#.@", "pyramid.top_down.layer_blocks.#.@"),
-    ("rpn_head.rpn_conv.#.@", "rpn.network.head.conv.#.@"),
     ("rpn_head.rpn_cls", "rpn.network.head.cls_logits"),
     ("rpn_head.rpn_reg", "rpn.network.head.bbox_pred"),
-    ("roi_head.bbox_head.shared_convs.#.@", "box_head.convs.#.@"),
     ("roi_head.bbox_head.shared_fcs.0", "box_head.shared.1"),
     ("roi_head.bbox_head.shared_fcs.1", "box_head.shared.3"),
     ("roi_head.bbox_head.cls_fcs.0", "box_head.embed"),
     ("roi_head.bbox_head.reg_fcs.0", "box_head.box.0"),
     ("roi_head.bbox_head.fc_reg", "box_head.box.2"),
-    ("roi_head.mask_head.convs.#.@", "mask_head.convs.#.@"),
     ("roi_head.mask_head.upsample", "mask_head.up.0"),
     ("roi_head.mask_head.conv_logits", "mask_head.out"),
 )
-_PATTERNS = tuple(
-    (re.compile(re.escape(theirs).replace(r"\#", r"(\d+)").replace("@", "(conv|bn)") + r"\.(\w+)"), ours)
-    for theirs, ours in PLACES
-)
 _BOX, _TOWER = "roi_head.bbox_head.", "backbone.visual."
 _TEMPERATURE, _TEXTS, _UNUSED = f"{_BOX}detect_temperature", f"{_BOX}all_embeddings", f"{_BOX}fc_cls."
+WHAT = "a whole F-ViT as its own code wrote it"
 LEAST_COSINE = 0.5  # of a text embedding of a file and of its name; other templates lower it, other names more
 SURE = 0.9  # of the columns must be nearest to their own names where the names' order cannot be told from the columns
 
@@ -86,7 +86,7 @@ def take_apart(state: dict[str, Tensor], *, source: str) -> Published:
         raise InputError(f"{source}: {len(broken)} tensors hold NaN or infinity ({listed(broken)}). Take another file.")
     head, unused, unknown = {}, [], []
     for name, one in state.items():
-        ours = _rename(name)
+        ours = rename(name, TABLE)
         if ours is not None:
             head[ours] = one
         elif name == _TEMPERATURE:
@@ -97,11 +97,7 @@ def take_apart(state: dict[str, Tensor], *, source: str) -> Published:
             unused.append(name)
         elif name != _TEXTS and not name.startswith(_TOWER):
             unknown.append(name)
-    if unknown:
-        raise InputError(
-            f"{source}: need an F-ViT as its own code wrote it; {len(unknown)} tensors are not known "
-            f"({listed(unknown)}). A changed network cannot be converted."
-        )
+    refuse_unknown(unknown, source=source, what=WHAT)
     visual = {name.removeprefix("backbone."): one for name, one in state.items() if name.startswith(_TOWER)}
     kept = drop_derived(visual)
     unused += [f"backbone.{name}" for name in visual if name not in kept]
@@ -120,9 +116,7 @@ def published_network(found: Published, *, size: int, source: str) -> Network:
     """
 
     def outputs(name: str) -> int:
-        if name not in found.head:
-            raise InputError(f"{source}: need a whole F-ViT; what becomes {name} is missing. Take another file.")
-        return found.head[name].shape[0]
+        return shape_of(found.head, name, dims=4, source=source, what=WHAT)[0]
 
     return Network(
         size=size,
@@ -247,17 +241,6 @@ def build_published(
         )
     detector.load_state_dict({name: found.head[name].to(one.dtype) for name, one in wanted.items()}, strict=False)
     return detector.eval()
-
-
-def _rename(name: str) -> str | None:
-    for pattern, ours in _PATTERNS:
-        match = pattern.fullmatch(name)
-        if match:
-            *places, rest = match.groups()
-            for place in places:
-                ours = re.sub("[#@]", {"conv": "0", "bn": "1"}.get(place, place), ours, count=1)
-            return f"{ours}.{rest}"
-    return None
 
 
 def _texts(state: dict[str, Tensor], *, source: str) -> tuple[int, Float[Tensor, "K1 D"] | None]:

@@ -1,4 +1,4 @@
-"""From the pyramid to one small map a box: RoIAlign on the level that fits the box's size (A.3).
+"""From the pyramid to one small map per box: RoIAlign on the level that fits the box's size (A.3).
 
 torchvision's MultiScaleRoIAlign guesses each level's scale from sizes as a power of two, which is wrong for patches of
 14 pixels; here the strides are told. Deliberately absent: the coarsest level, on which only anchors live.
@@ -41,12 +41,12 @@ def pool_levels(
 
     Args:
         levels: at least the four finest.
-        boxes: one tensor an image; xyxy, pixels of the input.
+        boxes: one tensor per image; xyxy, pixels of the input.
         strides: of the levels [pixels].
         side: of the result, S.
 
     Returns:
-        One map a box, image by image, in the order given; R may be 0.
+        One map per box, image by image, in the order given; R may be 0.
     """
     packed = torch.cat(boxes)  # (R, 4)
     counts = torch.tensor([len(one) for one in boxes])

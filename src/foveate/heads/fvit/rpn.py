@@ -43,13 +43,13 @@ class Rpn(nn.Module):
             strides: of the levels [pixels].
             channels: of the levels.
             norm: BatchNorm after each convolution, which then has no bias; published for OV-LVIS.
-            samples: anchors a picture that the loss looks at, at most half of them positive.
+            samples: anchors per image that the loss looks at, at most half of them positive.
             positive_iou: anchors that overlap an object by as much are positive.
             negative_iou: anchors that overlap every object by less are negative.
             best_iou: each object's best anchor is positive too, where it overlaps the object by as much.
             pre_nms: best boxes of each level before suppression.
             nms: of two boxes of a level that overlap by more, the one with the lower score goes.
-            keep: proposals a picture.
+            keep: proposals per image.
         """
         super().__init__()
         anchors = Anchors(strides)
@@ -77,7 +77,7 @@ class Rpn(nn.Module):
 
         Args:
             found: of `forward`.
-            objects: xyxy, pixels of the input; one tensor a picture.
+            objects: xyxy, pixels of the input; one tensor per image.
             crowds: likewise; background mostly inside one of these is not sampled.
         """
         targets = zip(found.anchors, objects, crowds, strict=True)
@@ -92,7 +92,7 @@ class Rpn(nn.Module):
     def _assign(
         self, anchors: Float[Tensor, "A 4"], objects: Float[Tensor, "N 4"], crowds: Float[Tensor, "M 4"]
     ) -> tuple[Float[Tensor, " A"], Float[Tensor, "A 4"]]:
-        """Labels of a picture's anchors, below 0 for those not to be sampled, and the object of each."""
+        """Labels of an image's anchors, below 0 for those not to be sampled, and the object of each."""
         if not len(objects):
             labels, matched = anchors.new_zeros(len(anchors)), torch.zeros_like(anchors)
         else:
@@ -105,11 +105,11 @@ class Rpn(nn.Module):
     def propose(
         self, found: AnchorPredictions, fitted: list[tuple[int, int]]
     ) -> tuple[list[Float[Tensor, "_ 4"]], list[Float[Tensor, " _"]]]:
-        """The best boxes of each picture; where there is none, the whole picture with score 0.
+        """The best boxes of each image; where there is none, the whole image with score 0.
 
         Args:
             found: of `forward`.
-            fitted: (height, width) of what each input holds of its picture [pixels]; boxes are cut to it.
+            fitted: (height, width) of what each input holds of its image [pixels]; boxes are cut to it.
 
         Returns:
             Boxes and their scores in [0, 1], highest first.

@@ -25,7 +25,7 @@ Pairs = tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]
 
 @dataclass(frozen=True)
 class Target:
-    """What a picture holds, as the network sees it."""
+    """What an image holds, as the network sees it."""
 
     masks: Bool[Tensor, "N H W"]
     labels: Int64[Tensor, " N"]
@@ -50,7 +50,7 @@ def mask_losses(
     Args:
         class_logits: of the classes and, last, of nothing.
         masks: logits.
-        targets: of each picture.
+        targets: of each image.
         weights: see `Weights`.
     """
     pairs = [
@@ -85,12 +85,12 @@ def mask_losses(
 def match(
     class_logits: Float[Tensor, "Q K1"], masks: Float[Tensor, "Q h w"], target: Target, weights: Weights
 ) -> Pairs:
-    """Give each target of a picture a query of its own.
+    """Give each target of an image a query of its own.
 
     Args:
         class_logits: of the classes and, last, of nothing.
         masks: logits.
-        target: of the picture.
+        target: of the image.
         weights: of the costs, as of the losses.
 
     Returns:

@@ -32,13 +32,13 @@ DERIVED = ("relative_position_index",)  # of weights that transformers computes 
 
 
 class Encoder(nn.Module):
-    """What makes four maps of pictures, finest first, each of half the size of the one before.
+    """What makes four maps of images, finest first, each of half the size of the one before.
 
     Attributes:
         widths: of the maps.
         multiple: what the sides of its input must be multiples of [pixels].
-        mean, std: what pictures are normalised with, see `foveate.ops.resample.normalize`.
-        pad: what lies beside a picture at test, see `foveate.heads.panoptic.inputs.framed_input`.
+        mean, std: what images are normalised with, see `foveate.ops.resample.normalize`.
+        pad: what lies beside an image at test, see `foveate.heads.panoptic.inputs.framed_input`.
     """
 
     widths: tuple[int, ...]
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
     pad: Pad = "zero"
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """The maps of normalised pictures."""
+        """The maps of normalised images."""
         raise NotImplementedError
 
 
@@ -76,7 +76,7 @@ class TowerEncoder(Encoder):
         self.mean, self.std = clip.mean, clip.std
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """The maps of normalised pictures."""
+        """The maps of normalised images."""
         return self.pyramid(self.tower(images).taps)[:LEVELS]
 
 
@@ -104,7 +104,7 @@ class LibraryEncoder(Encoder):
         return self
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """The maps of normalised pictures."""
+        """The maps of normalised images."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return list(self.backbone(images).feature_maps)
 
@@ -157,7 +157,7 @@ def build_decoder(
 
     Args:
         widths: of the encoder's maps.
-        queries: Q, masks that are found of a picture.
+        queries: Q, masks that are found of an image.
         width: of everything in it; a multiple of 32.
         heads: of its attention.
         feedforward: width of the transformer decoder's MLPs.
@@ -213,7 +213,7 @@ def read_library(folder: Path, *, frozen: bool = True) -> tuple[LibraryEncoder, 
 
 
 def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) -> tuple[Any, Any]:
-    """Read a model of transformers from a folder; heads that the class does not have are passed over.
+    """Read a model of transformers from a folder; heads that the class does not have are ignored.
 
     Args:
         folder: with config.json and model.safetensors.
@@ -255,7 +255,7 @@ def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) 
     left = [key for key in sorted(report["unexpected_keys"]) if not key.startswith(HEADS) and not key.endswith(DERIVED)]
     if left:
         some = ", ".join(left[:5])
-        print(f"{folder}: passed over {len(left)} tensors that its {what} has no place for: {some}", file=sys.stderr)
+        print(f"{folder}: ignored {len(left)} tensors that its {what} has no place for: {some}", file=sys.stderr)
     return found, config
 
 

@@ -27,7 +27,7 @@ from foveate.heads.panoptic.names import SHARES, Preset
 from foveate.ops.pool import pool_masks
 
 FLOOR = 1e-8  # added before the last logarithm
-_CHUNK = 16  # masks made as large as the picture at once
+_CHUNK = 16  # masks made as large as the image at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ PRESETS: dict[Preset, Shares] = {name: Shares(*numbers) for name, numbers in SHA
 
 
 def seen_classes(asked: Vocabulary, trained: Vocabulary) -> Bool[Tensor, " K"]:
-    """Which of the classes asked for go by any word that a training class goes by (4).
+    """Which of the classes requested go by any word that a training class goes by (4).
 
     Args:
         asked: the K classes.
@@ -99,7 +99,7 @@ def on_grid(logits: Float[Tensor, "Q H W"], *, grid: tuple[int, int]) -> Bool[Te
     """Which places of a token grid belong to each mask: above 0 once brought there bilinearly, the largest if none is.
 
     Args:
-        logits: of the masks, of the same part of the picture as the grid.
+        logits: of the masks, of the same part of the image as the grid.
         grid: (h, w).
     """
     if not len(logits):
@@ -114,8 +114,8 @@ def pool_mask_logits(dense: Float[Tensor, "D h w"], logits: Float[Tensor, "Q H W
     """Embed masks by the mean of the dense map inside them (mask pooling; Sec. 4.1).
 
     Args:
-        dense: of the picture; normalised here.
-        logits: of the masks, of the same part of the picture as the map.
+        dense: of the image; normalised here.
+        logits: of the masks, of the same part of the image as the map.
     """
     unit = F.normalize(dense.float(), dim=0)
     return pool_masks(unit[None], [on_grid(logits.to(dense.device), grid=(dense.shape[1], dense.shape[2]))])
@@ -125,7 +125,7 @@ def touched_patches(logits: Float[Tensor, "Q H W"], *, grid: tuple[int, int], pa
     """Which patches masked attention may look at: those with a pixel whose probability is one half at least.
 
     Args:
-        logits: of the masks, of the same part of the picture as the grid.
+        logits: of the masks, of the same part of the image as the grid.
         grid: (h, w).
         patch: side of a patch [pixels].
     """

@@ -3,8 +3,8 @@
 Deliberately absent: the padded square of training (`foveate.ops.jitter`).
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,6 +15,7 @@ from foveate.ops.resample import normalize, pad_right_bottom
 from foveate.ops.shortest import resize_shortest
 
 Pad = Literal["zero", "black"]
+Result = TypeVar("Result")
 
 
 def framed_input(
@@ -39,7 +40,7 @@ def framed_input(
         std: likewise.
         pad: zero = zeros after normalisation (Mask2Former, MaskFormer), black = black before it (ODISE, whose
             normalisation is none: a mean of 0).
-        device: where it goes.
+        device: device of the result.
 
     Returns:
         The input, and how the image lies in it.
@@ -54,9 +55,23 @@ def framed_input(
     return padded, Frame((height, width), (h, w))
 
 
-def alike(frames: Sequence[Frame]) -> list[list[int]]:
-    """Places of the inputs of one size, so that they are run together and none is padded for another's sake."""
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, frame in enumerate(frames):
-        places.setdefault(frame.padded, []).append(place)
-    return list(places.values())
+def run_by_size(
+    inputs: Sequence[tuple[Float[Tensor, "3 _ _"], Frame]], run: Callable[[Tensor], Sequence[Result]]
+) -> list[Result]:
+    """Run inputs of one size together, so that none is padded because of another.
+
+    Args:
+        inputs: of `framed_input`.
+        run: a batch of images -> one result per image.
+
+    Returns:
+        The results, in the order of the inputs.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, (_, frame) in enumerate(inputs):
+        by_size.setdefault(frame.padded, []).append(index)
+    results: dict[int, Result] = {}
+    for indices in by_size.values():
+        batch = run(torch.stack([inputs[index][0] for index in indices]))
+        results |= zip(indices, batch, strict=True)
+    return [results[index] for index in range(len(inputs))]

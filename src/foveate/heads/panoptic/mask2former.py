@@ -1,6 +1,6 @@
 """A generator of masks of things and stuff, whatever they are called: Mask2Former on any encoder (ODISE; Tab. 5).
 
-    pictures --jitter, pad--> encoder --maps--> decoder --> Q queries: a mask, and an embedding or "is something"
+    images --jitter, pad--> encoder --maps--> decoder --> Q queries: a mask, and an embedding or "is something"
 
 With words it learns which base class a mask is: the mask's part of the pixel features, pooled, and its query become an
 embedding, compared with the classes' words and a learned one for nothing. Without words it learns only that something
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from foveate.errors import InputError
 from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.inputs import check_masks, choose_jitter
 from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms
 from foveate.heads.panoptic.criterion import Target, Weights, mask_losses
 from foveate.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder
-from foveate.heads.panoptic.inputs import alike, framed_input
+from foveate.heads.panoptic.inputs import framed_input, run_by_size
 from foveate.heads.panoptic.merge import Frame
-from foveate.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
+from foveate.ops.jitter import Jitter, jitter_image, jitter_masks, no_jitter
 from foveate.ops.resample import check_side
 from foveate.types import Batch, Sample, blank_sample
 
@@ -34,16 +35,16 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Proposals:
-    """What may be a segment of one picture."""
+    """What may be a segment of one image."""
 
     id: str
-    height: int  # of the picture [pixels]
+    height: int  # of the image [pixels]
     width: int
-    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole image
     embeddings: Float[Tensor, "Q E"] | None  # to be compared with words; None: the generator knows none
     something: Float[Tensor, "Q 2"] | None  # logits of something and of nothing; None: words say so
     own: Float[Tensor, "Q J1"] | None = None  # logits of a published model's own classes and, last, of nothing
-    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole picture
+    frame: Frame | None = None  # of masks of a padded input; None: they are of the whole image
 
 
 class MaskGenerator(nn.Module):
@@ -79,10 +80,10 @@ class MaskGenerator(nn.Module):
             nothing: where the embedding of nothing starts; ODISE's is that of the empty text. None: drawn.
             joint: width in which masks and words are compared.
             weights: of the losses; None: Mask2Former's.
-            jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
-            flip: mirror half of the pictures in training.
+            jitter: least and greatest scale of the large-scale jitter in training; None: images as they are.
+            flip: mirror half of the images in training.
             longest: most that the longest edge may have at test, where the shortest becomes `size` (ODISE: 1024 and
-                2560) [pixels]; None: pictures are fitted into the square, as in training.
+                2560) [pixels]; None: images are fitted into the square, as in training.
 
         Raises:
             InputError: a size that does not fit, words of another number of classes, no base class.
@@ -111,11 +112,11 @@ class MaskGenerator(nn.Module):
         """The sum of the losses after all layers.
 
         Args:
-            batch: pictures with `segments`, things and stuff: labels 0 to K - 1 are classes, K stands for a crowd. A
-                picture without segments holds nothing. Draws come from torch's global stream.
+            batch: images with `segments`, things and stuff: labels 0 to K - 1 are classes, K stands for a crowd. A
+                image without segments holds nothing. Draws come from torch's global stream.
 
         Returns:
-            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+            The loss; where no image could be used, a zero that still reaches every trained parameter.
         """
         samples = batch.samples or [blank_sample()]
         jitters = [self._jitter(sample) for sample in samples]
@@ -135,10 +136,10 @@ class MaskGenerator(nn.Module):
         """Find what may be a segment; no vocabulary is needed.
 
         Args:
-            samples: decoded pictures; their segments are not looked at.
+            samples: decoded images; their segments are not looked at.
 
         Returns:
-            One record a picture, Q masks each.
+            One record per image, Q masks each.
         """
         if not samples:
             return []
@@ -149,39 +150,39 @@ class MaskGenerator(nn.Module):
         return proposals
 
     def _in_squares(self, samples: list[Sample]) -> list[Proposals]:
-        """Find masks of pictures that are fitted into the square."""
-        jitters = [no_jitter(*one.image.shape[1:], size=self.size) for one in samples]
+        """Propose masks of images that are fitted into the square."""
+        jitters = [no_jitter(*sample.image.shape[1:], size=self.size) for sample in samples]
         images = self._inputs(samples, jitters)
         if self.encoder.pad == "black":
             black = [-mean / std for mean, std in zip(self.encoder.mean, self.encoder.std, strict=True)]
             for image, jitter in zip(images, jitters, strict=True):
                 (h, w), value = jitter.fitted, images.new_tensor(black)[:, None, None]
                 image[:, h:], image[:, :, w:] = value, value
-        rows = zip(samples, jitters, self._found(images), strict=True)
         return [
-            _proposals(one, of_picture(masks, jitter, size=self.size), embedding, is_there)
-            for one, jitter, (masks, embedding, is_there) in rows
+            _proposals(sample, of_picture(masks, jitter, size=self.size), embeddings, something)
+            for sample, jitter, (masks, embeddings, something) in zip(
+                samples, jitters, self._last_layer(images), strict=True
+            )
         ]
 
     def _framed(self, samples: list[Sample], *, longest: int) -> list[Proposals]:
-        """Find masks of pictures whose shortest edge is resized; each is padded for its own sake alone."""
+        """Propose masks of images whose shortest edge is resized."""
         encoder, device = self.encoder, self.is_novel.device
-        numbers: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std, "pad": encoder.pad, "device": device}
-        numbers |= {"shortest": self.size, "longest": longest, "multiple": encoder.multiple}
-        pairs = [framed_input(one.image, **numbers) for one in samples]
-        proposals: dict[int, Proposals] = {}
-        for places in alike([frame for _, frame in pairs]):
-            found = self._found(torch.stack([pairs[place][0] for place in places]))
-            for place, one in zip(places, found, strict=True):
-                proposals[place] = _proposals(samples[place], *one, frame=pairs[place][1])
-        return [proposals[place] for place in range(len(samples))]
+        options: dict[str, Any] = {"mean": encoder.mean, "std": encoder.std, "pad": encoder.pad, "device": device}
+        options |= {"shortest": self.size, "longest": longest, "multiple": encoder.multiple}
+        inputs = [framed_input(sample.image, **options) for sample in samples]
+        results = run_by_size(inputs, self._last_layer)
+        return [
+            _proposals(sample, *result, frame=frame)
+            for sample, result, (_, frame) in zip(samples, results, inputs, strict=True)
+        ]
 
-    def _found(self, images: Float[Tensor, "B 3 H W"]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
-        """Of each picture its masks, their embeddings, and whether something is there, from the last layer."""
-        found, head = self.decoder(self.encoder(images)), self.head
-        state, masks, nobody = found.states[-1], found.masks[-1], [None] * len(images)
-        embeddings = head(state, masks, found.pixels) if isinstance(head, WordHead) else nobody
-        something = nobody if isinstance(head, WordHead) else head(state)
+    def _last_layer(self, images: Float[Tensor, "B 3 H W"]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Per image its masks, their embeddings, and the logits of something and nothing, from the last layer."""
+        decoded, head = self.decoder(self.encoder(images)), self.head
+        state, masks, absent = decoded.states[-1], decoded.masks[-1], [None] * len(images)
+        embeddings = head(state, masks, decoded.pixels) if isinstance(head, WordHead) else absent
+        something = absent if isinstance(head, WordHead) else head(state)
         return list(zip(masks, embeddings, something, strict=True))
 
     @property
@@ -193,8 +194,8 @@ class MaskGenerator(nn.Module):
         """What the generator says of its masks (step 1 of the fusion).
 
         Args:
-            proposals: of one picture.
-            words: of the K classes asked for, embedded as those it learned from.
+            proposals: of one image.
+            words: of the K classes requested, embedded as those it learned from.
 
         Returns:
             Of the classes and, last, of nothing. Without words of its own it finds all classes alike.
@@ -208,7 +209,7 @@ class MaskGenerator(nn.Module):
         return torch.cat([alike.expand(-1, words.count), nothing], dim=1)
 
     def parameter_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
-        """What is trained, in groups for an optimizer: matrices, and what has no decay.
+        """Trained parameters in groups, see `foveate.heads.common.groups.parameter_groups`.
 
         Args:
             weight_decay: of matrices; vectors have none.
@@ -216,47 +217,41 @@ class MaskGenerator(nn.Module):
         parts = [(self.parameters(), 1.0)]
         return parameter_groups(parts, weight_decay=weight_decay, decays=lambda parameter: parameter.ndim >= 2)
 
-    def _class_logits(self, found: Decoded) -> list[Float[Tensor, "B Q K1"]]:
-        """Of each layer, of the base classes."""
+    def _class_logits(self, decoded: Decoded) -> list[Float[Tensor, "B Q K1"]]:
+        """Logits of the base classes after each layer."""
         head = self.head
         if not isinstance(head, WordHead):
-            return [head(state) for state in found.states]
-        assert self.words is not None, "a head for words has words to learn from"
-        pairs = zip(found.states, found.masks, strict=True)
-        return [head.compare(head(state, masks, found.pixels), self.words) for state, masks in pairs]
+            return [head(state) for state in decoded.states]
+        assert self.words is not None, "a word head has text embeddings to learn from"
+        layers = zip(decoded.states, decoded.masks, strict=True)
+        return [head.compare(head(state, masks, decoded.pixels), self.words) for state, masks in layers]
 
     def _jitter(self, sample: Sample) -> Jitter:
-        height, width = sample.image.shape[1:]
-        if self.training and self.jitter is not None:
-            low, high = self.jitter
-            return draw_jitter(height, width, size=self.size, low=low, high=high, flip=self.flip)
-        flip = self.training and self.flip and bool(torch.rand(()) < 0.5)
-        return no_jitter(height, width, size=self.size, flip=flip)
+        scales = self.jitter if self.training else None
+        return choose_jitter(sample, size=self.size, scales=scales, flip=self.flip and self.training)
 
     def _target(self, sample: Sample, jitter: Jitter) -> Target:
-        """The base segments of which something is seen, with their places among the base classes."""
+        """The visible base segments, with their indices among the base classes as labels."""
         segments, count, device = sample.segments, len(self.is_novel), self.is_novel.device
         if segments is None or not len(segments.labels):
-            nothing = torch.zeros(0, self.size, self.size, dtype=torch.bool, device=device)
-            return Target(nothing, torch.zeros(0, dtype=torch.int64, device=device))
-        assert int(segments.labels.max()) <= count, f"picture {sample.id}: a label beyond {count}"
-        if tuple(segments.masks.shape[1:]) != tuple(sample.image.shape[1:]):
-            raise InputError(
-                f"picture {sample.id}: masks must have the picture's size {tuple(sample.image.shape[1:])}; got "
-                f"{tuple(segments.masks.shape[1:])}. Read the data with masks."
-            )
+            empty = torch.zeros(0, self.size, self.size, dtype=torch.bool, device=device)
+            return Target(empty, torch.zeros(0, dtype=torch.int64, device=device))
+        assert int(segments.labels.max()) <= count, f"image {sample.id}: a label beyond {count}"
+        check_masks(sample)
+        # novel segments and crowds (label K) are not learned from
         is_base = ~torch.cat([self.is_novel, self.is_novel.new_ones(1)])[segments.labels.to(device)]  # (N,)
         masks = jitter_masks(segments.masks[is_base.cpu()].to(device), jitter, size=self.size)
-        labels = segments.labels.to(device)[is_base]
-        seen = masks.flatten(1).any(dim=1)
-        place = (~self.is_novel).cumsum(dim=0) - 1  # (K,), among the base classes
-        labels = place[labels[seen]] if self.words is not None else torch.zeros_like(labels[seen])
-        return Target(masks[seen], labels)
+        is_visible = masks.flatten(1).any(dim=1)
+        labels = segments.labels.to(device)[is_base][is_visible]
+        base_index = (~self.is_novel).cumsum(dim=0) - 1  # (K,)
+        return Target(masks[is_visible], base_index[labels] if self.words is not None else torch.zeros_like(labels))
 
     def _inputs(self, samples: list[Sample], jitters: list[Jitter]) -> Float[Tensor, "B 3 H W"]:
-        numbers = {"size": self.size, "mean": self.encoder.mean, "std": self.encoder.std}
-        pairs, device = zip(samples, jitters, strict=True), self.is_novel.device
-        return torch.stack([jitter_image(one.image.to(device), jitter, **numbers) for one, jitter in pairs])
+        options = {"size": self.size, "mean": self.encoder.mean, "std": self.encoder.std}
+        images = [sample.image.to(self.is_novel.device) for sample in samples]
+        return torch.stack(
+            [jitter_image(image, jitter, **options) for image, jitter in zip(images, jitters, strict=True)]
+        )
 
 
 class WordHead(nn.Module):
@@ -318,11 +313,11 @@ def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> F
 
     Args:
         masks: of the padded square.
-        jitter: says which part of it the picture fills.
+        jitter: says which part of it the image fills.
         size: side of the square [pixels].
 
     Returns:
-        Of the picture alone, about as fine as before; read bilinearly where the padding begins between two places.
+        Of the image alone, about as fine as before; read bilinearly where the padding begins between two places.
     """
     return cut_padding(masks, Frame((size, size), jitter.fitted))
 
@@ -341,7 +336,7 @@ def _places(share: float, count: int, like: Tensor) -> Float[Tensor, " count"]:
 
 
 def _only(words: ClassEmbeddings, wanted: Bool[Tensor, " K"]) -> ClassEmbeddings:
-    """The words of some of the classes, which are numbered anew."""
+    """The words of some of the classes, which are renumbered."""
     chosen, place = wanted[words.owner], wanted.cumsum(dim=0) - 1
     return ClassEmbeddings(
         words.rows[chosen.to(words.rows.device)].detach(), place[words.owner[chosen]], int(wanted.sum())

@@ -52,9 +52,9 @@ def panoptic_map(
 
     Args:
         class_logits: of the K classes and, last, of "no object".
-        mask_logits: of the whole picture.
+        mask_logits: of the whole image.
         is_thing: of the classes; masks of one stuff class become one segment.
-        size: (H, W) of the picture [pixels].
+        size: (H, W) of the image [pixels].
         min_score: masks whose best class has more are used.
         overlap: share of a mask's half-probable pixels that it must win.
         frame: of the masks, where they are of a padded input; None: they are of the whole image.
@@ -111,8 +111,8 @@ def semantic_map(
 
     Args:
         class_logits: of the K classes and, last, of "no object".
-        mask_logits: of the whole picture.
-        size: (H, W) of the picture [pixels].
+        mask_logits: of the whole image.
+        size: (H, W) of the image [pixels].
         frame: as for `panoptic_map`.
 
     Returns:
@@ -138,9 +138,9 @@ def instances(
 
     Args:
         class_logits: of the K classes and, last, of "no object".
-        mask_logits: of the whole picture.
+        mask_logits: of the whole image.
         is_thing: of the classes; stuff takes part in the choice and is left out after it.
-        size: (H, W) of the picture [pixels].
+        size: (H, W) of the image [pixels].
         keep: pairs of a mask and a class that are looked at.
         frame: as for `panoptic_map`.
 
@@ -174,11 +174,11 @@ def instances(
 def enlarge(
     logits: Float[Tensor, "Q h w"], *, size: tuple[int, int], frame: Frame | None = None
 ) -> Float[Tensor, "Q H W"]:
-    """Bring mask logits to a picture's size, bilinearly.
+    """Bring mask logits to an image's size, bilinearly.
 
     Args:
-        logits: of the whole picture.
-        size: (H, W) of the picture [pixels].
+        logits: of the whole image.
+        size: (H, W) of the image [pixels].
         frame: as for `panoptic_map`.
     """
     if not len(logits):

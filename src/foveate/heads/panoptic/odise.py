@@ -1,13 +1,13 @@
-"""ODISE's encoder: what a frozen Stable Diffusion makes of a picture, as four maps (Tab. 5).
+"""ODISE's encoder: what a frozen Stable Diffusion makes of an image, as four maps (Tab. 5).
 
-    picture --VAE encoder--> latent --noise of t = 0--> UNet, told what CLIP sees --> maps
+    image --VAE encoder--> latent --noise of t = 0--> UNet, told what CLIP sees --> maps
             \\ last block of its two coarsest levels      \\ what leaves each of its four levels
     latent --VAE decoder--> last block of its two coarsest levels
     each -> bottleneck with GroupNorm; those of one stride are added: 4, 8, 16, 32
 
 What CLIP sees takes the place of a caption: its image embedding through a linear layer and a place's own vector, let in
 by a gate that starts closed, is added to the embedding of the empty text, and likewise to that of the time. The noise
-is the same for every picture. A picture larger than 512 pixels is seen in crops of 512, the last ones shifted back to
+is the same for every image. An image larger than 512 pixels is seen in crops of 512, the last ones shifted back to
 end at its edge; where crops overlap, their maps are averaged. Needs diffusers, which is imported where a folder is
 read. Not known from the paper, and chosen here: the latent is the mean of its distribution, the decoder sees it without
 noise, the gates have one number a place and channel, and crops overlap no more than they must. Deliberately absent: the
@@ -35,7 +35,7 @@ WINDOW = 512  # side of a crop [pixels]
 
 
 class ImplicitCaptioner(nn.Module):
-    """What CLIP sees in a picture, in the place of a caption."""
+    """What CLIP sees in an image, in the place of a caption."""
 
     def __init__(self, clip: Clip, *, empty: Float[Tensor, "T C"], time_width: int) -> None:
         """Freeze a CLIP and make what is trained on its image embedding.
@@ -63,10 +63,10 @@ class ImplicitCaptioner(nn.Module):
         return self
 
     def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B X"]]:
-        """Caption pictures.
+        """Caption images.
 
         Args:
-            pictures: in [0, 255]; their aspect is ignored.
+            images: in [0, 255]; their aspect is ignored.
 
         Returns:
             The caption, and what is added to the embedding of the time.
@@ -123,7 +123,7 @@ class OdiseEncoder(Encoder):
         return self
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """The maps of normalised pictures, whose sides are multiples of 64."""
+        """The maps of normalised images, whose sides are multiples of 64."""
         height, width = images.shape[2:]
         if max(height, width) <= WINDOW:
             return self._see(images)
@@ -140,7 +140,7 @@ class OdiseEncoder(Encoder):
         return [one / count for one, count in zip(maps, counts, strict=True)]
 
     def _see(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """The maps of pictures that are no larger than a crop."""
+        """The maps of images that are no larger than a crop."""
         caption, moment = self.captioner((images + 1) * 127.5)
         with torch.no_grad():
             encoded, latent = encode(self.vae, images)
@@ -156,7 +156,7 @@ class OdiseEncoder(Encoder):
         ]
 
     def _noise(self, latent: Float[Tensor, "B Z h w"]) -> Float[Tensor, "1 Z h w"]:
-        """The same for every picture of a size, on every device."""
+        """The same for every image of a size, on every device."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(1, *latent.shape[1:], generator=generator).to(latent)
 
@@ -236,7 +236,7 @@ def read_odise(folder: Path, clip: Clip, *, channels: int = 512, seed: int = SEE
 def encode(
     vae: Any, images: Float[Tensor, "B 3 H W"]
 ) -> tuple[list[Float[Tensor, "B _ _ _"]], Float[Tensor, "B Z h w"]]:
-    """Bring pictures to a VAE's latent space.
+    """Bring images to a VAE's latent space.
 
     Args:
         vae: diffusers' AutoencoderKL.
@@ -288,7 +288,7 @@ def denoise(
     Args:
         unet: diffusers' UNet2DConditionModel.
         latent: with noise.
-        caption: of each picture.
+        caption: of each image.
         moment: added to the embedding of the time.
 
     Returns:

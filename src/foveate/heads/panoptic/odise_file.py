@@ -11,7 +11,6 @@ those of Mask2Former and detectron2, held by names and shapes alone. Deliberatel
 word head learns from captions), and Mask2Former's own backbones (transformers' folders have them).
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,9 @@ from torch import Tensor
 from foveate.clip.model import Clip
 from foveate.clip.states import differences
 from foveate.clip.vocabulary import Vocabulary
-from foveate.errors import InputError, listed
+from foveate.errors import InputError
 from foveate.heads.common.product import trained_state
+from foveate.heads.common.published import Table, count_blocks, refuse_unknown, rename, shape_of
 from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import Network, build_parts
@@ -40,75 +40,52 @@ DROPPED = (
 PREDICTOR, PIXELS = "sem_seg_head.predictor.", "sem_seg_head.pixel_decoder."
 PROJECTIONS, EXTRACTOR = "backbone.feature_projections.", "backbone.feature_extractor."
 LIBRARY = "decoder.library."
-_END = r"\.(?P<end>weight|bias)"
-_ATTENTION = "self_attn.(?P<part>sampling_offsets|attention_weights|value_proj|output_proj)"
+_PIXELS, _TRANSFORMER = f"{LIBRARY}pixel_decoder", f"{LIBRARY}transformer"
+_LAYERS = f"{_TRANSFORMER}.decoder.layers"
+_SELF = "self_attn.in_proj"  # split in three afterwards
 
-# name in the file -> name in `MaskGenerator`; `{i}` and the like are groups, "in_proj" is split in three afterwards
-_TABLE: tuple[tuple[str, str], ...] = (
+TABLE: Table = (
     # Mask2Former's pixel decoder
-    (rf"{PIXELS}input_proj\.(?P<i>\d+)\.(?P<j>[01]){_END}", LIBRARY + "pixel_decoder.input_projections.{i}.{j}.{end}"),
-    (rf"{PIXELS}transformer\.level_embed", LIBRARY + "pixel_decoder.level_embed"),
-    (rf"{PIXELS}transformer\.encoder\.layers\.(?P<i>\d+)\.{_ATTENTION}{_END}",
-     LIBRARY + "pixel_decoder.encoder.layers.{i}.self_attn.{part}.{end}"),
-    (rf"{PIXELS}transformer\.encoder\.layers\.(?P<i>\d+)\.norm1{_END}",
-     LIBRARY + "pixel_decoder.encoder.layers.{i}.self_attn_layer_norm.{end}"),
-    (rf"{PIXELS}transformer\.encoder\.layers\.(?P<i>\d+)\.linear(?P<j>[12]){_END}",
-     LIBRARY + "pixel_decoder.encoder.layers.{i}.fc{j}.{end}"),
-    (rf"{PIXELS}transformer\.encoder\.layers\.(?P<i>\d+)\.norm2{_END}",
-     LIBRARY + "pixel_decoder.encoder.layers.{i}.final_layer_norm.{end}"),
-    (rf"{PIXELS}mask_features{_END}", LIBRARY + "pixel_decoder.mask_projection.{end}"),
-    (rf"{PIXELS}(?P<part>adapter_1|layer_1)\.weight", LIBRARY + "pixel_decoder.{part}.0.weight"),
-    (rf"{PIXELS}(?P<part>adapter_1|layer_1)\.norm{_END}", LIBRARY + "pixel_decoder.{part}.1.{end}"),
+    (f"{PIXELS}input_proj", f"{_PIXELS}.input_projections"),
+    (f"{PIXELS}transformer.level_embed", f"{_PIXELS}.level_embed"),
+    *((f"{PIXELS}transformer.encoder.layers.*.{theirs}", f"{_PIXELS}.encoder.layers.*.{ours}") for theirs, ours in (
+        ("self_attn", "self_attn"), ("norm1", "self_attn_layer_norm"), ("linear1", "fc1"), ("linear2", "fc2"),
+        ("norm2", "final_layer_norm"))),
+    (f"{PIXELS}mask_features", f"{_PIXELS}.mask_projection"),
+    *((f"{PIXELS}{part}{theirs}", f"{_PIXELS}.{part}.{ours}") for part in ("adapter_1", "layer_1")
+      for theirs, ours in (("", 0), (".norm", 1))),
     # Mask2Former's transformer decoder
-    (rf"{PREDICTOR}(query_feat|static_query)\.weight", LIBRARY + "transformer.queries_features.weight"),
-    (rf"{PREDICTOR}query_embed\.weight", LIBRARY + "transformer.queries_embedder.weight"),
-    (rf"{PREDICTOR}level_embed\.weight", LIBRARY + "transformer.level_embed.weight"),
-    (rf"{PREDICTOR}input_proj\.(?P<i>\d+){_END}", LIBRARY + "transformer.input_projections.{i}.{end}"),
-    (rf"{PREDICTOR}transformer_self_attention_layers\.(?P<i>\d+)\.self_attn\.in_proj_(?P<end>weight|bias)",
-     LIBRARY + "transformer.decoder.layers.{i}.self_attn.in_proj.{end}"),
-    (rf"{PREDICTOR}transformer_self_attention_layers\.(?P<i>\d+)\.self_attn\.out_proj{_END}",
-     LIBRARY + "transformer.decoder.layers.{i}.self_attn.out_proj.{end}"),
-    (rf"{PREDICTOR}transformer_self_attention_layers\.(?P<i>\d+)\.norm{_END}",
-     LIBRARY + "transformer.decoder.layers.{i}.self_attn_layer_norm.{end}"),
-    (rf"{PREDICTOR}transformer_cross_attention_layers\.(?P<i>\d+)\.multihead_attn\.in_proj_(?P<end>weight|bias)",
-     LIBRARY + "transformer.decoder.layers.{i}.cross_attn.in_proj_{end}"),
-    (rf"{PREDICTOR}transformer_cross_attention_layers\.(?P<i>\d+)\.multihead_attn\.out_proj{_END}",
-     LIBRARY + "transformer.decoder.layers.{i}.cross_attn.out_proj.{end}"),
-    (rf"{PREDICTOR}transformer_cross_attention_layers\.(?P<i>\d+)\.norm{_END}",
-     LIBRARY + "transformer.decoder.layers.{i}.cross_attn_layer_norm.{end}"),
-    (rf"{PREDICTOR}transformer_ffn_layers\.(?P<i>\d+)\.linear(?P<j>[12]){_END}",
-     LIBRARY + "transformer.decoder.layers.{i}.fc{j}.{end}"),
-    (rf"{PREDICTOR}transformer_ffn_layers\.(?P<i>\d+)\.norm{_END}",
-     LIBRARY + "transformer.decoder.layers.{i}.final_layer_norm.{end}"),
-    (rf"{PREDICTOR}decoder_norm{_END}", LIBRARY + "transformer.decoder.layernorm.{end}"),
-    (rf"{PREDICTOR}mask_embed\.layers\.(?P<i>\d+){_END}",
-     LIBRARY + "transformer.decoder.mask_predictor.mask_embedder.{i}.0.{end}"),
+    (f"{PREDICTOR}query_feat", f"{_TRANSFORMER}.queries_features"),
+    (f"{PREDICTOR}static_query", f"{_TRANSFORMER}.queries_features"),
+    (f"{PREDICTOR}query_embed", f"{_TRANSFORMER}.queries_embedder"),
+    (f"{PREDICTOR}level_embed", f"{_TRANSFORMER}.level_embed"),
+    (f"{PREDICTOR}input_proj", f"{_TRANSFORMER}.input_projections"),
+    *((f"{PREDICTOR}transformer_{theirs}", f"{_LAYERS}.*.{ours}") for theirs, ours in (
+        ("self_attention_layers.*.self_attn.in_proj_weight", f"{_SELF}.weight"),
+        ("self_attention_layers.*.self_attn.in_proj_bias", f"{_SELF}.bias"),
+        ("self_attention_layers.*.self_attn.out_proj", "self_attn.out_proj"),
+        ("self_attention_layers.*.norm", "self_attn_layer_norm"),
+        ("cross_attention_layers.*.multihead_attn", "cross_attn"),
+        ("cross_attention_layers.*.norm", "cross_attn_layer_norm"),
+        ("ffn_layers.*.linear1", "fc1"), ("ffn_layers.*.linear2", "fc2"), ("ffn_layers.*.norm", "final_layer_norm"))),
+    (f"{PREDICTOR}decoder_norm", f"{_TRANSFORMER}.decoder.layernorm"),
+    (f"{PREDICTOR}mask_embed.layers.*", f"{_TRANSFORMER}.decoder.mask_predictor.mask_embedder.*.0"),
     # ODISE's head
-    (rf"{PREDICTOR}post_mask_embed\.pool_proj\.(?P<i>[01]){_END}", "head.pooled.{i}.{end}"),
-    (rf"{PREDICTOR}post_mask_embed\.mask_embed\.0{_END}", "head.mask.0.{end}"),
-    (rf"{PREDICTOR}post_mask_embed\.mask_embed\.1\.layers\.0{_END}", "head.mask.1.{end}"),
-    (rf"{PREDICTOR}post_mask_embed\.mask_embed\.1\.layers\.1{_END}", "head.mask.3.{end}"),
-    (rf"{PREDICTOR}post_mask_embed\.mask_embed\.1\.layers\.2{_END}", "head.mask.5.{end}"),
-    (rf"{PREDICTOR}post_mask_embed\.logit_scale", "head.log_scale"),
-    (rf"category_head\.text_proj{_END}", "head.text.{end}"),
-    (r"category_head\.null_embed", "head.nothing"),
+    *((f"{PREDICTOR}post_mask_embed.{theirs}", f"head.{ours}") for theirs, ours in (
+        ("pool_proj", "pooled"), ("mask_embed.0", "mask.0"), ("mask_embed.1.layers.0", "mask.1"),
+        ("mask_embed.1.layers.1", "mask.3"), ("mask_embed.1.layers.2", "mask.5"), ("logit_scale", "log_scale"))),
+    ("category_head.text_proj", "head.text"),
+    ("category_head.null_embed", "head.nothing"),
     # what is trained on Stable Diffusion's features: detectron2's bottlenecks, and the implicit captioner
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?conv1\.weight", "encoder.bottlenecks.{i}.body.0.weight"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?conv1\.norm{_END}", "encoder.bottlenecks.{i}.body.1.{end}"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?conv2\.weight", "encoder.bottlenecks.{i}.body.3.weight"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?conv2\.norm{_END}", "encoder.bottlenecks.{i}.body.4.{end}"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?conv3\.weight", "encoder.bottlenecks.{i}.body.6.weight"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?conv3\.norm{_END}", "encoder.bottlenecks.{i}.body.7.{end}"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?shortcut\.weight", "encoder.bottlenecks.{i}.past.0.weight"),
-    (rf"{PROJECTIONS}(?P<i>\d+)\.(0\.)?shortcut\.norm{_END}", "encoder.bottlenecks.{i}.past.1.{end}"),
-    (rf"{EXTRACTOR}clip_project(\.linear)?{_END}", "encoder.captioner.project.{end}"),
-    (rf"{EXTRACTOR}clip_project\.positional_embedding", "encoder.captioner.places"),
-    (rf"{EXTRACTOR}alpha_cond", "encoder.captioner.gate"),
-    (rf"{EXTRACTOR}time_embed_project(\.linear)?{_END}", "encoder.captioner.time.{end}"),
-    (rf"{EXTRACTOR}time_embed_project\.positional_embedding", "encoder.captioner.time_place"),
-    (rf"{EXTRACTOR}alpha_cond_time_embed", "encoder.captioner.time_gate"),
+    *((f"{PROJECTIONS}*.{inner}{theirs}", f"encoder.bottlenecks.*.{ours}") for inner in ("", "0.") for theirs, ours in (
+        ("conv1", "body.0"), ("conv1.norm", "body.1"), ("conv2", "body.3"), ("conv2.norm", "body.4"),
+        ("conv3", "body.6"), ("conv3.norm", "body.7"), ("shortcut", "past.0"), ("shortcut.norm", "past.1"))),
+    *((f"{EXTRACTOR}{theirs}", f"encoder.captioner.{ours}") for theirs, ours in (
+        ("clip_project", "project"), ("clip_project.linear", "project"),
+        ("clip_project.positional_embedding", "places"), ("alpha_cond", "gate"),
+        ("time_embed_project", "time"), ("time_embed_project.linear", "time"),
+        ("time_embed_project.positional_embedding", "time_place"), ("alpha_cond_time_embed", "time_gate"))),
 )  # fmt: skip
-_RULES = tuple((re.compile(theirs), ours) for theirs, ours in _TABLE)
 _SQUEEZED = {"head.nothing": 1, "encoder.captioner.places": 2, "encoder.captioner.gate": 2,
              "encoder.captioner.time_place": 1, "encoder.captioner.time_gate": 1}  # fmt: skip
 OPTIONAL = ("encoder.captioner.places", "encoder.captioner.time")  # groups that a file may lack as a whole: then zero
@@ -129,16 +106,7 @@ def is_odise(state: dict[str, Any]) -> bool:
     return all(any(name.startswith(part) for name in state) for part in parts)
 
 
-def our_name(name: str) -> str | None:
-    """What a tensor of the file is called here; None: it has no place. `in_proj` stands for three."""
-    for theirs, ours in _RULES:
-        found = theirs.fullmatch(name)
-        if found:
-            return ours.format(**found.groupdict())
-    return None
-
-
-def rename(state: State, *, source: str) -> Renamed:
+def rename_odise(state: State, *, source: str) -> Renamed:
     """Give the tensors of a file our names.
 
     Args:
@@ -150,7 +118,7 @@ def rename(state: State, *, source: str) -> Renamed:
     """
     found, names, dropped, unknown = {}, {}, [], []
     for name, value in state.items():
-        ours = our_name(name)
+        ours = rename(name, TABLE)
         if name.startswith(DROPPED):
             dropped.append(name)
         elif ours is None:
@@ -166,11 +134,7 @@ def rename(state: State, *, source: str) -> Renamed:
                 raise InputError(f"{source}: need each tensor once; {names[ours]} and {name} are the same one.")
             size = value.shape[value.ndim - _SQUEEZED[ours] :] if ours in _SQUEEZED else value.shape
             found[ours], names[ours] = value.reshape(size) if value.numel() == size.numel() else value, name
-    if unknown:
-        raise InputError(
-            f"{source}: need ODISE's label model; {len(unknown)} of its {len(state)} tensors have no place in "
-            f"it: {listed(unknown)}. A caption model, or a changed network, cannot be converted."
-        )
+    refuse_unknown(unknown, source=source, what="ODISE's label model, not its caption model")
     return Renamed(found, names, tuple(dropped))
 
 
@@ -187,27 +151,21 @@ def network_of(renamed: Renamed, *, encoder: str, source: str) -> Network:
     """
     state = renamed.state
 
-    def shape(name: str) -> torch.Size:
-        if name not in state or state[name].ndim < 2:
-            raise InputError(f"{source}: need ODISE's label model; the tensor for {name} is missing or of another "
-                             "form. Download the file again.")  # fmt: skip
-        return state[name].shape
-
-    def count(beginning: str) -> int:
-        return len({name.removeprefix(beginning).split(".")[0] for name in state if name.startswith(beginning)})
+    def shape(name: str, *, dims: int = 2) -> tuple[int, ...]:
+        return shape_of(state, name, dims=dims, source=source, what="ODISE's label model")
 
     queries, width = shape(f"{LIBRARY}transformer.queries_features.weight")
     return Network(
         size=SHORTEST,
         encoder=encoder,
-        channels=shape("encoder.bottlenecks.0.body.6.weight")[0],
+        channels=shape("encoder.bottlenecks.0.body.6.weight", dims=4)[0],
         pyramid="taps",
         taps=None,
         queries=queries,
         width=width,
         feedforward=shape(f"{LIBRARY}transformer.decoder.layers.0.fc1.weight")[0],
-        pixel_layers=count(f"{LIBRARY}pixel_decoder.encoder.layers."),
-        layers=count(f"{LIBRARY}transformer.decoder.layers."),
+        pixel_layers=count_blocks(state, f"{LIBRARY}pixel_decoder.encoder.layers."),
+        layers=count_blocks(state, f"{LIBRARY}transformer.decoder.layers."),
         joint=shape("head.text.weight")[0],
         longest=LONGEST,
     )

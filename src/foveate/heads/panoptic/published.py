@@ -3,7 +3,7 @@
     image --shortest edge, normalise, pad to 32--> model --> Q masks, logits of its J classes and of nothing
 
 Images enter as in detectron2 at test, each with no more padding than its own sides need, so that the numbers of the
-original can be measured. Its classes meet those that are asked for by name (`match_classes`). A CLIP may name its masks
+original can be measured. Its classes meet those that are requested by name (`match_classes`). A CLIP may name its masks
 too (`segment`). transformers' own heads want scipy for losses that nobody needs here: the class head is read beside
 the model. Deliberately absent: training (`mask2former` trains the decoder of such a folder on), OneFormer.
 """
@@ -21,7 +21,7 @@ from foveate.clip.vocabulary import Vocabulary, compared
 from foveate.errors import InputError, listed
 from foveate.heads.panoptic.decoder import read_library, read_pretrained
 from foveate.heads.panoptic.described import Described, describe
-from foveate.heads.panoptic.inputs import alike, framed_input
+from foveate.heads.panoptic.inputs import framed_input, run_by_size
 from foveate.heads.panoptic.mask2former import Proposals
 from foveate.types import Sample
 
@@ -31,9 +31,9 @@ IMPOSSIBLE = -1e4  # logit of a class that the model does not know; finite, sinc
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which of the K classes asked for each of a model's J own classes is."""
+    """Which of the K classes requested each of a model's J own classes is."""
 
-    owner: Int64[Tensor, " J"]  # place among the classes asked for; -1: none of them
+    owner: Int64[Tensor, " J"]  # place among the classes requested; -1: none of them
     count: int  # K
     is_open: bool = False  # CLIP names masks too: what the model takes for none of the K may be one it does not know
 
@@ -45,7 +45,7 @@ class ClassMap:
 
 
 def match_classes(own: Vocabulary, asked: Vocabulary, *, is_open: bool = False) -> ClassMap:
-    """Find each of a model's classes among those that are asked for: the same name, else a word in common.
+    """Find each of a model's classes among those that are requested: the same name, else a word in common.
 
     Args:
         own: the model's J classes.
@@ -94,28 +94,27 @@ class Published(nn.Module):
             samples: decoded images; their segments are not looked at.
 
         Returns:
-            One record an image, Q masks each, of the padded input. What stands in it does not depend on the others.
+            One record per image, Q masks each, of the padded input. What stands in it does not depend on the others.
         """
-        about, device = self.described, next(self.parameters()).device
-        numbers: dict[str, Any] = {name: getattr(about, name) for name in INPUT}
-        pairs = [framed_input(one.image, **numbers, pad="zero", device=device) for one in samples]
-        found: dict[int, Proposals] = {}
-        for places in alike([frame for _, frame in pairs]):
-            logits, masks = self.network(torch.stack([pairs[place][0] for place in places]))
-            for place, own, mask in zip(places, logits, masks, strict=True):
-                one, (height, width) = samples[place], samples[place].image.shape[1:]
-                found[place] = Proposals(one.id, height, width, mask, None, None, own=own, frame=pairs[place][1])
-        return [found[place] for place in range(len(samples))]
+        options: dict[str, Any] = {name: getattr(self.described, name) for name in INPUT}
+        options |= {"pad": "zero", "device": next(self.parameters()).device}
+        inputs = [framed_input(sample.image, **options) for sample in samples]
+        results = run_by_size(inputs, lambda images: list(zip(*self.network(images), strict=True)))
+        proposals = []
+        for sample, (logits, masks), (_, frame) in zip(samples, results, inputs, strict=True):
+            height, width = sample.image.shape[1:]
+            proposals.append(Proposals(sample.id, height, width, masks, None, None, own=logits, frame=frame))
+        return proposals
 
     def class_logits(self, proposals: Proposals, asked: ClassMap) -> Float[Tensor, "Q K1"]:
         """What the model says of its masks.
 
         Args:
             proposals: of one image.
-            asked: which of its classes are asked for.
+            asked: which of its classes are requested.
 
         Returns:
-            Of the K classes and, last, of nothing. Own classes that are not asked for count as nothing; where CLIP
+            Of the K classes and, last, of nothing. Own classes that are not requested count as nothing; where CLIP
             names masks too, the classes that the model does not know share them evenly.
         """
         assert proposals.own is not None, "a published model's proposals have classes"
@@ -177,7 +176,7 @@ def read_published(
     Args:
         folder: of `save_pretrained`.
         described: of `describe`; None: read here.
-        device: where it goes.
+        device: device of the result.
 
     Returns:
         The model in evaluation mode.

@@ -1,12 +1,12 @@
-"""One picture, any vocabulary: proposals -> classes by generator and CLIP -> panoptic, semantic, instances (Tab. 5).
+"""One image, any vocabulary: proposals -> classes by generator and CLIP -> panoptic, semantic, instances (Tab. 5).
 
-    picture --generator--> Q masks --its words--> logits ----+
-    picture --squashed--> CLIP --mean of the dense map, or --+--fused--> class logits --merged--> maps
+    image --generator--> Q masks --its words--> logits ----+
+    image --squashed--> CLIP --mean of the dense map, or --+--fused--> class logits --merged--> maps
                                   masked attention inside each mask--> logits
 
 The generator's input is the padded square, CLIP's is a square without padding (as ODISE's, aspect ignored) or keeps the
 aspect. Both come from different towers in general, so nothing is shared. Deliberately absent: windows over large
-pictures, tests with flipped pictures, measures (`foveate.evaluate`).
+images, tests with flipped images, measures (`foveate.evaluate`).
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ from foveate.types import Detections, PanopticMap, Sample
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The K classes that are asked for."""
+class Query:
+    """The K classes that are requested."""
 
     words: ClassEmbeddings | None  # embedded by the CLIP that classifies; None: there is none
     generator_words: (
@@ -55,23 +55,23 @@ class Asked:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The masks of a picture with what each side says of them, before one word is made of two."""
+    """The masks of an image with the logits of the mask generator and of CLIP, before they are fused."""
 
-    size: tuple[int, int]  # (H, W) of the picture [pixels]
-    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture
-    known: Float[Tensor, "Q K1"]  # the generator's logits
-    said: Float[Tensor, "Q K"] | None  # CLIP's; None: it was not asked
+    size: tuple[int, int]  # (H, W) of the image [pixels]
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole image
+    generator: Float[Tensor, "Q K1"]  # logits of the classes and, last, of "no object"
+    clip: Float[Tensor, "Q K"] | None  # None: not computed
     frame: Frame | None = None  # of masks of a padded input
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The masks of a picture with their classes."""
+class ScoredMasks:
+    """The masks of an image with their classes."""
 
-    size: tuple[int, int]  # (H, W) of the picture [pixels]
+    size: tuple[int, int]  # (H, W) of the image [pixels]
     class_logits: Float[Tensor, "Q K1"]  # of the classes and, last, of "no object"
-    masks: Float[Tensor, "Q h w"]  # logits, of the whole picture, or of a padded input
-    frame: Frame | None = None  # then how the picture lies in it
+    masks: Float[Tensor, "Q h w"]  # logits, of the whole image, or of a padded input
+    frame: Frame | None = None  # then the image's position in it
 
 
 class PanopticSegmenter:
@@ -81,7 +81,7 @@ class PanopticSegmenter:
         self,
         generator: MaskGenerator | Published,
         clip: Clip | None,
-        asked: Asked,
+        query: Query,
         *,
         shares: Shares = PRESETS["odise-label"],
         region: Region = "dense",
@@ -98,7 +98,7 @@ class PanopticSegmenter:
             generator: trained, or a published model with classes of its own.
             clip: whose image tower classifies masks; another than the generator's, or the same. None: the generator
                 alone says what they are.
-            asked: the classes.
+            query: the classes.
             shares: CLIP's; see `fusion.PRESETS`.
             region: how it embeds a mask.
             head: of its dense map.
@@ -121,7 +121,7 @@ class PanopticSegmenter:
         if region not in get_args(Region):
             raise InputError(f"region: must be one of {', '.join(get_args(Region))}; got {region!r}.")
         check_shares(generator, shares, has_clip=clip is not None)
-        self.generator, self.clip, self.asked = generator.eval(), None if clip is None else clip.eval(), asked
+        self.generator, self.clip, self.query = generator.eval(), None if clip is None else clip.eval(), query
         self.min_score, self.overlap = min_score, overlap
         self.shares, self.region = shares, region
         self.head: Head = head
@@ -130,81 +130,82 @@ class PanopticSegmenter:
         self.scale = own if scale is None else scale
 
     @torch.no_grad()
-    def score(self, sample: Sample) -> Scored:
-        """Find the masks of a picture and their classes.
+    def score(self, sample: Sample) -> ScoredMasks:
+        """Propose the masks of an image and classify them.
 
         Args:
-            sample: decoded; its segments are not looked at.
+            sample: decoded; its segments are ignored.
         """
         (proposals,) = self.generator.propose([sample])
         return self.score_proposals(sample, proposals)
 
     @torch.no_grad()
-    def score_proposals(self, sample: Sample, proposals: Proposals) -> Scored:
-        """Find the classes of masks that were found before; there may be none."""
-        return self.fuse(self.ask(sample, proposals, clip=bool(self.shares.seen or self.shares.unseen)), self.shares)
+    def score_proposals(self, sample: Sample, proposals: Proposals) -> ScoredMasks:
+        """Classify masks that were proposed before; there may be none."""
+        uses_clip = bool(self.shares.seen or self.shares.unseen)
+        return self.fuse(self.gather_evidence(sample, proposals, clip=uses_clip), self.shares)
 
     @torch.no_grad()
-    def ask(self, sample: Sample, proposals: Proposals, *, clip: bool = True) -> Evidence:
-        """Let generator and CLIP say what masks are, for any number of fusions.
+    def gather_evidence(self, sample: Sample, proposals: Proposals, *, clip: bool = True) -> Evidence:
+        """Compute the logits of generator and CLIP, for any number of fusions.
 
         Args:
-            sample: the picture.
+            sample: the image.
             proposals: of it; there may be none.
-            clip: whether CLIP is asked.
+            clip: compute CLIP's logits.
         """
-        asked, masks = self.asked, proposals.masks
-        generator: Any = self.generator  # which takes its own kind of words
-        known = generator.class_logits(proposals, asked.generator_words)
-        said = None
+        query, masks = self.query, proposals.masks
+        generator: Any = self.generator  # which takes its own kind of classes
+        generator_logits = generator.class_logits(proposals, query.generator_words)
+        logits = None
         if len(masks) and clip:
-            assert asked.words is not None, "a CLIP that is asked has words"
+            assert query.words is not None, "a CLIP that classifies has text embeddings"
             whole = masks if proposals.frame is None else cut_padding(masks, proposals.frame)
-            said = clip_logits(self.embed(sample, whole), asked.words, scale=self.scale)
+            logits = clip_logits(self.embed(sample, whole), query.words, scale=self.scale)
         elif not len(masks):
-            said = known[:, :-1]
-        return Evidence((proposals.height, proposals.width), masks, known, said, proposals.frame)
+            logits = generator_logits[:, :-1]  # (0, K)
+        return Evidence((proposals.height, proposals.width), masks, generator_logits, logits, proposals.frame)
 
-    def fuse(self, evidence: Evidence, shares: Shares) -> Scored:
-        """Make one distribution of two.
+    def fuse(self, evidence: Evidence, shares: Shares) -> ScoredMasks:
+        """Fuse both logits into one distribution.
 
         Args:
-            evidence: of `ask`, with CLIP's part unless the shares are 0.
+            evidence: of `gather_evidence`, with CLIP's part unless the shares are 0.
             shares: CLIP's; in place of the segmenter's own.
         """
         check_shares(self.generator, shares, has_clip=self.clip is not None)
-        logits = fuse(evidence.known, evidence.said, self.asked.is_seen, shares)
-        return Scored(evidence.size, logits, evidence.masks, evidence.frame)
+        logits = fuse(evidence.generator, evidence.clip, self.query.is_seen, shares)
+        return ScoredMasks(evidence.size, logits, evidence.masks, evidence.frame)
 
     @torch.no_grad()
     def embed(self, sample: Sample, masks: Float[Tensor, "Q h w"]) -> Float[Tensor, "Q D"]:
         """CLIP's embeddings of masks.
 
         Args:
-            sample: the picture.
-            masks: logits, of the whole picture.
+            sample: the image.
+            masks: logits, of the whole image.
         """
-        assert self.clip is not None and self.size is not None, "without a CLIP nobody embeds masks"
+        assert self.clip is not None and self.size is not None, "masks are embedded by a CLIP"
         image, patch = clip_input(self.clip, sample, size=self.size, squash=self.squash)[None], self.clip.patch_size
         if self.region == "dense":
             return pool_mask_logits(self.clip.encode_dense(image, head=self.head)[0], masks)
         grid = (image.shape[2] // patch, image.shape[3] // patch)
         return self.clip.encode_masks(image, [touched_patches(masks, grid=grid, patch=patch)], head="masked")
 
-    def panoptic(self, scored: Scored) -> PanopticMap:
+    def panoptic(self, scored: ScoredMasks) -> PanopticMap:
         """One segment a pixel, or none."""
         rule = {"min_score": self.min_score, "overlap": self.overlap}
         return panoptic_map(
-            scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size, frame=scored.frame, **rule
+            scored.class_logits, scored.masks, self.query.is_thing, size=scored.size, frame=scored.frame, **rule
         )
 
-    def semantic(self, scored: Scored) -> Float[Tensor, "K H W"]:
-        """A score a class and pixel."""
+    def semantic(self, scored: ScoredMasks) -> Float[Tensor, "K H W"]:
+        """A score per class and pixel."""
         return semantic_map(scored.class_logits, scored.masks, size=scored.size, frame=scored.frame)
 
-    def instances(self, scored: Scored) -> Detections:
+    def instances(self, scored: ScoredMasks) -> Detections:
         """Objects, best first."""
-        return instances(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size, frame=scored.frame)
+        return instances(scored.class_logits, scored.masks, self.query.is_thing, size=scored.size, frame=scored.frame)
 
 
 def check_shares(generator: MaskGenerator | Published, shares: Shares, *, has_clip: bool = True) -> None:

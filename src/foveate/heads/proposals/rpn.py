@@ -1,8 +1,8 @@
 """A region proposal network that knows objects but no classes (Sec. 3.2 "Proposals instead of patches"; A.3).
 
-    pictures --resize, pad--> pyramid --two 3x3 convs--> 3 anchors a place --> objectness, box
+    images --resize, pad--> pyramid --two 3x3 convs--> 3 anchors a place --> objectness, box
 
-Two losses over 256 anchors a picture, up to half of them positive: cross-entropy of "is an object", smooth L1 of the
+Two losses over 256 anchors per image, up to half of them positive: cross-entropy of "is an object", smooth L1 of the
 box. It is trained on the boxes of base categories only. Novel and left-out objects have no box here: what lies on them
 is background, as in the paper's RPN on OV-COCO, so they are found only as far as they look like objects. Anchors that
 lie mostly in a crowd of a base category and on no object are left out of the loss. Anchors, matching, sampling and
@@ -28,7 +28,7 @@ from foveate.ops.resample import square_inputs
 from foveate.types import Batch, Sample, blank_sample
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
-SMALLEST_SIDE = 1.0  # of a proposal [pixels of the picture]
+SMALLEST_SIDE = 1.0  # of a proposal [pixels of the image]
 
 Found = tuple[Float[Tensor, "N 4"], Float[Tensor, " N"]]
 
@@ -61,8 +61,8 @@ class Proposer(nn.Module):
             scales: sides of the square anchors of each level [its strides].
             positive_iou: anchors that overlap an object by as much are positive, and each object's best.
             negative_iou: anchors that overlap every object by less are negative.
-            samples: anchors a picture that the loss looks at, at most half of them positive.
-            flip: mirror half of the pictures in training, drawn from torch's global stream.
+            samples: anchors per image that the loss looks at, at most half of them positive.
+            flip: mirror half of the images in training, drawn from torch's global stream.
 
         Raises:
             InputError: a size that does not fit, or scales that give anchors of no pixel.
@@ -99,11 +99,11 @@ class Proposer(nn.Module):
         """The objectness loss plus the box loss, each the mean over all sampled anchors of the batch.
 
         Args:
-            batch: pictures with the boxes of objects; where `segments` are given, their labels tell objects from
-                ignored crowds (`data.splits.as_objects`). A picture without any is all background.
+            batch: images with the boxes of objects; where `segments` are given, their labels tell objects from
+                ignored crowds (`data.splits.as_objects`). An image without any is all background.
 
         Returns:
-            The loss; where no picture could be used, a zero that still reaches every trained parameter.
+            The loss; where no image could be used, a zero that still reaches every trained parameter.
         """
         samples = batch.samples or [blank_sample()]
         if self.flip:
@@ -123,17 +123,17 @@ class Proposer(nn.Module):
     def propose(
         self, samples: list[Sample], *, keep: int, min_score: float = 0.0, pre_nms: int = 2000, nms: float = 0.7
     ) -> list[Found]:
-        """Find the objects of pictures.
+        """Find the objects of images.
 
         Args:
-            samples: decoded pictures; their boxes are not looked at.
-            keep: at most so many boxes a picture.
+            samples: decoded images; their boxes are not looked at.
+            keep: at most so many boxes per image.
             min_score: leave out boxes of a lower score.
             pre_nms: best boxes of each level before suppression.
             nms: of two boxes that overlap by more, over all levels, the one with the lower score goes.
 
         Returns:
-            For each picture (N, 4) xyxy, pixels of the picture and inside it, at least one pixel wide and high, and
+            For each image (N, 4) xyxy, pixels of the image and inside it, at least one pixel wide and high, and
             their scores in [0, 1], highest first.
         """
         was_training = self.training
@@ -159,7 +159,7 @@ class Proposer(nn.Module):
         pre_nms: int,
         nms: float,
     ) -> Found:
-        """The best boxes of one picture, carried to its own pixels."""
+        """The best boxes of one image, carried to its own pixels."""
         height, width = sample.image.shape[1:]
         boxes = boxes_on_picture(boxes, height=height, width=width, size=self.size)
         boxes = clip_boxes(boxes, height=height, width=width)
@@ -172,7 +172,7 @@ class Proposer(nn.Module):
         return predict_anchors(self.rpn, self.pyramid(inputs), inputs=inputs)
 
     def _targets(self, sample: Sample) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "M 4"]]:
-        """The objects and the crowds of a picture, in pixels of its input."""
+        """The objects and the crowds of an image, in pixels of its input."""
         height, width = sample.image.shape[1:]
         boxes = boxes_on_input(sample.boxes, height=height, width=width, size=self.size).to(self._device)
         if sample.segments is None:
@@ -216,7 +216,7 @@ def best_boxes(
 
 
 def _mirror(sample: Sample) -> Sample:
-    """A picture and its boxes, left and right exchanged."""
+    """An image and its boxes, left and right exchanged."""
     right = sample.image.shape[2]
     x1, y1, x2, y2 = sample.boxes.unbind(dim=1)  # (N,) each
     return replace(sample, image=sample.image.flip(2), boxes=torch.stack([right - x2, y1, right - x1, y2], dim=1))
