@@ -8,6 +8,7 @@ keywords of partials, the groups of optimizers, the settings and weights of modu
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import foveate
 
 EXACT = 256  # tensors of as many numbers are compared number by number, larger ones by sums and a sample
+LARGE = 10_000  # containers of more are the tables of a tokenizer
 MODULE = frozenset(vars(nn.Module()))  # what every module has
 
 
@@ -155,7 +157,7 @@ class _Freezer:
         if value is None or isinstance(value, bool | int | float | bytes):
             return value
         if isinstance(value, str | Path):
-            return str(value).replace(self._root, "ROOT")
+            return re.sub(r"/tmp\w{8}(?=/|$)", "/temporary", str(value).replace(self._root, "ROOT"))
         if isinstance(value, torch.dtype | torch.device | torch.Size | np.dtype):
             return str(value)
         if isinstance(value, (*self._opaque, Recording)):
@@ -165,6 +167,8 @@ class _Freezer:
         self._met[id(value)] = (len(self._met), value)
         if isinstance(value, Tensor | np.ndarray):
             return _numbers(value)
+        if isinstance(value, Mapping | list | tuple) and len(value) > LARGE:
+            return type(value).__name__, len(value)
         if isinstance(value, Mapping):
             return tuple((self(key), self(one)) for key, one in value.items())
         if isinstance(value, list | tuple | set | frozenset):

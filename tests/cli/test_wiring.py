@@ -9,9 +9,11 @@ import io
 import json
 import shlex
 import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,28 +45,46 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for folder in ("images", "more"):
         (root / folder).mkdir()
         Image.new("RGB", (32, 24)).save(root / folder / f"{folder}.png")
-    (root / "names.txt").write_text("dog\ncat\n")
-    (root / "boxes.json").write_text(json.dumps({path.name: [[1, 1, 40, 40]] for path in world.rglob("*.jpg")}))
+    for folder in ("dog", "cat"):
+        (root / "classes" / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 24)).save(root / "classes" / folder / "one.png")
+    for kind in ("generator", "other_generator", "catseg"):
+        put(root / kind / f"{kind.removeprefix('other_')}.json", {})
     splits = json.loads((annotations / "splits.json").read_text())
     moved = {"base": splits["base"][1:], "novel": [*splits["novel"], splits["base"][0]]}
-    (root / "novel.json").write_text(json.dumps(moved))
-    classes = json.loads((annotations / "panoptic_val2017.json").read_text())["categories"]
-    (root / "labels.txt").write_text("".join(f"{one['id']}:{one['name']},thing {one['id']}\n" for one in classes))
+    panoptic = json.loads((annotations / "panoptic_val2017.json").read_text())
+    labels = [f"{one['id']}:{one['name']},kind {one['id']}\n" for one in panoptic["categories"]]
     return {
-        "novel": str(root / "novel.json"),
-        "labels": str(root / "labels.txt"),
-        "maps": str(root / "images"),
-        "ids": str(root / "names.txt"),
-        "encoder": str(root / "images"),
         "world": str(world),
         "other": str(root / "other"),
-        "instances": str(shutil.copy(annotations / "instances_train2017.json", root / "instances.json")),
-        "captions": str(shutil.copy(annotations / "captions_train2017.json", root / "captions.json")),
         "images": str(root / "images"),
         "more": str(root / "more"),
-        "names": str(root / "names.txt"),
-        "boxes": str(root / "boxes.json"),
+        "maps": str(root / "images"),
+        "classes": str(root / "classes"),
+        "generator": str(root / "generator"),
+        "catseg": str(root / "catseg"),
+        "encoder": str(root / "images"),
+        "published": str(put(root / "published/config.json", {"model_type": "mask2former"}).parent),
+        "diffusion": str(put(root / "diffusion/model_index.json", {}).parent),
+        "other_diffusion": str(put(root / "other_diffusion/model_index.json", {}).parent),
+        "panoptic": str(annotations / "panoptic_train2017.json"),
+        "instances": str(shutil.copy(annotations / "instances_train2017.json", root / "instances.json")),
+        "captions": str(shutil.copy(annotations / "captions_train2017.json", root / "captions.json")),
+        "names": str(put(root / "names.txt", "dog\ncat\n")),
+        "ids": str(root / "names.txt"),
+        "labels": str(put(root / "labels.txt", "".join(labels))),
+        "novel": str(put(root / "novel.json", moved)),
+        "folder_names": str(put(root / "folder_names.json", {"dog": "hound", "cat": "puss"})),
+        "results": str(put(root / "results.json", [])),
+        "boxes": str(put(root / "boxes.json", {path.name: [[1, 1, 40, 40]] for path in world.rglob("*.jpg")})),
+        "image_boxes": str(put(root / "image_boxes.json", {"images.png": [[1, 1, 20, 20]]})),
     }
+
+
+def put(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
 
 
 Calls = dict[str, list[Any]]
@@ -84,6 +104,7 @@ def record(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
         printed = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ReachedError):
             recording.put(patch)
+            patch.setattr(tempfile, "tempdir", str(out))
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
                 find_command(words)[0].load_procedure()(config)
         if CASES[command].prints:
