@@ -51,7 +51,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for kind in ("generator", "other_generator", "catseg"):
         put(root / kind / f"{kind.removeprefix('other_')}.json", {})
     splits = json.loads((annotations / "splits.json").read_text())
-    moved = {"base": splits["base"][1:], "novel": [*splits["novel"], splits["base"][0]]}
+    train = json.loads((annotations / "instances_train2017.json").read_text())
+    names = {one["id"]: one["name"] for one in train["categories"]}
+    seen = next(name for one in train["annotations"] if (name := names[one["category_id"]]) in splits["base"])
+    moved = {"base": [name for name in splits["base"] if name != seen], "novel": [*splits["novel"], seen]}
     panoptic = json.loads((annotations / "panoptic_val2017.json").read_text())
     labels = [f"{one['id']}:{one['name']},kind {one['id']}\n" for one in panoptic["categories"]]
     return {

@@ -618,7 +618,7 @@ DETECT = Case(
         "pictures": To("", instead=f"{{more}} --model some {ASK}", reaches="Feed"),
         "model": To("--model another", reaches="load_detector"),
         "out": To("--out {out}/another", reaches="write_whole write_picture"),
-        "vocab": To("--vocab 'plaid cross, tree'", reaches="embed_vocabulary detect draw_detections"),
+        "vocab": To("--vocab 'plaid cross, tree, sky'", reaches="embed_vocabulary detect draw_detections"),
         "draw": To("--draw 0.5", reaches="draw_detections"),
         "weights": To("--weights 0.1 0.2", reaches="detect"),
     },
@@ -723,7 +723,7 @@ SEMANTIC = Case(
         "novel": To("--novel {novel}", reaches="evaluate_semantic"),
         "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_label_maps"),
         "numbers": To("--numbers dataset", base="--data {world} --from-results {maps}", reaches="read_label_maps"),
-        "every_word": To("--every-word", reaches="embed_vocabulary evaluate_semantic"),
+        "every_word": To("--every-word", reaches="evaluate_semantic"),
     },
 )
 NAMES = "--vocab 'dog, cat, tree'"
