@@ -147,5 +147,10 @@ def test_another_value_changes_the_calls(words: str, name: str, record: Callable
     before = record(words, base)
     after = record(words, change.instead or f"{base} {change.words}")
     changed = {call for call in {*before, *after} if before.get(call) != after.get(call)}
-    assert changed, f"--{name} reaches none of {sorted(before)}"
-    assert {*change.reaches.split()} <= changed, f"--{name} reaches {sorted(changed)} alone"
+    assert changed, f"{words} {change.words}: reaches none of {sorted(before)}"
+    for call in change.reaches.split():
+        name = call.removesuffix("*")
+        assert name in changed, f"{words} {change.words}: reaches {sorted(changed)} alone, not {name}"
+        if call.endswith("*"):
+            alike = [one for one, other in zip(before[name], after[name], strict=True) if one == other]
+            assert not alike, f"{words} {change.words}: {len(alike)} of {len(after[name])} calls of {name} are alike"

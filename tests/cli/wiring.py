@@ -36,7 +36,7 @@ class To:
 
     words: str
     given: str = ""  # flags that it needs, given before and after
-    reaches: str = ""  # names of calls that must all change; any call where none is named
+    reaches: str = ""  # names of calls that must change, with a * each of several; any call where none is named
     base: str | None = None  # words of the unchanged command, where they are others
     instead: str | None = None  # words of the changed command, where these are not the unchanged ones and more
 
@@ -154,7 +154,7 @@ DISTILL = Case(
         "annotations": To("--annotations {instances}", reaches="open_data"),
         "shard_cache": To("--shard-cache {out}/cache", reaches="open_data"),
         "steps": To("--steps 4", reaches="fit BatchSampler Log"),
-        "batch": To("--batch 3", reaches="BatchSampler"),
+        "batch": To("--batch 1", given="--validate {world}", reaches="BatchSampler make_loader*"),
         "accumulate": To("--accumulate 2", reaches="fit BatchSampler"),
         "lr": To("--lr 0.1", reaches="fit"),
         "weight_decay": To("--weight-decay 0.3", reaches="build_optimizer fit"),
@@ -171,12 +171,12 @@ DISTILL = Case(
             reaches="embed_vocabulary",
         ),
         "min_count": To("--min-count 2", given="--objective region-text --min-count 1", reaches="count_nouns"),
-        "regions": To("--regions boxes", reaches="open_data PictureSource ClipSelf"),
+        "regions": To("--regions boxes", given="--validate {world}", reaches="open_data* PictureSource* ClipSelf"),
         "boxes": To("--boxes {boxes}", given="--regions boxes", reaches="with_boxes PictureSource"),
         "allow_novel": To("--allow-novel", given="--boxes {boxes}", reaches="check_provenance"),
-        "grid": To("--grid 4", reaches="PictureSource"),
-        "grid_rule": To("--grid-rule all", reaches="PictureSource"),
-        "max_regions": To("--max-regions 7", reaches="PictureSource"),
+        "grid": To("--grid 4", given="--validate {world}", reaches="PictureSource*"),
+        "grid_rule": To("--grid-rule all", given="--validate {world}", reaches="PictureSource*"),
+        "max_regions": To("--max-regions 7", given="--validate {world}", reaches="PictureSource*"),
         "student_size": To("--student-size 64", reaches="ClipSelf"),
         "pad": To("--pad zero", reaches="fit"),
         "head": To("--head values3", reaches="fit"),
@@ -189,7 +189,7 @@ DISTILL = Case(
         "correlation_temperature": To("--correlation-temperature 0.2", given="--correlation 1", reaches="ClipSelf"),
         "alpha": To("--alpha 0.5", reaches="write_product"),
         "seed": To("--seed 1", reaches="load PictureSource BatchSampler fit"),
-        "workers": To("--workers 1", reaches="make_loader"),
+        "workers": To("--workers 1", given="--validate {world}", reaches="make_loader*"),
         "save_every": To("--save-every 2", reaches="fit"),
         "keep_checkpoints": To("--keep-checkpoints 3", reaches="fit"),
         "validate": To("--validate {other}", reaches="open_data make_loader fit"),
@@ -847,7 +847,7 @@ CONVERT = Case(
         "clip.load:load": Stand(tiny_clip),
         "published_head": Stand(lambda given: HEAD_FILES.get(given["path"].name)),
         "folder_written_whole": THROUGH,
-        "save_clip": Stand(reached, without=("folder",)),  # a temporary one, of a random name
+        "save_clip": Stand(reached, without=("clip", "folder")),  # a temporary folder, of a random name
         "save_huggingface": Stand(reached, without=("folder",)),
         "embed_vocabulary": Stand(rows_of),
         "tower_digest": UNSEEN,
