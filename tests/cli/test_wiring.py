@@ -42,9 +42,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_world(world, WorldSize(train=4, val=3, test=2, pairs=0, seed=0), processes=1)
     annotations = world / "annotations"
     (root / "other").symlink_to(world)
-    for folder in ("images", "more"):
+    for folder, colour in (("images", "red"), ("more", "blue")):
         (root / folder).mkdir()
-        Image.new("RGB", (32, 24)).save(root / folder / f"{folder}.png")
+        Image.new("RGB", (32, 24), colour).save(root / folder / f"{folder}.png")
     for folder in ("dog", "cat"):
         (root / "classes" / folder).mkdir(parents=True)
         Image.new("RGB", (32, 24)).save(root / "classes" / folder / "one.png")

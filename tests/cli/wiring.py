@@ -1,7 +1,7 @@
 """For each command the calls that do its work, and for each of its flags another value (`test_wiring.py` runs them)."""
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.product import Network as FViTNetwork
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import build_parts
-from foveate.types import Batch, Detections, Sample
+from foveate.types import Batch, Detections, LabelMap, Sample
 
 WIDTH = 16  # of the CLIP's towers and of its embeddings
 
@@ -65,12 +65,17 @@ def _tiny_clip() -> Clip:
     sizes["embed_dim"] = WIDTH
     sizes["vision_cfg"] |= {"layers": 6, "width": WIDTH, "head_width": 8}
     sizes["text_cfg"] |= {"layers": 1, "width": WIDTH}
-    return Clip(build(described, name="tiny", seed=0), name="tiny", config=described)
+    return Clip(build(described, name="tiny", seed=0), name="tiny", config=described).eval()
 
 
 def tiny_clip(arguments: dict[str, Any]) -> Clip:
     """A CLIP made once, whatever is asked for."""
     return deepcopy(_tiny_clip())
+
+
+def shared_clip(arguments: dict[str, Any]) -> Clip:
+    """The same for what changes no weights: its settings are its own."""
+    return copy(_tiny_clip())
 
 
 def rows_of(arguments: dict[str, Any]) -> torch.Tensor:
@@ -406,7 +411,7 @@ PRETRAIN = Case(
 
 MEASURE = "--data {world} --model some --workers 0 --device cpu"
 MEASURED = {
-    "clip.load:load": Stand(tiny_clip),
+    "clip.load:load": Stand(shared_clip),
     "choose_device": CPU,
     "open_data": THROUGH,
     "embed_vocabulary": Stand(rows_of),
@@ -541,7 +546,7 @@ def detector(arguments: dict[str, Any]) -> Any:
         benchmark="ov-coco",
         network=SimpleNamespace(masks=True),
     )
-    return bare(FViT, scale=torch.tensor(50.0), tower=SimpleNamespace(clip=tiny_clip(arguments))), about
+    return bare(FViT, scale=torch.tensor(50.0), tower=SimpleNamespace(clip=shared_clip(arguments))), about
 
 
 NO_BOXES = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
@@ -629,7 +634,7 @@ DOG = Vocabulary((("plaid cross",), ("dotted ball", "sphere")))
 
 def generator(arguments: dict[str, Any]) -> Any:
     """What finds masks, its CLIP, and what its folder says."""
-    return bare(MaskGenerator), tiny_clip(arguments), about_generator(arguments)
+    return bare(MaskGenerator), shared_clip(arguments), about_generator(arguments)
 
 
 def about_generator(arguments: dict[str, Any]) -> Any:
@@ -673,10 +678,18 @@ PANOPTIC = Case(
         "instances": To("--instances", reaches="sweep_shares"),
     },
 )
+
+
+def blank_maps(arguments: dict[str, Any]) -> list[LabelMap]:
+    """For each image a map of its first class."""
+    return [LabelMap(torch.zeros(one.image.shape[1:], dtype=torch.int64)) for one in arguments["samples"]]
+
+
 PIXELS = {
     **MASKS,
     "Feed": THROUGH,
     "Cosines": THROUGH,
+    "Cosines.label_maps": Stand(blank_maps, without=("self", "samples")),
     "load_catseg": Stand(lambda given: (bare(CatSeg), SimpleNamespace(classes=DOG.classes, novel=()))),
     "CatSeg.embed_classes": Stand(give(torch.zeros(2, 1, WIDTH))),
     "CatSeg.label_maps": Stand(reached),
@@ -825,7 +838,7 @@ SIZES = Case(
 )
 EXPORT = Case(
     "--model some --out {out}",
-    {"clip.load:load": Stand(tiny_clip), "export_clip": LAST},
+    {"clip.load:load": Stand(shared_clip), "export_clip": LAST},
     {
         "model": To("--model another", reaches="load"),
         "out": To("--out {out}/other.onnx", reaches="export_clip"),
