@@ -21,11 +21,11 @@ from PIL import Image
 from recording import ReachedError, Recording
 from wiring import CASES, UNRECORDED, To
 
-from foveate.cli.commands import all_commands, find_command
+from foveate.cli.commands import COMMANDS, find_command
 from foveate.cli.main import parse
 from foveate.data.world.write import WorldSize, write_world
 
-FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in all_commands()}
+FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in COMMANDS}
 CHANGES = [
     pytest.param(words, name, id=f"{words} {name}")
     for words, names in FLAGS.items()

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import groupby
 from typing import Any
 
 from foveate.errors import InputError
@@ -17,14 +18,16 @@ from foveate.errors import InputError
 class Command:
     """One command of the command line."""
 
+    group: str
+    """Heading in the list of commands."""
     words: str
     """As typed after `foveate`."""
+    summary: str
+    """One line for the list of commands."""
     config: str
     """Dataclass of its flags, "module:Class"."""
     procedure: str
     """Function that takes that dataclass, "module:function"."""
-    summary: str
-    """One line for the list of commands."""
     example: str
     """What may follow the words."""
 
@@ -37,112 +40,93 @@ class Command:
         return _load(self.procedure)
 
 
-COMMANDS: dict[str, tuple[Command, ...]] = {
-    "start": (
-        Command("demo", "foveate.cli.demo:Demo", "foveate.cli.demo:run",
-                "distil the shipped CLIP on a rendered world: 5 minutes, 2 cores",
-                "--out runs/demo"),
-        Command("segment", "foveate.cli.segment:Segment", "foveate.cli.segment:run",
-                "give every pixel of images a class of any vocabulary",
-                'images/ --model foveate-small --vocab "grass, dog, sky" --out segmented'),
-        Command("detect", "foveate.cli.detection:Detect", "foveate.cli.detection:run_detect",
-                "find objects of any vocabulary with a trained detector",
-                'images/ --model runs/fvit/model --vocab "dog, red cup" --out detected'),
-        Command("distill", "foveate.engine.config:DistillConfig", "foveate.cli.distill:run",
-                "train a CLIP's dense features on its own image crops",
-                "--data coco --out runs/mine"),
-        Command("evaluate regions", "foveate.cli.evaluate:Regions", "foveate.cli.evaluate:run_regions",
-                "classify annotated regions by dense features and by crops",
-                "--data coco --model runs/mine/model"),
-        Command("show similarity", "foveate.cli.show:Similarity", "foveate.cli.show:run_similarity",
-                "draw where images match a text",
-                '--data images/ --model runs/mine/model --text "a dog" grass --out similarity.png'),
-    ),
-    "train": (
-        Command("train-fvit", "foveate.cli.train_fvit:TrainFViT", "foveate.cli.train_fvit:run",
-                "train F-ViT, an open-vocabulary detector",
-                "--data coco --model runs/mine/model --out runs/fvit"),
-        Command("train-catseg", "foveate.cli.train_catseg:TrainCatSeg", "foveate.cli.train_catseg:run",
-                "train CAT-Seg, open-vocabulary semantic segmentation",
-                "--data coco --model runs/mine/model --out runs/catseg"),
-        Command("train-panoptic", "foveate.cli.train_panoptic:TrainPanoptic", "foveate.cli.train_panoptic:run",
-                "train a mask generator for open-vocabulary panoptic segmentation",
-                "--data coco --model runs/mine/model --out runs/panoptic"),
-        Command("proposals", "foveate.cli.proposals:Proposals", "foveate.cli.proposals:run",
-                "make region proposals for distill --boxes",
-                "--data coco --out runs/proposals"),
-        Command("pretrain", "foveate.cli.pretrain:Pretrain", "foveate.cli.pretrain:run",
-                "pretrain a small CLIP on images with captions",
-                "--pairs world/pairs --out runs/small"),
-    ),
-    "evaluate": (
-        Command("evaluate agreement", "foveate.cli.evaluate:Agreement", "foveate.cli.evaluate:run_agreement",
-                "compare dense features with crops, without labels",
-                "--data images/ --model runs/mine/model --reference foveate-small"),
-        Command("evaluate retrieval", "foveate.cli.evaluate:Retrieval", "foveate.cli.evaluate:run_retrieval",
-                "retrieve images and regions by locations of the dense features",
-                "--data coco --model runs/mine/model"),
-        Command("evaluate global", "foveate.cli.evaluate_global:Global", "foveate.cli.evaluate_global:run_global",
-                "zero-shot classification and retrieval of whole images",
-                "--data imagenet/val --model runs/mine/model --reference foveate-small"),
-        Command("evaluate pareto", "foveate.cli.evaluate_global:Pareto", "foveate.cli.evaluate_global:run_pareto",
-                "mix student and teacher weights: dense against global accuracy",
-                "--data coco --model runs/mine/model --reference foveate-small --plot pareto.png"),
-        Command("evaluate detection", "foveate.cli.detection:Detection", "foveate.cli.score:run_detection",
-                "AP of base and novel categories, of a model or a results file",
-                "--data coco --model runs/fvit/model"),
-        Command("evaluate semantic", "foveate.cli.semantic:Semantic", "foveate.cli.score:run_semantic",
-                "mIoU of semantic segmentation, of a model or of label maps",
-                "--data ADEChallengeData2016 --model runs/catseg/model"),
-        Command("evaluate panoptic", "foveate.cli.panoptic:Panoptic", "foveate.cli.score:run_panoptic",
-                "PQ of panoptic segmentation, of a model or of results files",
-                "--data coco --model runs/panoptic/model --clip-with runs/mine/model"),
-    ),
-    "predict": (
-        Command("embed", "foveate.cli.embed:Embed", "foveate.cli.embed:run",
-                "write image, dense or box features of images to one file",
-                "images/ --model runs/mine/model --what dense --out features.safetensors"),
-        Command("show kmeans", "foveate.cli.show:KMeans", "foveate.cli.show:run_kmeans",
-                "draw clusters of the dense features",
-                "--data images/ --model runs/mine/model --before foveate-small --out kmeans.png"),
-        Command("show sizes", "foveate.cli.show:Sizes", "foveate.cli.show:run_sizes",
-                "plot accuracy against input size from results files",
-                "--results before=before.json after=after.json --out sizes.png"),
-    ),
-    "convert": (
-        Command("convert", "foveate.cli.convert:Convert", "foveate.cli.convert:run",
-                "write a CLIP, or a published head, in another layout",
-                "runs/mine/model converted --to hf"),
-        Command("export", "foveate.cli.export:Export", "foveate.cli.export:run",
-                "write a CLIP's image tower as ONNX or torch.export",
-                "--model runs/mine/model --out dense.onnx"),
-    ),
-    "data": (
-        Command("world", "foveate.cli.world:World", "foveate.cli.world:run",
-                "render the embedded data set in COCO's format",
-                "world --train 1000"),
-        Command("convert-maps ade-full", "foveate.cli.convert_maps:AdeFull", "foveate.cli.convert_maps:run_ade_full",
-                "convert the label maps of the full ADE20K",
-                "ADE20K_2021_17_01 --out ade-full --split val"),
-        Command("convert-maps context", "foveate.cli.convert_maps:Context", "foveate.cli.convert_maps:run_context",
-                "convert the label maps of PASCAL Context",
-                "trainval --labels labels.txt --out context459"),
-    ),
-    "paper": (
-        Command("recipes", "foveate.cli.recipes:Recipes", "foveate.cli.recipes:run",
-                "list the named settings of training and evaluation",
-                "clipself-b16-patches"),
-        Command("reproduce", "foveate.cli.reproduce:Reproduce", "foveate.cli.reproduce:run",
-                "run the paper's tables and write a page of results",
-                "tab1 figs --out runs/reproduce"),
-    ),
-}  # fmt: skip
-"""The commands by group, in the order of the list that `foveate --help` prints."""
-
-
-def all_commands() -> tuple[Command, ...]:
-    """Every command, in the order of the table."""
-    return tuple(command for group in COMMANDS.values() for command in group)
+COMMANDS: tuple[Command, ...] = (
+    Command("start", "demo", "distil the shipped CLIP on a rendered world: 5 minutes, 2 cores",
+            "foveate.cli.demo:Demo", "foveate.cli.demo:run",
+            "--out runs/demo"),
+    Command("start", "segment", "give every pixel of images a class of any vocabulary",
+            "foveate.cli.segment:Segment", "foveate.cli.segment:run",
+            'images/ --model foveate-small --vocab "grass, dog, sky" --out segmented'),
+    Command("start", "detect", "find objects of any vocabulary with a trained detector",
+            "foveate.cli.detection:Detect", "foveate.cli.detection:run_detect",
+            'images/ --model runs/fvit/model --vocab "dog, red cup" --out detected'),
+    Command("start", "distill", "train a CLIP's dense features on its own image crops",
+            "foveate.engine.config:DistillConfig", "foveate.cli.distill:run",
+            "--data coco --out runs/mine"),
+    Command("start", "evaluate regions", "classify annotated regions by dense features and by crops",
+            "foveate.cli.evaluate:Regions", "foveate.cli.evaluate:run_regions",
+            "--data coco --model runs/mine/model"),
+    Command("start", "show similarity", "draw where images match a text",
+            "foveate.cli.show:Similarity", "foveate.cli.show:run_similarity",
+            '--data images/ --model runs/mine/model --text "a dog" grass --out similarity.png'),
+    Command("train", "train-fvit", "train F-ViT, an open-vocabulary detector",
+            "foveate.cli.train_fvit:TrainFViT", "foveate.cli.train_fvit:run",
+            "--data coco --model runs/mine/model --out runs/fvit"),
+    Command("train", "train-catseg", "train CAT-Seg, open-vocabulary semantic segmentation",
+            "foveate.cli.train_catseg:TrainCatSeg", "foveate.cli.train_catseg:run",
+            "--data coco --model runs/mine/model --out runs/catseg"),
+    Command("train", "train-panoptic", "train a mask generator for open-vocabulary panoptic segmentation",
+            "foveate.cli.train_panoptic:TrainPanoptic", "foveate.cli.train_panoptic:run",
+            "--data coco --model runs/mine/model --out runs/panoptic"),
+    Command("train", "proposals", "make region proposals for distill --boxes",
+            "foveate.cli.proposals:Proposals", "foveate.cli.proposals:run",
+            "--data coco --out runs/proposals"),
+    Command("train", "pretrain", "pretrain a small CLIP on images with captions",
+            "foveate.cli.pretrain:Pretrain", "foveate.cli.pretrain:run",
+            "--pairs world/pairs --out runs/small"),
+    Command("evaluate", "evaluate agreement", "compare dense features with crops, without labels",
+            "foveate.cli.evaluate:Agreement", "foveate.cli.evaluate:run_agreement",
+            "--data images/ --model runs/mine/model --reference foveate-small"),
+    Command("evaluate", "evaluate retrieval", "retrieve images and regions by locations of the dense features",
+            "foveate.cli.evaluate:Retrieval", "foveate.cli.evaluate:run_retrieval",
+            "--data coco --model runs/mine/model"),
+    Command("evaluate", "evaluate global", "zero-shot classification and retrieval of whole images",
+            "foveate.cli.evaluate_global:Global", "foveate.cli.evaluate_global:run_global",
+            "--data imagenet/val --model runs/mine/model --reference foveate-small"),
+    Command("evaluate", "evaluate pareto", "mix student and teacher weights: dense against global accuracy",
+            "foveate.cli.evaluate_global:Pareto", "foveate.cli.evaluate_global:run_pareto",
+            "--data coco --model runs/mine/model --reference foveate-small --plot pareto.png"),
+    Command("evaluate", "evaluate detection", "AP of base and novel categories, of a model or a results file",
+            "foveate.cli.detection:Detection", "foveate.cli.score:run_detection",
+            "--data coco --model runs/fvit/model"),
+    Command("evaluate", "evaluate semantic", "mIoU of semantic segmentation, of a model or of label maps",
+            "foveate.cli.semantic:Semantic", "foveate.cli.score:run_semantic",
+            "--data ADEChallengeData2016 --model runs/catseg/model"),
+    Command("evaluate", "evaluate panoptic", "PQ of panoptic segmentation, of a model or of results files",
+            "foveate.cli.panoptic:Panoptic", "foveate.cli.score:run_panoptic",
+            "--data coco --model runs/panoptic/model --clip-with runs/mine/model"),
+    Command("predict", "embed", "write image, dense or box features of images to one file",
+            "foveate.cli.embed:Embed", "foveate.cli.embed:run",
+            "images/ --model runs/mine/model --what dense --out features.safetensors"),
+    Command("predict", "show kmeans", "draw clusters of the dense features",
+            "foveate.cli.show:KMeans", "foveate.cli.show:run_kmeans",
+            "--data images/ --model runs/mine/model --before foveate-small --out kmeans.png"),
+    Command("predict", "show sizes", "plot accuracy against input size from results files",
+            "foveate.cli.show:Sizes", "foveate.cli.show:run_sizes",
+            "--results before=before.json after=after.json --out sizes.png"),
+    Command("convert", "convert", "write a CLIP, or a published head, in another layout",
+            "foveate.cli.convert:Convert", "foveate.cli.convert:run",
+            "runs/mine/model converted --to hf"),
+    Command("convert", "export", "write a CLIP's image tower as ONNX or torch.export",
+            "foveate.cli.export:Export", "foveate.cli.export:run",
+            "--model runs/mine/model --out dense.onnx"),
+    Command("data", "world", "render the embedded data set in COCO's format",
+            "foveate.cli.world:World", "foveate.cli.world:run",
+            "world --train 1000"),
+    Command("data", "convert-maps ade-full", "convert the label maps of the full ADE20K",
+            "foveate.cli.convert_maps:AdeFull", "foveate.cli.convert_maps:run_ade_full",
+            "ADE20K_2021_17_01 --out ade-full --split val"),
+    Command("data", "convert-maps context", "convert the label maps of PASCAL Context",
+            "foveate.cli.convert_maps:Context", "foveate.cli.convert_maps:run_context",
+            "trainval --labels labels.txt --out context459"),
+    Command("paper", "recipes", "list the named settings of training and evaluation",
+            "foveate.cli.recipes:Recipes", "foveate.cli.recipes:run",
+            "clipself-b16-patches"),
+    Command("paper", "reproduce", "run the paper's tables and write a page of results",
+            "foveate.cli.reproduce:Reproduce", "foveate.cli.reproduce:run",
+            "tab1 figs --out runs/reproduce"),
+)  # fmt: skip
+"""In the order of the list that `foveate --help` prints."""
 
 
 def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
@@ -151,7 +135,7 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
     Raises:
         InputError: no command is called so; the message names the nearest.
     """
-    commands = {command.words: command for command in all_commands()}
+    commands = {command.words: command for command in COMMANDS}
     for count in (2, 1):
         words = " ".join(arguments[:count])
         if words in commands:
@@ -165,16 +149,15 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
 
 def commands_under(word: str) -> tuple[Command, ...]:
     """The commands of two words that begin with this one, such as those of `evaluate`."""
-    return tuple(command for command in all_commands() if command.words.startswith(f"{word} "))
+    return tuple(command for command in COMMANDS if command.words.startswith(f"{word} "))
 
 
-def help_lines(groups: dict[str, tuple[Command, ...]]) -> list[str]:
+def help_lines(commands: Sequence[Command]) -> list[str]:
     """A line for each command, its group beside the first of it, a blank line between groups."""
     lines: list[str] = []
-    for group, commands in groups.items():
-        for command in commands:
-            heading = group if command is commands[0] else ""
-            lines.append(f"  {heading:8}  {command.words:21}  {command.summary}")
+    for group, members in groupby(commands, key=lambda command: command.group):
+        for place, command in enumerate(members):
+            lines.append(f"  {'' if place else group:8}  {command.words:21}  {command.summary}")
         lines.append("")
     return lines[:-1]
 
