@@ -1,6 +1,6 @@
 """Every flag of every command reaches the call that does the work: with another value the recorded calls are others.
 
-The commands and their flags come from the table of commands: one without an entry in `wiring.py` fails. Nothing is
+The commands and their flags come from the table of commands: one without an entry in `wiring_*.py` fails. Nothing is
 trained or measured; the functions that would do it are replaced by recorders.
 """
 
@@ -17,20 +17,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wiring_evaluate
+import wiring_files
+import wiring_predict
+import wiring_train
 from PIL import Image
 from recording import ReachedError, Recording
-from wiring import CASES, UNRECORDED, To
+from wiring import Case, To
 
 from foveate.cli.commands import COMMANDS, find_command
 from foveate.cli.main import parse
 from foveate.data.world.write import WorldSize, write_world
 
+CASES: dict[str, Case] = {
+    **wiring_train.CASES,
+    **wiring_evaluate.CASES,
+    **wiring_predict.CASES,
+    **wiring_files.CASES,
+}
+UNRECORDED = {
+    (words, "out"): "the JSON file that the finished measurement is written to"
+    for words in CASES
+    if words.startswith("evaluate ")
+}  # flags whose value changes no recorded call, by command and name, with the reason
 FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in COMMANDS}
 CHANGES = [
     pytest.param(words, name, id=f"{words} {name}")
     for words, names in FLAGS.items()
     for name in names
-    if words in CASES and (words, name) not in UNRECORDED
+    if (words, name) not in UNRECORDED
 ]
 
 
