@@ -8,12 +8,13 @@ keywords of partials, the groups of optimizers, the settings and weights of modu
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from pathlib import Path
-from types import FunctionType, GeneratorType, MethodType, ModuleType
+from pathlib import Path, PurePath
+from types import FunctionType, GeneratorType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 import foveate
 
 EXACT = 256  # tensors of as many numbers are compared number by number, larger ones by sums and a sample
+LARGE = 10_000  # containers of more are the tables of a tokenizer
+PLAIN = {type(None), bool, int, float, bytes}
+NAMED = {torch.dtype, torch.device, torch.Size}
 MODULE = frozenset(vars(nn.Module()))  # what every module has
 
 
@@ -152,24 +156,29 @@ class _Freezer:
         self._met: dict[int, tuple[int, Any]] = {}  # by id, with the value itself, so that no other gets its id
 
     def __call__(self, value: Any) -> Any:
-        if value is None or isinstance(value, bool | int | float | bytes):
+        kind = type(value)
+        if kind in PLAIN:
             return value
-        if isinstance(value, str | Path):
-            return str(value).replace(self._root, "ROOT")
-        if isinstance(value, torch.dtype | torch.device | torch.Size | np.dtype):
+        if isinstance(value, str | PurePath):
+            return re.sub(r"/tmp\w{8}(?=/|$)", "/temporary", str(value).replace(self._root, "ROOT"))
+        if kind in NAMED:
             return str(value)
-        if isinstance(value, (*self._opaque, Recording)):
-            return type(value).__name__
+        if kind in self._opaque or kind is Recording:
+            return kind.__name__
         if id(value) in self._met:
             return "met", self._met[id(value)][0]
         self._met[id(value)] = (len(self._met), value)
         if isinstance(value, Tensor | np.ndarray):
             return _numbers(value)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict | list | tuple) and len(value) > LARGE:
+            return kind.__name__, len(value)
+        if isinstance(value, dict | MappingProxyType):
             return tuple((self(key), self(one)) for key, one in value.items())
-        if isinstance(value, list | tuple | set | frozenset):
-            return tuple(self(one) for one in (sorted(value, key=str) if isinstance(value, set | frozenset) else value))
-        return type(value).__qualname__, self._object(value)
+        if isinstance(value, list | tuple):
+            return tuple(self(one) for one in value)
+        if isinstance(value, set | frozenset):
+            return tuple(self(one) for one in sorted(value, key=str))
+        return kind.__qualname__, self._object(value)
 
     def _object(self, value: Any) -> Any:
         if isinstance(value, nn.Module):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cli.commands import Command, all_commands
+from foveate.cli.commands import COMMANDS, Command
 from foveate.cli.main import main, parse
 
-COMMANDS = [pytest.param(command, id=command.words) for command in all_commands()]
+EACH = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words)
 
 
 def test_help_imports_no_torch() -> None:
@@ -26,7 +26,7 @@ def test_help_imports_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
-    for command in all_commands():  # one line each
+    for command in COMMANDS:  # one line each
         assert sum(f"  {command.words} " in line and line.endswith(command.summary) for line in lines) == 1
 
 
@@ -40,7 +40,7 @@ def test_a_group_is_listed_by_its_first_word(capsys: pytest.CaptureFixture[str])
     assert done.value.code == 2 and "show similarity" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@EACH
 def test_every_command_explains_every_flag(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main([*command.words.split(), "--help"])
@@ -53,7 +53,7 @@ def test_every_command_explains_every_flag(command: Command, capsys: pytest.Capt
     assert not re.search(r"│\s+--[a-z-]+ \S+\s+\((required|default)", text)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@EACH
 def test_every_example_is_a_valid_command(command: Command) -> None:
     config = parse([*command.words.split(), *shlex.split(command.example)])
     assert type(config) is command.load_config() and callable(command.load_procedure())

@@ -1,6 +1,6 @@
 """Every flag of every command reaches the call that does the work: with another value the recorded calls are others.
 
-The commands and their flags come from the table of commands: one without an entry in `wiring.py` fails. Nothing is
+The commands and their flags come from the table of commands: one without an entry in `wiring_*.py` fails. Nothing is
 trained or measured; the functions that would do it are replaced by recorders.
 """
 
@@ -9,26 +9,43 @@ import io
 import json
 import shlex
 import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+import wiring_evaluate
+import wiring_files
+import wiring_predict
+import wiring_train
 from PIL import Image
 from recording import ReachedError, Recording
-from wiring import CASES, UNRECORDED, To
+from wiring import Case, To
 
-from foveate.cli.commands import all_commands, find_command
+from foveate.cli.commands import COMMANDS, find_command
 from foveate.cli.main import parse
 from foveate.data.world.write import WorldSize, write_world
 
-FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in all_commands()}
+CASES: dict[str, Case] = {
+    **wiring_train.CASES,
+    **wiring_evaluate.CASES,
+    **wiring_predict.CASES,
+    **wiring_files.CASES,
+}
+UNRECORDED = {
+    (words, "out"): "the JSON file that the finished measurement is written to"
+    for words in CASES
+    if words.startswith("evaluate ")
+}  # flags whose value changes no recorded call, by command and name, with the reason
+FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in COMMANDS}
 CHANGES = [
     pytest.param(words, name, id=f"{words} {name}")
     for words, names in FLAGS.items()
     for name in names
-    if words in CASES and (words, name) not in UNRECORDED
+    if (words, name) not in UNRECORDED
 ]
 
 
@@ -40,31 +57,52 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     write_world(world, WorldSize(train=4, val=3, test=2, pairs=0, seed=0), processes=1)
     annotations = world / "annotations"
     (root / "other").symlink_to(world)
-    for folder in ("images", "more"):
+    for folder, colour in (("images", "red"), ("more", "blue")):
         (root / folder).mkdir()
-        Image.new("RGB", (32, 24)).save(root / folder / f"{folder}.png")
-    (root / "names.txt").write_text("dog\ncat\n")
-    (root / "boxes.json").write_text(json.dumps({path.name: [[1, 1, 40, 40]] for path in world.rglob("*.jpg")}))
+        Image.new("RGB", (32, 24), colour).save(root / folder / f"{folder}.png")
+    for folder in ("dog", "cat"):
+        (root / "classes" / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 24)).save(root / "classes" / folder / "one.png")
+    for kind in ("generator", "other_generator", "catseg"):
+        put(root / kind / f"{kind.removeprefix('other_')}.json", {})
     splits = json.loads((annotations / "splits.json").read_text())
-    moved = {"base": splits["base"][1:], "novel": [*splits["novel"], splits["base"][0]]}
-    (root / "novel.json").write_text(json.dumps(moved))
-    classes = json.loads((annotations / "panoptic_val2017.json").read_text())["categories"]
-    (root / "labels.txt").write_text("".join(f"{one['id']}:{one['name']},thing {one['id']}\n" for one in classes))
+    train = json.loads((annotations / "instances_train2017.json").read_text())
+    names = {one["id"]: one["name"] for one in train["categories"]}
+    seen = next(name for one in train["annotations"] if (name := names[one["category_id"]]) in splits["base"])
+    moved = {"base": [name for name in splits["base"] if name != seen], "novel": [*splits["novel"], seen]}
+    panoptic = json.loads((annotations / "panoptic_val2017.json").read_text())
+    labels = [f"{one['id']}:{one['name']},kind {one['id']}\n" for one in panoptic["categories"]]
     return {
-        "novel": str(root / "novel.json"),
-        "labels": str(root / "labels.txt"),
-        "maps": str(root / "images"),
-        "ids": str(root / "names.txt"),
-        "encoder": str(root / "images"),
         "world": str(world),
         "other": str(root / "other"),
-        "instances": str(shutil.copy(annotations / "instances_train2017.json", root / "instances.json")),
-        "captions": str(shutil.copy(annotations / "captions_train2017.json", root / "captions.json")),
         "images": str(root / "images"),
         "more": str(root / "more"),
-        "names": str(root / "names.txt"),
-        "boxes": str(root / "boxes.json"),
+        "maps": str(root / "images"),
+        "classes": str(root / "classes"),
+        "generator": str(root / "generator"),
+        "catseg": str(root / "catseg"),
+        "encoder": str(root / "images"),
+        "published": str(put(root / "published/config.json", {"model_type": "mask2former"}).parent),
+        "diffusion": str(put(root / "diffusion/model_index.json", {}).parent),
+        "other_diffusion": str(put(root / "other_diffusion/model_index.json", {}).parent),
+        "panoptic": str(annotations / "panoptic_train2017.json"),
+        "instances": str(shutil.copy(annotations / "instances_train2017.json", root / "instances.json")),
+        "captions": str(shutil.copy(annotations / "captions_train2017.json", root / "captions.json")),
+        "names": str(put(root / "names.txt", "dog\ncat\n")),
+        "ids": str(root / "names.txt"),
+        "labels": str(put(root / "labels.txt", "".join(labels))),
+        "novel": str(put(root / "novel.json", moved)),
+        "folder_names": str(put(root / "folder_names.json", {"dog": "hound", "cat": "puss"})),
+        "results": str(put(root / "results.json", [])),
+        "boxes": str(put(root / "boxes.json", {path.name: [[1, 1, 40, 40]] for path in world.rglob("*.jpg")})),
+        "image_boxes": str(put(root / "image_boxes.json", {"images.png": [[1, 1, 20, 20]]})),
     }
+
+
+def put(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
 
 
 Calls = dict[str, list[Any]]
@@ -84,6 +122,7 @@ def record(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
         printed = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ReachedError):
             recording.put(patch)
+            patch.setattr(tempfile, "tempdir", str(out))
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
                 find_command(words)[0].load_procedure()(config)
         if CASES[command].prints:
@@ -123,5 +162,10 @@ def test_another_value_changes_the_calls(words: str, name: str, record: Callable
     before = record(words, base)
     after = record(words, change.instead or f"{base} {change.words}")
     changed = {call for call in {*before, *after} if before.get(call) != after.get(call)}
-    assert changed, f"--{name} reaches none of {sorted(before)}"
-    assert {*change.reaches.split()} <= changed, f"--{name} reaches {sorted(changed)} alone"
+    assert changed, f"{words} {change.words}: reaches none of {sorted(before)}"
+    for call in change.reaches.split():
+        name = call.removesuffix("*")
+        assert name in changed, f"{words} {change.words}: reaches {sorted(changed)} alone, not {name}"
+        if call.endswith("*"):
+            alike = [one for one, other in zip(before[name], after[name], strict=True) if one == other]
+            assert not alike, f"{words} {change.words}: {len(alike)} of {len(after[name])} calls of {name} are alike"

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import groupby
 from typing import Any
 
 from foveate.errors import InputError
@@ -17,14 +18,16 @@ from foveate.errors import InputError
 class Command:
     """One command of the command line."""
 
+    group: str
+    """Heading in the list of commands."""
     words: str
     """As typed after `foveate`."""
+    summary: str
+    """One line for the list of commands."""
     config: str
     """Dataclass of its flags, "module:Class"."""
     procedure: str
     """Function that takes that dataclass, "module:function"."""
-    summary: str
-    """One line for the list of commands."""
     example: str
     """What may follow the words."""
 
@@ -37,120 +40,93 @@ class Command:
         return _load(self.procedure)
 
 
-COMMANDS: dict[str, tuple[Command, ...]] = {
-    "start": (
-        Command("demo", "foveate.reproduce.flags:Demo", "foveate.reproduce.demo:run",
-                "distil the shipped CLIP on a rendered world: 5 minutes, 2 cores",
-                "--out runs/demo"),
-        Command("segment", "foveate.predict.flags:Segment", "foveate.predict.segment:run",
-                "give every pixel of images a class of any vocabulary",
-                'images/ --model foveate-small --vocab "grass, dog, sky" --out segmented'),
-        Command("detect", "foveate.predict.flags:Detect", "foveate.predict.detect:run",
-                "find objects of any vocabulary with a trained detector",
-                'images/ --model runs/fvit/model --vocab "dog, red cup" --out detected'),
-        Command("distill", "foveate.train.flags:DistillConfig", "foveate.train.distill:run",
-                "train a CLIP's dense features on its own image crops",
-                "--data coco --out runs/mine"),
-        Command("evaluate regions", "foveate.evaluate.flags:Regions",
-                "foveate.evaluate.commands.clip:run_regions",
-                "classify annotated regions by dense features and by crops",
-                "--data coco --model runs/mine/model"),
-        Command("show similarity", "foveate.show.flags:Similarity", "foveate.show.commands:run_similarity",
-                "draw where images match a text",
-                '--data images/ --model runs/mine/model --text "a dog" grass --out similarity.png'),
-    ),
-    "train": (
-        Command("train-fvit", "foveate.train.flags:TrainFViT", "foveate.train.fvit:run",
-                "train F-ViT, an open-vocabulary detector",
-                "--data coco --model runs/mine/model --out runs/fvit"),
-        Command("train-catseg", "foveate.train.flags:TrainCatSeg", "foveate.train.catseg:run",
-                "train CAT-Seg, open-vocabulary semantic segmentation",
-                "--data coco --model runs/mine/model --out runs/catseg"),
-        Command("train-panoptic", "foveate.train.flags:TrainPanoptic", "foveate.train.panoptic:run",
-                "train a mask generator for open-vocabulary panoptic segmentation",
-                "--data coco --model runs/mine/model --out runs/panoptic"),
-        Command("proposals", "foveate.train.flags:Proposals", "foveate.train.proposals:run",
-                "make region proposals for distill --boxes",
-                "--data coco --out runs/proposals"),
-        Command("pretrain", "foveate.train.flags:Pretrain", "foveate.train.pretrain:run",
-                "pretrain a small CLIP on images with captions",
-                "--pairs world/pairs --out runs/small"),
-    ),
-    "evaluate": (
-        Command("evaluate agreement", "foveate.evaluate.flags:Agreement",
-                "foveate.evaluate.commands.clip:run_reference",
-                "compare dense features with crops, without labels",
-                "--data images/ --model runs/mine/model --reference foveate-small"),
-        Command("evaluate retrieval", "foveate.evaluate.flags:Retrieval",
-                "foveate.evaluate.commands.clip:run_reference",
-                "retrieve images and regions by locations of the dense features",
-                "--data coco --model runs/mine/model"),
-        Command("evaluate global", "foveate.evaluate.flags:Global",
-                "foveate.evaluate.commands.clip:run_global",
-                "zero-shot classification and retrieval of whole images",
-                "--data imagenet/val --model runs/mine/model --reference foveate-small"),
-        Command("evaluate pareto", "foveate.evaluate.flags:Pareto",
-                "foveate.evaluate.commands.clip:run_pareto",
-                "mix student and teacher weights: dense against global accuracy",
-                "--data coco --model runs/mine/model --reference foveate-small --plot pareto.png"),
-        Command("evaluate detection", "foveate.evaluate.flags:Detection",
-                "foveate.evaluate.commands.detection:run_detection",
-                "AP of base and novel categories, of a model or a results file",
-                "--data coco --model runs/fvit/model"),
-        Command("evaluate semantic", "foveate.evaluate.flags:Semantic",
-                "foveate.evaluate.commands.semantic:run_semantic",
-                "mIoU of semantic segmentation, of a model or of label maps",
-                "--data ADEChallengeData2016 --model runs/catseg/model"),
-        Command("evaluate panoptic", "foveate.evaluate.flags:Panoptic",
-                "foveate.evaluate.commands.panoptic:run_panoptic",
-                "PQ of panoptic segmentation, of a model or of results files",
-                "--data coco --model runs/panoptic/model --clip-with runs/mine/model"),
-    ),
-    "predict": (
-        Command("embed", "foveate.predict.flags:Embed", "foveate.predict.embed:run",
-                "write image, dense or box features of images to one file",
-                "images/ --model runs/mine/model --what dense --out features.safetensors"),
-        Command("show kmeans", "foveate.show.flags:KMeans", "foveate.show.commands:run_kmeans",
-                "draw clusters of the dense features",
-                "--data images/ --model runs/mine/model --before foveate-small --out kmeans.png"),
-        Command("show sizes", "foveate.show.flags:Sizes", "foveate.show.commands:run_sizes",
-                "plot accuracy against input size from results files",
-                "--results before=before.json after=after.json --out sizes.png"),
-    ),
-    "convert": (
-        Command("convert", "foveate.convert.flags:Convert", "foveate.convert.run:run",
-                "write a CLIP, or a published head, in another layout",
-                "runs/mine/model converted --to hf"),
-        Command("export", "foveate.export.flags:Export", "foveate.export.run:run",
-                "write a CLIP's image tower as ONNX or torch.export",
-                "--model runs/mine/model --out dense.onnx"),
-    ),
-    "data": (
-        Command("world", "foveate.cli.world:World", "foveate.cli.world:run",
-                "render the embedded data set in COCO's format",
-                "world --train 1000"),
-        Command("convert-maps ade-full", "foveate.convert.flags:AdeFull", "foveate.convert.maps:run_ade_full",
-                "convert the label maps of the full ADE20K",
-                "ADE20K_2021_17_01 --out ade-full --split val"),
-        Command("convert-maps context", "foveate.convert.flags:Context", "foveate.convert.maps:run_context",
-                "convert the label maps of PASCAL Context",
-                "trainval --labels labels.txt --out context459"),
-    ),
-    "paper": (
-        Command("recipes", "foveate.reproduce.flags:Recipes", "foveate.reproduce.list_recipes:run",
-                "list the named settings of training and evaluation",
-                "clipself-b16-patches"),
-        Command("reproduce", "foveate.reproduce.flags:Reproduce", "foveate.reproduce.runner:run",
-                "run the paper's tables and write a page of results",
-                "tab1 figs --out runs/reproduce"),
-    ),
-}  # fmt: skip
-"""The commands by group, in the order of the list that `foveate --help` prints."""
-
-
-def all_commands() -> tuple[Command, ...]:
-    """Every command, in the order of the table."""
-    return tuple(command for group in COMMANDS.values() for command in group)
+COMMANDS: tuple[Command, ...] = (
+    Command("start", "demo", "distil the shipped CLIP on a rendered world: 5 minutes, 2 cores",
+            "foveate.reproduce.flags:Demo", "foveate.reproduce.demo:run",
+            "--out runs/demo"),
+    Command("start", "segment", "give every pixel of images a class of any vocabulary",
+            "foveate.predict.flags:Segment", "foveate.predict.segment:run",
+            'images/ --model foveate-small --vocab "grass, dog, sky" --out segmented'),
+    Command("start", "detect", "find objects of any vocabulary with a trained detector",
+            "foveate.predict.flags:Detect", "foveate.predict.detect:run",
+            'images/ --model runs/fvit/model --vocab "dog, red cup" --out detected'),
+    Command("start", "distill", "train a CLIP's dense features on its own image crops",
+            "foveate.train.flags:DistillConfig", "foveate.train.distill:run",
+            "--data coco --out runs/mine"),
+    Command("start", "evaluate regions", "classify annotated regions by dense features and by crops",
+            "foveate.evaluate.flags:Regions", "foveate.evaluate.commands.clip:run_regions",
+            "--data coco --model runs/mine/model"),
+    Command("start", "show similarity", "draw where images match a text",
+            "foveate.show.flags:Similarity", "foveate.show.commands:run_similarity",
+            '--data images/ --model runs/mine/model --text "a dog" grass --out similarity.png'),
+    Command("train", "train-fvit", "train F-ViT, an open-vocabulary detector",
+            "foveate.train.flags:TrainFViT", "foveate.train.fvit:run",
+            "--data coco --model runs/mine/model --out runs/fvit"),
+    Command("train", "train-catseg", "train CAT-Seg, open-vocabulary semantic segmentation",
+            "foveate.train.flags:TrainCatSeg", "foveate.train.catseg:run",
+            "--data coco --model runs/mine/model --out runs/catseg"),
+    Command("train", "train-panoptic", "train a mask generator for open-vocabulary panoptic segmentation",
+            "foveate.train.flags:TrainPanoptic", "foveate.train.panoptic:run",
+            "--data coco --model runs/mine/model --out runs/panoptic"),
+    Command("train", "proposals", "make region proposals for distill --boxes",
+            "foveate.train.flags:Proposals", "foveate.train.proposals:run",
+            "--data coco --out runs/proposals"),
+    Command("train", "pretrain", "pretrain a small CLIP on images with captions",
+            "foveate.train.flags:Pretrain", "foveate.train.pretrain:run",
+            "--pairs world/pairs --out runs/small"),
+    Command("evaluate", "evaluate agreement", "compare dense features with crops, without labels",
+            "foveate.evaluate.flags:Agreement", "foveate.evaluate.commands.clip:run_reference",
+            "--data images/ --model runs/mine/model --reference foveate-small"),
+    Command("evaluate", "evaluate retrieval", "retrieve images and regions by locations of the dense features",
+            "foveate.evaluate.flags:Retrieval", "foveate.evaluate.commands.clip:run_reference",
+            "--data coco --model runs/mine/model"),
+    Command("evaluate", "evaluate global", "zero-shot classification and retrieval of whole images",
+            "foveate.evaluate.flags:Global", "foveate.evaluate.commands.clip:run_global",
+            "--data imagenet/val --model runs/mine/model --reference foveate-small"),
+    Command("evaluate", "evaluate pareto", "mix student and teacher weights: dense against global accuracy",
+            "foveate.evaluate.flags:Pareto", "foveate.evaluate.commands.clip:run_pareto",
+            "--data coco --model runs/mine/model --reference foveate-small --plot pareto.png"),
+    Command("evaluate", "evaluate detection", "AP of base and novel categories, of a model or a results file",
+            "foveate.evaluate.flags:Detection", "foveate.evaluate.commands.detection:run_detection",
+            "--data coco --model runs/fvit/model"),
+    Command("evaluate", "evaluate semantic", "mIoU of semantic segmentation, of a model or of label maps",
+            "foveate.evaluate.flags:Semantic", "foveate.evaluate.commands.semantic:run_semantic",
+            "--data ADEChallengeData2016 --model runs/catseg/model"),
+    Command("evaluate", "evaluate panoptic", "PQ of panoptic segmentation, of a model or of results files",
+            "foveate.evaluate.flags:Panoptic", "foveate.evaluate.commands.panoptic:run_panoptic",
+            "--data coco --model runs/panoptic/model --clip-with runs/mine/model"),
+    Command("predict", "embed", "write image, dense or box features of images to one file",
+            "foveate.predict.flags:Embed", "foveate.predict.embed:run",
+            "images/ --model runs/mine/model --what dense --out features.safetensors"),
+    Command("predict", "show kmeans", "draw clusters of the dense features",
+            "foveate.show.flags:KMeans", "foveate.show.commands:run_kmeans",
+            "--data images/ --model runs/mine/model --before foveate-small --out kmeans.png"),
+    Command("predict", "show sizes", "plot accuracy against input size from results files",
+            "foveate.show.flags:Sizes", "foveate.show.commands:run_sizes",
+            "--results before=before.json after=after.json --out sizes.png"),
+    Command("convert", "convert", "write a CLIP, or a published head, in another layout",
+            "foveate.convert.flags:Convert", "foveate.convert.run:run",
+            "runs/mine/model converted --to hf"),
+    Command("convert", "export", "write a CLIP's image tower as ONNX or torch.export",
+            "foveate.export.flags:Export", "foveate.export.run:run",
+            "--model runs/mine/model --out dense.onnx"),
+    Command("data", "world", "render the embedded data set in COCO's format",
+            "foveate.cli.world:World", "foveate.cli.world:run",
+            "world --train 1000"),
+    Command("data", "convert-maps ade-full", "convert the label maps of the full ADE20K",
+            "foveate.convert.flags:AdeFull", "foveate.convert.maps:run_ade_full",
+            "ADE20K_2021_17_01 --out ade-full --split val"),
+    Command("data", "convert-maps context", "convert the label maps of PASCAL Context",
+            "foveate.convert.flags:Context", "foveate.convert.maps:run_context",
+            "trainval --labels labels.txt --out context459"),
+    Command("paper", "recipes", "list the named settings of training and evaluation",
+            "foveate.reproduce.flags:Recipes", "foveate.reproduce.list_recipes:run",
+            "clipself-b16-patches"),
+    Command("paper", "reproduce", "run the paper's tables and write a page of results",
+            "foveate.reproduce.flags:Reproduce", "foveate.reproduce.runner:run",
+            "tab1 figs --out runs/reproduce"),
+)  # fmt: skip
+"""In the order of the list that `foveate --help` prints."""
 
 
 def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
@@ -159,7 +135,7 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
     Raises:
         InputError: no command is called so; the message names the nearest.
     """
-    commands = {command.words: command for command in all_commands()}
+    commands = {command.words: command for command in COMMANDS}
     for count in (2, 1):
         words = " ".join(arguments[:count])
         if words in commands:
@@ -173,16 +149,15 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
 
 def commands_under(word: str) -> tuple[Command, ...]:
     """The commands of two words that begin with this one, such as those of `evaluate`."""
-    return tuple(command for command in all_commands() if command.words.startswith(f"{word} "))
+    return tuple(command for command in COMMANDS if command.words.startswith(f"{word} "))
 
 
-def help_lines(groups: dict[str, tuple[Command, ...]]) -> list[str]:
+def help_lines(commands: Sequence[Command]) -> list[str]:
     """A line for each command, its group beside the first of it, a blank line between groups."""
     lines: list[str] = []
-    for group, commands in groups.items():
-        for command in commands:
-            heading = group if command is commands[0] else ""
-            lines.append(f"  {heading:8}  {command.words:21}  {command.summary}")
+    for group, members in groupby(commands, key=lambda command: command.group):
+        for place, command in enumerate(members):
+            lines.append(f"  {'' if place else group:8}  {command.words:21}  {command.summary}")
         lines.append("")
     return lines[:-1]
 

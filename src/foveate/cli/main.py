@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from contextlib import redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
 from io import BytesIO, TextIOWrapper
 from typing import Any
 
@@ -65,15 +65,15 @@ def parse(arguments: list[str]) -> Any:
 def _print_list(arguments: list[str]) -> None:
     """Print the list of commands, or of those that share a first word, where that is what was typed."""
     word = arguments[0] if arguments else ""
-    group = commands_under(word)
+    subcommands = commands_under(word)
     if word in HELP or not arguments:
-        usage, groups = "COMMAND ...", COMMANDS
-    elif group and (len(arguments) == 1 or arguments[1] in HELP):
-        usage, groups = f"{word} COMMAND ...", {"": group}
+        usage, commands = "COMMAND ...", COMMANDS
+    elif subcommands and (len(arguments) == 1 or arguments[1] in HELP):
+        usage, commands = f"{word} COMMAND ...", [replace(command, group="") for command in subcommands]
     else:
         return
     usage = f"usage: foveate {usage}    (its flags and an example: foveate COMMAND --help)"
-    listed = ["Foveate: CLIPSelf for any CLIP.", usage, "", *help_lines(groups)]
+    listed = ["Foveate: CLIPSelf for any CLIP.", usage, "", *help_lines(commands)]
     is_asked = not HELP.isdisjoint(arguments)
     print("\n".join(listed), file=sys.stdout if is_asked else sys.stderr)
     raise SystemExit(0 if is_asked else 2)

@@ -19,7 +19,7 @@ from foveate.heads.panoptic.fusion import PRESETS, Shares, seen_classes
 from foveate.heads.panoptic.names import SHARES, Preset, Templates
 from foveate.heads.panoptic.product import chosen_templates, load_generator
 from foveate.heads.panoptic.published import ClassMap, Published, match_classes, read_published
-from foveate.heads.panoptic.segment import Query, PanopticSegmenter
+from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.predict.flags import MaskFlags
 
 ONE_PROMPT = ("photo", "none")  # templates of which an embedding of length 1 is the raw one, normalised

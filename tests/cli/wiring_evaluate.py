@@ -1,0 +1,217 @@
+"""The wiring of the commands that measure."""
+
+from types import SimpleNamespace
+
+from recording import Stand, reached
+from wiring import (
+    LABEL_MAPS,
+    LAST,
+    MASKS,
+    MEASURE,
+    MEASURED,
+    NOTHING,
+    PIXELS,
+    THROUGH,
+    Case,
+    To,
+    detector,
+    fusing,
+    give,
+    reading,
+    segmenting,
+)
+
+from foveate.data.label_maps import open_semantic
+
+SHOWN = {"cli.evaluate:finish": Stand(give(None), recorded=False)}  # prints the table and writes --out
+
+
+def measuring(call: str) -> dict[str, To]:
+    """Likewise of those that measure the dense map of a model."""
+    return {
+        **reading(call),
+        "data": To("--data {other}", reaches="open_data"),
+        "model": To("--model another", reaches="load"),
+        "pretrained": To("--pretrained weights.pt", reaches="load"),
+        "head": To("--head sclip", reaches=call),
+        "pad": To("--pad zero", reaches=call),
+    }
+
+
+REFERENCE = {
+    "reference": To("--reference another", reaches="load"),
+    "reference_pretrained": To("--reference-pretrained weights.pt", given="--reference another", reaches="load"),
+}
+
+REGIONS = Case(
+    MEASURE,
+    {**MEASURED, "evaluate_regions": LAST},
+    {
+        **measuring("evaluate_regions"),
+        "sizes": To("--sizes 64 96", reaches="evaluate_regions"),
+        "crops": To("--no-crops", reaches="evaluate_regions"),
+        "masked": To("--masked", reaches="evaluate_regions"),
+        "crowd": To("--no-crowd", reaches="evaluate_regions"),
+        "templates": To("--templates none", reaches="evaluate_regions"),
+    },
+)
+
+AGREEMENT = Case(
+    MEASURE,
+    {**MEASURED, "evaluate_agreement": LAST},
+    {
+        **measuring("evaluate_agreement"),
+        **REFERENCE,
+        "size": To("--size 64", reaches="evaluate_agreement"),
+        "grid": To("--grid 4", reaches="evaluate_agreement"),
+        "keep": To("--keep 5", reaches="evaluate_agreement"),
+        "gallery": To("--gallery 5", reaches="evaluate_agreement"),
+        "seed": To("--seed 1", reaches="evaluate_agreement"),
+    },
+)
+
+RETRIEVAL = Case(
+    MEASURE,
+    {**MEASURED, "evaluate_retrieval": LAST},
+    {
+        **measuring("evaluate_retrieval"),
+        **REFERENCE,
+        "size": To("--size 64", reaches="evaluate_retrieval"),
+        "regions": To("--no-regions", reaches="open_data evaluate_retrieval"),
+        "crowd": To("--no-crowd", reaches="evaluate_retrieval"),
+        "gallery": To("--gallery 5", reaches="evaluate_retrieval"),
+        "seed": To("--seed 1", reaches="evaluate_retrieval"),
+    },
+)
+CLASSES = "--data {classes} --model some --workers 0 --device cpu"
+
+GLOBAL = Case(
+    MEASURE,
+    {**MEASURED, "evaluate_global": LAST},
+    {
+        **reading("evaluate_global"),
+        **REFERENCE,
+        "model": To("--model another", reaches="load"),
+        "pretrained": To("--pretrained weights.pt", reaches="load"),
+        "names": To("--names {folder_names}", base=CLASSES, reaches="evaluate_global"),
+        "view": To("--view whole", reaches="evaluate_global"),
+        "templates": To("--templates none", reaches="evaluate_global"),
+        "classify": To("--no-classify", reaches="evaluate_global"),
+        "retrieve": To("--no-retrieve", reaches="evaluate_global"),
+    },
+)
+
+PARETO = Case(
+    f"{MEASURE} --reference teacher",
+    {
+        **MEASURED,
+        **SHOWN,
+        "check_unmixed": NOTHING,
+        "evaluate_pareto": Stand(give({"points": [], "size": 1, "head": "value", "bad": []})),
+        "pareto_chart": NOTHING,
+    },
+    {
+        **{name: change for name, change in measuring("evaluate_pareto").items() if name != "pretrained"},
+        **REFERENCE,
+        "model": To("--model another", reaches="check_unmixed load evaluate_pareto"),
+        "names": To("--names {folder_names}", given="--global-data {classes}", reaches="evaluate_pareto"),
+        "alphas": To("--alphas 0 1", reaches="evaluate_pareto"),
+        "size": To("--size 64", reaches="evaluate_pareto"),
+        "global_data": To("--global-data {classes}", reaches="evaluate_pareto"),
+        "plot": To("--plot {out}/front.png", reaches="pareto_chart"),
+        "view": To("--view whole", reaches="evaluate_pareto"),
+        "templates": To("--templates none", reaches="evaluate_pareto"),
+    },
+)
+SWEPT = {"style": "coco", "masks": None, "boxes": {"groups": {}}, "fusion": {"base": 0.0, "novel": 0.0}}
+
+DETECTION = Case(
+    MEASURE,
+    {
+        **MEASURED,
+        **SHOWN,
+        "load_detector": Stand(detector),
+        "made_by": Stand(give({}), recorded=False),
+        "open_truth": THROUGH,
+        "find_candidates": Stand(give(SimpleNamespace(bad=[], ids=[]))),
+        "evaluate.sweep:sweep": Stand(give([SWEPT])),
+        "proposal_recall": Stand(give({})),
+        "evaluate.results:write_results": NOTHING,
+        "evaluate_detection": LAST,
+    },
+    {
+        **reading("find_candidates", crops=False),
+        **fusing("sweep"),
+        "data": To("--data {other}", reaches="open_data"),
+        "model": To("--model another", reaches="load_detector"),
+        "from_results": To("", instead="--from-results {results} --data {world}", reaches="evaluate_detection"),
+        "annotations": To("--annotations {instances}", given="--split train", reaches="open_data"),
+        "novel": To("--novel {novel}", reaches="open_truth proposal_recall"),
+        "vocab": To("--vocab 'plaid cross'", reaches="embed_vocabulary open_truth"),
+        "style": To("--style voc12", reaches="open_truth sweep"),
+        "masks": To("--masks", reaches="open_truth sweep"),
+        "base_weights": To("--base-weights 0.1 0.2", reaches="sweep"),
+        "novel_weights": To("--novel-weights 0.1 0.2", reaches="sweep"),
+        "candidates": To("--candidates {out}/kept", reaches="find_candidates"),
+        "results": To("--results {out}/results.json", reaches="write_results"),
+    },
+)
+GENERATED = "--data {world} --model {generator} --workers 0 --device cpu"
+
+PANOPTIC = Case(
+    GENERATED,
+    {**MASKS, "sweep_shares": LAST, "read_panoptic_results": LAST},
+    {
+        **reading("sweep_shares", crops=False),
+        "data": To("--data {other}", reaches="open_data"),
+        "model": To("--model {generator}/../other_generator", reaches="load_generator"),
+        "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_panoptic_results"),
+        "clip": To("--clip another", reaches="load_generator"),
+        "encoder": To("--encoder {encoder}", reaches="load_generator"),
+        "clip_with": To("--clip-with another", reaches="load"),
+        "clip_with_pretrained": To("--clip-with-pretrained w.pt", given="--clip-with another", reaches="load"),
+        "shares": To("--shares 0.2,0.9", reaches="sweep_shares"),
+        "region": To("--region masked", reaches="PanopticSegmenter"),
+        "head": To("--head sclip", reaches="PanopticSegmenter"),
+        "size": To("--size 128", reaches="PanopticSegmenter"),
+        "squash": To("--no-squash", reaches="PanopticSegmenter"),
+        "labels": To("--labels {labels}", reaches="embed_vocabulary"),
+        "templates": To("--templates clip", reaches="embed_vocabulary"),
+        "min_score": To("--min-score 0.3", reaches="PanopticSegmenter"),
+        "overlap": To("--overlap 0.3", reaches="PanopticSegmenter"),
+        "input": To("--input 32 64", base="--data {world} --model {published}", reaches="open_published"),
+        "semantic": To("--semantic", reaches="sweep_shares"),
+        "instances": To("--instances", reaches="sweep_shares"),
+    },
+)
+
+SEMANTIC = Case(
+    MEASURE,
+    {
+        **PIXELS,
+        "open_semantic": Stand(lambda given: open_semantic(given["root"], split=given["split"])),
+        "evaluate_semantic": Stand(lambda given: reached(given) if next(iter(given["found"])) else None),
+        "read_label_maps": LAST,
+    },
+    {
+        **reading("Feed", crops=False),
+        **LABEL_MAPS,
+        **segmenting("--data {world} --model {model} --workers 0 --device cpu"),
+        "novel": To("--novel {novel}", reaches="evaluate_semantic"),
+        "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_label_maps"),
+        "numbers": To("--numbers dataset", base="--data {world} --from-results {maps}", reaches="read_label_maps"),
+        "every_word": To("--every-word", reaches="evaluate_semantic"),
+    },
+)
+
+CASES = {
+    "evaluate regions": REGIONS,
+    "evaluate agreement": AGREEMENT,
+    "evaluate retrieval": RETRIEVAL,
+    "evaluate global": GLOBAL,
+    "evaluate pareto": PARETO,
+    "evaluate detection": DETECTION,
+    "evaluate semantic": SEMANTIC,
+    "evaluate panoptic": PANOPTIC,
+}
+"""By the words of the command."""
