@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.data.coco import Dataset
+from foveate.data.records import Dataset
 from foveate.evaluate.feed import Feed
 from foveate.evaluate.regions import _dense, _regions_on_input, counting_segments, to_device
 from foveate.evaluate.score import ranks_of, score

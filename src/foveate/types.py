@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from foveate.errors import InputError as InputError
-
 
 @dataclass(frozen=True)
 class Category:

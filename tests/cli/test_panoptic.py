@@ -17,8 +17,9 @@ from foveate.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments,
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.clip.weights import save_clip
-from foveate.data.loader import EvaluationSource, open_data
+from foveate.data.loader import EvaluationSource
 from foveate.data.panoptic import read_panoptic_map
+from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, split_semantic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest

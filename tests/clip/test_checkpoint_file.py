@@ -14,7 +14,7 @@ import torch
 
 from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
 from foveate.clip.pickle_reader import follow_pickle
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def save(content, path, *, zipped=True, protocol=2):

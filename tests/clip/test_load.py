@@ -12,7 +12,7 @@ import torch
 
 from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, build, load
 from foveate.clip.weights import save_clip
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def test_random_numbers_come_from_the_seed():

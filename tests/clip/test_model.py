@@ -16,9 +16,9 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.clip.tower import Windows
 from foveate.clip.weights import save_clip
+from foveate.errors import InputError
 from foveate.objectives.clipself import train_layers
 from foveate.ops.pool import pool_boxes
-from foveate.types import InputError
 
 FAMILIES = ["vit", "eva"]
 

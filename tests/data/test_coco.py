@@ -11,7 +11,8 @@ import pytest
 from foveate.data.coco import read_instances, read_panoptic
 from foveate.data.layout import find_coco
 from foveate.data.records import Dropped
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 INSTANCES: dict[str, Any] = {
     "images": [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from foveate.data.layout import find_coco
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def layout(root: Path) -> Path:

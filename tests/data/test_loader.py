@@ -21,11 +21,12 @@ from foveate.data.loader import (
     derive_seed,
     epoch_order,
     make_loader,
-    open_data,
     pack,
 )
 from foveate.data.records import Dataset
-from foveate.types import BadSample, Batch, InputError, Sample
+from foveate.data.sources import open_data
+from foveate.errors import InputError
+from foveate.types import BadSample, Batch, Sample
 
 
 def pictures(folder: Path, count: int) -> Path:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from foveate.data.provenance import check_provenance, read_provenance
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture

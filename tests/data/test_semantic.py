@@ -17,7 +17,8 @@ from foveate.data.pictures import PictureError, read_values
 from foveate.data.records import Dataset, Record
 from foveate.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
 from foveate.data.voc import NAMES, read_voc_maps
-from foveate.types import Category, InputError, PanopticMap, SegmentInfo
+from foveate.errors import InputError
+from foveate.types import Category, PanopticMap, SegmentInfo
 
 
 def save(path, values, dtype=np.uint8, **options):

@@ -19,7 +19,8 @@ from foveate.data.splits import (
     split_of_root,
 )
 from foveate.data.world.write import base_and_novel
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 # COCO's 80, in the order of their ids
 COCO = """person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter

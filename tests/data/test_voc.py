@@ -6,7 +6,7 @@ import pytest
 
 from foveate.data.strict import NOT_FINITE, OUTSIDE
 from foveate.data.voc import find_voc, read_voc
-from foveate.types import InputError
+from foveate.errors import InputError
 
 OBJECT = """<object><name>{name}</name><pose>Left</pose><difficult>{difficult}</difficult>
   <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox>

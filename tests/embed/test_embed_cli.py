@@ -23,7 +23,7 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
 from foveate.embed import features
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
 IDS = list(SIZES)  # c.png, between b and d, is broken

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from foveate.embed.parts import NOTES, claim_parts, header_size, read_header, remove_parts, write_part
-from foveate.types import InputError
+from foveate.errors import InputError
 
 ME = {"what": "image", "model": "mine"}
 

@@ -11,9 +11,10 @@ from foveate.clip.load import load
 from foveate.clip.tower import Windows
 from foveate.engine import plan
 from foveate.engine.plan import Memory, Plan, check_memory, estimate_memory, measure_pass, tell_plan
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.ops.grid import grid_boxes
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RUN = Plan(

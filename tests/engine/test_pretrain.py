@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from foveate.clip.load import load
 from foveate.engine.log import Log
 from foveate.engine.pretrain import pretrain
-from foveate.types import InputError
+from foveate.errors import InputError
 
 MODEL = {
     "embed_dim": 16,

@@ -15,7 +15,7 @@ from foveate.engine.config import (
     run_record,
 )
 from foveate.engine.folder import claim_folder, hold_folder
-from foveate.types import InputError
+from foveate.errors import InputError
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))
 

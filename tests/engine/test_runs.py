@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from foveate.cli.distill import _require_good_pictures
 from foveate.data.loader import epoch_order
 from foveate.engine.fit import Outcome
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture(scope="module")

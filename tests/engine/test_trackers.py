@@ -16,7 +16,7 @@ from foveate.engine.config import DistillConfig
 from foveate.engine.distributed import Processes, choose_device
 from foveate.engine.log import Log
 from foveate.engine.trackers import TensorBoard, Tracker, choose_sinks, import_tracker
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 class Run:

@@ -13,7 +13,7 @@ from foveate.cli.main import main
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
 from foveate.data.records import Dataset, Dropped
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 from foveate.cli.evaluate import Regions, load_model, run_regions
 from foveate.clip.load import load
 from foveate.clip.weights import save_clip
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.regions import evaluate_regions
 from foveate.ops.resample import square_input
-from foveate.types import InputError
 
 
 def test_black_is_black_before_the_normalisation():

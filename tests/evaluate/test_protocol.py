@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
 from foveate.evaluate.regions import crop_boxes, evaluate_regions, picture_locations
 from foveate.evaluate.retrieval import evaluate_retrieval, picture_ranks
 from foveate.evaluate.score import ranks_of, score

@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision.ops import roi_align
 
 from foveate.clip.text import embed_vocabulary
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.feed import CropPacker
 from foveate.evaluate.regions import counting_segments, evaluate_regions
-from foveate.types import InputError
 
 KINDS = ("boxes", "things", "stuff", "stuff_boxes")
 

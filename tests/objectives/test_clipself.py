@@ -15,8 +15,9 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.precision import low_precision_copies
 from foveate.engine.optim import build_optimizer, take_step
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
-from foveate.types import BadSample, Batch, InputError, Sample
+from foveate.types import BadSample, Batch, Sample
 
 TINY_VIT = {
     "model_cfg": {

@@ -25,6 +25,7 @@ from foveate.clip.states import _EVA_NAMES
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
+from foveate.errors import InputError
 from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.fusion import fuse_scores, keep_best
 from foveate.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
@@ -35,7 +36,6 @@ from foveate.heads.fvit.roi import choose_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.heads.product import own_state
 from foveate.ops.boxes import clip_boxes
-from foveate.types import InputError
 
 STRIDES = (4.0, 8.0, 16.0, 32.0, 64.0)
 HEAD = "roi_head.bbox_head."

@@ -5,7 +5,7 @@ from PIL import Image
 
 from foveate.cli.show import KMeans, Similarity, run_kmeans, run_similarity
 from foveate.clip.weights import save_clip
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from foveate.files import write_whole
 
 if TYPE_CHECKING:
     from foveate.clip.model import Clip
-    from foveate.data.coco import Dataset
+    from foveate.data.records import Dataset
 
 SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
 
@@ -60,7 +60,7 @@ def run(config: Demo) -> None:
         _draw_world(config, world)
     with _timed(seconds, "libraries"):
         from foveate.clip.load import SMALL, load
-        from foveate.data.loader import open_data
+        from foveate.data.sources import open_data
         from foveate.engine.distributed import choose_device
 
     device = str(choose_device(config.device, local_rank=None))
@@ -146,7 +146,7 @@ def _agree(student: "Clip", reference: "Clip", test: "Dataset", config: Demo) ->
 
 
 def _colour(world: Path, test: "Dataset") -> dict[str, Any]:
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.evaluate.colour import colour_bound
 
     return colour_bound(open_data(world, split="train", annotations="panoptic"), test, progress=True)

@@ -142,7 +142,7 @@ def run_detect(config: Detect) -> Path:
         raise InputError(f"--draw: must be 0 to 1; got {config.draw}.")
     check_target(config.out / "detections.json", flag="--out")
     from foveate.clip.vocabulary import Vocabulary, read_vocabulary
-    from foveate.data.coco import Dataset
+    from foveate.data.records import Dataset
     from foveate.embed.features import name_pictures
     from foveate.evaluate.feed import Feed
     from foveate.heads.fvit.fusion import detect, rows_of
@@ -206,7 +206,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
         )
     started = time.perf_counter()
     from foveate.clip.vocabulary import Vocabulary, read_vocabulary
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.data.splits import split_of
     from foveate.evaluate.candidates import find_candidates
     from foveate.evaluate.detection import open_truth

@@ -298,8 +298,9 @@ def _plan(
 def _open_pictures(config: DistillConfig, *, progress: bool) -> "PictureSource":
     """The data set of the run and the regions to draw in it."""
     from foveate.data.captions import only_captioned, with_captions
-    from foveate.data.loader import PictureSource, open_data
+    from foveate.data.loader import PictureSource
     from foveate.data.regions import with_boxes
+    from foveate.data.sources import open_data
 
     regions = regions_of(config)
     dataset = open_data(
@@ -363,7 +364,8 @@ def _note_novel(config: DistillConfig, dataset: "Dataset") -> "Dataset":
 def _open_held_out(config: DistillConfig, processes: "Processes") -> "BatchLoader | None":
     """This process's share of the held-out pictures: the same ones, with the same regions, in every run."""
     from foveate.data.captions import only_captioned, with_captions
-    from foveate.data.loader import PictureSource, epoch_order, make_loader, open_data
+    from foveate.data.loader import PictureSource, epoch_order, make_loader
+    from foveate.data.sources import open_data
 
     if config.validate is None:
         return None

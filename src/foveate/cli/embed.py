@@ -29,7 +29,7 @@ from foveate.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
     from foveate.clip.model import Clip
-    from foveate.data.coco import Dataset
+    from foveate.data.records import Dataset
 
 BATCH = {"image": 64, "dense": 8, "boxes": 8}
 
@@ -97,7 +97,7 @@ def run(config: Embed) -> Path:
 
     from foveate.clip.dense import check_head
     from foveate.clip.load import load
-    from foveate.data.coco import Dataset
+    from foveate.data.records import Dataset
     from foveate.embed.features import make_parts, name_pictures
     from foveate.engine.distributed import choose_device
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from foveate.clip.model import Clip
-    from foveate.data.coco import Dataset
-    from foveate.data.records import Dropped
+    from foveate.data.records import Dataset, Dropped
 
 
 class Passed(TypedDict):
@@ -157,7 +156,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
     if config.out is not None:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.evaluate.regions import evaluate_regions
 
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
@@ -204,7 +203,7 @@ def _regions_table(result: dict[str, Any], model: str) -> "Table":
 
 def run_agreement(config: Agreement) -> dict[str, Any]:
     """Compare dense map and crops, print a table, write JSON where asked, and return the result."""
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.evaluate.agreement import evaluate_agreement
 
     if config.out is not None:
@@ -248,7 +247,7 @@ def run_retrieval(config: Retrieval) -> dict[str, Any]:
     if config.out is not None:
         check_target(config.out, flag="--out")
     started = time.perf_counter()
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.evaluate.retrieval import evaluate_retrieval
 
     kind = "panoptic" if config.regions else "none"

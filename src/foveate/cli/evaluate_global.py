@@ -17,7 +17,7 @@ from foveate.files import check_target, default_cache
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from foveate.data.coco import Dataset
+    from foveate.data.records import Dataset
     from foveate.evaluate.labelled import Labelled
 
 
@@ -93,7 +93,7 @@ def open_global(
         InputError: the data are none of these, or neither of the two is there.
     """
     from foveate.data.captions import only_captioned, with_captions
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.evaluate.labelled import annotated_things, class_folders
 
     if names is not None and (data / "annotations").is_dir():
@@ -186,7 +186,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
     if config.reference is None:
         raise InputError("--reference: need the CLIP that the models were distilled from; got none.")
     started = time.perf_counter()
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.evaluate.pareto import check_unmixed, evaluate_pareto
 
     named = [split_named(entry) for entry in config.model]

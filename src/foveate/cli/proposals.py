@@ -139,8 +139,8 @@ def _leave(where: str, number: int) -> NoReturn:
 
 def _run(config: Proposals, processes: "Processes") -> "Outcome":
     """Pictures, network, training, and the files."""
-    from foveate.data.loader import open_data
     from foveate.data.proposals import write_proposals
+    from foveate.data.sources import open_data
     from foveate.data.splits import as_objects, only_with_objects, split_of
     from foveate.engine.checkpoint import digest_module
     from foveate.engine.stop import signals_caught

@@ -54,7 +54,7 @@ def require_boxes(objects: "Dataset", config: "Proposals") -> None:
 
 def find_held_out(config: "Proposals", dataset: "Dataset") -> "Dataset | None":
     """The annotated pictures on which recall is measured, where there are any."""
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
 
     wanted = config.validate_split or "val"
     if config.validate_split is None and config.split == wanted:

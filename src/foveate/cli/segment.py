@@ -89,7 +89,7 @@ def run(config: Segment) -> Path:
     path = config.out / (PANOPTIC if config.panoptic else LABELS)
     check_target(path, flag="--out")
     from foveate.clip.vocabulary import read_vocabulary
-    from foveate.data.coco import Dataset
+    from foveate.data.records import Dataset
     from foveate.embed.features import name_pictures
     from foveate.evaluate.feed import Feed
 

@@ -150,9 +150,9 @@ def _check(config: Drawing) -> None:
 
 def _pictures(config: Drawing) -> "list[tuple[str, Tensor]]":
     """Read the pictures asked for, evenly spaced over the data; a bad one is an error."""
-    from foveate.data.loader import open_data
     from foveate.data.pictures import read_picture
     from foveate.data.records import read_record
+    from foveate.data.sources import open_data
 
     if config.data.is_file():
         return [(config.data.name, read_picture(config.data))]

@@ -162,7 +162,7 @@ def open_objects(config: TrainFViT, tell: Tell) -> "tuple[Dataset, BaseNovel]":
     Raises:
         InputError: no picture has a box of a base category.
     """
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.data.splits import BaseNovel, as_classes, only_with_objects, split_of
 
     kind = "outlines" if config.masks else "instances"

@@ -203,7 +203,7 @@ def open_segments(config: TrainPanoptic, tell: Tell) -> "tuple[Dataset, BaseNove
     Raises:
         InputError: no picture has a segment of a base class.
     """
-    from foveate.data.loader import open_data
+    from foveate.data.sources import open_data
     from foveate.data.splits import BaseNovel, split_semantic
 
     dataset = open_data(config.data, split=config.split, annotations="panoptic")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.clip.pickle_reader import Placeholder, Storage, StoredTensor, follow_pickle
-from foveate.types import InputError
+from foveate.errors import InputError
 
 __all__ = ["Placeholder", "read_checkpoint"]
 

@@ -21,7 +21,7 @@ from foveate.clip.attention import RunBlock, embed_tokens, entering, whole_block
 from foveate.clip.heads import HEADS, gathered, masked
 from foveate.clip.names import Head
 from foveate.clip.tower import Family, Layout, Windows
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _LARGEST_WINDOW = 1024  # tokens: 16,384 pixels of a ViT-B/16; grids are filled up to whole windows
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.clip.describe import Module
 from foveate.clip.hf.names import from_huggingface, is_huggingface
 from foveate.clip.states import drop_derived, rename_eva
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SETTINGS = {"input_resolution", "context_length", "vocab_size"}  # OpenAI keeps these numbers among the tensors
 _DETECTOR = "backbone.visual."  # where F-ViT keeps CLIP's image tower

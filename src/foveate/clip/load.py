@@ -17,15 +17,22 @@ import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
-from foveate.clip.describe import CONFIG_FILE, Module, build, build_empty, describe_architecture, holds_tokenizer
-from foveate.clip.describe import read_config as read_config
+from foveate.clip.describe import (
+    CONFIG_FILE,
+    Module,
+    build,
+    build_empty,
+    describe_architecture,
+    holds_tokenizer,
+    read_config,
+)
 from foveate.clip.hf.read import HF_CONFIG_FILE, check_image_tower, describe_huggingface
 from foveate.clip.layouts import SETTINGS, fit_names, is_image_tower, join_towers, name_weights
 from foveate.clip.model import Clip
 from foveate.clip.recognise import recognise
 from foveate.clip.states import check_state, file_kind, put_state, read_state
 from foveate.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
-from foveate.types import InputError
+from foveate.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -37,10 +37,10 @@ from foveate.clip.dense import (
 )
 from foveate.clip.names import Head, Pad, RegionHead
 from foveate.clip.tower import Windows
+from foveate.errors import InputError
 from foveate.ops.boxes import check_boxes, whole_patches
 from foveate.ops.pool import pool_boxes, pool_masks, shrink_masks
 from foveate.ops.resample import pad_right_bottom
-from foveate.types import InputError
 
 Pictures = Float[Tensor, "B 3 H W"] | list[Float[Tensor, "3 _ _"]]
 

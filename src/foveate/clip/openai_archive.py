@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _MOST_NAMES, _DEEPEST = 100_000, 32
 

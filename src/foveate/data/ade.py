@@ -30,8 +30,8 @@ from foveate.data.semantic import (
     write_map,
 )
 from foveate.data.strict import fail, short
+from foveate.errors import InputError
 from foveate.progress import picture_bar
-from foveate.types import InputError
 
 SPLITS = {"train": "training", "val": "validation"}
 NOTHING = 65535  # in a converted map

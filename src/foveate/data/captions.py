@@ -23,7 +23,7 @@ from foveate.data.records import Dataset, Dropped
 from foveate.data.regions import find_place, places_of
 from foveate.data.shards import ShardRecords, ShardTexts
 from foveate.data.strict import check_entry, check_lists, drop, fail, field, known_id, list_images, parse, short
-from foveate.types import InputError
+from foveate.errors import InputError
 
 BLANK = "caption is blank"
 ELSEWHERE = "picture of the captions file is not in the data"

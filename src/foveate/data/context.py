@@ -21,8 +21,8 @@ from foveate.data.matlab import read_matrix
 from foveate.data.pictures import check_inside
 from foveate.data.semantic import NONE, Coding, SemanticData, coding_of, is_done, pair_files, start_maps, write_map
 from foveate.data.voc import read_list
+from foveate.errors import InputError
 from foveate.progress import picture_bar
-from foveate.types import InputError
 
 MATRIX = "LabelMap"
 NOTHING = 65535

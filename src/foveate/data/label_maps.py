@@ -26,7 +26,7 @@ from foveate.data.names import SemanticKind
 from foveate.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
 from foveate.data.sources import open_data, open_panoptic_annotations
 from foveate.data.voc import NAMES, Background, read_voc_maps
-from foveate.types import InputError
+from foveate.errors import InputError
 
 OBJECT_INFO = "objectInfo150.txt"
 MAPS_OF_59 = "59_context_labels"

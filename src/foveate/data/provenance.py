@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.data.strict import short
-from foveate.types import InputError
+from foveate.errors import InputError
 
 TOLD = 5  # novel classes named in a message
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.data.boxes import Boxed, parse_boxes
 from foveate.data.records import Box, Dataset, Dropped, Record
 from foveate.data.strict import OUTSIDE, TINY, clip_box, drop
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the picture squared]
 ELSEWHERE = "picture of the boxes file is not in the data"

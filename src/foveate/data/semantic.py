@@ -21,7 +21,8 @@ from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.pictures import PictureError, check_inside, check_size, list_pictures, read_picture, read_values
 from foveate.data.records import Dataset, Record, read_record
-from foveate.types import InputError, LabelMap, PanopticMap
+from foveate.errors import InputError
+from foveate.types import LabelMap, PanopticMap
 
 NONE = -1  # the label of a pixel without a class
 UNKNOWN = -2

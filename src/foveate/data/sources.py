@@ -25,8 +25,8 @@ from foveate.data.records import Dataset
 from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
 from foveate.data.voc import find_voc, read_voc
+from foveate.errors import InputError
 from foveate.files import default_cache
-from foveate.types import InputError
 
 Kind = Literal["instances", "outlines", "panoptic", "none"]
 

@@ -18,7 +18,8 @@ from foveate.data.fetch import is_pattern
 from foveate.data.lvis import is_lvis, list_lvis_categories
 from foveate.data.records import Dataset, Record
 from foveate.data.strict import list_categories, load, short
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 COCO_COUNT = 80
 SPLITS = Path("annotations", "splits.json")  # in a root

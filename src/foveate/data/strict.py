@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from foveate.data.pictures import check_inside
 from foveate.data.records import Box, Dropped
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
 OUTSIDE = "box lies outside the picture"

@@ -19,7 +19,8 @@ from foveate.data.labels import Labels
 from foveate.data.records import Box, Dataset, Dropped, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
 from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, picture_paths, short
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

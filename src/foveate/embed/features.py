@@ -16,14 +16,15 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head, RegionHead
-from foveate.data.coco import Dataset, Record
 from foveate.data.folder import read_folder
 from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
+from foveate.data.records import Dataset, Record
 from foveate.embed.parts import NOTES, Part, write_part
+from foveate.errors import InputError
 from foveate.ops.boxes import boxes_on_input, clip_boxes
 from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
 from foveate.progress import picture_bar
-from foveate.types import BadSample, InputError, Sample
+from foveate.types import BadSample, Sample
 
 PART_SECONDS = 30.0  # of work that a kill may cost
 PART_BYTES = 256_000_000  # of tensors held before they are written

@@ -34,7 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveate.clip.digest import digest_state
 from foveate.engine.distributed import Processes, spread_like, whole_tensor
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 class LostProcessError(RuntimeError):

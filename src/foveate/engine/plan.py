@@ -23,10 +23,11 @@ from foveate.clip.describe import build
 from foveate.clip.model import Clip
 from foveate.engine.account import counting
 from foveate.engine.log import clock
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions
 from foveate.objectives.image_text import ImageText
 from foveate.ops.grid import grid_boxes
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 Objective = ClipSelf | ImageText
 

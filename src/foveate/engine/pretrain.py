@@ -28,9 +28,9 @@ from foveate.clip.weights import save_clip
 from foveate.data.shards import read_pairs
 from foveate.engine.folder import claim_folder
 from foveate.engine.log import Log
+from foveate.errors import InputError
 from foveate.objectives.image_text import clamp_scale, contrastive_loss
 from foveate.ops.augment import random_views
-from foveate.types import InputError
 
 
 def pretrain(

@@ -17,8 +17,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from foveate.clip.dense import blocks_run_whole, tower_stages
 from foveate.engine.distributed import Processes
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf
-from foveate.types import InputError
 
 
 def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool = False) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from foveate.engine.distributed import Processes
-from foveate.types import Batch, InputError
+from foveate.errors import InputError
+from foveate.types import Batch
 
 
 @torch.no_grad()

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.data.coco import Dataset
+from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.evaluate.feed import CropPacker, Feed
 from foveate.evaluate.gallery import draw_others, named_stream
 from foveate.ops.boxes import boxes_on_input
 from foveate.ops.grid import sample_grid
 from foveate.ops.pool import pool_boxes
 from foveate.ops.resample import check_side, square_inputs
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 
 @torch.inference_mode()

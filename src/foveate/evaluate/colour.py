@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from foveate.data.coco import Dataset
+from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.evaluate.feed import Feed
 from foveate.evaluate.score import ranks_of, score
-from foveate.types import InputError
 
 HUES = 24  # bins of the hue circle
 LEVELS = 4  # bins of each of R, G, B in their joint histogram

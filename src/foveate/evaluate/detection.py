@@ -18,9 +18,10 @@ import numpy as np
 
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
+from foveate.errors import InputError
 from foveate.evaluate.truth import FREQUENCIES, Truth, make_truth
 from foveate.evaluate.voc import Average, average_precision, match_picture
-from foveate.types import Detections, InputError
+from foveate.types import Detections
 
 Style = Literal["coco", "lvis", "voc07", "voc12"]
 

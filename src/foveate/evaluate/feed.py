@@ -13,11 +13,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from foveate.clip.model import Clip
-from foveate.data.coco import Dataset
 from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
+from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.ops.resample import crop_and_resize, normalize
 from foveate.progress import picture_bar
-from foveate.types import BadSample, InputError, Sample
+from foveate.types import BadSample, Sample
 
 
 class Feed:

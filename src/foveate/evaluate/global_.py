@@ -18,12 +18,13 @@ from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.evaluate.feed import CropPacker, Feed
 from foveate.evaluate.labelled import Labelled
 from foveate.evaluate.regions import CONTEXT
 from foveate.evaluate.score import ranks_of, recall, score
 from foveate.ops.boxes import enlarge_boxes
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 View = Literal["centre", "whole"]
 TEXTS = 512  # captions embedded at once

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foveate.clip.vocabulary import Vocabulary
-from foveate.data.coco import Dataset, Record
+from foveate.data.records import Dataset, Record
+from foveate.errors import InputError
 from foveate.evaluate.regions import counting_segments
-from foveate.types import InputError
 
 
 @dataclass(frozen=True)

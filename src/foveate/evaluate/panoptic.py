@@ -17,7 +17,8 @@ import torch
 
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.records import Dataset
-from foveate.types import Category, InputError, PanopticMap, SegmentInfo
+from foveate.errors import InputError
+from foveate.types import Category, PanopticMap, SegmentInfo
 
 RULE = (
     "as panopticapi: matches have an IoU above 0.5, void is left out of the union, crowds are neither matched nor "

@@ -18,11 +18,11 @@ from foveate.clip.describe import CONFIG_FILE
 from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.states import mix_states
-from foveate.data.coco import Dataset
+from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.evaluate.global_ import View, evaluate_global
 from foveate.evaluate.labelled import Labelled
 from foveate.evaluate.regions import evaluate_regions
-from foveate.types import InputError
 
 
 def evaluate_pareto(

@@ -18,13 +18,14 @@ from torch import Tensor
 from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.text import embed_vocabulary
-from foveate.data.coco import Dataset, Record
+from foveate.data.records import Dataset, Record
+from foveate.errors import InputError
 from foveate.evaluate.feed import CropPacker, Feed
 from foveate.evaluate.score import ranks_of, score
 from foveate.ops.boxes import boxes_on_input, cover_patches, enlarge_boxes, whole_patches
 from foveate.ops.pool import pool_boxes, pool_masks, shrink_and_pad_masks
 from foveate.ops.resample import check_side, square_inputs
-from foveate.types import InputError, Sample, Segments
+from foveate.types import Sample, Segments
 
 FIRST = 100  # only so many segments of a picture are looked at, in the annotation's order
 AREA = (64.0, 1024.0**2)  # width * height of an annotated box that counts [square pixels], both ends included

@@ -16,9 +16,10 @@ import torch
 
 from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.strict import drop, fail, parse, short
+from foveate.errors import InputError
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foveate.ops.paste import boxes_of_rle, fault_of_rle
-from foveate.types import Detections, InputError
+from foveate.types import Detections
 
 LARGEST = 1e30  # of a number that float32 is to hold
 UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `Dropped` is reported

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.data.coco import Dataset
+from foveate.data.records import Dataset
+from foveate.errors import InputError
 from foveate.evaluate.feed import CropPacker, Feed
 from foveate.evaluate.gallery import draw_others
 from foveate.evaluate.regions import counting_segments, crop_boxes, picture_locations, to_device
 from foveate.evaluate.score import ranks_of, recall
 from foveate.ops.pool import shrink_and_pad_masks
 from foveate.ops.resample import check_side, square_inputs
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 
 @torch.inference_mode()

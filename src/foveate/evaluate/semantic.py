@@ -13,7 +13,8 @@ import torch
 
 from foveate.data.records import Record
 from foveate.data.semantic import NONE, SemanticData, read_map, read_truth
-from foveate.types import InputError, LabelMap
+from foveate.errors import InputError
+from foveate.types import LabelMap
 
 RULE = (
     "IoU of a class = pixels of it found / (pixels of it + pixels falsely called so), over all pictures; pixels "

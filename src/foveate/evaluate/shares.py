@@ -15,6 +15,7 @@ import torch
 from foveate.data.panoptic import mask_extents
 from foveate.data.records import Dataset, Record
 from foveate.data.semantic import flatten
+from foveate.errors import InputError
 from foveate.evaluate.detection import Gathered, open_truth
 from foveate.evaluate.feed import Feed
 from foveate.evaluate.panoptic import PanopticTally
@@ -23,7 +24,7 @@ from foveate.evaluate.truth import Object
 from foveate.heads.panoptic.fusion import Shares
 from foveate.heads.panoptic.segment import PanopticSegmenter, check_shares
 from foveate.ops.paste import encode_masks
-from foveate.types import Category, Detections, InputError, LabelMap, PanopticMap, Sample, SegmentInfo
+from foveate.types import Category, Detections, LabelMap, PanopticMap, Sample, SegmentInfo
 
 MEASURES = ("PQ", "SQ", "RQ")
 

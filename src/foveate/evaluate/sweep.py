@@ -14,12 +14,12 @@ from torch import Tensor
 
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
+from foveate.errors import InputError
 from foveate.evaluate.detection import AREAS, Gathered, Style
 from foveate.evaluate.proposals import recall_of
 from foveate.evaluate.truth import Truth
 from foveate.heads.fvit.candidates import Candidates
 from foveate.heads.fvit.fusion import Fusion, compare, detect_from
-from foveate.types import InputError
 
 SMALL, MEDIUM = 32.0**2, 96.0**2  # below these [square pixels]
 

@@ -21,7 +21,7 @@ from foveate.data.outlines import outline_of
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
 from foveate.data.strict import check_entry, fail, flag, known_id, load, short
-from foveate.types import InputError
+from foveate.errors import InputError
 
 TOLD = 5  # names in a message
 LARGEST = 1e9  # of a box's numbers [pixels]

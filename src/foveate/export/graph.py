@@ -15,9 +15,9 @@ from torch.export import Dim
 from foveate.clip.dense import check_head
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.ops.pool import pool_indexed_boxes
 from foveate.ops.resample import check_side
-from foveate.types import InputError
 
 What = Literal["dense", "regions", "image"]
 Axes = list[str | int]  # of a tensor: a name where it is free, a number where it is fixed

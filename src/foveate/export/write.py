@@ -22,9 +22,9 @@ from torch.export import ExportedProgram
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.export.describe import describe
 from foveate.export.graph import Plan, What, example_inputs, plan_export
-from foveate.types import InputError
 
 Format = Literal["onnx", "torch"]
 Run = Callable[[tuple[Tensor, ...]], Tensor]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.ops.kmeans import cosine_kmeans
 from foveate.show.maps import dense_map, extent_of, new_sheet, write_sheet
-from foveate.types import InputError
 
 # Okabe and Ito's colours, told apart by colour-blind readers too, then six more.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9", "#8C6BB1", "#A6D854", "#8C564B",

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.files import write_whole
 from foveate.ops.resample import fitted_size, square_input
-from foveate.types import InputError
 
 PANEL = 2.4  # longest side of a panel [inches]
 INK, QUIET = "#1f2328", "#59636e"

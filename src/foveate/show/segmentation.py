@@ -14,9 +14,10 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.show.naming import largest_parts, roomiest_place
 from foveate.show.palette import class_colours, shade_colour
-from foveate.types import InputError, LabelMap, PanopticMap
+from foveate.types import LabelMap, PanopticMap
 
 LEGIBLE = 480  # smaller pictures are enlarged until their longest side has at least so many pixels
 SEARCHED = 640  # places for names are sought in a map whose longest side has at most about twice so many pixels

@@ -8,6 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 from foveate.clip.dense import dense_of_last
+from foveate.errors import InputError
 from foveate.heads.fvit.anchors import Anchors
 from foveate.heads.fvit.cache import FeatureCache
 from foveate.heads.fvit.heads import (
@@ -25,7 +26,6 @@ from foveate.heads.fvit.match import match_boxes
 from foveate.heads.fvit.pyramid import Pyramid, Tower, default_taps, pyramid_strides, tap_width
 from foveate.heads.fvit.roi import choose_levels, pool_levels
 from foveate.heads.fvit.rpn import Rpn
-from foveate.types import InputError
 
 
 def test_anchors_of_patches_of_14_are_not_rounded():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.fusion import embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator
@@ -26,7 +27,7 @@ from foveate.heads.panoptic.product import (
     save_generator,
 )
 from foveate.heads.product import tower_digest
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 CLASSES = (
     Class(("ball", "sphere"), True, "base"),

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.panoptic.decoder import TowerEncoder
 from foveate.heads.panoptic.fusion import PRESETS, Words, clip_logits, seen_classes
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 K = 3
 

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.clip.states import read_state
+from foveate.errors import InputError
 from foveate.ops.resample import normalize
-from foveate.types import InputError
 
 Statistics = tuple[float, float, float]
 STRIDE = 16  # of a backbone's coarsest map that is used [pixels]

@@ -29,6 +29,7 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.clip.templates import TemplateSet, template_set
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.catseg.aggregate import Aggregator
 from foveate.heads.catseg.cost import best_classes, cost_volume, spread_classes, take_classes
 from foveate.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
@@ -39,7 +40,7 @@ from foveate.heads.fvit.pyramid import tap_width
 from foveate.ops.argmax import best_labels, classes_at_once
 from foveate.ops.resample import check_side, normalize
 from foveate.ops.shortest import resize_shortest
-from foveate.types import Batch, InputError, LabelMap, Sample
+from foveate.types import Batch, LabelMap, Sample
 
 HEADS: dict[Residual, Head] = {"token": "value", "cls": "value_cls"}
 PROMPT = "A photo of a {} in the scene"

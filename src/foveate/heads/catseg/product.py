@@ -16,11 +16,11 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.catseg.guidance import Backbone
 from foveate.heads.catseg.model import CatSeg
 from foveate.heads.catseg.names import Residual, Version
 from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-from foveate.types import InputError
 
 NAME = "catseg"  # of its files
 FORMAT = 2

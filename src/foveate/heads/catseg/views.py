@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from foveate.types import InputError, Sample
+from foveate.errors import InputError
+from foveate.types import Sample
 
 CHANCE = 0.5  # of mirroring, and of each change of colour
 

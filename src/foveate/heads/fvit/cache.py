@@ -22,10 +22,11 @@ from torch import Tensor
 
 from foveate.clip.digest import digest_state
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.files import write_whole
 from foveate.heads.fvit.inputs import input_statistics
 from foveate.heads.fvit.names import Resize, Statistics
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 FORMAT = 3
 LARGEST = 65504.0  # of float16

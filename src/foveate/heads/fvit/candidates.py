@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.files import write_whole
-from foveate.types import BadSample, InputError
+from foveate.types import BadSample
 
 SHARD = 64  # pictures
 NOTES = "notes"  # the key of a shard's metadata

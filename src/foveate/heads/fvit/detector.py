@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor, nn
 
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.heads.fvit.cache import FeatureCache
 from foveate.heads.fvit.candidates import Candidates
 from foveate.heads.fvit.heads import (
@@ -42,7 +43,7 @@ from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import boxes_on_picture, clip_boxes
 from foveate.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
 from foveate.ops.pool import pool_boxes
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 Choice = Callable[[Candidates], Int64[Tensor, " M"]]
 MASK_SHAPE = (28, 28)

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.ops import nms
 
+from foveate.errors import InputError
 from foveate.heads.fvit.candidates import Candidates
 from foveate.heads.fvit.names import Benchmark
 from foveate.ops.paste import paste_as_rle
-from foveate.types import Detections, InputError
+from foveate.types import Detections
 
 FIRST = 4  # the first prefix of the pairs that suppression looks at [times what is to be kept]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from foveate.errors import InputError
 from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.names import Kind, Resize, Statistics
 from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-from foveate.types import InputError
 
 NAME = "detector"  # of its files
 FORMAT = 2

@@ -24,8 +24,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from foveate.clip.dense import dense_of_last, last_block_use, tower_stages
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.heads.fvit.names import Kind
-from foveate.types import InputError
 
 SHARES = (3, 5, 7)  # twelfths of the tower: blocks 3, 5, 7 of 12 and 6, 10, 14 of 24, from 0
 LEVELS = 5

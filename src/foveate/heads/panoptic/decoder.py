@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.heads.fvit.pyramid import Kind, Pyramid, Tower, tap_width
 from foveate.heads.panoptic.described import IMAGENET
 from foveate.heads.panoptic.inputs import Pad
-from foveate.types import InputError
 
 LEVELS = 4
 HEADS = ("class_predictor.", "mask_embedder.", "criterion.")  # beside a model of the library, read by `published`

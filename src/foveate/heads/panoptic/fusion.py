@@ -25,9 +25,9 @@ from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.vocabulary import Vocabulary, share_words
+from foveate.errors import InputError
 from foveate.heads.panoptic.names import SHARES, Length, Preset
 from foveate.ops.pool import pool_masks
-from foveate.types import InputError
 
 FLOOR = 1e-8  # added before the last logarithm
 _CHUNK = 16  # masks made as large as the picture at once

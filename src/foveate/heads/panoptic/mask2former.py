@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from foveate.errors import InputError
 from foveate.heads.panoptic.criterion import Target, Weights, mask_losses
 from foveate.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder, TowerEncoder
 from foveate.heads.panoptic.fusion import Words, best_of_synonyms
@@ -26,7 +27,7 @@ from foveate.heads.panoptic.inputs import alike, framed_input
 from foveate.heads.panoptic.merge import Frame
 from foveate.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
 from foveate.ops.resample import check_side
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 MAX_SCALE = 100.0
 

@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.heads.panoptic.decoder import LEVELS, Encoder
 from foveate.ops.resample import normalize
-from foveate.types import InputError
 
 SEED = 42  # of the noise
 GROUPS = 32

@@ -18,6 +18,7 @@ from torch import Tensor
 from foveate.clip.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.fvit.names import Kind
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.decoder import Encoder, MaskDecoder, TowerEncoder, build_decoder, read_library
@@ -26,7 +27,6 @@ from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.names import Length, Templates
 from foveate.heads.panoptic.odise import read_odise
 from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-from foveate.types import InputError
 
 NAME = "generator"  # of its files
 FORMAT = 2  # 1: no LayerNorm before the head's MLP, words of length 1 alone

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.heads.panoptic.fusion import PRESETS, Shares, Words, clip_logits, fuse, pool_mask_logits, touched_patches
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals, cut_padding
 from foveate.heads.panoptic.merge import OVERLAP, Frame, instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.names import Region
 from foveate.heads.panoptic.published import ClassMap, Published
 from foveate.ops.resample import check_side, fitted_size, normalize
-from foveate.types import Detections, InputError, PanopticMap, Sample
+from foveate.types import Detections, PanopticMap, Sample
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ from torchvision.models.detection.rpn import (
 from torchvision.ops import nms as suppress
 
 from foveate.data.splits import IGNORED, OBJECT
+from foveate.errors import InputError
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.ops.boxes import boxes_on_input, boxes_on_picture, clip_boxes
 from foveate.ops.resample import square_inputs
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 CROWDED = 0.5  # share of an anchor in a crowd from which on it says nothing
