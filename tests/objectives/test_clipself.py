@@ -399,10 +399,10 @@ def test_a_blocks_gradients_are_ready_before_the_backward_pass_is_through(pair, 
     objective = ClipSelf(student, teacher, student_size=64, low_precision=low_precision)
     run = student.run_block
 
-    def watched(family, visual, block, tokens, *rest):
+    def watched(tower, block, tokens, *rest):
         if block is middle:
             tokens.register_hook(lambda _: order.append("first begins"))
-        return run(family, visual, block, tokens, *rest)
+        return run(tower, block, tokens, *rest)
 
     student.run_block = watched
     objective(two_samples()).backward()
