@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from foveate.clip.layouts import drop_derived, rename_eva
 from foveate.clip.model import Clip
-from foveate.clip.states import differences, drop_derived, put_state, rename_eva
+from foveate.clip.states import differences, put_state
 from foveate.errors import InputError, listed
 from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.names import Benchmark
