@@ -353,7 +353,7 @@ def test_a_picture_of_another_size_than_annotated_is_bad(coco):
 
 def test_open_data_says_what_it_needs(coco, tmp_path):
     assert isinstance(open_data(coco / "val2017", split="anything"), Dataset)  # a plain folder has no splits
-    with pytest.raises(InputError, match="no folder `annotations`"):
+    with pytest.raises(InputError, match=r"need panoptic annotations of split .*not both are there"):
         open_data(coco / "val2017", split="val", annotations="panoptic")
     with pytest.raises(InputError, match="train2017"):
         open_data(coco, split="train")

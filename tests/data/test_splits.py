@@ -76,7 +76,7 @@ def test_the_worlds_file_and_ones_own_come_first(tmp_path):
         ('{"base": [], "novel": ["b"]}', 'at least one name in "base"'),
         ('{"base": ["a"]}', r'need \{"base": \[names\], "novel": \[names\]\}'),
         ('["a"]', r'need \{"base": \[names\], "novel": \[names\]\}'),
-        ("{", "need JSON"),
+        ("{", "need a base and novel names file in JSON"),
         (None, "there is no such file"),
     ],
 )

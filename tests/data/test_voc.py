@@ -99,7 +99,7 @@ def test_a_broken_list_is_refused(tmp_path, names, reason):
 
 def test_what_is_missing_is_named(tmp_path):
     root = year(tmp_path)
-    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's pictures; there is no such file"):
+    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; there is no such file"):
         read_voc(root, split="val")
     with pytest.raises(InputError, match='must be train, val, trainval, test for Pascal VOC; got "test2007"'):
         read_voc(root, split="test2007")

@@ -281,14 +281,12 @@ def open_panoptic(root: Path, split: str, *, images: bool = True) -> "Dataset":
     Raises:
         InputError: it has none, or they are damaged.
     """
+    from foveate.data import sources
     from foveate.data.coco import read_panoptic
-    from foveate.data.sources import open_data, open_panoptic_annotations
 
     file = root / f"{ADE}.json"
-    if not file.is_file() and not images:
-        return open_panoptic_annotations(root, split=split)
     if not file.is_file():
-        return open_data(root, split=split, annotations="panoptic")
+        return sources.open_panoptic(root, split=split, images=images)
     if split != "val":
         raise InputError(f"--split: must be val for ADE20K; got {split}.")
     found = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE)
