@@ -22,8 +22,6 @@ from torch import Tensor
 from foveate.clip.pickle_reader import Placeholder, Storage, StoredTensor, follow_pickle
 from foveate.errors import InputError
 
-__all__ = ["Placeholder", "is_torchscript", "read_archive", "read_checkpoint"]
-
 _LARGEST_PICKLE = 64 * 2**20  # bytes; that of the largest CLIP with its optimizer has about two million
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch.save's files before PyTorch 1.6
 _MOST_NAMES, _DEEPEST = 100_000, 32  # of the modules of a TorchScript archive

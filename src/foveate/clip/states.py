@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from foveate.clip.checkpoint_file import Placeholder, is_torchscript, read_archive, read_checkpoint
+from foveate.clip.checkpoint_file import is_torchscript, read_archive, read_checkpoint
 from foveate.clip.describe import read_json
+from foveate.clip.pickle_reader import Placeholder
 from foveate.errors import InputError, listed
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
