@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEED_GB := 8  # the environment takes 6.1 GB, of which PyTorch with CUDA 5.3
 
-.PHONY: demo test bench check format clean help
+.PHONY: demo test bench check format stats clean help
 
 help:
 	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make bench measures on this CPU;  make clean removes $(VENV)"
@@ -22,13 +22,16 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(BENCH)
 
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/pyright src
 
+stats: $(READY)
+	$(BIN)/python tools/stats.py --strict
+
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks tools
+	$(BIN)/ruff format src tests benchmarks tools
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Foveate needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % v[:2])'

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from counting import Account, counting
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.engine.account import Account, counting
 from foveate.ops.grid import grid_boxes
 from foveate.types import Batch, Sample
 from measure import arguments, read, report

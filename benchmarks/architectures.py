@@ -25,7 +25,7 @@ from torch import Tensor
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.errors import InputError
-from foveate.files import check_target, write_whole
+from foveate.io.files import check_target, write_whole
 
 LIMIT = 1e-5
 FULL = (

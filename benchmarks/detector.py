@@ -15,7 +15,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from foveate.clip.load import load
 from foveate.data.pictures import read_picture
-from foveate.heads.fvit.detector import FViT
+from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.fusion import PRESETS, detect, rows_of
 from foveate.types import Batch, Sample, Segments
 from inputs import photographs
@@ -57,7 +57,11 @@ def main() -> None:
     clip = load(options.model, seed=0, device=options.device)
     text = F.normalize(torch.randn(CLASSES + 1, clip.embed_dim), dim=1).to(options.device)
     is_novel = torch.zeros(CLASSES, dtype=torch.bool, device=options.device)
-    ours = FViT(clip, text=text, is_novel=is_novel, size=options.size, masks=True, jitter=None, flip=False)
+    network = Network(
+        size=options.size, taps=None, pyramid="taps", channels=256, width=256, masks=True, proposals=1000,
+        trained_layers=0, norm=False, relu_embedding=True, statistics="imagenet", resize="bilinear",
+    )  # fmt: skip
+    ours = FViT(clip, network, text=text, is_novel=is_novel, jitter=None, flip=False)
     plain = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=CLASSES + 1, min_size=options.size, max_size=options.size
     ).to(options.device)

@@ -37,7 +37,7 @@ from slow.towers import FAMILIES, build, register  # noqa: E402
 
 from foveate.clip.model import Clip  # noqa: E402
 from foveate.clip.tower import Windows  # noqa: E402
-from foveate.files import check_target, write_whole  # noqa: E402
+from foveate.io.files import check_target, write_whole  # noqa: E402
 
 LIMIT = 1e-5
 PLACES = ("native", "larger square", "larger rectangle")  # of `SIZES`

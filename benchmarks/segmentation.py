@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from foveate.clip.load import load
 from foveate.data.pictures import read_picture
-from foveate.heads.catseg.model import CatSeg
+from foveate.heads.catseg.model import CatSeg, Network
+from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder, build_decoder
-from foveate.heads.panoptic.fusion import Words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
 from foveate.ops.resample import normalize
@@ -47,12 +47,17 @@ def main() -> None:
 
     encoder = TowerEncoder(clip)
     is_novel = torch.zeros(count, dtype=torch.bool)
-    classes = Words(rows, torch.arange(count), count)
+    classes = ClassEmbeddings(rows, torch.arange(count), count)
     generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=classes)
     asked = Asked(classes, classes, torch.ones(count, dtype=torch.bool), is_novel)
     segmenter = PanopticSegmenter(generator.to(device), clip, asked, size=side)
     other = load(options.model, seed=0, device=device)  # Cat-Seg changes what learns
-    catseg = CatSeg(other, vocabulary=["thing"], clip_size=24 * other.patch_size).eval()
+    network = Network(
+        version="2024", residual="cls", backbone=None, size=384, clip_size=24 * other.patch_size, test_size=640,
+        longest=2560, stride=256, window=12, hidden=128, guidance=128, decoder=(64, 32), decoder_guidance=(32, 16),
+        tower_guidance=(256, 128), heads=4, layers=2, most=256,
+    )  # fmt: skip
+    catseg = CatSeg(other, network, vocabulary=["thing"]).eval()
     autocast = torch.autocast(device, torch.bfloat16, enabled=options.precision == "bfloat16")
 
     def encode() -> None:

@@ -1,79 +1,55 @@
-"""Imports go down the floors only, and rooms on one floor know each other only where drawn (architecture)."""
+"""Imports go down the floors only, and no files import each other in a circle (docs/architecture.md)."""
 
 import ast
+import sys
 from pathlib import Path
 
-import pytest
-
-SOURCE = Path(__file__).parent.parent / "src" / "foveate"
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "foveate"
 FLOORS = {
-    "errors": 0, "types": 0, "files": 0, "progress": 0, "ops": 0,
-    "clip": 1, "data": 1,
-    "objectives": 2, "heads": 2,
-    "engine": 3, "evaluate": 3, "show": 3, "export": 3, "embed": 3,
-    "cli": 4, "page": 4, "recipes": 4, "ledger": 4,
+    "errors": 0, "types": 1, "io": 1, "progress": 1, "ops": 2,
+    "clip": 3, "data": 3,
+    "objectives": 4, "heads": 4, "recipes": 4,
+    "engine": 5, "export": 5, "evaluate": 5, "show": 5, "train": 6, "predict": 6, "convert": 6,
+    "cli": 7, "reproduce": 8,
 }  # fmt: skip
-GROUND = {("types", "errors"), ("files", "errors"), ("ops", "types"), ("ops", "errors")}  # drawn connections of floor 0
-DOORS = {("cli", "recipes"), ("cli", "ledger"), ("ledger", "recipes")}  # and of floor 4
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+DOORS = {("cli", "reproduce")}  # the table of commands names what it opens
+FILES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"}
 
 
 def room_of(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
-    """Rooms of this package that a file imports, lazily or not."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported_rooms(tree: ast.Module) -> set[str]:
+    """Rooms of this package that a file imports, lazily or not, for type checkers too."""
+    names = set[str]()
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
-            names = [
-                f"{node.module}.{alias.name}" if node.module == "foveate" else str(node.module) for alias in node.names
-            ]
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            whole = node.module == "foveate"
+            names |= {f"foveate.{alias.name}" for alias in node.names} if whole else {str(node.module)}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("foveate.")}
-    return found
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("foveate.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_only_go_down(path: Path) -> None:
-    room = room_of(path)
-    for other in imports(path) - {room}:
-        allowed = FLOORS[other] < FLOORS[room] or (room, other) in GROUND | DOORS
-        assert allowed, f"{room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})"
+def test_imports_only_go_down() -> None:
+    upward = [
+        f"{path.relative_to(SOURCE)} imports {other}"
+        for path, tree in FILES.items()
+        for other in imported_rooms(tree) - {room_of(path)}
+        if FLOORS[other] >= FLOORS[room_of(path)] and (room_of(path), other) not in DOORS
+    ]
+    assert not upward, "\n".join(upward)
 
 
-def test_every_room_stands_on_a_floor() -> None:
-    assert {room_of(path) for path in FILES} <= set(FLOORS)
+def test_no_circles_and_nothing_that_conventions_forbid() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import stats  # pyright: ignore[reportMissingImports]
 
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_what_the_house_forbids(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), "every module says what it is"
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not names & {"register_forward_hook", "register_forward_pre_hook"}
-    assert not any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in ast.walk(tree))
-    assert path.stem != "utils"
-
-
-def test_floor_0_and_the_world_do_without_heavy_libraries() -> None:
-    light = [SOURCE / f"{name}.py" for name in ("errors", "files", "progress")]
-    # the world's drawing processes start in a tenth of a second because they import no torch
-    for path in [*light, *(SOURCE / "data" / "world").glob("*.py")]:
-        modules = {
-            name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            for name in (
-                [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else []
-            )
-        }
-        assert not modules & {"torch", "torchvision", "open_clip", "timm"}, path
+    assert not stats.circles(stats.import_graph(FILES))
+    for path, tree in FILES.items():
+        assert ast.get_docstring(tree), f"{path}: every module says what it is"
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not attributes & {"register_forward_hook", "register_forward_pre_hook"}, f"{path}: no hooks"

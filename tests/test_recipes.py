@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cli import train_catseg, train_panoptic
-from foveate.cli.recipes import CONFIGS
-from foveate.cli.train_catseg import TrainCatSeg
-from foveate.cli.train_fvit import TrainFViT, check
-from foveate.cli.train_panoptic import TrainPanoptic
-from foveate.engine.config import SMALL, DistillConfig, check_config
 from foveate.recipes import RECIPES, Recipe
+from foveate.reproduce.list_recipes import CONFIGS
+from foveate.train.checks import check_catseg, check_distill, check_fvit, check_panoptic
+from foveate.train.defaults import LARGE, resolve_defaults
+from foveate.train.flags import SMALL_CLIP, DistillConfig, TrainCatSeg, TrainFViT, TrainPanoptic
 
 ROWS = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 
@@ -43,14 +41,14 @@ def test_the_fields_exist_differ_from_the_defaults_and_pass(recipe: Recipe) -> N
     for name, value in recipe.fields.items():
         assert value != defaults[name], name
     if recipe.verb == "distill":
-        check_config(DistillConfig(data=Path("d"), out=Path("o"), **recipe.fields))
+        check_distill(DistillConfig(data=Path("d"), out=Path("o"), **recipe.fields))
     if recipe.verb == "train-fvit":
-        check(TrainFViT(data=Path("d"), out=Path("o"), **recipe.fields))
+        check_fvit(TrainFViT(data=Path("d"), out=Path("o"), **recipe.fields))
     if recipe.verb == "train-catseg":
-        train_catseg.check(TrainCatSeg(data=Path("d"), out=Path("o"), **recipe.fields))
+        check_catseg(TrainCatSeg(data=Path("d"), out=Path("o"), **recipe.fields))
     if recipe.verb == "train-panoptic":
         config = TrainPanoptic(data=Path("d"), out=Path("o"), **recipe.fields)
-        train_panoptic.check(train_panoptic.settle(config, train_panoptic.LARGE))
+        check_panoptic(resolve_defaults(config, LARGE))
 
 
 def test_models_are_architectures_with_that_tag_and_the_activation_it_needs() -> None:
@@ -58,8 +56,8 @@ def test_models_are_architectures_with_that_tag_and_the_activation_it_needs() ->
 
     known = set(open_clip.list_pretrained())
     for recipe in RECIPES:
-        model, tag = recipe.fields.get("model", SMALL), recipe.fields.get("pretrained")
-        assert (model, tag) in known or (model, tag) == (SMALL, None), recipe.name
+        model, tag = recipe.fields.get("model", SMALL_CLIP), recipe.fields.get("pretrained")
+        assert (model, tag) in known or (model, tag) == (SMALL_CLIP, None), recipe.name
         if tag is not None:
             described = open_clip.get_pretrained_cfg(model, tag)
             config = open_clip.get_model_config(model)
@@ -129,7 +127,7 @@ def test_cat_seg_is_its_authors() -> None:
 def test_the_generator_is_odise_s() -> None:
     # 92,188 steps of 64 pictures at 1e-4, decay .05; a tenth and a hundredth of the rate near the end
     config = TrainPanoptic(data=Path("d"), out=Path("o"), **row("panoptic-odise").fields)
-    usual = train_panoptic.settle(config, train_panoptic.LARGE)
+    usual = resolve_defaults(config, LARGE)
     assert config.steps == 92_188 and config.batch * config.accumulate == 64
     assert (usual.lr, usual.weight_decay, usual.clip_gradient) == (1e-4, 0.05, 0.01)
     assert (usual.queries, usual.layers, usual.pixel_layers, usual.width) == (100, 9, 6, 256)

@@ -14,6 +14,7 @@ where they are read. Pictures are uint8 RGB (3, H, W) until the compute device h
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
@@ -57,6 +58,11 @@ class Sample:
     caption: str | None = None  # only where an objective learns from captions
     label_map: LabelMap | None = None  # only of semantic data
     is_boxless: bool = False  # no box of its own was usable: `boxes` is a corner, which no crop enlarges
+
+
+def blank_sample(side: int = 8) -> Sample:
+    """A black image without boxes, so that a process without usable images takes every step that the others take."""
+    return Sample("", torch.zeros(3, side, side, dtype=torch.uint8), torch.zeros(0, 4))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from foveate.cli.main import main
-from foveate.cli.train_catseg import TrainCatSeg, _network
 from foveate.clip.load import load
 from foveate.data.label_maps import open_semantic
 from foveate.data.semantic import read_truth
@@ -22,6 +21,8 @@ from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.log import Log
 from foveate.evaluate.semantic import Confusion
 from foveate.heads.catseg.product import load_catseg, read_about
+from foveate.train.catseg import _network
+from foveate.train.flags import TrainCatSeg
 from foveate.types import Sample
 
 TINY = ["--size", "64", "--hidden", "8", "--layers", "1", "--batch", "2", "--steps", "4", "--workers", "0",

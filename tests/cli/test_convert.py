@@ -24,7 +24,7 @@ def source(tmp_path):
         "foveate": {"windows": {"size": 2, "blocks": [0]}},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    from foveate.clip.describe import build, read_config
+    from foveate.clip.load import build, read_config
     from foveate.clip.model import Clip
 
     config = read_config(folder / "open_clip_config.json")

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.cli.distill import _open_pictures
 from foveate.cli.main import main
-from foveate.cli.objective import choose_nouns
 from foveate.data.loader import PictureSource
 from foveate.data.records import Dataset
 from foveate.data.world.write import WorldSize, write_world
-from foveate.engine.config import DistillConfig, check_config, contents_of, regions_of, run_record
 from foveate.errors import InputError
+from foveate.train.checks import check_distill
+from foveate.train.defaults import regions_of
+from foveate.train.distill import contents_of, open_images
+from foveate.train.flags import DistillConfig
+from foveate.train.objective import choose_nouns
+from foveate.train.run import run_record
 from foveate.types import Sample
 
 
@@ -29,8 +32,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def source(data: Path | str, **flags) -> PictureSource:
     config = DistillConfig(data=str(data), out=Path("out"), **flags)
-    check_config(config)
-    return _open_pictures(config, progress=False)
+    check_distill(config)
+    return open_images(config, progress=False)
 
 
 def drawn(source: PictureSource, index: int) -> list[tuple[float, ...]]:

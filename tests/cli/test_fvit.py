@@ -74,8 +74,7 @@ def test_a_stopped_run_ends_with_the_same_bits(world, trained, tmp_path, capsys)
     shutil.rmtree(again / "checkpoints/step_00000004")
     shutil.rmtree(again / "model")
     main(["train-fvit", "--data", str(world), "--out", str(again), *TINY])
-    told = capsys.readouterr().err
-    assert "training " in told and "memory about" in told
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
     one, other = (load_latest(folder / "checkpoints") for folder in (trained, again))
     assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
@@ -98,7 +97,7 @@ def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_o
     cached = ["--cache", "--jitter", "1", "1", "--no-flip", "--match-low-quality"]
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", *other, *cached])
     assert samplers == [{"samples": 16, "match_low_quality": True}]
-    index = json.loads((out / "maps/index.json").read_text())
+    index = json.loads((out / "maps/manifest.json").read_text())
     assert index["resize"] == "bicubic" and index["statistics"][0] == load("foveate-small").mean[0]
     detector, about = load_detector(out / "model")
     network = about.network
@@ -261,7 +260,7 @@ def test_two_categories_of_one_name_are_not_learned_from(world, tmp_path, capsys
     content["categories"][1]["name"] = content["categories"][0]["name"]
     notes.write_text(json.dumps(content))
     told = fails(capsys, "train-fvit", "--data", str(tmp_path / "w"), "--out", str(tmp_path / "f"), *TINY)
-    assert "'banded ball' stands there twice" in told and not (tmp_path / "f").exists()
+    assert "'banded ball' occurs twice" in told and not (tmp_path / "f").exists()
 
 
 def test_masks_are_learned_found_and_measured(world, tmp_path, capsys):
@@ -364,18 +363,18 @@ def test_without_a_usable_picture_there_is_no_detector(world, tmp_path, capsys):
     for path in (broken / "train2017").iterdir():
         path.write_bytes(b"no picture")
     told = fails(capsys, "train-fvit", "--data", str(broken), "--out", str(tmp_path / "f"), *TINY)
-    assert "nothing is written to OUT/model" in told and not (tmp_path / "f/model").exists()
+    assert "no product is written" in told and not (tmp_path / "f/model").exists()
 
 
 def test_what_a_pass_takes_is_measured_in_the_arithmetic_of_the_run(world, tmp_path, monkeypatch):
     seen = []
 
-    def measured(objective, batch):
+    def measured(objective, batch, **settings):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return 0, 0.0
+        return 1, 0.1
 
-    monkeypatch.setattr("foveate.engine.plan.measure_kept", measured)
+    monkeypatch.setattr("foveate.train.run.measure_pass", measured)
     for precision in ("float32", "bfloat16"):
-        words = ["train-fvit", "--data", str(world), "--out", str(tmp_path / precision), *TINY, "--steps", "1"]
+        words = ["train-fvit", "--data", str(world), "--out", str(tmp_path / precision), *TINY, "--dry-run"]
         main([*words, "--precision", precision])
     assert seen == [False, True]

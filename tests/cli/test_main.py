@@ -2,17 +2,17 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from foveate.cli.main import main
+from foveate.cli.commands import Command, all_commands
+from foveate.cli.main import main, parse
 
-VERBS = [["world"], ["pretrain"], ["proposals"], ["distill"], ["recipes"], ["convert"], ["evaluate", "regions"],
-         ["evaluate", "agreement"], ["embed"], ["export"], ["show", "kmeans"], ["show", "similarity"],
-         ["demo"], ["convert-maps", "ade-full"], ["convert-maps", "context"]]  # fmt: skip
+COMMANDS = [pytest.param(command, id=command.words) for command in all_commands()]
 
 
 def test_help_imports_no_torch() -> None:
@@ -24,25 +24,48 @@ def test_help_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert all(verb[0] in done.stdout for verb in VERBS)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    for command in all_commands():  # one line each
+        assert sum(f"  {command.words} " in line and line.endswith(command.summary) for line in lines) == 1
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_explains_every_flag(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_group_is_listed_by_its_first_word(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        main([*verb, "--help"])
+        main(["evaluate", "--help"])
+    listed = capsys.readouterr().out
+    assert done.value.code == 0 and listed.count("  evaluate ") == 8 and "show" not in listed
+    with pytest.raises(SystemExit) as done:
+        main(["show"])
+    assert done.value.code == 2 and "show similarity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_every_flag(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([*command.words.split(), "--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
+    assert f"  foveate {command.words} {command.example}" in text and "(default: None)" not in text
     flags = re.findall(r"--[a-z][a-z-]+", text)
     assert flags
     # tyro writes "(required)" or "(default: ...)" behind the help; a flag without help would show nothing before it
     assert not re.search(r"│\s+--[a-z-]+ \S+\s+\((required|default)", text)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_is_a_valid_command(command: Command) -> None:
+    config = parse([*command.words.split(), *shlex.split(command.example)])
+    assert type(config) is command.load_config() and callable(command.load_procedure())
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (["distil"], "distill"),
+        (["distil"], "`foveate distill`"),
+        (["evaluate", "regoins", "--data", "x"], "`foveate evaluate regions`"),
+        (["segmnt", "images/"], "`foveate segment`"),
+        (["frobnicate"], "`foveate --help`"),
         (["world", "w", "--trian", "3"], "--train"),
         (["evaluate", "regions", "--data", "x"], "--model"),
         (["distill", "--data", "x", "--out", "y", "--steps", "many"], "steps"),

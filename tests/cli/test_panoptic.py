@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from foveate.cli.main import main
 from foveate.cli.panoptic import open_panoptic, open_segmenter
-from foveate.cli.train_panoptic import LARGE, SMALL, TrainPanoptic, as_segments, settle
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.clip.weights import save_clip
@@ -26,10 +25,14 @@ from foveate.engine.checkpoint import load_latest
 from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.panoptic import evaluate_panoptic
 from foveate.evaluate.shares import Things, sweep_shares, truth_of
-from foveate.heads.panoptic.fusion import PRESETS, embed_words
+from foveate.heads.common.text import embed_words
+from foveate.heads.panoptic.fusion import PRESETS
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.product import load_generator, read_about
 from foveate.ops.paste import encode_masks
+from foveate.train.defaults import LARGE, SMALL, resolve_defaults
+from foveate.train.flags import TrainPanoptic
+from foveate.train.panoptic import as_segments
 from foveate.types import Detections
 
 TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",
@@ -406,7 +409,7 @@ def test_crowds_are_nobodys(world):
 
 def test_numbers_that_are_not_given_depend_on_the_clip():
     config = TrainPanoptic(data=Path("d"), out=Path("o"), queries=7)
-    small, large = settle(config, SMALL), settle(config, LARGE)
+    small, large = resolve_defaults(config, SMALL), resolve_defaults(config, LARGE)
     assert (small.queries, large.queries) == (7, 7) and (small.width, large.width) == (SMALL.width, 256)
     assert (large.lr, large.clip_gradient, large.points, large.layers) == (1e-4, 0.01, 12544, 9)
 

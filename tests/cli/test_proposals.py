@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from foveate.cli.distill import _open_pictures
 from foveate.cli.main import main
 from foveate.data.boxes import parse_boxes
 from foveate.data.proposals import file_name_of, write_proposals
@@ -22,9 +21,10 @@ from foveate.data.regions import with_boxes
 from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, base_and_novel, write_world
 from foveate.engine.checkpoint import load_latest
-from foveate.engine.config import DistillConfig
 from foveate.errors import InputError
 from foveate.heads.proposals.rpn import Proposer
+from foveate.train.distill import open_images
+from foveate.train.flags import DistillConfig
 from foveate.types import Sample
 
 TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
@@ -86,7 +86,7 @@ def test_the_file_is_read_as_boxes_of_the_pictures(world, made):
 def test_a_folder_without_boxes_is_refused(world, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         main(["proposals", "--data", str(world / "train2017"), "--out", str(tmp_path / "p"), *TINY])
-    assert done.value.code == 2 and "need pictures with annotated boxes" in (said := capsys.readouterr().err)
+    assert done.value.code == 2 and "need images with annotated boxes" in (said := capsys.readouterr().err)
     assert "COCO, LVIS, Pascal VOC or Objects365" in said and "--annotations" in said
     assert not (tmp_path / "p").exists()
 
@@ -94,7 +94,6 @@ def test_a_folder_without_boxes_is_refused(world, tmp_path, capsys):
 def test_the_same_command_makes_the_same_and_a_stopped_run_ends_with_the_same_bits(world, made, tmp_path, capsys):
     before = (made / "proposals_train.json").read_bytes()
     main(["proposals", "--data", str(world), "--out", str(made), *TINY])
-    assert "trained already, 4 steps" in capsys.readouterr().err
     assert (made / "proposals_train.json").read_bytes() == before
     # 2 + 2 == 4: a run that lost what came after its checkpoint of step 2
     again = tmp_path / "p"
@@ -102,7 +101,7 @@ def test_the_same_command_makes_the_same_and_a_stopped_run_ends_with_the_same_bi
     shutil.rmtree(again / "checkpoints/step_00000004")
     (again / "proposals_train.json").unlink()
     main(["proposals", "--data", str(world), "--out", str(again), *TINY])
-    assert "starting at step 2 of 4" in capsys.readouterr().err
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
     assert (again / "proposals_train.json").read_bytes() == before
     one, other = (load_latest(folder / "checkpoints") for folder in (made, again))
     assert one is not None and other is not None and one.tensors.keys() == other.tensors.keys()
@@ -123,8 +122,8 @@ def test_a_signal_while_boxes_are_made_is_told_and_the_files_stay_whole(world, m
         with pytest.raises(SystemExit) as done:
             main(command)
     said = capsys.readouterr().err
-    assert done.value.code == 143 and "Stopped after 3 of 4 pictures of instances_train2017; the trained" in said
-    assert "To go on, run:\n  foveate proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert done.value.code == 143 and "Stopped after 3 of 4 images of instances_train2017; the trained" in said
+    assert "To resume, run:\n  foveate proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert (made / "proposals_train.json").read_bytes() == before
 
 
@@ -146,7 +145,7 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
         (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
         (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
         (["--validate-split", "test"], "--validate-split test: "),
-        (["--novel", "none.json"], "none.json: need a base and novel names file; there is no such file"),
+        (["--novel", "none.json"], "none.json: need a file of base and novel names; there is no such file"),
     ],
 )
 def test_mistakes_end_with_a_message(world, tmp_path, capsys, flags, reason):
@@ -215,7 +214,7 @@ def test_distill_warns_of_proposals_of_other_classes(world, made, tmp_path):
     content = json.loads((made / "proposals_train.json").read_text())
     content["info"]["provenance"]["training_categories"] = ["walrus"]
     (tmp_path / "p.json").write_text(json.dumps(content))
-    source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
+    source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
     assert [line for line in source.dataset.dropped_lines() if line.startswith("WARNING") and "'walrus'" in line]
 
 
@@ -223,6 +222,6 @@ def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
     notes = {}
     own, annotated = made / "proposals_train.json", world / "annotations/instances_train2017.json"
     for name, path in (("own", own), ("annotated", annotated)):
-        source = _open_pictures(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
+        source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
         notes[name] = [line for line in source.dataset.dropped_lines() if "does not say what it was trained on" in line]
     assert not notes["own"] and len(notes["annotated"]) == 1

@@ -11,7 +11,7 @@ from foveate.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.files import default_cache
+from foveate.io.files import default_cache
 
 TWO = ("a photo of {article} {}.", "the {}.")
 

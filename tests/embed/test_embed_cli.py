@@ -251,7 +251,7 @@ def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeyp
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("foveate.cli.embed.join_parts", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("foveate.cli.embed.join_tensors", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(replace(config, batch=2))
     parts = sorted(Path(f"{config.out}.parts").glob("*.safetensors"))
@@ -355,7 +355,7 @@ def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
     folder = Path(f"{config.out}.parts")
     folder.mkdir()
     (folder / "manifest.json").write_text('{"name": "my page"}')
-    with pytest.raises(InputError, match="need the manifest of parts"):
+    with pytest.raises(InputError, match="need the manifest of files by foveate embed"):
         run(config)
     assert (folder / "manifest.json").read_text() == '{"name": "my page"}'
     assert load_file(config.out)["image"].shape == (5, 128)

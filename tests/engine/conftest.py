@@ -1,11 +1,7 @@
-"""A tiny CLIP and a tiny folder of pictures on disk, and processes and commands that start fast."""
+"""A tiny CLIP and a tiny folder of pictures on disk, and commands on them."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -26,44 +22,6 @@ CONFIG = {
     },
     "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
 }
-
-
-class Zygote:
-    """See zygote.py; one for the whole session."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.answer()
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def ask(self, request: dict) -> int:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(self.answer())
-
-    def start(self, output: Path, arguments: list, **request) -> int:
-        target = request if "script" in request else {"module": "foveate.cli.main", **request}
-        return self.ask({"arguments": [str(argument) for argument in arguments], "output": str(output), **target})
-
-    def wait(self, process: int) -> int:
-        return self.ask({"wait": process})
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    one = Zygote()
-    yield one
-    assert one.process.stdin is not None
-    one.process.stdin.close()
-    one.process.wait(timeout=20)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foveate.cli.distill import _batches, _open_pictures
-from foveate.cli.distill_tell import again
 from foveate.data.loader import epoch_order
 from foveate.engine.checkpoint import list_complete, load_checkpoint
-from foveate.engine.config import DistillConfig, Sharing, told_sharing
 from foveate.engine.distributed import Processes
+from foveate.train.batches import training_batches
+from foveate.train.distill import open_images
+from foveate.train.flags import DistillConfig
+from foveate.train.report import Sharing, resume_command, sharing_lines
 
 
 def lines(out: Path) -> list[dict]:
@@ -77,7 +78,7 @@ def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, 
     assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], said[0]
     assert "step 4: another process of this run is gone or does not answer (" in said[0] or "step 3: " in said[0], said
     assert reason in said[0] and "the last checkpoint is of step 2" in said[0] and "Traceback" not in said[0], said[0]
-    assert "To go on, run:\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill" in said[0]
+    assert "To resume, run:\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill" in said[0]
     if number == signal.SIGKILL:
         assert two(port=port + 10)[0] == [0, 0]
         assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
@@ -90,8 +91,8 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
     assert facts(tmp_path / "two")["position"] == 8
     status, said = distill("--batch", 2, "--accumulate", 2, out="two")
     assert status == 0, said
-    assert "going on with 1 process x 2 pictures x 2 batches a step, where it was 2 processes x 2 pictures" in said
-    assert "the same 4 pictures in every step" in said and "equal to rounding, not to the bit" in said
+    assert "resuming with 1 process x 2 images x 2 batches per step, where it was 2 processes x 2 images" in said
+    assert "the same 4 images in every step" in said and "equal to rounding, not to the bit" in said
     ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(theirs) == [1, 2, 3, 4]
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
@@ -103,35 +104,35 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
 def test_other_pictures_a_step_are_told_and_the_epoch_shows_each_once(distill, two, tmp_path, pictures):
     assert two(port=29525, kill=[signal.SIGTERM, 2])[0] == [143, 143]
     status, said = distill("--batch", 3, out="two")  # 8 pictures, then 2 steps of 3
-    assert status == 0 and "from here on 3 pictures a step instead of 4" in said, said
-    assert "6 more pictures instead of 8" in said and "To keep 4, use --batch 4 with 1 process." in said
+    assert status == 0 and "from here on 3 images per step instead of 4" in said, said
+    assert "6 more images instead of 8" in said and "To keep 4, use --batch 4 with 1 process." in said
     assert facts(tmp_path / "two")["position"] == 14
     # which pictures these are: 8 by two processes, then 12 by one
     config = DistillConfig(data=pictures, out=tmp_path, batch=2, workers=0)
-    source, cpu = _open_pictures(config, progress=False), torch.device("cpu")
-    parts = [_batches(config, source, Processes(rank, 2, cpu), start=0, steps=2) for rank in (0, 1)]
+    source, cpu = open_images(config, progress=False), torch.device("cpu")
+    parts = [training_batches(config, source, Processes(rank, 2, cpu))(0, 2) for rank in (0, 1)]
     config = DistillConfig(data=pictures, out=tmp_path, batch=3, workers=0)
-    parts.append(_batches(config, source, Processes(0, 1, cpu), start=8, steps=4))
+    parts.append(training_batches(config, source, Processes(0, 1, cpu))(8, 4))
     shown = Counter(sample.id for part in parts for batch in part for sample in batch.samples)
     assert len(shown) == 10 and set(shown.values()) == {2}  # 20 pictures are two epochs of 10
 
 
 def test_what_stays_equal_is_told():
     before = Sharing(processes=8, batch=2, accumulate=1)
-    assert told_sharing(before, before, steps=5) is None
-    assert "the same 16 pictures" in str(told_sharing(before, Sharing(2, 4, 2), steps=5))
-    told = str(told_sharing(before, Sharing(2, 2, 1), steps=5))
-    assert "4 pictures a step instead of 16" in told and "20 more pictures instead of 80" in told
+    assert sharing_lines(before, before, steps=5) == []
+    assert "the same 16 images" in str(sharing_lines(before, Sharing(2, 4, 2), steps=5))
+    told = str(sharing_lines(before, Sharing(2, 2, 1), steps=5))
+    assert "4 images per step instead of 16" in told and "20 more images instead of 80" in told
     assert "--batch 2 --accumulate 4 with 2 processes" in told  # 2 x 2 x 4 = 16
-    assert "16 cannot be kept with 3 processes" in str(told_sharing(before, Sharing(3, 2, 1), steps=5))
+    assert "16 cannot be kept with 3 processes" in str(sharing_lines(before, Sharing(3, 2, 1), steps=5))
 
 
 def test_the_command_to_go_on_names_all_nodes(monkeypatch):
     monkeypatch.setattr("sys.argv", ["foveate", "distill", "--data", "my pictures"])
-    assert again() == "To go on, run:\n  foveate distill --data 'my pictures'"
+    assert resume_command() == "To resume, run:\n  foveate distill --data 'my pictures'"
     for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    told = again()
+    told = resume_command()
     assert "on each of the 2 nodes" in told
     assert "torchrun --nnodes 2 --nproc-per-node 4 -m foveate.cli.main distill --data 'my pictures'" in told
 
@@ -151,7 +152,7 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
     assert list(alone) == list(shared) == [1, 2]
     assert alone[1] == pytest.approx(shared[1], abs=1e-5)
     assert f"step 1  held-out loss {alone[1]:.4f}" in said
-    assert alone[1] < alone[2] and "the product is the student of step 1" in said
+    assert alone[1] < alone[2] and "of step 1" in said
     kept = [path.name for path in list_complete(tmp_path / "one" / "checkpoints")]
     assert kept == ["step_00000001", "step_00000002"]
     raw = load_file(tmp_path / "one" / "checkpoints" / kept[0] / "state.safetensors")

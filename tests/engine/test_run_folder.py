@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import parse
-from foveate.engine.config import (
-    DistillConfig,
-    check_config,
-    may_change,
-    numbers_of,
-    run_record,
-)
-from foveate.engine.folder import claim_folder, hold_folder
 from foveate.errors import InputError
+from foveate.io.store import claim_folder, hold_folder
+from foveate.train.checks import check_distill
+from foveate.train.defaults import hyperparameters
+from foveate.train.distill import may_change
+from foveate.train.flags import DistillConfig
+from foveate.train.run import MAY_CHANGE, run_record
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))
 
 
 def test_the_defaults_are_accepted():
-    check_config(CONFIG)
+    check_distill(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,7 @@ def test_the_defaults_are_accepted():
 )
 def test_numbers_that_cannot_train_are_refused_by_name(field, value):
     with pytest.raises(InputError, match=f"--{field}: must be .*; got {value}"):
-        check_config(replace(CONFIG, **{field: value}))
+        check_distill(replace(CONFIG, **{field: value}))
 
 
 def record(**changes):
@@ -75,21 +73,22 @@ def test_a_distillation_may_go_on_with_other_machines_and_nothing_else_may(tmp_p
     claim_folder(tmp_path, record())
     changes = {"batch": 1, "accumulate": 8, "nonfinite": "skip", "nonfinite_limit": 3}
     other = {**record(**changes), "processes": 2}
-    assert claim_folder(tmp_path, other, may_change=may_change(CONFIG))
+    assert claim_folder(tmp_path, other, may_change=(*MAY_CHANGE, *may_change(CONFIG)))
     with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  nonfinite: "):
         claim_folder(tmp_path, other)  # pretraining
     with pytest.raises(InputError, match="validate: there None, here held_out"):
-        claim_folder(tmp_path, record(validate="held_out/"), may_change=may_change(CONFIG))
+        claim_folder(tmp_path, record(validate="held_out/"), may_change=(*MAY_CHANGE, *may_change(CONFIG)))
 
 
 @pytest.mark.parametrize("objective", ["image-text", "region-text"])
 def test_what_learns_from_text_keeps_its_batches(tmp_path, objective):
     text = replace(CONFIG, objective=objective)
     claim_folder(tmp_path, record(objective=objective))
-    assert claim_folder(tmp_path, record(objective=objective, compile=True, workers=0), may_change=may_change(text))
+    allowed = (*MAY_CHANGE, *may_change(text))
+    assert claim_folder(tmp_path, record(objective=objective, compile=True, workers=0), may_change=allowed)
     other = {**record(objective=objective, batch=1, accumulate=4), "processes": 2}
     with pytest.raises(InputError, match="accumulate: there 1, here 4\n  batch: there 4, here 1\n  processes: there 1"):
-        claim_folder(tmp_path, other, may_change=may_change(text))
+        claim_folder(tmp_path, other, may_change=allowed)
 
 
 def test_addresses_stay_as_they_are_and_a_folder_has_one_name(tmp_path):
@@ -123,11 +122,11 @@ def test_a_damaged_record_is_refused(tmp_path):
 
 def test_numbers_not_given_are_the_papers_or_the_small_clips() -> None:
     flags = {"data": Path("d"), "out": Path("o"), "steps": 44_358}
-    b16 = numbers_of(DistillConfig(**flags, model="EVA02-B-16"), patch_size=16)
+    b16 = hyperparameters(DistillConfig(**flags, model="EVA02-B-16"), patch_size=16)
     assert (b16.lr, b16.weight_decay, b16.warmup, b16.student_size) == (1e-5, 0.1, 1000, 1024)  # Sec. 4.1
-    assert numbers_of(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).student_size == 896
-    assert numbers_of(DistillConfig(**flags), patch_size=8).lr == 1e-3
-    mine = numbers_of(DistillConfig(**flags, lr=3e-4, warmup=0), patch_size=8)
+    assert hyperparameters(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).student_size == 896
+    assert hyperparameters(DistillConfig(**flags), patch_size=8).lr == 1e-3
+    mine = hyperparameters(DistillConfig(**flags, lr=3e-4, warmup=0), patch_size=8)
     assert (mine.lr, mine.warmup, mine.student_size) == (3e-4, 0, 192)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foveate.cli.distill import _require_good_pictures
 from foveate.data.loader import epoch_order
 from foveate.engine.fit import Outcome
 from foveate.errors import InputError
+from foveate.train.report import require_usable_images
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_four_steps_are_two_and_kill_9_and_two_to_the_bit(whole, distill, tmp_pa
     assert status == -signal.SIGKILL
     assert list(losses(tmp_path / "run")) == [1, 2, 3] and not (tmp_path / "run" / "model").exists()
     status, said = distill("--workers", workers)
-    assert status == 0 and "going on from step 2 of 4" in said
+    assert status == 0 and "resuming from step 2 of 4" in said
     assert_same_bits(whole, tmp_path / "run")
 
 
@@ -79,7 +79,7 @@ def test_a_finished_run_stays_as_it_is_but_for_a_missing_product(whole, distill,
     assert distill()[0] == 0
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]}
     status, said = distill()
-    assert status == 0 and "finished already, after step 4 of 4" in said and "could be used" not in said
+    assert status == 0 and "finished already, after step 4" in said
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]} == before
     shutil.rmtree(run / "model")
     assert distill()[0] == 0
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, distill, t
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     status, said = distill()
-    assert status == 0 and f"{file}: damaged" in said and "going on from step 2 of 4" in said
+    assert status == 0 and f"{file}: damaged" in said and "resuming from step 2 of 4" in said
     assert_same_bits(whole, tmp_path / "run")
 
 
@@ -138,7 +138,7 @@ def test_bad_pictures_are_counted_at_the_end_and_strict_stops_at_the_first(disti
     # 12 pictures in 4 steps of 3: one epoch, each picture once; stopped and continued on the way
     distill(data=mixed, kill=[signal.SIGTERM, 2])
     status, said = distill(data=mixed)
-    assert status == 0 and "2 pictures could not be used:" in said
+    assert status == 0 and "pictures that could not be used: 2" in said
     assert "  cut.png: " in said and "  empty.png: " in said
     end = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert end["event"] == "end" and sorted(end["bad_pictures"]) == ["cut.png", "empty.png"]
@@ -157,7 +157,7 @@ def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, pictu
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
     last.write_bytes(kept)
     status, said = distill(data=data)
-    assert status == 0 and "going on from step 3 of 4" in said, said
+    assert status == 0 and "resuming from step 3 of 4" in said, said
     assert_same_bits(whole, tmp_path / "run")
 
 
@@ -219,8 +219,8 @@ def test_mistakes_are_messages(distill, tmp_path):
 
 
 def test_a_run_without_a_finite_step_has_no_product(tmp_path):
-    with pytest.raises(InputError, match="none of the 3 that were left out was"):
-        _require_good_pictures(Outcome(step=3, skipped=3), tmp_path)
+    with pytest.raises(InputError, match="all 3 were skipped"):
+        require_usable_images(Outcome(step=3, skipped=3), tmp_path)
 
 
 def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no_other(whole, distill, tmp_path):
@@ -243,7 +243,7 @@ def test_a_run_that_explodes_stops_with_the_pictures_and_may_be_told_to_go_on(di
     status, said = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
     assert status == 2 and "step 3: " in said and "the last of 2 such steps in a row" in said, said
     status, said = distill(*explode, "--nonfinite", "skip")
-    assert status == 0 and "WARNING   3 of 4 steps were left out" in said and "nonfinite.jsonl" in said, said
+    assert status == 0 and "WARNING   3 of 4 steps were skipped" in said and "nonfinite.jsonl" in said, said
     assert list(losses(tmp_path / "run")) == [1] and events(tmp_path / "run")[-1]["skipped_steps"] == 3
     record = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
     assert all(len(line["pictures"]) == 3 for line in record) and {line["step"] for line in record} == {2, 3, 4}

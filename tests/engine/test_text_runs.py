@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from foveate.engine.config import DistillConfig, check_config
 from foveate.errors import InputError
+from foveate.train.checks import check_distill
+from foveate.train.flags import DistillConfig
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_the_plan_of_pairs_is_measured_and_nothing_is_written(distill, tmp_path,
             {"objective": "region-text", "min_count": 3, "nouns": Path("n.txt")},
             "--min-count 3: counts the nouns of captions; those of --nouns are all taken",
         ),
-        ({"keep": 20.0}, r"--keep: must be at most 10, the weight of a term; got 20\.0\. .* use --max-regions"),
+        ({"keep": 20.0}, r"--keep: must be 0 to 10, a weight .*--max-regions.*; got 20\.0"),
         ({"keep_crops": 2}, "--keep-crops 2: means nothing without --keep"),
         ({"correlation_head": "value"}, "--correlation-head value: means nothing without --correlation"),
         ({"correlation_temperature": 0.2}, r"--correlation-temperature 0\.2: means nothing without --correlation"),
@@ -103,4 +104,4 @@ def test_the_plan_of_pairs_is_measured_and_nothing_is_written(distill, tmp_path,
 )
 def test_flags_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        check_config(DistillConfig(data="d", out=Path("o"), **fields))
+        check_distill(DistillConfig(data="d", out=Path("o"), **fields))

@@ -10,13 +10,14 @@ from types import ModuleType
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from foveate.cli.distill import distill
 from foveate.engine import trackers
-from foveate.engine.config import DistillConfig
 from foveate.engine.distributed import Processes, choose_device
 from foveate.engine.log import Log
 from foveate.engine.trackers import TensorBoard, Tracker, choose_sinks, import_tracker
 from foveate.errors import InputError
+from foveate.train import distill
+from foveate.train.flags import DistillConfig
+from foveate.train.run import train
 
 
 class Run:
@@ -245,7 +246,7 @@ def test_a_package_that_is_not_there_is_told_before_anything_is_written(
     config = DistillConfig(data=pictures, out=tmp_path / "run", model=str(tiny_model), track=name)
     alone = Processes(rank=0, size=1, device=choose_device("cpu", local_rank=None))
     with pytest.raises(InputError, match=rf"--track {name}: needs the package {name} .*: pip install {name}\."):
-        distill(config, alone)
+        train(config, distill.prepare, alone)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,5 +261,5 @@ def test_a_folder_that_wandb_left_behind_is_not_the_package(tmp_path, monkeypatc
 
 def test_nothing_is_imported_before_a_run():
     heavy = "{'torch', 'tensorboard', 'wandb', 'trackio'}"
-    code = f"import sys, foveate.cli.distill, foveate.engine.trackers; print({heavy} & set(sys.modules))"
+    code = f"import sys, foveate.train.flags, foveate.engine.trackers; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
+from foveate.heads.common.text import ClassEmbeddings, embed_words
 from foveate.heads.cosines import Cosines
-from foveate.heads.panoptic.fusion import Words, embed_words
 from foveate.ops.argmax import best_labels, classes_at_once
 from foveate.ops.resample import normalize
 from foveate.types import Sample
@@ -45,10 +45,10 @@ def test_many_classes_are_as_few_and_any_size_comes_back():
     image = torch.randint(0, 256, (3, 37, 81), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     rows = F.normalize(torch.randn(70, clip.embed_dim, generator=torch.Generator().manual_seed(2)), dim=1)
     sample = Sample("a", image, torch.zeros(0, 4))
-    (found,) = Cosines(clip).label_maps([sample], Words(rows, torch.arange(70), 70))
+    (found,) = Cosines(clip).label_maps([sample], ClassEmbeddings(rows, torch.arange(70), 70))
     assert found.labels.shape == (37, 81) and found.labels.max() > 40  # more than one part of 32 classes was asked
     order = torch.randperm(70, generator=torch.Generator().manual_seed(3))
-    (other,) = Cosines(clip).label_maps([sample], Words(rows[order], torch.arange(70), 70))
+    (other,) = Cosines(clip).label_maps([sample], ClassEmbeddings(rows[order], torch.arange(70), 70))
     assert (order[other.labels] == found.labels).float().mean() > 0.999
 
 

@@ -5,6 +5,7 @@ The heads' tensors come through `take_apart`, so that every check here is one of
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -26,19 +27,23 @@ from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
 from foveate.errors import InputError
-from foveate.heads.fvit.detector import FViT
+from foveate.heads.common.product import trained_state
+from foveate.heads.common.pyramid import Pyramid
+from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.fusion import fuse_scores, keep_best
 from foveate.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
 from foveate.heads.fvit.product import TOWER, load_detector
 from foveate.heads.fvit.published import _rename, order_of_names, published_benchmark, published_size, take_apart
-from foveate.heads.fvit.pyramid import Pyramid
 from foveate.heads.fvit.roi import choose_levels
 from foveate.heads.fvit.rpn import Rpn
-from foveate.heads.product import own_state
 from foveate.ops.boxes import clip_boxes
 
 STRIDES = (4.0, 8.0, 16.0, 32.0, 64.0)
 HEAD = "roi_head.bbox_head."
+NETWORK = Network(
+    size=64, taps=None, pyramid="taps", channels=8, width=8, masks=False, proposals=1000, trained_layers=0, norm=False,
+    relu_embedding=True, statistics="imagenet", resize="bilinear",
+)  # fmt: skip
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
 STATISTICS = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
 
@@ -215,10 +220,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     names, split = classes_of_ov_coco()
     text = embed_vocabulary(distilled, names, background="background")
     is_novel = torch.tensor([name in split.novel for name in names])
-    detector = FViT(
-        distilled, text=text, is_novel=is_novel, size=64, channels=8, width=8, jitter=None, flip=False
-    ).eval()
-    ours = own_state(detector, prefix=TOWER)
+    detector = FViT(distilled, NETWORK, text=text, is_novel=is_novel, jitter=None, flip=False).eval()
+    ours = trained_state(detector, frozen=TOWER)
     state = {name: ours[_rename(name)] for name in published("shapes") if _rename(name) is not None}
     state |= {f"{HEAD}detect_temperature": torch.tensor(43.7), f"{HEAD}all_embeddings": text.T.contiguous()}
     state |= {f"{HEAD}fc_cls.weight": torch.zeros(66, 12), f"{HEAD}fc_cls.bias": torch.zeros(66)}
@@ -288,9 +291,9 @@ def test_a_file_of_ov_lvis_has_masks_norms_and_names_of_its_annotations(tmp_path
     (tmp_path / "lvis.json").write_text(json.dumps(notes))
     text = embed_vocabulary(clip, names, background="background")
     is_novel = torch.tensor([True, False, False])
-    numbers = {"size": 64, "channels": 8, "width": 8, "jitter": None, "flip": False}
-    detector = FViT(clip, text=text, is_novel=is_novel, masks=True, norm=True, **numbers)
-    ours = own_state(detector, prefix=TOWER)
+    network = replace(NETWORK, masks=True, norm=True)
+    detector = FViT(clip, network, text=text, is_novel=is_novel, jitter=None, flip=False)
+    ours = trained_state(detector, frozen=TOWER)
     state = {name: ours[_rename(name)] for name in published("shapes_lvis") if _rename(name) is not None}
     order = torch.tensor([2, 0, 1, 3])  # the file's classes stand in another order
     state |= {f"{HEAD}detect_temperature": torch.tensor(50.0), f"{HEAD}all_embeddings": text[order].T.contiguous()}

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from foveate.clip.model import Clip
 from foveate.errors import InputError
+from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import build_decoder
-from foveate.heads.panoptic.fusion import PRESETS, Words, clip_logits, fuse
+from foveate.heads.panoptic.fusion import PRESETS, clip_logits, fuse
 from foveate.heads.panoptic.mask2former import MaskGenerator, WordHead
 from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder
@@ -48,7 +49,7 @@ def test_the_fusion_of_odise_and_fc_clip(numbers, preset):
     trained = {labels[place][0] for place in range(0, 133, 2)}
     owner = torch.tensor([place for place, words in enumerate(labels) for _ in words])
     rows = F.normalize(normal("fus.te", len(owner), 64), dim=1)
-    said = clip_logits(normal("fus.me", 100, 64), Words(rows, owner, 133), scale=100.0)
+    said = clip_logits(normal("fus.me", 100, 64), ClassEmbeddings(rows, owner, 133), scale=100.0)
     known = torch.cat([normal("fus.gl", 100, 133, scale=6.0), normal("fus.null", 100, 1, scale=6.0)], dim=1)
     seen = torch.tensor([not trained.isdisjoint(words) for words in labels])
     found = fuse(known, said, seen, PRESETS[preset]).softmax(dim=1)
@@ -112,7 +113,7 @@ def generator_for(network: Network) -> MaskGenerator:
     decoder = build_decoder(encoder.widths, queries=network.queries, width=network.width,
                             feedforward=network.feedforward, pixel_feedforward=network.feedforward // 2,
                             pixel_layers=network.pixel_layers, layers=network.layers)  # fmt: skip
-    words = Words(torch.randn(2, 24), torch.arange(2), 2)
+    words = ClassEmbeddings(torch.randn(2, 24), torch.arange(2), 2)
     return MaskGenerator(encoder, decoder, is_novel=torch.zeros(2) > 0, size=network.size, words=words,
                          joint=network.joint, longest=network.longest).eval()  # fmt: skip
 
@@ -129,7 +130,7 @@ def test_a_published_file_finds_the_same_masks_and_classes(odise):
     model = generator_for(network)
     put_odise(model, renamed, source="odise.pth")
     maps = [torch.randn(2, 128, 64 // 2**place, 48 // 2**place) for place in range(4)]
-    words = Words(torch.randn(7, 24), torch.arange(7), 7)
+    words = ClassEmbeddings(torch.randn(7, 24), torch.arange(7), 7)
     with torch.no_grad():
         masks, logits = odise.find(maps, words.rows)
         found = model.decoder(maps)

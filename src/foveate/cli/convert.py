@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from foveate.errors import InputError
-from foveate.files import check_target, folder_written_whole
 from foveate.heads.catseg.names import Residual
 from foveate.heads.fvit.names import Benchmark
+from foveate.io.files import check_target, folder_written_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64

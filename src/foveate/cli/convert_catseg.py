@@ -7,7 +7,7 @@ The folder is opened again before it gets its name. Deliberately absent: what th
 import sys
 from typing import TYPE_CHECKING
 
-from foveate.files import folder_written_whole
+from foveate.io.files import folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.errors import InputError
-from foveate.files import default_cache, folder_written_whole
+from foveate.io.files import default_cache, folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,9 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
 
     from foveate.clip.load import load
     from foveate.engine.distributed import choose_device
+    from foveate.heads.common.product import tower_digest
     from foveate.heads.fvit import published
     from foveate.heads.fvit.product import CLIP_FOLDER, About, load_detector, save_detector
-    from foveate.heads.product import tower_digest
 
     # --- the file, its classes, and the CLIP that its tower belongs to
     source = config.source

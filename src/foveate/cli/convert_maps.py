@@ -10,7 +10,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 
 @dataclass(frozen=True)

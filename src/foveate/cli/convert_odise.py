@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.errors import InputError
-from foveate.files import folder_written_whole
+from foveate.io.files import folder_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,9 @@ def run(config: "Convert", state: "dict[str, Tensor]") -> None:
     encoder = _check(config)
     from foveate.clip.load import load
     from foveate.engine.distributed import choose_device
+    from foveate.heads.common.product import tower_digest
     from foveate.heads.panoptic.odise_file import build_odise, network_of, rename
     from foveate.heads.panoptic.product import About, frozen_digest, load_generator, save_generator
-    from foveate.heads.product import tower_digest
 
     # --- the file, its classes, and the CLIP that captions and whose words it learned
     source = config.source
@@ -105,15 +105,15 @@ def _check(config: "Convert") -> Path:
 def _classes(config: "Convert") -> "tuple[Class, ...]":
     """The classes it was trained on, all of them base."""
     from foveate.cli.published import tell
-    from foveate.cli.train_panoptic import words_of
     from foveate.data.records import Dataset
     from foveate.data.strict import list_categories, load
     from foveate.heads.panoptic.product import Class
+    from foveate.train.panoptic import class_names
 
     assert config.annotations is not None, "checked"
     entries = load(config.annotations, kind="a panoptic")["categories"]
     categories = list_categories(config.annotations, entries, need_isthing=True)
-    listed = words_of(Dataset(config.annotations.stem, categories, (), {}), config.labels, tell)
+    listed = class_names(Dataset(config.annotations.stem, categories, (), {}), config.labels, tell)
     pairs = zip(categories, listed.classes, strict=True)
     return tuple(Class(words, category.is_thing, "base") for category, words in pairs)
 

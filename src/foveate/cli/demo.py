@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.engine.config import DistillConfig, check_config
-from foveate.engine.folder import claim_folder
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
+from foveate.io.store import claim_folder
+from foveate.train.checks import check_distill
+from foveate.train.flags import DistillConfig
 
 if TYPE_CHECKING:
     from foveate.clip.model import Clip
@@ -87,7 +88,7 @@ def run(config: Demo) -> None:
 
 def _check(config: Demo, world: Path) -> None:
     """Refuse flags that cannot work, and a folder of another demo, before anything is drawn."""
-    check_config(_distill_config(config, world))
+    check_distill(_distill_config(config, world))
     if min(config.train, config.test, config.agreement) < 1:
         raise InputError(
             "demo: need at least one scene to train, to test and to compare; "
@@ -126,7 +127,7 @@ def _distill_config(config: Demo, world: Path) -> DistillConfig:
 
 
 def _distill(config: Demo, world: Path) -> None:
-    from foveate.cli import distill
+    from foveate.train import distill
 
     distill.run(_distill_config(config, world))
 

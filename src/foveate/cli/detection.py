@@ -18,8 +18,8 @@ from tyro.conf import Positional
 from foveate.cli.evaluate import Reading, finish
 from foveate.clip.names import TemplateName
 from foveate.errors import InputError
-from foveate.files import bad_lines, check_target, default_cache, versions, write_whole
 from foveate.heads.fvit.names import Benchmark
+from foveate.io.files import bad_lines, check_target, default_cache, versions, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,23 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from foveate.clip.names import RegionHead
-from foveate.embed.parts import (
-    MAX_HEADER,
-    Part,
-    claim_parts,
-    header_size,
-    join_parts,
-    read_header,
-    refuse_another,
-    remove_parts,
-)
 from foveate.errors import InputError
-from foveate.files import bad_lines, check_target, versions, write_whole
+from foveate.io.files import bad_lines, check_target, versions, write_whole
+from foveate.io.store import Part, claim_parts, refuse_another, remove_parts
+from foveate.io.tensors import MAX_HEADER, header_size, join_tensors, read_header
 
 if TYPE_CHECKING:
     from foveate.clip.model import Clip
     from foveate.data.records import Dataset
 
+OWNER = "foveate embed"  # in the manifest of the parts
 BATCH = {"image": 64, "dense": 8, "boxes": 8}
 
 
@@ -113,10 +106,10 @@ def run(config: Embed) -> Path:
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
     if config.out.exists():
         _refuse_unless_ours(config.out, notes, identity)
-        remove_parts(folder, identity)  # where a kill came between the last two steps
+        remove_parts(folder, identity, owner=OWNER)  # where a kill came between the last two steps
         print(f"{config.out}: is finished already; nothing was done")
         return config.out
-    parts = claim_parts(folder, identity)
+    parts = claim_parts(folder, identity, owner=OWNER)
     done = parts[-1].stop if parts else 0
     _tell_start(config, len(dataset.records), done, folder)
     _stop_at_bad(config, parts)
@@ -279,16 +272,17 @@ def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, 
     pictures = [one for part in parts for one in part.notes["pictures"]]
     bad = [one for part in parts for one in part.notes["bad"]]
     if not pictures:
-        remove_parts(folder, identity)
+        remove_parts(folder, identity, owner=OWNER)
         raise InputError("\n".join(["PICTURES: none of them could be read", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
     content: dict[str, Any] = {**identity, "pictures": pictures, "bad": bad}
     write_whole(notes, _one_a_line(content))
-    join_parts(parts, config.out, metadata=identity, stacked=config.asked == "image")
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    join_tensors(tensors, config.out, metadata=identity, stacked=config.asked == "image")
     print(f"wrote {config.out} ({config.out.stat().st_size:,} bytes) and {notes}")
     for line in [*_dropped_lines(config, pictures), *bad_lines(bad, listed=str(notes))]:
         print(line, file=sys.stderr)
-    remove_parts(folder, identity)
+    remove_parts(folder, identity, owner=OWNER)
 
 
 def _one_a_line(content: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from foveate.clip.names import Head, Pad, TemplateName
-from foveate.files import bad_lines, check_target, default_cache, versions, write_whole
+from foveate.io.files import bad_lines, check_target, default_cache, versions, write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,7 +12,7 @@ from foveate.cli.evaluate import Cropping, finish, load_model
 from foveate.cli.show import check_png, split_named
 from foveate.clip.names import Head, Pad, TemplateName
 from foveate.errors import InputError
-from foveate.files import check_target, default_cache
+from foveate.io.files import check_target, default_cache
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from foveate.clip.names import Head
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")

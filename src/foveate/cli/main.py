@@ -1,104 +1,36 @@
-"""The command line: one verb a file; flags and help are read off each verb's frozen dataclass (tyro).
+"""The command line: finds the command in the table, reads its flags off its dataclass (tyro), and runs its procedure.
 
-torch and open_clip are imported by the verb that runs, never here, so that `--help` and mistyped flags answer at once.
 A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
 """
 
+import inspect
+import re
 import sys
-from typing import Annotated, Any
+from contextlib import redirect_stdout
+from dataclasses import fields
+from io import BytesIO, TextIOWrapper
+from typing import Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+from tyro.conf import OmitArgPrefixes
 
-from foveate.cli import (
-    convert,
-    convert_maps,
-    demo,
-    detection,
-    distill,
-    embed,
-    evaluate,
-    evaluate_global,
-    export,
-    panoptic,
-    pretrain,
-    proposals,
-    recipes,
-    reproduce,
-    score,
-    segment,
-    semantic,
-    show,
-    train_catseg,
-    train_fvit,
-    train_panoptic,
-    world,
-)
-from foveate.engine.config import DistillConfig
+from foveate.cli.commands import COMMANDS, Command, commands_under, find_command, help_lines
 from foveate.errors import InputError
-from foveate.files import versions
+from foveate.io.files import versions
 
-Evaluate = (
-    Annotated[evaluate.Regions, subcommand("regions")]
-    | Annotated[evaluate.Agreement, subcommand("agreement")]
-    | Annotated[evaluate.Retrieval, subcommand("retrieval")]
-    | Annotated[evaluate_global.Global, subcommand("global")]
-    | Annotated[evaluate_global.Pareto, subcommand("pareto")]
-    | Annotated[detection.Detection, subcommand("detection")]
-    | Annotated[semantic.Semantic, subcommand("semantic")]
-    | Annotated[panoptic.Panoptic, subcommand("panoptic")]
-)
-
-ConvertMaps = (
-    Annotated[convert_maps.AdeFull, subcommand("ade-full")] | Annotated[convert_maps.Context, subcommand("context")]
-)
-
-Show = (
-    Annotated[show.KMeans, subcommand("kmeans")]
-    | Annotated[show.Similarity, subcommand("similarity")]
-    | Annotated[show.Sizes, subcommand("sizes")]
-)
-Command = (
-    Annotated[demo.Demo, subcommand("demo")]
-    | Annotated[world.World, subcommand("world")]
-    | Annotated[pretrain.Pretrain, subcommand("pretrain")]
-    | Annotated[DistillConfig, subcommand("distill")]
-    | Annotated[proposals.Proposals, subcommand("proposals")]
-    | Annotated[recipes.Recipes, subcommand("recipes")]
-    | Annotated[convert.Convert, subcommand("convert")]
-    | Annotated[
-        ConvertMaps,
-        subcommand("convert-maps", description="Make maps of numbers of semantic ground truth in other forms."),
-    ]
-    | Annotated[Evaluate, subcommand("evaluate", description="Measure what a CLIP knows, dense and whole.")]
-    | Annotated[train_fvit.TrainFViT, subcommand("train-fvit")]
-    | Annotated[detection.Detect, subcommand("detect")]
-    | Annotated[train_catseg.TrainCatSeg, subcommand("train-catseg")]
-    | Annotated[train_panoptic.TrainPanoptic, subcommand("train-panoptic")]
-    | Annotated[segment.Segment, subcommand("segment")]
-    | Annotated[reproduce.Reproduce, subcommand("reproduce")]
-    | Annotated[embed.Embed, subcommand("embed")]
-    | Annotated[export.Export, subcommand("export")]
-    | Annotated[Show, subcommand("show", description="Draw what the dense features hold.")]
-)
-
-DESCRIPTION = """Foveate: CLIPSelf for any CLIP.
-
-  foveate demo                                     the whole path on a rendered world, about five minutes on two cores
-  foveate distill --data COCO --out runs/mine      teach a CLIP dense features from its own image crops
-  foveate evaluate regions --data COCO --model runs/mine/model
-  foveate embed PICTURES --out features.safetensors
-"""
+HELP = {"--help", "-h"}
+VERSION = (["--version"], ["-V"])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse and run one verb; exit with 2 and a message when the input is wrong."""
+    """Parse and run one command; exit with 2 and a message when the input is wrong."""
     typed = sys.argv[1:] if arguments is None else arguments
-    if typed in (["--version"], ["-V"]):
+    if typed in VERSION:
         print(f"foveate {versions()['foveate']}")
         return
     try:
-        run(parse(typed))
+        config = parse(typed)
+        find_command(typed)[0].load_procedure()(config)
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         print(f"foveate: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -108,85 +40,58 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """Read the flags of one verb; those of a verb that trains, with --recipe NAME, default to the recipe's.
+    """Read the flags of one command; with --recipe NAME they default to the recipe's.
 
     Raises:
-        InputError: there is no such recipe.
+        InputError: there is no such command, or no such recipe.
+        SystemExit: 0 after help was printed, 2 where flags are wrong or missing.
     """
-    settings = (OmitArgPrefixes, OmitSubcommandPrefixes)
-    verb = arguments[0] if arguments and arguments[0] in recipes.NAMED else None
-    recipe = None if verb is None else recipes.named_in(arguments)
-    if recipe is not None:
-        default = recipes.start(recipes.find(recipe, verb=verb))
-        return tyro.cli(type(default), prog=f"foveate {verb}", default=default, args=arguments[1:], config=settings)
-    return tyro.cli(Command, prog="foveate", description=DESCRIPTION, args=arguments, config=settings)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    _print_list(arguments)
+    command, flags = find_command(arguments)
+    settings: dict[str, Any] = {"prog": f"foveate {command.words}", "args": flags, "config": (OmitArgPrefixes,)}
+    config = command.load_config()
+    if "recipe" in {field.name for field in fields(config)}:
+        from foveate.recipes import find_recipe
+        from foveate.reproduce.list_recipes import defaults_of, named_in
+
+        recipe = named_in(flags)
+        if recipe is not None:
+            settings["default"] = defaults_of(find_recipe(recipe, verb=command.words))
+    if HELP & {*flags}:
+        _print_help(command, config, settings)
+    return tyro.cli(config, **settings)
 
 
-def run(command: Any) -> None:
-    """Run the verb whose flags these are."""
-    match command:
-        case demo.Demo():
-            demo.run(command)
-        case world.World():
-            world.run(command)
-        case pretrain.Pretrain():
-            pretrain.run(command)
-        case DistillConfig():
-            distill.run(command)
-        case proposals.Proposals():
-            proposals.run(command)
-        case recipes.Recipes():
-            recipes.run(command)
-        case convert.Convert():
-            convert.run(command)
-        case convert_maps.AdeFull():
-            convert_maps.run_ade_full(command)
-        case convert_maps.Context():
-            convert_maps.run_context(command)
-        case evaluate.Regions():
-            evaluate.run_regions(command)
-        case evaluate.Agreement():
-            evaluate.run_agreement(command)
-        case reproduce.Reproduce():
-            reproduce.run(command)
-        case evaluate.Retrieval():
-            evaluate.run_retrieval(command)
-        case evaluate_global.Global():
-            evaluate_global.run_global(command)
-        case evaluate_global.Pareto():
-            evaluate_global.run_pareto(command)
-        case train_fvit.TrainFViT():
-            train_fvit.run(command)
-        case train_panoptic.TrainPanoptic():
-            train_panoptic.run(command)
-        case detection.Detect():
-            detection.run_detect(command)
-        case detection.Detection() if command.from_results is not None:
-            score.run_detection(command)
-        case detection.Detection():
-            detection.run_detection(command)
-        case train_catseg.TrainCatSeg():
-            train_catseg.run(command)
-        case segment.Segment():
-            segment.run(command)
-        case semantic.Semantic() if command.from_results is not None:
-            score.run_semantic(command)
-        case semantic.Semantic():
-            semantic.run(command)
-        case panoptic.Panoptic() if command.from_results is not None:
-            score.run_panoptic(command)
-        case panoptic.Panoptic():
-            panoptic.run(command)
-        case embed.Embed():
-            embed.run(command)
-        case export.Export():
-            export.run(command)
-        case show.KMeans():
-            show.run_kmeans(command)
-        case show.Similarity():
-            show.run_similarity(command)
-        case show.Sizes():
-            show.run_sizes(command)
+def _print_list(arguments: list[str]) -> None:
+    """Print the list of commands, or of those that share a first word, where that is what was typed."""
+    word = arguments[0] if arguments else ""
+    group = commands_under(word)
+    if word in HELP or not arguments:
+        usage, groups = "COMMAND ...", COMMANDS
+    elif group and (len(arguments) == 1 or arguments[1] in HELP):
+        usage, groups = f"{word} COMMAND ...", {"": group}
+    else:
+        return
+    usage = f"usage: foveate {usage}    (its flags and an example: foveate COMMAND --help)"
+    listed = ["Foveate: CLIPSelf for any CLIP.", usage, "", *help_lines(groups)]
+    is_asked = not HELP.isdisjoint(arguments)
+    print("\n".join(listed), file=sys.stdout if is_asked else sys.stderr)
+    raise SystemExit(0 if is_asked else 2)
+
+
+def _print_help(command: Command, config: type[Any], settings: dict[str, Any]) -> None:
+    """Print the flags of a command, with its example before them."""
+    about = f"{inspect.getdoc(config)}\n\nExample:\n  foveate {command.words} {command.example}"
+    page = TextIOWrapper(BytesIO(), encoding=sys.stdout.encoding)
+    try:
+        with redirect_stdout(page):
+            tyro.cli(config, description=about, **settings)
+    except SystemExit as done:
+        page.seek(0)
+        # the text of a flag says what is chosen where it is not given: "(default: None)" would contradict it
+        text = re.sub(r"\(default:[ │\n]*None\)", lambda hint: re.sub(r"[^│\n]", " ", hint[0]), page.read())
+        print(re.sub(r"\n│? {40,}│?(?=\n)", "", text), end="")
+        raise SystemExit(done.code) from None
 
 
 if __name__ == "__main__":

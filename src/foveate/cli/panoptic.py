@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from foveate.cli.evaluate import Reading, finish, load_model
 from foveate.clip.names import Head
 from foveate.errors import InputError
-from foveate.files import check_target
 from foveate.heads.panoptic.names import SHARES, Preset, Region, Templates
+from foveate.io.files import check_target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,10 +102,10 @@ def run(config: Panoptic) -> dict[str, Any]:
                          "another program give --from-results DIR instead.")  # fmt: skip
     asked = [(name, *share_numbers(name)) for name in config.shares]
     started = time.perf_counter()
-    from foveate.cli.train_panoptic import words_of
     from foveate.clip.vocabulary import Vocabulary
     from foveate.evaluate.shares import sweep_shares
     from foveate.heads.panoptic.fusion import Shares
+    from foveate.train.panoptic import class_names
 
     names, named_by = _usual_shares(config.model, config)
     rows = asked or [(name, *share_numbers(name)) for name in names]
@@ -116,7 +116,7 @@ def run(config: Panoptic) -> dict[str, Any]:
             f"class; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
-    vocabulary = Vocabulary(words_of(dataset, config.labels, _tell).classes)
+    vocabulary = Vocabulary(class_names(dataset, config.labels, _tell).classes)
     segmenter = open_segmenter(
         config.model,
         vocabulary,
@@ -214,8 +214,9 @@ def open_segmenter(
 
     from foveate.cli.published import open_published
     from foveate.engine.distributed import choose_device
+    from foveate.heads.common.text import embed_words
     from foveate.heads.panoptic.described import MIN_SCORE, is_published
-    from foveate.heads.panoptic.fusion import PRESETS, embed_words, seen_classes
+    from foveate.heads.panoptic.fusion import PRESETS, seen_classes
     from foveate.heads.panoptic.product import chosen_templates, load_generator
     from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
 

@@ -1,7 +1,7 @@
-"""`--from-results` of `foveate evaluate detection`, `panoptic` and `semantic`: measure files that another program made.
+"""`foveate evaluate detection`, `panoptic`, `semantic`: of a model, or, with --from-results, of files.
 
-No model is loaded. What of the files is not measured is counted and told; flags that are for models are refused. Torch
-is imported only when something is measured.
+For files no model is loaded. What of them is not measured is counted and told; flags that are for models are refused.
+Torch is imported only when something is measured.
 """
 
 import sys
@@ -10,13 +10,13 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.cli import detection, panoptic, semantic
 from foveate.cli.detection import Detection, names_of, style_of
 from foveate.cli.evaluate import Reading, finish
-from foveate.cli.label_maps import open_truth_maps
 from foveate.cli.panoptic import Panoptic, open_panoptic
 from foveate.cli.semantic import Semantic, base_classes, table_of
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,15 @@ NUMBERS = {
 
 
 def run_detection(config: Detection) -> dict[str, Any]:
+    """Measure a model, or the files of --from-results, print a table, write JSON where asked, and return the result.
+
+    Raises:
+        InputError: a flag, the data, the model or the files of results are wrong.
+    """
+    return detection.run_detection(config) if config.from_results is None else _score_detection(config)
+
+
+def _score_detection(config: Detection) -> dict[str, Any]:
     """Measure a list of detections, print a table, write JSON where asked, and return the result.
 
     Raises:
@@ -72,6 +81,15 @@ def run_detection(config: Detection) -> dict[str, Any]:
 
 
 def run_panoptic(config: Panoptic) -> dict[str, Any]:
+    """Measure a model, or the files of --from-results, print a table, write JSON where asked, and return the result.
+
+    Raises:
+        InputError: a flag, the data, the model or the files of results are wrong.
+    """
+    return panoptic.run(config) if config.from_results is None else _score_panoptic(config)
+
+
+def _score_panoptic(config: Panoptic) -> dict[str, Any]:
     """Measure panoptic PNGs, print a table, write JSON where asked, and return the result.
 
     Raises:
@@ -91,6 +109,15 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
 
 
 def run_semantic(config: Semantic) -> dict[str, Any]:
+    """Measure a model, or the files of --from-results, print a table, write JSON where asked, and return the result.
+
+    Raises:
+        InputError: a flag, the data, the model or the files of results are wrong.
+    """
+    return semantic.run(config) if config.from_results is None else _score_semantic(config)
+
+
+def _score_semantic(config: Semantic) -> dict[str, Any]:
     """Measure label maps, print a table, write JSON where asked, and return the result.
 
     Raises:
@@ -100,6 +127,7 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     started = time.perf_counter()
     from foveate.evaluate.map_results import read_label_maps
     from foveate.evaluate.semantic import evaluate_semantic
+    from foveate.train.label_maps import open_truth_maps
 
     data = open_truth_maps(config, split=config.split, images=False)
     data = replace(data, dataset=_first(data.dataset, config))

@@ -23,7 +23,7 @@ from foveate.cli.segmenters import (
     open_pixels,
 )
 from foveate.errors import InputError
-from foveate.files import bad_lines, check_target, versions, write_whole
+from foveate.io.files import bad_lines, check_target, versions, write_whole
 
 if TYPE_CHECKING:
     from foveate.clip.vocabulary import Vocabulary

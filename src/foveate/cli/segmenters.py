@@ -115,8 +115,8 @@ def open_pixels(config: Segmenting, vocabulary: "Vocabulary", *, device: "torch.
     if finds_masks(folder):
         return _open_masks(config, folder, vocabulary, device=device)
     from foveate.clip.load import load
+    from foveate.heads.common.text import embed_words
     from foveate.heads.cosines import Cosines
-    from foveate.heads.panoptic.fusion import embed_words
 
     clip = load(config.model, pretrained=config.pretrained, device=device)
     words = embed_words(clip, vocabulary, templates=config.templates)

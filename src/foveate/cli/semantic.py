@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from foveate.cli.evaluate import Reading, finish
-from foveate.cli.label_maps import LabelMapFlags, classes_of, open_truth_maps
 from foveate.cli.segmenters import Segmenting, check_segmenting, open_pixels
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
+from foveate.train.flags import LabelMapFlags
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,6 +70,7 @@ def run(config: Semantic) -> dict[str, Any]:
     from foveate.engine.distributed import choose_device
     from foveate.evaluate.feed import Feed
     from foveate.evaluate.semantic import evaluate_semantic
+    from foveate.train.label_maps import classes_of, open_truth_maps
 
     data = open_truth_maps(config, split=config.split)
     records = data.dataset.records[: config.limit]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
 from foveate.errors import InputError
-from foveate.files import check_target
+from foveate.io.files import check_target
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -123,6 +123,7 @@ def tapped(
     head: str,
     windows: Windows | None = None,
     gates: Float[Tensor, " G"] | None = None,
+    run: RunBlock = whole_block,
 ) -> list[Float[Tensor, "B C h w"]]:
     """Take feature maps out of a tower: what leaves some of its stages, and for the last one what the head makes.
 
@@ -132,6 +133,7 @@ def tapped(
         head: of the last stage; see `dense_tokens`.
         windows: as in `dense_tokens`.
         gates: as in `dense_tokens`.
+        run: as in `dense_tokens`.
 
     Returns:
         One map a layer, in the order of `layers`, before final norm and projection.
@@ -149,7 +151,7 @@ def tapped(
     last = len(tower.blocks) - 1
     of_head = range(last + 1 - needs.states, last + 1) if last in layers else range(0)
     places = {layer + 1 for layer in layers if layer != last} | {*of_head}
-    states, layout = entering(tower, batch, places=places, windows=windows)
+    states, layout = entering(tower, batch, places=places, windows=windows, run=run)
     maps = {layer: states[layer + 1][:, layout.prefix :] for layer in layers if layer != last}
     if last in layers:
         maps[last] = needs.apply(tower, [states[place] for place in of_head], replace(layout, gates=gates))

@@ -73,7 +73,7 @@ class Clip(nn.Module):
             saved with the model, so that evaluation pads as training did.
         alpha: share of the student, below 1, where this is a mix of weights (Sec. 4.1); None: not known to be one. It
             is saved with the model.
-        run_block: how `encode_image` and `encode_dense` run the blocks before the last (compiled, say); not saved.
+        run_block: how the blocks before the last are run wherever a whole image is embedded (compiled, say); not saved.
     """
 
     def __init__(self, model: open_clip.CLIP | open_clip.CustomTextCLIP, *, name: str, config: dict[str, Any]):
@@ -318,7 +318,9 @@ class Clip(nn.Module):
         places = tuple(layer % count for layer in layers)
         maps: list[list[Tensor]] = [[] for _ in places]  # of each layer
         for batch in self._pack(images):
-            parts = tapped(self.visual, batch, layers=places, head=head, windows=self.windows, gates=self.gates)
+            parts = tapped(
+                self.visual, batch, layers=places, head=head, windows=self.windows, gates=self.gates, run=self.run_block
+            )
             for of_layer, part in zip(maps, parts, strict=True):
                 of_layer += [part] if isinstance(images, Tensor) else batch.cut(part)
         return [of_layer[0] for of_layer in maps] if isinstance(images, Tensor) else maps

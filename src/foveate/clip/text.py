@@ -23,7 +23,7 @@ from foveate.clip.names import TemplateName
 from foveate.clip.templates import template_set
 from foveate.clip.vocabulary import Vocabulary, compared
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 
 
 @torch.no_grad()

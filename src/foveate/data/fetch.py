@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from foveate.data.shards import index_shard
 from foveate.errors import InputError
+from foveate.io.files import written_whole
 from foveate.progress import picture_bar
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
@@ -99,16 +100,12 @@ def fetch(url: str, cache: Path, *, place: str = "a shard") -> Path:
     path = cache / f"{last[:80]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
     if path.is_file():
         return path
-    partial = path.with_name(path.name + ".partial")
     try:
         with _alone(cache):
-            try:
-                if not path.is_file():
+            if not path.is_file():
+                with written_whole(path) as partial:
                     _download(url, partial)
                     index_shard(partial)
-                    partial.replace(path)
-            finally:  # while it is ours alone: another process may begin the same one next
-                partial.unlink(missing_ok=True)
     except Exception as error:  # what webdataset and the programs it runs let out
         program = " (webdataset runs this program)" if isinstance(error, FileNotFoundError) else ""
         raise InputError(

@@ -18,7 +18,7 @@ from typing import Literal
 
 from foveate.data.strict import fail, read_text, short
 from foveate.errors import InputError, listed
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.types import Category
 
 INVALID = "invalid_class_id"

@@ -11,7 +11,7 @@ from typing import Any
 
 from foveate.data.records import Record
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.types import Sample
 
 

@@ -22,6 +22,7 @@ from foveate.data.panoptic import read_panoptic_map
 from foveate.data.pictures import PictureError, check_inside, check_size, list_pictures, read_picture, read_values
 from foveate.data.records import Dataset, Record, read_record
 from foveate.errors import InputError
+from foveate.io.files import written_whole
 from foveate.progress import picture_bar
 from foveate.types import LabelMap, PanopticMap
 
@@ -249,14 +250,12 @@ def write_maps(
 def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
     """Write a map of numbers, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
     assert (bits, path.suffix) in ((8, ".png"), (16, ".tif")), f"{path}: {bits} bits"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     image = Image.fromarray(values.numpy().astype(np.uint8 if bits == 8 else np.uint16))
-    if bits == 8:
-        image.save(partial, format="PNG")
-    else:
-        image.save(partial, format="TIFF", compression="tiff_adobe_deflate")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        if bits == 8:
+            image.save(partial, format="PNG")
+        else:
+            image.save(partial, format="TIFF", compression="tiff_adobe_deflate")
 
 
 def _decode(record: Record, coding: Coding) -> LabelMap:

@@ -10,7 +10,6 @@ Deliberately absent: compressed shards (no seeking in them), shuffling buffers, 
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from foveate.data.pictures import SUFFIXES, read_picture
 from foveate.data.records import Dataset, Dropped, Member, Record
 from foveate.data.strict import DISTRUST, drop, escapes, fail
 from foveate.errors import InputError
+from foveate.io.files import write_whole
 from foveate.progress import picture_bar
 
 MAX_TEXT = 1_000_000  # bytes
@@ -274,14 +274,8 @@ def _keep(path: Path, index: Index, facts: str) -> None:
         buffer, facts=facts, keys=keys, pictures=index.pictures, texts=index.texts,
         links=index.links, first_link=index.first_link,
     )  # fmt: skip
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+    with suppress(OSError):
+        write_whole(path, buffer.getvalue(), shared=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ the pairs

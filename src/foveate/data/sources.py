@@ -26,7 +26,7 @@ from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
 from foveate.data.voc import find_voc, only_year, read_voc
 from foveate.errors import InputError
-from foveate.files import default_cache
+from foveate.io.files import default_cache
 
 Kind = Literal["instances", "outlines", "panoptic", "none"]
 

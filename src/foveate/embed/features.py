@@ -19,8 +19,8 @@ from foveate.clip.names import Head, RegionHead
 from foveate.data.folder import read_folder
 from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
 from foveate.data.records import Dataset, Record
-from foveate.embed.parts import NOTES, Part, write_part
 from foveate.errors import InputError
+from foveate.io.store import NOTES, Part, write_part
 from foveate.ops.boxes import boxes_on_input, clip_boxes
 from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
 from foveate.progress import picture_bar

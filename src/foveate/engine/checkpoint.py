@@ -17,7 +17,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from foveate.clip.digest import digest_state
 from foveate.engine.distributed import Processes, spread_like, whole_tensor
 from foveate.errors import InputError
+from foveate.io.files import sync_to_disk, write_whole
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,12 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         _write_tensors(partial / "state.safetensors", tensors)
         manifest = _manifest(partial, step, facts)
-        _write(partial / "manifest.json", manifest)
-        _sync(partial)
+        write_whole(partial / "manifest.json", manifest, sync=True)
+        sync_to_disk(partial)
         partial.rename(final)
-        _sync(folder)
-        mark = final / "COMPLETE.partial"  # a mark that is there but empty would be no mark
-        _write(mark, hashlib.sha256(manifest).hexdigest().encode())
-        mark.rename(final / "COMPLETE")
-        _sync(final)
+        sync_to_disk(folder)
+        write_whole(final / "COMPLETE", hashlib.sha256(manifest).hexdigest().encode(), sync=True)
+        sync_to_disk(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(_cannot_write(final, tensors, error)) from error
@@ -243,30 +241,27 @@ def digest_module(module: nn.Module) -> str:
     return digest_state(module.state_dict())
 
 
-def require_space(
-    folder: Path, *, module: nn.Module, copies: int, there: int = 0, product: nn.Module | None = None
-) -> None:
+def require_space(folder: Path, *, module: nn.Module, copies: int, existing: int = 0, product: int = 0) -> None:
     """Refuse to start where the checkpoints and the product would not fit.
 
     Args:
         folder: on the disk that is asked.
         module: three float tensors are saved for each of its trained ones (itself and two moments).
         copies: checkpoints that may exist at once.
-        there: of them, that an earlier part of the run has written; there is always one more to write.
-        product: all its tensors are saved once, at the end.
+        existing: of them, that an earlier part of the run has written; there is always one more to write.
+        product: what is written once, at the end [bytes].
 
     Raises:
         InputError: bytes needed, bytes free.
     """
     state = sum(3 * parameter.numel() * parameter.element_size() for parameter in _trained(module).values())
     state += sum(buffer.numel() * buffer.element_size() for buffer in running_statistics(module).values())
-    model = 0 if product is None else sum(t.numel() * t.element_size() for t in product.state_dict().values())
-    count = max(1, max(2, copies) - there)
-    need, free = count * state + model, shutil.disk_usage(folder).free
+    count = max(1, max(2, copies) - existing)
+    need, free = count * state + product, shutil.disk_usage(folder).free
     if free < need:
         raise InputError(
             f"{folder}: needs {need:,} free bytes, for {count} checkpoints of {state:,} bytes and a model of "
-            f"{model:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
+            f"{product:,}; the disk has {free:,}. Free some, keep fewer checkpoints, or choose another folder."
         )
 
 
@@ -314,23 +309,7 @@ def _check_names(trained: Mapping[str, Tensor], found: dict[str, Tensor]) -> Non
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    _sync(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_to_disk(path)
 
 
 def _manifest(folder: Path, step: int, facts: dict[str, Any]) -> bytes:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from foveate.io.files import write_whole
+
 
 class Sink(Protocol):
     """Another place for the numbers of a run. Whatever it raises, the run goes on without it."""
@@ -187,6 +189,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
             break
         if entry.get("event") != "end":
             kept.append(line)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(kept).encode())

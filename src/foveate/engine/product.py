@@ -52,5 +52,5 @@ def best_tensors(checkpoints: Path, *, tell: Callable[[str], object]) -> dict[st
     if path is None:
         raise InputError(f"--product best: no checkpoint in {checkpoints} has a finite held-out loss; use last.")
     best = load_checkpoint(path)
-    tell(f"the product is the student of step {best.step}")
+    tell(f"the product is that of step {best.step}")
     return best.tensors

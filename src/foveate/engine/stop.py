@@ -6,6 +6,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class StoppedError(Exception):
+    """A signal ended work outside of the training loop."""
+
+    def __init__(self, where: str, number: signal.Signals) -> None:
+        """Remember where, for the user, and which signal."""
+        super().__init__(where)
+        self.where, self.number = where, number
+
+
 @contextmanager
 def signals_caught() -> Iterator[list[signal.Signals]]:
     """Note SIGTERM and SIGINT in a list instead of dying; a second one acts as ever. Nothing else happens inside the

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from foveate.engine.log import Sink
 from foveate.errors import InputError
+from foveate.io.files import write_whole
 
 PROJECT = "foveate"
 PATIENCE = 30.0  # seconds that a tracker may take to send what it still holds
@@ -120,9 +121,8 @@ class Tracker:
         return (identity, step) if tracker == self.name else (uuid.uuid4().hex[:8], 0)
 
     def _write(self, step: int) -> None:
-        partial = self._out / "track.json.partial"
-        partial.write_text(json.dumps({"tracker": self.name, "id": self._id, "step": step}) + "\n")
-        partial.replace(self._out / "track.json")
+        record = {"tracker": self.name, "id": self._id, "step": step}
+        write_whole(self._out / "track.json", (json.dumps(record) + "\n").encode())
 
 
 def import_tracker(name: Literal["wandb", "trackio"]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The objective's loss over held-out pictures: always the same pictures and regions, so that it compares."""
+"""The objective's loss over held-out images: always the same images and random draws, so that it compares."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from foveate.engine.checkpoint import running_statistics
 from foveate.engine.distributed import Processes
 from foveate.errors import InputError
 from foveate.types import Batch
@@ -22,8 +23,9 @@ def held_out_loss(
     """The mean of the loss over all items of all held-out batches of all processes; nothing is trained.
 
     Args:
-        objective: as given to `fit`.
-        batches: this process's share of the held-out pictures, as many batches as every other's.
+        objective: as given to `fit`, in training mode; its BatchNorms normalise by the batch, and their running
+            statistics are put back.
+        batches: this process's share of the held-out images, as many batches as every other's.
         count: as given to `fit`.
         processes: of the run.
 
@@ -31,9 +33,11 @@ def held_out_loss(
         The loss; None where it is not finite.
 
     Raises:
-        InputError: no held-out picture could be used.
+        InputError: no held-out image could be used.
     """
     torch.manual_seed(0)  # what the objective draws, if anything, is the same each time; a step seeds anew
+    running = [*running_statistics(objective).values()]
+    before = [buffer.clone() for buffer in running]
     total, items = torch.zeros((), dtype=torch.float64, device=processes.device), 0
     stream = iter(batches)
     while True:
@@ -45,7 +49,9 @@ def held_out_loss(
         number = count(batch)
         total += objective(batch).double() * number  # also of a batch without items: spread weights want all to run
         items += number
+    for buffer, value in zip(running, before, strict=True):
+        buffer.copy_(value)
     total, items = processes.total([total.item(), items])
     if items == 0:
-        raise InputError("--validate: needs held-out pictures that can be used; none of them could be read.")
+        raise InputError("--validate: needs held-out images that can be used; none of them could be read.")
     return total / items if math.isfinite(total) else None

@@ -17,6 +17,7 @@ import torch
 from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.strict import drop, fail, parse, short
 from foveate.errors import InputError
+from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foveate.ops.paste import boxes_of_rle, fault_of_rle
 from foveate.types import Detections
@@ -45,9 +46,8 @@ def write_results(
     """
     ids = check_categories(path, dataset, vocabulary=vocabulary)
     keys = {str(record.id): record.id for record in dataset.records}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_name(path.name + ".partial"), 0
-    with partial.open("w", encoding="utf-8") as file:
+    count = 0
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write("[")
         for key, detections in found:
             if key not in keys:
@@ -60,7 +60,6 @@ def write_results(
             file.write("".join((",\n" if count + place else "\n") + line for place, line in enumerate(lines)))
             count += len(lines)
         file.write("\n]\n")
-    partial.replace(path)
     return count
 
 

@@ -8,7 +8,6 @@ does.
 
 import json
 import logging
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from foveate.clip.names import Head
 from foveate.errors import InputError
 from foveate.export.describe import describe
 from foveate.export.graph import Plan, What, example_inputs, plan_export
+from foveate.io.files import folder_written_whole
 
 Format = Literal["onnx", "torch"]
 Run = Callable[[tuple[Tensor, ...]], Tensor]
@@ -67,10 +67,7 @@ def export_clip(
             published then.
     """
     plan = plan_export(clip, what=what, head=head, size=size)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
-    partial.mkdir(parents=True)
-    try:
+    with folder_written_whole(path.parent) as partial:
         with _told(progress, "traced"), _quiet(), torch.no_grad():
             example = example_inputs(plan, plan.shapes[0])
             program = torch.export.export(plan.module, example, dynamic_shapes=plan.dynamic, strict=False)
@@ -85,12 +82,8 @@ def export_clip(
         description = describe(clip, plan, what=what, format=format, head=head, size=size, opset=opset)
         description |= {"file": path.name, "files": files, "parity": {"limit": LIMIT, "shapes": parity}}
         (partial / f"{path.name}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for one in sorted(partial.iterdir(), reverse=True):  # what belongs to the file first, the file last
-            one.replace(path.with_name(one.name))
-        if f"{path.name}.data" not in files:
-            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model under this name
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if f"{path.name}.data" not in files:
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model under this name
     return description
 
 

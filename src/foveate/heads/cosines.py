@@ -14,8 +14,8 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
-from foveate.heads.panoptic.fusion import Words, best_of_synonyms
-from foveate.heads.panoptic.segment import view_of
+from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms
+from foveate.heads.common.tower import clip_input
 from foveate.ops.argmax import best_labels, classes_at_once
 from foveate.ops.resample import check_side
 from foveate.types import LabelMap, Sample
@@ -42,7 +42,7 @@ class Cosines:
         self.head: Head = head
 
     @torch.no_grad()
-    def label_maps(self, samples: Sequence[Sample], words: Words) -> list[LabelMap]:
+    def label_maps(self, samples: Sequence[Sample], words: ClassEmbeddings) -> list[LabelMap]:
         """The class of each pixel, by the best of a class's words.
 
         Args:
@@ -51,9 +51,9 @@ class Cosines:
         """
         return [best_labels(self._scores(sample, words)) for sample in samples]
 
-    def _scores(self, sample: Sample, words: Words) -> Iterator[Float[Tensor, "k H W"]]:
+    def _scores(self, sample: Sample, words: ClassEmbeddings) -> Iterator[Float[Tensor, "k H W"]]:
         """Cosines of some classes after others, at the picture's size."""
-        image = view_of(self.clip, sample, size=self.size, squash=False)
+        image = clip_input(self.clip, sample, size=self.size, squash=False)
         dense = self.clip.encode_dense(image[None], head=self.head)[0].float()  # (D, h, w)
         places = F.normalize(dense, dim=0).flatten(1).T  # (h w, D)
         cosines = best_of_synonyms(places @ words.rows.to(places.device).float().T, words)  # (h w, K)

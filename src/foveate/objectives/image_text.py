@@ -18,7 +18,7 @@ from foveate.clip.names import Pad
 from foveate.clip.precision import low_precision_copies, using
 from foveate.objectives.student import check_student, compiled_blocks, student_blocks
 from foveate.ops.resample import square_inputs
-from foveate.types import Batch, Sample
+from foveate.types import Batch, Sample, blank_sample
 
 
 class ImageText(nn.Module):
@@ -65,7 +65,7 @@ class ImageText(nn.Module):
         Returns:
             The loss; where the batch has no picture, a zero that still reaches every trained parameter.
         """
-        samples = batch.samples or [_blank(self.student.patch_size)]
+        samples = batch.samples or [blank_sample(self.student.patch_size)]
         captions = [sample.caption or "" for sample in samples]
         assert all(captions) or not batch.samples, "the loader gives a caption with every picture"
         number = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
@@ -91,11 +91,6 @@ class ImageText(nn.Module):
             return nullcontext()
         visual = self.student.visual  # "value" takes the last block in parts, as the picture's embedding does
         return using(visual, low_precision_copies(visual, leave=blocks_run_whole(visual, head="value")))
-
-
-def _blank(side: int) -> Sample:
-    """A black picture, so that a process without any takes every step the others take."""
-    return Sample("", torch.zeros(3, side, side, dtype=torch.uint8), torch.empty(0, 4))
 
 
 def count_pairs(batch: Batch) -> int:

@@ -46,6 +46,17 @@ def compiled_blocks(compiled: bool) -> RunBlock:
     return torch.compile(whole_block)
 
 
+def compile_tower(clip: Clip) -> None:
+    """Run the blocks of a CLIP's image tower through torch.compile, wherever it is used.
+
+    Raises:
+        InputError: a residual network, which has no blocks.
+    """
+    if isinstance(clip.visual, ModifiedResNet):
+        raise InputError(f"--compile: acts on transformer blocks; {clip.name} is a residual network. Leave it out.")
+    clip.run_block = compiled_blocks(True)
+
+
 def student_blocks(run: RunBlock, *, low_precision: bool, checkpointing: bool) -> RunBlock:
     """How a student runs its blocks: on bfloat16 copies of their weights, and again in the backward pass, if asked."""
     run = in_low_precision(run) if low_precision else run

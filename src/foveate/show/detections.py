@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.types import Detections
 
 BASE, NOVEL = (0, 92, 197), (215, 38, 56)  # App. D: what was trained on, and what was not

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.chart import SPACING, spread
 
 INK, QUIET = "#1f2328", "#59636e"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.palette import class_colours
 from foveate.types import LabelMap, PanopticMap
 

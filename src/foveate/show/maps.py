@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.ops.resample import fitted_size, square_input
 
 PANEL = 2.4  # longest side of a panel [inches]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.files import write_whole
 from foveate.show.chart import Line, svg_chart
 from foveate.show.curves import smooth
 

@@ -1,17 +1,20 @@
 """Scaled-down CLIPs whose every number is random, and a small Cat-Seg on one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from slow.towers import build, register
 
 from foveate.clip.model import Clip
-from foveate.heads.catseg.model import CatSeg
+from foveate.heads.catseg.model import CatSeg, Network
 from foveate.types import LabelMap, Sample
 
-SMALL = {
-    "size": 48, "test_size": 72, "stride": 24, "window": 3, "hidden": 16, "guidance": 8, "decoder": (16, 8),
-    "decoder_guidance": (8, 4), "tower_guidance": (6, 5), "heads": 2, "layers": 1,
-}  # fmt: skip
+SMALL = Network(
+    version="2024", residual="cls", backbone=None, size=48, clip_size=48, test_size=72, longest=288, stride=24,
+    window=3, hidden=16, guidance=8, decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(6, 5), heads=2, layers=1,
+    most=256,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -30,10 +33,10 @@ def tiny_clip():
 def catseg(tiny_clip):
     """Build one of three classes: catseg("eva", residual="cls"). A map of 6 x 6 places, in windows of 3."""
 
-    def make(family: str = "vit", *, vocabulary=("cat", "dog", "sky"), **settings) -> CatSeg:
-        clip = tiny_clip(family)
+    def make(family: str = "vit", *, vocabulary=("cat", "dog", "sky"), backbone=None, **settings) -> CatSeg:
+        clip, network = tiny_clip(family), replace(SMALL, **settings)
         torch.manual_seed(0)
-        return CatSeg(clip, vocabulary=vocabulary, **{**SMALL, **settings})
+        return CatSeg(clip, network, vocabulary=vocabulary, backbone=backbone)
 
     return make
 

@@ -15,7 +15,7 @@ from foveate.data.world.scenes import KINDS, draw_scene
 from foveate.engine.optim import take_step
 from foveate.errors import InputError
 from foveate.heads.catseg.guidance import Backbone
-from foveate.heads.catseg.model import CatSeg, pixel_loss
+from foveate.heads.catseg.model import CatSeg, Network, pixel_loss
 from foveate.types import BadSample, Batch, LabelMap, Sample
 
 
@@ -55,11 +55,12 @@ def values_of(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_the_loss_falls_on_two_scenes():
     samples, names = scenes(2)
     torch.manual_seed(0)
-    model = CatSeg(
-        load("foveate-small"), vocabulary=names, size=64, test_size=96, stride=32, window=4, hidden=16, guidance=16,
-        decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(16, 8), heads=2, layers=1, residual="token",
-        is_varied=False,
-    ).train()  # fmt: skip
+    network = Network(
+        version="2024", residual="token", backbone=None, size=64, clip_size=64, test_size=96, longest=384, stride=32,
+        window=4, hidden=16, guidance=16, decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(16, 8), heads=2,
+        layers=1, most=256,
+    )  # fmt: skip
+    model = CatSeg(load("foveate-small"), network, vocabulary=names, is_varied=False).train()
     losses = steps(model, samples, 50, lr=1e-2)
     # whoever knew how often each class is, and nothing of the pictures, would be left with .163
     shares = [sum(float((one.label_map.labels == k).float().mean()) for one in samples) / 2 for k in range(len(names))]
@@ -131,16 +132,17 @@ def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, pict
     clip = tiny_clip("vit")
     torch.manual_seed(0)
     vocabulary = Vocabulary((("cat", "kitten"), ("dog",), ("sky",)))
-    network = backbone(is_trained=is_trained)
-    numbers = {"size": 64, "clip_size": 32, "test_size": 64, "stride": 64, "window": 2, "hidden": 16, "guidance": 8}
-    model = CatSeg(
-        clip, vocabulary=vocabulary, version="2023", backbone=network, decoder=(16, 8), decoder_guidance=(8, 4),
-        heads=2, layers=1, **numbers,
-    ).train()  # fmt: skip
+    guide = backbone(is_trained=is_trained)
+    network = Network(
+        version="2023", residual="token", backbone="resnet", size=64, clip_size=32, test_size=64, longest=256,
+        stride=64, window=2, hidden=16, guidance=8, decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(256, 128),
+        heads=2, layers=1, most=256,
+    )  # fmt: skip
+    model = CatSeg(clip, network, vocabulary=vocabulary, backbone=guide).train()
     assert model.text.shape == (3, 80, 12) and model.aggregator.embed.in_channels == 80
     alone = [F.normalize(model.embed_classes([word])[0], dim=1) for word in ("cat", "kitten")]
     torch.testing.assert_close(model.text[0], F.normalize(alone[0] + alone[1], dim=1))
-    before, statistics = values_of(model), [one.clone() for one in network.buffers()]
+    before, statistics = values_of(model), [one.clone() for one in guide.buffers()]
     steps(model, pictures((70, 90)), 2, lr=1e-2)
     for name, parameter in model.named_parameters():
         is_ours = name.startswith("aggregator.")
@@ -148,7 +150,7 @@ def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, pict
         learns = is_ours or is_attention or (is_trained and name.startswith("backbone."))
         assert parameter.requires_grad == learns, name
         assert bool((parameter != before[name]).any()) == learns, name
-    assert all(torch.equal(*pair) for pair in zip(network.buffers(), statistics, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(guide.buffers(), statistics, strict=True))
     (found,) = model.eval().predict(pictures((30, 40)), model.embed_classes(["house", "tree"]))
     assert found.shape == (2, 30, 40)
     scales = {group["lr_scale"] for group in model.parameter_groups(weight_decay=0.1, backbone_scale=0.02)}
@@ -240,7 +242,10 @@ def test_what_does_not_fit_is_refused(catseg, tiny_clip):
         ({"version": "2023", "backbone": backbone(is_trained=False)}, "has 3 places a side and the tower's 6; need 24"),
         ({"window": 4}, "need one that divides the 6 places a side; got 4"),
         ({"test_size": 80}, "at 48, 72, 96, ...; got 80"),
-        ({"size": 50, "test_size": 74}, "--clip-size: need a positive multiple of the patch size 8; got 50"),
+        (
+            {"size": 50, "clip_size": 50, "test_size": 74},
+            "--clip-size: .* multiple of the patch size 8; got 50",
+        ),
         ({"vocabulary": ()}, "need a list with at least one class name"),
     ):
         with pytest.raises(InputError, match=message):

@@ -10,7 +10,7 @@ from foveate.clip.load import load
 from foveate.clip.weights import save_clip
 from foveate.errors import InputError
 from foveate.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
-from foveate.heads.product import tower_digest
+from foveate.heads.common.product import tower_digest
 from foveate.types import Batch
 
 NETWORK = Network(
@@ -82,7 +82,7 @@ def test_another_clip_is_refused_and_named(written, tmp_path):
             r"of format 2; got 9\. Train it again",
         ),
         ("catseg.json", lambda text: text.replace('"format": 2', '"format": 1'), r"got 1, and its attention .* ReLU"),
-        ("catseg.json", lambda text: text.replace('"classes"', '"kinds"'), "KeyError"),
+        ("catseg.json", lambda text: text.replace('"classes"', '"kinds"'), "missing fields: classes"),
         ("catseg.json", lambda text: text[:-40], "need a catseg's description"),
         ("catseg.json", lambda text: "[]", "with its `format`"),
         ("catseg.safetensors", lambda text: "nothing", "need a catseg's weights"),
@@ -110,5 +110,5 @@ def test_values_that_are_not_finite_are_refused(written, tmp_path):
 
 def test_a_folder_of_something_else_says_what_makes_one(tmp_path):
     (tmp_path / "detector.json").write_text(json.dumps({"format": 1}))
-    with pytest.raises(InputError, match=r"OUT/model of `foveate train-catseg`; catseg.json is not there"):
+    with pytest.raises(InputError, match=r"OUT/model of `foveate train-catseg`; catseg.json not found"):
         read_about(tmp_path)

@@ -49,12 +49,13 @@ def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
         writer.add(one)
     writer.close()
     store = CandidateStore(tmp_path / "c")
-    assert (len(store), store.ids, store.made_by) == (7, [name for name in IDS if name != "4"], MADE_BY)
+    assert (len(store), store.ids) == (7, [name for name in IDS if name != "4"])
     assert store.bad == [BadSample("4", "it is torn")]
     for _ in range(2):  # as often as asked
         assert all(same(one, other) for one, other in zip(made, store, strict=True))
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
-        "00000.safetensors", "00001.safetensors", "00002.safetensors", "index.json",
+        "000000000-000000003.safetensors", "000000003-000000006.safetensors", "000000006-000000008.safetensors",
+        "manifest.json",
     ]  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     for name in IDS[:5]:  # one shard, and two pictures that are lost
         writer.add(make(name, 2))
-    (tmp_path / "00001.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "000000003-000000006.safetensors.partial").write_bytes(b"half")
     again = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     assert again.done == 3
     for name in IDS[3:]:
@@ -83,7 +84,7 @@ def test_a_shard_of_other_pictures_is_made_again(tmp_path: Path):
         for name in ids:
             writer.add(make(name, 1))
         writer.close()
-    (tmp_path / "two" / "00000.safetensors").replace(tmp_path / "one" / "00000.safetensors")
+    (tmp_path / "two" / "000000000-000000003.safetensors").replace(tmp_path / "one" / "000000000-000000003.safetensors")
     with pytest.raises(InputError, match="hold other"):
         CandidateStore(tmp_path / "one")
     assert CandidateWriter(tmp_path / "one", ids=IDS[:3], made_by=MADE_BY).done == 0
@@ -95,12 +96,12 @@ def test_a_damaged_shard_is_told_and_made_again(tmp_path: Path, harm: str):
     for name in IDS:
         writer.add(make(name, 2))
     writer.close()
-    path = tmp_path / "00001.safetensors"
+    path = tmp_path / "000000003-000000006.safetensors"
     if harm == "cut":
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    with pytest.raises(InputError, match=r"all 8 pictures; 00001.safetensors is (damaged|missing)"):
+    with pytest.raises(InputError, match=r"all 8 pictures; got those of the first 3"):
         CandidateStore(tmp_path)
     again = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     assert again.done == 3
@@ -110,18 +111,20 @@ def test_candidates_made_otherwise_are_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     for name in IDS[:3]:
         writer.add(make(name, 1))
-    with pytest.raises(InputError, match=r"made otherwise(.|\n)*detector: there abc, here def"):
+    with pytest.raises(InputError, match=r"another command(.|\n)*detector: there abc, here def"):
         CandidateWriter(tmp_path, ids=IDS, made_by={**MADE_BY, "detector": "def"})
-    with pytest.raises(InputError, match=r"made otherwise(.|\n)*pictures: there 8, here 7"):
+    with pytest.raises(InputError, match=r"another command(.|\n)*pictures: there 8, here 7"):
         CandidateWriter(tmp_path, ids=IDS[:7], made_by=MADE_BY)
-    assert (tmp_path / "00000.safetensors").exists()
+    assert (tmp_path / "000000000-000000003.safetensors").exists()
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="need an empty folder or one of candidates"):
+    with pytest.raises(InputError, match=r"nothing but parts; it holds 'thesis.txt'"):
         CandidateWriter(other, ids=IDS, made_by=MADE_BY)
-    with pytest.raises(InputError, match="need a folder of candidates"):
+    with pytest.raises(InputError, match="nothing but parts"):
         CandidateStore(other)
+    with pytest.raises(InputError, match="need a folder of candidates"):
+        CandidateStore(tmp_path / "none")
 
 
 def test_what_does_not_belong_is_refused(tmp_path: Path):
@@ -147,7 +150,7 @@ def test_an_index_of_other_pictures_is_refused(tmp_path: Path):
     for name in IDS[:2]:
         writer.add(make(name, 1))
     writer.close()
-    index = tmp_path / "index.json"
+    index = tmp_path / "manifest.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "ids": "0" * 64}))
     with pytest.raises(InputError, match="hold other"):
         CandidateStore(tmp_path)

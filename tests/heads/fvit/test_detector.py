@@ -1,7 +1,7 @@
 """F-ViT as a whole: it learns, what is frozen stays, nothing is lost on empty pictures, and resuming is exact."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,21 +14,27 @@ from foveate.data.world.scenes import THINGS, draw_scene
 from foveate.engine.checkpoint import collect, restore
 from foveate.engine.optim import take_step
 from foveate.errors import InputError
+from foveate.heads.common.groups import synchronise
 from foveate.heads.fvit.cache import FeatureCache
-from foveate.heads.fvit.detector import FViT, synchronise
+from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.inputs import IMAGENET
 from foveate.ops.resample import resize_longest, resize_longest_bilinear
 from foveate.types import BadSample, Batch, Sample, Segments
 
 NOVEL = torch.tensor([False, False, True])
 PLAIN = {"jitter": None, "flip": False}
+NETWORK = Network(
+    size=64, taps=None, pyramid="taps", channels=8, width=8, masks=False, proposals=50, trained_layers=0, norm=False,
+    relu_embedding=True, statistics="imagenet", resize="bilinear",
+)  # fmt: skip
 
 
 def detector(clip, **settings) -> FViT:
     torch.manual_seed(0)
     text = torch.randn(len(settings.get("is_novel", NOVEL)) + 1, clip.embed_dim)
-    numbers = {"text": text, "is_novel": NOVEL, "size": 8 * clip.patch_size, "channels": 8, "width": 8, "rois": 16}
-    return FViT(clip, **{**numbers, "proposals": 50, **settings}).train()
+    network = replace(NETWORK, size=8 * clip.patch_size)
+    network = replace(network, **{name: settings.pop(name) for name in asdict(network) if name in settings})
+    return FViT(clip, network, **{"text": text, "is_novel": NOVEL, "rois": 16, **settings}).train()
 
 
 def optimizer_of(model: FViT) -> torch.optim.Optimizer:

@@ -9,6 +9,8 @@ from torchvision.ops import roi_align
 
 from foveate.clip.dense import dense_of_last
 from foveate.errors import InputError
+from foveate.heads.common.pyramid import Pyramid, pyramid_strides
+from foveate.heads.common.tower import Tower, default_taps, tap_width
 from foveate.heads.fvit.anchors import Anchors
 from foveate.heads.fvit.cache import FeatureCache
 from foveate.heads.fvit.heads import (
@@ -23,7 +25,6 @@ from foveate.heads.fvit.heads import (
     unit,
 )
 from foveate.heads.fvit.match import match_boxes
-from foveate.heads.fvit.pyramid import Pyramid, Tower, default_taps, pyramid_strides, tap_width
 from foveate.heads.fvit.roi import choose_levels, pool_levels
 from foveate.heads.fvit.rpn import Rpn
 
@@ -237,18 +238,18 @@ def test_the_cache_is_of_one_tower_and_of_pixels(tiny_clip, squares, tmp_path):
         assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
     assert cache.read(two, device=torch.device("cpu")) is None
     (file,) = tmp_path.rglob("*.safetensors")
-    with pytest.raises(InputError, match=r"another size\). Name another folder"):
+    with pytest.raises(InputError, match=r"another command. Differing:\n  size: there 64, here 80\n"):
         FeatureCache(tmp_path / "c", clip, size=80, layers=tower.layers)
-    with pytest.raises(InputError, match=r"another resize\)"):
+    with pytest.raises(InputError, match="Differing:\n  resize: there"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, resize="bicubic")
-    with pytest.raises(InputError, match=r"another statistics\)"):
+    with pytest.raises(InputError, match="Differing:\n  statistics: there"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, statistics="clip")
     with torch.no_grad():
         clip.visual.conv1.weight += 1
-    with pytest.raises(InputError, match=r"another tower\)"):
+    with pytest.raises(InputError, match="Differing:\n  tower: there"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers)
-    (tmp_path / "c" / "index.json").unlink()
-    with pytest.raises(InputError, match="it holds other files"):
+    (tmp_path / "c" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="need the manifest of files by foveate maps"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers)
     cache.digest = "another"  # a file that strayed in from another folder
     assert cache.read(one, device=torch.device("cpu")) is None

@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
+from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms, embed_words
 from foveate.heads.panoptic.fusion import (
     PRESETS,
     Shares,
-    Words,
-    best_of_synonyms,
     clip_logits,
-    embed_words,
     fuse,
     on_grid,
     pool_mask_logits,
@@ -76,13 +74,13 @@ def test_probabilities_too_small_for_a_number_leave_no_nan():
 
 
 def test_the_best_synonym_counts():
-    words = Words(F.normalize(torch.eye(4)), torch.tensor([1, 0, 1, 0]), 2)
+    words = ClassEmbeddings(F.normalize(torch.eye(4)), torch.tensor([1, 0, 1, 0]), 2)
     scores = torch.tensor([[1.0, 2.0, 3.0, -4.0], [0.0, -1.0, -2.0, -3.0]])
     assert best_of_synonyms(scores, words).tolist() == [[2.0, 3.0], [-1.0, 0.0]]
     # cosines with the four axes are 3, 4, 0, 0 fifths
     assert torch.allclose(clip_logits(torch.tensor([[30.0, 40, 0, 0]]), words, scale=10.0), torch.tensor([[8.0, 6.0]]))
     with pytest.raises(InputError, match="a word a class"):
-        Words(torch.eye(4), torch.tensor([1, 0, 1, 0]), 3)
+        ClassEmbeddings(torch.eye(4), torch.tensor([1, 0, 1, 0]), 3)
 
 
 def test_a_class_is_seen_by_any_of_its_words():

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from foveate.clip.load import load
 from foveate.data.world.scenes import KINDS
 from foveate.errors import InputError
+from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.decoder import LibraryEncoder, MaskDecoder, TowerEncoder, build_decoder, read_library
-from foveate.heads.panoptic.fusion import Words
 from foveate.heads.panoptic.mask2former import MaskGenerator, of_picture
 from foveate.ops.jitter import no_jitter
 from foveate.types import BadSample, Batch
@@ -21,10 +21,10 @@ NOVEL = torch.tensor([kind.is_novel for kind in KINDS])
 PLAIN = {"jitter": None, "flip": False, "weights": Weights(points=256)}
 
 
-def words_of(count: int, dim: int) -> Words:
+def words_of(count: int, dim: int) -> ClassEmbeddings:
     torch.manual_seed(5)
     owner = torch.tensor([*range(count), 0])  # the first class has two
-    return Words(F.normalize(torch.randn(count + 1, dim), dim=1), owner, count)
+    return ClassEmbeddings(F.normalize(torch.randn(count + 1, dim), dim=1), owner, count)
 
 
 def generator_of(clip, decoder: MaskDecoder, *, words: bool, **settings) -> MaskGenerator:

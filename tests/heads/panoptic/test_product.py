@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
+from foveate.heads.common.product import tower_digest
+from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.criterion import Weights
-from foveate.heads.panoptic.fusion import embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import (
     About,
@@ -26,7 +27,6 @@ from foveate.heads.panoptic.product import (
     read_about,
     save_generator,
 )
-from foveate.heads.product import tower_digest
 from foveate.types import Batch
 
 CLASSES = (
@@ -138,9 +138,12 @@ def test_damage_is_told(tmp_path: Path):
         return str(error.value)
 
     assert "format 2; got 1. Train it again." in said({"format": 1})  # its head had no LayerNorm
-    assert "neither raw nor unit: 'long'" in said({"words": "long"})
-    assert "neither base nor novel" in said({"classes": [{"words": ["a"], "is_thing": True, "part": "odd"}]})
-    assert "description" in said({"network": {"size": 64}})
+    assert "words must be one of 'raw', 'unit'; got 'long'" in said({"words": "long"})
+    assert "part must be one of 'base', 'novel', 'left out'; got 'odd'" in said(
+        {"classes": [{"words": ["a"], "is_thing": True, "part": "odd"}]}
+    )
+    assert "a class has no name" in said({"classes": [{"words": [], "is_thing": True, "part": "base"}]})
+    assert "network has missing fields: encoder, channels" in said({"network": {"size": 64}})
     assert "is (5, 32) instead of (6, 32)" in said({"network": {**good["network"], "queries": 6}})
     assert "embeddings of 1 base classes" in said({"classes": good["classes"][:2]})
     assert "need the CLIP that the generator was trained on" in said({"tower": "0"})

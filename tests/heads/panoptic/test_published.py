@@ -141,12 +141,12 @@ def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
-    from foveate.heads.panoptic.fusion import Words
+    from foveate.heads.common.text import ClassEmbeddings
 
     write_masks(tmp_path, NAMES, monkeypatch)
     own, clip = read_published(tmp_path), tiny_clip()
     mapped = match_classes(own.vocabulary, Vocabulary((("ball",), ("dragon",), ("sky",))), is_open=True)
-    words = Words(F.normalize(torch.randn(3, 16), dim=1), torch.arange(3), 3)
+    words = ClassEmbeddings(F.normalize(torch.randn(3, 16), dim=1), torch.arange(3), 3)
     asked = Asked(words, mapped, torch.ones(3) > 0, torch.tensor(mapped.known))
     segmenter = PanopticSegmenter(own, clip, asked, shares=Shares(0.4, 1.0), size=64, min_score=0.1)
     sample = image_of(80, 120)

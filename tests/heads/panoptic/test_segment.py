@@ -7,8 +7,9 @@ import torch
 
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
+from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder
-from foveate.heads.panoptic.fusion import PRESETS, Words, clip_logits, seen_classes
+from foveate.heads.panoptic.fusion import PRESETS, clip_logits, seen_classes
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.segment import Asked, PanopticSegmenter
 from foveate.types import Batch
@@ -23,7 +24,7 @@ def make(tiny_clip, tiny_decoder):
     def build(*, words: bool = True, **settings) -> PanopticSegmenter:
         torch.manual_seed(0)
         rows = torch.nn.functional.normalize(torch.randn(2 * K, 16), dim=1)
-        asked = Words(rows, torch.tensor([0, 1, 2, 0, 1, 2]), K)
+        asked = ClassEmbeddings(rows, torch.tensor([0, 1, 2, 0, 1, 2]), K)
         learned = asked if words else None
         encoder = TowerEncoder(tiny_clip(), channels=16)
         novel = torch.zeros(K) > 0
@@ -78,7 +79,7 @@ def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expecte
     # p = .6 .3 .1, nothing 1/3 of their sum, q = .2 .5 .3: logits of the better word of each class, the other one has
     # 1 less. Words lie along the axes, so that a mask at (l0, l1, ...) has the logits l where the scale is its length
     segmenter, axes = make(shares=PRESETS[preset]), torch.eye(16)
-    words = Words(axes[:6], torch.tensor([0, 1, 2, 0, 1, 2]), K)
+    words = ClassEmbeddings(axes[:6], torch.tensor([0, 1, 2, 0, 1, 2]), K)
     named = Vocabulary((("cat", "kitty"), ("dog", "hound"), ("sky", "heaven")))
     is_seen = seen_classes(named, Vocabulary((("Kitty", "tom"), ("sea",))))  # by its second word
     segmenter.asked = replace(segmenter.asked, words=words, generator_words=words, is_seen=is_seen)
@@ -165,6 +166,6 @@ def test_what_was_learned_is_found_again(make, scenes):
 def test_what_does_not_fit_is_refused(make):
     with pytest.raises(InputError, match=r"multiple of the patch size 8; got 36"):
         make(size=36)
-    words = Words(torch.eye(2), torch.tensor([0, 1]), 2)
+    words = ClassEmbeddings(torch.eye(2), torch.tensor([0, 1]), 2)
     with pytest.raises(InputError, match=r"one number of classes; got \(2, 2, 3, 3\)"):
         Asked(words, words, torch.ones(3) > 0, torch.ones(3) > 0)

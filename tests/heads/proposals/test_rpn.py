@@ -10,8 +10,9 @@ from foveate.clip.model import Clip
 from foveate.data.splits import IGNORED, OBJECT
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.errors import InputError
+from foveate.heads.common.rpn import ignore_crowds
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
-from foveate.heads.proposals.rpn import Proposer, _mirror, best_boxes, count_pictures, leave_out_crowds
+from foveate.heads.proposals.rpn import Proposer, _mirror, best_boxes, count_pictures
 from foveate.ops.boxes import boxes_on_input, boxes_on_picture
 from foveate.types import BadSample, Batch, Sample, Segments
 
@@ -155,8 +156,8 @@ def test_anchors_in_a_crowd_are_no_background():
     labels = torch.tensor([0.0, 0.0, 1.0])
     crowds = torch.tensor([[0.0, 0.0, 10.0, 100.0]])
     # the first lies in the crowd wholly, the second by 4 of 10 columns; the third is an object
-    assert leave_out_crowds(labels, anchors, crowds).tolist() == [-1, 0, 1]
-    assert leave_out_crowds(labels, anchors, crowds[:0]) is labels
+    assert ignore_crowds(labels, anchors, crowds).tolist() == [-1, 0, 1]
+    assert ignore_crowds(labels, anchors, crowds[:0]) is labels
 
 
 def test_only_objects_are_positive():

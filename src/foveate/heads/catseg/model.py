@@ -15,6 +15,7 @@ vocabularies.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
@@ -33,10 +34,11 @@ from foveate.errors import InputError
 from foveate.heads.catseg.aggregate import Aggregator
 from foveate.heads.catseg.cost import best_classes, cost_volume, spread_classes, take_classes
 from foveate.heads.catseg.guidance import STRIDE, Backbone, Guidance, TowerGuidance
-from foveate.heads.catseg.names import PUBLISHED, Residual, Version
+from foveate.heads.catseg.names import Residual, Version
 from foveate.heads.catseg.tune import unfreeze_attention, unfreeze_queries_and_values
 from foveate.heads.catseg.views import cut_windows, fold_average, squash, training_view
-from foveate.heads.fvit.pyramid import tap_width
+from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.tower import tap_width
 from foveate.ops.argmax import best_labels, classes_at_once
 from foveate.ops.resample import check_side, normalize
 from foveate.ops.shortest import resize_shortest
@@ -45,6 +47,29 @@ from foveate.types import Batch, LabelMap, Sample
 HEADS: dict[Residual, Head] = {"token": "value", "cls": "value_cls"}
 PROMPT = "A photo of a {} in the scene"
 PROMPTS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hyperparameters of a CAT-Seg."""
+
+    version: Version  # see the module
+    residual: Residual  # see the module
+    backbone: str | None  # timm's name of the guidance network under 2023; None under 2024
+    size: int  # side of a training crop and of a window at test [pixels]
+    clip_size: int  # side that a crop is resized to for the tower [pixels]: 384, and 336 with a ViT-L/14
+    test_size: int  # an image's shortest edge at test, and side of the square it is then squashed to [pixels]
+    longest: int  # most that the longest edge may be at test [pixels]; 4 times `test_size` is published
+    stride: int  # from one window to the next [pixels]
+    window: int  # side of the attention's windows [tokens]
+    hidden: int  # channels per class
+    guidance: int  # channels of the guidance of the aggregation
+    decoder: tuple[int, int]  # channels per class after each step of the decoder
+    decoder_guidance: tuple[int, int]  # channels of the guidance of these steps
+    tower_guidance: tuple[int, int]  # channels of the tower's upsampled maps, under 2024
+    heads: int  # of the aggregator's attention
+    layers: int  # how often space and classes are aggregated
+    most: int  # max classes per view at test, under 2024, those of the greatest cosine; fewer are padded
 
 
 class CatSeg(nn.Module):
@@ -60,50 +85,19 @@ class CatSeg(nn.Module):
     def __init__(
         self,
         clip: Clip,
+        network: Network,
         *,
         vocabulary: Vocabulary | Sequence[str],
-        version: Version = "2024",
-        residual: Residual | None = None,
         backbone: Backbone | None = None,
-        size: int = 384,
-        clip_size: int | None = None,
-        test_size: int = 640,
-        longest: int | None = None,
-        stride: int = 256,
-        window: int = 12,
-        hidden: int = 128,
-        guidance: int = 128,
-        decoder: tuple[int, int] = (64, 32),
-        decoder_guidance: tuple[int, int] = (32, 16),
-        tower_guidance: tuple[int, int] = (256, 128),
-        heads: int = 4,
-        layers: int = 2,
-        most: int = 256,
         is_varied: bool = True,
     ) -> None:
         """Put an aggregator on a CLIP, of which what does not learn is frozen here.
 
         Args:
             clip: a vision transformer; changed here.
-            vocabulary: K classes of the data to learn from.
-            version: see the module.
-            residual: see the module; None: the published one of the version.
-            backbone: what guides under 2023; None under 2024.
-            size: side of a training crop and of a window at test [pixels].
-            clip_size: side that a crop is brought to for the tower [pixels]: 336 with a ViT-L/14; None: `size`.
-            test_size: what the shortest edge of an image is resized to at test, and side of the square it is then
-                squashed to [pixels].
-            longest: most that the longest edge may become by the first of these [pixels]; None: 4 times `test_size`.
-            stride: from one window to the next [pixels].
-            window: side of the attention's windows [tokens].
-            hidden: channels a class.
-            guidance: channels of what guides the aggregation.
-            decoder: channels a class after each step of the decoder.
-            decoder_guidance: channels of what guides these steps.
-            tower_guidance: channels of the tower's maps made finer, under 2024.
-            heads: of the aggregator's attention.
-            layers: how often space and classes are aggregated.
-            most: classes looked at in a view at test, under 2024, those of the greatest cosine; fewer are padded.
+            network: hyperparameters.
+            vocabulary: K classes of the training data.
+            backbone: the guidance network under 2023; None under 2024.
             is_varied: crop, mirror and colour training pictures at random; else they are squashed.
 
         Raises:
@@ -111,43 +105,34 @@ class CatSeg(nn.Module):
                 or none where one does.
         """
         super().__init__()
-        clip_size = size if clip_size is None else clip_size
-        residual = PUBLISHED.get(version, "cls") if residual is None else residual
-        _check(clip, version, residual, backbone)
-        _check_sizes(clip, size, clip_size, test_size, stride, window)
-        if backbone is not None and size % STRIDE:
-            raise InputError(f"--size: need a multiple of {STRIDE} pixels, a place of the backbone's map; got {size}.")
-        if backbone is not None and size // STRIDE != clip_size // clip.patch_size:
-            raise InputError(f"--clip-size: the backbone's map has {size // STRIDE} places a side and the tower's "
-                             f"{clip_size // clip.patch_size}; need {size // STRIDE * clip.patch_size}.")  # fmt: skip
-        self.head: Head = HEADS[residual]
-        self.version, self.size, self.clip_size = version, size, clip_size
-        self.test_size, self.stride, self.most, self.is_varied = test_size, stride, most, is_varied
-        self.longest = 4 * test_size if longest is None else longest
+        _check(clip, network, backbone)
+        self.head: Head = HEADS[network.residual]
+        self.version, self.size, self.clip_size = network.version, network.size, network.clip_size
+        self.test_size, self.longest, self.stride = network.test_size, network.longest, network.stride
+        self.most, self.is_varied = network.most, is_varied
         self.clip = clip.eval()
-        unfreeze = unfreeze_queries_and_values if version == "2024" else unfreeze_attention
-        self.partly = unfreeze(clip, head=self.head)
+        is_2024 = network.version == "2024"
+        self.partly = (unfreeze_queries_and_values if is_2024 else unfreeze_attention)(clip, head=self.head)
         stages = len(tower_stages(clip.visual))
         self.taps = (stages // 3 - 1, 2 * stages // 3 - 1, stages - 1)  # B: 3 and 7; L: 7 and 15; and the last
         self.backbone, self.tower_guidance = backbone, None
-        if version == "2024":
-            self.tower_guidance = TowerGuidance(tap_width(clip), channels=tower_guidance)
-            guides = (clip.embed_dim, *tower_guidance)
+        if backbone is None:
+            self.tower_guidance = TowerGuidance(tap_width(clip), channels=network.tower_guidance)
+            guides = (clip.embed_dim, *network.tower_guidance)
         else:
-            assert backbone is not None, "the version of 2023 has a backbone"
             guides = backbone.channels
         self.aggregator = Aggregator(
             prompts=len(self._templates.templates),
             text_dim=clip.embed_dim,
             guides=guides,
-            hidden=hidden,
-            guidance=guidance,
-            decoder=decoder,
-            decoder_guidance=decoder_guidance,
-            heads=heads,
-            layers=layers,
-            window=window,
-            padding=most if version == "2024" else 0,
+            hidden=network.hidden,
+            guidance=network.guidance,
+            decoder=network.decoder,
+            decoder_guidance=network.decoder_guidance,
+            heads=network.heads,
+            layers=network.layers,
+            window=network.window,
+            padding=network.most if is_2024 else 0,
         )
         self.tokens: Tensor
         tokens, self.words = self._tokenize(vocabulary)
@@ -259,19 +244,20 @@ class CatSeg(nn.Module):
         Returns:
             "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
         """
-        by_hand = {id(parameter) for parameter, _ in self.partly}
-        theirs = [] if self.backbone is None else [*self.backbone.parameters()]
-        ours = [self.aggregator, *([self.tower_guidance] if self.tower_guidance is not None else [])]
-        own = [one for module in ours for one in module.parameters()]
-        groups = []
-        for parameters, factor in ((own, 1.0), ([*self.clip.parameters()], clip_scale), (theirs, backbone_scale)):
-            trained = [one for one in parameters if one.requires_grad]
-            decayed = [one for one in trained if one.ndim >= 2 and id(one) not in by_hand]
-            plain = [one for one in trained if one.ndim < 2 or id(one) in by_hand]
-            for some, decay in ((decayed, weight_decay), (plain, 0.0)):
-                if some:
-                    groups.append({"params": some, "weight_decay": decay, "lr_scale": factor})
-        return groups
+        partly = {id(parameter) for parameter, _ in self.partly}
+        parts = (
+            ([self.aggregator, self.tower_guidance], 1.0),
+            ([self.clip], clip_scale),
+            ([self.backbone], backbone_scale),
+        )
+        return parameter_groups(
+            [
+                ([parameter for module in modules if module is not None for parameter in module.parameters()], scale)
+                for modules, scale in parts
+            ],
+            weight_decay=weight_decay,
+            decays=lambda parameter: parameter.ndim >= 2 and id(parameter) not in partly,
+        )
 
     def _guidance(self, images: Tensor, dense: Tensor, taps: list[Tensor]) -> Guidance:
         if self.backbone is not None:
@@ -332,7 +318,9 @@ def _finer(maps: Float[Tensor, "B K h w"], *, size: int) -> Float[Tensor, "B K S
     return F.interpolate(maps.float(), size=(size, size), mode="bilinear", align_corners=False)
 
 
-def _check(clip: Clip, version: str, residual: str, backbone: Backbone | None) -> None:
+def _check(clip: Clip, network: Network, backbone: Backbone | None) -> None:
+    """Refuse a tower, a version or a backbone that do not go together, and sizes that do not fit."""
+    version, residual = network.version, network.residual
     if version not in get_args(Version):
         raise InputError(f"version: must be one of {', '.join(get_args(Version))}; got {version!r}.")
     if residual not in HEADS:
@@ -350,16 +338,24 @@ def _check(clip: Clip, version: str, residual: str, backbone: Backbone | None) -
         raise InputError(
             f"backbone: the version of {version} takes {wanted}; got {'none' if backbone is None else 'one'}."
         )
+    _check_sizes(network, patch=clip.patch_size, has_backbone=backbone is not None)
 
 
-def _check_sizes(clip: Clip, size: int, clip_size: int, test_size: int, stride: int, window: int) -> None:
-    patch = clip.patch_size
-    check_side(clip_size, patch=patch, flag="--clip-size")
-    grid = clip_size // patch
+def _check_sizes(network: Network, *, patch: int, has_backbone: bool) -> None:
+    size, stride, test_size, window = network.size, network.stride, network.test_size, network.window
+    check_side(network.clip_size, patch=patch, flag="--clip-size")
+    grid = network.clip_size // patch
     if grid > window and grid % window:
         raise InputError(f"--window: need one that divides the {grid} places a side; got {window}.")
     if not 0 < stride <= size <= test_size or (test_size - size) % stride:
         raise InputError(
             f"--test-size: need windows of {size} pixels every {stride} to end where the picture does, at {size}, "
             f"{size + stride}, {size + 2 * stride}, ...; got {test_size}."
+        )
+    if has_backbone and size % STRIDE:
+        raise InputError(f"--size: need a multiple of {STRIDE} pixels, a place of the backbone's map; got {size}.")
+    if has_backbone and size // STRIDE != grid:
+        raise InputError(
+            f"--clip-size: the backbone's map has {size // STRIDE} places a side and the tower's {grid}; need "
+            f"{size // STRIDE * patch}."
         )

@@ -32,10 +32,10 @@ from foveate.heads.catseg.keys import (
     is_unused,
     published_head_key,
 )
-from foveate.heads.catseg.model import CatSeg
+from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.catseg.names import PUBLISHED, Residual, Version
-from foveate.heads.catseg.product import CLIP_FOLDER, About, Network, build_catseg, save_catseg
-from foveate.heads.product import own_state, tower_digest
+from foveate.heads.catseg.product import About, build_catseg, save_catseg
+from foveate.heads.common.product import CLIP_FOLDER, tower_digest, trained_state
 
 State = dict[str, Tensor]
 
@@ -123,7 +123,7 @@ def build_published(
     clip = Clip(model.eval(), name=name, config=found.clip_config)
     digest = tower_digest(clip, whole=True)
     catseg = build_catseg(clip, found.network, classes=classes, pretrained=False, is_varied=False)
-    own = {key: one for key, one in own_state(catseg, prefix="clip.").items() if not key.startswith("clip.")}
+    own = {key: one for key, one in trained_state(catseg, frozen="clip.").items() if not key.startswith("clip.")}
     counts = {key: one for key, one in own.items() if key.endswith("num_batches_tracked")}
     head = {**counts, **found.head}  # detectron2's frozen BatchNorm does not count
     _check_fit(own, head, called=lambda key: found.names.get(key) or published_head_key(key), source=source)

@@ -1,6 +1,6 @@
 """The frozen tower's maps of a picture, computed once and read after: for training without augmentation (A.3).
 
-    FOLDER/index.json            what the maps were made by: tower, input, taps, windows; and its digest
+    FOLDER/manifest.json         what the maps depend on: tower, input, taps, windows
            ab/cdef....safetensors   one picture: "tap/0" .., float16; the digest in its header
 
 A picture goes by its pixels, not by its name, so the maps of another picture set are never used. Every file is written
@@ -11,7 +11,6 @@ old files, maps of augmented pictures.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from torch import Tensor
 
 from foveate.clip.digest import digest_state
 from foveate.clip.model import Clip
-from foveate.errors import InputError
-from foveate.files import write_whole
 from foveate.heads.fvit.inputs import input_statistics
 from foveate.heads.fvit.names import Resize, Statistics
+from foveate.io.files import write_whole
+from foveate.io.store import claim_cache
 from foveate.types import Sample
 
 FORMAT = 3
+OWNER = "foveate maps"  # in the manifest
 LARGEST = 65504.0  # of float16
 
 
@@ -71,13 +71,7 @@ class FeatureCache:
         }
         self.folder, self.layers = folder, layers
         self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-        index = folder / "index.json"
-        if index.exists():
-            _check_index(index, made_by)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder}: need a folder of cached maps, or an empty one; it holds other files.")
-        else:
-            write_whole(index, (json.dumps({**made_by, "digest": self.digest}, indent=2) + "\n").encode())
+        claim_cache(folder, made_by, owner=OWNER)
 
     def read(self, sample: Sample, *, device: torch.device) -> list[Tensor] | None:
         """The taps of a picture as a batch of one, float32; None where there are none, or only damaged ones."""
@@ -103,11 +97,7 @@ class FeatureCache:
         """
         named = {f"tap/{place}": _half(tap) for place, tap in enumerate(taps)}
         content = save({name: one.cpu() for name, one in named.items()}, {"made_by": self.digest})
-        path = self._path(sample)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(self._path(sample), content, shared=True)
         return [one.float() for one in named.values()]
 
     def _path(self, sample: Sample) -> Path:
@@ -121,16 +111,3 @@ class FeatureCache:
 
 def _half(one: Tensor) -> Tensor:
     return one.detach().float().clamp(-LARGEST, LARGEST).half().contiguous()  # strides choose kernels, so bits
-
-
-def _check_index(index: Path, made_by: dict[str, Any]) -> None:
-    try:
-        found = json.loads(index.read_bytes())
-        differ = [name for name in made_by if found.get(name) != made_by[name]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{index}: need the index of a cache of maps; {error}. Name another folder.") from error
-    if differ:
-        raise InputError(
-            f"{index.parent}: holds maps made otherwise (another {', '.join(differ)}). "
-            "Name another folder, or delete it."
-        )

@@ -3,12 +3,10 @@
 Box regression and masks are class-agnostic, so that a proposal has one box and one mask whatever is asked for, and all
 that depends on a vocabulary or on how scores are fused can be done again without the network.
 
-    FOLDER/index.json          what the candidates are made by, and of which pictures
-    FOLDER/00000.safetensors   64 pictures of the list: proposals, objectness, boxes, detector, clip [, masks], one
-                               below the other; its metadata says which rows are whose, and which pictures were bad
-
-A shard is written whole or not at all; the same command goes on after the last whole one. Deliberately absent: two
-processes that share the work, compression.
+The store is a folder of parts (`foveate.io.store`) of 64 images each: proposals, objectness, boxes, detector, clip
+[, masks], one below the other; a part's notes say which rows are whose, and which images were bad. Its manifest says
+what the candidates depend on, and of which images they are.
+Deliberately absent: two processes that share the work, compression.
 """
 
 import hashlib
@@ -25,12 +23,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from foveate.errors import InputError
-from foveate.files import write_whole
+from foveate.io.store import NOTES, Part, claim_parts, find_manifest, find_parts, write_part
 from foveate.types import BadSample
 
-SHARD = 64  # pictures
-NOTES = "notes"  # the key of a shard's metadata
-MADE_BY = "foveate candidates"  # how its index is told from another
+SHARD = 64  # images
+OWNER = "foveate candidates"  # in the manifest
 ROWS = ("proposals", "objectness", "boxes", "detector", "clip")  # what every store holds; masks where there are any
 
 
@@ -72,15 +69,8 @@ class CandidateWriter:
         self.folder, self.ids = folder, list(ids)
         self._notes: list[dict[str, Any]] = []
         self._rows: dict[str, list[Tensor]] = {}
-        identity = {"candidates": MADE_BY, "made_by": made_by, "pictures": len(ids), "ids": _digest(ids)}
-        there = _read_index(folder) if folder.exists() else None
-        if there is None:
-            if folder.exists() and any(folder.iterdir()):
-                raise InputError(f"{folder}: need an empty folder or one of candidates; it is neither. Name another.")
-            write_whole(folder / "index.json", (json.dumps(identity, indent=1) + "\n").encode())
-        else:
-            _refuse_another(folder, there, identity)
-        self.done = self._claim()
+        parts = claim_parts(folder, {**made_by, "pictures": len(ids), "ids": _digest(ids)}, owner=OWNER)
+        self.done = self._keep_ours(parts)
 
     def add(self, one: Candidates) -> None:
         """Take the candidates of the next picture."""
@@ -117,20 +107,18 @@ class CandidateWriter:
 
     def _write(self) -> None:
         tensors = {name: torch.cat(many) for name, many in self._rows.items()}
-        write_whole(_shard(self.folder, self.done // SHARD), save(tensors, {NOTES: json.dumps(self._notes)}))
-        self.done += len(self._notes)
+        content = save(tensors, {NOTES: json.dumps(self._notes)})
+        self.done = write_part(self.folder, content, start=self.done, stop=self.done + len(self._notes)).stop
         self._notes, self._rows = [], {}
 
-    def _claim(self) -> int:
-        """Count the pictures of the whole shards from the first on; what a killed process half wrote is removed."""
+    def _keep_ours(self, parts: list[Part]) -> int:
+        """Count the images of the parts from the first on; parts of other images and what follows are removed."""
         done = 0
-        for path in sorted(self.folder.glob("*.safetensors*")):
-            expected = self.ids[done : done + SHARD]
-            notes = _read_notes(path)
-            if notes is not None and path == _shard(self.folder, done // SHARD) and _ids_of(notes) == expected:
-                done += len(notes)
+        for part in parts:
+            if part.start == done and _ids_of(part.notes) == self.ids[part.start : part.stop]:
+                done = part.stop
             else:
-                path.unlink()
+                part.path.unlink()
         return done
 
 
@@ -143,47 +131,38 @@ class CandidateStore:
         Raises:
             InputError: no store, one that is not finished, or a shard that is missing or damaged.
         """
-        there = _read_index(folder)
+        there = find_manifest(folder, owner=OWNER)
         if there is None:
-            raise InputError(f"{folder}: need a folder of candidates with its index.json; there is none. Make them.")
-        self.folder = folder
-        self.made_by: dict[str, str] = there["made_by"]
-        self.bad: list[BadSample] = []
-        self.ids: list[str] = []  # of the good pictures
-        self._shards: list[tuple[Path, list[dict[str, Any]]]] = []
-        listed: list[str] = []
-        for start in range(0, there["pictures"], SHARD):
-            path = _shard(folder, start // SHARD)
-            notes = _read_notes(path)
-            if notes is None:
-                problem = "is damaged" if path.exists() else "is missing"
-                raise InputError(
-                    f"{folder}: need the candidates of all {there['pictures']} pictures; {path.name} {problem}. "
-                    "Give the command that makes them again: it goes on there."
-                )
-            listed += _ids_of(notes)
-            self.bad += [BadSample(note["id"], note["bad"]) for note in notes if "bad" in note]
-            self.ids += [note["id"] for note in notes if "bad" not in note]
-            self._shards.append((path, notes))
-        if _digest(listed) != there["ids"]:
+            raise InputError(f"{folder}: need a folder of candidates with its manifest.json; there is none. Make them.")
+        self.folder, self._parts = folder, find_parts(folder)
+        count = self._parts[-1].stop if self._parts else 0
+        if count < there["pictures"]:
             raise InputError(
-                f"{folder}: need the pictures that index.json is of; the shards hold others. Make it again."
+                f"{folder}: need the candidates of all {there['pictures']} pictures; got those of the first {count}, "
+                "the next part is missing or damaged. Give the command that makes them again: it resumes there."
+            )
+        notes = [note for part in self._parts for note in part.notes]
+        self.bad = [BadSample(note["id"], note["bad"]) for note in notes if "bad" in note]
+        self.ids: list[str] = [note["id"] for note in notes if "bad" not in note]
+        if _digest(_ids_of(notes)) != there["ids"]:
+            raise InputError(
+                f"{folder}: need the pictures that manifest.json is of; the parts hold others. Make it again."
             )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[Candidates]:
-        for path, notes in self._shards:
-            yield from _read_shard(path, notes)
+        for part in self._parts:
+            yield from _read_part(part)
 
 
-def _read_shard(path: Path, notes: list[dict[str, Any]]) -> Iterator[Candidates]:
+def _read_part(part: Part) -> Iterator[Candidates]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(part.path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             start = 0
-            for note in notes:
+            for note in part.notes:
                 if "bad" in note:
                     continue
                 stop = start + note["count"]
@@ -191,11 +170,7 @@ def _read_shard(path: Path, notes: list[dict[str, Any]]) -> Iterator[Candidates]
                 yield Candidates(note["id"], note["height"], note["width"], **tensors)
                 start = stop
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: need a shard of candidates; {error}. Make them again.") from error
-
-
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.safetensors"
+        raise InputError(f"{part.path}: need a part of candidates; {error}. Make them again.") from error
 
 
 def _digest(ids: Sequence[str]) -> str:
@@ -204,38 +179,3 @@ def _digest(ids: Sequence[str]) -> str:
 
 def _ids_of(notes: list[dict[str, Any]]) -> list[str]:
     return [note["id"] for note in notes]
-
-
-def _read_index(folder: Path) -> dict[str, Any] | None:
-    """What a store's index says; None where there is none of candidates."""
-    try:
-        there = json.loads((folder / "index.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return there if isinstance(there, dict) and there.get("candidates") == MADE_BY else None
-
-
-def _refuse_another(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    before, now = ({**one["made_by"], "pictures": one["pictures"], "ids": one["ids"]} for one in (there, here))
-    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    if differing:
-        lines = [
-            f"  {name}: there {before.get(name, '(absent)')}, here {now.get(name, '(absent)')}" for name in differing
-        ]
-        raise InputError(
-            f"{folder}: holds candidates that were made otherwise. Differing:\n"
-            + "\n".join(lines)
-            + "\nGive the same command to go on, or name another folder."
-        )
-
-
-def _read_notes(path: Path) -> list[dict[str, Any]] | None:
-    """What a shard says about its pictures; None where it is not whole."""
-    try:
-        with safe_open(path, "pt") as file:
-            notes = json.loads((file.metadata() or {})[NOTES])
-            rows = sum(note.get("count", 0) for note in notes)
-            lengths = {file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
-            return notes if lengths <= {rows} else None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

@@ -8,18 +8,21 @@ finds (`candidates`) knows no vocabulary: scores are made from embeddings, the d
 `fusion`. Deliberately absent: that fusion, the texts' templates, epochs, files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor, nn
 
 from foveate.clip.model import Clip
 from foveate.errors import InputError
+from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.names import PyramidKind
+from foveate.heads.common.pyramid import Pyramid, pyramid_strides
+from foveate.heads.common.tower import Tower, TowerMaps, tap_width
 from foveate.heads.fvit.cache import FeatureCache
 from foveate.heads.fvit.candidates import Candidates
 from foveate.heads.fvit.heads import (
@@ -36,18 +39,35 @@ from foveate.heads.fvit.heads import (
     unit,
 )
 from foveate.heads.fvit.inputs import input_statistics
-from foveate.heads.fvit.names import Kind, Resize, Statistics
-from foveate.heads.fvit.pyramid import Maps, Pyramid, Tower, pyramid_strides, tap_width
+from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.fvit.roi import pool_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import boxes_on_picture, clip_boxes
 from foveate.ops.jitter import Jitter, draw_jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
 from foveate.ops.pool import pool_boxes
-from foveate.types import Batch, Sample
+from foveate.types import Batch, Sample, blank_sample
 
 Choice = Callable[[Candidates], Int64[Tensor, " M"]]
 MASK_SHAPE = (28, 28)
 MASK_CHUNK = 256  # proposals whose masks are made at once
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hyperparameters of a detector."""
+
+    size: int  # side of the square input [pixels]; a multiple of twice the patch size
+    taps: tuple[int, ...] | None  # see `Tower`
+    pyramid: PyramidKind  # "taps" is the paper's
+    channels: int  # of the pyramid
+    width: int  # of the heads' convolutions
+    masks: bool
+    proposals: int  # of the first stage, per image
+    trained_layers: int  # last blocks of the tower that are trained; 0 is the paper's
+    norm: bool  # BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS
+    relu_embedding: bool  # see `BoxHead`; True is published
+    statistics: Statistics  # that the input is normalised with; "imagenet" is published
+    resize: Resize  # see `foveate.ops.jitter.jitter_image`; "bilinear" is published
 
 
 @dataclass(frozen=True)
@@ -72,25 +92,14 @@ class FViT(nn.Module):
     def __init__(
         self,
         clip: Clip,
+        network: Network,
         *,
         text: Float[Tensor, "V D"],
         is_novel: Bool[Tensor, " K"],
-        size: int,
-        taps: Sequence[int] | None = None,
-        pyramid: Kind = "taps",
-        channels: int = 256,
-        width: int = 256,
-        masks: bool = False,
-        norm: bool = False,
-        relu_embedding: bool = True,
-        statistics: Statistics = "imagenet",
-        resize: Resize = "bilinear",
         background_weight: float = 0.9,
         scale: float = 50.0,
         rois: int = 512,
         match_low_quality: bool = False,
-        proposals: int = 1000,
-        trained_layers: int = 0,
         jitter: tuple[float, float] | None = (0.1, 2.0),
         flip: bool = True,
         cache: FeatureCache | None = None,
@@ -98,25 +107,14 @@ class FViT(nn.Module):
         """Put a detector on a CLIP, which is frozen here.
 
         Args:
-            clip: its image tower is used as its windows say.
+            clip: its image tower is used, with its attention windows.
+            network: hyperparameters.
             text: embeddings of the K classes of the data and, last, of "background"; V = K + 1.
             is_novel: classes not to be learned from: novel ones, and those a split leaves out.
-            size: side of the square input [pixels]; a multiple of twice the patch size.
-            taps: see `Tower`.
-            pyramid: see `foveate.heads.fvit.pyramid`; "taps" is the paper's.
-            channels: of the pyramid.
-            width: of the heads' convolutions.
-            masks: learn and find masks too.
-            norm: BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS.
-            relu_embedding: see `BoxHead`; True is published.
-            statistics: what the input is normalised with; "imagenet" is published.
-            resize: how images are resized, see `foveate.ops.jitter.jitter_image`; "bilinear" is published.
             background_weight: of background proposals in the class loss; 0.6 on COCO, 0.9 on LVIS.
             scale: T at the start.
             rois: proposals a picture that the second stage learns from, at most a quarter of them objects.
             match_low_quality: see `RoiSampler`; True is published for OV-LVIS.
-            proposals: of the first stage, a picture.
-            trained_layers: last blocks of the tower that learn; 0 is the paper's.
             jitter: least and greatest scale of the large-scale jitter in training; None: pictures as they are.
             flip: mirror half of the pictures in training.
             cache: of the frozen tower's maps; asks for no jitter and no flip.
@@ -126,18 +124,19 @@ class FViT(nn.Module):
                 augmentation or a trained tower, or what `Tower` refuses.
         """
         super().__init__()
-        _check(clip, text, is_novel, size=size)
-        if cache is not None and (jitter is not None or flip or trained_layers):
+        _check(clip, text, is_novel, size=network.size)
+        if cache is not None and (jitter is not None or flip or network.trained_layers):
             raise InputError("cache: maps are those of whole pictures in a frozen tower; leave out jitter and flip.")
-        self.tower = Tower(clip, kind=pyramid, taps=taps, trained=trained_layers)
-        self.size, self.jitter, self.flip, self.cache = size, jitter, flip, cache
-        self.background_weight, self.resize = background_weight, resize
-        self.mean, self.std = input_statistics(clip, statistics)
+        kind, channels, width = network.pyramid, network.channels, network.width
+        self.tower = Tower(clip, kind=kind, taps=network.taps, trained=network.trained_layers)
+        self.size, self.resize, self.jitter, self.flip, self.cache = network.size, network.resize, jitter, flip, cache
+        self.background_weight = background_weight
+        self.mean, self.std = input_statistics(clip, network.statistics)
         self.strides = pyramid_strides(clip.patch_size)
-        self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=pyramid)
-        self.rpn = Rpn(self.strides, channels=channels, norm=norm, keep=proposals)
-        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=relu_embedding)
-        self.mask_head = MaskHead(channels, width=width, norm=norm) if masks else None
+        self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=kind)
+        self.rpn = Rpn(self.strides, channels=channels, norm=network.norm, keep=network.proposals)
+        self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=network.relu_embedding)
+        self.mask_head = MaskHead(channels, width=width, norm=network.norm) if network.masks else None
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
         self.sampler = RoiSampler(samples=rois, match_low_quality=match_low_quality)
         self.text: Tensor
@@ -163,7 +162,7 @@ class FViT(nn.Module):
         Returns:
             The loss; where no picture could be used, a zero that still reaches every trained parameter.
         """
-        samples = batch.samples or [_blank()]
+        samples = batch.samples or [blank_sample()]
         seen = [self._see(sample) for sample in samples]
         levels = self.pyramid(self._maps(samples, seen, dense=False).taps)
 
@@ -353,7 +352,7 @@ class FViT(nn.Module):
             )
         return jitter_masks(masks[wanted.cpu()].to(wanted.device), jitter, size=self.size)
 
-    def _maps(self, samples: list[Sample], seen: list[Seen], *, dense: bool) -> Maps:
+    def _maps(self, samples: list[Sample], seen: list[Seen], *, dense: bool) -> TowerMaps:
         """The tower's maps of a batch; where the dense one is not asked for, perhaps from the cache."""
         if self.cache is None or dense:
             return self.tower(self._inputs(samples, seen), dense=dense)
@@ -364,7 +363,7 @@ class FViT(nn.Module):
                 with torch.autocast(self.text.device.type, enabled=False):
                     taps = self.cache.write(sample, self.tower(self._inputs([sample], [one]), dense=False).taps)
             found.append(taps)
-        return Maps([torch.cat(parts) for parts in zip(*found, strict=True)], None)
+        return TowerMaps([torch.cat(parts) for parts in zip(*found, strict=True)], None)
 
     def _inputs(self, samples: list[Sample], seen: list[Seen]) -> Float[Tensor, "B 3 H W"]:
         numbers = {"size": self.size, "mean": self.mean, "std": self.std, "resize": self.resize}
@@ -385,32 +384,14 @@ class FViT(nn.Module):
         Returns:
             "params", "weight_decay" and "lr_scale", which whoever sets a group's rate multiplies it by.
         """
-        plain = {id(parameter) for parameter, _ in self.tower.partly} | {id(self.log_scale)}
-        blocks = [[one for one in stage.parameters() if one.requires_grad] for stage in self.tower.trained]
-        in_tower = {id(parameter) for block in blocks for parameter in block}
-        rest = [one for one in self.parameters() if one.requires_grad and id(one) not in in_tower]
-        scaled = [(rest, 1.0)] + [(block, ladder ** (len(blocks) - place)) for place, block in enumerate(blocks)]
-        groups = []
-        for parameters, factor in scaled:
-            for is_plain, decay in ((False, weight_decay), (True, 0.0)):
-                some = [one for one in parameters if (id(one) in plain) == is_plain]
-                if some:
-                    groups.append({"params": some, "weight_decay": decay, "lr_scale": factor})
-        return groups
-
-
-def synchronise(detector: FViT) -> FViT:
-    """Let BatchNorm see the pictures of all processes (SyncBN), where there are several, on GPUs.
-
-    On the CPU torch has no such layer: there each process normalises by its own pictures, and the running statistics
-    that are saved are the first process's. The tower's own layers are left alone.
-    """
-    # none of these is such a layer itself, so they are changed in place
-    if dist.is_initialized() and dist.get_world_size() > 1 and detector.text.device.type == "cuda":
-        for part in (detector.pyramid, detector.rpn, detector.box_head, detector.mask_head):
-            if part is not None:
-                nn.SyncBatchNorm.convert_sync_batchnorm(part)
-    return detector
+        undecayed = {id(parameter) for parameter, _ in self.tower.partly} | {id(self.log_scale)}
+        blocks = [[*stage.parameters()] for stage in self.tower.trained]
+        in_blocks = {id(parameter) for block in blocks for parameter in block}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in in_blocks]
+        parts = [(rest, 1.0), *((block, ladder ** (len(blocks) - depth)) for depth, block in enumerate(blocks))]
+        return parameter_groups(
+            parts, weight_decay=weight_decay, decays=lambda parameter: id(parameter) not in undecayed
+        )
 
 
 def _check(clip: Clip, text: Tensor, is_novel: Tensor, *, size: int) -> None:
@@ -425,8 +406,3 @@ def _check(clip: Clip, text: Tensor, is_novel: Tensor, *, size: int) -> None:
         )
     if bool(is_novel.all()):
         raise InputError("is_novel: need at least one class to learn from; all are novel or left out.")
-
-
-def _blank() -> Sample:
-    """A black picture without objects, for a step in which no picture could be used."""
-    return Sample("", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 4))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.ops import Conv2dNormActivation, box_iou, roi_align
 
+from foveate.heads.common.rpn import ignore_crowds
 from foveate.heads.fvit.match import BACKGROUND, match_boxes
-from foveate.heads.proposals.rpn import leave_out_crowds
 
 BOX_SIDE, MASK_SIDE, MASK_OUT = 7, 14, 28
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -137,7 +137,7 @@ class RoiSampler:
         if len(boxes):
             found = match_boxes(box_iou(boxes, proposals), **self.matching)  # (P,)
         matched = torch.cat([own, found])  # (N + P,)
-        kinds = leave_out_crowds((matched >= 0).long(), all_boxes, crowds)
+        kinds = ignore_crowds((matched >= 0).long(), all_boxes, crowds)
         positive, negative = self.sample([kinds])
         drawn = torch.cat([positive[0].nonzero()[:, 0], negative[0].nonzero()[:, 0]])  # (S,)
         of = matched[drawn]

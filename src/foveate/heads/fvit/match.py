@@ -2,7 +2,7 @@
 
 torchvision's matcher gives every object its best boxes, however little they overlap, and a box that is the best of two
 objects to the one that it overlaps more. The published detectors are trained with a floor, and with the later object.
-Deliberately absent: regions to ignore (crowds are left out by `foveate.heads.proposals.rpn.leave_out_crowds`).
+Deliberately absent: regions to ignore (crowds are left out by `foveate.heads.common.rpn.ignore_crowds`).
 """
 
 import torch

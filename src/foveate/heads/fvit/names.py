@@ -5,9 +5,6 @@ from typing import Literal
 Benchmark = Literal["ov-coco", "ov-lvis-b", "ov-lvis-l", "transfer-coco", "transfer-objects365", "transfer-voc"]
 """Whose numbers scores are fused with; see `foveate.heads.fvit.fusion.PRESETS`."""
 
-Kind = Literal["taps", "simple", "fpn"]
-"""Feature pyramids (Tab. A6); see `foveate.heads.fvit.pyramid`."""
-
 Statistics = Literal["imagenet", "clip"]
 """Whose mean and deviation images are normalised with; the published detectors take ImageNet's."""
 

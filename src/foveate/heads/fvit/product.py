@@ -1,57 +1,43 @@
-"""A trained detector as a folder: what was trained, what it was told, and which CLIP it stands on (Sec. 3.3).
+"""A trained detector as a folder (Sec. 3.3): see `foveate.heads.common.product`.
 
-    FOLDER/detector.safetensors   the pyramid, both stages, the temperature, the texts; trained blocks of the tower
-           detector.json          the tower's name and digest, the network's numbers, base and novel classes
-           clip/                  the CLIP itself, only where it came with a published file (`published.py`)
-
-The frozen tower is not copied: a detector is some 30 million parameters, a tower up to 300. It is found by its name
-and recognised by its digest. Deliberately absent: optimizer state (the run's checkpoints have it).
+FOLDER/detector.safetensors   the pyramid, both stages, the temperature, the texts; trained blocks of the tower
+       detector.json          the tower's name and digest, the network, base and novel classes
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from foveate.errors import InputError
-from foveate.heads.fvit.detector import FViT
-from foveate.heads.fvit.names import Kind, Resize, Statistics
-from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
-
-NAME = "detector"  # of its files
-FORMAT = 2
-CLIP_FOLDER = "clip"  # in the folder, of a CLIP that came with a published file
-_OLDER = (  # why a folder of format 1 cannot be opened
-    "its network was another than the published one: no ReLU after the class embedding, CLIP's colour statistics, "
-    "bicubic resizing, and other RoI levels at patches of 14"
+from foveate.heads.common.product import (
+    CLIP_FOLDER,
+    HeadKind,
+    load_base,
+    load_weights,
+    read_description,
+    read_weights,
+    trained_state,
+    write_head,
 )
-TOWER = "tower."  # names of the CLIP in a detector
+from foveate.heads.fvit.detector import FViT, Network
 
-
-@dataclass(frozen=True)
-class Network:
-    """The numbers that a detector is built from again."""
-
-    size: int
-    taps: tuple[int, ...] | None
-    pyramid: Kind
-    channels: int
-    width: int
-    masks: bool
-    proposals: int
-    trained_layers: int
-    norm: bool
-    relu_embedding: bool
-    statistics: Statistics
-    resize: Resize
+DETECTOR = HeadKind(
+    "detector",
+    format=2,
+    command="train-fvit",
+    older="its network was another than the published one: no ReLU after the class embedding, CLIP's colour "
+    "statistics, bicubic resizing, and other RoI levels at patches of 14",
+)
+TOWER = "tower."  # prefix of the CLIP's names in a detector
 
 
 @dataclass(frozen=True)
 class About:
-    """What a detector's folder says of it."""
+    """Description of a detector."""
 
-    model: str  # the CLIP, as it was named
+    model: str  # the CLIP's name
     pretrained: str | None
     tower: str  # digest of the image tower that was trained on
     network: Network
@@ -59,9 +45,9 @@ class About:
     novel: tuple[str, ...]
     left_out: tuple[str, ...]
     templates: str
-    benchmark: str  # whose fusion it is asked with where nothing else is said
+    benchmark: str  # whose score fusion is the default
     training: dict[str, Any]  # data, steps, seed ...; for people
-    has_clip: bool = False  # the CLIP lies in the folder, in `CLIP_FOLDER`; else it is found by its name
+    has_clip: bool = False  # the CLIP is in the folder, in `CLIP_FOLDER`; else it is found by its name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -70,36 +56,17 @@ class About:
 
 
 def save_detector(detector: FViT, folder: Path, about: About) -> None:
-    """Write a detector.
-
-    Args:
-        detector: trained.
-        folder: made where missing.
-        about: what its folder says.
-    """
-    state = own_state(detector, prefix=TOWER)
-    write_product(folder, NAME, facts={"format": FORMAT, **asdict(about)}, state=state)
+    """Write a detector to a folder, which is created if missing."""
+    write_head(folder, DETECTOR, about, trained_state(detector, frozen=TOWER))
 
 
 def read_about(folder: Path) -> About:
-    """Read what a detector's folder says.
+    """Read the description of a detector.
 
     Raises:
         InputError: there is no detector in it, or its description is damaged or of another version.
     """
-    content = read_facts(folder, NAME, version=FORMAT, verb="train-fvit", older=_OLDER)
-    try:
-        network = content["network"]
-        taps = None if network["taps"] is None else tuple(network["taps"])
-        named = {name: tuple(content[name]) for name in ("base", "novel", "left_out")}
-        rest = {
-            name: content[name]
-            for name in ("model", "pretrained", "tower", "templates", "benchmark", "training", "has_clip")
-        }
-        return About(network=Network(**{**network, "taps": taps}), **named, **rest)
-    except (ValueError, KeyError, TypeError) as error:
-        path = folder / f"{NAME}.json"
-        raise InputError(f"{path}: need a detector's description; {type(error).__name__}: {error}.") from error
+    return read_description(folder, DETECTOR, About)
 
 
 def load_detector(
@@ -109,24 +76,22 @@ def load_detector(
 
     Args:
         folder: of `save_detector`.
-        clip: where that CLIP lies now; when not given, in the folder itself, or where it lay in training.
-        device: where it goes.
+        clip: name or path of that CLIP; None: the one in the folder itself, or as in training.
+        device: of the detector.
 
     Returns:
-        The detector in evaluation mode, and what its folder says.
+        The detector in evaluation mode, and its description.
 
     Raises:
         InputError: no detector, damaged weights, or another tower than it was trained on.
     """
     about = read_about(folder)
     model = str(folder / CLIP_FOLDER) if about.has_clip else about.model
-    tower = load_base(model, pretrained=about.pretrained, digest=about.tower, clip=clip, device=device, name=NAME)
-    state = read_state(folder, NAME)
+    tower = load_base(model, pretrained=about.pretrained, digest=about.tower, clip=clip, device=device, kind=DETECTOR)
+    state = read_weights(folder, DETECTOR)
     missing = [name for name in ("text", "is_novel") if name not in state]
     if missing:
-        raise InputError(f"{folder / NAME}.safetensors: need a detector's weights; {missing[0]} is not there.")
-    detector = FViT(
-        tower, text=state["text"], is_novel=state["is_novel"], jitter=None, flip=False, **asdict(about.network)
-    )
-    load_own(detector, state, prefix=TOWER, path=folder / f"{NAME}.json")
+        raise InputError(f"{folder / DETECTOR.name}.safetensors: need a detector's weights; {missing[0]} is not there.")
+    detector = FViT(tower, about.network, text=state["text"], is_novel=state["is_novel"], jitter=None, flip=False)
+    load_weights(detector, state, frozen=TOWER, folder=folder, kind=DETECTOR)
     return detector.eval(), about

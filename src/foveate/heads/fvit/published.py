@@ -11,7 +11,7 @@ names (`foveate.data.splits`).
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,10 @@ from foveate.clip.layouts import drop_derived, rename_eva
 from foveate.clip.model import Clip
 from foveate.clip.states import differences, put_state
 from foveate.errors import InputError, listed
-from foveate.heads.fvit.detector import FViT
+from foveate.heads.common.product import trained_state
+from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.names import Benchmark
-from foveate.heads.fvit.product import TOWER, Network
-from foveate.heads.product import own_state
+from foveate.heads.fvit.product import TOWER
 
 # theirs -> ours; #: a number that stays, @: a convolution ("conv") or its BatchNorm ("bn"), which are 0 and 1 here
 PLACES = (
@@ -237,8 +237,9 @@ def build_published(
     Raises:
         InputError: tensors are missing, have no place or another shape; lists them with both shapes.
     """
-    detector = FViT(clip, text=text, is_novel=is_novel, jitter=None, flip=False, **asdict(network))
-    wanted = {name: one for name, one in own_state(detector, prefix=TOWER).items() if name not in ("text", "is_novel")}
+    detector = FViT(clip, network, text=text, is_novel=is_novel, jitter=None, flip=False)
+    wanted = trained_state(detector, frozen=TOWER)
+    del wanted["text"], wanted["is_novel"]
     problems = differences(wanted, found.head)
     if problems:
         raise InputError(

@@ -7,29 +7,17 @@ Deliberately absent: what `foveate.heads.proposals` has of its own: a pyramid, f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import Conv2dNormActivation, box_iou
 
+from foveate.heads.common.rpn import NOT_SAMPLED, AnchorPredictions, ignore_crowds, predict_anchors
 from foveate.heads.fvit.anchors import Anchors
 from foveate.heads.fvit.match import BACKGROUND, match_boxes
-from foveate.heads.proposals.rpn import DISCARDED, leave_out_crowds
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What the network says of every anchor of a batch of B pictures, A anchors each."""
-
-    objectness: Float[Tensor, "R 1"]  # R = B * A, logits
-    deltas: Float[Tensor, "R 4"]
-    anchors: list[Tensor]  # (A, 4) of each picture
-    counts: list[int]  # anchors of each level
 
 
 class Rpn(nn.Module):
@@ -78,17 +66,12 @@ class Rpn(nn.Module):
             nms,
         )
 
-    def forward(self, levels: list[Float[Tensor, "B C _ _"]]) -> Predicted:
-        """Say of every anchor whether it is an object, and where."""
-        objectness, deltas = self.network.head(levels)
-        count = len(levels[0])
-        anchors = self.network.anchor_generator(ImageList(levels[0], [(0, 0)] * count), levels)
-        counts = [int(one[0].numel()) for one in objectness]
-        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
-        return Predicted(objectness.float(), deltas.float(), anchors, counts)
+    def forward(self, levels: list[Float[Tensor, "B C _ _"]]) -> AnchorPredictions:
+        """Predict objectness and boxes of every anchor."""
+        return predict_anchors(self.network, levels, inputs=levels[0])  # our anchors do not ask for the input's size
 
     def losses(
-        self, found: Predicted, objects: list[Float[Tensor, "_ 4"]], crowds: list[Float[Tensor, "_ 4"]]
+        self, found: AnchorPredictions, objects: list[Float[Tensor, "_ 4"]], crowds: list[Float[Tensor, "_ 4"]]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The losses of objectness (binary cross-entropy) and box (L1), each the mean over the batch's sampled anchors.
 
@@ -114,13 +97,13 @@ class Rpn(nn.Module):
             labels, matched = anchors.new_zeros(len(anchors)), torch.zeros_like(anchors)
         else:
             places = match_boxes(box_iou(objects, anchors), **self.matching)  # (A,)
-            labels = torch.where(places >= 0, 1.0, torch.where(places == BACKGROUND, 0.0, float(DISCARDED)))
+            labels = torch.where(places >= 0, 1.0, torch.where(places == BACKGROUND, 0.0, float(NOT_SAMPLED)))
             matched = objects[places.clamp(min=0)]
-        return leave_out_crowds(labels, anchors, crowds), matched
+        return ignore_crowds(labels, anchors, crowds), matched
 
     @torch.no_grad()
     def propose(
-        self, found: Predicted, fitted: list[tuple[int, int]]
+        self, found: AnchorPredictions, fitted: list[tuple[int, int]]
     ) -> tuple[list[Float[Tensor, "_ 4"]], list[Float[Tensor, " _"]]]:
         """The best boxes of each picture; where there is none, the whole picture with score 0.
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from foveate.clip.model import Clip
 from foveate.errors import InputError
-from foveate.heads.fvit.pyramid import Kind, Pyramid, Tower, tap_width
+from foveate.heads.common.names import PyramidKind
+from foveate.heads.common.pyramid import Pyramid
+from foveate.heads.common.tower import Tower, tap_width
 from foveate.heads.panoptic.described import IMAGENET
 from foveate.heads.panoptic.inputs import Pad
 
@@ -53,13 +55,15 @@ class Encoder(nn.Module):
 class TowerEncoder(Encoder):
     """The frozen tower of a CLIP and F-ViT's pyramid, which learns: maps at P/4, P/2, P and 2P."""
 
-    def __init__(self, clip: Clip, *, channels: int = 256, kind: Kind = "taps", taps: tuple[int, ...] | None = None):
+    def __init__(
+        self, clip: Clip, *, channels: int = 256, kind: PyramidKind = "taps", taps: tuple[int, ...] | None = None
+    ):
         """Freeze a tower and make what is trained on it.
 
         Args:
             clip: changed here; a vision transformer.
             channels: of each map.
-            kind: see `foveate.heads.fvit.pyramid`.
+            kind: see `foveate.heads.common.pyramid`.
             taps: see `Tower`.
 
         Raises:

@@ -12,47 +12,22 @@ ODISE has in its place). Deliberately absent: the generator's own logits (`mask2
 (`merge`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from foveate.clip.model import Clip
-from foveate.clip.names import TemplateName
-from foveate.clip.text import embed_vocabulary
 from foveate.clip.vocabulary import Vocabulary, share_words
 from foveate.errors import InputError
-from foveate.heads.panoptic.names import SHARES, Length, Preset
+from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms
+from foveate.heads.panoptic.names import SHARES, Preset
 from foveate.ops.pool import pool_masks
 
 FLOOR = 1e-8  # added before the last logarithm
 _CHUNK = 16  # masks made as large as the picture at once
-ODISE = ("a photo of a {}.",)
-
-
-@dataclass(frozen=True)
-class Words:
-    """Embeddings of all the words that K classes go by."""
-
-    rows: Float[Tensor, "S D"]  # of length 1; as the text tower leaves them where a generator learns from such ones
-    owner: Int64[Tensor, " S"]  # the class of each word, 0 to K - 1; every class has one at least
-    count: int  # K
-
-    def __post_init__(self) -> None:
-        owners = set(self.owner.tolist())
-        if len(self.rows) != len(self.owner) or owners != set(range(self.count)):
-            raise InputError(
-                f"words: need one class a word and a word a class; got {len(self.rows)} embeddings, "
-                f"{len(self.owner)} owners and {len(owners)} of {self.count} classes."
-            )
-
-    def normalized(self) -> "Words":
-        """The same words, their embeddings of length 1."""
-        return Words(F.normalize(self.rows, dim=1), self.owner, self.count)
 
 
 @dataclass(frozen=True)
@@ -71,30 +46,6 @@ class Shares:
 PRESETS: dict[Preset, Shares] = {name: Shares(*numbers) for name, numbers in SHARES.items()}
 
 
-def embed_words(
-    clip: Clip,
-    vocabulary: Vocabulary,
-    *,
-    templates: TemplateName | tuple[str, ...] = ODISE,
-    length: Length = "unit",
-    batch: int = 512,
-) -> Words:
-    """Embed every word of a vocabulary by itself.
-
-    Args:
-        clip: whose text tower is asked.
-        vocabulary: the classes.
-        templates: of each word; their mean is taken. ODISE's one is the default, "vild" or "clip" are larger sets.
-        length: unit = each prompt's embedding and their mean have length 1 (CLIP's classifier), raw = neither is
-            normalised (what ODISE's generator learns from).
-        batch: prompts embedded at once.
-    """
-    words = [word for synonyms in vocabulary.classes for word in synonyms]
-    owner = [place for place, synonyms in enumerate(vocabulary.classes) for _ in synonyms]
-    rows = embed_vocabulary(clip, words, templates=templates, normalize=length == "unit", batch=batch)
-    return Words(rows, torch.tensor(owner), len(vocabulary.classes))
-
-
 def seen_classes(asked: Vocabulary, trained: Vocabulary) -> Bool[Tensor, " K"]:
     """Which of the classes asked for go by any word that a training class goes by (4).
 
@@ -105,19 +56,7 @@ def seen_classes(asked: Vocabulary, trained: Vocabulary) -> Bool[Tensor, " K"]:
     return torch.tensor(share_words(asked, trained))
 
 
-def best_of_synonyms(scores: Float[Tensor, "*Q S"], words: Words) -> Float[Tensor, "*Q K"]:
-    """The best score of the words of each class (1, 3).
-
-    Args:
-        scores: of each word.
-        words: says whose they are.
-    """
-    owner = words.owner.to(scores.device).expand_as(scores)
-    least = scores.new_full((*scores.shape[:-1], words.count), -math.inf)
-    return least.scatter_reduce(-1, owner, scores, "amax")
-
-
-def clip_logits(embeddings: Float[Tensor, "Q D"], words: Words, *, scale: float) -> Float[Tensor, "Q K"]:
+def clip_logits(embeddings: Float[Tensor, "Q D"], words: ClassEmbeddings, *, scale: float) -> Float[Tensor, "Q K"]:
     """CLIP's logits of masks (3).
 
     Args:

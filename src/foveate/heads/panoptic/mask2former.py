@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foveate.errors import InputError
+from foveate.heads.common.groups import parameter_groups
+from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms
 from foveate.heads.panoptic.criterion import Target, Weights, mask_losses
-from foveate.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder, TowerEncoder
-from foveate.heads.panoptic.fusion import Words, best_of_synonyms
+from foveate.heads.panoptic.decoder import Decoded, Encoder, MaskDecoder
 from foveate.heads.panoptic.inputs import alike, framed_input
 from foveate.heads.panoptic.merge import Frame
 from foveate.ops.jitter import Jitter, draw_jitter, jitter_image, jitter_masks, no_jitter
 from foveate.ops.resample import check_side
-from foveate.types import Batch, Sample
+from foveate.types import Batch, Sample, blank_sample
 
 MAX_SCALE = 100.0
 
@@ -60,7 +60,7 @@ class MaskGenerator(nn.Module):
         *,
         is_novel: Bool[Tensor, " K"],
         size: int,
-        words: Words | None = None,
+        words: ClassEmbeddings | None = None,
         nothing: Float[Tensor, " D"] | None = None,
         joint: int = 256,
         weights: Weights | None = None,
@@ -117,7 +117,7 @@ class MaskGenerator(nn.Module):
         Returns:
             The loss; where no picture could be used, a zero that still reaches every trained parameter.
         """
-        samples = batch.samples or [_blank()]
+        samples = batch.samples or [blank_sample()]
         jitters = [self._jitter(sample) for sample in samples]
         targets = [self._target(sample, jitter) for sample, jitter in zip(samples, jitters, strict=True)]
         found = self.decoder(self.encoder(self._inputs(samples, jitters)))
@@ -189,7 +189,7 @@ class MaskGenerator(nn.Module):
         """Whether it says what a mask is, or only that something is there."""
         return self.words is not None
 
-    def class_logits(self, proposals: Proposals, words: Words) -> Float[Tensor, "Q K1"]:
+    def class_logits(self, proposals: Proposals, words: ClassEmbeddings) -> Float[Tensor, "Q K1"]:
         """What the generator says of its masks (step 1 of the fusion).
 
         Args:
@@ -213,10 +213,8 @@ class MaskGenerator(nn.Module):
         Args:
             weight_decay: of matrices; vectors have none.
         """
-        trained = [one for one in self.parameters() if one.requires_grad]
-        decayed, plain = [one for one in trained if one.ndim >= 2], [one for one in trained if one.ndim < 2]
-        groups = ((decayed, weight_decay), (plain, 0.0))
-        return [{"params": some, "weight_decay": decay, "lr_scale": 1.0} for some, decay in groups]
+        parts = [(self.parameters(), 1.0)]
+        return parameter_groups(parts, weight_decay=weight_decay, decays=lambda parameter: parameter.ndim >= 2)
 
     def _class_logits(self, found: Decoded) -> list[Float[Tensor, "B Q K1"]]:
         """Of each layer, of the base classes."""
@@ -298,7 +296,7 @@ class WordHead(nn.Module):
         pooled = total / (inside.sum(dim=(2, 3))[:, :, None] + 1e-8)
         return self.mask(self.pooled(pooled) + states)
 
-    def compare(self, embeddings: Float[Tensor, "*B E"], words: Words) -> Float[Tensor, "*B K1"]:
+    def compare(self, embeddings: Float[Tensor, "*B E"], words: ClassEmbeddings) -> Float[Tensor, "*B K1"]:
         """Logits of classes, the best of their words each, and, last, of nothing."""
         rows = torch.cat([words.rows.to(self.nothing.device).float(), self.nothing[None]])  # (S + 1, D)
         scale = self.log_scale.exp().clamp(max=MAX_SCALE)
@@ -306,18 +304,6 @@ class WordHead(nn.Module):
             known = F.normalize(self.text(rows), dim=1)
             scores = scale * F.normalize(embeddings.float(), dim=-1) @ known.T  # (..., S + 1)
         return torch.cat([best_of_synonyms(scores[..., :-1], words), scores[..., -1:]], dim=-1)
-
-
-def synchronise(generator: MaskGenerator) -> MaskGenerator:
-    """Let BatchNorm see the pictures of all processes (SyncBN), where there are several, on GPUs.
-
-    The pyramid on a CLIP's tower alone has such layers that learn.
-    """
-    encoder = generator.encoder
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    if several and isinstance(encoder, TowerEncoder) and generator.is_novel.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(encoder.pyramid)  # no such layer itself, so changed in place
-    return generator
 
 
 def _proposals(
@@ -354,12 +340,9 @@ def _places(share: float, count: int, like: Tensor) -> Float[Tensor, " count"]:
     return 2 * share * (torch.arange(count, device=like.device, dtype=torch.float32) + 0.5) / count - 1
 
 
-def _only(words: Words, wanted: Bool[Tensor, " K"]) -> Words:
+def _only(words: ClassEmbeddings, wanted: Bool[Tensor, " K"]) -> ClassEmbeddings:
     """The words of some of the classes, which are numbered anew."""
     chosen, place = wanted[words.owner], wanted.cumsum(dim=0) - 1
-    return Words(words.rows[chosen.to(words.rows.device)].detach(), place[words.owner[chosen]], int(wanted.sum()))
-
-
-def _blank() -> Sample:
-    """A black picture without segments, for a step in which no picture could be used."""
-    return Sample("", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 4))
+    return ClassEmbeddings(
+        words.rows[chosen.to(words.rows.device)].detach(), place[words.owner[chosen]], int(wanted.sum())
+    )

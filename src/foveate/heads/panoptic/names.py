@@ -18,8 +18,5 @@ comes from the generator."""
 Region = Literal["dense", "masked"]
 """How CLIP embeds a mask: by the mean of its dense map, or by masked attention."""
 
-Length = Literal["raw", "unit"]
-"""Embeddings of words as the generator gets them: as the text tower leaves them (ODISE), or of length 1."""
-
 Templates = Literal["photo", "vild", "clip", "none"]
 """What class names are written into: ODISE's one template, or a set of `foveate.clip.templates`."""

@@ -22,10 +22,10 @@ from foveate.clip.model import Clip
 from foveate.clip.states import differences
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError, listed
-from foveate.heads.panoptic.fusion import embed_words
+from foveate.heads.common.product import trained_state
+from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import Network, build_parts
-from foveate.heads.product import own_state
 
 State = dict[str, Tensor]
 
@@ -258,7 +258,7 @@ def put_odise(generator: MaskGenerator, renamed: Renamed, *, source: str) -> Non
     Raises:
         InputError: tensors are missing, left over or of another shape, or not finite.
     """
-    wanted = {name: one for name, one in own_state(generator, prefix="encoder.").items() if name != "is_novel"}
+    wanted = {name: one for name, one in trained_state(generator, frozen="encoder.").items() if name != "is_novel"}
     absent = tuple(group for group in OPTIONAL if not any(name.startswith(group) for name in renamed.state))
     given = {name: torch.zeros_like(one) for name, one in wanted.items() if name.startswith(absent)} | renamed.state
     problems = differences(wanted, given, called=lambda name: renamed.names.get(name, f"our {name}"))

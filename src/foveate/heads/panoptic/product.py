@@ -1,16 +1,15 @@
-"""A trained generator of masks as a folder: what was trained, what it was told, and what it stands on (Tab. 5).
+"""A trained mask generator as a folder (Tab. 5): see `foveate.heads.common.product`.
 
-    FOLDER/generator.safetensors   decoder, pyramid or bottlenecks, the head for words, embeddings of the base words
-           generator.json          the CLIP's name and digest, the network's numbers, the classes
+    FOLDER/generator.safetensors   decoder, pyramid or bottlenecks, the word head, text embeddings of the base classes
+           generator.json          the CLIP's name and digest, the network, the classes
 
 Frozen networks (the CLIP's tower, a Mask2Former's encoder, a diffusion model) are not copied: they are found by their
-names and recognised by their digests. The generator that is read knows its base classes and no others. Deliberately
-absent: optimizer state (the run's checkpoints have it).
+names and recognised by their digests. The generator that is read knows its base classes and no others.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,17 +18,23 @@ from foveate.clip.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.heads.fvit.names import Kind
-from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.common.names import Length, PyramidKind
+from foveate.heads.common.product import (
+    HeadKind,
+    load_base,
+    load_weights,
+    read_description,
+    read_weights,
+    trained_state,
+    write_head,
+)
+from foveate.heads.common.text import ODISE, ClassEmbeddings
 from foveate.heads.panoptic.decoder import Encoder, MaskDecoder, TowerEncoder, build_decoder, read_library
-from foveate.heads.panoptic.fusion import ODISE, Words
 from foveate.heads.panoptic.mask2former import MaskGenerator
-from foveate.heads.panoptic.names import Length, Templates
+from foveate.heads.panoptic.names import Templates
 from foveate.heads.panoptic.odise import read_odise
-from foveate.heads.product import load_base, load_own, own_state, read_facts, read_state, write_product
 
-NAME = "generator"  # of its files
-FORMAT = 2  # 1: no LayerNorm before the head's MLP, words of length 1 alone
+GENERATOR = HeadKind("generator", format=2, command="train-panoptic")  # 1: no LayerNorm before the head's MLP
 DIFFUSION = "model_index.json"  # in a folder of diffusers
 ROWS, OWNER = "words.rows", "words.owner"  # beside the network's own tensors
 
@@ -38,66 +43,70 @@ Part = Literal["base", "novel", "left out"]
 
 @dataclass(frozen=True)
 class Network:
-    """The numbers that a generator is built from again."""
+    """Hyperparameters of a mask generator."""
 
-    size: int
+    size: int  # see `MaskGenerator`
     encoder: str | None  # folder of a Mask2Former or of a Stable Diffusion; None: the CLIP's tower
     channels: int  # of the pyramid, or of ODISE's bottlenecks
-    pyramid: Kind
+    pyramid: PyramidKind
     taps: tuple[int, ...] | None
     queries: int  # this and the next four: not of a Mask2Former's folder, which has its own
     width: int
     feedforward: int
     pixel_layers: int
     layers: int
-    joint: int
-    longest: int | None = None  # edge at test, where the shortest becomes `size`; None: in the square
+    joint: int  # see `MaskGenerator`
+    longest: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
 class Class:
     """A class of the training data."""
 
-    words: tuple[str, ...]  # the first is its name
+    words: tuple[str, ...]  # its synonyms; the first is its name
     is_thing: bool
-    part: Part  # learned from, or not
+    part: Part  # base classes are trained on, the others are not
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            raise ValueError("a class has no name")
 
 
 @dataclass(frozen=True)
 class About:
-    """What a generator's folder says of it."""
+    """Description of a mask generator."""
 
-    model: str  # the CLIP, as it was named
+    model: str  # the CLIP's name
     pretrained: str | None
-    tower: str  # its digest: with the text tower where words were learned from, else of the image tower
+    tower: str  # its digest: with the text tower if text embeddings were learned from, else of the image tower
     frozen: str | None  # digest of the encoder's folder
     network: Network
     classes: tuple[Class, ...]
     knows_words: bool
     templates: Templates
-    words: Length  # of the embeddings that the head for words gets
+    words: Length  # of the text embeddings that the word head gets
     training: dict[str, Any]  # data, steps, seed ...; for people
 
     @property
     def base(self) -> Vocabulary:
-        """What it learned from."""
-        return Vocabulary(tuple(one.words for one in self.classes if one.part == "base"))
+        """The classes it was trained on."""
+        return Vocabulary(tuple(entry.words for entry in self.classes if entry.part == "base"))
 
 
 def chosen_templates(name: Templates) -> Any:
-    """The templates of a name, as `fusion.embed_words` takes them."""
+    """The templates of a name, as `embed_words` takes them."""
     return ODISE if name == "photo" else name
 
 
 def build_parts(network: Network, clip: Clip) -> tuple[Encoder, MaskDecoder]:
-    """Build or read encoder and decoder; first weights come from torch's global stream.
+    """Build or read encoder and decoder; initial weights come from torch's global random stream.
 
     Args:
-        network: the numbers.
+        network: hyperparameters.
         clip: whose tower is the encoder, or that captions.
 
     Raises:
-        InputError: numbers that do not fit, or a folder with neither a Mask2Former nor a Stable Diffusion.
+        InputError: hyperparameters that do not fit, or a folder with neither a Mask2Former nor a Stable Diffusion.
     """
     device = clip.model.logit_scale.device
     if network.encoder is None:
@@ -120,49 +129,29 @@ def build_parts(network: Network, clip: Clip) -> tuple[Encoder, MaskDecoder]:
 
 
 def frozen_digest(encoder: Encoder) -> str | None:
-    """What tells an encoder's folder from another; None where the encoder is a CLIP's tower, which has its own."""
+    """Digest of an encoder's frozen weights; None for a CLIP's tower, which has its own digest."""
     if isinstance(encoder, TowerEncoder):
         return None
-    state = {name: one for name, one in encoder.named_parameters() if not one.requires_grad}
-    return digest_state({name: one.detach() for name, one in state.items() if not name.startswith("captioner.")})
+    state = {name: value.detach() for name, value in encoder.named_parameters() if not value.requires_grad}
+    return digest_state({name: value for name, value in state.items() if not name.startswith("captioner.")})
 
 
 def save_generator(generator: MaskGenerator, folder: Path, about: About) -> None:
-    """Write a generator.
-
-    Args:
-        generator: trained.
-        folder: made where missing.
-        about: what its folder says.
-    """
-    state = own_state(generator, prefix=_prefix(generator.encoder))
+    """Write a mask generator to a folder, which is created if missing."""
+    state = trained_state(generator, frozen=_frozen(generator.encoder))
     state["is_novel"] = torch.zeros(int((~generator.is_novel).sum()), dtype=torch.bool)
     if generator.words is not None:
         state |= {ROWS: generator.words.rows.cpu(), OWNER: generator.words.owner.cpu()}
-    write_product(folder, NAME, facts={"format": FORMAT, **asdict(about)}, state=state)
+    write_head(folder, GENERATOR, about, state)
 
 
 def read_about(folder: Path) -> About:
-    """Read what a generator's folder says.
+    """Read the description of a mask generator.
 
     Raises:
         InputError: there is no generator in it, or its description is damaged or of another version.
     """
-    content = read_facts(folder, NAME, version=FORMAT, verb="train-panoptic")
-    try:
-        network = content["network"]
-        taps = None if network["taps"] is None else tuple(network["taps"])
-        if not all(one["words"] and one["part"] in get_args(Part) for one in content["classes"]):
-            raise ValueError("a class without words, or neither base nor novel nor left out")
-        classes = tuple(Class(tuple(one["words"]), one["is_thing"], one["part"]) for one in content["classes"])
-        names = ("model", "pretrained", "tower", "frozen", "knows_words", "templates", "words", "training")
-        rest = {name: content[name] for name in names}
-        if rest["words"] not in get_args(Length):
-            raise ValueError(f"words that are neither raw nor unit: {rest['words']!r}")
-        return About(network=Network(**{**network, "taps": taps}), classes=classes, **rest)
-    except (ValueError, KeyError, TypeError) as error:
-        path = folder / f"{NAME}.json"
-        raise InputError(f"{path}: need a generator's description; {type(error).__name__}: {error}.") from error
+    return read_description(folder, GENERATOR, About)
 
 
 def load_generator(
@@ -172,58 +161,66 @@ def load_generator(
     encoder: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[MaskGenerator, Clip, About]:
-    """Build a generator from its folder, on what it was trained on.
+    """Build a mask generator from its folder, on what it was trained on.
 
     Args:
         folder: of `save_generator`.
-        clip: where the CLIP lies now; when not given, where it lay in training.
-        encoder: where the encoder's folder lies now; likewise.
-        device: where it goes.
+        clip: name or path of the CLIP; None: as in training.
+        encoder: path of the encoder's folder; None: as in training.
+        device: of the generator.
 
     Returns:
-        The generator in evaluation mode, the CLIP it was trained on, and what its folder says.
+        The generator in evaluation mode, the CLIP it was trained on, and its description.
 
     Raises:
         InputError: no generator, damaged weights, or another CLIP or encoder than it was trained on.
     """
+    # --- the frozen networks
     about = read_about(folder)
-    model, pretrained, whole = about.model, about.pretrained, about.knows_words
-    own = load_base(model, pretrained=pretrained, digest=about.tower, clip=clip, device=device, name=NAME, whole=whole)
-    state, base = read_state(folder, NAME), len(about.base.classes)
-    words = _words(state, base, folder) if about.knows_words else None
-    network = about.network
-    where = network.encoder if encoder is None else str(encoder)
-    seen, decoder = build_parts(Network(**{**asdict(network), "encoder": where}), own)
-    if frozen_digest(seen) != about.frozen:
+    base = load_base(
+        about.model,
+        pretrained=about.pretrained,
+        digest=about.tower,
+        clip=clip,
+        device=device,
+        kind=GENERATOR,
+        whole=about.knows_words,
+    )
+    path = about.network.encoder if encoder is None else str(encoder)
+    network = replace(about.network, encoder=path)
+    state, count = read_weights(folder, GENERATOR), len(about.base.classes)
+    words = _base_embeddings(state, count, folder) if about.knows_words else None
+    parts = build_parts(network, base)
+    if frozen_digest(parts[0]) != about.frozen:
         raise InputError(
-            f"{where}: need the encoder that the {NAME} was trained on, {network.encoder}; this is another. Name it "
-            "with --encoder."
+            f"{path}: need the encoder that the generator was trained on, {about.network.encoder}; this is another. "
+            "Name it with --encoder."
         )
+
+    # --- what was trained
     generator = MaskGenerator(
-        seen,
-        decoder,
-        is_novel=torch.zeros(base, dtype=torch.bool),
+        *parts,
+        is_novel=torch.zeros(count, dtype=torch.bool),
         size=network.size,
         words=words,
         joint=network.joint,
-        weights=Weights(),
         jitter=None,
         flip=False,
         longest=network.longest,
     )
-    load_own(generator, state, prefix=_prefix(seen), path=folder / f"{NAME}.json")
-    return generator.eval(), own, about
+    load_weights(generator, state, frozen=_frozen(parts[0]), folder=folder, kind=GENERATOR)
+    return generator.eval(), base, about
 
 
-def _words(state: dict[str, Tensor], count: int, folder: Path) -> Words:
-    """Take the embeddings of the base words out of a state."""
+def _base_embeddings(state: dict[str, Tensor], count: int, folder: Path) -> ClassEmbeddings:
+    """Take the text embeddings of the base classes out of a state."""
     try:
-        return Words(state.pop(ROWS), state.pop(OWNER), count)
+        return ClassEmbeddings(state.pop(ROWS), state.pop(OWNER), count)
     except (KeyError, InputError) as error:
-        path = folder / f"{NAME}.safetensors"
+        path = folder / f"{GENERATOR.name}.safetensors"
         raise InputError(f"{path}: need the embeddings of {count} base classes; {error}") from error
 
 
-def _prefix(encoder: Encoder) -> str:
-    """Of the names of what is frozen; what is trained below it is kept all the same."""
+def _frozen(encoder: Encoder) -> str:
+    """Prefix of the names of what is frozen; what is trained below it is saved all the same."""
     return "encoder.tower." if isinstance(encoder, TowerEncoder) else "encoder."

@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.errors import InputError
-from foveate.heads.panoptic.fusion import PRESETS, Shares, Words, clip_logits, fuse, pool_mask_logits, touched_patches
+from foveate.heads.common.text import ClassEmbeddings
+from foveate.heads.common.tower import clip_input
+from foveate.heads.panoptic.fusion import PRESETS, Shares, clip_logits, fuse, pool_mask_logits, touched_patches
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals, cut_padding
 from foveate.heads.panoptic.merge import OVERLAP, Frame, instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.names import Region
 from foveate.heads.panoptic.published import ClassMap, Published
-from foveate.ops.resample import check_side, fitted_size, normalize
+from foveate.ops.resample import check_side
 from foveate.types import Detections, PanopticMap, Sample
 
 
@@ -33,8 +34,10 @@ from foveate.types import Detections, PanopticMap, Sample
 class Asked:
     """The K classes that are asked for."""
 
-    words: Words | None  # embedded by the CLIP that classifies; None: there is none
-    generator_words: Words | ClassMap  # as the generator learned them; of a published model, which of its own they are
+    words: ClassEmbeddings | None  # embedded by the CLIP that classifies; None: there is none
+    generator_words: (
+        ClassEmbeddings | ClassMap
+    )  # as the generator learned them; of a published model, which of its own they are
     is_thing: Bool[Tensor, " K"]
     is_seen: Bool[Tensor, " K"]  # of `fusion.seen_classes`
 
@@ -182,7 +185,7 @@ class PanopticSegmenter:
             masks: logits, of the whole picture.
         """
         assert self.clip is not None and self.size is not None, "without a CLIP nobody embeds masks"
-        image, patch = view_of(self.clip, sample, size=self.size, squash=self.squash)[None], self.clip.patch_size
+        image, patch = clip_input(self.clip, sample, size=self.size, squash=self.squash)[None], self.clip.patch_size
         if self.region == "dense":
             return pool_mask_logits(self.clip.encode_dense(image, head=self.head)[0], masks)
         grid = (image.shape[2] // patch, image.shape[3] // patch)
@@ -202,24 +205,6 @@ class PanopticSegmenter:
     def instances(self, scored: Scored) -> Detections:
         """Objects, best first."""
         return instances(scored.class_logits, scored.masks, self.asked.is_thing, size=scored.size, frame=scored.frame)
-
-
-def view_of(clip: Clip, sample: Sample, *, size: int, squash: bool) -> Float[Tensor, "3 H W"]:
-    """A picture as a CLIP sees it.
-
-    Args:
-        clip: whose input it becomes.
-        sample: the picture.
-        size: side of a square, or, with the aspect kept to a patch, of the longest side [pixels].
-        squash: ignore the aspect.
-    """
-    patch, shape = clip.patch_size, (size, size)
-    if not squash:
-        fitted = fitted_size(*sample.image.shape[1:], size=size)
-        shape = tuple(max(1, round(side / patch)) * patch for side in fitted)
-    image = sample.image.to(next(clip.parameters()).device).float()[None]
-    resized = F.interpolate(image, size=shape, mode="bicubic", antialias=True)[0].clamp(0, 255)
-    return normalize(resized, mean=clip.mean, std=clip.std)
 
 
 def check_shares(generator: MaskGenerator | Published, shares: Shares, *, has_clip: bool = True) -> None:

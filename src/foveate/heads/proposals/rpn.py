@@ -14,27 +14,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import (
-    AnchorGenerator,
-    RegionProposalNetwork,
-    RPNHead,
-    concat_box_prediction_layers,
-)
+from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead
 from torchvision.ops import nms as suppress
 
 from foveate.data.splits import IGNORED, OBJECT
 from foveate.errors import InputError
+from foveate.heads.common.rpn import AnchorPredictions, ignore_crowds, predict_anchors
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.ops.boxes import boxes_on_input, boxes_on_picture, clip_boxes
 from foveate.ops.resample import square_inputs
-from foveate.types import Batch, Sample
+from foveate.types import Batch, Sample, blank_sample
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
-CROWDED = 0.5  # share of an anchor in a crowd from which on it says nothing
-DISCARDED = -1  # torchvision's label of anchors that are not sampled
 SMALLEST_SIDE = 1.0  # of a proposal [pixels of the picture]
 
 Found = tuple[Float[Tensor, "N 4"], Float[Tensor, " N"]]
@@ -112,17 +105,18 @@ class Proposer(nn.Module):
         Returns:
             The loss; where no picture could be used, a zero that still reaches every trained parameter.
         """
-        samples = batch.samples or [_blank()]
+        samples = batch.samples or [blank_sample()]
         if self.flip:
             mirrored = (torch.rand(len(samples)) < 0.5).tolist()
             samples = [_mirror(one) if is_flipped else one for one, is_flipped in zip(samples, mirrored, strict=True)]
-        objectness, deltas, anchors, _ = self._predict(samples)
+        predictions = self._predict(samples)
+        anchors = predictions.anchors
         objects, crowds = zip(*map(self._targets, samples), strict=True)
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, [{"boxes": boxes} for boxes in objects])
-        labels = [leave_out_crowds(*three) for three in zip(labels, anchors, crowds, strict=True)]
+        labels = [ignore_crowds(*image) for image in zip(labels, anchors, crowds, strict=True)]
         targets = self.rpn.box_coder.encode(list(matched), anchors)
-        is_object, box = self.rpn.compute_loss(objectness, deltas, labels, list(targets))
-        loss = is_object + box
+        losses = self.rpn.compute_loss(predictions.objectness, predictions.deltas, labels, list(targets))
+        loss = losses[0] + losses[1]
         return loss if batch.samples else loss * 0
 
     @torch.no_grad()
@@ -144,12 +138,14 @@ class Proposer(nn.Module):
         """
         was_training = self.training
         self.eval()
-        objectness, deltas, anchors, counts = self._predict(samples)
-        boxes = self.rpn.box_coder.decode(deltas, anchors).view(len(samples), -1, 4)  # (B, A, 4)
-        scores = objectness.view(len(samples), -1).sigmoid()  # (B, A)
+        predictions = self._predict(samples)
+        boxes = self.rpn.box_coder.decode(predictions.deltas, predictions.anchors).view(
+            len(samples), -1, 4
+        )  # (B, A, 4)
+        scores = predictions.objectness.view(len(samples), -1).sigmoid()  # (B, A)
         self.train(was_training)
-        numbers = {"keep": keep, "min_score": min_score, "pre_nms": pre_nms, "nms": nms}
-        return [self._best(*three, counts, **numbers) for three in zip(samples, boxes, scores, strict=True)]
+        limits = {"keep": keep, "min_score": min_score, "pre_nms": pre_nms, "nms": nms}
+        return [self._best(*image, predictions.counts, **limits) for image in zip(samples, boxes, scores, strict=True)]
 
     def _best(
         self,
@@ -170,15 +166,10 @@ class Proposer(nn.Module):
         usable = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(dim=1) & (scores >= min_score)  # (A,)
         return best_boxes(boxes, scores.masked_fill(~usable, -1.0), counts, keep=keep, pre_nms=pre_nms, nms=nms)
 
-    def _predict(self, samples: list[Sample]) -> tuple[Tensor, Tensor, list[Tensor], list[int]]:
-        """Objectness (B * A, 1) and deltas (B * A, 4) of all anchors, these anchors, and how many each level has."""
+    def _predict(self, samples: list[Sample]) -> AnchorPredictions:
         images = [sample.image.to(self._device, non_blocking=True) for sample in samples]
         inputs = square_inputs(images, size=self.size, mean=self.mean, std=self.std)  # (B, 3, H, W)
-        levels = self.pyramid(inputs)
-        objectness, deltas = self.rpn.head(levels)
-        anchors = self.rpn.anchor_generator(ImageList(inputs, [(self.size, self.size)] * len(samples)), levels)
-        counts = [int(one[0].numel()) for one in objectness]
-        return *concat_box_prediction_layers(objectness, deltas), anchors, counts
+        return predict_anchors(self.rpn, self.pyramid(inputs), inputs=inputs)
 
     def _targets(self, sample: Sample) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "M 4"]]:
         """The objects and the crowds of a picture, in pixels of its input."""
@@ -224,28 +215,6 @@ def best_boxes(
     return boxes[kept], scores[kept]
 
 
-def leave_out_crowds(
-    labels: Shaped[Tensor, " A"], boxes: Float[Tensor, "A 4"], crowds: Float[Tensor, "M 4"]
-) -> Shaped[Tensor, " A"]:
-    """Take boxes that lie mostly in a crowd out of the background; anchors here, proposals in a second stage.
-
-    Args:
-        labels: 0 is background, above 0 an object, below 0 not sampled; of any number type.
-        boxes: xyxy, x1 < x2.
-        crowds: xyxy, in the same pixels.
-
-    Returns:
-        The labels, -1 for background whose share in a single crowd is above one half.
-    """
-    if not len(crowds):
-        return labels
-    corners = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])  # (A, M, 2)
-    sides = (torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:]) - corners).clamp(min=0)  # (A, M, 2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)  # (A,)
-    share = sides.prod(dim=2).amax(dim=1) / area  # (A,)
-    return labels.masked_fill((labels == 0) & (share > CROWDED), DISCARDED)
-
-
 def count_pictures(batch: Batch) -> int:
     """How many pictures the loss of a batch is the mean over."""
     return len(batch.samples)
@@ -256,8 +225,3 @@ def _mirror(sample: Sample) -> Sample:
     right = sample.image.shape[2]
     x1, y1, x2, y2 = sample.boxes.unbind(dim=1)  # (N,) each
     return replace(sample, image=sample.image.flip(2), boxes=torch.stack([right - x2, y1, right - x1, y2], dim=1))
-
-
-def _blank() -> Sample:
-    """A black picture without objects, for a step in which no picture could be used."""
-    return Sample("", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 4))

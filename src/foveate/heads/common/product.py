@@ -1,0 +1,248 @@
+"""A trained head as a folder: its description beside what was trained (F-ViT, CAT-Seg, mask generators).
+
+    FOLDER/NAME.json          the CLIP it was trained on, with its digest; hyperparameters; classes
+           NAME.safetensors   the head, and of the CLIP what was trained with it
+           clip/              the CLIP itself, only where it came with a published file
+
+The rest of the CLIP is not copied: it is up to ten times as large. It is found by its name and recognised by its
+digest.
+Deliberately absent: optimizer state (the run's checkpoints have it), and the descriptions (each head's `product`).
+"""
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from foveate.clip.digest import digest_state
+from foveate.clip.load import load
+from foveate.clip.model import Clip
+from foveate.clip.states import differences
+from foveate.errors import InputError, listed
+from foveate.io.files import versions, write_whole
+
+CLIP_FOLDER = "clip"  # in the folder, of a CLIP that came with a published file
+Description = TypeVar("Description")
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """Which head a folder holds."""
+
+    name: str  # of its two files, and in messages
+    format: int  # of the description that is understood
+    command: str  # of `foveate`, which writes such folders
+    older: str = ""  # why an older format cannot be read
+
+
+def write_head(folder: Path, kind: HeadKind, about: Any, state: dict[str, Tensor]) -> None:
+    """Write a head; the weights last, so that a folder with weights is complete.
+
+    Args:
+        folder: created if missing.
+        kind: of the head.
+        about: its description, a dataclass.
+        state: of `trained_state`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"format": kind.format, **asdict(about), "versions": versions()}
+    write_whole(folder / f"{kind.name}.json", (json.dumps(content, indent=2) + "\n").encode())
+    weights = save({key: value.contiguous() for key, value in state.items()})
+    write_whole(folder / f"{kind.name}.safetensors", weights)
+
+
+def read_description(folder: Path, kind: HeadKind, cls: type[Description]) -> Description:
+    """Read the description of a head's folder.
+
+    Args:
+        folder: of `write_head`.
+        kind: of the head.
+        cls: dataclass of the description.
+
+    Raises:
+        InputError: there is no such head in it, or its description is damaged or of another format.
+    """
+    path, name = folder / f"{kind.name}.json", kind.name
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {kind.command}`; {path.name} not "
+            "found."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: need a {name}'s description; {type(error).__name__}: {error}.") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"{path}: need a {name}'s description with its `format`; there is none.")
+    found = content["format"]
+    if found != kind.format:
+        reason = f", and {kind.older}" if kind.older and isinstance(found, int) and found < kind.format else ""
+        raise InputError(f"{path}: need a {name} of format {kind.format}; got {found}{reason}. Train it again.")
+    described = {key: value for key, value in content.items() if key not in ("format", "versions")}
+    return read_dataclass(cls, described, source=f"{path}: need a {name}'s description")
+
+
+def read_dataclass(cls: type[Description], content: Any, *, source: str) -> Description:
+    """Build a dataclass from JSON: every field of its type, none that is unknown; one with a default may be missing.
+
+    Args:
+        cls: of ints, floats, strings, bools, Literals, tuples, dictionaries, optional ones, and dataclasses of these.
+        content: of `json.loads`.
+        source: the beginning of the message: the file, and what is needed.
+
+    Raises:
+        InputError: names the field, what it must be and what it is.
+    """
+    try:
+        return _read_value(cls, content, cls.__name__)
+    except ValueError as error:
+        raise InputError(f"{source}; {error}. Train or convert it again.") from error
+
+
+def _read_value(kind: Any, value: Any, name: str) -> Any:
+    """Convert a JSON value to a type, or raise a ValueError that names the field."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _read_fields(kind, value, name)
+    if NoneType in args:
+        (other,) = (arg for arg in args if arg is not NoneType)
+        return None if value is None else _read_value(other, value, name)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, args))}; got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise ValueError(f"{name} must have {len(kinds)} values; got {len(value)}")
+        return tuple(_read_value(part, entry, f"an entry of {name}") for part, entry in zip(kinds, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not (origin or kind):
+        raise ValueError(f"{name} must be of type {getattr(origin or kind, '__name__', kind)}; got {value!r}")
+    return value
+
+
+def _read_fields(cls: type, value: Any, name: str) -> Any:
+    """Convert a JSON object to a dataclass."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object of named values; got {value!r}")
+    hints = get_type_hints(cls)
+    missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in value]
+    unknown = [key for key in value if key not in hints]
+    for problem, names in (("missing", missing), ("unknown", unknown)):
+        if names:
+            raise ValueError(f"{name} has {problem} fields: {listed(names)}")
+    return cls(**{key: _read_value(hints[key], part, f"{name}.{key}") for key, part in value.items()})
+
+
+def read_weights(folder: Path, kind: HeadKind) -> dict[str, Tensor]:
+    """Read what was trained.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds values that are not finite.
+    """
+    path = folder / f"{kind.name}.safetensors"
+    try:
+        state = read_tensors(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: need a {kind.name}'s weights; {type(error).__name__}: {error}.") from error
+    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
+        raise InputError(f"{path}: holds values that are not finite. Train it again.")
+    return state
+
+
+def load_weights(head: nn.Module, state: dict[str, Tensor], *, frozen: str, folder: Path, kind: HeadKind) -> None:
+    """Load what was trained into a head that was built from its description.
+
+    Args:
+        head: changed here.
+        state: of `read_weights`.
+        frozen: as in `trained_state`.
+        folder: for messages.
+        kind: likewise.
+
+    Raises:
+        InputError: the weights are of another head than the description's.
+    """
+    problems = differences(trained_state(head, frozen=frozen), state)
+    if problems:
+        raise InputError(
+            f"{folder / kind.name}.safetensors: need the weights that {kind.name}.json describes; {problems}."
+        )
+    head.load_state_dict(state, strict=False)  # the names were compared: what is missing is frozen and not copied
+
+
+def trained_state(head: nn.Module, *, frozen: str) -> dict[str, Tensor]:
+    """The state of a head without its frozen network.
+
+    Args:
+        head: with a network whose names begin with `frozen`; what is trained of it is included.
+        frozen: prefix of that network's names.
+    """
+    trained = {name for name, parameter in head.named_parameters() if parameter.requires_grad}
+    state = head.state_dict()
+    return {name: value.cpu() for name, value in state.items() if name in trained or not name.startswith(frozen)}
+
+
+def load_base(
+    model: str,
+    *,
+    pretrained: str | None,
+    digest: str,
+    clip: str | Path | None,
+    device: str | torch.device,
+    kind: HeadKind,
+    whole: bool = False,
+) -> Clip:
+    """Load the CLIP that a head was trained on, and check that it is the same.
+
+    Args:
+        model: its name or path in training.
+        pretrained: likewise.
+        digest: of `tower_digest` in training.
+        clip: name or path now; None: as in training.
+        device: of the CLIP.
+        kind: of the head, for messages.
+        whole: as for `tower_digest`.
+
+    Raises:
+        InputError: there is no such CLIP, or it is another.
+    """
+    path = model if clip is None else clip
+    try:
+        base = load(path, pretrained=pretrained if clip is None else None, device=device)
+    except InputError as error:
+        raise InputError(
+            f"{error} (the CLIP that the {kind.name} was trained on; say with --clip where it is)"
+        ) from error
+    if tower_digest(base, whole=whole) != digest:
+        tower = "this one" if whole else "the image tower of this one"
+        raise InputError(
+            f"{path}: need the CLIP that the {kind.name} was trained on, {model}; {tower}, or its "
+            "windows, are others. Name it with --clip."
+        )
+    return base
+
+
+def tower_digest(clip: Clip, *, whole: bool = False) -> str:
+    """Digest of the CLIP that a head is trained on: its weights, and its attention windows.
+
+    Args:
+        clip: before anything of it is trained.
+        whole: include the text tower, for heads that embed class names with it.
+    """
+    weights = digest_state((clip.model if whole else clip.visual).state_dict())
+    if clip.windows is None:
+        return weights
+    return hashlib.sha256(f"{weights} {clip.windows.size} {list(clip.windows.blocks)}".encode()).hexdigest()

@@ -1,0 +1,110 @@
+"""The bytes of safetensors files: reading a header, and joining many files into one without their tensors in memory.
+
+The format is eight bytes of length, a JSON header with each tensor's type, shape and offsets, and the numbers. The
+library's own writer would need all tensors in memory.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from foveate.io.files import written_whole
+
+MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
+BLOCK = 16_000_000  # bytes copied at once
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is located."""
+
+    name: str
+    dtype: str  # as safetensors names it, such as F32
+    shape: list[int]
+    file: Path
+    begin: int  # [bytes from the file's start]
+    end: int
+
+
+def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
+    """Read the header of a safetensors file, and compare it with the file's length.
+
+    Returns:
+        Its metadata, and its tensors in the order of their bytes.
+
+    Raises:
+        ValueError: no whole safetensors file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError("no safetensors header")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")
+    metadata, start = header.pop("__metadata__", {}), 8 + length
+    try:
+        stored = [
+            Stored(name, entry["dtype"], entry["shape"], path, *(start + offset for offset in entry["data_offsets"]))
+            for name, entry in header.items()
+        ]
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError("no safetensors header") from error
+    stored.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    end = stored[-1].end if stored else start
+    if path.stat().st_size != end:
+        raise ValueError(f"has {path.stat().st_size:,} bytes instead of {end:,}")
+    return metadata, stored
+
+
+def join_tensors(tensors: Iterable[Stored], out: Path, *, metadata: dict[str, str], stacked: bool) -> None:
+    """Write tensors of several files into one safetensors file, whole or not at all, block by block.
+
+    Args:
+        tensors: in order.
+        out: the file.
+        metadata: of the file.
+        stacked: they are parts of one tensor (B, ...), to be joined along B. Otherwise all names differ; the file is
+            then the same whatever their order.
+    """
+    tensors = [*tensors] if stacked else sorted(tensors, key=lambda tensor: tensor.name)
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for tensor in [_stack(tensors)] if stacked else tensors:
+        size = tensor.end - tensor.begin
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8, as the library has it
+    with written_whole(out, sync=True) as partial, partial.open("wb") as file:  # synced: the parts are deleted next
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            _copy(tensor, file)
+
+
+def header_size(names: Iterable[str], *, shape: list[int]) -> int:
+    """An upper bound on the bytes of header for tensors of these names and this largest shape."""
+    size = 8 * prod(shape)
+    each = len(json.dumps({"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}))
+    return sum(len(json.dumps(name)) + each + 2 * len(str(size * count)) for count, name in enumerate(names, start=1))
+
+
+def _stack(tensors: list[Stored]) -> Stored:
+    """The parts of one tensor as a whole; only its name, type, shape and size mean something."""
+    first = tensors[0]
+    assert all((one.name, one.dtype, one.shape[1:]) == (first.name, first.dtype, first.shape[1:]) for one in tensors)
+    shape = [sum(one.shape[0] for one in tensors), *first.shape[1:]]
+    return Stored(first.name, first.dtype, shape, first.file, 0, sum(one.end - one.begin for one in tensors))
+
+
+def _copy(tensor: Stored, out: Any) -> None:
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.begin)
+        for begin in range(tensor.begin, tensor.end, BLOCK):
+            block = file.read(min(BLOCK, tensor.end - begin))
+            assert block, f"{tensor.file} became shorter while it was read"
+            out.write(block)

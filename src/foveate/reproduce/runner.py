@@ -1,0 +1,382 @@
+"""`foveate reproduce`: the tables and figures of the paper as commands that run, and the page of what came out.
+
+Each row trains (once per seed) and measures by the commands a user types, each in a process of its own with a log. What
+is done is not done again: the same command resumes where an earlier one stopped, and rows that share a training share
+it. A stamp in OUT/done says with which words a command ended well, and after which others.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tyro.conf import Positional
+
+from foveate.errors import InputError
+from foveate.io.files import versions, write_whole
+from foveate.io.store import hold_folder
+from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
+from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
+from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
+from foveate.train.flags import SMALL_CLIP
+
+Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
+CHILD = """
+import os, runpy, signal, threading
+def end_with_the_parent():  # its end of the pipe closes even after kill -9
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end_with_the_parent, daemon=True).start()
+runpy.run_module("foveate.cli.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run the rows of the paper's tables and write what came out beside the published numbers.
+
+    On the world everything runs offline, about two hours on two cores for `all`. On a COCO root it trains and
+    measures --model there. The same command resumes where it was stopped and skips what is done.
+    """
+
+    tables: Annotated[tuple[Table, ...], Positional]
+    """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
+    attention), figs (input sizes, K-means), global (what is kept of whole images), terms (later work), or
+    all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
+    on: str = "world"
+    """world: rendered here; or a COCO root with panoptic annotations."""
+    out: Path = Path("runs/reproduce")
+    """Where runs, measurements and logs go."""
+    results: Path | None = None
+    """Folder of one JSON file per row; default: results for the world, OUT/results for anything else (other data,
+    another --model, --steps or --limit)."""
+    page: Path | None = None
+    """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
+    its name."""
+    model: str = SMALL_CLIP
+    """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
+    where its patches are of 14 pixels)."""
+    pretrained: str | None = None
+    """Weights of an open_clip architecture: a file, or a tag."""
+    cnn: str | None = None
+    """A residual CLIP for the figures; default: the world's own, pretrained here; none on other data."""
+    cnn_pretrained: str | None = None
+    """Its weights, where it is the name of an architecture."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every training is run once with each."""
+    steps: int | None = None
+    """Steps of every training, in place of the scale's own."""
+    limit: int | None = None
+    """Only the first so many images are measured."""
+    jobs: int = 2
+    """Commands run at once, each with its share of the cores."""
+    workers: int = 0
+    """Processes that decode images, for each command; 0 = none besides its own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    dry_run: bool = False
+    """List the commands, those to be run first, and stop there."""
+
+
+def run(config: Reproduce) -> None:
+    """Run what is not done yet, write results and page.
+
+    Raises:
+        InputError: a flag is wrong, or another command writes to the same folder.
+        SystemExit: 1 where a command failed (its log is named, the others were run), 130 and 143 after a signal.
+    """
+    results, page = _targets(config)
+    stage = _stage(config, figures=page.with_suffix(""))
+    rows = _rows(config, stage)
+    for row in rows:
+        if (reason := skip_reason(stage, row)) is not None:
+            print(f"{row.name} is skipped: {reason}", file=sys.stderr)
+    jobs = {**jobs_for(stage, rows), **figures_for(stage, rows)}
+    todo = _undone(stage, jobs)
+    if config.dry_run:
+        for job in [*todo.values(), *(job for name, job in jobs.items() if name not in todo)]:
+            print(f"{'' if job.name in todo else '# done: '}foveate {shlex.join(job.words)}")
+        return
+    # refuse what cannot be written before hours are spent on it
+    check_page(page)
+    if results.exists() and not results.is_dir():
+        raise InputError(f"--results {results}: need a folder; this is a file. Name another.")
+    config.out.mkdir(parents=True, exist_ok=True)
+    lock = hold_folder(config.out)  # noqa: F841  until this function returns
+    _write_names(stage)
+    print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
+    failed = _run_all(stage, todo, at_once=config.jobs)
+    # whatever is done becomes rows and page, also where some commands failed
+    left = _undone(stage, jobs)
+    done = {name: job for name, job in jobs.items() if name not in left}
+    stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
+    written = write_results(stage, rows, done, results, stamps=stamps)
+    write_page(page, results, scale=stage.scale, settings=settings_of(stage))
+    print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
+    if failed:
+        lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
+        print("\n".join([f"{len(failed)} commands failed:", *lines]), file=sys.stderr)
+        raise SystemExit(1)
+
+
+# ------------------------------------------------------------------------------------------------------ from the flags
+
+
+def _targets(config: Reproduce) -> tuple[Path, Path]:
+    """Where the rows' files and the page go: in the project for the world as it is meant, else beside the runs."""
+    usual = Reproduce(config.tables)
+    deciding = ("on", "model", "pretrained", "cnn", "cnn_pretrained", "seeds", "steps", "limit")
+    is_usual = all(getattr(config, name) == getattr(usual, name) for name in deciding)
+    results, page = ("results", "docs/results.md") if is_usual else (config.out / "results", config.out / "results.md")
+    return config.results or Path(results), config.page or Path(page)
+
+
+def _stage(config: Reproduce, *, figures: Path) -> Stage:
+    """Check the flags and put together what the rows are run on."""
+    if config.on != "world" and not (Path(config.on) / "annotations").is_dir():
+        raise InputError(f"--on: need world, or the folder of a COCO root, with annotations/ in it; got {config.on}.")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
+    for flag, least in (("jobs", 1), ("steps", 1), ("limit", 1), ("workers", 0)):
+        value = getattr(config, flag)
+        if value is not None and value < least:
+            raise InputError(f"--{flag}: need at least {least}; got {value}.")
+    _check_weights("--model", config.model, "--pretrained", config.pretrained)
+    _check_weights("--cnn", config.cnn, "--cnn-pretrained", config.cnn_pretrained)
+    patch, native, is_eva = _tower(config.model)
+    scale = scale_of(patch=patch, native=native, is_eva=is_eva)
+    if config.steps is not None:
+        scale = replace(scale, steps_given=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
+    shared = ("on", "out", "model", "pretrained", "seeds", "cnn", "cnn_pretrained", "limit", "device", "workers")
+    return Stage(figures=figures, scale=scale, **{name: getattr(config, name) for name in shared})
+
+
+def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str | None) -> None:
+    """Refuse the name of an architecture without weights."""
+    if model in (None, SMALL_CLIP) or Path(model).exists() or ":" in model or weights is not None:
+        return
+    raise InputError(
+        f"{flag} {model}: needs weights, else its rows would be of random ones. Name a file or tag with "
+        f"{weights_flag}, or a model folder."
+    )
+
+
+def _tower(model: str) -> tuple[int, int, bool]:
+    """A model's patch size and native size [pixels], and whether it is an EVA tower, by its description.
+
+    A model without one counts as an EVA-02 B/16, the paper's.
+    """
+    if model == SMALL_CLIP:  # needs no library
+        return 8, 64, False
+    from foveate.clip.describe import describe_architecture, read_config
+
+    described = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
+    config = read_config(described) if described.is_file() else describe_architecture(model)
+    vision: dict[str, Any] = config["model_cfg"]["vision_cfg"] if config else {"timm_model_name": "eva"}
+    timm_name = str(vision.get("timm_model_name", ""))
+    named = re.search(r"patch(\d+)", timm_name)  # timm's towers have it in their name alone
+    patch = int(named[1]) if named else vision.get("patch_size", 16)
+    return patch, vision.get("image_size", 224), timm_name.startswith("eva")
+
+
+def _rows(config: Reproduce, stage: Stage) -> tuple[Row, ...]:
+    tables = {*config.tables} | ({*TABLES} - {*APPLICATIONS} if "all" in config.tables else set())
+    if not tables:
+        raise InputError(f"reproduce: need tables, some of {', '.join(TABLES)}, or all.")
+    return tuple(row for row in rows_of(stage.scale) if row.table in tables)
+
+
+def _write_names(stage: Stage) -> None:
+    """Write the class names of the data, for the run that is given them."""
+    if stage.is_world:
+        from foveate.data.world.scenes import KINDS
+
+        names = [kind.name for kind in KINDS]
+    else:
+        from foveate.data.sources import open_data
+
+        categories = open_data(stage.data, split=stage.split, annotations="panoptic").categories
+        names = [category.name for category in categories]
+    write_whole(stage.names, "".join(f"{name}\n" for name in names).encode())
+
+
+# -------------------------------------------------------------------------------------------------------------- stamps
+
+
+def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
+    """What has to be run: commands that are not done, and those that need one of them."""
+    undone: dict[str, Job] = {}
+    for name, job in jobs.items():  # each after what it needs
+        if not _is_done(stage, job) or any(need in undone for need in job.needs):
+            undone[name] = job
+    return undone
+
+
+def _is_done(stage: Stage, job: Job) -> bool:
+    """Whether this command ended well, after what it needs did as that stands now, and what it made exists."""
+    stamp = _read_stamp(stage, job.name)
+    return (
+        job.makes.exists()
+        and stamp is not None
+        and stamp["rules"] == RULES
+        and _is_same_command(job.words, stamp["words"], out=str(stage.out))
+        and stamp["after"] == {need: _digest(stage, need) for need in job.needs}
+    )
+
+
+def _is_same_command(words: Sequence[str], before: Sequence[str], *, out: str) -> bool:
+    """Whether two commands differ at most in where they ran: their device, their workers and the path of OUT."""
+    new, old = _without_machine(words), _without_machine(before)
+    if len(new) != len(old):
+        return False
+    # the other command's OUT, by the first word that names something in OUT
+    moved = (
+        (path.removeprefix(out), other) for path, other in zip(new, old, strict=True) if path.startswith(f"{out}/")
+    )
+    end, other = next(moved, ("", out))
+    old_out = other.removesuffix(end)
+    return [_relative(word, out) for word in new] == [_relative(word, old_out) for word in old]
+
+
+def _without_machine(words: Sequence[str]) -> list[str]:
+    machine = {"--workers", "--device"}
+    return [word for before, word in zip(["", *words], words, strict=False) if not {before, word} & machine]
+
+
+def _relative(word: str, out: str) -> str:
+    """A word with OUT for the path of OUT, in PATH and in NAME=PATH."""
+    return re.sub(rf"^([^=]*=)?{re.escape(out)}(?=/|$)", r"\1OUT", word)
+
+
+def _read_stamp(stage: Stage, name: str) -> dict[str, Any] | None:
+    """What was noted when a command ended well; None where it did not, or the note is damaged."""
+    try:
+        stamp = json.loads(_stamp(stage, name).read_bytes())
+        return {key: stamp[key] for key in ("name", "rules", "words", "after", "seconds", "versions")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(stage: Stage, name: str) -> str | None:
+    """Stands for one run of a command: another run of it, or of what it needs, has another."""
+    path = _stamp(stage, name)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _write_stamp(stage: Stage, job: Job, seconds: float) -> None:
+    """Note that a command ended well; the time of a training that was stopped in between is not known."""
+    log = _log(stage, job.name)
+    starts = log.read_text(errors="replace").count("$ foveate ") if log.exists() else 1
+    is_whole = job.words[0] == "evaluate" or starts == 1
+    content = {
+        "name": job.name,
+        "rules": RULES,
+        "words": list(job.words),
+        "after": {need: _digest(stage, need) for need in job.needs},
+        "ended": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+        "seconds": round(seconds, 1) if is_whole else None,
+        "versions": versions(),
+    }
+    write_whole(_stamp(stage, job.name), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _stamp(stage: Stage, name: str) -> Path:
+    return stage.out / "done" / f"{name.replace('/', '-')}.json"
+
+
+def _log(stage: Stage, name: str) -> Path:
+    return stage.out / "logs" / f"{name.replace('/', '-')}.log"
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, str]:
+    """Run the commands, several at once, each after what it needs.
+
+    Returns:
+        Those that failed, by name, with the reason.
+    """
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    waiting, running, failed = dict(todo), dict[str, tuple[subprocess.Popen, float]](), dict[str, str]()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with _sigterm_interrupts(), Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
+        task = bar.add_task("commands", total=sum(job.cost for job in todo.values()))
+        try:
+            while waiting or running:
+                # start what can be started
+                for name, job in list(waiting.items()):
+                    lost = next((need for need in job.needs if need in failed), None)
+                    if lost is not None:
+                        failed[name] = f"{lost} failed before"
+                        del waiting[name]
+                    elif len(running) < at_once and not any(need in waiting or need in running for need in job.needs):
+                        running[name] = (_start(stage, waiting.pop(name), environment), time.perf_counter())
+                bar.update(
+                    task, description=f"{len(todo) - len(waiting) - len(running)}/{len(todo)} {' '.join(running)}"
+                )
+                time.sleep(0.1)
+                # stamp what has ended
+                for name, (process, started) in list(running.items()):
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    del running[name]
+                    bar.advance(task, todo[name].cost)
+                    if status == 0 and todo[name].makes.exists():
+                        _write_stamp(stage, todo[name], time.perf_counter() - started)
+                    else:
+                        failed[name] = f"status {status}"
+        except KeyboardInterrupt as stop:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+            print("foveate: stopped; what ran was saved. The same command resumes.", file=sys.stderr)
+            raise SystemExit(stop.args[0] if stop.args else 130) from None
+    return failed
+
+
+def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Popen:
+    """Start one command, its output going to its log; it has no stamp until it ends well again."""
+    _stamp(stage, job.name).unlink(missing_ok=True)
+    log = _log(stage, job.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"\n$ foveate {shlex.join(job.words)}\n")
+        file.flush()
+        return subprocess.Popen(
+            [sys.executable, "-c", CHILD, *job.words],
+            env=environment,
+            stdin=subprocess.PIPE,  # closes with this process
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl-C reaches this process alone, which stops the command in order
+        )
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, but for the status."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

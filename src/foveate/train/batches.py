@@ -1,0 +1,65 @@
+"""Which images a process of a run trains on, step by step, and on which its held-out loss is measured."""
+
+from collections.abc import Callable, Iterable
+
+from foveate.data.loader import (
+    BatchLoader,
+    BatchSampler,
+    EvaluationSource,
+    PictureSource,
+    SemanticSource,
+    epoch_order,
+    make_loader,
+)
+from foveate.engine.distributed import Processes
+from foveate.train.flags import ReaderFlags
+from foveate.types import Batch
+
+Source = PictureSource | EvaluationSource | SemanticSource
+
+
+def training_batches(
+    config: ReaderFlags, source: Source, processes: Processes
+) -> Callable[[int, int], Iterable[Batch]]:
+    """How to get the batches of this process.
+
+    Args:
+        config: batch, accumulate, seed, workers, strict.
+        source: of the images.
+        processes: of the run.
+
+    Returns:
+        (images of the stream that were taken before, steps to come) -> the batches of these steps.
+    """
+
+    def batches(start: int, steps: int) -> BatchLoader:
+        sampler = BatchSampler(
+            len(source),
+            batch=config.batch,
+            seed=config.seed,
+            rank=processes.rank,
+            world_size=processes.size,
+            start=start,
+            batches=steps * config.accumulate,
+        )
+        order = sampler if isinstance(source, PictureSource) else [[index for _, index in pairs] for pairs in sampler]
+        pin = processes.device.type == "cuda"
+        return make_loader(source, order, workers=config.workers, strict=config.strict, pin=pin)
+
+    return batches
+
+
+def held_out_batches(config: ReaderFlags, source: Source, processes: Processes) -> BatchLoader:
+    """This process's share of the held-out images: the same ones, with the same regions, in every run.
+
+    Args:
+        config: batch, workers, and how many images.
+        source: of the held-out images.
+        processes: of the run; each gets as many batches, the last ones perhaps empty.
+    """
+    chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_pictures]
+    mine = chosen[processes.rank :: processes.size]
+    places = [(0, index) for index in mine] if isinstance(source, PictureSource) else mine
+    longest = -(-len(chosen) // processes.size)
+    batches = [places[first : first + config.batch] for first in range(0, longest, config.batch)]
+    return make_loader(source, batches, workers=config.workers)

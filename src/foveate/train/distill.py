@@ -1,0 +1,227 @@
+"""`foveate distill`: CLIPSelf, or a baseline of it, from a folder of images to a model folder (Sec. 3.2).
+
+OUT/model/ is the product (alpha-mixed, an open_clip model folder). With another number of processes, another --batch or
+--accumulate CLIPSelf resumes from the same image, and reports what stays equal.
+"""
+
+import hashlib
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from foveate.clip.dense import last_block_use
+from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
+from foveate.data.captions import only_captioned, with_captions
+from foveate.data.loader import BatchLoader, PictureSource
+from foveate.data.provenance import check_provenance
+from foveate.data.records import Dataset
+from foveate.data.regions import with_boxes
+from foveate.data.sources import open_data
+from foveate.data.splits import split_of, split_of_root
+from foveate.engine.checkpoint import digest_module
+from foveate.engine.distributed import Processes
+from foveate.engine.optim import build_optimizer, learning_rate
+from foveate.engine.product import write_product
+from foveate.engine.shard import shard_student
+from foveate.errors import InputError
+from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.train import run as driver
+from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.checks import check_distill
+from foveate.train.defaults import hyperparameters, learns_from_captions, regions_of
+from foveate.train.flags import DistillConfig
+from foveate.train.objective import build_objective, choose_count, choose_nouns, trained_head
+from foveate.train.recipe import batch_notes, check_recipe_data
+from foveate.train.report import Report
+from foveate.train.run import SHARED, Trainable
+
+
+def run(config: DistillConfig) -> None:
+    """Distil, or resume, and write the CLIP.
+
+    Raises:
+        InputError: a flag, the data, the weights or the output folder is wrong.
+        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
+    """
+    check_distill(config)
+    driver.run(config, prepare)
+
+
+def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trainable:
+    """Images, towers and objective; the teacher is the student before its first step.
+
+    Args:
+        config: checked flags.
+        processes: of the run.
+        report: not used; what there is to say is in the notes.
+
+    Raises:
+        InputError: the data or the weights are wrong, or do not go together.
+    """
+    low = config.precision == "bfloat16"
+    source = open_images(config, progress=processes.is_first)
+    held_out = _open_held_out(config, processes)
+    nouns, count = choose_nouns(config, source.dataset), choose_count(config)
+    # the student, and a copy of it as it was: no text was used, so no tokenizer has been made yet
+    student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
+    digest = digest_module(student) if processes.is_first else ""
+    original = deepcopy(student)
+    numbers = hyperparameters(config, patch_size=student.patch_size)
+    partly = train_layers(student, config.layers, head=trained_head(config), gates=config.gates)
+    objective = build_objective(config, student, original, student_size=numbers.student_size, nouns=nouns)
+    if config.fsdp and isinstance(objective, ClipSelf):
+        shard_student(objective, processes=processes, bfloat16=low)
+        _, partly = last_block_use(student.visual, head=config.head)  # sharding put other parameters in their place
+    if low:
+        original = original.cpu()
+    folder = config.out / "model"
+
+    def save(tensors: dict[str, Tensor]) -> str:
+        original.windows, original.pad = student.windows, student.pad
+        write_product(original, tensors, folder, alpha=config.alpha)
+        return f"foveate evaluate regions --model {folder} --data ..."
+
+    def begin() -> None:
+        if nouns is not None and processes.is_first:
+            nouns.write(config.out)
+
+    images_per_step = config.batch * config.accumulate * processes.size
+    state = original.model.state_dict().values()
+    return Trainable(
+        name=student.name,
+        objective=objective,
+        optimizer=build_optimizer(
+            objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
+        ),
+        learning_rate=partial(learning_rate, peak=numbers.lr, warmup=numbers.warmup, steps=config.steps),
+        count=count,
+        images=len(source),
+        batches=training_batches(config, source, processes),
+        held_out=held_out,
+        save=save,
+        product=folder,
+        files=(folder / WEIGHTS_FILE, folder / CONFIG_FILE),
+        product_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
+        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        metadata={
+            **asdict(numbers),
+            **contents_of(config),
+            "weights": digest,
+            **({} if nouns is None else nouns.facts()),
+        },
+        dataset=source.dataset,
+        notes=[*batch_notes(config.recipe, images_per_step), *([] if nouns is None else [nouns.line()])],
+        accumulate=config.accumulate,
+        weight_decay=numbers.weight_decay,
+        partly=partly,
+        sharded=config.fsdp,
+        may_change=may_change(config),
+        begin=begin,
+    )
+
+
+def may_change(config: DistillConfig) -> tuple[str, ...]:
+    """The fields that may change between the parts of one distillation, beside those of any run.
+
+    How a step is computed and its images shared depends on the machines at hand (`sharing_lines` says what stays
+    equal). The objectives that learn from text tell a caption, or a noun, from others drawn for its batch: with other
+    batches they are others.
+    """
+    return (*(SHARED if config.objective == "clipself" else ()), "checkpointing", "fsdp")
+
+
+def contents_of(config: DistillConfig) -> dict[str, str]:
+    """What makes a run with other contents of --boxes or of its captions another run: the sha256 of each file.
+
+    Captions are those of --captions, else those in the standard place of a COCO root where they are learned from.
+    """
+    usual = Path(config.data) / "annotations" / f"captions_{config.split}2017.json"
+    captions = config.captions
+    if captions is None and learns_from_captions(config) and usual.is_file():
+        captions = usual
+    digests = {}
+    for name, path in {"boxes": config.boxes, "captions": captions}.items():
+        if path is not None:
+            with path.open("rb") as file:
+                digests[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+# ---------------------------------------------------------------------------------------------------------- the images
+
+
+def open_images(config: DistillConfig, *, progress: bool) -> PictureSource:
+    """The data set of the run and the regions to draw in it."""
+    regions = regions_of(config)
+    dataset = open_data(
+        config.data,
+        split=config.split,
+        annotations="instances" if regions == "boxes" and config.boxes is None else "none",
+        annotation_file=config.annotations,
+        shard_cache=config.shard_cache,
+        progress=progress,
+    )
+    check_recipe_data(config.recipe, dataset.categories, root=config.data)
+    if learns_from_captions(config):  # before the boxes, whose records no longer know the texts of their shards
+        dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
+    if config.boxes is not None:
+        note = _check_boxes(config)
+        dataset = with_boxes(dataset, config.boxes)
+        dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
+    elif regions == "boxes":
+        dataset = _note_novel(config, dataset)
+    if config.objective == "image-text":
+        dataset = only_captioned(dataset)
+    return _source(config, dataset, seed=config.seed)
+
+
+def _open_held_out(config: DistillConfig, processes: Processes) -> BatchLoader | None:
+    """This process's share of the held-out images."""
+    if config.validate is None:
+        return None
+    annotations = "instances" if regions_of(config) == "boxes" else "none"
+    dataset = open_data(
+        config.validate, split=config.validate_split, annotations=annotations, shard_cache=config.shard_cache
+    )
+    if config.objective == "image-text":
+        dataset = only_captioned(with_captions(dataset, root=config.validate, split=config.validate_split))
+    if annotations == "instances" and not any(record.boxes for record in dataset.records):
+        raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none.")
+    return held_out_batches(config, _source(config, dataset, seed=0), processes)
+
+
+def _source(config: DistillConfig, dataset: Dataset, *, seed: int) -> PictureSource:
+    return PictureSource(
+        dataset,
+        regions=regions_of(config),
+        limit=config.grid,
+        rule=config.grid_rule,
+        keep=config.max_regions,
+        seed=seed,
+        captions=config.objective == "image-text",
+    )
+
+
+def _check_boxes(config: DistillConfig) -> str | None:
+    """Refuse --boxes that were trained on novel categories; what the user must know of where they come from."""
+    assert config.boxes is not None
+    split = split_of_root(config.data, split=config.split, annotations=config.annotations)
+    if split is None:
+        return check_provenance(config.boxes, None, allow=config.allow_novel)
+    known = (*split.base, *split.novel, *split.left_out)
+    return check_provenance(config.boxes, split.novel, known=known, allow=config.allow_novel)
+
+
+def _note_novel(config: DistillConfig, dataset: Dataset) -> Dataset:
+    """Note that the boxes of the annotations are also those of categories that are to be novel."""
+    split = split_of(dataset, config.data)
+    if split is None or not split.novel:
+        return dataset
+    note = (
+        f"WARNING   --regions boxes: distils the annotated boxes of all categories, {len(split.novel)} novel ones too "
+        f"({split.rule}). For those of base categories alone name proposals with --boxes (see `foveate proposals`)."
+    )
+    return replace(dataset, notes=(*dataset.notes, note))

@@ -1,0 +1,305 @@
+"""`foveate proposals`: train a small RPN on the boxes of base categories, and write the proposals that it makes.
+
+DIR/proposals_SPLIT.json is what `foveate distill --boxes` takes: COCO's form, with one category "object", a score per
+box, and in `info.provenance` what was trained on, by which `distill` refuses proposals that saw a novel class.
+DIR/recall.json says how many base and novel objects of a held-out split they find. After a finished run the same
+command makes the files again (with another --keep, say). Deliberately absent: several processes.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
+
+from foveate.clip.load import load
+from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
+from foveate.data.proposals import write_proposals
+from foveate.data.records import Dataset, Record
+from foveate.data.sources import open_data
+from foveate.data.splits import BaseNovel, as_objects, only_with_objects, split_of
+from foveate.engine.checkpoint import digest_module
+from foveate.engine.distributed import Processes
+from foveate.engine.optim import build_optimizer, learning_rate
+from foveate.engine.stop import StoppedError, signals_caught
+from foveate.errors import InputError
+from foveate.evaluate.proposals import recall_of
+from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
+from foveate.heads.proposals.rpn import Proposer, count_pictures
+from foveate.io.files import bad_lines, versions, write_whole
+from foveate.objectives.student import compile_tower
+from foveate.progress import picture_bar
+from foveate.train import run as driver
+from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.checks import check_proposals
+from foveate.train.flags import SMALL_CLIP, Proposals
+from foveate.train.heads import require_same_categories
+from foveate.train.report import Report
+from foveate.train.run import Trainable, require_one_process
+from foveate.types import Sample
+
+MAY_CHANGE = ("pictures", "keep", "min_score", "pre_nms", "nms", "validate_split", "propose_batch")
+"""Fields that may change between the parts of one run: the same network is trained."""
+WARMUP, WEIGHT_DECAY = 20, 0.05
+
+
+def run(config: Proposals) -> None:
+    """Train, propose, measure.
+
+    Raises:
+        InputError: a flag, the data, the weights or the output folder is wrong.
+        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved.
+    """
+    check_proposals(config)
+    driver.run(config, prepare)
+
+
+def prepare(config: Proposals, processes: Processes, report: Report) -> Trainable:
+    """Images and network.
+
+    Args:
+        config: checked flags.
+        processes: of the run; one.
+        report: prints what is measured, and where the data has no split of its own.
+
+    Raises:
+        InputError: the data or the weights are wrong, or do not go together.
+    """
+    require_one_process(processes, "proposals")
+    data = _open(config, report)
+    proposer = _network(config, device=str(processes.device)).train()
+    split, path = data.split, config.out / f"proposals_{config.split}.json"
+    names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}
+
+    def save(tensors: dict[str, Tensor]) -> str:
+        _write(config, proposer, data, path, report)
+        return f"foveate distill --data {config.pictures or config.data} --boxes {path} --out ..."
+
+    source = EvaluationSource(data.objects, masks=False)
+    return Trainable(
+        name=_model_name(config),
+        objective=proposer,
+        optimizer=build_optimizer(proposer, weight_decay=WEIGHT_DECAY),
+        learning_rate=partial(learning_rate, peak=config.lr, warmup=WARMUP, steps=config.steps),
+        count=count_pictures,
+        images=len(source),
+        batches=training_batches(config, source, processes),
+        held_out=None if data.held_out is None else held_out_batches(config, data.held_out, processes),
+        save=save,
+        product=path,
+        product_bytes=0,
+        metadata={"pad": "black", "weights": digest_module(proposer), **names},
+        dataset=data.objects,
+        notes=[f"training on the boxes of {len(split.base)} categories ({split.rule})"],
+        accumulate=config.accumulate,
+        weight_decay=WEIGHT_DECAY,
+        may_change=MAY_CHANGE,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ the data
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, proposed for and measured on."""
+
+    objects: Dataset  # boxes of base categories
+    proposed: Dataset  # gets proposals
+    measured: Dataset | None  # for recall
+    held_out: EvaluationSource | None  # for the held-out loss
+    split: BaseNovel
+    name: str  # of the annotations
+
+
+def _open(config: Proposals, report: Report) -> Data:
+    """Open all data, before anything is written.
+
+    Raises:
+        InputError: there are no annotations, no boxes of base categories, or no held-out data as was asked for.
+    """
+    dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
+    if not dataset.categories:
+        raise InputError(
+            f"--data {config.data}: need images with annotated boxes, which proposals are learned from; found none. "
+            "Name a root of COCO, LVIS, Pascal VOC or Objects365, a world, or images with their COCO, LVIS or "
+            "Objects365 JSON in --annotations. Images to make proposals for go into --pictures, and need no boxes."
+        )
+    split = split_of(dataset, config.data, file=config.novel)
+    is_split = split is not None
+    if split is None:
+        report(f"{config.data}: has no base and novel categories of its own; training on all. See --novel.")
+        split = BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all categories")
+    others = None if config.pictures is None else open_data(config.pictures, split=config.split, annotations="none")
+    objects = as_objects(dataset, split.base)
+    if all(crowd for record in objects.records for crowd in record.crowd):
+        raise InputError(
+            f"--data {config.data}: need annotated boxes of base categories in split {config.split}; found none. "
+            "Is this the right root, split and --novel?"
+        )
+    return Data(
+        objects=only_with_objects(objects) if is_split else objects,
+        proposed=others or dataset,
+        measured=_open_measured(config, dataset, report),
+        held_out=_open_held_out(config, dataset, split),
+        split=split,
+        name=dataset.name,
+    )
+
+
+def _open_measured(config: Proposals, dataset: Dataset, report: Report) -> Dataset | None:
+    """The annotated images on which recall is measured, where there are any."""
+    wanted = config.validate_split or "val"
+    if config.validate_split is None and config.split == wanted:
+        return None
+    try:
+        measured = open_data(config.data, split=wanted)
+    except InputError as error:
+        if config.validate_split is not None:
+            raise InputError(f"--validate-split {wanted}: {error}") from error
+        report(f"no recall is measured: {error}")
+        return None
+    if {category.name for category in measured.categories} != {category.name for category in dataset.categories}:
+        report(f"no recall is measured: {measured.name} has other categories than {dataset.name}")
+        return None
+    return measured
+
+
+def _open_held_out(config: Proposals, dataset: Dataset, split: BaseNovel) -> EvaluationSource | None:
+    """The images on which the held-out loss is measured."""
+    if config.validate is None:
+        return None
+    held_out = open_data(Path(config.validate), split=config.validate_split or "val")
+    require_same_categories(held_out.categories, dataset.categories, root=config.validate)
+    return EvaluationSource(only_with_objects(as_objects(held_out, split.base)), masks=False)
+
+
+def _network(config: Proposals, *, device: str) -> Proposer:
+    """The pyramid and its RPN, drawn from the seed, on the device."""
+    mean, std, size = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, 192
+    is_small = config.backbone == "conv" or config.model == SMALL_CLIP
+    channels = config.channels or (64 if is_small else 128)
+    if config.backbone == "tower":
+        clip = load(config.model, pretrained=config.pretrained, device=device, seed=config.seed)
+        if config.compile:
+            compile_tower(clip)
+        mean, std = clip.mean, clip.std
+        size = size if is_small else min(64 * clip.patch_size, 1024)
+        torch.manual_seed(config.seed)
+        pyramid = TowerPyramid(clip, channels=channels)
+    else:
+        torch.manual_seed(config.seed)
+        pyramid = ConvPyramid(channels=channels)
+    return Proposer(
+        pyramid,
+        size=size if config.size is None else config.size,
+        mean=mean,
+        std=std,
+        channels=channels,
+        scales=config.scales,
+        positive_iou=config.positive_iou,
+        negative_iou=config.negative_iou,
+        flip=config.flip,
+    ).to(device)
+
+
+# ----------------------------------------------------------------------------------------------------------- the files
+
+
+def _write(config: Proposals, proposer: Proposer, data: Data, path: Path, report: Report) -> None:
+    """Write the proposals, and their recall where it can be measured.
+
+    Raises:
+        StoppedError: a signal came.
+    """
+    split = data.split
+    facts = {
+        "training_categories": list(split.base),
+        "novel_categories": list(split.novel),
+        "rule": split.rule,
+        "annotations": data.name,
+        "model": _model_name(config),
+        "steps": config.steps,
+        "seed": config.seed,
+        "version": versions()["foveate"],
+    }
+    root = config.pictures or config.data
+    with signals_caught() as caught:
+        boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
+        write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
+        if data.measured is not None:
+            boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
+            _measure(config, boxes, data.measured, split, facts=facts, report=report)
+
+
+def _propose(
+    config: Proposals, proposer: Proposer, dataset: Dataset, *, caught: Sequence[Signals], report: Report
+) -> Iterator[tuple[Record, Sample, list[list[float]], list[float]]]:
+    """Each usable image of a data set with its record, its boxes (xyxy) and their scores, best first.
+
+    Raises:
+        StoppedError: a signal came.
+    """
+    records = {str(record.id): record for record in dataset.records}
+    source = EvaluationSource(dataset, masks=False)
+    loader = make_loader(
+        source, OnceSampler(len(source), batch=config.propose_batch), workers=config.workers, strict=config.strict
+    )
+    numbers = {"keep": config.keep, "min_score": config.min_score, "pre_nms": config.pre_nms, "nms": config.nms}
+    bad: list[dict[str, str]] = []
+    with picture_bar(show=True) as bar:
+        task = bar.add_task(f"proposals for {dataset.name}", total=len(source))
+        for done, batch in enumerate(loader):
+            if caught:
+                raise StoppedError(
+                    f"after {done * config.propose_batch} of {len(source)} images of {dataset.name}; the trained "
+                    "network is saved, but the boxes of these images are made again",
+                    caught[0],
+                )
+            bad += [{"id": image.id, "reason": image.reason} for image in batch.bad]
+            results = proposer.propose(batch.samples, **numbers) if batch.samples else []
+            for sample, (boxes, scores) in zip(batch.samples, results, strict=True):
+                yield records[sample.id], sample, boxes.tolist(), scores.tolist()
+            bar.advance(task, len(batch.samples) + len(batch.bad))
+    for line in bad_lines(bad, listed="the image folder"):
+        report(line)
+
+
+def _measure(
+    config: Proposals,
+    boxes: Iterator[tuple[Record, Sample, list[list[float]], list[float]]],
+    dataset: Dataset,
+    split: BaseNovel,
+    *,
+    facts: dict[str, Any],
+    report: Report,
+) -> None:
+    """Write how many of the held-out objects are found, and print it."""
+    images = []
+    for record, sample, proposed, _ in boxes:
+        objects = [place for place, crowd in enumerate(record.crowd) if not crowd]
+        labels = [dataset.categories[record.labels[place]].name for place in objects]
+        images.append((sample.boxes[objects], labels, torch.tensor(proposed).reshape(-1, 4)))
+    groups = {"base": split.base, "novel": split.novel}
+    tops = sorted({min(10, config.keep), config.keep})
+    result = {"split": dataset.name, "pictures": len(images), **recall_of(images, groups, tops=tops)}
+    content = {**result, "provenance": facts, "versions": versions()}
+    write_whole(config.out / "recall.json", (json.dumps(content, indent=2) + "\n").encode())
+    for group in groups:
+        numbers = ", ".join(f"{key} {value}" for key, value in result[group].items())
+        report(f"{dataset.name}: {group}: {numbers}")
+
+
+def _model_name(config: Proposals) -> str:
+    """What the features came from; a folder by its last two names, which say nothing of the machine."""
+    if config.backbone == "conv":
+        return "conv"
+    path = Path(config.model)
+    name = "/".join(path.parts[-2:]) if path.is_absolute() or path.is_dir() else config.model
+    return name if config.pretrained is None else f"{name}, {Path(config.pretrained).name}"

@@ -1,0 +1,126 @@
+"""What a run prints beside its plan and its steps: how its steps are shared, what was skipped, how to resume it.
+
+Deliberately absent: the plan (`foveate.engine.plan`) and the numbers of the steps (`foveate.engine.log`).
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from foveate.engine.checkpoint import list_complete
+from foveate.engine.distributed import Processes
+from foveate.engine.fit import Outcome
+from foveate.errors import InputError
+from foveate.io.files import bad_lines
+
+Report = Callable[[str], object]
+"""Prints a line for the user, in the first process only."""
+
+
+def reporter(processes: Processes) -> Report:
+    """Print on the error stream, in the first process only."""
+    return partial(print, file=sys.stderr, flush=True) if processes.is_first else str
+
+
+def resume_command() -> str:
+    """How to resume: the command line that started this run, as torchrun's variables tell it."""
+    size, nodes = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    local = os.environ.get("LOCAL_WORLD_SIZE", str(size))
+    many = ["--nnodes", str(nodes)] if nodes > 1 else []
+    start = ["torchrun", *many, "--nproc-per-node", local, "-m", "foveate.cli.main"] if size > 1 else ["foveate"]
+    where = f" on each of the {nodes} nodes (with the same --rdzv options as before)" if nodes > 1 else ""
+    return f"To resume, run{where}:\n  {shlex.join([*start, *sys.argv[1:]])}"
+
+
+def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:
+    """Say that another process is gone and how to resume, and exit at once with status 1: what the GPUs of this process
+    still wait for will never come."""
+    saved = [int(path.name.removeprefix("step_")) for path in list_complete(checkpoints)]
+    last = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+    print(f"foveate: {error} This process ends too; {last}. {resume_command()}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def end_lines(outcome: Outcome, out: Path) -> list[str]:
+    """Which images could not be used, the first ten with their reasons, and how many steps were skipped."""
+    bad = [{"id": name, "reason": reason} for name, reason in sorted(outcome.bad.items())]
+    lines = bad_lines(bad, listed="metrics.jsonl")
+    if outcome.skipped:
+        lines.append(
+            f"WARNING   {outcome.skipped} of {outcome.step} steps were skipped: their loss or gradient was not finite; "
+            f"their images are in {out / 'nonfinite.jsonl'}"
+        )
+    return lines
+
+
+def require_usable_images(outcome: Outcome, out: Path) -> None:
+    """Refuse to call the initial weights the product of a run.
+
+    Raises:
+        InputError: no image of the whole run could be used, or no step was finite.
+    """
+    if outcome.good == 0 and outcome.skipped:
+        raise InputError(
+            f"--nonfinite skip: needs steps that are finite; all {outcome.skipped} were skipped, so nothing was "
+            "learned and no product is written. Look at the images in nonfinite.jsonl and choose another --out, or "
+            f"remove {out}."
+        )
+    if outcome.good == 0:
+        name, reason = min(outcome.bad.items(), default=("", "there was none"))
+        raise InputError(
+            f"--data: needs images that can be used; none of the {len(outcome.bad)} of this run could be, so nothing "
+            f"was learned and no product is written. The first: {name}: {reason}. Correct them and choose another "
+            f"--out, or remove {out}."
+        )
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the images of a step are shared."""
+
+    processes: int
+    batch: int
+    accumulate: int
+
+    @property
+    def images(self) -> int:
+        """Images per step."""
+        return self.processes * self.batch * self.accumulate
+
+    def __str__(self) -> str:
+        times = "" if self.accumulate == 1 else f" x {self.accumulate} batches"
+        return f"{self.processes} process{'es' * (self.processes > 1)} x {self.batch} images{times}"
+
+
+def sharing_lines(before: Sharing, now: Sharing, *, steps: int) -> list[str]:
+    """What stays equal where a run resumes with other processes or batches; nothing where these are the same.
+
+    Args:
+        before: how the part of the run that was saved shared its steps.
+        now: how this one does.
+        steps: left.
+    """
+    if before == now:
+        return []
+    change = f"resuming with {now} per step, where it was {before}"
+    if before.images == now.images:
+        return [
+            f"{change}: the same {now.images} images in every step, their sums in another order. "
+            "Results are equal to rounding, not to the bit."
+        ]
+    each = before.images // now.processes
+    keeps = f"--batch {now.batch} --accumulate {each // now.batch}" if each % now.batch == 0 else f"--batch {each}"
+    advice = f"To keep {before.images}, use {keeps} with {now.processes} process{'es' * (now.processes > 1)}"
+    if before.images % now.processes:
+        advice = f"{before.images} cannot be kept with {now.processes} processes: it is not a multiple of that"
+    return [
+        f"{change}: from here on {now.images} images per step instead of {before.images}, so other gradients, and "
+        f"{steps * now.images:,} more images instead of {steps * before.images:,}. Every epoch still shows every "
+        f"image exactly once. {advice}."
+    ]
