@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from foveate.recipes import RECIPES, Recipe
-from foveate.reproduce.list_recipes import CONFIGS
+from foveate.reproduce.list_recipes import flags_of
 from foveate.train.checks import check_catseg, check_distill, check_fvit, check_panoptic
 from foveate.train.defaults import LARGE, resolve_defaults
 from foveate.train.flags import SMALL_CLIP, DistillConfig, TrainCatSeg, TrainFViT, TrainPanoptic
@@ -34,7 +34,7 @@ def test_a_row_says_what_it_is(recipe: Recipe) -> None:
 
 @ROWS
 def test_the_fields_exist_differ_from_the_defaults_and_pass(recipe: Recipe) -> None:
-    defaults = {one.name: one.default for one in fields(CONFIGS[recipe.verb])}
+    defaults = {one.name: one.default for one in fields(flags_of(recipe.verb))}
     assert set(recipe.fields) | set(recipe.needs) <= set(defaults)
     needed = {name for name, default in defaults.items() if default is MISSING}
     assert not needed & set(recipe.fields), "folders are the user's"
@@ -152,7 +152,8 @@ def test_an_ablation_differs_in_one_flag() -> None:
 
 
 def test_the_world_row_is_what_the_demo_distils() -> None:
-    from foveate.cli.demo import Demo, _distill_config
+    from foveate.reproduce.demo import _distill_config
+    from foveate.reproduce.flags import Demo
 
     demo = _distill_config(Demo(out=Path("demo")), Path("d"))
     assert replace(DistillConfig(data=demo.data, out=demo.out), **row("world").fields) == demo

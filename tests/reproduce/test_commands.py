@@ -11,6 +11,7 @@ from foveate.recipes import RECIPES
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, seeds_of, skip_reason
 from foveate.reproduce.rows import (
     B16,
+    CLAIMS,
     DEFAULT_BATCH,
     L14,
     OPENAI_B16,
@@ -18,7 +19,6 @@ from foveate.reproduce.rows import (
     TABLES,
     Claim,
     Scale,
-    claims_of,
     rows_of,
     runs_of,
     scale_of,
@@ -42,7 +42,7 @@ def test_names_are_used_once_and_point_to_something(scale: Scale) -> None:
 @SCALES
 def test_claims_are_about_rows_and_their_metrics(scale: Scale) -> None:
     metrics = {row.name: row.metrics for row in rows_of(scale)}
-    for claim in claims_of(scale):
+    for claim in CLAIMS:
         assert claim.table in TABLES and claim.pairs, claim
         for side in (side for pair in claim.pairs for side in pair):
             name, metric = side.split(".", 1)
@@ -64,7 +64,7 @@ def test_a_sweep_of_alpha_takes_students_that_are_not_mixed() -> None:
 
 
 def test_all_of_an_ablation_is_compared_step_by_step() -> None:
-    claim = next(one for one in claims_of(SMALL) if "blocks" in one.text)
+    claim = next(one for one in CLAIMS if "blocks" in one.text)
     assert claim.pairs == (
         ("layers1.boxes", "layers0.boxes"),
         ("layers2.boxes", "layers1.boxes"),

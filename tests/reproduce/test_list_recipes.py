@@ -16,7 +16,7 @@ from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
 from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
 from foveate.recipes import RECIPES, Recipe, find_recipe
-from foveate.reproduce.list_recipes import CONFIGS, NAMED, command_of, defaults_of
+from foveate.reproduce.list_recipes import command_of, defaults_of, flags_of, has_names
 from foveate.train.flags import DistillConfig
 from foveate.train.recipe import batch_notes
 from foveate.types import Category
@@ -34,8 +34,8 @@ def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
     parsed = parse(spelled[1:])
     told = {name: getattr(parsed, name) for name in ("data", "out", *recipe.needs)}
     assert {name: str(value) for name, value in told.items()} == {"data": "DIR", "out": "OUT", **recipe.needs}
-    assert parsed == CONFIGS[recipe.verb](**told, **recipe.fields)
-    assert parse(short[1:]) == (replace(parsed, recipe=recipe.name) if recipe.verb in NAMED else parsed)
+    assert parsed == flags_of(recipe.verb)(**told, **recipe.fields)
+    assert parse(short[1:]) == (replace(parsed, recipe=recipe.name) if has_names(recipe.verb) else parsed)
 
 
 @pytest.mark.parametrize("named", [["--recipe", NAME], [f"--recipe={NAME}"]], ids=len)

@@ -7,11 +7,7 @@ import pytest
 
 from foveate.errors import InputError
 from foveate.reproduce.page import compare, read_metrics, spread, verdict_of
-from foveate.reproduce.rows import Claim, Row
-
-
-def claim(*pairs: tuple[str, str]) -> Claim:
-    return Claim("tab1", "a is more than b", "here", pairs)
+from foveate.reproduce.rows import Row
 
 
 @pytest.mark.parametrize(
@@ -35,23 +31,24 @@ def test_a_difference_counts_beyond_twice_its_standard_error(
 ) -> None:
     measured = {"a": {"boxes": more}, "b": {"boxes": less}}
     trained = {name for name, values in (("a", more), ("b", less)) if len(values) > 1}
-    (pair,) = compare(claim(("a.boxes", "b.boxes")), measured, trained=trained)
+    pair = compare("a.boxes", "b.boxes", measured, trained=trained)
     assert pair.verdict == verdict == verdict_of([pair])
     assert pair.difference == pytest.approx(sum(more) / len(more) - sum(less) / len(less))
 
 
 def test_one_seed_of_something_trained_proves_nothing() -> None:
     measured = {"a": {"boxes": [50.0]}, "b": {"boxes": [10.0]}, "c": {"boxes": [None]}}
-    (pair,) = compare(claim(("a.boxes", "b.boxes")), measured, trained={"a"})
+    pair = compare("a.boxes", "b.boxes", measured, trained={"a"})
     assert pair.verdict == "not told apart" and pair.difference is None
-    (pair,) = compare(claim(("c.boxes", "b.boxes")), measured, trained=())
+    pair = compare("c.boxes", "b.boxes", measured, trained=())
     assert pair.verdict == "not run", "there was nothing to measure"
 
 
 def test_a_claim_is_what_its_worst_pair_is() -> None:
     measured = {"a": {"x": [9.0], "y": [1.0], "z": [1.0]}, "b": {"x": [1.0], "y": [1.0], "z": [9.0]}}
     pairs = [("a.x", "b.x"), ("a.y", "b.y"), ("a.x", "c.x"), ("a.z", "b.z")]
-    verdicts = [verdict_of(compare(claim(*pairs[:count]), measured, trained=())) for count in (1, 2, 3, 4)]
+    compared = [compare(*pair, measured, trained=()) for pair in pairs]
+    verdicts = [verdict_of(compared[:count]) for count in (1, 2, 3, 4)]
     assert verdicts == ["holds", "not told apart", "not run", "contradicted"]
 
 

@@ -39,7 +39,7 @@ class Command:
 
 COMMANDS: dict[str, tuple[Command, ...]] = {
     "start": (
-        Command("demo", "foveate.cli.demo:Demo", "foveate.cli.demo:run",
+        Command("demo", "foveate.reproduce.flags:Demo", "foveate.reproduce.demo:run",
                 "distil the shipped CLIP on a rendered world: 5 minutes, 2 cores",
                 "--out runs/demo"),
         Command("segment", "foveate.cli.segment:Segment", "foveate.cli.segment:run",
@@ -129,10 +129,10 @@ COMMANDS: dict[str, tuple[Command, ...]] = {
                 "trainval --labels labels.txt --out context459"),
     ),
     "paper": (
-        Command("recipes", "foveate.reproduce.list_recipes:Recipes", "foveate.reproduce.list_recipes:run",
+        Command("recipes", "foveate.reproduce.flags:Recipes", "foveate.reproduce.list_recipes:run",
                 "list the named settings of training and evaluation",
                 "clipself-b16-patches"),
-        Command("reproduce", "foveate.reproduce.runner:Reproduce", "foveate.reproduce.runner:run",
+        Command("reproduce", "foveate.reproduce.flags:Reproduce", "foveate.reproduce.runner:run",
                 "run the paper's tables and write a page of results",
                 "tab1 figs --out runs/reproduce"),
     ),

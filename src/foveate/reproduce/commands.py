@@ -211,12 +211,7 @@ def _head_folder(stage: Stage, row: Row, seed: int) -> Path:
 
 
 def jobs_for(stage: Stage, rows: Iterable[Row]) -> dict[str, Job]:
-    """Every job that the rows need, by name, each after what it needs.
-
-    Args:
-        stage: what they are run on.
-        rows: of any tables.
-    """
+    """Every job that the rows need, by name, each after what it needs."""
     plan = _Plan(stage)
     for row in rows:
         if skip_reason(stage, row) is None:
@@ -331,12 +326,7 @@ class _Plan:
 
 
 def figures_for(stage: Stage, rows: Iterable[Row]) -> dict[str, Job]:
-    """The images of the figures, where they are asked for: input sizes (Fig. 2, 3, A1) and K-means (Fig. 4).
-
-    Args:
-        stage: what the rows are run on.
-        rows: of the tables asked for.
-    """
+    """The images of the figures of the rows' tables: input sizes (Fig. 2, 3, A1), K-means (Fig. 4), applications."""
     plan, seed, folder = _Plan(stage), stage.seeds[0], stage.figures
     student, generator = _folder(stage, "clipself", seed), stage.out / f"generator-{seed}"
     images = tuple(str(stage.data / "test2017" / f"{number:012d}.jpg") for number in EXAMPLES)

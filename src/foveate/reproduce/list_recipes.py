@@ -3,41 +3,18 @@
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from dataclasses import asdict, fields
+from typing import Any, get_args
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
-from foveate.cli.detection import Detection
-from foveate.cli.panoptic import Panoptic
-from foveate.cli.semantic import Semantic
-from foveate.recipes import RECIPES, Recipe, find_recipe, words_of
-from foveate.train.flags import DistillConfig, TrainCatSeg, TrainFViT, TrainPanoptic
+from foveate.cli.commands import find_command
+from foveate.recipes import RECIPES, Recipe, Verb, find_recipe, words_of
+from foveate.reproduce.flags import Recipes
 
-CONFIGS: dict[str, Any] = {
-    "distill": DistillConfig,
-    "train-fvit": TrainFViT,
-    "evaluate detection": Detection,
-    "train-catseg": TrainCatSeg,
-    "evaluate semantic": Semantic,
-    "train-panoptic": TrainPanoptic,
-    "evaluate panoptic": Panoptic,
-}
-NAMED = ("distill", "train-fvit", "train-catseg", "train-panoptic")  # verbs that know --recipe
 REQUIRED = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
-
-    name: Annotated[str | None, Positional] = None
-    """Which one to show; or how the names begin of those to list, such as fvit. All are listed when not given."""
-    json: bool = False
-    """Write JSON, for programs."""
 
 
 def run(config: Recipes) -> None:
@@ -73,15 +50,24 @@ def named_in(arguments: list[str]) -> str | None:
 def defaults_of(recipe: Recipe) -> Any:
     """The flags' defaults under a recipe; the paths that every run needs stay required."""
     required = dict.fromkeys([*REQUIRED, *recipe.needs], tyro.MISSING)
-    return CONFIGS[recipe.verb](**{**recipe.fields, **required}, recipe=recipe.name)
+    return flags_of(recipe.verb)(**{**recipe.fields, **required}, recipe=recipe.name)
+
+
+def flags_of(verb: str) -> type[Any]:
+    """The dataclass of the flags of a recipe's command."""
+    return find_command(verb.split())[0].load_config()
+
+
+def has_names(verb: str) -> bool:
+    """Whether a command knows --recipe NAME."""
+    return "recipe" in {field.name for field in fields(flags_of(verb))}
 
 
 def command_of(recipe: Recipe, *, spelled: bool) -> list[str]:
     """The words of a recipe's command line: by its name, or with every flag spelled out."""
-    by_name = recipe.verb in NAMED and not spelled
-    flags = {**REQUIRED, **recipe.needs, **({"recipe": recipe.name} if by_name else recipe.fields)}
-    ordered = {field.name: flags[field.name] for field in fields(CONFIGS[recipe.verb]) if field.name in flags}
-    return ["foveate", *recipe.verb.split(), *words_of(ordered)]
+    named = has_names(recipe.verb) and not spelled
+    flags = {**REQUIRED, **recipe.needs, **({"recipe": recipe.name} if named else recipe.fields)}
+    return ["foveate", *recipe.verb.split(), *words_of(flags)]
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
@@ -91,9 +77,9 @@ def _as_json(recipe: Recipe) -> dict[str, Any]:
 
 def _list(prefix: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for verb in CONFIGS:
+    for verb in get_args(Verb):
         recipes = [recipe for recipe in RECIPES if recipe.verb == verb and recipe.name.startswith(prefix)]
-        flags = "--recipe NAME" if verb in NAMED else "with the flags that `foveate recipes NAME` shows"
+        flags = "--recipe NAME" if has_names(verb) else "with the flags that `foveate recipes NAME` shows"
         table = Table(title=f"foveate {verb} {flags} --data DIR --out OUT", title_justify="left")
         table.add_column("name", no_wrap=True)
         for heading in ("paper", "what", "time"):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from foveate.errors import InputError
 from foveate.io.files import check_target, write_whole
 from foveate.reproduce.commands import EXAMPLES, Job, Stage, is_trained, job_name, measured, seeds_of
-from foveate.reproduce.rows import DENSE, PQ, TABLES, Claim, Row, Scale, claims_of, rows_of
+from foveate.reproduce.rows import CLAIMS, DENSE, PQ, TABLES, Row, Scale, rows_of
 
 RULES = 2  # raised when a default changes what rows measure; 2: padding, pooling and heads as the public code has them
 MARGIN = 3.0  # points; about twice the sampling error of the accuracy of some 1,000 regions
@@ -68,10 +68,6 @@ Values = dict[str, list[float | None]]  # a metric's value with each seed; None:
 
 def read_metrics(row: Row, path: Path) -> dict[str, float | None]:
     """Take a row's metrics out of the JSON that its measurement wrote.
-
-    Args:
-        row: says which they are.
-        path: of the JSON.
 
     Raises:
         InputError: the file is not such a measurement.
@@ -144,18 +140,15 @@ def spread(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def compare(claim: Claim, values: dict[str, Values], *, trained: Collection[str]) -> list[Comparison]:
-    """Compare the pairs of a claim.
+def compare(more: str, less: str, values: dict[str, Values], *, trained: Collection[str]) -> Comparison:
+    """Compare the two sides of a claim, each a "row.metric".
 
     Args:
-        claim: with pairs of "row.metric".
+        more: the side that is claimed to be larger.
+        less: the other.
         values: every row's values by metric.
         trained: the rows that have a spread; from one seed alone nothing is concluded.
     """
-    return [_compare(more, less, values, trained) for more, less in claim.pairs]
-
-
-def _compare(more: str, less: str, values: dict[str, Values], trained: Collection[str]) -> Comparison:
     sides = []
     for side in (more, less):
         row, metric = side.split(".", 1)
@@ -193,17 +186,14 @@ def verdict_of(pairs: list[Comparison]) -> Verdict:
 def write_results(
     stage: Stage, rows: Iterable[Row], jobs: dict[str, Job], folder: Path, *, stamps: dict[str, dict[str, Any]]
 ) -> list[Path]:
-    """Write one JSON file for each row whose commands are done with every seed.
+    """Write FOLDER/NAME.json for each row whose commands are done with every seed; the files written.
 
     Args:
         stage: what the rows were run on.
-        rows: of the tables asked for; those not done are skipped.
+        rows: those not done are skipped.
         jobs: the commands that are done, by name.
-        folder: receives NAME.json.
+        folder: receives the files.
         stamps: "seconds" and "versions" of each command, by its name.
-
-    Returns:
-        The files written.
     """
     written = []
     for row in rows:
@@ -302,14 +292,7 @@ def check_page(page: Path) -> None:
 
 
 def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, Any]) -> None:
-    """Write the page from the rows' files.
-
-    Args:
-        page: a Markdown file; its text below `BY_HAND` is kept.
-        folder: of the rows' files.
-        scale: which rows and claims there are.
-        settings: rows of others are ignored.
-    """
+    """Write a page of Markdown from the rows' files in a folder; those of other settings are ignored."""
     results = {name: row for name, row in read_results(folder).items() if row["settings"] == settings}
     weights = f" ({settings['pretrained']})" if settings["pretrained"] else ""
     limit = f", the first {settings['limit']} pictures alone" if settings["limit"] else ""
@@ -341,9 +324,9 @@ def _section(table: str, results: dict[str, dict[str, Any]], scale: Scale, page:
     lines += [f"![{name}]({page.stem}/{name})\n" for name in figures]
     values = {name: row["values"] for name, row in results.items()}
     trained = {row.name for row in rows_of(scale) if is_trained(row)}
-    for claim in claims_of(scale):
+    for claim in CLAIMS:
         if claim.table == table:
-            pairs = compare(claim, values, trained=trained)
+            pairs = [compare(more, less, values, trained=trained) for more, less in claim.pairs]
             described = ", ".join(map(_describe, pairs))
             lines.append(f"- **{verdict_of(pairs)}**: {claim.text} ({claim.source}): {described}.")
     return [*lines, ""]

@@ -6,13 +6,14 @@ claim compares two rows, as the paper's text does. Sizes, steps, precision and t
 COCO, where they are known to us. Deliberately absent: how commands are run (`runner.py`) and the verdicts (`page.py`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from foveate.recipes import RECIPES
 
-TABLES = ("tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps")
+Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps"]
+TABLES: tuple[str, ...] = get_args(Table)
 APPLICATIONS = ("ovd", "ovss", "ovps")  # of TABLES; not among "all", each takes about an hour of its own
 Measure = Literal[
     "regions", "sweep", "masked", "retrieval", "global", "pareto", "detection", "cosines", "semantic", "panoptic"
@@ -42,11 +43,7 @@ class Scale:
     steps_given: int | None = None  # of a distillation in place of its recipe's; no other training takes more
 
     def fields(self, recipe: str) -> dict[str, Any]:
-        """The settings of a recipe, without the CLIP it names.
-
-        Args:
-            recipe: its name.
-        """
+        """The settings of a recipe, without the CLIP it names."""
         fields = {name: value for name, value in _RECIPES[recipe].fields.items() if name not in _NOT_SHARED}
         if self.steps_given is not None and "steps" in fields:
             fields["steps"] = self.steps_given if recipe == self.distill else min(self.steps_given, fields["steps"])
@@ -132,11 +129,7 @@ class Run:
 
 
 def runs_of(scale: Scale) -> dict[str, Run]:
-    """Every training command, by name.
-
-    Args:
-        scale: the numbers to fill in.
-    """
+    """Every training command, by name."""
     image_text_steps = max(1, scale.steps * scale.batch // 16)  # 16 per step, to tell captions apart; as many images
     region_text = "--objective region-text --boxes {proposals}"
     runs = [
@@ -198,11 +191,7 @@ TOWERS = (  # name, title and run of what segmentation stands on; the paper has 
 
 
 def rows_of(scale: Scale) -> tuple[Row, ...]:
-    """Every row, in the tables' order.
-
-    Args:
-        scale: the numbers that titles name.
-    """
+    """Every row, in the tables' order; the scale says which numbers the titles name."""
     published = (("boxes", 72.1), ("things", 74.4), ("stuff", 46.8))
     window, few = f"{scale.window} x {scale.window}", scale.layers[0]
     return (
@@ -296,80 +285,69 @@ class Claim:
     """It holds where each first number is larger than the second, each a "row.metric"."""
 
 
+def _pairs(meaning: str) -> Iterator[tuple[str, str]]:
+    for comparison in meaning.split("; "):
+        rows, _, metrics = comparison.partition(": ")
+        more, less = rows.split(" > ")
+        if metrics:
+            yield from ((f"{more}.{metric}", f"{less}.{metric}") for metric in metrics.split())
+        else:
+            yield more, less
+
+
 # fmt: off
-def claims_of(scale: Scale) -> tuple[Claim, ...]:
-    """What is said of the rows, in the tables' order.
-
-    Args:
-        scale: as for `rows_of`.
-    """
-    things = ("boxes", "things")
-    return (
-        Claim("tab1", "CLIPSelf makes dense features recognise regions", "Tab. 1", _better("m6", "untouched", *DENSE)),
-        Claim("tab1", "captions of whole pictures do less for them", "Tab. 1, #5", _better("m6", "image-text", *DENSE)),
-        Claim("tab1", "M = 6 is better than M = 4", "Tab. 1: the M chosen", _better("m6", "m4", *things)),
-        Claim("tab1", "M = 6 is better than M = 8", "Tab. 1: the M chosen", _better("m6", "m8", *things)),
-        Claim("tab1", "the more blocks are trained, the better", "Tab. 1", _rising("layers", len(scale.layers))),
-        Claim("tab1", "the larger the student's input, the better", "Tab. 1", _rising("size", len(scale.sizes))),
-        Claim("tab2", "proposals are better for things than patches", "Tab. 2",
-              _better("tab2-proposals", "tab2-patches", *things)),
-        Claim("tab2", "and worse for stuff", "Tab. 2", _better("tab2-patches", "tab2-proposals", "stuff")),
-        Claim("tab8", "CLIPSelf is better than region-text pairs on the same boxes", "Tab. 8",
-              _better("tab8-clipself", "tab8-region-text", *things)),
-        Claim("tab8", "it works with window attention", "Sec. 4.4", _better("tab8-window", "untouched", *DENSE)),
-        Claim("tab8", "it works on pictures of another domain", "Tab. 8", _better("tab8-other", "untouched", *DENSE)),
-        Claim("tabA1", "a location comes to name its region", "Tab. A1",
-              _better("tabA1-clipself", "tabA1-untouched", "region1", "region5")),
-        Claim("tabA1", "and no longer its picture", "Tab. A1",
-              _better("tabA1-untouched", "tabA1-clipself", "image1", "image5")),
-        Claim("tabA3", "masked attention recognises regions better than pooling", "Tab. A3",
-              tuple((f"tabA3-masked.masked-{kind}", f"tabA3-pooled.{kind}") for kind in DENSE)),
-        Claim("tabA3", "CLIPSelf is better than masked attention", "Tab. A3",
-              tuple((f"tabA3-clipself.{kind}", f"tabA3-masked.masked-{kind}") for kind in DENSE)),
-        Claim("figs", "a ViT knows crops and not places", "Fig. 2", (("figs-vit.crops", "figs-vit.largest"),)),
-        Claim("figs", "a CNN's places are better than a ViT's", "Fig. 2, A1",
-              _better("figs-cnn", "figs-vit", "largest")),
-        Claim("figs", "a CNN gains from a larger input", "Fig. 3, A1", (("figs-cnn.largest", "figs-cnn.smallest"),)),
-        Claim("figs", "a ViT does not", "Fig. 3, A1", (("figs-vit.smallest", "figs-vit.largest"),)),
-        Claim("figs", "after CLIPSelf it does", "Fig. 3", (("figs-clipself.largest", "figs-clipself.smallest"),)),
-        Claim("global", "CLIPSelf forgets whole pictures", "its users",
-              _better("global-untouched", "global-clipself", *GLOBAL)),
-        Claim("global", "--keep keeps them", "ours", _better("global-keep", "global-clipself", *GLOBAL)),
-        Claim("global", "and raises dense accuracy", "ours", _better("kept", "m6", *things)),
-        Claim("ovd", "CLIPSelf makes F-ViT find novel categories", "Tab. 3",
-              _better("ovd-patches", "ovd-untouched", "novel") + _better("ovd-proposals", "ovd-untouched", "novel")),
-        Claim("ovd", "taps of four blocks are better than the last block alone", "Tab. A6",
-              _better("ovd-patches", "ovd-fpn", "novel", "base")),
-        Claim("ovd", "a top-down path is better than ViTDet's pyramid", "Tab. A6",
-              _better("ovd-fpn", "ovd-simple", "novel")),
-        Claim("ovd", "a tower that learns too helps base categories", "Tab. A6",
-              _better("ovd-unfrozen", "ovd-patches", "base")),
-        Claim("ovd", "and hurts novel ones", "Tab. A6", _better("ovd-patches", "ovd-unfrozen", "novel")),
-        Claim("ovd", "proposals more than patches", "Tab. 3", _better("ovd-proposals", "ovd-patches", "novel")),
-        Claim("ovss", "CLIPSelf makes CAT-Seg name novel classes", "semantic segmentation",
-              _better("ovss-patches", "ovss-untouched", "novel", "all")),
-        Claim("ovss", "aggregation is better than the cosines it aggregates", "Cat-Seg",
-              _better("ovss-patches", "cosines-patches", "all", "novel")),
-        Claim("ovps", "CLIPSelf names masks better than the CLIP as it comes", "Tab. 5",
-              _better("ovps-patches", "ovps-untouched", "all")
-              + _better("ovps-patches-fused", "ovps-untouched-fused", "all")),
-        Claim("ovps", "generator and CLIP together are better than either", "ODISE",
-              _better("ovps-patches-fused", "ovps-generator", "all")
-              + _better("ovps-patches-fused", "ovps-patches", "all")),
-        Claim("terms", "correlation with the pretrained CLIP's own map helps",
-              "ours; not the term of R-SC or DenseRC, whose teacher is another",
-              _better("terms-correlation", "terms-clipself", *DENSE)),
-        Claim("terms", "the values of the last three blocks are better than the paper's head", "ours",
-              _better("terms-values3", "terms-clipself", *DENSE)),
-    )
+CLAIMS = tuple(Claim(table, text, source, tuple(_pairs(meaning))) for table, text, source, meaning in (
+    # table, text, source, what it means: "row > row: metrics", or "row.metric > row.metric"
+    ("tab1", "CLIPSelf makes dense features recognise regions", "Tab. 1", "m6 > untouched: boxes things stuff"),
+    ("tab1", "captions of whole pictures do less for them", "Tab. 1, #5", "m6 > image-text: boxes things stuff"),
+    ("tab1", "M = 6 is better than M = 4", "Tab. 1: the M chosen", "m6 > m4: boxes things"),
+    ("tab1", "M = 6 is better than M = 8", "Tab. 1: the M chosen", "m6 > m8: boxes things"),
+    ("tab1", "the more blocks are trained, the better", "Tab. 1",
+     "layers1 > layers0: boxes; layers2 > layers1: boxes; m6 > layers2: boxes"),
+    ("tab1", "the larger the student's input, the better", "Tab. 1",
+     "size1 > size0: boxes; size2 > size1: boxes; size3 > size2: boxes; m6 > size3: boxes"),
+    ("tab2", "proposals are better for things than patches", "Tab. 2", "tab2-proposals > tab2-patches: boxes things"),
+    ("tab2", "and worse for stuff", "Tab. 2", "tab2-patches > tab2-proposals: stuff"),
+    ("tab8", "CLIPSelf is better than region-text pairs on the same boxes", "Tab. 8",
+     "tab8-clipself > tab8-region-text: boxes things"),
+    ("tab8", "it works with window attention", "Sec. 4.4", "tab8-window > untouched: boxes things stuff"),
+    ("tab8", "it works on pictures of another domain", "Tab. 8", "tab8-other > untouched: boxes things stuff"),
+    ("tabA1", "a location comes to name its region", "Tab. A1", "tabA1-clipself > tabA1-untouched: region1 region5"),
+    ("tabA1", "and no longer its picture", "Tab. A1", "tabA1-untouched > tabA1-clipself: image1 image5"),
+    ("tabA3", "masked attention recognises regions better than pooling", "Tab. A3",
+     "tabA3-masked.masked-boxes > tabA3-pooled.boxes; tabA3-masked.masked-things > tabA3-pooled.things; "
+     "tabA3-masked.masked-stuff > tabA3-pooled.stuff"),
+    ("tabA3", "CLIPSelf is better than masked attention", "Tab. A3",
+     "tabA3-clipself.boxes > tabA3-masked.masked-boxes; tabA3-clipself.things > tabA3-masked.masked-things; "
+     "tabA3-clipself.stuff > tabA3-masked.masked-stuff"),
+    ("figs", "a ViT knows crops and not places", "Fig. 2", "figs-vit.crops > figs-vit.largest"),
+    ("figs", "a CNN's places are better than a ViT's", "Fig. 2, A1", "figs-cnn > figs-vit: largest"),
+    ("figs", "a CNN gains from a larger input", "Fig. 3, A1", "figs-cnn.largest > figs-cnn.smallest"),
+    ("figs", "a ViT does not", "Fig. 3, A1", "figs-vit.smallest > figs-vit.largest"),
+    ("figs", "after CLIPSelf it does", "Fig. 3", "figs-clipself.largest > figs-clipself.smallest"),
+    ("global", "CLIPSelf forgets whole pictures", "its users",
+     "global-untouched > global-clipself: classes image-to-text text-to-image"),
+    ("global", "--keep keeps them", "ours", "global-keep > global-clipself: classes image-to-text text-to-image"),
+    ("global", "and raises dense accuracy", "ours", "kept > m6: boxes things"),
+    ("ovd", "CLIPSelf makes F-ViT find novel categories", "Tab. 3",
+     "ovd-patches > ovd-untouched: novel; ovd-proposals > ovd-untouched: novel"),
+    ("ovd", "taps of four blocks are better than the last block alone", "Tab. A6", "ovd-patches > ovd-fpn: novel base"),
+    ("ovd", "a top-down path is better than ViTDet's pyramid", "Tab. A6", "ovd-fpn > ovd-simple: novel"),
+    ("ovd", "a tower that learns too helps base categories", "Tab. A6", "ovd-unfrozen > ovd-patches: base"),
+    ("ovd", "and hurts novel ones", "Tab. A6", "ovd-patches > ovd-unfrozen: novel"),
+    ("ovd", "proposals more than patches", "Tab. 3", "ovd-proposals > ovd-patches: novel"),
+    ("ovss", "CLIPSelf makes CAT-Seg name novel classes", "semantic segmentation",
+     "ovss-patches > ovss-untouched: novel all"),
+    ("ovss", "aggregation is better than the cosines it aggregates", "Cat-Seg",
+     "ovss-patches > cosines-patches: all novel"),
+    ("ovps", "CLIPSelf names masks better than the CLIP as it comes", "Tab. 5",
+     "ovps-patches > ovps-untouched: all; ovps-patches-fused > ovps-untouched-fused: all"),
+    ("ovps", "generator and CLIP together are better than either", "ODISE",
+     "ovps-patches-fused > ovps-generator: all; ovps-patches-fused > ovps-patches: all"),
+    ("terms", "correlation with the pretrained CLIP's own map helps",
+     "ours; not the term of R-SC or DenseRC, whose teacher is another",
+     "terms-correlation > terms-clipself: boxes things stuff"),
+    ("terms", "the values of the last three blocks are better than the paper's head", "ours",
+     "terms-values3 > terms-clipself: boxes things stuff"),
+))
 # fmt: on
-
-
-def _better(more: str, less: str, *metrics: str) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{more}.{metric}", f"{less}.{metric}") for metric in metrics)
-
-
-def _rising(stem: str, count: int) -> tuple[tuple[str, str], ...]:
-    """Each step of an ablation is better than the one before, and all of it best."""
-    names = [*(f"{stem}{index}" for index in range(count)), "m6"]
-    return tuple((f"{more}.boxes", f"{less}.boxes") for less, more in pairwise(names))

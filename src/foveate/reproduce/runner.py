@@ -16,23 +16,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tyro.conf import Positional
 
 from foveate.errors import InputError
 from foveate.io.files import versions, write_whole
 from foveate.io.store import hold_folder
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
+from foveate.reproduce.flags import Reproduce
 from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
 from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
 from foveate.train.flags import SMALL_CLIP
 
-Table = Literal["tab1", "tab2", "tab8", "tabA1", "tabA3", "figs", "global", "terms", "ovd", "ovss", "ovps", "all"]
 CHILD = """
 import os, runpy, signal, threading
 def end_with_the_parent():  # its end of the pipe closes even after kill -9
@@ -41,53 +40,6 @@ def end_with_the_parent():  # its end of the pipe closes even after kill -9
 threading.Thread(target=end_with_the_parent, daemon=True).start()
 runpy.run_module("foveate.cli.main", run_name="__main__", alter_sys=True)
 """
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """Run the rows of the paper's tables and write what came out beside the published numbers.
-
-    On the world everything runs offline, about two hours on two cores for `all`. On a COCO root it trains and
-    measures --model there. The same command resumes where it was stopped and skips what is done.
-    """
-
-    tables: Annotated[tuple[Table, ...], Positional]
-    """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
-    attention), figs (input sizes, K-means), global (what is kept of whole images), terms (later work), or
-    all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
-    on: str = "world"
-    """world: rendered here; or a COCO root with panoptic annotations."""
-    out: Path = Path("runs/reproduce")
-    """Where runs, measurements and logs go."""
-    results: Path | None = None
-    """Folder of one JSON file per row; default: results for the world, OUT/results for anything else (other data,
-    another --model, --steps or --limit)."""
-    page: Path | None = None
-    """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
-    its name."""
-    model: str = SMALL_CLIP
-    """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
-    where its patches are of 14 pixels)."""
-    pretrained: str | None = None
-    """Weights of an open_clip architecture: a file, or a tag."""
-    cnn: str | None = None
-    """A residual CLIP for the figures; default: the world's own, pretrained here; none on other data."""
-    cnn_pretrained: str | None = None
-    """Its weights, where it is the name of an architecture."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Every training is run once with each."""
-    steps: int | None = None
-    """Steps of every training, in place of the scale's own."""
-    limit: int | None = None
-    """Only the first so many images are measured."""
-    jobs: int = 2
-    """Commands run at once, each with its share of the cores."""
-    workers: int = 0
-    """Processes that decode images, for each command; 0 = none besides its own."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
-    dry_run: bool = False
-    """List the commands, those to be run first, and stop there."""
 
 
 def run(config: Reproduce) -> None:
@@ -114,16 +66,16 @@ def run(config: Reproduce) -> None:
     if results.exists() and not results.is_dir():
         raise InputError(f"--results {results}: need a folder; this is a file. Name another.")
     config.out.mkdir(parents=True, exist_ok=True)
-    lock = hold_folder(config.out)  # noqa: F841  until this function returns
-    _write_names(stage)
-    print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
-    failed = _run_all(stage, todo, at_once=config.jobs)
-    # whatever is done becomes rows and page, also where some commands failed
-    left = _undone(stage, jobs)
-    done = {name: job for name, job in jobs.items() if name not in left}
-    stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
-    written = write_results(stage, rows, done, results, stamps=stamps)
-    write_page(page, results, scale=stage.scale, settings=settings_of(stage))
+    with hold_folder(config.out):  # another command that writes there is refused
+        _write_names(stage)
+        print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
+        failed = _run_all(stage, todo, at_once=config.jobs)
+        # whatever is done becomes rows and page, also where some commands failed
+        left = _undone(stage, jobs)
+        done = {name: job for name, job in jobs.items() if name not in left}
+        stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
+        written = write_results(stage, rows, done, results, stamps=stamps)
+        write_page(page, results, scale=stage.scale, settings=settings_of(stage))
     print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
     if failed:
         lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
@@ -335,6 +287,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                     if status is None:
                         continue
                     del running[name]
+                    process.communicate()  # closes the pipe
                     bar.advance(task, todo[name].cost)
                     if status == 0 and todo[name].makes.exists():
                         _write_stamp(stage, todo[name], time.perf_counter() - started)
@@ -345,6 +298,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                 process.terminate()
             for process, _ in running.values():
                 process.wait()
+                process.communicate()  # closes the pipe, which before its end would stop it a second time
             print("foveate: stopped; what ran was saved. The same command resumes.", file=sys.stderr)
             raise SystemExit(stop.args[0] if stop.args else 130) from None
     return failed

@@ -1,0 +1,190 @@
+"""`foveate demo`: the whole path on the rendered world, from nothing to a report, offline, in minutes on two cores.
+
+world -> the shipped small CLIP -> before -> CLIPSelf -> after -> OUT/report.html and OUT/result.json. Each stage is the
+very code its own command runs; the same command resumes where an earlier start of it stopped.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from foveate.cli import world
+from foveate.clip.load import SMALL, load
+from foveate.clip.model import Clip
+from foveate.data.pictures import read_picture
+from foveate.data.records import Dataset
+from foveate.data.sources import open_data
+from foveate.engine.distributed import choose_device
+from foveate.errors import InputError
+from foveate.evaluate.agreement import evaluate_agreement
+from foveate.evaluate.colour import colour_bound
+from foveate.evaluate.regions import evaluate_regions
+from foveate.io.files import write_whole
+from foveate.io.store import claim_folder
+from foveate.reproduce.flags import Demo
+from foveate.show.curves import read_losses
+from foveate.show.kmeans import kmeans_sheet
+from foveate.show.report import Result, write_report
+from foveate.show.similarity import similarity_sheet
+from foveate.train import distill
+from foveate.train.checks import check_distill
+from foveate.train.flags import DistillConfig
+
+SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
+
+
+def run(config: Demo) -> None:
+    """Run every stage, print what came out and where the report is.
+
+    Raises:
+        InputError: the output folder holds a demo of other flags.
+    """
+    seconds: dict[str, float] = {}
+    root = config.out / "world"
+    _check(config, root)
+    with _timed(seconds, "world"):
+        world.run(world.World(root, train=config.train, val=0, test=config.test, seed=config.seed))
+    device = str(choose_device(config.device, local_rank=None))
+    train, test = (open_data(root, split=split, annotations="panoptic") for split in ("train", "test"))
+    before = load(SMALL, device=device)
+    sizes = [before.native_size, 2 * before.native_size, SIZE]
+    with _timed(seconds, "evaluation before"):
+        regions_before = evaluate_regions(before, test, sizes=sizes, workers=1, progress=True)
+        colour = colour_bound(train, test, progress=True)
+        agreement = {"before": _agree(before, before, test, config)}
+    with _timed(seconds, "distillation"):
+        distill.run(_distill_config(config, root))
+    after = load(str(config.out / "distilled" / "model"), device=device)
+    with _timed(seconds, "evaluation after"):
+        regions_after = evaluate_regions(after, test, sizes=sizes, workers=1, progress=True)
+        agreement["after"] = _agree(after, before, test, config)
+    with _timed(seconds, "images"):
+        figures = _figures(config.out, test, before, after)
+
+    result = Result(
+        title="A small CLIP learns where things are",
+        before=regions_before,
+        after=regions_after,
+        command=f"foveate demo --train {config.train} --test {config.test} --steps {config.steps} --seed {config.seed}",
+        seed=config.seed,
+        seconds=seconds,
+        versions={"python": platform.python_version(), **{name: version(name) for name in ("foveate", "torch")}},
+        colour=colour,
+        agreement=agreement,
+        losses=read_losses(config.out / "distilled" / "metrics.jsonl"),
+    )
+    write_report(config.out / "report.html", result=result, figures=figures)
+    total = round(sum(seconds.values()), 1)
+    content = {"seconds": total, "stages": seconds, "device": device, **_scores(result)}
+    write_whole(config.out / "result.json", (json.dumps(content, indent=2) + "\n").encode())
+    _print(config.out, content)
+
+
+def _check(config: Demo, root: Path) -> None:
+    """Refuse flags that cannot work, and a folder of another demo, before anything is drawn."""
+    check_distill(_distill_config(config, root))
+    if min(config.train, config.test, config.agreement) < 1:
+        raise InputError(
+            "demo: need at least one scene to train, to test and to compare; "
+            f"got --train {config.train} --test {config.test} --agreement {config.agreement}."
+        )
+    claim_folder(config.out, {**asdict(config), "out": str(config.out)})
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a stage took [seconds], and print which one runs."""
+    print(f"-- {stage}", flush=True)
+    started = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - started, 1)
+
+
+def _distill_config(config: Demo, root: Path) -> DistillConfig:
+    return DistillConfig(
+        data=str(root),
+        out=config.out / "distilled",
+        steps=config.steps,
+        student_size=SIZE,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _agree(student: Clip, reference: Clip, test: Dataset, config: Demo) -> dict[str, Any]:
+    return evaluate_agreement(
+        student, reference, test, size=SIZE, limit=config.agreement, seed=config.seed, progress=True
+    )
+
+
+def _figures(out: Path, test: Dataset, before: Clip, after: Clip, *, count: int = 4) -> list[tuple[str, str, Path]]:
+    """Draw maps of the test scenes with the most things, each queried with the thing that has the largest box."""
+    models = [("before", before), ("after", after)]
+    records = sorted(test.records, key=lambda record: -len(record.labels))[:count]
+    images = [(str(record.id), read_picture(record.path)) for record in records]
+    groups, heat = out / "kmeans.png", out / "similarity.png"
+    kmeans_sheet(groups, images, models=models, size=SIZE, clusters=8)
+    queries = []
+    for record, (_, image) in zip(records, images, strict=True):
+        things = [index for index, label in enumerate(record.labels) if test.categories[label].is_thing]
+        largest = max(things or range(len(record.labels)), key=lambda index: _area(record.boxes[index]))
+        queries.append((test.categories[record.labels[largest]].name, image))
+    similarity_sheet(heat, queries, models=models, size=SIZE, templates="vild")
+    return [
+        ("What belongs together", "K-means over the dense map of a scene; one colour is one group.", groups),
+        ("Where it is", "Cosine between the dense map and the name of one thing in the scene.", heat),
+    ]
+
+
+def _area(box: tuple[float, float, float, float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _scores(result: Result) -> dict[str, Any]:
+    """The numbers of the report, for programs; accuracies are mAcc in percent."""
+    before, after = result["before"], result["after"]
+    sizes = list(before["dense"])
+    return {
+        "regions": {
+            "crop": before["crop"],
+            "before": before["dense"][sizes[-1]],
+            "after": after["dense"][sizes[-1]],
+            "student_crop": after["crop"],
+        },
+        "colour_only": result.get("colour"),
+        "input_sizes": {str(size): {"before": before["dense"][size], "after": after["dense"][size]} for size in sizes},
+        "agreement": result.get("agreement"),
+        "pictures": after["pictures"],
+        "bad": after["bad"],
+    }
+
+
+def _print(out: Path, content: dict[str, Any]) -> None:
+    table = Table(title="top-1 mAcc [%]", title_justify="left")
+    for heading in ("", "boxes", "thing masks", "stuff masks"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for key, name in (
+        ("before", "dense, before"),
+        ("after", "dense, after"),
+        ("crop", "crops (the teacher)"),
+        ("student_crop", "crops, after"),
+    ):
+        scores = content["regions"][key]
+        table.add_row(name, *(f"{scores[kind]['top1']:.1f}" for kind in ("boxes", "things", "stuff")))
+    table.add_row("colour alone", f"{content['colour_only']['top1']:.1f}", "", "")
+    Console().print(table)
+    old, new = (content["agreement"][when] for when in ("before", "after"))
+    print(
+        f"agreement without labels: cosine {old['cosine']:.3f} -> {new['cosine']:.3f}, "
+        f"R@1 {old['recall']:.1f} -> {new['recall']:.1f} %"
+    )
+    print(f"{content['seconds']:.0f} s on {content['device']}; look at {out / 'report.html'}")
