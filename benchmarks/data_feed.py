@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from foveate.clip.load import load
-from foveate.data.coco import Dataset, Record
 from foveate.data.loader import BatchSampler, PictureSource, make_loader
+from foveate.data.records import Dataset, Record
 from foveate.ops.boxes import boxes_on_input
 from foveate.ops.resample import crop_and_resize, normalize, square_inputs
 from inputs import Item, photographs, to_batch

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveate.data.loader import derive_seed, open_data
+from foveate.data.loader import derive_seed
 from foveate.data.pictures import read_picture
+from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, write_world
 from foveate.ops.grid import grid_boxes
 from foveate.types import Batch, Sample

@@ -18,8 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from foveate.errors import InputError as InputError
-
 
 @dataclass(frozen=True)
 class Category:

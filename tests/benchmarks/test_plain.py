@@ -13,8 +13,8 @@ from PIL import Image
 
 from foveate.clip.text import embed_vocabulary
 from foveate.data.batches import Loading
-from foveate.data.coco import Dataset, Record
 from foveate.data.pictures import read_picture
+from foveate.data.records import Dataset, Record
 from foveate.evaluate.regions import evaluate_regions
 from foveate.ops.resample import crop_and_resize, normalize, square_inputs
 from foveate.types import Category

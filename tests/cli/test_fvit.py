@@ -20,12 +20,12 @@ from foveate.clip.weights import save_clip
 from foveate.data.splits import read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
+from foveate.errors import InputError
 from foveate.evaluate.commands.detection import _table
 from foveate.evaluate.flags import Detection
 from foveate.heads.fvit.heads import RoiSampler
 from foveate.heads.fvit.product import load_detector, read_about
 from foveate.predict.detect import candidates_identity
-from foveate.types import InputError
 
 TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
         "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",

@@ -15,9 +15,9 @@ from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.clip.weights import save_clip
-from foveate.data.loader import EvaluationSource, open_data
+from foveate.data.loader import EvaluationSource
 from foveate.data.panoptic import read_panoptic_map
-from foveate.data.sources import open_panoptic
+from foveate.data.sources import open_data, open_panoptic
 from foveate.data.splits import BaseNovel, split_semantic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest

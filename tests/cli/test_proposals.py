@@ -14,17 +14,18 @@ import torch
 
 from foveate.cli.main import main
 from foveate.data.boxes import parse_boxes
-from foveate.data.loader import open_data
 from foveate.data.proposals import file_name_of, write_proposals
 from foveate.data.provenance import read_provenance
 from foveate.data.records import Member, Record, read_record
 from foveate.data.regions import with_boxes
+from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, base_and_novel, write_world
 from foveate.engine.checkpoint import load_latest
+from foveate.errors import InputError
 from foveate.heads.proposals.rpn import Proposer
 from foveate.train.distill import open_images
 from foveate.train.flags import DistillConfig
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
         "--workers", "0", "--save-every", "2", "--device", "cpu"]  # fmt: skip

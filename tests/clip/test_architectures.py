@@ -5,7 +5,7 @@ import torch
 
 from foveate.clip.dense import default_windows, tower_stages
 from foveate.clip.load import load
-from foveate.types import InputError
+from foveate.errors import InputError
 
 # native size and patch size [pixels], embedding size, stages: from the papers' and the libraries' tables
 SIZES = {

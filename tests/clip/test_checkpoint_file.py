@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
-from foveate.clip.pickle_reader import follow_pickle
-from foveate.types import InputError
+from foveate.clip.checkpoint_file import read_checkpoint
+from foveate.clip.pickle_reader import Placeholder, follow_pickle
+from foveate.errors import InputError
 
 
 def save(content, path, *, zipped=True, protocol=2):

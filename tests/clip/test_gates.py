@@ -12,7 +12,7 @@ from foveate.clip.describe import CONFIG_FILE
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SHAPE = {
     "embed_dim": 16,

@@ -16,7 +16,7 @@ from foveate.clip.hf.names import from_huggingface, to_huggingface
 from foveate.clip.hf.read import describe_huggingface
 from foveate.clip.load import load, load_module
 from foveate.clip.weights import save_clip, save_huggingface
-from foveate.types import InputError
+from foveate.errors import InputError
 
 transformers = pytest.importorskip("transformers")
 

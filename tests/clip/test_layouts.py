@@ -17,7 +17,7 @@ import foveate
 from foveate.cli.main import main
 from foveate.clip.states import read_state
 from foveate.clip.weights import save_clip, save_huggingface
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import open_clip
 import pytest
 import torch
 
-from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, build, load
-from foveate.clip.weights import save_clip
-from foveate.types import InputError
+from foveate.clip.describe import CONFIG_FILE, build
+from foveate.clip.load import load
+from foveate.clip.weights import WEIGHTS_FILE, save_clip
+from foveate.errors import InputError
 
 
 def test_random_numbers_come_from_the_seed():

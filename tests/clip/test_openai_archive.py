@@ -13,7 +13,7 @@ import torch
 
 from foveate.clip.load import load, load_module, read_named
 from foveate.clip.states import file_kind, read_state
-from foveate.types import InputError
+from foveate.errors import InputError
 
 CONFIG = {
     "embed_dim": 12,

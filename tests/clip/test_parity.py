@@ -18,7 +18,7 @@ from slow.reference import (
 from slow.towers import FAMILIES, build
 
 import foveate.clip.model
-from foveate.types import InputError
+from foveate.errors import InputError
 
 DENSE = [(family, head) for family in FAMILIES for head in dense_heads(family)]
 REGION = [(family, head) for family in FAMILIES for head in (*dense_heads(family), "masked")]

@@ -6,7 +6,7 @@ import torch
 
 from foveate.clip.describe import build_empty, describe_architecture, refusal
 from foveate.clip.recognise import recognise, stated_sizes, weights_sizes
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture(scope="module")

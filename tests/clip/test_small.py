@@ -11,7 +11,7 @@ import foveate.clip
 from foveate.clip.describe import build, read_config
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, write_world
 from foveate.evaluate.regions import evaluate_regions
 

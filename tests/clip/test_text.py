@@ -10,8 +10,8 @@ from foveate.clip import text
 from foveate.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.io.files import default_cache
-from foveate.types import InputError
 
 TWO = ("a photo of {article} {}.", "the {}.")
 

@@ -9,7 +9,7 @@ import torch
 from foveate.clip import weights
 from foveate.clip.load import load
 from foveate.clip.weights import save_clip
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "eva"])

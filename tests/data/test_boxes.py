@@ -50,7 +50,7 @@ def test_plain(tmp_path):
     [
         ("[1]", r"boxes.json: need COCO's .*got \[1\]"),
         ("{}", "need COCO's"),
-        ('{"a.jpg": []', "boxes.json: need boxes in JSON; JSONDecodeError"),
+        ('{"a.jpg": []', "boxes.json: need a boxes file in JSON; JSONDecodeError"),
         ('{"a.jpg": [], "a.jpg": []}', "need every name once in an object; got 'a.jpg' twice"),
         ({"a.jpg": {"x": 1}}, "picture 'a.jpg': need a list of boxes"),
         ({"a.jpg": [[1, 2, 3, 4], [1, 2, 3]]}, r"picture 'a.jpg': box 1: need .*got \[1, 2, 3\]"),

@@ -11,10 +11,12 @@ from PIL import Image
 
 from foveate.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
 from foveate.data.folder import read_folder
-from foveate.data.loader import BatchSampler, PictureSource, make_loader, open_data
+from foveate.data.loader import BatchSampler, PictureSource, make_loader
 from foveate.data.shards import read_pairs
+from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, write_world
-from foveate.types import BadSample, InputError, Sample
+from foveate.errors import InputError
+from foveate.types import BadSample, Sample
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:

@@ -11,7 +11,9 @@ import pytest
 from foveate.data.coco import read_instances, read_panoptic
 from foveate.data.layout import find_coco
 from foveate.data.records import Dropped
-from foveate.types import Category, InputError
+from foveate.data.sources import open_panoptic
+from foveate.errors import InputError
+from foveate.types import Category
 
 INSTANCES: dict[str, Any] = {
     "images": [
@@ -335,12 +337,12 @@ def test_real_coco_is_read_whole():
     root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         files = find_coco(root, split)
-        assert files.instances and files.panoptic and files.panoptic_pngs
+        assert files.instances
         things = read_instances(files.instances, files.pictures)
         raw = json.loads(files.instances.read_text())
         assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
         left_out = sum(one.count for one in things.dropped.values())
         assert sum(len(r.boxes) for r in things.records) + left_out == len(raw["annotations"])
-        both = read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
+        both = open_panoptic(root, split)
         assert sum(category.is_thing for category in both.categories) == 80 and len(both.categories) == 133
         assert both.records and not both.dropped

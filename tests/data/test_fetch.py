@@ -18,7 +18,7 @@ from PIL import Image
 import foveate.data.fetch as fetch_module
 from foveate.data.fetch import expand, fetch, fetch_all, is_pattern
 from foveate.data.sources import open_data
-from foveate.types import InputError
+from foveate.errors import InputError
 
 needs_curl = pytest.mark.skipif(
     shutil.which("curl") is None, reason="webdataset fetches by running curl: not installed"

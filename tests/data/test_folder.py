@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from foveate.data.folder import read_folder
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def test_records_are_named_by_their_path_within_the_folder(tmp_path):

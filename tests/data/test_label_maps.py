@@ -14,7 +14,7 @@ from foveate.data.semantic import only_classes, read_truth
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL, split_semantic
 from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def save(path, values, dtype=np.uint8):

@@ -3,7 +3,8 @@
 import pytest
 
 from foveate.data.labels import labels_of, read_labels, read_object_info, write_labels
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 
 def write(tmp_path, text, name="labels.txt"):

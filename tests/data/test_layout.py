@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from foveate.data.layout import find_coco
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def layout(root: Path) -> Path:
@@ -21,10 +21,9 @@ def test_cocos_layout_is_found(tmp_path):
     notes = root / "annotations"
     files = find_coco(root, "val")
     assert files.pictures == root / "val2017" and files.instances == notes / "instances_val2017.json"
-    assert files.panoptic == notes / "panoptic_val2017.json" and files.panoptic_pngs == notes / "panoptic_val2017"
     assert files.captions == notes / "captions_val2017.json"
-    (notes / "panoptic_val2017.json").unlink()
-    assert find_coco(root, "val").panoptic is None
+    (notes / "captions_val2017.json").unlink()
+    assert find_coco(root, "val").captions is None
 
 
 def test_a_layout_that_is_not_cocos_is_refused_with_what_was_looked_for(tmp_path):

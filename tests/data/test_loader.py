@@ -21,11 +21,12 @@ from foveate.data.loader import (
     derive_seed,
     epoch_order,
     make_loader,
-    open_data,
     pack,
 )
 from foveate.data.records import Dataset
-from foveate.types import BadSample, Batch, InputError, Sample
+from foveate.data.sources import open_data
+from foveate.errors import InputError
+from foveate.types import BadSample, Batch, Sample
 
 
 def pictures(folder: Path, count: int) -> Path:
@@ -352,7 +353,7 @@ def test_a_picture_of_another_size_than_annotated_is_bad(coco):
 
 def test_open_data_says_what_it_needs(coco, tmp_path):
     assert isinstance(open_data(coco / "val2017", split="anything"), Dataset)  # a plain folder has no splits
-    with pytest.raises(InputError, match="no folder `annotations`"):
+    with pytest.raises(InputError, match=r"need panoptic annotations of split .*not both are there"):
         open_data(coco / "val2017", split="val", annotations="panoptic")
     with pytest.raises(InputError, match="train2017"):
         open_data(coco, split="train")

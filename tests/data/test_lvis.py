@@ -9,7 +9,8 @@ import pytest
 
 from foveate.data.lvis import is_lvis, read_lvis
 from foveate.data.strict import OUTSIDE
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 LVIS: dict[str, Any] = {
     "images": [

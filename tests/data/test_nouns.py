@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from foveate.data.nouns import count_nouns, load_parser, nouns_of
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.mark.parametrize(

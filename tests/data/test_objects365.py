@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from foveate.data.objects365 import read_objects365
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def annotated(root: Path, *names: str) -> Path:

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from foveate.data.loader import EvaluationSource
 from foveate.data.outlines import EMPTY, FAR, NO_OUTLINE, decode_outlines, outline_of
 from foveate.data.sources import open_data
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SIZE = {"height": 4, "width": 6}
 SQUARE = [[1, 1, 4, 1, 4, 3, 1, 3]]  # columns 1..3, rows 1..2

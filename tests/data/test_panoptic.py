@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.coco import Record
 from foveate.data.panoptic import mask_extents, panoptic_segments
 from foveate.data.pictures import PictureError
+from foveate.data.records import Record
 from foveate.types import Category
 
 CATEGORIES = (Category(1, "person", True), Category(200, "rug", False))

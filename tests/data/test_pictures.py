@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from foveate.data.pictures import PictureError, list_pictures, read_picture
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:

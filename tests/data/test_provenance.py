@@ -5,7 +5,7 @@ import json
 import pytest
 
 from foveate.data.provenance import check_provenance, read_provenance
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 @pytest.fixture
@@ -77,5 +77,5 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no such file"):
         read_provenance(tmp_path / "none.json")
     (tmp_path / "p.json").write_text("{")
-    with pytest.raises(InputError, match="need boxes in JSON"):
+    with pytest.raises(InputError, match="need a boxes file in JSON"):
         read_provenance(tmp_path / "p.json")

@@ -17,7 +17,8 @@ from foveate.data.pictures import PictureError, read_values
 from foveate.data.records import Dataset, Record
 from foveate.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
 from foveate.data.voc import NAMES, read_voc_maps
-from foveate.types import Category, InputError, PanopticMap, SegmentInfo
+from foveate.errors import InputError
+from foveate.types import Category, PanopticMap, SegmentInfo
 
 
 def save(path, values, dtype=np.uint8, **options):
@@ -182,13 +183,14 @@ def test_pascal_context_459_and_59(tmp_path, compressed):
     (tmp_path / "59_labels.txt").write_text("".join(f"{place}: name {one}\n" for place, one in enumerate(few, start=1)))
     labels, only = (context.read_context_labels(tmp_path / name) for name in ("labels.txt", "59_labels.txt"))
     assert context.convert_context(tmp_path / "mat", tmp_path / "m459", labels=labels) == 1
-    data = context.read_context459(tmp_path / "VOC2010", tmp_path / "m459", names=None, labels=labels)
+    data = context.read_context(tmp_path / "VOC2010", tmp_path / "m459", count=459, names=None, labels=labels)
     assert truths(data) == [[[-1, 0, 458], [1, 299, 299]]] and data.names[299] == "name 300"
     assert read_values(tmp_path / "m459/b.tif", bits=16).tolist() == [[65535, 0, 458], [1, 299, 299]]
     context.convert_context(tmp_path / "mat", tmp_path / "m59", labels=labels, only=only)
     assert read_values(tmp_path / "m59/b.png", bits=8).tolist() == [[0, 0, 2], [0, 1, 1]]
     (tmp_path / "val.txt").write_text("b\n")
-    data = context.read_context59(tmp_path / "VOC2010", tmp_path / "m59", names=tmp_path / "val.txt", labels=only)
+    names = tmp_path / "val.txt"
+    data = context.read_context(tmp_path / "VOC2010", tmp_path / "m59", count=59, names=names, labels=only)
     assert truths(data) == [[[-1, -1, 1], [-1, 0, 0]]] and data.names[:2] == ["name 300", "name 459"]
     mat(tmp_path / "mat/b.mat", [[460]])
     with pytest.raises(InputError, match=r"b\.mat: need numbers of the 459 classes; got 460"):
@@ -198,7 +200,7 @@ def test_pascal_context_459_and_59(tmp_path, compressed):
         context.convert_context(tmp_path / "mat", tmp_path / "m59", labels=labels,
                                 only=context.read_context_labels(tmp_path / "59_labels.txt"))  # fmt: skip
     with pytest.raises(InputError, match="need PASCAL Context's 459 classes"):
-        context.read_context459(tmp_path / "VOC2010", tmp_path / "m459", names=None, labels=only)
+        context.read_context(tmp_path / "VOC2010", tmp_path / "m459", count=459, names=None, labels=only)
     with pytest.raises(InputError, match="there are none"):
         context.convert_context(tmp_path, tmp_path / "m59", labels=labels)
 

@@ -15,7 +15,8 @@ from foveate.data.loader import BatchSampler, PictureSource, make_loader
 from foveate.data.pictures import PictureError, read_picture
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.shards import NO_FILE, NO_PICTURE, index_shard, read_pairs, read_shards, split_name
-from foveate.types import BadSample, InputError
+from foveate.errors import InputError
+from foveate.types import BadSample
 
 
 def jpeg(colour: tuple[int, int, int], side: int = 16) -> bytes:

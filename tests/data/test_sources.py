@@ -8,7 +8,7 @@ from PIL import Image
 
 from foveate.data.sources import open_annotations, open_data
 from foveate.data.splits import split_of, split_of_root
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def put(path: Path) -> None:

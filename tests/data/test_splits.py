@@ -19,7 +19,8 @@ from foveate.data.splits import (
     split_of_root,
 )
 from foveate.data.world.write import base_and_novel
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 # COCO's 80, in the order of their ids
 COCO = """person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter
@@ -75,7 +76,7 @@ def test_the_worlds_file_and_ones_own_come_first(tmp_path):
         ('{"base": [], "novel": ["b"]}', 'at least one name in "base"'),
         ('{"base": ["a"]}', r'need \{"base": \[names\], "novel": \[names\]\}'),
         ('["a"]', r'need \{"base": \[names\], "novel": \[names\]\}'),
-        ("{", "need JSON"),
+        ("{", "need a base and novel names file in JSON"),
         (None, "there is no such file"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from foveate.data.strict import NOT_FINITE, OUTSIDE
 from foveate.data.voc import find_voc, read_voc
-from foveate.types import InputError
+from foveate.errors import InputError
 
 OBJECT = """<object><name>{name}</name><pose>Left</pose><difficult>{difficult}</difficult>
   <bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox>
@@ -99,7 +99,7 @@ def test_a_broken_list_is_refused(tmp_path, names, reason):
 
 def test_what_is_missing_is_named(tmp_path):
     root = year(tmp_path)
-    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's pictures; there is no such file"):
+    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; there is no such file"):
         read_voc(root, split="val")
     with pytest.raises(InputError, match='must be train, val, trainval, test for Pascal VOC; got "test2007"'):
         read_voc(root, split="test2007")

@@ -11,13 +11,13 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from foveate.data.loader import open_data
 from foveate.data.panoptic import panoptic_segments
 from foveate.data.records import read_record
+from foveate.data.sources import open_data
 from foveate.data.world.appearance import STUFF, TEXTURES, two_tones
 from foveate.data.world.scenes import KINDS, MIN_VISIBLE, STUFFS, THINGS, draw_pair, draw_scene
 from foveate.data.world.write import WorldSize, base_and_novel, write_world
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SIZE = WorldSize(train=6, val=3, test=3, pairs=8, seed=5)
 

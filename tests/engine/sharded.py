@@ -12,8 +12,9 @@ from foveate.clip.model import Clip
 from foveate.engine.distributed import joined, whole_tensor
 from foveate.engine.optim import build_optimizer
 from foveate.engine.shard import shard_student
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 
 def sample(seed: int, regions: int) -> Sample:

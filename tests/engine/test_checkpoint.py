@@ -31,7 +31,7 @@ from foveate.engine.checkpoint import (
     save_checkpoint,
 )
 from foveate.engine.distributed import Processes
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def state(step: int) -> dict[str, torch.Tensor]:

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from foveate.data.loader import BatchSampler, PictureSource, make_loader, open_data
+from foveate.data.loader import BatchSampler, PictureSource, make_loader
+from foveate.data.sources import open_data
 from foveate.engine.checkpoint import collect, list_complete, load_latest, restore
 from foveate.engine.distributed import Processes, choose_device, joined
 from foveate.engine.fit import Outcome, fit
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.engine.stop import signals_caught
-from foveate.types import BadSample, Batch, InputError, Sample
+from foveate.errors import InputError
+from foveate.types import BadSample, Batch, Sample
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 

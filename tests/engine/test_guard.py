@@ -14,7 +14,8 @@ from foveate.engine.fit import Outcome, fit
 from foveate.engine.guard import Guard, judge
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, gradient_norm, take_step
-from foveate.types import Batch, InputError, Sample
+from foveate.errors import InputError
+from foveate.types import Batch, Sample
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 

@@ -10,9 +10,10 @@ from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.engine.distributed import Processes
 from foveate.engine.plan import Memory, Plan, measure_pass, memory_of
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
 from foveate.ops.grid import grid_boxes
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
 RUN = Plan(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import parse
+from foveate.errors import InputError
 from foveate.io.store import claim_folder, hold_folder
 from foveate.train.checks import check_distill
 from foveate.train.defaults import hyperparameters
 from foveate.train.distill import may_change
 from foveate.train.flags import DistillConfig
 from foveate.train.run import MAY_CHANGE, run_record
-from foveate.types import InputError
 
 CONFIG = DistillConfig(data="pictures", out=Path("out"))
 

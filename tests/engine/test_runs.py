@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from foveate.data.loader import epoch_order
 from foveate.engine.fit import Outcome
+from foveate.errors import InputError
 from foveate.train.report import require_usable_images
-from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

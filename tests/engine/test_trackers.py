@@ -14,10 +14,10 @@ from foveate.engine import trackers
 from foveate.engine.distributed import Processes, choose_device
 from foveate.engine.log import Log
 from foveate.engine.trackers import TensorBoard, Tracker, choose_sinks, import_tracker
+from foveate.errors import InputError
 from foveate.train import distill
 from foveate.train.flags import DistillConfig
 from foveate.train.run import train
-from foveate.types import InputError
 
 
 class Run:

@@ -13,8 +13,9 @@ from foveate.clip.load import load
 from foveate.engine.distributed import joined
 from foveate.engine.fit import fit
 from foveate.engine.log import Log
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 
 class Recorder(torch.optim.SGD):

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from foveate.data.batches import Loading
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.agreement import evaluate_agreement, patches_of, recall_at_1
 from foveate.ops.resample import crop_and_resize, normalize
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.coco import Dataset, Record
+from foveate.data.records import Dataset, Record
+from foveate.errors import InputError
 from foveate.evaluate.colour import HUES, colour_bound, colour_features, fit_linear
-from foveate.types import Category, InputError
+from foveate.types import Category
 
 
 def test_features_by_hand():

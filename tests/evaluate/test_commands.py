@@ -12,10 +12,10 @@ from foveate.cli.main import main
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
 from foveate.data.records import Dataset, Dropped
+from foveate.errors import InputError
 from foveate.evaluate.commands.clip import run_reference, run_regions
 from foveate.evaluate.flags import Agreement, Regions
 from foveate.evaluate.report import finish
-from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

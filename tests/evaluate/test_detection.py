@@ -18,11 +18,12 @@ from pycocotools.cocoeval import COCOeval
 from foveate.data.coco import read_instances
 from foveate.data.records import Dataset, Record
 from foveate.data.splits import BaseNovel
+from foveate.errors import InputError
 from foveate.evaluate import detection as module
 from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.ops.paste import decode_masks, encode_masks
-from foveate.types import Category, Detections, InputError
+from foveate.types import Category, Detections
 
 SIDE = 300  # of every image of the random data
 CLASSES = 9

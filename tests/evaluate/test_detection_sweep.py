@@ -7,12 +7,13 @@ import torch
 
 from foveate.data.records import Dataset, Record
 from foveate.data.splits import BaseNovel
+from foveate.errors import InputError
 from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.detection_sweep import proposal_recall, sweep
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
 from foveate.heads.fvit.fusion import Fusion, detect
-from foveate.types import Category, InputError
+from foveate.types import Category
 
 NAMES = ("dog", "cup", "owl")
 SPLIT = BaseNovel(base=("dog", "owl"), novel=("cup",), left_out=(), rule="toy")

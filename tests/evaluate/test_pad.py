@@ -8,13 +8,13 @@ import torch
 
 from foveate.clip.load import load
 from foveate.clip.weights import save_clip
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.commands.clip import run_regions
 from foveate.evaluate.flags import Regions
 from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.report import load_model
 from foveate.ops.resample import square_input
-from foveate.types import InputError
 
 
 def test_black_is_black_before_the_normalisation():

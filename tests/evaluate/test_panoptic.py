@@ -9,8 +9,9 @@ from hotcoco import panoptic as hotcoco
 from PIL import Image
 
 from foveate.data.coco import read_panoptic
+from foveate.errors import InputError
 from foveate.evaluate.panoptic import PanopticTally, evaluate_panoptic
-from foveate.types import Category, InputError, PanopticMap, SegmentInfo
+from foveate.types import Category, PanopticMap, SegmentInfo
 
 CATEGORIES = (Category(1, "cat", True), Category(2, "dog", True), Category(7, "sky", False))
 

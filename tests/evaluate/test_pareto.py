@@ -12,14 +12,14 @@ from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
 from foveate.clip.weights import save_clip
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
 from foveate.engine.product import write_product
+from foveate.errors import InputError
 from foveate.evaluate import pareto
 from foveate.evaluate.labelled_images import annotated_things
 from foveate.evaluate.pareto import check_unmixed, evaluate_pareto, mark_front
 from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.zero_shot import evaluate_global
-from foveate.types import InputError
 
 
 def test_front_by_hand():

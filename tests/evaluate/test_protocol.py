@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from foveate.data.batches import Loading
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
 from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.retrieval import evaluate_retrieval, image_ranks
 from foveate.evaluate.score import ranks_of, score

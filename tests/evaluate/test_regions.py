@@ -12,11 +12,11 @@ from torchvision.ops import roi_align
 
 from foveate.clip.text import embed_vocabulary
 from foveate.data.batches import Loading
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.crops import CropPacker
 from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.segments import counting_segments
-from foveate.types import InputError
 
 KINDS = ("boxes", "things", "stuff", "stuff_boxes")
 

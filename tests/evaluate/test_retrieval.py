@@ -12,11 +12,11 @@ from PIL import Image
 from foveate.cli.main import main
 from foveate.clip.weights import save_clip
 from foveate.data.batches import Loading
-from foveate.data.loader import open_data
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.gallery import draw_others
 from foveate.evaluate.retrieval import Galleries, evaluate_retrieval, image_ranks, region_ranks
 from foveate.ops.resample import crop_and_resize, normalize
-from foveate.types import InputError
 
 TOPS = (1, 5, 10)
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from foveate.data.records import Dataset, Record
 from foveate.data.semantic import Coding, SemanticData
+from foveate.errors import InputError
 from foveate.evaluate.semantic import Confusion, evaluate_semantic
-from foveate.types import Category, InputError, LabelMap
+from foveate.types import Category, LabelMap
 
 
 def label_map(values) -> LabelMap:

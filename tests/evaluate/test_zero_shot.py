@@ -16,14 +16,14 @@ from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.batches import Loading
 from foveate.data.captions import only_captioned, with_captions
-from foveate.data.loader import open_data
 from foveate.data.pictures import read_picture
 from foveate.data.records import Dataset
+from foveate.data.sources import open_data
+from foveate.errors import InputError
 from foveate.evaluate.crops import CropPacker
 from foveate.evaluate.labelled_images import annotated_things, class_folders, open_labelled
 from foveate.evaluate.zero_shot import accuracies, central_square, evaluate_global, recall_both_ways
 from foveate.ops.resample import crop_and_resize, normalize
-from foveate.types import InputError
 
 # of picture 1, 2, ...: 2 and 4 share a caption, 1 has the same one twice and a sixth that does not count, 5 has none
 SAID = {1: ["a cup", "a cup", "b", "c", "d", "never"], 2: ["the dog "], 3: ["a bus", "grass"], 4: ["the dog"]}

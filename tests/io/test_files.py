@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from foveate.errors import InputError
 from foveate.io.files import bad_lines, check_target, write_whole
-from foveate.types import InputError
 
 
 def test_a_file_is_written_whole_and_its_folder_made(tmp_path):

@@ -15,8 +15,9 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.precision import low_precision_copies
 from foveate.engine.optim import build_optimizer, take_step
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
-from foveate.types import BadSample, Batch, InputError, Sample
+from foveate.types import BadSample, Batch, Sample
 
 TINY_VIT = {
     "model_cfg": {
@@ -398,10 +399,10 @@ def test_a_blocks_gradients_are_ready_before_the_backward_pass_is_through(pair, 
     objective = ClipSelf(student, teacher, student_size=64, low_precision=low_precision)
     run = student.run_block
 
-    def watched(family, visual, block, tokens, *rest):
+    def watched(tower, block, tokens, *rest):
         if block is middle:
             tokens.register_hook(lambda _: order.append("first begins"))
-        return run(family, visual, block, tokens, *rest)
+        return run(tower, block, tokens, *rest)
 
     student.run_block = watched
     objective(two_samples()).backward()

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.objectives.clipself import train_layers
 from foveate.objectives.image_text import ImageText, clamp_scale, contrastive_loss
 from foveate.ops.resample import square_inputs
-from foveate.types import BadSample, Batch, InputError, Sample
+from foveate.types import BadSample, Batch, Sample
 
 
 def slow_loss(images: list[list[float]], texts: list[list[float]], captions: list[int], scale: float) -> float:

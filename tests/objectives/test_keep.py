@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.ops.resample import crop_and_resize, normalize
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 SHAPE = {
     "embed_dim": 16,

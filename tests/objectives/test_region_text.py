@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.objectives.region_text import RegionText, draw_columns, pseudo_labels, region_text_loss
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 
 def rows(count: int, size: int, *, seed: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from foveate.errors import InputError
 from foveate.ops.boxes import (
     boxes_on_input,
     check_boxes,
@@ -12,7 +13,6 @@ from foveate.ops.boxes import (
     xywh_to_xyxy,
     xyxy_to_xywh,
 )
-from foveate.types import InputError
 
 
 def test_conversions_by_hand_and_as_inverses():

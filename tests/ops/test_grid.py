@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from foveate.errors import InputError
 from foveate.ops.grid import grid_boxes, grid_pairs, sample_grid
-from foveate.types import InputError
 
 # n in ceil(m / 2) .. min(2 m, 6), written out row by row
 PUBLISHED = {1: [1, 2], 2: [1, 2, 3, 4], 3: [2, 3, 4, 5, 6], 4: [2, 3, 4, 5, 6], 5: [3, 4, 5, 6], 6: [3, 4, 5, 6]}

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from foveate.errors import InputError
 from foveate.ops.kmeans import cosine_kmeans
-from foveate.types import InputError
 
 
 def bundles(sizes: list[int], spread: float = 0.05) -> torch.Tensor:

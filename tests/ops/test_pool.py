@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from slow.common import pool_box, resize
 
+from foveate.errors import InputError
 from foveate.ops import pool
 from foveate.ops.pool import pool_boxes, pool_indexed_boxes, pool_masks, shrink_masks
-from foveate.types import InputError
 
 
 def dense_map(batch: int, width: int, h: int, w: int, seed: int = 0) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.errors import InputError
 from foveate.ops import resample
 from foveate.ops.resample import (
     check_side,
@@ -19,7 +20,6 @@ from foveate.ops.resample import (
     square_input,
     square_inputs,
 )
-from foveate.types import InputError
 
 
 def picture(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:

@@ -21,11 +21,12 @@ from timm.models.eva import Eva
 from torch import Tensor
 
 from foveate.cli.main import main
+from foveate.clip.layouts import _EVA_NAMES
 from foveate.clip.model import Clip
-from foveate.clip.states import _EVA_NAMES
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
+from foveate.errors import InputError
 from foveate.heads.common.product import trained_state
 from foveate.heads.common.published import rename
 from foveate.heads.common.pyramid import Pyramid
@@ -37,7 +38,6 @@ from foveate.heads.fvit.published import TABLE, order_of_names, published_benchm
 from foveate.heads.fvit.roi import choose_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import clip_boxes
-from foveate.types import InputError
 
 STRIDES = (4.0, 8.0, 16.0, 32.0, 64.0)
 HEAD = "roi_head.bbox_head."

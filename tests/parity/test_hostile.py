@@ -6,8 +6,9 @@ import pytest
 import torch
 from hostile import FORMS, MARK, plant
 
-from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
-from foveate.types import InputError
+from foveate.clip.checkpoint_file import read_checkpoint
+from foveate.clip.pickle_reader import Placeholder
+from foveate.errors import InputError
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3)}
 

@@ -14,6 +14,7 @@ from published import TOLERANCE, draw_state, gap, golden, normal, uniform
 from torch import Tensor, nn
 
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import build_decoder
 from foveate.heads.panoptic.fusion import PRESETS, clip_logits, fuse
@@ -22,7 +23,6 @@ from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder
 from foveate.heads.panoptic.odise_file import PREDICTOR, is_odise, network_of, put_odise, rename_odise
 from foveate.heads.panoptic.product import Network
-from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

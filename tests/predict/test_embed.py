@@ -21,10 +21,10 @@ from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.weights import save_clip
+from foveate.errors import InputError
 from foveate.predict import features
 from foveate.predict.embed import _digest_description, run
 from foveate.predict.flags import Embed
-from foveate.types import InputError
 
 SIZES = {"a.png": (48, 80), "b.png": (90, 60), "d.png": (64, 64), "sub/a.png": (33, 70), "sub/e.png": (100, 41)}
 IDS = list(SIZES)  # c.png, between b and d, is broken

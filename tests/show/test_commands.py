@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from foveate.clip.weights import save_clip
+from foveate.errors import InputError
 from foveate.show.commands import run_kmeans, run_similarity
 from foveate.show.flags import KMeans, Similarity
-from foveate.types import InputError
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from PIL import Image
 from foveate.data.coco import read_panoptic
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.pictures import read_picture, read_values
+from foveate.errors import InputError
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
-from foveate.types import InputError, LabelMap, PanopticMap, SegmentInfo
+from foveate.types import LabelMap, PanopticMap, SegmentInfo
 
 BIG = 3 + 256 * 2 + 65536 * 1  # the colour (3, 2, 1)
 

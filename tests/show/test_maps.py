@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from foveate.clip.text import embed_vocabulary
+from foveate.errors import InputError
 from foveate.ops.resample import normalize, resize_longest
 from foveate.show.kmeans import kmeans_map, kmeans_sheet, match_labels
 from foveate.show.maps import dense_map
 from foveate.show.similarity import similarity_map, similarity_sheet
-from foveate.types import InputError
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from foveate.errors import InputError
 from foveate.show.charts import spread
 from foveate.show.curves import read_losses, smooth
 from foveate.show.report import Result, write_report
-from foveate.types import InputError
 
 
 def scores(top1: float | None) -> dict:

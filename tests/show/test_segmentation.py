@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from foveate.errors import InputError
 from foveate.show.palette import class_colours
 from foveate.show.segmentation import draw_label_map, draw_panoptic
-from foveate.types import InputError, LabelMap, PanopticMap, SegmentInfo
+from foveate.types import LabelMap, PanopticMap, SegmentInfo
 
 BLUE, VERMILION = (0, 114, 178), (213, 94, 0)  # of the first two classes
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from foveate.cli.main import main
+from foveate.errors import InputError
 from foveate.show.charts import HEIGHT, name_ends, new_chart
 from foveate.show.sizes import Sweep, read_sweep, sizes_chart
-from foveate.types import InputError
 
 
 def scores(top1: float | None) -> dict:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from foveate.clip.load import load
 from foveate.engine.log import Log
+from foveate.errors import InputError
 from foveate.train.flags import Pretrain
 from foveate.train.pretrain import run
-from foveate.types import InputError
 
 MODEL = {
     "embed_dim": 16,

@@ -1,11 +1,11 @@
 """What attention sees: one block over a batch of tokens, whole or in windows, padding left out (Sec. 3.1, 4.4).
 
-Pictures of one size need no mask. Pictures of several sizes are laid into one batch whose padding no token ever sees,
-each with the positions of its own grid, so that a picture's tokens are those it has alone. Every mixture is one fused
-kernel; neither heads nor windows are looped over.
+Images of one size need no mask. Images of several sizes are laid into one batch whose padding no token ever sees, each
+with the positions of its own grid, so that an image's tokens are those it has alone. Every mixture is one fused kernel;
+neither heads nor windows are looped over.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,69 +14,66 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from foveate.clip.tower import Family, Layout, Table, Windows
+from foveate.clip.inputs import PackedBatch
+from foveate.clip.tower import ImageTower, Layout, Table, Windows
 from foveate.ops.positions import pair_turns, rotate
 from foveate.ops.windows import merge_windows, split_windows
 
 
 def embed_tokens(
-    family: Family,
-    visual: Any,
-    images: Float[Tensor, "B 3 H W"],
+    tower: ImageTower,
+    batch: PackedBatch,
     *,
-    grids: list[tuple[int, int]] | None = None,
     frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
 ) -> tuple[Float[Tensor, "B T C"], Layout]:
     """Embed the patches of a batch and say what attention will see of them.
 
     Args:
-        family: of the tower.
-        visual: the tower.
-        images: normalised; H and W multiples of the patch size.
-        grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        tower: embeds and runs them.
+        batch: normalised images; H and W multiples of the patch size.
         frame: (h, w) of the grid whose top left the images are, and whose positions they get; None: their own.
         windows: which blocks attend in windows.
 
     Returns:
         The tokens that enter the first block, and their layout.
     """
-    (down, across), prefix = family.sizes(visual)[1], family.prefix_tokens(visual)
+    images, grids = batch
+    (down, across), prefix = tower.sizes[1], tower.prefix
     grid = (images.shape[2] // down, images.shape[3] // across)
     if frame is not None:
-        positions = _top_left(family.positions(visual, frame), frame=frame, grid=grid, prefix=prefix)
-        table, valid = family.table(visual, grid, whole=frame), None
+        positions = _top_left(tower.positions(frame), frame=frame, grid=grid, prefix=prefix)
+        table, valid = tower.table(grid, whole=frame), None
     elif grids is None:
-        positions, table, valid = family.positions(visual, grid), family.table(visual, grid), None
+        positions, table, valid = tower.positions(grid), tower.table(grid), None
     else:
-        spread = [_spread(family.positions(visual, one), grid=grid, own=one, prefix=prefix) for one in grids]
-        positions = torch.stack(spread)  # (B, T, C)
-        table = _spread_tables([family.table(visual, one) for one in grids], grid=grid, grids=grids, prefix=prefix)
-        ones = [positions.new_ones(prefix + one[0] * one[1], 1) for one in grids]
-        marks = [_spread(some, grid=grid, own=one, prefix=prefix) for some, one in zip(ones, grids, strict=True)]
-        valid = torch.stack(marks)[:, :, 0] > 0  # (B, T)
-    tokens = family.embed(visual, images, positions)
+        # each image has the positions of its own grid, at the top left of the batch's
+        positions = _spread([tower.positions(own) for own in grids], grid=grid, grids=grids, prefix=prefix)  # (B, T, C)
+        table = _spread_tables([tower.table(own) for own in grids], grid=grid, grids=grids, prefix=prefix)
+        ones = [positions.new_ones(prefix + h * w, 1) for h, w in grids]
+        valid = _spread(ones, grid=grid, grids=grids, prefix=prefix)[:, :, 0] > 0  # (B, T)
+    tokens = tower.embed(images, positions)
     table = _with_turns(table)
     if windows is None:
         return tokens, Layout(grid, prefix, table, valid)
     whole = (windows.size, windows.size)
     # a window need not be larger than the grid, but its rotary embedding is that of the whole window
     size = whole if torch.compiler.is_exporting() else (min(windows.size, grid[0]), min(windows.size, grid[1]))
-    window_table = _with_turns(family.table(visual, size, whole=whole))
+    window_table = _with_turns(tower.table(size, whole=whole))
     return tokens, Layout(grid, prefix, table, valid, windows.blocks, size, window_table)
 
 
 def whole_block(
-    family: Family, visual: Any, block: Any, tokens: Float[Tensor, "B T C"], layout: Layout, windowed: bool
+    tower: ImageTower, block: Any, tokens: Float[Tensor, "B T C"], layout: Layout, windowed: bool
 ) -> Float[Tensor, "B T X"]:
     """Run one block as the tower has it, or with its attention inside windows."""
     if windowed:
-        return _windowed_block(family, visual, block, tokens, layout)
-    tokens = family.add(block, tokens, _everywhere(family, visual, block, tokens, layout))
-    return family.add_mlp(block, tokens)  # by now queries, keys and values are freed
+        return _windowed_block(tower, block, tokens, layout)
+    tokens = tower.add(block, tokens, _everywhere(tower, block, tokens, layout))
+    return tower.add_mlp(block, tokens)  # by now queries, keys and values are freed
 
 
-RunBlock = Callable[[Family, Any, Any, Tensor, Layout, bool], Tensor]
+RunBlock = Callable[[ImageTower, Any, Tensor, Layout, bool], Tensor]
 """How the blocks before the last are run: as `whole_block` runs them, in more or less memory and time."""
 
 
@@ -97,12 +94,10 @@ def recomputed(run: RunBlock) -> RunBlock:
 
 
 def entering(
-    family: Family,
-    visual: Any,
-    images: Float[Tensor, "B 3 H W"],
+    tower: ImageTower,
+    batch: PackedBatch,
     *,
     places: set[int],
-    grids: list[tuple[int, int]] | None = None,
     frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
     run: RunBlock = whole_block,
@@ -110,11 +105,9 @@ def entering(
     """Run a tower as far as needed and keep what enters some of its blocks, and nothing else.
 
     Args:
-        family: of the tower.
-        visual: the tower.
-        images: normalised; H and W multiples of the patch size.
+        tower: embeds and runs them.
+        batch: see `embed_tokens`.
         places: of the blocks, from 0; the last one asked for is not run.
-        grids: see `embed_tokens`.
         frame: see `embed_tokens`.
         windows: see `embed_tokens`.
         run: how a block is run.
@@ -122,13 +115,13 @@ def entering(
     Returns:
         The tokens entering each of these blocks, and their layout.
     """
-    tokens, layout = embed_tokens(family, visual, images, grids=grids, frame=frame, windows=windows)
+    tokens, layout = embed_tokens(tower, batch, frame=frame, windows=windows)
     kept = {}
-    for index, block in enumerate(family.blocks(visual)[: max(places) + 1]):
+    for index, block in enumerate(tower.blocks[: max(places) + 1]):
         if index in places:
             kept[index] = tokens
         if index < max(places):
-            tokens = run(family, visual, block, tokens, layout, index in layout.windowed)
+            tokens = run(tower, block, tokens, layout, index in layout.windowed)
     return kept, layout
 
 
@@ -162,35 +155,35 @@ def attend(
 
 
 def keys_seen(layout: Layout) -> Bool[Tensor, "B 1 1 T"] | None:
-    """Which keys every query sees: a picture's own; None: all."""
+    """Which keys every query sees: an image's own; None: all."""
     return None if layout.valid is None else layout.valid[:, None, None]
 
 
-def _everywhere(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
-    """Attention of every token to every token of its picture."""
-    q, k, v = family.project_in(visual, block, tokens, "qkv")
-    mixed = attend(q, k, v, heads=family.heads(block), table=layout.table, seen=keys_seen(layout))
-    return family.project_out(block, mixed)
+def _everywhere(tower: ImageTower, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
+    """Attention of every token to every token of its image."""
+    q, k, v = tower.project_in(block, tokens, "qkv")
+    mixed = attend(q, k, v, heads=tower.heads(block), table=layout.table, seen=keys_seen(layout))
+    return tower.project_out(block, mixed)
 
 
-def _windowed_block(family: Family, visual: Any, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
+def _windowed_block(tower: ImageTower, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """A block inside windows: each has a copy of the class token, and the copies are averaged after the whole block
     (attention, residual and MLP; Sec. 4.4)."""
-    parts = [_split(x, layout) for x in family.project_in(visual, block, tokens, "qkv")]  # (B, n, prefix + S, C) each
+    parts = [_split(x, layout) for x in tower.project_in(block, tokens, "qkv")]  # (B, n, prefix + S, C) each
     count, prefix = parts[0].shape[1], layout.prefix
     cut = [x.flatten(0, 1) for x in parts]  # (B * n, prefix + S, C) each
     inside = _inside(tokens, layout)  # (B, n, prefix + S) or None
     seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
-    mixed = attend(*cut, heads=family.heads(block), table=layout.window_table, seen=seen)
-    update = family.project_out(block, mixed).unflatten(0, (tokens.shape[0], count))  # (B, n, prefix + S, C)
+    mixed = attend(*cut, heads=tower.heads(block), table=layout.window_table, seen=seen)
+    update = tower.project_out(block, mixed).unflatten(0, (tokens.shape[0], count))  # (B, n, prefix + S, C)
     merged = merge_windows(update[:, :, prefix:], grid=layout.grid, size=layout.window)  # (B, L, C)
     copies = tokens[:, None, :prefix].expand(-1, count, -1, -1).flatten(1, 2)  # (B, n * prefix, C)
-    wide = family.add(
+    wide = tower.add(
         block,
         torch.cat([copies, tokens[:, prefix:]], dim=1),
         torch.cat([update[:, :, :prefix].flatten(1, 2), merged], dim=1),
     )  # (B, n * prefix + L, C)
-    copies, patches = family.add_mlp(block, wide).split([count * prefix, merged.shape[1]], dim=1)
+    copies, patches = tower.add_mlp(block, wide).split([count * prefix, merged.shape[1]], dim=1)
     copies = copies.unflatten(1, (count, prefix))  # (B, n, prefix, C)
     if inside is None:
         return torch.cat([copies.mean(dim=1), patches], dim=1)
@@ -206,7 +199,7 @@ def _split(x: Shaped[Tensor, "B T X"], layout: Layout) -> Shaped[Tensor, "B n S 
 
 
 def _inside(x: Tensor, layout: Layout) -> Bool[Tensor, "B n S"] | None:
-    """Which tokens of each window are a picture's own; None: all are."""
+    """Which tokens of each window are an image's own; None: all are."""
     (h, w), (s, t) = layout.grid, layout.window
     exporting = torch.compiler.is_exporting()  # one graph for every grid, so no branch on its size
     if not exporting and layout.valid is None and h % s == 0 and w % t == 0:
@@ -234,23 +227,23 @@ def _top_left(
 
 
 def _spread(
-    rows: Float[Tensor, "t X"], *, grid: tuple[int, int], own: tuple[int, int], prefix: int
-) -> Float[Tensor, "T X"]:
-    """Lay the rows of a picture's own grid out on the larger grid of its batch; zeros elsewhere."""
-    plane = rows[prefix:].unflatten(0, own)  # (h', w', X)
-    plane = F.pad(plane, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))  # (h, w, X)
-    return torch.cat([rows[:prefix], plane.flatten(0, 1)])
+    tables: Sequence[Float[Tensor, "_ X"]], *, grid: tuple[int, int], grids: list[tuple[int, int]], prefix: int
+) -> Float[Tensor, "B T X"]:
+    """Lay the rows of each image's own grid out on the larger grid of its batch; zeros elsewhere."""
+    spread = []
+    for rows, own in zip(tables, grids, strict=True):
+        plane = rows[prefix:].unflatten(0, own)  # (h', w', X)
+        plane = F.pad(plane, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))  # (h, w, X)
+        spread.append(torch.cat([rows[:prefix], plane.flatten(0, 1)]))
+    return torch.stack(spread)
 
 
 def _spread_tables(
     tables: list[Table | None], *, grid: tuple[int, int], grids: list[tuple[int, int]], prefix: int
 ) -> Table | None:
-    """Each picture's own rotary embedding, (B, 1, T, d) both."""
+    """Each image's own rotary embedding, (B, 1, T, d) both."""
     pairs = [table for table in tables if table is not None]
     if not pairs:
         return None
-    cosines, sines = (
-        torch.stack([_spread(part, grid=grid, own=own, prefix=prefix) for part, own in zip(parts, grids, strict=True)])
-        for parts in zip(*pairs, strict=True)
-    )
+    cosines, sines = (_spread(parts, grid=grid, grids=grids, prefix=prefix) for parts in zip(*pairs, strict=True))
     return cosines[:, None], sines[:, None]

@@ -2,7 +2,9 @@
 
 What a training script saved beside the weights (an optimizer, numpy numbers, an argparse.Namespace, paths) stays a
 `Placeholder`. The file is mapped, not read: a tensor takes memory when its numbers are used, and an optimizer's moments
-never. Absent: what the dictionaries mean (`foveate.clip.states`), and files older than PyTorch 0.1.10 (tar).
+never. A TorchScript archive, as OpenAI's own files are, holds compiled code too, which is left alone, and its pickle
+describes a tree of modules. Absent: what the dictionaries mean (`foveate.clip.states`), quantised, sparse and
+compressed tensors, and files older than PyTorch 0.1.10 (tar).
 """
 
 import io
@@ -18,12 +20,11 @@ import torch
 from torch import Tensor
 
 from foveate.clip.pickle_reader import Placeholder, Storage, StoredTensor, follow_pickle
-from foveate.types import InputError
-
-__all__ = ["Placeholder", "read_checkpoint"]
+from foveate.errors import InputError
 
 _LARGEST_PICKLE = 64 * 2**20  # bytes; that of the largest CLIP with its optimizer has about two million
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch.save's files before PyTorch 1.6
+_MOST_NAMES, _DEEPEST = 100_000, 32  # of the modules of a TorchScript archive
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
 
 
@@ -53,6 +54,34 @@ def read_checkpoint(path: str | Path) -> Any:
             f"{path}: need a file of torch.save or TorchScript; this one is damaged or something else, and "
             f"it was not run ({first}). Copy it again, or save its state dictionary with torch.save or as safetensors."
         ) from error
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, and not one of `torch.save` nor a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return False
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """Read the parameters and buffers of a TorchScript archive by their dotted names.
+
+    Args:
+        path: of the archive.
+
+    Returns:
+        Tensors on the CPU, views of the mapped file.
+
+    Raises:
+        InputError: damaged, lying about its sizes, or holding anything but a tree of modules (which is not run).
+    """
+    root = read_checkpoint(path)
+    try:
+        return _walk(root)
+    except ValueError as error:
+        raise InputError(f"{path}: need the modules of a TorchScript archive; it was not run ({error}).") from error
 
 
 def _read_zip(mapping: mmap.mmap, path: Path) -> Any:
@@ -172,3 +201,30 @@ def _show(tensor: StoredTensor, numbers: Tensor) -> Tensor:
     if math.prod(tensor.size) > len(numbers):
         raise ValueError(f"a tensor of {math.prod(tensor.size):,} numbers; its storage has {len(numbers):,}")
     return numbers.as_strided(tensor.size, tensor.stride, tensor.offset)
+
+
+def _walk(root: Any) -> dict[str, Tensor]:
+    """Collect the tensors of a tree of modules by their dotted names."""
+    if not _is_module(root):
+        raise ValueError(f"it holds {root if isinstance(root, Placeholder) else f'a {type(root).__name__}'}")
+    found: dict[str, Tensor] = {}
+    waiting, visited = [("", root, 0)], 0
+    while waiting:
+        prefix, module, depth = waiting.pop()
+        if not isinstance(module.state, dict) or not all(isinstance(key, str) for key in module.state):
+            raise ValueError(f"the state of {prefix or 'its root'} is not a dictionary by name")
+        visited += 1 + len(module.state)
+        if visited > _MOST_NAMES or depth > _DEEPEST:
+            raise ValueError("its modules are not a tree, or too many")
+        for key, value in module.state.items():
+            if isinstance(value, Tensor):
+                found[prefix + key] = value
+            elif _is_module(value):
+                waiting.append((f"{prefix}{key}.", value, depth + 1))
+    if not found:
+        raise ValueError("there is no tensor in it")
+    return found
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Placeholder) and value.name.startswith("__torch__.")

@@ -1,7 +1,8 @@
 """The one place where a tower's family decides, and the embeddings every family gives (Sec. 3.1; Tab. A3).
 
-A new CLIP family is one file beside this one (what it must offer: `tower.Family`) and one `case` in `family_of`. Towers
-without tokens in space, and those nobody has described yet, are refused by name with the reason.
+A new CLIP family is one file beside this one (a class of `tower.ImageTower`) and one `case` in `tower_of`. Towers
+without tokens in space, and those nobody has described yet, are refused by name with the reason (`tower_sizes`). In all
+other functions `visual` is an image tower that was accepted, as `Clip.visual` is.
 """
 
 from dataclasses import replace
@@ -16,58 +17,56 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from foveate.clip import eva, resnet, siglip, vit
 from foveate.clip.attention import RunBlock, embed_tokens, entering, whole_block
+from foveate.clip.eva import EvaTower
 from foveate.clip.heads import HEADS, gathered, masked
+from foveate.clip.inputs import PackedBatch
 from foveate.clip.names import Head
-from foveate.clip.tower import Family, Layout, Windows
-from foveate.types import InputError
+from foveate.clip.resnet import ResNetTower
+from foveate.clip.siglip import SiglipTower
+from foveate.clip.tower import ImageTower, Layout, Windows
+from foveate.clip.vit import VitTower
+from foveate.errors import InputError
 
 _LARGEST_WINDOW = 1024  # tokens: 16,384 pixels of a ViT-B/16; grids are filled up to whole windows
 
-Grids = list[tuple[int, int]]  # (h, w) of each picture of a batch
 
-
-def family_of(visual: nn.Module) -> Family | None:
-    """The functions of a tower's family, or None where there are none; `tower_sizes` says why."""
+def tower_of(visual: nn.Module) -> ImageTower:
+    """A tower as its family runs it; `tower_sizes` has refused those that have none."""
     match visual:
         case VisionTransformer():
-            return vit
+            return VitTower(visual)
         case TimmModel(trunk=Eva()):
-            return eva
+            return EvaTower(visual)
         case TimmModel(trunk=TimmVisionTransformer()):
-            return siglip
+            return SiglipTower(visual)
         case ModifiedResNet():
-            return resnet
-    return None
+            return ResNetTower(visual)
+    trunk: Any = visual.trunk if isinstance(visual, TimmModel) else visual
+    raise LookupError(f"there is no dense head yet for a {type(trunk).__name__}")
 
 
-def class_embedding(
-    visual: nn.Module, images: Float[Tensor, "B 3 H W"], *, grids: Grids | None = None, run: RunBlock = whole_block
-) -> Float[Tensor, "B D"]:
+def class_embedding(visual: nn.Module, batch: PackedBatch, *, run: RunBlock = whole_block) -> Float[Tensor, "B D"]:
     """Embed whole images as CLIP does, at any size (the teacher; Sec. 3.2).
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
-        images: normalised; H and W multiples of the patch size.
-        grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
+        batch: normalised images.
         run: how the blocks before the last are run.
 
     Returns:
         One embedding an image, not normalised.
     """
-    family = _accepted(visual)
-    last = len(family.blocks(visual)) - 1
-    states, layout = entering(family, visual, images, places={last}, grids=grids, run=run)
-    return family.finish(visual, gathered(family, visual, states[last], layout))[:, 0]
+    tower = tower_of(visual)
+    last = len(tower.blocks) - 1
+    states, layout = entering(tower, batch, places={last}, run=run)
+    return tower.finish(gathered(tower, states[last], layout))[:, 0]
 
 
 def dense_tokens(
     visual: nn.Module,
-    images: Float[Tensor, "B 3 H W"],
+    batch: PackedBatch,
     *,
     head: str,
-    grids: Grids | None = None,
     frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
     gates: Float[Tensor, " G"] | None = None,
@@ -76,10 +75,8 @@ def dense_tokens(
     """Embed every patch of the images (Sec. 3.1).
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
-        images: normalised; H and W multiples of the patch size.
+        batch: normalised images.
         head: what becomes of the last block, see `foveate.clip.heads`; "value" is the paper's.
-        grids: (h, w) of each picture where it fills only the top left of its image; None: all fill theirs.
         frame: (h, w) of the grid whose top left the images are, and whose positions they get; None: their own.
         windows: which blocks attend in windows (Sec. 4.4).
         gates: of the heads under "values3", as `check_gates` returns them; None: none.
@@ -91,84 +88,73 @@ def dense_tokens(
     Raises:
         InputError: another head, or one this family cannot have.
     """
-    family, needs = _accepted(visual), HEADS[check_head(visual, head)]
-    count = len(family.blocks(visual))
+    tower, needs = tower_of(visual), HEADS[check_head(visual, head)]
+    count = len(tower.blocks)
     places = set(range(count - needs.states, count))
-    states, layout = entering(family, visual, images, places=places, grids=grids, frame=frame, windows=windows, run=run)
-    return family.finish(visual, needs.apply(family, visual, list(states.values()), replace(layout, gates=gates)))
+    states, layout = entering(tower, batch, places=places, frame=frame, windows=windows, run=run)
+    return tower.finish(needs.apply(tower, list(states.values()), replace(layout, gates=gates)))
 
 
 def region_embedding(
-    visual: nn.Module,
-    images: Float[Tensor, "B 3 H W"],
-    regions: Bool[Tensor, "B Q L"],
-    *,
-    grids: Grids | None = None,
-    windows: Windows | None = None,
+    visual: nn.Module, batch: PackedBatch, regions: Bool[Tensor, "B Q L"], *, windows: Windows | None = None
 ) -> Float[Tensor, "B Q D"]:
     """Embed regions by masked attention (Tab. A3), see `foveate.clip.heads.masked`.
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
-        images: normalised; H and W multiples of the patch size.
+        batch: normalised images.
         regions: which patches belong to each region; of padding none.
-        grids: as in `dense_tokens`.
         windows: as in `dense_tokens`; the copies themselves are not bound to windows.
 
     Returns:
         One embedding a region, not normalised. A region without patches is what its copy makes of the class token
         alone; zero where there is none.
     """
-    family = _accepted(visual)
-    tokens, layout = embed_tokens(family, visual, images, grids=grids, windows=windows)
-    found = family.finish(visual, masked(family, visual, tokens, layout, regions))
-    return found if layout.prefix else found * regions.any(dim=2, keepdim=True)
+    tower = tower_of(visual)
+    tokens, layout = embed_tokens(tower, batch, windows=windows)
+    embeddings = tower.finish(masked(tower, tokens, layout, regions))
+    return embeddings if layout.prefix else embeddings * regions.any(dim=2, keepdim=True)
 
 
 def tapped(
     visual: nn.Module,
-    images: Float[Tensor, "B 3 H W"],
+    batch: PackedBatch,
     *,
     layers: tuple[int, ...],
     head: str,
-    grids: Grids | None = None,
     windows: Windows | None = None,
     gates: Float[Tensor, " G"] | None = None,
     run: RunBlock = whole_block,
 ) -> list[Float[Tensor, "B C h w"]]:
-    """Take feature maps out of a tower: what leaves the stages asked for, and for the last one what the head makes.
+    """Take feature maps out of a tower: what leaves some of its stages, and for the last one what the head makes.
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
-        images: normalised; H and W multiples of the patch size.
+        batch: normalised images; for a residual network of one size.
         layers: places in `tower_stages`, from 0.
         head: of the last stage; see `dense_tokens`.
-        grids: as in `dense_tokens`.
         windows: as in `dense_tokens`.
         gates: as in `dense_tokens`.
         run: as in `dense_tokens`.
 
     Returns:
-        One map a layer, in the order asked, before final norm and projection.
+        One map a layer, in the order of `layers`, before final norm and projection.
     """
-    family, needs = _accepted(visual), HEADS[check_head(visual, head)]
-    if isinstance(visual, ModifiedResNet):  # its stages but the last are no attention over tokens
-        maps = resnet.taps(visual, images)
+    tower, needs = tower_of(visual), HEADS[check_head(visual, head)]
+    if isinstance(tower, ResNetTower):  # its stages but the last are no attention over tokens
+        maps = tower.residual_maps(batch.images)
         if len(maps) in layers:
             grid = (maps[-1].shape[2], maps[-1].shape[3])
-            tokens = resnet.tokens_of(maps[-1], resnet.positions(visual, grid))
-            pooled = needs.apply(family, visual, [tokens], Layout(grid, prefix=1, table=None, valid=None))
+            tokens = tower.embed_map(maps[-1], tower.positions(grid))
+            pooled = needs.apply(tower, [tokens], Layout(grid, prefix=1, table=None, valid=None))
             maps.append(pooled.mT.unflatten(2, grid))
         return [maps[layer] for layer in layers]
-    last = len(family.blocks(visual)) - 1
-    of_head = set(range(last + 1 - needs.states, last + 1)) if last in layers else set()
-    places = {layer + 1 for layer in layers if layer != last} | of_head  # what leaves a block enters the next
-    states, layout = entering(family, visual, images, places=places, grids=grids, windows=windows, run=run)
+    # what leaves a block enters the next; of the last block the head takes what enters it
+    last = len(tower.blocks) - 1
+    of_head = range(last + 1 - needs.states, last + 1) if last in layers else range(0)
+    places = {layer + 1 for layer in layers if layer != last} | {*of_head}
+    states, layout = entering(tower, batch, places=places, windows=windows, run=run)
     maps = {layer: states[layer + 1][:, layout.prefix :] for layer in layers if layer != last}
     if last in layers:
-        maps[last] = needs.apply(
-            family, visual, [states[place] for place in sorted(of_head)], replace(layout, gates=gates)
-        )
+        maps[last] = needs.apply(tower, [states[place] for place in of_head], replace(layout, gates=gates))
     return [maps[layer].mT.unflatten(2, layout.grid) for layer in layers]  # (B, L, C) -> (B, C, h, w) each
 
 
@@ -176,34 +162,29 @@ def dense_of_last(visual: nn.Module, last: Float[Tensor, "B C h w"]) -> Float[Te
     """Finish what `tapped` takes out of the last stage: the dense map of the same head, without a second forward.
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
         last: of the last stage, as `tapped` gives it.
 
     Returns:
         The dense map, not normalised.
     """
-    tokens = _accepted(visual).finish(visual, last.flatten(2).mT)  # (B, C, h, w) -> (B, L, D)
+    tokens = tower_of(visual).finish(last.flatten(2).mT)  # (B, C, h, w) -> (B, L, D)
     return tokens.mT.unflatten(2, last.shape[2:])
 
 
 def tower_stages(visual: nn.Module) -> list[nn.Module]:
     """What is trained and tapped, first to last: transformer blocks (SigLIP: and the pool), or residual stages and the
     pool; the last one is what a head changes.
-
-    Args:
-        visual: an image tower `tower_sizes` accepts.
     """
-    return _accepted(visual).stages(visual)
+    return tower_of(visual).stages
 
 
 def blocks_run_whole(visual: nn.Module, *, head: Head) -> list[nn.Module]:
     """The blocks that are run as a whole and by nothing else (`RunBlock`): all but those a head takes in parts.
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
         head: as in `dense_tokens`.
     """
-    blocks = _accepted(visual).blocks(visual)
+    blocks = tower_of(visual).blocks
     return blocks[: len(blocks) - HEADS[check_head(visual, head)].states]
 
 
@@ -211,7 +192,6 @@ def last_block_use(visual: nn.Module, *, head: Head) -> tuple[list[nn.Parameter]
     """Which parameters of the last block the dense embedding does without (Sec. 3.1); they have nothing to learn.
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
         head: as in `dense_tokens`.
 
     Returns:
@@ -219,7 +199,7 @@ def last_block_use(visual: nn.Module, *, head: Head) -> tuple[list[nn.Parameter]
         query-key-value projection), with those rows.
     """
     needs = HEADS[check_head(visual, head)]
-    return _accepted(visual).unused(visual, part=needs.part, mlp=needs.mlp)
+    return tower_of(visual).unused(part=needs.part, mlp=needs.mlp)
 
 
 def check_head(visual: nn.Module, head: str) -> str:
@@ -233,15 +213,15 @@ def check_head(visual: nn.Module, head: str) -> str:
     heads = get_args(Head)
     if head not in heads:
         raise InputError(f"head: must be one of {', '.join(heads)}; got {head!r}.")
-    family, needs = _accepted(visual), HEADS[head]
-    if family is siglip and ("q" in needs.part or needs.states > 1):
-        reason = "a SigLIP tower gathers its picture by a pool with one learned query, so its patches have none"
+    tower, needs = tower_of(visual), HEADS[head]
+    if not tower.has_patch_queries and ("q" in needs.part or needs.states > 1):
+        reason = "a SigLIP tower gathers its image by a pool with one learned query, so its patches have none"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value, value_only or naclip.")
-    if head == "value_cls" and family in (siglip, resnet):
+    if head == "value_cls" and not tower.adds_to_class_token:
         reason = "in this tower's last block nothing is added to a class token"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value.")
-    if needs.states > len(family.blocks(visual)):
-        reason = f"it takes {needs.states} attention blocks, and this tower has {len(family.blocks(visual))}"
+    if needs.states > len(tower.blocks):
+        reason = f"it takes {needs.states} attention blocks, and this tower has {len(tower.blocks)}"
         raise InputError(f"head: {head} is not defined here: {reason}. Use value.")
     return head
 
@@ -250,7 +230,6 @@ def check_gates(visual: nn.Module, gates: Any) -> Float[Tensor, " G"]:
     """Refuse gates of heads that a tower cannot have, and lay them out in one row.
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
         gates: one number for each head of each of the last three blocks, (3, heads): nested lists or a tensor.
 
     Returns:
@@ -277,8 +256,8 @@ def open_gates(visual: nn.Module) -> Float[Tensor, "3 H"]:
         InputError: the tower has no head "values3".
     """
     check_head(visual, "values3")
-    family = _accepted(visual)
-    return torch.ones(3, family.heads(family.blocks(visual)[-1]), device="cpu")
+    tower = tower_of(visual)
+    return torch.ones(3, tower.heads(tower.blocks[-1]), device="cpu")
 
 
 def check_windows(visual: nn.Module, windows: Any) -> Windows:
@@ -287,9 +266,8 @@ def check_windows(visual: nn.Module, windows: Any) -> Windows:
     Raises:
         InputError: a residual network, a side below 1, or blocks the tower does not have.
     """
-    family = _accepted(visual)
-    count = len(family.blocks(visual)) - (family is siglip)  # SigLIP's pool looks at the whole picture
-    if family is resnet:
+    count = tower_of(visual).windowable
+    if count == 0:
         raise InputError("windows: residual networks have one attention layer, the pool; there is nothing to window.")
     if not isinstance(windows, Windows):
         raise InputError(
@@ -312,14 +290,12 @@ def default_windows(visual: nn.Module, *, size: int = 16) -> Windows:
     """The paper's windows: all blocks but the last of each quarter (B: all but 2, 5, 8, 11; L: all but 5, 11, 17, 23).
 
     Args:
-        visual: an image tower `tower_sizes` accepts.
         size: side of a window [tokens].
     """
-    family = _accepted(visual)
-    count = len(family.blocks(visual)) - (family is siglip)
+    count = tower_of(visual).windowable
     whole = {-(-quarter * count // 4) - 1 for quarter in (1, 2, 3, 4)}  # rounded up where four do not divide
     blocks = tuple(index for index in range(count) if index not in whole)
-    if not blocks and family is not resnet:
+    if not blocks and count:
         raise InputError(f"windows: this tower has {count} blocks, the last of each quarter whole; nothing is left.")
     return check_windows(visual, Windows(size, blocks))
 
@@ -334,28 +310,22 @@ def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
     Raises:
         InputError: dense embeddings are not defined for this tower here; says why and what to use.
     """
-    family = family_of(visual)
-    if family is None:
-        trunk: Any = visual.trunk if isinstance(visual, TimmModel) else visual
-        raise _refused(name, f"there is no dense head yet for a {type(trunk).__name__}")
-    reason = family.refusal(visual)
+    try:
+        tower = tower_of(visual)
+    except LookupError as error:
+        raise _refused(name, str(error)) from error
+    reason = tower.refusal()
     if reason is not None:
         raise _refused(name, reason)
-    image, patch, embed_dim = family.sizes(visual)
+    image, patch, embed_dim = tower.sizes
     if image[0] != image[1] or patch[0] != patch[1]:
         raise _refused(name, f"its native image size {tuple(image)} or patch size {tuple(patch)} is not square")
     return image[0], patch[0], embed_dim
 
 
-def can_batch_sizes(visual: nn.Module) -> bool:
-    """Whether pictures of several sizes fit one batch: attention can leave padding out, convolutions cannot."""
-    return not isinstance(visual, ModifiedResNet)
-
-
-def _accepted(visual: nn.Module) -> Family:
-    family = family_of(visual)
-    assert family is not None, f"tower of type {type(visual).__name__} was not refused when it was loaded"
-    return family
+def takes_mixed_sizes(visual: nn.Module) -> bool:
+    """Whether one batch may hold images of several sizes, see `ImageTower`."""
+    return tower_of(visual).takes_mixed_sizes
 
 
 def _refused(name: str, reason: str) -> InputError:

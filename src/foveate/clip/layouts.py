@@ -4,6 +4,7 @@ A layout is told from the names of the tensors alone. Absent: reading of files (
 names (`foveate.clip.hf.names`), and the heads of detectors and segmenters, which belong to their own importers.
 """
 
+import re
 import sys
 
 import open_clip
@@ -13,14 +14,23 @@ from torch import Tensor
 
 from foveate.clip.describe import Module
 from foveate.clip.hf.names import from_huggingface, is_huggingface
-from foveate.clip.states import drop_derived, rename_eva
-from foveate.types import InputError
+from foveate.errors import InputError
 
 SETTINGS = {"input_resolution", "context_length", "vocab_size"}  # OpenAI keeps these numbers among the tensors
 _DETECTOR = "backbone.visual."  # where F-ViT keeps CLIP's image tower
 _TOWERS = ("conv1.weight", "patch_embed.proj.weight", "trunk.patch_embed.proj.weight")  # of one saved by itself
 _HF_TOWER = "embeddings.patch_embedding.weight"  # likewise, by transformers
 _SCALE = "text.logit_scale"  # where EVA-CLIP's trainers keep the scale
+_EVA_NAMES = (
+    (".attn.q_bias", ".attn.q_proj.bias"),
+    (".attn.v_bias", ".attn.v_proj.bias"),
+    (".attn.inner_attn_ln.", ".attn.norm."),
+    (".mlp.w1.", ".mlp.fc1_g."),
+    (".mlp.w2.", ".mlp.fc1_x."),
+    (".mlp.w3.", ".mlp.fc2."),
+    (".mlp.ffn_ln.", ".mlp.norm."),
+)
+_DERIVED = re.compile(r"(^|\.)(attn_mask|position_ids|rope\.freqs_(cos|sin))$")  # tables some files hold, recomputed
 
 
 def name_weights(state: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
@@ -44,6 +54,32 @@ def name_weights(state: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
     if _SCALE in state and ("logit_scale" not in state or torch.equal(state["logit_scale"], state[_SCALE])):
         state = {"logit_scale": state[_SCALE]} | {key: value for key, value in state.items() if key != _SCALE}
     return from_huggingface(state) if is_huggingface(state) else rename_eva(state)
+
+
+def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give EVA-CLIP's own weights, and those published with CLIPSelf, the names open_clip's towers have.
+
+    Args:
+        state: of any CLIP; without EVA's own names it is returned as it is.
+
+    Returns:
+        The same tensors.
+    """
+    if "visual.blocks.0.attn.q_proj.weight" not in state:
+        return state
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("visual."):
+            key = f"visual.trunk.{key.removeprefix('visual.')}"
+            for theirs, ours in _EVA_NAMES:
+                key = key.replace(theirs, ours)
+        renamed[key] = value
+    return renamed
+
+
+def drop_derived(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the tables some files hold though every model recomputes them: causal masks, places, rotary tables."""
+    return {key: value for key, value in state.items() if not _DERIVED.search(key)}
 
 
 def fit_names(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:

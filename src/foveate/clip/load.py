@@ -17,15 +17,22 @@ import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
-from foveate.clip.describe import CONFIG_FILE, Module, build, build_empty, describe_architecture, holds_tokenizer
-from foveate.clip.describe import read_config as read_config
+from foveate.clip.describe import (
+    CONFIG_FILE,
+    Module,
+    build,
+    build_empty,
+    describe_architecture,
+    holds_tokenizer,
+    read_config,
+)
 from foveate.clip.hf.read import HF_CONFIG_FILE, check_image_tower, describe_huggingface
 from foveate.clip.layouts import SETTINGS, fit_names, is_image_tower, join_towers, name_weights
 from foveate.clip.model import Clip
 from foveate.clip.recognise import recognise
 from foveate.clip.states import check_state, file_kind, put_state, read_state
 from foveate.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
-from foveate.types import InputError
+from foveate.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -48,8 +55,18 @@ class Found:
 
     name: str  # for messages; of the architecture where a file was recognised
     config: dict[str, Any]
-    weights: Path | None = None  # a file, or a folder in which one lies
+    weights: Path | None = None  # a file, or a folder that holds one
     state: dict[str, Tensor] | None = None  # what is in that file, where it had to be read already
+
+    @property
+    def file(self) -> Path:
+        """The file of weights.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        assert self.weights is not None, f"{self.name}: no weights"
+        return _file_in(self.weights) if self.weights.is_dir() else self.weights
 
 
 def load(
@@ -130,11 +147,8 @@ def load_module(
     if found.weights is None:
         return found, build(found.config, name=found.name, seed=seed)
     empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
-    source = _file_in(found.weights) if found.weights.is_dir() else found.weights
-    state = found.state
-    if state is None:
-        state, openai = _read_named(source)
-        _check_activation(found, source, openai=openai, tag=pretrained is not None and not Path(pretrained).exists())
+    source = found.file
+    state = _read_found(found, tag=pretrained is not None and not Path(pretrained).exists())
     if is_image_tower(state) and not allow_missing:
         raise InputError(_IMAGE_TOWER.format(source=source, count=len(state), first=next(iter(state))))
     state = fit_names(state, empty)
@@ -154,6 +168,15 @@ def _read_named(path: Path) -> tuple[dict[str, Tensor], bool]:
     state = read_state(path)
     openai = file_kind(path) == "torchscript" or state.keys() >= SETTINGS
     return name_weights(state, source=str(path)), openai
+
+
+def _read_found(found: Found, *, tag: bool) -> dict[str, Tensor]:
+    """The weights of a model with open_clip's names; refused where they were trained with another activation."""
+    if found.state is not None:
+        return found.state
+    state, openai = _read_named(found.file)
+    _check_activation(found, found.file, openai=openai, tag=tag)
+    return state
 
 
 def _check_activation(found: Found, source: Path, *, openai: bool, tag: bool) -> None:
@@ -185,13 +208,8 @@ def _find_towers(name: str, pretrained: str | None, text_from: str) -> Found:
     if tower.is_dir():
         check_image_tower(tower, quick_gelu=bool(whole.config["model_cfg"].get("quick_gelu")))
         tower = _file_in(tower)
-    texts = whole.state
-    if texts is None:
-        source = _file_in(whole.weights) if whole.weights.is_dir() else whole.weights
-        texts, openai = _read_named(source)
-        _check_activation(whole, source, openai=openai, tag=False)
-    state = join_towers(read_named(tower), texts, source=str(tower))
-    return Found(whole.name, whole.config, tower, state)
+    texts = _read_found(whole, tag=False)
+    return Found(whole.name, whole.config, tower, join_towers(read_named(tower), texts, source=str(tower)))
 
 
 def _find(name: str) -> Found:

@@ -1,17 +1,19 @@
 """A CLIP with one API for images, dense maps, boxes, masks and text, at any input size (Sec. 3.1).
 
 `Clip` wraps an open_clip model and re-implements none of its modules. Absent: where models come from
-(`foveate.clip.load`), preprocessing of pictures (`foveate.ops.resample`) and everything that trains.
+(`foveate.clip.load`), preprocessing of images (`foveate.ops.resample`) and everything that trains.
 
-**Pictures** come normalised with the model's statistics, as one tensor (B, 3, H, W) or as a list of (3, H_i, W_i) of
+**Images** come normalised with the model's statistics, as one tensor (B, 3, H, W) or as a list of (3, H_i, W_i) of
 different sizes; sides are multiples of the patch size, of any aspect. What attention sees: in a tensor every token of
-an image sees every other of the same image, also those of padding that somebody laid around a picture before (the
-paper's padded squares); in a list each picture is embedded as if it were alone: what fills it up to the largest is seen
-by no token, and positions are those of the picture's own grid. Residual networks, whose convolutions would see that
-filling, embed a list one picture at a time.
+an image sees every other of the same image, also those of padding that the caller added before (the paper's padded
+squares); in a list each image is embedded as if it were alone: padding up to the largest is seen by no token, and
+positions are those of the image's own grid. Residual networks, whose convolutions would see that padding, embed a list
+one image at a time.
 """
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, overload
 
@@ -24,25 +26,31 @@ from torch import Tensor, nn
 
 from foveate.clip.attention import RunBlock, whole_block
 from foveate.clip.dense import (
-    Grids,
-    can_batch_sizes,
     check_gates,
     check_windows,
     class_embedding,
     dense_tokens,
     region_embedding,
+    takes_mixed_sizes,
     tapped,
     tower_sizes,
     tower_stages,
 )
+from foveate.clip.inputs import (
+    Images,
+    PackedBatch,
+    check_images,
+    check_regions,
+    image_grids,
+    masks_on_grid,
+    pack_images,
+    pack_regions,
+)
 from foveate.clip.names import Head, Pad, RegionHead
 from foveate.clip.tower import Windows
+from foveate.errors import InputError
 from foveate.ops.boxes import check_boxes, whole_patches
-from foveate.ops.pool import pool_boxes, pool_masks, shrink_masks
-from foveate.ops.resample import pad_right_bottom
-from foveate.types import InputError
-
-Pictures = Float[Tensor, "B 3 H W"] | list[Float[Tensor, "3 _ _"]]
+from foveate.ops.pool import pool_boxes, pool_masks
 
 
 class Clip(nn.Module):
@@ -53,7 +61,7 @@ class Clip(nn.Module):
         model: open_clip's module, whose state dictionary is what is saved.
         tokenizer: texts to tokens.
         config: the content of open_clip_config.json, from which the model can be built again.
-        mean, std: of the RGB channels of the pictures it was trained on, in [0, 1].
+        mean, std: of the RGB channels of the images it was trained on, in [0, 1].
         native_size: side of the square images it was trained on [pixels].
         patch_size: P [pixels], also the stride of the dense map; 32 for residual networks.
         embed_dim: D.
@@ -179,7 +187,7 @@ class Clip(nn.Module):
                 "Load the model from a folder that holds its tokenizer files."
             ) from error
 
-    def encode_image(self, images: Pictures, *, normalize: bool = True) -> Float[Tensor, "B D"]:
+    def encode_image(self, images: Images, *, normalize: bool = True) -> Float[Tensor, "B D"]:
         """Embed whole images as CLIP does (the teacher; Sec. 3.2); at the native size as open_clip does.
 
         Args:
@@ -189,11 +197,8 @@ class Clip(nn.Module):
         Raises:
             InputError: H or W is not a multiple of the patch size, or an image is not finite (looked at on the CPU).
         """
-        if isinstance(images, list) and not can_batch_sizes(self.visual):
-            alone = [self.encode_image(image[None], normalize=normalize) for image in images]
-            return torch.cat(alone) if alone else self._nothing()
-        batch, grids = self._batch(images)
-        embeddings = class_embedding(self.visual, batch, grids=grids, run=self.run_block)
+        parts = [class_embedding(self.visual, batch, run=self.run_block) for batch in self._pack(images)]
+        embeddings = torch.cat(parts) if len(parts) > 1 else parts[0]  # (B, D)
         return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
 
     @overload
@@ -203,7 +208,7 @@ class Clip(nn.Module):
     @overload
     def encode_dense(self, images: list[Tensor], *, head: Head = ..., normalize: bool = ...) -> list[Tensor]: ...
     def encode_dense(
-        self, images: Pictures, *, head: Head = "value", normalize: bool = True, frame: tuple[int, int] | None = None
+        self, images: Images, *, head: Head = "value", normalize: bool = True, frame: tuple[int, int] | None = None
     ) -> Float[Tensor, "B D h w"] | list[Float[Tensor, "D _ _"]]:
         """Embed every patch of the images (the student; Sec. 3.1).
 
@@ -216,33 +221,24 @@ class Clip(nn.Module):
                 they would have in it, and of its padding there is nothing. None: the images are whole.
 
         Returns:
-            The dense map, h = H / P, w = W / P; for a list one (D, h_i, w_i) a picture.
+            The dense map, h = H / P, w = W / P; for a list one (D, h_i, w_i) per image.
 
         Raises:
             InputError: H or W is not a multiple of the patch size, an image is not finite (looked at on the CPU), or
                 another head than there are.
         """
-        if isinstance(images, list) and not can_batch_sizes(self.visual):
-            return [self.encode_dense(image[None], head=head, normalize=normalize)[0] for image in images]
-        batch, grids = self._batch(images)
         whole = None if frame is None else (frame[0] // self.patch_size, frame[1] // self.patch_size)
-        tokens = dense_tokens(
-            self.visual,
-            batch,
-            head=head,
-            grids=grids,
-            frame=whole,
-            windows=self.windows,
-            gates=self.gates,
-            run=self.run_block,
-        )  # (B, L, D)
-        tokens = F.normalize(tokens.float(), dim=2) if normalize else tokens
-        dense = tokens.mT.unflatten(2, self._grid(batch))  # (B, D, L) -> (B, D, h, w)
-        return dense if isinstance(images, Tensor) else _cut(dense, grids)
+        maps: list[Tensor] = []
+        for batch in self._pack(images):
+            tokens = dense_tokens(
+                self.visual, batch, head=head, frame=whole, windows=self.windows, gates=self.gates, run=self.run_block
+            )
+            tokens = F.normalize(tokens.float(), dim=2) if normalize else tokens  # (B, L, D)
+            dense = tokens.mT.unflatten(2, self._grid(batch.images))  # (B, D, L) -> (B, D, h, w)
+            maps += [dense] if isinstance(images, Tensor) else batch.cut(dense)
+        return maps[0] if isinstance(images, Tensor) else maps
 
-    def encode_boxes(
-        self, images: Pictures, boxes: list[Tensor], *, head: RegionHead = "value"
-    ) -> Float[Tensor, "R D"]:
+    def encode_boxes(self, images: Images, boxes: list[Tensor], *, head: RegionHead = "value") -> Float[Tensor, "R D"]:
         """Embed boxes of the images by pooling the dense map (Sec. 3.1), or by masked attention (Tab. A3).
 
         Args:
@@ -258,20 +254,17 @@ class Clip(nn.Module):
         Raises:
             InputError: boxes that are not boxes, or not one tensor an image.
         """
-        self._check_regions(images, boxes, "boxes")
-        for i, one in enumerate(boxes):
-            check_boxes(one, f"boxes[{i}]")
+        check_images(images, self.patch_size)
+        check_regions(boxes, images, "boxes")
+        for i, own in enumerate(boxes):
+            check_boxes(own, f"boxes[{i}]")
         if head == "masked":
-            pairs = zip(self._grids(images), boxes, strict=True)
-            return self._masked(images, [whole_patches(one, grid=grid, stride=self.patch_size) for grid, one in pairs])
-        dense = self.encode_dense(images, head=head)
-        if isinstance(dense, Tensor):
-            return pool_boxes(dense, boxes, stride=self.patch_size) if boxes else self._nothing()
-        pairs = zip(dense, boxes, strict=True)
-        return self._stack([pool_boxes(one[None], [own], stride=self.patch_size) for one, own in pairs])
+            pairs = zip(image_grids(images, self.patch_size), boxes, strict=True)
+            return self._masked(images, [whole_patches(own, grid=grid, stride=self.patch_size) for grid, own in pairs])
+        return self._pooled(images, boxes, head, partial(pool_boxes, stride=self.patch_size))
 
     def encode_masks(
-        self, images: Pictures, masks: list[Bool[Tensor, "_ _ _"]], *, head: RegionHead = "value"
+        self, images: Images, masks: list[Bool[Tensor, "_ _ _"]], *, head: RegionHead = "value"
     ) -> Float[Tensor, "R D"]:
         """Embed masks of the images by averaging the dense map inside them (Sec. 4.1), or by masked attention (A3).
 
@@ -288,22 +281,18 @@ class Clip(nn.Module):
         Raises:
             InputError: masks of another size, or not one tensor an image.
         """
-        self._check_regions(images, masks, "masks")
-        grids = self._grids(images)
-        masks = [self._on_grid(one, grids[i], f"masks[{i}]") for i, one in enumerate(masks)]
-        if head == "masked":
-            return self._masked(images, masks)
-        dense = self.encode_dense(images, head=head)
-        if isinstance(dense, Tensor):
-            return pool_masks(dense, masks) if masks else self._nothing()
-        return self._stack([pool_masks(one[None], [own]) for one, own in zip(dense, masks, strict=True)])
+        check_images(images, self.patch_size)
+        check_regions(masks, images, "masks")
+        pairs = enumerate(zip(masks, image_grids(images, self.patch_size), strict=True))
+        masks = [masks_on_grid(own, grid, patch=self.patch_size, name=f"masks[{i}]") for i, (own, grid) in pairs]
+        return self._masked(images, masks) if head == "masked" else self._pooled(images, masks, head, pool_masks)
 
     @overload
     def features(self, images: Tensor, *, layers: tuple[int, ...], head: Head = ...) -> list[Tensor]: ...
     @overload
     def features(self, images: list[Tensor], *, layers: tuple[int, ...], head: Head = ...) -> list[list[Tensor]]: ...
     def features(
-        self, images: Pictures, *, layers: tuple[int, ...], head: Head = "value"
+        self, images: Images, *, layers: tuple[int, ...], head: Head = "value"
     ) -> list[Float[Tensor, "B C _ _"]] | list[list[Float[Tensor, "C _ _"]]]:
         """Take feature maps out of the image tower, such as the detector's pyramid (Sec. 3.3).
 
@@ -315,7 +304,7 @@ class Clip(nn.Module):
 
         Returns:
             What leaves each stage, in the order asked, before final norm and projection: the tokens' width and the
-            dense map's grid (residual networks: each stage's own, and D for the pool). For a list of pictures, one list
+            dense map's grid (residual networks: each stage's own, and D for the pool). For a list of images, one list
             a layer.
 
         Raises:
@@ -327,21 +316,14 @@ class Clip(nn.Module):
         if not all(-count <= layer < count for layer in layers):
             raise InputError(f"layers: need stages of {self.name}, {-count} to {count - 1}; got {layers}.")
         places = tuple(layer % count for layer in layers)
-        if isinstance(images, list) and not can_batch_sizes(self.visual):
-            alone = [self.features(image[None], layers=places, head=head) for image in images]
-            return [[maps[place][0] for maps in alone] for place in range(len(places))]
-        batch, grids = self._batch(images)
-        maps = tapped(
-            self.visual,
-            batch,
-            layers=places,
-            head=head,
-            grids=grids,
-            windows=self.windows,
-            gates=self.gates,
-            run=self.run_block,
-        )
-        return maps if isinstance(images, Tensor) else [_cut(one, grids) for one in maps]
+        maps: list[list[Tensor]] = [[] for _ in places]  # of each layer
+        for batch in self._pack(images):
+            parts = tapped(
+                self.visual, batch, layers=places, head=head, windows=self.windows, gates=self.gates, run=self.run_block
+            )
+            for of_layer, part in zip(maps, parts, strict=True):
+                of_layer += [part] if isinstance(images, Tensor) else batch.cut(part)
+        return [of_layer[0] for of_layer in maps] if isinstance(images, Tensor) else maps
 
     def encode_text(self, tokens: Int64[Tensor, "B T"], *, normalize: bool = True) -> Float[Tensor, "B D"]:
         """Embed texts.
@@ -357,114 +339,38 @@ class Clip(nn.Module):
         """Turn texts into tokens, cut or zero-padded to the context length."""
         return self.tokenizer(texts)
 
-    def _masked(self, images: Pictures, regions: list[Bool[Tensor, "_ _ _"]]) -> Float[Tensor, "R D"]:
-        """Embed regions, given on each picture's own grid, by masked attention."""
-        if isinstance(images, list) and not can_batch_sizes(self.visual):
-            pairs = zip(images, regions, strict=True)
-            return self._stack([self._masked(image[None], [own]) for image, own in pairs])
-        if sum(len(own) for own in regions) == 0:
-            return self._nothing()
-        batch, grids = self._batch(images)
-        (h, w), most = self._grid(batch), max(len(own) for own in regions)
-        rows = [pad_right_bottom(own, height=h, width=w).flatten(1) for own in regions]  # (N, L) each
-        rows = [F.pad(own, (0, 0, 0, most - len(own))) for own in rows]  # (Q, L) each
-        packed = torch.stack(rows).to(batch.device)  # (B, Q, L)
-        found = region_embedding(self.visual, batch, packed, grids=grids, windows=self.windows)  # (B, Q, D)
-        kept = torch.cat([one[: len(own)] for one, own in zip(found, regions, strict=True)])  # (R, D)
-        return F.normalize(kept.float(), dim=1)
+    def _pooled(
+        self, images: Images, regions: list[Tensor], head: Head, pool: Callable[[Tensor, list[Tensor]], Tensor]
+    ) -> Float[Tensor, "R D"]:
+        """Embed regions by pooling the dense map."""
+        dense = self.encode_dense(images, head=head)
+        if not regions:
+            return self._no_rows()
+        if isinstance(dense, Tensor):
+            return pool(dense, regions)
+        return torch.cat([pool(own_map[None], [own]) for own_map, own in zip(dense, regions, strict=True)])
 
-    def _batch(self, images: Pictures) -> tuple[Float[Tensor, "B 3 H W"], Grids | None]:
-        """Check pictures and lay them into one tensor; the grids say what of it is a picture's own."""
-        self._check_pictures(images)
-        if not isinstance(images, list):
-            _check_finite(images)
-            return images.to(self._dtype), None
-        if not images:
-            side, like = self.patch_size, next(self.visual.parameters())
-            return like.new_zeros(0, 3, side, side), None
-        height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-        batch = torch.stack([pad_right_bottom(image, height=height, width=width) for image in images])
-        _check_finite(batch)
-        grids = self._grids(images)
-        return batch.to(self._dtype), None if len(set(grids)) == 1 else grids
+    def _masked(self, images: Images, regions: list[Bool[Tensor, "_ _ _"]]) -> Float[Tensor, "R D"]:
+        """Embed regions, given on each image's own grid, by masked attention."""
+        rest, parts = iter(regions), [self._no_rows()]
+        for batch in self._pack(images):
+            own_regions = [*islice(rest, len(batch.images))]
+            if any(len(own) for own in own_regions):
+                packed = pack_regions(own_regions, self._grid(batch.images)).to(batch.images.device)  # (B, Q, L)
+                rows = region_embedding(self.visual, batch, packed, windows=self.windows)
+                parts += [found[: len(own)] for found, own in zip(rows, own_regions, strict=True)]  # (N, D) each
+        return F.normalize(torch.cat(parts).float(), dim=1)
+
+    def _pack(self, images: Images) -> list[PackedBatch]:
+        """The batches that the image tower runs; of a list one, or one an image where it cannot ignore padding."""
+        like = next(self.visual.parameters())
+        return pack_images(images, patch=self.patch_size, together=takes_mixed_sizes(self.visual), like=like)
 
     def _grid(self, batch: Tensor) -> tuple[int, int]:
         return batch.shape[2] // self.patch_size, batch.shape[3] // self.patch_size
 
-    def _grids(self, images: Pictures) -> Grids:
-        if isinstance(images, Tensor):
-            return [self._grid(images)] * len(images)
-        return [(image.shape[1] // self.patch_size, image.shape[2] // self.patch_size) for image in images]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.visual.parameters()).dtype
-
-    def _nothing(self) -> Float[Tensor, "0 D"]:
+    def _no_rows(self) -> Float[Tensor, "0 D"]:
         return torch.zeros(0, self.embed_dim, device=self.model.logit_scale.device)
-
-    def _stack(self, parts: list[Float[Tensor, "_ D"]]) -> Float[Tensor, "R D"]:
-        return torch.cat(parts) if parts else self._nothing()
-
-    def _on_grid(self, masks: Tensor, grid: tuple[int, int], name: str) -> Bool[Tensor, "N h w"]:
-        """Bring the masks of one picture to its patch grid."""
-        pixels = (grid[0] * self.patch_size, grid[1] * self.patch_size)
-        if masks.ndim != 3 or tuple(masks.shape[1:]) not in (grid, pixels):
-            raise InputError(
-                f"{name}: need (N, {pixels[0]}, {pixels[1]}) in pixels, or (N, {grid[0]}, {grid[1]}), the patch grid; "
-                f"got {tuple(masks.shape)}."
-            )
-        if masks.dtype != torch.bool:
-            raise InputError(f"{name}: need bool; got {masks.dtype}. Compare them with a threshold first.")
-        return masks if tuple(masks.shape[1:]) == grid else shrink_masks(masks, grid=grid)
-
-    def _check_regions(self, images: Pictures, regions: list[Tensor], name: str) -> None:
-        self._check_pictures(images)
-        strange = [type(one).__name__ for one in regions if not isinstance(one, Tensor)]
-        if isinstance(regions, Tensor) or strange or len(regions) != len(images):
-            got = f"one tensor {tuple(regions.shape)}" if isinstance(regions, Tensor) else str(len(regions))
-            raise InputError(
-                f"{name}: need a list of one tensor an image, {len(images)} in all; got {(*strange, got)[0]}. "
-                "An image without regions takes an empty tensor."
-            )
-
-    def _check_pictures(self, images: Pictures) -> None:
-        if not isinstance(images, list):
-            self._check_images(images, "images")
-            return
-        for i, image in enumerate(images):
-            self._check_images(image[None], f"images[{i}]")
-
-    def _check_images(self, images: Tensor, name: str) -> None:
-        if not isinstance(images, Tensor):
-            raise InputError(f"{name}: need a tensor, or a list of them; got {type(images).__name__}.")
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-            raise InputError(f"{name}: need (B, 3, H, W), or a list of (3, H, W); got {tuple(images.shape)}.")
-        if not images.is_floating_point():
-            raise InputError(f"{name}: need normalised floating point; got {images.dtype}. See foveate.ops.resample.")
-        height, width = images.shape[2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise InputError(
-                f"{name}: height and width must be multiples of the patch size {self.patch_size}; "
-                f"got {height} x {width}. "
-                "Pad them with foveate.ops.resample.pad_right_bottom."
-            )
-
-
-def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
-    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device. A fake tensor holds none."""
-    if type(images) is Tensor and images.device.type == "cpu" and not torch.compiler.is_compiling():
-        finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
-        if not finite.all():
-            place = int((~finite).nonzero()[0])
-            raise InputError(f"images: need finite numbers; image {place} holds NaN or infinity.")
-
-
-def _cut(maps: Tensor, grids: Grids | None) -> list[Tensor]:
-    """Each picture's own part of a batch of maps."""
-    if grids is None:
-        return list(maps)
-    return [one[:, :h, :w] for one, (h, w) in zip(maps, grids, strict=True)]
 
 
 def _read_windows(content: Any, visual: nn.Module, name: str) -> Windows:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from foveate.clip.attention import RunBlock
-from foveate.clip.tower import Family
+from foveate.clip.tower import ImageTower
 
 
 def in_low_precision(run: RunBlock) -> RunBlock:
     """Run a block with bfloat16 copies of its weights, made for this one run of it."""
 
-    def run_copies(family: Family, visual: Any, block: Any, *rest: Any) -> Tensor:
+    def run_copies(tower: ImageTower, block: Any, *rest: Any) -> Tensor:
         with using(block, low_precision_copies(block)):
-            return run(family, visual, block, *rest)
+            return run(tower, block, *rest)
 
     return run_copies
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foveate.clip.describe import build_empty, refusal
 from foveate.clip.layouts import fit_names
-from foveate.types import InputError
+from foveate.errors import InputError
 
 Sizes = dict[str, Any]  # of a CLIP, in the words the message has for them
 

@@ -16,26 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from foveate.clip.checkpoint_file import Placeholder, read_checkpoint
+from foveate.clip.checkpoint_file import is_torchscript, read_archive, read_checkpoint
 from foveate.clip.describe import read_json
-from foveate.clip.openai_archive import is_torchscript, read_archive
+from foveate.clip.pickle_reader import Placeholder
 from foveate.errors import InputError, listed
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
-_EVA_NAMES = (
-    (".attn.q_bias", ".attn.q_proj.bias"),
-    (".attn.v_bias", ".attn.v_proj.bias"),
-    (".attn.inner_attn_ln.", ".attn.norm."),
-    (".mlp.w1.", ".mlp.fc1_g."),
-    (".mlp.w2.", ".mlp.fc1_x."),
-    (".mlp.w3.", ".mlp.fc2."),
-    (".mlp.ffn_ln.", ".mlp.norm."),
-)
 _NESTED = ("state_dict", "model", "module", "model_state_dict")  # where training scripts put the weights
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel training, torch.compile and wrapping modules
 _DEEPEST = 4  # of one nested in another
-_DERIVED = re.compile(r"(^|\.)(attn_mask|position_ids|rope\.freqs_(cos|sin))$")  # tables some files hold, recomputed
 
 
 def file_kind(path: Path) -> Kind:
@@ -188,32 +178,6 @@ def mix_states(student: dict[str, Tensor], teacher: dict[str, Tensor], *, alpha:
         blend = torch.lerp(theirs.float(), ours.float(), alpha).to(ours.dtype) if ours.is_floating_point() else ours
         mixed[key] = blend.clone()
     return mixed
-
-
-def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give EVA-CLIP's own weights, and those published with CLIPSelf, the names open_clip's towers have.
-
-    Args:
-        state: of any CLIP; without EVA's own names it is returned as it is.
-
-    Returns:
-        The same tensors.
-    """
-    if "visual.blocks.0.attn.q_proj.weight" not in state:
-        return state
-    renamed = {}
-    for key, value in state.items():
-        if key.startswith("visual."):
-            key = f"visual.trunk.{key.removeprefix('visual.')}"
-            for theirs, ours in _EVA_NAMES:
-                key = key.replace(theirs, ours)
-        renamed[key] = value
-    return renamed
-
-
-def drop_derived(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the tables some files hold though every model recomputes them: causal masks, places, rotary tables."""
-    return {key: value for key, value in state.items() if not _DERIVED.search(key)}
 
 
 def put_state(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import open_clip
 
 from foveate.clip.names import TemplateName
-from foveate.types import InputError
+from foveate.errors import InputError
 
 VILD_TEMPLATES = (
     "There is {article} {} in the scene.",

@@ -22,8 +22,8 @@ from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
 from foveate.clip.templates import template_set
 from foveate.clip.vocabulary import Vocabulary, compared
+from foveate.errors import InputError
 from foveate.io.files import write_whole
-from foveate.types import InputError
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from foveate.clip.describe import CONFIG_FILE, published_tokenizers, to_json
 from foveate.clip.hf.names import HF_PLACES, to_huggingface
 from foveate.clip.hf.write import describe_for_huggingface, tokenizer_for_huggingface
 from foveate.clip.model import Clip
-from foveate.types import InputError
+from foveate.errors import InputError
 
 WEIGHTS_FILE, HF_WEIGHTS_FILE = "open_clip_model.safetensors", "model.safetensors"
 _TOKENIZER = (

@@ -19,9 +19,9 @@ from foveate.convert.flags import Convert
 from foveate.data.splits import BaseNovel, classes_of_annotations, classes_of_ov_coco
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
-from foveate.heads.common.product import tower_digest
+from foveate.heads.common.product import CLIP_FOLDER, tower_digest
 from foveate.heads.fvit import published
-from foveate.heads.fvit.product import CLIP_FOLDER, About, load_detector, save_detector
+from foveate.heads.fvit.product import About, load_detector, save_detector
 from foveate.io.files import default_cache, folder_written_whole
 
 COUNT_OV_COCO = 65

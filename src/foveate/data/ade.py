@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foveate.data.labels import Labels, compared
 from foveate.data.pictures import check_inside, read_picture
@@ -24,14 +25,13 @@ from foveate.data.semantic import (
     Coding,
     SemanticData,
     coding_of,
-    is_done,
     pair_files,
     start_maps,
-    write_map,
+    write_maps,
 )
 from foveate.data.strict import fail, short
+from foveate.errors import InputError
 from foveate.progress import picture_bar
-from foveate.types import InputError
 
 SPLITS = {"train": "training", "val": "validation"}
 NOTHING = 65535  # in a converted map
@@ -133,8 +133,7 @@ def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
 def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: Labels, progress: bool = False) -> int:
     """Write the maps of the full release as TIFF files of 16 bits, in the same folders, and the list beside them.
 
-    Maps that are there already and not older than what they are made of are kept, so that a run that was stopped goes
-    on where it was.
+    Maps that exist and are not older than what they are made of are kept, so that a run that was stopped is resumed.
 
     Args:
         root: the folder ADE20K_2021_17_01.
@@ -144,7 +143,7 @@ def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: L
         progress: show a bar.
 
     Returns:
-        How many maps were written, those that were there not counted.
+        How many maps were written.
 
     Raises:
         InputError: there is no map, one is damaged, or `out` holds something else.
@@ -159,17 +158,17 @@ def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: L
             raise InputError(f"labels: need ids of the full release, in 1..{len(table) - 1}; got {number}.")
         table[number] = place
     start_maps(Path(out), labels)
-    written = 0
-    with picture_bar(show=progress) as bar:
-        for path in bar.track(files, description=f"maps of {split}"):
-            check_inside(path, home)
-            name = path.relative_to(home).with_name(path.name.removesuffix("_seg.png") + ".tif")
-            target = Path(out) / _folder(split) / name
-            if not is_done(target, path):
-                red, green, _ = read_picture(path).long()  # (H, W) each
-                write_map(target, table[red // 10 * 256 + green], bits=16)
-                written += 1
-    return written
+
+    def target_of(path: Path) -> Path:
+        name = path.name.removesuffix("_seg.png") + ".tif"
+        return Path(out) / _folder(split) / path.relative_to(home).with_name(name)
+
+    def read(path: Path) -> Tensor:
+        red, green, _ = read_picture(path).long()  # (H, W) each
+        return table[red // 10 * 256 + green]
+
+    title = f"maps of {split}" if progress else None
+    return write_maps({path: target_of(path) for path in files}, read, home=home, bits=16, progress=title)
 
 
 def _folder(split: str) -> str:

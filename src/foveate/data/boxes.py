@@ -9,15 +9,14 @@ box: whoever embeds them wants one row a box in the file's order, or to be told 
 state `height` and `width`, the picture must have them. Absent: clipping, which needs the decoded picture's size.
 """
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from foveate.data.records import Box
-from foveate.errors import InputError
+from foveate.data.strict import fail, is_id, is_number, known_id, parse, short
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, Boxed]:
     for name, boxed in parse_boxes(path).items():
         if not isinstance(name, str) or name not in known:
             near = next((one for one in known if Path(one).name == Path(str(name)).name), min(known))
-            _fail(
+            fail(
                 f"{path}: picture {name!r}",
                 f"a picture among the {len(known)} named, by its path within its folder (such as {near!r})",
                 "none of that name",
@@ -70,74 +69,52 @@ def parse_boxes(path: Path) -> dict[str | int, Boxed]:
         InputError: not such a file, a name or a picture twice, or a box that is not four finite numbers; names the
             file and the entry.
     """
-    try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_object)
-    except _TwiceError as error:
-        _fail(str(path), "every name once in an object", f"{error} twice")
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: need a file of boxes; {reason}. Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: need boxes in JSON; {type(error).__name__}: {error}. Correct the file.") from error
+    content = parse(path, kind="a boxes", unique=True)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         return _read_coco(path, content)
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return _read_results(path, content)
     if isinstance(content, dict) and content:
         return {name: Boxed(_read_list(path, name, value)) for name, value in content.items()}
-    _fail(
+    fail(
         str(path),
         "COCO's images and annotations, a list of results [{image_id, bbox, score}, ...], or an object "
         "{file name: [[x1, y1, x2, y2], ...]}",
-        content,
+        short(content),
     )
-
-
-class _TwiceError(Exception):
-    """A key stands twice in a JSON object, whose second value would silently replace the first."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(repr(next(name for name in names if names.count(name) > 1)))
-    return found
 
 
 def _read_results(path: Path, content: list[Any]) -> dict[str | int, Boxed]:
     found: dict[str | int, list[Box]] = {}
     for place, result in enumerate(content):
         where = f"{path}: result {place}"
-        if not isinstance(result, dict) or not _is_id(result.get("image_id")):
-            _fail(where, "an object with `image_id` and `bbox`", result)
+        if not isinstance(result, dict) or not is_id(result.get("image_id")):
+            fail(where, "an object with `image_id` and `bbox`", short(result))
         found.setdefault(result["image_id"], []).append(_read_xywh(f"{where}: bbox", result.get("bbox")))
     return {key: Boxed(tuple(boxes)) for key, boxes in found.items()}
 
 
 def _read_coco(path: Path, content: dict[str, Any]) -> dict[str | int, Boxed]:
     if not isinstance(content.get("images"), list):
-        _fail(str(path), "a list `images` beside `annotations`", content.get("images"))
+        fail(str(path), "a list `images` beside `annotations`", short(content.get("images")))
     names: dict[Any, str] = {}
     found: dict[str, list[Box]] = {}
     sizes: dict[str, tuple[int | None, int | None]] = {}
     for place, image in enumerate(content["images"]):
         where = f"{path}: images[{place}]"
         key, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
-        if not _is_id(key) or not isinstance(name, str):
-            _fail(where, "an object with `id` and `file_name`", image)
+        if not is_id(key) or not isinstance(name, str):
+            fail(where, "an object with `id` and `file_name`", short(image))
         if key in names or name in found:
-            _fail(where, "every `id` and every `file_name` once", image)
+            fail(where, "every `id` and every `file_name` once", short(image))
         names[key], found[name] = name, []
         sizes[name] = _size(where, image)
     for place, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotations[{place}]"
         if not isinstance(annotation, dict):
-            _fail(where, "an object with `image_id` and `bbox`", annotation)
-        key = annotation.get("image_id")
-        if not _is_id(key) or key not in names:
-            _fail(where, f"`image_id`, one of the {len(names)} ids the file lists", key)
-        found[names[key]].append(_read_xywh(f"{where}: bbox", annotation.get("bbox")))
+            fail(where, "an object with `image_id` and `bbox`", short(annotation))
+        name = names[known_id(where, annotation, "image_id", names)]
+        found[name].append(_read_xywh(f"{where}: bbox", annotation.get("bbox")))
     return {name: Boxed(tuple(boxes), *sizes[name]) for name, boxes in found.items()}
 
 
@@ -147,13 +124,13 @@ def _size(where: str, image: dict[str, Any]) -> tuple[int | None, int | None]:
     if size == (None, None):
         return None, None
     if not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in size):
-        _fail(where, "`height` and `width` as whole numbers of pixels, or neither", list(size))
+        fail(where, "`height` and `width` as whole numbers of pixels, or neither", short([*size]))
     return size
 
 
 def _read_list(path: Path, name: str, value: Any) -> tuple[Box, ...]:
     if not isinstance(value, list):
-        _fail(f"{path}: picture {name!r}", "a list of boxes [x1, y1, x2, y2]", value)
+        fail(f"{path}: picture {name!r}", "a list of boxes [x1, y1, x2, y2]", short(value))
     where = f"{path}: picture {name!r}: box"
     return tuple(_four(f"{where} {place}", box, form="[x1, y1, x2, y2]") for place, box in enumerate(value))
 
@@ -163,29 +140,16 @@ def _read_xywh(where: str, value: Any) -> Box:
     return _finite(where, (x, y, x + w, y + h))
 
 
-def _is_id(key: object) -> bool:
-    return isinstance(key, int | str) and not isinstance(key, bool)
-
-
 def _four(where: str, value: Any, *, form: str) -> Box:
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-        _fail(where, f"{form}, four numbers in pixels", value)
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
+        fail(where, f"{form}, four numbers in pixels", short(value))
     try:
         return _finite(where, (float(value[0]), float(value[1]), float(value[2]), float(value[3])))
     except OverflowError:  # a whole number beyond the floats
-        _fail(where, "finite numbers", value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        fail(where, "finite numbers", short(value))
 
 
 def _finite(where: str, box: Box) -> Box:
     if not all(map(math.isfinite, box)):
-        _fail(where, "finite numbers", list(box))
+        fail(where, "finite numbers", short([*box]))
     return box
-
-
-def _fail(where: str, need: str, got: object) -> NoReturn:
-    text = got if isinstance(got, str) else repr(got)
-    raise InputError(f"{where}: need {need}; got {text if len(text) <= 80 else text[:77] + '...'}.")

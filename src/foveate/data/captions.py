@@ -20,10 +20,10 @@ import torch
 
 from foveate.data.layout import find_coco
 from foveate.data.records import Dataset, Dropped
-from foveate.data.regions import find_place, places_of
+from foveate.data.regions import match_images
 from foveate.data.shards import ShardRecords, ShardTexts
 from foveate.data.strict import check_entry, check_lists, drop, fail, field, known_id, list_images, parse, short
-from foveate.types import InputError
+from foveate.errors import InputError
 
 BLANK = "caption is blank"
 ELSEWHERE = "picture of the captions file is not in the data"
@@ -160,16 +160,10 @@ def _take(texts: list[str], text: str, where: str, dropped: dict[str, Dropped]) 
 
 def _from_file(dataset: Dataset, path: Path) -> Dataset:
     """Bring the captions of a file to the places of the pictures they are about."""
-    (found, more), places = read_captions(path), places_of(dataset.records)
-    dropped, taken = {**dataset.dropped, **more}, {}
-    for name, texts in found.items():
-        place, where = find_place(places, name), f"{path}: picture {name!r}"
-        if place is None:
-            drop(dropped, ELSEWHERE, where)
-        elif place in taken:
-            raise InputError(f"{where}: need every picture once; it is {dataset.records[place].id}, as another one is.")
-        else:
-            taken[place] = texts
+    found, more = read_captions(path)
+    dropped = {**dataset.dropped, **more}
+    matched = match_images(found, dataset.records, path, dropped, elsewhere=ELSEWHERE)
+    taken = {index: found[name] for index, name in matched.items()}
     if not any(taken.values()):
         raise InputError(
             f"{path}: need captions of the data's pictures; none of its {len(found)} (such as {next(iter(found))!r}) "

@@ -18,11 +18,9 @@ from torch import Tensor
 
 from foveate.data.labels import Labels, Repeated, compared, read_labels
 from foveate.data.matlab import read_matrix
-from foveate.data.pictures import check_inside
-from foveate.data.semantic import NONE, Coding, SemanticData, coding_of, is_done, pair_files, start_maps, write_map
+from foveate.data.semantic import NONE, Coding, SemanticData, coding_of, pair_files, start_maps, write_maps
 from foveate.data.voc import read_list
-from foveate.progress import picture_bar
-from foveate.types import InputError
+from foveate.errors import InputError
 
 MATRIX = "LabelMap"
 NOTHING = 65535
@@ -42,46 +40,42 @@ def read_context_labels(path: Path | str, *, repeated: Repeated = "refuse") -> L
     return labels
 
 
-def read_context459(
-    folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels, images: bool = True
+def read_context(
+    folder: Path | str,
+    maps: Path | str,
+    *,
+    count: int,
+    names: Path | str | None,
+    labels: Labels,
+    images: bool = True,
 ) -> SemanticData:
-    """Read the maps of 459 classes that `convert_context` wrote.
+    """Read the maps of 459 classes that `convert_context` wrote, or those of 59, the official ones or written by it.
 
     Args:
         folder: of the year, VOC2010.
         maps: their folder.
-        names: file with the ids of the pictures that count; None: all that have a map.
-        labels: of `read_context_labels`, 459 classes.
+        count: of the classes, 459 or 59.
+        names: file with the ids of the images that count; None: all that have a map.
+        labels: of `read_context_labels`, so many classes.
         images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
     """
-    if len(labels.ids) != COUNT:
-        raise InputError(f"labels: need PASCAL Context's {COUNT} classes; got {len(labels.ids)}.")
-    places = {place: place for place in range(COUNT)} | {COUNT: NONE, NOTHING: NONE}
-    return _pair("PASCAL Context-459", folder, maps, names, labels, Coding(places, bits=16), images)
-
-
-def read_context59(
-    folder: Path | str, maps: Path | str, *, names: Path | str | None, labels: Labels, images: bool = True
-) -> SemanticData:
-    """Read the maps of 59 classes, the official ones or those that `convert_context` wrote.
-
-    Args:
-        folder: of the year, VOC2010.
-        maps: their folder.
-        names: file with the ids of the pictures that count; None: all that have a map.
-        labels: of `read_context_labels`, 59 classes.
-        images: as for `pair_files`.
-
-    Raises:
-        InputError: a folder or a map is missing, or the list is of other classes.
-    """
-    if labels.ids != tuple(range(1, 60)):
-        raise InputError(f"labels: need PASCAL Context's 59 classes with the ids 1 to 59; got {len(labels.ids)}.")
-    coding = coding_of(labels.ids, none=0, maps=Path(maps))
-    return _pair("PASCAL Context-59", folder, maps, names, labels, coding, images)
+    maps = Path(maps)
+    if labels.ids != tuple(range(1, count + 1)):
+        raise InputError(f"labels: need PASCAL Context's {count} classes; got {len(labels.ids)}.")
+    if count == COUNT:
+        coding = Coding({place: place for place in range(COUNT)} | {COUNT: NONE, NOTHING: NONE}, bits=16)
+    else:
+        coding = coding_of(labels.ids, none=0, maps=maps)
+    if names is not None:
+        only = read_list(Path(names))
+    else:
+        only = sorted(path.stem for path in maps.glob("*") if path.suffix in (".png", ".tif"))
+    pictures = Path(folder) / "JPEGImages"
+    title = f"PASCAL Context-{count}"
+    return pair_files(title, pictures=pictures, maps=maps, labels=labels, coding=coding, only=only, images=images)
 
 
 def convert_context(
@@ -89,7 +83,7 @@ def convert_context(
 ) -> int:
     """Write PASCAL Context's `.mat` files as maps, and the list of their classes beside them.
 
-    Maps that are there already and not older than their files are kept, so that a run that was stopped goes on.
+    Maps that exist and are not older than their files are kept, so that a run that was stopped is resumed.
 
     Args:
         mats: folder of the `.mat` files.
@@ -100,7 +94,7 @@ def convert_context(
         progress: show a bar.
 
     Returns:
-        How many maps were written, those that were there not counted.
+        How many maps were written.
 
     Raises:
         InputError: no file, one that is not what it must be, a number without a class, a name that is none of all, or
@@ -119,16 +113,14 @@ def convert_context(
         for number, wanted in _by_name(labels, only):
             table[number] = wanted
     start_maps(Path(out), only or labels)
-    written = 0
-    with picture_bar(show=progress) as bar:
-        for path in bar.track(files, description="maps"):
-            check_inside(path, Path(mats))
-            target = Path(out) / (f"{path.stem}.tif" if only is None else f"{path.stem}.png")
-            if not is_done(target, path):
-                values = _look_up(path, table, count=len(labels.ids))
-                write_map(target, values, bits=16 if only is None else 8)
-                written += 1
-    return written
+    suffix, bits = (".tif", 16) if only is None else (".png", 8)
+    return write_maps(
+        {path: Path(out) / f"{path.stem}{suffix}" for path in files},
+        lambda path: _look_up(path, table, count=len(labels.ids)),
+        home=Path(mats),
+        bits=bits,
+        progress="maps" if progress else None,
+    )
 
 
 def _look_up(path: Path, table: Int64[Tensor, " N"], *, count: int) -> Int64[Tensor, "H W"]:
@@ -153,21 +145,3 @@ def _by_name(labels: Labels, only: Labels) -> list[tuple[int, int]]:
                              f"{words[0]!r} is none. Add the other list's name as a synonym.")  # fmt: skip
         found.append((there[0], number))
     return found
-
-
-def _pair(
-    name: str,
-    folder: Path | str,
-    maps: Path | str,
-    names: Path | str | None,
-    labels: Labels,
-    coding: Coding,
-    images: bool,
-) -> SemanticData:
-    maps = Path(maps)
-    if names is not None:
-        only = read_list(Path(names))
-    else:
-        only = sorted(path.stem for path in maps.glob("*") if path.suffix in (".png", ".tif"))
-    pictures = Path(folder) / "JPEGImages"
-    return pair_files(name, pictures=pictures, maps=maps, labels=labels, coding=coding, only=only, images=images)

@@ -18,9 +18,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from foveate.data.shards import index_shard
+from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.progress import picture_bar
-from foveate.types import InputError
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
 PLAIN = re.compile(r"[A-Za-z0-9._~:/@%+,=-]+")  # no letter of it means anything to a shell

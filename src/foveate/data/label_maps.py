@@ -20,14 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from foveate.data import ade, stuff
-from foveate.data.context import read_context59, read_context459, read_context_labels
+from foveate.data.context import read_context, read_context_labels
 from foveate.data.flags import LabelMapFlags
 from foveate.data.labels import Labels, compared, labels_of, read_labels, read_object_info
 from foveate.data.names import SemanticKind
 from foveate.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
-from foveate.data.sources import open_data, open_panoptic_annotations
-from foveate.data.voc import NAMES, Background, read_voc_maps
-from foveate.types import InputError
+from foveate.data.sources import open_panoptic
+from foveate.data.voc import NAMES, Background, find_years, only_year, read_voc_maps
+from foveate.errors import InputError
 
 OBJECT_INFO = "objectInfo150.txt"
 MAPS_OF_59 = "59_context_labels"
@@ -103,7 +103,7 @@ def open_semantic(
         raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Leave it out.")
     match kind:
         case "panoptic":
-            return _open_panoptic(root, split, labels, images)
+            return _open_segments(root, split, labels, images)
         case "stuff":
             places = [root / LIST, root / "annotations" / LIST]
             chosen = _choose(kind, labels, places, lambda path: stuff.read_stuff_labels(path, repeated="keep"))
@@ -123,11 +123,8 @@ def open_semantic(
 # ---------------------------------------------------------------------------------------------------- each of the kinds
 
 
-def _open_panoptic(root: Path, split: str, labels: Path | None, images: bool) -> SemanticData:
-    found = (
-        open_data(root, split=split, annotations="panoptic") if images else open_panoptic_annotations(root, split=split)
-    )
-    data = from_panoptic(found)
+def _open_segments(root: Path, split: str, labels: Path | None, images: bool) -> SemanticData:
+    data = from_panoptic(open_panoptic(root, split, images=images))
     if labels is None:
         return data
     given = _read_any(labels)
@@ -182,7 +179,7 @@ def _open_context(
             raise InputError(f"{year}: need the list of the pictures of split {split}; looked for {_listed(lists)}. "
                              "Give a file with an id a line with --names.")  # fmt: skip
         names = found[0]
-    return (read_context59 if few else read_context459)(year, maps, names=names, labels=chosen, images=images)
+    return read_context(year, maps, count=59 if few else 459, names=names, labels=chosen, images=images)
 
 
 def _open_voc(
@@ -260,7 +257,7 @@ def _candidates(root: Path, split: str, maps: Path | None, images: bool) -> list
         found.append("ade150")
     if (root / ade.HOME).is_dir() or (root / "images_detectron2").is_dir():
         found.append("ade-full")
-    years = _years(root, images)
+    years = find_years(root, "JPEGImages" if images else "ImageSets")
     if any((year / MAPS_OF_59).is_dir() or (year / PREPARED / f"pc59_{split}").is_dir() for year in years):
         found.append("context59")
     if any((year / PREPARED / f"pc459_{split}").is_dir() for year in years):
@@ -272,22 +269,14 @@ def _candidates(root: Path, split: str, maps: Path | None, images: bool) -> list
     return found
 
 
-def _years(root: Path, images: bool) -> list[Path]:
-    """The years of VOC in a folder: itself, or below it or its VOCdevkit; with images, or with lists of them."""
-    places = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
-    return [year for year in places if (year / ("JPEGImages" if images else "ImageSets")).is_dir()]
-
-
 def _only_year(root: Path, kind: SemanticKind, maps: Path | None, images: bool) -> Path:
-    years = _years(root, images)
-    if kind not in CONTEXT and maps is None and len(years) > 1:
-        years = [year for year in years if (year / "SegmentationClass").is_dir()] or years
-    if len(years) == 1:
-        return years[0]
+    folder = "JPEGImages" if images else "ImageSets"
+    years = find_years(root, folder)
     if not years:
-        needed = "JPEGImages" if images else "ImageSets"
-        raise InputError(f"{root}: need a year of Pascal VOC with its folder {needed}; there is none. Check the path.")
-    raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {_listed(years)}.")
+        raise InputError(f"{root}: need a year of Pascal VOC with its folder {folder}; there is none. Check the path.")
+    if kind not in CONTEXT and maps is None and len(years) > 1:
+        years = find_years(root, folder, "SegmentationClass") or years
+    return only_year(root, years)
 
 
 # ------------------------------------------------------------------------------------------------- the lists of classes

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from foveate.data.strict import fail, short
+from foveate.data.strict import fail, read_text, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
 from foveate.types import Category
@@ -79,7 +79,7 @@ def read_labels(path: Path | str, *, repeated: Repeated = "refuse", ids: Sequenc
     Raises:
         InputError: no class, a line of another form, an id twice, an empty word, or a word in two classes; says where.
     """
-    lines = _lines(Path(path))
+    lines = read_text(Path(path), need="a list of classes", max_bytes=MAX_BYTES).splitlines()
     if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
         return _checked(str(path), _json_rows(str(path), "\n".join(lines), ids), repeated=repeated)
     rows = []
@@ -112,7 +112,7 @@ def read_object_info(path: Path | str, *, repeated: Repeated = "keep") -> Labels
     Raises:
         InputError: as `read_labels`.
     """
-    lines = _lines(Path(path))
+    lines = read_text(Path(path), need="a list of classes", max_bytes=MAX_BYTES).splitlines()
     header = [name.strip() for name in lines[0].split("\t")] if lines else []
     if not {"Idx", "Name"} <= {*header}:
         fail(f"{path}: line 1", "columns, `Idx` and `Name` among them, apart by tabs", short(lines[0] if lines else ""))
@@ -190,16 +190,6 @@ def _json_rows(source: str, text: str, ids: Sequence[int] | None) -> list[tuple[
     numbers = range(1, len(content) + 1) if ids is None else ids
     rows = enumerate(zip(numbers, content, strict=True), start=1)
     return [(f"{source}: entry {place}", number, one.split(SYNONYMS)) for place, (number, one) in rows]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            fail(str(path), f"a list of at most {MAX_BYTES:,} bytes", f"{path.stat().st_size:,}")
-        return path.read_bytes().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: need a list of classes in UTF-8; {reason}. Check the path.") from error
 
 
 def _checked(source: str, rows: list[tuple[str, int, list[str]]], *, repeated: Repeated) -> Labels:

@@ -17,8 +17,6 @@ class CocoFiles:
 
     pictures: Path
     instances: Path | None
-    panoptic: Path | None
-    panoptic_pngs: Path | None
     captions: Path | None
 
 
@@ -62,14 +60,12 @@ def find_coco(root: Path | str, split: str) -> CocoFiles:
             f"{root}: need an annotation file of split {split}; looked for {', '.join(map(str, wanted.values()))}. "
             f"{notes} holds: {_listing(notes)}."
         )
-    pngs = notes / f"panoptic_{split}2017"
-    return CocoFiles(
-        pictures=pictures,
-        instances=there["instances"],
-        panoptic=there["panoptic"],
-        panoptic_pngs=pngs if pngs.is_dir() else None,
-        captions=there["captions"],
-    )
+    return CocoFiles(pictures, instances=there["instances"], captions=there["captions"])
+
+
+def box_files(root: Path, split: str) -> tuple[Path, Path]:
+    """Where COCO's and LVIS's annotation files of a split are in a root, whether or not they are there."""
+    return root / "annotations" / f"instances_{split}2017.json", root / "annotations" / f"lvis_v1_{split}.json"
 
 
 def _listing(folder: Path) -> str:

@@ -29,9 +29,9 @@ from foveate.data.pictures import PictureError
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.regions import corner_box, note_boxless, sample_proposals
 from foveate.data.semantic import SemanticData, read_both
-from foveate.data.sources import open_data as open_data
+from foveate.errors import InputError
 from foveate.ops.grid import grid_pairs, sample_grid
-from foveate.types import BadSample, Batch, InputError, LabelMap, Sample, Segments
+from foveate.types import BadSample, Batch, LabelMap, Sample, Segments
 
 FEW_BAD = 16  # bad pictures that prove nothing yet about the data
 BAD_SHARE = 0.5  # of the pictures seen; beyond it the data, not the pictures, is wrong

@@ -87,6 +87,11 @@ def _address(where: str, entry: dict[str, Any]) -> str:
     return "/".join(parts[-2:])
 
 
+def file_categories(path: Path, content: dict[str, Any]) -> tuple[Category, ...]:
+    """Read the categories of an annotation file, LVIS's or another, by id."""
+    return (list_lvis_categories if is_lvis(content) else list_categories)(path, content["categories"])
+
+
 def list_lvis_categories(path: Path, entries: list[Any]) -> tuple[Category, ...]:
     """Read the categories of an LVIS file, by id, with their synonyms and frequency."""
     words: dict[int, tuple[tuple[str, ...], str]] = {}

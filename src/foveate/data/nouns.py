@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _TAGS = ("NN", "NNS")
 _LONGEST = 3  # words of a phrase

@@ -16,7 +16,7 @@ from typing import Any
 from foveate.data.coco import list_things
 from foveate.data.records import Dataset
 from foveate.data.strict import escapes, fail, file_name, list_categories, load
-from foveate.types import InputError
+from foveate.errors import InputError
 
 TRIED = 200  # pictures that are looked for; some are missing everywhere
 NAMES = ("zhiyuan_objv2_{split}.json", "objv2_{split}.json", "objects365_{split}.json")

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from pycocotools import mask
 from torch import Tensor
 
-from foveate.data.strict import fail, short
+from foveate.data.strict import fail, is_number, short
 from foveate.ops.paste import fault_of_rle
 
 coco: Any = mask  # its stubs do not know all that it takes
@@ -78,8 +78,8 @@ def decode_outlines(outlines: tuple[bytes, ...], *, height: int, width: int) -> 
 
 def _polygon(where: str, value: Any) -> list[float]:
     """The corners of one polygon."""
-    is_one = isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
-    if not is_one or any(isinstance(one, bool) or not isinstance(one, int | float) for one in value):
+    is_polygon = isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
+    if not is_polygon or not all(map(is_number, value)):
         fail(where, "`segmentation` of polygons [x, y, x, y, ...] with at least three corners", short(value))
     if not all(math.isfinite(one) for one in value if isinstance(one, float)):
         fail(where, "`segmentation` of finite numbers", short(value))

@@ -9,15 +9,12 @@ Names are compared without regard to case, and `_` is a space. Deliberately abse
 taken with a note, and synonyms (LVIS's "sofa", COCO's "couch") are not known to be one.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate.data.strict import short
-from foveate.types import InputError
-
-TOLD = 5  # novel classes named in a message
+from foveate.data.strict import parse, short
+from foveate.errors import InputError, listed
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,7 @@ def read_provenance(path: Path) -> Provenance | None:
     Raises:
         InputError: no such file, not JSON, or a provenance without its lists of names.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: need a file of boxes; {reason}. Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: need boxes in JSON; {type(error).__name__}: {error}. Correct the file.") from error
+    content = parse(path, kind="a boxes")
     info = content.get("info") if isinstance(content, dict) else None
     facts = info.get("provenance") if isinstance(info, dict) else None
     if facts is None:
@@ -90,8 +81,7 @@ def check_provenance(
     leaked = [name for name in found.training_categories if _plain(name) in unseen]
     if not leaked:
         return _doubt(path, found.training_categories, known)
-    more = f" and {len(leaked) - TOLD} more" if len(leaked) > TOLD else ""
-    said = f"{len(leaked)} novel classes: {', '.join(leaked[:TOLD])}{more}"
+    said = f"{len(leaked)} novel classes: {listed(leaked)}"
     if allow:
         return f"WARNING   --allow-novel: the proposals of {path} were trained on {said}"
     raise InputError(

@@ -7,9 +7,10 @@ Deliberately absent: scores (the published rule draws at random from all), and w
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,8 +19,9 @@ from torch import Tensor
 from foveate.data.boxes import Boxed, parse_boxes
 from foveate.data.records import Box, Dataset, Dropped, Record
 from foveate.data.strict import OUTSIDE, TINY, clip_box, drop
-from foveate.types import InputError
+from foveate.errors import InputError
 
+Name = TypeVar("Name", bound=str | int)
 SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the picture squared]
 ELSEWHERE = "picture of the boxes file is not in the data"
 
@@ -71,17 +73,12 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
     Raises:
         InputError: the file is not one of these, is about none of the pictures, or states another size than the data.
     """
-    found, places = parse_boxes(path), places_of(dataset.records)
-    dropped, taken = dict(dataset.dropped), {}
-    for name, boxed in found.items():
-        place = find_place(places, name)
-        where = f"{path}: picture {name!r}"
-        if place is None:
-            drop(dropped, ELSEWHERE, where)
-        elif place in taken:
-            raise InputError(f"{where}: need every picture once; it is {dataset.records[place].id}, as another one is.")
-        else:
-            taken[place] = _boxed_record(dataset.records[place], boxed, where, dropped)
+    found, dropped = parse_boxes(path), dict(dataset.dropped)
+    matched = match_images(found, dataset.records, path, dropped, elsewhere=ELSEWHERE)
+    taken = {
+        index: _boxed_record(dataset.records[index], found[name], f"{path}: picture {name!r}", dropped)
+        for index, name in matched.items()
+    }
     if not taken:
         raise InputError(
             f"--boxes {path}: need boxes of the data's pictures; none of its {len(found)} (such as "
@@ -168,6 +165,36 @@ def places_of(records: Sequence[Record]) -> dict[str | int, int]:
             places[call] = place
             counts[call] += 1
     return {call: place for call, place in places.items() if counts[call] == 1} | exact
+
+
+def match_images(
+    names: Iterable[Name], records: Sequence[Record], path: Path, dropped: dict[str, Dropped], *, elsewhere: str
+) -> dict[int, Name]:
+    """Find which image of the data each entry of a file is about.
+
+    Args:
+        names: what the file calls its images.
+        records: of the data.
+        path: of the file, for messages.
+        dropped: receives the entries that are about no image of the data.
+        elsewhere: the reason that they are counted under.
+
+    Returns:
+        The index of a record -> the name of its entry.
+
+    Raises:
+        InputError: two entries are about one image.
+    """
+    places, matched = places_of(records), {}
+    for name in names:
+        index, where = find_place(places, name), f"{path}: picture {name!r}"
+        if index is None:
+            drop(dropped, elsewhere, where)
+        elif index in matched:
+            raise InputError(f"{where}: need every picture once; it is {records[index].id}, as another one is.")
+        else:
+            matched[index] = name
+    return matched
 
 
 def find_place(places: dict[str | int, int], name: str | int) -> int | None:

@@ -7,7 +7,7 @@ Deliberately absent: downloads, augmentation, and which of the data sets lies in
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.pictures import PictureError, check_inside, check_size, list_pictures, read_picture, read_values
 from foveate.data.records import Dataset, Record, read_record
+from foveate.errors import InputError
 from foveate.io.files import written_whole
-from foveate.types import InputError, LabelMap, PanopticMap
+from foveate.progress import picture_bar
+from foveate.types import LabelMap, PanopticMap
 
 NONE = -1  # the label of a pixel without a class
 UNKNOWN = -2
@@ -215,9 +217,34 @@ def start_maps(out: Path, labels: Labels) -> None:
         write_labels(kept, labels)
 
 
-def is_done(path: Path, source: Path) -> bool:
-    """Whether a map was written after what it is made of, so that a conversion that was stopped goes on from there."""
-    return path.is_file() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+def write_maps(
+    targets: Mapping[Path, Path],
+    read: Callable[[Path], Int64[Tensor, "H W"]],
+    *,
+    home: Path,
+    bits: int,
+    progress: str | None,
+) -> int:
+    """Convert files to maps, but for those whose map is not older, so that a conversion that was stopped is resumed.
+
+    Args:
+        targets: each file -> its map.
+        read: gives the numbers of a file.
+        home: the folder that no file may lead out of.
+        bits: as for `write_map`.
+        progress: title of a bar; None: no bar.
+
+    Returns:
+        How many maps were written.
+    """
+    written = 0
+    with picture_bar(show=progress is not None) as bar:
+        for source, target in bar.track(targets.items(), total=len(targets), description=progress or ""):
+            check_inside(source, home)
+            if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
+                write_map(target, read(source), bits=bits)
+                written += 1
+    return written
 
 
 def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:

@@ -26,9 +26,9 @@ from torch import Tensor
 from foveate.data.pictures import SUFFIXES, read_picture
 from foveate.data.records import Dataset, Dropped, Member, Record
 from foveate.data.strict import DISTRUST, drop, escapes, fail
+from foveate.errors import InputError
 from foveate.io.files import write_whole
 from foveate.progress import picture_bar
-from foveate.types import InputError
 
 MAX_TEXT = 1_000_000  # bytes
 BLOCK = 512  # bytes; of a tar file

@@ -17,16 +17,17 @@ from typing import Any, Literal
 from foveate.data.coco import list_things, read_panoptic
 from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.folder import read_folder
-from foveate.data.layout import find_coco, find_pictures
-from foveate.data.lvis import is_lvis, list_lvis, list_lvis_categories, read_lvis
+from foveate.data.layout import box_files, find_coco, find_pictures
+from foveate.data.lvis import file_categories, is_lvis, list_lvis, read_lvis
 from foveate.data.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
 from foveate.data.pictures import SUFFIXES
 from foveate.data.records import Dataset
 from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
-from foveate.data.voc import find_voc, read_voc
+from foveate.data.voc import find_voc, only_year, read_voc
+from foveate.errors import InputError
 from foveate.io.files import default_cache
-from foveate.types import Category, InputError
+from foveate.types import Category
 
 ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
@@ -67,7 +68,7 @@ def open_data(
         if shards:
             raise InputError(f"{path}: need a folder of annotated pictures; these are tar shards, which have no boxes.")
         if annotation_file is None:
-            return _open_panoptic(path, split)
+            return _open_coco_panoptic(path, split, images=True)
         return _open_annotated(path, annotation_file, split, outlines=annotations == "outlines")
     if shards:
         name = path.name if path.is_dir() else str(path)
@@ -86,7 +87,7 @@ def open_data(
         case [other] if annotations == "outlines":
             raise InputError(f"{path}: need masks of objects, as COCO and LVIS have; this is {other}.")
         case ["Pascal VOC"]:
-            return read_voc(_only_year(path), split=split, boxes=annotations == "instances")
+            return read_voc(only_year(path, find_voc(path)), split=split, boxes=annotations == "instances")
         case ["Objects365"] if annotations == "none" and (path / split).is_dir():
             return read_folder(path / split)
         case ["Objects365"]:
@@ -110,27 +111,13 @@ def open_annotations(root: Path | None, *, split: str, annotation_file: Path | N
     if root is None:
         raise InputError("data: need annotations to score against; got none. Name an annotation file, or a root.")
     years = find_voc(root, images=False)
-    names = [root / "annotations" / name for name in (f"instances_{split}2017.json", f"lvis_v1_{split}.json")]
+    names = box_files(root, split)
     found = [*years, *(file for file in names if file.is_file()), *find_objects365(root, split)[:1]]
     if len(found) != 1:
         wanted = ", ".join(map(str, [*names, root / "VOCdevkit/VOC2007"]))
         got = " and ".join(map(str, found)) or "none"
         raise InputError(f"{root}: need one of {wanted} or Objects365's file; got {got}. Name the annotation file.")
     return read_voc(years[0], split=split, images=False) if years else _read_annotations(found[0])
-
-
-def open_panoptic_annotations(root: Path, *, split: str) -> Dataset:
-    """Read the panoptic annotations of a COCO root without the pictures, which need not be there.
-
-    Raises:
-        InputError: they are not there, or are not what they must be.
-    """
-    pngs = root / "annotations" / f"panoptic_{split}2017"
-    file = pngs.with_suffix(".json")
-    if not (file.is_file() and pngs.is_dir()):
-        raise InputError(f"{root}: need panoptic annotations of split {split}: {file} and the folder {pngs}; not both "
-                         "are there. Check the path and the split.")  # fmt: skip
-    return read_panoptic(file, None, pngs)
 
 
 def open_panoptic(root: Path, split: str, *, images: bool = True) -> Dataset:
@@ -141,15 +128,21 @@ def open_panoptic(root: Path, split: str, *, images: bool = True) -> Dataset:
     """
     file = root / f"{ADE_PANOPTIC}.json"
     if not file.is_file():
-        return (
-            open_data(root, split=split, annotations="panoptic")
-            if images
-            else open_panoptic_annotations(root, split=split)
-        )
+        return _open_coco_panoptic(root, split, images=images)
     if split != "val":
         raise InputError(f"--split: must be val for ADE20K; got {split}.")
     dataset = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE_PANOPTIC)
     return replace(dataset, categories=tuple(_separate_synonyms(category) for category in dataset.categories))
+
+
+def _open_coco_panoptic(root: Path, split: str, *, images: bool) -> Dataset:
+    """Read the panoptic annotations of COCO's layout."""
+    pngs = root / "annotations" / f"panoptic_{split}2017"
+    file = pngs.with_suffix(".json")
+    if not (file.is_file() and pngs.is_dir()):
+        raise InputError(f"{root}: need panoptic annotations of split {split}: {file} and the folder {pngs}; not both "
+                         "are there. Check the path and the split.")  # fmt: skip
+    return read_panoptic(file, find_pictures(root, split) if images else None, pngs)
 
 
 def _separate_synonyms(category: Category) -> Category:
@@ -160,10 +153,8 @@ def _separate_synonyms(category: Category) -> Category:
 
 def _read_annotations(file: Path) -> Dataset:
     content = load(file, kind="an annotation")
-    read = list_lvis_categories if is_lvis(content) else list_categories
-    categories = read(file, content["categories"])
-    found = list_things(file, content, None, categories=categories, name_of=_any_name)
-    return replace(found, dropped={})  # measures take the file's own boxes, see `evaluate.ground_truth`
+    dataset = list_things(file, content, None, categories=file_categories(file, content), name_of=_any_name)
+    return replace(dataset, dropped={})  # measures take the file's own boxes, see `evaluate.ground_truth`
 
 
 def _any_name(where: str, entry: dict[str, Any]) -> str:
@@ -199,8 +190,7 @@ def _recognise(root: Path, split: str) -> list[str]:
 
 def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
     """The boxes of a COCO root: its instances, or LVIS's where only they are there."""
-    lvis = root / "annotations" / f"lvis_v1_{split}.json"
-    instances = root / "annotations" / f"instances_{split}2017.json"
+    instances, lvis = box_files(root, split)
     if lvis.is_file():
         if instances.is_file():
             raise InputError(f"{root}: holds {instances} and {lvis}. Say which with --annotations.")
@@ -213,16 +203,6 @@ def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
         return list_lvis(files.instances, content, root, outlines=outlines)
     categories = list_categories(files.instances, content["categories"])
     return list_things(files.instances, content, files.pictures, categories=categories, outlines=outlines)
-
-
-def _open_panoptic(root: Path, split: str) -> Dataset:
-    if not (root / "annotations").is_dir():
-        raise InputError(f"{root}: need a COCO root with panoptic annotations; it has no folder `annotations`.")
-    files = find_coco(root, split)
-    if files.panoptic is None or files.panoptic_pngs is None:
-        wanted = root / "annotations" / f"panoptic_{split}2017"
-        raise InputError(f"{root}: need {wanted}.json and the folder {wanted}; not both are there.")
-    return read_panoptic(files.panoptic, files.pictures, files.panoptic_pngs)
 
 
 def _open_annotated(root: Path, file: Path, split: str, *, outlines: bool) -> Dataset:
@@ -245,10 +225,3 @@ def _folder_of(content: dict[str, Any], root: Path, split: str) -> Path:
     names = [one["file_name"] for one in content["images"][:100] if isinstance(one, dict) and "file_name" in one]
     there = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
     return pictures if pictures.is_dir() and not there else root
-
-
-def _only_year(root: Path) -> Path:
-    years = find_voc(root)
-    if len(years) > 1:
-        raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {', '.join(map(str, years))}.")
-    return years[0]

@@ -9,16 +9,17 @@ Everything but the 17 + 15 names of OV-COCO is derived from the annotation files
 split holds, and other splits of COCO (name them in a file).
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foveate.data.fetch import is_pattern
-from foveate.data.lvis import is_lvis, list_lvis_categories
+from foveate.data.layout import box_files
+from foveate.data.lvis import file_categories, list_lvis_categories
 from foveate.data.records import Dataset, Record
-from foveate.data.strict import list_categories, load, short
-from foveate.types import Category, InputError
+from foveate.data.strict import list_categories, load, parse, short
+from foveate.errors import InputError
+from foveate.types import Category
 
 COCO_COUNT = 80
 SPLITS = Path("annotations", "splits.json")  # in a root
@@ -110,8 +111,7 @@ def split_of_root(root: Path | str, *, split: str, annotations: Path | None = No
     if path is None:
         return None
     content = load(path, kind="an annotation")
-    read = list_lvis_categories if is_lvis(content) else list_categories
-    return _decide(read(path, content["categories"]), root, None)
+    return _decide(file_categories(path, content), root, None)
 
 
 def classes_of_annotations(path: Path, *, file: Path | None = None) -> tuple[tuple[str, ...], BaseNovel]:
@@ -155,13 +155,7 @@ def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
     Raises:
         InputError: another form, a name that is no category, or one that stands twice.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: need a file of base and novel names; {reason}. Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: need JSON; {type(error).__name__}: {error}. Correct the file.") from error
+    content = parse(path, kind="a base and novel names")
     parts = [content.get(key) if isinstance(content, dict) else None for key in ("base", "novel")]
     for part in parts:
         if not isinstance(part, list) or not all(isinstance(name, str) for name in part):
@@ -273,8 +267,7 @@ def _ov_coco(categories: Sequence[Category]) -> BaseNovel:
 
 def _annotations_of(root: Path, split: str) -> Path | None:
     """COCO's or LVIS's annotation file of a split, which says what the categories are; the others' have no split."""
-    paths = [root / "annotations" / name for name in (f"instances_{split}2017.json", f"lvis_v1_{split}.json")]
-    there = [path for path in paths if path.is_file()]
+    there = [path for path in box_files(root, split) if path.is_file()]
     if len(there) > 1:
         raise InputError(f"{root}: holds {there[0]} and {there[1]}. Say which with --annotations.")
     return there[0] if there else None

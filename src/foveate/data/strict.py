@@ -2,9 +2,8 @@
 
 Two kinds of fault are told apart. A file that contradicts itself (wrong types, unknown or doubled ids, a file name
 that leaves its folder) is refused with the file, the entry and the field. A single box that cannot be used (not finite,
-outside the picture, under one pixel inside it) is left out and counted in `Dataset.dropped`, which every command that
-uses annotations reports; boxes over the edge are clipped.
-Deliberately absent: polygons and run lengths of instance masks (no protocol here needs them).
+outside the image, under one pixel inside it) is ignored and counted in `Dataset.dropped`, which every command that
+uses annotations reports; boxes over the edge are clipped. Absent: the masks of instances (`outlines.py`).
 """
 
 import json
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from foveate.data.pictures import check_inside
 from foveate.data.records import Box, Dropped
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
 OUTSIDE = "box lies outside the picture"
@@ -55,6 +55,16 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number, which may be infinite or NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_id(value: object) -> bool:
+    """Whether a value of a JSON file can name something: a whole number or a text."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
 # --------------------------------------------------------------------------------------------------------- COCO's JSON
 
 
@@ -73,10 +83,31 @@ def parse(path: Path, *, kind: str, unique: bool = False) -> Any:
     except InputError:
         raise
     except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{where}: need {kind} file; {reason}. Check the path.") from error
+        raise InputError(f"{where}: need {kind} file; {reason_of(error)}. Check the path.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR}") from error
+
+
+def read_text(path: Path, *, need: str, max_bytes: int) -> str:
+    """Read a small text file in UTF-8, with or without the mark that some editors put first.
+
+    Raises:
+        InputError: no such file, another encoding, or too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            fail(str(path), f"{need}, at most {max_bytes:,} bytes", f"{size:,}")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: need {need} in UTF-8; {error}. Save it again in that encoding.") from error
+    except OSError as error:
+        raise InputError(f"{path}: need {need}; {reason_of(error)}. Check the path.") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be read, for a message."""
+    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
 
 
 def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +137,7 @@ def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) 
     if not isinstance(entry, dict):
         fail(f"{where}: {noun}", "an object", short(entry))
     key: Any = entry.get("id")
-    if isinstance(key, bool) or not isinstance(key, int | str):
+    if not is_id(key):
         fail(f"{where}: {noun}", "an `id`, a whole number or a string", short(key))
     here = f"{where}: {noun} {short(key)}"
     if key in seen:
@@ -126,7 +157,7 @@ def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) ->
 def known_id(where: str, entry: dict[str, Any], key: str, known: dict[Any, Any]) -> Any:
     """Take a field that must name something the file lists."""
     value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | str) or value not in known:
+    if not is_id(value) or value not in known:
         fail(where, f"`{key}`, one of the {len(known)} ids the file lists", short(value))
     return value
 
@@ -189,9 +220,8 @@ def box_of(where: str, value: Any, *, height: int, width: int) -> Box | str:
     """Turn an annotation's xywh into xyxy clipped to the picture, or into the reason why it cannot be used."""
     if not isinstance(value, list) or len(value) != 4:
         fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
-    for number in value:
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            fail(where, "`bbox` of four numbers", short(value))
+    if not all(map(is_number, value)):
+        fail(where, "`bbox` of four numbers", short(value))
     try:
         x, y, w, h = map(float, value)
     except OverflowError:  # a whole number beyond the floats

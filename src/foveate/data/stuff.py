@@ -13,7 +13,7 @@ from pathlib import Path
 
 from foveate.data.labels import Labels, Repeated, read_labels
 from foveate.data.semantic import PREPARED, SemanticData, coding_of, first_folder, pair_files
-from foveate.types import InputError
+from foveate.errors import InputError
 
 NEVER = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # ids without an annotation
 IDS = tuple(number for number in range(1, 183) if number not in NEVER)

@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 from foveate.data.labels import Labels
 from foveate.data.records import Box, Dataset, Dropped, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
-from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, picture_paths, short
-from foveate.types import Category, InputError
+from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, picture_paths, read_text, reason_of, short
+from foveate.errors import InputError
+from foveate.types import Category
 
 NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -27,6 +28,7 @@ NAMES = (
 )  # fmt: skip
 SPLITS = ("train", "val", "trainval", "test")
 MAX_XML = 1_000_000  # bytes
+MAX_LIST = 50_000_000
 BORDER = 255  # of an object in a map
 
 Background = Literal["none", "last", "first"]
@@ -115,10 +117,25 @@ def read_voc_maps(
 
 
 def find_voc(root: Path, *, images: bool = True) -> list[Path]:
-    """Find the years of Pascal VOC in a folder: itself, or below it or its VOCdevkit; with pictures, or annotations."""
-    found = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
-    needed = "JPEGImages" if images else "Annotations"
-    return [year for year in found if (year / needed).is_dir() and (year / "ImageSets" / "Main").is_dir()]
+    """Find the years of Pascal VOC in a folder, with images or with annotations, and lists of them."""
+    return find_years(root, "JPEGImages" if images else "Annotations", "ImageSets/Main")
+
+
+def find_years(root: Path, *needed: str) -> list[Path]:
+    """Find the years of Pascal VOC that have some folders: the root itself, or below it or its VOCdevkit."""
+    years = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
+    return [year for year in years if all((year / folder).is_dir() for folder in needed)]
+
+
+def only_year(root: Path, years: list[Path]) -> Path:
+    """The one year that was found.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(years) > 1:
+        raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {', '.join(map(str, years))}.")
+    return years[0]
 
 
 def read_list(path: Path) -> list[str]:
@@ -127,12 +144,8 @@ def read_list(path: Path) -> list[str]:
     Raises:
         InputError: no such file, a line that is no name, or one twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: need the list of the split's pictures; {reason}. Check the split.") from error
-    names = [line.strip() for line in lines if line.strip()]
+    text = read_text(path, need="the list of the split's images", max_bytes=MAX_LIST)
+    names = [line.strip() for line in text.split("\n") if line.strip()]
     seen: set[str] = set()
     for name in names:
         if escapes(name) or len(name.split()) > 1:
@@ -178,7 +191,7 @@ def _parse(path: Path) -> ElementTree.Element:
             fail(str(path), "XML without a DOCTYPE", "one", DISTRUST)
         return ElementTree.fromstring(text)
     except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        reason = reason_of(error)
         raise InputError(f"{path}: need {need}; {reason}. Fetch it again, or train without boxes.") from error
     except InputError:
         raise

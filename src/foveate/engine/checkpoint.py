@@ -33,8 +33,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from foveate.clip.digest import digest_state
 from foveate.engine.distributed import Processes, spread_like, whole_tensor
+from foveate.errors import InputError
 from foveate.io.files import sync_to_disk, write_whole
-from foveate.types import InputError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Small numbers and messages of the host travel by gloo, so that asking for them never waits for a GPU. Everything works
 the same in one process, where these functions do nothing. A process that dies or stalls ends the others within
-`timeout`, as `LostProcessError`. Deliberately absent: launching processes (torchrun does), sharded parameters.
+`timeout`, as `LostProcessError`. Absent: launching processes (torchrun does).
 """
 
 import os
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 class LostProcessError(RuntimeError):

@@ -27,7 +27,8 @@ from foveate.engine.guard import Guard, Step, ids_of, judge
 from foveate.engine.log import Log
 from foveate.engine.optim import PartlyTrained, gradient_norm, take_step
 from foveate.engine.stop import signals_caught
-from foveate.types import Batch, InputError
+from foveate.errors import InputError
+from foveate.types import Batch
 
 RANDOM_RULE = (
     "No random state is saved: order of the pictures from (seed, epoch), regions from (seed, epoch, picture), draws "

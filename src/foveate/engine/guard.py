@@ -18,7 +18,8 @@ from torch import Tensor
 
 from foveate.engine.distributed import Processes
 from foveate.engine.log import Log
-from foveate.types import Batch, InputError
+from foveate.errors import InputError
+from foveate.types import Batch
 
 
 @dataclass(frozen=True)

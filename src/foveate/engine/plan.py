@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from foveate.engine.distributed import Processes
 from foveate.engine.log import clock
-from foveate.types import Batch, InputError
+from foveate.errors import InputError
+from foveate.types import Batch
 
 _LOWER = (
     "Lower --batch and raise --accumulate by as much, or use a smaller input, --precision bfloat16 or "

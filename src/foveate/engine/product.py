@@ -10,7 +10,7 @@ from foveate.clip.model import Clip
 from foveate.clip.states import mix_states
 from foveate.clip.weights import save_clip
 from foveate.engine.checkpoint import find_best, load_checkpoint
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _OF_STUDENT = "parameter/student.model."
 _GATES = "parameter/student._gates"

@@ -16,9 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from foveate.clip.dense import blocks_run_whole, tower_stages
+from foveate.clip.tower import ImageTower
 from foveate.engine.distributed import Processes
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf
-from foveate.types import InputError
 
 
 def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool = False) -> None:
@@ -44,8 +45,8 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     run, stages = student.run_block, tower_stages(student.visual)
 
-    def run_own(block: nn.Module, family: Any, visual: Any, *rest: Any) -> Tensor:
-        return run(family, visual, block, *rest)
+    def run_own(block: nn.Module, tower: ImageTower, *rest: Any) -> Tensor:
+        return run(tower, block, *rest)
 
     for block in stages[:-1]:
         # FSDP gathers around a method of the module it shards
@@ -53,7 +54,7 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     for block in blocks_run_whole(student.visual, head=objective.head):
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
-    student.run_block = lambda family, visual, block, *rest: block.run_gathered(family, visual, *rest)
+    student.run_block = lambda tower, block, *rest: block.run_gathered(tower, *rest)
     of_tower = {id(parameter) for parameter in student.visual.parameters()}
     others = (parameter for parameter in objective.parameters() if id(parameter) not in of_tower)
     whole = {parameter for parameter in others if not parameter.requires_grad}  # gates of heads are trained

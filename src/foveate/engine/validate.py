@@ -8,7 +8,8 @@ from torch import nn
 
 from foveate.engine.checkpoint import running_statistics
 from foveate.engine.distributed import Processes
-from foveate.types import Batch, InputError
+from foveate.errors import InputError
+from foveate.types import Batch
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Floor 3: one protocol a file."""
+"""Floor 3: what is measured, and how."""

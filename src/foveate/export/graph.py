@@ -15,10 +15,10 @@ from torch.export import Dim
 from foveate.clip.dense import check_head
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.export.flags import What
 from foveate.ops.pool import pool_indexed_boxes
 from foveate.ops.resample import check_side
-from foveate.types import InputError
 
 Axes = list[str | int]  # of a tensor: a name where it is free, a number where it is fixed
 

@@ -21,11 +21,11 @@ from torch.export import ExportedProgram
 
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
+from foveate.errors import InputError
 from foveate.export.describe import describe
 from foveate.export.flags import Format, What
 from foveate.export.graph import Plan, example_inputs, plan_export
 from foveate.io.files import folder_written_whole
-from foveate.types import InputError
 
 Run = Callable[[tuple[Tensor, ...]], Tensor]
 

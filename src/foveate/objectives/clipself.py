@@ -24,13 +24,14 @@ from foveate.clip.dense import blocks_run_whole, check_head, last_block_use, ope
 from foveate.clip.model import Clip
 from foveate.clip.names import Head, Pad
 from foveate.clip.precision import low_precision_copies, using
+from foveate.errors import InputError
 from foveate.objectives.correlation import correlation_losses
 from foveate.objectives.keep import keep_loss, trained_rows
 from foveate.objectives.student import check_student, compiled_blocks, student_blocks
 from foveate.ops.boxes import boxes_on_input, enlarge_boxes
 from foveate.ops.pool import pool_boxes
 from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 
 class ClipSelf(nn.Module):

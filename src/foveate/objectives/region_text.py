@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 COLUMNS = 100
 

@@ -10,7 +10,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from foveate.clip.attention import RunBlock, recomputed, whole_block
 from foveate.clip.model import Clip
 from foveate.clip.precision import in_low_precision
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def check_student(student: Clip, *, size: int, compiled: bool, checkpointing: bool) -> None:

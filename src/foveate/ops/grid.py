@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def grid_boxes(rows: int, columns: int, *, height: int, width: int) -> Float[Tensor, "N 4"]:

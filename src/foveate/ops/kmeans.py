@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 
 def cosine_kmeans(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _MOST_VALUES = 2**26  # of masks turned to numbers at once: 256 MB of float32
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
 
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
 

@@ -21,9 +21,9 @@ from foveate.cli import world
 from foveate.clip.load import SMALL, load
 from foveate.clip.model import Clip
 from foveate.data.batches import Loading
-from foveate.data.coco import Dataset
-from foveate.data.loader import open_data
 from foveate.data.pictures import read_picture
+from foveate.data.records import Dataset
+from foveate.data.sources import open_data
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.evaluate.agreement import evaluate_agreement

@@ -157,7 +157,7 @@ def _write_names(stage: Stage) -> None:
 
         names = [kind.name for kind in KINDS]
     else:
-        from foveate.data.loader import open_data
+        from foveate.data.sources import open_data
 
         categories = open_data(stage.data, split=stage.split, annotations="panoptic").categories
         names = [category.name for category in categories]

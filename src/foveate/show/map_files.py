@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foveate.errors import InputError
 from foveate.io.files import write_whole
 from foveate.show.palette import class_colours
-from foveate.types import InputError, LabelMap, PanopticMap
+from foveate.types import LabelMap, PanopticMap
 
 NONE_8, NONE_16 = 2**8 - 1, 2**16 - 1  # pixels of no class
 LARGEST_ID = 2**24 - 1  # the 24 bits of one colour

@@ -14,9 +14,10 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.show.naming import largest_parts, roomiest_place
 from foveate.show.palette import DARK_TEXT, LIGHT_TEXT, class_colours, shade_colour
-from foveate.types import InputError, LabelMap, PanopticMap
+from foveate.types import LabelMap, PanopticMap
 
 MIN_SIDE = 480  # smaller images are enlarged until their longest side has at least so many pixels
 SEARCH_SIDE = 640  # positions of names are searched in a map whose longest side is at most about twice this [pixels]

@@ -13,18 +13,22 @@ from pathlib import Path
 from torch import Tensor
 
 from foveate.clip.dense import last_block_use
-from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
+from foveate.clip.describe import CONFIG_FILE
+from foveate.clip.load import load
+from foveate.clip.weights import WEIGHTS_FILE
 from foveate.data.captions import only_captioned, with_captions
-from foveate.data.loader import PictureSource, open_data
+from foveate.data.loader import PictureSource
 from foveate.data.provenance import check_provenance
 from foveate.data.records import Dataset
 from foveate.data.regions import with_boxes
+from foveate.data.sources import open_data
 from foveate.data.splits import split_of, split_of_root
 from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import build_optimizer, learning_rate
 from foveate.engine.product import write_product
 from foveate.engine.shard import shard_student
+from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.train import run as driver
 from foveate.train.batches import held_out_batches, training_batches
@@ -35,7 +39,6 @@ from foveate.train.objective import build_objective, choose_count, choose_nouns,
 from foveate.train.recipe import batch_notes, check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import SHARED, Trainable
-from foveate.types import InputError
 
 
 def run(config: DistillConfig) -> None:

@@ -13,12 +13,14 @@ from torch import Tensor
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.text import embed_vocabulary
-from foveate.data.loader import EvaluationSource, open_data
+from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
+from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, as_classes, only_with_objects, split_of
 from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import stepped_rate
+from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
 from foveate.heads.common.product import tower_digest
 from foveate.heads.fvit.cache import FeatureCache
@@ -35,7 +37,6 @@ from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
-from foveate.types import InputError
 
 
 def run(config: TrainFViT) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from foveate.types import Category, InputError
+from foveate.errors import InputError
+from foveate.types import Category
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:

@@ -15,12 +15,14 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.data.labels import class_names
-from foveate.data.loader import EvaluationSource, open_data
+from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
+from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, split_semantic
 from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import stepped_rate
+from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
 from foveate.heads.common.product import tower_digest
 from foveate.heads.common.text import embed_words
@@ -46,7 +48,7 @@ from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
-from foveate.types import Category, InputError
+from foveate.types import Category
 
 
 def run(config: TrainPanoptic) -> None:

@@ -22,13 +22,14 @@ from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from foveate.clip.describe import Module, build, read_config
-from foveate.clip.load import CONFIG_FILE, WEIGHTS_FILE, load
+from foveate.clip.describe import CONFIG_FILE, Module, build, read_config
+from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip
+from foveate.clip.weights import WEIGHTS_FILE, save_clip
 from foveate.data.loader import epoch_order
 from foveate.data.shards import read_pairs
 from foveate.engine.distributed import Processes
+from foveate.errors import InputError
 from foveate.objectives.image_text import clamp_scale, contrastive_loss
 from foveate.ops.augment import random_views
 from foveate.train import run as driver
@@ -37,7 +38,7 @@ from foveate.train.checks import check_pretrain
 from foveate.train.flags import SMALL_CONFIG, Pretrain
 from foveate.train.report import Report
 from foveate.train.run import Trainable, require_one_process
-from foveate.types import Batch, InputError, Sample
+from foveate.types import Batch, Sample
 
 RESIDUAL = SMALL_CONFIG.with_name("resnet.json")
 

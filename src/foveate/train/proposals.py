@@ -19,14 +19,16 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from foveate.clip.load import load
-from foveate.data.loader import EvaluationSource, OnceSampler, make_loader, open_data
+from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
 from foveate.data.proposals import write_proposals
 from foveate.data.records import Dataset, Record
+from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, as_objects, only_with_objects, split_of
 from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import build_optimizer, learning_rate
 from foveate.engine.stop import StoppedError, signals_caught
+from foveate.errors import InputError
 from foveate.evaluate.proposals import recall_of
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.heads.proposals.rpn import Proposer
@@ -40,7 +42,7 @@ from foveate.train.flags import SMALL_CLIP, Proposals
 from foveate.train.heads import require_same_categories
 from foveate.train.report import Report
 from foveate.train.run import Trainable, require_one_process
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 MAY_CHANGE = ("pictures", "keep", "min_score", "pre_nms", "nms", "validate_split", "propose_batch")
 """Fields that may change between the parts of one run: the same network is trained."""

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foveate.data.kinds import TITLES, kind_of
+from foveate.errors import InputError
 from foveate.recipes import RECIPES, Recipe
 from foveate.train.flags import DistillConfig
-from foveate.types import Category, InputError
+from foveate.types import Category
 
 
 def check_recipe_data(recipe: str | None, categories: Sequence[Category], *, root: Path | str) -> None:

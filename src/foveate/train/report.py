@@ -15,8 +15,8 @@ from typing import NoReturn
 from foveate.engine.checkpoint import list_complete
 from foveate.engine.distributed import Processes
 from foveate.engine.fit import Outcome
+from foveate.errors import InputError
 from foveate.io.files import bad_lines
-from foveate.types import InputError
 
 Report = Callable[[str], object]
 """Prints a line for the user, in the first process only."""

@@ -42,7 +42,9 @@ from foveate.engine.product import best_tensors
 from foveate.engine.stop import StoppedError
 from foveate.engine.trackers import choose_sinks, import_tracker
 from foveate.engine.validate import held_out_loss
-from foveate.io.store import HARMLESS, check_writable, claim_folder, hold_folder
+from foveate.errors import InputError
+from foveate.io.files import check_writable
+from foveate.io.store import HARMLESS, claim_folder, hold_folder
 from foveate.train.flags import RunFlags
 from foveate.train.report import (
     Report,
@@ -54,7 +56,7 @@ from foveate.train.report import (
     resume_command,
     sharing_lines,
 )
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 FEW_STEPS = 10  # a run of no more is as long as its measurement
 MAY_CHANGE = (*HARMLESS, "compile", "nonfinite", "nonfinite_limit")

@@ -13,9 +13,10 @@ from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.data.world.scenes import KINDS, draw_scene
 from foveate.engine.optim import take_step
+from foveate.errors import InputError
 from foveate.heads.catseg.guidance import Backbone
 from foveate.heads.catseg.model import CatSeg, Network, pixel_loss
-from foveate.types import BadSample, Batch, InputError, LabelMap, Sample
+from foveate.types import BadSample, Batch, LabelMap, Sample
 
 
 def scenes(count: int) -> tuple[list[Sample], list[str]]:

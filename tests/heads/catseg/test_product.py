@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from foveate.clip.load import load
 from foveate.clip.weights import save_clip
+from foveate.errors import InputError
 from foveate.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
 from foveate.heads.common.product import tower_digest
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 NETWORK = Network(
     version="2024", residual="token", backbone=None, size=48, clip_size=48, test_size=80, longest=320, stride=32,

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from foveate.errors import InputError
 from foveate.heads.catseg.views import cut_windows, fold_average, offsets, training_view
 from foveate.ops.shortest import resize_shortest
-from foveate.types import InputError, LabelMap, Sample
+from foveate.types import LabelMap, Sample
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from foveate.errors import InputError
 from foveate.heads.fvit import candidates as module
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
-from foveate.types import BadSample, InputError
+from foveate.types import BadSample
 
 MADE_BY = {"detector": "abc", "size": "640"}
 

@@ -13,12 +13,13 @@ from foveate.clip.load import load
 from foveate.data.world.scenes import THINGS, draw_scene
 from foveate.engine.checkpoint import collect, restore
 from foveate.engine.optim import take_step
+from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
 from foveate.heads.fvit.cache import FeatureCache
 from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.inputs import IMAGENET
 from foveate.ops.resample import resize_longest, resize_longest_bilinear
-from foveate.types import BadSample, Batch, InputError, Sample, Segments
+from foveate.types import BadSample, Batch, Sample, Segments
 
 NOVEL = torch.tensor([False, False, True])
 PLAIN = {"jitter": None, "flip": False}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.heads.fvit import fusion as module
 from foveate.heads.fvit.candidates import Candidates
 from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, fuse_scores, keep_best, separate
-from foveate.types import InputError
 
 
 def slow_keep(boxes: Tensor, scores: Tensor, *, min_score: float, overlap: float, keep: int) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 from foveate.clip.dense import dense_of_last
+from foveate.errors import InputError
 from foveate.heads.common.pyramid import Pyramid, pyramid_strides
 from foveate.heads.common.tower import Tower, default_taps, tap_width
 from foveate.heads.fvit.anchors import Anchors
@@ -26,7 +27,6 @@ from foveate.heads.fvit.heads import (
 from foveate.heads.fvit.match import match_boxes
 from foveate.heads.fvit.roi import choose_levels, pool_levels
 from foveate.heads.fvit.rpn import Rpn
-from foveate.types import InputError
 
 
 def test_anchors_of_patches_of_14_are_not_rounded():

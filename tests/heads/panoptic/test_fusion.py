@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms, embed_words
 from foveate.heads.panoptic.fusion import (
     PRESETS,
@@ -19,7 +20,6 @@ from foveate.heads.panoptic.fusion import (
     seen_classes,
     touched_patches,
 )
-from foveate.types import InputError
 
 P, Q, SEEN = torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([True, False, False])
 # e^g of the classes adds up to 1, so a null column of log(1/3) has a quarter of 4/3

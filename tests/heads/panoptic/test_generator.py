@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from foveate.clip.load import load
 from foveate.data.world.scenes import KINDS
+from foveate.errors import InputError
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.decoder import LibraryEncoder, MaskDecoder, TowerEncoder, build_decoder, read_library
 from foveate.heads.panoptic.mask2former import MaskGenerator, of_picture
 from foveate.ops.jitter import no_jitter
-from foveate.types import BadSample, Batch, InputError
+from foveate.types import BadSample, Batch
 
 NOVEL = torch.tensor([kind.is_novel for kind in KINDS])
 PLAIN = {"jitter": None, "flip": False, "weights": Weights(points=256)}

@@ -13,11 +13,12 @@ from torch import nn
 
 from foveate.cli.main import main
 from foveate.data.world.write import WorldSize, write_world
+from foveate.errors import InputError
 from foveate.heads.panoptic import odise
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
 needs_diffusers = pytest.mark.skipif(not HAS_DIFFUSERS, reason="needs diffusers, which is not installed")

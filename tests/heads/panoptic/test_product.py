@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest
 from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.criterion import Weights
@@ -26,7 +27,7 @@ from foveate.heads.panoptic.product import (
     read_about,
     save_generator,
 )
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 CLASSES = (
     Class(("ball", "sphere"), True, "base"),

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import MEAN, STD, write_masks
 
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.panoptic.described import describe, is_published
 from foveate.heads.panoptic.fusion import PRESETS, Shares
 from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.published import ClassMap, match_classes, read_published
 from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.ops.shortest import resize_shortest, shortest_size
-from foveate.types import InputError, Sample
+from foveate.types import Sample
 
 NAMES = ("ball", "star", "tree-merged", "sky, heaven", "zebra", "sea")
 RULE = {"min_score": 0.6, "overlap": 0.02}  # masks of random weights lie all over each other

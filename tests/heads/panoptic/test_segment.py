@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from foveate.clip.vocabulary import Vocabulary
+from foveate.errors import InputError
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder
 from foveate.heads.panoptic.fusion import PRESETS, clip_logits, seen_classes
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.segment import PanopticSegmenter, Query
-from foveate.types import Batch, InputError
+from foveate.types import Batch
 
 K = 3
 

@@ -9,11 +9,12 @@ import torch
 from foveate.clip.model import Clip
 from foveate.data.splits import IGNORED, OBJECT
 from foveate.engine.optim import build_optimizer, take_step
+from foveate.errors import InputError
 from foveate.heads.common.rpn import ignore_crowds
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.heads.proposals.rpn import Proposer, _mirror, best_boxes
 from foveate.ops.boxes import boxes_on_input, boxes_on_picture
-from foveate.types import BadSample, Batch, InputError, Sample, Segments
+from foveate.types import BadSample, Batch, Sample, Segments
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 CONFIG = {

@@ -11,7 +11,7 @@ import open_clip
 import timm
 
 from foveate.clip.describe import GELUS, check_statistics, read_json
-from foveate.types import InputError
+from foveate.errors import InputError
 
 HF_CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
 TRUNKS = {  # (width, layers, heads) of SigLIP's image towers: what timm calls them

@@ -19,7 +19,7 @@ from torch import nn
 
 from foveate.clip.describe import GELUS
 from foveate.clip.hf.read import HF_CONFIG_FILE, PREPROCESSOR_FILE
-from foveate.types import InputError
+from foveate.errors import InputError
 
 _VISION_TOLD = {
     "layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs", "act_kwargs",
