@@ -116,7 +116,7 @@ def reachable(graph: dict[Path, set[Path]], start: Path) -> set[Path]:
 
 def steps_to_backward(trees: dict[Path, ast.Module], graph: dict[Path, set[Path]]) -> list[str]:
     """The shortest chain of imports from the command line to the training loop, which calls `backward()`."""
-    start = PACKAGE / "cli" / "main.py"
+    start = PACKAGE / "cli" / "commands.py"
     goal = PACKAGE / "engine" / "fit.py"
     named = graph[start] | {
         PACKAGE.parent / (text.split(":")[0].replace(".", "/") + ".py")
