@@ -1,6 +1,7 @@
 """Every benchmark runs at a tiny size and prints one line of JSON; the driver collects lines and survives failures."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,7 +59,10 @@ def test_two_sides_and_their_ratio(line, module):
 
 def test_the_detector_has_both_halves_and_no_target(line, monkeypatch):
     built = detector.FViT
-    monkeypatch.setattr(detector, "FViT", lambda *args, **more: built(*args, channels=8, width=8, rois=16, **more))
+    small = {"channels": 8, "width": 8}
+    monkeypatch.setattr(
+        detector, "FViT", lambda clip, network, **more: built(clip, replace(network, **small), rois=16, **more)
+    )
     found = line(detector, "--size", "64", "--batch", "1")
     assert found["target"] == "none" and found["reached"] is None
     assert found["ratio"] == pytest.approx(found["plain"] / found["ours"], rel=2e-3)
@@ -69,7 +73,9 @@ def test_segmentation_tells_time_and_memory_beside_the_encoder(line, monkeypatch
     small = {"hidden": 8, "guidance": 8, "decoder": (8, 8), "decoder_guidance": (4, 4), "tower_guidance": (8, 8),
              "heads": 2, "layers": 1, "most": 4, "window": 6}  # fmt: skip
     built, decoder = segmentation.CatSeg, segmentation.build_decoder
-    monkeypatch.setattr(segmentation, "CatSeg", lambda *args, **more: built(*args, **{**more, **small}))
+    monkeypatch.setattr(
+        segmentation, "CatSeg", lambda clip, network, **more: built(clip, replace(network, **small), **more)
+    )
     monkeypatch.setattr(segmentation, "build_decoder", lambda widths: decoder(widths, queries=3, width=32, layers=1))
     monkeypatch.setattr(segmentation, "alone", lambda *_: 1_000_000)  # a process of its own would be of full size
     found = line(segmentation, "--size", "64", "--batch", "1", "--classes", "3", "--repeats", "0")

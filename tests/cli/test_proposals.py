@@ -145,7 +145,7 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
         (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
         (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
         (["--validate-split", "test"], "--validate-split test: "),
-        (["--novel", "none.json"], "none.json: need a file of base and novel names; there is no such file"),
+        (["--novel", "none.json"], "none.json: need a base and novel names file; there is no such file"),
     ],
 )
 def test_mistakes_end_with_a_message(world, tmp_path, capsys, flags, reason):
