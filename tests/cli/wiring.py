@@ -182,7 +182,7 @@ def blank_maps(arguments: dict[str, Any]) -> list[LabelMap]:
 
 PIXELS = {
     **MASKS,
-    "Feed": THROUGH,
+    "Batches": THROUGH,
     "Cosines": THROUGH,
     "Cosines.label_maps": Stand(blank_maps, without=("self", "samples")),
     "load_catseg": Stand(lambda given: (bare(CatSeg), SimpleNamespace(classes=DOG.classes, novel=()))),
