@@ -157,7 +157,12 @@ def test_the_same_command_makes_the_same_calls(words: str, record: Callable[[str
 @pytest.mark.parametrize(("words", "name"), CHANGES)
 def test_another_value_changes_the_calls(words: str, name: str, record: Callable[[str, str], Calls]) -> None:
     entry = CASES[words].fields[name]
-    change = To(entry) if isinstance(entry, str) else entry
+    for change in entry if isinstance(entry, tuple) else (entry,):
+        check_change(words, To(change) if isinstance(change, str) else change, record)
+
+
+def check_change(words: str, change: To, record: Callable[[str, str], Calls]) -> None:
+    """The calls of a command with another value of a flag are others, where they must be."""
     base = f"{CASES[words].words if change.base is None else change.base} {change.given}"
     before = record(words, base)
     after = record(words, change.instead or f"{base} {change.words}")

@@ -46,8 +46,8 @@ class Case:
     """Of the unchanged command."""
     stands: Mapping[str, Stand]
     """The calls that are recorded, by the name of what is called."""
-    fields: Mapping[str, str | To]
-    """For each field of its flags, words that give it another value."""
+    fields: Mapping[str, str | To | tuple[To, ...]]
+    """For each field of its flags, words that give it another value; several of one that acts in several places."""
     prints: bool = field(default=False, kw_only=True)
     """Whether what is printed counts as a call."""
 

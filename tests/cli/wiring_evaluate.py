@@ -1,6 +1,6 @@
 """The wiring of the commands that measure."""
 
-from types import SimpleNamespace
+from typing import Any
 
 from recording import Stand, reached
 from wiring import (
@@ -23,7 +23,13 @@ from wiring import (
 
 from foveate.data.label_maps import open_semantic
 
-SHOWN = {"evaluate.report:finish": Stand(give(None), recorded=False)}  # prints the table and writes --out
+class NoCandidates(list[Any]):
+    """The cache of a detector that found nothing."""
+
+    bad, ids = (), ()
+
+
+SHOWN = {"evaluate.report:finish": Stand(give({}), recorded=False)}  # prints the table and writes --out
 
 
 def measuring(call: str) -> dict[str, To]:
@@ -133,7 +139,7 @@ DETECTION = Case(
         "load_detector": Stand(detector),
         "candidates_identity": Stand(give({}), recorded=False),
         "open_ground_truth": THROUGH,
-        "find_candidates": Stand(give(SimpleNamespace(bad=[], ids=[]))),
+        "find_candidates": Stand(give(NoCandidates())),
         "detection_sweep:sweep": Stand(give([SWEPT])),
         "proposal_recall": Stand(give({})),
         "detection_results:write_results": NOTHING,
@@ -160,10 +166,10 @@ GENERATED = "--data {world} --model {generator} --workers 0 --device cpu"
 
 PANOPTIC = Case(
     GENERATED,
-    {**MASKS, "sweep_fusion": LAST, "read_panoptic_results": LAST},
+    {**MASKS, "sources:open_panoptic": THROUGH, "sweep_fusion": LAST, "read_panoptic_results": LAST},
     {
         **reading("sweep_fusion", crops=False),
-        "data": To("--data {other}", reaches="open_data"),
+        "data": To("--data {other}", reaches="open_panoptic"),
         "model": To("--model {generator}/../other_generator", reaches="load_generator"),
         "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_panoptic_results"),
         "clip": To("--clip another", reaches="load_generator"),

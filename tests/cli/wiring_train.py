@@ -65,6 +65,7 @@ TRAINING = {
     "joined": THROUGH,
     "open_data": THROUGH,
     "make_loader": Stand(give([])),
+    "held_out_batches": THROUGH,
     "BatchSampler": THROUGH,
     "digest_module": UNSEEN,
     "import_tracker": NOTHING,
@@ -91,7 +92,7 @@ RUN_FIELDS = {
     "log_every": To("--log-every 3", reaches="Log"),
     "save_every": To("--save-every 2", reaches="fit"),
     "keep_checkpoints": To("--keep-checkpoints 3", reaches="fit"),
-    "validate": To("--validate {other}", reaches="make_loader fit"),
+    "validate": To("--validate {other}", reaches="held_out_batches make_loader fit"),
     "validate_pictures": To("--validate-pictures 1", given="--validate {world}", reaches="make_loader"),
     "product": To("--product best", given="--validate {world}", reaches="best_tensors"),
     "nonfinite": To("--nonfinite skip", reaches="Guard"),
@@ -107,7 +108,7 @@ RUN_FIELDS = {
 READER_FIELDS = {
     "model": To("--model another", reaches="load"),
     "pretrained": To("--pretrained weights.pt", reaches="load"),
-    "validate_split": To("--validate-split test", given="--validate {world}", reaches="make_loader fit"),
+    "validate_split": To("--validate-split test", given="--validate {world}", reaches="held_out_batches make_loader"),
     "workers": To("--workers 1", given="--validate {world}", reaches="make_loader*"),
     "strict": To("--strict", reaches="make_loader"),
 }
@@ -312,11 +313,14 @@ PROPOSALS = Case(
         "accumulate": HEAD_FIELDS["accumulate"],
         "out": To("--out {out}/another", reaches="fit write_proposals"),
         "novel": To("--novel {novel}", reaches="make_loader write_proposals recall_of"),
-        "steps": To("--steps 4", reaches="fit BatchSampler Log"),
+        "batch": To("--batch 3", given="--validate {world}", reaches="BatchSampler make_loader"),
         "backbone": To("--backbone conv", reaches="fit"),
         "annotations": To("--annotations {instances}", reaches="open_data"),
         "pictures": To("--pictures {world}/val2017", reaches="open_data make_loader write_proposals"),
-        "validate_split": To("--validate-split test", reaches="open_data make_loader"),
+        "validate_split": (
+            To("--validate-split test", reaches="open_data make_loader"),  # of the recall
+            To("--validate-split test", given="--validate {world}", reaches="held_out_batches"),
+        ),
         "size": To("--size 32", reaches="Proposer"),
         "channels": To("--channels 16", reaches="Proposer fit"),
         "scales": To("--scales 4", reaches="Proposer"),
