@@ -5,6 +5,7 @@ trained or measured; the functions that would do it are replaced by recorders.
 """
 
 import contextlib
+import gc
 import io
 import json
 import shlex
@@ -137,7 +138,10 @@ def record(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
             known[command, flags] = run(command, flags)
         return known[command, flags]
 
+    gc.collect()
+    gc.freeze()  # all that was imported, which a collection would walk through again and again
     yield remembered
+    gc.unfreeze()
 
 
 def test_every_command_and_every_flag_has_an_entry() -> None:

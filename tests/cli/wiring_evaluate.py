@@ -23,6 +23,7 @@ from wiring import (
 
 from foveate.data.label_maps import open_semantic
 
+
 class NoCandidates(list[Any]):
     """The cache of a detector that found nothing."""
 

@@ -239,6 +239,7 @@ TRAIN_CATSEG = Case(
         **HEADS,
         "open_semantic": Stand(lambda given: open_semantic(given["root"], split=given["split"])),
         "read_backbone": Stand(give({})),
+        "Clip.tokenize": Stand(tokens_of),
         "build_catseg": Stand(build_small_catseg, without=("clip",)),
         "save_catseg": Stand(give(None), without=("catseg",)),
     },
