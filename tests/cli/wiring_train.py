@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from recording import Stand, reached
-from wiring import CPU, LABEL_MAPS, LAST, NOTHING, THROUGH, UNSEEN, Case, To, give, rows_of, tiny_clip
+from wiring import CPU, LABEL_MAPS, NOTHING, THROUGH, UNSEEN, Case, To, give, rows_of, tiny_clip
 
 from foveate.clip.describe import read_config
 from foveate.clip.model import Clip
