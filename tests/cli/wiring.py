@@ -46,8 +46,8 @@ class Case:
     """Of the unchanged command."""
     stands: Mapping[str, Stand]
     """The calls that are recorded, by the name of what is called."""
-    fields: Mapping[str, str | To]
-    """For each field of its flags, words that give it another value."""
+    fields: Mapping[str, str | To | tuple[To, ...]]
+    """For each field of its flags, words that give it another value; several of one that acts in several places."""
     prints: bool = field(default=False, kw_only=True)
     """Whether what is printed counts as a call."""
 
@@ -182,7 +182,7 @@ def blank_maps(arguments: dict[str, Any]) -> list[LabelMap]:
 
 PIXELS = {
     **MASKS,
-    "Feed": THROUGH,
+    "Batches": THROUGH,
     "Cosines": THROUGH,
     "Cosines.label_maps": Stand(blank_maps, without=("self", "samples")),
     "load_catseg": Stand(lambda given: (bare(CatSeg), SimpleNamespace(classes=DOG.classes, novel=()))),

@@ -1,6 +1,6 @@
 """The wiring of the commands that measure."""
 
-from types import SimpleNamespace
+from typing import Any
 
 from recording import Stand, reached
 from wiring import (
@@ -23,7 +23,14 @@ from wiring import (
 
 from foveate.data.label_maps import open_semantic
 
-SHOWN = {"cli.evaluate:finish": Stand(give(None), recorded=False)}  # prints the table and writes --out
+
+class NoCandidates(list[Any]):
+    """The cache of a detector that found nothing."""
+
+    bad, ids = (), ()
+
+
+SHOWN = {"evaluate.report:finish": Stand(give({}), recorded=False)}  # prints the table and writes --out
 
 
 def measuring(call: str) -> dict[str, To]:
@@ -131,12 +138,12 @@ DETECTION = Case(
         **MEASURED,
         **SHOWN,
         "load_detector": Stand(detector),
-        "made_by": Stand(give({}), recorded=False),
-        "open_truth": THROUGH,
-        "find_candidates": Stand(give(SimpleNamespace(bad=[], ids=[]))),
-        "evaluate.sweep:sweep": Stand(give([SWEPT])),
+        "candidates_identity": Stand(give({}), recorded=False),
+        "open_ground_truth": THROUGH,
+        "find_candidates": Stand(give(NoCandidates())),
+        "detection_sweep:sweep": Stand(give([SWEPT])),
         "proposal_recall": Stand(give({})),
-        "evaluate.results:write_results": NOTHING,
+        "detection_results:write_results": NOTHING,
         "evaluate_detection": LAST,
     },
     {
@@ -146,10 +153,10 @@ DETECTION = Case(
         "model": To("--model another", reaches="load_detector"),
         "from_results": To("", instead="--from-results {results} --data {world}", reaches="evaluate_detection"),
         "annotations": To("--annotations {instances}", given="--split train", reaches="open_data"),
-        "novel": To("--novel {novel}", reaches="open_truth proposal_recall"),
-        "vocab": To("--vocab 'plaid cross'", reaches="embed_vocabulary open_truth"),
-        "style": To("--style voc12", reaches="open_truth sweep"),
-        "masks": To("--masks", reaches="open_truth sweep"),
+        "novel": To("--novel {novel}", reaches="open_ground_truth proposal_recall"),
+        "vocab": To("--vocab 'plaid cross'", reaches="embed_vocabulary open_ground_truth"),
+        "style": To("--style voc12", reaches="open_ground_truth sweep"),
+        "masks": To("--masks", reaches="open_ground_truth sweep"),
         "base_weights": To("--base-weights 0.1 0.2", reaches="sweep"),
         "novel_weights": To("--novel-weights 0.1 0.2", reaches="sweep"),
         "candidates": To("--candidates {out}/kept", reaches="find_candidates"),
@@ -160,17 +167,17 @@ GENERATED = "--data {world} --model {generator} --workers 0 --device cpu"
 
 PANOPTIC = Case(
     GENERATED,
-    {**MASKS, "sweep_shares": LAST, "read_panoptic_results": LAST},
+    {**MASKS, "sources:open_panoptic": THROUGH, "sweep_fusion": LAST, "read_panoptic_results": LAST},
     {
-        **reading("sweep_shares", crops=False),
-        "data": To("--data {other}", reaches="open_data"),
+        **reading("sweep_fusion", crops=False),
+        "data": To("--data {other}", reaches="open_panoptic"),
         "model": To("--model {generator}/../other_generator", reaches="load_generator"),
         "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_panoptic_results"),
         "clip": To("--clip another", reaches="load_generator"),
         "encoder": To("--encoder {encoder}", reaches="load_generator"),
         "clip_with": To("--clip-with another", reaches="load"),
         "clip_with_pretrained": To("--clip-with-pretrained w.pt", given="--clip-with another", reaches="load"),
-        "shares": To("--shares 0.2,0.9", reaches="sweep_shares"),
+        "shares": To("--shares 0.2,0.9", reaches="sweep_fusion"),
         "region": To("--region masked", reaches="PanopticSegmenter"),
         "head": To("--head sclip", reaches="PanopticSegmenter"),
         "size": To("--size 128", reaches="PanopticSegmenter"),
@@ -180,8 +187,8 @@ PANOPTIC = Case(
         "min_score": To("--min-score 0.3", reaches="PanopticSegmenter"),
         "overlap": To("--overlap 0.3", reaches="PanopticSegmenter"),
         "input": To("--input 32 64", base="--data {world} --model {published}", reaches="open_published"),
-        "semantic": To("--semantic", reaches="sweep_shares"),
-        "instances": To("--instances", reaches="sweep_shares"),
+        "semantic": To("--semantic", reaches="sweep_fusion"),
+        "instances": To("--instances", reaches="sweep_fusion"),
     },
 )
 
@@ -194,7 +201,7 @@ SEMANTIC = Case(
         "read_label_maps": LAST,
     },
     {
-        **reading("Feed", crops=False),
+        **reading("Batches", crops=False),
         **LABEL_MAPS,
         **segmenting("--data {world} --model {model} --workers 0 --device cpu"),
         "novel": To("--novel {novel}", reaches="evaluate_semantic"),

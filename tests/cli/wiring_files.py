@@ -49,7 +49,7 @@ CONVERT = Case(
         # CAT-Seg
         "catseg.published:write_published": Stand(reached, without=("folder",)),
         # ODISE
-        "odise_file:rename": Stand(give(SimpleNamespace(state={"head.text.weight": torch.zeros(1, WIDTH)}))),
+        "rename_odise": Stand(give(SimpleNamespace(state={"head.text.weight": torch.zeros(1, WIDTH)}))),
         "odise_file:network_of": NOTHING,
         "build_odise": LAST,
     },

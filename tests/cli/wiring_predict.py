@@ -11,9 +11,9 @@ from foveate.types import Detections
 NO_BOXES = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 ASK = "--out {out}/asked --workers 0 --device cpu"
 FED = {
-    "batch": To("--batch 3", reaches="Feed"),
-    "workers": To("--workers 1", reaches="Feed"),
-    "strict": To("--strict", reaches="Feed"),
+    "batch": To("--batch 3", reaches="Batches"),
+    "workers": To("--workers 1", reaches="Batches"),
+    "strict": To("--strict", reaches="Batches"),
     "device": To("--device cuda", reaches="choose_device"),
 }
 WRITTEN = {"write_picture": NOTHING, "write_whole": Stand(give(None), without=("content",))}
@@ -24,7 +24,7 @@ DETECT = Case(
         **MEASURED,
         **WRITTEN,
         "load_detector": Stand(detector),
-        "Feed": THROUGH,
+        "Batches": THROUGH,
         "FViT.candidates": Stand(give([SimpleNamespace(height=2, width=2)])),
         "fvit.fusion:detect": Stand(give(NO_BOXES)),
         "draw_detections": NOTHING,
@@ -32,7 +32,7 @@ DETECT = Case(
     {
         **FED,
         **fusing("detect"),
-        "pictures": To("", instead=f"{{more}} --model some {ASK}", reaches="Feed"),
+        "pictures": To("", instead=f"{{more}} --model some {ASK}", reaches="Batches"),
         "model": To("--model another", reaches="load_detector"),
         "out": To("--out {out}/another", reaches="write_whole write_picture"),
         "vocab": To("--vocab 'plaid cross, tree, sky'", reaches="embed_vocabulary detect draw_detections"),
@@ -59,7 +59,7 @@ SEGMENT = Case(
     {
         **FED,
         **segmenting(f"{{images}} --model {{model}} --vocab 'dog, cat' {ASK}"),
-        "pictures": To("", instead=f"{{more}} --model some {NAMES} {ASK}", reaches="Feed write_label_map"),
+        "pictures": To("", instead=f"{{more}} --model some {NAMES} {ASK}", reaches="Batches write_label_map"),
         "out": To("--out {out}/another", reaches="write_whole write_picture write_label_map"),
         "vocab": To("--vocab 'dog, cat'", reaches="embed_vocabulary draw_label_map write_label_map"),
         "panoptic": To("--panoptic", base=MASKED.replace("--panoptic", ""), reaches="panoptic_png write_whole"),

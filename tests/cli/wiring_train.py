@@ -4,14 +4,16 @@ from typing import Any
 
 import torch
 from recording import Stand, reached
-from wiring import CPU, LABEL_MAPS, LAST, NOTHING, THROUGH, UNSEEN, Case, To, give, rows_of, tiny_clip
+from wiring import CPU, LABEL_MAPS, NOTHING, THROUGH, UNSEEN, Case, To, give, rows_of, tiny_clip
 
+from foveate.clip.describe import read_config
+from foveate.clip.model import Clip
 from foveate.data.label_maps import open_semantic
 from foveate.engine.fit import Outcome
-from foveate.engine.plan import Memory
 from foveate.heads.catseg.model import CatSeg
 from foveate.heads.catseg.product import build_catseg
 from foveate.heads.panoptic.product import build_parts
+from foveate.train.flags import SMALL_CONFIG
 from foveate.types import Batch, Sample
 
 
@@ -32,19 +34,85 @@ def one_batch(arguments: dict[str, Any]) -> list[Batch]:
     return [Batch([Sample(str(record.id), torch.zeros(3, 8, 8, dtype=torch.uint8), boxes)], [])]
 
 
+def small_clip(arguments: dict[str, Any]) -> Clip:
+    """A tiny CLIP that is described as the shipped one."""
+    clip = tiny_clip(arguments)
+    clip.config = read_config(SMALL_CONFIG)
+    return clip
+
+
+def pairs(arguments: dict[str, Any]) -> tuple[torch.Tensor, list[str]]:
+    """Five black images, their captions of the folder that they are of."""
+    captions = [f"{arguments['folder'].name} {number}" for number in range(5)]
+    return torch.zeros(5, 3, 8, 8, dtype=torch.uint8), captions
+
+
+def tokens_of(arguments: dict[str, Any]) -> torch.Tensor:
+    """The tokens of as many texts."""
+    return torch.ones(len(arguments["texts"]), 32, dtype=torch.int64)
+
+
+def through_all(arguments: dict[str, Any]) -> Outcome:
+    """A run that reads all its batches."""
+    for _ in arguments["loader"]:
+        pass
+    return Outcome(arguments["steps"], good=1)
+
+
 TRAINING = {
     "clip.load:load": Stand(tiny_clip),
     "choose_device": CPU,
     "joined": THROUGH,
     "open_data": THROUGH,
     "make_loader": Stand(give([])),
+    "held_out_batches": THROUGH,
     "BatchSampler": THROUGH,
     "digest_module": UNSEEN,
+    "import_tracker": NOTHING,
+    "choose_sinks": Stand(give([]), without=("config",)),
+    "Guard": Stand(without=("log",)),
+    "measure_pass": Stand(give(None), recorded=False),
+    "collect": Stand(give({}), recorded=False),
+    "best_tensors": Stand(give({})),
+    "engine.checkpoint:restore": Stand(give(None), recorded=False),
+    "compile_tower": Stand(give(None), without=("clip",)),
     "embed_vocabulary": Stand(rows_of),
     # facts are the run's identity, in which every flag is; of the log and the guard their own calls are compared
     "fit": Stand(lambda given: Outcome(given["steps"], good=1), without=("facts", "log", "guard")),
     "Log": Stand(without=("sinks",)),
 }
+
+RUN_FIELDS = {
+    "data": To("--data {other}", reaches="make_loader"),
+    "out": To("--out {out}/another", reaches="fit"),
+    "steps": To("--steps 4", reaches="fit BatchSampler Log"),
+    "batch": To("--batch 3", given="--validate {world}", reaches="BatchSampler make_loader*"),
+    "lr": To("--lr 0.1", reaches="fit"),
+    "seed": To("--seed 1", reaches="load BatchSampler fit"),
+    "log_every": To("--log-every 3", reaches="Log"),
+    "save_every": To("--save-every 2", reaches="fit"),
+    "keep_checkpoints": To("--keep-checkpoints 3", reaches="fit"),
+    "validate": To("--validate {other}", reaches="held_out_batches make_loader fit"),
+    "validate_pictures": To("--validate-pictures 1", given="--validate {world}", reaches="make_loader"),
+    "product": To("--product best", given="--validate {world}", reaches="best_tensors"),
+    "nonfinite": To("--nonfinite skip", reaches="Guard"),
+    "nonfinite_limit": To("--nonfinite-limit 3", reaches="Guard"),
+    "tensorboard": To("--no-tensorboard", reaches="choose_sinks"),
+    "track": To("--track wandb", reaches="import_tracker choose_sinks"),
+    "device": To("--device cuda", reaches="choose_device"),
+    "compile": To("--compile", reaches="compile_tower"),
+    "dry_run": To("--dry-run", reaches="fit"),
+    "timeout": To("--timeout 7", reaches="joined"),
+}
+"""The flags of every run that trains."""
+READER_FIELDS = {
+    "model": To("--model another", reaches="load"),
+    "pretrained": To("--pretrained weights.pt", reaches="load"),
+    "validate_split": To("--validate-split test", given="--validate {world}", reaches="held_out_batches make_loader"),
+    "workers": To("--workers 1", given="--validate {world}", reaches="make_loader*"),
+    "strict": To("--strict", reaches="make_loader"),
+}
+"""The flags of every run that trains on images of a data set and starts from a CLIP."""
 
 DISTILL = Case(
     "--data {world} --out {out}/run --steps 3 --batch 2 --student-size 96 --workers 0 --device cpu",
@@ -54,32 +122,23 @@ DISTILL = Case(
         "ClipSelf": Stand(without=("student", "teacher")),  # both are in what `fit` is given
         "ImageText": Stand(without=("student",)),
         "build_optimizer": Stand(without=("module", "partly")),
-        "Guard": Stand(without=("log",)),
-        "choose_sinks": Stand(give([]), without=("config",)),
-        "import_tracker": NOTHING,
         "with_captions": THROUGH,
         "with_boxes": THROUGH,
         "check_provenance": THROUGH,
         "count_nouns": THROUGH,
         "shard_student": NOTHING,
-        "estimate_memory": Stand(give(Memory(1, 1, 9)), recorded=False),
-        "measure_pass": Stand(give(None), recorded=False),
-        "collect": Stand(give({}), recorded=False),
-        "best_tensors": Stand(give({})),
         "engine.product:write_product": NOTHING,
     },
     {
+        **RUN_FIELDS,
+        **READER_FIELDS,
         "data": To("--data {other}", reaches="open_data"),
         "out": To("--out {out}/another", reaches="fit write_product"),
-        "model": To("--model another", reaches="load"),
-        "pretrained": To("--pretrained weights.pt", reaches="load"),
         "split": To("--split val", reaches="open_data"),
         "annotations": To("--annotations {instances}", reaches="open_data"),
         "shard_cache": To("--shard-cache {out}/cache", reaches="open_data"),
-        "steps": To("--steps 4", reaches="fit BatchSampler Log"),
         "batch": To("--batch 1", given="--validate {world}", reaches="BatchSampler make_loader*"),
         "accumulate": To("--accumulate 2", reaches="fit BatchSampler"),
-        "lr": To("--lr 0.1", reaches="fit"),
         "weight_decay": To("--weight-decay 0.3", reaches="build_optimizer fit"),
         "betas": To("--betas 0.9 0.98", reaches="fit"),
         "eps": To("--eps 1e-6", reaches="fit"),
@@ -112,52 +171,28 @@ DISTILL = Case(
         "correlation_temperature": To("--correlation-temperature 0.2", given="--correlation 1", reaches="ClipSelf"),
         "alpha": To("--alpha 0.5", reaches="write_product"),
         "seed": To("--seed 1", reaches="load PictureSource BatchSampler fit"),
-        "workers": To("--workers 1", given="--validate {world}", reaches="make_loader*"),
-        "save_every": To("--save-every 2", reaches="fit"),
-        "keep_checkpoints": To("--keep-checkpoints 3", reaches="fit"),
         "validate": To("--validate {other}", reaches="open_data make_loader fit"),
         "validate_split": To("--validate-split test", given="--validate {world}", reaches="open_data make_loader"),
-        "validate_pictures": To("--validate-pictures 1", given="--validate {world}", reaches="make_loader"),
-        "product": To("--product best", given="--validate {world}", reaches="best_tensors"),
-        "nonfinite": To("--nonfinite skip", reaches="Guard"),
-        "nonfinite_limit": To("--nonfinite-limit 3", reaches="Guard"),
-        "log_every": To("--log-every 3", reaches="Log"),
-        "tensorboard": To("--no-tensorboard", reaches="choose_sinks"),
-        "track": To("--track wandb", reaches="import_tracker choose_sinks"),
-        "strict": To("--strict", reaches="make_loader"),
-        "device": To("--device cuda", reaches="choose_device"),
         "precision": To("--precision bfloat16", reaches="ClipSelf"),
         "tokens": To("--tokens valid", reaches="ClipSelf"),
         "compile": To("--compile", reaches="ClipSelf"),
         "checkpointing": To("--checkpointing", reaches="ClipSelf"),
         "fsdp": To("--fsdp", reaches="shard_student"),
         "dry_run": To("--dry-run", reaches="fit write_product"),
-        "timeout": To("--timeout 7", reaches="joined"),
         "recipe": To("--recipe clipself-b16-values3-gates", reaches="ClipSelf fit write_product"),
     },
 )
 HEADS = {**TRAINING, "tower_digest": UNSEEN}
 HEAD_FIELDS = {
-    "data": To("--data {other}", reaches="make_loader"),
-    "out": To("--out {out}/another", reaches="fit"),
-    "model": To("--model another", reaches="load"),
-    "pretrained": To("--pretrained weights.pt", reaches="load"),
+    **RUN_FIELDS,
+    **READER_FIELDS,
     "split": To("--split val", reaches="make_loader"),
     "novel": To("--novel {novel}", reaches="fit"),
-    "steps": To("--steps 4", reaches="fit BatchSampler Log"),
-    "batch": To("--batch 3", reaches="BatchSampler"),
     "accumulate": To("--accumulate 2", reaches="fit BatchSampler"),
-    "lr": To("--lr 0.1", reaches="fit"),
     "weight_decay": To("--weight-decay 0.3", reaches="fit"),
     "clip_gradient": To("--clip-gradient 0.3", reaches="fit"),
     "warmup": To("--warmup 2", reaches="fit"),
     "precision": To("--precision bfloat16", reaches="fit"),
-    "seed": To("--seed 1", reaches="load BatchSampler fit"),
-    "workers": To("--workers 1", reaches="make_loader"),
-    "log_every": To("--log-every 3", reaches="Log"),
-    "save_every": To("--save-every 2", reaches="fit"),
-    "device": To("--device cuda", reaches="choose_device"),
-    "timeout": To("--timeout 7", reaches="joined"),
 }
 SHORT = "--data {world} --out {out}/run --model another --workers 0"
 RUN = "--data {world} --out {out}/run --steps 3 --batch 2 --workers 0 --device cpu"
@@ -204,6 +239,7 @@ TRAIN_CATSEG = Case(
         **HEADS,
         "open_semantic": Stand(lambda given: open_semantic(given["root"], split=given["split"])),
         "read_backbone": Stand(give({})),
+        "Clip.tokenize": Stand(tokens_of),
         "build_catseg": Stand(build_small_catseg, without=("clip",)),
         "save_catseg": Stand(give(None), without=("catseg",)),
     },
@@ -233,7 +269,7 @@ TRAIN_PANOPTIC = Case(
         **HEADS,
         "build_parts": Stand(build_small_parts, without=("clip",)),
         "MaskGenerator": Stand(without=("encoder", "decoder")),
-        "Clip.tokenize": Stand(lambda given: torch.ones(len(given["texts"]), 32, dtype=torch.int64)),
+        "Clip.tokenize": Stand(tokens_of),
         "save_generator": Stand(give(None), without=("generator",)),
     },
     {
@@ -269,20 +305,23 @@ PROPOSALS = Case(
         "Proposer": Stand(without=("pyramid",)),
         "Proposer.propose": Stand(give([(torch.zeros(0, 4), torch.zeros(0))]), without=("samples",)),
         "write_proposals": Stand(lambda given: [*given["found"]]),
-        "recall_of": Stand(give({"base": {}, "novel": {}}), without=("pictures",)),
+        "recall_of": Stand(give({"base": {}, "novel": {}}), without=("images",)),
     },
     {
-        **{
-            name: HEAD_FIELDS[name] for name in ("data", "model", "pretrained", "split", "novel", "batch", "lr", "seed")
-        },
-        **{name: HEAD_FIELDS[name] for name in ("workers", "save_every", "device")},
+        **RUN_FIELDS,
+        **READER_FIELDS,
+        "split": HEAD_FIELDS["split"],
+        "accumulate": HEAD_FIELDS["accumulate"],
         "out": To("--out {out}/another", reaches="fit write_proposals"),
         "novel": To("--novel {novel}", reaches="make_loader write_proposals recall_of"),
-        "steps": To("--steps 4", reaches="fit BatchSampler Log"),
+        "batch": To("--batch 3", given="--validate {world}", reaches="BatchSampler make_loader"),
         "backbone": To("--backbone conv", reaches="fit"),
         "annotations": To("--annotations {instances}", reaches="open_data"),
         "pictures": To("--pictures {world}/val2017", reaches="open_data make_loader write_proposals"),
-        "validate_split": To("--validate-split test", reaches="open_data make_loader"),
+        "validate_split": (
+            To("--validate-split test", reaches="open_data make_loader"),  # of the recall
+            To("--validate-split test", given="--validate {world}", reaches="held_out_batches"),
+        ),
         "size": To("--size 32", reaches="Proposer"),
         "channels": To("--channels 16", reaches="Proposer fit"),
         "scales": To("--scales 4", reaches="Proposer"),
@@ -298,23 +337,37 @@ PROPOSALS = Case(
 )
 
 PRETRAIN = Case(
-    "--pairs {world} --out {out}/run",
-    {"engine.pretrain:pretrain": LAST, "choose_device": CPU},
+    "--pairs {world} --out {out}/run --steps 3 --batch 2 --warmup 1 --whole-steps 1 --device cpu",
     {
-        "pairs": "--pairs {other}",
-        "out": "--out {out}/another",
-        "config": "--config residual",
-        "text_from": "--text-from foveate-small",
-        "steps": "--steps 4",
-        "batch": "--batch 3",
-        "lr": "--lr 0.1",
-        "lr_adam": "--lr-adam 0.1",
-        "warmup": "--warmup 2",
-        "patch_dropout": "--patch-dropout 0.3",
-        "whole_steps": "--whole-steps 2",
-        "seed": "--seed 1",
-        "save_every": "--save-every 2",
-        "device": To("--device cuda", reaches="choose_device"),
+        **{name: stand for name, stand in TRAINING.items() if name not in ("compile_tower", "open_data")},
+        "clip.load:load": Stand(small_clip),
+        "clip.describe:build": Stand(lambda given: tiny_clip(given).model),
+        "Clip.tokenize": Stand(tokens_of),
+        "read_pairs": Stand(pairs),
+        "_pair": Stand(without=("images", "captions")),
+        "Contrastive": Stand(without=("clip",)),  # it is in what `fit` is given
+        "MuonAndAdamW": Stand(without=("model",)),
+        "train.pretrain:_compile": Stand(give(None), without=("clip",)),
+        "fit": Stand(through_all, without=("facts", "log", "guard")),
+        "clip.weights:save_clip": Stand(give(None), without=("clip",)),
+    },
+    {
+        **{name: change for name, change in RUN_FIELDS.items() if name != "data"},
+        "pairs": To("--pairs {other}", reaches="read_pairs"),
+        "out": To("--out {out}/another", reaches="fit save_clip"),
+        "config": To("--config residual", reaches="build"),
+        "text_from": To("--text-from another", reaches="load fit"),
+        "steps": To("--steps 4", reaches="fit Log Contrastive _pair"),
+        "batch": To("--batch 3", reaches="_pair"),
+        "lr": To("--lr 0.1", reaches="fit MuonAndAdamW"),
+        "lr_adam": To("--lr-adam 0.1", reaches="fit MuonAndAdamW"),
+        "warmup": To("--warmup 2", reaches="fit"),
+        "patch_dropout": To("--patch-dropout 0.3", reaches="Contrastive fit"),
+        "whole_steps": To("--whole-steps 2", reaches="Contrastive fit"),
+        "seed": To("--seed 1", reaches="build Contrastive _pair fit"),
+        "validate": To("--validate {other}", reaches="read_pairs Contrastive fit"),
+        "validate_pictures": To("--validate-pictures 1", given="--validate {world}", reaches="fit"),
+        "compile": To("--compile", reaches="_compile"),
     },
 )
 
