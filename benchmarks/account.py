@@ -5,7 +5,7 @@
 Both steps run on tensors without content (FakeTensorMode), so the numbers are the same on every machine and take no
 memory. What is counted: teacher, student, loss, backward, optimizer; where `--precision bfloat16`, the plain side under
 autocast with a GPU's rule that norms are computed in float32 (a CPU's autocast leaves them as they come). Not counted:
-cutting and resizing of pictures, which the plain side does on loader workers and ours on the device (`data_feed`).
+cutting and resizing of images, which the plain side does on loader workers and ours on the device (`data_feed`).
 Bytes moved are operands and results of every operator that is no view: what a device without fusion would read and
 write.
 """
@@ -30,13 +30,13 @@ from measure import arguments, read, report
 from sides import Ours, plain_step
 
 LIMITS = {"flops": 1.0, "operators": 0.45, "bytes_moved": 0.62, "bytes_saved": 0.6}  # of the plain path, at most
-PICTURE = (480, 640)
+IMAGE = (480, 640)
 
 
 def accounts(options: argparse.Namespace) -> dict[str, Account]:
     """Count one step of each side, the optimizer's state being there already."""
     columns = next(n for n in range(1, options.crops + 1) if n * n >= options.crops)
-    height, width = PICTURE
+    height, width = IMAGE
     boxes = grid_boxes(-(-options.crops // columns), columns, height=height, width=width)[: options.crops]
     bfloat16 = options.precision == "bfloat16"
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -47,7 +47,7 @@ def accounts(options: argparse.Namespace) -> dict[str, Account]:
 def _ours(options: argparse.Namespace, boxes: Tensor, bfloat16: bool) -> Account:
     student, teacher = _fake(options.model), _fake(options.model, torch.bfloat16 if bfloat16 else torch.float32)
     ours = Ours(student, teacher, size=options.size, bfloat16=bfloat16)
-    samples = [Sample(str(i), torch.empty(3, *PICTURE, dtype=torch.uint8), boxes) for i in range(options.batch)]
+    samples = [Sample(str(i), torch.empty(3, *IMAGE, dtype=torch.uint8), boxes) for i in range(options.batch)]
 
     def crops(image: Any, boxes: Any, *, size: int) -> Tensor:
         return torch.empty(len(boxes), 3, size, size)
@@ -71,7 +71,7 @@ def _plain(options: argparse.Namespace, boxes: Tensor, bfloat16: bool) -> Accoun
     images = torch.empty(options.batch, 3, options.size, options.size)
     side = teacher.native_size
     crops = torch.empty(options.batch * len(boxes), 3, side, side)
-    fitted = [boxes * (options.size / max(PICTURE))] * options.batch
+    fitted = [boxes * (options.size / max(IMAGE))] * options.batch
     with mock.patch("torch.nn.functional.layer_norm", _as_on_a_gpu) if bfloat16 else nullcontext():
         plain.update(plain.loss(images, fitted, crops))
         with counting() as account:

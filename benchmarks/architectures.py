@@ -56,7 +56,7 @@ def measure(name: str) -> dict[str, Any]:
         "embedding": clip.embed_dim,
         "parameters": sum(one.numel() for one in clip.visual.parameters()),
         "image": float((ours - theirs).abs().max()),
-        "two_pictures": float((theirs[0] - theirs[1]).abs().max()),
+        "two_images": float((theirs[0] - theirs[1]).abs().max()),
         "last_block": None if tokens is None else _distance(clip, images, tokens),
         "finite": bool(dense.isfinite().all()),
         "grid": list(dense.shape[2:]),
@@ -118,7 +118,7 @@ def table(rows: list[dict[str, Any]], supported: list[str], refused: dict[str, l
         f"{packages}, CPU, float32.",
         "",
         "Full size, random weights. *image*: largest difference of the image embedding from open_clip's at",
-        "the native size; *apart*: how far two pictures lie from one another there; *last block*: difference of the",
+        "the native size; *apart*: how far two images lie from one another there; *last block*: difference of the",
         "dense map of the head `attention` from the library's own last tokens;",
         f"both of length 1, limit {LIMIT:g} (-: the library gives no such tokens). *dense*: grid of a map at 1.5",
         "times the native height [patches]; *native* and *patch* in pixels.",
@@ -130,7 +130,7 @@ def table(rows: list[dict[str, Any]], supported: list[str], refused: dict[str, l
         last = "-" if row["last_block"] is None else f"{row['last_block']:.1e}"
         lines.append(
             f"| {row['name']} | {row['native']} | {row['patch']} | {row['embedding']} "
-            f"| {row['parameters'] / 1e6:.1f} M | {row['image']:.1e} | {row['two_pictures']:.1e} | {last} "
+            f"| {row['parameters'] / 1e6:.1f} M | {row['image']:.1e} | {row['two_images']:.1e} | {last} "
             f"| {row['grid'][0]} x {row['grid'][1]} |"
         )
     lines += ["", f"## The {len(supported)} names of open_clip that load", "", ", ".join(supported), ""]

@@ -2,7 +2,7 @@
 
     python benchmarks/ddp.py --model EVA02-B-16 --size 224 --batch 2
 
-Wall seconds of a step (the best of the turns), `--batch` pictures in all for the strong scaling and a process for the
+Wall seconds of a step (the best of the turns), `--batch` images in all for the strong scaling and a process for the
 weak one. The processes of this machine share its memory's bandwidth, so two of them that never talk are slower than one
 alone, too: the overhead is that of DistributedDataParallel over two that run at once without it. The gradients of both
 processes must be equal to the bit.
@@ -34,7 +34,7 @@ def work(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """What one of the two processes does: steps of every kind in turns; the best seconds and some gradients of each.
 
     alone: the first process works while the other waits. apart: both at once, without a word between them. weak and
-    strong: under DistributedDataParallel, with as many pictures a process, or half as many.
+    strong: under DistributedDataParallel, with as many images a process, or half as many.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""`dense_infer`: the dense map of one large picture, beside what open_clip offers for it (`forward_intermediates`).
+"""`dense_infer`: the dense map of one large image, beside what open_clip offers for it (`forward_intermediates`).
 
     python benchmarks/dense_infer.py --model EVA02-B-16 --size 1024 --repeats 3
 
@@ -26,7 +26,7 @@ SIDES = ("ours", "plain")
 
 
 def build(options: argparse.Namespace, sides: tuple[str, ...]) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The sides' functions from a batch of pictures to the embeddings of its patches."""
+    """The sides' functions from a batch of images to the embeddings of its patches."""
     clip = load(options.model, seed=0, device=options.device).to(getattr(torch, options.precision))
     made: dict[str, Callable[[Tensor], Tensor]] = {}
     if "ours" in sides:
@@ -53,7 +53,7 @@ def build(options: argparse.Namespace, sides: tuple[str, ...]) -> dict[str, Call
     return made
 
 
-def pictures(options: argparse.Namespace) -> Tensor:
+def make_images(options: argparse.Namespace) -> Tensor:
     """A batch of random numbers."""
     shape = (options.batch, 3, options.size, options.size)
     numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def main() -> None:
     parser = arguments(__doc__, size=1024, batch=1, crops=0, repeats=3)
     parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
     options = read(parser)
-    images = pictures(options)
+    images = make_images(options)
     if options.only:
         [function] = build(options, (options.only,)).values()
         function(images)  # loads the library's code, which is nobody's tensors

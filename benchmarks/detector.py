@@ -2,7 +2,7 @@
 
     python benchmarks/detector.py --model EVA02-B-16 --size 640 --batch 1
 
-Both learn boxes and masks of the same pictures and have random weights; theirs trains its whole backbone, ours leaves
+Both learn boxes and masks of the same images and have random weights; theirs trains its whole backbone, ours leaves
 the tower frozen. Both make at most 1,000 proposals and 100 detections of 80 classes. They are other networks: the ratio
 says what the better features cost, not who is faster at the same thing.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from foveate.clip.load import load
-from foveate.data.pictures import read_picture
+from foveate.data.images import read_image
 from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.fusion import PRESETS, detect, rows_of
 from foveate.types import Batch, Sample, Segments
@@ -25,10 +25,10 @@ CLASSES = 80
 
 
 def samples_of(count: int, *, objects: int, data: Any) -> list[Sample]:
-    """Pictures with boxes that stand for objects, each with a mask that fills its box."""
+    """Images with boxes that stand for objects, each with a mask that fills its box."""
     samples = []
     for number, (path, boxes) in enumerate(photographs(count, crops=objects, data=data)):
-        image, corners = read_picture(path), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        image, corners = read_image(path), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         masks = torch.zeros(len(corners), *image.shape[1:], dtype=torch.bool)
         for mask, (x1, y1, x2, y2) in zip(masks, corners.round().int().tolist(), strict=True):
             mask[y1:y2, x1:x2] = True
@@ -39,7 +39,7 @@ def samples_of(count: int, *, objects: int, data: Any) -> list[Sample]:
 
 
 def theirs(samples: list[Sample], device: str) -> tuple[list[Any], list[Any]]:
-    """The same pictures and objects as torchvision takes them; label 0 is its background."""
+    """The same images and objects as torchvision takes them; label 0 is its background."""
     images = [sample.image.to(device).float() / 255 for sample in samples]
     targets = []
     for sample in samples:
@@ -99,7 +99,7 @@ def main() -> None:
         ours=training["ours"] / options.batch,
         plain=training["plain"] / options.batch,
         ratio=training["plain"] / training["ours"],
-        unit="seconds of a training pass, a picture",
+        unit="seconds of a training pass, an image",
         inference={side: value / options.batch for side, value in inference.items()},
         inference_ratio=inference["plain"] / inference["ours"],
         trained={

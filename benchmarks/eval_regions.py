@@ -1,9 +1,9 @@
-"""`eval_regions`: dense embeddings of the annotated boxes and masks of N pictures; ours beside the plain evaluation.
+"""`eval_regions`: dense embeddings of the annotated boxes and masks of N images; ours beside the plain evaluation.
 
-    python benchmarks/eval_regions.py --model EVA02-B-16 --size 512 --pictures 4 --data COCO_ROOT
+    python benchmarks/eval_regions.py --model EVA02-B-16 --size 512 --images 4 --data COCO_ROOT
 
 Two halves, timed apart. Model: one dense pass of a batch, pooled for boxes and for masks, beside two passes of one
-picture at a time and mask pooling that repeats the map. Loader: decoding of pictures and masks, beside a loader that
+image at a time and mask pooling that repeats the map. Loader: decoding of images and masks, beside a loader that
 also makes every crop. Both score the same regions against the same (random) class embeddings; how far embeddings and
 mAcc are apart is in the line: Pillow rounds the resized pixels, ours does not.
 """
@@ -64,11 +64,11 @@ def embed_plain(clip: Clip, samples: list[tuple[Tensor, ...]]) -> tuple[Tensor, 
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__, crops=0)
-    parser.add_argument("--pictures", type=int, default=4, help="pictures to evaluate")
+    parser.add_argument("--images", type=int, default=4, help="images to evaluate")
     options = read(parser)
     clip = load(options.model, seed=0, device=options.device)
-    dataset = counting_segments(panoptic(options.pictures, options.data), crowd=True)
-    dataset = Dataset(dataset.name, dataset.categories, dataset.records[: options.pictures], {})
+    dataset = counting_segments(panoptic(options.images, options.data), crowd=True)
+    dataset = Dataset(dataset.name, dataset.categories, dataset.records[: options.images], {})
     plain = plain_segments(dataset, clip, size=options.size)
     samples, theirs = decode(dataset, batch=options.batch), [plain[i] for i in range(len(plain))]
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -88,8 +88,8 @@ def main() -> None:
         ours=taken["ours"],
         plain=taken["plain"],
         ratio=taken["plain"] / taken["ours"],
-        unit=f"seconds of the model for {len(samples)} pictures",
-        pictures=len(samples),
+        unit=f"seconds of the model for {len(samples)} images",
+        images=len(samples),
         regions=len(found["ours"][1]),
         loader=loader,
         loader_ratio=loader["plain"] / loader["ours"],

@@ -1,4 +1,4 @@
-"""What both sides are given: picture files and the boxes in them, made here unless `--data` names some.
+"""What both sides are given: image files and the boxes in them, made here unless `--data` names some.
 
 Two kinds. `photographs` are as they come: Pillow rounds resized pixels to whole grey levels and ours does not, so the
 sides' losses differ a little. `exact` ones need no resizing (the longest side is the student's size, the crops are as
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foveate.data.images import read_image
 from foveate.data.loader import derive_seed
-from foveate.data.pictures import read_picture
 from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, write_world
 from foveate.ops.grid import grid_boxes
@@ -22,7 +22,7 @@ from foveate.types import Batch, Sample
 
 Item = tuple[Path, list[list[float]]]
 
-_KEPT: list[tempfile.TemporaryDirectory] = []  # folders of pictures, deleted when the process ends
+_KEPT: list[tempfile.TemporaryDirectory] = []  # folders of images, deleted when the process ends
 
 
 def folder() -> Path:
@@ -32,13 +32,13 @@ def folder() -> Path:
 
 
 def photographs(count: int, *, crops: int, data: Path | None = None, seed: int = 0) -> list[Item]:
-    """Picture files with the patches of a random grid in each.
+    """Image files with the patches of a random grid in each.
 
     Args:
-        count: pictures; fewer files are repeated.
-        crops: regions a picture, the first of a grid of at least so many, shuffled.
+        count: images; fewer files are repeated.
+        crops: regions an image, the first of a grid of at least so many, shuffled.
         data: a folder or COCO root; None: JPEGs of 640 x 480 made here.
-        seed: of grids and made pictures.
+        seed: of grids and made images.
     """
     if data is None:
         paths = [_draw(folder() / f"{i}.jpg", seed=derive_seed(seed, i)) for i in range(min(count, 16))]
@@ -47,8 +47,8 @@ def photographs(count: int, *, crops: int, data: Path | None = None, seed: int =
     items = []
     for i in range(count):
         path = paths[i % len(paths)]
-        with Image.open(path) as picture:
-            width, height = picture.size
+        with Image.open(path) as image:
+            width, height = image.size
         columns = next(n for n in range(1, crops + 1) if n * n >= crops)
         boxes = grid_boxes(-(-crops // columns), columns, height=height, width=width)
         order = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(derive_seed(seed, i)))[:crops]
@@ -57,12 +57,12 @@ def photographs(count: int, *, crops: int, data: Path | None = None, seed: int =
 
 
 def exact(count: int, *, crops: int, student_size: int, teacher_size: int, seed: int = 0) -> list[Item]:
-    """PNG pictures of `student_size` by three quarters of it, with boxes of the teacher's own size.
+    """PNG images of `student_size` by three quarters of it, with boxes of the teacher's own size.
 
-    Boxes lie on whole pixels. Where the picture is smaller than a crop, it is made as tall as it must be.
+    Boxes lie on whole pixels. Where the image is smaller than a crop, it is made as tall as it must be.
     """
     height = max(3 * student_size // 4, min(teacher_size, student_size))
-    assert teacher_size <= student_size, f"crops of {teacher_size} do not fit a picture of {student_size}"
+    assert teacher_size <= student_size, f"crops of {teacher_size} do not fit an image of {student_size}"
     draw, items = np.random.default_rng(seed), []
     for i in range(count):
         path = _draw(folder() / f"{i}.png", seed=derive_seed(seed, i), size=(student_size, height))
@@ -76,13 +76,13 @@ def exact(count: int, *, crops: int, student_size: int, teacher_size: int, seed:
 def to_batch(items: list[Item]) -> Batch:
     """The items as our loader's workers hand them over."""
     samples = [
-        Sample(str(i), read_picture(path), torch.tensor(boxes).reshape(-1, 4)) for i, (path, boxes) in enumerate(items)
+        Sample(str(i), read_image(path), torch.tensor(boxes).reshape(-1, 4)) for i, (path, boxes) in enumerate(items)
     ]
     return Batch(samples, [])
 
 
 def panoptic(count: int, data: Path | None) -> Any:
-    """Pictures with panoptic annotations: of a COCO root, or of a rendered world made here."""
+    """Images with panoptic annotations: of a COCO root, or of a rendered world made here."""
     if data is None:
         data = folder() / "world"
         write_world(data, WorldSize(train=0, val=count, test=0, pairs=0, seed=0), processes=1)
@@ -90,12 +90,12 @@ def panoptic(count: int, data: Path | None) -> Any:
 
 
 def _draw(path: Path, *, seed: int, size: tuple[int, int] = (640, 480)) -> Path:
-    """Write a picture of coarse colours under finer ones, about as large on disk as a photograph."""
+    """Write an image of coarse colours under finer ones, about as large on disk as a photograph."""
     draw, (width, height) = np.random.default_rng(seed), size
     layers = np.zeros((height, width, 3), np.float32)
     for cells, share in ((4, 0.5), (24, 0.25), (160, 0.15)):
         noise = draw.integers(0, 256, (cells * height // width + 1, cells, 3), dtype=np.uint8)
         layers += share * np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC), np.float32)
-    picture = Image.fromarray((layers + draw.integers(0, 20, layers.shape)).clip(0, 255).astype(np.uint8))
-    picture.save(path, quality=90)
+    image = Image.fromarray((layers + draw.integers(0, 20, layers.shape)).clip(0, 255).astype(np.uint8))
+    image.save(path, quality=90)
     return path

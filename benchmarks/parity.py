@@ -2,7 +2,7 @@
 
     python benchmarks/parity.py [--write docs/parity.md]
 
-Small random models of each family, one picture a size, seven dense heads, windows, and the region head `masked`. One
+Small random models of each family, one image a size, seven dense heads, windows, and the region head `masked`. One
 JSON line a row on standard output; the exit status is 1 where a difference exceeds 1e-5. About 20 seconds on one core.
 Absent: pretrained weights.
 """
@@ -31,7 +31,7 @@ from slow.reference import (  # noqa: E402
     example_boxes,
     example_masks,
     kind,
-    pictures,
+    make_images,
 )
 from slow.towers import FAMILIES, build, register  # noqa: E402
 
@@ -47,10 +47,10 @@ Row = dict[str, Any]  # family, head, what, input [H, W], max_abs_diff
 
 @torch.no_grad()
 def measure(family: str, size: tuple[int, int]) -> Iterator[Row]:
-    """Compare one model on one picture; all embeddings have length 1."""
+    """Compare one model on one image; all embeddings have length 1."""
     model, config = build(family, 0)
     clip = Clip(model, name=family, config=config)
-    images = pictures(1, size)
+    images = make_images(1, size)
     slow = Reference(family, model.visual, images[0])
     boxes = example_boxes(size, slow.stride)
     masks = example_masks(size, slow.tower.grid)

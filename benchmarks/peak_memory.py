@@ -1,4 +1,4 @@
-"""`peak_memory`: how far a training step raises the peak of memory, a picture; ours beside the plain path.
+"""`peak_memory`: how far a training step raises the peak of memory, an image; ours beside the plain path.
 
     python benchmarks/peak_memory.py --model EVA02-B-16 --size 512
 
@@ -12,7 +12,7 @@ import json
 
 from inputs import photographs, to_batch
 from measure import alone, arguments, passed_on, read, report, rise
-from sides import Ours, plain_pictures, plain_step, stacked, towers
+from sides import Ours, plain_images, plain_step, stacked, towers
 
 
 def side(name: str, options: argparse.Namespace) -> int:
@@ -26,7 +26,7 @@ def side(name: str, options: argparse.Namespace) -> int:
         ours.step(batch)
         return rise(lambda: ours.step(batch), options.device)
     plain = plain_step(student, teacher, bfloat16=bfloat16)
-    samples = stacked(plain_pictures(items, teacher, size=options.size))
+    samples = stacked(plain_images(items, teacher, size=options.size))
     plain.step(*samples)
     plain.optimizer.zero_grad(set_to_none=True)
     return rise(lambda: plain.step(*samples), options.device)
@@ -41,8 +41,8 @@ def main() -> None:
         print(json.dumps(side(options.only, options)))
         return
     found = {name: int(alone(__file__, [*passed_on(options), "--only", name])) for name in ("ours", "plain")}
-    a_picture = {name: value / options.batch / 1e9 for name, value in found.items()}
-    report("peak_memory", options, **a_picture, ratio=found["ours"] / found["plain"], unit="GB a picture")
+    a_image = {name: value / options.batch / 1e9 for name, value in found.items()}
+    report("peak_memory", options, **a_image, ratio=found["ours"] / found["plain"], unit="GB an image")
 
 
 if __name__ == "__main__":

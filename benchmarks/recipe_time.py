@@ -2,7 +2,7 @@
 
     python benchmarks/recipe_time.py --model EVA02-B-16 --size 1024 --device cuda --precision bfloat16
 
-Steps are whole ones of our side, pictures loaded by a worker beside it. The profile times the parts of other steps, the
+Steps are whole ones of our side, images loaded by a worker beside it. The profile times the parts of other steps, the
 device being waited for after each: data (in the worker: it hides behind the step), teacher, student's forward, the rest
 of the forward (cutting, resizing, pooling, loss), backward, optimizer. On a CPU seconds are CPU seconds of all
 threads, and hours those divided by the threads.
@@ -15,7 +15,7 @@ import torch
 
 from inputs import photographs, to_batch
 from measure import Phases, arguments, read, report, take_turns
-from sides import Ours, plain_pictures, plain_step, stacked, towers
+from sides import Ours, plain_images, plain_step, stacked, towers
 
 STEPS = 44_358
 
@@ -51,7 +51,7 @@ def main() -> None:
     batch = to_batch(items)
     data = time.process_time() - start
     plain = plain_step(*towers(options.model, options.device), bfloat16=bfloat16)
-    theirs = stacked(plain_pictures(items, teacher, size=options.size))
+    theirs = stacked(plain_images(items, teacher, size=options.size))
     ours = Ours(
         student, teacher, size=options.size, bfloat16=bfloat16, valid_tokens=options.tokens == "valid",
         compiled=options.compile,

@@ -22,15 +22,15 @@ CPU = [
     ("account", "--precision", "bfloat16"),
     ("account", "--precision", "bfloat16", "--model", "EVA02-L-14-336", "--size", "896"),
     ("account", "--precision", "bfloat16", "--model", "ViT-B-16-quickgelu"),
-    ("data_feed", "--pictures", "48"),
-    ("data_feed", "--pictures", "32", "--model", "EVA02-L-14-336", "--size", "896"),
+    ("data_feed", "--images", "48"),
+    ("data_feed", "--images", "32", "--model", "EVA02-L-14-336", "--size", "896"),
     ("ddp", "--size", "224", "--batch", "2", "--crops", "2"),
     ("teacher", "--batch", "2", "--crops", "8"),
     ("teacher", "--batch", "2", "--crops", "8", "--model", "ViT-B-16-quickgelu"),
     ("step_exact", *STEP),
     ("step_valid", *STEP),
     ("peak_memory", *STEP),
-    ("eval_regions", "--size", "512", "--pictures", "2", "--repeats", "1"),
+    ("eval_regions", "--size", "512", "--images", "2", "--repeats", "1"),
     ("dense_infer", "--size", "512", "--repeats", "2"),
     ("dense_infer", "--size", "512", "--repeats", "2", "--model", "ViT-B-16-quickgelu"),
     ("recipe_time", "--size", "512", "--batch", "2", "--crops", "6", "--repeats", "1"),
@@ -51,7 +51,7 @@ GPU = [
         ("step_valid", "8", ()),
         ("peak_memory", "8", ()),
         ("dense_infer", "8", ("--compile",)),
-        ("eval_regions", "8", ("--pictures", "64")),
+        ("eval_regions", "8", ("--images", "64")),
         ("recipe_time", "2", ()),
         ("recipe_time", "2", ("--tokens", "valid")),
         ("detector", "8", ()),
@@ -95,7 +95,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="COCO root with panoptic annotations; default: pictures made here")
+    parser.add_argument("--data", type=Path, help="COCO root with panoptic annotations; default: images made here")
     parser.add_argument("--gpu", action="store_true", help="the rows of a GPU instead of a CPU's")
     parser.add_argument("--only", nargs="+", help="these rows alone")
     parser.add_argument("--out", type=Path, default=Path("bench.jsonl"), help="file of the lines")

@@ -2,7 +2,7 @@
 
     python benchmarks/segmentation.py --model EVA02-B-16 --size 640 --classes 150
 
-The encoder alone makes one dense map of the whole picture. Cat-Seg sees five views of 384 pixels and aggregates a map
+The encoder alone makes one dense map of the whole image. Cat-Seg sees five views of 384 pixels and aggregates a map
 a class; panoptic inference runs its generator (100 masks, Mask2Former's decoders on the tower) and the CLIP that names
 masks. Random weights, random words: what is measured does not depend on them.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from foveate.clip.load import load
-from foveate.data.pictures import read_picture
+from foveate.data.images import read_image
 from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import TowerEncoder, build_decoder
@@ -37,7 +37,7 @@ def main() -> None:
     torch.manual_seed(0)
     device, count = options.device, options.classes
     ((path, _),) = photographs(1, crops=1, data=options.data)
-    sample = Sample("picture", read_picture(path), torch.zeros(0, 4))
+    sample = Sample("image", read_image(path), torch.zeros(0, 4))
 
     clip = load(options.model, seed=0, device=device)
     rows = F.normalize(torch.randn(count, clip.embed_dim, device=device), dim=1)
@@ -86,7 +86,7 @@ def main() -> None:
         ours=seconds["catseg"],
         plain=seconds["encoder"],
         ratio=seconds["encoder"] / seconds["catseg"],
-        unit="seconds a picture",
+        unit="seconds an image",
         seconds=seconds,
         megabytes=memory,
         classes=count,

@@ -12,7 +12,7 @@ from foveate.engine.optim import build_optimizer, take_step
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.types import Batch
 from inputs import Item, exact, to_batch
-from plain.data import PlainPictures
+from plain.data import PlainImages
 from plain.step import PlainStep
 
 LR, WEIGHT_DECAY = 1e-5, 0.1
@@ -88,19 +88,19 @@ def plain_step(student: Clip, teacher: Clip, *, bfloat16: bool = False) -> Plain
     )
 
 
-def plain_pictures(items: list[Item], clip: Clip, *, size: int) -> PlainPictures:
+def plain_images(items: list[Item], clip: Clip, *, size: int) -> PlainImages:
     """The plain loader's data set over the same files and boxes."""
-    return PlainPictures(items, student_size=size, teacher_size=clip.native_size, mean=clip.mean, std=clip.std)
+    return PlainImages(items, student_size=size, teacher_size=clip.native_size, mean=clip.mean, std=clip.std)
 
 
-def stacked(pictures: PlainPictures) -> tuple[Tensor, Tensor, Tensor]:
+def stacked(dataset: PlainImages) -> tuple[Tensor, Tensor, Tensor]:
     """All samples as torch's collate stacks them."""
-    images, boxes, crops = zip(*(pictures[i] for i in range(len(pictures))), strict=True)
+    images, boxes, crops = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
     return torch.stack(images), torch.stack(boxes), torch.stack(crops)
 
 
 def parity(options: argparse.Namespace) -> dict[str, float]:
-    """Relative differences of loss and gradient on one exact picture, in float32 without compilation.
+    """Relative differences of loss and gradient on one exact image, in float32 without compilation.
 
     The student's side is a quarter larger than the native one: positions are resized, and it does not take long.
 
@@ -115,7 +115,7 @@ def parity(options: argparse.Namespace) -> dict[str, float]:
     size = -(-5 * teacher.native_size // (4 * student.patch_size)) * student.patch_size
     items = exact(1, crops=2, student_size=size, teacher_size=teacher.native_size)
     plain = plain_step(copy_of(student), teacher)
-    images, boxes, crops = (one.to(plain.device) for one in stacked(plain_pictures(items, teacher, size=size)))
+    images, boxes, crops = (one.to(plain.device) for one in stacked(plain_images(items, teacher, size=size)))
     theirs = plain.loss(images, *plain.valid(boxes, crops))
     theirs.backward()
     ours = Ours(student, teacher, size=size)

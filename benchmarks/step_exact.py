@@ -2,7 +2,7 @@
 
     python benchmarks/step_exact.py --model EVA02-B-16 --size 512 --batch 2
 
-The plain side starts from its loader's float32 crops, ours from uint8 pictures: cutting and resizing are in our time
+The plain side starts from its loader's float32 crops, ours from uint8 images: cutting and resizing are in our time
 and not in its (`data_feed` has the other half). Parity is checked first. The JSON line holds seconds a step, FLOP/s
 are left to whoever knows the peak of the device.
 """
@@ -11,7 +11,7 @@ import torch
 
 from inputs import photographs, to_batch
 from measure import arguments, read, report, take_turns
-from sides import Ours, copy_of, parity, plain_pictures, plain_step, stacked, towers
+from sides import Ours, copy_of, parity, plain_images, plain_step, stacked, towers
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     bfloat16 = options.precision == "bfloat16"
     items = photographs(options.batch, crops=options.crops, data=options.data)
     plain = plain_step(copy_of(student), copy_of(teacher), bfloat16=bfloat16)
-    theirs, batch = stacked(plain_pictures(items, teacher, size=options.size)), to_batch(items)
+    theirs, batch = stacked(plain_images(items, teacher, size=options.size)), to_batch(items)
     ours = Ours(student, teacher, size=options.size, bfloat16=bfloat16, compiled=options.compile)
     with torch.no_grad():
         losses = float(ours.loss(batch)), float(plain.loss(theirs[0].to(plain.device), *valid(plain, theirs)))

@@ -3,7 +3,7 @@
     python benchmarks/step_valid.py --model EVA02-B-16 --size 512
 
 Both sides are ours: leaving padding out changes the method (patches no longer see it), so it is a named option. A
-picture of 4:3 fills three quarters of its square.
+image of 4:3 fills three quarters of its square.
 """
 
 from inputs import photographs, to_batch

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from foveate.clip.load import load
 from inputs import photographs
 from measure import arguments, read, report, take_turns
-from sides import PARITY, plain_pictures, stacked
+from sides import PARITY, plain_images, stacked
 
 
 def main() -> None:
     """Measure and print."""
     options = read(arguments(__doc__))
     clip = load(options.model, seed=0, device=options.device)
-    pictures = plain_pictures(photographs(options.batch, crops=options.crops, data=options.data), clip, size=64)
-    _, boxes, crops = stacked(pictures)
+    images = plain_images(photographs(options.batch, crops=options.crops, data=options.data), clip, size=64)
+    _, boxes, crops = stacked(images)
     crops = crops.flatten(0, 1)[boxes.flatten(0, 1)[:, 4] > 0.5].to(options.device)  # (R, 3, S, S)
     encode = torch.compile(clip.encode_image) if options.compile else clip.encode_image
 

@@ -65,7 +65,7 @@ def test_models_are_architectures_with_that_tag_and_the_activation_it_needs() ->
 
 
 def test_the_two_recipes_of_the_paper() -> None:
-    # 6 epochs of COCO's 118,287 training pictures, 16 a step: 6 * 118,287 / 16 = 44,357.6
+    # 6 epochs of COCO's 118,287 training images, 16 a step: 6 * 118,287 / 16 = 44,357.6
     for size, alpha, student in (("b16", 0.7, 1024), ("l14", 0.95, 896)):
         for regions in ("patches", "proposals"):
             one = row(f"clipself-{size}-{regions}-1gpu").fields
@@ -94,7 +94,7 @@ def test_published_numbers_stand_with_the_run_they_came_from() -> None:
 
 
 def test_detectors_are_the_paper_s() -> None:
-    # 3 epochs of 107,761 pictures at 64 a step are 5,051.3 steps; 48 of 100,170 are 75,127.5, a tenth from 32 and 44
+    # 3 epochs of 107,761 images at 64 a step are 5,051.3 steps; 48 of 100,170 are 75,127.5, a tenth from 32 and 44
     for size, side, wide in (("b16", 640, 1024), ("l14", 896, 896)):
         coco, lvis = row(f"fvit-ov-coco-{size}"), row(f"fvit-ov-lvis-{size}")
         config = TrainFViT(data=Path("d"), out=Path("o"), **coco.fields)
@@ -117,7 +117,7 @@ def test_detectors_are_the_paper_s() -> None:
 
 
 def test_cat_seg_is_its_authors() -> None:
-    # downstream facts: 80,000 iterations of 4 pictures at 2e-4, decay 1e-4, gradients cut at .01, the CLIP at .01 of it
+    # downstream facts: 80,000 iterations of 4 images at 2e-4, decay 1e-4, gradients cut at .01, the CLIP at .01 of it
     config = TrainCatSeg(data=Path("d"), out=Path("o"), **row("catseg-2024").fields)
     assert (config.steps, config.batch, config.lr, config.weight_decay) == (80_000, 4, None, 1e-4)
     assert (config.clip_gradient, config.clip_rate, config.warmup, config.version) == (0.01, 0.01, 0, "2024")
@@ -125,7 +125,7 @@ def test_cat_seg_is_its_authors() -> None:
 
 
 def test_the_generator_is_odise_s() -> None:
-    # 92,188 steps of 64 pictures at 1e-4, decay .05; a tenth and a hundredth of the rate near the end
+    # 92,188 steps of 64 images at 1e-4, decay .05; a tenth and a hundredth of the rate near the end
     config = TrainPanoptic(data=Path("d"), out=Path("o"), **row("panoptic-odise").fields)
     usual = resolve_defaults(config, LARGE)
     assert config.steps == 92_188 and config.batch * config.accumulate == 64

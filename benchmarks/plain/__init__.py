@@ -2,5 +2,5 @@
 
 Independent of foveate: Pillow, torch, torchvision and the libraries' own modules only. It does the same arithmetic the
 obvious way: crops cut and resized by Pillow on loader workers and shipped as float32, a padded square for the student,
-regions pooled picture by picture, two dense passes in an evaluation, one picture at a time.
+regions pooled image by image, two dense passes in an evaluation, one image at a time.
 """

@@ -1,4 +1,4 @@
-"""Pictures as the plain loader ships them: every crop and the student's square in float32, padded to one shape."""
+"""Images as the plain loader ships them: every crop and the student's square in float32, padded to one shape."""
 
 from pathlib import Path
 
@@ -11,43 +11,43 @@ from torch.utils.data import Dataset
 MOST = 20  # crops a sample has room for; the rest of them are zeros with `valid` 0
 
 
-def to_tensor(picture: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def to_tensor(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Colours in [0, 1], then normalised: (3, H, W) float32."""
-    values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def resize_longest(picture: Image.Image, size: int) -> Image.Image:
+def resize_longest(image: Image.Image, size: int) -> Image.Image:
     """The longest side becomes `size`."""
-    width, height = picture.size
+    width, height = image.size
     scale = size / max(width, height)
     wanted = max(1, round(width * scale)), max(1, round(height * scale))
-    return picture.resize(wanted, Image.Resampling.BICUBIC)
+    return image.resize(wanted, Image.Resampling.BICUBIC)
 
 
-def student_square(picture: Image.Image, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def student_square(image: Image.Image, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Resized, black at the right and below, then normalised: (3, size, size)."""
     square = Image.new("RGB", (size, size))
-    square.paste(resize_longest(picture, size), (0, 0))
+    square.paste(resize_longest(image, size), (0, 0))
     return to_tensor(square, mean, std)
 
 
 def crop_square(
-    picture: Image.Image, box: list[float], size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    image: Image.Image, box: list[float], size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
     """A box cut out, resized, laid in the middle of a black square, normalised: (3, size, size)."""
-    crop = resize_longest(picture.crop(tuple(round(number) for number in box)), size)
+    crop = resize_longest(image.crop(tuple(round(number) for number in box)), size)
     square = Image.new("RGB", (size, size))
     square.paste(crop, ((size - crop.width) // 2, (size - crop.height) // 2))
     return to_tensor(square, mean, std)
 
 
-def box_on_square(box: list[float], picture: Image.Image, size: int) -> list[float]:
-    """A box of the picture in pixels of the student's square."""
-    return [side * size / max(picture.size) for side in box]
+def box_on_square(box: list[float], image: Image.Image, size: int) -> list[float]:
+    """A box of the image in pixels of the student's square."""
+    return [side * size / max(image.size) for side in box]
 
 
-class PlainPictures(Dataset):
+class PlainImages(Dataset):
     """Index -> (student's square, (MOST, 5) boxes with `valid`, (MOST, 3, s, s) crops), for torch's own collate."""
 
     def __init__(
@@ -68,9 +68,9 @@ class PlainPictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         path, boxes = self.items[index]
-        picture = Image.open(path).convert("RGB")
+        image = Image.open(path).convert("RGB")
         rows, crops = torch.zeros(MOST, 5), torch.zeros(MOST, 3, self.teacher_size, self.teacher_size)
         for place, box in enumerate(boxes[:MOST]):
-            rows[place] = torch.tensor([*box_on_square(box, picture, self.student_size), 1])
-            crops[place] = crop_square(picture, box, self.teacher_size, self.mean, self.std)
-        return student_square(picture, self.student_size, self.mean, self.std), rows, crops
+            rows[place] = torch.tensor([*box_on_square(box, image, self.student_size), 1])
+            crops[place] = crop_square(image, box, self.teacher_size, self.mean, self.std)
+        return student_square(image, self.student_size, self.mean, self.std), rows, crops

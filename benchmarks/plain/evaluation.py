@@ -1,4 +1,4 @@
-"""Region classification, plainly: one picture at a time, its crops made though unused, two dense passes."""
+"""Region classification, plainly: one image at a time, its crops made though unused, two dense passes."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from plain.step import pool_boxes, pool_masks
 from plain.towers import dense
 
 Row = tuple[Path, Path, list[int], list[list[float]], list[int], list[bool]]
-"""Picture, panoptic PNG; of each segment its colour as a number, its box (xyxy), its class, and whether it is a thing.
+"""Image, panoptic PNG; of each segment its colour as a number, its box (xyxy), its class, and whether it is a thing.
 """
 
 
@@ -39,10 +39,10 @@ class PlainSegments(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         path, png, colours, boxes, classes, things = self.rows[index]
-        picture = Image.open(path).convert("RGB")
+        image = Image.open(path).convert("RGB")
         pixels = np.asarray(Image.open(png).convert("RGB")).astype(np.int64)
         ids = pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
-        side, cells = max(picture.size), self.size // self.patch
+        side, cells = max(image.size), self.size // self.patch
         masks, fitted, crops = [], [], []
         for colour, box, thing in zip(colours, boxes, things, strict=True):
             mask = ids == colour
@@ -53,11 +53,11 @@ class PlainSegments(Dataset):
             if not thing:
                 down, across = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
                 box = [float(across[0]), float(down[0]), float(across[-1]), float(down[-1])]
-            fitted.append(box_on_square(box, picture, self.size))
-            cut = enlarge(box, picture) if thing else box
-            crops.append(crop_square(picture, cut, self.teacher_size, self.mean, self.std))
+            fitted.append(box_on_square(box, image, self.size))
+            cut = enlarge(box, image) if thing else box
+            crops.append(crop_square(image, cut, self.teacher_size, self.mean, self.std))
         return (
-            student_square(picture, self.size, self.mean, self.std),
+            student_square(image, self.size, self.mean, self.std),
             torch.tensor(fitted).reshape(-1, 4),
             torch.stack(masks),
             torch.tensor(classes),
@@ -66,18 +66,18 @@ class PlainSegments(Dataset):
         )
 
 
-def enlarge(box: list[float], picture: Image.Image) -> list[float]:
-    """A box 1.5 times as large about its centre, inside the picture."""
+def enlarge(box: list[float], image: Image.Image) -> list[float]:
+    """A box 1.5 times as large about its centre, inside the image."""
     x, y, half_w, half_h = (
         (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, 0.75 * (box[2] - box[0]), 0.75 * (box[3] - box[1]),
     )  # fmt: skip
-    width, height = picture.size
+    width, height = image.size
     return [max(0.0, x - half_w), max(0.0, y - half_h), min(float(width), x + half_w), min(float(height), y + half_h)]
 
 
 @torch.no_grad()
 def embed(visual: nn.Module, sample: tuple[Tensor, ...], *, patch: int) -> tuple[Tensor, Tensor]:
-    """All boxes and masks of one picture: a dense pass for the boxes, and another for the masks."""
+    """All boxes and masks of one image: a dense pass for the boxes, and another for the masks."""
     image, boxes, masks, *_ = sample
     device = next(visual.parameters()).device
     image, boxes, masks = image.to(device)[None], boxes.to(device), masks.to(device)

@@ -44,7 +44,7 @@ class PlainStep:
         return loss.detach()
 
     def valid(self, boxes: Tensor, crops: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Pick what is no padding: one (N, 4) a picture, and all crops in one tensor."""
+        """Pick what is no padding: one (N, 4) an image, and all crops in one tensor."""
         chosen = [some[:, 4] > 0.5 for some in boxes]
         kept = [some[mask, :4] for some, mask in zip(boxes, chosen, strict=True)]
         return kept, torch.cat([some[mask] for some, mask in zip(crops, chosen, strict=True)])
@@ -61,7 +61,7 @@ class PlainStep:
         return F.normalize(self.teacher(crops).float(), dim=1)
 
     def regions(self, images: Tensor, boxes: list[Tensor]) -> Tensor:
-        """The student's map, normalised and averaged inside the boxes of each picture."""
+        """The student's map, normalised and averaged inside the boxes of each image."""
         maps = F.normalize(dense(self.student, images).float(), dim=1)
         return torch.cat([pool_boxes(maps[i], some, self.patch) for i, some in enumerate(boxes)])
 
@@ -74,7 +74,7 @@ class PlainStep:
 
 
 def pool_boxes(dense_map: Tensor, boxes: Tensor, patch: int) -> Tensor:
-    """RoIAlign 1 x 1 of one picture, (D, h, w) and (N, 4) -> (N, D), normalised."""
+    """RoIAlign 1 x 1 of one image, (D, h, w) and (N, 4) -> (N, D), normalised."""
     pooled = roi_align(dense_map[None], [boxes], 1, spatial_scale=1 / patch, sampling_ratio=-1, aligned=True)
     return F.normalize(pooled[:, :, 0, 0], dim=1)
 

@@ -1,4 +1,4 @@
-"""The bar of commands that go through pictures."""
+"""The bar of commands that go through images."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -6,13 +6,13 @@ from rich.text import Text
 
 
 class Rate(ProgressColumn):
-    """Pictures a second, so far."""
+    """Images a second, so far."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
 
 
-def picture_bar(*, show: bool) -> Progress:
-    """A bar on stderr with pictures done, rate and time left."""
+def image_bar(*, show: bool) -> Progress:
+    """A bar on stderr with images done, rate and time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not show)

@@ -135,9 +135,9 @@ BOXES, MODEL = {"boxes": "FILE"}, {"model": "RUN/model"}
 MAPS, LABELS = {**MODEL, "maps": "MAPS"}, {**MODEL, "labels": "FILE"}
 LVIS_FILE = {"annotations": "lvis_v1_train.json"}
 
-HOW_ONE = "One process, 2 pictures a step. More processes would make another recipe: see the -sync16 rows."
+HOW_ONE = "One process, 2 images a step. More processes would make another recipe: see the -sync16 rows."
 HOW_SYNC = (
-    "16 pictures a step in all: batch x accumulate x processes = 16. torchrun with 8 processes: --batch 2. "
+    "16 images a step in all: batch x accumulate x processes = 16. torchrun with 8 processes: --batch 2. "
     "One process: --batch 4 --accumulate 4, or what fits (--dry-run says what does)."
 )
 HOW_PROPOSALS = (
@@ -148,11 +148,11 @@ HOW_LVIS = f"{HOW_ONE} LVIS holds out some images of COCO train: its annotation 
 HOW_SHARDS = f"{HOW_ONE} --data: the folder of the shards."
 HOW_COMPARED = f"Compare with clipself-b16-patches-1gpu. {HOW_ONE}"
 HOW_DETECTOR = (
-    "64 pictures a step in all: batch x accumulate x processes = 64; BatchNorm sees those of one pass (of all "
+    "64 images a step in all: batch x accumulate x processes = 64; BatchNorm sees those of one pass (of all "
     "processes, on GPUs). --model: OUT/model of a distillation, or the CLIP as it comes to compare with."
 )
 HOW_TRANSFER = "--model: OUT/model of fvit-ov-lvis-l14. --data: the other data set's root."
-HOW_CATSEG = "--data: COCO-Stuff's root. --model: OUT/model of a distilled OpenAI CLIP. 4 pictures a step in all."
+HOW_CATSEG = "--data: COCO-Stuff's root. --model: OUT/model of a distilled OpenAI CLIP. 4 images a step in all."
 HOW_SEMANTIC = "--model: OUT/model of a catseg row. --data: the other data set's root; "
 HOW_MAPS = "--maps: of `foveate convert-maps`."
 HOW_WORDS = "--labels: VOC's classes, and the other classes of PASCAL Context's 59 as words of the background."
@@ -190,16 +190,16 @@ DISTILLATIONS = (
            "EVA-02 L/14 on COCO, region proposals; gradients averaged.",
            L14_SYNC, L14_SYNC_TIME, None, HOW_SYNC + HOW_PROPOSALS, BOXES),
     Recipe("clipself-b16-lvis", "Sec. 3.3, A.3",
-           "EVA-02 B/16 for OV-LVIS: grid patches of the pictures of COCO train, which are LVIS's too.",
+           "EVA-02 B/16 for OV-LVIS: grid patches of the images of COCO train, which are LVIS's too.",
            {**B16_ONE, "steps": LVIS_STEPS}, B16_LIKE, {"OV-LVIS, APr": 25.3}, HOW_LVIS, LVIS_FILE, data="lvis"),
     Recipe("clipself-l14-lvis", "Sec. 3.3, A.3",
-           "EVA-02 L/14 for OV-LVIS: grid patches of the pictures of COCO train, which are LVIS's too.",
+           "EVA-02 L/14 for OV-LVIS: grid patches of the images of COCO train, which are LVIS's too.",
            {**L14_ONE, "steps": LVIS_STEPS}, L14_LIKE, {"OV-LVIS, APr": 34.9}, HOW_LVIS, LVIS_FILE, data="lvis"),
     Recipe("clipself-b16-cc3m", "Sec. 4",
-           "EVA-02 B/16 on web pictures without annotations: CC3M as tar shards, the same steps.",
+           "EVA-02 B/16 on web images without annotations: CC3M as tar shards, the same steps.",
            B16_ONE, B16_LIKE, None, HOW_SHARDS),
     Recipe("clipself-l14-cc3m", "Sec. 4",
-           "EVA-02 L/14 on web pictures without annotations: CC3M as tar shards, the same steps.",
+           "EVA-02 L/14 on web images without annotations: CC3M as tar shards, the same steps.",
            L14_ONE, L14_LIKE, None, HOW_SHARDS),
     Recipe("openai-b16-patches", "Tab. A3", "OpenAI's ViT-B-16 on COCO, grid patches.",
            {**B16_ONE, **OPENAI, "model": "ViT-B-16-quickgelu"}, B16_LIKE, None, HOW_ONE),
@@ -230,9 +230,9 @@ DISTILLATIONS = (
            {**B16_ONE, "head": "values3", "gates": True}, B16_LIKE, None,
            f"{HOW_COMPARED} Measure it with --head values3."),
     Recipe("image-text-b16", "Tab. 1, #5",
-           "Baseline: CLIP's own contrastive loss on captions of whole pictures, at the same input size.",
+           "Baseline: CLIP's own contrastive loss on captions of whole images, at the same input size.",
            {**PAPER, **B16, "objective": "image-text", "batch": 16, "steps": STEPS // 8}, B16_LIKE, None,
-           "One process, 16 pictures a step, as many as 2 x 44,358. Captions are COCO's."),
+           "One process, 16 images a step, as many as 2 x 44,358. Captions are COCO's."),
     # --- ablations: clipself-b16-patches-1gpu but for one flag
     *(Recipe(f"clipself-b16-{name}", where, f"Ablation: {what}.", {**B16_ONE, **change}, time, None, HOW_COMPARED)
       for name, where, what, change, time in (
@@ -321,12 +321,12 @@ HEADS = (
     Recipe("panoptic-odise", "Tab. 5",
            "ODISE's generator of masks with class words, on Stable Diffusion's features, COCO's 133 classes.",
            ODISE, NO_TIME, None,
-           "--encoder: Stable Diffusion 1.3 as diffusers writes it. 64 pictures a step: 8 x 8 passes on one process.",
+           "--encoder: Stable Diffusion 1.3 as diffusers writes it. 64 images a step: 8 x 8 passes on one process.",
            {"encoder": "SD", "labels": "FILE"}, "train-panoptic", "coco-panoptic"),
     Recipe("panoptic-tower", "none",
            "The same on the frozen tower of a distilled CLIP: one network is encoder and classifier.",
            ODISE, NO_TIME, None,
-           "--model: OUT/model of a distillation. 64 pictures a step: 8 x 8 passes on one process.",
+           "--model: OUT/model of a distillation. 64 images a step: 8 x 8 passes on one process.",
            MODEL, "train-panoptic", "coco-panoptic"),
     Recipe("panoptic-ade", "Tab. 5", "PQ on ADE20K of masks that CLIPSelf's dense map names together with ODISE.",
            {"shares": ("odise-label", "clip", "generator"), "size": 672, "semantic": True}, NO_TIME,
@@ -342,7 +342,7 @@ WORLD = (
     Recipe("world", "none",
            "The shipped small CLIP on the rendered world (`foveate world DIR`): what `foveate demo` distils.",
            {"steps": 260, "student_size": 192}, "2.5 min on two CPU cores (estimate, from one run of the demo)", None,
-           "One process, 4 pictures a step."),
+           "One process, 4 images a step."),
     Recipe("world-short", "none",
            "The shipped small CLIP, distilled on the rendered world: a row of `foveate reproduce`.",
            {"steps": 200, "student_size": 192}, "2.5 min on one CPU core (estimate, from the rows of results/)", None,

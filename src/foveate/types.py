@@ -7,9 +7,9 @@ Letters, used in every signature and shape comment:
     L tokens           H W pixels                           h w patch grid
     P patch size       Q queries
 
-Boxes are float32 xyxy in pixels with x1 < x2 and y1 < y2, one (N_i, 4) tensor an image: of the *picture* as it
-lies on disk in a `Sample`, of the *padded input* once the picture was resized for a tower. Other formats are converted
-where they are read. Pictures are uint8 RGB (3, H, W) until the compute device has them.
+Boxes are float32 xyxy in pixels with x1 < x2 and y1 < y2, one (N_i, 4) tensor an image: of the *image* as it
+lies on disk in a `Sample`, of the *padded input* once the image was resized for a tower. Other formats are converted
+where they are read. Images are uint8 RGB (3, H, W) until the compute device has them.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Category:
 
 @dataclass(frozen=True)
 class Segments:
-    """The annotated segments of one picture, things and stuff."""
+    """The annotated segments of one image, things and stuff."""
 
-    boxes: Float[Tensor, "N 4"]  # xyxy, pixels of the picture; stuff: the extent of its mask
+    boxes: Float[Tensor, "N 4"]  # xyxy, pixels of the image; stuff: the extent of its mask
     masks: Bool[Tensor, "N H W"]
     labels: Int64[Tensor, " N"]  # place in the data set's categories
     is_thing: Bool[Tensor, " N"]
@@ -42,18 +42,18 @@ class Segments:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Of every pixel of one picture its class: semantic ground truth, or a prediction."""
+    """Of every pixel of one image its class: semantic ground truth, or a prediction."""
 
     labels: Int64[Tensor, "H W"]  # place in the vocabulary; -1: none (whatever number a data set's files use for it)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded picture and what is asked about it."""
+    """One decoded image and what is asked about it."""
 
-    id: str  # names the picture in every message: the json's image id, or the path within a folder
+    id: str  # names the image in every message: the json's image id, or the path within a folder
     image: UInt8[Tensor, "3 H W"]
-    boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the picture
+    boxes: Float[Tensor, "N 4"]  # the regions to train on or to compare; xyxy, pixels of the image
     segments: Segments | None = None  # only where an evaluation asked for annotations
     caption: str | None = None  # only where an objective learns from captions
     label_map: LabelMap | None = None  # only of semantic data
@@ -67,12 +67,12 @@ def blank_sample(side: int = 8) -> Sample:
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one picture, best first."""
+    """What a detector found in one image, best first."""
 
-    boxes: Float[Tensor, "N 4"]  # xyxy, pixels of the picture
+    boxes: Float[Tensor, "N 4"]  # xyxy, pixels of the image
     scores: Float[Tensor, " N"]
     labels: Int64[Tensor, " N"]  # place in the vocabulary that was asked for
-    masks: tuple[dict, ...] | None = None  # COCO's compressed run lengths, of the whole picture; None: boxes only
+    masks: tuple[dict, ...] | None = None  # COCO's compressed run lengths, of the whole image; None: boxes only
     xywh: Float64[Tensor, "N 4"] | None = None  # left, top, width, height as a results file has them; measured exactly
 
 
@@ -89,7 +89,7 @@ class SegmentInfo:
 
 @dataclass(frozen=True)
 class PanopticMap:
-    """Of every pixel of one picture the segment it belongs to: panoptic ground truth, or a prediction."""
+    """Of every pixel of one image the segment it belongs to: panoptic ground truth, or a prediction."""
 
     ids: Int64[Tensor, "H W"]  # 0: none; else the `id` of a segment
     segments: tuple[SegmentInfo, ...]
@@ -97,7 +97,7 @@ class PanopticMap:
 
 @dataclass(frozen=True)
 class BadSample:
-    """A picture that could not be used, and why. It is counted and reported, never replaced."""
+    """An image that could not be used, and why. It is counted and reported, never replaced."""
 
     id: str
     reason: str

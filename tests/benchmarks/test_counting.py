@@ -135,12 +135,12 @@ def objective_of(name: str, mode: FakeTensorMode, **settings) -> ClipSelf:
         return ClipSelf(*towers, **settings)
 
 
-def step(name: str, *, pictures: int = 1, **settings) -> Account:
+def step(name: str, *, count: int = 1, **settings) -> Account:
     """Count the forward and backward pass of CLIPSelf on towers without weights."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     objective = objective_of(name, mode, **settings)
     with mode:
-        images = [torch.empty(3, 480, 640, dtype=torch.uint8) for _ in range(pictures)]
+        images = [torch.empty(3, 480, 640, dtype=torch.uint8) for _ in range(count)]
         for parameter in objective.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         batch = Batch([Sample(str(index), image, BOXES) for index, image in enumerate(images)], [])
@@ -148,7 +148,7 @@ def step(name: str, *, pictures: int = 1, **settings) -> Account:
 
 
 def test_a_step_of_a_large_tower_costs_what_its_sizes_say():
-    small, large = (step("EVA02-B-16", student_size=1024, pictures=count) for count in (1, 2))
+    small, large = (step("EVA02-B-16", student_size=1024, count=count) for count in (1, 2))
     # Student: T = 4097 tokens of C = 768. A block: q, k, v, out 4 C^2, SwiGLU 3 * 2048 C, attention 2 T C a token (and
     # multiply-adds are two); eleven whole blocks, in the last v, out and MLP; backward twice that, attention's 2.5.
     tokens, width, hidden = 4097, 768, 2048
@@ -172,5 +172,5 @@ def test_options_cost_what_they_promise():
     assert halved.bytes_saved - copies < 0.75 * plain.bytes_saved and halved.flops == plain.flops
     assert recomputed.bytes_saved < 0.4 * plain.bytes_saved and recomputed.flops > plain.flops
     assert recomputed.peak_bytes < 0.5 * plain.peak_bytes  # beside gradients that are there already
-    assert valid.flops < 0.9 * plain.flops  # a 4 : 3 picture leaves a quarter of its square empty
+    assert valid.flops < 0.9 * plain.flops  # a 4 : 3 image leaves a quarter of its square empty
     assert step("ViT-B-32", student_size=448) == plain  # to the last bit

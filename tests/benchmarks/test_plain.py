@@ -1,7 +1,7 @@
 """The whole step and the whole evaluation against the plain implementation: another loader, another tower code, another
 optimizer; Pillow, torch and the libraries' modules are all they share.
 
-On `exact` pictures nothing is resized, so the numbers must agree to rounding.
+On `exact` images nothing is resized, so the numbers must agree to rounding.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.clip.text import embed_vocabulary
 from foveate.data.batches import Loading
-from foveate.data.pictures import read_picture
+from foveate.data.images import read_image
 from foveate.data.records import Dataset, Record
 from foveate.evaluate.regions import evaluate_regions
 from foveate.ops.resample import crop_and_resize, normalize, square_inputs
@@ -22,7 +22,7 @@ from inputs import exact, photographs, to_batch
 from plain.data import crop_square
 from plain.evaluation import PlainSegments, accuracy, embed
 from plain.towers import dense
-from sides import LR, Ours, copy_of, gradient_difference, plain_pictures, plain_step, stacked
+from sides import LR, Ours, copy_of, gradient_difference, plain_images, plain_step, stacked
 
 SIZES = {"eva": 48, "vit": 40, "vit-quickgelu": 40, "vit-scaled": 40}  # 6 or 5 patches a side, unlike the native grids
 
@@ -34,11 +34,11 @@ def pair(request, make_clip):
 
 
 def plain_of(student, teacher, size):
-    """The plain side and what its loader gives for three pictures with different numbers of regions."""
+    """The plain side and what its loader gives for three images with different numbers of regions."""
     items = exact(3, crops=5, student_size=size, teacher_size=teacher.native_size)
     items[1] = (items[1][0], items[1][1][:2])
     plain = plain_step(copy_of(student), copy_of(teacher))
-    return items, plain, stacked(plain_pictures(items, teacher, size=size))
+    return items, plain, stacked(plain_images(items, teacher, size=size))
 
 
 def test_loss_and_gradients_are_those_of_the_plain_step(pair):
@@ -93,16 +93,16 @@ def test_dense_maps_agree_on_rectangles(pair):
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_the_plain_loader_sees_the_pictures_we_see(make_clip):
+def test_the_plain_loader_sees_the_images_we_see(make_clip):
     teacher = make_clip("vit")
     [(path, boxes)] = photographs(1, crops=3)
-    image, picture = read_picture(path), Image.open(path)
+    image, pil_image = read_image(path), Image.open(path)
     size, mean, std = 160, teacher.mean, teacher.std
     ours = normalize(crop_and_resize(image, torch.tensor(boxes), size=48), mean=mean, std=std)
-    plain = torch.stack([crop_square(picture, box, 48, mean, std) for box in boxes])
+    plain = torch.stack([crop_square(pil_image, box, 48, mean, std) for box in boxes])
     level = 1 / 255 / min(std)  # Pillow rounds to grey levels after each of its two passes
     assert (ours - plain).abs().max() <= 1.01 * level and ours.std() > 0.3
-    [(square, rows, _)] = [plain_pictures([(path, boxes)], teacher, size=size)[0]]
+    [(square, rows, _)] = [plain_images([(path, boxes)], teacher, size=size)[0]]
     assert (square_inputs([image], size=size, mean=mean, std=std)[0] - square).abs().max() <= 1.01 * level
     assert rows[:, 4].tolist() == [1.0] * 3 + [0.0] * 17
     torch.testing.assert_close(rows[:3, :4], torch.tensor(boxes) / 4)  # 640 pixels became 160
@@ -110,7 +110,7 @@ def test_the_plain_loader_sees_the_pictures_we_see(make_clip):
 
 def test_evaluation_scores_are_those_of_the_plain_one(make_clip, tmp_path):
     clip = make_clip("eva")
-    size, dataset = 48, annotated(tmp_path, pictures=6, size=(48, 36))
+    size, dataset = 48, annotated(tmp_path, count=6, size=(48, 36))
     ours = evaluate_regions(clip, dataset, sizes=[size], crops=False, templates=("a {}.",), loading=Loading(batch=4))[
         "dense"
     ][size]
@@ -141,11 +141,11 @@ def things(record: Record) -> list[bool]:
     return [label < 4 for label in record.labels]
 
 
-def annotated(folder: Path, *, pictures: int, size: tuple[int, int]) -> Dataset:
-    """Pictures of noise, each in four quarters: two things and two kinds of stuff."""
+def annotated(folder: Path, *, count: int, size: tuple[int, int]) -> Dataset:
+    """Images of noise, each in four quarters: two things and two kinds of stuff."""
     categories = tuple(Category(i + 1, f"name {i}", is_thing=i < 4) for i in range(8))
     draw, (width, height), records = np.random.default_rng(0), size, []
-    for i in range(pictures):
+    for i in range(count):
         coarse = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{i}.png")
         colours = np.zeros((height, width, 3), np.uint8)

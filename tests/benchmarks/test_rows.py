@@ -101,7 +101,7 @@ def test_the_profile_of_a_step_adds_up(line):
 
 
 def test_data_feed_counts_bytes(line):
-    found = line(data_feed, "--pictures", "4", "--workers", "0")
+    found = line(data_feed, "--images", "4", "--workers", "0")
     # 20 crops of 32 x 32, one square of 48 x 48, float32, and 20 rows of 5; ours: 640 x 480 bytes, and a few boxes
     assert found["megabytes"]["plain"] == pytest.approx((20 * 3 * 32**2 + 3 * 48**2 + 20 * 5) * 4 / 1e6, rel=1e-3)
     assert 3 * 640 * 480 < found["megabytes"]["ours"] * 1e6 < 3 * 640 * 480 + 20 * 16 + 100
@@ -109,8 +109,8 @@ def test_data_feed_counts_bytes(line):
 
 
 def test_evaluation_of_a_rendered_world(line):
-    found = line(eval_regions, "--pictures", "2")
-    assert found["pictures"] == 2 and found["regions"] > 2
+    found = line(eval_regions, "--images", "2")
+    assert found["images"] == 2 and found["regions"] > 2
     assert min(found["least_cosine"].values()) > 0.99
     assert found["loader_ratio"] > 0
 

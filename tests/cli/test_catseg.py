@@ -1,4 +1,4 @@
-"""`foveate train-catseg`, `evaluate semantic` and `segment` as users type them, on a world of a few pictures."""
+"""`foveate train-catseg`, `evaluate semantic` and `segment` as users type them, on a world of a few images."""
 
 import json
 import shutil
@@ -124,7 +124,7 @@ def test_miou_is_that_of_the_maps_by_hand(world, trained, tmp_path):
     seen = [name not in about.novel for name in data.names]
     assert found["mIoU"] == pytest.approx(confusion.measure(data.names, seen=seen)["mIoU"])
     assert found["groups"]["unseen"] == confusion.measure(data.names, seen=seen)["groups"]["unseen"]
-    assert found["kind"] == "catseg" and found["pictures"] == 3 and "without ground truth" in found["rule"]
+    assert found["kind"] == "catseg" and found["images"] == 3 and "without ground truth" in found["rule"]
 
 
 def test_any_clip_is_asked_by_its_cosines(world, tmp_path):
@@ -134,12 +134,12 @@ def test_any_clip_is_asked_by_its_cosines(world, tmp_path):
     assert found["kind"] == "cosines" and found["mIoU"] > 0
     data = open_semantic(world, split="val")
     sizes = [read_truth(record, data).labels for record in data.dataset.records]
-    assert found["pictures"] == 3 and found["pixels"] == sum(int((one >= 0).sum()) for one in sizes)
+    assert found["images"] == 3 and found["pixels"] == sum(int((one >= 0).sum()) for one in sizes)
     main(["evaluate", "semantic", "--data", str(world), "--model", "foveate-small", "--size", "64", *ASK, "--limit",
           "2", "--out", str(tmp_path / "r.json")])  # fmt: skip
     part = json.loads((tmp_path / "r.json").read_text())
-    assert part["pictures"] == 2 and part["pixels"] == sum(int((one >= 0).sum()) for one in sizes[:2])
-    assert part["pictures_without_result"]["count"] == 0  # those beyond the limit are not missed
+    assert part["images"] == 2 and part["pixels"] == sum(int((one >= 0).sum()) for one in sizes[:2])
+    assert part["images_without_result"]["count"] == 0  # those beyond the limit are not missed
     novel = read_split(world / "annotations/splits.json", None).novel
     assert {one["name"] for one in found["per_class"] if not one["seen"]} == {*novel}
 
@@ -160,17 +160,17 @@ def test_every_word_speaks_for_its_class(world, tmp_path):
     assert calls["more"]["zebra crossing"] >= calls["plain"]["grass"]
 
 
-def test_pictures_are_segmented_drawn_and_recorded(world, trained, tmp_path):
+def test_images_are_segmented_drawn_and_recorded(world, trained, tmp_path):
     out = tmp_path / "s"
     main(["segment", str(world / "val2017"), "--model", str(trained / "model"), "--vocab", "grass, sand, disc",
           "--out", str(out), *ASK])  # fmt: skip
     record = json.loads((out / "segments.json").read_text())
     assert (
         record["classes"] == [["grass"], ["sand"], ["disc"]]
-        and len(record["pictures"]) == 3
+        and len(record["images"]) == 3
         and not record["info"]["bad"]
     )
-    for one in record["pictures"]:
+    for one in record["images"]:
         labels = Image.open(out / one["file_name"])
         assert labels.mode == "P" and labels.size == (one["width"], one["height"])
         values = torch.tensor(list(labels.getdata()))
@@ -225,13 +225,13 @@ def test_broken_maps_are_counted_and_named(world, tmp_path, capsys):
 
 
 def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, capsys):
-    picture = str(next((world / "val2017").iterdir()))
-    err = fails(capsys, "segment", picture, "--model", "foveate-small", "--out", str(tmp_path / "s"), *ASK)
+    image = str(next((world / "val2017").iterdir()))
+    err = fails(capsys, "segment", image, "--model", "foveate-small", "--out", str(tmp_path / "s"), *ASK)
     assert "--vocab: need the classes to ask for" in err
-    err = fails(capsys, "segment", picture, "--model", str(trained / "model"), "--panoptic", "--out",
+    err = fails(capsys, "segment", image, "--model", str(trained / "model"), "--panoptic", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
     assert "--panoptic: need --model OUT/model of `foveate train-panoptic`" in err
-    err = fails(capsys, "segment", picture, "--model", str(trained / "model"), "--vocab", "cat, dog, Cat", "--out",
+    err = fails(capsys, "segment", image, "--model", str(trained / "model"), "--vocab", "cat, dog, Cat", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
     assert "cat" in err.lower() and not (tmp_path / "s").exists()
 
@@ -264,23 +264,23 @@ def test_stuff_is_a_matter_of_panoptic_segmentation(world, tmp_path, capsys):
     assert "--stuff: goes with --panoptic" in err
 
 
-def test_pictures_that_are_turned_or_broken_are_measured_by_their_maps(tmp_path, capsys):
-    """ADE20K's maps have the size of the picture as it is stored; a picture that cannot be read is missed whole."""
-    pictures, maps = (tmp_path / one / "validation" for one in ("images", "annotations"))
-    pictures.mkdir(parents=True), maps.mkdir(parents=True)
+def test_images_that_are_turned_or_broken_are_measured_by_their_maps(tmp_path, capsys):
+    """ADE20K's maps have the size of the image as it is stored; an image that cannot be read is missed whole."""
+    images, maps = (tmp_path / one / "validation" for one in ("images", "annotations"))
+    images.mkdir(parents=True), maps.mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     for name in "ab":
-        Image.new("RGB", (12, 8)).save(pictures / f"{name}.jpg", exif=exif)
+        Image.new("RGB", (12, 8)).save(images / f"{name}.jpg", exif=exif)
         Image.new("L", (12, 8), 1 if name == "a" else 2).save(maps / f"{name}.png")
-    (pictures / "b.jpg").write_bytes(b"broken")
+    (images / "b.jpg").write_bytes(b"broken")
     rows = [f"{one}\t0\tc{one}" for one in range(1, 151)]
     (tmp_path / "objectInfo150.txt").write_text("\n".join(["Idx\tStuff\tName", *rows]))
     main(["evaluate", "semantic", "--data", str(tmp_path), "--model", "foveate-small", "--size", "64", *ASK, "--out",
           str(tmp_path / "r.json")])  # fmt: skip
     found = json.loads((tmp_path / "r.json").read_text())
-    assert found["pictures"] == 2 and found["pixels"] == 2 * 96 and found["pixels_without_prediction"] == 96
-    assert found["pictures_without_result"] == {"count": 1, "first": ["b"]} and [b["id"] for b in found["bad"]] == ["b"]
+    assert found["images"] == 2 and found["pixels"] == 2 * 96 and found["pixels_without_prediction"] == 96
+    assert found["images_without_result"] == {"count": 1, "first": ["b"]} and [b["id"] for b in found["bad"]] == ["b"]
     said = capsys.readouterr()
     assert "1 of them could not be read, and all" in " ".join(said.out.split()) and "b.jpg" in said.err
 

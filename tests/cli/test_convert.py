@@ -102,7 +102,7 @@ def test_a_result_that_embeds_differently_is_not_left_behind(source, tmp_path, c
 
     monkeypatch.setattr(weights, "save_file", spoil)
     for layout in ("open_clip", "hf", "foveate"):
-        fails(["convert", source, tmp_path / "out", "--to", layout], "embeds differently: a picture by", capsys)
+        fails(["convert", source, tmp_path / "out", "--to", layout], "embeds differently: an image by", capsys)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 

@@ -44,7 +44,7 @@ def fails(typed, words, capsys):
 
 @pytest.fixture
 def release(tmp_path):
-    """ADE20K's full release with one picture a split: objects 1, 300 in both."""
+    """ADE20K's full release with one image a split: objects 1, 300 in both."""
     for split, numbers in (("training", (1, 300, 9)), ("validation", (1, 300, 8))):
         where = tmp_path / "full/images/ADE" / split / "street"
         save(where / "a.jpg", np.zeros((1, 3, 3)))

@@ -195,7 +195,7 @@ def test_voc_is_measured_by_its_rule(monkeypatch, tmp_path, world, model):
     result = evaluate(monkeypatch, tmp_path, model, *more, moved=0.0, split="test")
     (one,) = result["fusions"]
     notes = read(world)["annotations"]
-    assert (one["style"], one["pictures"]) == ("voc07", 4)
+    assert (one["style"], one["images"]) == ("voc07", 4)
     assert one["crowds"] == sum(note["id"] % 2 for note in notes) and one["objects"] + one["crowds"] == len(notes)
     assert one["boxes"]["AP50"] == pytest.approx(100)
     assert set(one["boxes"]) == {"AP50", "AP75", "groups", "per_class"}

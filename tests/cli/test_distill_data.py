@@ -1,4 +1,4 @@
-"""The data flags of `foveate distill`: which pictures and which regions they give together."""
+"""The data flags of `foveate distill`: which images and which regions they give together."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli.main import main
-from foveate.data.loader import PictureSource
+from foveate.data.loader import ImageSource
 from foveate.data.records import Dataset
 from foveate.data.world.write import WorldSize, write_world
 from foveate.errors import InputError
@@ -30,13 +30,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def source(data: Path | str, **flags) -> PictureSource:
+def source(data: Path | str, **flags) -> ImageSource:
     config = DistillConfig(data=str(data), out=Path("out"), **flags)
     check_distill(config)
     return open_images(config, progress=False)
 
 
-def drawn(source: PictureSource, index: int) -> list[tuple[float, ...]]:
+def drawn(source: ImageSource, index: int) -> list[tuple[float, ...]]:
     sample = source[(0, index)]
     assert isinstance(sample, Sample)
     return sorted(tuple(box) for box in sample.boxes.tolist())
@@ -56,10 +56,10 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     found = source(world, boxes=tmp_path / "r.json")
     assert drawn(found, 1) == [(10, 20, 40, 60)]
     saw, boxless = found.dataset.dropped_lines()
-    assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 pictures have no box")
+    assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
 
 
-def test_boxes_in_parts_of_the_sides_and_those_of_other_pictures_are_refused(world, tmp_path):
+def test_boxes_in_parts_of_the_sides_and_those_of_other_images_are_refused(world, tmp_path):
     (tmp_path / "parts.json").write_text(json.dumps({"000000000001.jpg": [[0.1, 0.2, 0.5, 0.6]]}))
     with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*none is\. They are in pixels"):
         source(world, boxes=tmp_path / "parts.json")

@@ -1,4 +1,4 @@
-"""`foveate train-fvit`, `detect` and `evaluate detection` as users type them, on a world of a few pictures."""
+"""`foveate train-fvit`, `detect` and `evaluate detection` as users type them, on a world of a few images."""
 
 import json
 import shutil
@@ -140,7 +140,7 @@ def test_detect_draws_and_writes_cocos_form(world, trained, tmp_path, capsys):
     words = ["detect", str(world / "val2017"), "--model", str(trained / "model"), "--vocab", "ringed box, cat"]
     main([*words, "--out", str(out), "--min-score", "0", "--most", "5", "--draw", "0", *ASK])
     told = capsys.readouterr()
-    assert "2 classes: " in told.err and "3 pictures, 15 boxes, 15 drawn" in told.out
+    assert "2 classes: " in told.err and "3 images, 15 boxes, 15 drawn" in told.out
     content = json.loads((out / "detections.json").read_text())
     assert [one["name"] for one in content["categories"]] == ["ringed box", "cat"]
     assert len(content["images"]) == 3 and len(content["annotations"]) == 15
@@ -152,14 +152,14 @@ def test_detect_draws_and_writes_cocos_form(world, trained, tmp_path, capsys):
     assert (abs(colours - np.array([215, 38, 56])).sum(axis=1) < 40).any()  # "cat" is novel: red
 
 
-def test_a_picture_smaller_than_a_patch_and_one_that_is_none_do_not_stop_the_others(trained, tmp_path, capsys):
-    folder = tmp_path / "pictures"
+def test_a_image_smaller_than_a_patch_and_one_that_is_none_do_not_stop_the_others(trained, tmp_path, capsys):
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (3, 2), "red").save(folder / "small.png")
-    (folder / "broken.jpg").write_bytes(b"not a picture")
+    (folder / "broken.jpg").write_bytes(b"not an image")
     main(["detect", str(folder), "--model", str(trained / "model"), "--out", str(tmp_path / "o"), *ASK])
     told = capsys.readouterr()
-    assert "1 pictures" in told.out and "broken.jpg" in told.err
+    assert "1 images" in told.out and "broken.jpg" in told.err
     content = json.loads((tmp_path / "o/detections.json").read_text())
     assert [one["id"] for one in content["info"]["bad"]] == ["broken.jpg"]
     assert all(one["bbox"][2] <= 3 and one["bbox"][3] <= 2 for one in content["annotations"])
@@ -252,7 +252,7 @@ def test_bad_runs_are_refused_before_anything_is_written(world, tmp_path, capsys
     assert not out.exists()
 
 
-def test_pictures_without_boxes_are_not_learned_from(world, tmp_path, capsys):
+def test_images_without_boxes_are_not_learned_from(world, tmp_path, capsys):
     told = fails(capsys, "train-fvit", "--data", str(world / "val2017"), "--out", str(tmp_path / "f"), *TINY)
     assert "need annotated boxes with their categories" in told and not (tmp_path / "f").exists()
 
@@ -353,7 +353,7 @@ def test_the_table_of_lvis_has_ap_of_rare_classes_and_fits_a_terminal(capsys):
     kind = {"AP": 1.2, "AP50": 50.0, "groups": groups}
     one = {"fusion": {"base": 0.1, "novel": 0.6}, "style": "lvis", "boxes": kind, "masks": kind}
     config = Detection(data=Path("d"), model=Path("m"))
-    Console(width=80).print(_table({"fusions": [one], "pictures": 2}, config))
+    Console(width=80).print(_table({"fusions": [one], "images": 2}, config))
     told = capsys.readouterr().out
     assert all(name in told for name in LVIS_GROUPS) and "…" not in told
     rows = [line for line in told.splitlines() if "masks" in line]
@@ -361,11 +361,11 @@ def test_the_table_of_lvis_has_ap_of_rare_classes_and_fits_a_terminal(capsys):
     assert [cell.strip() for cell in rows[0].split("│")[3:-1]] == ["1.2", "50.0", "2.2", "3.2", "4.2", "5.2", "6.2"]
 
 
-def test_without_a_usable_picture_there_is_no_detector(world, tmp_path, capsys):
+def test_without_a_usable_image_there_is_no_detector(world, tmp_path, capsys):
     broken = tmp_path / "w"
     shutil.copytree(world, broken)
     for path in (broken / "train2017").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     told = fails(capsys, "train-fvit", "--data", str(broken), "--out", str(tmp_path / "f"), *TINY)
     assert "no product is written" in told and not (tmp_path / "f/model").exists()
 

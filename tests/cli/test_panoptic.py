@@ -1,4 +1,4 @@
-"""`foveate train-panoptic` and `evaluate panoptic` as users type them, on a world of a few pictures."""
+"""`foveate train-panoptic` and `evaluate panoptic` as users type them, on a world of a few images."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def fails(capsys, *words: str) -> str:
 
 
 def asked_of(folder: Path, world: Path):
-    """A segmenter for all of the world's classes, and the pictures of val."""
+    """A segmenter for all of the world's classes, and the images of val."""
     data = open_panoptic(world, "val")
     vocabulary = Vocabulary(tuple((one.name,) for one in data.categories))
     return open_segmenter(
@@ -112,7 +112,7 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
     monkeypatch.setattr(MaskGenerator, "propose", lambda self, some: count.append(len(some)) or propose(self, some))
     names = ["generator", "clip", "0.2,0.9"]
     main([*words, "--shares", *names, "--out", str(tmp_path / "all.json")])
-    assert sum(count) == 3  # val's pictures, once
+    assert sum(count) == 3  # val's images, once
     told = capsys.readouterr()
     assert "42 classes: 34 that the generator learned from" in told.err and "mIoU" in told.out and "AP" in told.out
     together = json.loads((tmp_path / "all.json").read_text())
@@ -261,7 +261,7 @@ def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
     words = ["evaluate", "panoptic", "--data", str(ade), "--model", str(trained / "model"), *ASK]
     main([*words, "--semantic", "--instances", "--out", str(tmp_path / "o.json")])
     found = json.loads((tmp_path / "o.json").read_text())
-    assert found["pictures"] == 2 and [one["name"] for one in found["shares"]] == ["odise-label", "clip", "generator"]
+    assert found["images"] == 2 and [one["name"] for one in found["shares"]] == ["odise-label", "clip", "generator"]
     counts = [one["matched"] + one["missed"] for one in found["shares"][0]["per_class"]]
     assert counts == [2, 0, 2, 2] and found["shares"][0]["instances"]["objects"] == 2
     # OpenSeg's list counts from 1; one of its words is learned
@@ -275,7 +275,7 @@ def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
     Image.new("RGB", (80, 60), (120, 0, 6)).save(ade / "ade20k_panoptic_val/ADE_val_00000002.png")
     main([*words, "--shares", "clip", "--out", str(tmp_path / "p.json")])
     found = json.loads((tmp_path / "p.json").read_text())
-    assert found["pictures"] == 1 and "need pixels of every segment" in found["bad"][0]["reason"]
+    assert found["images"] == 1 and "need pixels of every segment" in found["bad"][0]["reason"]
 
 
 def test_a_mask2former_from_a_folder_trains_and_is_asked(world, tmp_path, capsys):
@@ -325,20 +325,20 @@ def test_another_clip_classifies_and_another_tower_is_refused(world, trained, tm
     more = ["--clip", str(tmp_path / "moved"), "--clip-with", str(tmp_path / "other"), "--region", "masked"]
     main([*words, *more, "--size", "96", "--no-squash", "--templates", "none", "--out", str(tmp_path / "o.json")])
     found = json.loads((tmp_path / "o.json").read_text())
-    assert found["clip"] == str(tmp_path / "other") and found["size"] == 96 and found["pictures"] == 1
+    assert found["clip"] == str(tmp_path / "other") and found["size"] == 96 and found["images"] == 1
 
 
-def test_pictures_that_cannot_be_read_are_counted(world, trained, tmp_path, capsys):
+def test_images_that_cannot_be_read_are_counted(world, trained, tmp_path, capsys):
     broken = tmp_path / "w"
     shutil.copytree(world, broken)
-    pictures = sorted((broken / "val2017").iterdir())
-    pictures[0].write_bytes(b"no picture")
-    Image.new("RGB", (192, 192)).save(broken / "annotations/panoptic_val2017" / f"{pictures[1].stem}.png")  # no segment
+    images = sorted((broken / "val2017").iterdir())
+    images[0].write_bytes(b"no image")
+    Image.new("RGB", (192, 192)).save(broken / "annotations/panoptic_val2017" / f"{images[1].stem}.png")  # no segment
     words = ["evaluate", "panoptic", "--data", str(broken), "--model", str(trained / "model"), *ASK]
     main([*words, "--shares", "clip", "--out", str(tmp_path / "o.json")])
     found = json.loads((tmp_path / "o.json").read_text())
-    assert found["pictures"] == 1 and len(found["bad"]) == 2
-    assert pictures[0].stem in capsys.readouterr().err
+    assert found["images"] == 1 and len(found["bad"]) == 2
+    assert images[0].stem in capsys.readouterr().err
     assert "strict" in fails(capsys, *words, "--strict")
 
 

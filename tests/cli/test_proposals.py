@@ -72,11 +72,11 @@ def test_the_file_is_cocos_and_says_what_it_was_learned_from(world, made):
         "version": "",
     }
     recall = json.loads((made / "recall.json").read_text())
-    assert recall["split"] == "instances_val2017" and recall["pictures"] == 2
+    assert recall["split"] == "instances_val2017" and recall["images"] == 2
     assert recall["base"].keys() == {"objects", "recall50", "AR@7"} and recall["base"]["objects"] > 0
 
 
-def test_the_file_is_read_as_boxes_of_the_pictures(world, made):
+def test_the_file_is_read_as_boxes_of_the_images(world, made):
     path = made / "proposals_train.json"
     assert all(len(boxed.boxes) == 7 and boxed.height for boxed in parse_boxes(path).values())
     dataset = with_boxes(open_data(world, split="train", annotations="none"), path)
@@ -131,8 +131,8 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
     with pytest.raises(SystemExit):
         main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--seed", "1"])
     assert "seed: there 0, here 1" in capsys.readouterr().err
-    pictures = world / "val2017"
-    main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--keep", "3", "--pictures", str(pictures),
+    images = world / "val2017"
+    main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--keep", "3", "--images", str(images),
           "--validate-split", "val"])  # fmt: skip
     content = json.loads((made / "proposals_train.json").read_text())
     assert len(content["images"]) == 2 and len(content["annotations"]) == 6
@@ -159,7 +159,7 @@ def sample_of(record: Record) -> Sample:
     return Sample(str(record.id), read_record(record), torch.zeros(0, 4))
 
 
-def test_pictures_in_shards_are_found_again_although_their_keys_repeat(world, tmp_path):
+def test_images_in_shards_are_found_again_although_their_keys_repeat(world, tmp_path):
     for number, name in enumerate(("a.tar", "b.tar"), start=1):
         with tarfile.open(tmp_path / name, "w") as tar:
             for key in ("0.x/1", "0.x/2"):
@@ -177,7 +177,7 @@ def test_names_of_this_machine_are_never_written(world, tmp_path):
     assert file_name_of(record, [world / "train2017", world]) == "000000000001.jpg"
     assert file_name_of(record, [tmp_path, world]) == "train2017/000000000001.jpg"
     for one in (record, replace(record, id="/x/a.tar:1", member=Member("1", 0, 1))):
-        with pytest.raises(InputError, match="--pictures, --data: need pictures below"):
+        with pytest.raises(InputError, match="--images, --data: need images below"):
             file_name_of(one, [tmp_path])
 
 

@@ -111,7 +111,7 @@ def test_flags_of_segment_reach_the_segmenter(world, folder, tmp_path, monkeypat
 
 def test_the_mean_iou_of_its_classes(world, folder, tmp_path):
     words = ["evaluate", "semantic", "--data", str(world), "--model", str(folder), *ASK]
-    assert result(tmp_path / "r.json", *words)["pictures"] == 2
+    assert result(tmp_path / "r.json", *words)["images"] == 2
 
 
 def test_classes_without_names_go_by_their_order(world, tmp_path, monkeypatch, capsys):

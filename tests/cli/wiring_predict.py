@@ -16,7 +16,7 @@ FED = {
     "strict": To("--strict", reaches="Batches"),
     "device": To("--device cuda", reaches="choose_device"),
 }
-WRITTEN = {"write_picture": NOTHING, "write_whole": Stand(give(None), without=("content",))}
+WRITTEN = {"write_image": NOTHING, "write_whole": Stand(give(None), without=("content",))}
 
 DETECT = Case(
     f"{{images}} --model some {ASK}",
@@ -32,9 +32,9 @@ DETECT = Case(
     {
         **FED,
         **fusing("detect"),
-        "pictures": To("", instead=f"{{more}} --model some {ASK}", reaches="Batches"),
+        "images": To("", instead=f"{{more}} --model some {ASK}", reaches="Batches"),
         "model": To("--model another", reaches="load_detector"),
-        "out": To("--out {out}/another", reaches="write_whole write_picture"),
+        "out": To("--out {out}/another", reaches="write_whole write_image"),
         "vocab": To("--vocab 'plaid cross, tree, sky'", reaches="embed_vocabulary detect draw_detections"),
         "draw": To("--draw 0.5", reaches="draw_detections"),
         "weights": To("--weights 0.1 0.2", reaches="detect"),
@@ -59,8 +59,8 @@ SEGMENT = Case(
     {
         **FED,
         **segmenting(f"{{images}} --model {{model}} --vocab 'dog, cat' {ASK}"),
-        "pictures": To("", instead=f"{{more}} --model some {NAMES} {ASK}", reaches="Batches write_label_map"),
-        "out": To("--out {out}/another", reaches="write_whole write_picture write_label_map"),
+        "images": To("", instead=f"{{more}} --model some {NAMES} {ASK}", reaches="Batches write_label_map"),
+        "out": To("--out {out}/another", reaches="write_whole write_image write_label_map"),
         "vocab": To("--vocab 'dog, cat'", reaches="embed_vocabulary draw_label_map write_label_map"),
         "panoptic": To("--panoptic", base=MASKED.replace("--panoptic", ""), reaches="panoptic_png write_whole"),
         "stuff": To("--stuff tree", base=MASKED, reaches="PanopticSegmenter panoptic_categories"),
@@ -74,7 +74,7 @@ EMBED = Case(
     f"{{images}} {FEATURES}",
     {**MEASURED, "make_parts": LAST},
     {
-        "pictures": To("", instead=f"{{more}} {FEATURES}", reaches="make_parts"),
+        "images": To("", instead=f"{{more}} {FEATURES}", reaches="make_parts"),
         "out": To("--out {out}/g.safetensors", reaches="make_parts"),
         "what": To("--what dense", reaches="make_parts"),
         "boxes": To("--boxes {image_boxes}", reaches="make_parts"),

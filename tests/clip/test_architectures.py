@@ -63,7 +63,7 @@ def test_the_papers_windows(name, whole):
     assert sorted({*range(len(tower_stages(clip.visual)))} - set(windows.blocks)) == whole
 
 
-def test_siglips_pool_keeps_the_whole_picture():
+def test_siglips_pool_keeps_the_whole_image():
     with torch.device("meta"):
         clip = load("ViT-B-16-SigLIP", device="meta")
     assert default_windows(clip.visual).blocks == (0, 1, 3, 4, 6, 7, 9, 10)

@@ -28,7 +28,7 @@ def clip(request, make_clip):
     return make_clip(request.param)
 
 
-def pictures(*shape, seed=0):
+def make_images(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -43,7 +43,7 @@ def test_fields(make_clip):
 
 @torch.no_grad()
 def test_batched_equals_single_and_order_does_not_matter(clip):
-    images = pictures(3, 3, 16, 40)
+    images = make_images(3, 3, 16, 40)
     for encode in (clip.encode_image, clip.encode_dense):
         together = encode(images)
         torch.testing.assert_close(together, torch.cat([encode(image[None]) for image in images]), atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_batched_equals_single_and_order_does_not_matter(clip):
 
 @torch.no_grad()
 def test_embeddings_have_length_one(clip):
-    images = pictures(2, 3, 24, 16)
+    images = make_images(2, 3, 24, 16)
     torch.testing.assert_close(clip.encode_image(images).norm(dim=1), torch.ones(2))
     torch.testing.assert_close(clip.encode_dense(images).norm(dim=1), torch.ones(2, 3, 2))
     torch.testing.assert_close(clip.encode_text(clip.tokenize(["x", "y"])).norm(dim=1), torch.ones(2))
@@ -67,7 +67,7 @@ def test_a_patch_is_found_at_its_place(clip):
     saved = getattr(module, name)
     setattr(module, name, saved[-1:])
     try:
-        images = pictures(1, 3, 24, 40)
+        images = make_images(1, 3, 24, 40)
         changed = images.clone()
         changed[:, :, 8:16, 24:32] += 1  # row 1, column 3
         moved = (clip.encode_dense(images) - clip.encode_dense(changed)).abs().amax(dim=(0, 1))
@@ -78,7 +78,7 @@ def test_a_patch_is_found_at_its_place(clip):
 
 @torch.no_grad()
 def test_boxes_and_masks_pool_the_dense_map(clip):
-    images = pictures(2, 3, 24, 40)
+    images = make_images(2, 3, 24, 40)
     boxes = [torch.tensor([[0.0, 0.0, 16.0, 8.0], [5.0, 3.0, 39.0, 20.0]]), torch.zeros(0, 4)]
     dense = clip.encode_dense(images)
     torch.testing.assert_close(clip.encode_boxes(images, boxes), pool_boxes(dense, boxes, stride=8))
@@ -93,43 +93,43 @@ def test_boxes_and_masks_pool_the_dense_map(clip):
 
 def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
     with pytest.raises(InputError, match=r"multiples of the patch size 8; got 24 x 20"):
-        clip.encode_dense(pictures(1, 3, 24, 20))
+        clip.encode_dense(make_images(1, 3, 24, 20))
     with pytest.raises(InputError, match=r"need \(B, 3, H, W\), or a list.*; got \(1, 3, 0, 8\)"):
-        clip.encode_image(pictures(1, 3, 0, 8))
+        clip.encode_image(make_images(1, 3, 0, 8))
     with pytest.raises(InputError, match=r"need \(B, 3, H, W\), or a list.*; got \(7,\)"):
-        clip.encode_image(pictures(7))
+        clip.encode_image(make_images(7))
     with pytest.raises(InputError, match=r"boxes\[1\].*x1 < x2"):
-        clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
+        clip.encode_boxes(make_images(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
     with pytest.raises(InputError, match="one tensor an image, 2 in all; got 1"):
-        clip.encode_boxes(pictures(2, 3, 24, 24), [torch.zeros(0, 4)])
+        clip.encode_boxes(make_images(2, 3, 24, 24), [torch.zeros(0, 4)])
     with pytest.raises(InputError, match="need a list of one tensor an image, 1 in all; got one tensor"):
-        clip.encode_boxes(pictures(1, 3, 24, 24), torch.zeros(1, 4))
+        clip.encode_boxes(make_images(1, 3, 24, 24), torch.zeros(1, 4))
     with pytest.raises(InputError, match=r"masks\[0\].*\(N, 24, 24\) in pixels, or \(N, 3, 3\).*got \(1, 24, 23\)"):
-        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 24, 23, dtype=torch.bool)])
+        clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 24, 23, dtype=torch.bool)])
     with pytest.raises(InputError, match=r"masks\[0\]: need bool; got torch.float32"):
-        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 3, 3)])
+        clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 3, 3)])
     with pytest.raises(InputError, match="masks: need a list of one tensor an image, 1 in all; got 2"):
-        clip.encode_masks(pictures(1, 3, 24, 24), [torch.ones(1, 3, 3, dtype=torch.bool)] * 2)
+        clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 3, 3, dtype=torch.bool)] * 2)
     with pytest.raises(InputError, match=r"images: need normalised floating point; got torch.uint8"):
         clip.encode_image(torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
-    broken = pictures(3, 3, 24, 24)
+    broken = make_images(3, 3, 24, 24)
     broken[1, 2, 3, 4] = math.nan
     for images in (broken, list(broken)):
         with pytest.raises(InputError, match="image 1 holds NaN"):
             clip.encode_dense(images)
     with pytest.raises(InputError, match=r"images\[2\].*got 24 x 20"):
-        clip.encode_dense([pictures(3, 24, 24), pictures(3, 8, 8), pictures(3, 24, 20)])
+        clip.encode_dense([make_images(3, 24, 24), make_images(3, 8, 8), make_images(3, 24, 20)])
     with pytest.raises(InputError, match=r"layers: need stages of small-.*, -4 to 3; got \(4,\)"):
-        clip.features(pictures(1, 3, 24, 24), layers=(4,))
+        clip.features(make_images(1, 3, 24, 24), layers=(4,))
     with pytest.raises(InputError, match=r"layers: need stages .* got -1"):
-        clip.features(pictures(1, 3, 24, 24), layers=-1)
+        clip.features(make_images(1, 3, 24, 24), layers=-1)
 
 
 @pytest.mark.parametrize("windows", [None, Windows(2, (0, 2))])
 def test_nothing_in_nothing_out(make_clip, clip, windows):
     clip = make_clip(clip.name.removeprefix("small-"))
     clip.windows = windows
-    image, none = pictures(2, 3, 24, 24), torch.zeros(0, 3, 24, 24)
+    image, none = make_images(2, 3, 24, 24), torch.zeros(0, 3, 24, 24)
     for head in ("value", "masked"):
         assert clip.encode_boxes(image, [torch.zeros(0, 4)] * 2, head=head).shape == (0, 12)
         assert clip.encode_boxes(list(image), [torch.zeros(0, 4)] * 2, head=head).shape == (0, 12)
@@ -147,7 +147,7 @@ def test_nothing_in_nothing_out(make_clip, clip, windows):
 def test_windows_of_siglip(make_clip):
     """Without a class token a window sees nothing else; one window over all is no window; lists leak nothing."""
     clip = make_clip("siglip", seed=5)
-    images = pictures(1, 3, 24, 40)
+    images = make_images(1, 3, 24, 40)
     whole = clip.encode_dense(images)
     clip.windows = Windows(5, (0, 1, 2))
     torch.testing.assert_close(clip.encode_dense(images), whole, atol=1e-6, rtol=0)
@@ -156,7 +156,7 @@ def test_windows_of_siglip(make_clip):
     changed[:, :, 16:, 32:] += 1  # row 2, column 4: alone in its window of the filled up grid
     moved = (clip.encode_dense(images) - clip.encode_dense(changed)).abs().amax(dim=(0, 1))
     assert moved.nonzero().tolist() == [[2, 4]]
-    several = [pictures(3, 24, 40, seed=1), pictures(3, 8, 56, seed=2)]  # one window of the second is all padding
+    several = [make_images(3, 24, 40, seed=1), make_images(3, 8, 56, seed=2)]  # one window of the second is all padding
     for one, image in zip(clip.encode_dense(several), several, strict=True):
         torch.testing.assert_close(one, clip.encode_dense(image[None])[0], atol=1e-5, rtol=0)
 
@@ -164,7 +164,7 @@ def test_windows_of_siglip(make_clip):
 @torch.no_grad()
 def test_windows_far_larger_than_the_grid_cost_what_the_grid_costs(clip, make_clip):
     clip = make_clip(clip.name.removeprefix("small-"))
-    images = pictures(1, 3, 24, 40)
+    images = make_images(1, 3, 24, 40)
     clip.windows = Windows(1024, (0, 1))  # a million tokens, were they filled up
     assert clip.encode_dense(images).shape == (1, 12, 3, 5)
 
@@ -173,7 +173,7 @@ def test_windows_far_larger_than_the_grid_cost_what_the_grid_costs(clip, make_cl
 def test_statistics_of_batches_and_positions_stay_as_they_are(make_clip, family):
     clip = make_clip(family, seed=8)
     before = {name: value.clone() for name, value in clip.model.named_buffers()}
-    images = pictures(2, 3, 64, 64)
+    images = make_images(2, 3, 64, 64)
     still = clip.encode_dense(images)
     assert torch.equal(clip.train().encode_dense(images), still) and clip.training
     assert all(torch.equal(value, before[name]) for name, value in clip.model.named_buffers())
@@ -184,7 +184,7 @@ def test_statistics_of_batches_and_positions_stay_as_they_are(make_clip, family)
 
 @torch.no_grad()
 def test_features_are_what_leaves_each_block_and_what_the_head_makes(clip):
-    images = pictures(2, 3, 24, 40)
+    images = make_images(2, 3, 24, 40)
     first, head, last = clip.features(images, layers=(0, -1, 3), head="value_only")
     assert torch.equal(head, last) and first.shape == last.shape == (2, tower_width(clip), 3, 5)
     [dense] = clip.features(images, layers=(3,))
@@ -210,7 +210,7 @@ def tower_width(clip):
 @torch.no_grad()
 def test_windows_are_a_property_that_is_saved_with_the_model(make_clip, tmp_path, clip):
     clip = make_clip(clip.name.removeprefix("small-"), seed=3)
-    images = pictures(1, 3, 32, 48)
+    images = make_images(1, 3, 32, 48)
     whole = clip.encode_dense(images)
     clip.windows = Windows(2, (0, 1))
     narrow = clip.encode_dense(images)
@@ -251,15 +251,15 @@ def test_the_heads_offered_are_those_that_exist():
 
 def test_unknown_head_is_refused(clip):
     with pytest.raises(InputError, match=r"value, value_only, .*, values3; got 'valu'"):
-        clip.encode_dense(pictures(1, 3, 24, 24), head="valu")
+        clip.encode_dense(make_images(1, 3, 24, 24), head="valu")
     with pytest.raises(InputError, match=r"masked embeds regions.*encode_boxes"):
-        clip.encode_dense(pictures(1, 3, 24, 24), head="masked")
+        clip.encode_dense(make_images(1, 3, 24, 24), head="masked")
 
 
 @pytest.mark.parametrize("head", get_args(Head))
 def test_what_a_head_leaves_of_the_last_block_is_what_gets_no_gradient(clip, head):
     clip.zero_grad(set_to_none=True)
-    clip.encode_dense(pictures(1, 3, 24, 40), head=head)[:, 0].sum().backward()
+    clip.encode_dense(make_images(1, 3, 24, 40), head=head)[:, 0].sum().backward()
     unused, in_part = last_block_use(clip.visual, head=head)
     block = tower_stages(clip.visual)[-1]
     without = {id(p) for p in block.parameters() if p.grad is None}
@@ -286,7 +286,7 @@ def test_towers_that_were_never_accepted_have_no_blocks():
 
 
 def test_gradients_reach_the_first_block(clip):
-    clip.encode_dense(pictures(1, 3, 16, 24))[:, 0].sum().backward()
+    clip.encode_dense(make_images(1, 3, 16, 24))[:, 0].sum().backward()
     first = clip.visual.transformer.resblocks[0] if clip.name == "small-vit" else clip.visual.trunk.blocks[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in first.parameters())
     clip.zero_grad(set_to_none=True)
@@ -294,7 +294,7 @@ def test_gradients_reach_the_first_block(clip):
 
 @torch.no_grad()
 def test_bfloat16_autocast_stays_close(clip):
-    images = pictures(2, 3, 24, 40)
+    images = make_images(2, 3, 24, 40)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = clip.encode_dense(images)
         whole = clip.encode_image(images)
@@ -309,7 +309,7 @@ def test_bfloat16_autocast_stays_close(clip):
 @torch.no_grad()
 def test_bfloat16_towers_stay_close(make_clip, family):
     clip, low = make_clip(family, seed=6), make_clip(family, seed=6).to(torch.bfloat16)
-    images = pictures(2, 3, 64, 96)
+    images = make_images(2, 3, 64, 96)
     heads = [head for head in get_args(Head) if head in ("value", "naclip") or family in ("vit", "eva")]
     for encode in ("encode_image", *heads):
         options = {} if encode == "encode_image" else {"head": encode}
@@ -321,7 +321,7 @@ def test_bfloat16_towers_stay_close(make_clip, family):
 @torch.no_grad()
 def test_dropping_tokens_in_training_mode_is_not_for_us(make_clip):
     clip = make_clip("vit")
-    images = pictures(1, 3, 24, 24)
+    images = make_images(1, 3, 24, 24)
     still = clip.encode_dense(images)
     assert torch.equal(clip.train().encode_dense(images), still)
 
@@ -361,17 +361,17 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
 
 @torch.no_grad()
 def test_the_top_left_of_a_frame_has_the_positions_it_has_there(make_clip):
-    """By the library's own modules: patches of the picture alone, positions resized to the frame's grid and cut."""
+    """By the library's own modules: patches of the image alone, positions resized to the frame's grid and cut."""
     clip = make_clip("vit")
     visual, patch = clip.visual, clip.patch_size
-    picture = torch.randn(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(0))
-    found = clip.encode_dense(picture, head="attention", normalize=False, frame=(6 * patch, 5 * patch))
+    image = torch.randn(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(0))
+    found = clip.encode_dense(image, head="attention", normalize=False, frame=(6 * patch, 5 * patch))
     own = visual.positional_embedding
     side = visual.grid_size[0]
     plane = own[1:].T.unflatten(1, (side, side))[None]
     plane = F.interpolate(plane, size=(6, 5), mode="bicubic", align_corners=False)[0, :, :3]
     positions = torch.cat([own[:1], plane.flatten(1).T])
-    patches = visual.conv1(picture).flatten(2).mT
+    patches = visual.conv1(image).flatten(2).mT
     tokens = torch.cat([visual.class_embedding.expand(2, 1, -1), patches], dim=1) + positions
     expected = visual.ln_post(visual.transformer(visual.ln_pre(tokens)))[:, 1:] @ visual.proj
     torch.testing.assert_close(found, expected.mT.unflatten(2, (3, 5)), rtol=0, atol=1e-5)
@@ -379,11 +379,11 @@ def test_the_top_left_of_a_frame_has_the_positions_it_has_there(make_clip):
 
 @pytest.mark.parametrize("family", ["vit", "eva", "siglip"])
 @torch.no_grad()
-def test_a_frame_that_ends_with_the_picture_changes_nothing(make_clip, family):
+def test_a_frame_that_ends_with_the_image_changes_nothing(make_clip, family):
     clip = make_clip(family)
     side = 5 * clip.patch_size
-    picture = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(clip.encode_dense(picture, frame=(side, side)), clip.encode_dense(picture))
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(clip.encode_dense(image, frame=(side, side)), clip.encode_dense(image))
 
 
 @torch.no_grad()

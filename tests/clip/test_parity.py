@@ -13,7 +13,7 @@ from slow.reference import (
     example_boxes,
     example_masks,
     kind,
-    pictures,
+    make_images,
 )
 from slow.towers import FAMILIES, build
 
@@ -29,7 +29,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 
 @cache
 def reference(family, size):
-    return Reference(family, build(family, 0)[0].visual, pictures(1, size)[0])
+    return Reference(family, build(family, 0)[0].visual, make_images(1, size)[0])
 
 
 def close(ours, wanted):
@@ -41,7 +41,7 @@ def close(ours, wanted):
 @torch.no_grad()
 def test_image_embeddings(make_clip, family, number):
     size = SIZES[kind(family)][number]
-    close(make_clip(family).encode_image(pictures(1, size))[0], reference(family, size).image())
+    close(make_clip(family).encode_image(make_images(1, size))[0], reference(family, size).image())
 
 
 @sizes
@@ -49,7 +49,7 @@ def test_image_embeddings(make_clip, family, number):
 @torch.no_grad()
 def test_dense_maps(make_clip, family, head, number):
     size = SIZES[kind(family)][number]
-    dense = make_clip(family).encode_dense(pictures(1, size), head=head)
+    dense = make_clip(family).encode_dense(make_images(1, size), head=head)
     close(dense[0], reference(family, size).dense(head))
 
 
@@ -60,7 +60,7 @@ def test_boxes(make_clip, family, head, number):
     size = SIZES[kind(family)][number]
     slow = reference(family, size)
     boxes = example_boxes(size, slow.stride)
-    close(make_clip(family).encode_boxes(pictures(1, size), [boxes], head=head), slow.boxes(boxes, head))
+    close(make_clip(family).encode_boxes(make_images(1, size), [boxes], head=head), slow.boxes(boxes, head))
 
 
 @sizes
@@ -70,18 +70,18 @@ def test_masks(make_clip, family, head, number):
     size = SIZES[kind(family)][number]
     clip, slow = make_clip(family), reference(family, size)
     for masks in example_masks(size, slow.tower.grid):  # in pixels, on the grid
-        close(clip.encode_masks(pictures(1, size), [masks], head=head), slow.masks(masks, head))
+        close(clip.encode_masks(make_images(1, size), [masks], head=head), slow.masks(masks, head))
 
 
 @families
 @torch.no_grad()
 def test_regions_of_several_images_keep_their_order(make_clip, family):
-    """Three pictures with 6, 0 and 1 boxes; the picture of the references is the last."""
+    """Three images with 6, 0 and 1 boxes; the image of the references is the last."""
     clip, size = make_clip(family), SIZES[kind(family)][2]
     slow = reference(family, size)
     boxes = example_boxes(size, slow.stride)
     _, masks = example_masks(size, slow.tower.grid)
-    images = torch.cat([pictures(2, size, seed=5), pictures(1, size)])
+    images = torch.cat([make_images(2, size, seed=5), make_images(1, size)])
     for head in ("value", "masked"):
         pooled = clip.encode_boxes(images, [boxes, boxes[:0], boxes[4:5]], head=head)
         assert pooled.shape == (7, clip.embed_dim)
@@ -100,9 +100,9 @@ def test_heads_a_family_does_not_have_are_refused(make_clip, family, head):
     boxes = example_boxes(size, 8)
     masks = torch.ones(1, *size, dtype=torch.bool)
     for ask in (
-        lambda: clip.encode_dense(pictures(1, size), head=head),
-        lambda: clip.encode_boxes(pictures(1, size), [boxes], head=head),
-        lambda: clip.encode_masks(pictures(1, size), [masks], head=head),
+        lambda: clip.encode_dense(make_images(1, size), head=head),
+        lambda: clip.encode_boxes(make_images(1, size), [boxes], head=head),
+        lambda: clip.encode_masks(make_images(1, size), [masks], head=head),
     ):
         with pytest.raises(InputError, match=head):
             ask()
@@ -112,21 +112,21 @@ def test_heads_a_family_does_not_have_are_refused(make_clip, family, head):
 def test_unknown_heads_and_a_dense_map_of_regions_are_refused(make_clip, family):
     clip, size = make_clip(family), SIZES[kind(family)][0]
     with pytest.raises(InputError, match="valu3"):
-        clip.encode_dense(pictures(1, size), head="valu3")
+        clip.encode_dense(make_images(1, size), head="valu3")
     with pytest.raises(InputError, match="valu3"):
-        clip.encode_boxes(pictures(1, size), [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], head="valu3")
+        clip.encode_boxes(make_images(1, size), [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], head="valu3")
     with pytest.raises(InputError, match="masked"):
-        clip.encode_dense(pictures(1, size), head="masked")
+        clip.encode_dense(make_images(1, size), head="masked")
 
 
-# pictures of different sizes in one batch
+# images of different sizes in one batch
 
 
 @families
 @torch.no_grad()
-def test_a_list_of_pictures_gives_what_each_gives_alone(make_clip, family):
+def test_a_list_of_images_gives_what_each_gives_alone(make_clip, family):
     clip = make_clip(family)
-    images = [pictures(1, size, seed=number)[0] for number, size in enumerate(SIZES[kind(family)])]
+    images = [make_images(1, size, seed=number)[0] for number, size in enumerate(SIZES[kind(family)])]
     alone = [image[None] for image in images]
     together = clip.encode_image(images)
     close(together, torch.cat([clip.encode_image(image) for image in alone]).double())
@@ -141,10 +141,10 @@ def test_a_list_of_pictures_gives_what_each_gives_alone(make_clip, family):
 
 @families
 @torch.no_grad()
-def test_regions_in_a_list_of_pictures(make_clip, family):
+def test_regions_in_a_list_of_images(make_clip, family):
     clip = make_clip(family)
     sizes = SIZES[kind(family)]
-    images = [pictures(1, size)[0] for size in sizes]
+    images = [make_images(1, size)[0] for size in sizes]
     slow = [reference(family, size) for size in sizes]
     boxes = [example_boxes(size, one.stride) for size, one in zip(sizes, slow, strict=True)]
     masks = [example_masks(size, one.tower.grid)[0] for size, one in zip(sizes, slow, strict=True)]
@@ -179,9 +179,9 @@ def test_windows(in_windows, family, side, blocks):
     clip, slow = in_windows(family, side, blocks), reference(family, size)
     for head in ("value", "attention"):
         wanted = slow.dense(head, (side, blocks))
-        close(clip.encode_dense(pictures(1, size), head=head)[0], wanted)
+        close(clip.encode_dense(make_images(1, size), head=head)[0], wanted)
         assert (wanted - slow.dense(head)).abs().max() > 0.01  # or the windows would not be seen here
-    close(clip.encode_image(pictures(1, size))[0], slow.image())  # the dense path only
+    close(clip.encode_image(make_images(1, size))[0], slow.image())  # the dense path only
 
 
 @pytest.mark.parametrize("head", DENSE_HEADS)
@@ -189,16 +189,18 @@ def test_windows(in_windows, family, side, blocks):
 @torch.no_grad()
 def test_every_head_stands_on_windows(in_windows, family, head):
     clip = in_windows(family, 3, (0, 1))
-    images = torch.cat([pictures(1, (48, 64), seed=5), pictures(1, (48, 64))])  # a neighbour's windows stay its own
+    images = torch.cat(
+        [make_images(1, (48, 64), seed=5), make_images(1, (48, 64))]
+    )  # a neighbour's windows stay its own
     close(clip.encode_dense(images, head=head)[1], reference(family, (48, 64)).dense(head, (3, (0, 1))))
 
 
 @pytest.mark.parametrize("family", ["vit", "eva"])
 @torch.no_grad()
-def test_windows_in_a_list_of_pictures(in_windows, family):
+def test_windows_in_a_list_of_images(in_windows, family):
     clip = in_windows(family, 3, (0, 2))
     sizes = [(48, 64), (56, 56), (40, 72)]
-    maps = clip.encode_dense([pictures(1, size)[0] for size in sizes])
+    maps = clip.encode_dense([make_images(1, size)[0] for size in sizes])
     for one, size in zip(maps, sizes, strict=True):
         wanted = reference(family, size).dense("value", (3, (0, 2)))
         close(one.reshape(wanted.shape), wanted)
@@ -207,7 +209,7 @@ def test_windows_in_a_list_of_pictures(in_windows, family):
 @pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "vit-scaled", "eva"])
 @torch.no_grad()
 def test_one_full_window_is_global_attention(make_clip, in_windows, family):
-    images = pictures(2, (56, 56))
+    images = make_images(2, (56, 56))
     for head in ("value", "attention"):
         wanted = make_clip(family).encode_dense(images, head=head)
         ours = in_windows(family, 7, (0, 1, 2)).encode_dense(images, head=head)

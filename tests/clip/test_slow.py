@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from slow.reference import SIZES, Reference, dense_heads, kind, pictures
+from slow.reference import SIZES, Reference, dense_heads, kind
 from slow.towers import FAMILIES, build
 from torch import nn
 
@@ -47,7 +47,7 @@ def close(ours, theirs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_image_embeddings_at_every_size(family):
     for size in SIZES[kind(family)]:
-        image = pictures(1, size)[0]
+        image = make_images(1, size)[0]
         visual, _ = tower_at(family, size)
         close(Reference(family, build(family, 0)[0].visual, image).image(), visual(image.double()[None])[0])
 
@@ -115,7 +115,7 @@ def omega(grid, *, prefix):
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_dense_heads_of_transformers(family, size_number):
     size = SIZES[kind(family)][size_number]
-    image = pictures(1, size)[0]
+    image = make_images(1, size)[0]
     visual, grid = tower_at(family, size)
     x, rope = enter(family, visual, image.double())
     values, blocks = [], blocks_of(family, visual)
@@ -145,7 +145,7 @@ def test_dense_heads_of_transformers(family, size_number):
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_region_head_of_transformers(family):
     size = SIZES[kind(family)][2]
-    image = pictures(1, size)[0]
+    image = make_images(1, size)[0]
     visual, grid = tower_at(family, size)
     x, rope = enter(family, visual, image.double())
     count = len(CELLS)
@@ -170,7 +170,7 @@ def test_region_head_of_transformers(family):
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_window_attention_of_transformers(family, side):
     size = SIZES[kind(family)][2]
-    image = pictures(1, size)[0]
+    image = make_images(1, size)[0]
     visual, grid = tower_at(family, size)
     x, rope = enter(family, visual, image.double())
     for number, block in enumerate(blocks_of(family, visual)):
@@ -214,7 +214,7 @@ def pool_of(width, heads, weights, biases, projection):
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES["rn"])
 def test_heads_of_residual_networks(size):
-    image = pictures(1, size)[0]
+    image = make_images(1, size)[0]
     visual, grid = tower_at("rn", size)
     z = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(image.double()[None]))))).flatten(2).mT
     pool = visual.attnpool
@@ -250,7 +250,7 @@ def test_heads_of_residual_networks(size):
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES["siglip"])
 def test_heads_of_siglip(size):
-    image = pictures(1, size)[0]
+    image = make_images(1, size)[0]
     visual, grid = tower_at("siglip", size)
     x = visual.trunk.forward_features(image.double()[None])
     pool = visual.trunk.attn_pool

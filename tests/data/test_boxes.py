@@ -7,7 +7,7 @@ import pytest
 from foveate.data.boxes import Boxed, read_boxes
 from foveate.errors import InputError
 
-PICTURES = ["a.jpg", "sub/b.png", "c.png"]
+IMAGES = ["a.jpg", "sub/b.png", "c.png"]
 
 
 def coco(images=None, annotations=None) -> dict:
@@ -22,24 +22,24 @@ def write(tmp_path, content):
 
 
 def test_coco(tmp_path):
-    """xywh becomes xyxy; each picture's boxes keep the file's order, also those that nobody can embed."""
+    """xywh becomes xyxy; each image's boxes keep the file's order, also those that nobody can embed."""
     notes = [
         {"image_id": "2", "bbox": [1, 2, 3, 4.5]},
         {"image_id": 1, "bbox": [-5, 0, 0, -1]},
         {"image_id": "2", "bbox": [0, 0, 1, 1], "category_id": 7},
     ]
-    found = read_boxes(write(tmp_path, coco(annotations=notes)), pictures=PICTURES)
+    found = read_boxes(write(tmp_path, coco(annotations=notes)), images=IMAGES)
     assert found == {
         "sub/b.png": Boxed(((-5.0, 0.0, -5.0, -1.0),)),
         "a.jpg": Boxed(((1.0, 2.0, 4.0, 6.5), (0.0, 0.0, 1.0, 1.0))),
     }
     sized = coco([{"id": 1, "file_name": "a.jpg", "height": 3, "width": 5}])
-    assert read_boxes(write(tmp_path, sized), pictures=PICTURES) == {"a.jpg": Boxed((), 3, 5)}
+    assert read_boxes(write(tmp_path, sized), images=IMAGES) == {"a.jpg": Boxed((), 3, 5)}
 
 
 def test_plain(tmp_path):
     path = write(tmp_path, {"a.jpg": [[1, 2, 3, 4.5], [9, 9, 1, 1]], "c.png": []})
-    assert read_boxes(path, pictures=PICTURES) == {
+    assert read_boxes(path, images=IMAGES) == {
         "a.jpg": Boxed(((1.0, 2.0, 3.0, 4.5), (9.0, 9.0, 1.0, 1.0))),
         "c.png": Boxed(),
     }
@@ -52,20 +52,20 @@ def test_plain(tmp_path):
         ("{}", "need COCO's"),
         ('{"a.jpg": []', "boxes.json: need a boxes file in JSON; JSONDecodeError"),
         ('{"a.jpg": [], "a.jpg": []}', "need every name once in an object; got 'a.jpg' twice"),
-        ({"a.jpg": {"x": 1}}, "picture 'a.jpg': need a list of boxes"),
-        ({"a.jpg": [[1, 2, 3, 4], [1, 2, 3]]}, r"picture 'a.jpg': box 1: need .*got \[1, 2, 3\]"),
+        ({"a.jpg": {"x": 1}}, "image 'a.jpg': need a list of boxes"),
+        ({"a.jpg": [[1, 2, 3, 4], [1, 2, 3]]}, r"image 'a.jpg': box 1: need .*got \[1, 2, 3\]"),
         ({"a.jpg": [[1, 2, True, 4]]}, "box 0: need .*four numbers"),
-        ('{"a.jpg": [[1, 2, NaN, 4]]}', r"picture 'a.jpg': box 0: need finite numbers; got \[1.0, 2.0, nan, 4.0\]"),
+        ('{"a.jpg": [[1, 2, NaN, 4]]}', r"image 'a.jpg': box 0: need finite numbers; got \[1.0, 2.0, nan, 4.0\]"),
         ('{"a.jpg": [[1, 2, 1e999, 4]]}', "box 0: need finite numbers"),
         ('{"a.jpg": [[1, 2, 1' + "0" * 400 + ", 4]]}", "box 0: need finite numbers"),
-        ({"b.png": []}, r"picture 'b.png': need a picture among the 3 named, .*such as 'sub/b.png'.*none of that name"),
+        ({"b.png": []}, r"image 'b.png': need an image among the 3 named, .*such as 'sub/b.png'.*none of that name"),
         ({"annotations": [], "images": 3}, "need a list `images`"),
         (coco([{"id": 1}]), r"images\[0\]: need an object with `id` and `file_name`"),
         (coco([{"id": True, "file_name": "a.jpg"}]), r"images\[0\]: need"),
         (coco([{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "c.png"}]), r"images\[1\]: need every `id`"),
         (coco([{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}]), r"images\[1\]: need every `id`"),
         (coco([{"id": 1, "file_name": "a.jpg", "height": 3}]), r"images\[0\]: need `height` and `width`"),
-        (coco([{"id": 1, "file_name": "d.jpg"}]), "picture 'd.jpg': need a picture among"),
+        (coco([{"id": 1, "file_name": "d.jpg"}]), "image 'd.jpg': need an image among"),
         (coco(annotations=[3]), r"annotations\[0\]: need an object"),
         (coco(annotations=[{"image_id": 2, "bbox": [0, 0, 1, 1]}]), r"annotations\[0\]: need `image_id`, one of the 2"),
         (coco(annotations=[{"image_id": [1], "bbox": [0, 0, 1, 1]}]), r"annotations\[0\]: need `image_id`"),
@@ -75,9 +75,9 @@ def test_plain(tmp_path):
 )
 def test_mistakes(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
-        read_boxes(write(tmp_path, content), pictures=PICTURES)
+        read_boxes(write(tmp_path, content), images=IMAGES)
 
 
 def test_missing(tmp_path):
     with pytest.raises(InputError, match="there is no such file"):
-        read_boxes(tmp_path / "none.json", pictures=PICTURES)
+        read_boxes(tmp_path / "none.json", images=IMAGES)

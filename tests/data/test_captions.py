@@ -1,4 +1,4 @@
-"""Captions of every form come to the places of their pictures; every fault is named with file, entry and reason."""
+"""Captions of every form come to the places of their images; every fault is named with file, entry and reason."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
 from foveate.data.folder import read_folder
-from foveate.data.loader import BatchSampler, PictureSource, make_loader
+from foveate.data.loader import BatchSampler, ImageSource, make_loader
 from foveate.data.shards import read_pairs
 from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, write_world
@@ -20,11 +20,11 @@ from foveate.types import BadSample, Sample
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(image, "PNG")
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
-            content = picture.getvalue() if name.endswith(".png") else content
+            content = image.getvalue() if name.endswith(".png") else content
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -32,7 +32,7 @@ def write_shard(path: Path, members: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A COCO root of four pictures: two captions, one, a blank one, and none listed."""
+    """A COCO root of four images: two captions, one, a blank one, and none listed."""
     (tmp_path / "train2017").mkdir()
     for i in range(4):
         Image.new("RGB", (8 + i, 8)).save(tmp_path / "train2017" / f"{i:012d}.png")
@@ -58,7 +58,7 @@ def write(root: Path, content: object) -> Path:
     return path
 
 
-def test_cocos_captions_come_to_their_pictures_and_what_is_left_out_is_counted(root):
+def test_cocos_captions_come_to_their_images_and_what_is_left_out_is_counted(root):
     dataset = with_captions(open_data(root, split="train", annotations="none"), root=root, split="train")
     assert dataset.captions == (("a dog.", "two dogs"), ("a cat",), (), ())
     assert dataset.dropped[BLANK].count == 1 and "annotation 5" in dataset.dropped[BLANK].first
@@ -95,8 +95,8 @@ def changed(entry: int, **fields: object) -> dict:
             {**CONTENT, "images": [*CONTENT["images"], {**CONTENT["images"][0], "id": 9}]},
             "every `file_name` once; got '000000000002.png' twice",
         ),
-        ({"a.png": "a dog"}, "picture 'a.png': need a list of texts; got 'a dog'"),
-        ({"a.png": ["a dog", None]}, "picture 'a.png': need a list of texts"),
+        ({"a.png": "a dog"}, "image 'a.png': need a list of texts; got 'a dog'"),
+        ({"a.png": ["a dog", None]}, "image 'a.png': need a list of texts"),
         ('{"a.png": ["a"], "a.png": ["b"]}', "need every name once in an object; got 'a.png' twice"),
         ({"a.png": [" "]}, "need at least one caption"),
     ],
@@ -109,11 +109,11 @@ def test_a_file_that_contradicts_itself_is_refused(root, content, message):
 def test_a_file_of_ones_own(root, tmp_path):
     dataset = read_folder(root / "train2017")
     own = tmp_path / "own.json"
-    own.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["a picture"]}))
+    own.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
     found = with_captions(dataset, root=root, split="train", file=own)
     assert found.captions == ((), ("x", "y"), (), ()) and found.dropped[ELSEWHERE].count == 2
     own.write_text(json.dumps({"000000000001.png": ["x"], "000000000001": ["y"]}))
-    with pytest.raises(InputError, match=r"'000000000001': need every picture once; it is 000000000001\.png"):
+    with pytest.raises(InputError, match=r"'000000000001': need every image once; it is 000000000001\.png"):
         with_captions(dataset, root=root, split="train", file=own)
     own.write_text(json.dumps({"b.png": ["x"]}))
     with pytest.raises(InputError, match=r"none of its 1 \(such as 'b\.png'\) is among the 4"):
@@ -134,7 +134,7 @@ def test_texts_of_shards_are_read_where_they_lie_when_asked_for(tmp_path):
         texts[2]
     left = only_captioned(dataset)
     assert [record.id for record in left.records] == ["a.tar:1", "a.tar:2", "b.tar:5"]
-    source = PictureSource(left, captions=True)
+    source = ImageSource(left, captions=True)
     bad = source[(0, 1)]
     assert isinstance(bad, BadSample) and "UTF-8" in bad.reason
     captions = [s.caption for batch in make_loader(source, BatchSampler(3, batch=3, seed=0, batches=1), workers=2)
@@ -162,8 +162,8 @@ def test_regions_are_the_same_with_and_without_captions(root):
     for epoch in range(20):
         for index in range(2):
             plain, told = (
-                PictureSource(captioned)[(epoch, index)],
-                PictureSource(captioned, captions=True)[epoch, index],
+                ImageSource(captioned)[(epoch, index)],
+                ImageSource(captioned, captions=True)[epoch, index],
             )
             assert isinstance(plain, Sample) and isinstance(told, Sample)
             assert torch.equal(plain.boxes, told.boxes) and torch.equal(plain.image, told.image)
@@ -171,4 +171,4 @@ def test_regions_are_the_same_with_and_without_captions(root):
             drawn.add(told.caption)
     assert drawn == {"a dog.", "two dogs", "a cat"}
     with pytest.raises(InputError, match="need captions; none were read"):
-        PictureSource(read_folder(root / "train2017"), captions=True)
+        ImageSource(read_folder(root / "train2017"), captions=True)

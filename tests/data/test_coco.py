@@ -44,12 +44,12 @@ PANOPTIC: dict[str, Any] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Empty files under the names the annotations use: reading annotations opens no picture."""
+    """Empty files under the names the annotations use: reading annotations opens no image."""
     for name in ("a.jpg", "deep/b.jpg", "a.png"):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(exist_ok=True, parents=True)
         path.touch()
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def written(folder: Path, content: object) -> Path:
@@ -92,9 +92,9 @@ def test_instances_become_records_in_the_files_order(folder):
 def test_panoptic_records_hold_colours_and_where_the_masks_are(folder):
     dataset = read_panoptic(written(folder, PANOPTIC), folder, folder)
     assert dataset.categories == (Category(1, "person", True), Category(200, "rug", False))
-    (record,) = dataset.records  # picture 3 has no panoptic annotation
+    (record,) = dataset.records  # image 3 has no panoptic annotation
     where = f"{folder.parent / 'notes.json'}: image 3"
-    assert dataset.dropped == {"picture has no panoptic annotation": Dropped(1, where)}
+    assert dataset.dropped == {"image has no panoptic annotation": Dropped(1, where)}
     assert record.panoptic == folder / "a.png" and record.segment_ids == (513, 1)
     assert (
         record.boxes == ((0, 0, 60, 40), (5, 6, 12, 14)) and record.labels == (1, 0) and record.crowd == (False, True)
@@ -112,17 +112,17 @@ def test_empty_lists_are_an_empty_data_set(folder):
     assert read_instances(written(folder, content), folder).records == ()
 
 
-BOXES = {  # xywh in a 40 x 60 (height x width) picture -> xyxy, or the reason it is left out
+BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it is left out
     "over every edge": ([-5, -5, 100, 100], (0, 0, 60, 40)),
     "a hair over the edge": ([50, 30, 10.0001, 10.0001], (50, 30, 60, 40)),
     "exactly one pixel": ([59, 39, 1, 1], (59, 39, 60, 40)),
     "one pixel left after clipping": ([-9, 0, 10, 10], (0, 0, 1, 10)),
-    "under one pixel wide": ([5, 5, 0.99, 10], "box is under 1 pixel inside the picture"),
-    "under one pixel after clipping": ([59.5, 5, 10, 10], "box is under 1 pixel inside the picture"),
-    "no extent": ([5, 5, 0, 0], "box is under 1 pixel inside the picture"),
-    "negative extent": ([5, 5, -3, 4], "box is under 1 pixel inside the picture"),
-    "right of the picture": ([60, 5, 10, 10], "box lies outside the picture"),
-    "above the picture": ([5, -20, 10, 10], "box lies outside the picture"),
+    "under one pixel wide": ([5, 5, 0.99, 10], "box is under 1 pixel inside the image"),
+    "under one pixel after clipping": ([59.5, 5, 10, 10], "box is under 1 pixel inside the image"),
+    "no extent": ([5, 5, 0, 0], "box is under 1 pixel inside the image"),
+    "negative extent": ([5, 5, -3, 4], "box is under 1 pixel inside the image"),
+    "right of the image": ([60, 5, 10, 10], "box lies outside the image"),
+    "above the image": ([5, -20, 10, 10], "box lies outside the image"),
     "not a number": ([float("nan"), 5, 10, 10], "box is not finite"),
     "infinite": ([0, 0, float("inf"), 10], "box is not finite"),
     "infinite as a sum": ([1e308, 0, 1e308, 10], "box is not finite"),
@@ -154,7 +154,7 @@ def test_what_is_left_out_is_told_with_its_first_place(folder):
     content = changed(changed(INSTANCES, "annotations.0.bbox", [99, 0, 5, 5]), "annotations.1.bbox", [0, 99, 5, 5])
     path = written(folder, content)
     assert read_instances(path, folder).dropped_lines() == [
-        f"2 left out because a box lies outside the picture; the first: {path}: annotation 1"
+        f"2 left out because a box lies outside the image; the first: {path}: annotation 1"
     ]
     path = written(folder, changed(PANOPTIC, "annotations.0.segments_info.0.bbox", [99, 0, 5, 5]))
     first, second = read_panoptic(path, folder, folder).dropped_lines()
@@ -250,7 +250,7 @@ BROKEN_PANOPTIC = {
     "segment id is text": ("annotations.0.segments_info.0.id", "1", "in 1..16777215"),
     "unknown category": ("annotations.0.segments_info.0.category_id", 2, "segment 513: need `category_id`"),
     "category without isthing": ("categories.0.isthing", DELETED, "category 200: need `isthing`"),
-    "picture annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation a picture"),
+    "image annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation an image"),
 }
 
 
@@ -312,13 +312,13 @@ def test_a_linked_folder_that_leaves_the_folder_is_refused(folder):
         read_instances(written(folder, INSTANCES), folder)
 
 
-def test_the_picture_folder_itself_may_be_a_link(folder):
+def test_the_image_folder_itself_may_be_a_link(folder):
     alias = folder.parent / "alias"
     alias.symlink_to(folder)
     assert len(read_instances(written(folder, INSTANCES), alias).records) == 2
 
 
-def test_one_missing_picture_is_left_to_its_step_and_all_missing_is_the_wrong_folder(folder):
+def test_one_missing_image_is_left_to_its_step_and_all_missing_is_the_wrong_folder(folder):
     path = written(folder, INSTANCES)
     (folder / "a.jpg").unlink()
     assert len(read_instances(path, folder).records) == 2  # counted and named when its turn comes
@@ -332,13 +332,13 @@ def test_one_missing_picture_is_left_to_its_step_and_all_missing_is_the_wrong_fo
 # ------------------------------------------------------------------------------------------------------------ real COCO
 
 
-@pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO pictures")
+@pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO images")
 def test_real_coco_is_read_whole():
     root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         files = find_coco(root, split)
         assert files.instances
-        things = read_instances(files.instances, files.pictures)
+        things = read_instances(files.instances, files.images)
         raw = json.loads(files.instances.read_text())
         assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
         left_out = sum(one.count for one in things.dropped.values())

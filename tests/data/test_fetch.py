@@ -25,7 +25,7 @@ needs_curl = pytest.mark.skipif(
 )
 
 
-def picture() -> bytes:
+def image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), (1, 2, 3)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -129,7 +129,7 @@ def test_without_webdataset_the_package_is_named(monkeypatch):
 
 def test_local_patterns_are_read_where_they_lie(tmp_path):
     for number in range(2):
-        write_tar(tmp_path / f"s-{number}.tar", {f"{number}.png": picture()})
+        write_tar(tmp_path / f"s-{number}.tar", {f"{number}.png": image()})
     for pattern in (f"{tmp_path}/s-{{0..1}}.tar", f"file://{tmp_path}/s-{{0..1}}.tar"):
         dataset = open_data(pattern, split="train")
         assert [record.id for record in dataset.records] == ["s-0.tar:0", "s-1.tar:1"]
@@ -142,7 +142,7 @@ def test_local_patterns_are_read_where_they_lie(tmp_path):
 def test_shards_are_fetched_once_and_whole(tmp_path, served):
     folder, address, asked = served
     for number in range(2):
-        write_tar(folder / f"s-{number}.tar", {f"{number}.png": picture()})
+        write_tar(folder / f"s-{number}.tar", {f"{number}.png": image()})
     pattern = f"{address}/s-{{0..1}}.tar"
     for _ in range(2):
         dataset = open_data(pattern, split="train", shard_cache=tmp_path / "kept")
@@ -156,7 +156,7 @@ def test_shards_are_fetched_once_and_whole(tmp_path, served):
 @pytest.mark.parametrize("name", ["missing.tar", "cut.tar", "page.tar", "short.tar"])
 def test_what_is_not_fetched_whole_is_not_kept(tmp_path, served, name):
     folder, address, _ = served
-    write_tar(folder / "cut.tar", {"1.png": picture()})
+    write_tar(folder / "cut.tar", {"1.png": image()})
     (folder / "page.tar").write_bytes(b"<html>please sign in</html>")
     (folder / "short.tar").write_bytes((folder / "cut.tar").read_bytes()[:600])
     with pytest.raises(InputError, match=f"{name}: shard 1 of 1 could not be fetched into"):

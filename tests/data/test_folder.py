@@ -1,4 +1,4 @@
-"""A plain folder of pictures is a data set without annotations."""
+"""A plain folder of images is a data set without annotations."""
 
 import pytest
 from PIL import Image
@@ -21,6 +21,6 @@ def test_records_are_named_by_their_path_within_the_folder(tmp_path):
     assert dataset.records[0].size is None and dataset.records[0].boxes == ()
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(InputError, match="found none"):
         read_folder(tmp_path)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from foveate.data import stuff
+from foveate.data.images import ImageError
 from foveate.data.label_maps import open_semantic
-from foveate.data.pictures import PictureError
 from foveate.data.semantic import only_classes, read_truth
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL, split_semantic
 from foveate.data.voc import NAMES
@@ -22,7 +22,7 @@ def save(path, values, dtype=np.uint8):
     Image.fromarray(np.array(values, dtype)).save(path)
 
 
-def picture(path, height=2, width=3):
+def image(path, height=2, width=3):
     save(path, np.zeros((height, width, 3)))
 
 
@@ -37,7 +37,7 @@ def truths(data):
 
 
 def ade150(root, values=((0, 1, 150), (2, 2, 2)), home="annotations"):
-    picture(root / "images/validation/a.jpg")
+    image(root / "images/validation/a.jpg")
     save(root / home / "validation/a.png", values)
     rows = [f"{one}\t{int(one > 100)}\tc{one}, d{one}" for one in range(1, 151)]
     write(root / "objectInfo150.txt", "Idx\tStuff\tName", *rows)
@@ -45,22 +45,22 @@ def ade150(root, values=((0, 1, 150), (2, 2, 2)), home="annotations"):
 
 
 def coco_stuff(root, values=((0, 10, 12), (181, 255, 0)), home="stuffthingmaps"):
-    picture(root / "val2017/1.jpg")
+    image(root / "val2017/1.jpg")
     save(root / home / "val2017/1.png", values)
     write(root / "labels.txt", *(f"{one}: c{one}" for one in range(183)))
     return root
 
 
 def voc(root, values=((0, 1, 20), (255, 2, 2)), year="VOC2012"):
-    picture(root / year / "JPEGImages/a.jpg")
+    image(root / year / "JPEGImages/a.jpg")
     save(root / year / "SegmentationClass/a.png", values)
     write(root / year / "ImageSets/Segmentation/val.txt", "a")
     return root
 
 
 def context(root, values, home="59_context_labels", count=59, dtype=np.uint8, suffix="png"):
-    picture(root / "VOC2010/JPEGImages/a.jpg")
-    picture(root / "VOC2010/JPEGImages/of_training.jpg")
+    image(root / "VOC2010/JPEGImages/a.jpg")
+    image(root / "VOC2010/JPEGImages/of_training.jpg")
     for one in ("a", "of_training"):
         save(root / "VOC2010" / home / f"{one}.{suffix}", values, dtype)
     write(root / "VOC2010/ImageSets/Main/val.txt", "a")
@@ -70,8 +70,8 @@ def context(root, values, home="59_context_labels", count=59, dtype=np.uint8, su
 
 
 def full_release(root):
-    """One picture with the numbers 0 1 and nothing, converted."""
-    picture(root / "images/ADE/validation/street/a.jpg", 1, 3)
+    """One image with the numbers 0 1 and nothing, converted."""
+    image(root / "images/ADE/validation/street/a.jpg", 1, 3)
     save(root.parent / "maps/validation/street/a.tif", [[0, 1, 65535]], np.uint16)
     write(root.parent / "maps/labels.txt", "7:door,gate", "1234:door")
     return root
@@ -120,7 +120,7 @@ def test_prepared_maps_are_known_by_their_folder(tmp_path, make, values, expecte
     data = open_semantic(make(tmp_path, values, home="annotations_detectron2"), split="val")
     assert truths(data) == [expected]
     make(tmp_path, [[*values[0][:2], len(data.names)], values[1]], home="annotations_detectron2")
-    with pytest.raises(PictureError, match=rf"got {len(data.names)} in row 0, column 2"):
+    with pytest.raises(ImageError, match=rf"got {len(data.names)} in row 0, column 2"):
         truths(data)
     own = "annotations" if make is ade150 else "stuffthingmaps"
     make(tmp_path, [[1, 1, 1], [1, 1, 1]], home=own)  # where both lie, the data set's own are read
@@ -167,7 +167,7 @@ def test_one_folder_of_voc_is_three_kinds(tmp_path, kind, row):
 def test_pascal_context_59(tmp_path):
     data = open_semantic(context(tmp_path, [[0, 1, 59], [2, 2, 2]]), split="val")
     assert truths(data) == [[[-1, 0, 58], [1, 1, 1]]] and data.names[0] == "c1"
-    assert [one.id for one in data.dataset.records] == ["a"]  # of the split's list, not all pictures
+    assert [one.id for one in data.dataset.records] == ["a"]  # of the split's list, not all images
     assert data.dataset.records[0].path == tmp_path / "VOC2010/JPEGImages/a.jpg"
     (tmp_path / "VOC2010/ImageSets/Main/val.txt").unlink()
     with pytest.raises(InputError, match=r"pascalcontext_val\.txt, \S+val\.txt. .* with --names"):
@@ -221,7 +221,7 @@ def test_images_may_be_absent(tmp_path, make, kind):
             path.parent.rmdir()
     with pytest.raises(InputError):
         open_semantic(root, split="val", kind=kind, maps=maps)
-    data = open_semantic(root, split="val", kind=kind, maps=maps, images=False)
+    data = open_semantic(root, split="val", kind=kind, maps=maps, with_images=False)
     assert truths(data) == expected and data.names == whole.names
     assert [one.id for one in data.dataset.records] == [one.id for one in whole.dataset.records]
 
@@ -277,21 +277,21 @@ def test_bad_maps_are_met_through_the_door(tmp_path):
     data = open_semantic(ade150(tmp_path), split="val")
     path = tmp_path / "annotations/validation/a.png"
     save(path, [[0, 1, 151], [2, 2, 2]])  # an id outside the list
-    with pytest.raises(PictureError, match=r"need numbers of the data set's 150 classes.* got 151 in row 0, column 2"):
+    with pytest.raises(ImageError, match=r"need numbers of the data set's 150 classes.* got 151 in row 0, column 2"):
         truths(data)
     save(path, [[0, 1, 2], [2, 2, 2]], np.uint16)
-    with pytest.raises(PictureError, match=r"need one number of 8 bits a pixel; got 16 bits"):
+    with pytest.raises(ImageError, match=r"need one number of 8 bits a pixel; got 16 bits"):
         truths(data)
-    save(path, [[0, 1], [2, 2]])  # of another size than its picture
-    with pytest.raises(PictureError, match=r"a\.jpg: need 2 x 2"):
+    save(path, [[0, 1], [2, 2]])  # of another size than its image
+    with pytest.raises(ImageError, match=r"a\.jpg: need 2 x 2"):
         truths(data)
     path.unlink()
     (tmp_path / "annotations/validation/b.png").touch()
-    with pytest.raises(InputError, match=r"need a label map for each of the 1 pictures .*; 1 have none: a"):
+    with pytest.raises(InputError, match=r"need a label map for each of the 1 images .*; 1 have none: a"):
         open_semantic(tmp_path, split="val")
     root = full_release(tmp_path / "full")
     save(tmp_path / "maps/validation/street/a.tif", [[0, 1, 1]])
-    with pytest.raises(PictureError, match=r"need one number of 16 bits a pixel; got 8 bits"):
+    with pytest.raises(ImageError, match=r"need one number of 16 bits a pixel; got 8 bits"):
         truths(open_semantic(root, split="val", maps=tmp_path / "maps"))
 
 

@@ -20,7 +20,7 @@ def test_cocos_layout_is_found(tmp_path):
     root = layout(tmp_path / "coco")
     notes = root / "annotations"
     files = find_coco(root, "val")
-    assert files.pictures == root / "val2017" and files.instances == notes / "instances_val2017.json"
+    assert files.images == root / "val2017" and files.instances == notes / "instances_val2017.json"
     assert files.captions == notes / "captions_val2017.json"
     (notes / "captions_val2017.json").unlink()
     assert find_coco(root, "val").captions is None

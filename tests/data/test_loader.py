@@ -1,4 +1,4 @@
-"""Batches: the order, starting anywhere, the same bits for any number of workers, bad pictures counted and named."""
+"""Batches: the order, starting anywhere, the same bits for any number of workers, bad images counted and named."""
 
 import itertools
 import json
@@ -16,8 +16,8 @@ from foveate.data.folder import read_folder
 from foveate.data.loader import (
     BatchSampler,
     EvaluationSource,
+    ImageSource,
     OnceSampler,
-    PictureSource,
     derive_seed,
     epoch_order,
     make_loader,
@@ -29,8 +29,8 @@ from foveate.errors import InputError
 from foveate.types import BadSample, Batch, Sample
 
 
-def pictures(folder: Path, count: int) -> Path:
-    """Small pictures of different sizes, each of one colour that tells its number."""
+def make_images(folder: Path, count: int) -> Path:
+    """Small images of different sizes, each of one colour that tells its number."""
     folder.mkdir(exist_ok=True)
     for i in range(count):
         Image.new("RGB", (20 + i, 15), (i, 0, 0)).save(folder / f"{i:02d}.png")
@@ -59,12 +59,12 @@ def test_seeds_do_not_collide_by_sums_or_digits():
     assert all(0 <= derive_seed(*p) < 2**63 for p in parts)
 
 
-def test_every_epoch_shows_every_picture_once_whatever_the_batch():
+def test_every_epoch_shows_every_image_once_whatever_the_batch():
     pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, batches=14))  # 42 = 6 epochs of 7
     assert Counter(pairs) == Counter((epoch, index) for epoch in range(6) for index in range(7))
 
 
-def test_fewer_pictures_than_a_batch_fill_it_from_the_next_epochs():
+def test_fewer_images_than_a_batch_fill_it_from_the_next_epochs():
     (first,) = BatchSampler(2, batch=5, seed=1, batches=1)
     assert [epoch for epoch, _ in first] == [0, 0, 1, 1, 2]
 
@@ -86,7 +86,7 @@ def test_processes_share_a_step_without_changing_it():
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("taken", [0, 5, 8, 23])
 def test_another_number_of_processes_goes_on_where_the_last_stopped(world, taken):
-    # one process took `taken` pictures of two epochs of 20; what is left of them is shown once each by the others
+    # one process took `taken` images of two epochs of 20; what is left of them is shown once each by the others
     before = [*itertools.chain(*BatchSampler(20, batch=1, seed=1, batches=taken))]
     each = -(-(40 - taken) // (3 * world))  # batches of 3 that cover the rest
     shares = [
@@ -104,23 +104,23 @@ def test_without_an_end_the_stream_goes_on():
 
 
 def test_an_empty_data_set_or_batch_is_refused():
-    with pytest.raises(InputError, match="at least one picture"):
+    with pytest.raises(InputError, match="at least one image"):
         BatchSampler(0, batch=1, seed=0)
     with pytest.raises(InputError, match="batch"):
         BatchSampler(1, batch=0, seed=0)
 
 
-def test_evaluation_sees_every_picture_once():
+def test_evaluation_sees_every_image_once():
     assert list(OnceSampler(5, batch=2)) == [[0, 1], [2, 3], [4]]
     assert list(OnceSampler(4, batch=2)) == [[0, 1], [2, 3]] and list(OnceSampler(0, batch=2)) == []
     assert all(len(list(OnceSampler(n, batch=3))) == len(OnceSampler(n, batch=3)) for n in range(8))
 
 
-# -------------------------------------------------------------------------------------------------------- the pictures
+# -------------------------------------------------------------------------------------------------------- the images
 
 
-def test_a_sample_is_the_picture_and_a_grid_over_it(tmp_path):
-    source = PictureSource(read_folder(pictures(tmp_path, 3)), keep=36)
+def test_a_sample_is_the_image_and_a_grid_over_it(tmp_path):
+    source = ImageSource(read_folder(make_images(tmp_path, 3)), keep=36)
     sample = source[(0, 2)]
     assert isinstance(sample, Sample) and sample.id == "02.png" and sample.segments is None
     assert sample.image.dtype == torch.uint8 and sample.image.shape == (3, 15, 22) and sample.image[0, 0, 0] == 2
@@ -129,21 +129,21 @@ def test_a_sample_is_the_picture_and_a_grid_over_it(tmp_path):
 
 
 def test_regions_depend_on_seed_epoch_and_index_only(tmp_path):
-    dataset = read_folder(pictures(tmp_path, 12))
-    source = PictureSource(dataset, seed=1)
+    dataset = read_folder(make_images(tmp_path, 12))
+    source = ImageSource(dataset, seed=1)
 
-    def boxes(source: PictureSource, epoch: int) -> list[object]:
+    def boxes(source: ImageSource, epoch: int) -> list[object]:
         return [source[(epoch, index)].boxes.tolist() for index in range(12)]
 
     first = boxes(source, 0)
     torch.manual_seed(99)  # the global stream plays no part
-    assert boxes(source, 0) == first and boxes(PictureSource(dataset, seed=1), 0) == first
-    assert boxes(source, 1) != first and boxes(PictureSource(dataset, seed=2), 0) != first
+    assert boxes(source, 0) == first and boxes(ImageSource(dataset, seed=1), 0) == first
+    assert boxes(source, 1) != first and boxes(ImageSource(dataset, seed=2), 0) != first
 
 
-def test_a_picture_one_pixel_wide_has_regions(tmp_path):
+def test_a_image_one_pixel_wide_has_regions(tmp_path):
     Image.new("RGB", (1, 20)).save(tmp_path / "thin.png")
-    source = PictureSource(read_folder(tmp_path))
+    source = ImageSource(read_folder(tmp_path))
     for epoch in range(20):
         sample = source[(epoch, 0)]
         assert isinstance(sample, Sample) and len(sample.boxes) >= 1
@@ -151,7 +151,7 @@ def test_a_picture_one_pixel_wide_has_regions(tmp_path):
 
 
 def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
-    dataset = read_folder(pictures(tmp_path, 1))
+    dataset = read_folder(make_images(tmp_path, 1))
     for numbers, reason in (
         ({"regions": "patches"}, '"grid" or "boxes"'),
         ({"regions": "boxes"}, "has none"),
@@ -160,7 +160,7 @@ def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
         ({"rule": "mine"}, "rule"),
     ):
         with pytest.raises(InputError, match=reason):
-            PictureSource(dataset, **numbers)
+            ImageSource(dataset, **numbers)
 
 
 # --------------------------------------------------------------------------------------------------------- the batches
@@ -168,7 +168,7 @@ def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
-    source = PictureSource(read_folder(pictures(tmp_path, 7)), seed=5)
+    source = ImageSource(read_folder(make_images(tmp_path, 7)), seed=5)
     (tmp_path / "03.png").write_bytes(b"broken")
     loader = make_loader(source, BatchSampler(7, batch=3, seed=5, batches=6), workers=workers)
     assert len(loader) == 6
@@ -180,7 +180,7 @@ def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
-    source = PictureSource(read_folder(pictures(tmp_path, 5)))
+    source = ImageSource(read_folder(make_images(tmp_path, 5)))
 
     def stream(start: int) -> list[object]:
         sampler = BatchSampler(5, batch=2, seed=0, start=2 * start, batches=8 - start)
@@ -190,7 +190,7 @@ def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
 
 
 def test_loading_leaves_the_global_random_stream_alone(tmp_path):
-    source = PictureSource(read_folder(pictures(tmp_path, 4)))
+    source = ImageSource(read_folder(make_images(tmp_path, 4)))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for workers in (0, 1):
@@ -199,52 +199,52 @@ def test_loading_leaves_the_global_random_stream_alone(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_picture_is_counted_and_named_and_not_replaced(tmp_path, workers):
-    dataset = read_folder(pictures(tmp_path, 4))
+def test_a_bad_image_is_counted_and_named_and_not_replaced(tmp_path, workers):
+    dataset = read_folder(make_images(tmp_path, 4))
     (tmp_path / "01.png").write_bytes((tmp_path / "01.png").read_bytes()[:50])  # truncated
     (tmp_path / "02.png").unlink()  # gone since it was listed
     in_order = [[(0, index) for index in range(4)]]
-    (batch,) = make_loader(PictureSource(dataset), in_order, workers=workers)
+    (batch,) = make_loader(ImageSource(dataset), in_order, workers=workers)
     assert [sample.id for sample in batch.samples] == ["00.png", "03.png"]
     assert [bad.id for bad in batch.bad] == ["01.png", "02.png"]
     assert str(tmp_path / "01.png") in batch.bad[0].reason and "no such file" in batch.bad[1].reason
 
 
-def test_a_batch_of_bad_pictures_only_is_still_a_batch(tmp_path):
-    dataset = read_folder(pictures(tmp_path, 2))
+def test_a_batch_of_bad_images_only_is_still_a_batch(tmp_path):
+    dataset = read_folder(make_images(tmp_path, 2))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    (batch,) = make_loader(PictureSource(dataset), BatchSampler(2, batch=2, seed=0, batches=1), workers=0)
+    (batch,) = make_loader(ImageSource(dataset), BatchSampler(2, batch=2, seed=0, batches=1), workers=0)
     assert batch.samples == [] and len(batch.bad) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_strict_raises_at_the_step_of_the_first_bad_picture(tmp_path, workers):
-    dataset = read_folder(pictures(tmp_path, 4))
+def test_strict_raises_at_the_step_of_the_first_bad_image(tmp_path, workers):
+    dataset = read_folder(make_images(tmp_path, 4))
     (tmp_path / "02.png").write_bytes(b"broken")
     in_order = [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
-    batches = iter(make_loader(PictureSource(dataset), in_order, workers=workers, strict=True))
+    batches = iter(make_loader(ImageSource(dataset), in_order, workers=workers, strict=True))
     assert [sample.id for sample in next(batches).samples] == ["00.png", "01.png"]
-    with pytest.raises(InputError, match=r"picture 02\.png: .*strict") as caught:
+    with pytest.raises(InputError, match=r"image 02\.png: .*strict") as caught:
         next(batches)
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_folder_of_bad_pictures_stops_with_counts(tmp_path, workers):
-    dataset = read_folder(pictures(tmp_path, 10))
+def test_a_folder_of_bad_images_stops_with_counts(tmp_path, workers):
+    dataset = read_folder(make_images(tmp_path, 10))
     for path in tmp_path.iterdir():
         path.write_bytes(b"broken")
-    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=4, seed=0), workers=workers)  # would never end
+    loader = make_loader(ImageSource(dataset), BatchSampler(10, batch=4, seed=0), workers=workers)  # would never end
     with pytest.raises(InputError, match="20 of the first 20 cannot"):  # 16 may be bad, the fifth batch goes over
         list(loader)
 
 
 def test_half_bad_is_no_reason_to_stop(tmp_path):
-    dataset = read_folder(pictures(tmp_path, 10))
+    dataset = read_folder(make_images(tmp_path, 10))
     for i in range(0, 10, 2):
         (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
-    loader = make_loader(PictureSource(dataset), BatchSampler(10, batch=10, seed=0, batches=10), workers=0)
+    loader = make_loader(ImageSource(dataset), BatchSampler(10, batch=10, seed=0, batches=10), workers=0)
     assert sum(len(batch.bad) for batch in loader) == 50
 
 
@@ -278,7 +278,7 @@ def test_pinning_a_batch_pins_what_the_device_copies(monkeypatch):
 
 
 def test_workers_below_zero_are_refused(tmp_path):
-    source = PictureSource(read_folder(pictures(tmp_path, 1)))
+    source = ImageSource(read_folder(make_images(tmp_path, 1)))
     with pytest.raises(InputError, match="workers"):
         make_loader(source, BatchSampler(1, batch=1, seed=0), workers=-1)
 
@@ -288,7 +288,7 @@ def test_workers_below_zero_are_refused(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    """A COCO root of two 12 x 10 pictures: the first with a thing (2 2 6 6) over stuff, the second not there."""
+    """A COCO root of two 12 x 10 images: the first with a thing (2 2 6 6) over stuff, the second not there."""
     notes = tmp_path / "annotations"
     (notes / "panoptic_val2017").mkdir(parents=True)
     (tmp_path / "val2017").mkdir()
@@ -308,7 +308,7 @@ def coco(tmp_path):
 
 
 def test_a_coco_root_gives_its_boxes_as_regions(coco):
-    source = PictureSource(open_data(coco, split="val"), regions="boxes")
+    source = ImageSource(open_data(coco, split="val"), regions="boxes")
     sample, bad = source[(0, 0)], source[(0, 1)]
     assert isinstance(sample, Sample) and sample.id == "1" and sample.boxes.tolist() == [[0, 0, 9, 9]]
     assert isinstance(bad, BadSample) and bad.id == "2" and "2.png" in bad.reason
@@ -345,9 +345,9 @@ def test_masks_without_panoptic_annotations_are_refused(coco):
         EvaluationSource(open_data(coco, split="val"))
 
 
-def test_a_picture_of_another_size_than_annotated_is_bad(coco):
+def test_a_image_of_another_size_than_annotated_is_bad(coco):
     Image.new("RGB", (10, 13)).save(coco / "val2017" / "1.png")
-    bad = PictureSource(open_data(coco, split="val"))[(0, 0)]
+    bad = ImageSource(open_data(coco, split="val"))[(0, 0)]
     assert isinstance(bad, BadSample) and "need 12 x 10" in bad.reason
 
 
@@ -358,8 +358,8 @@ def test_open_data_says_what_it_needs(coco, tmp_path):
     with pytest.raises(InputError, match="train2017"):
         open_data(coco, split="train")
     (coco / "annotations" / "instances_val2017.json").write_text("{")
-    for pictures_only in (coco, coco / "val2017"):
-        assert [record.id for record in open_data(pictures_only, split="val", annotations="none").records] == ["1.png"]
+    for images_only in (coco, coco / "val2017"):
+        assert [record.id for record in open_data(images_only, split="val", annotations="none").records] == ["1.png"]
     with pytest.raises(InputError, match="train2017; there is no such folder"):
         open_data(coco, split="train", annotations="none")
     (coco / "annotations" / "instances_val2017.json").unlink()
@@ -370,11 +370,11 @@ def test_open_data_says_what_it_needs(coco, tmp_path):
         open_data(coco, split="val", annotations="panoptic")
 
 
-@pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO pictures")
-def test_every_real_coco_picture_is_good():
+@pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO images")
+def test_every_real_coco_image_is_good():
     root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         source = EvaluationSource(open_data(root, split=split, annotations="panoptic"))
         assert not [item for item in map(source.__getitem__, range(len(source))) if isinstance(item, BadSample)]
-        pictures = PictureSource(open_data(root, split=split), regions="boxes")
-        assert not [bad for i in range(len(pictures)) if isinstance(bad := pictures[(0, i)], BadSample)]
+        images = ImageSource(open_data(root, split=split), regions="boxes")
+        assert not [bad for i in range(len(images)) if isinstance(bad := images[(0, i)], BadSample)]

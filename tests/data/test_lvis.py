@@ -1,4 +1,4 @@
-"""LVIS v1: pictures named by their address, another split than COCO's, categories with synonyms and frequency."""
+"""LVIS v1: images named by their address, another split than COCO's, categories with synonyms and frequency."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def written(root: Path, content: object) -> Path:
     return path
 
 
-def test_pictures_lie_where_their_address_ends(root):
+def test_images_lie_where_their_address_ends(root):
     dataset = read_lvis(written(root, LVIS), root)
     assert [record.id for record in dataset.records] == [391895, 5]
     assert [record.path.relative_to(root).as_posix() for record in dataset.records] == [
@@ -63,7 +63,7 @@ def test_pictures_lie_where_their_address_ends(root):
     ("place", "value", "reason"),
     [
         (("images", 0, "coco_url"), 7, "image 391895: need `coco_url`"),
-        (("images", 0, "coco_url"), "picture.jpg", "image 391895: need `coco_url` that ends in FOLDER/FILE"),
+        (("images", 0, "coco_url"), "image.jpg", "image 391895: need `coco_url` that ends in FOLDER/FILE"),
         (("images", 0, "coco_url"), "http://host/../evil.jpg", "image 391895: need `file_name` inside"),
         (("images", 1, "id"), 391895, "image 391895: need every image's `id` once"),
         (("categories", 0, "frequency"), "x", "category 2: need `frequency`"),

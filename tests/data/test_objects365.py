@@ -41,7 +41,7 @@ V2 = ("images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects3
         (("obj365_train_000000000001.jpg",), ("obj365_train_000000000001.jpg",)),
     ],
 )
-def test_pictures_are_found_however_the_archives_were_unpacked(tmp_path, names, where):
+def test_images_are_found_however_the_archives_were_unpacked(tmp_path, names, where):
     there = {put(tmp_path / place) for place in where if place is not None}
     dataset = read_objects365(annotated(tmp_path, *names), tmp_path, split="train")
     paths = [record.path for record in dataset.records]
@@ -51,7 +51,7 @@ def test_pictures_are_found_however_the_archives_were_unpacked(tmp_path, names, 
     assert sum(one.count for one in dataset.dropped.values()) == 1
 
 
-def test_no_picture_anywhere_says_where_it_looked(tmp_path):
+def test_no_image_anywhere_says_where_it_looked(tmp_path):
     with pytest.raises(InputError, match=r"none of the first 2 is there \(the first: images/v1/patch8") as caught:
         read_objects365(annotated(tmp_path, *V2), tmp_path, split="train")
     assert str(tmp_path / "images" / "train") in str(caught.value)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.data.images import ImageError
 from foveate.data.panoptic import mask_extents, panoptic_segments
-from foveate.data.pictures import PictureError
 from foveate.data.records import Record
 from foveate.types import Category
 
@@ -39,7 +39,7 @@ def test_masks_labels_and_boxes(record):
     assert segments.boxes.dtype == torch.float32
 
 
-def test_a_picture_without_segments(record):
+def test_a_image_without_segments(record):
     empty = Record(9, record.path, 4, 6, panoptic=record.panoptic)
     segments = panoptic_segments(empty, CATEGORIES)
     assert segments.masks.shape == (0, 4, 6) and segments.boxes.shape == (0, 4) and segments.labels.dtype == torch.int64
@@ -61,19 +61,19 @@ def with_(record: Record, **fields: object) -> Record:
     return Record(**{**{name: getattr(record, name) for name in names}, **fields})
 
 
-def test_a_png_that_lacks_a_segment_is_refused_by_picture_and_colour(record):
-    with pytest.raises(PictureError, match=r"p\.png: .* image 9; there are none of 1 of 2 \(the first id: 6\)"):
+def test_a_png_that_lacks_a_segment_is_refused_by_image_and_colour(record):
+    with pytest.raises(ImageError, match=r"p\.png: .* image 9; there are none of 1 of 2 \(the first id: 6\)"):
         panoptic_segments(with_(record, segment_ids=(5, 6)), CATEGORIES)
 
 
 def test_a_png_of_another_size_or_missing_is_refused(record, tmp_path):
-    with pytest.raises(PictureError, match="need 8 x 6"):
+    with pytest.raises(ImageError, match="need 8 x 6"):
         panoptic_segments(with_(record, height=8), CATEGORIES)
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         panoptic_segments(with_(record, panoptic=tmp_path / "gone.png"), CATEGORIES)
 
 
 def test_more_masks_than_memory_are_refused_before_they_are_made(record):
     many = with_(record, height=7000, width=7000, segment_ids=tuple(range(1, 1001)))
-    with pytest.raises(PictureError, match="bytes of masks"):
+    with pytest.raises(ImageError, match="bytes of masks"):
         panoptic_segments(many, CATEGORIES)

@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.loader import PictureSource, pack
+from foveate.data.loader import ImageSource, pack
 from foveate.data.records import Dataset, Member, Record
 from foveate.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
 from foveate.data.strict import OUTSIDE, TINY
 from foveate.errors import InputError
 
 
-def pictures(*records: Record) -> Dataset:
+def make_images(*records: Record) -> Dataset:
     return Dataset("some", (), records, {})
 
 
-THREE = pictures(
+THREE = make_images(
     Record("a.jpg", Path("/d/train2017/a.jpg")),
     Record("deep/000000000012.jpg", Path("/d/train2017/deep/000000000012.jpg")),
     Record(7, Path("/d/train2017/c.png"), 30, 40, ((0, 0, 9, 9),), (1,), (True,)),
@@ -51,23 +51,23 @@ def test_an_image_without_a_usable_box_gives_its_corner_which_is_not_enlarged(tm
     record = Record(1, tmp_path / "a.png", 24, 40, ((0, 0, 2, 2),))
     assert len(sample_proposals(record, height=24, width=40, keep=20, generator=torch.Generator())) == 0
     good = replace(record, boxes=((0, 0, 20, 20),))
-    source = PictureSource(Dataset("x", (), (record, good), {}), regions="boxes")
+    source = ImageSource(Dataset("x", (), (record, good), {}), regions="boxes")
     corner, usable = source[0, 0], source[0, 1]
     assert corner.boxes.tolist() == [[0, 0, 10, 6]] and corner.is_boxless and not usable.is_boxless
     batch = pack([corner, usable]).unpack()
     assert [sample.is_boxless for sample in batch.samples] == [True, False]
 
 
-def test_a_box_over_the_edge_is_clipped_once_the_picture_is_known():
+def test_a_box_over_the_edge_is_clipped_once_the_image_is_known():
     record = Record(1, Path("x"), boxes=((10, 5, 300, 300), (50, 50, 90, 90)))  # the second lies outside
     boxes = sample_proposals(record, height=30, width=40, keep=20, generator=torch.Generator())
     assert boxes.tolist() == [[10, 5, 40, 30]]
 
 
 @pytest.mark.parametrize("name", ["deep/000000000012.jpg", "000000000012.jpg", "000000000012", 12, "12.jpg"])
-def test_a_picture_goes_by_its_name_or_its_number(tmp_path, name):
+def test_a_image_goes_by_its_name_or_its_number(tmp_path, name):
     content = [{"image_id": name, "bbox": [1, 2, 10, 20], "score": 0.5}]
-    if name == "12.jpg":  # no name of any picture
+    if name == "12.jpg":  # no name of any image
         with pytest.raises(InputError, match=r"none of its 1 \(such as .*\) is among the 3"):
             with_boxes(THREE, written(tmp_path, content))
         return
@@ -94,7 +94,7 @@ def test_results_in_any_order_and_plain_boxes_and_cocos_form(tmp_path):
     assert [record.size for record in found] == [(8, 9), None, (30, 40)]  # as stated; then the decoder checks it
 
 
-def test_boxes_that_no_picture_can_use_are_counted(tmp_path):
+def test_boxes_that_no_image_can_use_are_counted(tmp_path):
     content = {
         "a.jpg": [[-5, -5, 0, 0], [3, 3, 3.5, 9], [-5, 0, 4, 4]],
         "c.png": [[40, 0, 50, 9], [39.5, 0, 50, 9], [0, 0, 99, 99]],
@@ -106,34 +106,36 @@ def test_boxes_that_no_picture_can_use_are_counted(tmp_path):
     assert "z.jpg" in dataset.dropped[ELSEWHERE].first
 
 
-def test_two_pictures_of_one_name_need_their_folders(tmp_path):
-    two = pictures(Record("x/a.jpg", Path("/d/x/a.jpg")), Record("y/a.jpg", Path("/d/y/a.jpg")))
+def test_two_images_of_one_name_need_their_folders(tmp_path):
+    two = make_images(Record("x/a.jpg", Path("/d/x/a.jpg")), Record("y/a.jpg", Path("/d/y/a.jpg")))
     dataset = with_boxes(two, written(tmp_path, {"a.jpg": [[0, 0, 9, 9]], "y/a.jpg": [[0, 0, 8, 8]]}))
     assert [record.boxes for record in dataset.records] == [(), ((0, 0, 8, 8),)]
     assert dataset.dropped[ELSEWHERE].count == 1  # "a.jpg" could be either
 
 
-def test_one_picture_under_two_names_and_another_size_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"'train2017/a.jpg': need every picture once"):
+def test_one_image_under_two_names_and_another_size_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"'train2017/a.jpg': need every image once"):
         with_boxes(THREE, written(tmp_path, {"a.jpg": [], "train2017/a.jpg": []}))
     other = {"images": [{"id": 1, "file_name": "c.png", "height": 40, "width": 30}], "annotations": []}
     with pytest.raises(InputError, match=r"need boxes for 30 x 40 pixels .* got them for 40 x 30"):
         with_boxes(THREE, written(tmp_path, other))
 
 
-def test_pictures_in_shards_go_by_their_keys(tmp_path):
-    shard = pictures(*(Record(f"s.tar:{key}", Path("s.tar"), member=Member(key, 0, 1)) for key in ("k/5", "k/6")))
+def test_images_in_shards_go_by_their_keys(tmp_path):
+    shard = make_images(*(Record(f"s.tar:{key}", Path("s.tar"), member=Member(key, 0, 1)) for key in ("k/5", "k/6")))
     for name in ("s.tar:k/5", "k/5", "5.jpg", "k/5.png"):
         dataset = with_boxes(shard, written(tmp_path, {name: [[0, 0, 9, 9]]}))
         assert [len(record.boxes) for record in dataset.records] == [1, 0], name
 
 
-def test_pictures_without_a_box_are_told():
-    assert note_boxless(pictures(THREE.records[2])).dropped_lines() == []
-    (line,) = note_boxless(pictures(THREE.records[0], THREE.records[2])).dropped_lines()  # half is not more than half
-    assert line.startswith("1 of 2 pictures have no box") and line.endswith("the first: a.jpg")
+def test_images_without_a_box_are_told():
+    assert note_boxless(make_images(THREE.records[2])).dropped_lines() == []
+    (line,) = note_boxless(
+        make_images(THREE.records[0], THREE.records[2])
+    ).dropped_lines()  # half is not more than half
+    assert line.startswith("1 of 2 images have no box") and line.endswith("the first: a.jpg")
     (line,) = note_boxless(THREE).dropped_lines()
-    assert line.startswith("WARNING   2 of 3 pictures have no box") and "the first: a.jpg. That is most" in line
+    assert line.startswith("WARNING   2 of 3 images have no box") and "the first: a.jpg. That is most" in line
     assert "--boxes" in line and "--data" in line
 
 
@@ -143,7 +145,7 @@ def test_boxes_that_training_cannot_use_are_none():
     records = [Record(f"{w} {h}", Path("x.jpg"), boxes=((2, 3, 2 + w, 3 + h),)) for w, h in sides]
     used = [len(sample_proposals(one, height=2000, width=2000, keep=9, generator=torch.Generator())) for one in records]
     assert used == [0, 1, 0, 1, 0, 1, 0]
-    noted = [len(note_boxless(pictures(one)).notes) for one in records]
+    noted = [len(note_boxless(make_images(one)).notes) for one in records]
     assert noted == [1 - one for one in used]
 
 

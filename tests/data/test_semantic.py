@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from foveate.data import ade, context, stuff
+from foveate.data.images import ImageError, read_values
 from foveate.data.labels import Labels
 from foveate.data.loader import BatchSampler, OnceSampler, SemanticSource, make_loader
 from foveate.data.matlab import read_matrix
-from foveate.data.pictures import PictureError, read_values
 from foveate.data.records import Dataset, Record
 from foveate.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
 from foveate.data.voc import NAMES, read_voc_maps
@@ -26,7 +26,7 @@ def save(path, values, dtype=np.uint8, **options):
     Image.fromarray(np.array(values, dtype)).save(path, **options)
 
 
-def picture(path, height=2, width=3):
+def make_image(path, height=2, width=3):
     save(path, np.zeros((height, width, 3)))
 
 
@@ -47,14 +47,14 @@ def test_coco_stuff(tmp_path, homes):
     (tmp_path / "labels.txt").write_text(names)
     labels = stuff.read_stuff_labels(tmp_path / "labels.txt")
     assert len(labels.ids) == 171 and labels.names[:12] == (*(f"c{one}" for one in range(1, 12)), "c13")
-    picture(tmp_path / homes[0] / "1.jpg")
+    make_image(tmp_path / homes[0] / "1.jpg")
     # ids 1, 11, 13, 182 are numbers 0, 10, 12, 181 and places 0, 10, 11 (12 was never annotated), 170
     save(tmp_path / homes[1] / "1.png", [[0, 10, 12], [181, 255, 0]])
     data = stuff.read_stuff(tmp_path, split="val", labels=labels)
     assert truths(data) == [[[0, 10, 11], [170, -1, 0]]]
     assert data.names[170] == "c182" and data.dataset.records[0].id == "1"
     save(tmp_path / homes[1] / "1.png", [[0, 11, 12], [11, 255, 0]])
-    with pytest.raises(PictureError, match=r"1\.png: need numbers .* 171 classes.* got 11 in row 0, column 1, 2 such"):
+    with pytest.raises(ImageError, match=r"1\.png: need numbers .* 171 classes.* got 11 in row 0, column 1, 2 such"):
         truths(data)
     with pytest.raises(InputError, match="need COCO-Stuff's 171 classes"):
         stuff.read_stuff(tmp_path, split="val", labels=many(171))
@@ -65,12 +65,12 @@ def test_coco_stuff(tmp_path, homes):
 
 
 def test_ade20k_150(tmp_path):
-    picture(tmp_path / "images/validation/a.jpg")
+    make_image(tmp_path / "images/validation/a.jpg")
     save(tmp_path / "annotations/validation/a.png", [[0, 1, 150], [2, 2, 2]])
     data = ade.read_ade150(tmp_path, split="val", labels=many(150))
     assert truths(data) == [[[-1, 0, 149], [1, 1, 1]]]
     save(tmp_path / "annotations/validation/a.png", [[0, 1, 255], [2, 2, 2]])  # converted already
-    with pytest.raises(PictureError, match="got 255 in row 0, column 2, 1 such pixels"):
+    with pytest.raises(ImageError, match="got 255 in row 0, column 2, 1 such pixels"):
         truths(data)
     with pytest.raises(InputError, match="need ADE20K's 150 classes"):
         ade.read_ade150(tmp_path, split="val", labels=many(150, first=0))
@@ -80,7 +80,7 @@ def full_release(tmp_path):
     home = tmp_path / "full/images/ADE"
     for split, numbers in (("training", (1, 300, 9)), ("validation", (1, 300, 8))):
         where = home / split / "urban/street"
-        picture(where / "a.jpg")
+        make_image(where / "a.jpg")
         # id = red // 10 * 256 + green: (0, 1) is 1, (10, 44) and (19, 44) are 300, (0, 9) is 9; blue says which object
         colours = [[(0, 1, 7), (10, 44, 1), (0, 9, 0)], [(19, 44, 2), (0, 0, 0), (0, 8, 0)]]
         save(where / "a_seg.png", colours)
@@ -103,7 +103,7 @@ def test_the_full_release_of_ade20k(tmp_path):
     assert [record.id for record in data.dataset.records] == ["urban/street/a"]  # the PNG files beside it are none
     assert truths(data) == [[[0, 1, -1], [1, -1, -1]]] and data.names == ["thing 1", "thing 300"]
     save(written, [[0, 1, 2], [1, 1, 1]], np.uint16)
-    with pytest.raises(PictureError, match="need numbers of the data set's 2 classes, or of none; got 2"):
+    with pytest.raises(ImageError, match="need numbers of the data set's 2 classes, or of none; got 2"):
         truths(data)
 
 
@@ -130,7 +130,7 @@ def test_broken_json_of_the_full_release_is_refused(tmp_path, text):
 )
 def test_voc(tmp_path, background, expected, last):
     for name in ("a", "b"):
-        picture(tmp_path / f"JPEGImages/{name}.jpg")
+        make_image(tmp_path / f"JPEGImages/{name}.jpg")
     map_ = Image.fromarray(np.array([[0, 1, 20], [255, 2, 2]], np.uint8))
     map_.putpalette([7 * one % 256 for one in range(768)])  # colours mean nothing; the places in the palette count
     (tmp_path / "SegmentationClass").mkdir()
@@ -176,8 +176,8 @@ def mat(path, values, *, name="LabelMap", kind=4, dtype="<u2", compressed=True):
 def test_pascal_context_459_and_59(tmp_path, compressed):
     numbers = [[0, 1, 459], [2, 300, 300]]
     mat(tmp_path / "mat/b.mat", numbers, compressed=compressed)
-    picture(tmp_path / "VOC2010/JPEGImages/b.jpg")
-    picture(tmp_path / "VOC2010/JPEGImages/other.jpg")
+    make_image(tmp_path / "VOC2010/JPEGImages/b.jpg")
+    make_image(tmp_path / "VOC2010/JPEGImages/other.jpg")
     (tmp_path / "labels.txt").write_text("0: void\n" + "".join(f"{one}: name {one}\n" for one in range(1, 460)))
     few = [300, 459, *range(3, 60)]  # 59 of the 459 names
     (tmp_path / "59_labels.txt").write_text("".join(f"{place}: name {one}\n" for place, one in enumerate(few, start=1)))
@@ -242,22 +242,22 @@ def test_numbers_come_through_unchanged(tmp_path):
 def test_other_kinds_of_files_are_refused(tmp_path):
     path = tmp_path / "x.png"
     save(path, [[1, 300]], np.uint16)
-    with pytest.raises(PictureError, match=r"x\.png: need one number of 8 bits a pixel; got 16 bits"):
+    with pytest.raises(ImageError, match=r"x\.png: need one number of 8 bits a pixel; got 16 bits"):
         read_values(path, bits=8)
     save(path, [[1, 30]])
-    with pytest.raises(PictureError, match="need one number of 16 bits a pixel; got 8 bits"):
+    with pytest.raises(ImageError, match="need one number of 16 bits a pixel; got 8 bits"):
         read_values(path, bits=16)
     save(path, np.zeros((2, 2, 3)))
-    with pytest.raises(PictureError, match="got colours"):
+    with pytest.raises(ImageError, match="got colours"):
         read_values(path, bits=8)
     Image.fromarray(np.array([[True, False]])).save(path)
-    with pytest.raises(PictureError, match="need one number of 8 bits"):
+    with pytest.raises(ImageError, match="need one number of 8 bits"):
         read_values(path, bits=8)
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(path, format="JPEG")  # whose numbers are not those written
-    with pytest.raises(PictureError, match="need a PNG or TIFF picture"):
+    with pytest.raises(ImageError, match="need a PNG or TIFF image"):
         read_values(path, bits=8)
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(PictureError, match=r"x\.png"):
+    with pytest.raises(ImageError, match=r"x\.png"):
         read_values(path, bits=8)
 
 
@@ -270,20 +270,20 @@ def test_a_grey_of_four_bits_is_not_stretched(tmp_path):
     (tmp_path / "x.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     )
-    with pytest.raises(PictureError, match="got grey of less than 8 bits"):
+    with pytest.raises(ImageError, match="got grey of less than 8 bits"):
         read_values(tmp_path / "x.png", bits=8)
 
 
-def test_a_map_of_another_size_than_its_picture_is_refused(tmp_path):
-    picture(tmp_path / "images/validation/a.jpg", 3, 2)
+def test_a_map_of_another_size_than_its_image_is_refused(tmp_path):
+    make_image(tmp_path / "images/validation/a.jpg", 3, 2)
     save(tmp_path / "annotations/validation/a.png", [[0, 1, 150], [2, 2, 2]])
     data = ade.read_ade150(tmp_path, split="val", labels=many(150))
     for read in (read_truth, read_both):
-        with pytest.raises(PictureError, match=r"a\.jpg: need 2 x 3"):
+        with pytest.raises(ImageError, match=r"a\.jpg: need 2 x 3"):
             read(data.dataset.records[0], data)
 
 
-def test_a_turned_picture_is_shown_as_its_map_lies(tmp_path):
+def test_a_turned_image_is_shown_as_its_map_lies(tmp_path):
     path = tmp_path / "images/validation/a.jpg"
     path.parent.mkdir(parents=True)
     image = Image.new("RGB", (3, 2))
@@ -299,16 +299,16 @@ def test_a_turned_picture_is_shown_as_its_map_lies(tmp_path):
 
 def test_missing_maps_are_named_and_others_noted(tmp_path):
     for name in "abc":
-        picture(tmp_path / f"images/validation/{name}.jpg")
+        make_image(tmp_path / f"images/validation/{name}.jpg")
     with pytest.raises(InputError, match=r"annotations/validation: need the folder of the label maps"):
         ade.read_ade150(tmp_path, split="val", labels=many(150))
     save(tmp_path / "annotations/validation/b.png", [[1]])
-    with pytest.raises(InputError, match=r"need a label map for each of the 3 pictures .*; 2 have none: a, c"):
+    with pytest.raises(InputError, match=r"need a label map for each of the 3 images .*; 2 have none: a, c"):
         ade.read_ade150(tmp_path, split="val", labels=many(150))
     for name in "acd":
         save(tmp_path / f"annotations/validation/{name}.png", [[1]])
     data = ade.read_ade150(tmp_path, split="val", labels=many(150))
-    assert len(data.dataset.records) == 3 and data.dataset.notes == ("1 label maps have no picture and are not read",)
+    assert len(data.dataset.records) == 3 and data.dataset.notes == ("1 label maps have no image and are not read",)
 
 
 # ------------------------------------------------------------------------------------------------------------- panoptic
@@ -344,13 +344,13 @@ def test_a_panoptic_record_is_a_semantic_one(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_and_maps_come_in_batches(tmp_path, workers):
+def test_images_and_maps_come_in_batches(tmp_path, workers):
     for name, values in (
         ("a", [[0, 1, 150], [2, 2, 2]]),
         ("b", [[7]]),
         ("c", [[151]]),
-    ):  # 151 is no class: a bad picture
-        picture(tmp_path / f"images/training/{name}.jpg", *np.shape(values))
+    ):  # 151 is no class: a bad image
+        make_image(tmp_path / f"images/training/{name}.jpg", *np.shape(values))
         save(tmp_path / f"annotations/training/{name}.png", values)
     source = SemanticSource(ade.read_ade150(tmp_path, split="train", labels=many(150)))
     (batch,) = make_loader(source, OnceSampler(3, batch=3), workers=workers)

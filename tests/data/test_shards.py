@@ -1,4 +1,4 @@
-"""Tar shards: every picture found where it lies, every fault named, nothing extracted, nothing executed."""
+"""Tar shards: every image found where it lies, every fault named, nothing extracted, nothing executed."""
 
 import io
 import os
@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from foveate.data.folder import read_folder
-from foveate.data.loader import BatchSampler, PictureSource, make_loader
-from foveate.data.pictures import PictureError, read_picture
+from foveate.data.images import ImageError, read_image
+from foveate.data.loader import BatchSampler, ImageSource, make_loader
 from foveate.data.records import Dataset, Record, read_record
-from foveate.data.shards import NO_FILE, NO_PICTURE, index_shard, read_pairs, read_shards, split_name
+from foveate.data.shards import NO_FILE, NO_IMAGE, index_shard, read_pairs, read_shards, split_name
 from foveate.errors import InputError
 from foveate.types import BadSample
 
@@ -60,10 +60,10 @@ BROKEN_CHUNK[BROKEN_CHUNK.index(b"IDAT") + 10] ^= 0xFF  # the checksum no longer
     ("members", "message"),
     [
         ({"1.png": b""}, "1 has no caption"),
-        ({"1.txt": b"a"}, "1 has no picture"),
-        ({"1.png": b"not a picture", "1.txt": b"a"}, "s.tar:1: need a JPEG, PNG"),
-        ({"1.png": jpeg((1, 2, 3))[:60], "1.txt": b"a"}, "s.tar:1: need a whole picture"),
-        ({"1.png": BROKEN_CHUNK, "1.txt": b"a"}, "s.tar:1: need a whole picture"),
+        ({"1.txt": b"a"}, "1 has no image"),
+        ({"1.png": b"not an image", "1.txt": b"a"}, "s.tar:1: need a JPEG, PNG"),
+        ({"1.png": jpeg((1, 2, 3))[:60], "1.txt": b"a"}, "s.tar:1: need a whole image"),
+        ({"1.png": BROKEN_CHUNK, "1.txt": b"a"}, "s.tar:1: need a whole image"),
         ({"1.png": jpeg((1, 2, 3)), "1.txt": b"caf\xe9"}, "1: need a caption in UTF-8"),
     ],
 )
@@ -105,7 +105,7 @@ def ids(dataset: Dataset) -> list[int | str]:
     return [record.id for record in dataset.records]
 
 
-def test_a_picture_in_a_shard_is_the_picture_on_disk(tmp_path):
+def test_a_image_in_a_shard_is_the_image_on_disk(tmp_path):
     draw = np.random.default_rng(0)
     (tmp_path / "folder").mkdir()
     contents = {}
@@ -119,7 +119,7 @@ def test_a_picture_in_a_shard_is_the_picture_on_disk(tmp_path):
     dataset = shards(tmp_path / "s.tar")
     assert ids(dataset) == ["s.tar:a/1", "s.tar:a/2", "s.tar:3"] and dataset.dropped == {}
     for record, name in zip(dataset.records, contents, strict=True):
-        expected = read_picture(tmp_path / "folder" / name.replace("/", "_"))
+        expected = read_image(tmp_path / "folder" / name.replace("/", "_"))
         assert read_record(record).tolist() == expected.tolist()
 
 
@@ -133,7 +133,7 @@ def test_a_run_over_shards_is_the_run_over_a_folder(tmp_path):
     write_tar(tmp_path / "b.tar", {name: members[name] for name in names[3:]})
 
     def stream(dataset: Dataset, workers: int) -> list[object]:
-        source = PictureSource(dataset, seed=4)
+        source = ImageSource(dataset, seed=4)
         sampler = BatchSampler(7, batch=2, seed=4, rank=1, world_size=2, start=3, batches=5)
         loader = make_loader(source, sampler, workers=workers)
         return [[(one.image.tolist(), one.boxes.tolist()) for one in batch.samples] for batch in loader]
@@ -167,34 +167,34 @@ def test_pickles_are_never_opened(tmp_path):
     (tmp_path / "ran").unlink()
     kinds = ("pyd", "pkl", "pickle", "pth", "cls", "npy", "png.pkl")
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.png": content} | {f"1.{k}": content for k in kinds})
-    loader = make_loader(PictureSource(shards(tmp_path / "s.tar")), [[(0, 0), (0, 1)]], workers=1)
+    loader = make_loader(ImageSource(shards(tmp_path / "s.tar")), [[(0, 0), (0, 1)]], workers=1)
     (batch,) = loader
     assert [sample.id for sample in batch.samples] == ["s.tar:1"] and [bad.id for bad in batch.bad] == ["s.tar:2"]
     assert not (tmp_path / "ran").exists()
 
 
-def test_two_pictures_of_one_key_are_refused(tmp_path):
+def test_two_images_of_one_key_are_refused(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for _ in range(2):
             info = tarfile.TarInfo("1.png")
             info.size = len(jpeg((1, 2, 3)))
             tar.addfile(info, io.BytesIO(jpeg((1, 2, 3))))
-    with pytest.raises(InputError, match=r"s\.tar: member '1\.png': need one picture and one text a key"):
+    with pytest.raises(InputError, match=r"s\.tar: member '1\.png': need one image and one text a key"):
         shards(tmp_path / "s.tar")
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "1.jpg": jpeg((1, 2, 3))})
-    with pytest.raises(InputError, match=r"member '1\.jpg': need one picture"):
+    with pytest.raises(InputError, match=r"member '1\.jpg': need one image"):
         shards(tmp_path / "s.tar")
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
     (tmp_path / "other").mkdir()
-    write_tar(tmp_path / "other/s.tar", {"1.png": jpeg((1, 2, 3))})  # the same key in another shard is another picture
+    write_tar(tmp_path / "other/s.tar", {"1.png": jpeg((1, 2, 3))})  # the same key in another shard is another image
     assert ids(shards(tmp_path / "s.tar", tmp_path / "other/s.tar")) == [
         f"{tmp_path}/s.tar:1",
         f"{tmp_path}/other/s.tar:1",
     ]
 
 
-def test_links_and_keys_without_a_picture_are_counted(tmp_path):
-    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.txt": b"no picture"})
+def test_links_and_keys_without_a_image_are_counted(tmp_path):
+    write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.txt": b"no image"})
     with tarfile.open(tmp_path / "s.tar", "a") as tar:
         for name, kind in (("3.png", tarfile.SYMTYPE), ("4.png", tarfile.LNKTYPE), ("5.png", tarfile.FIFOTYPE)):
             info = tarfile.TarInfo(name)
@@ -203,14 +203,14 @@ def test_links_and_keys_without_a_picture_are_counted(tmp_path):
     dataset = shards(tmp_path / "s.tar")
     assert ids(dataset) == ["s.tar:1"]
     assert {reason: (one.count, one.first) for reason, one in dataset.dropped.items()} == {
-        NO_PICTURE: (1, "s.tar:2"),
+        NO_IMAGE: (1, "s.tar:2"),
         NO_FILE: (3, "s.tar:3"),
     }
 
 
-def test_a_shard_without_pictures_is_refused(tmp_path):
+def test_a_shard_without_images_is_refused(tmp_path):
     write_tar(tmp_path / "s.tar", {"1.txt": b"a", "2.pyd": b"b"})
-    with pytest.raises(InputError, match=r"shards: need pictures .* the 1 hold none"):
+    with pytest.raises(InputError, match=r"shards: need images .* the 1 hold none"):
         shards(tmp_path / "s.tar")
 
 
@@ -218,8 +218,8 @@ def test_a_cut_at_any_place_is_an_error(tmp_path):
     write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
     whole = (tmp_path / "s.tar").read_bytes()
     index = index_shard(tmp_path / "s.tar")
-    end = index.pictures[-1].sum() + -index.pictures[-1][1] % 512  # the end mark begins here
-    second = int(index.pictures[1][0]) - 512  # a cut between two members, which tarfile takes for the end
+    end = index.images[-1].sum() + -index.images[-1][1] % 512  # the end mark begins here
+    second = int(index.images[1][0]) - 512  # a cut between two members, which tarfile takes for the end
     for length in (0, 1, 511, 512, second - 1, second, second + 1, second + 700, end - 512, end - 1, end, end + 511):
         (tmp_path / "s.tar").write_bytes(whole[: int(length)])
         with pytest.raises(InputError, match=r"s\.tar: need a whole tar file"):
@@ -231,7 +231,7 @@ def test_a_cut_at_any_place_is_an_error(tmp_path):
 def test_a_damaged_header_is_an_error_wherever_it_is(tmp_path):
     write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
     whole = (tmp_path / "s.tar").read_bytes()
-    for first, _ in index_shard(tmp_path / "s.tar").pictures:
+    for first, _ in index_shard(tmp_path / "s.tar").images:
         for place in (0, 130, 150):  # the name, the size and the checksum
             broken = bytearray(whole)
             broken[int(first) - 512 + place] ^= 0x10
@@ -247,7 +247,7 @@ def test_a_compressed_shard_is_refused(tmp_path):
         shards(tmp_path / "s.tar")
 
 
-def test_bit_rot_in_a_picture_makes_a_bad_sample_named_by_shard_and_key(tmp_path):
+def test_bit_rot_in_a_image_makes_a_bad_sample_named_by_shard_and_key(tmp_path):
     write_tar(tmp_path / "s.tar", {"good.png": jpeg((1, 2, 3), 40), "rotten.png": jpeg((4, 5, 6), 40)})
     dataset = shards(tmp_path / "s.tar")
     content = bytearray((tmp_path / "s.tar").read_bytes())
@@ -255,21 +255,21 @@ def test_bit_rot_in_a_picture_makes_a_bad_sample_named_by_shard_and_key(tmp_path
     assert member is not None
     content[member.offset + content[member.offset :].index(b"IDAT") + 9] ^= 0xFF
     (tmp_path / "s.tar").write_bytes(content)
-    bad = PictureSource(dataset)[(0, 1)]
+    bad = ImageSource(dataset)[(0, 1)]
     assert isinstance(bad, BadSample) and bad.id == "s.tar:rotten"
-    assert f"{tmp_path}/s.tar:rotten: need a whole picture" in bad.reason
-    assert not isinstance(PictureSource(dataset)[(0, 0)], BadSample)
+    assert f"{tmp_path}/s.tar:rotten: need a whole image" in bad.reason
+    assert not isinstance(ImageSource(dataset)[(0, 0)], BadSample)
 
 
 def test_a_member_over_the_bound_is_refused_unread_and_one_that_is_gone_is_named(tmp_path):
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
-    with pytest.raises(PictureError, match="k: need at most 400,000,000 bytes; it has 400,000,001"):
-        read_picture(tmp_path / "s.tar", part=(512, 400_000_001), name="k")
-    with pytest.raises(PictureError, match="k: need a picture file; it has 0 bytes"):
-        read_picture(tmp_path / "s.tar", part=(512, 0), name="k")
+    with pytest.raises(ImageError, match="k: need at most 400,000,000 bytes; it has 400,000,001"):
+        read_image(tmp_path / "s.tar", part=(512, 400_000_001), name="k")
+    with pytest.raises(ImageError, match="k: need an image file; it has 0 bytes"):
+        read_image(tmp_path / "s.tar", part=(512, 0), name="k")
     dataset = shards(tmp_path / "s.tar")
     (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:520])
-    with pytest.raises(PictureError, match=r"s\.tar:1: need .* the file ends after 8 of them"):
+    with pytest.raises(ImageError, match=r"s\.tar:1: need .* the file ends after 8 of them"):
         read_record(dataset.records[0])
 
 

@@ -17,7 +17,7 @@ def put(path: Path) -> None:
 
 
 def note(path: Path, name: str = "1.png", field: str = "file_name", **category: object) -> Path:
-    """An annotation file of one picture with one box, (1, 2, 11, 22)."""
+    """An annotation file of one image with one box, (1, 2, 11, 22)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"id": 9, field: name, "height": 30, "width": 40}]
     notes = [{"id": 1, "image_id": 9, "category_id": 1, "bbox": [1, 2, 10, 20]}]
@@ -60,7 +60,7 @@ def voc(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
-def test_each_layout_gives_its_boxes_and_its_pictures(tmp_path, make):
+def test_each_layout_gives_its_boxes_and_its_images(tmp_path, make):
     root = make(tmp_path)
     (record,) = open_data(root, split="train").records
     assert record.boxes == ((1, 2, 11, 22),) and record.size == (30, 40) and record.path.is_file()
@@ -90,7 +90,7 @@ def both_names(root: Path, *, url: bool, image: str) -> Path:
 
 @pytest.mark.parametrize("url", [True, False])
 @pytest.mark.parametrize("image", ["1.png", "val2017/1.png"])
-def test_lvis_may_name_its_pictures_as_coco_does(tmp_path, url, image):
+def test_lvis_may_name_its_images_as_coco_does(tmp_path, url, image):
     file = both_names(tmp_path, url=url, image=image)
     dataset = open_data(tmp_path, split="val", annotation_file=file)
     assert [one.path for one in dataset.records] == [tmp_path / image]
@@ -106,7 +106,7 @@ def test_lvis_may_name_its_pictures_as_coco_does(tmp_path, url, image):
 
 
 @pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
-def test_annotations_can_be_read_without_the_pictures(tmp_path, make):
+def test_annotations_can_be_read_without_the_images(tmp_path, make):
     root = make(tmp_path)
     whole = open_data(root, split="train")
     for path in root.rglob("*.??g"):
@@ -140,7 +140,7 @@ def test_two_answers_are_an_error_that_says_what_to_do(tmp_path):
         open_data(tmp_path / "years", split="train")
     put(tmp_path / "side/1.png")
     (tmp_path / "side/a.tar").touch()
-    with pytest.raises(InputError, match="tar shards and pictures side by side"):
+    with pytest.raises(InputError, match="tar shards and images side by side"):
         open_data(tmp_path / "side", split="train")
 
 
@@ -151,7 +151,7 @@ def test_shards_have_no_annotations(tmp_path):
             open_data(tmp_path, split="train", **arguments)
 
 
-def test_anything_else_is_a_folder_of_pictures(tmp_path):
+def test_anything_else_is_a_folder_of_images(tmp_path):
     put(tmp_path / "deep/1.png")
     assert [record.id for record in open_data(tmp_path, split="any").records] == ["deep/1.png"]
     with pytest.raises(InputError, match="there is no such folder"):

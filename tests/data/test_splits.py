@@ -111,7 +111,7 @@ def test_of_a_root_the_annotation_file_of_the_split_decides(tmp_path):
 
 def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path):
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file a picture
+    (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file an image
     own = tmp_path / "annotations/splits.json"
     own.write_text('{"base": ["sheep"], "novel": ["sofa"]}')
     (tmp_path / "annotations/instances_train2017.json").write_text("not JSON")
@@ -132,14 +132,14 @@ def test_objects_keep_base_boxes_and_base_crowds():
     assert (second.boxes, second.labels, second.crowd) == ((), (), ())
 
 
-def test_pictures_without_an_object_are_left_out_and_counted():
+def test_images_without_an_object_are_left_out_and_counted():
     box = ((0.0, 0.0, 5.0, 5.0),)
     marks = ((1, 0, False), (2, 1, False), (3, 0, True))  # base, novel, crowd of the base
     records = [Record(i, Path("x"), 9, 9, box, (label,), (crowd,)) for i, label, crowd in marks]
     dataset = Dataset("some", named("a", "b").categories, (*records, Record(4, Path("y"), 9, 9)), {})
     found = only_with_objects(as_objects(dataset, ("a",)))
     assert [record.id for record in found.records] == [1]
-    assert found.notes == ("3 of 4 pictures have no object of a base category and are not learned from",)
+    assert found.notes == ("3 of 4 images have no object of a base category and are not learned from",)
     assert only_with_objects(found) is found
 
 

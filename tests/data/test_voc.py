@@ -33,7 +33,7 @@ def year(root: Path, content: str | bytes | None = None, names: str = "2007_0000
 
 
 def test_corners_from_1_become_pixels_from_0(tmp_path):
-    # the 40 x 30 picture's first pixel is (1, 1) to VOC and its last (40, 30), both inside the box
+    # the 40 x 30 image's first pixel is (1, 1) to VOC and its last (40, 30), both inside the box
     objects = thing("person", (1, 1, 40, 30)), thing("cat", (5, 6, 5, 6), difficult=1), thing("dog", ("2.5", 2, 9, 9))
     dataset = read_voc(year(tmp_path / "VOC2012", xml(*objects)), split="train")
     (record,) = dataset.records
@@ -86,9 +86,9 @@ def test_a_broken_annotation_is_refused_by_name(tmp_path, content, reason):
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        ("../x\n", "need the name of one picture inside JPEGImages"),
-        ("2007_000027 -1\n", "need the name of one picture"),
-        ("2007_000027\n2007_000027\n", "need every picture once"),
+        ("../x\n", "need the name of one image inside JPEGImages"),
+        ("2007_000027 -1\n", "need the name of one image"),
+        ("2007_000027\n2007_000027\n", "need every image once"),
         ("other\n", "none of 1 is there"),
     ],
 )

@@ -52,7 +52,7 @@ def test_the_pairs_are_shards_to_train_on(world: Path) -> None:
             assert np.array_equal(read_record(record).numpy(), expected)
 
 
-def test_other_seed_other_pictures(world: Path, tmp_path: Path) -> None:
+def test_other_seed_other_images(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path / "other", WorldSize(train=1, val=0, test=0, pairs=0, seed=6), processes=1)
     name = "train2017/000000000001.jpg"
     assert (tmp_path / "other" / name).read_bytes() != (world / name).read_bytes()
@@ -142,7 +142,7 @@ def test_colours_are_drawn_without_regard_to_the_category() -> None:
     assert all(colour.min() >= 0 and colour.max() <= 255 for pair in tones for colour in pair)
 
 
-def test_things_stay_visible_and_masks_cover_the_picture() -> None:
+def test_things_stay_visible_and_masks_cover_the_image() -> None:
     for seed in range(20):
         scene = draw_scene(np.random.default_rng(seed))
         assert scene.image.shape[:2] == scene.segments.shape and scene.image.dtype == np.uint8
@@ -155,7 +155,7 @@ def test_things_stay_visible_and_masks_cover_the_picture() -> None:
 def test_captions_name_what_is_there() -> None:
     rng = np.random.default_rng(1)
     for _ in range(100):
-        picture, caption = draw_pair(rng)
-        assert picture.shape == (64, 64, 3)
+        image, caption = draw_pair(rng)
+        assert image.shape == (64, 64, 3)
         assert any(kind.name in caption for kind in KINDS), caption
         assert " a eyed" not in caption and " a argyle" not in caption

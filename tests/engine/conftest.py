@@ -1,4 +1,4 @@
-"""A tiny CLIP and a tiny folder of pictures on disk, and commands on them."""
+"""A tiny CLIP and a tiny folder of images on disk, and commands on them."""
 
 import os
 import signal
@@ -35,9 +35,9 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Ten PNG pictures of two shapes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory) -> Path:
+    """Ten PNG images of two shapes."""
+    folder = tmp_path_factory.mktemp("images")
     draw = np.random.default_rng(0)
     for number in range(10):
         coarse = Image.fromarray(draw.integers(0, 255, (4, 5, 3), dtype=np.uint8))
@@ -46,10 +46,10 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(zygote, tiny_model, pictures):
+def command(zygote, tiny_model, image_folder):
     """Run one command; its exit status and what it said."""
 
-    def start(*flags, out: Path, data: Path = pictures, **request) -> tuple[int, str]:
+    def start(*flags, out: Path, data: Path = image_folder, **request) -> tuple[int, str]:
         said = out.with_name("said.txt")
         said.unlink(missing_ok=True)
         fixed = ["--model", tiny_model, "--student-size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
@@ -67,11 +67,11 @@ def distill(command, tmp_path):
 
 
 @pytest.fixture
-def two(zygote, tmp_path, tiny_model, pictures):
+def two(zygote, tmp_path, tiny_model, image_folder):
     """The command in two processes, as torchrun starts them; their statuses and what each said. What `second` asks of
     the zygote is for the second process alone; SIGKILL gets it where it does not end by itself."""
 
-    def start(*flags, port: int, data: Path = pictures, second: dict | None = None, **request) -> tuple:
+    def start(*flags, port: int, data: Path = image_folder, second: dict | None = None, **request) -> tuple:
         fixed = ["--data", data, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32]
         fixed += [
             "--steps",

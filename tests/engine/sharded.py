@@ -21,7 +21,7 @@ def sample(seed: int, regions: int) -> Sample:
     draw = torch.Generator().manual_seed(seed)
     corners = torch.rand(regions, 2, generator=draw) * 20
     image = torch.randint(0, 256, (3, 40, 48), generator=draw, dtype=torch.uint8)
-    return Sample(f"picture {seed}", image, torch.cat([corners, corners + 16], dim=1))
+    return Sample(f"image {seed}", image, torch.cat([corners, corners + 16], dim=1))
 
 
 def deeper(clip: Clip) -> Clip:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from foveate.data.loader import BatchSampler, PictureSource, make_loader
+from foveate.data.loader import BatchSampler, ImageSource, make_loader
 from foveate.data.sources import open_data
 from foveate.engine.checkpoint import collect, list_complete, load_latest, restore
 from foveate.engine.distributed import Processes, choose_device, joined
@@ -67,7 +67,7 @@ class Cliff(Line):
 
 def batch_of(step: int, *, boxes: int = 3, bad: bool = False) -> Batch:
     values = torch.rand(boxes, 4, generator=torch.Generator().manual_seed(step))
-    sample = Sample(f"picture {step}", torch.zeros(3, 2, 2, dtype=torch.uint8), values)
+    sample = Sample(f"image {step}", torch.zeros(3, 2, 2, dtype=torch.uint8), values)
     return Batch([sample], [BadSample(f"bad {step}", "cut short")] if bad else [])
 
 
@@ -148,7 +148,7 @@ def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
     parts, parts_optimizer, _ = train(tmp_path / "parts", batches, steps=4, module=Noisy())
     ours, theirs = collect(whole, whole_optimizer), collect(parts, parts_optimizer)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours) and len(ours) == 4
-    losses = [(tmp_path / part / "metrics.jsonl").read_text().split('"pictures_per')[0] for part in ("whole", "parts")]
+    losses = [(tmp_path / part / "metrics.jsonl").read_text().split('"images_per')[0] for part in ("whole", "parts")]
     assert losses[0] == losses[1]
 
 
@@ -188,8 +188,8 @@ def test_a_signal_while_a_batch_is_awaited_stops_before_it_is_trained_on(tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_decoding_processes_ignore_the_signals_that_stop_a_run(pictures):
-    source = PictureSource(open_data(pictures, split="train"))
+def test_decoding_processes_ignore_the_signals_that_stop_a_run(image_folder):
+    source = ImageSource(open_data(image_folder, split="train"))
     batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, batches=50), workers=1))
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -217,9 +217,9 @@ def test_what_is_not_finite_stops_before_the_parameters_move(tmp_path, module):
         take_step(optimizer, lr=0.01 / (step + 1), weight_decay=0.1)
         optimizer.zero_grad()
     at = 1 if isinstance(module, Cliff) else 3
-    with pytest.raises(InputError, match=rf"step {at}: .*must be finite.*'picture {at - 1}'") as caught:
+    with pytest.raises(InputError, match=rf"step {at}: .*must be finite.*'image {at - 1}'") as caught:
         train(tmp_path, batches, module=module, save_every=1)
-    assert f"'picture {at}'" not in str(caught.value)
+    assert f"'image {at}'" not in str(caught.value)
     assert torch.equal(module.weight, good.weight)
     assert len(list_complete(tmp_path)) == at - 1
 
@@ -235,12 +235,12 @@ def test_a_step_without_items_moves_nothing(tmp_path):
     assert torch.isfinite(one.weight).all()
 
 
-def test_bad_pictures_are_known_once_each_and_survive_a_stop(tmp_path):
+def test_bad_images_are_known_once_each_and_survive_a_stop(tmp_path):
     batches = [batch_of(step % 2, bad=step != 3) for step in range(6)]
     with pytest.raises(ConnectionError):
         train(tmp_path, batches, module=Interrupted(after=2), save_every=2)
     saved = Outcome.resumed(load_latest(tmp_path))
-    # two steps of a good and a bad picture each
+    # two steps of a good and a bad image each
     assert saved == Outcome(2, position=4, good=2, bad={"bad 0": "cut short", "bad 1": "cut short"})
     _, _, outcome = train(tmp_path, batches)
     assert outcome.bad == {"bad 0": "cut short", "bad 1": "cut short"} and outcome.good == 6
@@ -267,7 +267,7 @@ def test_incomplete_process_variables_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("bad_step", [4, 6])
 def test_the_steps_before_one_that_is_not_finite_are_saved(tmp_path, bad_step):
-    """Steps 1 to 3 (or 5) are finite and no save is due: they are kept, with the picture to go on from."""
+    """Steps 1 to 3 (or 5) are finite and no save is due: they are kept, with the image to go on from."""
     batches = [batch_of(step) for step in range(6)]
     batches[bad_step - 1].samples[0].boxes[1, 1] = float("nan")
     with pytest.raises(InputError, match=f"step {bad_step}: "):
@@ -281,7 +281,7 @@ def test_the_steps_before_one_that_is_not_finite_are_saved(tmp_path, bad_step):
 
 @pytest.mark.parametrize("bad_step", [3, 6])
 def test_what_is_not_finite_moves_no_running_statistics(tmp_path, bad_step):
-    """Neither the bad step's pictures nor those of the step that was under way when it was noticed."""
+    """Neither the bad step's images nor those of the step that was under way when it was noticed."""
     batches = [batch_of(step) for step in range(6)]
     batches[bad_step - 1].samples[0].boxes[1, 1] = float("nan")
     with pytest.raises(InputError, match=f"step {bad_step}: "):

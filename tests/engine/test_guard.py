@@ -1,4 +1,4 @@
-"""What is not finite moves nothing, is told with its pictures, and the host never waits for the device to know."""
+"""What is not finite moves nothing, is told with its images, and the host never waits for the device to know."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def batches(count: int, *, broken: tuple[int, ...] = ()) -> list[Batch]:
         boxes = torch.rand(3, 4, generator=torch.Generator().manual_seed(step))
         if step in broken:
             boxes[1, 1] = float("nan")
-        made.append(Batch([Sample(f"picture {step}", torch.zeros(3, 2, 2, dtype=torch.uint8), boxes)], []))
+        made.append(Batch([Sample(f"image {step}", torch.zeros(3, 2, 2, dtype=torch.uint8), boxes)], []))
     return made
 
 
@@ -88,13 +88,13 @@ def lines(path) -> list[dict]:
 def test_stop_leaves_parameters_moments_and_counters_of_the_step_before(tmp_path, at):
     given, module = batches(6, broken=(at,)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
-    with pytest.raises(InputError, match=rf"step {at + 1}: .*'picture {at}'.*nonfinite.jsonl.*--nonfinite skip"):
+    with pytest.raises(InputError, match=rf"step {at + 1}: .*'image {at}'.*nonfinite.jsonl.*--nonfinite skip"):
         train(tmp_path, module, optimizer, given, save_every=2)
     assert_same_bits(collect(module, optimizer), by_hand(given[:at]))
     kept = [path.name for path in list_complete(tmp_path / "checkpoints")]  # the newest two, the step before with them
     assert kept == [f"step_{n:08d}" for n in ((2,) if at == 2 else (4, 5))]
     (line,) = lines(tmp_path / "nonfinite.jsonl")
-    assert line["step"] == at + 1 and line["pictures"] == [f"picture {at}"] and line["value"] == "nan"
+    assert line["step"] == at + 1 and line["images"] == [f"image {at}"] and line["value"] == "nan"
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl") if "loss" in line] == list(range(1, at + 1))
 
 
@@ -106,7 +106,7 @@ def test_skip_leaves_the_step_out_counts_it_and_goes_on(tmp_path):
     assert outcome == Outcome(step=6, position=6, good=4, skipped=2)
     said = lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in said if "loss" in line] == [1, 2, 4, 5]
-    assert [line["pictures"] for line in said if line.get("event") == "nonfinite"] == [["picture 2"], ["picture 5"]]
+    assert [line["images"] for line in said if line.get("event") == "nonfinite"] == [["image 2"], ["image 5"]]
     assert [line["step"] for line in lines(tmp_path / "nonfinite.jsonl")] == [3, 6]
 
 
@@ -121,9 +121,9 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
 
 def test_of_several_batches_only_the_broken_one_is_named(tmp_path):
     module = Line()
-    with pytest.raises(InputError, match=r"step 2: .*'picture 3'") as caught:
+    with pytest.raises(InputError, match=r"step 2: .*'image 3'") as caught:
         train(tmp_path, module, build_optimizer(module, weight_decay=0.1), batches(6, broken=(3,)), accumulate=2)
-    assert "picture 2" not in str(caught.value)
+    assert "image 2" not in str(caught.value)
 
 
 def test_batches_that_are_accumulated_weigh_by_their_items(tmp_path):

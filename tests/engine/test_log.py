@@ -8,7 +8,7 @@ from foveate.engine.log import Log, clock
 def write(path, *, start, stop, steps=10):
     with Log(path, steps=steps, start_step=start, every=2) as log:
         for done in range(start + 1, stop + 1):
-            log.step(done, loss=done / 8, lr=0.5, gradient_norm=1.0, pictures=4, items=13)
+            log.step(done, loss=done / 8, lr=0.5, gradient_norm=1.0, images=4, items=13)
 
 
 def read(path):
@@ -20,7 +20,7 @@ def test_every_second_step_and_the_last_are_written(tmp_path):
     lines = read(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 5]
     assert [line["loss"] for line in lines] == [0.25, 0.5, 0.625]
-    assert lines[0]["items"] == 13 and lines[0]["lr"] == 0.5 and lines[0]["pictures_per_second"] > 0
+    assert lines[0]["items"] == 13 and lines[0]["lr"] == 0.5 and lines[0]["images_per_second"] > 0
 
 
 def test_a_resumed_run_drops_the_lines_past_its_checkpoint(tmp_path):
@@ -43,14 +43,14 @@ def test_a_run_that_goes_on_has_one_end(tmp_path):
 
 def test_a_step_that_had_no_items_has_no_loss(tmp_path):
     with Log(tmp_path / "metrics.jsonl", steps=2, every=1) as log:
-        log.step(1, loss=None, lr=0.5, gradient_norm=0.0, pictures=0, items=0)
+        log.step(1, loss=None, lr=0.5, gradient_norm=0.0, images=0, items=0)
     (line,) = read(tmp_path / "metrics.jsonl")
     assert "loss" not in line and line["step"] == 1 and line["items"] == 0
 
 
 def test_a_silent_process_writes_nothing(tmp_path):
     with Log(tmp_path / "metrics.jsonl", steps=1, every=1, speak=False) as log:
-        log.step(1, loss=0.5, lr=0.5, gradient_norm=1.0, pictures=4, items=13)
+        log.step(1, loss=0.5, lr=0.5, gradient_norm=1.0, images=4, items=13)
         log.event("end", {})
     assert list(tmp_path.iterdir()) == []
 
@@ -58,7 +58,7 @@ def test_a_silent_process_writes_nothing(tmp_path):
 def test_plain_lines_name_rate_and_time_left(tmp_path, capsys):
     write(tmp_path / "metrics.jsonl", start=0, stop=10)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("step 10/10  loss ") and "pictures/s" in last and last.endswith("0:00 left")
+    assert last.startswith("step 10/10  loss ") and "images/s" in last and last.endswith("0:00 left")
 
 
 def test_clock_reads_as_people_do():

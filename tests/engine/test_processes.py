@@ -33,7 +33,7 @@ def facts(out: Path) -> dict:
 
 
 def test_two_processes_train_as_one_does(distill, two, tmp_path):
-    """Two processes with 2 pictures each see what one process with 4 sees, and average over the union's regions."""
+    """Two processes with 2 images each see what one process with 4 sees, and average over the union's regions."""
     assert distill("--batch", 4, out="one")[0] == 0
     statuses, said = two(port=29517)
     assert statuses == [0, 0], said[0]
@@ -59,13 +59,13 @@ def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
     assert time.monotonic() - began < 30  # nobody waited for an answer
 
 
-def test_what_one_process_cannot_use_all_refuse(two, tmp_path, pictures):
+def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
-    (data / "cut.png").write_bytes((pictures / "3.png").read_bytes()[:200])
+    shutil.copytree(image_folder, data)
+    (data / "cut.png").write_bytes((image_folder / "3.png").read_bytes()[:200])
     statuses, said = two("--strict", "--timeout", 60, port=29520, data=data)
     assert statuses == [2, 2], said
-    assert all("picture cut.png: " in words and "Traceback" not in words for words in said)
+    assert all("image cut.png: " in words and "Traceback" not in words for words in said)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, 
 
 
 def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tmp_path):
-    """2 processes x 2 pictures, stopped; then 1 x 2 pictures x 2 batches: the same 4 pictures a step."""
+    """2 processes x 2 images, stopped; then 1 x 2 images x 2 batches: the same 4 images a step."""
     assert distill("--batch", 4, out="one")[0] == 0
     assert two(port=29524, kill=[signal.SIGTERM, 2])[0] == [143, 143]
     assert facts(tmp_path / "two")["position"] == 8
@@ -97,24 +97,24 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
     assert list(theirs) == [1, 2, 3, 4]
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
     now = facts(tmp_path / "two")
-    assert now["versions"]["torch"] == torch.__version__ and "(seed, epoch, picture)" in now["random_rule"]
+    assert now["versions"]["torch"] == torch.__version__ and "(seed, epoch, image)" in now["random_rule"]
     assert now["position"] == 16 and (now["config"]["processes"], now["config"]["accumulate"]) == (1, 2)
 
 
-def test_other_pictures_a_step_are_told_and_the_epoch_shows_each_once(distill, two, tmp_path, pictures):
+def test_other_images_a_step_are_told_and_the_epoch_shows_each_once(distill, two, tmp_path, image_folder):
     assert two(port=29525, kill=[signal.SIGTERM, 2])[0] == [143, 143]
-    status, said = distill("--batch", 3, out="two")  # 8 pictures, then 2 steps of 3
+    status, said = distill("--batch", 3, out="two")  # 8 images, then 2 steps of 3
     assert status == 0 and "from here on 3 images per step instead of 4" in said, said
     assert "6 more images instead of 8" in said and "To keep 4, use --batch 4 with 1 process." in said
     assert facts(tmp_path / "two")["position"] == 14
-    # which pictures these are: 8 by two processes, then 12 by one
-    config = DistillConfig(data=pictures, out=tmp_path, batch=2, workers=0)
+    # which images these are: 8 by two processes, then 12 by one
+    config = DistillConfig(data=image_folder, out=tmp_path, batch=2, workers=0)
     source, cpu = open_images(config, progress=False), torch.device("cpu")
     parts = [training_batches(config, source, Processes(rank, 2, cpu))(0, 2) for rank in (0, 1)]
-    config = DistillConfig(data=pictures, out=tmp_path, batch=3, workers=0)
+    config = DistillConfig(data=image_folder, out=tmp_path, batch=3, workers=0)
     parts.append(training_batches(config, source, Processes(0, 1, cpu))(8, 4))
     shown = Counter(sample.id for part in parts for batch in part for sample in batch.samples)
-    assert len(shown) == 10 and set(shown.values()) == {2}  # 20 pictures are two epochs of 10
+    assert len(shown) == 10 and set(shown.values()) == {2}  # 20 images are two epochs of 10
 
 
 def test_what_stays_equal_is_told():
@@ -128,19 +128,19 @@ def test_what_stays_equal_is_told():
 
 
 def test_the_command_to_go_on_names_all_nodes(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["foveate", "distill", "--data", "my pictures"])
-    assert resume_command() == "To resume, run:\n  foveate distill --data 'my pictures'"
+    monkeypatch.setattr("sys.argv", ["foveate", "distill", "--data", "my images"])
+    assert resume_command() == "To resume, run:\n  foveate distill --data 'my images'"
     for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     told = resume_command()
     assert "on each of the 2 nodes" in told
-    assert "torchrun --nnodes 2 --nproc-per-node 4 -m foveate.cli.main distill --data 'my pictures'" in told
+    assert "torchrun --nnodes 2 --nproc-per-node 4 -m foveate.cli.main distill --data 'my images'" in told
 
 
 def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(
-    distill, two, tmp_path, pictures
+    distill, two, tmp_path, images
 ):
-    flags = ["--validate", pictures, "--validate-pictures", 7, "--keep-checkpoints", 1, "--product", "best"]
+    flags = ["--validate", image_folder, "--validate-images", 7, "--keep-checkpoints", 1, "--product", "best"]
     flags += ["--save-every", 1, "--steps", 2, "--lr", 30]  # much too fast: the second step overshoots
     status, said = distill("--batch", 4, *flags, out="one")
     assert status == 0, said
@@ -161,9 +161,9 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
     assert trained and all(torch.equal(product[name], raw[f"parameter/student.model.{name}"]) for name in trained)
 
 
-def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two, tmp_path, pictures):
-    """--fsdp on two processes, stopped after 2 of 4 steps; one process with the same 4 pictures a step goes on."""
-    flags = ["--alpha", 0.5, "--validate", pictures, "--validate-pictures", 5]  # 3 for one process, 2 for the other
+def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two, tmp_path, image_folder):
+    """--fsdp on two processes, stopped after 2 of 4 steps; one process with the same 4 images a step goes on."""
+    flags = ["--alpha", 0.5, "--validate", image_folder, "--validate-images", 5]  # 3 for one process, 2 for the other
     assert distill("--batch", 4, *flags, out="one")[0] == 0
     statuses, said = two("--fsdp", *flags, port=29571, kill=[signal.SIGTERM, 3])
     assert statuses == [143, 143], said
@@ -185,9 +185,9 @@ def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two
         torch.testing.assert_close(found, tensor, rtol=0, atol=2e-5)
 
 
-def test_spread_weights_are_measured_though_one_process_begins_without_a_picture(two, tmp_path, pictures):
+def test_spread_weights_are_measured_though_one_process_begins_without_a_image(two, tmp_path, image_folder):
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(image_folder, data)
     (data / f"{epoch_order(10, seed=0, epoch=0)[1]}.png").write_bytes(b"bad")  # the second process's first
     statuses, said = two("--fsdp", "--batch", 1, "--dry-run", "--timeout", 5, port=29573, data=data)
     assert statuses == [0, 0] and "one forward and backward pass took" in said[0], said

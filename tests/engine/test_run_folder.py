@@ -15,7 +15,7 @@ from foveate.train.distill import may_change
 from foveate.train.flags import DistillConfig
 from foveate.train.run import MAY_CHANGE, run_record
 
-CONFIG = DistillConfig(data="pictures", out=Path("out"))
+CONFIG = DistillConfig(data="images", out=Path("out"))
 
 
 def test_the_defaults_are_accepted():

@@ -65,7 +65,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, 
 
 
 def test_decoding_processes_outlive_a_signal_to_the_whole_group(distill):
-    status, said = distill("--steps", 60, "--workers", 2, kill=[signal.SIGTERM, 3])  # they have pictures left to decode
+    status, said = distill("--steps", 60, "--workers", 2, kill=[signal.SIGTERM, 3])  # they have images left to decode
     assert status == 143 and "Stopped after step 3 of 60" in said, said
 
 
@@ -128,32 +128,32 @@ def test_mixing_is_for_the_product_and_training_goes_on_from_the_raw_student(who
     assert moved and all("resblocks" in name for name in moved)
 
 
-def test_bad_pictures_are_counted_at_the_end_and_strict_stops_at_the_first(distill, tmp_path, pictures):
+def test_bad_images_are_counted_at_the_end_and_strict_stops_at_the_first(distill, tmp_path, image_folder):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
-    for picture in pictures.iterdir():
-        (mixed / picture.name).write_bytes(picture.read_bytes())
-    (mixed / "cut.png").write_bytes((pictures / "3.png").read_bytes()[:200])
+    for image in image_folder.iterdir():
+        (mixed / image.name).write_bytes(image.read_bytes())
+    (mixed / "cut.png").write_bytes((image_folder / "3.png").read_bytes()[:200])
     (mixed / "empty.png").touch()
-    # 12 pictures in 4 steps of 3: one epoch, each picture once; stopped and continued on the way
+    # 12 images in 4 steps of 3: one epoch, each image once; stopped and continued on the way
     distill(data=mixed, kill=[signal.SIGTERM, 2])
     status, said = distill(data=mixed)
-    assert status == 0 and "pictures that could not be used: 2" in said
+    assert status == 0 and "images that could not be used: 2" in said
     assert "  cut.png: " in said and "  empty.png: " in said
     end = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert end["event"] == "end" and sorted(end["bad_pictures"]) == ["cut.png", "empty.png"]
+    assert end["event"] == "end" and sorted(end["bad_images"]) == ["cut.png", "empty.png"]
     status, said = distill("--strict", out="strict", data=mixed)
     assert status == 2 and "Traceback" not in said and ("cut.png" in said or "empty.png" in said)
 
 
-def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, pictures):
+def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, image_folder):
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(image_folder, data)
     last = data / f"{epoch_order(10, seed=0, epoch=0)[9]}.png"  # of step 4, where steps 2 and 4 are saved
     kept = last.read_bytes()
     last.write_bytes(b"bad")
     status, said = distill("--strict", data=data)
-    assert status == 2 and "strict: the first bad picture ends the run" in said, said
+    assert status == 2 and "strict: the first bad image ends the run" in said, said
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
     last.write_bytes(kept)
     status, said = distill(data=data)
@@ -161,10 +161,10 @@ def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, pictu
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_a_run_that_met_no_good_picture_has_no_product(distill, tmp_path):
+def test_a_run_that_met_no_good_image_has_no_product(distill, tmp_path):
     (tmp_path / "broken").mkdir()
     for number in range(3):
-        (tmp_path / "broken" / f"{number}.png").write_bytes(b"not a picture")
+        (tmp_path / "broken" / f"{number}.png").write_bytes(b"not an image")
     for _ in range(2):  # the same command again must not find a finished run either
         status, said = distill(data=tmp_path / "broken")
         assert status == 2 and "none of the 3 of this run could be" in said and "0.png: " in said, said
@@ -172,21 +172,21 @@ def test_a_run_that_met_no_good_picture_has_no_product(distill, tmp_path):
     assert losses(tmp_path / "run") == {}
 
 
-def test_good_pictures_before_a_stop_count(distill, tmp_path, pictures):
-    """One good picture, seen in the first half of the run; the second half, started anew, meets only bad ones."""
+def test_good_images_before_a_stop_count(distill, tmp_path, image_folder):
+    """One good image, seen in the first half of the run; the second half, started anew, meets only bad ones."""
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(image_folder, data)
     assert distill("--batch", 1, data=data, kill=[signal.SIGTERM, 3])[0] == 143
-    for picture in data.iterdir():
-        picture.write_bytes(b"gone bad")
+    for image in data.iterdir():
+        image.write_bytes(b"gone bad")
     assert distill("--batch", 1, data=data)[0] == 0
     assert (tmp_path / "run" / "model").exists() and list(losses(tmp_path / "run")) == [1, 2, 3]
     assert [event["event"] for event in events(tmp_path / "run")] == ["stop", "end"]
 
 
-def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, pictures):
+def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, image_folder):
     data = tmp_path / "coco"
-    shutil.copytree(pictures, data / "train2017")
+    shutil.copytree(image_folder, data / "train2017")
     images = [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in (1, 3, 5, 7)]
     boxes = [[0, 0, 40, 40], [100, 100, 9, 9], [200, 0, 9, 9]]  # the last two lie outside 64 x 48
     notes = [{"id": n, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0} for n, box in enumerate(boxes)]
@@ -194,14 +194,14 @@ def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, p
     (data / "annotations").mkdir()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     status, said = distill("--regions", "boxes", data=data)
-    assert status == 0 and "2 left out because a box lies outside the picture" in said, said
-    assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box lies outside the picture": 2}
+    assert status == 0 and "2 left out because a box lies outside the image" in said, said
+    assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box lies outside the image": 2}
 
 
-def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, pictures):
+def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_folder):
     status, said = distill("--steps", 1, data=tmp_path / "typo")
     assert status == 2 and "typo" in said and not (tmp_path / "run").exists()
-    status, said = distill("--steps", 1, "--regions", "boxes")  # these pictures have no boxes
+    status, said = distill("--steps", 1, "--regions", "boxes")  # these images have no boxes
     assert status == 2 and not (tmp_path / "run").exists(), said
     assert distill("--steps", 1)[0] == 0
 
@@ -235,7 +235,7 @@ def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_a_run_that_explodes_stops_with_the_pictures_and_may_be_told_to_go_on(distill, tmp_path):
+def test_a_run_that_explodes_stops_with_the_images_and_may_be_told_to_go_on(distill, tmp_path):
     explode = ["--lr", 1e30, "--save-every", 1]  # the second step and all after it are not finite
     status, said = distill(*explode)
     assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in said, said
@@ -246,4 +246,4 @@ def test_a_run_that_explodes_stops_with_the_pictures_and_may_be_told_to_go_on(di
     assert status == 0 and "WARNING   3 of 4 steps were skipped" in said and "nonfinite.jsonl" in said, said
     assert list(losses(tmp_path / "run")) == [1] and events(tmp_path / "run")[-1]["skipped_steps"] == 3
     record = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
-    assert all(len(line["pictures"]) == 3 for line in record) and {line["step"] for line in record} == {2, 3, 4}
+    assert all(len(line["images"]) == 3 for line in record) and {line["step"] for line in record} == {2, 3, 4}

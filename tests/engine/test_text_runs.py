@@ -14,12 +14,12 @@ from foveate.train.flags import DistillConfig
 
 
 @pytest.fixture
-def coco(tmp_path, pictures) -> Path:
-    """The ten pictures as a COCO root; a caption for each but the last. "dog" occurs 9 times, "cat" 6, "tree" 3."""
+def coco(tmp_path, image_folder) -> Path:
+    """The ten images as a COCO root; a caption for each but the last. "dog" occurs 9 times, "cat" 6, "tree" 3."""
     root, others = tmp_path / "coco", ["a dog and a cat", "a dog and two cats", "a dog, a tree"]
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
-        (root / f"{split}2017").symlink_to(pictures)
+        (root / f"{split}2017").symlink_to(image_folder)
         images = [{"id": i, "file_name": f"{i}.png", "height": 1, "width": 1} for i in range(9)]
         notes = [{"id": i, "image_id": i, "caption": others[i % 3]} for i in range(9)]
         content = {"images": images, "annotations": notes}
@@ -50,18 +50,18 @@ def test_region_text_in_four_steps_is_that_in_two_and_kill_9_and_two_to_the_bit(
     assert not (tmp_path / "run" / "nouns.json").exists()
 
 
-def test_region_text_writes_the_nouns_of_the_captions_and_measures_held_out_pictures(distill, tmp_path, coco):
+def test_region_text_writes_the_nouns_of_the_captions_and_measures_held_out_images(distill, tmp_path, coco):
     status, said = distill("--objective", "region-text", "--min-count", 4, "--steps", 2, "--validate", coco, data=coco)
     assert status == 0 and "nouns     2 in the captions: dog, cat" in said and "held-out loss" in said, said
     assert json.loads((tmp_path / "run" / "nouns.json").read_text()) == [["dog", 9], ["cat", 6]]
     assert "vocabulary" in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
-def test_image_text_trains_the_last_queries_too_and_leaves_out_pictures_without_caption(
+def test_image_text_trains_the_last_queries_too_and_leaves_out_images_without_caption(
     distill, tmp_path, coco, tiny_model
 ):
     status, said = distill("--objective", "image-text", "--steps", 2, "--validate", coco, data=coco)
-    assert status == 0 and "1 left out because a picture has no caption; the first: 9.png" in said, said
+    assert status == 0 and "1 left out because an image has no caption; the first: 9.png" in said, said
     assert "held-out loss" in said
     before, after = (load_file(one / "open_clip_model.safetensors") for one in (tiny_model, tmp_path / "run" / "model"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}

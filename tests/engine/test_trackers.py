@@ -53,7 +53,7 @@ def write(out, sinks, *, start, stop, scale=1.0, speak=True):
     with Log(out / "metrics.jsonl", steps=10, start_step=start, every=2, speak=speak, sinks=sinks) as log:
         for done in range(start + 1, stop + 1):
             loss = None if done == 4 else scale * done / 8
-            log.step(done, loss=loss, lr=0.5, gradient_norm=2.0, pictures=4, items=13)
+            log.step(done, loss=loss, lr=0.5, gradient_norm=2.0, images=4, items=13)
             if done % 5 == 0:
                 log.event("validation", {"step": done, "held_out_loss": scale * done})
         log.event("stop", {"step": stop})
@@ -76,7 +76,7 @@ def test_tensorboard_has_each_step_once_after_a_kill_and_a_resume(tmp_path):
     )  # what is lost is 3 times as high
     write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=4, stop=10)
     found = curves(tmp_path / "tensorboard")
-    rate = found.pop("pictures_per_second")
+    rate = found.pop("images_per_second")
     assert found == {
         "loss": [(2, 0.75), (6, 0.75), (8, 1.0), (10, 1.25)],  # 3 * 2 / 8, then step / 8; step 4 had no items
         "lr": [(step, 0.5) for step in (2, 4, 6, 8, 10)],
@@ -84,7 +84,7 @@ def test_tensorboard_has_each_step_once_after_a_kill_and_a_resume(tmp_path):
         "items": [(step, 13.0) for step in (2, 4, 6, 8, 10)],
         "held_out_loss": [(5, 5.0), (10, 10.0)],
     }
-    told = [(step, numbers["pictures_per_second"]) for step, numbers in points(tmp_path) if "lr" in numbers]
+    told = [(step, numbers["images_per_second"]) for step, numbers in points(tmp_path) if "lr" in numbers]
     assert [step for step, _ in rate] == [2, 4, 6, 8, 10]
     assert [value for _, value in rate] == pytest.approx([value for _, value in told], rel=1e-6)
 
@@ -117,7 +117,7 @@ def test_a_tracker_goes_on_with_the_same_run_and_each_step_once(stand_in, tmp_pa
         write(out, [Tracker(name, out, config=config)], start=start, stop=stop)
     ((identity, run),) = module.runs.items()
     assert run.finished == 2 and [step for step, _ in run.points] == [2, 4, 5, 6, 8, 10, 10]
-    hide = "pictures_per_second"  # of the steps done twice it is another
+    hide = "images_per_second"  # of the steps done twice it is another
     assert [{**numbers, hide: 0} for _, numbers in run.points] == [{**numbers, hide: 0} for _, numbers in points(out)]
     saved = json.loads((out / "track.json").read_text())
     assert saved["tracker"] == name and saved["id"] in identity and saved["step"] == 10
@@ -185,7 +185,7 @@ def test_tensorboard_may_lose_its_folder_on_the_way(tmp_path, capsys, monkeypatc
     folder, before = tmp_path / "tensorboard", set(threading.enumerate())
     with Log(tmp_path / "metrics.jsonl", steps=40, every=1, sinks=[TensorBoard(folder)]) as log:
         for done in range(1, 41):
-            log.step(done, loss=0.5, lr=0.5, gradient_norm=2.0, pictures=4, items=13)
+            log.step(done, loss=0.5, lr=0.5, gradient_norm=2.0, images=4, items=13)
             if done == 3:
                 shutil.rmtree(folder)
     for thread in set(threading.enumerate()) - before:
@@ -240,10 +240,10 @@ def test_the_flags_choose(tmp_path):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_package_that_is_not_there_is_told_before_anything_is_written(
-    tmp_path, pictures, tiny_model, monkeypatch, name
+    tmp_path, image_folder, tiny_model, monkeypatch, name
 ):
     monkeypatch.setitem(sys.modules, name, None)  # what an import looks like where there is no such package
-    config = DistillConfig(data=pictures, out=tmp_path / "run", model=str(tiny_model), track=name)
+    config = DistillConfig(data=image_folder, out=tmp_path / "run", model=str(tiny_model), track=name)
     alone = Processes(rank=0, size=1, device=choose_device("cpu", local_rank=None))
     with pytest.raises(InputError, match=rf"--track {name}: needs the package {name} .*: pip install {name}\."):
         train(config, distill.prepare, alone)

@@ -1,4 +1,4 @@
-"""Two gloo processes see the gradient one process would see with all the pictures: averaged over all regions."""
+"""Two gloo processes see the gradient one process would see with all the images: averaged over all regions."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_gradients_are_equal_on_all_processes_and_to_one_process_with_the_union(
 
 
 def test_accumulated_batches_give_the_gradient_of_their_union_and_are_exchanged_once(run):
-    """4 pictures at once == 2 + 2 in one process == (1 + 1) on each of two processes."""
+    """4 images at once == 2 + 2 in one process == (1 + 1) on each of two processes."""
     (alone,) = run("union", size=1)
     (accumulated,) = run("accumulated", size=1)
     first, second = run("accumulated", size=2)
@@ -78,4 +78,4 @@ def test_all_processes_stop_together_at_a_loss_that_is_not_finite(run):
     folders = run("broken", size=2)
     for folder in folders:
         message = (folder / "refused.txt").read_text()
-        assert "'picture 2', 'picture 3'" in message and "picture 0" not in message
+        assert "'image 2', 'image 3'" in message and "image 0" not in message

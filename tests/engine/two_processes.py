@@ -26,13 +26,13 @@ class Recorder(torch.optim.SGD):
 
 
 def samples() -> list[Sample]:
-    """Four pictures with 5, 1, 2 and 0 regions: the first two belong to process 0, the others to process 1."""
+    """Four images with 5, 1, 2 and 0 regions: the first two belong to process 0, the others to process 1."""
     draw = torch.Generator().manual_seed(0)
     made = []
     for number, regions in enumerate((5, 1, 2, 0)):
         image = torch.randint(0, 256, (3, 40, 48), generator=draw, dtype=torch.uint8)
         corners = torch.rand(regions, 2, generator=draw) * 20
-        made.append(Sample(f"picture {number}", image, torch.cat([corners, corners + 16], dim=1)))
+        made.append(Sample(f"image {number}", image, torch.cat([corners, corners + 16], dim=1)))
     return made
 
 
@@ -56,11 +56,11 @@ fit_module.DistributedDataParallel = Counting
 
 
 class Broken(ClipSelf):
-    """Says NaN to the third picture."""
+    """Says NaN to the third image."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         loss = super().forward(batch)
-        return loss * float("nan") if any(sample.id == "picture 2" for sample in batch.samples) else loss
+        return loss * float("nan") if any(sample.id == "image 2" for sample in batch.samples) else loss
 
 
 def main(model: str, out: str, mode: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.clip.model import Clip
 
-SIZES = [(40, 56), (64, 48), (33, 70), (48, 48), (52, 36)]  # (height, width) of the pictures
+SIZES = [(40, 56), (64, 48), (33, 70), (48, 48), (52, 36)]  # (height, width) of the images
 NAMES = [("cup", 1), ("dog", 1), ("kite", 1), ("bus", 1), ("grass", 0), ("sky_other", 0)]  # name, isthing
 
 
@@ -36,7 +36,7 @@ def clip() -> Clip:
 
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five pictures of noise, each with 2 to 4 thing rectangles over two halves of stuff; val and train."""
+    """Five images of noise, each with 2 to 4 thing rectangles over two halves of stuff; val and train."""
     root = tmp_path_factory.mktemp("coco")
     for split, seed in (("val", 1), ("train", 2)):
         write_split(root, split, np.random.default_rng(seed))
@@ -44,14 +44,14 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_split(root: Path, split: str, rng: np.random.Generator) -> None:
-    pictures, notes = root / f"{split}2017", root / "annotations"
+    folder, notes = root / f"{split}2017", root / "annotations"
     pngs = notes / f"panoptic_{split}2017"
-    pictures.mkdir(parents=True)
+    folder.mkdir(parents=True)
     pngs.mkdir(parents=True)
     images, annotations = [], []
     for number, (height, width) in enumerate(SIZES, start=1):
         coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((width, height)).save(pictures / f"{number}.png")
+        Image.fromarray(coarse).resize((width, height)).save(folder / f"{number}.png")
         ids = np.full((height, width), 1, np.int64)
         ids[height // 2 :] = 2
         infos = [{"id": 1, "category_id": 50}, {"id": 2, "category_id": 60}]

@@ -19,7 +19,7 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
 
 
 def test_recall_against_brute_force():
-    """With a gallery of all pictures every region simply chooses among all crops."""
+    """With a gallery of all images every region simply chooses among all crops."""
     counts = {"c": 4, "a": 1, "b": 6}
     crops = unit(11, 5, seed=0)
     dense = F.normalize(crops + 0.9 * unit(11, 5, seed=1), dim=1)
@@ -33,18 +33,18 @@ def test_recall_against_brute_force():
     assert recall_at_1(dense, crops, counts, gallery=3, seed=7) == (recall, 11)
 
 
-def test_gallery_of_one_is_the_picture_itself():
+def test_gallery_of_one_is_the_image_itself():
     counts = {"a": 2, "b": 3}
     crops = torch.eye(5)
     dense = crops.clone()
-    dense[1] = F.normalize(2 * crops[3] + crops[1], dim=0)  # own crop beats picture a's other one, but not b's second
+    dense[1] = F.normalize(2 * crops[3] + crops[1], dim=0)  # own crop beats image a's other one, but not b's second
     recall, choices = recall_at_1(dense, crops, counts, gallery=1, seed=0)
     assert recall == 100 and choices == pytest.approx((2 * 2 + 3 * 3) / 5)
     assert recall_at_1(dense, crops, counts, gallery=2, seed=0)[0] == 80
 
 
 def test_gallery_holds_others_once_and_depends_on_ids_alone():
-    """Equal numbers of crops: a gallery of 3 pictures must hold 6; reordering the pictures changes nothing."""
+    """Equal numbers of crops: a gallery of 3 images must hold 6; reordering the images changes nothing."""
     names = [f"p{n}" for n in range(9)]
     crops = unit(18, 6, seed=3)
     dense = F.normalize(crops + 0.8 * unit(18, 6, seed=4), dim=1)
@@ -63,8 +63,8 @@ def test_a_map_that_says_the_same_everywhere_retrieves_nothing():
 
 
 def test_patches_depend_on_seed_and_id_alone():
-    def patches(picture: str, seed: int) -> torch.Tensor:
-        sample = Sample(picture, torch.zeros(3, 40, 60, dtype=torch.uint8), torch.zeros(0, 4))
+    def patches(image: str, seed: int) -> torch.Tensor:
+        sample = Sample(image, torch.zeros(3, 40, 60, dtype=torch.uint8), torch.zeros(0, 4))
         return patches_of(sample, grid=6, rule="published", keep=20, seed=seed)
 
     assert torch.equal(patches("7", 0), patches("7", 0))
@@ -76,11 +76,11 @@ def test_against_a_loop(clip, coco):
     dataset = open_data(coco, split="val")
     result = evaluate_agreement(clip, clip, dataset, size=64, loading=Loading(batch=2, crop_batch=9), seed=3)
     dense, crops = [], []
-    from foveate.data.pictures import read_picture
+    from foveate.data.images import read_image
 
     with torch.inference_mode():
         for record in dataset.records:
-            image = read_picture(record.path)
+            image = read_image(record.path)
             boxes = patches_of(
                 Sample(str(record.id), image, torch.zeros(0, 4)), grid=6, rule="published", keep=20, seed=3
             )
@@ -98,7 +98,7 @@ def test_against_a_loop(clip, coco):
     assert result["cosine"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
     hits = sum(max(range(len(crops)), key=lambda k: float(one @ crops[k])) == i for i, one in enumerate(dense))
     assert result["recall"] == pytest.approx(100 * hits / len(crops))
-    assert (result["regions"], result["pictures"], result["gallery"], result["bad"]) == (len(crops), 5, 5, [])
+    assert (result["regions"], result["images"], result["gallery"], result["bad"]) == (len(crops), 5, 5, [])
 
 
 def test_order_batch_and_annotations_do_not_matter(clip, other_clip, coco):

@@ -47,7 +47,7 @@ def test_no_boxes():
 
 
 def planted(folder, *, told_by_colour: bool, seed: int) -> Dataset:
-    """Pictures of one colour with one box each; the class either follows from the colour or is drawn apart from it."""
+    """Images of one colour with one box each; the class either follows from the colour or is drawn apart from it."""
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir()
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]

@@ -66,40 +66,40 @@ def test_help_says_what_the_head_does_not_change(capsys):
     assert "rows of --masked and the crops do not depend on it" in said
 
 
-def test_bad_pictures_are_told(model, coco, tmp_path, capsys):
+def test_bad_images_are_told(model, coco, tmp_path, capsys):
     shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
     (tmp_path / "val2017/3.png").write_bytes(b"")
     config = Regions(data=tmp_path, model=model, sizes=(32,), workers=0)
-    assert run_regions(config)["pictures"] == 4
+    assert run_regions(config)["images"] == 4
     told = capsys.readouterr().err.splitlines()
-    place = told.index("pictures that could not be used: 1")
+    place = told.index("images that could not be used: 1")
     assert told[place + 1].startswith("  3: ") and "0 bytes" in told[place + 1] and len(told) == place + 2
-    with pytest.raises(InputError, match="picture 3"):
+    with pytest.raises(InputError, match="image 3"):
         run_regions(replace(config, strict=True))
 
 
 def test_agreement(model, coco, tmp_path, capsys):
-    """A folder of pictures alone is enough; a reference of the same weights changes nothing."""
+    """A folder of images alone is enough; a reference of the same weights changes nothing."""
     config = Agreement(data=coco / "val2017", model=model, size=64, out=tmp_path / "a.json", workers=0)
     result = run_reference(config)
     assert "64 px, head value" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["cosine"] == result["cosine"]
     assert run_reference(replace(config, reference=model))["recall"] == result["recall"]
-    assert run_reference(replace(config, data=coco))["cosine"] == result["cosine"]  # the same pictures, the same ids
+    assert run_reference(replace(config, data=coco))["cosine"] == result["cosine"]  # the same images, the same ids
     assert run_reference(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
 
 
 def test_agreement_takes_a_coco_root_whose_annotations_are_broken(model, coco, tmp_path):
     shutil.copytree(coco / "val2017", tmp_path / "val2017")
     config = Agreement(data=tmp_path, model=model, size=32, workers=0)
-    assert run_reference(config)["pictures"] == 5
+    assert run_reference(config)["images"] == 5
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
-    assert run_reference(config)["pictures"] == 5
+    assert run_reference(config)["images"] == 5
 
 
 def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, capsys):
-    """As typed: a box outside its picture is named with file, picture and segment."""
+    """As typed: a box outside its image is named with file, image and segment."""
     shutil.copytree(coco, tmp_path / "coco")
     notes = tmp_path / "coco/annotations/panoptic_val2017.json"
     content = json.loads(notes.read_text())
@@ -108,7 +108,7 @@ def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, ca
     out = tmp_path / "r.json"
     words = f"evaluate regions --data {tmp_path}/coco --model {model} --sizes 32 --no-crops --workers 0 --out {out}"
     main(words.split())
-    reason, first = "box lies outside the picture", f"{notes}: annotation of image 2: segment 300"
+    reason, first = "box lies outside the image", f"{notes}: annotation of image 2: segment 300"
     assert f"1 left out because a {reason}; the first: {first}" in capsys.readouterr().err
     assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
 

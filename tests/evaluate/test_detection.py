@@ -51,12 +51,12 @@ def boxes_of(masks: torch.Tensor) -> list[list[float]]:
     return found
 
 
-def random_data(seed: int, *, pictures: int, lvis: bool) -> tuple[dict, list[tuple[str, Detections]], list[dict]]:
+def random_data(seed: int, *, count: int, lvis: bool) -> tuple[dict, list[tuple[str, Detections]], list[dict]]:
     """An annotation file, detections near its objects and anywhere, and the same as a list of results."""
     generator = torch.Generator().manual_seed(seed)
     draw = np.random.default_rng(seed)
     annotations, found, results = [], [], []
-    images = [{"id": 11 + 2 * number, "height": SIDE, "width": SIDE} for number in range(pictures)]
+    images = [{"id": 11 + 2 * number, "height": SIDE, "width": SIDE} for number in range(count)]
     for image in images:
         masks = random_masks(6, generator)
         labels = draw.integers(0, CLASSES - 1, 6)  # the last class has no object
@@ -135,7 +135,7 @@ def uncompressed(mask: torch.Tensor) -> dict:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
-    content, found, results = random_data(seed, pictures=12, lvis=False)
+    content, found, results = random_data(seed, count=12, lvis=False)
     for one in content["annotations"]:
         (mask,) = decode_masks((one["segmentation"],), height=SIDE, width=SIDE)
         x, y, w, h = one["bbox"]
@@ -169,7 +169,7 @@ def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
 
 
 def test_records_alone_give_the_same_but_for_the_areas(written):
-    content, found, _ = random_data(2, pictures=6, lvis=False)
+    content, found, _ = random_data(2, count=6, lvis=False)
     for one in content["annotations"]:
         one["area"] = one["bbox"][2] * one["bbox"][3]
     wanted = {"vocabulary": VOCABULARY, "split": None, "style": "coco"}
@@ -208,8 +208,8 @@ def test_federated_ap_is_that_of_lvis_api(written, monkeypatch: pytest.MonkeyPat
     lvis = pytest.importorskip("lvis")
     monkeypatch.setattr(np, "float", float, raising=False)  # lvis-api 0.5.3 is older than numpy 1.24
     logging.getLogger("lvis").setLevel(logging.ERROR)
-    content, found, results = random_data(10 + seed, pictures=14, lvis=True)
-    monkeypatch.setattr(module, "LVIS_CAP", 28)  # so that it matters: there are 32 a picture
+    content, found, results = random_data(10 + seed, count=14, lvis=True)
+    monkeypatch.setattr(module, "LVIS_CAP", 28)  # so that it matters: there are 32 an image
     path = written(content)
     result = measure(
         in_vocabulary(found), dataset_of(content), vocabulary=VOCABULARY, split=None, style="lvis", masks=True,
@@ -290,7 +290,7 @@ def test_nothing_found_and_nothing_to_find():
     for style in ("coco", "voc07", "voc12"):
         result = measure([], one_class(A), vocabulary=["cat"], split=None, style=style)
         assert result["boxes"]["AP50"] == 0
-        assert result["pictures_without_result"] == {"count": 1, "first": ["p"]}
+        assert result["images_without_result"] == {"count": 1, "first": ["p"]}
         result = measure([("p", found_boxes((A, 0.5)))], one_class(), vocabulary=["cat"], split=None,
                                     style=style)  # fmt: skip
         assert result["boxes"]["AP50"] is None
@@ -324,23 +324,23 @@ def test_ov_coco_counts_what_is_neither_left_out_nor_alone_with_it():
     vocabulary = ["owl", "dog", "unicorn", "cup", "car"]
     found = [
         ("1", Detections(torch.tensor([A, B, C]), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 4, 0]))),  # car: out
-        ("2", Detections(torch.tensor([A]), torch.tensor([0.99]), torch.tensor([1]))),  # of a picture that is left out
+        ("2", Detections(torch.tensor([A]), torch.tensor([0.99]), torch.tensor([1]))),  # of an image that is left out
         (
             "5",
             Detections(torch.tensor([A, B]), torch.tensor([0.6, 0.5]), torch.tensor([2, 1])),
         ),  # unicorn; no dog there
     ]
     result = measure(found, data, vocabulary=vocabulary, split=split, style="coco")
-    # pictures 1, 4 and 5 are left. dog: right at .9, wrong at .5, one of two: 51 / 101. owl: one of two. cup: only a
+    # images 1, 4 and 5 are left. dog: right at .9, wrong at .5, one of two: 51 / 101. owl: one of two. cup: only a
     # crowd, no object
-    assert (result["pictures"], result["objects"], result["crowds"]) == (3, 4, 1)
-    assert result["pictures_without_result"] == {"count": 1, "first": ["4"]}
+    assert (result["images"], result["objects"], result["crowds"]) == (3, 4, 1)
+    assert result["images_without_result"] == {"count": 1, "first": ["4"]}
     assert (result["detections"], result["not_measured"]) == (3, 3)
     groups = result["boxes"]["groups"]
     assert groups["novel"] == {"classes": 1, **dict.fromkeys(("AP", "AP50", "AP75"), pytest.approx(100 * 51 / 101))}
     assert groups["base"]["classes"] == 1 and groups["base"]["AP50"] == pytest.approx(100 * 51 / 101)
     assert groups["all"]["classes"] == 2
-    assert any("2 of 5 pictures" in rule for rule in result["rules"])
+    assert any("2 of 5 images" in rule for rule in result["rules"])
     assert [one["name"] for one in result["boxes"]["per_class"]] == ["dog", "cup", "owl"]
     assert [one["group"] for one in result["boxes"]["per_class"]] == ["novel", "base", "base"]
     assert result["boxes"]["AR@1"] is not None and "AR@1000" in result["boxes"]
@@ -416,7 +416,7 @@ def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_annotation_files_that_are_not_what_they_must_be(written, key: str, value: object, message: str):
-    content, _, _ = random_data(0, pictures=1, lvis=False)
+    content, _, _ = random_data(0, count=1, lvis=False)
     data = dataset_of(content)
     content["annotations"][0][key] = value
     path = written(content)
@@ -426,7 +426,7 @@ def test_annotation_files_that_are_not_what_they_must_be(written, key: str, valu
 
 @pytest.mark.parametrize("value", [None, [], [[0, 0, 1e9, 1, 5, 5]]])
 def test_objects_without_a_mask_that_can_be_drawn_are_left_out_and_told(written, value: object):
-    content, _, _ = random_data(0, pictures=1, lvis=False)
+    content, _, _ = random_data(0, count=1, lvis=False)
     data = dataset_of(content)
     content["annotations"][0]["segmentation"] = value
     asked = {"vocabulary": VOCABULARY, "split": None, "style": "coco", "annotations": written(content)}
@@ -435,8 +435,8 @@ def test_objects_without_a_mask_that_can_be_drawn_are_left_out_and_told(written,
     assert any("1 objects without a finite box" in rule for rule in some["rules"])
 
 
-def test_files_of_other_pictures_and_without_lvis_lists(written):
-    content, _, _ = random_data(0, pictures=2, lvis=False)
+def test_files_of_other_images_and_without_lvis_lists(written):
+    content, _, _ = random_data(0, count=2, lvis=False)
     data = dataset_of(content)
     path = written(content)
     with pytest.raises(InputError, match="image 11: need `neg_category_ids`"):

@@ -208,7 +208,7 @@ def test_what_is_not_measured_is_counted_and_told(world, tmp_path, capsys):
     only = score("detection", path, "--annotations", truth, "--vocab", other)
     assert only["detections"] == 0 and only["boxes"]["AP"] in (0, None)  # asked for another class: none is there
     few = score("detection", path, "--annotations", truth, "--limit", 1)
-    assert few["pictures"] == 1
+    assert few["images"] == 1
 
 
 def test_coco_s_80_categories_count_alike_unless_ov_coco_is_asked_for(tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_coco_s_80_categories_count_alike_unless_ov_coco_is_asked_for(tmp_path, 
     assert "--benchmark ov-coco measures" in capsys.readouterr().err
     ov = score("detection", results, "--annotations", truth, "--benchmark", "ov-coco")
     assert [ov["boxes"]["groups"][group]["AP50"] for group in ("base", "novel")] == pytest.approx([100, 100])
-    assert ov["pictures"] == 1  # the other holds a left-out category alone
+    assert ov["images"] == 1  # the other holds a left-out category alone
     two = [categories[0], categories[79]]
     few = put(tmp_path / "few.json", {"images": images, "annotations": notes[:2], "categories": two})
     assert "need COCO's 80 categories" in refused(capsys, "detection", results, "--annotations", few, "--benchmark",
@@ -412,7 +412,7 @@ def test_miou_of_the_truth_itself_is_100(world, tmp_path, capsys, bits):
     first.unlink()
     part = score("semantic", folder, "--data", world)
     told = capsys.readouterr().err
-    assert part["mIoU"] < 100 and part["pictures_without_result"]["count"] == 1 and "1 images have no result" in told
+    assert part["mIoU"] < 100 and part["images_without_result"]["count"] == 1 and "1 images have no result" in told
     assert part["dropped"]["result is of an image that is not measured"]["count"] == 1
 
 
@@ -472,10 +472,10 @@ def test_label_maps_that_do_not_fit_are_refused_by_name(world, tmp_path, capsys)
     for one in folder.glob("*.png"):
         one.rename(folder / f"x{one.name}")
     assert "none of its 4 maps is" in refused(capsys, "semantic", folder, "--data", world)
-    put(folder / "segments.json", {"classes": [["unicorn"]], "pictures": []})
+    put(folder / "segments.json", {"classes": [["unicorn"]], "images": []})
     assert "need classes of" in refused(capsys, "semantic", folder, "--data", world)
     put(folder / "segments.json", {"classes": 3})
-    assert "the lists `classes` and `pictures`" in refused(capsys, "semantic", folder, "--data", world)
+    assert "the lists `classes` and `images`" in refused(capsys, "semantic", folder, "--data", world)
 
 
 def test_classes_are_matched_by_their_words(tmp_path):
@@ -495,7 +495,7 @@ def test_classes_are_matched_by_their_words(tmp_path):
 
     labels = torch.tensor([[0, 0, 1, 1, 0, 0, 0, 0]]).repeat(8, 1)  # edifice first, then wall
     write_label_map(out / "000001.png", LabelMap(labels), classes=2)
-    picture = {"id": "b/ADE_val_00000001.jpg", "file_name": "000001.png"}
-    put(out / "segments.json", {"classes": [["edifice"], ["wall"]], "pictures": [picture]})
+    image = {"id": "b/ADE_val_00000001.jpg", "file_name": "000001.png"}
+    put(out / "segments.json", {"classes": [["edifice"], ["wall"]], "images": [image]})
     found = score("semantic", out, "--data", root)
     assert found["mIoU"] == 100 and found["classes"]["with_ground_truth"] == 2

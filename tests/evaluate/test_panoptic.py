@@ -22,7 +22,7 @@ def segments(*rows) -> tuple[SegmentInfo, ...]:
 
 
 def strip(text, *rows) -> PanopticMap:
-    """A picture of one row; each digit is the id of the segment there."""
+    """An image of one row; each digit is the id of the segment there."""
     return PanopticMap(torch.tensor([[int(letter) for letter in text]]), segments(*rows))
 
 
@@ -167,13 +167,13 @@ def without_crowds(one):
 def write(folder, name, maps):
     """Maps as COCO's panoptic files: a JSON and a folder of PNGs beside it."""
     (folder / name).mkdir()
-    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
     annotations, images = [], []
     for number, one in enumerate(maps):
         ids = one.ids.numpy()
         colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
         Image.fromarray(colours).save(folder / name / f"{number}.png")
-        (folder / "pictures" / f"{number}.jpg").touch()
+        (folder / "images" / f"{number}.jpg").touch()
         infos = []
         for segment in one.segments:
             ys, xs = np.nonzero(ids == segment.id)
@@ -195,17 +195,17 @@ def test_it_equals_hotcoco_from_files(tmp_path):
         write(tmp_path, name, [pair[side] for pair in pairs]) for side, name in enumerate(("truth", "found"))
     )
     theirs = hotcoco.pq_compute(truth, found)
-    dataset = read_panoptic(truth, tmp_path / "pictures", tmp_path / "truth")
+    dataset = read_panoptic(truth, tmp_path / "images", tmp_path / "truth")
     mine = evaluate_panoptic([(str(number), pair[1]) for number, pair in enumerate(pairs)], dataset)
     for group, name in (("all", "All"), ("things", "Things"), ("stuff", "Stuff")):
         for key in ("PQ", "SQ", "RQ"):
             assert mine[group][key] == pytest.approx(100 * theirs[name][key.lower()])
         assert mine[group]["classes"] == theirs[name]["n"]
-    # the truth is perfect but for its crowds (where two of a class stand in a picture); without a result all is missed
+    # the truth is perfect but for its crowds (where two of a class stand in an image); without a result all is missed
     perfect = [(str(number), without_crowds(pair[0])) for number, pair in enumerate(pairs)]
     assert evaluate_panoptic(perfect, dataset)["all"]["PQ"] == pytest.approx(100)
     half = evaluate_panoptic(perfect[:12], dataset)
-    assert half["pictures_without_result"] == {"count": 12, "first": ["12", "13", "14", "15", "16"]}
+    assert half["images_without_result"] == {"count": 12, "first": ["12", "13", "14", "15", "16"]}
     missed = sum(not one.is_crowd for pair in pairs[12:] for one in pair[0].segments)
     assert sum(one["missed"] for one in half["per_class"]) == missed
     with pytest.raises(InputError, match="image 99: need predictions of each image of truth once"):

@@ -170,8 +170,8 @@ def test_as_typed(clip, other_clip, coco, tmp_path, capsys):
     main(f"{words} --model {tmp_path}/run/model b={tmp_path}/teacher --alphas 0 1 --out {out} --plot {plot}".split())
     points = json.loads(out.read_text())["points"]
     assert [(point["model"], point["alpha"]) for point in points] == [("run", 0), ("run", 1), ("b", 0), ("b", 1)]
-    with Image.open(plot) as picture:
-        assert picture.format == "PNG"
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
     assert f"wrote {plot}" in capsys.readouterr().out
     (tmp_path / "run/config.json").write_text('{"alpha": 0.5}')
     with pytest.raises(SystemExit):

@@ -16,9 +16,9 @@ def test_overlaps_with_the_best_of_the_first():
     assert best_overlaps(OBJECTS[:0], PROPOSALS, top=10).shape == (0,)
 
 
-def test_recall_of_each_group_over_all_pictures():
-    pictures = [(OBJECTS, ["a", "b", "a"], PROPOSALS), (OBJECTS[:1], ["b"], PROPOSALS[:0])]
-    found = recall_of(pictures, {"base": ("a",), "novel": ("b",), "none": ()}, tops=(1, 100))
+def test_recall_of_each_group_over_all_images():
+    images = [(OBJECTS, ["a", "b", "a"], PROPOSALS), (OBJECTS[:1], ["b"], PROPOSALS[:0])]
+    found = recall_of(images, {"base": ("a",), "novel": ("b",), "none": ()}, tops=(1, 100))
     # base: overlaps 0.8 and 0: half at 0.5; of the ten IoUs 0.5 ... 0.95, seven (to 0.8) find one of two: 35 %
     assert found["base"] == {"objects": 2, "recall50": 50.0, "AR@1": 35.0, "AR@100": 35.0}
     # novel: 0.5 (0 with one proposal) and 0: half at 0.5, which is one of ten IoUs: 5 %

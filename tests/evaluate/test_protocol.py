@@ -50,7 +50,7 @@ def test_absent_classes_do_not_count_in_either_direction():
     assert score(ranks_of(scores, labels), labels) == {"top1": 25.0, "top5": 100.0, "count": 3}
 
 
-def test_a_things_crop_is_clipped_to_the_picture_and_stuff_is_not_enlarged():
+def test_a_things_crop_is_clipped_to_the_image_and_stuff_is_not_enlarged():
     """20 x 10 at (0, 35) in 40 x 60 pixels: 10 wider and 5 higher, a half on each side: -5..25 x 32.5..47.5, clipped to
     0..25 x 32.5..40. It is not made square. The same box of stuff stays."""
     boxes = torch.tensor([[0.0, 35, 20, 45]] * 2)
@@ -63,15 +63,15 @@ def test_a_things_crop_is_clipped_to_the_picture_and_stuff_is_not_enlarged():
     "height,width,rows,columns",
     [(24, 48, 4, 8), (48, 24, 8, 4), (48, 48, 8, 8), (25, 48, 5, 8), (1, 48, 1, 8)],
 )
-def test_locations_of_a_picture_of_half_the_square(height, width, rows, columns):
+def test_locations_of_a_image_of_half_the_square(height, width, rows, columns):
     """64 px, patches of 8: 24 x 48 becomes 32 x 64, which is 4 rows; 25 x 48 becomes 33 x 64, whose last row of pixels
     lies in a fifth row of locations; 1 x 48 becomes 1 x 64."""
     inside = image_locations(height=height, width=width, size=64, patch=8)
     assert inside.shape == (8, 8) and inside[:rows, :columns].all() and inside.sum() == rows * columns
 
 
-def test_padding_does_not_ask_for_its_picture():
-    """A map whose padding would find the picture and whose picture would not: 32 of 64 locations ask, all in vain."""
+def test_padding_does_not_ask_for_its_image():
+    """A map whose padding would find the image and whose image would not: 32 of 64 locations ask, all in vain."""
     inside = image_locations(height=24, width=48, size=64, patch=8)
     own, rival = torch.eye(2)
     dense = torch.where(inside[None], rival[:, None, None], own[:, None, None])  # (2, 8, 8)
@@ -79,7 +79,7 @@ def test_padding_does_not_ask_for_its_picture():
     assert ranks.tolist() == [1] * 32
 
 
-def test_a_picture_of_half_the_square_asks_with_half_the_locations(clip, tmp_path):
+def test_a_image_of_half_the_square_asks_with_half_the_locations(clip, tmp_path):
     from PIL import Image
 
     Image.effect_noise((48, 24), 90).convert("RGB").save(tmp_path / "wide.png")
@@ -89,8 +89,8 @@ def test_a_picture_of_half_the_square_asks_with_half_the_locations(clip, tmp_pat
 
 @pytest.mark.parametrize("height,width,size", [(24, 48, 64), (5, 10, 128), (25, 48, 64), (48, 7, 64), (30, 61, 96)])
 def test_masks_never_hold_padding(height, width, size):
-    """A mask of the whole picture holds nothing of its padding, also where a token is smaller than a pixel (10 px to
-    16 tokens: the taps of the first token of padding reach the last row of the picture)."""
+    """A mask of the whole image holds nothing of its padding, also where a token is smaller than a pixel (10 px to
+    16 tokens: the taps of the first token of padding reach the last row of the image)."""
     found = shrink_and_pad_masks(torch.ones(1, height, width, dtype=torch.bool), side=size // 8)
     inside = image_locations(height=height, width=width, size=size, patch=8)
     assert found.any() and not (found & ~inside).any()
@@ -114,7 +114,7 @@ def test_a_mask_is_shrunk_before_it_is_padded():
 
 
 def test_masked_attention_is_asked_on_the_same_inputs(clip, coco):
-    """Tab. A3 beside the dense map, equal to the model's own two methods asked one picture at a time."""
+    """Tab. A3 beside the dense map, equal to the model's own two methods asked one image at a time."""
     from foveate.clip.text import embed_vocabulary
     from foveate.data.loader import EvaluationSource
     from foveate.ops.boxes import boxes_on_input

@@ -1,4 +1,4 @@
-"""The protocol against a slow reference: one picture, one region at a time, written with the libraries alone."""
+"""The protocol against a slow reference: one image, one region at a time, written with the libraries alone."""
 
 import json
 from dataclasses import replace
@@ -60,7 +60,7 @@ def crop_embedding(clip, pixels: np.ndarray, box: list[float]) -> torch.Tensor:
 
 
 def dense_of(clip, pixels: np.ndarray, size: int, head: str) -> tuple[torch.Tensor, float]:
-    """One picture's normalised map, and how many input pixels a picture's pixel becomes."""
+    """One image's normalised map, and how many input pixels an image's pixel becomes."""
     height, width = pixels.shape[:2]
     longest = max(height, width)
     new_height, new_width = round(height * size / longest), round(width * size / longest)
@@ -116,7 +116,7 @@ def test_equals_the_slow_reference(clip, coco, size, head):
     for source, scores in (("crop", result["crop"]), ("dense", result["dense"][size])):
         for kind in KINDS:
             assert scores[kind] == pytest.approx(expected[source][kind]), (source, kind)
-    assert (result["head"], result["classes"], result["pictures"], result["bad"]) == (head, 6, 5, [])
+    assert (result["head"], result["classes"], result["images"], result["bad"]) == (head, 6, 5, [])
     tops = [scores[kind]["top1"] for scores in (result["crop"], result["dense"][size]) for kind in KINDS]
     assert any(0 < top < 100 for top in tops), f"nothing can be learned from {tops}"
 
@@ -133,7 +133,7 @@ def test_several_sizes_are_those_of_one_size_each(clip, coco):
         assert evaluate_regions(clip, panoptic(coco), sizes=[size], crops=False)["dense"][size] == both["dense"][size]
 
 
-def test_order_of_pictures_does_not_matter(clip, coco):
+def test_order_of_images_does_not_matter(clip, coco):
     dataset = panoptic(coco)
     turned = replace(dataset, records=dataset.records[::-1])
     assert evaluate_regions(clip, turned, sizes=[64], loading=Loading(batch=2)) == evaluate_regions(
@@ -192,17 +192,17 @@ def test_what_counts(coco):
     assert counting_segments(replace(dataset, records=(record,)), crowd=False).records[0].labels == kept.labels[1:]
 
 
-def test_picture_without_segments(clip, coco):
+def test_image_without_segments(clip, coco):
     dataset = panoptic(coco)
     bare = replace(dataset.records[0], boxes=(), labels=(), crowd=(), segment_ids=())
     only = evaluate_regions(clip, replace(dataset, records=dataset.records[1:]), sizes=[32])
     result = evaluate_regions(clip, replace(dataset, records=(bare, *dataset.records[1:])), sizes=[32])
-    assert result == {**only, "pictures": 5}
+    assert result == {**only, "images": 5}
     nothing = evaluate_regions(clip, replace(dataset, records=(bare,)), sizes=[32])
     assert nothing["dense"][32]["boxes"] == nothing["crop"]["stuff"] == {"top1": None, "top5": None, "count": 0}
 
 
-def test_bad_pictures_are_listed(clip, coco, tmp_path):
+def test_bad_images_are_listed(clip, coco, tmp_path):
     dataset = panoptic(coco)
     broken = tmp_path / "broken.png"
     broken.write_bytes((coco / "val2017/2.png").read_bytes()[:60])
@@ -210,9 +210,9 @@ def test_bad_pictures_are_listed(clip, coco, tmp_path):
     records[1] = replace(records[1], path=broken)
     dataset = replace(dataset, records=tuple(records))
     result = evaluate_regions(clip, dataset, sizes=[32], loading=Loading(batch=2))
-    assert result["pictures"] == 4 and [bad["id"] for bad in result["bad"]] == ["2"]
+    assert result["images"] == 4 and [bad["id"] for bad in result["bad"]] == ["2"]
     assert "broken.png" in result["bad"][0]["reason"]
-    with pytest.raises(InputError, match="picture 2"):
+    with pytest.raises(InputError, match="image 2"):
         evaluate_regions(clip, dataset, sizes=[32], loading=Loading(strict=True))
     with pytest.raises(InputError, match="no image could be read"):
         evaluate_regions(clip, replace(dataset, records=(records[1],)), sizes=[32])
@@ -230,6 +230,6 @@ def test_refuses_sizes(clip, coco, sizes):
         evaluate_regions(clip, panoptic(coco), sizes=sizes)
 
 
-def test_refuses_pictures_without_annotation(clip, coco):
+def test_refuses_images_without_annotation(clip, coco):
     with pytest.raises(InputError, match="annot"):
         evaluate_regions(clip, open_data(coco / "val2017", split="val"), sizes=[32])

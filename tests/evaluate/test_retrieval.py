@@ -31,7 +31,7 @@ def embed(clip, image: torch.Tensor, box: list[float]) -> torch.Tensor:
 
 
 def dense_of(clip, image: torch.Tensor, size: int) -> tuple[torch.Tensor, int, int]:
-    """The map of one picture's padded square, and how many of its rows and columns hold any of the picture."""
+    """The map of one image's padded square, and how many of its rows and columns hold any of the image."""
     scale = size / max(image.shape[1:])
     height, width = (round(side * scale) for side in image.shape[1:])
     resized = F.interpolate(image[None].float(), (height, width), mode="bicubic", antialias=True).clamp(0, 255)
@@ -46,7 +46,7 @@ def shares(ranks: list[int]) -> dict:
 
 
 def slow_reference(student, reference, coco, *, size: int, gallery: int, seed: int) -> dict:
-    """Every location of every picture, one at a time, straight from the files."""
+    """Every location of every image, one at a time, straight from the files."""
     notes = json.loads((coco / "annotations/panoptic_val2017.json").read_text())
     images, whole, crops, infos = {}, {}, {}, {}
     for entry in notes["annotations"]:
@@ -63,14 +63,14 @@ def slow_reference(student, reference, coco, *, size: int, gallery: int, seed: i
             crops[key, place] = embed(reference, images[key], box)
     names, keys = sorted(whole), sorted(crops)
     labels = [f"{key}/{place}" for key, place in keys]
-    by_picture, by_region = [], []
+    by_image, by_region = [], []
     for key, image in images.items():
         dense, rows, columns = dense_of(student, image, size)
         rivals = [names[k] for k in draw_others(names, names.index(key), count=gallery - 1, seed=seed)]
         for i in range(rows):
             for j in range(columns):
                 own = float(dense[:, i, j] @ whole[key])
-                by_picture.append(sum(float(dense[:, i, j] @ whole[rival]) >= own for rival in rivals))
+                by_image.append(sum(float(dense[:, i, j] @ whole[rival]) >= own for rival in rivals))
         png = np.asarray(Image.open(coco / "annotations/panoptic_val2017" / infos[key]["file_name"])).astype(int)
         for place, info in enumerate(infos[key]["segments_info"]):
             mask = (torch.from_numpy(png[..., 0] + 256 * png[..., 1]) == info["id"])[None, None].float()
@@ -81,7 +81,7 @@ def slow_reference(student, reference, coco, *, size: int, gallery: int, seed: i
             for i, j in inside.nonzero().tolist():
                 own = float(dense[:, i, j] @ crops[key, place])
                 by_region.append(sum(float(dense[:, i, j] @ crops[rival]) >= own for rival in rivals))
-    return {"image": shares(by_picture), "region": shares(by_region), "regions": len(crops)}
+    return {"image": shares(by_image), "region": shares(by_region), "regions": len(crops)}
 
 
 @pytest.mark.parametrize("gallery", [50, 3])
@@ -96,7 +96,7 @@ def test_against_a_loop(clip, other_clip, coco, gallery):
             share = pytest.approx(expected[key][f"r{top}"], abs=0.5)  # a near tie may fall either way
             assert result[key][f"r{top}"] == (share if top < among else None), (key, top)
         assert result[key]["count"] == expected[key]["count"]
-    assert result["regions"] == expected["regions"] and result["pictures"] == 5
+    assert result["regions"] == expected["regions"] and result["images"] == 5
     assert (result["gallery"], result["region_gallery"]) == (min(gallery, 5), min(gallery, expected["regions"]))
     assert 0 < result["region"]["r1"] < 100 and 0 < result["image"]["r1"] < 100, "nothing can be learned from it"
 
@@ -138,13 +138,13 @@ def test_ranks_by_hand():
     assert region_ranks(dense, masks, galleries).tolist() == [0, 1, 0, 0]
 
 
-def test_bad_pictures_are_in_no_gallery(clip, coco, tmp_path):
+def test_bad_images_are_in_no_gallery(clip, coco, tmp_path):
     dataset = panoptic(coco)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"x")
     records = (replace(dataset.records[0], path=broken), *dataset.records[1:])
     result = evaluate_retrieval(clip, clip, replace(dataset, records=records), size=32)
-    assert (result["pictures"], result["gallery"], [bad["id"] for bad in result["bad"]]) == (4, 4, ["1"])
+    assert (result["images"], result["gallery"], [bad["id"] for bad in result["bad"]]) == (4, 4, ["1"])
     bare = replace(dataset.records[0], boxes=(), labels=(), crowd=(), segment_ids=())
     nothing = evaluate_retrieval(clip, clip, replace(dataset, records=(bare,)), size=32)
     assert nothing["region"] == {"r1": None, "r5": None, "r10": None, "count": 0} and nothing["regions"] == 0
@@ -176,15 +176,15 @@ def test_refuses(clip, wide_clip, coco):
         evaluate_retrieval(clip, clip, dataset, size=60, regions=False)
 
 
-def test_the_galleries_of_a_picture_with_more_than_ten_regions_do_not_depend_on_the_order_of_reading():
+def test_the_galleries_of_a_image_with_more_than_ten_regions_do_not_depend_on_the_order_of_reading():
     """As text "a/10" stands before "a/2", as a key behind it."""
-    keys = [(picture, place) for picture in ("a", "a/1", "b") for place in range(12)]
+    keys = [(image, place) for image in ("a", "a/1", "b") for place in range(12)]
     rows = {key: torch.full((2,), float(number)) for number, key in enumerate(keys)}
-    pictures = {name: torch.zeros(2) for name in ("b", "a/1", "a")}
-    one = Galleries(pictures, rows, gallery=5, seed=0)
+    images = {name: torch.zeros(2) for name in ("b", "a/1", "a")}
+    one = Galleries(images, rows, gallery=5, seed=0)
     turned = {key: rows[key] for key in sorted(rows, key=lambda key: (-key[1], key[0]))}
-    other = Galleries(dict(reversed(pictures.items())), turned, gallery=5, seed=0)
-    for name in pictures:
+    other = Galleries(dict(reversed(images.items())), turned, gallery=5, seed=0)
+    for name in images:
         assert torch.equal(one.regions_for(name), other.regions_for(name))
         own = torch.tensor([rows[name, place].tolist() for place in range(12)])
         assert torch.equal(one.regions_for(name)[:, 0], own)

@@ -31,7 +31,7 @@ def test_by_hand():
     # of it, called once: in no mean. class 3: neither. The three pixels without ground truth do not count
     counted = confusion(4, ([[0, 0, 0, -1], [1, 1, -1, -1]], [[0, 0, 1, 0], [0, 1, 1, 2]]), ([[0]], [[2]]))
     result = counted.measure("abcd", seen=[True, False, True, False])
-    # the second picture adds a pixel of class 0 called 2: 2/(4 + 3 - 2) = 2/5
+    # the second image adds a pixel of class 0 called 2: 2/(4 + 3 - 2) = 2/5
     assert [one["IoU"] for one in result["per_class"]] == pytest.approx([40.0, 100 / 3, None, None])
     assert result["mIoU"] == pytest.approx((40 + 100 / 3) / 2)
     assert result["pixel_accuracy"] == pytest.approx(100 * 3 / 6)
@@ -96,7 +96,7 @@ def test_what_cannot_be_counted_is_refused():
 
 @pytest.fixture
 def data(tmp_path):
-    """Two pictures of 1 x 3 pixels, three classes; number 9 is none."""
+    """Two images of 1 x 3 pixels, three classes; number 9 is none."""
     records = []
     for name, values in (("a", [[0, 1, 9]]), ("b", [[2, 2, 0]])):
         Image.fromarray(np.array(values, np.uint8)).save(tmp_path / f"{name}.png")
@@ -105,20 +105,20 @@ def data(tmp_path):
     return SemanticData(Dataset("tiny", categories, tuple(records), {}), Coding({0: 0, 1: 1, 2: 2, 9: -1}, bits=8))
 
 
-def test_pictures_and_places(data):
+def test_images_and_places(data):
     perfect = [("b", label_map([[2, 2, 0]])), ("a", label_map([[0, 1, 0]]))]
     result = evaluate_semantic(perfect, data)
-    assert result["mIoU"] == 100 and result["pictures"] == 2 and result["pictures_without_result"]["count"] == 0
+    assert result["mIoU"] == 100 and result["images"] == 2 and result["images_without_result"]["count"] == 0
     # five words asked for, the last three stand for the background
     words = [("b", label_map([[4, 3, 0]])), ("a", label_map([[0, 1, 2]]))]
     assert evaluate_semantic(words, data, class_of=[0, 1, 2, 2, 2])["mIoU"] == 100
-    # picture a has no result: cat 1 of 2, dog 0 of 1, background whole
+    # image a has no result: cat 1 of 2, dog 0 of 1, background whole
     part = evaluate_semantic(perfect[:1], data, seen=[True, True, False])
     assert part["mIoU"] == pytest.approx((50 + 0 + 100) / 3) and part["groups"]["seen"]["mIoU"] == pytest.approx(25)
-    assert part["pictures_without_result"] == {"count": 1, "first": ["a"]} and part["pixels_without_prediction"] == 2
+    assert part["images_without_result"] == {"count": 1, "first": ["a"]} and part["pixels_without_prediction"] == 2
 
 
-def test_pictures_that_are_none_of_the_data_set_s(data):
+def test_images_that_are_none_of_the_data_set_s(data):
     one = label_map([[0, 0, 0]])
     with pytest.raises(InputError, match="image z: need predictions of each image of tiny once"):
         evaluate_semantic([("z", one)], data)
@@ -132,12 +132,12 @@ def test_pictures_that_are_none_of_the_data_set_s(data):
         evaluate_semantic([], data, seen=[True])
 
 
-def test_a_picture_that_cannot_be_read_is_missed_whole(data, tmp_path):
-    """Maps of the official data sets do not say how large their pictures are; a broken picture must not be asked."""
+def test_a_image_that_cannot_be_read_is_missed_whole(data, tmp_path):
+    """Maps of the official data sets do not say how large their images are; a broken image must not be asked."""
     records = tuple(Record(str(one.id), one.path, semantic=one.semantic) for one in data.dataset.records)
     for one in records:
         one.path.write_bytes(b"broken")
     found = evaluate_semantic([], replace(data, dataset=replace(data.dataset, records=records)))
     # a: cat, dog and one of none; b: two of the background and a cat
     assert found["pixels_without_prediction"] == found["pixels"] == 5 and found["mIoU"] == 0
-    assert found["pictures_without_result"] == {"count": 2, "first": ["a", "b"]}
+    assert found["images_without_result"] == {"count": 2, "first": ["a", "b"]}

@@ -1,4 +1,4 @@
-"""What whole pictures know: readers, ranks by hand, and slow loops with the libraries alone."""
+"""What whole images know: readers, ranks by hand, and slow loops with the libraries alone."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from foveate.clip.text import embed_vocabulary
 from foveate.clip.weights import save_clip
 from foveate.data.batches import Loading
 from foveate.data.captions import only_captioned, with_captions
-from foveate.data.pictures import read_picture
+from foveate.data.images import read_image
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.errors import InputError
@@ -25,7 +25,7 @@ from foveate.evaluate.labelled_images import annotated_things, class_folders, op
 from foveate.evaluate.zero_shot import accuracies, central_square, evaluate_global, recall_both_ways
 from foveate.ops.resample import crop_and_resize, normalize
 
-# of picture 1, 2, ...: 2 and 4 share a caption, 1 has the same one twice and a sixth that does not count, 5 has none
+# of image 1, 2, ...: 2 and 4 share a caption, 1 has the same one twice and a sixth that does not count, 5 has none
 SAID = {1: ["a cup", "a cup", "b", "c", "d", "never"], 2: ["the dog "], 3: ["a bus", "grass"], 4: ["the dog"]}
 
 
@@ -49,7 +49,7 @@ def captions(coco, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(coco, tmp_path_factory) -> Path:
-    """The five pictures in two class folders, with names apart from the folders'."""
+    """The five images in two class folders, with names apart from the folders'."""
     root = tmp_path_factory.mktemp("folders")
     for number, name in enumerate(("n02", "n01", "n02", "n02", "n01"), start=1):
         (root / "set" / name).mkdir(parents=True, exist_ok=True)
@@ -83,50 +83,50 @@ def test_the_central_square():
 
 
 def test_equal_captions_are_right_answers_of_one_another():
-    """Two pictures share caption 0; picture 0 looks at it less than at caption 1, which is picture 2's alone."""
-    pictures = F.normalize(torch.tensor([[0.6, 0.8], [1.0, 0.1], [0.0, 1.0]]), dim=1)
+    """Two images share caption 0; image 0 looks at it less than at caption 1, which is image 2's alone."""
+    images = F.normalize(torch.tensor([[0.6, 0.8], [1.0, 0.1], [0.0, 1.0]]), dim=1)
     texts = torch.eye(2)
-    found = recall_both_ways(pictures, texts, [[0], [0], [1]])
-    # picture 0 prefers the wrong text: rank 1; pictures 1 and 2 rank 0
+    found = recall_both_ways(images, texts, [[0], [0], [1]])
+    # image 0 prefers the wrong text: rank 1; images 1 and 2 rank 0
     assert found["image_to_text"] == {"r1": pytest.approx(200 / 3), "r5": None, "r10": None, "count": 3}
-    # text 0 is said twice, its best right picture is 1: both askings rank 0; text 1 finds picture 2
+    # text 0 is said twice, its best right image is 1: both askings rank 0; text 1 finds image 2
     assert found["text_to_image"] == {"r1": 100.0, "r5": None, "r10": None, "count": 3}  # 5 of 3 is everything
 
 
 def test_a_caption_said_often_stands_often_among_the_answers():
-    """The wrong caption 1 is said by five pictures, so picture 0's own comes sixth: not in the first five."""
-    pictures = torch.tensor([[0.0, 1.0], *[[0.0, 1.0]] * 5])
-    found = recall_both_ways(pictures, torch.eye(2), [[0], *[[1]] * 5])
+    """The wrong caption 1 is said by five images, so image 0's own comes sixth: not in the first five."""
+    images = torch.tensor([[0.0, 1.0], *[[0.0, 1.0]] * 5])
+    found = recall_both_ways(images, torch.eye(2), [[0], *[[1]] * 5])
     assert found["image_to_text"] == {
         "r1": pytest.approx(500 / 6),
         "r5": pytest.approx(500 / 6),
         "r10": None,
         "count": 6,
     }
-    # caption 0 scores 0 with all: five wrong pictures tie and count against it; caption 1 ties with picture 0 alone
+    # caption 0 scores 0 with all: five wrong images tie and count against it; caption 1 ties with image 0 alone
     assert found["text_to_image"] == {"r1": 0.0, "r5": pytest.approx(500 / 6), "r10": None, "count": 6}
 
 
 def test_recall_against_a_loop(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    pictures, texts = (F.normalize(torch.randn(n, 4, generator=generator), dim=1) for n in (30, 50))
+    images, texts = (F.normalize(torch.randn(n, 4, generator=generator), dim=1) for n in (30, 50))
     said = [
         torch.randint(0, 50, (int(n),), generator=generator).tolist()
         for n in torch.randint(1, 6, (30,), generator=generator)
     ]
     answers = [text for own in said for text in own]
     to_text = []
-    for picture, own in zip(pictures, said, strict=True):
-        best = max(float(picture @ texts[text]) for text in own)
-        to_text.append(sum(text not in own and float(picture @ texts[text]) >= best for text in answers))
+    for image, own in zip(images, said, strict=True):
+        best = max(float(image @ texts[text]) for text in own)
+        to_text.append(sum(text not in own and float(image @ texts[text]) >= best for text in answers))
     to_image = []
     for text in answers:
-        right = [picture for picture in range(30) if text in said[picture]]
-        best = max(float(pictures[picture] @ texts[text]) for picture in right)
-        wrong = [picture for picture in range(30) if picture not in right]
-        to_image.append(sum(float(pictures[picture] @ texts[text]) >= best for picture in wrong))
+        right = [image for image in range(30) if text in said[image]]
+        best = max(float(images[image] @ texts[text]) for image in right)
+        wrong = [image for image in range(30) if image not in right]
+        to_image.append(sum(float(images[image] @ texts[text]) >= best for image in wrong))
     monkeypatch.setattr("foveate.evaluate.zero_shot.QUERIES", 7)  # in several blocks
-    found = recall_both_ways(pictures, texts, said)
+    found = recall_both_ways(images, texts, said)
     for way, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
         for top in (1, 5, 10):
             assert found[way][f"r{top}"] == pytest.approx(100 * sum(rank < top for rank in ranks) / len(ranks))
@@ -145,11 +145,11 @@ def write_shard(path: Path, members: dict[str, bytes]) -> None:
 
 
 def test_captions_of_shards(clip, coco, tmp_path):
-    picture = (coco / "val2017/1.png").read_bytes()
-    write_shard(tmp_path / "a.tar", {"x.png": picture, "x.txt": b" a cup\n", "y.png": picture, "z.txt": b"none"})
+    image = (coco / "val2017/1.png").read_bytes()
+    write_shard(tmp_path / "a.tar", {"x.png": image, "x.txt": b" a cup\n", "y.png": image, "z.txt": b"none"})
     read = only_captioned(with_captions(open_data(tmp_path, split="val"), root=tmp_path, split="val"))
     found = evaluate_global({"model": clip}, captioned=read)
-    assert found["retrieval"]["pictures"] == found["retrieval"]["captions"] == 1  # y has no text, z no picture
+    assert found["retrieval"]["images"] == found["retrieval"]["captions"] == 1  # y has no text, z no image
     assert sum(one.count for one in read.dropped.values()) == 2
 
 
@@ -202,7 +202,7 @@ def test_class_folders_against_a_loop(clip, other_clip, folders, view):
             text = embed_vocabulary(model, labelled.classes)
             right = []
             for path, label in labelled.by_image.items():
-                image = read_picture(folders / "set" / path)
+                image = read_image(folders / "set" / path)
                 height, width = image.shape[1:]
                 side, left, top = min(height, width), max(0, width - height) // 2, max(0, height - width) // 2
                 box = [0, 0, width, height] if view == "whole" else [left, top, left + side, top + side]
@@ -211,7 +211,7 @@ def test_class_folders_against_a_loop(clip, other_clip, folders, view):
             assert found["overall"]["top1"] == pytest.approx(100 * sum(hit for _, hit in right) / 5)
             means = [[hit for own, hit in right if own == label] for label in (0, 1)]
             assert found["mean"]["top1"] == pytest.approx(100 * sum(sum(one) / len(one) for one in means) / 2)
-    assert result["classification"] == {"of": "pictures", "classes": 2, "pictures": 5} and result["retrieval"] is None
+    assert result["classification"] == {"of": "images", "classes": 2, "images": 5} and result["retrieval"] is None
 
 
 def test_things_against_a_loop(clip, coco, monkeypatch):
@@ -223,7 +223,7 @@ def test_things_against_a_loop(clip, coco, monkeypatch):
     with torch.inference_mode():
         text = embed_vocabulary(clip, ["cup", "dog", "kite", "bus"])
         for record in dataset.records:
-            image = read_picture(record.path)
+            image = read_image(record.path)
             for (x1, y1, x2, y2), label in zip(record.boxes, record.labels, strict=True):
                 if (x2 - x1) * (y2 - y1) < 64:
                     continue
@@ -246,12 +246,12 @@ def test_retrieval_order_and_batch_do_not_matter(clip, captions):
     first = evaluate_global({"model": clip}, captioned=read, loading=Loading(batch=1, crop_batch=1))
     turned = replace(read, records=read.records[::-1], captions=read.captions[::-1])
     assert evaluate_global({"model": clip}, captioned=turned, loading=Loading(batch=4)) == first
-    about = {"pictures": 4, "captions": 9, "different": 7}
+    about = {"images": 4, "captions": 9, "different": 7}
     assert first["retrieval"] == {**about, "equals": "captions with the same words are right answers of one another"}
     assert first["model"]["classification"] is None and first["model"]["retrieval"]["text_to_image"]["count"] == 9
 
 
-def test_a_bad_picture_and_its_captions_do_not_count(clip, captions, tmp_path):
+def test_a_bad_image_and_its_captions_do_not_count(clip, captions, tmp_path):
     read = read_captioned(captions)
     (tmp_path / "b.png").write_bytes(b"")
     records = (*read.records[:2], replace(read.records[2], path=tmp_path / "b.png"))
@@ -259,7 +259,7 @@ def test_a_bad_picture_and_its_captions_do_not_count(clip, captions, tmp_path):
     assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3"]
 
 
-def test_a_picture_with_blank_captions_asks_nothing_and_is_listed(clip, captions):
+def test_a_image_with_blank_captions_asks_nothing_and_is_listed(clip, captions):
     read = read_captioned(captions)
     said = list(read.captions)
     said[1] = ()  # what a shard's text of blanks is, once it is read
@@ -286,7 +286,7 @@ def test_classes_and_captions_are_of_the_same_records(captions, tmp_path):
     assert [one.id for one in labelled.dataset.records] == [1, 2, 3, 4, 5]
     assert [one.id for one in captioned.records] == [1, 2, 3, 4]  # the fifth has no caption
     assert [one.count for one in labelled.dataset.dropped.values()] == [1]
-    assert list(captioned.dropped) == ["picture has no caption"]
+    assert list(captioned.dropped) == ["image has no caption"]
     _, alone = open_labelled(root, split="val", names=None, classify=False)
     assert alone is not None and [one.id for one in alone.records] == [f"{i}.png" for i in (1, 2, 3, 4)]
 
@@ -297,12 +297,12 @@ def test_as_typed(clip, captions, folders, tmp_path, capsys):
     tail = f"--model {model} --workers 0 --templates none --out {out}"
     main(f"evaluate global --data {captions} --reference {model} {tail}".split())
     written = json.loads(out.read_text())
-    assert written["model"] == written["reference"] and written["dropped"]["picture has no caption"]["count"] == 1
+    assert written["model"] == written["reference"] and written["dropped"]["image has no caption"]["count"] == 1
     table = capsys.readouterr().out
     assert "text to image, R@10" in table and "classification, overall, top-5" in table
     main(f"evaluate global --data {folders}/set --names {folders}/names.json {tail}".split())
     written = json.loads(out.read_text())
-    assert written["classification"]["of"] == "pictures" and written["retrieval"] is None and "reference" not in written
+    assert written["classification"]["of"] == "images" and written["retrieval"] is None and "reference" not in written
     write_shard(tmp_path / "a.tar", {"x.png": (captions / "val2017/1.png").read_bytes(), "x.txt": b"a cup"})
     main(f"evaluate global --data {tmp_path}/a.tar {tail}".split())
     assert json.loads(out.read_text())["model"]["retrieval"]["image_to_text"] == {
@@ -312,7 +312,7 @@ def test_as_typed(clip, captions, folders, tmp_path, capsys):
         "count": 1,
     }
     main(f"evaluate global --data {captions} --no-classify --limit 2 {tail}".split())
-    assert json.loads(out.read_text())["retrieval"]["pictures"] == 2
+    assert json.loads(out.read_text())["retrieval"]["images"] == 2
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(f"evaluate global --data {captions}/val2017 --no-classify {tail}".split())

@@ -155,13 +155,13 @@ def test_the_shipped_model_as_users_type_it(ask, folder):
     shapes = [record["images"] for record in said["parity"]["shapes"]]
     assert len(shapes) == 3 and [1, 3, 64, 64] in shapes and all(f"{tuple(one)}" in answer["out"] for one in shapes)
     assert all(0 < record["max_abs_difference"] < 1e-4 for record in said["parity"]["shapes"])
-    # a picture of noise brought to the input by what the description says
-    picture = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255).round()
+    # an image of noise brought to the input by what the description says
+    image = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255).round()
     mean, std = (torch.tensor(said["preprocessing"][key])[:, None, None] for key in ("mean", "std"))
     box, first = torch.tensor([[8.0, 0.0, 64.0, 60.0]]), torch.zeros(1, dtype=torch.int64)
-    got = run(out / "regions.onnx", images=(picture / 255 - mean) / std, boxes=box, image_index=first)
+    got = run(out / "regions.onnx", images=(image / 255 - mean) / std, boxes=box, image_index=first)
     with torch.no_grad():
-        close(got, clip.encode_boxes(normalize(picture, mean=clip.mean, std=clip.std), [box]))
+        close(got, clip.encode_boxes(normalize(image, mean=clip.mean, std=clip.std), [box]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

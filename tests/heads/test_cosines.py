@@ -27,7 +27,7 @@ def test_places_take_the_class_of_their_nearest_word():
     assert words.owner.tolist() == [0, 0, 1, 2]
     (found,) = Cosines(clip, size=64).label_maps([Sample("a", image, torch.zeros(0, 4))], words)
 
-    # 64 x 48 is the size it sees the picture at, so nothing is resized
+    # 64 x 48 is the size it sees the image at, so nothing is resized
     dense = clip.encode_dense(normalize(image.float(), mean=clip.mean, std=clip.std)[None])[0].detach()
     scores = torch.empty(3, height // patch, width // patch)
     for y in range(height // patch):
@@ -52,7 +52,7 @@ def test_many_classes_are_as_few_and_any_size_comes_back():
     assert (order[other.labels] == found.labels).float().mean() > 0.999
 
 
-def test_of_a_large_picture_fewer_classes_are_looked_at_together():
+def test_of_a_large_image_fewer_classes_are_looked_at_together():
     assert classes_at_once(640, 640) == 32 and classes_at_once(1, 1) == 32
     assert classes_at_once(3000, 4000) == 5  # 2**26 // 12,000,000
     assert classes_at_once(10_000, 10_000) == 1

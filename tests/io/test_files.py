@@ -38,8 +38,8 @@ def test_a_target_is_judged_without_making_anything(tmp_path, monkeypatch):
         check_target(tmp_path / "new" / "a.json", flag="--out")
 
 
-def test_ten_bad_pictures_are_told_and_the_rest_counted():
+def test_ten_bad_images_are_told_and_the_rest_counted():
     bad = [{"id": str(number), "reason": "broken"} for number in range(12)]
     lines = bad_lines(bad, listed="F.json")
-    assert lines[0] == "pictures that could not be used: 12" and lines[1:11] == [f"  {n}: broken" for n in range(10)]
+    assert lines[0] == "images that could not be used: 12" and lines[1:11] == [f"  {n}: broken" for n in range(10)]
     assert lines[11:] == ["  and 2 more; F.json lists all"] and bad_lines([], listed="") == []

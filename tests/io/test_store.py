@@ -23,7 +23,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def add_part(folder: Path, start: int, stop: int) -> None:
-    content = save({"image": torch.ones(stop - start, 2)}, {NOTES: json.dumps({"pictures": [], "bad": []})})
+    content = save({"image": torch.ones(stop - start, 2)}, {NOTES: json.dumps({"images": [], "bad": []})})
     write_part(folder, content, start=start, stop=stop)
 
 

@@ -51,7 +51,7 @@ def pair(tiny) -> tuple[Clip, Clip]:
     return student, copy_of(tiny)
 
 
-def smooth_picture(height: int, width: int, *, seed: int) -> torch.Tensor:
+def smooth_image(height: int, width: int, *, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 5, 5, generator=generator) * 255
     return F.interpolate(coarse, size=(height, width), mode="bilinear").round().to(torch.uint8)[0]
@@ -59,9 +59,9 @@ def smooth_picture(height: int, width: int, *, seed: int) -> torch.Tensor:
 
 def two_samples() -> Batch:
     wide = Sample(
-        "wide", smooth_picture(48, 80, seed=0), torch.tensor([[0.0, 0, 40, 24], [40, 24, 80, 48], [10, 8, 70, 40]])
+        "wide", smooth_image(48, 80, seed=0), torch.tensor([[0.0, 0, 40, 24], [40, 24, 80, 48], [10, 8, 70, 40]])
     )
-    tall = Sample("tall", smooth_picture(64, 40, seed=1), torch.tensor([[0.0, 0, 20, 64]]))
+    tall = Sample("tall", smooth_image(64, 40, seed=1), torch.tensor([[0.0, 0, 20, 64]]))
     return Batch([wide, tall], [BadSample("gone", "no such file")])
 
 
@@ -75,22 +75,22 @@ def pil_square(image: Image.Image, size: int, *, centred: bool) -> np.ndarray:
 
 
 def slow_loss(student: Clip, teacher: Clip, batch: Batch, *, size: int, zero_after: bool) -> float:
-    """Pillow's crops, one region and one picture at a time."""
+    """Pillow's crops, one region and one image at a time."""
     mean, std = torch.tensor(student.mean)[:, None, None], torch.tensor(student.std)[:, None, None]
     cosines = []
     for sample in batch.samples:
-        picture = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
-        square = torch.tensor(pil_square(picture, size, centred=False)).permute(2, 0, 1)
+        image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+        square = torch.tensor(pil_square(image, size, centred=False)).permute(2, 0, 1)
         square = (square / 255 - mean) / std
-        scale = size / max(picture.size)
-        height, width = round(picture.height * scale), round(picture.width * scale)
+        scale = size / max(image.size)
+        height, width = round(image.height * scale), round(image.width * scale)
         # boxes have one factor, though 48 x 80 becomes 38 (not 38.4) x 64
         if zero_after:
             square[:, height:] = 0
             square[:, :, width:] = 0
         dense = student.encode_dense(square[None])
         for box in sample.boxes:
-            crop = torch.tensor(pil_square(picture.crop(box.int().tolist()), 32, centred=True)).permute(2, 0, 1)
+            crop = torch.tensor(pil_square(image.crop(box.int().tolist()), 32, centred=True)).permute(2, 0, 1)
             target = teacher.encode_image(((crop / 255 - mean) / std)[None])[0]
             rois = torch.cat([torch.zeros(1), box * scale])[None]
             region = roi_align(dense, rois, 1, spatial_scale=1 / 8, sampling_ratio=-1, aligned=True).flatten()
@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_over_all_regions_of_the_batch(pair, pad):
 
 
 @torch.no_grad()
-def test_pictures_do_not_mix_and_the_chunk_does_not_matter(pair):
+def test_images_do_not_mix_and_the_chunk_does_not_matter(pair):
     wide, tall = two_samples().samples
     objective = ClipSelf(*pair, student_size=64)
     together = objective(Batch([wide, tall], []))
@@ -123,7 +123,7 @@ def test_pictures_do_not_mix_and_the_chunk_does_not_matter(pair):
 
 @torch.no_grad()
 def test_proposals_enlarge_the_crop_and_not_the_region(pair):
-    image = smooth_picture(64, 64, seed=2)
+    image = smooth_image(64, 64, seed=2)
     box, larger = torch.tensor([[16.0, 16, 48, 48]]), torch.tensor([[8.0, 8, 56, 56]])  # 1.5 times about the centre
     loss = ClipSelf(*pair, student_size=64, enlarge=1.5)(Batch([Sample("a", image, box)], []))
     objective = ClipSelf(*pair, student_size=64)
@@ -138,7 +138,7 @@ def test_a_batch_without_regions_is_a_zero_that_reaches_every_trained_parameter(
     student, teacher = pair
     train_layers(student)
     objective = ClipSelf(student, teacher, student_size=64)
-    empty = Sample("empty", smooth_picture(32, 32, seed=0), torch.zeros(0, 4))
+    empty = Sample("empty", smooth_image(32, 32, seed=0), torch.zeros(0, 4))
     for batch in (Batch([], [BadSample("gone", "")]), Batch([empty], [])):
         assert count_regions(batch) == 0
         loss = objective(batch)
@@ -150,9 +150,9 @@ def test_a_batch_without_regions_is_a_zero_that_reaches_every_trained_parameter(
     assert count_regions(two_samples()) == 4
 
 
-def test_a_picture_without_regions_changes_nothing_beside_others(pair):
+def test_a_image_without_regions_changes_nothing_beside_others(pair):
     objective = ClipSelf(*pair, student_size=64)
-    empty = Sample("empty", smooth_picture(32, 32, seed=0), torch.zeros(0, 4))
+    empty = Sample("empty", smooth_image(32, 32, seed=0), torch.zeros(0, 4))
     with torch.no_grad():
         assert torch.equal(objective(Batch([*two_samples().samples, empty], [])), objective(two_samples()))
 
@@ -303,7 +303,7 @@ def test_bfloat16_copies_give_float32_gradients_near_the_exact_ones(pair, checkp
     assert F.cosine_similarity(ours, theirs, dim=0) > 0.999
 
 
-def test_valid_tokens_are_those_that_hold_some_of_the_picture(pair):
+def test_valid_tokens_are_those_that_hold_some_of_the_image(pair):
     """48 x 80 becomes 38 x 64 on a square of 64: 5 of 8 rows of patches; 64 x 40 becomes 64 x 40: 5 of 8 columns."""
     student, teacher = pair
     train_layers(student)
@@ -324,8 +324,8 @@ def test_valid_tokens_are_those_that_hold_some_of_the_picture(pair):
     torch.testing.assert_close(loss, (3 * alone[0] + alone[1] + alone[2]) / 5, rtol=0, atol=1e-6)
 
 
-def test_valid_tokens_of_a_square_picture_are_all_tokens(pair):
-    batch = Batch([Sample("square", smooth_picture(50, 50, seed=3), torch.tensor([[3.0, 4, 30, 41]]))], [])
+def test_valid_tokens_of_a_square_image_are_all_tokens(pair):
+    batch = Batch([Sample("square", smooth_image(50, 50, seed=3), torch.tensor([[3.0, 4, 30, 41]]))], [])
     train_layers(pair[0])
     every, valid = (gradients(ClipSelf(*pair, student_size=64, tokens=tokens), batch) for tokens in ("all", "valid"))
     for name, gradient in every.items():
@@ -334,7 +334,7 @@ def test_valid_tokens_of_a_square_picture_are_all_tokens(pair):
 
 def test_padding_is_not_seen_among_valid_tokens(pair):
     """White padding instead of zeros changes the loss over all tokens, and not the loss over the valid ones."""
-    batch = Batch([Sample("wide", smooth_picture(40, 80, seed=3), torch.tensor([[3.0, 4, 30, 31]]))], [])
+    batch = Batch([Sample("wide", smooth_image(40, 80, seed=3), torch.tensor([[3.0, 4, 30, 31]]))], [])
     losses = {
         (tokens, pad): ClipSelf(*pair, student_size=64, tokens=tokens, pad=pad)(batch).item()
         for tokens in ("all", "valid")

@@ -87,8 +87,8 @@ def test_many_places_are_averaged_over_cells():
 
 @pytest.mark.parametrize("tokens", ["all", "valid"])
 @torch.no_grad()
-def test_pictures_count_by_their_regions_and_padding_does_not(pair, tokens):
-    """3 regions and 1 region: 3/4 of the one picture's loss and 1/4 of the other's."""
+def test_images_count_by_their_regions_and_padding_does_not(pair, tokens):
+    """3 regions and 1 region: 3/4 of the one image's loss and 1/4 of the other's."""
     settings = {"student_size": 64, "tokens": tokens}
     plain = ClipSelf(*pair, **settings)(batch()).item()
     both = ClipSelf(*pair, **settings, correlation=2.0, correlation_temperature=0.2)(batch()).item()

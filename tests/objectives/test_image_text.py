@@ -17,7 +17,7 @@ from foveate.types import BadSample, Batch, Sample
 
 
 def slow_loss(images: list[list[float]], texts: list[list[float]], captions: list[int], scale: float) -> float:
-    """Mean of -log softmax over the positives, for pictures against captions and for captions against pictures."""
+    """Mean of -log softmax over the positives, for images against captions and for captions against images."""
     count = len(images)
     logits = [[scale * sum(a * b for a, b in zip(i, t, strict=True)) for t in texts] for i in images]
     total = 0.0
@@ -130,7 +130,7 @@ def test_checkpointing_changes_no_bit_and_bfloat16_little(student, tiny):
     assert near.dtype == torch.float32 and F.cosine_similarity(whole, near, dim=0) > 0.98
 
 
-def test_a_batch_without_pictures_is_a_zero_that_reaches_every_trained_parameter(student):
+def test_a_batch_without_images_is_a_zero_that_reaches_every_trained_parameter(student):
     objective = ImageText(student, student_size=32)
     loss = objective(Batch([], [BadSample("gone", "")]))
     loss.backward()

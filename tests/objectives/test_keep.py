@@ -52,7 +52,7 @@ def batch() -> Batch:
 
 
 def slow(student: Clip, teacher: Clip, batch: Batch, *, most: int) -> float:
-    """One crop at a time: a picture's mean over its first crops, pictures weighed by how many regions they have."""
+    """One crop at a time: an image's mean over its first crops, images weighed by how many regions they have."""
     total, regions = 0.0, 0
     for one in batch.samples:
         cosines = []
@@ -130,8 +130,8 @@ def test_descent_on_the_term_brings_the_image_embedding_back(pair):
     assert slow(*pair, batch(), most=4) < 0.8 * before
 
 
-def test_a_teacher_of_other_pictures_is_refused(pair):
+def test_a_teacher_of_other_images_is_refused(pair):
     other = clip_of({**SHAPE, "vision_cfg": {**SHAPE["vision_cfg"], "image_size": 48}})
     ClipSelf(pair[0], other, student_size=64)
-    with pytest.raises(InputError, match=r"--keep: student and teacher must take the same pictures .* got \(32, .*48"):
+    with pytest.raises(InputError, match=r"--keep: student and teacher must take the same images .* got \(32, .*48"):
         ClipSelf(pair[0], other, student_size=64, keep=1.0)

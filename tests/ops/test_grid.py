@@ -22,7 +22,7 @@ def test_two_rows_three_columns_by_hand():
     ]
 
 
-def test_corners_are_exact_fractions_and_the_border_is_the_picture():
+def test_corners_are_exact_fractions_and_the_border_is_the_image():
     boxes = grid_boxes(3, 7, height=100, width=640)
     assert boxes.dtype == torch.float32
     assert boxes[:, 2].max() == 640 and boxes[:, 3].max() == 100 and boxes[:, :2].min() == 0

@@ -9,7 +9,7 @@ from foveate.ops.resample import fitted_size, square_input
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 
-def picture(height: int, width: int) -> torch.Tensor:
+def make_image(height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
@@ -17,7 +17,7 @@ def picture(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(37, 50), (60, 31), (64, 64)])
 def test_no_jitter_is_the_padded_square(shape):
     height, width = shape
-    image, jitter = picture(height, width), no_jitter(height, width, size=64)
+    image, jitter = make_image(height, width), no_jitter(height, width, size=64)
     assert torch.equal(
         jitter_image(image, jitter, size=64, **STATISTICS), square_input(image, size=64, pad="zero", **STATISTICS)
     )
@@ -35,7 +35,7 @@ def test_a_part_by_hand():
     # 40 x 80 at scale 2 on 40 pixels: the long side becomes 80, so a factor of 1; 40 of 80 columns are seen, 40 rows
     jitter = place_jitter(40, 80, size=40, scale=2.0, down=0.0, across=0.5, flip=True)
     assert jitter == Jitter(top=0, left=20, height=40, width=40, longest=40, flip=True)  # int(.5 * 41) = 20
-    image = picture(40, 80)
+    image = make_image(40, 80)
     found = jitter_image(image, jitter, size=40, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert torch.allclose(found, image[:, :, 20:60].flip(2) / 255, atol=1e-5)
     boxes = torch.tensor(

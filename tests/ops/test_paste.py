@@ -1,4 +1,4 @@
-"""Masks drawn into pictures: a case by hand, a slow loop over pixels, and torch's own grid sampling."""
+"""Masks drawn into images: a case by hand, a slow loop over pixels, and torch's own grid sampling."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_run_lengths_in_chunks(monkeypatch: pytest.MonkeyPatch):
     masks = torch.randint(0, 256, (len(BOXES), 28, 28), generator=generator).to(torch.uint8)
     drawn = paste_masks(masks, BOXES, height=19, width=24)
     whole = paste_as_rle(masks, BOXES, height=19, width=24)
-    monkeypatch.setattr(paste, "CHUNK", 1000)  # two pictures of 456 pixels at once
+    monkeypatch.setattr(paste, "CHUNK", 1000)  # two images of 456 pixels at once
     assert paste_as_rle(masks, BOXES, height=19, width=24) == whole
     assert torch.equal(decode_masks(whole, height=19, width=24), drawn)
     assert all(one["size"] == [19, 24] and isinstance(one["counts"], str) for one in whole)
@@ -79,5 +79,5 @@ def test_nothing_to_draw():
     assert paste_as_rle(none, torch.zeros(0, 4), height=5, width=6) == ()
     assert decode_masks((), height=5, width=6).shape == (0, 5, 6)
     full = torch.full((2, 28, 28), 255, dtype=torch.uint8)
-    empty = torch.tensor([[3.0, 3.0, 3.0, 9.0], [20.0, 20.0, 30.0, 30.0]])  # without area; outside the picture
+    empty = torch.tensor([[3.0, 3.0, 3.0, 9.0], [20.0, 20.0, 30.0, 30.0]])  # without area; outside the image
     assert not paste_masks(full, empty, height=10, width=10).any()

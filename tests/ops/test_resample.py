@@ -22,8 +22,8 @@ from foveate.ops.resample import (
 )
 
 
-def picture(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:
-    """A uint8 picture with smooth parts, hard edges and noise.
+def make_image(height: int, width: int, seed: int = 0, contrast: float = 1.0) -> torch.Tensor:
+    """A uint8 image with smooth parts, hard edges and noise.
 
     Below a contrast of about 0.6 the kernel's overshoot stays within 0 .. 255, so that the clamp between the two
     passes, and with it their order (which Pillow chooses by size), does not matter.
@@ -87,7 +87,7 @@ BOXES = [
 
 @pytest.mark.parametrize("box", BOXES)
 def test_crop_equals_pillow_within_one_grey_level(box):
-    image = picture(61, 97)
+    image = make_image(61, 97)
     ours = crop_and_resize(image, torch.tensor([box]), size=32)[0]
     difference = (ours - pillow_crop(image, box, 32)).abs()
     assert difference.max() <= 1.5, difference.max()  # Pillow rounds to whole levels after each of its two passes
@@ -95,7 +95,7 @@ def test_crop_equals_pillow_within_one_grey_level(box):
 
 
 def test_crop_equals_the_definition():
-    image = picture(19, 23, seed=3)
+    image = make_image(19, 23, seed=3)
     box = [2.0, 3.0, 21.0, 15.0]  # 19 wide, 12 high -> 11 x round(12 * 11 / 19) = 11 x 7, black above floor(4 / 2) = 2
     ours = crop_and_resize(image, torch.tensor([box]), size=11)[0]
     for channel in range(3):
@@ -106,7 +106,7 @@ def test_crop_equals_the_definition():
 
 
 def test_boxes_are_batched_without_changing_each_other():
-    image = picture(61, 97)
+    image = make_image(61, 97)
     together = crop_and_resize(image, torch.tensor(BOXES), size=24)
     alone = torch.cat([crop_and_resize(image, torch.tensor([box]), size=24) for box in BOXES])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
@@ -120,28 +120,28 @@ def test_a_crop_sees_nothing_outside_its_box():
 
 
 def test_boxes_outside_or_thinner_than_a_pixel_still_give_one_pixel():
-    image = picture(20, 30)
+    image = make_image(20, 30)
     boxes = torch.tensor([[50.0, 50.0, 60.0, 60.0], [4.1, 4.1, 4.3, 4.2], [-9.0, -9.0, -2.0, -2.0]])
     crops = crop_and_resize(image, boxes, size=8)
     for crop, pixel in zip(crops, [image[:, 19, 29], image[:, 4, 4], image[:, 0, 0]], strict=True):
         torch.testing.assert_close(crop, pixel.float()[:, None, None].expand(3, 8, 8), atol=1e-3, rtol=0)
 
 
-def test_no_boxes_and_a_one_pixel_picture():
-    assert crop_and_resize(picture(5, 6), torch.zeros(0, 4), size=8).shape == (0, 3, 8, 8)
+def test_no_boxes_and_a_one_pixel_image():
+    assert crop_and_resize(make_image(5, 6), torch.zeros(0, 4), size=8).shape == (0, 3, 8, 8)
     image = torch.tensor([[[9]], [[8]], [[7]]], dtype=torch.uint8)
     crop = crop_and_resize(image, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), size=3)[0]
     torch.testing.assert_close(crop, image.float().expand(3, 3, 3))
 
 
-def test_uint8_and_float_pictures_give_the_same():
-    image = picture(21, 33)
+def test_uint8_and_float_images_give_the_same():
+    image = make_image(21, 33)
     boxes = torch.tensor([[0.0, 0.0, 33.0, 21.0]])
     assert torch.equal(crop_and_resize(image, boxes, size=16), crop_and_resize(image.float(), boxes, size=16))
 
 
 def test_bfloat16_autocast_does_not_cost_grey_levels():
-    image, boxes = picture(61, 97), torch.tensor(BOXES)
+    image, boxes = make_image(61, 97), torch.tensor(BOXES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = crop_and_resize(image, boxes, size=16)
     assert torch.equal(inside, crop_and_resize(image, boxes, size=16))
@@ -164,7 +164,7 @@ def test_fitted_size_by_hand(height, width, size, wanted):
 
 @pytest.mark.parametrize(("height", "width", "size"), [(61, 97, 32), (61, 97, 160), (97, 61, 40), (30, 1, 15)])
 def test_resize_longest_equals_pillow(height, width, size):
-    image = picture(height, width, contrast=0.6)
+    image = make_image(height, width, contrast=0.6)
     ours = resize_longest(image, size=size)
     h, w = fitted_size(height, width, size=size)
     assert ours.shape == (3, h, w)
@@ -173,8 +173,8 @@ def test_resize_longest_equals_pillow(height, width, size):
     assert difference.max() <= 1.5 and difference.mean() <= 0.3, (difference.max(), difference.mean())
 
 
-def test_a_whole_picture_crop_is_the_resized_picture_in_black():
-    image = picture(61, 97)
+def test_a_whole_image_crop_is_the_resized_image_in_black():
+    image = make_image(61, 97)
     crop = crop_and_resize(image, torch.tensor([[0.0, 0.0, 97.0, 61.0]]), size=32)[0]
     resized = resize_longest(image, size=32)  # 20 x 32, so 6 black rows above and below
     assert torch.equal(crop[:, 6:26], resized)
@@ -190,7 +190,7 @@ def test_random_sizes_agree_with_pillow_in_shape_and_place():
         box = torch.cat([corner, far])
         if (far.round() - corner.round()).min() < 1:
             continue
-        image = picture(height, width, contrast=0.6)
+        image = make_image(height, width, contrast=0.6)
         difference = crop_and_resize(image, box[None], size=size)[0] - pillow_crop(image, box.tolist(), size)
         assert difference.abs().max() <= 1.5, (height, width, size, box)
 
@@ -212,15 +212,15 @@ def test_pad_and_normalize():
 
 
 @pytest.mark.parametrize("pad", ["zero", "black"])
-def test_square_input_is_the_resized_picture_with_its_padding(pad):
-    image, mean, std = picture(61, 97), (0.48, 0.45, 0.4), (0.26, 0.25, 0.27)
+def test_square_input_is_the_resized_image_with_its_padding(pad):
+    image, mean, std = make_image(61, 97), (0.48, 0.45, 0.4), (0.26, 0.25, 0.27)
     square = square_input(image, size=32, mean=mean, std=std, pad=pad)  # 61 x 97 -> 20 x 32
     assert square.shape == (3, 32, 32)
     assert torch.equal(square[:, :20], normalize(resize_longest(image, size=32), mean=mean, std=std))
     black = [-m / s for m, s in zip(mean, std, strict=True)]  # (0 / 255 - mean) / std
     wanted = torch.tensor(black if pad == "black" else [0.0, 0.0, 0.0])[:, None, None].expand(3, 12, 32)
     torch.testing.assert_close(square[:, 20:], wanted)
-    other = picture(20, 9, seed=1)
+    other = make_image(20, 9, seed=1)
     both = square_inputs([image, other], size=32, mean=mean, std=std, pad=pad)
     assert torch.equal(both[0], square) and both.shape == (2, 3, 32, 32)
     assert torch.equal(both[1, :, :, 14:], both[0, :, 31:, :1].expand(3, 32, 18))  # 20 x 9 -> 32 x 14
@@ -238,7 +238,7 @@ def test_a_side_that_does_not_fit_the_patches_gets_its_neighbours(size, nearest)
 
 
 def test_crops_cut_in_several_goes_are_the_same(monkeypatch):
-    image, boxes = picture(61, 97), torch.tensor(BOXES)
+    image, boxes = make_image(61, 97), torch.tensor(BOXES)
     whole = crop_and_resize(image, boxes, size=24)
     monkeypatch.setattr(resample, "_MOST_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
     torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)
@@ -247,7 +247,7 @@ def test_crops_cut_in_several_goes_are_the_same(monkeypatch):
 @pytest.mark.parametrize("size", [640, 250, 64])
 def test_bilinear_is_cv2s_within_a_grey_level(size):
     cv2 = pytest.importorskip("cv2")
-    image = picture(375, 500)
+    image = make_image(375, 500)
     height, width = fitted_size(375, 500, size=size)
     theirs = cv2.resize(image.permute(1, 2, 0).numpy(), (width, height), interpolation=cv2.INTER_LINEAR)
     found = resize_longest_bilinear(image, size=size)

@@ -36,12 +36,12 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Five pictures of coarse noise in a folder and one below it, and a broken one among them.
+def make_images(tmp_path_factory) -> Path:
+    """Five images of coarse noise in a folder and one below it, and a broken one among them.
 
     Grey levels keep away from 0 and 255, so that resizing never has to clip, which Pillow does not do on floats.
     """
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     (folder / "sub").mkdir()
     rng = np.random.default_rng(0)
     for name, (height, width) in SIZES.items():
@@ -52,8 +52,8 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture()
-def config(pictures, tmp_path) -> Embed:
-    return Embed(pictures=(pictures,), out=tmp_path / "f.safetensors", device="cpu", workers=0)
+def config(images, tmp_path) -> Embed:
+    return Embed(images=(images,), out=tmp_path / "f.safetensors", device="cpu", workers=0)
 
 
 def notes_of(config: Embed) -> dict:
@@ -78,7 +78,7 @@ def fitted(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def dense_by_hand(clip: Clip, path: Path, size: int) -> tuple[torch.Tensor, int, int]:
-    """The whole padded square's map, and the size of the picture in it."""
+    """The whole padded square's map, and the size of the image in it."""
     pixels = np.asarray(Image.open(path).convert("RGB"))
     h, w = fitted(*pixels.shape[:2], size)
     black = np.zeros((size, size, 3), np.float32)
@@ -87,14 +87,14 @@ def dense_by_hand(clip: Clip, path: Path, size: int) -> tuple[torch.Tensor, int,
         return clip.encode_dense(normalised(clip, black)[None])[0], h, w
 
 
-def test_image_embeddings_are_the_apis(config, clip, pictures, capsys):
+def test_image_embeddings_are_the_apis(config, clip, images, capsys):
     run(config)
     stored, notes = load_file(config.out), notes_of(config)
     assert list(stored) == ["image"] and stored["image"].shape == (5, 128) and stored["image"].dtype == torch.float32
-    assert [one["id"] for one in notes["pictures"]] == IDS
-    assert [(one["height"], one["width"]) for one in notes["pictures"]] == list(SIZES.values())
+    assert [one["id"] for one in notes["images"]] == IDS
+    assert [(one["height"], one["width"]) for one in notes["images"]] == list(SIZES.values())
     for row, (name, size) in zip(stored["image"], SIZES.items(), strict=True):
-        pixels, (h, w) = np.asarray(Image.open(pictures / name).convert("RGB")), fitted(*size, 64)
+        pixels, (h, w) = np.asarray(Image.open(images / name).convert("RGB")), fitted(*size, 64)
         square = np.zeros((64, 64, 3), np.float32)
         top, left = (64 - h) // 2, (64 - w) // 2
         square[top : top + h, left : left + w] = resized(pixels, h, w)
@@ -103,25 +103,25 @@ def test_image_embeddings_are_the_apis(config, clip, pictures, capsys):
         torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
     captured = capsys.readouterr()
     assert f"wrote {config.out}" in captured.out and "a second" in captured.out
-    assert "pictures that could not be used: 1\n  c.png: " in captured.err
+    assert "images that could not be used: 1\n  c.png: " in captured.err
     assert [one["id"] for one in notes["bad"]] == ["c.png"] and "truncated" in notes["bad"][0]["reason"]
     assert not Path(f"{config.out}.parts").exists()
 
 
-def test_dense_maps_are_the_apis_without_their_padding(config, clip, pictures):
+def test_dense_maps_are_the_apis_without_their_padding(config, clip, images):
     run(replace(config, what="dense", size=128, batch=2))
     stored, notes = load_file(config.out), notes_of(config)
     assert sorted(stored) == sorted(f"dense/{name}" for name in IDS)
-    for one in notes["pictures"]:
-        whole, h, w = dense_by_hand(clip, pictures / one["id"], 128)
-        rows, columns = -(-h // 8), -(-w // 8)  # patches of 8 px that the picture touches
+    for one in notes["images"]:
+        whole, h, w = dense_by_hand(clip, images / one["id"], 128)
+        rows, columns = -(-h // 8), -(-w // 8)  # patches of 8 px that the image touches
         assert one["resized"] == [h, w] and one["grid"] == [rows, columns]
         torch.testing.assert_close(stored[f"dense/{one['id']}"], whole[:, :rows, :columns], atol=1e-4, rtol=0)
-    assert notes["pictures"][0]["grid"] == [10, 16]  # 48 x 80 becomes 77 x 128: 9.6 patches by 16
+    assert notes["images"][0]["grid"] == [10, 16]  # 48 x 80 becomes 77 x 128: 9.6 patches by 16
 
 
-def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
-    """Clipped to the picture; what has no pixel in it is left out and its place told; (0, D) without boxes."""
+def test_box_embeddings_are_the_apis(config, clip, images, tmp_path, capsys):
+    """Clipped to the image; what has no pixel in it is left out and its place told; (0, D) without boxes."""
     boxes = {
         "a.png": [[10, 5, 40, 30], [-20, -9, 30, 20], [90, 0, 95, 9], [30, 9, 20, 12], [0, 0, 80, 48]],
         "sub/e.png": [[0, 0, 41, 100]],
@@ -131,14 +131,14 @@ def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
     config = replace(config, size=128, boxes=tmp_path / "boxes.json")  # which alone means --what boxes
     run(config)
     stored = load_file(config.out)
-    dense, *_ = dense_by_hand(clip, pictures / "a.png", 128)
+    dense, *_ = dense_by_hand(clip, images / "a.png", 128)
     scale = 128 / 80  # of both axes
     rows = []
     for x1, y1, x2, y2 in ([10, 5, 40, 30], [0, 0, 30, 20], [0, 0, 80, 48]):
         box = torch.tensor([[0, x1 * scale, y1 * scale, x2 * scale, y2 * scale]])
         rows.append(F.normalize(roi_align(dense[None], box, 1, 1 / 8, -1, True).flatten(), dim=0))
     torch.testing.assert_close(stored["boxes/a.png"], torch.stack(rows), atol=1e-4, rtol=0)
-    notes = {one["id"]: (one["boxes"], one["dropped"]) for one in notes_of(config)["pictures"]}
+    notes = {one["id"]: (one["boxes"], one["dropped"]) for one in notes_of(config)["images"]}
     assert notes == {
         "a.png": (3, [2, 3]),
         "b.png": (0, []),
@@ -152,7 +152,7 @@ def test_box_embeddings_are_the_apis(config, clip, pictures, tmp_path, capsys):
 
 
 def test_coco_boxes_are_the_same_boxes(config, tmp_path):
-    """xywh with a stated size; a picture of another size than stated is a bad one."""
+    """xywh with a stated size; an image of another size than stated is a bad one."""
     (tmp_path / "plain.json").write_text(json.dumps({"b.png": [[5, 6, 20, 30]]}))
     images = [
         {"id": 7, "file_name": "b.png", "height": 90, "width": 60},
@@ -186,11 +186,11 @@ def test_half_precision_and_metadata(config, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["image", "dense", "boxes"])
-def test_the_bytes_do_not_depend_on_parts_or_workers(config, pictures, tmp_path, monkeypatch, what):
+def test_the_bytes_do_not_depend_on_parts_or_workers(config, images, tmp_path, monkeypatch, what):
     """Named in an order that is not the alphabet's, in which the library would lay the tensors down."""
     (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "b.png": [[0, 0, 9, 9]]}))
-    named = (pictures / "d.png", pictures / "sub", pictures / "b.png")  # d, a, e, b
-    config = replace(config, pictures=named, what=what, size=None if what == "image" else 64, batch=2)
+    named = (images / "d.png", images / "sub", images / "b.png")  # d, a, e, b
+    config = replace(config, images=named, what=what, size=None if what == "image" else 64, batch=2)
     config = replace(config, boxes=tmp_path / "boxes.json" if what == "boxes" else None)
     one = run(config)
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)  # a part a batch
@@ -215,10 +215,10 @@ main(sys.argv[1:])
 """
 
 
-def test_killed_and_resumed_gives_the_same_bytes(config, pictures, tmp_path, monkeypatch, capsys):
+def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monkeypatch, capsys):
     """As typed: killed -9 while it writes the second of three parts; the same command goes on behind the first."""
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
-    typed = ["embed", str(pictures), "--out", str(config.out), "--batch", "2", "--workers", "0", "--device", "cpu"]
+    typed = ["embed", str(images), "--out", str(config.out), "--batch", "2", "--workers", "0", "--device", "cpu"]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the last bit of a sum depends on them
     killed = subprocess.run([sys.executable, "-c", KILLED, *typed], env={**os.environ, **threads})
     assert killed.returncode == -signal.SIGKILL and not config.out.exists()
@@ -232,7 +232,7 @@ def test_killed_and_resumed_gives_the_same_bytes(config, pictures, tmp_path, mon
     capsys.readouterr()
     main(typed)
     assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"]  # a and b were done
-    assert "6 pictures to embed with foveate-small; 2 are done already" in capsys.readouterr().out
+    assert "6 images to embed with foveate-small; 2 are done already" in capsys.readouterr().out
     assert config.out.read_bytes() == whole and not parts.exists()
     read.clear()
     main(typed)  # finished: nothing is read
@@ -264,12 +264,12 @@ def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeyp
     assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"] and config.out.read_bytes() == whole
 
 
-def test_what_lies_in_the_way(config, pictures, tmp_path):
+def test_what_lies_in_the_way(config, images, tmp_path):
     run(config)
     with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: there 64, here 3"):
         run(replace(config, batch=3))
-    with pytest.raises(InputError, match=r"input: there 6 pictures, .*here 1 pictures"):
-        run(replace(config, pictures=(pictures / "a.png",)))
+    with pytest.raises(InputError, match=r"input: there 6 images, .*here 1 images"):
+        run(replace(config, images=(images / "a.png",)))
     config.out.with_suffix(".json").unlink()
     with pytest.raises(InputError, match=r"f.json beside it is missing"):
         run(config)
@@ -282,19 +282,19 @@ def test_what_lies_in_the_way(config, pictures, tmp_path):
         run(replace(config, out=tmp_path / "g.safetensors"))
 
 
-def test_another_description_or_another_time_is_another_command(config, clip, pictures, tmp_path):
-    """The same model path whose description changed, and a picture that changed but kept its length."""
-    picture = tmp_path / "a.png"
-    picture.write_bytes((pictures / "a.png").read_bytes())
+def test_another_description_or_another_time_is_another_command(config, clip, images, tmp_path):
+    """The same model path whose description changed, and an image that changed but kept its length."""
+    image = tmp_path / "a.png"
+    image.write_bytes((images / "a.png").read_bytes())
     save_clip(clip, tmp_path / "model")
-    config = replace(config, pictures=(picture,), model=str(tmp_path / "model"))
+    config = replace(config, images=(image,), model=str(tmp_path / "model"))
     run(config)
     before = config.out.read_bytes()
-    time = picture.stat().st_mtime_ns
-    os.utime(picture, ns=(time, time + 1_000_000_000))
-    with pytest.raises(InputError, match=r"Differing:\n  input: there 1 pictures, .*, here 1 pictures, .*\nGive"):
+    time = image.stat().st_mtime_ns
+    os.utime(image, ns=(time, time + 1_000_000_000))
+    with pytest.raises(InputError, match=r"Differing:\n  input: there 1 images, .*, here 1 images, .*\nGive"):
         run(config)
-    os.utime(picture, ns=(time, time))
+    os.utime(image, ns=(time, time))
     run(config)  # finished
     described = tmp_path / "model" / "open_clip_config.json"
     content = json.loads(described.read_text())
@@ -312,22 +312,22 @@ def test_where_the_tokenizer_lies_does_not_matter():
     assert digest(width=1) != digest(width=2)
 
 
-def test_bad_pictures(config, pictures, tmp_path):
-    with pytest.raises(InputError, match=r"picture c.png: .*--strict"):
+def test_bad_images(config, images, tmp_path):
+    with pytest.raises(InputError, match=r"image c.png: .*--strict"):
         run(replace(config, strict=True))
-    only = replace(config, pictures=(pictures / "c.png",), out=tmp_path / "c.safetensors")
+    only = replace(config, images=(images / "c.png",), out=tmp_path / "c.safetensors")
     with pytest.raises(InputError, match=r"none of them could be read\n.*1\n  c.png"):
         run(only)
     assert not only.out.exists() and not Path(f"{only.out}.parts").exists()
     (tmp_path / "many").mkdir()
     for number in range(40):
         (tmp_path / "many" / f"{number:02}.png").write_bytes(b"x")
-    mostly_bad = replace(config, pictures=(tmp_path / "many", pictures / "a.png"))
+    mostly_bad = replace(config, images=(tmp_path / "many", images / "a.png"))
     run(mostly_bad)  # one of 41 is enough
     assert load_file(config.out)["image"].shape == (1, 128) and len(notes_of(config)["bad"]) == 40
 
 
-def test_refuses(config, pictures, tmp_path):
+def test_refuses(config, images, tmp_path):
     for change, message in [
         ({"out": tmp_path / "f.pt"}, "--out: need the name of a .safetensors"),
         ({"what": "boxes"}, "--what boxes: need a file of boxes"),
@@ -338,16 +338,16 @@ def test_refuses(config, pictures, tmp_path):
         ({"what": "dense", "size": 60}, "--size: need a positive multiple of the patch size 8; got 60"),
         ({"batch": 0}, "--batch"),
         ({"workers": -1}, "--workers"),
-        ({"pictures": ()}, "at least one picture or folder"),
-        ({"pictures": (tmp_path / "none.png",)}, "no such file"),
-        ({"pictures": (pictures, pictures / "a.png")}, "are both 'a.png'"),
+        ({"images": ()}, "at least one image or folder"),
+        ({"images": (tmp_path / "none.png",)}, "no such file"),
+        ({"images": (images, images / "a.png")}, "are both 'a.png'"),
     ]:
         with pytest.raises(InputError, match=message):
             run(replace(config, **change))
     name = os.fsdecode(b"\xff.png")
-    (tmp_path / name).write_bytes((pictures / "a.png").read_bytes())
+    (tmp_path / name).write_bytes((images / "a.png").read_bytes())
     with pytest.raises(InputError, match="file names in UTF-8"):
-        run(replace(config, pictures=(tmp_path / name,)))
+        run(replace(config, images=(tmp_path / name,)))
 
 
 def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
@@ -362,10 +362,10 @@ def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
     assert load_file(config.out)["image"].shape == (5, 128)
 
 
-def test_what_cannot_be_embedded_leaves_nothing_behind(config, pictures, tmp_path):
+def test_what_cannot_be_embedded_leaves_nothing_behind(config, images, tmp_path):
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"is a COCO root; name a folder of pictures in it, such as .*val2017"):
-        run(replace(config, pictures=(tmp_path / "coco",)))
+    with pytest.raises(InputError, match=r"is a COCO root; name a folder of images in it, such as .*val2017"):
+        run(replace(config, images=(tmp_path / "coco",)))
     with pytest.raises(InputError, match="head: must be one of"):
         run(replace(config, what="dense", size=64, head="valu"))
     assert not list(tmp_path.glob("*.parts"))

@@ -48,8 +48,8 @@ def test_things_and_stuff_are_written_as_coco_has_them_and_read_back(world, mask
 
 
 def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
-    picture = str(next((world / "val2017").iterdir()))
-    words = ["segment", picture, "--model", str(masks), "--panoptic", "--vocab", "grass, cat, rug", *ASK]
+    image = str(next((world / "val2017").iterdir()))
+    words = ["segment", image, "--model", str(masks), "--panoptic", "--vocab", "grass, cat, rug", *ASK]
     main([*words, "--stuff", "Rug", "--out", str(tmp_path / "s")])
     content = json.loads((tmp_path / "s/panoptic.json").read_text())
     things = {one["name"]: one["isthing"] for one in content["categories"]}
@@ -63,7 +63,7 @@ def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words", [True, False])
-def test_pictures_smaller_than_a_patch_and_bad_ones(world, masks, tmp_path, capsys, words):
+def test_images_smaller_than_a_patch_and_bad_ones(world, masks, tmp_path, capsys, words):
     if not words:
         masks = tmp_path / "g/model"
         main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, "--no-words"])
@@ -71,7 +71,7 @@ def test_pictures_smaller_than_a_patch_and_bad_ones(world, masks, tmp_path, caps
     (tmp_path / "p").mkdir()
     for name, size in sizes.items():
         Image.new("RGB", size, (90, 160, 60)).save(tmp_path / f"p/{name}.png")
-    (tmp_path / "p/e.png").write_bytes(b"no picture")
+    (tmp_path / "p/e.png").write_bytes(b"no image")
     main(["segment", str(tmp_path / "p"), "--model", str(masks), "--panoptic", "--out", str(tmp_path / "s"), *ASK])
     content = json.loads((tmp_path / "s/panoptic.json").read_text())
     assert {Path(one["file_name"]).stem: (one["width"], one["height"]) for one in content["images"]} == sizes
@@ -83,15 +83,15 @@ def test_masks_give_every_pixel_a_class_too(world, masks, tmp_path):
     main(["segment", str(world / "val2017"), "--model", str(masks), "--vocab", "grass, sand", "--out",
           str(tmp_path / "s"), *ASK])  # fmt: skip
     record = json.loads((tmp_path / "s/segments.json").read_text())
-    assert all(sum(one["share"] for one in picture["classes"]) == pytest.approx(1, abs=1e-3)
-               for picture in record["pictures"])  # fmt: skip
+    assert all(sum(one["share"] for one in image["classes"]) == pytest.approx(1, abs=1e-3)
+               for image in record["images"])  # fmt: skip
     main(["evaluate", "semantic", "--data", str(world), "--model", str(masks), *ASK, "--out", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text())["kind"] == "masks"
 
 
 def test_who_names_a_mask_can_be_said(world, masks, tmp_path, capsys):
-    picture = str(next((world / "val2017").iterdir()))
-    words = ["segment", picture, "--model", str(masks), "--panoptic", *ASK]
+    image = str(next((world / "val2017").iterdir()))
+    words = ["segment", image, "--model", str(masks), "--panoptic", *ASK]
     found = {}
     for shares in ("generator", "clip", "0.0,0.0"):
         main([*words, "--shares", shares, "--out", str(tmp_path / shares)])

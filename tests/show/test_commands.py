@@ -17,8 +17,8 @@ def model(small_clip, tmp_path_factory) -> str:
 
 
 @pytest.fixture()
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(5):
         Image.effect_noise((60, 40), 90).convert("RGB").save(folder / f"{number}.png")
@@ -31,40 +31,40 @@ def height_of(path) -> int:
         return sheet.height
 
 
-def test_kmeans(model, pictures, tmp_path, capsys):
-    one = run_kmeans(KMeans(data=pictures / "2.png", model=model, out=tmp_path / "one.png", size=64))
-    many = run_kmeans(KMeans(data=pictures, model=model, before=model, out=tmp_path / "many.png", size=64, count=3))
+def test_kmeans(model, images, tmp_path, capsys):
+    one = run_kmeans(KMeans(data=images / "2.png", model=model, out=tmp_path / "one.png", size=64))
+    many = run_kmeans(KMeans(data=images, model=model, before=model, out=tmp_path / "many.png", size=64, count=3))
     assert height_of(many) > 2 * height_of(one)
     assert f"wrote {many}" in capsys.readouterr().out
 
 
-def test_similarity(model, pictures, tmp_path):
-    """Every picture is asked for every text."""
-    config = {"data": pictures, "model": model, "size": 64, "count": 2}
+def test_similarity(model, images, tmp_path):
+    """Every image is asked for every text."""
+    config = {"data": images, "model": model, "size": 64, "count": 2}
     one = run_similarity(Similarity(**config, text=("cup",), out=tmp_path / "1.png"))
     two = run_similarity(Similarity(**config, text=("cup", "dog"), out=tmp_path / "2.png"))
     assert height_of(two) > 1.6 * height_of(one)
 
 
-def test_refuses(model, pictures, tmp_path):
+def test_refuses(model, images, tmp_path):
     with pytest.raises(InputError, match="PNG file"):
-        run_kmeans(KMeans(data=pictures, model=model, out=tmp_path / "k.jpg"))
+        run_kmeans(KMeans(data=images, model=model, out=tmp_path / "k.jpg"))
     with pytest.raises(InputError, match="count"):
-        run_similarity(Similarity(data=pictures, model=model, text=("cup",), out=tmp_path / "k.png", count=0))
+        run_similarity(Similarity(data=images, model=model, text=("cup",), out=tmp_path / "k.png", count=0))
     with pytest.raises(InputError, match="--text: need at least one"):
-        run_similarity(Similarity(data=pictures, model=model, text=(), out=tmp_path / "k.png"))
+        run_similarity(Similarity(data=images, model=model, text=(), out=tmp_path / "k.png"))
     for size in (0, -8, 60):
         for before in (None, model):
             with pytest.raises(InputError, match=f"--size: .*; got {size}"):
-                run_kmeans(KMeans(data=pictures, model=model, before=before, out=tmp_path / "k.png", size=size))
+                run_kmeans(KMeans(data=images, model=model, before=before, out=tmp_path / "k.png", size=size))
     with pytest.raises(InputError, match="which is a file"):
-        run_kmeans(KMeans(data=pictures, model=model, out=pictures / "0.png" / "k.png"))
+        run_kmeans(KMeans(data=images, model=model, out=images / "0.png" / "k.png"))
     with pytest.raises(InputError, match="--device"):
-        run_kmeans(KMeans(data=pictures, model=model, out=tmp_path / "k.png", device="foo"))
+        run_kmeans(KMeans(data=images, model=model, out=tmp_path / "k.png", device="foo"))
 
 
-def test_a_coco_root_needs_no_annotations(model, pictures, tmp_path):
-    pictures.rename(tmp_path / "val2017")
+def test_a_coco_root_needs_no_annotations(model, images, tmp_path):
+    images.rename(tmp_path / "val2017")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
     run_kmeans(KMeans(data=tmp_path, model=model, out=tmp_path / "k.png", size=32, count=1))

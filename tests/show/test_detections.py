@@ -19,7 +19,7 @@ def draw(detections: Detections, **more) -> np.ndarray:
     return np.asarray(draw_detections(image, detections, names=["cat", "dog"], is_novel=[False, True], **more))
 
 
-def test_base_is_blue_and_novel_is_red_and_small_pictures_are_enlarged():
+def test_base_is_blue_and_novel_is_red_and_small_images_are_enlarged():
     drawn = draw(found())
     assert drawn.shape == (400, 640, 3)  # ten times as large: 640 / 64
     assert tuple(drawn[300, 100]) == BASE and tuple(drawn[350, 400]) == NOVEL  # left edges of the two boxes

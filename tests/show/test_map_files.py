@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from foveate.data.coco import read_panoptic
+from foveate.data.images import read_image, read_values
 from foveate.data.panoptic import read_panoptic_map
-from foveate.data.pictures import read_picture, read_values
 from foveate.errors import InputError
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 from foveate.types import LabelMap, PanopticMap, SegmentInfo
@@ -21,7 +21,7 @@ def test_few_classes_are_8_bits_with_the_colours_of_the_drawings(tmp_path):
     labels = torch.tensor([[0, 1, -1], [254, 0, 1]])
     write_label_map(tmp_path / "deep" / "m.png", LabelMap(labels), classes=255)
     assert read_values(tmp_path / "deep" / "m.png", bits=8).tolist() == [[0, 1, 255], [254, 0, 1]]
-    shown = read_picture(tmp_path / "deep" / "m.png").permute(1, 2, 0)  # (2, 3, 3)
+    shown = read_image(tmp_path / "deep" / "m.png").permute(1, 2, 0)  # (2, 3, 3)
     assert shown[0].tolist() == [[0, 114, 178], [213, 94, 0], [0, 0, 0]]
     assert [one.name for one in (tmp_path / "deep").iterdir()] == ["m.png"]  # nothing half written
 
@@ -100,7 +100,7 @@ def test_panoptic_files_are_read_back(tmp_path):
         Image.new("RGB", (6, 5)).save(tmp_path / f"{number}.jpg")
         (tmp_path / f"{number}.png").write_bytes(panoptic_png(one))
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 5, "width": 6})
-    assert read_picture(tmp_path / "9.png")[:, 0, 1].tolist() == [3, 2, 1]
+    assert read_image(tmp_path / "9.png")[:, 0, 1].tolist() == [3, 2, 1]
     content = {
         "images": images,
         "annotations": [

@@ -1,4 +1,4 @@
-"""Maps of one picture: padding is dropped, groups are found where they were planted, sheets are written."""
+"""Maps of one image: padding is dropped, groups are found where they were planted, sheets are written."""
 
 import pytest
 import torch
@@ -77,10 +77,10 @@ def test_similarity_is_the_cosine_at_each_location(small_clip):
 
 
 def test_sheets_are_written(small_clip, tmp_path):
-    pictures = [("one", noise(40, 64)), ("two <&>", noise(64, 30))]
+    images = [("one", noise(40, 64)), ("two <&>", noise(64, 30))]
     models = [("before", small_clip), ("after", small_clip)]
-    kmeans_sheet(tmp_path / "new/k.png", pictures, models=models, size=64, clusters=3)
-    similarity_sheet(tmp_path / "s.png", pictures, models=models[:1], size=64)
+    kmeans_sheet(tmp_path / "new/k.png", images, models=models, size=64, clusters=3)
+    similarity_sheet(tmp_path / "s.png", images, models=models[:1], size=64)
     for path, least in ((tmp_path / "new/k.png", 1000), (tmp_path / "s.png", 700)):
         with Image.open(path) as sheet:
             assert sheet.format == "PNG" and sheet.width > least

@@ -20,13 +20,13 @@ def test_rings_and_labels(tmp_path, monkeypatch):
         ("b", 1.0, 40.0, 50.0, False),
     ]
     keys = ("model", "alpha", "boxes", "classification", "front")
-    pareto_chart(tmp_path / "p.png", [dict(zip(keys, row, strict=True)) for row in rows], size=192, whole="pictures")
+    pareto_chart(tmp_path / "p.png", [dict(zip(keys, row, strict=True)) for row in rows], size=192, whole="images")
     lines, (rings, _) = [args for args, _ in drawn[:2]], drawn[2]
     assert [args[:2] for args in lines] == [([80.0, 60.0], [4.0, 50.0]), ([80.0, 50.0], [4.0, 40.0])]
     assert [list(one) for one in rings[:2]] == [[60.0, 80.0, 80.0], [50.0, 4.0, 4.0]]
     assert written == ["0", "a, 1", "b, 1"]
-    with Image.open(tmp_path / "p.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.format == "PNG"
 
 
 def test_labels_of_points_in_one_place_do_not_overlap(tmp_path):
@@ -48,7 +48,7 @@ def test_axes_begin_at_0_at_the_lowest(tmp_path, monkeypatch):
         monkeypatch.setattr(Axes, way, lambda self, *a, real=real, **k: (seen.append(a), real(self, *a, **k))[1])
     keys = ("model", "alpha", "boxes", "classification", "front")
     rows = [("a", 0.0, 0.5, 1.0, True), ("a", 1.0, 60.0, 70.0, True)]
-    pareto_chart(tmp_path / "p.png", [dict(zip(keys, row, strict=True)) for row in rows], size=192, whole="pictures")
+    pareto_chart(tmp_path / "p.png", [dict(zip(keys, row, strict=True)) for row in rows], size=192, whole="images")
     # 0.12 of 69 and of 59.5 would be below 0 at the left, and is above 70 and 60 at the right
     named = [[round(one, 2) for one in limits] for limits in seen[-2:]]
     assert named == [[0, 78.28], [0, 67.14]]

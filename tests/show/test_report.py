@@ -22,7 +22,7 @@ def scores(top1: float | None) -> dict:
 def evaluation(offset: float, *, sizes: tuple = (32, 64)) -> dict:
     dense = {size: {k: scores(offset + size / 10) for k in ("boxes", "things", "stuff")} for size in sizes}
     crop = {"boxes": scores(offset + 50.0), "things": scores(offset + 50.0), "stuff": scores(None)}
-    return {"crop": crop, "dense": dense, "head": "value", "classes": 6, "pictures": 5, "bad": []}
+    return {"crop": crop, "dense": dense, "head": "value", "classes": 6, "images": 5, "bad": []}
 
 
 def make_result(**changes) -> Result:
@@ -126,7 +126,7 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     parse(page)
 
 
-def test_bad_pictures_are_told(tmp_path):
+def test_bad_images_are_told(tmp_path):
     assert "could not be read" not in page_of(tmp_path)
     assert "2 images could not be read" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
 

@@ -48,7 +48,7 @@ def test_opacity():
     assert drawn[9, 9].tolist() == [100, 100, 100]
 
 
-def test_small_pictures_are_enlarged_by_whole_numbers():
+def test_small_images_are_enlarged_by_whole_numbers():
     for size, enlarged in (
         ((160, 192), (480, 576)),
         ((1, 1), (480, 480)),
@@ -83,7 +83,7 @@ def test_a_name_stands_in_the_largest_part_only():
     assert abs((ground.min(axis=0) + ground.max(axis=0)) / 2 - (319.5, 329.5)).max() <= 2
 
 
-def test_names_on_a_large_picture():
+def test_names_on_a_large_image():
     # places are sought in every third pixel of 2000: the class's square is around (900, 1500)
     labels = torch.full((1000, 2000), -1)
     labels[800:1000, 1400:1600] = 0
@@ -102,7 +102,7 @@ def test_specks_are_coloured_and_not_named():
 
 def test_names_do_not_cover_each_other():
     # strips lower than a name at the lower edge, and narrower than one in the right corner; all are written, moved
-    # into the picture where they would leave it
+    # into the image where they would leave it
     labels = torch.zeros(480, 640, dtype=torch.int64)
     labels[462:470, :320], labels[471:479, :320] = 1, 2
     labels[400:480, 628:634], labels[400:480, 634:] = 3, 4
@@ -130,7 +130,7 @@ def test_a_name_without_a_free_place_is_left_out():
     assert len(where(drawn, VERMILION)) > 100 and len(where(drawn, BLUE)) == 0
 
 
-def test_long_names_stay_in_the_picture():
+def test_long_names_stay_in_the_image():
     drawn = np.asarray(draw_label_map(grey(480, 480), LabelMap(halves()), names=["x" * 500, "dog"]))
     ground = where(drawn, BLUE)
     assert len(ground) > 100 and ground[:, 1].max() < 479
@@ -145,7 +145,7 @@ def test_things_of_a_class_have_shades_and_stuff_has_one_colour():
     # the second: (89, 163, 205), a third lighter; 45 + 0.55 * that = 93.95, 134.65, 157.75
     assert drawn[9, 9].tolist() == [94, 135, 158]
     assert drawn[400, 9].tolist() == drawn[400, 400].tolist() == [162, 97, 45]
-    # a name at each: in each quarter its colour without the picture
+    # a name at each: in each quarter its colour without the image
     for rows, columns, colour in ((0, 240, BLUE), (0, 0, (89, 163, 205)), (240, 0, VERMILION), (240, 240, VERMILION)):
         assert len(where(drawn[rows : rows + 240, columns : columns + 240], colour)) > 100
 
@@ -168,5 +168,5 @@ def test_what_does_not_fit_is_refused():
     one = PanopticMap(torch.ones(4, 4, dtype=torch.int64), (SegmentInfo(1, 5, True),))
     with pytest.raises(InputError, match="place 5; got 2"):
         draw_panoptic(grey(4, 4), one, names=["cat", "dog"])
-    # more names than the map has classes are a vocabulary of which this picture shows a part
+    # more names than the map has classes are a vocabulary of which this image shows a part
     draw_panoptic(grey(4, 4), one, names=["cat"] * 400)

@@ -79,7 +79,7 @@ def test_names_at_the_same_height_are_pushed_apart():
     assert {text.get_text() for text in axes.texts} == {"one", "two", "three"} and figure.axes == [axes]
 
 
-def test_long_names_and_many_are_inside_the_picture_and_do_not_overlap():
+def test_long_names_and_many_are_inside_the_image_and_do_not_overlap():
     """24 names, some of three lines: more than the usual height holds."""
     figure, axes = new_chart("t", x_name="x", y_name="y")
     axes.set_ylim(0, 100)
@@ -98,8 +98,8 @@ def test_as_typed(tmp_path, capsys):
     result, out = write_result(tmp_path / "r.json"), tmp_path / "new/s.png"
     main(f"show sizes --results before={result} {result} --kind things --out {out}".split())
     assert f"wrote {out}" in capsys.readouterr().out
-    with Image.open(out) as picture:
-        assert picture.format == "PNG" and min(picture.size) > 500
+    with Image.open(out) as image:
+        assert image.format == "PNG" and min(image.size) > 500
     with pytest.raises(SystemExit):
         main(f"show sizes --results {result} {result} --out {out}".split())
     assert "got 'r' twice" in capsys.readouterr().err

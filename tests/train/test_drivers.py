@@ -16,7 +16,7 @@ from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import list_complete
 
 STEPS = ["--steps", "4", "--save-every", "2", "--log-every", "1", "--device", "cpu", "--no-tensorboard"]
-HEAD = ["--batch", "2", "--workers", "0", "--validate-pictures", "2"]
+HEAD = ["--batch", "2", "--workers", "0", "--validate-images", "2"]
 COMMANDS = {
     "distill": ["--student-size", "64", *HEAD],
     "train-fvit": ["--size", "64", "--channels", "8", "--rois", "16", "--proposals", "20", "--templates", "none",
@@ -25,7 +25,7 @@ COMMANDS = {
     "train-panoptic": ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32",
                        "--points", "64", *HEAD],
     "proposals": ["--backbone", "conv", "--size", "64", "--channels", "8", "--keep", "7", *HEAD],
-    "pretrain": ["--batch", "4", "--validate-pictures", "4", "--whole-steps", "1"],
+    "pretrain": ["--batch", "4", "--validate-images", "4", "--whole-steps", "1"],
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("command", COMMANDS)
 SEVERAL = pytest.mark.parametrize(

@@ -31,16 +31,16 @@ COLOURS = {"a red thing": (220, 30, 30), "a green thing": (30, 200, 40), "a blue
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A config and a shard of 30 pictures in three colours."""
+    """A config and a shard of 30 images in three colours."""
     root = tmp_path_factory.mktemp("pretrain")
     config = describe(root / "open_clip_config.json", MODEL)
     rng = np.random.default_rng(0)
     with tarfile.open(root / "pairs.tar", "w") as tar:
         for index in range(30):
             caption, colour = list(COLOURS.items())[index % 3]
-            picture = np.clip(np.array(colour) + rng.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            image = np.clip(np.array(colour) + rng.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
             buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "PNG")
+            Image.fromarray(image).save(buffer, "PNG")
             for kind, content in (("png", buffer.getvalue()), ("txt", caption.encode())):
                 info = tarfile.TarInfo(f"{index}.{kind}")
                 info.size = len(content)
@@ -110,8 +110,8 @@ def test_it_learns_and_open_clip_reads_it(made: tuple[Path, Path], tmp_path: Pat
     tokens = open_clip.SimpleTokenizer(context_length=8)(list(COLOURS))
     with torch.no_grad():
         text = model.encode_text(tokens, normalize=True)
-        pictures = torch.stack([preprocess(Image.new("RGB", (16, 16), colour)) for colour in COLOURS.values()])
-        image = model.encode_image(pictures, normalize=True)
+        images = torch.stack([preprocess(Image.new("RGB", (16, 16), colour)) for colour in COLOURS.values()])
+        image = model.encode_image(images, normalize=True)
     assert (image @ text.T).argmax(dim=1).tolist() == [0, 1, 2]
 
 
@@ -128,7 +128,7 @@ def test_a_locked_text_tower_stays_and_the_residual_tower_learns(
     assert load(tmp_path).patch_size == 32
 
 
-def test_a_residual_tower_sees_whole_pictures_and_trains_a_text_tower_too(
+def test_a_residual_tower_sees_whole_images_and_trains_a_text_tower_too(
     residual: tuple[Path, Path], source: Path, tmp_path: Path
 ) -> None:
     rows = [train(residual, tmp_path / str(share), steps=2, patch_dropout=share) for share in (0.0, 0.5)]

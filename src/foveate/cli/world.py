@@ -23,7 +23,7 @@ class World:
     test: int = 300
     """Scenes to report on (test2017/), from a random stream of their own."""
     pairs: int = 0
-    """64 px pictures with captions for pretraining (pairs/*.tar); the shipped small CLIP saw 60000."""
+    """64 px images with captions for pretraining (pairs/*.tar); the shipped small CLIP saw 60000."""
     seed: int = 0
     """Determines every byte, together with the numbers above."""
     processes: int = 2

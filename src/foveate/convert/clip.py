@@ -57,7 +57,7 @@ def convert_clip(config: Convert) -> None:
         images, texts = _distances(before, after)
         if not max(images, texts) <= TOLERANCE:
             raise InputError(
-                f"{config.out}: not written, since opened again it embeds differently: a picture by {images:.1e}, "
+                f"{config.out}: not written, since opened again it embeds differently: an image by {images:.1e}, "
                 f"a text by {texts:.1e}; need at most {TOLERANCE:.0e}. "
                 + ("open_clip may lack this model's activation; use --to foveate." if config.to == "open_clip" else "")
             )
@@ -67,7 +67,7 @@ def convert_clip(config: Convert) -> None:
         whose = "" if Path(tokenizer).is_dir() else f" of {tokenizer}"
         print(f"no tokenizer lay with the input: put the files{whose} into {config.out}", file=sys.stderr)
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
-    print(f"opened again, its embeddings differ by {images:.1e} (a picture) and {texts:.1e} (a text)")
+    print(f"opened again, its embeddings differ by {images:.1e} (an image) and {texts:.1e} (a text)")
     if config.dtype != "float32":
         images, texts = _distances(exact, after)
         print(f"from the input, {config.dtype} included: {images:.1e} and {texts:.1e}")

@@ -68,7 +68,7 @@ class Convert:
 class AdeFull:
     """Convert the full release of ADE20K, for A-847: maps of 16 bits and the list of their classes.
 
-    The classes are derived from the JSON files beside the pictures: the whole objects, no parts, that occur in both
+    The classes are derived from the JSON files beside the images: the whole objects, no parts, that occur in both
     splits. They stand in OUT/labels.txt, "id:word,word" a line; map number 0 is the first line, 65535 no class. Convert
     the other split into the same folder. Measure then with --data ROOT --kind ade-full --maps OUT.
 
@@ -80,7 +80,7 @@ class AdeFull:
     out: Path
     """Folder to write; new, empty, or holding maps of the same classes."""
     split: Literal["train", "val"] = "val"
-    """Which pictures."""
+    """Which images."""
     labels: Path | None = None
     """List of the classes instead of the derived one, "id:word,word" a line, ids as the release's index counts them,
     from 1. Pixels of other objects get no class."""

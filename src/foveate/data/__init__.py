@@ -1,1 +1,1 @@
-"""Floor 1: pictures and annotations."""
+"""Floor 1: images and annotations."""

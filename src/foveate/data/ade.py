@@ -5,7 +5,7 @@
 
 The 150: a map's number is the class's, from 1; 0 is none (in annotations_detectron2, as prepared for Cat-Seg, they
 count from 0 and 255 is none). The full release has colours, from which `convert_ade_full`
-makes maps of 16 bits, 65535 for none. Its classes are derived from the JSON files beside the pictures
+makes maps of 16 bits, 65535 for none. Its classes are derived from the JSON files beside the images
 (`list_ade_full`): the whole objects that occur in both splits. `index_ade20k.pkl` holds the same, but a pickle runs
 what its writer wanted and is never opened. Deliberately absent: parts, instances.
 """
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.data.images import check_inside, read_image
 from foveate.data.labels import Labels, compared
-from foveate.data.pictures import check_inside, read_picture
 from foveate.data.semantic import (
     NONE,
     PREPARED,
@@ -31,7 +31,7 @@ from foveate.data.semantic import (
 )
 from foveate.data.strict import fail, short
 from foveate.errors import InputError
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 
 SPLITS = {"train": "training", "val": "validation"}
 NOTHING = 65535  # in a converted map
@@ -40,7 +40,7 @@ MAX_JSON = 50_000_000  # bytes
 
 
 def read_ade150(
-    root: Path | str, *, split: str, labels: Labels, maps: Path | None = None, images: bool = True
+    root: Path | str, *, split: str, labels: Labels, maps: Path | None = None, with_images: bool = True
 ) -> SemanticData:
     """Read one split of the scene parsing data with 150 classes.
 
@@ -49,7 +49,7 @@ def read_ade150(
         split: "train" or "val".
         labels: of `labels.read_object_info`, or another list with the ids 1..150.
         maps: folder with the maps' folders of both splits; `annotations`, or else the prepared ones, when not given.
-        images: as for `pair_files`.
+        with_images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -62,25 +62,25 @@ def read_ade150(
         maps = root / (PREPARED if only_prepared else "annotations")
     return pair_files(
         f"ADE20K-150 {split}",
-        pictures=root / "images" / folder,
+        image_folder=root / "images" / folder,
         maps=maps / folder,
         labels=labels,
         coding=coding_of(labels.ids, none=0, maps=maps),
-        images=images,
+        with_images=with_images,
     )
 
 
 def read_ade_full(
-    pictures: Path | str, maps: Path | str, *, split: str, labels: Labels, images: bool = True
+    image_folder: Path | str, maps: Path | str, *, split: str, labels: Labels, with_images: bool = True
 ) -> SemanticData:
     """Read one split of the converted full release.
 
     Args:
-        pictures: a folder with the folders of the pictures of both splits, such as ADE20K_2021_17_01/images/ADE.
+        image_folder: a folder with the folders of the images of both splits, such as ADE20K_2021_17_01/images/ADE.
         maps: the same of the maps that `convert_ade_full` wrote, or of those prepared for Cat-Seg (`.tif`).
         split: "train" or "val".
         labels: the classes, in the order of the maps' numbers.
-        images: as for `pair_files`.
+        with_images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing.
@@ -89,11 +89,11 @@ def read_ade_full(
     places = {place: place for place in range(len(labels.ids))}
     return pair_files(
         f"ADE20K-{len(labels.ids)} {split}",
-        pictures=Path(pictures) / folder,
+        image_folder=Path(image_folder) / folder,
         maps=Path(maps) / folder,
         labels=labels,
         coding=Coding({**places, NOTHING: NONE}, bits=16),
-        images=images,
+        with_images=with_images,
     )
 
 
@@ -115,9 +115,9 @@ def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
         home = Path(root) / HOME / _folder(split)
         files = sorted(home.rglob("*.json")) if home.is_dir() else []
         if not files:
-            raise InputError(f"{home}: need the JSON files beside the pictures of {split}; there are none.")
+            raise InputError(f"{home}: need the JSON files beside the images of {split}; there are none.")
         found[split] = {}
-        with picture_bar(show=progress) as bar:
+        with image_bar(show=progress) as bar:
             for path in bar.track(files, description=f"objects of {split}"):
                 check_inside(path, home)
                 for number, name in _objects(path):
@@ -164,7 +164,7 @@ def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: L
         return Path(out) / _folder(split) / path.relative_to(home).with_name(name)
 
     def read(path: Path) -> Tensor:
-        red, green, _ = read_picture(path).long()  # (H, W) each
+        red, green, _ = read_image(path).long()  # (H, W) each
         return table[red // 10 * 256 + green]
 
     title = f"maps of {split}" if progress else None
@@ -178,7 +178,7 @@ def _folder(split: str) -> str:
 
 
 def _objects(path: Path) -> list[tuple[int, str]]:
-    """(id, words) of the whole objects of a picture; letters that are no UTF-8, which a few files have, are marked."""
+    """(id, words) of the whole objects of an image; letters that are no UTF-8, which a few files have, are marked."""
     if path.stat().st_size > MAX_JSON:
         fail(str(path), f"at most {MAX_JSON:,} bytes of JSON", f"{path.stat().st_size:,}")
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
 from foveate.data.records import Dataset
 from foveate.errors import InputError
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 from foveate.types import BadSample, Sample
 
 
@@ -58,7 +58,7 @@ class Batches:
         self.bad: list[BadSample] = []  # images that could not be read
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        with picture_bar(show=self.progress) as bar:
+        with image_bar(show=self.progress) as bar:
             task = bar.add_task(f"images of {self.dataset.name}", total=len(self.dataset.records))
             for batch in self.loader:
                 self.count += len(batch.samples)

@@ -1,12 +1,12 @@
-"""Boxes of one's own for pictures of one's own, read strictly: what `--boxes` of `foveate embed` and `distill` takes.
+"""Boxes of one's own for images of one's own, read strictly: what `--boxes` of `foveate embed` and `distill` takes.
 
     COCO     {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "bbox": [x, y, width, height]}, ...]}
     plain    {"file name": [[x1, y1, x2, y2], ...], ...}
     results  [{"image_id", "bbox": [x, y, width, height], "score"}, ...]    distill only; what detectors write
 
-All in pixels of the picture. Unlike `coco.py` this asks for no categories and no ids of annotations, and keeps every
+All in pixels of the image. Unlike `coco.py` this asks for no categories and no ids of annotations, and keeps every
 box: whoever embeds them wants one row a box in the file's order, or to be told which one has none. Where COCO's images
-state `height` and `width`, the picture must have them. Absent: clipping, which needs the decoded picture's size.
+state `height` and `width`, the image must have them. Absent: clipping, which needs the decoded image's size.
 """
 
 import math
@@ -21,34 +21,34 @@ from foveate.data.strict import fail, is_id, is_number, known_id, parse, short
 
 @dataclass(frozen=True)
 class Boxed:
-    """The boxes of a picture in the file's order, and the size that they are meant for [pixels], where it is stated."""
+    """The boxes of an image in the file's order, and the size that they are meant for [pixels], where it is stated."""
 
     boxes: tuple[Box, ...] = ()  # xyxy
     height: int | None = None
     width: int | None = None
 
 
-def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, Boxed]:
-    """Read the boxes of each picture, in the file's order, and hold the file to the pictures at hand.
+def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, Boxed]:
+    """Read the boxes of each image, in the file's order, and hold the file to the images at hand.
 
     Args:
         path: a JSON file in the COCO or the plain form.
-        pictures: the ids (paths within the folder) of the pictures at hand.
+        images: the ids (paths within the folder) of the images at hand.
 
     Returns:
-        The boxes by the picture's id: finite numbers, but neither clipped nor ordered (x1 < x2 may not hold).
+        The boxes by the image's id: finite numbers, but neither clipped nor ordered (x1 < x2 may not hold).
 
     Raises:
-        InputError: as `parse_boxes`, or a picture that is not at hand.
+        InputError: as `parse_boxes`, or an image that is not at hand.
     """
     found: dict[str, Boxed] = {}
-    known = set(pictures)
+    known = set(images)
     for name, boxed in parse_boxes(path).items():
         if not isinstance(name, str) or name not in known:
             near = next((one for one in known if Path(one).name == Path(str(name)).name), min(known))
             fail(
-                f"{path}: picture {name!r}",
-                f"a picture among the {len(known)} named, by its path within its folder (such as {near!r})",
+                f"{path}: image {name!r}",
+                f"an image among the {len(known)} named, by its path within its folder (such as {near!r})",
                 "none of that name",
             )
         found[name] = boxed
@@ -56,17 +56,17 @@ def read_boxes(path: Path, *, pictures: Collection[str]) -> dict[str, Boxed]:
 
 
 def parse_boxes(path: Path) -> dict[str | int, Boxed]:
-    """Read the boxes of each picture, in the file's order, whatever pictures there are.
+    """Read the boxes of each image, in the file's order, whatever images there are.
 
     Args:
         path: a JSON file in any of the three forms.
 
     Returns:
-        The boxes by the file's name of the picture, or by its `image_id` in a list of results; finite numbers, but
+        The boxes by the file's name of the image, or by its `image_id` in a list of results; finite numbers, but
         neither clipped nor ordered (x1 < x2 may not hold).
 
     Raises:
-        InputError: not such a file, a name or a picture twice, or a box that is not four finite numbers; names the
+        InputError: not such a file, a name or an image twice, or a box that is not four finite numbers; names the
             file and the entry.
     """
     content = parse(path, kind="a boxes", unique=True)
@@ -130,8 +130,8 @@ def _size(where: str, image: dict[str, Any]) -> tuple[int | None, int | None]:
 
 def _read_list(path: Path, name: str, value: Any) -> tuple[Box, ...]:
     if not isinstance(value, list):
-        fail(f"{path}: picture {name!r}", "a list of boxes [x1, y1, x2, y2]", short(value))
-    where = f"{path}: picture {name!r}: box"
+        fail(f"{path}: image {name!r}", "a list of boxes [x1, y1, x2, y2]", short(value))
+    where = f"{path}: image {name!r}: box"
     return tuple(_four(f"{where} {place}", box, form="[x1, y1, x2, y2]") for place, box in enumerate(value))
 
 

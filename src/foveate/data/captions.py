@@ -1,4 +1,4 @@
-"""Captions of pictures: what the text-supervised baselines learn from (Tab. 1, row 5; A.4).
+"""Captions of images: what the text-supervised baselines learn from (Tab. 1, row 5; A.4).
 
     COCO     {"images": [{"id", "file_name", ...}], "annotations": [{"id", "image_id", "caption"}]}, in the standard
              place annotations/captions_SPLIT2017.json or anywhere
@@ -6,7 +6,7 @@
     plain    {"file name": ["caption", ...], ...}
 
 A file that contradicts itself is refused, as `strict.py` does with annotations; a caption of nothing but blanks is left
-out and counted, and so are those of pictures that are not in the data.
+out and counted, and so are those of images that are not in the data.
 Deliberately absent: nouns (`nouns.py`), languages other than what a text tower reads, cleaning of web captions.
 """
 
@@ -26,12 +26,12 @@ from foveate.data.strict import check_entry, check_lists, drop, fail, field, kno
 from foveate.errors import InputError
 
 BLANK = "caption is blank"
-ELSEWHERE = "picture of the captions file is not in the data"
-NO_CAPTION = "picture has no caption"
+ELSEWHERE = "image of the captions file is not in the data"
+NO_CAPTION = "image has no caption"
 
 
 def with_captions(dataset: Dataset, *, root: Path | str, split: str, file: Path | None = None) -> Dataset:
-    """Give the pictures of a data set their captions.
+    """Give the images of a data set their captions.
 
     Args:
         dataset: of any kind, as `open_data` reads it.
@@ -40,7 +40,7 @@ def with_captions(dataset: Dataset, *, root: Path | str, split: str, file: Path 
         file: captions in COCO's or the plain form, in place of those that come with the data.
 
     Returns:
-        The same pictures with `captions`; what was left out is in `dropped`.
+        The same images with `captions`; what was left out is in `dropped`.
 
     Raises:
         InputError: there are no captions, or a file is not what it must be; names the file, the entry and the reason.
@@ -63,7 +63,7 @@ def with_captions(dataset: Dataset, *, root: Path | str, split: str, file: Path 
 
 
 def only_captioned(dataset: Dataset) -> Dataset:
-    """Leave out, and count, the pictures without a caption.
+    """Leave out, and count, the images without a caption.
 
     Args:
         dataset: of `with_captions`.
@@ -79,28 +79,28 @@ def only_captioned(dataset: Dataset) -> Dataset:
 
 
 def draw_caption(captions: tuple[str, ...], *, generator: torch.Generator) -> str:
-    """Draw one of a picture's captions.
+    """Draw one of an image's captions.
 
     Args:
-        captions: of one picture.
-        generator: of this picture and epoch.
+        captions: of one image.
+        generator: of this image and epoch.
 
     Raises:
         InputError: it has none.
     """
     if not captions:
-        raise InputError("need a caption; this picture has none, or a blank one.")
+        raise InputError("need a caption; this image has none, or a blank one.")
     return captions[int(torch.randint(len(captions), (), generator=generator))]
 
 
 def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Dropped]]:
-    """Read the captions of each picture from a file.
+    """Read the captions of each image from a file.
 
     Args:
         path: a JSON file in COCO's or the plain form.
 
     Returns:
-        The captions by the picture's file name, without blanks around them; and what was left out, by reason.
+        The captions by the image's file name, without blanks around them; and what was left out, by reason.
 
     Raises:
         InputError: not such a file, an id or a name twice, a caption that is no text, or no caption at all; names the
@@ -137,7 +137,7 @@ def _read_plain(path: Path, content: Any, dropped: dict[str, Dropped]) -> dict[s
         fail(str(path), need, short(content))
     found = {}
     for name, texts in content.items():
-        where = f"{path}: picture {short(name)}"
+        where = f"{path}: image {short(name)}"
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             fail(where, "a list of texts", short(texts))
         found[name] = []
@@ -147,7 +147,7 @@ def _read_plain(path: Path, content: Any, dropped: dict[str, Dropped]) -> dict[s
 
 
 def _is_list_of_texts(value: Any) -> bool:
-    """Whether this may be the captions of a picture called "annotations"."""
+    """Whether this may be the captions of an image called "annotations"."""
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
@@ -159,14 +159,14 @@ def _take(texts: list[str], text: str, where: str, dropped: dict[str, Dropped]) 
 
 
 def _from_file(dataset: Dataset, path: Path) -> Dataset:
-    """Bring the captions of a file to the places of the pictures they are about."""
+    """Bring the captions of a file to the places of the images they are about."""
     found, more = read_captions(path)
     dropped = {**dataset.dropped, **more}
     matched = match_images(found, dataset.records, path, dropped, elsewhere=ELSEWHERE)
     taken = {index: found[name] for index, name in matched.items()}
     if not any(taken.values()):
         raise InputError(
-            f"{path}: need captions of the data's pictures; none of its {len(found)} (such as {next(iter(found))!r}) "
+            f"{path}: need captions of the data's images; none of its {len(found)} (such as {next(iter(found))!r}) "
             f"is among the {len(dataset.records)} (such as {str(dataset.records[0].id)!r}), or these have none. "
             "Is it about another split or data set?"
         )

@@ -21,29 +21,29 @@ from foveate.data.strict import (
     field,
     file_name,
     flag,
+    image_paths,
     known_id,
     list_categories,
     list_images,
     load,
-    picture_paths,
     short,
 )
 from foveate.types import Category
 
-UNANNOTATED = "picture has no panoptic annotation"
+UNANNOTATED = "image has no panoptic annotation"
 LARGEST_COLOUR = 2**24 - 1  # a panoptic id is the 24 bits of one colour; 0 is unlabelled
 
 
 def read_instances(json_path: Path | str, image_folder: Path | str, *, outlines: bool = False) -> Dataset:
-    """Read a COCO instances file: pictures with the boxes of things.
+    """Read a COCO instances file: images with the boxes of things.
 
     Args:
-        json_path: the annotation file; xywh boxes, pixels of the picture.
+        json_path: the annotation file; xywh boxes, pixels of the image.
         image_folder: what its file names are relative to.
         outlines: read the masks too.
 
     Returns:
-        One record a picture, also those without a box; categories by id.
+        One record an image, also those without a box; categories by id.
 
     Raises:
         InputError: the file is not what it must be; names the file, the entry and the field.
@@ -68,9 +68,9 @@ def list_things(
     Args:
         path: of the file, for messages.
         content: from `strict.load`.
-        folder: what the pictures' names are relative to; None: they need not be there, nothing of them is read.
+        folder: what the images' names are relative to; None: they need not be there, nothing of them is read.
         categories: of the file, by id.
-        name_of: (how messages call the entry, the entry) -> where its picture lies below the folder.
+        name_of: (how messages call the entry, the entry) -> where its image lies below the folder.
         outlines: read the masks too; objects without one are left out.
 
     Raises:
@@ -105,15 +105,15 @@ def list_things(
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
-    """Read a COCO panoptic file: pictures with segments of things and stuff (masks stay in the PNGs until asked for).
+    """Read a COCO panoptic file: images with segments of things and stuff (masks stay in the PNGs until asked for).
 
     Args:
         json_path: the annotation file.
-        image_folder: what the pictures' file names are relative to; None: they need not be there.
+        image_folder: what the images' file names are relative to; None: they need not be there.
         png_folder: what the annotations' file names are relative to.
 
     Returns:
-        One record an annotated picture; categories by id, `is_thing` from the file.
+        One record an annotated image; categories by id, `is_thing` from the file.
 
     Raises:
         InputError: the file is not what it must be; names the file, the entry and the field.
@@ -137,12 +137,12 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             )
         image = images[known_id(where, entry, "image_id", images)]
         if image_id in found:
-            fail(where, "one annotation a picture", "a second one")
+            fail(where, "one annotation an image", "a second one")
         name = field(where, entry, "file_name", str, "the name of a PNG file")
         segments = _segments(where, entry["segments_info"], labels, image, dropped)
         found[entry["image_id"]] = (segments, name)
     paths = _paths(path, {key: images[key].name for key in found}, image_folder)
-    pngs = picture_paths(path, {key: name for key, (_, name) in found.items()}, Path(png_folder))
+    pngs = image_paths(path, {key: name for key, (_, name) in found.items()}, Path(png_folder))
     records = []
     for key, image in images.items():
         if key in found:
@@ -156,16 +156,16 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
 
 
 def _paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
-    """Where the pictures lie; without a folder their names, which nobody opens."""
+    """Where the images lie; without a folder their names, which nobody opens."""
     if folder is None:
         return {key: Path(name) for key, name in names.items()}
-    return picture_paths(path, names, Path(folder))
+    return image_paths(path, names, Path(folder))
 
 
 def _segments(
     where: str, infos: list[Any], labels: dict[int, int], image: Listed, dropped: dict[str, Dropped]
 ) -> list[tuple[Box, int, bool, int]]:
-    """The usable segments of one picture: (box, label, crowd, colour id)."""
+    """The usable segments of one image: (box, label, crowd, colour id)."""
     found = []
     seen: set[int | str] = set()
     for info in infos:

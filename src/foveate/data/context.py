@@ -47,7 +47,7 @@ def read_context(
     count: int,
     names: Path | str | None,
     labels: Labels,
-    images: bool = True,
+    with_images: bool = True,
 ) -> SemanticData:
     """Read the maps of 459 classes that `convert_context` wrote, or those of 59, the official ones or written by it.
 
@@ -57,7 +57,7 @@ def read_context(
         count: of the classes, 459 or 59.
         names: file with the ids of the images that count; None: all that have a map.
         labels: of `read_context_labels`, so many classes.
-        images: as for `pair_files`.
+        with_images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -73,9 +73,11 @@ def read_context(
         only = read_list(Path(names))
     else:
         only = sorted(path.stem for path in maps.glob("*") if path.suffix in (".png", ".tif"))
-    pictures = Path(folder) / "JPEGImages"
+    image_folder = Path(folder) / "JPEGImages"
     title = f"PASCAL Context-{count}"
-    return pair_files(title, pictures=pictures, maps=maps, labels=labels, coding=coding, only=only, images=images)
+    return pair_files(
+        title, image_folder=image_folder, maps=maps, labels=labels, coding=coding, only=only, with_images=with_images
+    )
 
 
 def convert_context(

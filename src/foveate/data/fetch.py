@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from foveate.data.shards import index_shard
 from foveate.errors import InputError
 from foveate.io.files import written_whole
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
 PLAIN = re.compile(r"[A-Za-z0-9._~:/@%+,=-]+")  # no letter of it means anything to a shell
@@ -70,7 +70,7 @@ def fetch_all(names: list[str], cache: Path | None, *, progress: bool = False) -
         InputError: no folder to keep them in, or one cannot be fetched or is not a whole tar file.
     """
     paths = []
-    with picture_bar(show=progress) as bar:
+    with image_bar(show=progress) as bar:
         for place, name in bar.track(list(enumerate(names, start=1)), description="shards at hand"):
             parts = urlsplit(name)
             if parts.scheme in ("", "file"):

@@ -37,14 +37,14 @@ CONTEXT: tuple[SemanticKind, ...] = ("context59", "context459")
 
 
 def open_truth_maps(
-    config: LabelMapFlags, *, split: str, images: bool = True, root: Path | None = None
+    config: LabelMapFlags, *, split: str, with_images: bool = True, root: Path | None = None
 ) -> SemanticData:
-    """Open the images of a split with all their classes; without `images` these need not exist.
+    """Open the images of a split with all their classes; without `with_images` these need not exist.
 
     Args:
         config: where the classes are.
         split: of the root.
-        images: whether they are needed.
+        with_images: whether they are needed.
         root: in place of --data, and then of all its images; None: that of the flags.
 
     Raises:
@@ -57,7 +57,7 @@ def open_truth_maps(
         labels=config.labels,
         maps=config.maps,
         names=config.names if root is None else None,
-        images=images,
+        with_images=with_images,
     )
 
 
@@ -74,7 +74,7 @@ def open_semantic(
     labels: Path | None = None,
     maps: Path | None = None,
     names: Path | None = None,
-    images: bool = True,
+    with_images: bool = True,
 ) -> SemanticData:
     """Read a split of semantic data of any kind that the module's table shows.
 
@@ -87,44 +87,44 @@ def open_semantic(
             list.
         maps: folder of the maps where they lie elsewhere, such as converted ones; of COCO-Stuff and ADE20K the folder
             that holds those of the splits.
-        names: file with the ids of the pictures that count, one a line; PASCAL Context alone. When not given,
+        names: file with the ids of the images that count, one a line; PASCAL Context alone. When not given,
             pascalcontext_SPLIT.txt, or else ImageSets/Main/SPLIT.txt.
-        images: False: the pictures need not be there; each map stands for one.
+        with_images: False: the images need not be there; each map stands for one.
 
     Raises:
         InputError: nothing or more than one is recognised, a file or folder is missing or not what it must be, or the
             list is in another order than the data set's own.
     """
     root = Path(root)
-    kind = kind or _recognise(root, split, maps, images)
+    kind = kind or _recognise(root, split, maps, with_images)
     if maps is not None and kind == "panoptic":
         raise InputError(f"--maps {maps}: need none for panoptic annotations, which name their maps. Leave it out.")
     if names is not None and kind not in CONTEXT:
         raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Leave it out.")
     match kind:
         case "panoptic":
-            return _open_segments(root, split, labels, images)
+            return _open_segments(root, split, labels, with_images)
         case "stuff":
             places = [root / LIST, root / "annotations" / LIST]
             chosen = _choose(kind, labels, places, lambda path: stuff.read_stuff_labels(path, repeated="keep"))
-            return stuff.read_stuff(root, split=split, labels=chosen, maps=maps, images=images)
+            return stuff.read_stuff(root, split=split, labels=chosen, maps=maps, with_images=with_images)
         case "ade150":
             chosen = _choose(kind, labels, [root / OBJECT_INFO], _read_any)
-            return ade.read_ade150(root, split=split, labels=chosen, maps=maps, images=images)
+            return ade.read_ade150(root, split=split, labels=chosen, maps=maps, with_images=with_images)
         case "ade-full":
-            return _open_ade_full(root, split, labels, maps, images)
+            return _open_ade_full(root, split, labels, maps, with_images)
         case "context59" | "context459":
-            return _open_context(root, split, kind, labels, maps, names, images)
+            return _open_context(root, split, kind, labels, maps, names, with_images)
         case "voc20" | "voc20b" | "voc21":
-            return _open_voc(root, split, kind, labels, maps, images)
+            return _open_voc(root, split, kind, labels, maps, with_images)
     raise InputError(f"kind: need one of those that the table of `foveate.data.label_maps` shows; got {kind!r}.")
 
 
 # ---------------------------------------------------------------------------------------------------- each of the kinds
 
 
-def _open_segments(root: Path, split: str, labels: Path | None, images: bool) -> SemanticData:
-    data = from_panoptic(open_panoptic(root, split, images=images))
+def _open_segments(root: Path, split: str, labels: Path | None, with_images: bool) -> SemanticData:
+    data = from_panoptic(open_panoptic(root, split, with_images=with_images))
     if labels is None:
         return data
     given = _read_any(labels)
@@ -132,7 +132,7 @@ def _open_segments(root: Path, split: str, labels: Path | None, images: bool) ->
     return with_labels(data, given)
 
 
-def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | None, images: bool) -> SemanticData:
+def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | None, with_images: bool) -> SemanticData:
     if maps is None:
         maps = root / PREPARED
         if not maps.is_dir():
@@ -141,9 +141,9 @@ def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | Non
                 f"Make them with `foveate convert-maps ade-full {root} --out DIR` and give --maps DIR."
             )
     chosen = _choose("ade-full", labels, [maps / LIST], _read_any)
-    copies = root / "images_detectron2"  # of the pictures, which some programs make beside their maps
-    pictures = copies if is_prepared(maps) and copies.is_dir() else root / ade.HOME
-    return ade.read_ade_full(pictures, maps, split=split, labels=chosen, images=images)
+    copies = root / "images_detectron2"  # of the images, which some programs make beside their maps
+    image_folder = copies if is_prepared(maps) and copies.is_dir() else root / ade.HOME
+    return ade.read_ade_full(image_folder, maps, split=split, labels=chosen, with_images=with_images)
 
 
 def _open_context(
@@ -153,10 +153,10 @@ def _open_context(
     labels: Path | None,
     maps: Path | None,
     names: Path | None,
-    images: bool,
+    with_images: bool,
 ) -> SemanticData:
     few = kind == "context59"
-    year = _only_year(root, kind, maps, images)
+    year = _only_year(root, kind, maps, with_images)
     if maps is None:
         usual = [year / MAPS_OF_59] if few else []
         usual.append(year / PREPARED / f"{'pc59' if few else 'pc459'}_{split}")
@@ -176,16 +176,16 @@ def _open_context(
         lists = [year / f"pascalcontext_{split}.txt", year / "ImageSets" / "Main" / f"{split}.txt"]
         found = [one for one in lists if one.is_file()]
         if not found:
-            raise InputError(f"{year}: need the list of the pictures of split {split}; looked for {_listed(lists)}. "
+            raise InputError(f"{year}: need the list of the images of split {split}; looked for {_listed(lists)}. "
                              "Give a file with an id a line with --names.")  # fmt: skip
         names = found[0]
-    return read_context(year, maps, count=59 if few else 459, names=names, labels=chosen, images=images)
+    return read_context(year, maps, count=59 if few else 459, names=names, labels=chosen, with_images=with_images)
 
 
 def _open_voc(
-    root: Path, split: str, kind: SemanticKind, labels: Path | None, maps: Path | None, images: bool
+    root: Path, split: str, kind: SemanticKind, labels: Path | None, maps: Path | None, with_images: bool
 ) -> SemanticData:
-    year = _only_year(root, kind, maps, images)
+    year = _only_year(root, kind, maps, with_images)
     if maps is not None and is_prepared(maps):
         raise InputError(f"--maps {maps}: need VOC's own maps, 0 for the background; these were prepared for Cat-Seg. "
                          "Leave it out, or name SegmentationClass.")  # fmt: skip
@@ -201,7 +201,7 @@ def _open_voc(
         background=BACKGROUND[kind],
         labels=chosen,
         maps="SegmentationClass" if maps is None else maps.absolute(),
-        images=images,
+        with_images=with_images,
     )
     if kind != "voc20b" or data.dataset.categories[-1].synonyms:
         return data
@@ -228,11 +228,11 @@ def _with_background(labels: Labels) -> Labels:
 # ------------------------------------------------------------------------------------------------ what lies in a folder
 
 
-def _recognise(root: Path, split: str, maps: Path | None, images: bool) -> SemanticKind:
+def _recognise(root: Path, split: str, maps: Path | None, with_images: bool) -> SemanticKind:
     """The only kind that a folder can be."""
     if not root.is_dir():
         raise InputError(f"{root}: need the folder of a data set; there is none. Check the path.")
-    found = _candidates(root, split, maps, images)
+    found = _candidates(root, split, maps, with_images)
     if len(found) == 1:
         return found[0]
     if found:
@@ -245,7 +245,7 @@ def _recognise(root: Path, split: str, maps: Path | None, images: bool) -> Seman
     )
 
 
-def _candidates(root: Path, split: str, maps: Path | None, images: bool) -> list[SemanticKind]:
+def _candidates(root: Path, split: str, maps: Path | None, with_images: bool) -> list[SemanticKind]:
     found: list[SemanticKind] = []
     if (root / "annotations" / f"panoptic_{split}2017.json").is_file():
         found.append("panoptic")
@@ -253,11 +253,11 @@ def _candidates(root: Path, split: str, maps: Path | None, images: bool) -> list
         found.append("stuff")
     folder = ade.SPLITS.get(split, split)
     has_maps = any((root / one / folder).is_dir() for one in ("annotations", PREPARED))
-    if has_maps and (not images or (root / "images" / folder).is_dir()):
+    if has_maps and (not with_images or (root / "images" / folder).is_dir()):
         found.append("ade150")
     if (root / ade.HOME).is_dir() or (root / "images_detectron2").is_dir():
         found.append("ade-full")
-    years = find_years(root, "JPEGImages" if images else "ImageSets")
+    years = find_years(root, "JPEGImages" if with_images else "ImageSets")
     if any((year / MAPS_OF_59).is_dir() or (year / PREPARED / f"pc59_{split}").is_dir() for year in years):
         found.append("context59")
     if any((year / PREPARED / f"pc459_{split}").is_dir() for year in years):
@@ -269,8 +269,8 @@ def _candidates(root: Path, split: str, maps: Path | None, images: bool) -> list
     return found
 
 
-def _only_year(root: Path, kind: SemanticKind, maps: Path | None, images: bool) -> Path:
-    folder = "JPEGImages" if images else "ImageSets"
+def _only_year(root: Path, kind: SemanticKind, maps: Path | None, with_images: bool) -> Path:
+    folder = "JPEGImages" if with_images else "ImageSets"
     years = find_years(root, folder)
     if not years:
         raise InputError(f"{root}: need a year of Pascal VOC with its folder {folder}; there is none. Check the path.")

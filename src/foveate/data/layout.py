@@ -15,13 +15,13 @@ from foveate.errors import InputError, listed
 class CocoFiles:
     """Where one split of a COCO root lies; None: that file is not there."""
 
-    pictures: Path
+    images: Path
     instances: Path | None
     captions: Path | None
 
 
-def find_pictures(root: Path | str, split: str) -> Path:
-    """Find the folder of one split's pictures in COCO's standard layout.
+def find_images(root: Path | str, split: str) -> Path:
+    """Find the folder of one split's images in COCO's standard layout.
 
     Args:
         root: the folder that holds `train2017/`, `val2017/` ...
@@ -32,13 +32,13 @@ def find_pictures(root: Path | str, split: str) -> Path:
     """
     if split not in ("train", "val", "test"):
         raise InputError(f'split: must be "train", "val" or "test"; got "{split}".')
-    pictures = Path(root) / f"{split}2017"
-    if not pictures.is_dir():
+    images = Path(root) / f"{split}2017"
+    if not images.is_dir():
         raise InputError(
-            f"{root}: need a COCO root with the pictures of split {split} in {pictures}; there is no such folder. "
+            f"{root}: need a COCO root with the images of split {split} in {images}; there is no such folder. "
             f"It holds: {_listing(Path(root))}. Check the path and the split."
         )
-    return pictures
+    return images
 
 
 def find_coco(root: Path | str, split: str) -> CocoFiles:
@@ -49,10 +49,10 @@ def find_coco(root: Path | str, split: str) -> CocoFiles:
         split: "train", "val" or "test".
 
     Raises:
-        InputError: the pictures' folder or every annotation file of the split is missing; says what was looked for.
+        InputError: the images' folder or every annotation file of the split is missing; says what was looked for.
     """
     root = Path(root)
-    pictures, notes = find_pictures(root, split), root / "annotations"
+    images, notes = find_images(root, split), root / "annotations"
     wanted = {kind: notes / f"{kind}_{split}2017.json" for kind in ("instances", "panoptic", "captions")}
     there = {kind: path if path.is_file() else None for kind, path in wanted.items()}
     if not any(there.values()):
@@ -60,7 +60,7 @@ def find_coco(root: Path | str, split: str) -> CocoFiles:
             f"{root}: need an annotation file of split {split}; looked for {', '.join(map(str, wanted.values()))}. "
             f"{notes} holds: {_listing(notes)}."
         )
-    return CocoFiles(pictures, instances=there["instances"], captions=there["captions"])
+    return CocoFiles(images, instances=there["instances"], captions=there["captions"])
 
 
 def box_files(root: Path, split: str) -> tuple[Path, Path]:

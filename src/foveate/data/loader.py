@@ -1,12 +1,12 @@
-"""Records -> batches: which picture when, which regions of it, and workers that do nothing but decode.
+"""Records -> batches: which image when, which regions of it, and workers that do nothing but decode.
 
-The stream of pictures is a pure function of (seed, position): position p is picture p mod N of epoch p // N's own
+The stream of images is a pure function of (seed, position): position p is image p mod N of epoch p // N's own
 permutation, and from any start on, batch j of rank r takes the positions start + (j * world size + r) * batch and those
-that follow it. So every epoch shows every picture exactly once, a batch may hold the end of one epoch and the start of
-the next, a run can go on at any position with another number of processes, and the pictures of a step do not depend on
+that follow it. So every epoch shows every image exactly once, a batch may hold the end of one epoch and the start of
+the next, a run can go on at any position with another number of processes, and the images of a step do not depend on
 how many share it. Regions are drawn from (seed, epoch, index) alone: the same bits whatever the number of workers.
-Workers hand over uint8 pictures of their own size; crops, resizing and normalisation happen on the compute device.
-Deliberately absent: augmentation (the method has none), padding to a common size, replacing bad pictures.
+Workers hand over uint8 images of their own size; crops, resizing and normalisation happen on the compute device.
+Deliberately absent: augmentation (the method has none), padding to a common size, replacing bad images.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from foveate.data.captions import draw_caption
+from foveate.data.images import ImageError
 from foveate.data.outlines import decode_outlines
 from foveate.data.panoptic import panoptic_segments
-from foveate.data.pictures import PictureError
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.regions import corner_box, note_boxless, sample_proposals
 from foveate.data.semantic import SemanticData, read_both
@@ -33,8 +33,8 @@ from foveate.errors import InputError
 from foveate.ops.grid import grid_pairs, sample_grid
 from foveate.types import BadSample, Batch, LabelMap, Sample, Segments
 
-FEW_BAD = 16  # bad pictures that prove nothing yet about the data
-BAD_SHARE = 0.5  # of the pictures seen; beyond it the data, not the pictures, is wrong
+FEW_BAD = 16  # bad images that prove nothing yet about the data
+BAD_SHARE = 0.5  # of the images seen; beyond it the data, not the images, is wrong
 
 
 # ------------------------------------------------------------------------------------------------------------ the order
@@ -47,7 +47,7 @@ def derive_seed(*parts: int) -> int:
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
-    """Order the pictures of one epoch: a permutation of 0..count-1 that depends on (seed, epoch) alone."""
+    """Order the images of one epoch: a permutation of 0..count-1 that depends on (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return torch.randperm(count, generator=generator).tolist()
 
@@ -69,21 +69,21 @@ class BatchSampler:
         """Remember the numbers; nothing is drawn before iteration.
 
         Args:
-            count: pictures of the data set.
-            batch: pictures a process and step.
+            count: images of the data set.
+            batch: images a process and step.
             seed: of the run; the permutations depend on it and the epoch.
             rank: of this process, in 0..world_size-1.
             world_size: processes that share a step.
-            start: pictures that all processes together took from the stream before, however many they were.
+            start: images that all processes together took from the stream before, however many they were.
             batches: how many this process yields; None: go on for ever.
 
         Raises:
-            InputError: no pictures, or a batch below 1.
+            InputError: no images, or a batch below 1.
         """
         if count < 1:
-            raise InputError("data: need at least one picture; the data set has none. Check the folder and the split.")
+            raise InputError("data: need at least one image; the data set has none. Check the folder and the split.")
         if batch < 1:
-            raise InputError(f"batch: need at least 1 picture; got {batch}.")
+            raise InputError(f"batch: need at least 1 image; got {batch}.")
         assert 0 <= rank < world_size and start >= 0, f"rank {rank} of {world_size}, start {start}"
         self.count, self.batch, self.seed = count, batch, seed
         self.rank, self.world_size = rank, world_size
@@ -109,12 +109,12 @@ class BatchSampler:
 
 
 class OnceSampler:
-    """Every picture exactly once, in order: for evaluation."""
+    """Every image exactly once, in order: for evaluation."""
 
     def __init__(self, count: int, *, batch: int) -> None:
-        """Take `batch` of `count` pictures at a time, fewer in the last batch."""
+        """Take `batch` of `count` images at a time, fewer in the last batch."""
         if batch < 1:
-            raise InputError(f"batch: need at least 1 picture; got {batch}.")
+            raise InputError(f"batch: need at least 1 image; got {batch}.")
         self.count, self.batch = count, batch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -124,11 +124,11 @@ class OnceSampler:
         return -(-self.count // self.batch)
 
 
-# --------------------------------------------------------------------------------------------------------- the pictures
+# --------------------------------------------------------------------------------------------------------- the images
 
 
-class PictureSource(TorchDataset[Sample | BadSample]):
-    """(epoch, index) -> a decoded picture with the regions to train on, or the reason why there is none (Sec. 3.2)."""
+class ImageSource(TorchDataset[Sample | BadSample]):
+    """(epoch, index) -> a decoded image with the regions to train on, or the reason why there is none (Sec. 3.2)."""
 
     def __init__(
         self,
@@ -144,13 +144,13 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         """Remember what to draw.
 
         Args:
-            dataset: the pictures.
+            dataset: the images.
             regions: "grid": one random grid's patches; "boxes": the annotation's boxes as proposals.
             seed: with epoch and index it fixes the regions.
             limit: M, the most rows and columns of a grid.
             rule: "published" or "all" grids; see `ops.grid.grid_pairs`.
-            keep: at most so many regions a picture.
-            captions: draw one of each picture's captions too, after its regions, which it does not change.
+            keep: at most so many regions an image.
+            captions: draw one of each image's captions too, after its regions, which it does not change.
 
         Raises:
             InputError: unknown regions or rule, a number out of range, or boxes or captions asked of a data set without
@@ -163,7 +163,7 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         if captions and not dataset.captions:
             raise InputError(f"{dataset.name}: need captions; none were read. See foveate.data.captions.")
         if keep < 1:
-            raise InputError(f"keep: need at least 1 region a picture; got {keep}.")
+            raise InputError(f"keep: need at least 1 region an image; got {keep}.")
         grid_pairs(limit, rule)  # refuses what it cannot draw, before any worker starts
         self.dataset = note_boxless(dataset) if regions == "boxes" else dataset
         self.regions, self.seed = regions, seed
@@ -177,7 +177,7 @@ class PictureSource(TorchDataset[Sample | BadSample]):
         record = self.dataset.records[index]
         try:
             image = read_record(record)
-        except PictureError as error:
+        except ImageError as error:
             return BadSample(str(record.id), str(error))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, index))
         height, width = image.shape[1:]
@@ -198,7 +198,7 @@ class PictureSource(TorchDataset[Sample | BadSample]):
 
 
 class EvaluationSource(TorchDataset[Sample | BadSample]):
-    """index -> a decoded picture with its annotated segments, or the reason why there is none (Fig. 2 and 3)."""
+    """index -> a decoded image with its annotated segments, or the reason why there is none (Fig. 2 and 3)."""
 
     def __init__(self, dataset: Dataset, *, masks: bool = True) -> None:
         """Remember the data set.
@@ -227,7 +227,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
             image = read_record(record)
             is_panoptic = self.masks and record.panoptic is not None
             segments = panoptic_segments(record, categories) if is_panoptic else self._objects(record)
-        except PictureError as error:
+        except ImageError as error:
             return BadSample(str(record.id), str(error))
         return Sample(str(record.id), image, segments.boxes, segments)
 
@@ -245,7 +245,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 
 
 class SemanticSource(TorchDataset[Sample | BadSample]):
-    """A decoded picture with the class of each pixel, for training and for evaluation."""
+    """A decoded image with the class of each pixel, for training and for evaluation."""
 
     def __init__(self, data: SemanticData) -> None:
         self.data, self.dataset = data, data.dataset
@@ -254,11 +254,11 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
         return len(self.dataset.records)
 
     def __getitem__(self, place: int | tuple[int, int]) -> Sample | BadSample:
-        """Read the picture of an index, or of an (epoch, index): the same in every epoch."""
+        """Read the image of an index, or of an (epoch, index): the same in every epoch."""
         record = self.dataset.records[place if isinstance(place, int) else place[1]]
         try:
             image, label_map = read_both(record, self.data)
-        except PictureError as error:
+        except ImageError as error:
             return BadSample(str(record.id), str(error))
         return Sample(str(record.id), image, torch.zeros(0, 4), label_map=label_map)
 
@@ -268,7 +268,7 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch on its way from a worker: all pictures in one tensor and all boxes in another.
+    """A batch on its way from a worker: all images in one tensor and all boxes in another.
 
     A tensor that travels costs a shared file and an open descriptor each, of which a process may have 1,024: 8 workers
     with two batches of 32 would need more.
@@ -276,30 +276,28 @@ class Packed:
 
     ids: list[str]
     shapes: list[tuple[int, int]]  # (height, width) [pixels]
-    counts: list[int]  # boxes of each picture
-    pictures: UInt8[Tensor, " bytes"]
+    counts: list[int]  # boxes of each image
+    images: UInt8[Tensor, " bytes"]
     boxes: Float[Tensor, "R 4"]
     segments: list[Segments | None]
     captions: list[str | None]
-    classes: Int16[Tensor, " pixels"] | None  # of semantic data, picture by picture
+    classes: Int16[Tensor, " pixels"] | None  # of semantic data, image by image
     boxless: list[bool]
     bad: list[BadSample]
 
     def pin_memory(self) -> "Packed":
-        """The same batch with its pictures and boxes in page-locked memory; what a DataLoader calls."""
-        return replace(self, pictures=self.pictures.pin_memory(), boxes=self.boxes.pin_memory())
+        """The same batch with its images and boxes in page-locked memory; what a DataLoader calls."""
+        return replace(self, images=self.images.pin_memory(), boxes=self.boxes.pin_memory())
 
     def unpack(self) -> Batch:
-        """The batch; its pictures and boxes are views."""
-        pictures = self.pictures.split([3 * height * width for height, width in self.shapes])
+        """The batch; its images and boxes are views."""
+        images = self.images.split([3 * height * width for height, width in self.shapes])
         boxes = self.boxes.split(self.counts)
         maps: list[LabelMap | None] = [None] * len(self.ids)
         if self.classes is not None:
             classes = self.classes.long().split([height * width for height, width in self.shapes])
             maps = [LabelMap(flat.view(shape)) for flat, shape in zip(classes, self.shapes, strict=True)]
-        parts = zip(
-            self.ids, self.shapes, pictures, boxes, self.segments, self.captions, maps, self.boxless, strict=True
-        )
+        parts = zip(self.ids, self.shapes, images, boxes, self.segments, self.captions, maps, self.boxless, strict=True)
         samples = [Sample(key, flat.view(3, *shape), *rest) for key, shape, flat, *rest in parts]
         return Batch(samples, self.bad)
 
@@ -313,7 +311,7 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
         ids=[sample.id for sample in good],
         shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in good],
         counts=[len(sample.boxes) for sample in good],
-        pictures=torch.cat([torch.empty(0, dtype=torch.uint8), *(sample.image.flatten() for sample in good)]),
+        images=torch.cat([torch.empty(0, dtype=torch.uint8), *(sample.image.flatten() for sample in good)]),
         boxes=torch.cat([torch.empty(0, 4), *(sample.boxes for sample in good)]),
         segments=[sample.segments for sample in good],
         captions=[sample.caption for sample in good],
@@ -325,7 +323,7 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
 
 @dataclass
 class BatchLoader:
-    """Iterates over batches, and stops where the pictures, or too many of them, cannot be used."""
+    """Iterates over batches, and stops where the images, or too many of them, cannot be used."""
 
     loader: DataLoader[Packed]
     strict: bool
@@ -337,11 +335,11 @@ class BatchLoader:
             batch = packed.unpack()
             if batch.bad and self.strict:
                 first = batch.bad[0]
-                raise InputError(f"picture {first.id}: {first.reason} (strict: the first bad picture ends the run)")
+                raise InputError(f"image {first.id}: {first.reason} (strict: the first bad image ends the run)")
             seen, bad = seen + len(batch.samples) + len(batch.bad), bad + len(batch.bad)
             if bad > FEW_BAD and bad > BAD_SHARE * seen:
                 raise InputError(
-                    f"{self.name}: need pictures that can be read; {bad} of the first {seen} cannot. "
+                    f"{self.name}: need images that can be read; {bad} of the first {seen} cannot. "
                     f"The last, {batch.bad[-1].id}: {batch.bad[-1].reason}"
                 )
             yield batch
@@ -353,14 +351,14 @@ class BatchLoader:
 def leave_signals_to_the_parent(worker: int) -> None:
     """Make a decoding process deaf to SIGTERM and SIGINT, which Ctrl-C and torchrun send to the whole process group.
 
-    The training process must still get its pictures to finish its step, save and leave. Workers end when it does.
+    The training process must still get its images to finish its step, save and leave. Workers end when it does.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(
-    source: PictureSource | EvaluationSource | SemanticSource,
+    source: ImageSource | EvaluationSource | SemanticSource,
     sampler: Iterable[list[Any]],
     *,
     workers: int,
@@ -373,9 +371,9 @@ def make_loader(
         source: what an index means.
         sampler: lists of the source's indices, one list a step: a `BatchSampler` or a `OnceSampler`.
         workers: processes that decode; 0 = this one.
-        strict: raise InputError on the first picture that cannot be used. Otherwise it is in `Batch.bad`, and only more
-            than half of the pictures seen (and more than 16) being bad is an error.
-        pin: hand the pictures over in page-locked memory, from which a GPU copies while it computes.
+        strict: raise InputError on the first image that cannot be used. Otherwise it is in `Batch.bad`, and only more
+            than half of the images seen (and more than 16) being bad is an error.
+        pin: hand the images over in page-locked memory, from which a GPU copies while it computes.
 
     Raises:
         InputError: workers below 0.

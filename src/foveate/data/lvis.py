@@ -1,4 +1,4 @@
-"""LVIS v1 annotation files -> records: COCO's pictures with the boxes of 1,203 categories (Sec. 4.3).
+"""LVIS v1 annotation files -> records: COCO's images with the boxes of 1,203 categories (Sec. 4.3).
 
     {"images": [{"id", "coco_url", "height", "width"}, ...], "annotations": [{"id", "image_id", "category_id", "bbox"}],
      "categories": [{"id", "name", "synonyms", "frequency"}, ...]}
@@ -25,15 +25,15 @@ TRIED = 100  # images by which the place of all is found
 
 
 def read_lvis(json_path: Path | str, coco_root: Path | str, *, outlines: bool = False) -> Dataset:
-    """Read an LVIS v1 file: pictures with the boxes of things.
+    """Read an LVIS v1 file: images with the boxes of things.
 
     Args:
-        json_path: the annotation file; xywh boxes, pixels of the picture.
+        json_path: the annotation file; xywh boxes, pixels of the image.
         coco_root: the folder that holds `train2017/` and `val2017/`.
         outlines: read the masks too.
 
     Returns:
-        One record a picture, also those without a box; categories by id, with their synonyms and frequency.
+        One record an image, also those without a box; categories by id, with their synonyms and frequency.
 
     Raises:
         InputError: the file is not what it must be; names the file, the entry and the field.
@@ -80,7 +80,7 @@ def _any_file(root: Path, names: list[str]) -> bool:
 
 
 def _address(where: str, entry: dict[str, Any]) -> str:
-    url = field(where, entry, "coco_url", str, "the address of a COCO picture")
+    url = field(where, entry, "coco_url", str, "the address of a COCO image")
     parts = url.split("/")
     if len(parts) < 2 or not all(parts[-2:]):
         fail(where, "`coco_url` that ends in FOLDER/FILE, as .../train2017/000000391895.jpg", short(url))

@@ -30,10 +30,10 @@ class Parser:
 
 
 def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int) -> list[tuple[str, int]]:
-    """Count the nouns in the captions of many pictures.
+    """Count the nouns in the captions of many images.
 
     Args:
-        captions: of each picture.
+        captions: of each image.
         min_count: leave out nouns with fewer occurrences.
 
     Returns:

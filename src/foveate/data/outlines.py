@@ -1,6 +1,6 @@
 """Masks of single objects as COCO writes them: polygons or run lengths -> compressed run lengths -> pixels.
 
-    [[x, y, x, y, ...], ...]                 polygons, pixels of the picture
+    [[x, y, x, y, ...], ...]                 polygons, pixels of the image
     {"size": [H, W], "counts": [n, n, ...]}  run lengths, column by column, background first (crowds)
     {"size": [H, W], "counts": "text"}       the same, compressed
 
@@ -24,8 +24,8 @@ coco: Any = mask  # its stubs do not know all that it takes
 
 NO_OUTLINE = "object has no mask"
 EMPTY = "mask has no pixel"
-FAR = "mask reaches far beyond its picture"
-BEYOND = 2  # times the picture's longest side that a polygon may lie outside
+FAR = "mask reaches far beyond its image"
+BEYOND = 2  # times the image's longest side that a polygon may lie outside
 
 
 def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | str:
@@ -34,11 +34,11 @@ def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | st
     Args:
         where: how messages call the annotation.
         value: see the module.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
 
     Raises:
-        InputError: it is of no such form, of another size than the picture, or its counts do not add up.
+        InputError: it is of no such form, of another size than the image, or its counts do not add up.
     """
     match value:
         case None | []:
@@ -52,7 +52,7 @@ def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | st
         case {"counts": counts}:
             fault = fault_of_rle(value, height=height, width=width)
             if fault is not None:
-                fail(where, "`segmentation` of the picture", fault)
+                fail(where, "`segmentation` of the image", fault)
             encoded = value if isinstance(counts, str) else coco.frPyObjects(value, height, width)
         case _:
             fail(where, "`segmentation`, polygons or run lengths", short(value))
@@ -66,8 +66,8 @@ def decode_outlines(outlines: tuple[bytes, ...], *, height: int, width: int) -> 
 
     Args:
         outlines: of `outline_of`.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
     """
     if not outlines:
         return torch.zeros(0, height, width, dtype=torch.bool)

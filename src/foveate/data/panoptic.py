@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
-from foveate.data.pictures import PictureError, read_picture
+from foveate.data.images import ImageError, read_image
 from foveate.data.records import Record
 from foveate.types import Category, PanopticMap, SegmentInfo, Segments
 
@@ -20,7 +20,7 @@ MAX_MASK_BYTES = 4_000_000_000  # one byte a pixel and segment
 
 
 def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segments:
-    """Decode the masks of a picture's segments.
+    """Decode the masks of an image's segments.
 
     Args:
         record: from `read_panoptic`.
@@ -31,15 +31,15 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
         pixel of the mask (without that pixel, as the published evaluation has it).
 
     Raises:
-        PictureError: the PNG is missing, damaged, of another size or kind, or lacks a segment the annotation lists.
+        ImageError: the PNG is missing, damaged, of another size or kind, or lacks a segment the annotation lists.
     """
     assert record.panoptic is not None and record.size is not None, f"{record.id}: not a record of a panoptic file"
     height, width = record.size
     count = len(record.segment_ids)
     if count * height * width > MAX_MASK_BYTES:
-        raise PictureError(
+        raise ImageError(
             f"{record.panoptic}: need at most {MAX_MASK_BYTES:,} bytes of masks; {count} segments of "
-            f"{height} x {width} pixels take more. Make the picture smaller or merge segments."
+            f"{height} x {width} pixels take more. Make the image smaller or merge segments."
         )
     colours = _colours_of(record)  # (H, W)
     ids = torch.tensor(record.segment_ids, dtype=torch.int32)  # (N,)
@@ -58,7 +58,7 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
 
 
 def read_panoptic_map(record: Record, categories: Sequence[Category]) -> PanopticMap:
-    """Decode a picture's segments as one map, as PQ and semantic segmentation need them (Tab. 5).
+    """Decode an image's segments as one map, as PQ and semantic segmentation need them (Tab. 5).
 
     Args:
         record: from `read_panoptic`.
@@ -68,7 +68,7 @@ def read_panoptic_map(record: Record, categories: Sequence[Category]) -> Panopti
         The map, zero where no segment of the record is, and the segments in the record's order.
 
     Raises:
-        PictureError: as `panoptic_segments`.
+        ImageError: as `panoptic_segments`.
     """
     colours = _colours_of(record).long()  # (H, W)
     ids = torch.tensor(record.segment_ids, dtype=torch.int64)  # (N,)
@@ -96,24 +96,24 @@ def mask_extents(masks: Bool[Tensor, "N H W"]) -> tuple[Float[Tensor, "N 4"], Bo
 
 def _check_found(record: Record, missing: list[int]) -> None:
     if missing:
-        raise PictureError(
+        raise ImageError(
             f"{record.panoptic}: need pixels of every segment annotated for image {record.id}; there are none of "
             f"{len(missing)} of {len(record.segment_ids)} (the first id: {missing[0]}). Is this the PNG of another "
-            "picture or file?"
+            "image or file?"
         )
 
 
 def read_colours(path: Path, *, size: tuple[int, int] | None) -> Int32[Tensor, "H W"]:
-    """Decode a panoptic PNG to the ids of its segments; `read_picture` holds every bound and names every fault.
+    """Decode a panoptic PNG to the ids of its segments; `read_image` holds every bound and names every fault.
 
     Args:
         path: of the PNG.
         size: (height, width) [pixels] of its image.
 
     Raises:
-        PictureError: it is missing, damaged or of another size.
+        ImageError: it is missing, damaged or of another size.
     """
-    red, green, blue = read_picture(path, expected_size=size).int()  # (3, H, W)
+    red, green, blue = read_image(path, expected_size=size).int()  # (3, H, W)
     return red + 256 * green + 65536 * blue
 
 

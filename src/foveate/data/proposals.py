@@ -1,6 +1,6 @@
 """Writing region proposals: COCO's form, with a score a box and what they were learned from (Sec. 3.2; A.3).
 
-`boxes.py` reads them again and `provenance.py` judges what they say; pictures go by names in which nothing of this
+`boxes.py` reads them again and `provenance.py` judges what they say; images go by names in which nothing of this
 machine stands. Deliberately absent: making them (`foveate.heads.proposals`).
 """
 
@@ -26,7 +26,7 @@ def write_proposals(
 
     Args:
         path: of the file.
-        found: of each picture its record, the decoded sample, boxes (xyxy) and scores.
+        found: of each image its record, the decoded sample, boxes (xyxy) and scores.
         roots: of `file_name_of`.
         facts: the provenance.
 
@@ -53,12 +53,12 @@ def write_proposals(
 
 
 def file_name_of(record: Record, roots: Sequence[Path]) -> str:
-    """What a file of boxes calls a picture, so that `data.regions` finds it again.
+    """What a file of boxes calls an image, so that `data.regions` finds it again.
 
     Args:
-        record: a picture that is a file, or one in a tar shard, which goes by its id SHARD:KEY (every shard may have
+        record: an image that is a file, or one in a tar shard, which goes by its id SHARD:KEY (every shard may have
             the same keys).
-        roots: the name is relative to the first of these that holds the picture.
+        roots: the name is relative to the first of these that holds the image.
 
     Raises:
         InputError: none of them does, so that only a name of this machine would be left.
@@ -69,6 +69,6 @@ def file_name_of(record: Record, roots: Sequence[Path]) -> str:
         if record.path.is_relative_to(root):
             return record.path.relative_to(root).as_posix()
     raise InputError(
-        f"--pictures, --data: need pictures below {roots[-1]}, which their names are relative to; {record.path} is "
+        f"--images, --data: need images below {roots[-1]}, which their names are relative to; {record.path} is "
         "not. Name the folder that holds them."
     )

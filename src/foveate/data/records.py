@@ -1,4 +1,4 @@
-"""What every reader of data sets gives: the pictures of a split, where each lies, and what is annotated in it.
+"""What every reader of data sets gives: the images of a split, where each lies, and what is annotated in it.
 
 Deliberately absent: how any data set writes them (`coco.py`, `lvis.py`, `voc.py`, `objects365.py`, `folder.py`,
 `shards.py`) and which of them lies in a folder (`sources.py`).
@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from foveate.data.pictures import read_picture, stated_size
+from foveate.data.images import read_image, stated_size
 from foveate.types import Category
 
 Box = tuple[float, float, float, float]
@@ -21,26 +21,26 @@ Box = tuple[float, float, float, float]
 class Member:
     """A file within a tar shard, which is read where it lies and never extracted."""
 
-    key: str  # what its picture and its text are called before the first dot
+    key: str  # what its image and its text are called before the first dot
     offset: int  # [bytes] from the start of the shard to its content
     size: int  # [bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One picture of a data set and what is annotated in it; entry i of each tuple belongs to annotation i."""
+    """One image of a data set and what is annotated in it; entry i of each tuple belongs to annotation i."""
 
     id: int | str
     path: Path
     height: int | None = None  # [pixels]; None: not known before decoding (a folder without annotations)
     width: int | None = None
-    boxes: tuple[Box, ...] = ()  # xyxy, pixels of the picture, clipped to it
+    boxes: tuple[Box, ...] = ()  # xyxy, pixels of the image, clipped to it
     labels: tuple[int, ...] = ()  # place in the data set's categories; none for boxes that are only proposals
     crowd: tuple[bool, ...] = ()
     segment_ids: tuple[int, ...] = ()  # panoptic only: the colour R + 256 G + 65536 B in the PNG
     panoptic: Path | None = None  # the PNG that holds the masks
     outlines: tuple[bytes, ...] = ()  # compressed run lengths, see `outlines.py`; only where they were asked for
-    member: Member | None = None  # where the picture lies in the file at `path`; None: it is the whole file
+    member: Member | None = None  # where the image lies in the file at `path`; None: it is the whole file
     semantic: Path | None = None  # the file with the class of each pixel, see `semantic.py`
 
     @property
@@ -62,7 +62,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of one split, in the file's order; the categories by id; what was left out, by reason."""
+    """The images of one split, in the file's order; the categories by id; what was left out, by reason."""
 
     name: str
     categories: tuple[Category, ...]
@@ -81,17 +81,17 @@ class Dataset:
 
 
 def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:
-    """Decode a record's picture, within the bounds of `read_picture`, wherever it lies.
+    """Decode a record's image, within the bounds of `read_image`, wherever it lies.
 
     Its size is the annotated one, or else that of its map of classes: EXIF rotation is applied where they then agree.
 
     Raises:
-        PictureError: there is no such picture, or it cannot be used or is not of that size.
+        ImageError: there is no such image, or it cannot be used or is not of that size.
     """
     if record.member is None:
         size = record.size
         if size is None and record.semantic is not None:
             size = stated_size(record.semantic)
-        return read_picture(record.path, expected_size=size)
+        return read_image(record.path, expected_size=size)
     part = (record.member.offset, record.member.size)
-    return read_picture(record.path, expected_size=record.size, part=part, name=f"{record.path}:{record.member.key}")
+    return read_image(record.path, expected_size=record.size, part=part, name=f"{record.path}:{record.member.key}")

@@ -1,7 +1,7 @@
-"""What is distilled in a picture: the boxes of its annotations, of proposals, or one's own (Sec. 3.2; Tab. 2).
+"""What is distilled in an image: the boxes of its annotations, of proposals, or one's own (Sec. 3.2; Tab. 2).
 
-The forms of a file of boxes are `boxes.py`'s. Boxes that no picture can use are left out and counted, as are those of
-pictures that are not in the data. The random grids, which need no file, are `ops.grid`'s.
+The forms of a file of boxes are `boxes.py`'s. Boxes that no image can use are left out and counted, as are those of
+images that are not in the data. The random grids, which need no file, are `ops.grid`'s.
 Deliberately absent: scores (the published rule draws at random from all), and what the proposals were trained on, which
 `provenance.py` judges.
 """
@@ -22,24 +22,24 @@ from foveate.data.strict import OUTSIDE, TINY, clip_box, drop
 from foveate.errors import InputError
 
 Name = TypeVar("Name", bound=str | int)
-SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the picture squared]
-ELSEWHERE = "picture of the boxes file is not in the data"
+SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the image squared]
+ELSEWHERE = "image of the boxes file is not in the data"
 
 
 def sample_proposals(
     record: Record, *, height: int, width: int, keep: int, generator: torch.Generator
 ) -> Float[Tensor, "N 4"]:
-    """Draw a picture's boxes as regions: shuffle, take the first `keep`, leave out those of extreme size.
+    """Draw an image's boxes as regions: shuffle, take the first `keep`, leave out those of extreme size.
 
     Args:
-        record: its boxes, clipped already where the file of boxes stated the picture's size.
-        height: of the decoded picture [pixels].
-        width: of the decoded picture [pixels].
+        record: its boxes, clipped already where the file of boxes stated the image's size.
+        height: of the decoded image [pixels].
+        width: of the decoded image [pixels].
         keep: at most so many.
-        generator: of this picture and epoch.
+        generator: of this image and epoch.
 
     Returns:
-        xyxy, pixels of the picture, areas in [8^2, 1024^2]; N may be 0, see `corner_box`.
+        xyxy, pixels of the image, areas in [8^2, 1024^2]; N may be 0, see `corner_box`.
     """
     boxes = torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4)  # (N, 4)
     boxes = boxes[torch.randperm(len(boxes), generator=generator)[:keep]]
@@ -60,35 +60,35 @@ def corner_box(*, height: int, width: int) -> Float[Tensor, "1 4"]:
 
 
 def with_boxes(dataset: Dataset, path: Path) -> Dataset:
-    """Give the pictures of a data set the boxes of a file, in place of any they have.
+    """Give the images of a data set the boxes of a file, in place of any they have.
 
     Args:
-        dataset: of any kind. A picture goes by its id, by its path below the data's folder or the end of that path,
+        dataset: of any kind. An image goes by its id, by its path below the data's folder or the end of that path,
             by its name without suffix, and, in a file of results, by the number that its name or id is.
         path: in any of the three forms.
 
     Returns:
-        The same pictures with the file's boxes, clipped where their size is known; what is left out is in `dropped`.
+        The same images with the file's boxes, clipped where their size is known; what is left out is in `dropped`.
 
     Raises:
-        InputError: the file is not one of these, is about none of the pictures, or states another size than the data.
+        InputError: the file is not one of these, is about none of the images, or states another size than the data.
     """
     found, dropped = parse_boxes(path), dict(dataset.dropped)
     matched = match_images(found, dataset.records, path, dropped, elsewhere=ELSEWHERE)
     taken = {
-        index: _boxed_record(dataset.records[index], found[name], f"{path}: picture {name!r}", dropped)
+        index: _boxed_record(dataset.records[index], found[name], f"{path}: image {name!r}", dropped)
         for index, name in matched.items()
     }
     if not taken:
         raise InputError(
-            f"--boxes {path}: need boxes of the data's pictures; none of its {len(found)} (such as "
+            f"--boxes {path}: need boxes of the data's images; none of its {len(found)} (such as "
             f"{next(iter(found))!r}) is among the {len(dataset.records)} (such as {str(dataset.records[0].id)!r}). "
             "Is it about another split or data set?"
         )
     if not any(record.boxes for record in taken.values()):
         raise InputError(
-            f"--boxes {path}: need boxes of at least 1 pixel inside their pictures; none is. They are in pixels of the "
-            "picture, not in parts of its sides: xyxy in {file name: ...}, xywh in COCO's form and in results."
+            f"--boxes {path}: need boxes of at least 1 pixel inside their images; none is. They are in pixels of the "
+            "image, not in parts of its sides: xyxy in {file name: ...}, xywh in COCO's form and in results."
         )
     records = tuple(
         taken[place] if place in taken else replace(record, boxes=(), labels=(), crowd=())
@@ -98,25 +98,25 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
 
 
 def note_boxless(dataset: Dataset) -> Dataset:
-    """Note how many pictures have no usable box, so that the user is told what is distilled in them; where these are
+    """Note how many images have no usable box, so that the user is told what is distilled in them; where these are
     more than half, it is a warning with a way out."""
     none = [record for record in dataset.records if not any(map(_is_usable, record.boxes))]
     if not none:
         return dataset
     line = (
-        f"{len(none)} of {len(dataset.records)} pictures have no box of 8 x 8 to 1024 x 1024 pixels: "
+        f"{len(none)} of {len(dataset.records)} images have no box of 8 x 8 to 1024 x 1024 pixels: "
         f"their top left corner is distilled (a quarter of each side); the first: {none[0].id}"
     )
     if 2 * len(none) > len(dataset.records):
         line = (
-            f"WARNING   {line}. That is most of what is learned from: name boxes of all pictures with --boxes "
-            "(`foveate proposals` makes them), or in --data only the pictures that have some."
+            f"WARNING   {line}. That is most of what is learned from: name boxes of all images with --boxes "
+            "(`foveate proposals` makes them), or in --data only the images that have some."
         )
     return replace(dataset, notes=(*dataset.notes, line))
 
 
 def _is_usable(box: Box) -> bool:
-    """Whether `sample_proposals` keeps a box, as far as can be told before its picture is decoded."""
+    """Whether `sample_proposals` keeps a box, as far as can be told before its image is decoded."""
     width, height = box[2] - max(box[0], 0.0), box[3] - max(box[1], 0.0)
     return width >= 1 and height >= 1 and SMALLEST_AREA <= width * height <= LARGEST_AREA
 
@@ -142,7 +142,7 @@ def _boxed_record(record: Record, boxed: Boxed, where: str, dropped: dict[str, D
 
 
 def _without_size(box: Box) -> Box | str:
-    """What can be judged of a box before its picture is decoded; the rest is `sample_proposals`'."""
+    """What can be judged of a box before its image is decoded; the rest is `sample_proposals`'."""
     x1, y1, x2, y2 = max(box[0], 0.0), max(box[1], 0.0), box[2], box[3]
     if x2 <= 0 or y2 <= 0:
         return OUTSIDE
@@ -150,7 +150,7 @@ def _without_size(box: Box) -> Box | str:
 
 
 def places_of(records: Sequence[Record]) -> dict[str | int, int]:
-    """Every way to call a picture -> its place; what would call two pictures calls none."""
+    """Every way to call an image -> its place; what would call two images calls none."""
     places: dict[str | int, int] = {}
     counts: Counter[str | int] = Counter()
     exact: dict[str | int, int] = {}
@@ -187,18 +187,18 @@ def match_images(
     """
     places, matched = places_of(records), {}
     for name in names:
-        index, where = find_place(places, name), f"{path}: picture {name!r}"
+        index, where = find_place(places, name), f"{path}: image {name!r}"
         if index is None:
             drop(dropped, elsewhere, where)
         elif index in matched:
-            raise InputError(f"{where}: need every picture once; it is {records[index].id}, as another one is.")
+            raise InputError(f"{where}: need every image once; it is {records[index].id}, as another one is.")
         else:
             matched[index] = name
     return matched
 
 
 def find_place(places: dict[str | int, int], name: str | int) -> int | None:
-    """The picture that a file means: by its whole name, else by the name without suffix (shards' keys)."""
+    """The image that a file means: by its whole name, else by the name without suffix (shards' keys)."""
     if name in places or isinstance(name, int):
         return places.get(name)
     return places.get(name.rpartition(".")[0])

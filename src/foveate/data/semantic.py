@@ -1,4 +1,4 @@
-"""Semantic ground truth as it lies on disk: a picture beside a map of its pixels' classes.
+"""Semantic ground truth as it lies on disk: an image beside a map of its pixels' classes.
 
 What is common to the data sets of `stuff.py`, `ade.py`, `context.py` and `voc.py`: pairs of files, and a coding that
 says what each number in a map means. A number the coding does not know is an error, never a class and never ignored.
@@ -17,13 +17,13 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from foveate.data.images import ImageError, check_inside, check_size, list_images, read_image, read_values
 from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
-from foveate.data.pictures import PictureError, check_inside, check_size, list_pictures, read_picture, read_values
 from foveate.data.records import Dataset, Record, read_record
 from foveate.errors import InputError
 from foveate.io.files import written_whole
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 from foveate.types import LabelMap, PanopticMap
 
 NONE = -1  # the label of a pixel without a class
@@ -63,7 +63,7 @@ def is_prepared(maps: Path) -> bool:
 
 @dataclass(frozen=True)
 class SemanticData:
-    """The pictures of a split with a class for each pixel."""
+    """The images of a split with a class for each pixel."""
 
     dataset: Dataset  # its categories are the classes, in the order of the labels
     coding: Coding | None  # None: its records are panoptic ones
@@ -90,7 +90,7 @@ def read_truth(record: Record, data: SemanticData) -> LabelMap:
     """Read the classes of an image's pixels; of the image itself only the header, for its size, where it is there.
 
     Raises:
-        PictureError: a file is missing or damaged, the map is not of the picture's size, has other bits than the data
+        ImageError: a file is missing or damaged, the map is not of the image's size, has other bits than the data
             set's maps, or a number that means nothing there; names the file, the number and a pixel.
     """
     found = read_map(record, data)
@@ -101,10 +101,10 @@ def read_truth(record: Record, data: SemanticData) -> LabelMap:
 
 
 def read_map(record: Record, data: SemanticData) -> LabelMap:
-    """Read the classes of a picture's pixels without a look at the picture, which may be one that cannot be read.
+    """Read the classes of an image's pixels without a look at the image, which may be one that cannot be read.
 
     Raises:
-        PictureError: as `read_truth`, but for the picture's size.
+        ImageError: as `read_truth`, but for the image's size.
     """
     if data.coding is None:
         return flatten(read_panoptic_map(record, data.dataset.categories))
@@ -112,16 +112,16 @@ def read_map(record: Record, data: SemanticData) -> LabelMap:
 
 
 def read_both(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
-    """Read a picture and the classes of its pixels; EXIF rotation is applied where that makes the sizes equal.
+    """Read an image and the classes of its pixels; EXIF rotation is applied where that makes the sizes equal.
 
     Raises:
-        PictureError: as `read_truth`, or the picture cannot be used.
+        ImageError: as `read_truth`, or the image cannot be used.
     """
     if data.coding is None:
         return read_record(record), read_truth(record, data)
     found = _decode(record, data.coding)
     height, width = found.labels.shape
-    return read_picture(record.path, expected_size=(height, width)), found
+    return read_image(record.path, expected_size=(height, width)), found
 
 
 def flatten(panoptic: PanopticMap) -> LabelMap:
@@ -137,52 +137,52 @@ def flatten(panoptic: PanopticMap) -> LabelMap:
 def pair_files(
     name: str,
     *,
-    pictures: Path,
+    image_folder: Path,
     maps: Path,
     labels: Labels,
     coding: Coding,
     only: Sequence[str] | None = None,
-    images: bool = True,
+    with_images: bool = True,
 ) -> SemanticData:
-    """Put each picture of a folder beside its map, which has the same path in another folder.
+    """Put each image of a folder beside its map, which has the same path in another folder.
 
     Args:
         name: of the data set and split, for messages.
-        pictures: folder of the pictures, JPEG; those in folders below count too.
+        image_folder: folder of the images, JPEG; those in folders below count too.
         maps: folder of the maps, PNG or TIFF.
         labels: the classes.
         coding: what the maps' numbers mean.
-        only: paths without suffix of the pictures that count, in this order; None: all, sorted.
-        images: False: the pictures need not be there; each map that counts stands for one.
+        only: paths without suffix of the images that count, in this order; None: all, sorted.
+        with_images: False: the images need not be there; each map that counts stands for one.
 
     Returns:
-        One record a picture, its id the path without suffix; sizes are not known before decoding.
+        One record an image, its id the path without suffix; sizes are not known before decoding.
 
     Raises:
-        InputError: a folder is missing, a picture has no map, or `only` names a picture that is not there.
+        InputError: a folder is missing, an image has no map, or `only` names an image that is not there.
     """
-    for folder, what in ((pictures, "pictures"), (maps, "label maps")):
-        if not folder.is_dir() and (images or folder == maps):
+    for folder, what in ((image_folder, "images"), (maps, "label maps")):
+        if not folder.is_dir() and (with_images or folder == maps):
             raise InputError(f"{folder}: need the folder of the {what} of {name}; there is none. Check the path.")
     there = _list_maps(maps)
-    if images:
-        found = [path for path in list_pictures(pictures) if path.suffix.lower() == SUFFIX]
-        known = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in found}
+    if with_images:
+        found = [path for path in list_images(image_folder) if path.suffix.lower() == SUFFIX]
+        known = {path.relative_to(image_folder).with_suffix("").as_posix(): path for path in found}
     else:
-        known = {key: pictures / f"{key}{SUFFIX}" for key in sorted(there)}
+        known = {key: image_folder / f"{key}{SUFFIX}" for key in sorted(there)}
     wanted = list(known) if only is None else list(only)
-    for files, folder, what in ((known, pictures, "picture"), (there, maps, "label map")):
+    for files, folder, what in ((known, image_folder, "image"), (there, maps, "label map")):
         missing = [key for key in wanted if key not in files]
         if missing or not wanted:
             raise InputError(
-                f"{folder}: need a {what} for each of the {len(wanted)} pictures of {name}; {len(missing)} have none: "
+                f"{folder}: need a {what} for each of the {len(wanted)} images of {name}; {len(missing)} have none: "
                 f"{', '.join(missing[:TOLD])}{' ...' if len(missing) > TOLD else ''}. Is the download whole, and this "
                 "the folder of the same split?"
             )
     extra = len(there) - len(wanted) if only is None else 0
-    notes = (*labels.notes, *([f"{extra} label maps have no picture and are not read"] if extra else []))
+    notes = (*labels.notes, *([f"{extra} label maps have no image and are not read"] if extra else []))
     records = tuple(Record(key, known[key], semantic=there[key]) for key in wanted)
-    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding, has_images=images)
+    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding, has_images=with_images)
 
 
 def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:
@@ -238,7 +238,7 @@ def write_maps(
         How many maps were written.
     """
     written = 0
-    with picture_bar(show=progress is not None) as bar:
+    with image_bar(show=progress is not None) as bar:
         for source, target in bar.track(targets.items(), total=len(targets), description=progress or ""):
             check_inside(source, home)
             if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
@@ -268,7 +268,7 @@ def _decode(record: Record, coding: Coding) -> LabelMap:
     if len(wrong):
         row, column = wrong[0].tolist()
         count = len(set(coding.places.values()) - {NONE})
-        raise PictureError(
+        raise ImageError(
             f"{record.semantic}: need numbers of the data set's {count} classes, or of none; got "
             f"{int(values[row, column])} in row {row}, column {column}, {len(wrong)} such pixels in all. Is this the "
             "map of another data set, or one that was converted already?"
@@ -292,7 +292,7 @@ def _list_maps(folder: Path) -> dict[str, Path]:
 def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
     """Keep some classes, as learning from the base ones alone needs it; pixels of the others have none.
 
-    No map is read for that, and no picture is left out, also none without a pixel of these classes.
+    No map is read for that, and no image is left out, also none without a pixel of these classes.
 
     Args:
         data: any semantic data; of panoptic records the segments of the other classes go.

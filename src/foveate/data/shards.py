@@ -1,9 +1,9 @@
 """Tar shards in webdataset layout (KEY.jpg beside KEY.txt), read where they lie: nothing is unpacked, nothing executed.
 
-A shard is scanned once, headers only, into an index: where each key's picture and text begin. From then on a picture in
-a shard is a picture in a file (`Record.member`), so a training run draws its order, splits it over processes and
+A shard is scanned once, headers only, into an index: where each key's image and text begin. From then on an image in
+a shard is an image in a file (`Record.member`), so a training run draws its order, splits it over processes and
 resumes it exactly as over a folder. Members of other kinds are never opened, whatever they hold; a key is what a name
-has before the first dot of its last part, and its picture and text may lie anywhere in the shard.
+has before the first dot of its last part, and its image and text may lie anywhere in the shard.
 Deliberately absent: compressed shards (no seeking in them), shuffling buffers, and URLs (`fetch.py`).
 """
 
@@ -23,48 +23,48 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from foveate.data.pictures import SUFFIXES, read_picture
+from foveate.data.images import SUFFIXES, read_image
 from foveate.data.records import Dataset, Dropped, Member, Record
 from foveate.data.strict import DISTRUST, drop, escapes, fail
 from foveate.errors import InputError
 from foveate.io.files import write_whole
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 
 MAX_TEXT = 1_000_000  # bytes
 BLOCK = 512  # bytes; of a tar file
 RULE = 1  # of scanning; a kept index of another rule is not used
-NO_PICTURE = "key has no picture"
+NO_IMAGE = "key has no image"
 NO_FILE = "member is a link or a device"
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where the keys of one shard have their pictures and texts, in the order in which the keys appear first."""
+    """Where the keys of one shard have their images and texts, in the order in which the keys appear first."""
 
     keys: tuple[str, ...]
-    pictures: np.ndarray  # (K, 2) int64: first byte and bytes; -1 -1 where a key has none
+    images: np.ndarray  # (K, 2) int64: first byte and bytes; -1 -1 where a key has none
     texts: np.ndarray  # (K, 2), the same
-    links: int  # members with the name of a picture or a text that are no files
+    links: int  # members with the name of an image or a text that are no files
     first_link: str
 
 
 def read_shards(
     paths: Sequence[Path], *, name: str, cache: Path | None, labels: Sequence[str] = (), progress: bool = False
 ) -> Dataset:
-    """List the pictures of tar shards as records without annotations.
+    """List the images of tar shards as records without annotations.
 
     Args:
-        paths: the shards, in the order of their pictures.
+        paths: the shards, in the order of their images.
         name: of the data set.
         cache: folder where the indices are kept; None: every start scans again.
         labels: what messages call the shards; their file names when not given, their paths where two share one.
-        progress: show a bar while they are scanned; the first scan of a million pictures takes a minute.
+        progress: show a bar while they are scanned; the first scan of a million images takes a minute.
 
     Returns:
-        Records whose id is SHARD:KEY; keys without a picture, and links, are counted in `dropped`.
+        Records whose id is SHARD:KEY; keys without an image, and links, are counted in `dropped`.
 
     Raises:
-        InputError: no picture, or a shard that is not a whole tar file or contradicts itself; names shard and member.
+        InputError: no image, or a shard that is not a whole tar file or contradicts itself; names shard and member.
     """
     if not labels:
         labels = [path.name for path in paths]
@@ -72,11 +72,11 @@ def read_shards(
             labels = [str(path) for path in paths]
     dropped: dict[str, Dropped] = {}
     indices = []
-    with picture_bar(show=progress) as bar:
+    with image_bar(show=progress) as bar:
         for label, path in bar.track(list(zip(labels, paths, strict=True)), description=f"shards of {name}"):
             index = index_shard(path, cache=cache)
-            for place in np.flatnonzero(index.pictures[:, 1] < 0):
-                drop(dropped, NO_PICTURE, f"{label}:{index.keys[place]}")
+            for place in np.flatnonzero(index.images[:, 1] < 0):
+                drop(dropped, NO_IMAGE, f"{label}:{index.keys[place]}")
             if index.links:
                 more = Dropped(index.links, f"{label}:{index.first_link}")
                 dropped[NO_FILE] = dropped[NO_FILE] + more if NO_FILE in dropped else more
@@ -84,12 +84,12 @@ def read_shards(
     records = ShardRecords(tuple(zip(labels, paths, strict=True)), indices)
     if not len(records):
         kinds = " ".join(SUFFIXES)
-        raise InputError(f"{name}: need pictures ({kinds}) in the shards; the {len(paths)} hold none. Check the path.")
+        raise InputError(f"{name}: need images ({kinds}) in the shards; the {len(paths)} hold none. Check the path.")
     return Dataset(name, (), records, dropped)
 
 
 class ShardRecords(Sequence[Record]):
-    """The pictures of many shards, 36 bytes and its key for each; a `Record` is made, and a text read, when one is
+    """The images of many shards, 36 bytes and its key for each; a `Record` is made, and a text read, when one is
     asked for."""
 
     def __init__(self, shards: Sequence[tuple[str, Path]], indices: Sequence[Index]) -> None:
@@ -100,9 +100,9 @@ class ShardRecords(Sequence[Record]):
             indices: of the same shards.
         """
         self._shards = tuple(shards)
-        there = [index.pictures[:, 1] >= 0 for index in indices]
+        there = [index.images[:, 1] >= 0 for index in indices]
         self._numbers = np.repeat(np.arange(len(indices), dtype=np.int32), [int(one.sum()) for one in there])  # (N,)
-        parts = [index.pictures[one] for index, one in zip(indices, there, strict=True)]
+        parts = [index.images[one] for index, one in zip(indices, there, strict=True)]
         self._parts = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)  # (N, 2)
         texts = [index.texts[one] for index, one in zip(indices, there, strict=True)]
         self._texts = np.concatenate(texts) if texts else np.empty((0, 2), np.int64)  # (N, 2)
@@ -134,12 +134,12 @@ class ShardRecords(Sequence[Record]):
         return Record(f"{label}:{key}", path, member=Member(key, offset, size))
 
     def texts(self) -> "ShardTexts":
-        """The texts beside the pictures, in the same order."""
+        """The texts beside the images, in the same order."""
         return ShardTexts(self, [path for _, path in self._shards], self._numbers, self._texts)
 
 
 class ShardTexts(Sequence[tuple[str, ...]]):
-    """The text beside each picture of many shards, KEY.txt of KEY.jpg, read when it is asked for; () where a picture
+    """The text beside each image of many shards, KEY.txt of KEY.jpg, read when it is asked for; () where an image
     has none."""
 
     def __init__(
@@ -148,7 +148,7 @@ class ShardTexts(Sequence[tuple[str, ...]]):
         """Remember where the texts are.
 
         Args:
-            records: their pictures, for messages.
+            records: their images, for messages.
             shards: the shards' files.
             numbers: (N,) in which of them each text is.
             parts: (N, 2) its first byte there, and its bytes; -1 -1 where there is none.
@@ -159,7 +159,7 @@ class ShardTexts(Sequence[tuple[str, ...]]):
         return len(self._parts)
 
     def has_text(self) -> np.ndarray:
-        """Whether each picture has a text of at least one byte, (N,); none is read."""
+        """Whether each image has a text of at least one byte, (N,); none is read."""
         return self._parts[:, 1] > 0
 
     @overload
@@ -188,7 +188,7 @@ def index_shard(path: Path, *, cache: Path | None = None) -> Index:
             are the same. None: scan.
 
     Raises:
-        InputError: not a whole tar file, a key with two pictures or two texts, or a name that leads elsewhere.
+        InputError: not a whole tar file, a key with two images or two texts, or a name that leads elsewhere.
     """
     if cache is None:
         return _scan(path)
@@ -216,7 +216,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _scan(path: Path) -> Index:
-    places: tuple[dict[str, tuple[int, int]], ...] = ({}, {})  # pictures, texts
+    places: tuple[dict[str, tuple[int, int]], ...] = ({}, {})  # images, texts
     keys: dict[str, None] = {}
     links: list[str] = []
     try:
@@ -234,7 +234,7 @@ def _scan(path: Path) -> Index:
                     continue
                 found = places[kind == "txt"]
                 if key in found:
-                    fail(where, "one picture and one text a key", "a second one", "Give each its own key.")
+                    fail(where, "one image and one text a key", "a second one", "Give each its own key.")
                 found[key] = (member.offset_data, member.size)
                 keys[key] = None
             file.seek(tar.offset)
@@ -246,10 +246,10 @@ def _scan(path: Path) -> Index:
         raise InputError(
             f"{path}: need a whole tar file, not compressed; {type(error).__name__}: {error}. Fetch or write it again."
         ) from error
-    pictures, texts = (
+    images, texts = (
         np.array([found.get(key, (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2) for found in places
     )
-    return Index(tuple(keys), pictures, texts, len(links), links[0] if links else "")
+    return Index(tuple(keys), images, texts, len(links), links[0] if links else "")
 
 
 def _read_kept(path: Path, facts: str) -> Index | None:
@@ -259,11 +259,11 @@ def _read_kept(path: Path, facts: str) -> Index | None:
             if str(kept["facts"]) != facts:
                 return None
             keys = tuple(json.loads(bytes(kept["keys"])))
-            index = Index(keys, kept["pictures"], kept["texts"], int(kept["links"]), str(kept["first_link"]))
+            index = Index(keys, kept["images"], kept["texts"], int(kept["links"]), str(kept["first_link"]))
     except Exception:  # not there, or damaged in any way: a scan is always possible
         return None
     shape = (len(keys), 2)
-    return index if index.pictures.shape == shape == index.texts.shape else None
+    return index if index.images.shape == shape == index.texts.shape else None
 
 
 def _keep(path: Path, index: Index, facts: str) -> None:
@@ -271,7 +271,7 @@ def _keep(path: Path, index: Index, facts: str) -> None:
     buffer = io.BytesIO()
     keys = np.frombuffer(json.dumps(index.keys).encode(), dtype=np.uint8)
     np.savez(
-        buffer, facts=facts, keys=keys, pictures=index.pictures, texts=index.texts,
+        buffer, facts=facts, keys=keys, images=index.images, texts=index.texts,
         links=index.links, first_link=index.first_link,
     )  # fmt: skip
     with suppress(OSError):
@@ -282,14 +282,14 @@ def _keep(path: Path, index: Index, facts: str) -> None:
 
 
 def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], list[str]]:
-    """Read all picture-caption pairs of a folder of shards into memory (small sets of small pictures).
+    """Read all image-caption pairs of a folder of shards into memory (small sets of small images).
 
     Args:
         folder: holds *.tar.
-        side: the pictures' height and width, pixels; pictures of another size are resized.
+        side: the images' height and width, pixels; images of another size are resized.
 
     Returns:
-        The pictures, and the caption of each, in the order of the sorted shards.
+        The images, and the caption of each, in the order of the sorted shards.
 
     Raises:
         InputError: no shard, no pair, one that is not complete, or one that cannot be read; names shard and key.
@@ -300,26 +300,26 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
             f"{folder}: need a folder with *.tar shards of KEY.jpg + KEY.txt; found none. "
             "Make some: foveate world DIR --pairs 60000"
         )
-    pictures, captions = [], []
+    images, captions = [], []
     for shard in shards:
         index = index_shard(shard)
-        for key, picture, text in zip(index.keys, index.pictures.tolist(), index.texts.tolist(), strict=True):
-            if picture[1] < 0 or text[1] < 0:
-                missing = "picture" if picture[1] < 0 else "caption (.txt)"
-                raise InputError(f"{shard}: {key} has no {missing}. Each KEY needs a picture and a text.")
-            image = read_picture(shard, part=(picture[0], picture[1]), name=f"{shard}:{key}")
-            pictures.append(_resize(image, side))
+        for key, span, text in zip(index.keys, index.images.tolist(), index.texts.tolist(), strict=True):
+            if span[1] < 0 or text[1] < 0:
+                missing = "image" if span[1] < 0 else "caption (.txt)"
+                raise InputError(f"{shard}: {key} has no {missing}. Each KEY needs an image and a text.")
+            image = read_image(shard, part=(span[0], span[1]), name=f"{shard}:{key}")
+            images.append(_resize(image, side))
             captions.append(_read_text(shard, text[0], text[1], f"{shard}:{key}"))
-    if not pictures:
+    if not images:
         raise InputError(f"{folder}: need pairs of KEY.jpg + KEY.txt in its shards; the {len(shards)} hold none.")
-    return torch.stack(pictures), captions  # (B, 3, S, S)
+    return torch.stack(images), captions  # (B, 3, S, S)
 
 
 def _resize(image: Tensor, side: int) -> Tensor:
     if image.shape[1:] == (side, side):
         return image
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (3, S, S)
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, S, S)
 
 
 def _read_text(shard: Path, first: int, size: int, name: str) -> str:

@@ -5,7 +5,7 @@
     [VOCdevkit/]VOC2012/{JPEGImages,ImageSets/Main}       Pascal VOC                          `voc.py`
     [annotations/]zhiyuan_objv2_SPLIT.json                Objects365                          `objects365.py`
     *.tar, "shards-{000..331}.tar", URLs                  tar shards in webdataset layout     `shards.py`
-    anything else                                         a folder of pictures                `folder.py`
+    anything else                                         a folder of images                `folder.py`
 
 Deliberately absent: reading any of them, and guessing between two.
 """
@@ -17,10 +17,10 @@ from typing import Any, Literal
 from foveate.data.coco import list_things, read_panoptic
 from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.folder import read_folder
-from foveate.data.layout import box_files, find_coco, find_pictures
+from foveate.data.images import SUFFIXES
+from foveate.data.layout import box_files, find_coco, find_images
 from foveate.data.lvis import file_categories, is_lvis, list_lvis, read_lvis
 from foveate.data.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
-from foveate.data.pictures import SUFFIXES
 from foveate.data.records import Dataset
 from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
@@ -47,13 +47,13 @@ def open_data(
 
     Args:
         path: a folder, a tar file, or a pattern of shards.
-        split: "train", "val" or "test" ("trainval" for VOC); folders of pictures and shards have none, there it is not
+        split: "train", "val" or "test" ("trainval" for VOC); folders of images and shards have none, there it is not
             looked at.
         annotations: what to read of annotated data; "outlines" are instances with their masks, of COCO and LVIS alone;
-            "panoptic" is COCO's alone; "none" lists the pictures of the split
+            "panoptic" is COCO's alone; "none" lists the images of the split
             (ids are their names in the split's folder), whatever the annotations are.
         annotation_file: read this file instead of the one that lies in the standard place; its content says whether it
-            is COCO's, LVIS's or Objects365's, and it says which pictures there are.
+            is COCO's, LVIS's or Objects365's, and it says which images there are.
         shard_cache: where fetched shards are kept; $FOVEATE_CACHE/shards when not given.
         progress: show a bar while shards are fetched and scanned.
 
@@ -66,9 +66,9 @@ def open_data(
     path = Path(path)
     if annotation_file is not None or annotations == "panoptic":
         if shards:
-            raise InputError(f"{path}: need a folder of annotated pictures; these are tar shards, which have no boxes.")
+            raise InputError(f"{path}: need a folder of annotated images; these are tar shards, which have no boxes.")
         if annotation_file is None:
-            return _open_coco_panoptic(path, split, images=True)
+            return _open_coco_panoptic(path, split, with_images=True)
         return _open_annotated(path, annotation_file, split, outlines=annotations == "outlines")
     if shards:
         name = path.name if path.is_dir() else str(path)
@@ -81,7 +81,7 @@ def open_data(
         )
     match kinds:
         case ["COCO"] if annotations == "none":
-            return read_folder(find_pictures(path, split))
+            return read_folder(find_images(path, split))
         case ["COCO"]:
             return _open_coco(path, split, outlines=annotations == "outlines")
         case [other] if annotations == "outlines":
@@ -96,7 +96,7 @@ def open_data(
 
 
 def open_annotations(root: Path | None, *, split: str, annotation_file: Path | None = None) -> Dataset:
-    """Read what is annotated without the pictures, which need not be there: what files of results are scored against.
+    """Read what is annotated without the images, which need not be there: what files of results are scored against.
 
     Args:
         root: a COCO, LVIS, VOC or Objects365 root; not looked at where there is an annotation file.
@@ -110,17 +110,17 @@ def open_annotations(root: Path | None, *, split: str, annotation_file: Path | N
         return _read_annotations(annotation_file)
     if root is None:
         raise InputError("data: need annotations to score against; got none. Name an annotation file, or a root.")
-    years = find_voc(root, images=False)
+    years = find_voc(root, with_images=False)
     names = box_files(root, split)
     found = [*years, *(file for file in names if file.is_file()), *find_objects365(root, split)[:1]]
     if len(found) != 1:
         wanted = ", ".join(map(str, [*names, root / "VOCdevkit/VOC2007"]))
         got = " and ".join(map(str, found)) or "none"
         raise InputError(f"{root}: need one of {wanted} or Objects365's file; got {got}. Name the annotation file.")
-    return read_voc(years[0], split=split, images=False) if years else _read_annotations(found[0])
+    return read_voc(years[0], split=split, with_images=False) if years else _read_annotations(found[0])
 
 
-def open_panoptic(root: Path, split: str, *, images: bool = True) -> Dataset:
+def open_panoptic(root: Path, split: str, *, with_images: bool = True) -> Dataset:
     """The images of a root with panoptic annotations, COCO's layout or ADE20K's; the images may be absent.
 
     Raises:
@@ -128,21 +128,21 @@ def open_panoptic(root: Path, split: str, *, images: bool = True) -> Dataset:
     """
     file = root / f"{ADE_PANOPTIC}.json"
     if not file.is_file():
-        return _open_coco_panoptic(root, split, images=images)
+        return _open_coco_panoptic(root, split, with_images=with_images)
     if split != "val":
         raise InputError(f"--split: must be val for ADE20K; got {split}.")
-    dataset = read_panoptic(file, root / "images" / "validation" if images else None, root / ADE_PANOPTIC)
+    dataset = read_panoptic(file, root / "images" / "validation" if with_images else None, root / ADE_PANOPTIC)
     return replace(dataset, categories=tuple(_separate_synonyms(category) for category in dataset.categories))
 
 
-def _open_coco_panoptic(root: Path, split: str, *, images: bool) -> Dataset:
+def _open_coco_panoptic(root: Path, split: str, *, with_images: bool) -> Dataset:
     """Read the panoptic annotations of COCO's layout."""
     pngs = root / "annotations" / f"panoptic_{split}2017"
     file = pngs.with_suffix(".json")
     if not (file.is_file() and pngs.is_dir()):
         raise InputError(f"{root}: need panoptic annotations of split {split}: {file} and the folder {pngs}; not both "
                          "are there. Check the path and the split.")  # fmt: skip
-    return read_panoptic(file, find_pictures(root, split) if images else None, pngs)
+    return read_panoptic(file, find_images(root, split) if with_images else None, pngs)
 
 
 def _separate_synonyms(category: Category) -> Category:
@@ -158,7 +158,7 @@ def _read_annotations(file: Path) -> Dataset:
 
 
 def _any_name(where: str, entry: dict[str, Any]) -> str:
-    """What a picture is called where nobody opens it."""
+    """What an image is called where nobody opens it."""
     return str(entry.get("file_name") or entry.get("coco_url") or short(entry.get("id")))
 
 
@@ -171,7 +171,7 @@ def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> lis
         return [path]
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
     if shards and any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):
-        raise InputError(f"{path}: holds tar shards and pictures side by side. Put either into a folder of its own.")
+        raise InputError(f"{path}: holds tar shards and images side by side. Put either into a folder of its own.")
     return shards
 
 
@@ -197,12 +197,12 @@ def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
         return read_lvis(lvis, root, outlines=outlines)
     files = find_coco(root, split)
     if files.instances is None:
-        raise InputError(f"{root}: need {instances}; it is not there. To use only the pictures, name {files.pictures}.")
+        raise InputError(f"{root}: need {instances}; it is not there. To use only the images, name {files.images}.")
     content = load(files.instances, kind="a COCO instances")
     if is_lvis(content):
         return list_lvis(files.instances, content, root, outlines=outlines)
     categories = list_categories(files.instances, content["categories"])
-    return list_things(files.instances, content, files.pictures, categories=categories, outlines=outlines)
+    return list_things(files.instances, content, files.images, categories=categories, outlines=outlines)
 
 
 def _open_annotated(root: Path, file: Path, split: str, *, outlines: bool) -> Dataset:
@@ -220,8 +220,8 @@ def _open_annotated(root: Path, file: Path, split: str, *, outlines: bool) -> Da
 
 
 def _folder_of(content: dict[str, Any], root: Path, split: str) -> Path:
-    """What the names of a COCO file are relative to: the folder named, or its pictures of the split."""
-    pictures = root / f"{split}2017"
+    """What the names of a COCO file are relative to: the folder named, or its images of the split."""
+    images = root / f"{split}2017"
     names = [one["file_name"] for one in content["images"][:100] if isinstance(one, dict) and "file_name" in one]
     there = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
-    return pictures if pictures.is_dir() and not there else root
+    return images if images.is_dir() and not there else root

@@ -5,7 +5,7 @@
     COCO's 80 categories                                      OV-COCO: 17 novel, 15 left out, the other 48 base
     classes of pixels (`split_semantic`)                      as a file says; stuff that it does not name is base
 
-Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Deliberately absent: which pictures a
+Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Deliberately absent: which images a
 split holds, and other splits of COCO (name them in a file).
 """
 
@@ -89,7 +89,7 @@ def split_semantic(dataset: Dataset, root: Path | str, *, file: Path | None = No
 
 
 def split_of_root(root: Path | str, *, split: str, annotations: Path | None = None) -> BaseNovel | None:
-    """The same of a root of which only the pictures were read.
+    """The same of a root of which only the images were read.
 
     `annotations/splits.json` comes first and is taken at its word: no annotation file is opened, which VOC does not
     have and COCO has hundreds of megabytes of. Without it, the one of the split is.
@@ -178,7 +178,7 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
         names: of the categories whose boxes count; of the others no box is kept.
 
     Returns:
-        The same pictures with two categories: "object", and "ignored" for crowds of these categories, which are neither
+        The same images with two categories: "object", and "ignored" for crowds of these categories, which are neither
         object nor background. Crowds of the others have no box either: a novel one must not shape the loss.
     """
     wanted = [category.name in names for category in dataset.categories]
@@ -202,7 +202,7 @@ def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
         names: of the categories whose boxes count; of the others no box is kept.
 
     Returns:
-        The same pictures and categories with one more, "crowd", the last: crowds of these categories, which are neither
+        The same images and categories with one more, "crowd", the last: crowds of these categories, which are neither
         object nor background.
     """
     wanted = [category.name in names for category in dataset.categories]
@@ -216,7 +216,7 @@ def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
 
 
 def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
-    """Leave out the pictures without an object, as detectors are trained on OV-COCO, and note how many these are.
+    """Leave out the images without an object, as detectors are trained on OV-COCO, and note how many these are.
 
     Args:
         dataset: of `as_objects`, or of `as_classes`.
@@ -226,7 +226,7 @@ def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
     without = len(dataset.records) - len(records)
     if not without:
         return dataset
-    note = f"{without} of {len(dataset.records)} pictures have no object of a base category and are not learned from"
+    note = f"{without} of {len(dataset.records)} images have no object of a base category and are not learned from"
     return replace(dataset, records=records, notes=(*dataset.notes, note))
 
 

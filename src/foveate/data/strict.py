@@ -14,20 +14,20 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
-from foveate.data.pictures import check_inside
+from foveate.data.images import check_inside
 from foveate.data.records import Box, Dropped
 from foveate.errors import InputError
 from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
-OUTSIDE = "box lies outside the picture"
-TINY = "box is under 1 pixel inside the picture"
+OUTSIDE = "box lies outside the image"
+TINY = "box is under 1 pixel inside the image"
 REPAIR = "Correct the file, or fetch it again."
 DISTRUST = "Correct the file; do not trust where it came from."
 
 
 class Listed(NamedTuple):
-    """A picture as an annotation file lists it: where it lies below the pictures' folder, and its size [pixels]."""
+    """An image as an annotation file lists it: where it lies below the images' folder, and its size [pixels]."""
 
     name: str
     height: int
@@ -184,18 +184,18 @@ def list_categories(path: Path, entries: list[Any], *, need_isthing: bool = Fals
 
 def file_name(where: str, entry: dict[str, Any]) -> str:
     """Where an entry's file lies, as COCO says it."""
-    return field(where, entry, "file_name", str, "the name of a picture file")
+    return field(where, entry, "file_name", str, "the name of an image file")
 
 
 def list_images(
     path: Path, entries: list[Any], *, name_of: Callable[[str, dict[str, Any]], str] = file_name
 ) -> dict[int | str, Listed]:
-    """Read the pictures of a file, by id, in its order.
+    """Read the images of a file, by id, in its order.
 
     Args:
         path: of the file.
         entries: its `images`.
-        name_of: (how messages call the entry, the entry) -> where its picture lies below the pictures' folder.
+        name_of: (how messages call the entry, the entry) -> where its image lies below the images' folder.
     """
     found = {}
     seen: set[int | str] = set()
@@ -217,7 +217,7 @@ def list_images(
 
 
 def box_of(where: str, value: Any, *, height: int, width: int) -> Box | str:
-    """Turn an annotation's xywh into xyxy clipped to the picture, or into the reason why it cannot be used."""
+    """Turn an annotation's xywh into xyxy clipped to the image, or into the reason why it cannot be used."""
     if not isinstance(value, list) or len(value) != 4:
         fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
     if not all(map(is_number, value)):
@@ -230,7 +230,7 @@ def box_of(where: str, value: Any, *, height: int, width: int) -> Box | str:
 
 
 def clip_box(box: Box, *, height: int, width: int) -> Box | str:
-    """Clip xyxy to the picture [pixels], or say why the box cannot be used."""
+    """Clip xyxy to the image [pixels], or say why the box cannot be used."""
     if not all(map(math.isfinite, box)):
         return NOT_FINITE
     if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
@@ -239,7 +239,7 @@ def clip_box(box: Box, *, height: int, width: int) -> Box | str:
     return TINY if x2 - x1 < 1 or y2 - y1 < 1 else (x1, y1, x2, y2)
 
 
-def picture_paths(json_path: Path, names: dict[int | str, str], folder: Path) -> dict[int | str, Path]:
+def image_paths(json_path: Path, names: dict[int | str, str], folder: Path) -> dict[int | str, Path]:
     """Join file names to their folder; none may leave it, by its text or through a link, and one must be there."""
     if not folder.is_dir():
         raise InputError(
@@ -254,7 +254,7 @@ def picture_paths(json_path: Path, names: dict[int | str, str], folder: Path) ->
                 DISTRUST,
             )
     paths = {key: folder / name for key, name in names.items()}
-    there: dict[Path, bool] = {}  # file -> whether it is a link; one pass over a folder, not one look-up a picture
+    there: dict[Path, bool] = {}  # file -> whether it is a link; one pass over a folder, not one look-up an image
     for parent in {path.parent for path in paths.values()}:
         if parent.is_dir():
             check_inside(parent, folder)

@@ -53,7 +53,7 @@ def read_stuff_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Lab
 
 
 def read_stuff(
-    root: Path | str, *, split: str, labels: Labels, maps: Path | None = None, images: bool = True
+    root: Path | str, *, split: str, labels: Labels, maps: Path | None = None, with_images: bool = True
 ) -> SemanticData:
     """Read one split of COCO-Stuff.
 
@@ -62,7 +62,7 @@ def read_stuff(
         split: "train" or "val".
         labels: of `read_stuff_labels`, or another list with the same ids.
         maps: folder with the maps' folders of both splits, where these lie elsewhere.
-        images: as for `pair_files`.
+        with_images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing, or the list is of other classes.
@@ -74,14 +74,14 @@ def read_stuff(
         raise InputError(f"labels: need COCO-Stuff's 171 classes by their ids; got {len(labels.ids)}.")
     year = f"{split}2017"
     places = [f"images/{year}", year]
-    pictures = first_folder(root, places, what="pictures of COCO-Stuff") if images else root / year
+    image_folder = first_folder(root, places, what="images of COCO-Stuff") if with_images else root / year
     homes = [f"{home}/{year}" for home in HOMES]
     folder = first_folder(root, homes, what="maps of COCO-Stuff") if maps is None else maps / year
     return pair_files(
         f"COCO-Stuff {split}",
-        pictures=pictures,
+        image_folder=image_folder,
         maps=folder,
         labels=labels,
         coding=coding_of([number - 1 for number in IDS], none=UNLABELLED, maps=folder),
-        images=images,
+        with_images=with_images,
     )

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from foveate.data.labels import Labels
 from foveate.data.records import Box, Dataset, Dropped, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
-from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, picture_paths, read_text, reason_of, short
+from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, image_paths, read_text, reason_of, short
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -34,17 +34,17 @@ BORDER = 255  # of an object in a map
 Background = Literal["none", "last", "first"]
 
 
-def read_voc(folder: Path | str, *, split: str, boxes: bool = True, images: bool = True) -> Dataset:
+def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images: bool = True) -> Dataset:
     """Read one year of Pascal VOC.
 
     Args:
         folder: of the year, such as VOCdevkit/VOC2012.
         split: "train", "val", "trainval" or "test".
-        boxes: False: list the pictures of the split and open no XML file.
-        images: False: the pictures need not be there, nothing of them is read.
+        boxes: False: list the images of the split and open no XML file.
+        with_images: False: the images need not be there, nothing of them is read.
 
     Returns:
-        One record a picture in the order of the split's list, its id the name without suffix; VOC's 20 categories.
+        One record an image in the order of the split's list, its id the name without suffix; VOC's 20 categories.
 
     Raises:
         InputError: a file is missing or not what it must be; names the file, the entry and the reason.
@@ -54,9 +54,9 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, images: bool
         raise InputError(f'split: must be {", ".join(SPLITS)} for Pascal VOC; got "{split}".')
     names = read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
     paths = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}
-    if images:
+    if with_images:
         listed = folder / "ImageSets" / "Main" / f"{split}.txt"
-        paths = picture_paths(listed, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
+        paths = image_paths(listed, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
     dropped: dict[str, Dropped] = {}
     records = [
@@ -75,7 +75,7 @@ def read_voc_maps(
     background: Background = "none",
     labels: Labels | None = None,
     maps: Path | str = "SegmentationClass",
-    images: bool = True,
+    with_images: bool = True,
 ) -> SemanticData:
     """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21).
 
@@ -86,10 +86,10 @@ def read_voc_maps(
             what Cat-Seg calls 20b) or the first ("first": 21 classes, as ODISE has them).
         labels: other words for the classes, ids 1 to 20 and 0 for the background; VOC's own names when not given.
         maps: folder of the maps within the year, such as one with more annotations, or a whole path.
-        images: as for `pair_files`.
+        with_images: as for `pair_files`.
 
     Raises:
-        InputError: a list, a picture or a map is missing, or the labels lack a class.
+        InputError: a list, an image or a map is missing, or the labels lack a class.
     """
     folder = Path(folder)
     order = [*range(1, 21)]
@@ -107,18 +107,18 @@ def read_voc_maps(
     places = {number: place for place, number in enumerate(order)} | {BORDER: NONE}
     return pair_files(
         f"{folder.resolve().name} {split}",
-        pictures=folder / "JPEGImages",
+        image_folder=folder / "JPEGImages",
         maps=folder / maps,
         labels=chosen,
         coding=Coding({0: NONE} | places, bits=8),
         only=read_list(folder / "ImageSets" / "Segmentation" / f"{split}.txt"),
-        images=images,
+        with_images=with_images,
     )
 
 
-def find_voc(root: Path, *, images: bool = True) -> list[Path]:
+def find_voc(root: Path, *, with_images: bool = True) -> list[Path]:
     """Find the years of Pascal VOC in a folder, with images or with annotations, and lists of them."""
-    return find_years(root, "JPEGImages" if images else "Annotations", "ImageSets/Main")
+    return find_years(root, "JPEGImages" if with_images else "Annotations", "ImageSets/Main")
 
 
 def find_years(root: Path, *needed: str) -> list[Path]:
@@ -139,7 +139,7 @@ def only_year(root: Path, years: list[Path]) -> Path:
 
 
 def read_list(path: Path) -> list[str]:
-    """Read the names of a split's pictures, one a line.
+    """Read the names of a split's images, one a line.
 
     Raises:
         InputError: no such file, a line that is no name, or one twice.
@@ -149,14 +149,14 @@ def read_list(path: Path) -> list[str]:
     seen: set[str] = set()
     for name in names:
         if escapes(name) or len(name.split()) > 1:
-            fail(f"{path}: entry {short(name)}", "the name of one picture inside JPEGImages", "another text", DISTRUST)
+            fail(f"{path}: entry {short(name)}", "the name of one image inside JPEGImages", "another text", DISTRUST)
         if name in seen:
-            fail(f"{path}: entry {short(name)}", "every picture once", "this one twice")
+            fail(f"{path}: entry {short(name)}", "every image once", "this one twice")
         seen.add(name)
     return names
 
 
-def _read_record(path: Path, name: str, picture: Path, dropped: dict[str, Dropped]) -> Record:
+def _read_record(path: Path, name: str, image: Path, dropped: dict[str, Dropped]) -> Record:
     root = _parse(path)
     height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
     if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # neither holds for what is not finite
@@ -176,7 +176,7 @@ def _read_record(path: Path, name: str, picture: Path, dropped: dict[str, Droppe
         else:
             found.append((box, NAMES.index(label), difficult == "1"))
     boxes, labels, crowd = zip(*found, strict=True) if found else ((), (), ())
-    return Record(name, picture, int(height), int(width), boxes, labels, crowd)
+    return Record(name, image, int(height), int(width), boxes, labels, crowd)
 
 
 def _parse(path: Path) -> ElementTree.Element:

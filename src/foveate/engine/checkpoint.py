@@ -8,7 +8,7 @@
 A checkpoint is written to `step_00000200.partial`, synced, renamed, and marked complete; without the mark it does not
 exist. Loading goes back to the newest one that is whole. Tensors are safetensors: nothing in a checkpoint can run.
 The newest few are kept, and the one whose facts have the lowest `held_out_loss`. Of several processes the first one's
-running statistics are saved: SyncBatchNorm's are the same in all; plain ones differ by their pictures, but nothing in
+running statistics are saved: SyncBatchNorm's are the same in all; plain ones differ by their images, but nothing in
 training depends on them, so that what is saved at the end has the same bits, resumed or not. Deliberately absent:
 random states (the loop derives them from seed, process and step) and sharded writing.
 """

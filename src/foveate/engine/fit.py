@@ -31,7 +31,7 @@ from foveate.errors import InputError
 from foveate.types import Batch
 
 RANDOM_RULE = (
-    "No random state is saved: order of the pictures from (seed, epoch), regions from (seed, epoch, picture), draws "
+    "No random state is saved: order of the images from (seed, epoch), regions from (seed, epoch, image), draws "
     "inside the objective from (seed, step, process)."
 )
 
@@ -42,10 +42,10 @@ class Outcome:
 
     step: int  # steps done
     stopped_by: signal.Signals | None = None  # the signal that ended it early
-    position: int = 0  # pictures of the stream that those steps took, over all processes
-    good: int = 0  # pictures that were trained on, each time they came, over all processes
+    position: int = 0  # images of the stream that those steps took, over all processes
+    good: int = 0  # images that were trained on, each time they came, over all processes
     skipped: int = 0  # steps that moved nothing, because their loss or gradient was not finite
-    bad: dict[str, str] = field(default_factory=dict)  # pictures that could not be used: id -> reason
+    bad: dict[str, str] = field(default_factory=dict)  # images that could not be used: id -> reason
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must hold of it; the inverse of `resumed`."""
@@ -108,11 +108,11 @@ def fit(
         facts: more that the checkpoints are to hold; small JSON.
 
     Returns:
-        The steps done, the signal that stopped the run if one did, and the pictures that could and could not be used.
+        The steps done, the signal that stopped the run if one did, and the images that could and could not be used.
 
     Raises:
         InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before,
-            which is saved. Or the loader refused its pictures, in this process or another; the steps before are saved.
+            which is saved. Or the loader refused its images, in this process or another; the steps before are saved.
         LostProcessError: another process is gone or silent.
     """
     outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
@@ -176,7 +176,7 @@ def fit(
             if items:
                 take_step(optimizer, lr=lr, weight_decay=weight_decay, partly=partly, nonfinite=nonfinite)
             optimizer.zero_grad(set_to_none=True)
-            before = replace(outcome)  # the pictures found bad since may be known early
+            before = replace(outcome)  # the images found bad since may be known early
             outcome.step, outcome.position = outcome.step + 1, outcome.position + good + bad
             outcome.bad.update({sample.id: sample.reason for batch in batches for sample in batch.bad})
 
@@ -215,7 +215,7 @@ def _communicating(wrapped: nn.Module, last: bool) -> Any:
 
 
 def _settle(given: Step | None, guard: Guard, outcome: Outcome, rescue: Callable[[], None]) -> None:
-    """Hear what came of a step, and count its pictures where it moved something; where it ends the run, save first."""
+    """Hear what came of a step, and count its images where it moved something; where it ends the run, save first."""
     if given is None:
         return
     try:
@@ -224,7 +224,7 @@ def _settle(given: Step | None, guard: Guard, outcome: Outcome, rescue: Callable
         rescue()
         raise
     if is_finite:
-        outcome.good += given.pictures
+        outcome.good += given.images
     else:
         outcome.skipped += 1
 
@@ -252,7 +252,7 @@ def _save(
     keep: int,
     processes: Processes,
 ) -> None:
-    """Write a checkpoint by the first process, the others waiting; all of them then know the same bad pictures."""
+    """Write a checkpoint by the first process, the others waiting; all of them then know the same bad images."""
     for others in processes.gather(outcome.bad):
         outcome.bad.update(others)
     facts = {**outcome.facts(), "random_rule": RANDOM_RULE, **facts}

@@ -27,9 +27,9 @@ class Step:
     """A step whose work the device was given; what came of it is not known yet."""
 
     number: int  # from 1
-    batches: list[list[str]]  # ids of the pictures of each of its batches, in this process
+    batches: list[list[str]]  # ids of the images of each of its batches, in this process
     lr: float
-    pictures: int  # good ones, over all processes
+    images: int  # good ones, over all processes
     items: int  # of all processes
     nonfinite: Float[Tensor, ""]  # 1 where the step must move nothing, else 0; on the device
     numbers: Float[Tensor, " K+2"]  # on the host once `ready`: each batch's own loss, the mean over all items, the norm
@@ -101,9 +101,7 @@ class Guard:
         if math.isfinite(mean) and math.isfinite(norm):
             self._in_a_row = 0
             loss = mean if step.items else None
-            self._log.step(
-                step.number, loss=loss, lr=step.lr, gradient_norm=norm, pictures=step.pictures, items=step.items
-            )
+            self._log.step(step.number, loss=loss, lr=step.lr, gradient_norm=norm, images=step.images, items=step.items)
             return True
         self._in_a_row += 1
         ids = self._guilty(step, own)
@@ -113,17 +111,17 @@ class Guard:
         return False
 
     def _guilty(self, step: Step, own: list[float]) -> list[str]:
-        """The pictures of the batches whose own loss went wrong, on any process; of all where only the gradient did."""
+        """The images of the batches whose own loss went wrong, on any process; of all where only the gradient did."""
         bad = [ids for loss, ids in zip(own, step.batches, strict=True) if not math.isfinite(loss)]
         everyone = self._processes.gather((bad, step.batches))
         found = [part for parts, _ in everyone for part in parts] or [part for _, parts in everyone for part in parts]
         return [name for part in found for name in part]
 
     def _write(self, number: int, *, mean: float, norm: float, ids: list[str]) -> None:
-        """Put the pictures where they can be looked up after the run: JSON has no word for NaN, so a string has it."""
+        """Put the images where they can be looked up after the run: JSON has no word for NaN, so a string has it."""
         if not self._processes.is_first:
             return
-        facts = {"step": number, "value": str(mean), "gradient_norm": str(norm), "pictures": ids}
+        facts = {"step": number, "value": str(mean), "gradient_norm": str(norm), "images": ids}
         self._log.event("nonfinite", facts)
         if self._record is not None:
             with self._record.open("a", encoding="utf-8") as file:
@@ -134,15 +132,15 @@ class Guard:
         where = "" if self._record is None else f" (also in {self._record})"
         message = (
             f"step {number}: the loss and its gradient must be finite; got loss {mean}, gradient norm {norm}, from the "
-            f"pictures {names}{where}. Stopped before the optimizer moved anything: the last checkpoint, if there "
+            f"images {names}{where}. Stopped before the optimizer moved anything: the last checkpoint, if there "
             "is one, is good. "
         )
         if self._stop:
             advice = "start again with a lower --lr, or leave such steps out with --nonfinite skip"
-            return f"{message}Look at these pictures and their boxes, {advice}."
+            return f"{message}Look at these images and their boxes, {advice}."
         return f"{message}It was the last of {self._in_a_row} such steps in a row; start again with a lower --lr."
 
 
 def ids_of(batches: Sequence[Batch]) -> list[list[str]]:
-    """The good pictures of each batch, by name."""
+    """The good images of each batch, by name."""
     return [[sample.id for sample in batch.samples] for batch in batches]

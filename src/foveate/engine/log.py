@@ -66,7 +66,7 @@ class Log:
         self._sinks = list(sinks) if speak else []
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._pictures, self._began, self._spoke = 0, time.monotonic(), float("-inf")
+        self._images, self._began, self._spoke = 0, time.monotonic(), float("-inf")
         self._mean: float | None = None
 
     def __enter__(self) -> "Log":
@@ -99,9 +99,7 @@ class Log:
         elif self._speak:
             print(message, file=sys.stderr, flush=True)
 
-    def step(
-        self, done: int, *, loss: float | None, lr: float, gradient_norm: float, pictures: int, items: int
-    ) -> None:
+    def step(self, done: int, *, loss: float | None, lr: float, gradient_norm: float, images: int, items: int) -> None:
         """Record one finished step, summed over all processes.
 
         Args:
@@ -109,20 +107,20 @@ class Log:
             loss: mean over the items of this step; None where it had none: its line then has no loss.
             lr: the learning rate that was used.
             gradient_norm: Euclidean norm of the gradient.
-            pictures: good pictures of this step.
+            images: good images of this step.
             items: what the loss is the mean over (regions, for CLIPSelf).
         """
-        self._pictures += pictures
+        self._images += images
         if loss is not None:
             self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
         if not self._speak:
             return
         due = done % self._every == 0 or done == self._steps
         if due:
-            rate = self._pictures / max(time.monotonic() - self._began, 1e-9)
+            rate = self._images / max(time.monotonic() - self._began, 1e-9)
             numbers = {} if loss is None else {"loss": loss}
             numbers = {**numbers, "lr": lr, "gradient_norm": gradient_norm, "items": items}
-            numbers["pictures_per_second"] = round(rate, 3)
+            numbers["images_per_second"] = round(rate, 3)
             self._write({"step": done, **numbers})
             self._tell_sinks(lambda sink: sink.record(done, numbers))
         if self._bar is not None:
@@ -157,9 +155,9 @@ class Log:
     def _status(self, done: int) -> str:
         elapsed = time.monotonic() - self._began
         left = elapsed / max(done - self._start, 1) * (self._steps - done)
-        rate = self._pictures / max(elapsed, 1e-9)
+        rate = self._images / max(elapsed, 1e-9)
         loss = "-" if self._mean is None else f"{self._mean:.4f}"
-        return f"loss {loss}  {rate:.1f} pictures/s  {clock(left)} left"
+        return f"loss {loss}  {rate:.1f} images/s  {clock(left)} left"
 
 
 def clock(seconds: float) -> str:

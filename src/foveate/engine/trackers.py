@@ -1,7 +1,7 @@
 """Where a run's numbers go beside metrics.jsonl: TensorBoard's event files, and W&B or trackio where one is asked for.
 
 Each is a `Sink` of `Log`, which goes on without one that fails. None of their packages is imported before a run starts.
-A resumed run goes on in the same curves, each step once. Deliberately absent: pictures, histograms, system statistics
+A resumed run goes on in the same curves, each step once. Deliberately absent: images, histograms, system statistics
 of our own, other trackers.
 """
 

@@ -55,7 +55,7 @@ def evaluate_agreement(
         loading: how images are read and batched.
 
     Returns:
-        {"cosine": mean over regions, "recall": R@1 in percent over regions, "regions", "pictures", "gallery": images
+        {"cosine": mean over regions, "recall": R@1 in percent over regions, "regions", "images", "gallery": images
         in a gallery, "crops": mean number of crops in a gallery, "size", "head", "seed", "bad": [{"id", "reason"}]}.
 
     Raises:
@@ -82,7 +82,7 @@ def evaluate_agreement(
         "cosine": (dense * crops).sum(dim=1).double().mean().item(),
         "recall": recall,
         "regions": len(crops),
-        "pictures": batches.count,
+        "images": batches.count,
         "gallery": min(gallery, batches.count),
         "crops": choices,
         "size": size,

@@ -41,7 +41,7 @@ def evaluate_detection(found: Iterable[tuple[str, Detections]], truth: GroundTru
         truth: of `foveate.evaluate.ground_truth.open_ground_truth`.
 
     Returns:
-        {"style", "rules": what was left out and why, "pictures", "pictures_without_result", "objects", "crowds",
+        {"style", "rules": what was left out and why, "images", "images_without_result", "objects", "crowds",
         "detections", "not_measured": detections of other classes or images, "beyond_cap": those that exceed the most
         detections that the style takes, "classes": {"measured", "with_objects"}, "boxes": R, "masks": R or None}.
         R = {"AP", "AP50", ..., "AR@100": percent or None, "groups": {name: {"classes", "AP", "AP50", "AP75"}},
@@ -61,8 +61,8 @@ def evaluate_detection(found: Iterable[tuple[str, Detections]], truth: GroundTru
     result: dict[str, Any] = {
         "style": style,
         "rules": _rules(truth),
-        "pictures": len(truth.images),
-        "pictures_without_result": {"count": len(without), "first": without[:MAX_LISTED]},  # their objects are missed
+        "images": len(truth.images),
+        "images_without_result": {"count": len(without), "first": without[:MAX_LISTED]},  # their objects are missed
         "objects": int(objects.sum()),
         "crowds": sum(item.crowd for item in truth.objects),
         "detections": len(rows),
@@ -129,7 +129,7 @@ def _rules(truth: GroundTruth) -> list[str]:
     """What was left out and why, for people."""
     rules = [*truth.rules, "the mean over classes leaves out those without an object"]
     if truth.style == "lvis":
-        rules.append(f"at most {LVIS_CAP} detections a picture; a class counts where it was looked for")
+        rules.append(f"at most {LVIS_CAP} detections an image; a class counts where it was looked for")
     if truth.style in VOC_RULES:
         rules.append(VOC_RULES[truth.style])
     return [*rules, MASK_SIZES] if truth.masks else rules

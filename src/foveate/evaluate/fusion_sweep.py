@@ -49,7 +49,7 @@ def sweep_fusion(
         loading: how images are read; a batch is one pass of the generator.
 
     Returns:
-        {"pictures", "bad", "masks": mean per image, "shares": [{"seen", "unseen", "all", "things", "stuff": {"PQ",
+        {"images", "bad", "masks": mean per image, "shares": [{"seen", "unseen", "all", "things", "stuff": {"PQ",
         "SQ", "RQ", "classes"}, "groups": {"seen", "unseen": likewise}, "per_class", "semantic": None or as of
         `evaluate.semantic`, "instances": None or as of `evaluate.detection` with "seen" and "unseen" in its groups,
         "segments": predicted}]}. Images that cannot be read are in no measure.
@@ -79,7 +79,7 @@ def sweep_fusion(
                 tally.add(truth, segmenter, segmenter.fuse(evidence, pair), key=sample.id)
     seen = asked.is_seen.tolist()
     return {
-        "pictures": batches.count,
+        "images": batches.count,
         "bad": batches.bad_listed(),
         "masks": masks / batches.count,
         "shares": [

@@ -116,7 +116,7 @@ def open_ground_truth(
     if split is not None and split.left_out:
         counting = sorted({item.image for item in objects})
         rules.append(
-            f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} pictures have no object, "
+            f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} images have no object, "
             "not even a crowd, of a base or novel category and are left out"
         )
     if missing:

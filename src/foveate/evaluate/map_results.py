@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from foveate.data.images import ImageError, read_values, stated_size
 from foveate.data.labels import compared
 from foveate.data.panoptic import read_colours
-from foveate.data.pictures import PictureError, read_values, stated_size
 from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
 from foveate.data.strict import DISTRUST, drop, escapes, fail, parse, short
@@ -245,14 +245,14 @@ def _match_segments(
     """Match what `foveate segment` wrote: maps by the names of their images, classes by their names."""
     content = parse(file, kind="a segments")
     classes = content.get("classes") if isinstance(content, dict) else None
-    pictures = content.get("pictures") if isinstance(content, dict) else None
-    if not isinstance(classes, list) or not isinstance(pictures, list) or not all(map(_is_names, classes)):
-        fail(str(file), "the lists `classes` and `pictures`, as `foveate segment` writes them", short(content))
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not isinstance(images, list) or not all(map(_is_names, classes)):
+        fail(str(file), "the lists `classes` and `images`, as `foveate segment` writes them", short(content))
     named: dict[str, Path] = {}
-    for number, entry in enumerate(pictures):
+    for number, entry in enumerate(images):
         key, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
         if not isinstance(key, str) or not isinstance(name, str):
-            fail(f"{file}: picture {number}", "`id` and `file_name`", short(entry))
+            fail(f"{file}: image {number}", "`id` and `file_name`", short(entry))
         if _stem(name) in files:
             named[Path(key).with_suffix("").as_posix()] = files[_stem(name)]
     stems = {Path(key).name: path for key, path in named.items()}
@@ -293,7 +293,7 @@ def _read_map(path: Path, table: Int64[Tensor, " numbers"], *, classes: int, siz
     wrong = (labels == UNKNOWN).nonzero()  # (pixels, 2)
     if len(wrong):
         row, column = wrong[0].tolist()
-        raise PictureError(
+        raise ImageError(
             f"{path}: need numbers of the data's {classes} classes; got {int(values[row, column])} in row {row}, "
             f"column {column}, {len(wrong)} such pixels in all. See --numbers: index counts classes from 0, dataset "
             "takes the numbers of the data's own maps."

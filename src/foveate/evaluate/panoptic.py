@@ -125,7 +125,7 @@ def evaluate_panoptic(found: Iterable[tuple[str, PanopticMap]], dataset: Dataset
         dataset: from `data.coco.read_panoptic`.
 
     Returns:
-        {"data", "notes", "pictures", "pictures_without_result", "rule", "all", "things", "stuff": {"PQ", "SQ", "RQ":
+        {"data", "notes", "images", "images_without_result", "rule", "all", "things", "stuff": {"PQ", "SQ", "RQ":
         percent or None, "classes"}, "per_class": [{"name", "is_thing", "PQ", "SQ", "RQ", "matched", "false",
         "missed"}]}. Segments of images without a result are missed.
 
@@ -149,8 +149,8 @@ def evaluate_panoptic(found: Iterable[tuple[str, PanopticMap]], dataset: Dataset
     return {
         "data": dataset.name,
         "notes": dataset.dropped_lines(),
-        "pictures": len(dataset.records),
-        "pictures_without_result": {"count": len(missing), "first": list(missing)[:MAX_LISTED]},
+        "images": len(dataset.records),
+        "images_without_result": {"count": len(missing), "first": list(missing)[:MAX_LISTED]},
         **tally.measure(dataset.categories),
     }
 

@@ -61,7 +61,7 @@ def evaluate_pareto(
         {"points": [{"model", "alpha", "boxes", "things", "stuff": dense top-1 mAcc, "classification": top-1 mean over
         classes, "overall": top-1 over all, "retrieval": R@1 averaged over both ways or None, "front": whether no other
         point is as good in boxes and classification and better in one}], "size", "head", "view", "templates",
-        "pictures", "bad"}; percent, None where there is nothing of a kind.
+        "images", "bad"}; percent, None where there is nothing of a kind.
 
     Raises:
         InputError: no student or alpha, an alpha outside [0, 1] or given twice, a student of another architecture, or
@@ -99,7 +99,7 @@ def evaluate_pareto(
                     view=view, templates=templates, text_cache=text_cache, loading=loading,
                 )  # fmt: skip
                 points.append(_point(name, alpha, dense["dense"][size], whole[name]))
-                summary = {"pictures": dense["pictures"], "bad": dense["bad"]}
+                summary = {"images": dense["images"], "bad": dense["bad"]}
                 if alpha == 0:
                     baselines[settings] = points[-1]
         finally:

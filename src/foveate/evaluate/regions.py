@@ -61,7 +61,7 @@ def evaluate_regions(
 
     Returns:
         {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head": head, "templates": templates,
-        "classes": how many compete, "pictures": how many were read, "bad": [{"id", "reason"}]}, where R = {"boxes": S,
+        "classes": how many compete, "images": how many were read, "bad": [{"id", "reason"}]}, where R = {"boxes": S,
         "things": S, "stuff": S, "stuff_boxes": S} and S = {"top1", "top5": mAcc in percent or None without regions,
         "count"}. Boxes are thing boxes, things and stuff are masks, stuff boxes the extents of stuff; for crops things
         and stuff are those of the boxes. No mask holds a location of padding alone.
@@ -117,7 +117,7 @@ def evaluate_regions(
         "pad": clip.pad,
         "templates": templates,
         "classes": len(dataset.categories),
-        "pictures": batches.count,
+        "images": batches.count,
         "bad": batches.bad_listed(),
     }
 

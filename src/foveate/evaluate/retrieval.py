@@ -59,7 +59,7 @@ def evaluate_retrieval(
 
     Returns:
         {"image": S, "region": S or None, "gallery": images ranked, "region_gallery": regions ranked, "regions": how
-        many there are, "pictures", "size", "head", "seed", "bad": [{"id", "reason"}]}, where S = {"r1",
+        many there are, "images", "size", "head", "seed", "bad": [{"id", "reason"}]}, where S = {"r1",
         "r5", "r10": percent of "count", None where as many may be named as there are; "count": queries, for
         regions pairs of a region and a location in it}.
 
@@ -91,7 +91,7 @@ def evaluate_retrieval(
         "gallery": min(gallery, batches.count),
         "region_gallery": min(gallery, len(galleries.regions)) if regions else None,
         "regions": len(galleries.regions) if regions else None,
-        "pictures": batches.count,
+        "images": batches.count,
         "size": size,
         "head": head,
         "pad": student.pad,

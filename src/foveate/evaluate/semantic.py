@@ -17,7 +17,7 @@ from foveate.evaluate.score import mean_percent, percent
 from foveate.types import LabelMap
 
 RULE = (
-    "IoU of a class = pixels of it found / (pixels of it + pixels falsely called so), over all pictures; pixels "
+    "IoU of a class = pixels of it found / (pixels of it + pixels falsely called so), over all images; pixels "
     "without ground truth do not count, those without prediction are missed; means leave out classes without ground "
     "truth"
 )
@@ -116,7 +116,7 @@ def evaluate_semantic(
         seen: which of the data set's classes were seen in training.
 
     Returns:
-        {"data", "notes", "pictures", "pictures_without_result", "rule", "pixels", "ignored_pixels",
+        {"data", "notes", "images", "images_without_result", "rule", "pixels", "ignored_pixels",
         "pixels_without_prediction", "classes": {"all", "with_ground_truth"}, "mIoU", "mean_accuracy", "pixel_accuracy":
         percent or None, "groups": {"seen", "unseen": {"classes", "mIoU"}}, "per_class": [{"name", "pixels", "called",
         "IoU", "accuracy", "seen"?}]}
@@ -146,8 +146,8 @@ def evaluate_semantic(
     return {
         "data": data.dataset.name,
         "notes": data.dataset.dropped_lines(),
-        "pictures": len(data.dataset.records),
-        "pictures_without_result": {"count": len(missing), "first": list(missing)[:MAX_LISTED]},
+        "images": len(data.dataset.records),
+        "images_without_result": {"count": len(missing), "first": list(missing)[:MAX_LISTED]},
         **confusion.measure(names, seen=seen),
     }
 

@@ -59,8 +59,8 @@ def evaluate_global(
         loading: how the images of each data set are read and batched.
 
     Returns:
-        {NAME: {"classification": C or None, "retrieval": R or None} for each model, "classification": {"of": "pictures"
-        or "boxes", "classes", "pictures"} or None, "retrieval": {"pictures", "captions", "different": captions that
+        {NAME: {"classification": C or None, "retrieval": R or None} for each model, "classification": {"of": "images"
+        or "boxes", "classes", "images"} or None, "retrieval": {"images", "captions", "different": captions that
         differ, "equals": what counts as right} or None, "view", "templates", "bad": [{"id", "reason"}]}, where C =
         {"mean": {"top1", "top5"}: accuracy averaged over the classes present, "overall": {"top1", "top5"}, "count"} and
         R = {"image_to_text": S, "text_to_image": S}, S = {"r1", "r5", "r10", "count"}; all in percent.
@@ -82,8 +82,8 @@ def evaluate_global(
         labels = _crop_labelled(packers, labelled, batches, view=view)
         for name, packer in packers.items():
             result[name]["classification"] = _classify(packer, labels, labelled, templates, text_cache)
-        kind = "boxes" if labelled.by_image is None else "pictures"
-        result["classification"] = {"of": kind, "classes": len(labelled.classes.classes), "pictures": batches.count}
+        kind = "boxes" if labelled.by_image is None else "images"
+        result["classification"] = {"of": kind, "classes": len(labelled.classes.classes), "images": batches.count}
         result["bad"] += batches.bad_listed()
     if captioned is not None:
         batches = Batches(captioned, loading)
@@ -185,7 +185,7 @@ def _retrieve(
         images, rows = packers[name].finish(), _embed_texts(clip, list(texts))  # (B, D), (U, D)
         recalls[name] = recall_both_ways(images.to(rows), rows, caption_ids)
     counts = {
-        "pictures": len(names),
+        "images": len(names),
         "captions": sum(map(len, caption_ids)),
         "different": len(texts),
         "equals": EQUALS,

@@ -1,4 +1,4 @@
-"""The description beside an exported file: how a picture becomes its input, what its axes are, where it came from."""
+"""The description beside an exported file: how an image becomes its input, what its axes are, where it came from."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -28,7 +28,7 @@ def describe(
     units = {
         "images": "RGB, normalised, see preprocessing",
         "boxes": "xyxy, pixels of images, x1 < x2, y1 < y2",
-        "image_index": "which picture of the batch each box lies in, from 0",
+        "image_index": "which image of the batch each box lies in, from 0",
     }
     packages = ["foveate", "torch", "torchvision", "open_clip_torch", "timm"]
     packages += ["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else []
@@ -59,10 +59,10 @@ def describe(
 
 
 def _preprocessing(clip: Clip, *, what: What, size: int | None) -> dict[str, Any]:
-    """From a picture to the input, as `foveate.ops.resample` does it."""
+    """From an image to the input, as `foveate.ops.resample` does it."""
     if what == "image":
         longest = f"{size or clip.native_size} pixels"
-        order, pad = ["resize", "pad", "normalise"], "black, equally around the picture, to a square"
+        order, pad = ["resize", "pad", "normalise"], "black, equally around the image, to a square"
     else:
         longest = "any length" if size is None else f"{size} pixels"
         order, pad = ["resize", "normalise", "pad"], "zeros"

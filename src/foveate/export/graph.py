@@ -1,6 +1,6 @@
 """What is exported: the image tower as a module of tensors only, with names for its inputs, output and axes.
 
-One graph serves any number of pictures and regions, and any height and width that are multiples of the patch size,
+One graph serves any number of images and regions, and any height and width that are multiples of the patch size,
 unless a size is asked for: then height and width are fixed and the positions for them are numbers in the file. Absent:
 the text tower, whose embeddings are made once and kept, and the `masked` head of regions.
 """
@@ -38,7 +38,7 @@ class Graph(nn.Module):
 
 
 class Dense(Graph):
-    """Pictures to their dense map (Sec. 3.1)."""
+    """Images to their dense map (Sec. 3.1)."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, D, h, w)."""
@@ -46,7 +46,7 @@ class Dense(Graph):
 
 
 class Regions(Graph):
-    """Pictures and boxes to one embedding a box (Sec. 3.1)."""
+    """Images and boxes to one embedding a box (Sec. 3.1)."""
 
     def forward(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """(B, 3, H, W), (R, 4), (R,) to (R, D)."""
@@ -55,7 +55,7 @@ class Regions(Graph):
 
 
 class Image(Graph):
-    """Pictures to their image embeddings, as CLIP makes them; there is no head to choose."""
+    """Images to their image embeddings, as CLIP makes them; there is no head to choose."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, D)."""
@@ -114,7 +114,7 @@ def plan_export(clip: Clip, *, what: What, head: Head = "value", size: int | Non
 
 
 def example_inputs(plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """Make random inputs of a shape: noise, and boxes inside, across, at and beyond the border of the pictures.
+    """Make random inputs of a shape: noise, and boxes inside, across, at and beyond the border of the images.
 
     Args:
         plan: of `plan_export`.
@@ -138,13 +138,13 @@ def example_inputs(plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, ...
             [0.5 * width, 0.5 * height, 0.5 * width + 1, height],
             [0, 0.2 * height, 0.4 * width, height - 0.5],
         ]
-    )[: _REGIONS - batch % 2]  # another number of regions for another number of pictures
+    )[: _REGIONS - batch % 2]  # another number of regions for another number of images
     return images, boxes, torch.arange(len(boxes)) % batch
 
 
 def _shapes(clip: Clip) -> tuple[tuple[int, int, int], ...]:
     """Traced off the native size and off the square; compared there, at the native size, and smaller with one side
-    native, each with another number of pictures."""
+    native, each with another number of images."""
     patch, native = clip.patch_size, clip.native_size // clip.patch_size
     grids = ((2, native + 1, native + 2), (1, native, native), (3, max(LEAST_PATCHES, native // 2), native))
     return tuple((batch, patch * down, patch * across) for batch, down, across in grids)

@@ -40,7 +40,7 @@ def run(config: Export) -> dict[str, Any]:
     for name, axes in description["output"].items():
         print(f"  output {name}: {' x '.join(map(str, axes['axes']))} {axes['dtype']}")
     if config.size is not None:
-        print(f"  height and width are FIXED to {config.size}; only the numbers of pictures and regions are free")
+        print(f"  height and width are FIXED to {config.size}; only the numbers of images and regions are free")
     size = sum(path.with_name(name).stat().st_size for name in description["files"])
     together = " and ".join(description["files"])
     print(f"wrote {path} ({together}: {size / 1e6:,.1f} MB) and {path.name}.json")

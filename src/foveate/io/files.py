@@ -140,4 +140,4 @@ def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
         return []
     more = [f"  and {len(bad) - MAX_LISTED} more; {listed} lists all"] if len(bad) > MAX_LISTED else []
     shown = [f"  {entry['id']}: {entry['reason']}" for entry in bad[:MAX_LISTED]]
-    return [f"pictures that could not be used: {len(bad)}", *shown, *more]
+    return [f"images that could not be used: {len(bad)}", *shown, *more]

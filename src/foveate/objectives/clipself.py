@@ -1,10 +1,10 @@
 """CLIPSelf (Sec. 3.2): the student's dense features of a region learn to equal the teacher's embedding of that region
-cut out as a picture of its own.
+cut out as an image of its own.
 
-    pictures --crop, resize--> teacher.encode_image ------------------------> (R, D) --+
+    images --crop, resize--> teacher.encode_image ------------------------> (R, D) --+
         +----resize, pad-----> student.encode_dense --pool_boxes at regions-> (R, D) --+--> 1 - mean cosine
 
-Both towers start from the same weights; the teacher never changes. Pictures arrive as uint8 and are cut, resized and
+Both towers start from the same weights; the teacher never changes. Images arrive as uint8 and are cut, resized and
 normalised on the device of the towers. Deliberately absent: augmentation, a queue of old embeddings, the text tower (no
 text is used), and alpha mixing, which is for the product and not for training (`foveate.clip.states.mix_states`).
 Terms that may be added, each with a weight: `foveate.objectives.keep` and `foveate.objectives.correlation`.
@@ -67,10 +67,10 @@ class ClipSelf(nn.Module):
             pad: black = black before colour normalisation (published code), zero = zeros after it (the paper's text).
             head: the last block of the student's dense forward.
             enlarge: teacher crops are boxes enlarged by this about their centre (1 for patches, 1.5 for proposals).
-            tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the picture; the
+            tokens: of the student's padded square: "all" (paper), or "valid", those that hold some of the image; the
                 padding is then neither computed nor seen.
             keep: weight of `keep_loss`; 0 leaves it out.
-            keep_crops: of a picture, at most, in that loss.
+            keep_crops: of an image, at most, in that loss.
             correlation: weight of `correlation_losses`; 0 leaves it out.
             correlation_head: the last block of the teacher's dense map in that loss.
             correlation_temperature: of the similarities in it.
@@ -83,7 +83,7 @@ class ClipSelf(nn.Module):
 
         Raises:
             InputError: the size is not a multiple of the patch size, the towers embed differently or take other
-                pictures, the teacher cannot have the head of `correlation`, or a residual network is to be compiled or
+                images, the teacher cannot have the head of `correlation`, or a residual network is to be compiled or
                 checkpointed, which would change nothing.
         """
         super().__init__()
@@ -95,7 +95,7 @@ class ClipSelf(nn.Module):
         inputs = [(one.native_size, one.mean, one.std) for one in (student, teacher)]
         if keep and inputs[0] != inputs[1]:
             raise InputError(
-                f"--keep: student and teacher must take the same pictures (side, mean, std); got {inputs[0]} and "
+                f"--keep: student and teacher must take the same images (side, mean, std); got {inputs[0]} and "
                 f"{inputs[1]}. Leave it out."
             )
         if correlation:
@@ -119,7 +119,7 @@ class ClipSelf(nn.Module):
         """1 - mean over ALL regions of the batch of cos(student region, teacher crop), or `compare`'s loss; and terms.
 
         Args:
-            batch: pictures with the boxes of their regions; bad samples are left out.
+            batch: images with the boxes of their regions; bad samples are left out.
 
         Returns:
             The loss, of cosines in [0, 2] without terms; where the batch has no region, a zero that still reaches every
@@ -139,14 +139,14 @@ class ClipSelf(nn.Module):
             if self.keep:
                 kept = keep_loss(self.student, crops, targets, counts=counts, most=self.keep_crops, rows=self._rows)
                 loss = loss + self.keep * kept
-        if self.correlation:  # a picture counts by its regions, as it does in the loss
+        if self.correlation:  # an image counts by its regions, as it does in the loss
             shares = torch.tensor([count / sum(counts) for count in counts]).to(self._device, non_blocking=True)
             loss = loss + self.correlation * (torch.cat(apart) @ shares)
         return loss if count_regions(batch) else loss * 0
 
     def _encode_regions(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, " B"]]:
         """The student's embedding of every region, from dense maps of one size; and where `correlation` has a weight,
-        how far the likeness of each picture's places is from the teacher's."""
+        how far the likeness of each image's places is from the teacher's."""
         images, boxes = self._student_input(samples)
         height, width = self._seen(samples[0])
         images, patch = images[:, :, :height, :width], self.student.patch_size
@@ -161,11 +161,11 @@ class ClipSelf(nn.Module):
         return regions, correlation_losses(dense, target, grids=grids, temperature=self.correlation_temperature)
 
     def _seen(self, sample: Sample) -> tuple[int, int]:
-        """How much of its padded square the student sees of a picture: (H, W) [pixels], in whole patches."""
+        """How much of its padded square the student sees of an image: (H, W) [pixels], in whole patches."""
         return (self.student_size, self.student_size) if self.tokens == "all" else self._holding(sample)
 
     def _holding(self, sample: Sample) -> tuple[int, int]:
-        """How much of its padded square holds some of a picture: (H, W) [pixels], in whole patches."""
+        """How much of its padded square holds some of an image: (H, W) [pixels], in whole patches."""
         height, width = fitted_size(*sample.image.shape[1:], size=self.student_size)
         patch = self.student.patch_size
         return -(-height // patch) * patch, -(-width // patch) * patch
@@ -178,7 +178,7 @@ class ClipSelf(nn.Module):
         return using(visual, low_precision_copies(visual, leave=blocks_run_whole(visual, head=self.head)))
 
     def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
-        """The pictures resized and padded to one square, and their boxes in its pixels."""
+        """The images resized and padded to one square, and their boxes in its pixels."""
         size, student = self.student_size, self.student
         images = [sample.image for sample in samples]
         inputs = square_inputs(images, size=size, mean=student.mean, std=student.std, pad=self.pad)  # (B, 3, H, W)
@@ -189,7 +189,7 @@ class ClipSelf(nn.Module):
         return inputs, boxes
 
     def _encode_crops(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, "_ 3 S S"]]:
-        """The teacher's embedding of every region cut out of its full-resolution picture, all pictures packed; and
+        """The teacher's embedding of every region cut out of its full-resolution image, all images packed; and
         where `keep` has a weight, these crops."""
         crops = []
         for sample in samples:
@@ -208,7 +208,7 @@ class ClipSelf(nn.Module):
 
 
 def _blank(side: int) -> Sample:
-    """A black picture with one region, so that a process without any takes every step the others take."""
+    """A black image with one region, so that a process without any takes every step the others take."""
     return Sample("", torch.zeros(3, side, side, dtype=torch.uint8), torch.tensor([[0.0, 0.0, side, side]]))
 
 

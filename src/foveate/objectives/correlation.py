@@ -1,14 +1,14 @@
-"""Keep which places of a picture are alike: spatial correlation distillation, a term beside CLIPSelf's (Sec. 3.2).
+"""Keep which places of an image are alike: spatial correlation distillation, a term beside CLIPSelf's (Sec. 3.2).
 
 After an idea of Qiu et al., "Refining CLIP's Spatial Awareness: A Visual-Centric Perspective" (R-SC), ICLR 2025 (arXiv
 2504.02328): tuning regions alone costs the dense map spatial structure, so the student's similarities between
 locations, as distributions at a temperature, are held to those of the frozen model. It is not R-SC's term, and what is
 measured with it says nothing of R-SC.
 
-    pictures --teacher.encode_dense--> places alike --+
+    images --teacher.encode_dense--> places alike --+
        +-----student.encode_dense--> places alike  ---+--> KL(teacher || student), mean over the places
 
-Ours, and not the source's: the places of the whole picture rather than of single regions, averaged over cells where
+Ours, and not the source's: the places of the whole image rather than of single regions, averaged over cells where
 there are many, so that the cost is bounded and every token takes part; KL in the place of cross-entropy, which differs
 by a constant and is 0 where the student has the teacher's structure. Deliberately absent: the source's Refiner, a
 network trained beforehand to clean the teacher's map.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_MOST = 14  # cells an axis: at most 196 places a picture
+_MOST = 14  # cells an axis: at most 196 places an image
 
 
 def correlation_losses(
@@ -29,16 +29,16 @@ def correlation_losses(
     grids: list[tuple[int, int]],
     temperature: float,
 ) -> Float[Tensor, " B"]:
-    """KL of the student's from the teacher's distribution over places, mean over the places of each picture.
+    """KL of the student's from the teacher's distribution over places, mean over the places of each image.
 
     Args:
         student: dense map, learns.
         teacher: dense map of the same input.
-        grids: (h, w) of the top left of a map that holds its picture; padding beside it takes no part.
+        grids: (h, w) of the top left of a map that holds its image; padding beside it takes no part.
         temperature: of both softmaxes over cosine similarities.
 
     Returns:
-        One loss a picture, 0 or above.
+        One loss an image, 0 or above.
     """
     found = []
     for ours, theirs, (h, w) in zip(student, teacher, grids, strict=True):

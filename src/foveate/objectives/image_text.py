@@ -1,7 +1,7 @@
-"""CLIP's contrastive objective on picture-caption pairs.
+"""CLIP's contrastive objective on image-caption pairs.
 
 Used to pretrain the small CLIP on the rendered world, and as the paper's control of image-level supervision (Tab. 1,
-row 5): the student sees whole pictures at its dense size, and no region is ever named.
+row 5): the student sees whole images at its dense size, and no region is ever named.
 Deliberately absent: gathering of embeddings over processes (a caption is told from the others of its own batch).
 """
 
@@ -22,7 +22,7 @@ from foveate.types import Batch, Sample, blank_sample
 
 
 class ImageText(nn.Module):
-    """The objective: `loss = objective(batch)`; the student's picture embeddings against its frozen text tower."""
+    """The objective: `loss = objective(batch)`; the student's image embeddings against its frozen text tower."""
 
     def __init__(
         self,
@@ -57,17 +57,17 @@ class ImageText(nn.Module):
         student.run_block = student_blocks(run, low_precision=low_precision, checkpointing=checkpointing)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """CLIP's loss over the pairs of the batch; pictures with the same caption are positives of one another.
+        """CLIP's loss over the pairs of the batch; images with the same caption are positives of one another.
 
         Args:
-            batch: pictures with a caption each; bad samples are left out.
+            batch: images with a caption each; bad samples are left out.
 
         Returns:
-            The loss; where the batch has no picture, a zero that still reaches every trained parameter.
+            The loss; where the batch has no image, a zero that still reaches every trained parameter.
         """
         samples = batch.samples or [blank_sample(self.student.patch_size)]
         captions = [sample.caption or "" for sample in samples]
-        assert all(captions) or not batch.samples, "the loader gives a caption with every picture"
+        assert all(captions) or not batch.samples, "the loader gives a caption with every image"
         number = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
         device = self.student.model.logit_scale.device
         with torch.no_grad():
@@ -80,7 +80,7 @@ class ImageText(nn.Module):
         return loss if batch.samples else loss * 0
 
     def _inputs(self, samples: list[Sample]) -> Float[Tensor, "B 3 H W"]:
-        """The pictures resized and padded to one square."""
+        """The images resized and padded to one square."""
         student = self.student
         images = [sample.image.to(student.model.logit_scale.device, non_blocking=True) for sample in samples]
         return square_inputs(images, size=self.student_size, mean=student.mean, std=student.std, pad=self.pad)
@@ -89,7 +89,7 @@ class ImageText(nn.Module):
         """The student with the weights it computes with, but for the blocks that have theirs where they run."""
         if not self.low_precision:
             return nullcontext()
-        visual = self.student.visual  # "value" takes the last block in parts, as the picture's embedding does
+        visual = self.student.visual  # "value" takes the last block in parts, as the image's embedding does
         return using(visual, low_precision_copies(visual, leave=blocks_run_whole(visual, head="value")))
 
 
@@ -100,7 +100,7 @@ def contrastive_loss(
     *,
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of each picture over all captions and of each caption over all pictures, averaged.
+    """Cross-entropy of each image over all captions and of each caption over all images, averaged.
 
     Pairs with the very same caption are positives of one another and share the target evenly: with a few dozen
     categories such pairs are common, and to call them negatives would be false.

@@ -7,7 +7,7 @@ at the same place.
     crops --teacher.encode_image--> (K, D) --+
       +-----student.encode_image--> (K, D) --+--> 1 - mean cosine
 
-Deliberately absent: pictures of its own (the targets cost nothing), and training of what the dense embedding does
+Deliberately absent: images of its own (the targets cost nothing), and training of what the dense embedding does
 without: queries and keys of the last block stay the teacher's.
 """
 
@@ -33,17 +33,17 @@ def keep_loss(
     most: int,
     rows: Rows,
 ) -> Float[Tensor, ""]:
-    """1 - mean over all crops of cos(student's image embedding, teacher's), from the first few crops of each picture.
+    """1 - mean over all crops of cos(student's image embedding, teacher's), from the first few crops of each image.
 
-    A picture counts by all its crops, whichever are embedded, so that the mean over several batches, each weighed by
+    An image counts by all its crops, whichever are embedded, so that the mean over several batches, each weighed by
     its crops, is that over their union.
 
     Args:
         student: learns.
-        crops: normalised, at the native size, picture by picture in random order.
+        crops: normalised, at the native size, image by image in random order.
         targets: the teacher's embeddings of them, of length 1.
-        counts: crops of each picture, at least 1; R in all.
-        most: crops of a picture that the student embeds.
+        counts: crops of each image, at least 1; R in all.
+        most: crops of an image that the student embeds.
         rows: of `trained_rows`; the others get no gradient.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The best class of each pixel, without all classes at the picture's size at once."""
+"""The best class of each pixel, without all classes at the image's size at once."""
 
 from collections.abc import Iterable
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from foveate.types import LabelMap
 
-MOST = 32  # classes brought to a picture's size together
-NUMBERS = 2**26  # and no more scores than this, of a large picture
+MOST = 32  # classes brought to an image's size together
+NUMBERS = 2**26  # and no more scores than this, of a large image
 
 
 def best_labels(parts: Iterable[Float[Tensor, "_ H W"]]) -> LabelMap:
@@ -31,5 +31,5 @@ def best_labels(parts: Iterable[Float[Tensor, "_ H W"]]) -> LabelMap:
 
 
 def classes_at_once(height: int, width: int) -> int:
-    """How many classes of a picture of this size [pixels] are looked at together, so that memory stays bounded."""
+    """How many classes of an image of this size [pixels] are looked at together, so that memory stays bounded."""
     return max(1, min(MOST, NUMBERS // (height * width)))

@@ -1,4 +1,4 @@
-"""Random views of small pictures for contrastive pretraining, whole batches at once on the compute device.
+"""Random views of small images for contrastive pretraining, whole batches at once on the compute device.
 
 Deliberately absent: flips (they would turn one texture of the world into another) and colour jitter of hue (the
 world's hues are random already).
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def random_views(images: UInt8[Tensor, "B 3 H W"], *, generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Zoom, shift, blur, brighten, letterbox: one random view of each picture.
+    """Zoom, shift, blur, brighten, letterbox: one random view of each image.
 
     Args:
-        images: uint8 pictures of one size.
+        images: uint8 images of one size.
         generator: source of all randomness.
 
     Returns:
-        Pictures in [0, 255].
+        Images in [0, 255].
     """
     count, device = len(images), images.device
 

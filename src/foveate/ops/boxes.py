@@ -37,12 +37,12 @@ def xyxy_to_xywh(boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N 4"]:
 
 
 def clip_boxes(boxes: Float[Tensor, "N 4"], *, height: int, width: int) -> Float[Tensor, "N 4"]:
-    """Cut off what lies outside the picture; a box wholly outside becomes empty (x1 = x2 or y1 = y2).
+    """Cut off what lies outside the image; a box wholly outside becomes empty (x1 = x2 or y1 = y2).
 
     Args:
-        boxes: xyxy, pixels of the picture.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        boxes: xyxy, pixels of the image.
+        height: of the image [pixels].
+        width: of the image [pixels].
 
     Returns:
         xyxy with 0 <= x <= width and 0 <= y <= height.
@@ -53,16 +53,16 @@ def clip_boxes(boxes: Float[Tensor, "N 4"], *, height: int, width: int) -> Float
 
 
 def enlarge_boxes(boxes: Float[Tensor, "N 4"], *, factor: float, height: int, width: int) -> Float[Tensor, "N 4"]:
-    """Scale each box about its centre, then clip it to the picture (teacher crops of proposals and things; Sec. 4.1).
+    """Scale each box about its centre, then clip it to the image (teacher crops of proposals and things; Sec. 4.1).
 
     Args:
-        boxes: xyxy, pixels of the picture.
+        boxes: xyxy, pixels of the image.
         factor: of each side; 1.5 in the paper, below 1 shrinks.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
 
     Returns:
-        xyxy, inside the picture.
+        xyxy, inside the image.
     """
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2  # (N, 2)
     half = (boxes[:, 2:] - boxes[:, :2]) * (factor / 2)  # (N, 2)
@@ -70,12 +70,12 @@ def enlarge_boxes(boxes: Float[Tensor, "N 4"], *, factor: float, height: int, wi
 
 
 def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
-    """Carry boxes from a picture to its padded square input, see `foveate.ops.resample.square_input` (Sec. 3.2).
+    """Carry boxes from an image to its padded square input, see `foveate.ops.resample.square_input` (Sec. 3.2).
 
     Args:
-        boxes: xyxy, pixels of the picture.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        boxes: xyxy, pixels of the image.
+        height: of the image [pixels].
+        width: of the image [pixels].
         size: side of the square input [pixels].
 
     Returns:
@@ -85,17 +85,17 @@ def boxes_on_input(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size
     return boxes * (size / max(height, width))
 
 
-def boxes_on_picture(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
-    """Carry boxes from the padded square input back to the picture; the inverse of `boxes_on_input`.
+def boxes_on_image(boxes: Float[Tensor, "N 4"], *, height: int, width: int, size: int) -> Float[Tensor, "N 4"]:
+    """Carry boxes from the padded square input back to the image; the inverse of `boxes_on_input`.
 
     Args:
         boxes: xyxy, pixels of the input.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
         size: side of the square input [pixels].
 
     Returns:
-        xyxy, pixels of the picture; not clipped.
+        xyxy, pixels of the image; not clipped.
     """
     return boxes * (max(height, width) / size)
 

@@ -1,8 +1,8 @@
-"""Grid patches: the regions CLIPSelf learns from, an m x n grid laid over the picture (Sec. 3.2, "image patches as
+"""Grid patches: the regions CLIPSelf learns from, an m x n grid laid over the image (Sec. 3.2, "image patches as
 regions").
 
-The grid is exact: its boxes have fractional corners, cover the picture once and leave nothing out. Padding never gets a
-patch, because the grid is laid over the unpadded picture.
+The grid is exact: its boxes have fractional corners, cover the image once and leave nothing out. Padding never gets a
+patch, because the grid is laid over the unpadded image.
 """
 
 import torch
@@ -13,16 +13,16 @@ from foveate.errors import InputError
 
 
 def grid_boxes(rows: int, columns: int, *, height: int, width: int) -> Float[Tensor, "N 4"]:
-    """Cut a picture into rows x columns equal boxes (Sec. 3.2).
+    """Cut an image into rows x columns equal boxes (Sec. 3.2).
 
     Args:
         rows: m, at least 1.
         columns: n, at least 1.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
 
     Returns:
-        (rows * columns, 4) xyxy, pixels of the picture, row by row.
+        (rows * columns, 4) xyxy, pixels of the image, row by row.
     """
     assert rows >= 1 and columns >= 1, f"a grid needs at least one row and one column, got {rows} x {columns}"
     y = torch.arange(rows + 1, dtype=torch.float64) * height / rows  # (m + 1,)
@@ -33,7 +33,7 @@ def grid_boxes(rows: int, columns: int, *, height: int, width: int) -> Float[Ten
 
 
 def grid_pairs(limit: int, rule: str) -> list[tuple[int, int]]:
-    """List the (rows, columns) a picture's grid is drawn from.
+    """List the (rows, columns) an image's grid is drawn from.
 
     Args:
         limit: M, the most rows and columns; 6 in the paper.
@@ -59,24 +59,24 @@ def grid_pairs(limit: int, rule: str) -> list[tuple[int, int]]:
 def sample_grid(
     *, height: int, width: int, limit: int, rule: str, keep: int, generator: torch.Generator
 ) -> Float[Tensor, "N 4"]:
-    """Draw one grid for a picture and keep some of its patches, in random order (Sec. 3.2).
+    """Draw one grid for an image and keep some of its patches, in random order (Sec. 3.2).
 
     Args:
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
         limit: M, the most rows and columns.
         rule: see `grid_pairs`.
         keep: at most so many patches.
         generator: the only source of chance here.
 
     Returns:
-        (N, 4) xyxy, pixels of the picture, 1 <= N <= keep.
+        (N, 4) xyxy, pixels of the image, 1 <= N <= keep.
 
     Raises:
         InputError: keep below 1, or what `grid_pairs` refuses.
     """
     if keep < 1:
-        raise InputError(f"grid: at least one patch of a picture must be kept; got keep = {keep}.")
+        raise InputError(f"grid: at least one patch of an image must be kept; got keep = {keep}.")
     pairs = grid_pairs(limit, rule)
     rows, columns = pairs[int(torch.randint(len(pairs), (), generator=generator))]
     order = torch.randperm(rows * columns, generator=generator)[:keep]  # (N,)

@@ -1,7 +1,7 @@
-"""Large-scale jitter and mirroring of a picture on its way to the padded square (A.3): what the detector learns from.
+"""Large-scale jitter and mirroring of an image on its way to the padded square (A.3): what the detector learns from.
 
-A scale between .1 and 2 says how long the picture's longest side becomes, in sides of the square; what is then larger
-than the square is cut at a random place. The cut comes first and in whole pixels of the picture, so that nothing is
+A scale between .1 and 2 says how long the image's longest side becomes, in sides of the square; what is then larger
+than the square is cut at a random place. The cut comes first and in whole pixels of the image, so that nothing is
 resized that is thrown away. Parameters are drawn on the host, pixels move on the device. Deliberately absent: colours,
 crops that keep a share of the boxes.
 """
@@ -24,9 +24,9 @@ _CHUNK = 2**26  # values of masks resized at once: 256 MB of float32
 
 @dataclass(frozen=True)
 class Jitter:
-    """Which part of a picture is seen, and how large."""
+    """Which part of an image is seen, and how large."""
 
-    top: int  # of the part [pixels of the picture], likewise the next three
+    top: int  # of the part [pixels of the image], likewise the next three
     left: int
     height: int
     width: int
@@ -40,10 +40,10 @@ class Jitter:
 
 
 def no_jitter(height: int, width: int, *, size: int, flip: bool = False) -> Jitter:
-    """The whole picture, its longest side as long as the square's.
+    """The whole image, its longest side as long as the square's.
 
     Args:
-        height: of the picture [pixels].
+        height: of the image [pixels].
         width: likewise.
         size: side of the square input [pixels].
         flip: exchange left and right.
@@ -64,12 +64,12 @@ def draw_jitter(
     """Draw a scale, a place and a side.
 
     Args:
-        height: of the picture [pixels].
+        height: of the image [pixels].
         width: likewise.
         size: side of the square input [pixels].
         low: least scale.
         high: greatest scale; scales are uniform between.
-        flip: mirror every other picture.
+        flip: mirror every other image.
         generator: source of all randomness; None: torch's global stream.
     """
     scale, down, across, coin = torch.rand(4, generator=generator).tolist()
@@ -88,15 +88,15 @@ def place_jitter(height: int, width: int, *, size: int, scale: float, down: floa
     """Turn a scale and a place into whole pixels.
 
     Args:
-        height: of the picture [pixels].
+        height: of the image [pixels].
         width: likewise.
         size: side of the square input [pixels].
-        scale: of the picture's longest side [sides of the square].
+        scale: of the image's longest side [sides of the square].
         down: where the part lies, 0 at the top to 1 at the bottom; without meaning where all is seen.
         across: likewise, from the left.
         flip: exchange left and right.
     """
-    factor = scale * size / max(height, width)  # input pixels a picture pixel
+    factor = scale * size / max(height, width)  # input pixels an image pixel
     seen_height, seen_width = (min(side, max(1, round(size / factor))) for side in (height, width))
     top = min(int(down * (height - seen_height + 1)), height - seen_height)
     left = min(int(across * (width - seen_width + 1)), width - seen_width)
@@ -135,7 +135,7 @@ def jitter_boxes(boxes: Float[Tensor, "N 4"], jitter: Jitter) -> tuple[Float[Ten
     """Carry boxes along; each axis by its own factor, clipped.
 
     Args:
-        boxes: xyxy, pixels of the picture.
+        boxes: xyxy, pixels of the image.
         jitter: what is seen.
 
     Returns:
@@ -159,7 +159,7 @@ def jitter_masks(masks: Bool[Tensor, "N H W"], jitter: Jitter, *, size: int) -> 
     """Carry masks along: what is covered to at least a half.
 
     Args:
-        masks: of the picture.
+        masks: of the image.
         jitter: what is seen.
         size: side of the square [pixels].
     """

@@ -1,6 +1,6 @@
-"""A mask drawn in its box -> the picture's pixels, and run lengths (the mask head of F-ViT; A.3).
+"""A mask drawn in its box -> the image's pixels, and run lengths (the mask head of F-ViT; A.3).
 
-A mask of S x S probabilities covers its box in S x S cells. A pixel of the picture belongs to it if the value at the
+A mask of S x S probabilities covers its box in S x S cells. A pixel of the image belongs to it if the value at the
 pixel's centre, bilinear between the centres of the cells and zero beyond them, is above one half: what detectron2 does
 by `grid_sample`. The two axes are interpolated apart, by two small matrices: the same sum. Where a cell's centre is not
 met the value is at most one half at the box's edge and less beyond, so that no pixel outside the box is ever drawn, and
@@ -24,13 +24,13 @@ CHUNK = 32_000_000  # pixels that are held at once
 def paste_masks(
     masks: UInt8[Tensor, "N S S"], boxes: Float[Tensor, "N 4"], *, height: int, width: int
 ) -> Bool[Tensor, "N H W"]:
-    """Draw masks into whole pictures; all at once, so for few of them (`paste_as_rle` for many).
+    """Draw masks into whole images; all at once, so for few of them (`paste_as_rle` for many).
 
     Args:
         masks: 255 times the probability.
-        boxes: xyxy, pixels of the picture; a box without area gives an empty mask.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        boxes: xyxy, pixels of the image; a box without area gives an empty mask.
+        height: of the image [pixels].
+        width: of the image [pixels].
     """
     drawn = torch.zeros(len(masks), width, height, dtype=torch.bool).transpose(1, 2)  # columns first, as COCO counts
     for canvas, mask, box in zip(drawn, masks.cpu().double(), boxes.tolist(), strict=True):
@@ -45,9 +45,9 @@ def paste_as_rle(
 
     Args:
         masks: 255 times the probability.
-        boxes: xyxy, pixels of the picture.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        boxes: xyxy, pixels of the image.
+        height: of the image [pixels].
+        width: of the image [pixels].
 
     Returns:
         {"size": [height, width], "counts": text} of each, ready for JSON.
@@ -69,7 +69,7 @@ def encode_masks(masks: Bool[Tensor, "N H W"]) -> Iterator[dict]:
 
 
 def decode_masks(encoded: tuple[dict, ...], *, height: int, width: int) -> Bool[Tensor, "N H W"]:
-    """Decode run lengths of pictures of one size; the inverse of `encode_masks`. For run lengths of our own making."""
+    """Decode run lengths of images of one size; the inverse of `encode_masks`. For run lengths of our own making."""
     if not encoded:
         return torch.zeros(0, height, width, dtype=torch.bool)
     return torch.stack([torch.from_numpy(np.ascontiguousarray(coco_mask.decode(one))).bool() for one in encoded])  # type: ignore[arg-type]
@@ -86,11 +86,11 @@ def fault_of_rle(value: Any, *, height: int, width: int) -> str | None:
 
     Args:
         value: {"size": [height, width], "counts": whole numbers, or their compressed text}.
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
     """
     if not isinstance(value, dict) or value.get("size") != [height, width]:
-        return f"run lengths with the size [{height}, {width}] of the picture are needed"
+        return f"run lengths with the size [{height}, {width}] of the image are needed"
     counts = value.get("counts")
     runs = _uncompress(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(isinstance(one, int) and one >= 0 for one in runs):

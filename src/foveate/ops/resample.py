@@ -1,11 +1,11 @@
-"""Pictures to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, "teacher crops" and "student
+"""Images to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, "teacher crops" and "student
 input").
 
 The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
 at the edge), so that a crop cut here differs from one cut by Pillow only by Pillow's rounding to whole grey levels.
-Crops of like size are two batched matrix products with a weight table an axis over windows of the picture: a grid's
+Crops of like size are two batched matrix products with a weight table an axis over windows of the image: a grid's
 crops cost one pass over its pixels. Sizes are worked out on the host from boxes that lie there; what goes to the device
-is a few numbers a crop, and no result comes back. Absent: RoIAlign (bilinear averaging, another picture), grid_sample
+is a few numbers a crop, and no result comes back. Absent: RoIAlign (bilinear averaging, another image), grid_sample
 (a = -0.75 and no antialiasing), and torch's own antialiased interpolation (no clamp between its passes, which shows at
 hard edges, and a wrong result where a side becomes one pixel).
 """
@@ -24,11 +24,11 @@ _MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
 
 
 def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
-    """Say how large a picture becomes when its longest side is resized to `size`.
+    """Say how large an image becomes when its longest side is resized to `size`.
 
     Args:
-        height: of the picture [pixels].
-        width: of the picture [pixels].
+        height: of the image [pixels].
+        width: of the image [pixels].
         size: wished length of the longest side [pixels].
 
     Returns:
@@ -39,7 +39,7 @@ def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
 
 
 def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
-    """Resize a picture so that its longest side is `size` (student input; Sec. 3.2).
+    """Resize an image so that its longest side is `size` (student input; Sec. 3.2).
 
     Args:
         image: uint8 or floating point, in [0, 255].
@@ -77,15 +77,15 @@ def resize_longest_bilinear(image: Num[Tensor, "3 H W"], *, size: int) -> Float[
 def crop_and_resize(
     image: Num[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"], *, size: int
 ) -> Float[Tensor, "N 3 size size"]:
-    """Cut boxes out of a picture, each fitted into a black square (teacher crops; Sec. 3.2).
+    """Cut boxes out of an image, each fitted into a black square (teacher crops; Sec. 3.2).
 
-    Corners are rounded to whole pixels as Pillow's `Image.crop` does (halves to even), kept inside the picture, and at
+    Corners are rounded to whole pixels as Pillow's `Image.crop` does (halves to even), kept inside the image, and at
     least one pixel apart. The longest side of the cut becomes `size`, the other keeps the aspect, black goes equally
     around it.
 
     Args:
         image: uint8 or floating point, in [0, 255].
-        boxes: xyxy, pixels of the picture; best left on the CPU, since their sizes are needed there.
+        boxes: xyxy, pixels of the image; best left on the CPU, since their sizes are needed there.
         size: side of the square [pixels].
 
     Returns:
@@ -119,17 +119,17 @@ def square_input(
     std: tuple[float, float, float],
     pad: Literal["zero", "black"] = "black",
 ) -> Float[Tensor, "3 size size"]:
-    """Bring a picture to the padded square the dense tower sees (student input; Sec. 3.2, 4.1).
+    """Bring an image to the padded square the dense tower sees (student input; Sec. 3.2, 4.1).
 
     Args:
         image: uint8 or floating point, in [0, 255], on the compute device.
-        size: side of the square [pixels]; the picture's longest side becomes as long.
+        size: side of the square [pixels]; the image's longest side becomes as long.
         mean: colour statistics of the tower, see `normalize`.
         std: likewise.
         pad: black = black before normalisation (published code), zero = zeros after it (the paper's text).
 
     Returns:
-        The normalised picture at the top left, padding right of it and below.
+        The normalised image at the top left, padding right of it and below.
     """
     resized = resize_longest(image, size=size)  # (3, h', w')
     if pad == "black":
@@ -145,26 +145,26 @@ def square_inputs(
     std: tuple[float, float, float],
     pad: Literal["zero", "black"] = "black",
 ) -> Float[Tensor, "B 3 size size"]:
-    """Bring pictures of any sizes, at least one, to one batch of padded squares; the arguments are `square_input`'s."""
+    """Bring images of any sizes, at least one, to one batch of padded squares; the arguments are `square_input`'s."""
     return torch.stack([square_input(image, size=size, mean=mean, std=std, pad=pad) for image in images])
 
 
 def pad_right_bottom(
     image: Shaped[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
 ) -> Shaped[Tensor, "*batch H W"]:
-    """Fill a picture up to the wished size at its right and bottom (student input; Sec. 3.2).
+    """Fill an image up to the wished size at its right and bottom (student input; Sec. 3.2).
 
     Args:
         image: any number of leading dimensions, any type (masks are padded with False).
-        height: wished, at least the picture's [pixels].
-        width: wished, at least the picture's [pixels].
+        height: wished, at least the image's [pixels].
+        width: wished, at least the image's [pixels].
         value: 0 before normalisation is black, 0 after it is the padding of the paper's text.
 
     Returns:
-        The picture at the top left, `value` elsewhere.
+        The image at the top left, `value` elsewhere.
     """
     right, bottom = width - image.shape[-1], height - image.shape[-2]
-    assert right >= 0 and bottom >= 0, f"picture {tuple(image.shape)} is larger than {height} x {width}"
+    assert right >= 0 and bottom >= 0, f"image {tuple(image.shape)} is larger than {height} x {width}"
     return F.pad(image, (0, right, 0, bottom), value=value)
 
 
@@ -220,7 +220,7 @@ def _cut_alike(
     """
     longest = extents.max(axis=1, keepdims=True)  # (N, 1)
     fitted = np.rint(extents * size / longest).clip(min=1)  # (N, 2), halves to even as `fitted_size`
-    margin = (size - fitted) // 2  # (N, 2), black before the picture
+    margin = (size - fitted) // 2  # (N, 2), black before the image
     numbers = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
     table = torch.tensor(numbers).to(image.device, non_blocking=True)
     tall, wide = extents.max(axis=0).tolist()
@@ -243,7 +243,7 @@ def _axis(
     """
     first, cut, fitted, scale, margin = table[:, :, None, None].unbind(dim=1)  # (N, 1, 1) each
     source = torch.arange(length, device=table.device, dtype=torch.float32)  # (length,)
-    out = torch.arange(size, device=table.device)[:, None] - margin  # (N, size, 1), from the picture's first pixel
+    out = torch.arange(size, device=table.device)[:, None] - margin  # (N, size, 1), from the image's first pixel
     distance = (source + 0.5 - (out + 0.5) * scale) / scale.clamp(min=1)  # (N, size, length)
     weights = _cubic(distance) * (source < cut)  # (N, size, length)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Windows over a patch grid: the tokens of a picture split into rectangles and put together again (Sec. 4.4).
+"""Windows over a patch grid: the tokens of an image split into rectangles and put together again (Sec. 4.4).
 
 A grid that the window does not divide is filled up at its right and bottom; what was filled in is cut off again when
 windows are merged, and `split_windows` of a mask of ones says which tokens it was.

@@ -25,7 +25,7 @@ from foveate.heads.fvit.product import About, load_detector
 from foveate.io.files import check_target, default_cache, versions
 from foveate.predict.flags import Detect, Fusing
 from foveate.predict.images import file_stems, open_images, write_record
-from foveate.show.detections import draw_detections, write_picture
+from foveate.show.detections import draw_detections, write_image
 from foveate.types import Detections, Sample
 
 
@@ -38,7 +38,7 @@ def run(config: Detect) -> Path:
     _check(config)
     path = config.out / "detections.json"
     asked = None if config.vocab is None else read_vocabulary(config.vocab)
-    feed = open_images(config.pictures, batch=config.batch, workers=config.workers, strict=config.strict)
+    feed = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
     detector, about = open_detector(config.model, clip=config.clip, device=config.device)
     vocabulary = asked or Vocabulary(tuple((name,) for name in about.classes))
     is_base = trained_on(vocabulary, about)
@@ -55,7 +55,7 @@ def run(config: Detect) -> Path:
         drawing = draw_detections(
             sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
         )
-        write_picture(drawing, config.out / f"{stems[sample.id]}.jpg")
+        write_image(drawing, config.out / f"{stems[sample.id]}.jpg")
         drawn += int((detections.scores >= config.draw).sum())
         number, (height, width) = len(images) + 1, sample.image.shape[1:]
         images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
@@ -63,7 +63,7 @@ def run(config: Detect) -> Path:
     categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary.names, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, feed, indent=None)
-    print(f"{len(images)} pictures, {len(annotations)} boxes, {drawn} drawn; look at {config.out}")
+    print(f"{len(images)} images, {len(annotations)} boxes, {drawn} drawn; look at {config.out}")
     return path
 
 

@@ -42,7 +42,7 @@ def run(config: Embed) -> Path:
     """
     _check(config)
     started = time.perf_counter()
-    dataset = list_images(config.pictures)
+    dataset = list_images(config.images)
     if config.boxes is not None:
         dataset = _with_boxes(dataset, config.boxes)
     clip = load(config.model, pretrained=config.pretrained, device=choose_device(config.device, local_rank=None))
@@ -76,7 +76,7 @@ def run(config: Embed) -> Path:
     seconds = time.perf_counter() - began
     _finish(config, parts, folder, identity)
     count = len(dataset.records) - done
-    print(f"{count} pictures in {seconds:.1f} s, {count / seconds:.1f} a second, after {began - started:.1f} s to load")
+    print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} a second, after {began - started:.1f} s to load")
     return config.out
 
 
@@ -93,18 +93,18 @@ def _check(config: Embed) -> None:
     if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
         raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
     if config.features == "image" and config.size is not None:
-        raise InputError("--size: is for dense and boxes; whole pictures are embedded at the model's own size.")
+        raise InputError("--size: is for dense and boxes; whole images are embedded at the model's own size.")
     if config.features == "dense" and config.head == "masked":
         raise InputError("--head masked: embeds boxes, not patches; use it with --what boxes.")
     if config.batch is not None and config.batch < 1:
-        raise InputError(f"--batch: need at least 1 picture; got {config.batch}.")
+        raise InputError(f"--batch: need at least 1 image; got {config.batch}.")
     if config.workers < 0:
         raise InputError(f"--workers: need 0 (decode in this process) or more; got {config.workers}.")
 
 
 def _with_boxes(dataset: Dataset, path: Path) -> Dataset:
     """Give each image its boxes; those that the file does not mention get none."""
-    found = read_boxes(path, pictures=[str(record.id) for record in dataset.records])
+    found = read_boxes(path, images=[str(record.id) for record in dataset.records])
     records = []
     for record in dataset.records:
         boxed = found.get(str(record.id), Boxed())
@@ -122,7 +122,7 @@ def _size(config: Embed, clip: Clip) -> int:
 
 
 def _check_header(config: Embed, dataset: Dataset, clip: Clip, size: int) -> None:
-    """Refuse more pictures than the header of one safetensors file can name (several hundred thousand)."""
+    """Refuse more images than the header of one safetensors file can name (several hundred thousand)."""
     if config.features == "image":
         return
     most = max((len(record.boxes) for record in dataset.records), default=0)
@@ -131,7 +131,7 @@ def _check_header(config: Embed, dataset: Dataset, clip: Clip, size: int) -> Non
     need = header_size((f"{config.features}/{record.id}" for record in dataset.records), shape=shape)
     if need > MAX_HEADER:
         raise InputError(
-            f"PICTURES: {len(dataset.records):,} are too many for one safetensors file, whose header may have "
+            f"IMAGES: {len(dataset.records):,} are too many for one safetensors file, whose header may have "
             f"{MAX_HEADER:,} bytes and would have up to {need:,}. Embed them in several commands."
         )
 
@@ -154,14 +154,14 @@ def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[st
     The bytes of the file depend on more: on the number of threads, on the machine, and on the images' own bytes, of
     which only the length and the time of the last change are compared.
     """
-    pictures, boxes = hashlib.sha256(), hashlib.sha256()
+    images, boxes = hashlib.sha256(), hashlib.sha256()
     for record in dataset.records:
         try:
             status = record.path.stat()
             length, changed = status.st_size, status.st_mtime_ns
         except OSError:
             length, changed = -1, -1
-        pictures.update(json.dumps([record.id, length, changed]).encode())
+        images.update(json.dumps([record.id, length, changed]).encode())
         boxes.update(json.dumps([record.size, record.boxes]).encode())
     identity = {
         "format": "pt",
@@ -176,7 +176,7 @@ def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[st
         "dtype": config.dtype,
         "batch": str(config.batch or BATCH[config.features]),  # it can change the last bit of a sum, as can the device
         "device": next(clip.parameters()).device.type,
-        "input": f"{len(dataset.records)} pictures, names, lengths and times {pictures.hexdigest()[:16]}",
+        "input": f"{len(dataset.records)} images, names, lengths and times {images.hexdigest()[:16]}",
         **versions(),
     }
     if config.features != "image":
@@ -207,25 +207,25 @@ def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> Non
 
 def _tell_start(config: Embed, count: int, done: int, folder: Path) -> None:
     resumed = f"; {done} are done already" if done else ""
-    print(f"{count} pictures to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
+    print(f"{count} images to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
 
 
 def _stop_at_bad(config: Embed, parts: list[Part]) -> None:
     """With --strict, images that an earlier run without it skipped count too."""
     bad = [note for part in parts for note in part.notes["bad"]]
     if config.strict and bad:
-        raise InputError(f"picture {bad[0]['id']}: {bad[0]['reason']} (--strict ends at the first)")
+        raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict ends at the first)")
 
 
 def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
     """Write both files, the tensors last, report them, and remove the parts."""
-    images = [note for part in parts for note in part.notes["pictures"]]
+    images = [note for part in parts for note in part.notes["images"]]
     bad = [note for part in parts for note in part.notes["bad"]]
     if not images:
         remove_parts(folder, identity, owner=OWNER)
-        raise InputError("\n".join(["PICTURES: none of them could be read", *bad_lines(bad, listed="nothing")]))
+        raise InputError("\n".join(["IMAGES: none of them could be read", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
-    content: dict[str, Any] = {**identity, "pictures": images, "bad": bad}
+    content: dict[str, Any] = {**identity, "images": images, "bad": bad}
     write_whole(notes, _one_a_line(content))
     tensors = [tensor for part in parts for tensor in part.tensors]
     join_tensors(tensors, config.out, metadata=identity, stacked=config.features == "image")
@@ -255,7 +255,7 @@ def _dropped_lines(config: Embed, images: list[dict[str, Any]]) -> list[str]:
     if dropped:
         first = next(note for note in images if note["dropped"])
         lines.append(
-            f"boxes under 1 pixel inside their picture, left out: {dropped}; "
+            f"boxes under 1 pixel inside their image, left out: {dropped}; "
             f"the first: {first['id']}, box {first['dropped'][0]}"
         )
     return lines

@@ -23,7 +23,7 @@ from foveate.errors import InputError
 from foveate.io.store import NOTES, Part, write_part
 from foveate.ops.boxes import boxes_on_input, clip_boxes
 from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 from foveate.types import BadSample, Sample
 
 PART_SECONDS = 30.0  # of work that a kill may cost
@@ -141,7 +141,7 @@ class Unwritten:
 
     def write(self, folder: Path) -> Part:
         """Write them as a part."""
-        notes = {"pictures": self.images, "bad": [{"id": sample.id, "reason": sample.reason} for sample in self.bad]}
+        notes = {"images": self.images, "bad": [{"id": sample.id, "reason": sample.reason} for sample in self.bad]}
         tensors = {name: torch.cat(rows) for name, rows in self.tensors.items()}  # a copy: no two share memory
         return write_part(folder, save(tensors, {NOTES: json.dumps(notes)}), start=self.start, stop=self.stop)
 
@@ -181,12 +181,12 @@ def make_parts(
     source = EvaluationSource(rest, masks=False)
     loader = make_loader(source, OnceSampler(len(rest.records), batch=batch), workers=workers)
     parts, waiting = [], Unwritten(done, done)
-    with picture_bar(show=True) as bar:
+    with image_bar(show=True) as bar:
         task = bar.add_task(title, total=len(dataset.records), completed=done)
         for packed in loader.loader:  # the bare loader: here any number of bad images is reported at the end
             samples = packed.unpack()
             if samples.bad and strict:
-                raise InputError(f"picture {samples.bad[0].id}: {samples.bad[0].reason} (--strict ends at the first)")
+                raise InputError(f"image {samples.bad[0].id}: {samples.bad[0].reason} (--strict ends at the first)")
             if samples.samples:
                 features = compute(samples.samples)
                 for name, tensor in features.tensors.items():

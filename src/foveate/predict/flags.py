@@ -68,7 +68,7 @@ class Segment(Segmenting):
     things of one class are separated, and NAME.png and panoptic.json are of COCO's panoptic form.
     """
 
-    pictures: Positional[tuple[Path, ...]]
+    images: Positional[tuple[Path, ...]]
     """Images, and folders that are searched with all below them."""
     out: Path
     """Folder to write to."""
@@ -126,7 +126,7 @@ class Detect(Fusing):
     (App. D), and detections.json in COCO's form: images, categories and annotations with scores.
     """
 
-    pictures: Positional[tuple[Path, ...]]
+    images: Positional[tuple[Path, ...]]
     """Images, and folders that are searched with all below them."""
     model: Path
     """OUT/model of `foveate train-fvit`."""
@@ -165,7 +165,7 @@ class Embed:
     The same command continues a stopped one (from F.safetensors.parts/); with as many threads it gives the same bytes.
     """
 
-    pictures: Positional[tuple[Path, ...]]
+    images: Positional[tuple[Path, ...]]
     """Images, and folders that are searched with all below them."""
     out: Path
     """F.safetensors to write. F.json goes beside it, and unfinished work into F.safetensors.parts/."""

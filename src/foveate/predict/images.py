@@ -26,24 +26,24 @@ def list_images(paths: Sequence[Path]) -> Dataset:
         InputError: no path, a file or folder that does not exist, two images with one id, or one that is no Unicode.
     """
     if not paths:
-        raise InputError("PICTURES: need at least one picture or folder; got none.")
+        raise InputError("IMAGES: need at least one image or folder; got none.")
     records: dict[str, Record] = {}
     for path in paths:
         if (path / "annotations").is_dir():
-            raise InputError(f"{path}: is a COCO root; name a folder of pictures in it, such as {path / 'val2017'}.")
+            raise InputError(f"{path}: is a COCO root; name a folder of images in it, such as {path / 'val2017'}.")
         if not path.exists():
-            raise InputError(f"{path}: need a picture or a folder of pictures; there is no such file. Check the path.")
+            raise InputError(f"{path}: need an image or a folder of images; there is no such file. Check the path.")
         for record in read_folder(path).records if path.is_dir() else (Record(path.name, path),):
             name = str(record.id)
             if name in records:
                 raise InputError(
-                    f"PICTURES: need a name of its own for each; {records[name].path} and {record.path} are both "
+                    f"IMAGES: need a name of its own for each; {records[name].path} and {record.path} are both "
                     f"{name!r}. Name the folder above them."
                 )
             if not is_unicode(name):
                 raise InputError(f"{path}: need file names in UTF-8; got {name!r}. Rename the file.")
             records[name] = record
-    return Dataset("pictures", (), tuple(records.values()), {})
+    return Dataset("images", (), tuple(records.values()), {})
 
 
 def is_unicode(name: str) -> bool:

@@ -21,7 +21,7 @@ from foveate.predict.segmenters import (
     known_classes,
     open_pixels,
 )
-from foveate.show.detections import write_picture
+from foveate.show.detections import write_image
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 from foveate.show.segmentation import draw_label_map, draw_panoptic
 
@@ -37,7 +37,7 @@ def run(config: Segment) -> Path:
     _check(config)
     path = config.out / (PANOPTIC if config.panoptic else LABELS)
     check_target(path, flag="--out")
-    feed = open_images(config.pictures, batch=config.batch, workers=config.workers, strict=config.strict)
+    feed = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
     vocabulary = known_classes(Path(config.model)) if config.vocab is None else read_vocabulary(config.vocab)
     if config.panoptic:
         is_thing = find_things(vocabulary, Path(config.model), stuff=config.stuff)
@@ -56,7 +56,7 @@ def run(config: Segment) -> Path:
         pixels = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
         content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
     write_record(path, {"model": config.model}, content, feed, indent=1)
-    print(f"{feed.count} pictures, {len(vocabulary.classes)} classes asked for; look at {config.out}")
+    print(f"{feed.count} images, {len(vocabulary.classes)} classes asked for; look at {config.out}")
     return path
 
 
@@ -92,7 +92,7 @@ def write_label_maps(segmenter: Segmenter, feed: Batches, out: Path, *, vocabula
     for samples in feed:
         for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True):
             stem = stems[sample.id]
-            write_picture(draw_label_map(sample.image, label_map, names=names), out / f"{stem}.jpg")
+            write_image(draw_label_map(sample.image, label_map, names=names), out / f"{stem}.jpg")
             write_label_map(out / f"{stem}.png", label_map, classes=len(names))
             height, width = label_map.labels.shape
             counts = label_map.labels[label_map.labels >= 0].bincount(minlength=len(names)).tolist()
@@ -102,7 +102,7 @@ def write_label_maps(segmenter: Segmenter, feed: Batches, out: Path, *, vocabula
             ]
             image = {"id": sample.id, "file_name": f"{stem}.png", "height": height, "width": width}
             images.append({**image, "classes": shares})
-    return {"classes": [list(words) for words in vocabulary.classes], "pictures": images}
+    return {"classes": [list(words) for words in vocabulary.classes], "images": images}
 
 
 def write_panoptic_maps(
@@ -125,7 +125,7 @@ def write_panoptic_maps(
         for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
             panoptic = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
-            write_picture(draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg")
+            write_image(draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg")
             write_whole(out / f"{stem}.png", panoptic_png(panoptic))
             height, width = panoptic.ids.shape
             images.append({"id": number, "file_name": sample.id, "height": height, "width": width})

@@ -21,7 +21,7 @@ from foveate.cli import world
 from foveate.clip.load import SMALL, load
 from foveate.clip.model import Clip
 from foveate.data.batches import Loading
-from foveate.data.pictures import read_picture
+from foveate.data.images import read_image
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.engine.distributed import choose_device
@@ -130,7 +130,7 @@ def _figures(out: Path, test: Dataset, before: Clip, after: Clip, *, count: int 
     """Draw maps of the test scenes with the most things, each queried with the thing that has the largest box."""
     models = [("before", before), ("after", after)]
     records = sorted(test.records, key=lambda record: -len(record.labels))[:count]
-    images = [(str(record.id), read_picture(record.path)) for record in records]
+    images = [(str(record.id), read_image(record.path)) for record in records]
     groups, heat = out / "kmeans.png", out / "similarity.png"
     kmeans_sheet(groups, images, models=models, size=SIZE, clusters=8)
     queries = []
@@ -163,7 +163,7 @@ def _scores(result: Result) -> dict[str, Any]:
         "colour_only": result.get("colour"),
         "input_sizes": {str(size): {"before": before["dense"][size], "after": after["dense"][size]} for size in sizes},
         "agreement": result.get("agreement"),
-        "pictures": after["pictures"],
+        "images": after["images"],
         "bad": after["bad"],
     }
 

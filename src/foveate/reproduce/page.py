@@ -26,11 +26,11 @@ T_QUANTILES = {1: 12.7, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8:
 TITLES = {
     "tab1": "Tab. 1: what the method is made of",
     "tab2": "Tab. 2: patches or proposals",
-    "tab8": "Tab. 8: other supervision, windows, other pictures",
+    "tab8": "Tab. 8: other supervision, windows, other images",
     "tabA1": "Tab. A1: what each location retrieves",
     "tabA3": "Tab. A3: masked attention",
     "figs": "Fig. 2, 3, A1, 4: crops and places over input sizes",
-    "global": "What is kept of whole pictures",
+    "global": "What is kept of whole images",
     "terms": "Options of the objective that are ours",
     "ovd": "Tab. 3: open-vocabulary detection, AP50 of boxes",
     "ovss": "Open-vocabulary semantic segmentation, mIoU",
@@ -295,7 +295,7 @@ def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, An
     """Write a page of Markdown from the rows' files in a folder; those of other settings are ignored."""
     results = {name: row for name, row in read_results(folder).items() if row["settings"] == settings}
     weights = f" ({settings['pretrained']})" if settings["pretrained"] else ""
-    limit = f", the first {settings['limit']} pictures alone" if settings["limit"] else ""
+    limit = f", the first {settings['limit']} images alone" if settings["limit"] else ""
     seeds = max((len(row["seeds"]) for row in results.values()), default=0)
     text = PAGE.format(
         model=settings["model"] + weights,

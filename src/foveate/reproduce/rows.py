@@ -197,7 +197,7 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
     return (
         # --- Tab. 1: what the method is made of
         Row("untouched",  "tab1", "CLIP as it comes", None, published=(("boxes", 18.2), ("crops", 68.4))),
-        Row("image-text", "tab1", "#5: image-level supervision (captions), 16 pictures a step", "image-text"),
+        Row("image-text", "tab1", "#5: image-level supervision (captions), 16 images a step", "image-text"),
         Row("m4",         "tab1", "M = 4", "m4"),
         Row("m6",         "tab1", "M = 6, all blocks, largest input (CLIPSelf)", "clipself", published=published),
         Row("m8",         "tab1", "M = 8", "m8"),
@@ -214,7 +214,7 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
         Row("tab8-clipself",     "tab8", "CLIPSelf, on proposals", "proposals"),
         Row("tab8-global",       "tab8", "CLIPSelf, patches, global attention", "clipself", published=published),
         Row("tab8-window",       "tab8", f"CLIPSelf, patches, windows of {window} patches", "window"),
-        Row("tab8-other",        "tab8", "CLIPSelf, patches, other pictures (CC3M in the paper)", "other-domain"),
+        Row("tab8-other",        "tab8", "CLIPSelf, patches, other images (CC3M in the paper)", "other-domain"),
         # --- Tab. A1: what each location retrieves
         Row("tabA1-untouched", "tabA1", "CLIP as it comes", None,       "retrieval", RETRIEVAL),
         Row("tabA1-clipself",  "tabA1", "CLIPSelf",         "clipself", "retrieval", RETRIEVAL),
@@ -299,7 +299,7 @@ def _pairs(meaning: str) -> Iterator[tuple[str, str]]:
 CLAIMS = tuple(Claim(table, text, source, tuple(_pairs(meaning))) for table, text, source, meaning in (
     # table, text, source, what it means: "row > row: metrics", or "row.metric > row.metric"
     ("tab1", "CLIPSelf makes dense features recognise regions", "Tab. 1", "m6 > untouched: boxes things stuff"),
-    ("tab1", "captions of whole pictures do less for them", "Tab. 1, #5", "m6 > image-text: boxes things stuff"),
+    ("tab1", "captions of whole images do less for them", "Tab. 1, #5", "m6 > image-text: boxes things stuff"),
     ("tab1", "M = 6 is better than M = 4", "Tab. 1: the M chosen", "m6 > m4: boxes things"),
     ("tab1", "M = 6 is better than M = 8", "Tab. 1: the M chosen", "m6 > m8: boxes things"),
     ("tab1", "the more blocks are trained, the better", "Tab. 1",
@@ -311,9 +311,9 @@ CLAIMS = tuple(Claim(table, text, source, tuple(_pairs(meaning))) for table, tex
     ("tab8", "CLIPSelf is better than region-text pairs on the same boxes", "Tab. 8",
      "tab8-clipself > tab8-region-text: boxes things"),
     ("tab8", "it works with window attention", "Sec. 4.4", "tab8-window > untouched: boxes things stuff"),
-    ("tab8", "it works on pictures of another domain", "Tab. 8", "tab8-other > untouched: boxes things stuff"),
+    ("tab8", "it works on images of another domain", "Tab. 8", "tab8-other > untouched: boxes things stuff"),
     ("tabA1", "a location comes to name its region", "Tab. A1", "tabA1-clipself > tabA1-untouched: region1 region5"),
-    ("tabA1", "and no longer its picture", "Tab. A1", "tabA1-untouched > tabA1-clipself: image1 image5"),
+    ("tabA1", "and no longer its image", "Tab. A1", "tabA1-untouched > tabA1-clipself: image1 image5"),
     ("tabA3", "masked attention recognises regions better than pooling", "Tab. A3",
      "tabA3-masked.masked-boxes > tabA3-pooled.boxes; tabA3-masked.masked-things > tabA3-pooled.things; "
      "tabA3-masked.masked-stuff > tabA3-pooled.stuff"),
@@ -325,7 +325,7 @@ CLAIMS = tuple(Claim(table, text, source, tuple(_pairs(meaning))) for table, tex
     ("figs", "a CNN gains from a larger input", "Fig. 3, A1", "figs-cnn.largest > figs-cnn.smallest"),
     ("figs", "a ViT does not", "Fig. 3, A1", "figs-vit.smallest > figs-vit.largest"),
     ("figs", "after CLIPSelf it does", "Fig. 3", "figs-clipself.largest > figs-clipself.smallest"),
-    ("global", "CLIPSelf forgets whole pictures", "its users",
+    ("global", "CLIPSelf forgets whole images", "its users",
      "global-untouched > global-clipself: classes image-to-text text-to-image"),
     ("global", "--keep keeps them", "ours", "global-keep > global-clipself: classes image-to-text text-to-image"),
     ("global", "and raises dense accuracy", "ours", "kept > m6: boxes things"),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.data.pictures import read_picture
+from foveate.data.images import read_image
 from foveate.data.records import read_record
 from foveate.data.sources import open_data
 from foveate.engine.distributed import choose_device
@@ -69,7 +69,7 @@ def _check(config: MapFlags) -> None:
 def _read_images(config: MapFlags) -> list[tuple[str, Tensor]]:
     """Names and images, evenly spaced over the data; one that cannot be read is an error."""
     if config.data.is_file():
-        return [(config.data.name, read_picture(config.data))]
+        return [(config.data.name, read_image(config.data))]
     records = open_data(config.data, split=config.split, annotations="none").records
     count = min(config.count, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]

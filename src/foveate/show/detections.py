@@ -61,7 +61,7 @@ def draw_detections(
     return drawn
 
 
-def write_picture(image: Image.Image, path: Path) -> None:
+def write_image(image: Image.Image, path: Path) -> None:
     """Write an image as a PNG or JPEG, by its name, all of it or nothing."""
     content = BytesIO()
     image.save(content, format="PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)

@@ -36,7 +36,7 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
         path: of the PNG.
         points: {"model", "alpha", "boxes", "classification", "front"} each, in percent.
         size: side of the dense input [pixels].
-        whole: what global accuracy was measured on ("pictures").
+        whole: what global accuracy was measured on ("images").
     """
     names = list(dict.fromkeys(point["model"] for point in points))
     if not 1 <= len(names) <= len(COLOURS):

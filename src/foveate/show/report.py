@@ -94,7 +94,7 @@ def _header(result: Result, size: int) -> str:
     """Say what this is and the one figure that matters: boxes read from the dense map, before and after."""
     before, after = (_dense(result[when])[size]["boxes"] for when in ("before", "after"))
     crop = result["before"]["crop"]
-    facts = [f"{before['count']} boxes on {result['after']['pictures']} images, {result['after']['classes']} classes"]
+    facts = [f"{before['count']} boxes on {result['after']['images']} images, {result['after']['classes']} classes"]
     if before["top1"] and after["top1"]:
         facts.insert(0, f"{after['top1'] / before['top1']:.1f} times the accuracy before")
     if crop and crop["boxes"]["top1"] and after["top1"] is not None:
@@ -173,7 +173,7 @@ def _agreement(result: Result) -> str:
 <div class="scroll"><table>
 <thead><tr><td></td><th scope="col">mean cosine</th><th scope="col">R@1 [%]</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
-<p class="caption">{after["regions"]} grid patches of {after["pictures"]} images: the cosine between a patch of the
+<p class="caption">{after["regions"]} grid patches of {after["images"]} images: the cosine between a patch of the
 dense map and the pretrained model's embedding of its crop, and how often the patch finds its own crop among
 {after["crops"]:.0f}, those of its image and of {after["gallery"] - 1} others.</p>
 </section>"""

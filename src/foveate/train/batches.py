@@ -6,7 +6,7 @@ from foveate.data.loader import (
     BatchLoader,
     BatchSampler,
     EvaluationSource,
-    PictureSource,
+    ImageSource,
     SemanticSource,
     epoch_order,
     make_loader,
@@ -15,7 +15,7 @@ from foveate.engine.distributed import Processes
 from foveate.train.flags import ReaderFlags
 from foveate.types import Batch
 
-Source = PictureSource | EvaluationSource | SemanticSource
+Source = ImageSource | EvaluationSource | SemanticSource
 
 
 def training_batches(
@@ -42,7 +42,7 @@ def training_batches(
             start=start,
             batches=steps * config.accumulate,
         )
-        order = sampler if isinstance(source, PictureSource) else [[index for _, index in pairs] for pairs in sampler]
+        order = sampler if isinstance(source, ImageSource) else [[index for _, index in pairs] for pairs in sampler]
         pin = processes.device.type == "cuda"
         return make_loader(source, order, workers=config.workers, strict=config.strict, pin=pin)
 
@@ -64,9 +64,9 @@ def held_out_batches(config: ReaderFlags, source: Source | None, processes: Proc
     """
     if source is None:
         return None
-    chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_pictures]
+    chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_images]
     mine = chosen[processes.rank :: processes.size]
-    places = [(0, index) for index in mine] if isinstance(source, PictureSource) else mine
+    places = [(0, index) for index in mine] if isinstance(source, ImageSource) else mine
     longest = -(-len(chosen) // processes.size)
     batches = [places[first : first + config.batch] for first in range(0, longest, config.batch)]
     return make_loader(source, batches, workers=config.workers)

@@ -46,7 +46,7 @@ def _run_rules(config: RunFlags) -> list[Rule]:
         ("log-every", config.log_every >= 1, "at least 1"),
         ("save-every", config.save_every >= 1, "at least 1"),
         ("keep-checkpoints", config.keep_checkpoints >= 1, "at least 1"),
-        ("validate-pictures", config.validate_pictures >= 1, "at least 1"),
+        ("validate-images", config.validate_images >= 1, "at least 1"),
         ("product", config.product == "last" or config.validate is not None, "last without --validate"),
         ("nonfinite-limit", config.nonfinite_limit >= 1, "at least 1"),
         ("timeout", config.timeout >= 1, "at least 1 second"),

@@ -17,7 +17,7 @@ from foveate.clip.describe import CONFIG_FILE
 from foveate.clip.load import load
 from foveate.clip.weights import WEIGHTS_FILE
 from foveate.data.captions import only_captioned, with_captions
-from foveate.data.loader import PictureSource
+from foveate.data.loader import ImageSource
 from foveate.data.provenance import check_provenance
 from foveate.data.records import Dataset
 from foveate.data.regions import with_boxes
@@ -155,7 +155,7 @@ def contents_of(config: DistillConfig) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------- the images
 
 
-def open_images(config: DistillConfig, *, progress: bool) -> PictureSource:
+def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
     """The data set of the run and the regions to draw in it."""
     regions = regions_of(config)
     dataset = open_data(
@@ -180,7 +180,7 @@ def open_images(config: DistillConfig, *, progress: bool) -> PictureSource:
     return _source(config, dataset, seed=config.seed)
 
 
-def _open_held_out(config: DistillConfig) -> PictureSource | None:
+def _open_held_out(config: DistillConfig) -> ImageSource | None:
     """The held-out images, with the regions that are distilled."""
     if config.validate is None:
         return None
@@ -195,8 +195,8 @@ def _open_held_out(config: DistillConfig) -> PictureSource | None:
     return _source(config, dataset, seed=0)
 
 
-def _source(config: DistillConfig, dataset: Dataset, *, seed: int) -> PictureSource:
-    return PictureSource(
+def _source(config: DistillConfig, dataset: Dataset, *, seed: int) -> ImageSource:
+    return ImageSource(
         dataset,
         regions=regions_of(config),
         limit=config.grid,

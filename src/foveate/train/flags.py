@@ -40,7 +40,7 @@ class RunFlags:
     validate: str | None = None
     """Held-out data, as --data: at every checkpoint the loss over some of its images is measured, and the checkpoint
     with the lowest loss is kept beside the newest ones."""
-    validate_pictures: int = 64
+    validate_images: int = 64
     """Held-out images the loss is measured on; always the same ones, with the same random draws."""
     product: Literal["last", "best"] = "last"
     """Which weights are written at the end: the last, or those with the lowest held-out loss."""
@@ -418,7 +418,7 @@ class Proposals(ReaderFlags):
     """JSON file {"base": [names], "novel": [names]}; boxes of base categories alone are trained on. When not given:
     what annotations/splits.json of the root says, OV-COCO's for COCO, rare = novel for LVIS; else all categories are
     trained on."""
-    pictures: Path | None = None
+    images: Path | None = None
     """Images to make proposals for (a folder, or a root, of which SPLIT is taken), instead of those trained on."""
     validate_split: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Held-out part of the root on which recall is measured, and of the --validate root; when not given, val, where it
@@ -497,5 +497,5 @@ class Pretrain(RunFlags):
     validate: str | None = None
     """Folder of held-out pairs, as --pairs: at every checkpoint the loss over them is measured, and the checkpoint
     with the lowest loss is kept beside the newest ones."""
-    validate_pictures: int = 256
+    validate_images: int = 256
     """Held-out pairs the loss is measured on, in one batch; always the same ones, seen whole."""

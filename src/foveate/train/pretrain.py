@@ -82,7 +82,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
     held_out, known = None, captions
     if config.validate is not None:
         pairs = read_pairs(Path(config.validate), side=side)
-        held_out, known = [_held_out(*pairs, count=config.validate_pictures)], [*captions, *pairs[1]]
+        held_out, known = [_held_out(*pairs, count=config.validate_images)], [*captions, *pairs[1]]
     objective = Contrastive(
         clip,
         known,

@@ -34,7 +34,7 @@ from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.heads.proposals.rpn import Proposer
 from foveate.io.files import bad_lines, versions, write_whole
 from foveate.objectives.student import compile_tower
-from foveate.progress import picture_bar
+from foveate.progress import image_bar
 from foveate.train import run as driver
 from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_proposals
@@ -44,7 +44,7 @@ from foveate.train.report import Report
 from foveate.train.run import Trainable, require_one_process
 from foveate.types import Sample
 
-MAY_CHANGE = ("pictures", "keep", "min_score", "pre_nms", "nms", "validate_split", "propose_batch")
+MAY_CHANGE = ("images", "keep", "min_score", "pre_nms", "nms", "validate_split", "propose_batch")
 """Fields that may change between the parts of one run: the same network is trained."""
 WARMUP, WEIGHT_DECAY = 20, 0.05
 
@@ -79,7 +79,7 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
 
     def save(tensors: dict[str, Tensor]) -> str:
         _write(config, proposer, data, path, report)
-        return f"foveate distill --data {config.pictures or config.data} --boxes {path} --out ..."
+        return f"foveate distill --data {config.images or config.data} --boxes {path} --out ..."
 
     source = EvaluationSource(data.objects, masks=False)
     return Trainable(
@@ -129,14 +129,14 @@ def _open(config: Proposals, report: Report) -> Data:
         raise InputError(
             f"--data {config.data}: need images with annotated boxes, which proposals are learned from; found none. "
             "Name a root of COCO, LVIS, Pascal VOC or Objects365, a world, or images with their COCO, LVIS or "
-            "Objects365 JSON in --annotations. Images to make proposals for go into --pictures, and need no boxes."
+            "Objects365 JSON in --annotations. Images to make proposals for go into --images, and need no boxes."
         )
     split = split_of(dataset, config.data, file=config.novel)
     is_split = split is not None
     if split is None:
         report(f"{config.data}: has no base and novel categories of its own; training on all. See --novel.")
         split = BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all categories")
-    others = None if config.pictures is None else open_data(config.pictures, split=config.split, annotations="none")
+    others = None if config.images is None else open_data(config.images, split=config.split, annotations="none")
     objects = as_objects(dataset, split.base)
     if all(crowd for record in objects.records for crowd in record.crowd):
         raise InputError(
@@ -229,7 +229,7 @@ def _write(config: Proposals, proposer: Proposer, data: Data, path: Path, report
         "seed": config.seed,
         "version": versions()["foveate"],
     }
-    root = config.pictures or config.data
+    root = config.images or config.data
     with signals_caught() as caught:
         boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
         write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
@@ -253,7 +253,7 @@ def _propose(
     )
     numbers = {"keep": config.keep, "min_score": config.min_score, "pre_nms": config.pre_nms, "nms": config.nms}
     bad: list[dict[str, str]] = []
-    with picture_bar(show=True) as bar:
+    with image_bar(show=True) as bar:
         task = bar.add_task(f"proposals for {dataset.name}", total=len(source))
         for done, batch in enumerate(loader):
             if caught:
@@ -288,7 +288,7 @@ def _measure(
         images.append((sample.boxes[objects], labels, torch.tensor(proposed).reshape(-1, 4)))
     groups = {"base": split.base, "novel": split.novel}
     tops = sorted({min(10, config.keep), config.keep})
-    result = {"split": dataset.name, "pictures": len(images), **recall_of(images, groups, tops=tops)}
+    result = {"split": dataset.name, "images": len(images), **recall_of(images, groups, tops=tops)}
     content = {**result, "provenance": facts, "versions": versions()}
     write_whole(config.out / "recall.json", (json.dumps(content, indent=2) + "\n").encode())
     for group in groups:

@@ -296,7 +296,7 @@ def _end_record(trainable: Trainable, outcome: Outcome) -> dict[str, Any]:
     dropped = {} if trainable.dataset is None else trainable.dataset.dropped
     end = {
         "step": outcome.step,
-        "bad_pictures": outcome.bad,
+        "bad_images": outcome.bad,
         "dropped_annotations": {reason: entry.count for reason, entry in dropped.items()},
         "skipped_steps": outcome.skipped,
     }

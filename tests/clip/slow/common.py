@@ -1,4 +1,4 @@
-"""Rows, resizing and pooling from their definitions; every function works on one picture."""
+"""Rows, resizing and pooling from their definitions; every function works on one image."""
 
 import math
 from collections.abc import Iterator

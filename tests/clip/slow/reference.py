@@ -1,4 +1,4 @@
-"""The right answers for one picture and one model: image, dense map, boxes and masks under any head, of length 1."""
+"""The right answers for one image and one model: image, dense map, boxes and masks under any head, of length 1."""
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def dense_heads(family: str) -> tuple[str, ...]:
 
 
 def read(family: str, visual: torch.nn.Module, image: Tensor) -> Vit | Eva | Resnet | Siglip:
-    """One picture (3, H, W) and the weights of a small tower, in float64."""
+    """One image (3, H, W) and the weights of a small tower, in float64."""
     state = {key.removeprefix("trunk."): value.double() for key, value in visual.state_dict().items()}
     image, heads = image.double(), HEADS[kind(family)]
     match kind(family):
@@ -88,13 +88,13 @@ class Reference:
         return torch.stack([pool_cells(self.dense(head), one) for one in cells])
 
 
-def pictures(count: int, size: tuple[int, int], seed: int = 1) -> Tensor:
-    """Normalised pictures (count, 3, H, W), float32."""
+def make_images(count: int, size: tuple[int, int], seed: int = 1) -> Tensor:
+    """Normalised images (count, 3, H, W), float32."""
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def example_boxes(size: tuple[int, int], stride: int) -> Tensor:
-    """The picture, one cell, four cells to their edges, a sliver, a fractional box, and one that leaves the picture."""
+    """The image, one cell, four cells to their edges, a sliver, a fractional box, and one that leaves the image."""
     height, width = size
     return torch.tensor(
         [

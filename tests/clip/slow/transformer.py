@@ -81,7 +81,7 @@ def groups(
 
 
 class Tower:
-    """A picture's tokens before the first block (the class token, if any, first), the blocks, and f."""
+    """An image's tokens before the first block (the class token, if any, first), the blocks, and f."""
 
     def __init__(self, tokens: list[Tensor], grid: tuple[int, int], blocks: list[Block], has_class: bool) -> None:
         self.grid, self.blocks, self.tokens = grid, blocks, tokens

@@ -42,8 +42,8 @@ def catseg(tiny_clip):
 
 
 @pytest.fixture
-def pictures():
-    """Random pictures of several sizes with random classes, -1 to 2."""
+def samples():
+    """Random images of several sizes with random classes, -1 to 2."""
 
     def make(*sizes: tuple[int, int]) -> list[Sample]:
         generator = torch.Generator().manual_seed(1)

@@ -135,7 +135,7 @@ def test_the_mlp_of_classes_has_a_relu_and_that_of_windows_a_gelu():
         torch.testing.assert_close(block.mlp(rows), wanted)
 
 
-def test_classes_and_pictures_do_not_depend_on_their_order():
+def test_classes_and_images_do_not_depend_on_their_order():
     torch.manual_seed(0)
     small = Aggregator(
         prompts=2, text_dim=6, guides=(6, 5, 4), hidden=16, guidance=8, decoder=(16, 8), decoder_guidance=(8, 4),

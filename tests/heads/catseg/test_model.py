@@ -62,13 +62,13 @@ def test_the_loss_falls_on_two_scenes():
     )  # fmt: skip
     model = CatSeg(load("foveate-small"), network, vocabulary=names, is_varied=False).train()
     losses = steps(model, samples, 50, lr=1e-2)
-    # whoever knew how often each class is, and nothing of the pictures, would be left with .163
+    # whoever knew how often each class is, and nothing of the samples, would be left with .163
     shares = [sum(float((one.label_map.labels == k).float().mean()) for one in samples) / 2 for k in range(len(names))]
     blind = -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in shares) / len(names)
     assert losses[0] > 0.6 and losses[-1] < 0.85 * blind
     found = model.eval().label_maps(samples, model.embed_classes(names))
     right = [(one.labels == own.label_map.labels).float().mean() for one, own in zip(found, samples, strict=True)]
-    assert min(right) > 0.65  # of the second picture the most frequent class covers .437
+    assert min(right) > 0.65  # of the second image the most frequent class covers .437
 
 
 def test_the_loss_by_hand():
@@ -89,10 +89,10 @@ def test_the_loss_by_hand():
 
 @pytest.mark.parametrize("residual", ["token", "cls"])
 @pytest.mark.parametrize("family", ["vit", "eva"])
-def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, pictures, family, residual):
+def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, samples, family, residual):
     model = catseg(family, residual=residual).train()
     before = values_of(model)
-    steps(model, pictures((50, 70), (60, 48)), 2, lr=1e-2)
+    steps(model, make_images((50, 70), (60, 48)), 2, lr=1e-2)
     moved = {name: one.detach() != before[name] for name, one in model.named_parameters()}
     assert model.aggregator.training and not any(one.training for one in model.clip.modules())
     last = model.clip.visual.transformer.resblocks[-1] if family == "vit" else model.clip.visual.trunk.blocks[-1]
@@ -113,12 +113,12 @@ def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, pic
             assert not where.any() and not parameter.requires_grad, name
 
 
-def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, pictures):
+def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, samples):
     model = catseg("vit").train()
     name = "clip.model.visual.transformer.resblocks.0.attn.in_proj_weight"
     weight, before = dict(model.named_parameters())[name], values_of(model)[name]
     optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.5, clip_scale=0.5), lr=0.0, fused=True)
-    (model(Batch(pictures((48, 48)), [])) * 0).backward()
+    (model(Batch(make_images((48, 48)), [])) * 0).backward()
     take_step(optimizer, lr=0.1, weight_decay=0.5, partly=model.partly)
     # gradients are 0, so what is left is decay: 1 - .1 * .5 * .5 = .975
     (q, k, v), (old_q, old_k, old_v) = weight.detach().chunk(3), before.chunk(3)
@@ -128,7 +128,7 @@ def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, picture
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, pictures, is_trained):
+def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, samples, is_trained):
     clip = tiny_clip("vit")
     torch.manual_seed(0)
     vocabulary = Vocabulary((("cat", "kitten"), ("dog",), ("sky",)))
@@ -143,7 +143,7 @@ def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, pict
     alone = [F.normalize(model.embed_classes([word])[0], dim=1) for word in ("cat", "kitten")]
     torch.testing.assert_close(model.text[0], F.normalize(alone[0] + alone[1], dim=1))
     before, statistics = values_of(model), [one.clone() for one in guide.buffers()]
-    steps(model, pictures((70, 90)), 2, lr=1e-2)
+    steps(model, make_images((70, 90)), 2, lr=1e-2)
     for name, parameter in model.named_parameters():
         is_ours = name.startswith("aggregator.")
         is_attention = name.startswith("clip.model.visual.") and (".attn." in name or "position" in name)
@@ -151,28 +151,28 @@ def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, pict
         assert parameter.requires_grad == learns, name
         assert bool((parameter != before[name]).any()) == learns, name
     assert all(torch.equal(*pair) for pair in zip(guide.buffers(), statistics, strict=True))
-    (found,) = model.eval().predict(pictures((30, 40)), model.embed_classes(["house", "tree"]))
+    (found,) = model.eval().predict(make_images((30, 40)), model.embed_classes(["house", "tree"]))
     assert found.shape == (2, 30, 40)
     scales = {group["lr_scale"] for group in model.parameter_groups(weight_decay=0.1, backbone_scale=0.02)}
     assert scales == ({1.0, 0.01, 0.02} if is_trained else {1.0, 0.01})
 
 
-def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, pictures):
+def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, samples):
     token, cls = catseg(residual="token").eval(), catseg().eval()  # as in CAT-Seg's code of 2024
-    images = pictures((48, 48))[0].image[None].float()
+    images = make_images((48, 48))[0].image[None].float()
     text = token.embed_classes(["cat", "sky"])
     assert (token.head, cls.head) == ("value", "value_cls")
     assert not torch.allclose(token.logits(images, text), cls.logits(images, text), atol=1e-4)
     with pytest.raises(InputError, match=r"residual: head: value_cls is not defined here: .* --residual token\."):
         catseg("siglip", residual="cls")
-    catseg("siglip", residual="token").train()(Batch(pictures((48, 60)), [])).backward()
+    catseg("siglip", residual="token").train()(Batch(make_images((48, 60)), [])).backward()
 
 
-def test_only_the_best_classes_are_looked_at(catseg, pictures):
+def test_only_the_best_classes_are_looked_at(catseg, samples):
     model = catseg(most=3).eval().requires_grad_(False)
     names = ["cat", "dog", "sky", "house", "tree", "river"]
     text = model.embed_classes(names)
-    images = torch.stack([one.image for one in pictures((48, 48), (48, 48))]).float()
+    images = torch.stack([one.image for one in make_images((48, 48), (48, 48))]).float()
     found = model.logits(images, text).detach()
     dense = model.clip.encode_dense((images / 255 - torch.tensor(model.clip.mean)[:, None, None])
                                     / torch.tensor(model.clip.std)[:, None, None], head="value_cls")  # fmt: skip
@@ -186,9 +186,9 @@ def test_only_the_best_classes_are_looked_at(catseg, pictures):
     assert (model.train().logits(images, text) > -100).all()  # in training all are
 
 
-def test_predictions_are_windows_and_the_whole_averaged(catseg, pictures):
+def test_predictions_are_windows_and_the_whole_averaged(catseg, samples):
     model = catseg().eval()
-    (sample,) = pictures((40, 56))
+    (sample,) = make_images((40, 56))
     text = model.embed_classes(["cat", "sky"])
     (found,) = model.predict([sample], text)
     assert found.shape == (2, 40, 56) and found.min() >= 0 and found.max() <= 1
@@ -212,9 +212,9 @@ def test_predictions_are_windows_and_the_whole_averaged(catseg, pictures):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_and_views_do_not_depend_on_each_other(catseg, pictures, monkeypatch):
+def test_images_and_views_do_not_depend_on_each_other(catseg, samples, monkeypatch):
     model = catseg().eval()
-    samples, text = pictures((40, 56), (90, 30), (8, 8)), model.embed_classes(["cat", "sky", "tree", "dog", "river"])
+    samples, text = make_images((40, 56), (90, 30), (8, 8)), model.embed_classes(["cat", "sky", "tree", "dog", "river"])
     together = model.predict(samples, text)
     monkeypatch.setattr("foveate.ops.argmax.MOST", 2)
     labels = model.label_maps(samples, text)
@@ -222,12 +222,12 @@ def test_pictures_and_views_do_not_depend_on_each_other(catseg, pictures, monkey
         (alone,) = model.predict([sample], text, at_once=1)
         torch.testing.assert_close(alone, found, atol=1e-5, rtol=1e-5)
         assert torch.equal(one.labels, alone.argmax(dim=0)) or torch.equal(one.labels, found.argmax(dim=0))
-    images = torch.stack([pictures((48, 48), (48, 48))[place].image for place in (0, 1)]).float()
+    images = torch.stack([make_images((48, 48), (48, 48))[place].image for place in (0, 1)]).float()
     both, first = model.logits(images, text), model.logits(images[:1], text)
     torch.testing.assert_close(both[:1], first, atol=1e-5, rtol=1e-5)
 
 
-def test_only_unusable_pictures_give_a_loss_of_zero_that_reaches_everything(catseg):
+def test_only_unusable_images_give_a_loss_of_zero_that_reaches_everything(catseg):
     model = catseg("eva").train()
     loss = model(Batch([], [BadSample("1", "damaged")]))
     loss.backward()

@@ -38,14 +38,14 @@ def written(tmp_path_factory):
     return catseg, folder, about
 
 
-def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, pictures):
+def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, images):
     catseg, folder, about = written
     found, read = load_catseg(folder)
     assert read == about == read_about(folder)
-    (picture,) = pictures((40, 56))
+    (image,) = images((40, 56))
     texts = [one.embed_classes(["bus", "cat"]) for one in (catseg, found)]
     assert torch.equal(*texts)  # the text tower learned too, and came back
-    assert torch.equal(catseg.predict([picture], texts[0])[0], found.predict([picture], texts[1])[0])
+    assert torch.equal(catseg.predict([image], texts[0])[0], found.predict([image], texts[1])[0])
 
     state = load_file(folder / "catseg.safetensors")
     trained = {name for name, one in catseg.named_parameters() if one.requires_grad}
@@ -55,9 +55,9 @@ def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, p
     assert {name for name in trained if not name.startswith("clip.")} <= {*state}
 
 
-def test_it_can_be_trained_on(written, pictures):
+def test_it_can_be_trained_on(written, images):
     found, _ = load_catseg(written[1])
-    loss = found.train()(Batch(pictures((48, 48)), []))
+    loss = found.train()(Batch(images((48, 48)), []))
     loss.backward()
     assert found.parts["pixels"] == loss.detach() and found.aggregator.embed.weight.grad is not None
 

@@ -1,4 +1,4 @@
-"""What is seen of a picture: windows folded as a slow loop folds them, and labels that move with their pixels."""
+"""What is seen of an image: windows folded as a slow loop folds them, and labels that move with their pixels."""
 
 import pytest
 import torch

@@ -40,7 +40,7 @@ def tiny_clip():
 
 @pytest.fixture
 def squares():
-    """Pictures with one or two bright squares, of class 0 (large) or 1 (small), with masks."""
+    """Images with one or two bright squares, of class 0 (large) or 1 (small), with masks."""
 
     def make(count: int, *, size: int = 64) -> list[Sample]:
         rng = np.random.default_rng(0)

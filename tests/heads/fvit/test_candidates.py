@@ -40,7 +40,7 @@ IDS = [str(number) for number in range(8)]
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
-    made = [make(name, int(name) % 4, masks=masks) for name in IDS if name != "4"]  # two pictures without a proposal
+    made = [make(name, int(name) % 4, masks=masks) for name in IDS if name != "4"]  # two images without a proposal
     writer = CandidateWriter(tmp_path / "c", ids=IDS, made_by=MADE_BY)
     for one in made[:4]:
         writer.add(one)
@@ -61,7 +61,7 @@ def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
 
 def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
-    for name in IDS[:5]:  # one shard, and two pictures that are lost
+    for name in IDS[:5]:  # one shard, and two images that are lost
         writer.add(make(name, 2))
     (tmp_path / "000000003-000000006.safetensors.partial").write_bytes(b"half")
     again = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
-def test_a_shard_of_other_pictures_is_made_again(tmp_path: Path):
+def test_a_shard_of_other_images_is_made_again(tmp_path: Path):
     for folder, ids in (("one", IDS[:3]), ("two", IDS[3:6])):
         writer = CandidateWriter(tmp_path / folder, ids=ids, made_by=MADE_BY)
         for name in ids:
@@ -101,7 +101,7 @@ def test_a_damaged_shard_is_told_and_made_again(tmp_path: Path, harm: str):
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
-    with pytest.raises(InputError, match=r"all 8 pictures; got those of the first 3"):
+    with pytest.raises(InputError, match=r"all 8 images; got those of the first 3"):
         CandidateStore(tmp_path)
     again = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     assert again.done == 3
@@ -113,7 +113,7 @@ def test_candidates_made_otherwise_are_refused(tmp_path: Path):
         writer.add(make(name, 1))
     with pytest.raises(InputError, match=r"another command(.|\n)*detector: there abc, here def"):
         CandidateWriter(tmp_path, ids=IDS, made_by={**MADE_BY, "detector": "def"})
-    with pytest.raises(InputError, match=r"another command(.|\n)*pictures: there 8, here 7"):
+    with pytest.raises(InputError, match=r"another command(.|\n)*images: there 8, here 7"):
         CandidateWriter(tmp_path, ids=IDS[:7], made_by=MADE_BY)
     assert (tmp_path / "000000000-000000003.safetensors").exists()
     other = tmp_path / "other"
@@ -129,23 +129,23 @@ def test_candidates_made_otherwise_are_refused(tmp_path: Path):
 
 def test_what_does_not_belong_is_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
-    with pytest.raises(InputError, match="need picture 0 next, in the list's order; got 1"):
+    with pytest.raises(InputError, match="need image 0 next, in the list's order; got 1"):
         writer.add(make("1", 1))
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     writer.add(make("0", 1))
-    with pytest.raises(InputError, match="masks for all pictures or for none"):
+    with pytest.raises(InputError, match="masks for all images or for none"):
         writer.add(make("1", 1, masks=False))
-    with pytest.raises(InputError, match="need all 8 pictures; 1 came"):
+    with pytest.raises(InputError, match="need all 8 images; 1 came"):
         writer.close()
     broken = make("0", 2)
     broken.detector[1, 2] = float("nan")
-    with pytest.raises(InputError, match="picture 0: need finite candidates; its detector"):
+    with pytest.raises(InputError, match="image 0: need finite candidates; its detector"):
         CandidateWriter(tmp_path / "n", ids=IDS, made_by=MADE_BY).add(broken)
-    with pytest.raises(InputError, match="every picture once; 1 of the list come again"):
+    with pytest.raises(InputError, match="every image once; 1 of the list come again"):
         CandidateWriter(tmp_path / "t", ids=["1", "1"], made_by=MADE_BY)
 
 
-def test_an_index_of_other_pictures_is_refused(tmp_path: Path):
+def test_an_index_of_other_images_is_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS[:2], made_by=MADE_BY)
     for name in IDS[:2]:
         writer.add(make(name, 1))

@@ -1,4 +1,4 @@
-"""F-ViT as a whole: it learns, what is frozen stays, nothing is lost on empty pictures, and resuming is exact."""
+"""F-ViT as a whole: it learns, what is frozen stays, nothing is lost on empty images, and resuming is exact."""
 
 import math
 from dataclasses import asdict, replace
@@ -132,7 +132,7 @@ def test_only_base_objects_are_learned_from(tiny_clip, squares):
     assert torch.equal(seen.masks, segments.masks) and seen.crowds.tolist() == [[0.0, 0.0, 9.0, 9.0]]
 
 
-def test_pictures_without_boxes_and_degenerate_ones_give_finite_losses(tiny_clip, squares):
+def test_images_without_boxes_and_degenerate_ones_give_finite_losses(tiny_clip, squares):
     model, (sample,) = detector(tiny_clip(), masks=True), squares(1)
     bare = Sample("bare", sample.image, torch.zeros(0, 4))
     segments = sample.segments
@@ -156,11 +156,11 @@ def test_pictures_without_boxes_and_degenerate_ones_give_finite_losses(tiny_clip
     assert all(one.grad is not None and not one.grad.any() for one in trained(model).values())
 
 
-def test_proposals_without_any_area_leave_the_whole_picture(tiny_clip, squares):
+def test_proposals_without_any_area_leave_the_whole_image(tiny_clip, squares):
     model, samples = detector(tiny_clip(), **PLAIN), squares(2)
     with torch.no_grad():
         bias = model.rpn.network.head.bbox_pred.bias
-        bias[0::4] = 1000.0  # every box is moved out of the picture
+        bias[0::4] = 1000.0  # every box is moved out of the image
     assert model(Batch(samples, [])).isfinite()
     for one in model.candidates(samples):
         assert one.proposals.tolist() == [[0.0, 0.0, 64.0, 64.0]] and one.objectness.tolist() == [0.0]

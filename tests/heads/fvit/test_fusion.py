@@ -100,7 +100,7 @@ def test_classes_apart_keep_their_fractions_of_a_pixel():
     assert float(moved[1, 0]) > 1202 * 1999.7
 
 
-# ------------------------------------------------------------------------------------------------------ whole pictures
+# ------------------------------------------------------------------------------------------------------ whole images
 
 
 def candidates_of(boxes: Tensor, detector: Tensor, clip: Tensor, masks: Tensor | None = None) -> Candidates:

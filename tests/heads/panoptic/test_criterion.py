@@ -11,7 +11,7 @@ WEIGHTS = Weights(points=64)
 
 @pytest.fixture
 def batch():
-    """Two pictures with three targets and one."""
+    """Two images with three targets and one."""
     torch.manual_seed(0)
     class_logits, masks = torch.randn(2, 6, 4), 3 * torch.randn(2, 6, 8, 8)
     counts = (3, 1)
@@ -57,7 +57,7 @@ def test_bfloat16_does_not_make_queries_alike():
         assert match(torch.zeros(2, 2), 0.1 * masks, Target(truth, torch.tensor([0])), WEIGHTS)[0].tolist() == [1]
 
 
-def test_pictures_without_targets_teach_that_nothing_is_there(batch):
+def test_images_without_targets_teach_that_nothing_is_there(batch):
     class_logits, masks, targets = batch
     nothing = Target(targets[0].masks[:0], targets[0].labels[:0])
     found = mask_losses(class_logits, masks, [nothing, nothing], WEIGHTS)

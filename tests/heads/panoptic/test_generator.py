@@ -1,4 +1,4 @@
-"""The generator as a whole: it learns two scenes, what is frozen stays, and masks lie where the picture is."""
+"""The generator as a whole: it learns two scenes, what is frozen stays, and masks lie where the image is."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from foveate.errors import InputError
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.criterion import Weights
 from foveate.heads.panoptic.decoder import LibraryEncoder, MaskDecoder, TowerEncoder, build_decoder, read_library
-from foveate.heads.panoptic.mask2former import MaskGenerator, of_picture
+from foveate.heads.panoptic.mask2former import MaskGenerator, of_image
 from foveate.ops.jitter import no_jitter
 from foveate.types import BadSample, Batch
 
@@ -89,7 +89,7 @@ def test_novel_segments_and_crowds_are_left_out(tiny_clip, tiny_decoder, scenes)
     assert len(model._target(bare, model._jitter(bare)).labels) == 0 and model(Batch([bare], [])).isfinite()
 
 
-def test_proposals_do_not_depend_on_the_batch_and_are_of_the_picture(tiny_clip, tiny_decoder, scenes):
+def test_proposals_do_not_depend_on_the_batch_and_are_of_the_image(tiny_clip, tiny_decoder, scenes):
     model = generator_of(tiny_clip(), tiny_decoder(), words=True)
     samples = scenes(2)
     samples[1] = replace(samples[1], image=samples[1].image[:, :40])
@@ -117,16 +117,16 @@ def test_what_is_proposed_comes_from_the_last_layer_by_hand(tiny_clip, tiny_deco
             expected = model.head.mask(model.head.pooled(mean) + state[query])
             (proposed,) = model.propose([sample])
             assert torch.allclose(proposed.embeddings[query], expected, atol=1e-4)
-    whole = of_picture(masks, no_jitter(*sample.image.shape[1:], size=64), size=64)
+    whole = of_image(masks, no_jitter(*sample.image.shape[1:], size=64), size=64)
     assert torch.allclose(proposed.masks, whole, atol=1e-4)
 
 
 def test_padding_is_cut_off_exactly():
     masks = torch.randn(3, 8, 8)  # of a square of 64, 8 pixels a place
     whole = no_jitter(50, 100, size=64)  # fills 32 x 64
-    assert torch.allclose(of_picture(masks, whole, size=64), masks[:, :4], atol=1e-5)
+    assert torch.allclose(of_image(masks, whole, size=64), masks[:, :4], atol=1e-5)
     # 36 rows are 4.5 places, read at 5 centres, .9 places apart: the first at .45 - .5 < 0, the second at .85
-    between = of_picture(masks, no_jitter(36, 64, size=64), size=64)
+    between = of_image(masks, no_jitter(36, 64, size=64), size=64)
     assert between.shape == (3, 5, 8) and torch.allclose(between[:, 0], masks[:, 0], atol=1e-5)
     assert torch.allclose(between[:, 1], 0.15 * masks[:, 0] + 0.85 * masks[:, 1], atol=1e-5)
 

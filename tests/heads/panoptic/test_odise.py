@@ -124,15 +124,15 @@ def encoder_of(clip, source) -> OdiseEncoder:
 def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
     clip = tiny_clip()
     captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=3).train()
-    pictures = 255 * torch.rand(2, 3, 32, 32)  # the native size, so nothing is resized
-    caption, moment = captioner(pictures)
+    images = 255 * torch.rand(2, 3, 32, 32)  # the native size, so nothing is resized
+    caption, moment = captioner(images)
     assert torch.equal(caption, captioner.empty.expand(2, -1, -1)) and torch.equal(moment, torch.zeros(2, 3))
     with torch.no_grad():
         captioner.gate.fill_(0.5)
         captioner.time_gate.fill_(-0.2)
-    seen = clip.encode_image((pictures / 255 - 0.5) / 0.25, normalize=False)
+    seen = clip.encode_image((images / 255 - 0.5) / 0.25, normalize=False)
     expected = captioner.empty + torch.tensor(0.5).tanh() * (captioner.project(seen)[:, None] + captioner.places)
-    caption, moment = captioner(pictures)
+    caption, moment = captioner(images)
     assert torch.allclose(caption, expected, atol=1e-4)
     assert torch.allclose(moment, torch.tensor(-0.2).tanh() * (captioner.time(seen) + captioner.time_place), atol=1e-4)
     (caption.sum() + moment.sum()).backward()
@@ -179,7 +179,7 @@ def test_four_maps_the_same_noise_and_what_learns(tiny_clip, source):
     assert "captioner.gate" in learned and not encoder.unet.training and not encoder.vae.training
 
 
-def test_a_larger_picture_is_seen_in_crops(tiny_clip, monkeypatch):
+def test_a_larger_image_is_seen_in_crops(tiny_clip, monkeypatch):
     assert (
         starts(512, window=512) == [0] and starts(1088, window=512) == [0, 512, 576] and starts(64, window=512) == [0]
     )
@@ -197,7 +197,7 @@ def test_a_larger_picture_is_seen_in_crops(tiny_clip, monkeypatch):
         assert torch.allclose(one[..., half : 2 * half], (a[..., half:] + b[..., :half]) / 2, atol=1e-6)
 
 
-def test_what_lies_beside_a_picture_is_black(tiny_clip, tiny_decoder, scenes, monkeypatch):
+def test_what_lies_beside_a_image_is_black(tiny_clip, tiny_decoder, scenes, monkeypatch):
     model = MaskGenerator(encoder_of(tiny_clip(), stand_in), tiny_decoder((128,) * 4), is_novel=torch.zeros(3) > 0,
                           size=64)  # fmt: skip
     inputs = []
@@ -249,7 +249,7 @@ def test_a_generator_on_it_is_trained_and_measured_from_the_command_line(tmp_pat
     )
     model = ["--data", str(world), "--model", str(tmp_path / "g/model"), "--workers", "0", "--device", "cpu"]
     main(["evaluate", "panoptic", *model, "--out", str(tmp_path / "r.json")])
-    assert json.loads((tmp_path / "r.json").read_text())["pictures"] == 2
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 2
     state = load_file(tmp_path / "g/model/generator.safetensors")
     assert not any(name.startswith(("encoder.unet", "encoder.vae")) for name in state)  # the frozen are not copied
 

@@ -1,4 +1,4 @@
-"""One picture from proposals to maps: whose word counts, both ways to embed a mask, and a picture without proposals."""
+"""One image from proposals to maps: whose word counts, both ways to embed a mask, and an image without proposals."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def make(tiny_clip, tiny_decoder):
 
 @pytest.mark.parametrize("region", ["dense", "masked"])
 @pytest.mark.parametrize("squash", [True, False])
-def test_all_three_maps_of_a_picture(make, scenes, region, squash):
+def test_all_three_maps_of_a_image(make, scenes, region, squash):
     segmenter, (sample,) = make(region=region, size=40, squash=squash), scenes(1)
     scored = segmenter.score(sample)
     height, width = sample.image.shape[1:]
@@ -117,7 +117,7 @@ def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
 
 
 @pytest.mark.parametrize("region", ["dense", "masked"])
-def test_a_picture_without_proposals(make, scenes, region):
+def test_a_image_without_proposals(make, scenes, region):
     segmenter, (sample,) = make(region=region), scenes(1)
     (some,) = segmenter.generator.propose([sample])
     none = replace(some, masks=some.masks[:0], embeddings=some.embeddings[:0])

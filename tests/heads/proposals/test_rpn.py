@@ -1,4 +1,4 @@
-"""The RPN: pyramids, targets, crowds, suppression by a slow loop, mirrored pictures, and that it learns."""
+"""The RPN: pyramids, targets, crowds, suppression by a slow loop, mirrored images, and that it learns."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from foveate.errors import InputError
 from foveate.heads.common.rpn import ignore_crowds
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.heads.proposals.rpn import Proposer, _mirror, best_boxes
-from foveate.ops.boxes import boxes_on_input, boxes_on_picture
+from foveate.ops.boxes import boxes_on_image, boxes_on_input
 from foveate.types import BadSample, Batch, Sample, Segments
 
 STATISTICS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -41,7 +41,7 @@ def proposer(pyramid: TowerPyramid | ConvPyramid | None = None, **settings) -> P
 
 
 def squares(count: int) -> list[Sample]:
-    """Dark pictures, each with one bright square of 16 to 23 pixels."""
+    """Dark images, each with one bright square of 16 to 23 pixels."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(count):
@@ -75,7 +75,7 @@ def test_a_tower_gives_three_strides_and_stays_as_it_is(vision, strides):
     assert all(one.grad is not None for name, one in pyramid.named_parameters() if not name.startswith("clip."))
 
 
-def test_it_learns_eight_pictures_and_finds_their_squares():
+def test_it_learns_eight_images_and_finds_their_squares():
     model, samples = proposer(flip=True), squares(8)
     optimizer = build_optimizer(model, weight_decay=0.0)
     losses = []
@@ -121,10 +121,10 @@ def test_suppression_is_that_of_a_slow_loop_over_all_levels():
 def test_boxes_go_to_the_input_and_back():
     boxes = torch.tensor([[3.0, 5.0, 40.0, 33.0], [0.0, 0.0, 50.0, 37.0]])
     there = boxes_on_input(boxes, height=37, width=50, size=64)
-    assert torch.allclose(boxes_on_picture(there, height=37, width=50, size=64), boxes, atol=1e-5)
+    assert torch.allclose(boxes_on_image(there, height=37, width=50, size=64), boxes, atol=1e-5)
 
 
-def test_proposals_lie_inside_pictures_of_any_shape_and_do_not_depend_on_the_batch():
+def test_proposals_lie_inside_images_of_any_shape_and_do_not_depend_on_the_batch():
     model = proposer()
     generator = torch.Generator().manual_seed(0)
     images = [
@@ -144,7 +144,7 @@ def test_proposals_lie_inside_pictures_of_any_shape_and_do_not_depend_on_the_bat
     assert torch.allclose(few, scores[: len(few)], atol=1e-5) and 4 <= len(boxes) < 20
 
 
-def test_a_mirrored_picture_has_mirrored_boxes():
+def test_a_mirrored_image_has_mirrored_boxes():
     image = torch.arange(3 * 2 * 5, dtype=torch.uint8).view(3, 2, 5)
     sample = _mirror(Sample("a", image, torch.tensor([[1.0, 0.0, 3.0, 2.0]])))
     assert sample.boxes.tolist() == [[2.0, 0.0, 4.0, 2.0]]  # 5 - 3, 5 - 1
@@ -170,7 +170,7 @@ def test_only_objects_are_positive():
     assert torch.equal(objects, sample.boxes) and torch.equal(crowds, boxes[1:])
 
 
-def test_a_batch_without_a_usable_picture_gives_a_zero_that_reaches_all():
+def test_a_batch_without_a_usable_image_gives_a_zero_that_reaches_all():
     model, empty = proposer(), Batch([], [BadSample("a", "broken")])
     loss = model(empty)
     loss.backward()

@@ -72,7 +72,7 @@ def describe_huggingface(folder: Path) -> dict[str, Any]:
     vision = _merged(config, "vision_config", _CLIP_VISION if kind == "clip" else _SIGLIP_VISION, path)
     text = _merged(config, "text_config", _CLIP_TEXT if kind == "clip" else _SIGLIP_TEXT, path)
     if vision["num_channels"] != 3:
-        raise InputError(f"{path}: need pictures of 3 channels; got {vision['num_channels']}.")
+        raise InputError(f"{path}: need images of 3 channels; got {vision['num_channels']}.")
     described = _describe_clip(config, vision, text, path) if kind == "clip" else _describe_siglip(vision, text, path)
     if kind == "siglip" or text["vocab_size"] != 49408:  # CLIP's own byte pairs are open_clip's SimpleTokenizer
         described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())

@@ -5,7 +5,7 @@ motif that repeats a few times across the object, so that a part of the object s
 does; the shape is a second cue; colours are drawn at random and tell nothing. Textures are two-tone patterns in [0, 1]
 as functions of cell coordinates (u, v), in units of the motif's period; v grows downwards.
 
-Deliberately absent: cues by colour, by position in the picture, or by outline.
+Deliberately absent: cues by colour, by position in the image, or by outline.
 """
 
 from collections.abc import Callable

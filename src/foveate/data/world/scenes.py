@@ -1,8 +1,8 @@
-"""Scenes and object-centric pictures of the rendered world, drawn in memory.
+"""Scenes and object-centric images of the rendered world, drawn in memory.
 
 A scene is one to three regions of stuff with curved borders and three to seven things of very different sizes that may
-hide each other in part. Every picture is a pure function of its random generator; the generator of a picture is derived
-from (seed, split, index), so that pictures can be drawn in any order and by any number of processes.
+hide each other in part. Every image is a pure function of its random generator; the generator of an image is derived
+from (seed, split, index), so that images can be drawn in any order and by any number of processes.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ STUFFS = tuple(kind for kind in KINDS if not kind.is_thing)
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what can be seen in it."""
+    """An image and what can be seen in it."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
     segments: Labels  # (H, W): index into `kinds`
@@ -68,7 +68,7 @@ def _draw_thing(
     """Render a thing at twice the resolution and average: its mask on the canvas, and what to paint.
 
     Args:
-        canvas: the picture, (H, W, 3), in [0, 255]; only its extent is used.
+        canvas: the image, (H, W, 3), in [0, 255]; only its extent is used.
         centre: (x, y), pixels.
         size: extent of the thing, pixels.
     """
@@ -125,7 +125,7 @@ def _finish(canvas: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _stuff_regions(rng: np.random.Generator, height: int, width: int) -> tuple[Labels, int]:
-    """Split the picture by up to two curved lines."""
+    """Split the image by up to two curved lines."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     regions = np.zeros((height, width), np.int32)
     count = int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25]))
@@ -140,7 +140,7 @@ def _stuff_regions(rng: np.random.Generator, height: int, width: int) -> tuple[L
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """One scene of the world (a picture of the detection data set)."""
+    """One scene of the world (an image of the detection data set)."""
     height, width = SCENE_SIZES[rng.integers(len(SCENE_SIZES))]
     segments, count = _stuff_regions(rng, height, width)
     kinds = [STUFFS[i] for i in rng.choice(len(STUFFS), count, replace=False)]
@@ -167,10 +167,10 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     return Scene(_finish(canvas, rng), segments, tuple(kinds))
 
 
-# ----------------------------------------------------------------------------------------- picture-caption pairs, 64 px
+# ----------------------------------------------------------------------------------------- image-caption pairs, 64 px
 
 _PHRASES = (
-    "a photo of {}.", "a photo of {} in the scene.", "there is {} in the scene.", "a picture of {}.", "this is {}.",
+    "a photo of {}.", "a photo of {} in the scene.", "there is {} in the scene.", "an image of {}.", "this is {}.",
     "a close-up photo of {}.", "a cropped photo of {}.", "a good photo of {}.", "a bad photo of {}.", "{}.",
     "a blurry photo of {}.", "a bright photo of {}.", "a dark photo of {}.", "a painting of {}.", "itap of {}.",
     "a low resolution photo of {}.", "a pixelated photo of {}.", "a jpeg corrupted photo of {}.",
@@ -179,7 +179,7 @@ _DETERMINERS = ("a", "a", "a", "the", "one", "my", "a small", "a large", "a toy"
 
 
 def draw_pair(rng: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
-    """One object-centric picture of 64 x 64 pixels and its caption (for contrastive pretraining).
+    """One object-centric image of 64 x 64 pixels and its caption (for contrastive pretraining).
 
     One in five shows stuff alone, one in four two to four things, the others one thing, from a whole object with a rim
     of background to a close-up in which only a part is seen.
@@ -187,19 +187,19 @@ def draw_pair(rng: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
     draw = rng.random()
     if draw < 0.2:
         kind = STUFFS[rng.integers(len(STUFFS))]
-        return _stuff_picture(kind, rng), _caption([kind], None, rng)
+        return _stuff_image(kind, rng), _caption([kind], None, rng)
     ground = STUFFS[rng.integers(len(STUFFS))]
     canvas = _draw_stuff(ground, rng, PAIR_SIZE, PAIR_SIZE)
     kinds = _add_group(canvas, rng) if draw < 0.45 else _add_one(canvas, rng)
     return _finish(canvas, rng), _caption(kinds, ground, rng)
 
 
-def _stuff_picture(kind: Kind, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _stuff_image(kind: Kind, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Stuff alone, seen at scales from a scene shrunk to 64 px to an enlarged patch."""
     extent = int(np.exp(rng.uniform(np.log(40), np.log(200))))
-    picture = Image.fromarray(np.clip(_draw_stuff(kind, rng, extent, extent), 0, 255).astype(np.uint8))
-    picture = picture.resize((PAIR_SIZE, PAIR_SIZE), Image.Resampling.BICUBIC)
-    return _finish(np.asarray(picture, np.float32), rng)
+    image = Image.fromarray(np.clip(_draw_stuff(kind, rng, extent, extent), 0, 255).astype(np.uint8))
+    image = image.resize((PAIR_SIZE, PAIR_SIZE), Image.Resampling.BICUBIC)
+    return _finish(np.asarray(image, np.float32), rng)
 
 
 def _add_one(canvas: Array, rng: np.random.Generator) -> list[Kind]:

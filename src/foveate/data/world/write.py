@@ -5,7 +5,7 @@
     DIR/annotations/panoptic_SPLIT2017.json + folder    things and stuff, ids in PNG colours
     DIR/annotations/captions_SPLIT2017.json             one caption a scene
     DIR/annotations/splits.json                         names of the base and novel thing categories
-    DIR/pairs/pairs-000000.tar ...                      64 px pictures with captions, webdataset layout
+    DIR/pairs/pairs-000000.tar ...                      64 px images with captions, webdataset layout
     DIR/world.json                                      the parameters; written last, so its presence means complete
 
 The same seed gives the same bytes, whatever the number of processes.
@@ -31,9 +31,9 @@ from foveate.errors import InputError
 
 SPLITS = ("train", "val", "test", "pairs")  # the place in this list is the stream of random numbers
 PAIRS_PER_SHARD = 10_000
-CHUNK = 50  # pictures a task
+CHUNK = 50  # images a task
 MIN_AREA = 16  # pixels; smaller visible rests of a segment are left unlabelled
-Progress = Callable[[int, int], None]  # (pictures done, pictures in all)
+Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: 
     Args:
         folder: created where missing.
         size: numbers of scenes and pairs, and the seed.
-        processes: pictures are drawn by this many processes; the bytes do not depend on it.
-        progress: called with (pictures done, pictures in all).
+        processes: images are drawn by this many processes; the bytes do not depend on it.
+        progress: called with (images done, images in all).
 
     Raises:
         InputError: the folder holds another world or other files.
@@ -123,17 +123,17 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def _draw_scenes(folder: str, seed: int, split: str, indices: range) -> list[dict[str, Any]]:
-    """Draw and write pictures and panoptic PNGs; return what the annotation files need of them."""
-    pictures = Path(folder, f"{split}2017")
+    """Draw and write images and panoptic PNGs; return what the annotation files need of them."""
+    images = Path(folder, f"{split}2017")
     panoptic = Path(folder, "annotations", f"panoptic_{split}2017")
-    pictures.mkdir(exist_ok=True)
+    images.mkdir(exist_ok=True)
     panoptic.mkdir(exist_ok=True)
     records = []
     for index in indices:
         rng = _generator(seed, split, index)
         scene = draw_scene(rng)
         image_id = SPLITS.index(split) * 1_000_000 + index + 1
-        Image.fromarray(scene.image).save(pictures / f"{image_id:012d}.jpg", quality=95, subsampling=0)
+        Image.fromarray(scene.image).save(images / f"{image_id:012d}.jpg", quality=95, subsampling=0)
         height, width = scene.segments.shape
         segments = _segments(scene)
         _panoptic_png(scene, segments).save(panoptic / f"{image_id:012d}.png")
@@ -156,7 +156,7 @@ def _segments(scene: Scene) -> list[dict[str, Any]]:
 
 
 def _colour_id(place: int) -> int:
-    """A segment's id within its picture, spread over the colours so that a PNG can be looked at."""
+    """A segment's id within its image, spread over the colours so that a PNG can be looked at."""
     return (place + 1) * 0x4F6C3B % 0xFFFFFF
 
 

@@ -54,7 +54,7 @@ def _regions_table(result: dict[str, Any], model: str) -> Table:
     counts = next(iter(scores.values()))
     rows.append(["regions", *(cell for kind in KINDS for cell in (counts[kind]["count"], ""))])
     columns = [f"{kind.replace('_', ' ')}\n{top}" for kind in KINDS for top in ("top-1", "top-5")]
-    title = f"mAcc [%] of {model}: {result['pictures']} images, {result['classes']} classes, head {result['head']}"
+    title = f"mAcc [%] of {model}: {result['images']} images, {result['classes']} classes, head {result['head']}"
     return table(title, ["region features", *columns], rows)
 
 
@@ -93,7 +93,7 @@ def _agreement_table(result: dict[str, Any], config: Agreement) -> Table:
         f"{result['cosine']:.3f}",
         result["recall"],
         result["regions"],
-        result["pictures"],
+        result["images"],
     )
     return table(f"{config.model} against crops of {config.reference or config.model}", columns, [row])
 
@@ -101,7 +101,7 @@ def _agreement_table(result: dict[str, Any], config: Agreement) -> Table:
 def _retrieval_table(result: dict[str, Any], config: Retrieval) -> Table:
     title = (
         f"R@K [%] of the locations of {config.model}, {result['size']} px, head {result['head']}: "
-        f"{result['pictures']} images embedded by {config.reference or config.model}"
+        f"{result['images']} images embedded by {config.reference or config.model}"
     )
     recalls = {f"its image among {result['gallery']}": result["image"]}
     if result["region"] is not None:
@@ -141,15 +141,15 @@ def _global_table(result: dict[str, Any], config: Global) -> Table:
     titles, measures = [], []
     classification, retrieval = result["classification"], result["retrieval"]
     if classification is not None:
-        kind = "images" if classification["of"] == "pictures" else classification["of"]
-        titles.append(f"{kind} of {classification['pictures']} images in {classification['classes']} classes")
+        kind = "images" if classification["of"] == "images" else classification["of"]
+        titles.append(f"{kind} of {classification['images']} images in {classification['classes']} classes")
         measures += [
             (f"classification, {name}, top-{top}", ("classification", mean, f"top{top}"))
             for name, mean in (("mean over classes", "mean"), ("overall", "overall"))
             for top in (1, 5)
         ]
     if retrieval is not None:
-        titles.append(f"{retrieval['captions']} captions of {retrieval['pictures']} images, view {result['view']}")
+        titles.append(f"{retrieval['captions']} captions of {retrieval['images']} images, view {result['view']}")
         measures += [
             (f"{way.replace('_', ' ')}, R@{top}", ("retrieval", way, f"r{top}"))
             for way in ("image_to_text", "text_to_image")

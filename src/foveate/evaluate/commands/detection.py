@@ -86,7 +86,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
             write_results(config.results, found, dataset, vocabulary=vocabulary.names)
             print(f"wrote {config.results}")
         bad = [{"id": sample.id, "reason": sample.reason} for sample in store.bad]
-    result = {"detector": str(model), "fusions": results, "recall": recall, "bad": bad, "pictures": len(store.ids)}
+    result = {"detector": str(model), "fusions": results, "recall": recall, "bad": bad, "images": len(store.ids)}
     return finish(result, _table(result, config), config, datasets=[dataset], started=started)
 
 
@@ -148,7 +148,7 @@ def _table(result: dict[str, Any], config: Detection) -> Table:
             by_group = (scores["groups"][name].get(measure) for name in groups)
             rows.append([weights, kind, scores.get("AP"), scores.get("AP50"), *by_group])
     columns = ["tower's\nweight", "of", "AP", "AP50", *(f"{measure}\n{name}" for name in groups)]
-    title = f"{config.model}: {result['pictures']} images, {first['style']}'s rule [%]"
+    title = f"{config.model}: {result['images']} images, {first['style']}'s rule [%]"
     return table(title, columns, rows, names=2)
 
 
@@ -205,5 +205,5 @@ def _results_table(result: dict[str, Any]) -> Table:
         for name in ("AP", "AP50")
         if name in groups[group]
     ]
-    title = f"{Path(result['results']).name}: {result['detections']} detections in {result['pictures']} images, "
+    title = f"{Path(result['results']).name}: {result['detections']} detections in {result['images']} images, "
     return table(f"{title}{result['style']}'s rule [%]", ["measure", *kinds], rows, digits=4)

@@ -117,14 +117,14 @@ def _table(result: dict[str, Any], config: Panoptic) -> Table:
     columns = ["CLIP's weight", "PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]
     columns += [*(["mIoU"] if config.semantic else []), *(["AP\nmasks"] if config.instances else [])]
     clip = f" with {result['clip']}, {result['size']} px" if result["clip"] else ""
-    return table(f"{config.model}{clip}: {result['pictures']} images [%]", columns, rows)
+    return table(f"{config.model}{clip}: {result['images']} images [%]", columns, rows)
 
 
 def _run_results(config: Panoptic, path: Path) -> dict[str, Any]:
     """Measure panoptic PNGs, without a model."""
     check_results_flags(config)
     started = start(config)
-    dataset = first_images(open_panoptic(config.data, config.split, images=False), config.limit)
+    dataset = first_images(open_panoptic(config.data, config.split, with_images=False), config.limit)
     skipped: dict[str, Dropped] = {}
     predictions = read_panoptic_results(path, dataset, skipped=skipped)
     measured = evaluate_panoptic(predictions.maps, dataset)
@@ -133,6 +133,6 @@ def _run_results(config: Panoptic, path: Path) -> dict[str, Any]:
         [group, *(result[group][name] for name in ("classes", "PQ", "SQ", "RQ"))]
         for group in ("all", "things", "stuff")
     ]
-    title = f"{path.name}: {result['pictures']} images of {result['data']} [%]"
+    title = f"{path.name}: {result['images']} images of {result['data']} [%]"
     shown = table(title, ("classes", "number", "PQ", "SQ", "RQ"), rows, digits=4)
     return finish(result, shown, config, datasets=[with_notes(dataset, skipped, result)], started=started)

@@ -34,7 +34,7 @@ def with_notes(dataset: Dataset, skipped: dict[str, Dropped], result: dict[str, 
     for rule in result["rules"]:
         log(f"rule: {rule}")
     counts = (
-        (result["pictures_without_result"]["count"], "images have no result: whatever is annotated there is missed"),
+        (result["images_without_result"]["count"], "images have no result: whatever is annotated there is missed"),
         (result.get("not_measured", 0), "results are of images that the rule leaves out, and are not measured"),
         (result.get("beyond_cap", 0), "results exceed the most that the rule takes per image, and are not measured"),
     )

@@ -54,8 +54,8 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     return finish(result, _table(result, config.model), config, datasets=[data.dataset], started=started)
 
 
-def _open_data(config: Semantic, *, images: bool = True) -> SemanticData:
-    """The images of --limit with all their classes; without `images` their files are not needed."""
+def _open_data(config: Semantic, *, with_images: bool = True) -> SemanticData:
+    """The images of --limit with all their classes; without `with_images` their files are not needed."""
     data = open_semantic(
         config.data,
         split=config.split,
@@ -63,7 +63,7 @@ def _open_data(config: Semantic, *, images: bool = True) -> SemanticData:
         labels=config.labels,
         maps=config.maps,
         names=config.names,
-        images=images,
+        with_images=with_images,
     )
     return replace(data, dataset=first_images(data.dataset, config.limit))
 
@@ -84,7 +84,7 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
     """Measure label maps, without a model."""
     check_results_flags(config, RESULTS_FLAGS)
     started = start(config)
-    data = _open_data(config, images=False)
+    data = _open_data(config, with_images=False)
     skipped: dict[str, Dropped] = {}
     predictions = read_label_maps(path, data, numbers=config.numbers, skipped=skipped)
     measured = evaluate_semantic(predictions.maps, data, seen=base_classes(config, data))
@@ -96,8 +96,8 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
 
 def _table(result: dict[str, Any], measured: str, *, missing: str = "could not be read") -> Table:
     """A result as a table; `missing` says why images have no prediction."""
-    count = result["pictures_without_result"]["count"]
-    title = f"{measured}: {result['pictures']} images of {result['data']} [%]"
+    count = result["images_without_result"]["count"]
+    title = f"{measured}: {result['images']} images of {result['data']} [%]"
     title += f"; {count} of them {missing}, and all their pixels count as missed" if count else ""
     means = (result["mIoU"], result["mean_accuracy"], result["pixel_accuracy"])
     rows = [["all", result["classes"]["with_ground_truth"], *means]]

@@ -184,7 +184,7 @@ class Layer(nn.Module):
         self.classes = ClassBlock(width, guidance=guidance, heads=heads, padding=padding)
 
     def forward(
-        self, x: Float[Tensor, "B K C h w"], picture: Float[Tensor, "B G h w"], text: Float[Tensor, "B K G"]
+        self, x: Float[Tensor, "B K C h w"], image: Float[Tensor, "B G h w"], text: Float[Tensor, "B K G"]
     ) -> Float[Tensor, "B K C h w"]:
         """Aggregate once.
 
@@ -194,7 +194,7 @@ class Layer(nn.Module):
             text: what guides aggregation over classes.
         """
         batch, count, _, *grid = x.shape
-        guide = self.guidance_norm(picture.flatten(2).mT).repeat_interleave(count, dim=0)  # (B K, L, G)
+        guide = self.guidance_norm(image.flatten(2).mT).repeat_interleave(count, dim=0)  # (B K, L, G)
         tokens = x.flatten(0, 1).flatten(2).mT  # (B K, L, C)
         for block in self.space:
             tokens = block(tokens, guide, grid=(grid[0], grid[1]))
@@ -236,7 +236,7 @@ class Aggregator(nn.Module):
         """
         super().__init__()
         self.embed = nn.Conv2d(prompts, hidden, kernel_size=7, padding=3)
-        self.picture = nn.Sequential(nn.Conv2d(guides[0], guidance, kernel_size=3, padding=1), nn.ReLU())
+        self.image = nn.Sequential(nn.Conv2d(guides[0], guidance, kernel_size=3, padding=1), nn.ReLU())
         self.text = nn.Sequential(nn.Linear(text_dim, guidance), nn.ReLU())
         self.layers = nn.ModuleList(
             Layer(hidden, guidance=guidance, heads=heads, window=window, padding=padding) for _ in range(layers)
@@ -255,9 +255,9 @@ class Aggregator(nn.Module):
         """
         batch = len(cost)
         x = self.embed(cost.flatten(0, 1)).unflatten(0, (batch, -1))  # (B, K, C, h, w)
-        picture, words = self.picture(guidance.coarse), self.text(text)  # (B, G, h, w), (B, K, G)
+        image, words = self.image(guidance.coarse), self.text(text)  # (B, G, h, w), (B, K, G)
         for layer in self.layers:
-            x = layer(x, picture, words)
+            x = layer(x, image, words)
         return self.decoder(x, guidance.middle, guidance.fine)
 
 

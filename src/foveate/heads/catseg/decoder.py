@@ -29,10 +29,10 @@ class Up(nn.Module):
         self.up = nn.ConvTranspose2d(width, width - guidance, kernel_size=2, stride=2)
         self.convs = nn.Sequential(*_conv(width, out), *_conv(out, out))
 
-    def forward(self, x: Float[Tensor, "B K C h w"], picture: Float[Tensor, "B X H W"]) -> Float[Tensor, "B K Y H W"]:
+    def forward(self, x: Float[Tensor, "B K C h w"], image: Float[Tensor, "B X H W"]) -> Float[Tensor, "B K Y H W"]:
         """Double the map of each class; H = 2 h."""
         batch, count = x.shape[:2]
-        guide = self.guide(picture).repeat_interleave(count, dim=0)  # (B K, guidance, H, W)
+        guide = self.guide(image).repeat_interleave(count, dim=0)  # (B K, guidance, H, W)
         x = torch.cat([self.up(x.flatten(0, 1)), guide], dim=1)  # (B K, C, H, W)
         return self.convs(x).unflatten(0, (batch, count))
 

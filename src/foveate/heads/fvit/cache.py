@@ -1,12 +1,12 @@
-"""The frozen tower's maps of a picture, computed once and read after: for training without augmentation (A.3).
+"""The frozen tower's maps of an image, computed once and read after: for training without augmentation (A.3).
 
     FOLDER/manifest.json         what the maps depend on: tower, input, taps, windows
-           ab/cdef....safetensors   one picture: "tap/0" .., float16; the digest in its header
+           ab/cdef....safetensors   one image: "tap/0" .., float16; the digest in its header
 
-A picture goes by its pixels, not by its name, so the maps of another picture set are never used. Every file is written
+An image goes by its pixels, not by its name, so the maps of another image set are never used. Every file is written
 under a temporary name and renamed, so that processes may share a folder and a kill leaves nothing half written. Fresh
 maps are rounded as stored ones are: a run that is stopped and goes on has the same bits. Deliberately absent: removing
-old files, maps of augmented pictures.
+old files, maps of augmented images.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ class FeatureCache:
         claim_cache(folder, made_by, owner=OWNER)
 
     def read(self, sample: Sample, *, device: torch.device) -> list[Tensor] | None:
-        """The taps of a picture as a batch of one, float32; None where there are none, or only damaged ones."""
+        """The taps of an image as a batch of one, float32; None where there are none, or only damaged ones."""
         path = self._path(sample)
         try:
             with safe_open(path, framework="pt") as file:
@@ -86,10 +86,10 @@ class FeatureCache:
         return [tap.to(device).float() for tap in taps]
 
     def write(self, sample: Sample, taps: list[Tensor]) -> list[Tensor]:
-        """Keep the taps of a picture.
+        """Keep the taps of an image.
 
         Args:
-            sample: the picture.
+            sample: the image.
             taps: of a batch of one.
 
         Returns:
@@ -101,7 +101,7 @@ class FeatureCache:
         return [one.float() for one in named.values()]
 
     def _path(self, sample: Sample) -> Path:
-        """A picture's file, by its pixels."""
+        """An image's file, by its pixels."""
         pixels = sample.image.cpu().contiguous()
         name = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
         name.update(pixels.numpy().data)

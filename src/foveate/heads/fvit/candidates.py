@@ -1,4 +1,4 @@
-"""What one pass of the detector leaves of each picture, and a store of it on the disk (Sec. 3.3).
+"""What one pass of the detector leaves of each image, and a store of it on the disk (Sec. 3.3).
 
 Box regression and masks are class-agnostic, so that a proposal has one box and one mask whatever is asked for, and all
 that depends on a vocabulary or on how scores are fused can be done again without the network.
@@ -33,24 +33,24 @@ ROWS = ("proposals", "objectness", "boxes", "detector", "clip")  # what every st
 
 @dataclass(frozen=True)
 class Candidates:
-    """The proposals of one picture with all that scores are made of; embeddings are float16, on the disk and fresh, so
+    """The proposals of one image with all that scores are made of; embeddings are float16, on the disk and fresh, so
     that both give the same result."""
 
     id: str
-    height: int  # of the picture [pixels]
+    height: int  # of the image [pixels]
     width: int
-    proposals: Float[Tensor, "N 4"]  # the RPN's, best first; xyxy, pixels of the picture, clipped
+    proposals: Float[Tensor, "N 4"]  # the RPN's, best first; xyxy, pixels of the image, clipped
     objectness: Float[Tensor, " N"]  # in [0, 1]
-    boxes: Float[Tensor, "N 4"]  # regressed; xyxy, pixels of the picture, clipped
+    boxes: Float[Tensor, "N 4"]  # regressed; xyxy, pixels of the image, clipped
     detector: Float16[Tensor, "N D"]  # the box head's embedding, unit length
     clip: Float16[Tensor, "N D"]  # the tower's dense map pooled at the proposal, unit length; zero stays zero
     masks: UInt8[Tensor, "N S S"] | None = None  # 255 times the probability, drawn in `boxes`
 
 
 class CandidateWriter:
-    """Writes the candidates of a list of pictures, in its order, and goes on where an earlier run was stopped.
+    """Writes the candidates of a list of images, in its order, and goes on where an earlier run was stopped.
 
-    `done` says how many pictures of the list are already there; hand in the others, good or bad, then `close`.
+    `done` says how many images of the list are already there; hand in the others, good or bad, then `close`.
     """
 
     def __init__(self, folder: Path, *, ids: Sequence[str], made_by: dict[str, str]) -> None:
@@ -58,49 +58,49 @@ class CandidateWriter:
 
         Args:
             folder: made where it does not exist.
-            ids: of all pictures, in the order in which they will come.
+            ids: of all images, in the order in which they will come.
             made_by: whatever the candidates depend on, such as the detector's digest and the input's size.
 
         Raises:
-            InputError: it holds the candidates of another detector or of other pictures, or something else.
+            InputError: it holds the candidates of another detector or of other images, or something else.
         """
         if len(set(ids)) < len(ids):
-            raise InputError(f"{folder}: need every picture once; {len(ids) - len(set(ids))} of the list come again.")
+            raise InputError(f"{folder}: need every image once; {len(ids) - len(set(ids))} of the list come again.")
         self.folder, self.ids = folder, list(ids)
         self._notes: list[dict[str, Any]] = []
         self._rows: dict[str, list[Tensor]] = {}
-        parts = claim_parts(folder, {**made_by, "pictures": len(ids), "ids": _digest(ids)}, owner=OWNER)
+        parts = claim_parts(folder, {**made_by, "images": len(ids), "ids": _digest(ids)}, owner=OWNER)
         self.done = self._keep_ours(parts)
 
     def add(self, one: Candidates) -> None:
-        """Take the candidates of the next picture."""
+        """Take the candidates of the next image."""
         tensors = {name: getattr(one, name) for name in ROWS}
         if one.masks is not None:
             tensors["masks"] = one.masks
         if self._rows and self._rows.keys() != tensors.keys():
-            raise InputError(f"picture {one.id}: need masks for all pictures or for none.")
+            raise InputError(f"image {one.id}: need masks for all images or for none.")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise InputError(f"picture {one.id}: need finite candidates; its {name} hold NaN. Is the model whole?")
+                raise InputError(f"image {one.id}: need finite candidates; its {name} hold NaN. Is the model whole?")
             self._rows.setdefault(name, []).append(tensor.detach().cpu())
         self._note({"id": one.id, "height": one.height, "width": one.width, "count": len(one.proposals)})
 
     def add_bad(self, one: BadSample) -> None:
-        """Take note that the next picture could not be used."""
+        """Take note that the next image could not be used."""
         self._note({"id": one.id, "bad": one.reason})
 
     def close(self) -> None:
-        """Write what is left; all pictures must have come."""
+        """Write what is left; all images must have come."""
         if self._notes:
             self._write()
         if self.done != len(self.ids):
-            raise InputError(f"{self.folder}: need all {len(self.ids)} pictures; {self.done} came.")
+            raise InputError(f"{self.folder}: need all {len(self.ids)} images; {self.done} came.")
 
     def _note(self, note: dict[str, Any]) -> None:
         place = self.done + len(self._notes)
         expected = self.ids[place] if place < len(self.ids) else None
         if note["id"] != expected:
-            raise InputError(f"{self.folder}: need picture {expected} next, in the list's order; got {note['id']}.")
+            raise InputError(f"{self.folder}: need image {expected} next, in the list's order; got {note['id']}.")
         self._notes.append(note)
         if len(self._notes) == SHARD:
             self._write()
@@ -123,7 +123,7 @@ class CandidateWriter:
 
 
 class CandidateStore:
-    """The candidates of a folder, read one picture at a time."""
+    """The candidates of a folder, read one image at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Open a finished store.
@@ -136,9 +136,9 @@ class CandidateStore:
             raise InputError(f"{folder}: need a folder of candidates with its manifest.json; there is none. Make them.")
         self.folder, self._parts = folder, find_parts(folder)
         count = self._parts[-1].stop if self._parts else 0
-        if count < there["pictures"]:
+        if count < there["images"]:
             raise InputError(
-                f"{folder}: need the candidates of all {there['pictures']} pictures; got those of the first {count}, "
+                f"{folder}: need the candidates of all {there['images']} images; got those of the first {count}, "
                 "the next part is missing or damaged. Give the command that makes them again: it resumes there."
             )
         notes = [note for part in self._parts for note in part.notes]
@@ -146,7 +146,7 @@ class CandidateStore:
         self.ids: list[str] = [note["id"] for note in notes if "bad" not in note]
         if _digest(_ids_of(notes)) != there["ids"]:
             raise InputError(
-                f"{folder}: need the pictures that manifest.json is of; the parts hold others. Make it again."
+                f"{folder}: need the images that manifest.json is of; the parts hold others. Make it again."
             )
 
     def __len__(self) -> int:

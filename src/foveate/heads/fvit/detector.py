@@ -43,7 +43,7 @@ from foveate.heads.fvit.inputs import input_statistics
 from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.fvit.roi import pool_levels
 from foveate.heads.fvit.rpn import Rpn
-from foveate.ops.boxes import boxes_on_picture, clip_boxes
+from foveate.ops.boxes import boxes_on_image, clip_boxes
 from foveate.ops.jitter import Jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
 from foveate.ops.pool import pool_boxes
 from foveate.types import Batch, Sample, blank_sample
@@ -301,7 +301,7 @@ class FViT(nn.Module):
         """The candidates of one image, in its own pixels; masks are of the regressed boxes."""
         height, width = sample.image.shape[1:]
         frame = {"height": height, "width": width}
-        on_image = [boxes_on_picture(part, **frame, size=self.size) for part in (proposals, boxes)]
+        on_image = [boxes_on_image(part, **frame, size=self.size) for part in (proposals, boxes)]
         clipped = [clip_boxes(part, **frame).cpu() for part in on_image]
         detector, clip = (part.cpu() for part in embeddings)
         candidates = Candidates(sample.id, height, width, clipped[0], scores.cpu(), clipped[1], detector, clip)

@@ -159,7 +159,7 @@ class MaskGenerator(nn.Module):
                 (h, w), value = jitter.fitted, images.new_tensor(black)[:, None, None]
                 image[:, h:], image[:, :, w:] = value, value
         return [
-            _proposals(sample, of_picture(masks, jitter, size=self.size), embeddings, something)
+            _proposals(sample, of_image(masks, jitter, size=self.size), embeddings, something)
             for sample, jitter, (masks, embeddings, something) in zip(
                 samples, jitters, self._last_layer(images), strict=True
             )
@@ -308,7 +308,7 @@ def _proposals(
     return Proposals(sample.id, height, width, masks, embeddings, something, frame=frame)
 
 
-def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> Float[Tensor, "Q _ _"]:
+def of_image(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> Float[Tensor, "Q _ _"]:
     """Leave the padding of a square out of its masks.
 
     Args:
@@ -323,7 +323,7 @@ def of_picture(masks: Float[Tensor, "Q h w"], jitter: Jitter, *, size: int) -> F
 
 
 def cut_padding(masks: Float[Tensor, "Q h w"], frame: Frame) -> Float[Tensor, "Q _ _"]:
-    """Leave the padding of an input out of its masks; see `of_picture`."""
+    """Leave the padding of an input out of its masks; see `of_image`."""
     sides = zip(frame.fitted, frame.padded, masks.shape[1:], strict=True)
     y, x = (_places(part / whole, -(-part * count // whole), masks) for part, whole, count in sides)
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=2)  # (h', w', 2), x before y

@@ -62,7 +62,7 @@ class ImplicitCaptioner(nn.Module):
         self.clip.eval()
         return self
 
-    def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B X"]]:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "B X"]]:
         """Caption images.
 
         Args:
@@ -73,7 +73,7 @@ class ImplicitCaptioner(nn.Module):
         """
         side = self.clip.native_size
         with torch.no_grad():
-            resized = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True).clamp(0, 255)
+            resized = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 255)
             seen = self.clip.encode_image(normalize(resized, mean=self.clip.mean, std=self.clip.std), normalize=False)
         caption = self.gate.tanh() * (self.project(seen.float())[:, None] + self.places)  # (B, T, C)
         return self.empty + caption, self.time_gate.tanh() * (self.time(seen.float()) + self.time_place)

@@ -23,7 +23,7 @@ from foveate.data.splits import IGNORED, OBJECT
 from foveate.errors import InputError
 from foveate.heads.common.rpn import AnchorPredictions, ignore_crowds, predict_anchors
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
-from foveate.ops.boxes import boxes_on_input, boxes_on_picture, clip_boxes
+from foveate.ops.boxes import boxes_on_image, boxes_on_input, clip_boxes
 from foveate.ops.resample import square_inputs
 from foveate.types import Batch, Sample, blank_sample
 
@@ -161,7 +161,7 @@ class Proposer(nn.Module):
     ) -> Found:
         """The best boxes of one image, carried to its own pixels."""
         height, width = sample.image.shape[1:]
-        boxes = boxes_on_picture(boxes, height=height, width=width, size=self.size)
+        boxes = boxes_on_image(boxes, height=height, width=width, size=self.size)
         boxes = clip_boxes(boxes, height=height, width=width)
         usable = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(dim=1) & (scores >= min_score)  # (A,)
         return best_boxes(boxes, scores.masked_fill(~usable, -1.0), counts, keep=keep, pre_nms=pre_nms, nms=nms)

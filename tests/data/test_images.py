@@ -1,4 +1,4 @@
-"""Pictures as they come: every kind has one fixed result, and none ends or starves the process."""
+"""Images as they come: every kind has one fixed result, and none ends or starves the process."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.pictures import PictureError, list_pictures, read_picture
+from foveate.data.images import ImageError, list_images, read_image
 from foveate.errors import InputError
 
 
@@ -45,7 +45,7 @@ def header(width: int, height: int, *, depth: int = 8, colour: int = 2) -> tuple
     return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
 
 
-def put(folder: Path, content: bytes, name: str = "picture.bin") -> Path:
+def put(folder: Path, content: bytes, name: str = "image.bin") -> Path:
     path = folder / name
     path.write_bytes(content)
     return path
@@ -56,13 +56,13 @@ def put(folder: Path, content: bytes, name: str = "picture.bin") -> Path:
 
 def test_rgb_png_comes_out_as_it_went_in(tmp_path):
     pixels = noise(5, 7)
-    image = read_picture(put(tmp_path, encoded(Image.fromarray(pixels), "PNG")))
+    image = read_image(put(tmp_path, encoded(Image.fromarray(pixels), "PNG")))
     assert image.dtype == torch.uint8 and image.shape == (3, 5, 7) and image.is_contiguous()
     assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
 
 
-def test_the_picture_can_be_written_to(tmp_path):
-    image = read_picture(put(tmp_path, encoded(solid("RGB", (1, 2, 3), (1, 1)), "PNG")))
+def test_the_image_can_be_written_to(tmp_path):
+    image = read_image(put(tmp_path, encoded(solid("RGB", (1, 2, 3), (1, 1)), "PNG")))
     image += 1
     assert image.flatten().tolist() == [2, 3, 4]
 
@@ -119,7 +119,7 @@ SOLID = {  # name: (bytes, the one colour that must come out, tolerance in grey 
         (255, 0, 0),
         0,
     ),
-    "two pictures in one jpeg (MPO)": (
+    "two images in one jpeg (MPO)": (
         encoded(solid("RGB", "red"), "MPO", save_all=True, append_images=[solid("RGB", "blue")], quality=95),
         (255, 0, 0),
         3,
@@ -137,7 +137,7 @@ SOLID = {  # name: (bytes, the one colour that must come out, tolerance in grey 
 @pytest.mark.parametrize("name", SOLID)
 def test_every_kind_becomes_the_rgb_a_viewer_shows(tmp_path, name):
     content, colour, tolerance = SOLID[name]
-    image = read_picture(put(tmp_path, content))
+    image = read_image(put(tmp_path, content))
     assert image.dtype == torch.uint8 and image.shape[0] == 3
     off = (image.int() - torch.tensor(colour)[:, None, None]).abs().max()
     assert off <= tolerance, f"{name}: {image[:, 0, 0].tolist()} instead of {colour}"
@@ -145,24 +145,24 @@ def test_every_kind_becomes_the_rgb_a_viewer_shows(tmp_path, name):
 
 def test_sixteen_bit_greys_are_rounded_not_clipped(tmp_path):
     deep = np.arange(0, 65536, 13, dtype=np.uint16).reshape(1, -1).repeat(400, axis=0)
-    image = read_picture(put(tmp_path, encoded(Image.fromarray(deep), "PNG")))
+    image = read_image(put(tmp_path, encoded(Image.fromarray(deep), "PNG")))
     expected = np.array([round(value / 65535 * 255) for value in deep[0].tolist()])  # no value lies on a half
     assert np.abs(image[0, 0].numpy().astype(int) - expected).max() == 0
 
 
 def test_alpha_is_laid_over_the_background_asked_for(tmp_path):
     path = put(tmp_path, encoded(solid("RGBA", (0, 0, 0, 0)), "PNG"))
-    assert read_picture(path, background=(1, 2, 3))[:, 0, 0].tolist() == [1, 2, 3]
+    assert read_image(path, background=(1, 2, 3))[:, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_the_suffix_does_not_matter(tmp_path):
-    path = put(tmp_path, encoded(solid("RGB", (1, 2, 3)), "PNG"), "picture.jpg")
-    assert read_picture(path)[:, 0, 0].tolist() == [1, 2, 3]
+    path = put(tmp_path, encoded(solid("RGB", (1, 2, 3)), "PNG"), "image.jpg")
+    assert read_image(path)[:, 0, 0].tolist() == [1, 2, 3]
 
 
 # ------------------------------------------------------------------------------------------------------ EXIF rotation
 
-# Where the stored pixel (r, c) of an H x W picture is shown, read off the EXIF standard's table
+# Where the stored pixel (r, c) of an H x W image is shown, read off the EXIF standard's table
 # "the 0th row is the visual top/bottom/left/right side, the 0th column the visual ... side".
 SHOWN = {
     1: lambda r, c, h, w: (r, c),
@@ -184,9 +184,9 @@ def rotated(orientation: int, height: int = 2, width: int = 3) -> tuple[bytes, n
 
 
 @pytest.mark.parametrize("orientation", SHOWN)
-def test_exif_rotation_shows_the_picture_upright(tmp_path, orientation):
+def test_exif_rotation_shows_the_image_upright(tmp_path, orientation):
     content, stored = rotated(orientation)
-    image = read_picture(put(tmp_path, content))
+    image = read_image(put(tmp_path, content))
     assert image.shape == ((3, 2, 3) if orientation < 5 else (3, 3, 2))
     for r in range(2):
         for c in range(3):
@@ -198,23 +198,23 @@ def test_exif_rotation_is_read_from_jpeg_too(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = put(tmp_path, encoded(solid("RGB", (9, 9, 9), (16, 8)), "JPEG", exif=exif))
-    assert read_picture(path).shape == (3, 16, 8)
+    assert read_image(path).shape == (3, 16, 8)
 
 
 def test_the_annotated_size_decides_about_the_rotation(tmp_path):
     content, stored = rotated(6)  # stored 2 x 3, shown 3 x 2
     path = put(tmp_path, content)
-    assert read_picture(path, expected_size=(3, 2)).shape == (3, 3, 2)
-    unturned = read_picture(path, expected_size=(2, 3))  # annotated on the stored pixels
+    assert read_image(path, expected_size=(3, 2)).shape == (3, 3, 2)
+    unturned = read_image(path, expected_size=(2, 3))  # annotated on the stored pixels
     assert np.array_equal(unturned.permute(1, 2, 0).numpy(), stored)
-    with pytest.raises(PictureError, match="need 4 x 4"):
-        read_picture(path, expected_size=(4, 4))
+    with pytest.raises(ImageError, match="need 4 x 4"):
+        read_image(path, expected_size=(4, 4))
 
 
-def test_a_picture_lying_on_its_side_without_exif_is_refused(tmp_path):
+def test_a_image_lying_on_its_side_without_exif_is_refused(tmp_path):
     path = put(tmp_path, encoded(Image.fromarray(noise(2, 3)), "PNG"))
-    with pytest.raises(PictureError, match=r"need 3 x 2 .* as annotated; it is 2 x 3"):
-        read_picture(path, expected_size=(3, 2))
+    with pytest.raises(ImageError, match=r"need 3 x 2 .* as annotated; it is 2 x 3"):
+        read_image(path, expected_size=(3, 2))
 
 
 # --------------------------------------------------------------------------------------------------- what is refused
@@ -228,14 +228,14 @@ REFUSED = {  # name: (bytes, what the message says)
     "tiff": (encoded(PHOTO, "TIFF"), "none of these"),
     "postscript": (encoded(PHOTO, "EPS"), "none of these"),  # Pillow would start another program for it
     "numpy": (b"\x93NUMPY\x01\x00", "none of these"),
-    "jpeg, half": (encoded(PHOTO, "JPEG")[:1000], "whole picture"),
-    "jpeg without its end": (encoded(PHOTO, "JPEG", quality=95)[:-300], "whole picture"),
-    "png, half": (encoded(PHOTO, "PNG")[:3000], "whole picture"),
-    "webp, half": (encoded(PHOTO, "WEBP")[:500], "picture"),
-    "bmp, half": (encoded(PHOTO, "BMP")[:3000], "whole picture"),
-    "png header only": (png(header(60, 40)), "picture"),
-    "png of no width": (png(header(0, 40), (b"IDAT", b""), (b"IEND", b"")), "picture"),
-    "png, wrong sum": (encoded(PHOTO, "PNG")[:40] + b"\0" + encoded(PHOTO, "PNG")[41:], "picture"),
+    "jpeg, half": (encoded(PHOTO, "JPEG")[:1000], "whole image"),
+    "jpeg without its end": (encoded(PHOTO, "JPEG", quality=95)[:-300], "whole image"),
+    "png, half": (encoded(PHOTO, "PNG")[:3000], "whole image"),
+    "webp, half": (encoded(PHOTO, "WEBP")[:500], "image"),
+    "bmp, half": (encoded(PHOTO, "BMP")[:3000], "whole image"),
+    "png header only": (png(header(60, 40)), "image"),
+    "png of no width": (png(header(0, 40), (b"IDAT", b""), (b"IEND", b"")), "image"),
+    "png, wrong sum": (encoded(PHOTO, "PNG")[:40] + b"\0" + encoded(PHOTO, "PNG")[41:], "image"),
     "144 Mpx": (png(header(12000, 12000), (b"IDAT", b"")), "at most 50,000,000 pixels"),
     "900 Mpx": (png(header(30000, 30000), (b"IDAT", b"")), "at most 50,000,000 pixels"),
     "20000 x 1": (encoded(solid("L", 0, (1, 20000)), "PNG"), "at most 20 shorter sides"),
@@ -248,44 +248,44 @@ REFUSED = {  # name: (bytes, what the message says)
 def test_a_bad_file_is_refused_with_its_path_and_what_to_do(tmp_path, name):
     content, reason = REFUSED[name]
     path = put(tmp_path, content, "bad.jpg")
-    with pytest.raises(PictureError, match=reason) as caught:
-        read_picture(path)
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(path)
     message = str(caught.value)
     assert str(path) in message and "need" in message
     assert any(word in message for word in ("Fetch", "fetch", "emove", "Convert", "Make it smaller"))
 
 
 def test_a_missing_file_a_folder_and_a_name_with_a_zero_byte_are_refused(tmp_path):
-    with pytest.raises(PictureError, match="no such file"):
-        read_picture(tmp_path / "gone.jpg")
-    with pytest.raises(PictureError, match="folder or a device"):
-        read_picture(tmp_path)
-    with pytest.raises(PictureError, match="null"):
-        read_picture("a\0b.jpg")
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match="folder or a device"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="null"):
+        read_image("a\0b.jpg")
 
 
 def test_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(PictureError, match="folder or a device"):
-        read_picture(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="folder or a device"):
+        read_image(tmp_path / "pipe.jpg")
 
 
-def test_a_file_too_large_for_any_picture_is_not_read(tmp_path):
+def test_a_file_too_large_for_any_image_is_not_read(tmp_path):
     path = tmp_path / "large.webp"
     with path.open("wb") as file:
         file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8L")
         file.truncate(3_000_000_000)  # sparse: takes no disk
-    with pytest.raises(PictureError, match="bytes"):
-        read_picture(path)
+    with pytest.raises(ImageError, match="bytes"):
+        read_image(path)
 
 
 def test_the_caps_can_be_set(tmp_path):
     path = put(tmp_path, encoded(PHOTO, "PNG"))  # 40 x 60
-    assert read_picture(path, max_pixels=2400, max_aspect=1.5).shape == (3, 40, 60)
-    with pytest.raises(PictureError, match="at most 2,399 pixels"):
-        read_picture(path, max_pixels=2399)
-    with pytest.raises(PictureError, match=r"at most 1\.4 shorter"):
-        read_picture(path, max_aspect=1.4)
+    assert read_image(path, max_pixels=2400, max_aspect=1.5).shape == (3, 40, 60)
+    with pytest.raises(ImageError, match="at most 2,399 pixels"):
+        read_image(path, max_pixels=2399)
+    with pytest.raises(ImageError, match=r"at most 1\.4 shorter"):
+        read_image(path, max_aspect=1.4)
 
 
 # ---------------------------------------------------------------------- hostile files, in a process of their own
@@ -293,17 +293,17 @@ def test_the_caps_can_be_set(tmp_path):
 READ_ALL = """
 import json, resource, sys, time
 from pathlib import Path
-from foveate.data.pictures import PictureError, read_picture
+from foveate.data.images import ImageError, read_image
 files = sorted(Path(sys.argv[1]).iterdir())
-read_picture(files[0])  # loads Pillow's readers
+read_image(files[0])  # loads Pillow's readers
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 results = []
 for path in files:
     start = time.process_time()
     try:
-        read_picture(path)
+        read_image(path)
         result = "read"
-    except PictureError as error:
+    except ImageError as error:
         result = str(error)
     results.append((path.name, result, time.process_time() - start))
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -360,19 +360,19 @@ def test_bombs_cost_no_memory(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- folders
 
 
-def test_pictures_are_listed_by_path_without_hidden_and_other_files(tmp_path):
+def test_images_are_listed_by_path_without_hidden_and_other_files(tmp_path):
     for name in ("b.JPG", "a/2.png", "a/10.webp", ".hidden.png", ".cache/x.png", "notes.txt", "a.bmp", "c.jpeg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path)]
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert names == ["a.bmp", "a/10.webp", "a/2.png", "b.JPG", "c.jpeg"]
 
 
-def test_a_folder_that_is_missing_or_holds_no_picture_is_refused(tmp_path):
+def test_a_folder_that_is_missing_or_holds_no_image_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        list_pictures(tmp_path / "gone")
+        list_images(tmp_path / "gone")
     with pytest.raises(InputError, match="found none"):
-        list_pictures(tmp_path)
+        list_images(tmp_path)
 
 
 def test_links_may_not_leave_the_folder(tmp_path):
@@ -383,9 +383,9 @@ def test_links_may_not_leave_the_folder(tmp_path):
     (inside / "a.png").touch()
     (inside / "loop").symlink_to(inside)  # linked folders are not entered
     (inside / "b.png").symlink_to(inside / "a.png")
-    assert [path.name for path in list_pictures(inside)] == ["a.png", "b.png"]
+    assert [path.name for path in list_images(inside)] == ["a.png", "b.png"]
     (tmp_path / "alias").symlink_to(inside)  # the folder itself may be a link
-    assert len(list_pictures(tmp_path / "alias")) == 2
+    assert len(list_images(tmp_path / "alias")) == 2
     (inside / "c.png").symlink_to(outside / "x.png")
     with pytest.raises(InputError, match="leads out"):
-        list_pictures(inside)
+        list_images(inside)

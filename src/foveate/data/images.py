@@ -1,7 +1,7 @@
-"""Bounded decoding: a picture from anywhere -> uint8 RGB, or an error that names the file and says what to do.
+"""Bounded decoding: an image from anywhere -> uint8 RGB, or an error that names the file and says what to do.
 
 The header is judged before a pixel is decoded (pixels, aspect, the size an annotation promises), so that a
-decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near a picture, its PNG and TIFF
+decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers are let near an image, its PNG and TIFF
 readers near a map of labels: torchvision's PNG reader ends the process on damaged files. What comes out is what a
 viewer shows: EXIF rotation applied, 16-bit greys brought to 8 bits, alpha laid over a stated colour, CMYK, palette and
 grey converted, the first frame of an animation; of a map the numbers as they were written.
@@ -31,9 +31,9 @@ NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "TIFF": "TI
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20.0
-BYTES_PER_PIXEL = 8  # no picture of ours needs more on disk: 16-bit RGBA, uncompressed
+BYTES_PER_PIXEL = 8  # no image of ours needs more on disk: 16-bit RGBA, uncompressed
 GREY = (128, 128, 128)
-TURNS = {  # EXIF orientation -> what shows the picture upright
+TURNS = {  # EXIF orientation -> what shows the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -45,11 +45,11 @@ TURNS = {  # EXIF orientation -> what shows the picture upright
 ORIENTATION = 0x0112
 
 
-class PictureError(InputError):
-    """A picture file that cannot be used; the message holds its path, what was expected, and what to do."""
+class ImageError(InputError):
+    """An image file that cannot be used; the message holds its path, what was expected, and what to do."""
 
 
-def read_picture(
+def read_image(
     path: Path | str,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -59,7 +59,7 @@ def read_picture(
     part: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> UInt8[Tensor, "3 H W"]:
-    """Decode one picture file, or one within a file, within bounds.
+    """Decode one image file, or one within a file, within bounds.
 
     Args:
         path: a JPEG, PNG, WebP or BMP file, told apart by content, not by name.
@@ -68,14 +68,14 @@ def read_picture(
         expected_size: (height, width) [pixels] that an annotation promises. EXIF rotation is then applied where the
             size comes out right with it, left out where it comes out right only without it. None: always applied.
         background: RGB in 0..255 shown through transparent pixels.
-        part: (first byte, bytes) of the picture within the file, as in a tar shard; None: the file is the picture.
-        name: what messages call the picture; its path when not given.
+        part: (first byte, bytes) of the image within the file, as in a tar shard; None: the file is the image.
+        name: what messages call the image; its path when not given.
 
     Returns:
         RGB in 0..255, contiguous.
 
     Raises:
-        PictureError: missing, empty, truncated or damaged, another format, over a bound, or not of the promised size.
+        ImageError: missing, empty, truncated or damaged, another format, over a bound, or not of the promised size.
     """
     with _opened(
         Path(path),
@@ -96,20 +96,20 @@ def read_picture(
 def read_values(
     path: Path | str, *, bits: int | None, expected_size: tuple[int, int] | None = None
 ) -> Int64[Tensor, "H W"]:
-    """Decode a map of one whole number a pixel, as it was written: of a picture with a palette the places in it.
+    """Decode a map of one whole number a pixel, as it was written: of an image with a palette the places in it.
 
     Args:
         path: a PNG or TIFF file, told apart by content, not by name.
         bits: 8 or 16, of a number; None: either.
-        expected_size: (height, width) [pixels] of the picture that it describes.
+        expected_size: (height, width) [pixels] of the image that it describes.
 
     Raises:
-        PictureError: as `read_picture`, or it holds colours, or numbers of other bits.
+        ImageError: as `read_image`, or it holds colours, or numbers of other bits.
     """
     with _opened(Path(path), str(path), formats=MAP_FORMATS, expected_size=expected_size) as image:
         height, width = expected_size or (image.height, image.width)
         if (height, width) != (image.height, image.width):
-            raise PictureError(f"{path}: need {height} x {width} (height x width), as the picture; it is "
+            raise ImageError(f"{path}: need {height} x {width} (height x width), as the image; it is "
                                f"{image.height} x {image.width}. Was one of the two turned?")  # fmt: skip
         deep, kind = image.mode.startswith("I;16"), image.mode
         tiles: Any = getattr(image, "tile", None)  # of files alone; Pillow's stubs do not tell
@@ -120,7 +120,7 @@ def read_values(
         if found is None or bits not in (None, found):
             told = {"RGB": "colours", "RGBA": "colours", "L": "8 bits", "P": "a palette of 8 bits"}
             got = "16 bits" if deep else told.get(kind, kind)
-            raise PictureError(
+            raise ImageError(
                 f"{path}: need one number of {bits or '8 or 16'} bits a pixel; got {got}. "
                 "Is this the map of another data set, or was it converted by another tool?"
             )
@@ -132,17 +132,17 @@ def stated_size(path: Path | str) -> tuple[int, int]:
     """Read (height, width) [pixels] from the header of a map, without decoding it.
 
     Raises:
-        PictureError: as `read_values`.
+        ImageError: as `read_values`.
     """
     with _opened(Path(path), str(path), formats=MAP_FORMATS) as image:
         return image.height, image.width
 
 
 def check_size(path: Path | str, size: tuple[int, int]) -> None:
-    """Hold the size that a picture's header states to (height, width) [pixels], without decoding the picture.
+    """Hold the size that an image's header states to (height, width) [pixels], without decoding the image.
 
     Raises:
-        PictureError: as `read_picture` of a picture of another size.
+        ImageError: as `read_image` of an image of another size.
     """
     with _opened(Path(path), str(path), expected_size=size) as image:
         _turn(str(path), image, size)
@@ -168,35 +168,35 @@ def _opened(
             with Image.open(content, formats=formats) as image:
                 _check_header(name, image, max_pixels, max_aspect, expected_size)
                 yield image
-    except PictureError:
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(
-            f"{name}: need a {kinds} picture; its content is none of these, or is damaged at its start. "
+        raise ImageError(
+            f"{name}: need a {kinds} image; its content is none of these, or is damaged at its start. "
             "Convert it, fetch it again, or remove it from the data."
         ) from error
     except Image.DecompressionBombError as error:
-        raise PictureError(
+        raise ImageError(
             f"{name}: need at most {max_pixels:,} pixels; {error} Make it smaller or remove it."
         ) from error
     except Exception as error:  # Pillow's readers let every kind of exception out of a damaged file
-        raise PictureError(
-            f"{name}: need a whole picture; decoding stopped with {type(error).__name__}: {error}. "
+        raise ImageError(
+            f"{name}: need a whole image; decoding stopped with {type(error).__name__}: {error}. "
             "The file is damaged or truncated: fetch it again, or remove it from the data."
         ) from error
 
 
-def list_pictures(folder: Path | str) -> list[Path]:
-    """List the picture files under a folder, by their suffix, sorted by their path within it.
+def list_images(folder: Path | str) -> list[Path]:
+    """List the image files under a folder, by their suffix, sorted by their path within it.
 
     Hidden files and folders are passed over, linked folders are not entered.
 
     Raises:
-        InputError: no such folder, a link that leads out of it, or no picture in it.
+        InputError: no such folder, a link that leads out of it, or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: need a folder of pictures; there is no such folder. Check the path.")
+        raise InputError(f"{folder}: need a folder of images; there is no such folder. Check the path.")
     found = []
     for parent, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -206,7 +206,7 @@ def list_pictures(folder: Path | str) -> list[Path]:
             check_inside(path, folder)
     if not found:
         raise InputError(
-            f"{folder}: need pictures ({', '.join(SUFFIXES)}) in it or in folders below it; found none. "
+            f"{folder}: need images ({', '.join(SUFFIXES)}) in it or in folders below it; found none. "
             "Check the path (linked folders are not entered)."
         )
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -232,16 +232,16 @@ def _open(path: Path, name: str, part: tuple[int, int] | None, *, max_bytes: int
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise PictureError(
-            f"{name}: need a picture file; {reason}. Check the data folder, or whether the download is complete."
+        raise ImageError(
+            f"{name}: need an image file; {reason}. Check the data folder, or whether the download is complete."
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError(f"{name}: need a picture file; this is a folder or a device. Remove it from the data.")
+        raise ImageError(f"{name}: need an image file; this is a folder or a device. Remove it from the data.")
     size = status.st_size if part is None else part[1]
     if size == 0:
-        raise PictureError(f"{name}: need a picture file; it has 0 bytes. Fetch it again, or remove it from the data.")
+        raise ImageError(f"{name}: need an image file; it has 0 bytes. Fetch it again, or remove it from the data.")
     if size > max_bytes:
-        raise PictureError(f"{name}: need at most {max_bytes:,} bytes; it has {size:,}. Make it smaller.")
+        raise ImageError(f"{name}: need at most {max_bytes:,} bytes; it has {size:,}. Make it smaller.")
     return path if part is None else _read_part(path, name, *part)
 
 
@@ -251,9 +251,9 @@ def _read_part(path: Path, name: str, first: int, size: int) -> io.BytesIO:
             file.seek(first)
             content = file.read(size)
     except OSError as error:
-        raise PictureError(f"{name}: need a file that can be read; {error}. Fetch it again.") from error
+        raise ImageError(f"{name}: need a file that can be read; {error}. Fetch it again.") from error
     if len(content) < size:
-        raise PictureError(
+        raise ImageError(
             f"{name}: need {size:,} bytes at {first:,}; the file ends after {len(content):,} of them. "
             "It was changed or cut since the run began: fetch it again."
         )
@@ -267,20 +267,20 @@ def _check_header(
     width, height = image.size
     stated = f"its header states {height} x {width} (height x width)"
     if min(width, height) < 1:
-        raise PictureError(f"{name}: need at least 1 x 1 pixel; {stated}. Remove it from the data.")
+        raise ImageError(f"{name}: need at least 1 x 1 pixel; {stated}. Remove it from the data.")
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"{name}: need at most {max_pixels:,} pixels; {stated}, {width * height:,} pixels. "
             "Make it smaller or remove it."
         )
     if max(width, height) > max_aspect * min(width, height):
-        raise PictureError(
+        raise ImageError(
             f"{name}: need a longer side of at most {max_aspect:g} shorter sides; {stated}. Cut it or remove it."
         )
     if expected_size is not None and expected_size not in ((height, width), (width, height)):
-        raise PictureError(
+        raise ImageError(
             f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; {stated}. "
-            "The picture is not the annotated one, or was resized: restore it, or annotate it again."
+            "The image is not the annotated one, or was resized: restore it, or annotate it again."
         )
 
 
@@ -297,9 +297,9 @@ def _turn(name: str, image: Image.Image, expected_size: tuple[int, int] | None) 
         return turn
     if stored == expected_size:
         return None
-    raise PictureError(
+    raise ImageError(
         f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; it is "
-        f"{shown[0]} x {shown[1]} as its EXIF block has it shown. Restore the picture (rotated, or its EXIF stripped?)."
+        f"{shown[0]} x {shown[1]} as its EXIF block has it shown. Restore the image (rotated, or its EXIF stripped?)."
     )
 
 
