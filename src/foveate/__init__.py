@@ -8,18 +8,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.clip.io.weights import save_clip as save_clip
+    from foveate.clip.io.weights import save_huggingface as save_huggingface
     from foveate.clip.load import load as load
     from foveate.clip.model import Clip as Clip
-    from foveate.clip.weights import save_clip as save_clip
-    from foveate.clip.weights import save_huggingface as save_huggingface
 
     __version__: str
 
 _HOMES = {
     "load": "foveate.clip.load",
     "Clip": "foveate.clip.model",
-    "save_clip": "foveate.clip.weights",
-    "save_huggingface": "foveate.clip.weights",
+    "save_clip": "foveate.clip.io.weights",
+    "save_huggingface": "foveate.clip.io.weights",
 }
 
 

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from counting import Account, counting
-from foveate.clip.describe import build, describe_architecture
+from foveate.clip.io.describe import build, describe_architecture
 from foveate.clip.model import Clip
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.ops.grid import grid_boxes

@@ -20,7 +20,7 @@ import segmentation
 import step_exact
 import step_valid
 import teacher
-from foveate.clip.weights import save_clip
+from foveate.clip.io.weights import save_clip
 from measure import rise
 
 TINY = ("--size", "48", "--crops", "2", "--repeats", "1", "--batch", "2")

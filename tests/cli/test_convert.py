@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
-from foveate.clip.weights import save_clip
 
 VISION = {"image_size": 24, "patch_size": 8, "width": 16, "head_width": 8, "layers": 3, "mlp_ratio": 2.0}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
@@ -94,7 +94,7 @@ def test_mistakes_are_found_before_the_work(source, tmp_path, capsys):
 
 
 def test_a_result_that_embeds_differently_is_not_left_behind(source, tmp_path, capsys, monkeypatch):
-    from foveate.clip import weights
+    from foveate.clip.io import weights
 
     def spoil(state, path, metadata):
         key = next(key for key in state if key.endswith("visual.proj") or key == "visual_projection.weight")
@@ -112,7 +112,7 @@ def test_what_only_foveate_can_compute_is_not_written_for_open_clip(tmp_path, ca
     from timm.models import register_model
     from timm.models.vision_transformer import VisionTransformer
 
-    from foveate.clip.hf import read as huggingface
+    from foveate.clip.io.hf import read as huggingface
 
     def vit_foveatetwo_patch8_siglip_24(pretrained: bool = False, **kwargs) -> VisionTransformer:
         kwargs = {key: value for key, value in kwargs.items() if key in ("num_classes", "global_pool")}

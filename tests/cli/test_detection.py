@@ -20,8 +20,8 @@ from pycocotools.cocoeval import COCOeval
 from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.clip.text import embed_vocabulary
+from foveate.data.datasets.voc import NAMES
 from foveate.data.sources import open_data
-from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
 from foveate.heads.fvit.candidates import Candidates
 

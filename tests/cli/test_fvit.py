@@ -14,9 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
-from foveate.clip.weights import save_clip
 from foveate.data.splits import read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest

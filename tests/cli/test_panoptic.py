@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
-from foveate.clip.weights import save_clip
 from foveate.data.loader import EvaluationSource
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.sources import open_data, open_panoptic

@@ -11,7 +11,7 @@ from tiny_models import write_diffusion, write_masks
 
 from foveate.cli.main import main
 from foveate.clip.load import load
-from foveate.data.coco import read_panoptic
+from foveate.data.datasets.coco import read_panoptic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.heads.panoptic.product import load_generator, read_about
 from foveate.predict import segment

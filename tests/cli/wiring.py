@@ -15,7 +15,7 @@ import torch
 from recording import Stand, reached
 from torch import nn
 
-from foveate.clip.describe import build, read_config
+from foveate.clip.io.describe import build, read_config
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.heads.catseg.model import CatSeg

@@ -6,7 +6,7 @@ import torch
 from recording import Stand, reached
 from wiring import CPU, LABEL_MAPS, NOTHING, THROUGH, UNSEEN, Case, To, give, rows_of, tiny_clip
 
-from foveate.clip.describe import read_config
+from foveate.clip.io.describe import read_config
 from foveate.clip.model import Clip
 from foveate.data.label_maps import open_semantic
 from foveate.engine.fit import Outcome

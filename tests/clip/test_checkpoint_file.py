@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.clip.checkpoint_file import read_checkpoint
-from foveate.clip.pickle_reader import Placeholder, follow_pickle
+from foveate.clip.io.checkpoint_file import read_checkpoint
+from foveate.clip.io.pickle_reader import Placeholder, follow_pickle
 from foveate.errors import InputError
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from foveate.clip.dense import open_gates
-from foveate.clip.describe import CONFIG_FILE
+from foveate.clip.io.describe import CONFIG_FILE
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip
 from foveate.errors import InputError
 
 SHAPE = {

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
-from foveate.clip.describe import CONFIG_FILE, describe_architecture
-from foveate.clip.hf import read as huggingface
-from foveate.clip.hf.names import from_huggingface, to_huggingface
-from foveate.clip.hf.read import describe_huggingface
+from foveate.clip.io.describe import CONFIG_FILE, describe_architecture
+from foveate.clip.io.hf import read as huggingface
+from foveate.clip.io.hf.names import from_huggingface, to_huggingface
+from foveate.clip.io.hf.read import describe_huggingface
+from foveate.clip.io.weights import save_clip, save_huggingface
 from foveate.clip.load import load, load_module
-from foveate.clip.weights import save_clip, save_huggingface
 from foveate.errors import InputError
 
 transformers = pytest.importorskip("transformers")
@@ -215,7 +215,7 @@ def test_published_sizes_of_siglip_find_their_tower(tmp_path):
             {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304},
         ),
     }  # fmt: skip
-    from foveate.clip.describe import build_empty
+    from foveate.clip.io.describe import build_empty
 
     for name, (vision, text) in sizes.items():
         text = {**text, "projection_size": vision.get("hidden_size", 768)}

@@ -15,8 +15,8 @@ from hostile import FORMS, MARK, plant
 
 import foveate
 from foveate.cli.main import main
-from foveate.clip.states import read_state
-from foveate.clip.weights import save_clip, save_huggingface
+from foveate.clip.io.states import read_state
+from foveate.clip.io.weights import save_clip, save_huggingface
 from foveate.errors import InputError
 
 

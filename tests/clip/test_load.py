@@ -10,9 +10,9 @@ import open_clip
 import pytest
 import torch
 
-from foveate.clip.describe import CONFIG_FILE, build
+from foveate.clip.io.describe import CONFIG_FILE, build
+from foveate.clip.io.weights import WEIGHTS_FILE, save_clip
 from foveate.clip.load import load
-from foveate.clip.weights import WEIGHTS_FILE, save_clip
 from foveate.errors import InputError
 
 
@@ -250,7 +250,7 @@ def test_text_weights_find_their_place_in_a_custom_text_tower(make_clip, tmp_pat
 
 
 def test_statistics_of_an_architecture_are_those_its_published_weights_agree_on():
-    from foveate.clip.describe import describe_architecture
+    from foveate.clip.io.describe import describe_architecture
 
     siglip = describe_architecture("ViT-B-16-SigLIP")["preprocess_cfg"]
     assert siglip["mean"] == siglip["std"] == [0.5] * 3 and siglip["resize_mode"] == "squash"

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from foveate.clip.dense import default_windows, last_block_use, tower_stages
 from foveate.clip.eva import EvaTower
 from foveate.clip.heads import HEADS
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.clip.tower import Windows
-from foveate.clip.weights import save_clip
 from foveate.errors import InputError
 from foveate.objectives.clipself import train_layers
 from foveate.ops.pool import pool_boxes

@@ -11,8 +11,8 @@ import open_clip
 import pytest
 import torch
 
+from foveate.clip.io.states import file_kind, read_state
 from foveate.clip.load import load, load_module, read_named
-from foveate.clip.states import file_kind, read_state
 from foveate.errors import InputError
 
 CONFIG = {

@@ -4,8 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from foveate.clip.describe import build_empty, describe_architecture, refusal
-from foveate.clip.recognise import recognise, stated_sizes, weights_sizes
+from foveate.clip.io.describe import build_empty, describe_architecture, refusal
+from foveate.clip.io.recognise import recognise, stated_sizes, weights_sizes
 from foveate.errors import InputError
 
 

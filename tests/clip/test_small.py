@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 import foveate.clip
-from foveate.clip.describe import build, read_config
+from foveate.clip.io.describe import build, read_config
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.data.sources import open_data

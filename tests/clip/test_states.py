@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models.eva import checkpoint_filter_fn
 
-from foveate.clip.layouts import drop_derived, rename_eva
-from foveate.clip.states import file_kind, mix_states, put_state, read_state
+from foveate.clip.io.layouts import drop_derived, rename_eva
+from foveate.clip.io.states import file_kind, mix_states, put_state, read_state
 from foveate.errors import InputError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)}

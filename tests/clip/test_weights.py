@@ -6,9 +6,9 @@ import open_clip
 import pytest
 import torch
 
-from foveate.clip import weights
+from foveate.clip.io import weights
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
-from foveate.clip.weights import save_clip
 from foveate.errors import InputError
 
 

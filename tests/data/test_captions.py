@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from foveate.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
-from foveate.data.folder import read_folder
+from foveate.data.datasets.folder import read_folder
+from foveate.data.datasets.shards import read_pairs
 from foveate.data.loader import BatchSampler, ImageSource, make_loader
-from foveate.data.shards import read_pairs
 from foveate.data.sources import open_data
 from foveate.data.world.write import WorldSize, write_world
 from foveate.errors import InputError

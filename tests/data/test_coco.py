@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from foveate.data.coco import read_instances, read_panoptic
+from foveate.data.datasets.coco import read_instances, read_panoptic
 from foveate.data.layout import find_coco
 from foveate.data.records import Dropped
 from foveate.data.sources import open_panoptic

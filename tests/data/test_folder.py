@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from foveate.data.folder import read_folder
+from foveate.data.datasets.folder import read_folder
 from foveate.errors import InputError
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.data import stuff
+from foveate.data.datasets import stuff
+from foveate.data.datasets.voc import NAMES
 from foveate.data.images import ImageError
 from foveate.data.label_maps import open_semantic
 from foveate.data.semantic import only_classes, read_truth
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL, split_semantic
-from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
 from foveate.errors import InputError
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from foveate.data.folder import read_folder
+from foveate.data.datasets.folder import read_folder
 from foveate.data.loader import (
     BatchSampler,
     EvaluationSource,

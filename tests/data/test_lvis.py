@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foveate.data.lvis import is_lvis, read_lvis
+from foveate.data.datasets.lvis import is_lvis, read_lvis
 from foveate.data.strict import OUTSIDE
 from foveate.errors import InputError
 from foveate.types import Category

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.data.objects365 import read_objects365
+from foveate.data.datasets.objects365 import read_objects365
 from foveate.errors import InputError
 
 

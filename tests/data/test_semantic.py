@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data import ade, context, stuff
+from foveate.data.datasets import ade, context, stuff
+from foveate.data.datasets.voc import NAMES, read_voc_maps
 from foveate.data.images import ImageError, read_values
 from foveate.data.labels import Labels
 from foveate.data.loader import BatchSampler, OnceSampler, SemanticSource, make_loader
 from foveate.data.matlab import read_matrix
 from foveate.data.records import Dataset, Record
 from foveate.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
-from foveate.data.voc import NAMES, read_voc_maps
 from foveate.errors import InputError
 from foveate.types import Category, PanopticMap, SegmentInfo
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.data.folder import read_folder
+from foveate.data.datasets.folder import read_folder
+from foveate.data.datasets.shards import NO_FILE, NO_IMAGE, index_shard, read_pairs, read_shards, split_name
 from foveate.data.images import ImageError, read_image
 from foveate.data.loader import BatchSampler, ImageSource, make_loader
 from foveate.data.records import Dataset, Record, read_record
-from foveate.data.shards import NO_FILE, NO_IMAGE, index_shard, read_pairs, read_shards, split_name
 from foveate.errors import InputError
 from foveate.types import BadSample
 
@@ -307,7 +307,7 @@ def test_records_are_a_sequence(tmp_path):
 def test_an_index_is_kept_and_used_again(tmp_path, monkeypatch):
     write_tar(tmp_path / "s.tar", {"schön.png": jpeg((1, 2, 3)), "2.png": jpeg((1, 2, 3)), "3.txt": b"x"})
     first = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
-    monkeypatch.setattr("foveate.data.shards._scan", lambda path: pytest.fail("scanned again"))
+    monkeypatch.setattr("foveate.data.datasets.shards._scan", lambda path: pytest.fail("scanned again"))
     again = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
     assert list(again.records) == list(first.records) and again.dropped == first.dropped
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.rglob("*.partial"))

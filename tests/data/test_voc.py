@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate.data.datasets.voc import find_voc, read_voc
 from foveate.data.strict import NOT_FINITE, OUTSIDE
-from foveate.data.voc import find_voc, read_voc
 from foveate.errors import InputError
 
 OBJECT = """<object><name>{name}</name><pose>Left</pose><difficult>{difficult}</difficult>

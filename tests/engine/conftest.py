@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip
 
 CONFIG = {
     "model_cfg": {

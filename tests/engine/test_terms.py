@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip
 from foveate.engine.optim import build_optimizer
 from foveate.engine.product import write_product
 from foveate.objectives.clipself import train_layers

@@ -9,8 +9,8 @@ import pytest
 from rich.table import Table
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip
 from foveate.data.records import Dataset, Dropped
 from foveate.errors import InputError
 from foveate.evaluate.commands.clip import run_reference, run_regions

@@ -15,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from foveate.data.coco import read_instances
+from foveate.data.datasets.coco import read_instances
 from foveate.data.records import Dataset, Record
 from foveate.data.splits import BaseNovel
 from foveate.errors import InputError

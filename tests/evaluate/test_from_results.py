@@ -16,12 +16,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from foveate.cli.main import main
-from foveate.data.coco import read_panoptic
+from foveate.data.datasets.coco import read_panoptic
+from foveate.data.datasets.voc import NAMES
 from foveate.data.label_maps import open_semantic
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.semantic import read_truth
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
-from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 

@@ -6,8 +6,8 @@ from copy import deepcopy
 import pytest
 import torch
 
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
-from foveate.clip.weights import save_clip
 from foveate.data.sources import open_data
 from foveate.errors import InputError
 from foveate.evaluate.commands.clip import run_regions

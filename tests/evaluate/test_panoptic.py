@@ -8,7 +8,7 @@ import torch
 from hotcoco import panoptic as hotcoco
 from PIL import Image
 
-from foveate.data.coco import read_panoptic
+from foveate.data.datasets.coco import read_panoptic
 from foveate.errors import InputError
 from foveate.evaluate.panoptic import PanopticTally, evaluate_panoptic
 from foveate.types import Category, PanopticMap, SegmentInfo

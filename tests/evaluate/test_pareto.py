@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
-from foveate.clip.weights import save_clip
 from foveate.data.sources import open_data
 from foveate.engine.product import write_product
 from foveate.errors import InputError

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from foveate.cli.main import main
-from foveate.clip.weights import save_clip
+from foveate.clip.io.weights import save_clip
 from foveate.data.batches import Loading
 from foveate.data.sources import open_data
 from foveate.errors import InputError

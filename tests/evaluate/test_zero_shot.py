@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.text import embed_vocabulary
-from foveate.clip.weights import save_clip
 from foveate.data.batches import Loading
 from foveate.data.captions import only_captioned, with_captions
 from foveate.data.images import read_image

@@ -21,10 +21,10 @@ from timm.models.eva import Eva
 from torch import Tensor
 
 from foveate.cli.main import main
-from foveate.clip.layouts import _EVA_NAMES
+from foveate.clip.io.layouts import _EVA_NAMES
+from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
 from foveate.clip.text import embed_vocabulary
-from foveate.clip.weights import save_clip
 from foveate.data.splits import OV_COCO_NOVEL, classes_of_ov_coco
 from foveate.errors import InputError
 from foveate.heads.common.product import trained_state

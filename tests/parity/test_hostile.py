@@ -6,8 +6,8 @@ import pytest
 import torch
 from hostile import FORMS, MARK, plant
 
-from foveate.clip.checkpoint_file import read_checkpoint
-from foveate.clip.pickle_reader import Placeholder
+from foveate.clip.io.checkpoint_file import read_checkpoint
+from foveate.clip.io.pickle_reader import Placeholder
 from foveate.errors import InputError
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3)}

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from foveate.cli.main import main
-from foveate.data.coco import read_instances
+from foveate.data.datasets.coco import read_instances
 from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.detection_results import read_results
 from foveate.evaluate.ground_truth import open_ground_truth

@@ -21,7 +21,7 @@ from timm.models import is_model, register_model
 from timm.models.eva import Eva
 
 import foveate
-from foveate.clip.layouts import rename_eva
+from foveate.clip.io.layouts import rename_eva
 from foveate.engine.checkpoint import collect
 from foveate.engine.distributed import Processes
 from foveate.engine.fit import fit

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torchvision.ops import roi_align
 
 from foveate.cli.main import main
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip
 from foveate.errors import InputError
 from foveate.predict import features
 from foveate.predict.embed import _digest_description, run

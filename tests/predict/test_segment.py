@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli.main import main
-from foveate.data.coco import read_panoptic
+from foveate.data.datasets.coco import read_panoptic
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.world.write import WorldSize, write_world
 

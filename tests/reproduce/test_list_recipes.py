@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from foveate.cli.main import main, parse
+from foveate.data.datasets.voc import NAMES
 from foveate.data.kinds import kind_of
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
-from foveate.data.voc import NAMES
 from foveate.data.world.write import WorldSize, write_world
 from foveate.recipes import RECIPES, Recipe, find_recipe
 from foveate.reproduce.list_recipes import command_of, defaults_of, flags_of, has_names

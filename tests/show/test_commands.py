@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from foveate.clip.weights import save_clip
+from foveate.clip.io.weights import save_clip
 from foveate.errors import InputError
 from foveate.show.commands import run_kmeans, run_similarity
 from foveate.show.flags import KMeans, Similarity

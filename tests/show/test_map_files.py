@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.coco import read_panoptic
+from foveate.data.datasets.coco import read_panoptic
 from foveate.data.images import read_image, read_values
 from foveate.data.panoptic import read_panoptic_map
 from foveate.errors import InputError

@@ -2,8 +2,8 @@
 
 Only an open_clip tag and "hf-hub:ORG/NAME" download, and the tokenizers that open_clip's own list names (SigLIP's),
 when a text is first asked for; nothing is fetched because some other name stands in a file. Absent: what a
-description means (`foveate.clip.describe`, `foveate.clip.hf.read`), reading of weights files
-(`foveate.clip.states`) and writing of models (`foveate.clip.weights`).
+description means (`foveate.clip.io.describe`, `foveate.clip.io.hf.read`), reading of weights files
+(`foveate.clip.io.states`) and writing of models (`foveate.clip.io.weights`).
 """
 
 import difflib
@@ -17,7 +17,7 @@ import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
-from foveate.clip.describe import (
+from foveate.clip.io.describe import (
     CONFIG_FILE,
     Module,
     build,
@@ -26,12 +26,12 @@ from foveate.clip.describe import (
     holds_tokenizer,
     read_config,
 )
-from foveate.clip.hf.read import HF_CONFIG_FILE, check_image_tower, describe_huggingface
-from foveate.clip.layouts import SETTINGS, fit_names, is_image_tower, join_towers, name_weights
+from foveate.clip.io.hf.read import HF_CONFIG_FILE, check_image_tower, describe_huggingface
+from foveate.clip.io.layouts import SETTINGS, fit_names, is_image_tower, join_towers, name_weights
+from foveate.clip.io.recognise import recognise
+from foveate.clip.io.states import check_state, file_kind, put_state, read_state
+from foveate.clip.io.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
 from foveate.clip.model import Clip
-from foveate.clip.recognise import recognise
-from foveate.clip.states import check_state, file_kind, put_state, read_state
-from foveate.clip.weights import HF_WEIGHTS_FILE, WEIGHTS_FILE
 from foveate.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]

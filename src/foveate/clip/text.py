@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
 from foveate.clip.templates import template_set

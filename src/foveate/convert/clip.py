@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foveate.clip.describe import describe_architecture, holds_tokenizer
+from foveate.clip.io.describe import describe_architecture, holds_tokenizer
+from foveate.clip.io.weights import save_clip, save_huggingface
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.weights import save_clip, save_huggingface
 from foveate.convert.flags import Convert
 from foveate.errors import InputError
 from foveate.io.files import folder_written_whole

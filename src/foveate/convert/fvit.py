@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.text import embed_vocabulary
-from foveate.clip.weights import save_clip
 from foveate.convert.clip import check_weights
 from foveate.convert.flags import Convert
 from foveate.data.splits import BaseNovel, classes_of_annotations, classes_of_ov_coco

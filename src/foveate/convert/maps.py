@@ -6,8 +6,8 @@ Only of those that need it: the full release of ADE20K (colours) and PASCAL Cont
 from pathlib import Path
 
 from foveate.convert.flags import AdeFull, Context
-from foveate.data.ade import convert_ade_full, list_ade_full
-from foveate.data.context import convert_context, read_context_labels
+from foveate.data.datasets.ade import convert_ade_full, list_ade_full
+from foveate.data.datasets.context import convert_context, read_context_labels
 from foveate.data.labels import read_labels
 from foveate.errors import InputError
 from foveate.io.files import check_target

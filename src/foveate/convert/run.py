@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from foveate.clip.checkpoint_file import read_checkpoint
-from foveate.clip.states import file_kind
+from foveate.clip.io.checkpoint_file import read_checkpoint
+from foveate.clip.io.states import file_kind
 from foveate.convert.catseg import convert_catseg
 from foveate.convert.clip import check_weights, convert_clip
 from foveate.convert.flags import Convert

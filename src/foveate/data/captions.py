@@ -18,10 +18,10 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 
+from foveate.data.datasets.shards import ShardRecords, ShardTexts
 from foveate.data.layout import find_coco
 from foveate.data.records import Dataset, Dropped
 from foveate.data.regions import match_images
-from foveate.data.shards import ShardRecords, ShardTexts
 from foveate.data.strict import check_entry, check_lists, drop, fail, field, known_id, list_images, parse, short
 from foveate.errors import InputError
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from foveate.data.shards import index_shard
+from foveate.data.datasets.shards import index_shard
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.progress import image_bar

@@ -5,9 +5,9 @@ Deliberately absent: which data set lies in a folder (`sources.py`, `label_maps.
 
 from collections.abc import Sequence
 
+from foveate.data.datasets.voc import NAMES
 from foveate.data.names import DataKind
 from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
-from foveate.data.voc import NAMES
 from foveate.types import Category
 
 TITLES: dict[DataKind, str] = {

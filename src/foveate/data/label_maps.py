@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.data import ade, stuff
-from foveate.data.context import read_context, read_context_labels
+from foveate.data.datasets import ade, stuff
+from foveate.data.datasets.context import read_context, read_context_labels
+from foveate.data.datasets.voc import NAMES, Background, find_years, only_year, read_voc_maps
 from foveate.data.flags import LabelMapFlags
 from foveate.data.labels import Labels, compared, labels_of, read_labels, read_object_info
 from foveate.data.names import SemanticKind
 from foveate.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
 from foveate.data.sources import open_panoptic
-from foveate.data.voc import NAMES, Background, find_years, only_year, read_voc_maps
 from foveate.errors import InputError
 
 OBJECT_INFO = "objectInfo150.txt"

@@ -14,17 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.data.coco import list_things, read_panoptic
+from foveate.data.datasets.coco import list_things, read_panoptic
+from foveate.data.datasets.folder import read_folder
+from foveate.data.datasets.lvis import file_categories, is_lvis, list_lvis, read_lvis
+from foveate.data.datasets.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
+from foveate.data.datasets.shards import read_shards
+from foveate.data.datasets.voc import find_voc, only_year, read_voc
 from foveate.data.fetch import expand, fetch_all, is_pattern
-from foveate.data.folder import read_folder
 from foveate.data.images import SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
-from foveate.data.lvis import file_categories, is_lvis, list_lvis, read_lvis
-from foveate.data.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
 from foveate.data.records import Dataset
-from foveate.data.shards import read_shards
 from foveate.data.strict import list_categories, load, short
-from foveate.data.voc import find_voc, only_year, read_voc
 from foveate.errors import InputError
 from foveate.io.files import default_cache
 from foveate.types import Category

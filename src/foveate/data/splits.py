@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from foveate.data.datasets.lvis import file_categories, list_lvis_categories
 from foveate.data.fetch import is_pattern
 from foveate.data.layout import box_files
-from foveate.data.lvis import file_categories, list_lvis_categories
 from foveate.data.records import Dataset, Record
 from foveate.data.strict import list_categories, load, parse, short
 from foveate.errors import InputError

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
 from foveate.engine.distributed import Processes, spread_like, whole_tensor
 from foveate.errors import InputError
 from foveate.io.files import sync_to_disk, write_whole

@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from foveate.clip.dense import open_gates
+from foveate.clip.io.states import mix_states
+from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.clip.states import mix_states
-from foveate.clip.weights import save_clip
 from foveate.engine.checkpoint import find_best, load_checkpoint
 from foveate.errors import InputError
 

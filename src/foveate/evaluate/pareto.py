@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.clip.dense import open_gates
-from foveate.clip.describe import CONFIG_FILE
+from foveate.clip.io.describe import CONFIG_FILE
+from foveate.clip.io.states import mix_states
 from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
-from foveate.clip.states import mix_states
 from foveate.data.batches import LOADING, Loading
 from foveate.data.records import Dataset
 from foveate.errors import InputError

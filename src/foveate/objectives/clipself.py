@@ -6,7 +6,7 @@ cut out as an image of its own.
 
 Both towers start from the same weights; the teacher never changes. Images arrive as uint8 and are cut, resized and
 normalised on the device of the towers. Deliberately absent: augmentation, a queue of old embeddings, the text tower (no
-text is used), and alpha mixing, which is for the product and not for training (`foveate.clip.states.mix_states`).
+text is used), and alpha mixing, which is for the product and not for training (`foveate.clip.io.states.mix_states`).
 Terms that may be added, each with a weight: `foveate.objectives.keep` and `foveate.objectives.correlation`.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
 from foveate.clip.names import TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.vocabulary import Vocabulary, read_vocabulary, share_words

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from foveate.clip.dense import check_head
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.data.boxes import Boxed, read_boxes

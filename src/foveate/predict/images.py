@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.data.batches import Batches, Loading
-from foveate.data.folder import read_folder
+from foveate.data.datasets.folder import read_folder
 from foveate.data.records import Dataset, Record
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole

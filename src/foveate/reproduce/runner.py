@@ -132,7 +132,7 @@ def _tower(model: str) -> tuple[int, int, bool]:
     """
     if model == SMALL_CLIP:  # needs no library
         return 8, 64, False
-    from foveate.clip.describe import describe_architecture, read_config
+    from foveate.clip.io.describe import describe_architecture, read_config
 
     described = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
     config = read_config(described) if described.is_file() else describe_architecture(model)

@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from foveate.clip.dense import last_block_use
-from foveate.clip.describe import CONFIG_FILE
+from foveate.clip.io.describe import CONFIG_FILE
+from foveate.clip.io.weights import WEIGHTS_FILE
 from foveate.clip.load import load
-from foveate.clip.weights import WEIGHTS_FILE
 from foveate.data.captions import only_captioned, with_captions
 from foveate.data.loader import ImageSource
 from foveate.data.provenance import check_provenance

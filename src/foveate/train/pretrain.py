@@ -22,12 +22,12 @@ from open_clip.transformer import PatchDropout, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from foveate.clip.describe import CONFIG_FILE, Module, build, read_config
+from foveate.clip.io.describe import CONFIG_FILE, Module, build, read_config
+from foveate.clip.io.weights import WEIGHTS_FILE, save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.weights import WEIGHTS_FILE, save_clip
+from foveate.data.datasets.shards import read_pairs
 from foveate.data.loader import epoch_order
-from foveate.data.shards import read_pairs
 from foveate.engine.distributed import Processes
 from foveate.errors import InputError
 from foveate.objectives.image_text import clamp_scale, contrastive_loss

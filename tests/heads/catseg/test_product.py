@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
-from foveate.clip.weights import save_clip
 from foveate.errors import InputError
 from foveate.heads.catseg.product import About, Network, build_catseg, load_catseg, read_about, save_catseg
 from foveate.heads.common.product import tower_digest

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveate.clip.states import read_state
+from foveate.clip.io.states import read_state
 from foveate.errors import InputError
 from foveate.ops.resample import normalize
 
@@ -120,7 +120,7 @@ def read_backbone(path: Path | str, name: str) -> dict[str, Tensor]:
     """Read weights of a timm network, named as timm's own file of it names them; nothing in the file is run.
 
     Args:
-        path: as for `foveate.clip.states.read_state`.
+        path: as for `foveate.clip.io.states.read_state`.
         name: of the network.
 
     Raises:

@@ -1,8 +1,8 @@
 """A published CAT-Seg file (2024 and 2023, B and L) as a folder that `foveate segment` opens.
 
 The file holds everything: the aggregator, the whole CLIP, and in 2023 the backbone that guides. All sizes are read off
-the shapes; what no shape shows (4 heads, windows of 12, 640 pixels at test) is CAT-Seg's. Deliberately absent: how a
-file is read (`foveate.clip.checkpoint_file`), CLIPs that are not OpenAI's, and the names of the classes, which a file
+the shapes; what no shape shows (4 heads, windows of 12, 640 pixels at test) is CAT-Seg's. Deliberately absent:
+reading the file (`foveate.clip.io.checkpoint_file`), CLIPs that are not OpenAI's, and the class names, which a file
 lacks (all published ones were trained on COCO-Stuff).
 """
 
@@ -16,11 +16,11 @@ import open_clip
 import torch
 from torch import Tensor
 
-from foveate.clip.describe import build
+from foveate.clip.io.describe import build
+from foveate.clip.io.states import differences
+from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.clip.states import differences
-from foveate.clip.weights import save_clip
-from foveate.data.stuff import NAMES
+from foveate.data.datasets.stuff import NAMES
 from foveate.errors import InputError
 from foveate.heads.catseg.keys import BACKBONE, CLIP, HEAD, is_derived, is_unused, our_key, published_key
 from foveate.heads.catseg.model import CatSeg, Network

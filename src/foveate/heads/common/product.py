@@ -22,10 +22,10 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
+from foveate.clip.io.states import differences
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.clip.states import differences
 from foveate.errors import InputError, listed
 from foveate.io.files import versions, write_whole
 

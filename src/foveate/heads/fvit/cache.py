@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.heads.fvit.inputs import input_statistics
 from foveate.heads.fvit.names import Resize, Statistics

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from foveate.clip.layouts import drop_derived, rename_eva
+from foveate.clip.io.layouts import drop_derived, rename_eva
+from foveate.clip.io.states import differences, put_state
 from foveate.clip.model import Clip
-from foveate.clip.states import differences, put_state
 from foveate.errors import InputError, listed
 from foveate.heads.common.product import trained_state
 from foveate.heads.common.published import Table, refuse_unknown, rename, shape_of

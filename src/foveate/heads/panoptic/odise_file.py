@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.clip.io.states import differences
 from foveate.clip.model import Clip
-from foveate.clip.states import differences
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.common.product import trained_state

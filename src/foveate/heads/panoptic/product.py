@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foveate.clip.digest import digest_state
+from foveate.clip.io.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError

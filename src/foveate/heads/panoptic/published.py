@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from foveate.clip.states import put_state, read_state
+from foveate.clip.io.states import put_state, read_state
 from foveate.clip.vocabulary import Vocabulary, compared
 from foveate.errors import InputError, listed
 from foveate.heads.panoptic.decoder import read_library, read_pretrained

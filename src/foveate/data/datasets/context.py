@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from foveate.data.datasets.voc import read_list
 from foveate.data.labels import Labels, Repeated, compared, read_labels
 from foveate.data.matlab import read_matrix
 from foveate.data.semantic import NONE, Coding, SemanticData, coding_of, pair_files, start_maps, write_maps
-from foveate.data.voc import read_list
 from foveate.errors import InputError
 
 MATRIX = "LabelMap"

@@ -1,4 +1,4 @@
-"""A CLIP as a folder of Hugging Face transformers: the inverse of reading one (`foveate.clip.hf.read`).
+"""A CLIP as a folder of Hugging Face transformers: the inverse of reading one (`foveate.clip.io.hf.read`).
 
 What CLIPModel and SiglipModel cannot express is refused with the reason. Absent: transformers itself, which writing
 does not need, and the check that it opens the result (`foveate convert` makes it).
@@ -17,8 +17,8 @@ from open_clip.transformer import VisionTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
-from foveate.clip.describe import GELUS
-from foveate.clip.hf.read import HF_CONFIG_FILE, PREPROCESSOR_FILE
+from foveate.clip.io.describe import GELUS
+from foveate.clip.io.hf.read import HF_CONFIG_FILE, PREPROCESSOR_FILE
 from foveate.errors import InputError
 
 _VISION_TOLD = {

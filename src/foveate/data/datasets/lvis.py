@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.data.coco import list_things
+from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
 from foveate.data.strict import check_entry, escapes, fail, field, file_name, list_categories, load, short
 from foveate.types import Category

@@ -1,7 +1,7 @@
 """Descriptions of Hugging Face transformers' CLIPModel and SiglipModel, as open_clip's.
 
-What open_clip's modules cannot express is refused with the reason. Absent: the way back (`foveate.clip.hf.write`),
-names of weights (`foveate.clip.hf.names`), and transformers itself, which reading does not need.
+What open_clip's modules cannot express is refused with the reason. Absent: the way back (`foveate.clip.io.hf.write`),
+names of weights (`foveate.clip.io.hf.names`), and transformers itself, which reading does not need.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import timm
 
-from foveate.clip.describe import GELUS, check_statistics, read_json
+from foveate.clip.io.describe import GELUS, check_statistics, read_json
 from foveate.errors import InputError
 
 HF_CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"

@@ -2,7 +2,7 @@
 
 Nothing is imported because a name stands in a description, and nothing fetched but tokenizers of open_clip's own list.
 Absent: where a description comes from
-(`foveate.clip.load`), Hugging Face's descriptions (`foveate.clip.hf.read`) and weights (`foveate.clip.states`).
+(`foveate.clip.load`), Hugging Face's descriptions (`foveate.clip.io.hf.read`) and weights (`foveate.clip.io.states`).
 """
 
 import json

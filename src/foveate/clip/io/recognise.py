@@ -2,7 +2,7 @@
 
 Descriptions are first compared by the few sizes they state themselves; what is left is built without memory and
 compared entry by entry. Shapes do not show everything: two descriptions that differ in the activation alone fit the
-same weights, and then the user is asked. Absent: reading of files (`foveate.clip.states`).
+same weights, and then the user is asked. Absent: reading of files (`foveate.clip.io.states`).
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.clip.describe import build_empty, refusal
-from foveate.clip.layouts import fit_names
+from foveate.clip.io.describe import build_empty, refusal
+from foveate.clip.io.layouts import fit_names
 from foveate.errors import InputError
 
 Sizes = dict[str, Any]  # of a CLIP, in the words the message has for them

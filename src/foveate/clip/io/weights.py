@@ -1,7 +1,7 @@
 """Folders of a whole CLIP: one open_clip itself can open (`local-dir:FOLDER`), or one for Hugging Face transformers;
 both written so that a crash leaves no half file.
 
-Absent: reading and mixing of bare weights (`foveate.clip.states`), and training checkpoints, which hold an optimizer
+Absent: reading and mixing of bare weights (`foveate.clip.io.states`), and training checkpoints, which hold an optimizer
 and belong to the engine.
 """
 
@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foveate.clip.describe import CONFIG_FILE, published_tokenizers, to_json
-from foveate.clip.hf.names import HF_PLACES, to_huggingface
-from foveate.clip.hf.write import describe_for_huggingface, tokenizer_for_huggingface
+from foveate.clip.io.describe import CONFIG_FILE, published_tokenizers, to_json
+from foveate.clip.io.hf.names import HF_PLACES, to_huggingface
+from foveate.clip.io.hf.write import describe_for_huggingface, tokenizer_for_huggingface
 from foveate.clip.model import Clip
 from foveate.errors import InputError
 
@@ -38,7 +38,7 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
     written if it was fetched; where no text was needed so far, its published name stays.
 
     Args:
-        clip: with the weights to publish (for CLIPSelf's product the mixed ones, see `foveate.clip.states.mix_states`).
+        clip: the weights to publish (CLIPSelf's product: the mixed ones, `foveate.clip.io.states.mix_states`).
         folder: made where it does not exist.
         dtype: of the floating point weights in the file; None keeps theirs.
 

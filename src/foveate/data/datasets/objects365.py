@@ -13,7 +13,7 @@ from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from foveate.data.coco import list_things
+from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
 from foveate.data.strict import escapes, fail, file_name, list_categories, load
 from foveate.errors import InputError

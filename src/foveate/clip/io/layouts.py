@@ -1,7 +1,7 @@
 """Layouts in which CLIP weights are published, and open_clip's names for what is in them.
 
-A layout is told from the names of the tensors alone. Absent: reading of files (`foveate.clip.states`), Hugging Face's
-names (`foveate.clip.hf.names`), and the heads of detectors and segmenters, which belong to their own importers.
+A layout is recognised by the names of the tensors alone. Absent: reading files (`foveate.clip.io.states`), Hugging
+Face's names (`foveate.clip.io.hf.names`), and the heads of detectors and segmenters, which belong to their own importers.
 """
 
 import re
@@ -12,8 +12,8 @@ import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 
-from foveate.clip.describe import Module
-from foveate.clip.hf.names import from_huggingface, is_huggingface
+from foveate.clip.io.describe import Module
+from foveate.clip.io.hf.names import from_huggingface, is_huggingface
 from foveate.errors import InputError
 
 SETTINGS = {"input_resolution", "context_length", "vocab_size"}  # OpenAI keeps these numbers among the tensors

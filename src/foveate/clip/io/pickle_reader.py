@@ -3,7 +3,7 @@
 A pickle is a program for a stack machine. Its opcodes are followed here by hand: plain data (numbers, strings,
 dictionaries, lists, tuples) come out as they are, a tensor as a `StoredTensor`, which says where its numbers lie, and
 every other object as a `Placeholder`, which keeps its name and its state. There is no call in this machine that a file
-could choose. Absent: where the numbers lie (`foveate.clip.checkpoint_file`).
+could choose. Absent: where the numbers lie (`foveate.clip.io.checkpoint_file`).
 """
 
 import mmap

@@ -2,7 +2,7 @@
 
 One table a family, read in both directions, so that the two are inverses by construction. What is more than a name:
 transformers keeps queries, keys and values apart where open_clip has one matrix, SigLIP's pool the other way round; and
-both projections of CLIP are transposed. Absent: descriptions (`foveate.clip.hf.read`).
+both projections of CLIP are transposed. Absent: descriptions (`foveate.clip.io.hf.read`).
 """
 
 import re

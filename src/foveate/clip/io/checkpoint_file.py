@@ -3,7 +3,7 @@
 What a training script saved beside the weights (an optimizer, numpy numbers, an argparse.Namespace, paths) stays a
 `Placeholder`. The file is mapped, not read: a tensor takes memory when its numbers are used, and an optimizer's moments
 never. A TorchScript archive, as OpenAI's own files are, holds compiled code too, which is left alone, and its pickle
-describes a tree of modules. Absent: what the dictionaries mean (`foveate.clip.states`), quantised, sparse and
+describes a tree of modules. Absent: what the dictionaries mean (`foveate.clip.io.states`), quantised, sparse and
 compressed tensors, and files older than PyTorch 0.1.10 (tar).
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.clip.pickle_reader import Placeholder, Storage, StoredTensor, follow_pickle
+from foveate.clip.io.pickle_reader import Placeholder, Storage, StoredTensor, follow_pickle
 from foveate.errors import InputError
 
 _LARGEST_PICKLE = 64 * 2**20  # bytes; that of the largest CLIP with its optimizer has about two million

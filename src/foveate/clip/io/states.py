@@ -1,8 +1,8 @@
 """Weights as plain dictionaries of tensors: read from a file without running it, mixed, put into a model key by key.
 
 Kinds of files are told apart by their content, never by their names. Nothing read from a file is imported or executed:
-safetensors, or our own reader of torch's files (`foveate.clip.checkpoint_file`). Absent: pickles of whole modules,
-which are refused, and what the names of tensors mean (`foveate.clip.layouts`).
+safetensors, or our own reader of torch's files (`foveate.clip.io.checkpoint_file`). Absent: pickles of whole modules,
+which are refused, and what the names of tensors mean (`foveate.clip.io.layouts`).
 """
 
 import re
@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from foveate.clip.checkpoint_file import is_torchscript, read_archive, read_checkpoint
-from foveate.clip.describe import read_json
-from foveate.clip.pickle_reader import Placeholder
+from foveate.clip.io.checkpoint_file import is_torchscript, read_archive, read_checkpoint
+from foveate.clip.io.describe import read_json
+from foveate.clip.io.pickle_reader import Placeholder
 from foveate.errors import InputError, listed
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]

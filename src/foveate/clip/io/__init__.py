@@ -1,0 +1,1 @@
+"""CLIPs in files: what opens, in which layout, and how it is written."""

@@ -1,0 +1,1 @@
+"""Readers of data sets: the files of one layout -> `Dataset`."""
