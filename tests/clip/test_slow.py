@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from slow.reference import SIZES, Reference, dense_heads, kind
+from slow.reference import SIZES, Reference, dense_heads, kind, make_images
 from slow.towers import FAMILIES, build
 from torch import nn
 

@@ -138,7 +138,7 @@ def test_the_command_to_go_on_names_all_nodes(monkeypatch):
 
 
 def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(
-    distill, two, tmp_path, images
+    distill, two, tmp_path, image_folder
 ):
     flags = ["--validate", image_folder, "--validate-images", 7, "--keep-checkpoints", 1, "--product", "best"]
     flags += ["--save-every", 1, "--steps", 2, "--lr", 30]  # much too fast: the second step overshoots

@@ -42,7 +42,7 @@ def catseg(tiny_clip):
 
 
 @pytest.fixture
-def samples():
+def make_images():
     """Random images of several sizes with random classes, -1 to 2."""
 
     def make(*sizes: tuple[int, int]) -> list[Sample]:

@@ -89,7 +89,7 @@ def test_the_loss_by_hand():
 
 @pytest.mark.parametrize("residual", ["token", "cls"])
 @pytest.mark.parametrize("family", ["vit", "eva"])
-def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, samples, family, residual):
+def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, make_images, family, residual):
     model = catseg(family, residual=residual).train()
     before = values_of(model)
     steps(model, make_images((50, 70), (60, 48)), 2, lr=1e-2)
@@ -113,7 +113,7 @@ def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, sam
             assert not where.any() and not parameter.requires_grad, name
 
 
-def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, samples):
+def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, make_images):
     model = catseg("vit").train()
     name = "clip.model.visual.transformer.resblocks.0.attn.in_proj_weight"
     weight, before = dict(model.named_parameters())[name], values_of(model)[name]
@@ -128,7 +128,7 @@ def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, samples
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, samples, is_trained):
+def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, make_images, is_trained):
     clip = tiny_clip("vit")
     torch.manual_seed(0)
     vocabulary = Vocabulary((("cat", "kitten"), ("dog",), ("sky",)))
@@ -157,7 +157,7 @@ def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, samp
     assert scales == ({1.0, 0.01, 0.02} if is_trained else {1.0, 0.01})
 
 
-def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, samples):
+def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, make_images):
     token, cls = catseg(residual="token").eval(), catseg().eval()  # as in CAT-Seg's code of 2024
     images = make_images((48, 48))[0].image[None].float()
     text = token.embed_classes(["cat", "sky"])
@@ -168,7 +168,7 @@ def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, samples):
     catseg("siglip", residual="token").train()(Batch(make_images((48, 60)), [])).backward()
 
 
-def test_only_the_best_classes_are_looked_at(catseg, samples):
+def test_only_the_best_classes_are_looked_at(catseg, make_images):
     model = catseg(most=3).eval().requires_grad_(False)
     names = ["cat", "dog", "sky", "house", "tree", "river"]
     text = model.embed_classes(names)
@@ -186,7 +186,7 @@ def test_only_the_best_classes_are_looked_at(catseg, samples):
     assert (model.train().logits(images, text) > -100).all()  # in training all are
 
 
-def test_predictions_are_windows_and_the_whole_averaged(catseg, samples):
+def test_predictions_are_windows_and_the_whole_averaged(catseg, make_images):
     model = catseg().eval()
     (sample,) = make_images((40, 56))
     text = model.embed_classes(["cat", "sky"])
@@ -212,7 +212,7 @@ def test_predictions_are_windows_and_the_whole_averaged(catseg, samples):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_images_and_views_do_not_depend_on_each_other(catseg, samples, monkeypatch):
+def test_images_and_views_do_not_depend_on_each_other(catseg, make_images, monkeypatch):
     model = catseg().eval()
     samples, text = make_images((40, 56), (90, 30), (8, 8)), model.embed_classes(["cat", "sky", "tree", "dog", "river"])
     together = model.predict(samples, text)

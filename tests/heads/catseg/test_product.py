@@ -38,11 +38,11 @@ def written(tmp_path_factory):
     return catseg, folder, about
 
 
-def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, images):
+def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, make_images):
     catseg, folder, about = written
     found, read = load_catseg(folder)
     assert read == about == read_about(folder)
-    (image,) = images((40, 56))
+    (image,) = make_images((40, 56))
     texts = [one.embed_classes(["bus", "cat"]) for one in (catseg, found)]
     assert torch.equal(*texts)  # the text tower learned too, and came back
     assert torch.equal(catseg.predict([image], texts[0])[0], found.predict([image], texts[1])[0])
@@ -55,9 +55,9 @@ def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, i
     assert {name for name in trained if not name.startswith("clip.")} <= {*state}
 
 
-def test_it_can_be_trained_on(written, images):
+def test_it_can_be_trained_on(written, make_images):
     found, _ = load_catseg(written[1])
-    loss = found.train()(Batch(images((48, 48)), []))
+    loss = found.train()(Batch(make_images((48, 48)), []))
     loss.backward()
     assert found.parts["pixels"] == loss.detach() and found.aggregator.embed.weight.grad is not None
 

@@ -1,7 +1,7 @@
 """Layouts in which CLIP weights are published, and open_clip's names for what is in them.
 
 A layout is recognised by the names of the tensors alone. Absent: reading files (`foveate.clip.io.states`), Hugging
-Face's names (`foveate.clip.io.hf.names`), and the heads of detectors and segmenters, which belong to their own importers.
+Face's names (`foveate.clip.io.hf.names`), the heads of detectors and segmenters, which belong to their own importers.
 """
 
 import re
