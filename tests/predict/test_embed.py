@@ -36,7 +36,7 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def make_images(tmp_path_factory) -> Path:
+def images(tmp_path_factory) -> Path:
     """Five images of coarse noise in a folder and one below it, and a broken one among them.
 
     Grey levels keep away from 0 and 255, so that resizing never has to clip, which Pillow does not do on floats.
