@@ -1,13 +1,13 @@
 # Two commands set everything up on a fresh machine with Python >= 3.11, make and git:
 #   make demo    the whole path, offline, about five minutes on two cores (open runs/demo/report.html)
-#   make test    the tests
+#   make test    the tests (make test-all: the slow ones too)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEED_GB := 8  # the environment takes 6.1 GB, of which PyTorch with CUDA 5.3
 
-.PHONY: demo test bench check format stats clean help
+.PHONY: demo test test-all bench check format stats clean help
 
 help:
 	@sed -n '1,4p' Makefile; echo "  make check   lint, format and types;  make format rewrites;  make bench measures on this CPU;  make clean removes $(VENV)"
@@ -17,6 +17,9 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes of one thread: more threads would wait for each other
+
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ""
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(BENCH)
