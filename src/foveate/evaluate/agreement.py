@@ -42,17 +42,14 @@ def evaluate_agreement(
     """Compare each grid patch of the student's dense map with the reference's embedding of its crop (Sec. 3.2).
 
     Args:
-        student: whose dense map is measured.
         reference: whose image embeddings of the crops it is compared with; may be the same model.
         dataset: images; annotations are not used.
         size: side of the student's padded square input [pixels].
-        head: how the student's last block makes dense tokens.
         grid: most rows and columns of an image's grid.
         rule: which grids, see `foveate.ops.grid.grid_pairs`.
         keep: most patches per image.
         gallery: images whose crops a patch is ranked among, its own included; all of them where there are fewer.
         seed: with an image's id it decides the image's grid and the other images of its gallery.
-        loading: how images are read and batched.
 
     Returns:
         {"cosine": mean over regions, "recall": R@1 in percent over regions, "regions", "images", "gallery": images
@@ -136,10 +133,7 @@ def recall_at_1(
 
     Args:
         dense: region embeddings, image by image, L2-normalised.
-        crops: crop embeddings in the same order.
         counts: how many regions each image has, by its id, in that order.
-        gallery: images in a gallery.
-        seed: of the choice.
 
     Returns:
         R@1 in percent, and the mean number of crops a region was ranked among.

@@ -30,10 +30,7 @@ def colour_bound(
     """Fit a classifier of colour alone on one split, and score it on another.
 
     Args:
-        train: images with thing boxes to learn from.
-        test: images with thing boxes to score; the same categories.
         penalty: weight of the squared coefficients in the loss.
-        loading: how the images of each split are read.
 
     Returns:
         {"top1", "top5": mAcc over the thing classes of `test` in percent, "count": boxes scored, "train_count": boxes
@@ -78,7 +75,6 @@ def colour_features(image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) 
     """Describe each box by its colours alone.
 
     Args:
-        image: RGB.
         boxes: xyxy, pixels of the image; every pixel a box touches counts.
 
     Returns:
@@ -129,7 +125,6 @@ def fit_linear(
 
     Args:
         features: standardised.
-        labels: in [0, classes).
         classes: how many compete; one without examples is only a negative.
         penalty: of the squared coefficients; the intercept is free of it.
 

@@ -15,10 +15,6 @@ class CropPacker:
     def __init__(self, clip: Clip, *, batch: int) -> None:
         """Prepare an empty packer.
 
-        Args:
-            clip: whose image embeddings are wanted.
-            batch: crops per batch.
-
         Raises:
             InputError: a batch below 1.
         """

@@ -38,7 +38,6 @@ def evaluate_detection(found: Iterable[tuple[str, Detections]], truth: GroundTru
     Args:
         found: (id of an image, the detections in it), each image at most once, in any order; a label is an index in the
             vocabulary that the ground truth was opened with.
-        truth: of `foveate.evaluate.ground_truth.open_ground_truth`.
 
     Returns:
         {"style", "rules": what was left out and why, "images", "images_without_result", "objects", "crowds",

@@ -33,8 +33,6 @@ def write_results(
     """Write detections, image by image, whole or not at all; the inverse of `read_results`.
 
     Args:
-        path: of the JSON file; its folder is made.
-        found: (id of an image, the detections in it).
         dataset: has the ids of images and categories in its annotation file.
         vocabulary: names of the classes; a detection's label is an index in it.
 
@@ -100,9 +98,6 @@ def read_results(
     """Read a file of results; the inverse of `write_results`.
 
     Args:
-        path: of the JSON file.
-        dataset: what it was made for.
-        vocabulary: names of the classes, in the order in which labels number them.
         skipped: where to count the entries of images and categories that are not measured; None: refuse them.
 
     Returns:

@@ -37,7 +37,6 @@ def find_candidates(
     Args:
         detector: in evaluation mode.
         dataset: the images; annotations are not used.
-        folder: of the cache.
         made_by: what the candidates depend on.
         loading: how images are read; all of them, whatever its limit.
 
@@ -80,10 +79,7 @@ def sweep(
     """Measure many ways of fusing the same candidates; the network is not needed, and cosines are computed once.
 
     Args:
-        store: the candidates of the data set's images.
         text: one embedding per class of the vocabulary, and, last, that of background.
-        fusions: the ways.
-        truth: of `foveate.evaluate.ground_truth.open_ground_truth`, for that vocabulary.
         is_base: which classes of the vocabulary the detector was trained on, whatever is measured.
         detector_scale: T, the detector's learned temperature.
 
@@ -112,7 +108,6 @@ def proposal_recall(
     """Measure how many annotated objects the proposals of candidates find, by group and by size of the object.
 
     Args:
-        store: the candidates of images of the data set.
         dataset: with annotated boxes; crowds are ignored.
         split: base and novel categories; None: all are one group.
         tops: K of AR@K.

@@ -42,9 +42,7 @@ def sweep_fusion(
 
     Args:
         segmenter: for as many classes as the data set has, in their order.
-        dataset: with panoptic annotations.
         weights: fusion weights of CLIP, one result each.
-        semantic: measure mIoU too.
         instances: measure AP of the masks of things too, against the things of the panoptic annotation.
         loading: how images are read; a batch is one pass of the generator.
 
@@ -181,7 +179,6 @@ def panoptic_truth(sample: Sample, record: Record) -> PanopticMap:
 
     Args:
         sample: with the masks of its segments, which do not overlap.
-        record: of the same image.
     """
     assert sample.segments is not None, "read with masks"
     masks = sample.segments.masks  # (N, H, W)

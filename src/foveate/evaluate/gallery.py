@@ -22,10 +22,6 @@ def draw_others(names: Sequence[str], index: int, *, count: int, seed: int, purp
     Args:
         names: of all, each once, in an order that follows from them alone (regions are sorted by their image's name
             and their number in it, "a/2" before "a/10").
-        index: of the name, in 0..len(names)-1.
-        count: how many others at most.
-        seed: with the name and the purpose it decides the draw.
-        purpose: names the stream.
 
     Returns:
         Indices of different others, all of them where there are no more than `count`.

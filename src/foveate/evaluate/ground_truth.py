@@ -75,12 +75,10 @@ def open_ground_truth(
     """Choose the classes, the images and the objects that count.
 
     Args:
-        dataset: with annotated boxes.
         vocabulary: names of the classes that are looked for, as detections number them.
         split: base and novel categories, and those to leave out; None: all count alike.
         style: whose rule. LVIS's also takes what was looked for in each image; VOC's ignores objects that the file
             calls `difficult` or `ignore`, as converters of VOC do.
-        masks: also measure masks, by the segmentations of the annotation file.
         annotations: the data set's annotation file: needed for masks and for LVIS, and for COCO's official areas, by
             which small, medium and large objects are told apart. None: the file that the data set was read from; if
             there is none, areas are those of the boxes.

@@ -34,11 +34,7 @@ def open_labelled(
     """Find classes and captions in a folder of class folders, a COCO root or tar shards.
 
     Args:
-        data: a folder of class folders (ImageNet's layout), a COCO root, or tar shards with texts.
-        split: of a COCO root.
         names: JSON of the names of class folders, see `class_folders`.
-        classify: look for classes.
-        retrieve: look for captions.
 
     Returns:
         The images with classes and the images with captions; None where there are none, or they are not wanted.
@@ -100,10 +96,6 @@ def class_folders(folder: Dataset, *, names: Path | None = None) -> LabelledImag
 
 def annotated_things(dataset: Dataset, *, crowd: bool = True) -> LabelledImages:
     """Take the boxes of things that count in `evaluate_regions`; only things compete.
-
-    Args:
-        dataset: with annotated boxes.
-        crowd: keep boxes marked as crowds.
 
     Raises:
         InputError: no category is a thing.

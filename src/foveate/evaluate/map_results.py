@@ -47,7 +47,6 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
 
     Args:
         path: the folder with the JSON, or the JSON.
-        dataset: what they were made for; from `data.coco.read_panoptic`.
         skipped: where to count predictions of images that are not measured.
 
     Raises:
@@ -123,9 +122,7 @@ def _match(
 
     Args:
         in_file: the file's own list of images or categories, where it has one.
-        field: of an entry, its name.
         in_data: id -> (name, label or id) of the data.
-        key: makes names comparable.
     """
     by_id = {number: value for number, (_, value) in in_data.items()}
     entries = [entry for entry in in_file if isinstance(entry, dict)] if isinstance(in_file, list) else []
@@ -185,7 +182,6 @@ def read_label_maps(
 
     Args:
         folder: of PNG or TIFF files, named like the images.
-        data: what they were made for.
         numbers: "index": a number is the class's index in the data's list, from 0, and 255 or 65535 no class;
             "dataset": it is that of the data's own maps, as benchmark servers take them. Maps of `foveate segment` are
             recognised by their segments.json, and their classes matched by name.

@@ -122,7 +122,6 @@ def evaluate_panoptic(found: Iterable[tuple[str, PanopticMap]], dataset: Dataset
     Args:
         found: (id of an image, its segments at the image's own size), each image at most once; a label is an index in
             the data set's categories, which also say what is a thing.
-        dataset: from `data.coco.read_panoptic`.
 
     Returns:
         {"data", "notes", "images", "images_without_result", "rule", "all", "things", "stuff": {"PQ", "SQ", "RQ":

@@ -45,17 +45,10 @@ def evaluate_pareto(
 
     Args:
         students: unmixed models by name; their weights and gates are as before when this returns or raises.
-        teacher: the CLIP they were distilled from.
-        dataset: images with panoptic annotations, for the dense map.
         labelled: what is classified by image embeddings.
         captioned: what is retrieved by them; None: nothing.
         alphas: weights of the student, each in [0, 1].
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
-        view: of whole images, see `evaluate_global`.
-        templates: what class names are written into.
-        text_cache: folder where text embeddings are cached.
-        loading: how images are read and batched.
 
     Returns:
         {"points": [{"model", "alpha", "boxes", "things", "stuff": dense top-1 mAcc, "classification": top-1 mean over

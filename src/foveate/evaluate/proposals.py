@@ -21,9 +21,7 @@ def best_overlaps(objects: Float[Tensor, "N 4"], proposals: Float[Tensor, "M 4"]
     """The IoU of each object with the best of the first `top` proposals.
 
     Args:
-        objects: xyxy.
         proposals: xyxy, highest score first; M may be 0.
-        top: how many are compared.
     """
     if not len(objects) or not len(proposals):
         return torch.zeros(len(objects))

@@ -48,16 +48,10 @@ def evaluate_regions(
     enlarged 1.5 times and clipped, that of stuff the extent of its mask. Inputs are padded as the model says (`pad`).
 
     Args:
-        clip: the model under test; on the device to use.
-        dataset: images with panoptic annotations.
         sizes: sides of the dense tower's padded square input [pixels]; the sweep of Fig. 3.
-        crops: also embed crops at the tower's native size.
         masked: also embed boxes and masks by masked attention at each size (Tab. A3).
         crowd: keep segments marked as crowds, as the published evaluation does.
-        head: how the last block makes dense tokens, see `Clip.encode_dense`.
-        templates: what the class names are written into, see `foveate.clip.templates.template_set`.
         text_cache: folder where text embeddings are cached, see `foveate.clip.text.embed_vocabulary`.
-        loading: how images are read and batched.
 
     Returns:
         {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head": head, "templates": templates,

@@ -66,10 +66,7 @@ def table(
     """A table for the terminal: names at the left, then numbers.
 
     Args:
-        title: above it.
-        columns: their headings.
         rows: a cell each; floats are rounded, None becomes "-".
-        digits: of floats.
         names: how many columns at the left hold names; long ones in the first are broken into lines.
     """
     rows = list(rows)

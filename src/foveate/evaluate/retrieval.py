@@ -46,16 +46,12 @@ def evaluate_retrieval(
     `evaluate_regions`. A location belongs to every region whose mask, shrunk to the grid, holds it.
 
     Args:
-        student: whose dense map is measured.
         reference: whose image embeddings are the galleries; may be the same model.
         dataset: images; with panoptic annotations where regions are wanted.
         size: side of the student's padded square input [pixels].
-        head: how the student's last block makes dense tokens.
         regions: also (b), of the segments that count in `evaluate_regions`.
-        crowd: keep segments marked as crowds.
         gallery: images, and regions, to rank, its own included; all of them where there are fewer.
         seed: with the image's id, or the region's index in it, it decides which others.
-        loading: how images are read and batched.
 
     Returns:
         {"image": S, "region": S or None, "gallery": images ranked, "region_gallery": regions ranked, "regions": how
@@ -130,10 +126,7 @@ class Galleries:
         """Sort all by name, so that the order of reading does not matter.
 
         Args:
-            images: embeddings by id.
             regions: embeddings by the image's id and the region's index in it.
-            gallery: how many to rank, at most.
-            seed: of the draw.
         """
         self.gallery, self.seed = gallery, seed
         self.names, self.keys = sorted(images), sorted(regions)
@@ -218,8 +211,6 @@ def region_ranks(
     """Rank, for each location of each region, the region's own crop among the region's candidates.
 
     Args:
-        dense: of one image, L2-normalised per location.
-        masks: the locations of each region.
         candidates: crop embeddings, one gallery a region, its own first.
 
     Returns:

@@ -17,7 +17,6 @@ def ranks_of(scores: Float[Tensor, "R K"], labels: Int64[Tensor, " R"]) -> Int64
     every class, and must not count as right because its class happens to be the first of the list.
 
     Args:
-        scores: cosine of each region with each class.
         labels: the true class of each region, in [0, K).
 
     Returns:
@@ -32,7 +31,6 @@ def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, to
 
     Args:
         ranks: of the true class, 0 = first.
-        labels: the true class.
         top: how many first ranks count as right.
 
     Returns:
@@ -63,7 +61,6 @@ def recall(
     None without any query, and where there are no more answers than K: that would always be 100.
 
     Args:
-        ranks: of each query's right answer, 0 = first.
         among: how many answers a query ranks.
         weights: how many queries each rank counts for; None: one.
     """

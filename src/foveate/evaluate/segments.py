@@ -22,7 +22,6 @@ def counting_segments(dataset: Dataset, *, crowd: bool) -> Dataset:
     """Remove from the records what the protocol does not count, so that it is never decoded (Sec. 4.1).
 
     Args:
-        dataset: with annotations.
         crowd: keep segments marked as crowds.
 
     Returns:
@@ -65,14 +64,7 @@ def crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, 
 
 
 def image_locations(*, height: int, width: int, size: int, patch: int) -> Bool[Tensor, "h w"]:
-    """Which locations of an image's padded square hold any of the image; the others are padding (Sec. 4.1).
-
-    Args:
-        height: of the image [pixels].
-        width: of the image [pixels].
-        size: side of the square [pixels].
-        patch: side of a location [pixels].
-    """
+    """Which locations of an image's padded square hold any of the image; the others are padding (Sec. 4.1)."""
     whole = torch.tensor([[0.0, 0.0, width, height]])
     whole = boxes_on_input(whole, height=height, width=width, size=size)  # (1, 4), xyxy
     return cover_patches(whole, grid=(size // patch, size // patch), stride=patch)[0]

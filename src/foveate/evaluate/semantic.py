@@ -57,10 +57,6 @@ class Confusion:
     def measure(self, names: Sequence[str], *, seen: Sequence[bool] | None = None) -> dict[str, Any]:
         """Summarise.
 
-        Args:
-            names: of the classes.
-            seen: which of them were seen in training.
-
         Returns:
             See `evaluate_semantic`, from "rule" on.
         """
@@ -110,10 +106,8 @@ def evaluate_semantic(
 
     Args:
         found: (id of an image, the class of each of its pixels at its own size), each image at most once.
-        data: the ground truth.
         class_of: which class of the data set each entry of the predictions' vocabulary is, so that many names can be
             one class ("background" of VOC's 20b is 39 of 59). None: the vocabulary is the data set's.
-        seen: which of the data set's classes were seen in training.
 
     Returns:
         {"data", "notes", "images", "images_without_result", "rule", "pixels", "ignored_pixels",

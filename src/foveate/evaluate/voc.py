@@ -90,11 +90,8 @@ def match_image(
 
     Args:
         boxes: of the detections, best first; xyxy, pixels.
-        labels: of them.
         objects: the annotated boxes; xyxy, pixels.
-        classes: of them.
         difficult: which of them are, (M,) bool.
-        min_iou: IoU from which an object counts as found.
         pixel: added to the width and height of every box: 1 where corners are pixels (VOC), 0 where they are edges.
 
     Returns:
@@ -126,7 +123,6 @@ def average_precision(
     """Average the precision over recall, each the best that is reached at that recall or beyond.
 
     Args:
-        scores: of one class in all images.
         matches: of `match_image`.
         objects: how many there are, difficult ones excluded.
         average: "11 points": the mean at the recalls 0, .1 ... 1 (VOC2007); "area": under the curve (VOC2012).

@@ -54,9 +54,7 @@ def evaluate_global(
         captioned: images that have captions (`foveate.data.captions`); None: nothing is retrieved.
         view: of whole images: "centre", their central square as CLIP's own evaluations; "whole", padded as
             CLIPSelf's teacher sees crops.
-        templates: what class names are written into.
         text_cache: folder where the classes' text embeddings are cached; None: nowhere.
-        loading: how the images of each data set are read and batched.
 
     Returns:
         {NAME: {"classification": C or None, "retrieval": R or None} for each model, "classification": {"of": "images"
@@ -208,8 +206,6 @@ def recall_both_ways(
     right one; a caption that occurs n times counts n times among the answers and among the queries.
 
     Args:
-        images: image embeddings, L2-normalised.
-        texts: embeddings of the different captions, L2-normalised.
         caption_ids: for each image, the indices of its captions in `texts`; one may occur twice.
 
     Returns:

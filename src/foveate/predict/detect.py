@@ -82,7 +82,6 @@ def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT,
     Args:
         folder: OUT/model of `foveate train-fvit`.
         clip: path to its CLIP; None: as in training.
-        device: as a flag names it.
 
     Raises:
         InputError: no detector, or its CLIP is not found or is another.
@@ -96,11 +95,7 @@ def find_objects(
     """Detect the classes of a vocabulary in every image that can be read.
 
     Args:
-        detector: in evaluation mode.
-        feed: the images.
         text: (K + 1, D) embeddings of the classes and, last, of background.
-        is_base: which classes the detector was trained on.
-        fusion: how scores are made, and which boxes are kept.
     """
     query = (text, torch.tensor(is_base), float(detector.scale.detach()), fusion)
     for samples in feed:
@@ -144,10 +139,8 @@ def choose_fusions(
     """The fusion of a benchmark with the numbers that the flags change.
 
     Args:
-        config: the flags.
         benchmark: that the detector was trained for.
         base: weights of the tower's score, of base classes; none: the benchmark's.
-        novel: likewise of novel classes.
 
     Returns:
         One fusion for each pair of weights.

@@ -43,7 +43,6 @@ def image_features(clip: Clip, samples: list[Sample]) -> Features:
     """Embed whole images as CLIP does (the teacher; Sec. 3.2).
 
     Args:
-        clip: the model.
         samples: images; the longest side is resized to the native size, black goes equally around the rest.
 
     Returns:
@@ -64,10 +63,7 @@ def dense_features(clip: Clip, samples: list[Sample], *, size: int, head: Head) 
     """Compute dense maps without their padding (the student; Sec. 3.1).
 
     Args:
-        clip: the model.
-        samples: images.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
 
     Returns:
         "dense/ID" (D, h, w) of each image, L2-normalised per location; location (r, c) is the square of P pixels at
@@ -91,10 +87,8 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
     """Embed the boxes of images by pooling their dense maps (Sec. 3.1).
 
     Args:
-        clip: the model.
         samples: images with boxes (xyxy, pixels of the image), which are clipped to it here.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
 
     Returns:
         "boxes/ID" (N, D) of each image, L2-normalised, in the file's order without the boxes that are under one pixel
@@ -161,14 +155,8 @@ def make_parts(
     """Embed the images that are not done yet, and write them in parts as they are finished, with a progress bar.
 
     Args:
-        compute: the features of a batch of images, one of the three above.
-        dataset: all images.
-        folder: of the parts.
-        title: of the progress bar.
         dtype: in which features are stored; they are computed in float32.
-        batch: images per batch.
         done: images in earlier parts, a multiple of `batch` or all of them.
-        workers: processes that decode.
         strict: raise on the first bad image instead of noting it.
 
     Returns:

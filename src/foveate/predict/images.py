@@ -58,12 +58,6 @@ def is_unicode(name: str) -> bool:
 def open_images(paths: Sequence[Path], *, batch: int, workers: int, strict: bool) -> Batches:
     """Read the images of files and folders in batches, with a progress bar.
 
-    Args:
-        paths: as of `list_images`.
-        batch: images per batch.
-        workers: processes that decode; 0: this one.
-        strict: raise at the first bad image instead of listing it.
-
     Raises:
         InputError: as `list_images`, or a batch below 1.
     """
@@ -84,11 +78,9 @@ def write_record(
     """Write the JSON file of a command with the images that could not be read, and print those.
 
     Args:
-        path: of the file.
         info: what made it; the bad images and the versions of the packages are added.
         content: the rest of the file.
         feed: after the last batch.
-        indent: of the JSON.
     """
     bad = feed.bad_listed()
     record = {"info": {**info, "bad": bad, "versions": versions()}, **content}

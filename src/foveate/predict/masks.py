@@ -44,13 +44,11 @@ def open_segmenter(
         flags: where the models are, and how the CLIP embeds a mask.
         folder: OUT/model of `foveate train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer.
         vocabulary: the K classes, with their synonyms.
-        is_thing: of the classes.
         shares: of the CLIP that names masks; None: ODISE's label model's, or CLIP alone for a generator without words.
         squash: ignore the aspect of images for that CLIP.
         templates: what the class names are written into for it; None: as in training.
         min_score: score that a mask must exceed; None: 0, and 0.8 for a folder of transformers.
         overlap: share of a mask that must be left.
-        device: as a flag names it.
 
     Raises:
         InputError: no generator, another CLIP or encoder than it was trained on, or numbers that do not fit.
@@ -131,11 +129,8 @@ def open_published(
     """Read a folder of transformers, match its classes with a vocabulary, and report those without a match.
 
     Args:
-        folder: the model's.
-        vocabulary: the classes asked for.
         input: shortest and longest edge of its input [pixels]; None: the folder's.
         has_clip: whether a CLIP names masks too.
-        device: where the model goes.
 
     Raises:
         InputError: a damaged folder, sizes that cannot be, or no class in common.

@@ -80,10 +80,7 @@ def write_label_maps(segmenter: Segmenter, feed: Batches, out: Path, *, vocabula
     """Draw the class of each pixel, and write the label maps.
 
     Args:
-        segmenter: of `open_pixels`.
-        feed: the images.
         out: folder; gets NAME.jpg and NAME.png per image.
-        vocabulary: the K classes that the segmenter was opened with.
 
     Returns:
         The classes, and of each image those found in it with their pixels, the largest first.
@@ -111,11 +108,7 @@ def write_panoptic_maps(
     """Draw things and stuff, and write the panoptic maps.
 
     Args:
-        segmenter: of `open_segmenter`.
-        feed: the images.
         out: folder; gets NAME.jpg and NAME.png per image.
-        names: of the K classes that the segmenter was opened with.
-        is_thing: which of them are things.
 
     Returns:
         COCO's panoptic form: images, annotations and categories.
@@ -137,8 +130,6 @@ def find_things(vocabulary: Vocabulary, folder: Path, *, stuff: str) -> list[boo
     """Which classes are things: all but those that are given as stuff, or that the model was trained on as stuff.
 
     Args:
-        vocabulary: the K classes.
-        folder: of the model.
         stuff: names separated by commas.
 
     Raises:

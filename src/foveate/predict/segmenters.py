@@ -85,11 +85,6 @@ def known_classes(folder: Path) -> Vocabulary:
 def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:
     """Open the model that gives pixels the classes of a vocabulary.
 
-    Args:
-        config: the flags.
-        vocabulary: the classes.
-        device: where to compute.
-
     Raises:
         InputError: it is none of the three, is damaged, or its CLIP is another than in training.
     """

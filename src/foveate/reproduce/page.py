@@ -145,8 +145,6 @@ def compare(more: str, less: str, values: dict[str, Values], *, trained: Collect
 
     Args:
         more: the side that is claimed to be larger.
-        less: the other.
-        values: every row's values by metric.
         trained: the rows that have a spread; from one seed alone nothing is concluded.
     """
     sides = []
@@ -189,10 +187,8 @@ def write_results(
     """Write FOLDER/NAME.json for each row whose commands are done with every seed; the files written.
 
     Args:
-        stage: what the rows were run on.
         rows: those not done are skipped.
         jobs: the commands that are done, by name.
-        folder: receives the files.
         stamps: "seconds" and "versions" of each command, by its name.
     """
     written = []

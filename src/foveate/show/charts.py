@@ -34,8 +34,6 @@ def new_chart(
 
     Args:
         title: above the plot; without it and without `y_name` these margins are narrow.
-        x_name: of the x axis.
-        y_name: of the y axis.
         right: the margin [inches].
         size: width and height [inches].
     """
@@ -60,7 +58,6 @@ def name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     Long names are broken into lines, and the chart grows where its height does not hold them all.
 
     Args:
-        axes: of `new_chart`.
         ends: (y of the end, name, colour) of each line.
     """
     figure = axes.figure
@@ -122,7 +119,6 @@ def inline_svg(figure: Figure, *, variables: dict[str, str]) -> str:
     """A figure as an <svg> element for a page, transparent, with text as text.
 
     Args:
-        figure: the chart.
         variables: CSS variable -> the colour that stands for it in the figure, so that the page decides how it looks,
             in light and in dark.
     """

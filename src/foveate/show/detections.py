@@ -32,11 +32,8 @@ def draw_detections(
     """Draw what was found in an image, the best last, so that it lies on top.
 
     Args:
-        image: RGB, at its own size.
         found: boxes, scores, labels and perhaps masks, in pixels of the image.
-        names: of the vocabulary.
         is_novel: of each of its classes; these are drawn in red.
-        min_score: detections with a lower score are not drawn.
 
     Returns:
         The image, enlarged by a whole number where its longest side is short.

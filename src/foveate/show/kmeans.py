@@ -24,12 +24,7 @@ def kmeans_map(
     """Group the locations of one image's dense map by direction (Fig. 4).
 
     Args:
-        clip: the model.
-        image: RGB.
         size: side of the padded square input [pixels]; padding takes no part.
-        clusters: most groups.
-        seed: of the starting centres.
-        head: how the last block makes dense tokens.
 
     Returns:
         The group of each location, 0 the largest.
@@ -69,14 +64,10 @@ def kmeans_sheet(
     """Draw the K-means maps of several images under several models as one PNG (Fig. 4).
 
     Args:
-        path: of the PNG.
         images: a short title and RGB, one row each.
         models: a heading and a model, one column each; "before" and "after", say. Within a row, groups that overlap
             share a colour from one panel to the next.
         size: side of the padded square input [pixels].
-        clusters: most groups.
-        seed: of the starting centres.
-        head: how the last block makes dense tokens.
     """
     if not 1 <= clusters <= len(GROUPS):
         raise InputError(f"clusters: need 1 to {len(GROUPS)}, as many as colours can be told apart; got {clusters}")

@@ -30,8 +30,6 @@ def write_label_map(path: Path, found: LabelMap, *, classes: int) -> None:
     Up to 255 classes: 8 bits with a palette, 255 for none. More: 16-bit grey, 65535 for none.
 
     Args:
-        path: of the PNG.
-        found: truth or a prediction.
         classes: of the vocabulary; not of the map, so that all files of a run are of one kind.
 
     Raises:
@@ -69,8 +67,6 @@ def panoptic_record(found: PanopticMap, *, image_id: int | str, file_name: str) 
     """Describe a map as an annotation of COCO's panoptic JSON; a category's id is its place in the vocabulary plus 1.
 
     Args:
-        found: truth or a prediction.
-        image_id: of the image.
         file_name: of the PNG, within the folder of PNGs.
 
     Returns:

@@ -27,10 +27,7 @@ def dense_map(clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, head: Hea
     """Compute the dense embeddings of one image, as in training on a padded square, and drop the padding (Sec. 3.1).
 
     Args:
-        clip: the model.
-        image: RGB.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
 
     Returns:
         L2-normalised embeddings of the locations that the image touches, on the CPU; those at the right and bottom
@@ -58,9 +55,7 @@ def new_sheet(
 
     Args:
         images: a short title and RGB, one row each.
-        headings: of the panels beside the image.
         size: longest side an image has in the coordinates of its panels [pixels].
-        note: one or two lines below the sheet that say how to read it.
         scale: room for a scale at the right of each row [inches].
 
     Returns:

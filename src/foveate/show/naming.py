@@ -53,7 +53,6 @@ def roomiest_place(
     Args:
         inside: the region; beyond the map is outside.
         height: of the name [pixels].
-        width: of the name [pixels].
         free: where a name may have its centre; None: everywhere.
 
     Returns:

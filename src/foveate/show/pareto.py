@@ -33,7 +33,6 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
     """Draw a line a model through its mixes, each with its alpha; rings mark the front.
 
     Args:
-        path: of the PNG.
         points: {"model", "alpha", "boxes", "classification", "front"} each, in percent.
         size: side of the dense input [pixels].
         whole: what global accuracy was measured on ("images").

@@ -57,8 +57,6 @@ def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Pa
     """Write the report of a distillation as one self-contained HTML page; headline and table at the largest input size.
 
     Args:
-        path: of the page; its folder is made where missing.
-        result: numbers and facts.
         figures: a title, a caption and a PNG each, in the order of the page.
 
     Raises:

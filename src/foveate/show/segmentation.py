@@ -39,8 +39,6 @@ def draw_label_map(
     """Draw the class of every pixel over an image, and each class's name once, in its largest connected part.
 
     Args:
-        image: RGB, at its own size.
-        found: truth or a prediction, of the same image.
         names: of the vocabulary; the class's place in it chooses its colour.
         opacity: how much of a colour lies over the image, in [0, 1].
 
@@ -63,12 +61,6 @@ def draw_panoptic(
     image: UInt8[Tensor, "3 H W"], found: PanopticMap, *, names: Sequence[str], opacity: float = 0.55
 ) -> Image.Image:
     """Draw the segments of an image, shades of one colour for the things of a class, and the name of each.
-
-    Args:
-        image: RGB, at its own size.
-        found: truth or a prediction, of the same image.
-        names: of the vocabulary; the class's place in it chooses its colour.
-        opacity: how much of a colour lies over the image, in [0, 1].
 
     Returns:
         The image, enlarged by a whole number where its longest side is short. Segments whose largest connected part
@@ -117,11 +109,7 @@ def _draw(
     """Lay the colours over the image, a thin white line where two of them meet, and the names on top.
 
     Args:
-        image: (3, H, W), RGB.
         places: (H, W), of a row of `colours`; -1: the image as it is.
-        colours: (N, 3), RGB.
-        written: by place.
-        opacity: of the colours.
     """
     height, width = places.shape
     factor = -(-MIN_SIDE // max(height, width))  # rounded up

@@ -34,11 +34,7 @@ def similarity_map(
     """Compute the cosine of a text with every location of an image.
 
     Args:
-        clip: the model.
-        image: RGB.
-        text: a class name or a phrase.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
         templates: "none" takes the text as it is; "vild" and "clip" suit bare class names.
 
     Returns:
@@ -64,12 +60,8 @@ def similarity_sheet(
     """Draw the similarity of each image to its text under several models as one PNG.
 
     Args:
-        path: of the PNG.
         rows: a text and RGB, one row each.
         models: a heading and a model, one column each.
-        size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
-        templates: see `similarity_map`.
     """
     note = f"Cosine of the text at the left with each place; input {size} px, head {head}. One scale a row."
     figure, panels = new_sheet(rows, headings=[heading for heading, _ in models], size=size, note=note, scale=0.75)

@@ -31,7 +31,6 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
 
     Args:
         path: JSON of `foveate evaluate regions --out`.
-        kind: boxes, things or stuff.
 
     Raises:
         InputError: there is no such file, it is no such result, an entry of it cannot be (which, and why), or it has no
@@ -77,9 +76,7 @@ def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
     """Draw one line a model for its dense map, dashed for its crops, dotted for masked attention (Fig. 2, 3, A1).
 
     Args:
-        path: of the PNG.
         sweeps: by the model's name, at most as many as there are colours.
-        kind: boxes, things or stuff.
     """
     if not 1 <= len(sweeps) <= len(COLOURS):
         raise InputError(f"--results: need 1 to {len(COLOURS)} models in one chart; got {len(sweeps)}.")

@@ -15,7 +15,6 @@ def check_results_flags(config: ImageFlags, names: tuple[str, ...] = ()) -> None
     """Refuse flags that are for measuring a model.
 
     Args:
-        config: the flags.
         names: of those that take part in measuring files, beside `COMMON`.
 
     Raises:
