@@ -388,11 +388,11 @@ def test_detections_that_do_not_fit():
         measure([("p", Detections(fine.boxes, fine.scores, fine.labels + 3))], data, **wanted)
     with pytest.raises(InputError, match="need finite boxes and scores"):
         measure([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
-    with pytest.raises(InputError, match="style voc07: measures boxes alone"):
+    with pytest.raises(InputError, match="style voc07: measures boxes only"):
         measure([], data, **{**wanted, "style": "voc07"}, masks=True)
     with pytest.raises(InputError, match="need an annotation file: masks need its segmentations"):
         measure([], data, **wanted, masks=True)
-    with pytest.raises(InputError, match="the style lvis needs which categories were looked for"):
+    with pytest.raises(InputError, match="the style lvis needs its federated lists"):
         measure([], data, **{**wanted, "style": "lvis"})
 
 

@@ -202,8 +202,8 @@ def test_what_is_not_measured_is_counted_and_told(world, tmp_path, capsys):
         "result is of a category that is not measured": {"count": 1, "first": f"{path}: entry 106"},
     }
     assert found["detections"] == 104 and found["beyond_cap"] == 4
-    assert "2 left out because a result is of an image" in told and "4 results exceed the most" in told
-    assert "3 images have no result" in told and "has masks too, which --masks measures" in told
+    assert "2 left out because a result is of an image" in told and "4 results exceed the maximum" in told
+    assert "3 images have no result" in told and "also has masks, which --masks measures" in told
     other = next(one["name"] for one in content["categories"] if one["id"] != good["category_id"])
     only = score("detection", path, "--annotations", truth, "--vocab", other)
     assert only["detections"] == 0 and only["boxes"]["AP"] in (0, None)  # asked for another class: none is there
@@ -359,9 +359,9 @@ def broken(panoptic, change: str) -> None:
         ("size", "its header states 9 x 9"),
         ("damaged", "damaged or truncated"),
         ("category", "`category_id`, one of the 42 of the data; got 999"),
-        ("twice", "need one annotation an image; got a second one"),
-        ("in png alone", "which is none"),
-        ("in json alone", "need pixels of each segment; there are none of [7]"),
+        ("twice", "need one annotation per image; got a second one"),
+        ("in png alone", "which is not listed"),
+        ("in json alone", "need pixels of each segment; got none of [7]"),
         ("outside", "`file_name`, a PNG inside"),
         ("boxes", "need `segments_info`, a list"),
     ],

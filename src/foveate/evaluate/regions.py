@@ -1,10 +1,9 @@
 """Region classification: Image Crop against Dense Feature on panoptic annotations (Fig. 2, 3, A1; Tab. 1, 2, A3).
 
-Every annotated segment is classified among all categories by cosine with the text embeddings, once from the model's
-image embedding of its crop and once from the dense map pooled over it. One pass over the images serves everything: each
-is decoded once, its dense map is computed once per input size and pooled for boxes and for masks, and crops of
-different images share full batches. Masked attention (Tab. A3), the other way to embed a region, runs on the same
-inputs. Deliberately absent: proposals (the regions are the annotated ones) and detection metrics.
+Every annotated segment is classified among all categories by cosine with the text embeddings, once from the image
+embedding of its crop and once from the dense map pooled over it. One pass over the images serves everything: each is
+decoded once, its dense map is computed once per input size and pooled for boxes and for masks, and crops of different
+images share full batches. Masked attention (Tab. A3), another way to embed a region, runs on the same inputs.
 """
 
 from pathlib import Path
@@ -51,19 +50,21 @@ def evaluate_regions(
         sizes: sides of the dense tower's padded square input [pixels]; the sweep of Fig. 3.
         masked: also embed boxes and masks by masked attention at each size (Tab. A3).
         crowd: keep segments marked as crowds, as the published evaluation does.
-        text_cache: folder where text embeddings are cached, see `foveate.clip.text.embed_vocabulary`.
+        text_cache: folder where text embeddings are cached; None: not cached.
 
     Returns:
-        {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head": head, "templates": templates,
-        "classes": how many compete, "images": how many were read, "bad": [{"id", "reason"}]}, where R = {"boxes": S,
-        "things": S, "stuff": S, "stuff_boxes": S} and S = {"top1", "top5": mAcc in percent or None without regions,
-        "count"}. Boxes are thing boxes, things and stuff are masks, stuff boxes the extents of stuff; for crops things
+        {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head", "templates", "classes", "images",
+        "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S, "stuff_boxes": S} and S is of
+        `score`. Boxes are thing boxes, things and stuff are masks, stuff boxes the extents of stuff; for crops things
         and stuff are those of the boxes. No mask holds a location of padding alone.
 
     Raises:
-        InputError: no size, a size the tower cannot take, a data set without segments, or no image that can be read.
+        InputError: no size, a size the tower cannot take, a data set without segments, or no readable image.
     """
-    _check_sizes(sizes, clip.patch_size)
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise InputError(f"--sizes: need different multiples of the patch size {clip.patch_size}; got {sizes}.")
+    for size in sizes:
+        check_side(size, patch=clip.patch_size, flag="--sizes")
     if not dataset.categories:
         raise InputError(f"{dataset.name}: need annotated segments to classify; got images without annotations. "
                          "Images alone can be measured by `foveate evaluate agreement`.")  # fmt: skip
@@ -80,11 +81,11 @@ def evaluate_regions(
         images = [to_device(sample, text.device) for sample in samples]
         labels.append(torch.cat([segments.labels for _, segments in images]))
         is_thing.append(torch.cat([segments.is_thing for _, segments in images]))
-        # crops wait in the packer until a batch is full
+        # crops are collected until a batch is full
         if crops:
             for image, segments in images:
                 packer.add(image, crop_boxes(segments, height=image.shape[1], width=image.shape[2]))
-        # the dense map, and masked attention where wanted, see the same inputs at each size
+        # the dense map and masked attention share the inputs of each size
         for size in sizes:
             regions = _regions_on_input(clip, images, size=size)
             for method in methods:
@@ -116,18 +117,10 @@ def evaluate_regions(
     }
 
 
-def _check_sizes(sizes: list[int], patch_size: int) -> None:
-    """Refuse a sweep that is empty, repeats itself or does not fit the patches, before any work is done."""
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"--sizes: need different multiples of the patch size {patch_size}; got {sizes}.")
-    for size in sizes:
-        check_side(size, patch=patch_size, flag="--sizes")
-
-
 def _regions_on_input(
     clip: Clip, images: list[tuple[Tensor, Segments]], *, size: int
 ) -> tuple[Float[Tensor, "B 3 size size"], list[Float[Tensor, "_ 4"]], list[Bool[Tensor, "_ h w"]]]:
-    """Bring a batch to one input size: the padded squares, the boxes of all segments on them, all masks on the grid."""
+    """A batch at one input size: the padded squares, the boxes of all segments on them, all masks on the grid."""
     inputs = square_inputs([image for image, _ in images], size=size, mean=clip.mean, std=clip.std, pad=clip.pad)
     boxes = [
         boxes_on_input(segments.boxes, height=image.shape[1], width=image.shape[2], size=size)
@@ -171,7 +164,7 @@ def _scores(
     labels: Int64[Tensor, " R"],
     is_thing: Bool[Tensor, " R"],
 ) -> dict[str, dict[str, float | int | None]]:
-    """Score the ranks of thing boxes, thing masks, stuff masks and stuff boxes apart."""
+    """Score the ranks of thing boxes, thing masks, stuff masks and stuff boxes."""
     return {
         "boxes": score(by_box[is_thing], labels[is_thing]),
         "things": score(by_mask[is_thing], labels[is_thing]),

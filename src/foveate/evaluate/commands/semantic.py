@@ -1,4 +1,4 @@
-"""`foveate evaluate semantic`: mIoU of any model that gives pixels classes, or of the label maps of another program."""
+"""`foveate evaluate semantic`: mIoU of any model that classifies pixels, or of the label maps of another program."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,15 +23,11 @@ from foveate.evaluate.semantic import evaluate_semantic
 from foveate.predict.segmenters import Segmenter, check_segmenting, open_pixels
 from foveate.types import LabelMap
 
-RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # understood with --from-results
+RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # used with --from-results
 
 
 def run_semantic(config: Semantic) -> dict[str, Any]:
-    """Measure a model or label maps; print a table, write JSON where wanted, and return the result.
-
-    Raises:
-        InputError: a flag, the data, the model, its CLIP or the files of results are wrong.
-    """
+    """Measure a model or label maps; print and write the result, and return it."""
     if config.from_results is not None:
         return _run_results(config, config.from_results)
     started = start(config)
@@ -55,7 +51,7 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
 
 
 def _open_data(config: Semantic, *, with_images: bool = True) -> SemanticData:
-    """The images of --limit with all their classes; without `with_images` their files are not needed."""
+    """The images of --limit with all their classes; their files are needed only `with_images`."""
     data = open_semantic(
         config.data,
         split=config.split,
@@ -75,7 +71,7 @@ def _predictions(batches: Batches, segmenter: Segmenter) -> Iterator[tuple[str, 
 
 
 def base_classes(config: Semantic, data: SemanticData) -> list[bool] | None:
-    """Which classes the split of the data calls base; None: it has no split."""
+    """Which classes are base in the data's split; None: it has no split."""
     parts = split_semantic(data.dataset, config.data, file=config.novel)
     return None if parts is None else [name in parts.base for name in data.names]
 
@@ -95,7 +91,7 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
 
 
 def _table(result: dict[str, Any], measured: str, *, missing: str = "could not be read") -> Table:
-    """A result as a table; `missing` says why images have no prediction."""
+    """A result as a table; `missing` is why images have no prediction."""
     count = result["images_without_result"]["count"]
     title = f"{measured}: {result['images']} images of {result['data']} [%]"
     title += f"; {count} of them {missing}, and all their pixels count as missed" if count else ""
