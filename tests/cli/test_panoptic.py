@@ -358,7 +358,7 @@ def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, cap
     assert "1 words stand in two classes" in told
     # the first class, a novel one, has now a word in common with the second, which is base: 34 + none, since it is the
     # asked list that shares, and the first class's words are still no base class's
-    assert "42 classes: 34 that" in told
+    assert "42 classes, of which" in told
     path.write_text("\n".join(f"{500 + number}:{line.partition(':')[2]}" for number, line in enumerate(lines)))
     main([*words, "--shares", "clip", "--labels", str(path)])
     assert "its classes are taken in their order" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`foveate detect`: what a trained F-ViT finds in images, for any vocabulary, drawn and in COCO's form."""
+"""`foveate detect`: detections of a trained F-ViT for any vocabulary, drawn and in COCO's form."""
 
 import json
 import sys
@@ -49,7 +49,7 @@ def run(config: Detect) -> Path:
 
     # one drawing and one entry of COCO's form per image
     stems = file_stems([str(record.id) for record in feed.dataset.records])
-    is_novel = [not known for known in is_base]
+    is_novel = [not base for base in is_base]
     images, annotations, drawn = [], [], 0
     for sample, detections in find_objects(detector, feed, text=text, is_base=is_base, fusion=fusion):
         drawing = draw_detections(
@@ -68,7 +68,7 @@ def run(config: Detect) -> Path:
 
 
 def _check(config: Detect) -> None:
-    """Refuse flags that cannot work, before anything is loaded."""
+    """Refuse flags that cannot work before anything is loaded."""
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if not 0 <= config.draw <= 1:
@@ -90,47 +90,41 @@ def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT,
 
 
 def find_objects(
-    detector: FViT, feed: Batches, *, text: Tensor, is_base: list[bool], fusion: Fusion
+    detector: FViT, batches: Batches, *, text: Tensor, is_base: list[bool], fusion: Fusion
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Detect the classes of a vocabulary in every image that can be read.
-
-    Args:
-        text: (K + 1, D) embeddings of the classes and, last, of background.
-    """
+    """Detect in every readable image; `text` (K + 1, D) embeds the classes and, last, background."""
     query = (text, torch.tensor(is_base), float(detector.scale.detach()), fusion)
-    for samples in feed:
-        found = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
-        for sample, candidates in zip(samples, found, strict=True):
+    for samples in batches:
+        per_image = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
+        for sample, candidates in zip(samples, per_image, strict=True):
             yield sample, detect(candidates, *query)
 
 
 def trained_on(vocabulary: Vocabulary, about: About) -> list[bool]:
-    """Which classes of a vocabulary a detector was trained on: base, in the fusion of scores."""
+    """Which classes of a vocabulary a detector was trained on: the base classes in the fusion of scores."""
     return share_words(vocabulary, Vocabulary(tuple((name,) for name in about.base)))
 
 
 def report_vocabulary(names: tuple[str, ...], is_base: list[bool], about: About) -> None:
-    """Print how many classes of a vocabulary the detector was trained on; it may be any other."""
-    known, new = sum(is_base), len(names) - sum(is_base)
-    print(
-        f"{len(names)} classes: {known} of the {len(about.base)} that the detector was trained on, and {new} that "
-        "it has never seen a box of",
-        file=sys.stderr,
-    )
+    """Print how many classes of a vocabulary the detector was trained on."""
+    base = f"{sum(is_base)} of the {len(about.base)} base classes of the training"
+    print(f"{len(names)} classes: {base}, and {len(names) - sum(is_base)} novel ones", file=sys.stderr)
 
 
 def candidates_identity(detector: FViT, about: About) -> dict[str, str]:
     """What a detector's candidates depend on."""
-    own = {name: one for name, one in detector.state_dict().items() if not name.startswith("tower.clip.model.text")}
-    network = json.dumps(asdict(about.network), sort_keys=True)  # settings that no weight shows, such as the input's
-    return {"detector": digest_state(own), "tower": about.tower, "network": network, **versions()}
+    state = {key: value for key, value in detector.state_dict().items() if not key.startswith("tower.clip.model.text")}
+    network = json.dumps(
+        asdict(about.network), sort_keys=True
+    )  # has settings that the weights do not, as the input size
+    return {"detector": digest_state(state), "tower": about.tower, "network": network, **versions()}
 
 
 def embed_classes(detector: FViT, vocabulary: Vocabulary, *, templates: TemplateName | str) -> Tensor:
     """The embeddings of K classes and, last, of background, by the detector's CLIP: (K + 1, D)."""
-    named: Any = templates
+    name: Any = templates
     clip = detector.tower.clip
-    return embed_vocabulary(clip, vocabulary, templates=named, background="background", cache=default_cache())
+    return embed_vocabulary(clip, vocabulary, templates=name, background="background", cache=default_cache())
 
 
 def choose_fusions(
@@ -150,11 +144,11 @@ def choose_fusions(
     given |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
     preset = replace(PRESETS[name], **{field: value for field, value in given.items() if value is not None})
     pairs = product(base or (preset.base,), novel or (preset.novel,))
-    return [replace(preset, base=of_base, novel=of_novel) for of_base, of_novel in pairs]
+    return [replace(preset, base=base_weight, novel=novel_weight) for base_weight, novel_weight in pairs]
 
 
 def coco_annotations(detections: Detections, *, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's form, with a score each; categories are numbered from 1."""
+    """The detections of an image in COCO's form, with scores; categories are numbered from 1."""
     rows = zip(
         detections.boxes.tolist(),
         detections.scores.tolist(),
