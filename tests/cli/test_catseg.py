@@ -227,7 +227,7 @@ def test_broken_maps_are_counted_and_named(world, tmp_path, capsys):
 def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, capsys):
     image = str(next((world / "val2017").iterdir()))
     err = fails(capsys, "segment", image, "--model", "foveate-small", "--out", str(tmp_path / "s"), *ASK)
-    assert "--vocab: need the classes to ask for" in err
+    assert "--vocab: need class names" in err
     err = fails(capsys, "segment", image, "--model", str(trained / "model"), "--panoptic", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
     assert "--panoptic: need --model OUT/model of `foveate train-panoptic`" in err

@@ -83,7 +83,7 @@ def test_segments_are_written(world, folder, categories, tmp_path, capsys):
     panoptic = ["--panoptic", "--min-score", "0.1", "--overlap", "0.01"]
     stuff = ",".join(one["name"] for one in categories if not one["isthing"])
     main([*words, *panoptic, "--stuff", stuff, "--out", str(tmp_path / "p")])
-    assert "does not say which of its classes are stuff" in capsys.readouterr().err
+    assert "does not list which of its classes are stuff" in capsys.readouterr().err
     content = json.loads((tmp_path / "p/panoptic.json").read_text())
     assert [one["name"] for one in content["categories"]][0::41] == ["zebra", "sea"]
     assert sum(not one["isthing"] for one in content["categories"]) == 10

@@ -41,7 +41,7 @@ def test_by_hand():
         "unseen": {"classes": 1, "mIoU": pytest.approx(100 / 3)},
     }
     assert result["classes"] == {"all": 4, "with_ground_truth": 2} and result["ignored_pixels"] == 3
-    assert result["pixels"] == 6 and "leave out classes without ground truth" in result["rule"]
+    assert result["pixels"] == 6 and "exclude classes without ground truth" in result["rule"]
     assert [one["called"] for one in result["per_class"]] == [3, 2, 1, 0]
 
 

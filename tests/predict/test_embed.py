@@ -148,7 +148,7 @@ def test_box_embeddings_are_the_apis(config, clip, images, tmp_path, capsys):
     }
     assert stored["boxes/d.png"].shape == stored["boxes/b.png"].shape == (0, 128)
     error = capsys.readouterr().err
-    assert "boxes embedded: 4" in error and "left out: 3; the first: a.png, box 2" in error
+    assert "boxes embedded: 4" in error and "ignored: 3; the first: a.png, box 2" in error
 
 
 def test_coco_boxes_are_the_same_boxes(config, tmp_path):
@@ -316,7 +316,7 @@ def test_bad_images(config, images, tmp_path):
     with pytest.raises(InputError, match=r"image c.png: .*--strict"):
         run(replace(config, strict=True))
     only = replace(config, images=(images / "c.png",), out=tmp_path / "c.safetensors")
-    with pytest.raises(InputError, match=r"none of them could be read\n.*1\n  c.png"):
+    with pytest.raises(InputError, match=r"all are unreadable\n.*1\n  c.png"):
         run(only)
     assert not only.out.exists() and not Path(f"{only.out}.parts").exists()
     (tmp_path / "many").mkdir()

@@ -49,7 +49,7 @@ def test_an_empty_map(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "name", "classes", "told"),
     [
-        ([[0, 3]], "m.png", 3, r"need places of 3 classes, 0 to 2, or -1; got 0 to 3"),
+        ([[0, 3]], "m.png", 3, r"need classes 0 to 2, or -1; got 0 to 3"),
         ([[-2, 0]], "m.png", 3, r"got -2 to 0"),
         ([[0]], "m.png", 65536, r"need 1 to 65535"),
         ([[0]], "m.png", 0, r"need 1 to 65535"),

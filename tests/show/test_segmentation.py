@@ -161,7 +161,7 @@ def test_panoptic_without_segments_and_with_specks():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match=r"names: need one for each class of the map, whose last is at place 1; got 1"):
+    with pytest.raises(InputError, match=r"names: need one for each class of the map, whose largest is 1; got 1"):
         draw_label_map(grey(480, 480), LabelMap(halves()), names=["cat"])
     with pytest.raises(InputError, match=r"480 x 480 pixels \(height x width\); it has 480 x 400"):
         draw_label_map(grey(480, 480), LabelMap(halves(480, 400)), names=["cat", "dog"])

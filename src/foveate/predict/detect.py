@@ -77,11 +77,7 @@ def _check(config: Detect) -> None:
 
 
 def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT, About]:
-    """Load a trained detector.
-
-    Args:
-        folder: OUT/model of `foveate train-fvit`.
-        clip: path to its CLIP; None: as in training.
+    """Load OUT/model of `foveate train-fvit`; `clip` is the path to its CLIP, by default as in training.
 
     Raises:
         InputError: no detector, or its CLIP is not found or is another.
@@ -130,14 +126,11 @@ def embed_classes(detector: FViT, vocabulary: Vocabulary, *, templates: Template
 def choose_fusions(
     config: Fusing, benchmark: Benchmark | str, base: tuple[float, ...], novel: tuple[float, ...]
 ) -> list[Fusion]:
-    """The fusion of a benchmark with the numbers that the flags change.
+    """The fusion of a benchmark, changed by the flags, for each pair of weights of the tower's score.
 
     Args:
         benchmark: that the detector was trained for.
-        base: weights of the tower's score, of base classes; none: the benchmark's.
-
-    Returns:
-        One fusion for each pair of weights.
+        base: weights for base classes, as `novel` for novel ones; empty: the benchmark's.
     """
     name: Any = config.benchmark or benchmark
     given: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}

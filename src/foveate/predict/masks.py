@@ -148,14 +148,8 @@ def open_published(
     not_requested = [name for name, index in zip(model_classes.names, mapped.owner.tolist(), strict=True) if index < 0]
     unknown = [name for name, is_known in zip(vocabulary.names, mapped.known, strict=True) if not is_known]
     for names, what in (
-        (
-            not_requested,
-            "of the model are not asked for: masks of them " + ("go to CLIP" if has_clip else "are not_requested out"),
-        ),
-        (
-            unknown,
-            "requested are not the model's: " + ("only CLIP can name them" if has_clip else "they are not found"),
-        ),
+        (not_requested, f"of the model are not requested: their masks are {'left to CLIP' if has_clip else 'ignored'}"),
+        (unknown, f"requested are not the model's: {'only CLIP can name them' if has_clip else 'they are not found'}"),
     ):
         if names:
             report(f"{len(names)} classes {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")

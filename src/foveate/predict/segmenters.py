@@ -1,6 +1,6 @@
-"""What gives every pixel a class: a trained CAT-Seg, a generator of masks with a CLIP, or a CLIP's dense map alone.
+"""Models that classify every pixel: a trained CAT-Seg, a mask generator with a CLIP, or a CLIP's dense map alone.
 
-The content of `--model` decides which, so that `segment` and `evaluate semantic` take any of them.
+The content of `--model` determines which; `segment` and `evaluate semantic` take any of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A model that gives pixels the classes of a vocabulary."""
+    """A model that classifies pixels among the classes of a vocabulary."""
 
     kind: str  # "catseg", "masks" or "cosines", for people
-    trained: Vocabulary | None  # the classes that it was trained on; None: it was not trained
+    trained: Vocabulary | None  # the classes of its training; None: not trained
     label_maps: Callable[[Sequence[Sample]], list[LabelMap]]
 
 
@@ -62,28 +62,24 @@ def check_segmenting(config: Segmenting) -> None:
 
 
 def finds_masks(folder: Path) -> bool:
-    """Whether a folder holds a generator of masks or a model of transformers that finds them."""
+    """Whether a folder holds a mask generator or a model of transformers that finds masks."""
     return (folder / GENERATOR).is_file() or is_published(folder)
 
 
 def known_classes(folder: Path) -> Vocabulary:
-    """The classes of the data that a model was trained on, seen or not.
-
-    Raises:
-        InputError: it is a CLIP, or is damaged.
-    """
+    """The classes of the data that a model was trained on, seen or unseen; InputError for a CLIP."""
     if (folder / CATSEG).is_file():
         about = read_catseg(folder)
         return Vocabulary((*about.classes, *((name,) for name in about.novel)))
     if (folder / GENERATOR).is_file():
-        return Vocabulary(tuple(one.words for one in read_generator(folder).classes))
+        return Vocabulary(tuple(category.words for category in read_generator(folder).classes))
     if is_published(folder):
         return Vocabulary(describe(folder).classes)
-    raise InputError('--vocab: need the classes to ask for; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
+    raise InputError('--vocab: need class names; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
 
 
 def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:
-    """Open the model that gives pixels the classes of a vocabulary.
+    """Open the model of `--model` for the classes of a vocabulary.
 
     Raises:
         InputError: it is none of the three, is damaged, or its CLIP is another than in training.
@@ -96,9 +92,9 @@ def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.dev
     if finds_masks(folder):
         return _open_masks(config, folder, vocabulary, device=device)
     clip = load(config.model, pretrained=config.pretrained, device=device)
-    words = embed_words(clip, vocabulary, templates=config.templates)
+    text = embed_words(clip, vocabulary, templates=config.templates)
     cosines = Cosines(clip, size=config.size, head=config.head)
-    return Segmenter("cosines", None, lambda samples: cosines.label_maps(samples, words))
+    return Segmenter("cosines", None, lambda samples: cosines.label_maps(samples, text))
 
 
 def _open_masks(config: Segmenting, folder: Path, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:
