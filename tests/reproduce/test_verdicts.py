@@ -17,13 +17,13 @@ from foveate.reproduce.rows import Row
         # of freedom is 2.78: 2.27
         ([12.0, 13.0, 14.0], [9.0, 10.0, 11.0], "holds"),
         ([9.0, 10.0, 11.0], [12.0, 13.0, 14.0], "contradicted"),
-        ([11.0, 12.0, 13.0], [9.0, 10.0, 11.0], "not told apart"),  # 2 < 2.27
+        ([11.0, 12.0, 13.0], [9.0, 10.0, 11.0], "not significant"),  # 2 < 2.27
         # a pretrained CLIP has no spread: 1 / sqrt(3) = 0.577, t at 2 is 4.30: 2.48
         ([12.0, 13.0, 14.0], [10.0], "holds"),
-        ([11.0, 12.0, 13.0], [10.0], "not told apart"),
+        ([11.0, 12.0, 13.0], [10.0], "not significant"),
         # where neither has seeds: 3 points
         ([13.5], [10.0], "holds"),
-        ([12.5], [10.0], "not told apart"),
+        ([12.5], [10.0], "not significant"),
     ],
 )
 def test_a_difference_counts_beyond_twice_its_standard_error(
@@ -39,7 +39,7 @@ def test_a_difference_counts_beyond_twice_its_standard_error(
 def test_one_seed_of_something_trained_proves_nothing() -> None:
     measured = {"a": {"boxes": [50.0]}, "b": {"boxes": [10.0]}, "c": {"boxes": [None]}}
     pair = compare("a.boxes", "b.boxes", measured, trained={"a"})
-    assert pair.verdict == "not told apart" and pair.difference is None
+    assert pair.verdict == "not significant" and pair.difference is None
     pair = compare("c.boxes", "b.boxes", measured, trained=())
     assert pair.verdict == "not run", "there was nothing to measure"
 
@@ -49,7 +49,7 @@ def test_a_claim_is_what_its_worst_pair_is() -> None:
     pairs = [("a.x", "b.x"), ("a.y", "b.y"), ("a.x", "c.x"), ("a.z", "b.z")]
     compared = [compare(*pair, measured, trained=()) for pair in pairs]
     verdicts = [verdict_of(compared[:count]) for count in (1, 2, 3, 4)]
-    assert verdicts == ["holds", "not told apart", "not run", "contradicted"]
+    assert verdicts == ["holds", "not significant", "not run", "contradicted"]
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:

@@ -115,14 +115,14 @@ def test_the_largest_shared_size_counts_and_may_be_text_from_json(tmp_path):
     result = evaluation(20, sizes=(16, 32))
     result["dense"] = {str(size): value for size, value in result["dense"].items()}
     assert "23.2" in parse(page_of(tmp_path, after=result)).cells  # 20 + 32 / 10
-    with pytest.raises(InputError, match="both have; they share none"):
+    with pytest.raises(InputError, match="need a common input size of before and after"):
         page_of(tmp_path, after=evaluation(20, sizes=(16,)))
 
 
 def test_what_was_not_measured_is_left_out(tmp_path):
     no_crops = {**evaluation(1), "crop": None}
     page = page_of(tmp_path, before=no_crops, after={**evaluation(20), "crop": None}, colour=None, losses=[])
-    assert "Crops, " not in page and "Colour alone" not in page and "How training went" not in page
+    assert "Crops, " not in page and "Colour alone" not in page and "Training loss" not in page
     parse(page)
 
 

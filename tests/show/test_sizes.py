@@ -34,7 +34,7 @@ def test_reads_by_rising_size(tmp_path):
 
 def test_refuses(tmp_path):
     for content, message in (
-        ("{", "need a JSON file"),
+        ("{", "need a --results file in JSON"),
         ("[]", "it is none"),
         ('{"dense": {"x": 1}, "crop": null}', "none"),
     ):
