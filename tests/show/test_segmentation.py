@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"480 x 480 pixels \(height x width\); it has 480 x 400"):
         draw_label_map(grey(480, 480), LabelMap(halves(480, 400)), names=["cat", "dog"])
     one = PanopticMap(torch.ones(4, 4, dtype=torch.int64), (SegmentInfo(1, 5, True),))
-    with pytest.raises(InputError, match="place 5; got 2"):
+    with pytest.raises(InputError, match="largest is 5; got 2"):
         draw_panoptic(grey(4, 4), one, names=["cat", "dog"])
     # more names than the map has classes are a vocabulary of which this image shows a part
     draw_panoptic(grey(4, 4), one, names=["cat"] * 400)

@@ -19,13 +19,7 @@ HUES = 24  # bins of the hue circle
 LEVELS = 4  # bins of each of R, G, B in their joint histogram
 
 
-def colour_bound(
-    train: Dataset,
-    test: Dataset,
-    *,
-    penalty: float = 1e-3,
-    loading: Loading = LOADING,
-) -> dict:
+def colour_bound(train: Dataset, test: Dataset, *, penalty: float = 1e-3, loading: Loading = LOADING) -> dict:
     """Fit a classifier of colour alone on one split, and score it on another.
 
     Args:
@@ -82,7 +76,8 @@ def colour_features(image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) 
     level = (pixels * LEVELS).long().clamp(max=LEVELS - 1)  # (3, H, W)
     joint = (level[0] * LEVELS + level[1]) * LEVELS + level[2]  # (H, W)
     rows = []
-    for x1, y1, x2, y2 in zip(*(side.tolist() for side in _outward(boxes).T), strict=True):
+    corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()  # (N, 4), of the pixels they touch
+    for x1, y1, x2, y2 in corners.tolist():
         inside = (slice(y1, y2), slice(x1, x2))
         area = (y2 - y1) * (x2 - x1)
         hues = torch.bincount(hue[inside].flatten(), weights=chroma[inside].flatten(), minlength=HUES)  # (24,)
@@ -90,11 +85,6 @@ def colour_features(image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) 
         mean = pixels[(slice(None), *inside)].mean(dim=(1, 2))  # (3,)
         rows.append(torch.cat([mean, (hues / area).sqrt(), (levels / area).sqrt()]))
     return torch.stack(rows) if rows else pixels.new_zeros(0, 3 + HUES + LEVELS**3)
-
-
-def _outward(boxes: Float[Tensor, "N 4"]) -> Int64[Tensor, "N 4"]:
-    """Round boxes to the whole pixels they touch."""
-    return torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()  # (N, 4)
 
 
 def _hue_and_chroma(pixels: Float[Tensor, "3 H W"]) -> tuple[Int64[Tensor, "H W"], Float[Tensor, "H W"]]:

@@ -119,15 +119,14 @@ def read_results(
         where = f"{path}: entry {number}"
         if not isinstance(entry, dict):
             fail(where, "an object", short(entry))
-        reason = _skip_reason(entry, records, labels)
-        if reason is None:
-            record, label = records[entry["image_id"]], labels[entry["category_id"]]
-            by_image[record.id].append(_read(where, entry, record, label, masks=masks))
-        elif skipped is not None:
-            drop(skipped, reason, where)
-        else:
-            _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
-            _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")
+        is_image, is_category = _is_known(entry.get("image_id"), records), _is_known(entry.get("category_id"), labels)
+        if skipped is not None and not (is_image and is_category):
+            drop(skipped, UNKNOWN_CATEGORY if is_image else UNKNOWN_IMAGE, where)
+            continue
+        _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
+        _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")
+        record, label = records[entry["image_id"]], labels[entry["category_id"]]
+        by_image[record.id].append(_read(where, entry, record, label, masks=masks))
     return [(str(key), _detections(rows, masks=masks)) for key, rows in by_image.items()]
 
 
@@ -140,13 +139,6 @@ def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> No
         if entries and not any(_is_known(entry.get(key), ids) for entry in entries):
             where = f"{path}: entry 0 (all {len(entries)} entries alike)"
             _check_known(where, entries[0], key, ids, of=f"the {of} of {dataset.name}")
-
-
-def _skip_reason(entry: Mapping[str, Any], records: Mapping[Any, Any], labels: Mapping[Any, Any]) -> str | None:
-    """Why an entry is not measured; None: it is."""
-    if not _is_known(entry.get("image_id"), records):
-        return UNKNOWN_IMAGE
-    return None if _is_known(entry.get("category_id"), labels) else UNKNOWN_CATEGORY
 
 
 def _is_known(value: Any, ids: Mapping[Any, Any]) -> bool:

@@ -72,9 +72,7 @@ def evaluate_regions(
     names = [category.name for category in dataset.categories]
     text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)
     packer = CropPacker(clip, batch=loading.crop_batch)
-    methods = (_pool_dense, _attend_masked) if masked else (_pool_dense,)
-    by_box = {(method, size): [] for method in methods for size in sizes}  # ranks, on the device until the end
-    by_mask = {(method, size): [] for method in methods for size in sizes}
+    ranks: dict[tuple[str, int], list[Tensor]] = {}  # (method, size) -> ranks of boxes and of masks, on the device
     labels, is_thing = [], []
     batches = Batches(counting_segments(dataset, crowd=crowd), loading, masks=True)
     for samples in batches:
@@ -87,27 +85,24 @@ def evaluate_regions(
                 packer.add(image, crop_boxes(segments, height=image.shape[1], width=image.shape[2]))
         # the dense map and masked attention share the inputs of each size
         for size in sizes:
-            regions = _regions_on_input(clip, images, size=size)
-            for method in methods:
-                boxes, masks = method(clip, *regions, head)  # (R, D) each
-                by_box[method, size].append(ranks_of(boxes @ text.T, labels[-1].to(text.device)))
-                by_mask[method, size].append(ranks_of(masks @ text.T, labels[-1].to(text.device)))
+            inputs, boxes, masks = _regions_on_input(clip, images, size=size)
+            dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
+            embedded = {"dense": (pool_boxes(dense, boxes, stride=clip.patch_size), pool_masks(dense, masks))}
+            if masked:
+                embedded["masked"] = _attend_masked(clip, inputs, boxes, masks)
+            for method, pair in embedded.items():
+                by_kind = [ranks_of(rows @ text.T, labels[-1].to(text.device)) for rows in pair]
+                ranks.setdefault((method, size), []).append(torch.stack(by_kind))  # (2, R)
     truth = torch.cat(labels), torch.cat(is_thing)
     crop = None
     if crops:
-        ranks = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
-        crop = _scores(ranks, ranks, *truth)
-    scores = {
-        method: {
-            size: _scores(torch.cat(by_box[method, size]).cpu(), torch.cat(by_mask[method, size]).cpu(), *truth)
-            for size in sizes
-        }
-        for method in methods
-    }
+        by_crop = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
+        crop = _scores(by_crop, by_crop, *truth)
+    scores = {key: _scores(*torch.cat(parts, dim=1).cpu(), *truth) for key, parts in ranks.items()}
     return {
         "crop": crop,
-        "dense": scores[_pool_dense],
-        "masked": scores.get(_attend_masked),
+        "dense": {size: scores["dense", size] for size in sizes},
+        "masked": {size: scores["masked", size] for size in sizes} if masked else None,
         "head": head,
         "pad": clip.pad,
         "templates": templates,
@@ -130,26 +125,10 @@ def _regions_on_input(
     return inputs, boxes, masks
 
 
-def _pool_dense(
-    clip: Clip,
-    inputs: Float[Tensor, "B 3 S S"],
-    boxes: list[Float[Tensor, "_ 4"]],
-    masks: list[Bool[Tensor, "_ h w"]],
-    head: Head,
-) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
-    """Pool ONE dense pass over the boxes and over the masks of all R segments."""
-    dense = clip.encode_dense(inputs, head=head)  # (B, D, h, w)
-    return pool_boxes(dense, boxes, stride=clip.patch_size), pool_masks(dense, masks)
-
-
 def _attend_masked(
-    clip: Clip,
-    inputs: Float[Tensor, "B 3 S S"],
-    boxes: list[Float[Tensor, "_ 4"]],
-    masks: list[Bool[Tensor, "_ h w"]],
-    head: Head,
+    clip: Clip, inputs: Float[Tensor, "B 3 S S"], boxes: list[Float[Tensor, "_ 4"]], masks: list[Bool[Tensor, "_ h w"]]
 ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
-    """Run ONE pass of masked attention for the boxes and the masks of all R segments (Tab. A3); no dense head."""
+    """Embed the boxes and the masks of all R segments in one pass of masked attention (Tab. A3)."""
     grid = (inputs.shape[2] // clip.patch_size, inputs.shape[3] // clip.patch_size)
     covered = [whole_patches(box.to(inputs.device), grid=grid, stride=clip.patch_size) for box in boxes]
     both = [torch.cat(pair) for pair in zip(covered, masks, strict=True)]  # (2 N_i, h, w) each: boxes, then masks
@@ -159,10 +138,7 @@ def _attend_masked(
 
 
 def _scores(
-    by_box: Int64[Tensor, " R"],
-    by_mask: Int64[Tensor, " R"],
-    labels: Int64[Tensor, " R"],
-    is_thing: Bool[Tensor, " R"],
+    by_box: Int64[Tensor, " R"], by_mask: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"]
 ) -> dict[str, dict[str, float | int | None]]:
     """Score the ranks of thing boxes, thing masks, stuff masks and stuff boxes."""
     return {

@@ -18,7 +18,6 @@ from torchvision.ops import box_iou
 
 from foveate.evaluate.ground_truth import GroundTruth
 
-IOU = 0.5
 RIGHT, WRONG, IGNORED = 1, 0, -1
 RECALLS = np.arange(0, 1 + 1e-3, 0.1)  # .30000000000000004 and the like are part of the published rule
 
@@ -83,7 +82,7 @@ def match_image(
     classes: Int64[np.ndarray, " M"],
     difficult: np.ndarray,
     *,
-    min_iou: float = IOU,
+    min_iou: float = 0.5,
     pixel: float = 1.0,
 ) -> Int64[np.ndarray, " N"]:
     """Match the detections of one image with its objects.
@@ -114,11 +113,7 @@ def match_image(
 
 
 def average_precision(
-    scores: Float64[np.ndarray, " N"],
-    matches: Int64[np.ndarray, " N"],
-    *,
-    objects: int,
-    average: Average = "11 points",
+    scores: Float64[np.ndarray, " N"], matches: Int64[np.ndarray, " N"], *, objects: int, average: Average = "11 points"
 ) -> float | None:
     """Average the precision over recall, each the maximum at that recall or above.
 

@@ -177,20 +177,11 @@ def _retrieve(
     caption_ids = [[texts.setdefault(text, len(texts)) for text in captions[name]] for name in names]
     recalls = {}
     for name, clip in clips.items():
-        images, rows = packers[name].finish(), _embed_texts(clip, list(texts))  # (B, D), (U, D)
-        recalls[name] = recall_both_ways(images.to(rows), rows, caption_ids)
-    counts = {
-        "images": len(names),
-        "captions": sum(map(len, caption_ids)),
-        "different": len(texts),
-        "equals": EQUALS,
-    }
+        parts = [list(texts)[first : first + TEXT_BATCH] for first in range(0, len(texts), TEXT_BATCH)]
+        rows = torch.cat([clip.encode_text(clip.tokenize(part)).float() for part in parts])  # (U, D)
+        recalls[name] = recall_both_ways(packers[name].finish().to(rows), rows, caption_ids)
+    counts = {"images": len(names), "captions": sum(map(len, caption_ids)), "different": len(texts), "equals": EQUALS}
     return recalls, counts, blank
-
-
-def _embed_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "U D"]:
-    parts = [texts[first : first + TEXT_BATCH] for first in range(0, len(texts), TEXT_BATCH)]
-    return torch.cat([clip.encode_text(clip.tokenize(part)).float() for part in parts])
 
 
 def recall_both_ways(

@@ -30,11 +30,7 @@ from foveate.types import Detections, Sample
 
 
 def run(config: Detect) -> Path:
-    """Detect, draw, write detections.json, and return its path.
-
-    Raises:
-        InputError: a flag, the vocabulary, the detector or its CLIP is wrong, or no image can be read.
-    """
+    """Detect, draw, write detections.json, and return its path."""
     _check(config)
     path = config.out / "detections.json"
     asked = None if config.vocab is None else read_vocabulary(config.vocab)

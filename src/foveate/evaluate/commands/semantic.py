@@ -1,6 +1,5 @@
 """`foveate evaluate semantic`: mIoU of any model that classifies pixels, or of the label maps of another program."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from foveate.evaluate.flags import Semantic
 from foveate.evaluate.map_results import read_label_maps
 from foveate.evaluate.report import finish, first_images, loading_of, start, table
 from foveate.evaluate.semantic import evaluate_semantic
-from foveate.predict.segmenters import Segmenter, check_segmenting, open_pixels
-from foveate.types import LabelMap
+from foveate.predict.segmenters import check_segmenting, open_pixels
 
 RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # used with --from-results
 
@@ -45,7 +43,12 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     segmenter = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
     seen = base_classes(config, data) if segmenter.trained is None else share_words(classes, segmenter.trained)
     batches = Batches(data.dataset, loading_of(config))
-    measured = evaluate_semantic(_predictions(batches, segmenter), data, class_of=class_of, seen=seen)
+    predictions = (
+        (sample.id, label_map)
+        for samples in batches
+        for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True)
+    )
+    measured = evaluate_semantic(predictions, data, class_of=class_of, seen=seen)
     result = {"model": config.model, "kind": segmenter.kind, **measured, "bad": batches.bad_listed()}
     return finish(result, _table(result, config.model), config, datasets=[data.dataset], started=started)
 
@@ -62,12 +65,6 @@ def _open_data(config: Semantic, *, with_images: bool = True) -> SemanticData:
         with_images=with_images,
     )
     return replace(data, dataset=first_images(data.dataset, config.limit))
-
-
-def _predictions(batches: Batches, segmenter: Segmenter) -> Iterator[tuple[str, LabelMap]]:
-    for samples in batches:
-        for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True):
-            yield sample.id, label_map
 
 
 def base_classes(config: Semantic, data: SemanticData) -> list[bool] | None:
