@@ -271,7 +271,7 @@ def test_what_lies_in_the_way(config, images, tmp_path):
     with pytest.raises(InputError, match=r"input: there 6 images, .*here 1 images"):
         run(replace(config, images=(images / "a.png",)))
     config.out.with_suffix(".json").unlink()
-    with pytest.raises(InputError, match=r"f.json beside it is missing"):
+    with pytest.raises(InputError, match=r"f.json does not exist"):
         run(config)
     config.out.write_bytes(b"something")
     with pytest.raises(InputError, match="no whole safetensors file"):

@@ -94,7 +94,7 @@ def test_every_command_is_one_that_a_user_can_type(stage: Stage) -> None:
             parsed.add(shape)
         assert set(job.needs) <= seen, f"{job.name} comes before what it needs"
         seen.add(job.name)
-    made = [job.makes for job in jobs.values()]
+    made = [job.output for job in jobs.values()]
     assert len(set(made)) == len(made), "two commands write the same file"
 
 

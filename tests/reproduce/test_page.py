@@ -28,7 +28,7 @@ def stage(tmp_path: Path) -> Stage:
 def write(stage: Stage, tmp_path: Path) -> str:
     rows = tuple(row for row in rows_of(SMALL) if row.table == "tab1")
     jobs = jobs_for(stage, rows)
-    done = {name: job for name, job in jobs.items() if "/" not in name or job.makes.exists()}
+    done = {name: job for name, job in jobs.items() if "/" not in name or job.output.exists()}
     stamps = {name: {"seconds": 60.0, "versions": {"foveate": "1"}} for name in done}
     write_results(stage, rows, done, tmp_path / "results", stamps=stamps)
     page = tmp_path / "docs" / "results.md"

@@ -97,13 +97,13 @@ def test_commands_run_in_order_and_those_that_fail_are_named(stage: Stage, tmp_p
 
 def test_done_is_what_the_same_words_made(stage: Stage, tmp_path: Path) -> None:
     job = world(tmp_path, "one")
-    job.makes.parent.mkdir()
-    job.makes.write_text("{}")
+    job.output.parent.mkdir()
+    job.output.write_text("{}")
     assert not runner._is_done(stage, job), "a file alone proves nothing"
     runner._write_stamp(stage, job, 1.0)
     assert runner._is_done(stage, job)
     assert not runner._is_done(stage, world(tmp_path, "one", train=2)), "other words are another command"
-    job.makes.unlink()
+    job.output.unlink()
     assert not runner._is_done(stage, job)
 
 
@@ -111,8 +111,8 @@ def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_pat
     """Also where the two were run by commands for different tables."""
     first, second = world(tmp_path, "first"), world(tmp_path, "second", needs=("first",))
     for job in (first, second):
-        job.makes.parent.mkdir()
-        job.makes.write_text("{}")
+        job.output.parent.mkdir()
+        job.output.write_text("{}")
         runner._write_stamp(stage, job, 1.0)
     jobs = {"first": first, "second": second}
     assert runner._undone(stage, jobs) == {}
@@ -132,8 +132,8 @@ def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage:
         return [word.format(out, workers, device) for word in words]
 
     job = Job("x-0", tuple(filled(tmp_path, 0, "auto")), tmp_path / "x-0" / "m")
-    job.makes.parent.mkdir()
-    job.makes.write_text("")
+    job.output.parent.mkdir()
+    job.output.write_text("")
     (tmp_path / "done").mkdir()
 
     def is_done(words: list[str]) -> bool:

@@ -1,9 +1,8 @@
 """Agreement of the dense map with crops, without any label: what CLIPSelf's loss measures (Sec. 3.2; compare Tab. A1).
 
 For grid patches of any images: the mean cosine between a patch pooled from the student's dense map and the reference
-model's embedding of its crop, and how often a patch retrieves its own crop among those of its image and of 49 others.
-The cosine alone would reward a map that is the same everywhere; the retrieval does not.
-Deliberately absent: retrieval of single locations, which is the paper's Tab. A1 itself (`retrieval.py`).
+model's embedding of its crop, and R@1 of its crop among those of its image and of 49 others. A constant map can have a
+high cosine, but not a high recall. The retrieval by single locations of the paper's Tab. A1 is in `retrieval.py`.
 """
 
 import torch
@@ -48,7 +47,7 @@ def evaluate_agreement(
         grid: maximum rows and columns of an image's grid.
         rule: which grids, see `foveate.ops.grid.grid_pairs`.
         keep: maximum patches per image.
-        gallery: images whose crops a patch is ranked among, its own included; all of them where there are fewer.
+        gallery: images whose crops a patch is ranked among, including its own; all of them if there are fewer.
         seed: together with the image's id it determines the grid and the gallery.
 
     Returns:
@@ -107,7 +106,7 @@ def check_comparable(student: Clip, reference: Clip) -> None:
 
 
 def patches_of(sample: Sample, *, grid: int, rule: str, keep: int, seed: int) -> Float[Tensor, "N 4"]:
-    """Draw an image's grid patches; they depend on the seed and the image's id alone."""
+    """Draw an image's grid patches; they depend only on the seed and the image's id."""
     generator = named_stream(seed, "patches", sample.id)
     height, width = sample.image.shape[1:]
     return sample_grid(height=height, width=width, limit=grid, rule=rule, keep=keep, generator=generator)
@@ -123,7 +122,7 @@ def encode_samples(clip: Clip, samples: list[Sample], *, size: int, head: Head) 
 def recall_at_1(
     dense: Float[Tensor, "R D"], crops: Float[Tensor, "R D"], counts: dict[str, int], *, gallery: int, seed: int
 ) -> tuple[float, float]:
-    """Count how often a region is closer to its own crop than to every other crop of its gallery.
+    """How often a region is closer to its crop than to every other crop of its gallery.
 
     The gallery of an image's regions holds the crops of that image and of `gallery` - 1 others, see `draw_others`. A
     tie counts as a miss.

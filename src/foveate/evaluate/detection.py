@@ -42,7 +42,7 @@ def evaluate_detection(predictions: Iterable[tuple[str, Detections]], truth: Gro
         "detections", "not_measured": detections of other classes or images, "beyond_cap": those beyond the maximum
         number that the style takes, "classes": {"measured", "with_objects"}, "boxes": R, "masks": R or None}.
         R = {"AP", "AP50", ..., "AR@100": percent or None, "groups": {name: {"classes", "AP", "AP50", "AP75"}},
-        "per_class": [{"name", "objects", "detections", "AP", "AP50"}]}; VOC has AP50 and AP75 alone.
+        "per_class": [{"name", "objects", "detections", "AP", "AP50"}]}; VOC has only AP50 and AP75.
 
     Raises:
         InputError: an unknown image or one twice, labels beyond the vocabulary, values that are not finite, or
@@ -111,7 +111,7 @@ class _Table:
             problem = "came twice" if key in self.seen else "is not in the data set"
             raise InputError(f"image {key}: need the detections of each image of the data set once; it {problem}.")
         if self.truth.masks and detections.masks is None:
-            raise InputError(f"image {key}: need detections with masks; these have none. Measure the boxes alone.")
+            raise InputError(f"image {key}: need detections with masks; got none. Measure only the boxes.")
         labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().double().numpy()
         boxes = left_top_sides(detections)
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.labels)):

@@ -137,7 +137,7 @@ def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> No
     categories = {category.id: None for category in dataset.categories}
     for key, ids, of in (("image_id", images, "images"), ("category_id", categories, "categories")):
         if entries and not any(_is_known(entry.get(key), ids) for entry in entries):
-            where = f"{path}: entry 0 (all {len(entries)} entries alike)"
+            where = f"{path}: entry 0 (and all {len(entries)} entries)"
             _check_known(where, entries[0], key, ids, of=f"the {of} of {dataset.name}")
 
 

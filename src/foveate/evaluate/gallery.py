@@ -1,7 +1,6 @@
 """The galleries of retrieval (Tab. A1): the distractors that an image or region is ranked among, drawn at random.
 
-A draw depends on the seed and a name alone, and is made from the sorted names, so that neither the order of reading
-nor the batches matter.
+A draw depends only on the seed and a name, and is made from the sorted names, independent of the order of reading.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ def draw_others(names: Sequence[str], index: int, *, count: int, seed: int, purp
     """Draw the distractors of one name.
 
     Args:
-        names: each once, in an order that follows from them alone (regions are sorted by their image's name and their
+        names: each once, in an order that depends only on them (regions are sorted by their image's name and their
             number in it, "a/2" before "a/10").
 
     Returns:

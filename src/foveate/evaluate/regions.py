@@ -44,7 +44,7 @@ def evaluate_regions(
     """Classify every annotated segment from its crop and from the dense map (Sec. 4.1; Fig. 2, 3; Tab. 1, 2).
 
     Boxes (of stuff: the extent of its mask) are pooled by RoIAlign, masks by their mean. The crop of a thing is its box
-    enlarged 1.5 times and clipped, that of stuff the extent of its mask. Inputs are padded as the model says (`pad`).
+    enlarged 1.5 times and clipped, that of stuff the extent of its mask. Inputs are padded by the model's `pad`.
 
     Args:
         sizes: sides of the dense tower's padded square input [pixels]; the sweep of Fig. 3.
@@ -56,7 +56,7 @@ def evaluate_regions(
         {"crop": R or None, "dense": {size: R}, "masked": {size: R} or None, "head", "templates", "classes", "images",
         "bad": [{"id", "reason"}]}, where R = {"boxes": S, "things": S, "stuff": S, "stuff_boxes": S} and S is of
         `score`. Boxes are thing boxes, things and stuff are masks, stuff boxes the extents of stuff; for crops things
-        and stuff are those of the boxes. No mask holds a location of padding alone.
+        and stuff are those of the boxes. Masks exclude locations with only padding.
 
     Raises:
         InputError: no size, a size the tower cannot take, a data set without segments, or no readable image.
@@ -67,7 +67,7 @@ def evaluate_regions(
         check_side(size, patch=clip.patch_size, flag="--sizes")
     if not dataset.categories:
         raise InputError(f"{dataset.name}: need annotated segments to classify; got images without annotations. "
-                         "Images alone can be measured by `foveate evaluate agreement`.")  # fmt: skip
+                         "Images without annotations can be measured by `foveate evaluate agreement`.")  # fmt: skip
     clip.eval()
     names = [category.name for category in dataset.categories]
     text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)

@@ -1,10 +1,9 @@
-"""Retrieval by single locations: does a location of the dense map find its image, and its region? (Tab. A1)
+"""Retrieval by single locations: does a location of the dense map retrieve its image, and its region? (Tab. A1)
 
 Each location of the student's map is a query (a) among the image embeddings of its image and of 49 others, and (b)
 among the embeddings of its region's crop and of 49 other regions' crops. A map that describes the whole image
-everywhere does well in (a) and badly in (b). Locations of padding alone are no queries (in the published code they
-are). Images are read twice: the galleries need all embeddings, and all dense maps would not fit in memory.
-Deliberately absent: pooled regions against crops, which need no annotation (`agreement.py`).
+everywhere has high recall in (a) and low recall in (b). Locations with only padding are excluded (in the published code
+they are not). Images are read twice: the galleries need all embeddings, and all dense maps would not fit in memory.
 """
 
 import torch
@@ -49,7 +48,7 @@ def evaluate_retrieval(
         dataset: images; with panoptic annotations for `regions`.
         size: side of the student's padded square input [pixels].
         regions: also (b), of the segments that count in `evaluate_regions`.
-        gallery: images, and regions, to rank, its own included; all of them where there are fewer.
+        gallery: images, and regions, to rank, including its own; all of them if there are fewer.
         seed: together with the image's id, and the region's index in it, it determines the galleries.
 
     Returns:
@@ -67,7 +66,7 @@ def evaluate_retrieval(
     if regions and not dataset.categories:
         raise InputError(
             f"{dataset.name}: need annotated segments to retrieve regions; got images without annotations. "
-            "Images alone are retrieved with --no-regions."
+            "Use --no-regions to retrieve only images."
         )
     check_side(size, patch=student.patch_size, flag="--size")
     student.eval()
@@ -116,7 +115,7 @@ class Galleries:
         gallery: int,
         seed: int,
     ) -> None:
-        """Sort all by name, so that the order of reading does not matter; regions by (image's id, index in it)."""
+        """Sort images by id, and regions by (image's id, index in it), to be independent of the order of reading."""
         self.gallery, self.seed = gallery, seed
         self.names, self.keys = sorted(images), sorted(regions)
         self.images = torch.stack([images[name] for name in self.names])  # (M, D)

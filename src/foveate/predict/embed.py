@@ -55,7 +55,7 @@ def run(config: Embed) -> Path:
     if config.out.exists():
         _refuse_unless_ours(config.out, notes, identity)
         remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
-        print(f"{config.out}: is finished already; nothing was done")
+        print(f"{config.out}: is finished already; skipped")
         return config.out
     parts = claim_parts(folder, identity, owner=OWNER)
     done = parts[-1].stop if parts else 0
@@ -97,7 +97,7 @@ def _check(config: Embed) -> None:
     if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
         raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
     if config.features == "image" and config.size is not None:
-        raise InputError("--size: is for dense and boxes; whole images are embedded at the model's own size.")
+        raise InputError("--size: is for dense and boxes; whole images are embedded at the model's native size.")
     if config.features == "dense" and config.head == "masked":
         raise InputError("--head masked: embeds boxes, not patches; use it with --what boxes.")
     if config.batch is not None and config.batch < 1:
@@ -205,7 +205,7 @@ def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> Non
         raise InputError(f"{out}: exists and is no whole safetensors file ({error}). Choose another --out.") from None
     refuse_another(out, existing, identity)
     if not notes.is_file():
-        raise InputError(f"{out}: is finished, but {notes} beside it is missing. Delete {out} and run again.")
+        raise InputError(f"{out}: is finished, but {notes} does not exist. Delete {out} and run again.")
 
 
 def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:

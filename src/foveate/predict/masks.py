@@ -44,7 +44,7 @@ def open_segmenter(
         flags: paths of the models, and how the CLIP embeds a mask.
         folder: OUT/model of `foveate train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer.
         vocabulary: the K classes, with their synonyms.
-        shares: of the CLIP that names masks; None: ODISE's label model's, or CLIP alone for a generator without words.
+        shares: fusion weights; None: ODISE's label model's, or only CLIP for a mask generator without classes.
         squash: resize images to a square for that CLIP.
         templates: prompt templates for that CLIP; None: as in training.
         min_score: score that a mask must exceed; None: 0, and 0.8 for a folder of transformers.

@@ -25,7 +25,7 @@ from foveate.types import LabelMap, Sample
 
 CATSEG = "catseg.json"  # in a folder of a CAT-Seg
 GENERATOR = "generator.json"
-OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  # flags that go with masks alone
+OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  # flags of mask generators
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def check_segmenting(config: Segmenting) -> None:
     """Refuse flags that the kind of model ignores, before anything is loaded.
 
     Raises:
-        InputError: names the flag and what it goes with.
+        InputError: a flag that the model ignores.
     """
     if config.at_once < 1:
         raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
@@ -51,7 +51,7 @@ def check_segmenting(config: Segmenting) -> None:
     elif is_published(folder):
         kind, idle = "a folder of transformers", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
-        kind, idle = "a Cat-Seg", ("pretrained", "size", *OF_MASKS)
+        kind, idle = "a CAT-Seg", ("pretrained", "size", *OF_MASKS)
     else:
         kind, idle = "a CLIP", ("clip", *OF_MASKS)
     for name in idle:

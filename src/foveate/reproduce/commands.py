@@ -154,7 +154,7 @@ class Job:
 
     name: str
     words: tuple[str, ...]  # of `foveate`
-    makes: Path  # exists once it is done
+    output: Path  # exists once it is done
     needs: tuple[str, ...] = ()  # names of jobs
     cost: float = 1.0  # approximate duration in trainings, for the remaining time
 
@@ -227,10 +227,17 @@ class _Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
 
     def add(
-        self, name: str, template: str, makes: Path, needs: tuple[str, ...] = (), *, cost: float, values: dict[str, Any]
+        self,
+        name: str,
+        template: str,
+        output: Path,
+        needs: tuple[str, ...] = (),
+        *,
+        cost: float,
+        values: dict[str, Any],
     ) -> str:
         words = _fill(template, {**self.stage.values, **values})
-        self.jobs.setdefault(name, Job(name, words, makes, needs, cost))
+        self.jobs.setdefault(name, Job(name, words, output, needs, cost))
         return name
 
     def measure(self, row: Row, seed: int) -> str:
@@ -279,8 +286,8 @@ class _Plan:
             "flags": flags,
             "seed": seed,
         }
-        makes = folder / "model" / "open_clip_model.safetensors"
-        return self.add(folder.name, DISTILL, makes, needs, cost=2.0, values=values)
+        output = folder / "model" / "open_clip_model.safetensors"
+        return self.add(folder.name, DISTILL, output, needs, cost=2.0, values=values)
 
     def head(self, row: Row, seed: int, needs: tuple[str, ...], model: tuple[str, ...]) -> str:
         """The training of a row's head; the mask generator, on the pretrained CLIP, is shared by all rows."""
@@ -308,9 +315,9 @@ class _Plan:
         return (self.add("world", WORLD, self.stage.data / "world.json", cost=1.0, values={}),)
 
     def proposals(self) -> tuple[str, ...]:
-        makes: Path = self.stage.values["proposals"]
-        values = {"out": makes.parent}
-        return (self.add("proposals", PROPOSALS, makes, self.data(), cost=3.0, values=values),)
+        output: Path = self.stage.values["proposals"]
+        values = {"out": output.parent}
+        return (self.add("proposals", PROPOSALS, output, self.data(), cost=3.0, values=values),)
 
     def cnn(self) -> tuple[str, ...]:
         if self.stage.cnn is not None:
@@ -331,9 +338,9 @@ def figures_for(stage: Stage, rows: Iterable[Row]) -> dict[str, Job]:
     images = tuple(str(stage.data / "test2017" / f"{number:012d}.jpg") for number in EXAMPLE_IDS)
     values: dict[str, Any] = {"images": images, "student": student / "model", "generator": generator / "model"}
 
-    def draw(name: str, figure: str, makes: Path, needs: tuple[str, ...], *, cost: float = 0.1) -> None:
-        outputs = {"out": makes, "folder": makes.parent}
-        plan.add(f"figure-{name}", FIGURES[figure], makes, needs, cost=cost, values={**values, **outputs})
+    def draw(name: str, figure: str, output: Path, needs: tuple[str, ...], *, cost: float = 0.1) -> None:
+        outputs = {"out": output, "folder": output.parent}
+        plan.add(f"figure-{name}", FIGURES[figure], output, needs, cost=cost, values={**values, **outputs})
 
     sweeps = [row for row in rows if row.measure == "sweep" and skip_reason(stage, row) is None]
     if sweeps:

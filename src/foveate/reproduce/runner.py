@@ -180,7 +180,7 @@ def _is_done(stage: Stage, job: Job) -> bool:
     """Whether this command succeeded after the current state of its requirements, and its output exists."""
     stamp = _read_stamp(stage, job.name)
     return (
-        job.makes.exists()
+        job.output.exists()
         and stamp is not None
         and stamp["rules"] == RULES
         and _is_same_command(job.words, stamp["words"], out=str(stage.out))
@@ -283,7 +283,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                     del running[name]
                     process.communicate()  # closes the pipe
                     bar.advance(task, todo[name].cost)
-                    if status == 0 and todo[name].makes.exists():
+                    if status == 0 and todo[name].output.exists():
                         _write_stamp(stage, todo[name], time.perf_counter() - started)
                     else:
                         failed[name] = f"status {status}"

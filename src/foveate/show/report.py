@@ -19,7 +19,7 @@ from foveate.show.palette import DARK, LIGHT
 KINDS = (("boxes", "Boxes"), ("things", "Thing masks"), ("stuff", "Stuff masks"))
 NONE = "\N{EN DASH}"  # a missing value
 SUMMARY = (
-    "A CLIP recognises whole images, but a single location of its dense feature map says little about its content. "
+    "A CLIP recognises whole images, but a single location of its dense feature map describes its content poorly. "
     "CLIPSelf distils the model into itself: the embedding of a region, pooled from the dense feature map, is trained "
     "towards the model's own embedding of that region's crop, without labels, text or a second model."
 )
@@ -150,7 +150,7 @@ def _table(result: Result, size: int) -> str:
 {chr(10).join(rows)}
 </tbody></table></div>
 <p class="caption">mAcc in percent: accuracy per class, averaged over the classes present.
-All {result["after"]["classes"]} classes compete, colour alone chooses among things only. Crops of things carry half
+All {result["after"]["classes"]} classes compete, the colour-only bound among things. Crops of things carry half
 a box of surroundings and are used for boxes and for thing masks.{unreadable}</p>
 </section>"""
 

@@ -100,7 +100,7 @@ def _open_data(config: Detection) -> tuple[Dataset, BaseNovel | None, Path]:
             f"--data {config.data}: need annotated boxes in split {config.split}; got none. Is this the right root and "
             "split?"
         )
-    is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None  # all count alike
+    is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None  # all categories count
     return dataset, None if is_transfer else split_of(dataset, config.data, file=config.novel), config.model
 
 
@@ -184,7 +184,7 @@ def _results_split(config: Detection, dataset: Dataset) -> BaseNovel | None:
     is_requested = config.novel is not None or (root / SPLITS).is_file() or benchmark == "ov-coco"
     if split is None or is_requested or split.novel != OV_COCO_NOVEL:
         return split
-    log("all 80 categories count alike, as COCO's; --benchmark ov-coco measures OV-COCO's 48 base and 17 novel ones")
+    log("all 80 categories count, as in COCO; --benchmark ov-coco measures OV-COCO's 48 base and 17 novel ones")
     return None
 
 

@@ -41,8 +41,8 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
     refused = [name for name, weights in rows if (weights.seen, weights.unseen) != (1, 1)]
     if refused and names == ("clip",):
         raise InputError(
-            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and knows no "
-            f"class; got {refused[0]}."
+            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and has no "
+            f"classes; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
     vocabulary = Vocabulary(class_names(dataset.categories, config.labels, name=dataset.name, report=log).classes)
