@@ -102,7 +102,7 @@ def test_image_embeddings_are_the_apis(config, clip, images, capsys):
             expected = clip.encode_image(normalised(clip, square)[None])[0]
         torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
     captured = capsys.readouterr()
-    assert f"wrote {config.out}" in captured.out and "a second" in captured.out
+    assert f"wrote {config.out}" in captured.out and "per second" in captured.out
     assert "images that could not be used: 1\n  c.png: " in captured.err
     assert [one["id"] for one in notes["bad"]] == ["c.png"] and "truncated" in notes["bad"][0]["reason"]
     assert not Path(f"{config.out}.parts").exists()

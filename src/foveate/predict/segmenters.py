@@ -47,7 +47,7 @@ def check_segmenting(config: Segmenting) -> None:
         raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
     folder = Path(config.model)
     if (folder / GENERATOR).is_file():
-        kind, idle = "a generator of masks", ("pretrained", "input")
+        kind, idle = "a mask generator", ("pretrained", "input")
     elif is_published(folder):
         kind, idle = "a folder of transformers", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
@@ -57,8 +57,8 @@ def check_segmenting(config: Segmenting) -> None:
     for name in idle:
         given = getattr(config, name)
         if given is not None:
-            raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which takes no notice of "
-                             f"it; got {given}. Leave it out.")  # fmt: skip
+            raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which ignores it; "
+                             f"got {given}. Leave it out.")  # fmt: skip
 
 
 def finds_masks(folder: Path) -> bool:
