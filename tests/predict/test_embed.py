@@ -87,7 +87,7 @@ def dense_by_hand(clip: Clip, path: Path, size: int) -> tuple[torch.Tensor, int,
         return clip.encode_dense(normalised(clip, black)[None])[0], h, w
 
 
-def test_image_embeddings_are_the_apis(config, clip, images, capsys):
+def test_image_embeddings_equal_the_api(config, clip, images, capsys):
     run(config)
     stored, notes = load_file(config.out), notes_of(config)
     assert list(stored) == ["image"] and stored["image"].shape == (5, 128) and stored["image"].dtype == torch.float32
@@ -108,7 +108,7 @@ def test_image_embeddings_are_the_apis(config, clip, images, capsys):
     assert not Path(f"{config.out}.parts").exists()
 
 
-def test_dense_maps_are_the_apis_without_their_padding(config, clip, images):
+def test_dense_maps_equal_the_api_without_padding(config, clip, images):
     run(replace(config, what="dense", size=128, batch=2))
     stored, notes = load_file(config.out), notes_of(config)
     assert sorted(stored) == sorted(f"dense/{name}" for name in IDS)
@@ -120,7 +120,7 @@ def test_dense_maps_are_the_apis_without_their_padding(config, clip, images):
     assert notes["images"][0]["grid"] == [10, 16]  # 48 x 80 becomes 77 x 128: 9.6 patches by 16
 
 
-def test_box_embeddings_are_the_apis(config, clip, images, tmp_path, capsys):
+def test_box_embeddings_equal_the_api(config, clip, images, tmp_path, capsys):
     """Clipped to the image; what has no pixel in it is left out and its place told; (0, D) without boxes."""
     boxes = {
         "a.png": [[10, 5, 40, 30], [-20, -9, 30, 20], [90, 0, 95, 9], [30, 9, 20, 12], [0, 0, 80, 48]],
@@ -151,7 +151,7 @@ def test_box_embeddings_are_the_apis(config, clip, images, tmp_path, capsys):
     assert "boxes embedded: 4" in error and "ignored: 3; the first: a.png, box 2" in error
 
 
-def test_coco_boxes_are_the_same_boxes(config, tmp_path):
+def test_coco_boxes_equal_the_boxes_of_the_json(config, tmp_path):
     """xywh with a stated size; an image of another size than stated is a bad one."""
     (tmp_path / "plain.json").write_text(json.dumps({"b.png": [[5, 6, 20, 30]]}))
     images = [
@@ -168,7 +168,7 @@ def test_coco_boxes_are_the_same_boxes(config, tmp_path):
     assert [one["id"] for one in notes_of(config)["bad"]] == ["c.png", "d.png"]
 
 
-def test_half_precision_and_metadata(config, tmp_path):
+def test_half_precision_and_metadata_are_stored(config, tmp_path):
     run(config)
     half = replace(config, out=tmp_path / "half.safetensors", dtype="float16")
     run(half)
@@ -186,7 +186,7 @@ def test_half_precision_and_metadata(config, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["image", "dense", "boxes"])
-def test_the_bytes_do_not_depend_on_parts_or_workers(config, images, tmp_path, monkeypatch, what):
+def test_the_bytes_are_independent_of_parts_and_workers(config, images, tmp_path, monkeypatch, what):
     """Named in an order that is not the alphabet's, in which the library would lay the tensors down."""
     (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "b.png": [[0, 0, 9, 9]]}))
     named = (images / "d.png", images / "sub", images / "b.png")  # d, a, e, b
@@ -248,7 +248,7 @@ def spy(method, seen: list):
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()])
-def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeypatch, spoil):
+def test_a_damaged_part_and_later_ones_are_computed_again(config, tmp_path, monkeypatch, spoil):
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)
     with monkeypatch.context() as patch:
@@ -264,7 +264,7 @@ def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeyp
     assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"] and config.out.read_bytes() == whole
 
 
-def test_what_lies_in_the_way(config, images, tmp_path):
+def test_existing_files_of_others_are_refused(config, images, tmp_path):
     run(config)
     with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: there 64, here 3"):
         run(replace(config, batch=3))
@@ -282,7 +282,7 @@ def test_what_lies_in_the_way(config, images, tmp_path):
         run(replace(config, out=tmp_path / "g.safetensors"))
 
 
-def test_another_description_or_another_time_is_another_command(config, clip, images, tmp_path):
+def test_a_changed_description_or_image_is_another_identity(config, clip, images, tmp_path):
     """The same model path whose description changed, and an image that changed but kept its length."""
     image = tmp_path / "a.png"
     image.write_bytes((images / "a.png").read_bytes())
@@ -304,7 +304,7 @@ def test_another_description_or_another_time_is_another_command(config, clip, im
     assert config.out.read_bytes() == before
 
 
-def test_where_the_tokenizer_lies_does_not_matter():
+def test_the_path_of_the_tokenizer_does_not_matter():
     def digest(**text) -> str:
         return _digest_description({"model_cfg": {"embed_dim": 2, "text_cfg": text}, "preprocess_cfg": {}})
 
@@ -312,7 +312,7 @@ def test_where_the_tokenizer_lies_does_not_matter():
     assert digest(width=1) != digest(width=2)
 
 
-def test_bad_images(config, images, tmp_path):
+def test_unreadable_images_are_listed(config, images, tmp_path):
     with pytest.raises(InputError, match=r"image c.png: .*--strict"):
         run(replace(config, strict=True))
     only = replace(config, images=(images / "c.png",), out=tmp_path / "c.safetensors")
@@ -327,7 +327,7 @@ def test_bad_images(config, images, tmp_path):
     assert load_file(config.out)["image"].shape == (1, 128) and len(notes_of(config)["bad"]) == 40
 
 
-def test_refuses(config, images, tmp_path):
+def test_wrong_flags_are_refused(config, images, tmp_path):
     for change, message in [
         ({"out": tmp_path / "f.pt"}, "--out: need the name of a .safetensors"),
         ({"what": "boxes"}, "--what boxes: need a file of boxes"),
@@ -350,7 +350,7 @@ def test_refuses(config, images, tmp_path):
         run(replace(config, images=(tmp_path / name,)))
 
 
-def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
+def test_a_finished_file_does_not_remove_the_folder_of_another_program(config, tmp_path):
     """Beside a finished file, where parts that a kill left would be removed, lies what is not ours."""
     run(config)
     folder = Path(f"{config.out}.parts")
@@ -362,7 +362,7 @@ def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
     assert load_file(config.out)["image"].shape == (5, 128)
 
 
-def test_what_cannot_be_embedded_leaves_nothing_behind(config, images, tmp_path):
+def test_a_run_without_readable_images_leaves_no_files(config, images, tmp_path):
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     with pytest.raises(InputError, match=r"is a COCO root; name a folder of images in it, such as .*val2017"):
         run(replace(config, images=(tmp_path / "coco",)))

@@ -59,7 +59,7 @@ def test_rows_measured_with_every_seed_are_written_and_shown(stage: Stage, tmp_p
     assert content["seconds"] == [60.0] * 3
 
 
-def test_text_written_by_hand_is_kept(stage: Stage, tmp_path: Path) -> None:
+def test_text_written_by_hand_is_preserved(stage: Stage, tmp_path: Path) -> None:
     fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
     page = tmp_path / "docs" / "results.md"
     first = write(stage, tmp_path)
@@ -69,7 +69,7 @@ def test_text_written_by_hand_is_kept(stage: Stage, tmp_path: Path) -> None:
     assert second.count(BY_HAND) == 1
 
 
-def test_another_file_in_the_pages_place_is_refused(tmp_path: Path) -> None:
+def test_a_page_does_not_overwrite_another_file(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     check_page(page)
     page.write_text("mine")
@@ -79,14 +79,14 @@ def test_another_file_in_the_pages_place_is_refused(tmp_path: Path) -> None:
     check_page(page)
 
 
-def test_rows_of_other_settings_are_not_compared(stage: Stage, tmp_path: Path) -> None:
+def test_rows_with_other_settings_are_ignored(stage: Stage, tmp_path: Path) -> None:
     fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
     assert "| CLIP as it comes | 4.0 |" in write(stage, tmp_path)
     write_page(tmp_path / "p.md", tmp_path / "results", scale=SMALL, settings={**settings_of(stage), "limit": 5})
     assert "| CLIP as it comes |" not in (tmp_path / "p.md").read_text()
 
 
-def test_absolute_paths_are_written_by_what_they_are(tmp_path: Path) -> None:
+def test_absolute_paths_are_replaced_by_placeholders(tmp_path: Path) -> None:
     stage = Stage(
         str(tmp_path / "coco"), tmp_path / "out", tmp_path / "docs", SMALL, str(tmp_path / "clip"), None, (0,)
     )
@@ -99,7 +99,7 @@ def test_absolute_paths_are_written_by_what_they_are(tmp_path: Path) -> None:
     assert "--data DATA" in path.read_text() and "--out OUT/untouched/regions.json" in path.read_text()
 
 
-def test_a_strange_file_among_the_rows_is_named(tmp_path: Path) -> None:
+def test_a_damaged_row_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")  # another program's is ignored
     (tmp_path / "x.json").write_text('{"row": "m4"}')
     with pytest.raises(InputError, match=r"x\.json: need a row .* KeyError: 'settings'"):

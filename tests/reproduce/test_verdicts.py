@@ -26,7 +26,7 @@ from foveate.reproduce.rows import Row
         ([12.5], [10.0], "not significant"),
     ],
 )
-def test_a_difference_counts_beyond_twice_its_standard_error(
+def test_a_difference_is_significant_outside_its_confidence_interval(
     more: list[float], less: list[float], verdict: str
 ) -> None:
     measured = {"a": {"boxes": more}, "b": {"boxes": less}}
@@ -36,7 +36,7 @@ def test_a_difference_counts_beyond_twice_its_standard_error(
     assert pair.difference == pytest.approx(sum(more) / len(more) - sum(less) / len(less))
 
 
-def test_one_seed_of_something_trained_proves_nothing() -> None:
+def test_one_seed_of_a_trained_row_is_not_sufficient() -> None:
     measured = {"a": {"boxes": [50.0]}, "b": {"boxes": [10.0]}, "c": {"boxes": [None]}}
     pair = compare("a.boxes", "b.boxes", measured, trained={"a"})
     assert pair.verdict == "not significant" and pair.difference is None
@@ -44,7 +44,7 @@ def test_one_seed_of_something_trained_proves_nothing() -> None:
     assert pair.verdict == "not run", "there was nothing to measure"
 
 
-def test_a_claim_is_what_its_worst_pair_is() -> None:
+def test_a_claim_has_the_verdict_of_its_worst_pair() -> None:
     measured = {"a": {"x": [9.0], "y": [1.0], "z": [1.0]}, "b": {"x": [1.0], "y": [1.0], "z": [9.0]}}
     pairs = [("a.x", "b.x"), ("a.y", "b.y"), ("a.x", "c.x"), ("a.z", "b.z")]
     compared = [compare(*pair, measured, trained=()) for pair in pairs]
@@ -73,7 +73,7 @@ def test_regions_are_read_at_the_largest_size_and_sizes_are_numbers(tmp_path: Pa
     assert found == dict(zip(metrics, (20, 21, 22, 80, 10, 20, 32), strict=True))
 
 
-def test_what_the_data_does_not_have_is_none(tmp_path: Path) -> None:
+def test_metrics_that_the_data_does_not_have_are_none(tmp_path: Path) -> None:
     path = tmp_path / "global.json"
     path.write_text(json.dumps({"model": {"classification": {"mean": {"top1": 61.0}}, "retrieval": None}}))
     found = read_metrics(Row("r", "global", "", None, "global", ("classes", "image-to-text")), path)
@@ -81,7 +81,7 @@ def test_what_the_data_does_not_have_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"dense": {}}', '{"dense": {"64": {}}}'])
-def test_a_damaged_measurement_is_named(content: str, tmp_path: Path) -> None:
+def test_a_damaged_measurement_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "regions.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"regions\.json: need the result of `foveate evaluate` for row m4"):
