@@ -1,4 +1,4 @@
-"""Agreement against brute force, and the fixed choice of patches and galleries."""
+"""Agreement against brute force, and the deterministic choice of patches and galleries."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
 
 
 def test_recall_against_brute_force():
-    """With a gallery of all images every region simply chooses among all crops."""
+    """With a gallery of all images every region is ranked among all crops."""
     counts = {"c": 4, "a": 1, "b": 6}
     crops = unit(11, 5, seed=0)
     dense = F.normalize(crops + 0.9 * unit(11, 5, seed=1), dim=1)

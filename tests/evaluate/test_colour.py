@@ -1,4 +1,4 @@
-"""The colour-only bound: features by hand, and a bound that is high where colour tells and low where it does not."""
+"""The colour-only bound: features by hand, and bounds of data with and without colour as a cue."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def test_features_without_boxes():
 
 
 def planted(folder, *, told_by_colour: bool, seed: int) -> Dataset:
-    """Images of one colour with one box each; the class either follows from the colour or is drawn apart from it."""
+    """Images of one colour with one box each; the class either follows from the colour or is independent of it."""
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir()
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]

@@ -1,4 +1,4 @@
-"""The two verbs as they are typed: table, JSON, messages."""
+"""`foveate evaluate regions` and `agreement` as commands: table, JSON, messages."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def test_the_regions_command(model, coco, tmp_path, capsys):
 
 
 def test_templates_and_cached_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
-    """The verb writes one file of rows a template set, reads it again, and scores with it as without."""
+    """The command writes one cache file per template set, reads it again, and scores as without it."""
     monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "kept"))
     config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
     first = run_regions(config)
@@ -79,7 +79,7 @@ def test_unreadable_images_are_reported(model, coco, tmp_path, capsys):
 
 
 def test_the_agreement_command(model, coco, tmp_path, capsys):
-    """A folder of images alone is enough; a reference of the same weights changes nothing."""
+    """A folder of images is sufficient; a reference with the same weights changes nothing."""
     config = Agreement(data=coco / "val2017", model=model, size=64, out=tmp_path / "a.json", workers=0)
     result = run_reference(config)
     assert "64 px, head value" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_agreement_ignores_the_annotations_of_a_coco_root(model, coco, tmp_path)
 
 
 def test_ignored_boxes_are_reported_and_written(model, coco, tmp_path, capsys):
-    """As typed: a box outside its image is named with file, image and segment."""
+    """A box outside its image is reported with file, image and segment."""
     shutil.copytree(coco, tmp_path / "coco")
     notes = tmp_path / "coco/annotations/panoptic_val2017.json"
     content = json.loads(notes.read_text())

@@ -1,4 +1,4 @@
-"""AP against pycocotools, against lvis-api, and by hand; what counts on OV-COCO and VOC; what is refused."""
+"""AP against pycocotools, lvis-api and by hand; the rules of OV-COCO and VOC; refused arguments."""
 
 import contextlib
 import io
@@ -52,7 +52,7 @@ def boxes_of(masks: torch.Tensor) -> list[list[float]]:
 
 
 def random_data(seed: int, *, count: int, lvis: bool) -> tuple[dict, list[tuple[str, Detections]], list[dict]]:
-    """An annotation file, detections near its objects and anywhere, and the same as a list of results."""
+    """An annotation file, detections near its objects and elsewhere, and the same as a list of results."""
     generator = torch.Generator().manual_seed(seed)
     draw = np.random.default_rng(seed)
     annotations, found, results = [], [], []

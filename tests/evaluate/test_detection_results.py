@@ -1,4 +1,4 @@
-"""Files of results: what went in comes out, and each kind of wrong entry is named."""
+"""Files of results: they are read back, and each kind of wrong entry is refused."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Many fusions of stored candidates give what one evaluation each gives, and the proposals' recall by size."""
+"""Sweeps of fusions against single evaluations, and the recall of proposals by size."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`--from-results` of `evaluate detection`, `panoptic` and `semantic` as users type it, on files without any model."""
+"""`--from-results` of `evaluate detection`, `panoptic` and `semantic` on files without a model."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Path:
-    """A world whose files may be changed."""
+    """A copy of the world that tests may change."""
     return shutil.copytree(made, tmp_path / "w")
 
 
@@ -275,7 +275,7 @@ def test_wrong_flags_and_data_are_refused(world, tmp_path, capsys):
 
 @pytest.fixture
 def panoptic(world: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
-    """(world, folder of predictions that are the truth, their JSON as other programs write it)."""
+    """(world, folder of the ground truth as predictions, their JSON as other programs write it)."""
     folder = shutil.copytree(world / "annotations/panoptic_val2017", tmp_path / "pred")
     content = json.loads((world / "annotations/panoptic_val2017.json").read_text())
     entries = [
@@ -391,7 +391,7 @@ def test_folders_without_panoptic_files_are_refused(panoptic, tmp_path, capsys):
 
 
 def write_maps(world: Path, folder: Path, *, bits: int = 8) -> Path:
-    """The truth as places in the list of classes, one PNG an image."""
+    """The ground truth as indices in the list of classes, one PNG per image."""
     data = open_semantic(world, split="val")
     folder.mkdir()
     for record in data.dataset.records:

@@ -1,4 +1,4 @@
-"""The draw of galleries: others only, each once, by names alone."""
+"""The draw of galleries: different distractors that depend only on names."""
 
 from foveate.evaluate.gallery import draw_others
 

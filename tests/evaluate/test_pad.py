@@ -1,4 +1,4 @@
-"""Padding: black by default, remembered by a product, read by every evaluation, and overridden by --pad."""
+"""Padding: black by default, stored in a product, used by every evaluation, and overridden by --pad."""
 
 import json
 from copy import deepcopy

@@ -95,7 +95,7 @@ def test_classes_without_segments_are_in_no_mean():
 
 
 def random_map(generator, *, crowds):
-    """10 x 12 pixels in blobs of up to 6 segments, some void; large ids, of three channels."""
+    """10 x 12 pixels in blobs of up to 6 segments, some void; large ids that need three channels."""
     coarse = torch.randint(0, 7, (5, 4), generator=generator).repeat_interleave(2, 0).repeat_interleave(3, 1)
     names = [0, 5, 300, 70000, 9, 256, 65536]
     ids = torch.tensor(names)[coarse]
@@ -109,7 +109,7 @@ def random_map(generator, *, crowds):
 
 
 def slow(pairs):
-    """(sum of IoU, matched, false, missed) of each class, from boolean masks and the words of the rule."""
+    """(sum of IoU, matched, false, missed) of each class, from boolean masks by the text of the rule."""
     total = {label: [0.0, 0, 0, 0] for label in range(3)}
     for truth, found in pairs:
         void, hit, taken = truth.ids == 0, set(), set()
@@ -133,7 +133,7 @@ def slow(pairs):
 
 
 def noisy(truth, generator):
-    """A prediction near the truth: its ids in another numbering, a quarter of the rows replaced."""
+    """A prediction similar to the truth: other ids, and a quarter of the rows replaced."""
     ids = truth.ids.clone()
     ids[torch.rand(10, generator=generator) < 0.25] = 5
     rows = [(one.id, one.label) for one in truth.segments if (ids == one.id).any()]

@@ -1,4 +1,4 @@
-"""The sweep of alpha: its ends are the two models, its middle is the mix, and its front is what nothing beats."""
+"""The sweep of alpha: its ends are the two models, its middle is the mix, and the Pareto front."""
 
 import json
 from copy import deepcopy
@@ -31,7 +31,7 @@ def test_the_front_by_hand():
 
 
 def test_the_ends_are_the_models_and_the_middle_is_their_mix(clip, other_clip, coco):
-    """alpha 0 is the teacher, alpha 1 the student, 0.25 the weights mixed here by hand; nothing stays changed."""
+    """alpha 0 is the teacher, alpha 1 the student, 0.25 the weights mixed by hand; the models are unchanged afterwards."""
     panoptic, things = (
         open_data(coco, split="val", annotations="panoptic"),
         annotated_things(open_data(coco, split="val")),
@@ -98,7 +98,7 @@ def test_the_teacher_is_measured_once_per_setting_and_bars_are_titled(deep_clips
 
 
 def test_a_mixed_product_is_refused_also_when_moved(clip, other_clip, tmp_path):
-    """By its own description, which open_clip opens as ever, and which the product of a run from it does not have."""
+    """By its own configuration, which open_clip still opens, and which the product of a run from it does not have."""
     start = deepcopy(clip)
     trained = {f"parameter/student.model.{key}": value for key, value in other_clip.model.state_dict().items()}
     write_product(start, trained, tmp_path / "copy", alpha=0.7)

@@ -1,4 +1,4 @@
-"""The protocol of Sec. 4.1 by hand-made cases: what would pass unseen if a number came out a little different."""
+"""The protocol of Sec. 4.1 by hand-made cases that detect small deviations."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_antialiasing_would_widen_the_line():
 
 
 def test_absent_classes_do_not_change_the_mean():
-    """Five classes compete, two are there: (1/2 + 0) / 2 of the present ones, though class 4 takes what is theirs."""
+    """Five classes compete, two are present: (1/2 + 0) / 2 over these, although class 4 is predicted."""
     scores = torch.tensor([[0.9, 0, 0, 0, 0.1], [0.1, 0, 0, 0, 0.9], [0, 0.2, 0, 0, 0.9]])
     labels = torch.tensor([0, 0, 1])
     assert score(ranks_of(scores, labels), labels) == {"top1": 25.0, "top5": 100.0, "count": 3}
@@ -71,7 +71,7 @@ def test_locations_of_an_image_that_covers_half_the_square(height, width, rows, 
 
 
 def test_padding_is_no_query():
-    """A map whose padding would find the image and whose image would not: 32 of 64 locations ask, all in vain."""
+    """A map whose padding would retrieve the image and whose image would not: 32 of 64 locations are queries, recall 0."""
     inside = image_locations(height=24, width=48, size=64, patch=8)
     own, rival = torch.eye(2)
     dense = torch.where(inside[None], rival[:, None, None], own[:, None, None])  # (2, 8, 8)
@@ -114,7 +114,7 @@ def test_a_mask_is_shrunk_before_it_is_padded():
 
 
 def test_masked_attention_uses_the_same_inputs(clip, coco):
-    """Tab. A3 beside the dense map, equal to the model's own two methods asked one image at a time."""
+    """Tab. A3 beside the dense map, equal to the model's two methods on one image at a time."""
     from foveate.clip.text import embed_vocabulary
     from foveate.data.loader import EvaluationSource
     from foveate.ops.boxes import boxes_on_input

@@ -1,4 +1,4 @@
-"""The protocol against a slow reference: one image, one region at a time, written with the libraries alone."""
+"""The protocol against a slow reference: one image, one region at a time, with only the libraries."""
 
 import json
 from dataclasses import replace
@@ -142,7 +142,7 @@ def test_the_result_is_independent_of_the_order_of_images(clip, coco):
 
 
 def test_each_dense_map_and_crop_is_computed_once(clip, coco, monkeypatch):
-    """One dense pass a batch and size serves boxes and masks, and every crop is embedded once, in full batches."""
+    """One dense pass per batch and size serves boxes and masks, and every crop is embedded once, in full batches."""
     shapes, crops = [], []
     dense, image = clip.encode_dense, clip.encode_image
     monkeypatch.setattr(clip, "encode_dense", lambda x, **k: (shapes.append(tuple(x.shape)), dense(x, **k))[1])
@@ -154,7 +154,7 @@ def test_each_dense_map_and_crop_is_computed_once(clip, coco, monkeypatch):
 
 
 def test_crops_of_things_include_their_surroundings(clip, coco, monkeypatch):
-    """The boxes that are cut: things 1.5 times as large about the centre and clipped, stuff as its mask lies."""
+    """Crops: things 1.5 times as large about the centre and clipped, stuff the extent of its mask."""
     cut = []
     add = CropPacker.add
     monkeypatch.setattr(CropPacker, "add", lambda self, image, boxes: (cut.append(boxes), add(self, image, boxes))[1])
@@ -173,7 +173,7 @@ def test_crops_of_things_include_their_surroundings(clip, coco, monkeypatch):
 
 
 def test_which_segments_count(coco):
-    """First 100 segments, boxes of 64 to 1024^2 square pixels, crowds only where wanted."""
+    """First 100 segments, boxes of 64 to 1024^2 square pixels, crowds only if requested."""
     dataset = panoptic(coco)
     record = replace(
         dataset.records[0],

@@ -1,4 +1,4 @@
-"""Retrieval by locations against a slow loop, and what it must not depend on."""
+"""Retrieval by locations against a slow loop, and its independence of order and batches."""
 
 import json
 from dataclasses import replace
@@ -123,7 +123,7 @@ def test_padding_is_no_query(clip, coco):
 
 
 def test_ranks_by_hand():
-    """Locations look along the axes: the first finds the own embedding, the second a rival, the third ties, the
+    """Locations are along the axes: the first finds its embedding, the second another one, the third ties, the
     fourth is padding."""
     dense = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T[:, :, None].repeat(1, 1, 2)  # (2, 2, 2)
     dense[:, 0, 1] = torch.tensor([0.6, 0.6])
@@ -177,7 +177,7 @@ def test_wrong_arguments_are_refused(clip, wide_clip, coco):
 
 
 def test_galleries_of_more_than_ten_regions_are_independent_of_the_order_of_reading():
-    """As text "a/10" stands before "a/2", as a key behind it."""
+    """As text "a/10" is before "a/2", as a key after it."""
     keys = [(image, place) for image in ("a", "a/1", "b") for place in range(12)]
     rows = {key: torch.full((2,), float(number)) for number, key in enumerate(keys)}
     images = {name: torch.zeros(2) for name in ("b", "a/1", "a")}

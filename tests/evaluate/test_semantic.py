@@ -133,7 +133,7 @@ def test_unknown_images_are_refused(data):
 
 
 def test_all_pixels_of_an_unreadable_image_are_missed(data, tmp_path):
-    """Maps of the official data sets do not say how large their images are; a broken image must not be asked."""
+    """Maps of the official data sets do not hold the size of their images; a broken image must not be needed."""
     records = tuple(Record(str(one.id), one.path, semantic=one.semantic) for one in data.dataset.records)
     for one in records:
         one.path.write_bytes(b"broken")

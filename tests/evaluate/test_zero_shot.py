@@ -1,4 +1,4 @@
-"""What whole images know: readers, ranks by hand, and slow loops with the libraries alone."""
+"""Zero-shot evaluation of image embeddings: readers, ranks by hand, and slow loops with only the libraries."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def captions(coco, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(coco, tmp_path_factory) -> Path:
-    """The five images in two class folders, with names apart from the folders'."""
+    """The five images in two class folders, with names that differ from the folders'."""
     root = tmp_path_factory.mktemp("folders")
     for number, name in enumerate(("n02", "n01", "n02", "n02", "n01"), start=1):
         (root / "set" / name).mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def test_the_central_square():
 
 
 def test_equal_captions_are_right_answers_of_one_another():
-    """Two images share caption 0; image 0 looks at it less than at caption 1, which is image 2's alone."""
+    """Two images share caption 0; image 0 is less similar to it than to caption 1, which only image 2 has."""
     images = F.normalize(torch.tensor([[0.6, 0.8], [1.0, 0.1], [0.0, 1.0]]), dim=1)
     texts = torch.eye(2)
     found = recall_both_ways(images, texts, [[0], [0], [1]])
@@ -94,7 +94,7 @@ def test_equal_captions_are_right_answers_of_one_another():
 
 
 def test_a_repeated_caption_counts_repeatedly_among_the_answers():
-    """The wrong caption 1 is said by five images, so image 0's own comes sixth: not in the first five."""
+    """Five images have the wrong caption 1, so image 0's own is the sixth: not among the first five."""
     images = torch.tensor([[0.0, 1.0], *[[0.0, 1.0]] * 5])
     found = recall_both_ways(images, torch.eye(2), [[0], *[[1]] * 5])
     assert found["image_to_text"] == {
@@ -177,7 +177,7 @@ def test_wrong_class_folders_are_refused(folders, coco, tmp_path):
 
 
 def test_annotated_things_of_panoptic_and_instance_files_are_equal(coco):
-    """Stuff neither stands among the boxes nor competes."""
+    """Stuff is neither among the boxes nor among the classes."""
     by_file = [annotated_things(open_data(coco, split="val", annotations=kind)) for kind in ("instances", "panoptic")]
     for read in by_file:
         assert read.classes.names == ("cup", "dog", "kite", "bus") and read.by_image is None

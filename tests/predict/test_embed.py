@@ -1,4 +1,4 @@
-"""`foveate embed` from end to end with the shipped model: against the API called by hand, killed, resumed, refused."""
+"""`foveate embed` end to end with the small model: against the API, killed, resumed, refused."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def clip() -> Clip:
 def images(tmp_path_factory) -> Path:
     """Five images of coarse noise in a folder and one below it, and a broken one among them.
 
-    Grey levels keep away from 0 and 255, so that resizing never has to clip, which Pillow does not do on floats.
+    Grey levels are far from 0 and 255, so that resizing does not clip, which Pillow does not do on floats.
     """
     folder = tmp_path_factory.mktemp("images")
     (folder / "sub").mkdir()
@@ -121,7 +121,7 @@ def test_dense_maps_equal_the_api_without_padding(config, clip, images):
 
 
 def test_box_embeddings_equal_the_api(config, clip, images, tmp_path, capsys):
-    """Clipped to the image; what has no pixel in it is left out and its place told; (0, D) without boxes."""
+    """Clipped to the image; boxes without a pixel in it are ignored and reported with their index; (0, D) without boxes."""
     boxes = {
         "a.png": [[10, 5, 40, 30], [-20, -9, 30, 20], [90, 0, 95, 9], [30, 9, 20, 12], [0, 0, 80, 48]],
         "sub/e.png": [[0, 0, 41, 100]],
@@ -152,7 +152,7 @@ def test_box_embeddings_equal_the_api(config, clip, images, tmp_path, capsys):
 
 
 def test_coco_boxes_equal_the_boxes_of_the_json(config, tmp_path):
-    """xywh with a stated size; an image of another size than stated is a bad one."""
+    """xywh with a stated size; an image of another size is unreadable."""
     (tmp_path / "plain.json").write_text(json.dumps({"b.png": [[5, 6, 20, 30]]}))
     images = [
         {"id": 7, "file_name": "b.png", "height": 90, "width": 60},
@@ -187,7 +187,7 @@ def test_half_precision_and_metadata_are_stored(config, tmp_path):
 
 @pytest.mark.parametrize("what", ["image", "dense", "boxes"])
 def test_the_bytes_are_independent_of_parts_and_workers(config, images, tmp_path, monkeypatch, what):
-    """Named in an order that is not the alphabet's, in which the library would lay the tensors down."""
+    """Named in another order than the alphabetical one, in which the library would store the tensors."""
     (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "b.png": [[0, 0, 9, 9]]}))
     named = (images / "d.png", images / "sub", images / "b.png")  # d, a, e, b
     config = replace(config, images=named, what=what, size=None if what == "image" else 64, batch=2)
@@ -216,7 +216,7 @@ main(sys.argv[1:])
 
 
 def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monkeypatch, capsys):
-    """As typed: killed -9 while it writes the second of three parts; the same command goes on behind the first."""
+    """Killed by -9 while it writes the second of three parts; the same command resumes after the first."""
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     typed = ["embed", str(images), "--out", str(config.out), "--batch", "2", "--workers", "0", "--device", "cpu"]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the last bit of a sum depends on them
@@ -283,7 +283,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
 
 
 def test_a_changed_description_or_image_is_another_identity(config, clip, images, tmp_path):
-    """The same model path whose description changed, and an image that changed but kept its length."""
+    """The same model path with another description, and an image that changed with the same length."""
     image = tmp_path / "a.png"
     image.write_bytes((images / "a.png").read_bytes())
     save_clip(clip, tmp_path / "model")
@@ -351,7 +351,7 @@ def test_wrong_flags_are_refused(config, images, tmp_path):
 
 
 def test_a_finished_file_does_not_remove_the_folder_of_another_program(config, tmp_path):
-    """Beside a finished file, where parts that a kill left would be removed, lies what is not ours."""
+    """A folder of another program in the place of the parts is not removed."""
     run(config)
     folder = Path(f"{config.out}.parts")
     folder.mkdir()

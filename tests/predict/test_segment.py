@@ -1,4 +1,4 @@
-"""`foveate segment --panoptic` as users type it: COCO's panoptic form, and which classes are things."""
+"""`foveate segment --panoptic` as a command: COCO's panoptic form, and which classes are things."""
 
 import json
 from pathlib import Path

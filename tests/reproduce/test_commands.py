@@ -1,4 +1,4 @@
-"""The rows are data, so what can be wrong in data is looked for: names, commands that do not parse, empty claims."""
+"""Consistency of the rows: unique names, commands that parse, claims about existing rows."""
 
 import re
 from dataclasses import replace
@@ -157,7 +157,7 @@ def test_a_row_has_the_settings_of_its_recipe() -> None:
 
 
 def test_label_maps_are_those_of_the_recipe() -> None:
-    """CAT-Seg's recipe means COCO-Stuff's 171 classes, whatever else a COCO root holds."""
+    """CAT-Seg's recipe is for COCO-Stuff's 171 classes."""
     for scale, kind in ((B16, "stuff"), (SMALL, None)):
         stage = Stage("coco", Path("o"), Path("docs/results"), scale, "EVA02-B-16", "w.pt", (0,))
         jobs = jobs_for(stage, tuple(row for row in rows_of(scale) if row.table == "ovss"))

@@ -1,4 +1,4 @@
-"""From measurements to a row's file and the page; text written by hand is kept."""
+"""From measurements to a row's file and the page; text written by hand is preserved."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from foveate.reproduce.rows import SMALL, Row, rows_of
 
 
 def fill(stage: Stage, row: Row, *values: float) -> None:
-    """Write measurements as the evaluation does, one a seed."""
+    """Write measurements as the evaluation does, one per seed."""
     for seed, value in zip(stage.seeds, values, strict=False):
         scores = {kind: {"top1": value} for kind in ("boxes", "things", "stuff")}
         path = measured(stage, row, seed)

@@ -1,4 +1,4 @@
-"""`foveate reproduce`: what is done is not done again, what fails is named and the rest is run, a signal saves."""
+"""`foveate reproduce`: finished commands are not repeated, failed ones are named, a signal stops and resumes."""
 
 import contextlib
 import json
@@ -124,7 +124,7 @@ def test_a_command_is_not_done_after_a_requirement_was_repeated(stage: Stage, tm
 
 
 def test_another_path_device_or_number_of_workers_is_the_same_command(stage: Stage, tmp_path: Path) -> None:
-    """Stamps as they have been written from the first on, with all words of the command."""
+    """Stamps hold all words of the command."""
     words = ["distill", "--data", "{0}/data", "--out", "{0}/x-0", "--model", "a", "--workers", "{1}", "--device", "{2}",
              "--regions", "r={0}/p"]  # fmt: skip
 
@@ -229,7 +229,7 @@ def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> No
 
 
 def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    """Also after kill -9. The command is `reproduce` itself: it holds a folder, and passes the end on to its own."""
+    """Also after kill -9. The command is `reproduce` itself, which ends its own commands too."""
     inner, log = tmp_path / "inner", tmp_path / "outer" / "logs" / "inner.log"
     words = ("reproduce", "tabA1", "--out", str(inner), "--seeds", "0")
     code = (

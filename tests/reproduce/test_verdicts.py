@@ -1,4 +1,4 @@
-"""Verdicts by hand, and what is taken out of the measurements' files."""
+"""Verdicts by hand, and metrics of the measurements' files."""
 
 import json
 from pathlib import Path

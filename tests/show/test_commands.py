@@ -1,4 +1,4 @@
-"""The two verbs as they are typed."""
+"""`foveate show kmeans` and `similarity` as commands."""
 
 import pytest
 from PIL import Image
@@ -39,7 +39,7 @@ def test_the_kmeans_command(model, images, tmp_path, capsys):
 
 
 def test_the_similarity_command(model, images, tmp_path):
-    """Every image is asked for every text."""
+    """Every image is drawn for every text."""
     config = {"data": images, "model": model, "size": 64, "count": 2}
     one = run_similarity(Similarity(**config, text=("cup",), out=tmp_path / "1.png"))
     two = run_similarity(Similarity(**config, text=("cup", "dog"), out=tmp_path / "2.png"))

@@ -1,4 +1,4 @@
-"""Drawn detections: which colour lies where."""
+"""Drawn detections: positions and colours."""
 
 import numpy as np
 import torch

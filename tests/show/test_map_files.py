@@ -1,4 +1,4 @@
-"""Written maps come back as they were, by the readers of the data."""
+"""Written maps are read back by the readers of the data."""
 
 import json
 

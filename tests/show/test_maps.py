@@ -1,4 +1,4 @@
-"""Maps of one image: padding is dropped, groups are found where they were planted, sheets are written."""
+"""Maps of one image: padding is removed, planted clusters are recovered, sheets are written."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_the_map_is_that_of_the_padded_square(small_clip):
 
 
 def test_kmeans_separates_planted_halves(small_clip, monkeypatch):
-    """Tokens around two directions, left and right: two groups, whose border is the planted one."""
+    """Tokens around two directions, left and right: two clusters with the planted border."""
     generator = torch.Generator().manual_seed(0)
     tokens = 0.2 * torch.randn(1, 24, 8, 8, generator=generator)
     tokens[:, 0, :, :3] += 3

@@ -69,7 +69,7 @@ def test_the_position_equals_a_slow_search():
     height, width = 2.0, 5.0
 
     def room(y: int, x: int) -> float:
-        """The largest scale at which the name around a pixel is inside, by tries of a thousandth."""
+        """The largest scale at which the name around a pixel is inside, in steps of a thousandth."""
         best = 0.0
         for scale in np.arange(0.001, 9, 0.001):
             down, along = int(scale * height / 2), int(scale * width / 2)

@@ -1,4 +1,4 @@
-"""Colours of classes: stable, and far apart."""
+"""Colours of classes: stable and distinct."""
 
 import numpy as np
 

@@ -8,7 +8,7 @@ from foveate.show.pareto import Label, pareto_chart, write_labels
 
 
 def test_rings_and_labels(tmp_path, monkeypatch):
-    """Two models from one teacher: three mixes are on the front, and the second model does not name alpha 0 again."""
+    """Two models from one teacher: three mixes are on the front, and alpha 0 is labelled once."""
     drawn, written = [], []
     plot, annotate = Axes.plot, Axes.annotate
     monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (drawn.append((a, k)), plot(self, *a, **k))[1])

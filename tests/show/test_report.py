@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, right numbers in the right places, and its charts."""
+"""The report: self-contained, escaped, its values and charts."""
 
 import base64
 import re
@@ -127,8 +127,8 @@ def test_unmeasured_sections_are_omitted(tmp_path):
 
 
 def test_unreadable_images_are_reported(tmp_path):
-    assert "could not be read" not in page_of(tmp_path)
-    assert "2 images could not be read" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
+    assert "unreadable" not in page_of(tmp_path)
+    assert "2 unreadable images are ignored" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
 
 
 def test_a_figure_must_be_a_png(tmp_path):
@@ -139,7 +139,7 @@ def test_a_figure_must_be_a_png(tmp_path):
 
 
 def test_charts_use_the_pages_colours_and_name_their_lines(tmp_path):
-    """Four lines in each of two charts (crops of stuff were not measured), and the loss; one size alone will do."""
+    """Four lines in each of two charts (crops of stuff were not measured), and the loss; one size is sufficient."""
     page = page_of(tmp_path)
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(charts) == 4 and not re.search(r"#[0-9a-f]{3,6}\b", "".join(charts).replace("xlink:href=", ""))

@@ -1,4 +1,4 @@
-"""Drawn maps: which colour lies where, and where names stand."""
+"""Drawn maps: colours and positions of names."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def halves(height: int = 480, width: int = 480) -> torch.Tensor:
 
 
 def where(drawn: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """(row, column) of the pixels that have exactly this colour: those of a name's ground."""
+    """(row, column) of the pixels that have exactly this colour: those of a name's background."""
     return np.argwhere((drawn == colour).all(axis=2))
 
 

@@ -1,4 +1,4 @@
-"""The sweep's chart: what is read from a result, and what is drawn of it."""
+"""The chart of accuracy over input size: reading and drawing."""
 
 import json
 from itertools import pairwise
