@@ -120,7 +120,7 @@ def test_boxes_and_masks_equal_pycocotools_without_images(world, tmp_path):
         assert np.abs(np.array(ours) - theirs).max() < 1e-9
         assert 0.05 < theirs[0] < 0.9
     assert alone["masks"] == plain["masks"] and found["boxes"]["groups"]["base"]["AP"] == found["boxes"]["AP"]
-    assert any("small, medium and large masks go by the area of the mask" in rule for rule in plain["rules"])
+    assert any("small, medium and large masks are defined by the area of the mask" in rule for rule in plain["rules"])
 
 
 def none_novel(content: dict[str, Any], folder: Path) -> Path:

@@ -31,7 +31,7 @@ def test_the_front_by_hand():
 
 
 def test_the_ends_are_the_models_and_the_middle_is_their_mix(clip, other_clip, coco):
-    """alpha 0 is the teacher, alpha 1 the student, 0.25 the weights mixed by hand; the models are unchanged afterwards."""
+    """alpha 0 is the teacher, alpha 1 the student, 0.25 the weights mixed by hand; the models are restored."""
     panoptic, things = (
         open_data(coco, split="val", annotations="panoptic"),
         annotated_things(open_data(coco, split="val")),

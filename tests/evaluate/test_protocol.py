@@ -71,7 +71,7 @@ def test_locations_of_an_image_that_covers_half_the_square(height, width, rows, 
 
 
 def test_padding_is_no_query():
-    """A map whose padding would retrieve the image and whose image would not: 32 of 64 locations are queries, recall 0."""
+    """A map whose padding would retrieve the image, but not its image: 32 of 64 locations are queries, recall 0."""
     inside = image_locations(height=24, width=48, size=64, patch=8)
     own, rival = torch.eye(2)
     dense = torch.where(inside[None], rival[:, None, None], own[:, None, None])  # (2, 8, 8)

@@ -121,7 +121,7 @@ def test_dense_maps_equal_the_api_without_padding(config, clip, images):
 
 
 def test_box_embeddings_equal_the_api(config, clip, images, tmp_path, capsys):
-    """Clipped to the image; boxes without a pixel in it are ignored and reported with their index; (0, D) without boxes."""
+    """Clipped to the image; boxes without a pixel in it are ignored and reported; (0, D) without boxes."""
     boxes = {
         "a.png": [[10, 5, 40, 30], [-20, -9, 30, 20], [90, 0, 95, 9], [30, 9, 20, 12], [0, 0, 80, 48]],
         "sub/e.png": [[0, 0, 41, 100]],

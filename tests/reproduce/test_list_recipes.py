@@ -1,4 +1,4 @@
-"""`foveate recipes` and `foveate distill --recipe`: printed commands are those that run, and flags override the recipe."""
+"""`foveate recipes` and `foveate distill --recipe`: printed commands are run, and flags override the recipe."""
 
 import json
 import re
@@ -149,9 +149,7 @@ def test_neither_help_nor_the_list_imports_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_recipe_may_require_a_further_flag(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_may_require_a_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needing = Recipe("mine", "none", "Mine.", {"steps": 7}, "(estimate)", needs={"pretrained": "FILE"})
     monkeypatch.setattr("foveate.recipes.RECIPES", (needing,))
     assert shlex.join(command_of(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
