@@ -9,8 +9,8 @@ import torch
 
 from foveate.data.records import Dataset, Record
 from foveate.errors import InputError
-from foveate.evaluate.detection import evaluate_detection, left_top_sides
-from foveate.evaluate.detection_results import read_results, write_results
+from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.detection_results import left_top_sides, read_results, write_results
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.ops.paste import encode_masks
 from foveate.types import Category, Detections

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import InputError
+from foveate.evaluate.detection_results import left_top_sides
 from foveate.evaluate.ground_truth import FREQUENCIES, GroundTruth, import_hotcoco
 from foveate.evaluate.score import list_missing, mean_percent, percent
 from foveate.evaluate.voc import VOC_RULES, measure_voc
@@ -113,7 +114,7 @@ class _Table:
         if self.truth.masks and detections.masks is None:
             raise InputError(f"image {key}: need detections with masks; got none. Measure only the boxes.")
         labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().double().numpy()
-        boxes = left_top_sides(detections)
+        boxes = left_top_sides(detections).cpu().numpy()
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.labels)):
             raise InputError(f"image {key}: need labels below {len(self.labels)}, the vocabulary's classes; "
                              f"got {labels.min()} .. {labels.max()}.")  # fmt: skip
@@ -129,14 +130,6 @@ def _rules(truth: GroundTruth) -> list[str]:
     if truth.style in VOC_RULES:
         rules.append(VOC_RULES[truth.style])
     return [*rules, MASK_SIZES] if truth.masks else rules
-
-
-def left_top_sides(detections: Detections) -> np.ndarray:
-    """Left, top, width and height, (N, 4) float64; as in the file, for detections that were read from one."""
-    if detections.xywh is not None:
-        return detections.xywh.cpu().numpy()
-    boxes = detections.boxes.cpu().double().numpy()
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _beyond(rows: np.ndarray, cap: int) -> int:

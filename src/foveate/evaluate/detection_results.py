@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.strict import drop, fail, is_id, is_number, parse, short
@@ -80,8 +82,13 @@ def check_categories(path: Path, dataset: Dataset, *, vocabulary: Sequence[str])
     return [ids[name] for name in vocabulary]
 
 
+def left_top_sides(detections: Detections) -> Float64[Tensor, "N 4"]:
+    """Left, top, width and height; as in the file, for detections that were read from one."""
+    return xyxy_to_xywh(detections.boxes.double()) if detections.xywh is None else detections.xywh
+
+
 def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) -> Iterable[dict[str, Any]]:
-    boxes = (xyxy_to_xywh(detections.boxes.double()) if detections.xywh is None else detections.xywh).tolist()
+    boxes = left_top_sides(detections).tolist()
     masks = detections.masks or [None] * len(boxes)
     rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
     for box, score, label, mask in rows:
