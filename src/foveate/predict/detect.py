@@ -33,10 +33,10 @@ def run(config: Detect) -> Path:
     """Detect, draw, write detections.json, and return its path."""
     _check(config)
     path = config.out / "detections.json"
-    asked = None if config.vocab is None else read_vocabulary(config.vocab)
-    feed = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
+    requested = None if config.vocab is None else read_vocabulary(config.vocab)
+    batches = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
     detector, about = open_detector(config.model, clip=config.clip, device=config.device)
-    vocabulary = asked or Vocabulary(tuple((name,) for name in about.classes))
+    vocabulary = requested or Vocabulary(tuple((name,) for name in about.classes))
     is_base = trained_on(vocabulary, about)
     report_vocabulary(vocabulary.names, is_base, about)
     weights = ((), ()) if config.weights is None else ((config.weights[0],), (config.weights[1],))
@@ -44,10 +44,10 @@ def run(config: Detect) -> Path:
     text = embed_classes(detector, vocabulary, templates=config.templates or about.templates)
 
     # one drawing and one entry of COCO's form per image
-    stems = file_stems([str(record.id) for record in feed.dataset.records])
+    stems = file_stems([str(record.id) for record in batches.dataset.records])
     is_novel = [not base for base in is_base]
     images, annotations, drawn = [], [], 0
-    for sample, detections in find_objects(detector, feed, text=text, is_base=is_base, fusion=fusion):
+    for sample, detections in find_objects(detector, batches, text=text, is_base=is_base, fusion=fusion):
         drawing = draw_detections(
             sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
         )
@@ -58,8 +58,8 @@ def run(config: Detect) -> Path:
         annotations += coco_annotations(detections, image_id=number, first_id=len(annotations) + 1)
     categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary.names, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, feed, indent=None)
-    print(f"{len(images)} images, {len(annotations)} boxes, {drawn} drawn; look at {config.out}")
+    write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, batches, indent=None)
+    print(f"{len(images)} images, {len(annotations)} boxes, {drawn} drawn; see {config.out}")
     return path
 
 
@@ -129,9 +129,9 @@ def choose_fusions(
         base: weights for base classes, as `novel` for novel ones; empty: the benchmark's.
     """
     name: Any = config.benchmark or benchmark
-    given: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
-    given |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
-    preset = replace(PRESETS[name], **{field: value for field, value in given.items() if value is not None})
+    changes: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
+    changes |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
+    preset = replace(PRESETS[name], **{field: value for field, value in changes.items() if value is not None})
     pairs = product(base or (preset.base,), novel or (preset.novel,))
     return [replace(preset, base=base_weight, novel=novel_weight) for base_weight, novel_weight in pairs]
 

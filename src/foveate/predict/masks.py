@@ -60,19 +60,19 @@ def open_segmenter(
 
     # a folder of transformers classifies its masks itself; a CLIP may be added
     if is_published(folder):
-        for flag, given in (("--clip", flags.clip), ("--encoder", flags.encoder)):
-            if given is not None:
+        for flag, value in (("--clip", flags.clip), ("--encoder", flags.encoder)):
+            if value is not None:
                 raise InputError(f"{flag}: {folder} is a folder of transformers, which needs no other model; got "
-                                 f"{given}. Remove it, or classify masks by --clip-with.")  # fmt: skip
+                                 f"{value}. Remove it, or classify masks by --clip-with.")  # fmt: skip
         namer = _load_namer(flags, target)
         model, mapped = open_published(folder, vocabulary, input=flags.input, has_clip=namer is not None, device=target)
         text = None
         if namer is not None:
             text = embed_words(namer, vocabulary, templates=chosen_templates(templates or "photo"))
         query = Query(text, mapped, things, torch.tensor(mapped.known))
-        usual = PRESETS["generator" if namer is None else "odise-label"]
-        least = MIN_SCORE if min_score is None else min_score
-        return PanopticSegmenter(model, namer, query, shares=shares or usual, min_score=least, **settings)
+        default = PRESETS["generator" if namer is None else "odise-label"]
+        threshold = MIN_SCORE if min_score is None else min_score
+        return PanopticSegmenter(model, namer, query, shares=shares or default, min_score=threshold, **settings)
     if flags.input is not None:
         raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
                          "Remove it.")  # fmt: skip
@@ -87,8 +87,8 @@ def open_segmenter(
     else:
         text = embed_words(namer, vocabulary, templates=chosen_templates(prompts))
     query = Query(text, learned, things, seen_classes(vocabulary, about.base))
-    usual = PRESETS["odise-label" if about.knows_words else "clip"]
-    return PanopticSegmenter(generator, namer, query, shares=shares or usual, min_score=min_score or 0.0, **settings)
+    default = PRESETS["odise-label" if about.knows_words else "clip"]
+    return PanopticSegmenter(generator, namer, query, shares=shares or default, min_score=min_score or 0.0, **settings)
 
 
 def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
@@ -99,11 +99,7 @@ def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
 
 
 def share_numbers(name: str) -> tuple[float, float]:
-    """CLIP's shares, of seen classes and of others, by a preset's name or as typed.
-
-    Raises:
-        InputError: no preset, and not two numbers in [0, 1].
-    """
+    """Fusion weights of seen and unseen classes: a preset, or two numbers in [0, 1]."""
     if name in SHARES:
         return SHARES[name]
     try:
@@ -113,13 +109,13 @@ def share_numbers(name: str) -> tuple[float, float]:
     if not (0 <= seen <= 1 and 0 <= unseen <= 1):
         raise InputError(
             f"--shares: must be {', '.join(get_args(Preset))}, or two numbers in [0, 1] such as 0.3,0.7 (of classes "
-            f"the generator has seen, and of others); got {name}."
+            f"the mask generator was trained on, and of others); got {name}."
         )
     return seen, unseen
 
 
 def named_shares(name: str | None) -> Shares | None:
-    """CLIP's shares by a preset's name or as typed; None: not given."""
+    """The fusion weights of --shares; None: not given."""
     return None if name is None else Shares(*share_numbers(name))
 
 

@@ -47,18 +47,18 @@ def check_segmenting(config: Segmenting) -> None:
         raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
     folder = Path(config.model)
     if (folder / GENERATOR).is_file():
-        kind, idle = "a mask generator", ("pretrained", "input")
+        kind, ignored_flags = "a mask generator", ("pretrained", "input")
     elif is_published(folder):
-        kind, idle = "a folder of transformers", ("pretrained", "clip", "encoder")
+        kind, ignored_flags = "a folder of transformers", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
-        kind, idle = "a CAT-Seg", ("pretrained", "size", *OF_MASKS)
+        kind, ignored_flags = "a CAT-Seg", ("pretrained", "size", *OF_MASKS)
     else:
-        kind, idle = "a CLIP", ("clip", *OF_MASKS)
-    for name in idle:
-        given = getattr(config, name)
-        if given is not None:
+        kind, ignored_flags = "a CLIP", ("clip", *OF_MASKS)
+    for name in ignored_flags:
+        value = getattr(config, name)
+        if value is not None:
             raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which ignores it; "
-                             f"got {given}. Leave it out.")  # fmt: skip
+                             f"got {value}. Leave it out.")  # fmt: skip
 
 
 def finds_masks(folder: Path) -> bool:

@@ -178,4 +178,4 @@ def _print(out: Path, content: dict[str, Any]) -> None:
         f"agreement without labels: cosine {old['cosine']:.3f} -> {new['cosine']:.3f}, "
         f"R@1 {old['recall']:.1f} -> {new['recall']:.1f} %"
     )
-    print(f"{content['seconds']:.0f} s on {content['device']}; look at {out / 'report.html'}")
+    print(f"{content['seconds']:.0f} s on {content['device']}; see {out / 'report.html'}")

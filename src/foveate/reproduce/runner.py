@@ -75,7 +75,7 @@ def run(config: Reproduce) -> None:
         stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
         written = write_results(stage, rows, done, results, stamps=stamps)
         write_page(page, results, scale=stage.scale, settings=settings_of(stage))
-    print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
+    print(f"{len(written)} of {len(rows)} rows are in {results}; see {page}")
     if failed:
         lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
         print("\n".join([f"{len(failed)} commands failed:", *lines]), file=sys.stderr)

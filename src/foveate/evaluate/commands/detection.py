@@ -67,16 +67,16 @@ def run_detection(config: Detection) -> dict[str, Any]:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
         raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; got none.")
     fusions = choose_fusions(config, about.benchmark, config.base_weights, config.novel_weights)
-    known, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
+    base, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         identity = candidates_identity(detector, about)
         store = find_candidates(detector, measured, folder, made_by=identity, loading=loading_of(config))
-        results = sweep(store, text, fusions, truth, known, detector_scale=scale)
+        results = sweep(store, text, fusions, truth, base, detector_scale=scale)
         recall = proposal_recall(store, measured, split=split)
         if config.results is not None:
             predictions = (
-                (candidates.id, detect(candidates, text, known, scale, fusions[0], masks=config.masks))
+                (candidates.id, detect(candidates, text, base, scale, fusions[0], masks=config.masks))
                 for candidates in store
             )
             write_results(config.results, predictions, dataset, vocabulary=vocabulary.names)
