@@ -169,7 +169,7 @@ def test_losses_are_read(tmp_path):
     metrics.write_text(lines[2])
     with pytest.raises(InputError, match="need lines with"):
         read_losses(metrics)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="does not exist"):
         read_losses(tmp_path / "none")
 
 
