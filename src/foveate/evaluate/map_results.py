@@ -124,11 +124,10 @@ def _match(
         in_data: id -> (name, label or id) of the data.
     """
     by_id = {number: value for number, (_, value) in in_data.items()}
-    entries = [entry for entry in in_file if isinstance(entry, dict)] if isinstance(in_file, list) else []
     names = {
         entry["id"]: key(entry[field])
-        for entry in entries
-        if is_id(entry.get("id")) and isinstance(entry.get(field), str)
+        for entry in (in_file if isinstance(in_file, list) else [])
+        if isinstance(entry, dict) and is_id(entry.get("id")) and isinstance(entry.get(field), str)
     }
     if all(number in in_data and in_data[number][0] == name for number, name in names.items()):
         return by_id, "id"

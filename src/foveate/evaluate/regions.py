@@ -97,8 +97,8 @@ def evaluate_regions(
     crop = None
     if crops:
         by_crop = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
-        crop = _scores(by_crop, by_crop, *truth)
-    scores = {key: _scores(*torch.cat(parts, dim=1).cpu(), *truth) for key, parts in ranks.items()}
+        crop = _scores(by_crop.expand(2, -1), *truth)
+    scores = {key: _scores(torch.cat(parts, dim=1).cpu(), *truth) for key, parts in ranks.items()}
     return {
         "crop": crop,
         "dense": {size: scores["dense", size] for size in sizes},
@@ -138,9 +138,10 @@ def _attend_masked(
 
 
 def _scores(
-    by_box: Int64[Tensor, " R"], by_mask: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"]
+    ranks: Int64[Tensor, "2 R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"]
 ) -> dict[str, dict[str, float | int | None]]:
-    """Score the ranks of thing boxes, thing masks, stuff masks and stuff boxes."""
+    """Score the ranks of boxes and of masks, for things and for stuff."""
+    by_box, by_mask = ranks
     return {
         "boxes": score(by_box[is_thing], labels[is_thing]),
         "things": score(by_mask[is_thing], labels[is_thing]),
