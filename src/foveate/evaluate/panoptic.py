@@ -86,14 +86,13 @@ class PanopticTally:
             rq = np.where(weight > 0, self.matched / weight, np.nan)
             sq = np.where(weight > 0, np.where(self.matched > 0, self.iou / self.matched, 0), np.nan)
             pq = np.where(weight > 0, self.iou / weight, np.nan)
+        measures = {"PQ": pq, "SQ": sq, "RQ": rq}
         groups = {"all": np.ones_like(things), "things": things, "stuff": ~things}
         return {
             "rule": RULE,
             **{
                 name: {
-                    "PQ": mean_percent(pq[members]),
-                    "SQ": mean_percent(sq[members]),
-                    "RQ": mean_percent(rq[members]),
+                    **{key: mean_percent(values[members]) for key, values in measures.items()},
                     "classes": int((weight[members] > 0).sum()),
                 }
                 for name, members in groups.items()
@@ -102,9 +101,7 @@ class PanopticTally:
                 {
                     "name": category.name,
                     "is_thing": category.is_thing,
-                    "PQ": percent(pq[label]),
-                    "SQ": percent(sq[label]),
-                    "RQ": percent(rq[label]),
+                    **{key: percent(values[label]) for key, values in measures.items()},
                     "matched": int(self.matched[label]),
                     "false": int(self.false[label]),
                     "missed": int(self.missed[label]),

@@ -242,11 +242,7 @@ def _dropped_lines(config: Embed, images: list[dict[str, Any]]) -> list[str]:
     if config.features != "boxes":
         return []
     lines = [f"boxes embedded: {sum(note['boxes'] for note in images)}"]
-    dropped = sum(len(note["dropped"]) for note in images)
-    if dropped:
-        first = next(note for note in images if note["dropped"])
-        lines.append(
-            f"boxes under 1 pixel inside their image, ignored: {dropped}; "
-            f"the first: {first['id']}, box {first['dropped'][0]}"
-        )
+    ignored = [f"{note['id']}, box {index}" for note in images for index in note["dropped"]]
+    if ignored:
+        lines.append(f"boxes under 1 pixel inside their image, ignored: {len(ignored)}; the first: {ignored[0]}")
     return lines

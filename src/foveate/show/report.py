@@ -116,16 +116,12 @@ before and after CLIPSelf</p>
 def _rows(result: Result, size: int) -> list[tuple[str, str, str, dict[str, Any] | None]]:
     """The table's rows: CSS class, name, explanation, scores by kind."""
     colour = result.get("colour")
-    head = result["after"]["head"]
+    before, after = (_dense(result[when])[size] for when in ("before", "after"))
+    old_head, new_head = result["before"]["head"], result["after"]["head"]
     return [
         ("colour", "Colour alone", "a classifier of mean colour and histograms", {"boxes": colour} if colour else None),
-        (
-            "before",
-            "Dense, before",
-            f"{size} px, pretrained, head {result['before']['head']}",
-            _dense(result["before"])[size],
-        ),
-        ("after", "Dense, after", f"{size} px, CLIPSelf, head {head}", _dense(result["after"])[size]),
+        ("before", "Dense, before", f"{size} px, pretrained, head {old_head}", before),
+        ("after", "Dense, after", f"{size} px, CLIPSelf, head {new_head}", after),
         ("student", "Crops, after", "image embeddings of the distilled tower", result["after"]["crop"]),
         ("crop", "Crops, before", "image embeddings of the teacher, the target", result["before"]["crop"]),
     ]
