@@ -18,9 +18,10 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.data.batches import Batches, Loading
 from foveate.data.records import Dataset
-from foveate.evaluate.regions import _pool_dense, _regions_on_input
+from foveate.evaluate.regions import _regions_on_input
 from foveate.evaluate.score import ranks_of, score
 from foveate.evaluate.segments import counting_segments, to_device
+from foveate.ops.pool import pool_boxes, pool_masks
 from inputs import panoptic
 from measure import arguments, read, report, take_turns
 from plain.evaluation import PlainSegments, accuracy, embed
@@ -49,9 +50,10 @@ def embed_ours(clip: Clip, samples: list[Any], *, size: int, batch: int) -> tupl
     by_box, by_mask = [], []
     for start in range(0, len(samples), batch):
         chosen = [to_device(sample, device) for sample in samples[start : start + batch]]
-        boxes, masks = _pool_dense(clip, *_regions_on_input(clip, chosen, size=size), "value")
-        by_box.append(boxes)
-        by_mask.append(masks)
+        inputs, boxes, masks = _regions_on_input(clip, chosen, size=size)
+        dense = clip.encode_dense(inputs, head="value")  # (B, D, h, w)
+        by_box.append(pool_boxes(dense, boxes, stride=clip.patch_size))
+        by_mask.append(pool_masks(dense, masks))
     return torch.cat(by_box), torch.cat(by_mask)
 
 

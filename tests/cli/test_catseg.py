@@ -227,7 +227,7 @@ def test_broken_maps_are_counted_and_named(world, tmp_path, capsys):
 def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, capsys):
     image = str(next((world / "val2017").iterdir()))
     err = fails(capsys, "segment", image, "--model", "foveate-small", "--out", str(tmp_path / "s"), *ASK)
-    assert "--vocab: need the classes to ask for" in err
+    assert "--vocab: need class names" in err
     err = fails(capsys, "segment", image, "--model", str(trained / "model"), "--panoptic", "--out",
                 str(tmp_path / "s"), *ASK)  # fmt: skip
     assert "--panoptic: need --model OUT/model of `foveate train-panoptic`" in err
@@ -242,9 +242,9 @@ def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, ca
         ("foveate-small", ["--limit", "0"], "--limit: need at least 1 image; got 0"),
         ("foveate-small", ["--limit", "-1"], "--limit: need at least 1 image; got -1"),
         ("foveate-small", ["--at-once", "0"], "--at-once: must be at least 1; got 0"),
-        ("foveate-small", ["--clip", "x"], "is a CLIP, which takes no notice of it; got x"),
+        ("foveate-small", ["--clip", "x"], "is a CLIP, which ignores it; got x"),
         ("foveate-small", ["--clip-with", "x"], "--clip-with: --model foveate-small is a CLIP"),
-        ("TRAINED", ["--size", "64"], "is a Cat-Seg, which takes no notice of it; got 64"),
+        ("TRAINED", ["--size", "64"], "is a CAT-Seg, which ignores it; got 64"),
         ("TRAINED", ["--clip-with-pretrained", "x"], "--clip-with-pretrained: --model"),
         ("TRAINED", ["--pretrained", "x"], "--pretrained: --model"),
     ],

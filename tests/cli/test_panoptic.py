@@ -114,7 +114,11 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
     main([*words, "--shares", *names, "--out", str(tmp_path / "all.json")])
     assert sum(count) == 3  # val's images, once
     told = capsys.readouterr()
-    assert "42 classes: 34 that the generator learned from" in told.err and "mIoU" in told.out and "AP" in told.out
+    assert (
+        "42 classes, of which the mask generator was trained on 34" in told.err
+        and "mIoU" in told.out
+        and "AP" in told.out
+    )
     together = json.loads((tmp_path / "all.json").read_text())
     assert [(one["name"], one["seen"], one["unseen"]) for one in together["shares"]] == [
         *(("generator", 0.0, 0.0), ("clip", 1.0, 1.0), ("0.2,0.9", 0.2, 0.9))
@@ -269,7 +273,7 @@ def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("\n".join(lines))
     main([*words, "--shares", "clip", "--labels", str(tmp_path / "list.txt")])
     told = capsys.readouterr().err
-    assert "taken in their order" in told and "4 classes: 1 that the generator learned from" in told
+    assert "taken in their order" in told and "4 classes, of which the mask generator was trained on 1" in told
     assert "--split: must be val for ADE20K" in fails(capsys, *words, "--split", "train")
     # things that hide all of some stuff: the tool lists it, and no pixel of it is left
     Image.new("RGB", (80, 60), (120, 0, 6)).save(ade / "ade20k_panoptic_val/ADE_val_00000002.png")
@@ -354,7 +358,7 @@ def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, cap
     assert "1 words stand in two classes" in told
     # the first class, a novel one, has now a word in common with the second, which is base: 34 + none, since it is the
     # asked list that shares, and the first class's words are still no base class's
-    assert "42 classes: 34 that" in told
+    assert "42 classes, of which" in told
     path.write_text("\n".join(f"{500 + number}:{line.partition(':')[2]}" for number, line in enumerate(lines)))
     main([*words, "--shares", "clip", "--labels", str(path)])
     assert "its classes are taken in their order" in capsys.readouterr().err

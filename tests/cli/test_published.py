@@ -56,9 +56,9 @@ def test_its_own_classes_are_measured_by_name(world, folder, categories, tmp_pat
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(folder), *ASK]
     found = result(tmp_path / "r.json", *words, "--semantic", "--instances")
     told = capsys.readouterr()
-    assert "2 classes of the model are not asked for: masks of them are left out (zebra, sea)" in told.err
+    assert "2 classes of the model are not requested: their masks are ignored (zebra, sea)" in told.err
     first = ", ".join(one["name"] for one in categories[:2])
-    assert f"2 classes asked for are none of the model's: none is found ({first})" in told.err
+    assert f"2 classes requested are not the model's: they are not found ({first})" in told.err
     assert [(one["name"], one["seen"], one["unseen"]) for one in found["shares"]] == [("generator", 0, 0)]
     assert (found["clip"], found["min_score"], found["overlap"], found["input"]) == (None, 0.8, 0.8, [64, 90])
     assert found["classes"] == {"all": 42, "seen": 40}
@@ -73,7 +73,7 @@ def test_a_clip_has_a_share(world, folder, tmp_path, capsys):
     shares = ["--clip-with", "foveate-small", "--shares", "generator", "clip", "0.4,1", "--min-score", "0"]
     found = result(tmp_path / "r.json", *words, *shares)
     assert found["clip"] == "foveate-small" and len(found["shares"]) == 3
-    assert "CLIP alone names them" in capsys.readouterr().err
+    assert "only CLIP can name them" in capsys.readouterr().err
     said = fails(capsys, *words, "--shares", "clip")
     assert "where no CLIP names masks" in said and "--clip-with" in said
 
@@ -83,7 +83,7 @@ def test_segments_are_written(world, folder, categories, tmp_path, capsys):
     panoptic = ["--panoptic", "--min-score", "0.1", "--overlap", "0.01"]
     stuff = ",".join(one["name"] for one in categories if not one["isthing"])
     main([*words, *panoptic, "--stuff", stuff, "--out", str(tmp_path / "p")])
-    assert "does not say which of its classes are stuff" in capsys.readouterr().err
+    assert "does not list which of its classes are stuff" in capsys.readouterr().err
     content = json.loads((tmp_path / "p/panoptic.json").read_text())
     assert [one["name"] for one in content["categories"]][0::41] == ["zebra", "sea"]
     assert sum(not one["isthing"] for one in content["categories"]) == 10
@@ -118,10 +118,10 @@ def test_classes_without_names_go_by_their_order(world, tmp_path, monkeypatch, c
     write_masks(tmp_path / "m", [f"LABEL_{place}" for place in range(42)], monkeypatch)
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(tmp_path / "m"), *ASK]
     assert result(tmp_path / "r.json", *words)["classes"]["seen"] == 42
-    assert "taken in the order of those asked for" in capsys.readouterr().err
+    assert "taken in the order of those requested" in capsys.readouterr().err
     write_masks(tmp_path / "few", ["LABEL_0", "LABEL_1", "LABEL_2"], monkeypatch)
     said = fails(capsys, *words[:4], "--model", str(tmp_path / "few"), *ASK)
-    assert "numbers 3 without names, and 42 are asked for. Write the names into id2label" in said
+    assert "numbers 3 without names, and 42 are requested. Write the names into id2label" in said
 
 
 @pytest.mark.parametrize(

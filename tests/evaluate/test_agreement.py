@@ -1,4 +1,4 @@
-"""Agreement against brute force, and the fixed choice of patches and galleries."""
+"""Agreement against brute force, and the deterministic choice of patches and galleries."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
 
 
 def test_recall_against_brute_force():
-    """With a gallery of all images every region simply chooses among all crops."""
+    """With a gallery of all images every region is ranked among all crops."""
     counts = {"c": 4, "a": 1, "b": 6}
     crops = unit(11, 5, seed=0)
     dense = F.normalize(crops + 0.9 * unit(11, 5, seed=1), dim=1)
@@ -33,7 +33,7 @@ def test_recall_against_brute_force():
     assert recall_at_1(dense, crops, counts, gallery=3, seed=7) == (recall, 11)
 
 
-def test_gallery_of_one_is_the_image_itself():
+def test_a_gallery_of_one_is_the_image_itself():
     counts = {"a": 2, "b": 3}
     crops = torch.eye(5)
     dense = crops.clone()
@@ -43,7 +43,7 @@ def test_gallery_of_one_is_the_image_itself():
     assert recall_at_1(dense, crops, counts, gallery=2, seed=0)[0] == 80
 
 
-def test_gallery_holds_others_once_and_depends_on_ids_alone():
+def test_galleries_hold_distractors_once_and_depend_only_on_ids():
     """Equal numbers of crops: a gallery of 3 images must hold 6; reordering the images changes nothing."""
     names = [f"p{n}" for n in range(9)]
     crops = unit(18, 6, seed=3)
@@ -56,13 +56,13 @@ def test_gallery_holds_others_once_and_depends_on_ids_alone():
     assert len(others) > 1, "another seed should choose other galleries"
 
 
-def test_a_map_that_says_the_same_everywhere_retrieves_nothing():
+def test_a_constant_map_retrieves_nothing():
     crops = unit(4, 3, seed=5)
     same = crops[:1].expand(4, -1)
     assert recall_at_1(same, same, {"a": 2, "b": 2}, gallery=2, seed=0)[0] == 0
 
 
-def test_patches_depend_on_seed_and_id_alone():
+def test_patches_depend_only_on_seed_and_id():
     def patches(image: str, seed: int) -> torch.Tensor:
         sample = Sample(image, torch.zeros(3, 40, 60, dtype=torch.uint8), torch.zeros(0, 4))
         return patches_of(sample, grid=6, rule="published", keep=20, seed=seed)
@@ -72,7 +72,7 @@ def test_patches_depend_on_seed_and_id_alone():
     assert len({tuple(patches("7", seed).flatten().tolist()) for seed in range(12)}) > 6
 
 
-def test_against_a_loop(clip, coco):
+def test_agreement_against_a_loop(clip, coco):
     dataset = open_data(coco, split="val")
     result = evaluate_agreement(clip, clip, dataset, size=64, loading=Loading(batch=2, crop_batch=9), seed=3)
     dense, crops = [], []
@@ -101,7 +101,7 @@ def test_against_a_loop(clip, coco):
     assert (result["regions"], result["images"], result["gallery"], result["bad"]) == (len(crops), 5, 5, [])
 
 
-def test_order_batch_and_annotations_do_not_matter(clip, other_clip, coco):
+def test_the_result_is_independent_of_order_batch_and_annotations(clip, other_clip, coco):
     dataset = open_data(coco, split="val", annotations="panoptic")
     first = evaluate_agreement(clip, other_clip, dataset, size=64, gallery=3, loading=Loading(batch=1, crop_batch=1))
     turned = replace(dataset, records=dataset.records[::-1])
@@ -110,7 +110,7 @@ def test_order_batch_and_annotations_do_not_matter(clip, other_clip, coco):
     assert first["cosine"] != evaluate_agreement(clip, clip, dataset, size=64, gallery=3)["cosine"]
 
 
-def test_refuses(clip, wide_clip, coco):
+def test_wrong_arguments_are_refused(clip, wide_clip, coco):
     dataset = open_data(coco / "val2017", split="val")
     with pytest.raises(InputError, match="embedding size 24; got 40"):
         evaluate_agreement(clip, wide_clip, dataset, size=64)

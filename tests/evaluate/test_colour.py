@@ -1,4 +1,4 @@
-"""The colour-only bound: features by hand, and a bound that is high where colour tells and low where it does not."""
+"""The colour-only bound: features by hand, and bounds of data with and without colour as a cue."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_features_by_hand():
 @pytest.mark.parametrize(
     "rgb,hue", [((255, 0, 0), 0), ((255, 255, 0), 60), ((0, 255, 0), 120), ((0, 0, 255), 240), ((255, 0, 254), 300)]
 )
-def test_hue(rgb, hue):
+def test_hue_bins(rgb, hue):
     image = torch.tensor(rgb, dtype=torch.uint8)[:, None, None]
     histogram = colour_features(image, torch.tensor([[0.0, 0, 1, 1]]))[0, 3 : 3 + HUES]
     assert histogram.nonzero().flatten().tolist() == [hue * HUES // 360]
@@ -42,12 +42,12 @@ def test_grey_has_no_hue():
     assert colour_features(image, torch.tensor([[0.0, 0, 2, 2]]))[0, 3 : 3 + HUES].sum() == 0
 
 
-def test_no_boxes():
+def test_features_without_boxes():
     assert colour_features(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(0, 4)).shape == (0, 3 + 24 + 64)
 
 
 def planted(folder, *, told_by_colour: bool, seed: int) -> Dataset:
-    """Images of one colour with one box each; the class either follows from the colour or is drawn apart from it."""
+    """Images of one colour with one box each; the class either follows from the colour or is independent of it."""
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir()
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
@@ -63,25 +63,25 @@ def planted(folder, *, told_by_colour: bool, seed: int) -> Dataset:
     return Dataset(folder.name, categories, tuple(records), {})
 
 
-def test_bound_where_colour_tells(tmp_path):
+def test_the_bound_is_high_if_colour_determines_the_class(tmp_path):
     sets = [planted(tmp_path / name, told_by_colour=True, seed=seed) for seed, name in enumerate(("train", "val"))]
     result = colour_bound(*sets)
     assert result == {"top1": 100.0, "top5": 100.0, "count": 60, "train_count": 60, "classes": 3}
     assert colour_bound(*sets) == result
 
 
-def test_bound_where_colour_does_not_tell(tmp_path):
+def test_the_bound_is_low_if_colour_is_independent_of_the_class(tmp_path):
     sets = [planted(tmp_path / name, told_by_colour=False, seed=seed) for seed, name in enumerate(("train", "val"))]
     assert 10 < colour_bound(*sets)["top1"] < 60  # chance is 33
 
 
-def test_fit_is_class_balanced():
+def test_the_fit_is_class_balanced():
     """Nine examples of one class and one of another at the same place: balanced, neither wins there."""
     weights = fit_linear(torch.zeros(10, 1), torch.tensor([0] * 9 + [1]), classes=2, penalty=1e-3)
     assert weights[0, -1].item() == pytest.approx(weights[1, -1].item(), abs=1e-6)
 
 
-def test_refuses(tmp_path):
+def test_wrong_data_is_refused(tmp_path):
     train = planted(tmp_path / "train", told_by_colour=True, seed=0)
     with pytest.raises(InputError, match="same categories"):
         colour_bound(train, replace(train, categories=train.categories[:2]))

@@ -1,4 +1,4 @@
-"""The two verbs as they are typed: table, JSON, messages."""
+"""`foveate evaluate regions` and `agreement` as commands: table, JSON, messages."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def model(clip, tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_regions(model, coco, tmp_path, capsys):
+def test_the_regions_command(model, coco, tmp_path, capsys):
     config = Regions(data=coco, model=model, out=tmp_path / "new/r.json", workers=0)
     result = run_regions(config)
     assert list(result["dense"]) == [32, 64, 128]  # native, twice, four times
@@ -37,8 +37,8 @@ def test_regions(model, coco, tmp_path, capsys):
     assert run_regions(replace(config, sizes=(32,), crops=False, out=None))["crop"] is None
 
 
-def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
-    """The verb writes one file of rows a template set, reads it again, and scores with it as without."""
+def test_templates_and_cached_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
+    """The command writes one cache file per template set, reads it again, and scores as without it."""
     monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "kept"))
     config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
     first = run_regions(config)
@@ -53,20 +53,20 @@ def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("flag", ["limit", "batch", "crop-batch"])
-def test_wrong_numbers_are_refused_by_their_flag(model, coco, flag, capsys):
+def test_wrong_values_are_refused_with_their_flag(model, coco, flag, capsys):
     with pytest.raises(SystemExit):
         main(f"evaluate regions --data {coco} --model {model} --sizes 32 --workers 0 --{flag} 0".split())
     assert f"foveate: --{flag}: need at least 1 " in capsys.readouterr().err
 
 
-def test_help_says_what_the_head_does_not_change(capsys):
+def test_help_documents_what_the_head_does_not_change(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "regions", "--help"])
     said = " ".join(word for word in capsys.readouterr().out.split() if word not in "│╭╮╰╯─")
     assert "rows of --masked and the crops do not depend on it" in said
 
 
-def test_bad_images_are_told(model, coco, tmp_path, capsys):
+def test_unreadable_images_are_reported(model, coco, tmp_path, capsys):
     shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
     (tmp_path / "val2017/3.png").write_bytes(b"")
     config = Regions(data=tmp_path, model=model, sizes=(32,), workers=0)
@@ -78,8 +78,8 @@ def test_bad_images_are_told(model, coco, tmp_path, capsys):
         run_regions(replace(config, strict=True))
 
 
-def test_agreement(model, coco, tmp_path, capsys):
-    """A folder of images alone is enough; a reference of the same weights changes nothing."""
+def test_the_agreement_command(model, coco, tmp_path, capsys):
+    """A folder of images is sufficient; a reference with the same weights changes nothing."""
     config = Agreement(data=coco / "val2017", model=model, size=64, out=tmp_path / "a.json", workers=0)
     result = run_reference(config)
     assert "64 px, head value" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_agreement(model, coco, tmp_path, capsys):
     assert run_reference(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
 
 
-def test_agreement_takes_a_coco_root_whose_annotations_are_broken(model, coco, tmp_path):
+def test_agreement_ignores_the_annotations_of_a_coco_root(model, coco, tmp_path):
     shutil.copytree(coco / "val2017", tmp_path / "val2017")
     config = Agreement(data=tmp_path, model=model, size=32, workers=0)
     assert run_reference(config)["images"] == 5
@@ -98,8 +98,8 @@ def test_agreement_takes_a_coco_root_whose_annotations_are_broken(model, coco, t
     assert run_reference(config)["images"] == 5
 
 
-def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, capsys):
-    """As typed: a box outside its image is named with file, image and segment."""
+def test_ignored_boxes_are_reported_and_written(model, coco, tmp_path, capsys):
+    """A box outside its image is reported with file, image and segment."""
     shutil.copytree(coco, tmp_path / "coco")
     notes = tmp_path / "coco/annotations/panoptic_val2017.json"
     content = json.loads(notes.read_text())
@@ -113,14 +113,14 @@ def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, ca
     assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
 
 
-def test_refuses(model, coco, tmp_path):
+def test_wrong_flags_are_refused(model, coco, tmp_path):
     with pytest.raises(InputError, match="name of a file; got the folder"):
         run_regions(Regions(data=coco, model=model, out=tmp_path))
     with pytest.raises(InputError, match="panoptic"):
         run_regions(Regions(data=Path(coco / "val2017"), model=model))
 
 
-def test_what_several_data_sets_lost_for_one_reason_is_added_up(coco, capsys):
+def test_ignored_boxes_of_several_data_sets_are_summed(coco, capsys):
     one, two = (Dataset(name, (), (), {"box is small": Dropped(count, name)}) for name, count in (("a", 2), ("b", 3)))
     result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
     assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}

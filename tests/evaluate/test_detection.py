@@ -1,4 +1,4 @@
-"""AP against pycocotools, against lvis-api, and by hand; what counts on OV-COCO and VOC; what is refused."""
+"""AP against pycocotools, lvis-api and by hand; the rules of OV-COCO and VOC; refused arguments."""
 
 import contextlib
 import io
@@ -52,7 +52,7 @@ def boxes_of(masks: torch.Tensor) -> list[list[float]]:
 
 
 def random_data(seed: int, *, count: int, lvis: bool) -> tuple[dict, list[tuple[str, Detections]], list[dict]]:
-    """An annotation file, detections near its objects and anywhere, and the same as a list of results."""
+    """An annotation file, detections near its objects and elsewhere, and the same as a list of results."""
     generator = torch.Generator().manual_seed(seed)
     draw = np.random.default_rng(seed)
     annotations, found, results = [], [], []
@@ -134,7 +134,7 @@ def uncompressed(mask: torch.Tensor) -> dict:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
+def test_the_twelve_numbers_equal_pycocotools(written, seed: int):
     content, found, results = random_data(seed, count=12, lvis=False)
     for one in content["annotations"]:
         (mask,) = decode_masks((one["segmentation"],), height=SIDE, width=SIDE)
@@ -168,7 +168,7 @@ def test_all_twelve_numbers_are_those_of_pycocotools(written, seed: int):
     assert result["objects"] + result["crowds"] == 72 and result["detections"] == 12 * 32
 
 
-def test_records_alone_give_the_same_but_for_the_areas(written):
+def test_records_without_a_file_differ_only_in_areas(written):
     content, found, _ = random_data(2, count=6, lvis=False)
     for one in content["annotations"]:
         one["area"] = one["bbox"][2] * one["bbox"][3]
@@ -180,7 +180,7 @@ def test_records_alone_give_the_same_but_for_the_areas(written):
     assert "areas are those of the boxes" in ours["rules"]
 
 
-def test_sizes_go_by_the_area_of_the_file_that_the_data_was_read_from(tmp_path: Path):
+def test_sizes_use_the_areas_of_the_annotation_file(tmp_path: Path):
     # a thin thing in a box of 100 x 100 = 10,000 > 96^2: its segment has 500 < 32^2 pixels, so it is small; a box of
     # 40 x 40 without an area is medium. Both are found; a file that is not named is not forgotten
     (tmp_path / "p.jpg").touch()
@@ -204,7 +204,7 @@ def test_sizes_go_by_the_area_of_the_file_that_the_data_was_read_from(tmp_path: 
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_federated_ap_is_that_of_lvis_api(written, monkeypatch: pytest.MonkeyPatch, seed: int):
+def test_federated_ap_equals_lvis_api(written, monkeypatch: pytest.MonkeyPatch, seed: int):
     lvis = pytest.importorskip("lvis")
     monkeypatch.setattr(np, "float", float, raising=False)  # lvis-api 0.5.3 is older than numpy 1.24
     logging.getLogger("lvis").setLevel(logging.ERROR)
@@ -266,7 +266,7 @@ def test_ap_by_hand(style):
     assert result["AP75"] == result["AP50"]
 
 
-def test_difficult_objects_are_ignored_however_often_they_are_found():
+def test_all_detections_of_difficult_objects_are_ignored():
     # B is difficult. Both detections on it are ignored, so A at 0.6 is right at precision 1: AP 1. As plain objects:
     # B right, B again wrong, A right: recalls to 1/2 have 1, the others 2/3
     found = found_boxes((B, 0.9), ((20.0, 0.0, 30.0, 9.0), 0.8), (A, 0.6))
@@ -286,7 +286,7 @@ def test_difficult_objects_are_ignored_however_often_they_are_found():
     assert crowd["boxes"]["AP50"] == pytest.approx(100)
 
 
-def test_nothing_found_and_nothing_to_find():
+def test_no_detections_and_no_objects():
     for style in ("coco", "voc07", "voc12"):
         result = measure([], one_class(A), vocabulary=["cat"], split=None, style=style)
         assert result["boxes"]["AP50"] == 0
@@ -319,7 +319,7 @@ def ov_data() -> tuple[Dataset, BaseNovel]:
     return Dataset("ov", categories, records, {}), split
 
 
-def test_ov_coco_counts_what_is_neither_left_out_nor_alone_with_it():
+def test_ov_coco_ignores_excluded_categories_and_images_with_no_others():
     data, split = ov_data()
     vocabulary = ["owl", "dog", "unicorn", "cup", "car"]
     found = [
@@ -346,7 +346,7 @@ def test_ov_coco_counts_what_is_neither_left_out_nor_alone_with_it():
     assert result["boxes"]["AR@1"] is not None and "AR@1000" in result["boxes"]
 
 
-def test_ap50_of_the_last_of_many_detections(monkeypatch: pytest.MonkeyPatch):
+def test_ov_coco_counts_up_to_1000_detections(monkeypatch: pytest.MonkeyPatch):
     # 150 wrong ones before the only right one: beyond COCO's 100, within OV-COCO's 1000: AP 1 / 151
     rows = [(ELSEWHERE, 0.9 - 0.001 * number) for number in range(150)]
     found = found_boxes(*rows, (A, 0.1))
@@ -362,7 +362,7 @@ def test_ap50_of_the_last_of_many_detections(monkeypatch: pytest.MonkeyPatch):
 # -------------------------------------------------------------------------------------------------------- what is wrong
 
 
-def test_vocabularies_that_do_not_fit():
+def test_wrong_vocabularies_are_refused():
     data, split = ov_data()
     with pytest.raises(InputError, match=r"need all its 3 categories in the vocabulary; 2 are not: 'cup', 'owl'"):
         measure([], data, vocabulary=["dog"], split=split, style="coco")
@@ -376,7 +376,7 @@ def test_vocabularies_that_do_not_fit():
         measure([], data, vocabulary=["dog", "cup", "dog", "owl"], split=split, style="coco")
 
 
-def test_detections_that_do_not_fit():
+def test_wrong_detections_are_refused():
     data = one_class(A)
     fine = found_boxes((A, 0.5))
     wanted = {"vocabulary": ["cat"], "split": None, "style": "coco"}
@@ -388,15 +388,15 @@ def test_detections_that_do_not_fit():
         measure([("p", Detections(fine.boxes, fine.scores, fine.labels + 3))], data, **wanted)
     with pytest.raises(InputError, match="need finite boxes and scores"):
         measure([("p", Detections(fine.boxes, fine.scores * float("nan"), fine.labels))], data, **wanted)
-    with pytest.raises(InputError, match="style voc07: measures boxes alone"):
+    with pytest.raises(InputError, match="style voc07: measures boxes only"):
         measure([], data, **{**wanted, "style": "voc07"}, masks=True)
     with pytest.raises(InputError, match="need an annotation file: masks need its segmentations"):
         measure([], data, **wanted, masks=True)
-    with pytest.raises(InputError, match="the style lvis needs which categories were looked for"):
+    with pytest.raises(InputError, match="the style lvis needs its federated lists"):
         measure([], data, **{**wanted, "style": "lvis"})
 
 
-def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_hotcoco_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "hotcoco", None)
     with pytest.raises(InputError, match=r"needs the package hotcoco.*pip install hotcoco"):
         measure([], one_class(A), vocabulary=["cat"], split=None, style="coco")
@@ -415,7 +415,7 @@ def test_hotcoco_is_missing(monkeypatch: pytest.MonkeyPatch):
         ("category_id", 77, "`category_id`, one of the 9 ids"),
     ],
 )
-def test_annotation_files_that_are_not_what_they_must_be(written, key: str, value: object, message: str):
+def test_damaged_annotation_files_are_refused(written, key: str, value: object, message: str):
     content, _, _ = random_data(0, count=1, lvis=False)
     data = dataset_of(content)
     content["annotations"][0][key] = value
@@ -425,7 +425,7 @@ def test_annotation_files_that_are_not_what_they_must_be(written, key: str, valu
 
 
 @pytest.mark.parametrize("value", [None, [], [[0, 0, 1e9, 1, 5, 5]]])
-def test_objects_without_a_mask_that_can_be_drawn_are_left_out_and_told(written, value: object):
+def test_objects_without_a_valid_mask_are_ignored_and_counted(written, value: object):
     content, _, _ = random_data(0, count=1, lvis=False)
     data = dataset_of(content)
     content["annotations"][0]["segmentation"] = value
@@ -435,7 +435,7 @@ def test_objects_without_a_mask_that_can_be_drawn_are_left_out_and_told(written,
     assert any("1 objects without a finite box" in rule for rule in some["rules"])
 
 
-def test_files_of_other_images_and_without_lvis_lists(written):
+def test_files_of_other_images_or_without_lvis_lists_are_refused(written):
     content, _, _ = random_data(0, count=2, lvis=False)
     data = dataset_of(content)
     path = written(content)

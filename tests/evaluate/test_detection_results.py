@@ -1,4 +1,4 @@
-"""Files of results: what went in comes out, and each kind of wrong entry is named."""
+"""Files of results: they are read back, and each kind of wrong entry is refused."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,8 @@ import torch
 
 from foveate.data.records import Dataset, Record
 from foveate.errors import InputError
-from foveate.evaluate.detection import evaluate_detection, left_top_sides
-from foveate.evaluate.detection_results import read_results, write_results
+from foveate.evaluate.detection import evaluate_detection
+from foveate.evaluate.detection_results import left_top_sides, read_results, write_results
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.ops.paste import encode_masks
 from foveate.types import Category, Detections
@@ -34,7 +34,7 @@ def detections(*, masks: bool) -> Detections:
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
+def test_results_are_read_back(tmp_path: Path, masks: bool):
     one = detections(masks=masks)
     empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), () if masks else None)
     path = tmp_path / "new" / "results.json"
@@ -51,7 +51,7 @@ def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
     assert not list(path.parent.glob("*.partial"))
 
 
-def test_the_file_s_own_numbers_are_measured(tmp_path: Path):
+def test_values_of_the_file_are_measured_unrounded(tmp_path: Path):
     # 258.15 + 243.78 - 258.15 is not 243.78 in float64; and float32 takes the two scores for one, then image 7 is first
     path, box = tmp_path / "results.json", [258.15, 41.29, 243.78, 348.26]
     assert box[0] + box[2] - box[0] != box[2]
@@ -71,7 +71,7 @@ def test_the_file_s_own_numbers_are_measured(tmp_path: Path):
     assert json.loads((tmp_path / "again.json").read_text()) == entries
 
 
-def test_nothing_at_all(tmp_path: Path):
+def test_results_without_detections(tmp_path: Path):
     path = tmp_path / "results.json"
     assert write_results(path, [], DATA, vocabulary=WORDS) == 0
     assert [len(one.scores) for _, one in read_results(path, DATA, vocabulary=WORDS)] == [0, 0, 0]
@@ -95,7 +95,7 @@ GOOD = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({"segmentation": {"size": [20, 30], "counts": "0"}}, "in every entry or in none"),
     ],
 )
-def test_wrong_entries_are_named(tmp_path: Path, change: dict, message: str):
+def test_wrong_entries_are_refused(tmp_path: Path, change: dict, message: str):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([GOOD, {**GOOD, **change}]))
     with pytest.raises(InputError, match=rf"results.json: entry 1: need .*{message}"):
@@ -114,14 +114,14 @@ def test_wrong_entries_are_named(tmp_path: Path, change: dict, message: str):
         ("text", "run lengths"),
     ],
 )
-def test_wrong_masks_are_named(tmp_path: Path, mask: object, message: str):
+def test_wrong_masks_are_refused(tmp_path: Path, mask: object, message: str):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([{**GOOD, "segmentation": mask}]))
     with pytest.raises(InputError, match=rf"results.json: entry 0: need .*{message}"):
         read_results(path, DATA, vocabulary=WORDS)
 
 
-def test_files_and_detections_that_are_none(tmp_path: Path):
+def test_wrong_files_and_detections_are_refused(tmp_path: Path):
     path = tmp_path / "results.json"
     with pytest.raises(InputError, match="there is no such file"):
         read_results(path, DATA, vocabulary=WORDS)

@@ -1,4 +1,4 @@
-"""Many fusions of stored candidates give what one evaluation each gives, and the proposals' recall by size."""
+"""Sweeps of fusions against single evaluations, and the recall of proposals by size."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def stored(tmp_path: Path) -> tuple[CandidateStore, Dataset, torch.Tensor]:
     return CandidateStore(tmp_path), Dataset("toy", categories, records, {}), torch.randn(4, 8, generator=generator)
 
 
-def test_a_sweep_is_one_evaluation_each(stored):
+def test_a_sweep_equals_one_evaluation_per_fusion(stored):
     store, data, text = stored
     wanted = {"vocabulary": NAMES, "split": SPLIT, "style": "coco"}
     truth = open_ground_truth(data, **wanted)
@@ -58,7 +58,7 @@ def test_a_sweep_is_one_evaluation_each(stored):
     assert len({result["boxes"]["groups"]["novel"]["AP50"] for result in results}) > 1
 
 
-def test_what_does_not_fit(stored):
+def test_wrong_arguments_are_refused(stored):
     store, data, text = stored
     truth = open_ground_truth(data, vocabulary=NAMES, split=None, style="coco")
     with pytest.raises(InputError, match="need 3 classes and background; got 3"):

@@ -1,4 +1,4 @@
-"""`--from-results` of `evaluate detection`, `panoptic` and `semantic` as users type it, on files without any model."""
+"""`--from-results` of `evaluate detection`, `panoptic` and `semantic` on files without a model."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Path:
-    """A world whose files may be changed."""
+    """A copy of the world that tests may change."""
     return shutil.copytree(made, tmp_path / "w")
 
 
@@ -104,7 +104,7 @@ def official(truth: Path, results: list[dict[str, Any]], kind: str) -> np.ndarra
     return run.stats
 
 
-def test_boxes_and_masks_are_pycocotools_without_images(world, tmp_path):
+def test_boxes_and_masks_equal_pycocotools_without_images(world, tmp_path):
     truth, content = truth_of(world)
     shutil.rmtree(world / "val2017")
     results = results_of(content, moved=3.0)
@@ -120,14 +120,14 @@ def test_boxes_and_masks_are_pycocotools_without_images(world, tmp_path):
         assert np.abs(np.array(ours) - theirs).max() < 1e-9
         assert 0.05 < theirs[0] < 0.9
     assert alone["masks"] == plain["masks"] and found["boxes"]["groups"]["base"]["AP"] == found["boxes"]["AP"]
-    assert any("small, medium and large masks go by the area of the mask" in rule for rule in plain["rules"])
+    assert any("small, medium and large masks are defined by the area of the mask" in rule for rule in plain["rules"])
 
 
 def none_novel(content: dict[str, Any], folder: Path) -> Path:
     return put(folder / "novel.json", {"base": [one["name"] for one in content["categories"]], "novel": []})
 
 
-def test_lvis_is_lvis_api_s_however_its_images_are_named(world, tmp_path, monkeypatch):
+def test_lvis_equals_lvis_api_for_both_namings_of_images(world, tmp_path, monkeypatch):
     lvis = pytest.importorskip("lvis")
     monkeypatch.setattr(np, "float", float, raising=False)  # lvis-api 0.5.3 is older than numpy 1.24
     logging.getLogger("lvis").setLevel(logging.ERROR)
@@ -154,7 +154,7 @@ def test_lvis_is_lvis_api_s_however_its_images_are_named(world, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("wide", "reaches"), [(6.6, True), (6.4, False)])
-def test_voc_is_mmdet_s_rule_of_the_year(tmp_path, wide, reaches):
+def test_voc_uses_mmdets_rule_of_the_year(tmp_path, wide, reaches):
     # an object of 10 x 10 pixels, corners 11 and 20 as VOC counts; found at 10 .. 19 as mmdet has corners: IoU 1. In
     # the other image its detection holds 7.6 or 7.4 of 10 columns: IoU .76 or .74 (as edges, 6.6 of 9, .73). The
     # difficult object's detection is ignored
@@ -189,7 +189,7 @@ def test_voc_is_mmdet_s_rule_of_the_year(tmp_path, wide, reaches):
     assert found["boxes"]["AP75"] == 100 and found["crowds"] == 1
 
 
-def test_what_is_not_measured_is_counted_and_told(world, tmp_path, capsys):
+def test_unmeasured_results_are_counted_and_reported(world, tmp_path, capsys):
     truth, content = truth_of(world)
     good = results_of(content, moved=0.0)[0]
     many = [{**good, "bbox": [1, 1, 5, 5], "score": 0.001} for _ in range(103)]  # 104 of a class and image: 4 too many
@@ -202,8 +202,8 @@ def test_what_is_not_measured_is_counted_and_told(world, tmp_path, capsys):
         "result is of a category that is not measured": {"count": 1, "first": f"{path}: entry 106"},
     }
     assert found["detections"] == 104 and found["beyond_cap"] == 4
-    assert "2 left out because a result is of an image" in told and "4 results exceed the most" in told
-    assert "3 images have no result" in told and "has masks too, which --masks measures" in told
+    assert "2 left out because a result is of an image" in told and "4 results exceed the maximum" in told
+    assert "3 images have no result" in told and "also has masks, which --masks measures" in told
     other = next(one["name"] for one in content["categories"] if one["id"] != good["category_id"])
     only = score("detection", path, "--annotations", truth, "--vocab", other)
     assert only["detections"] == 0 and only["boxes"]["AP"] in (0, None)  # asked for another class: none is there
@@ -211,7 +211,7 @@ def test_what_is_not_measured_is_counted_and_told(world, tmp_path, capsys):
     assert few["images"] == 1
 
 
-def test_coco_s_80_categories_count_alike_unless_ov_coco_is_asked_for(tmp_path, capsys):
+def test_all_80_coco_categories_count_without_ov_coco(tmp_path, capsys):
     names = [*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT, *(f"base {number}" for number in range(48))]
     images = [{"id": number, "height": 50, "width": 50} for number in (1, 2)]
     notes = [{"id": place, "image_id": image, "category_id": label, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
@@ -237,7 +237,7 @@ def test_coco_s_80_categories_count_alike_unless_ov_coco_is_asked_for(tmp_path, 
         ("[", "r.json: need a results file in JSON"),
         ({"images": []}, "need a list of results; got a dict. Is this the annotation file?"),
         ([7], "entry 0: need an object"),
-        ([{"image_id": 77}], r"(all 1 entries alike): need `image_id`, one of the 4 ids of the images of"),
+        ([{"image_id": 77}], r"(and all 1 entries): need `image_id`, one of the 4 ids of the images of"),
         ([{"image_id": "KEY"}], "need `category_id`, one of the 32 ids of the categories"),
         ([{"image_id": "KEY", "category_id": 1, "bbox": [1, 1, 2, 2]}], "need `score`, a finite number"),
         ([{"image_id": "KEY", "category_id": 1, "score": 1.0}], "need `bbox`, [x, y, width, height]"),
@@ -246,14 +246,14 @@ def test_coco_s_80_categories_count_alike_unless_ov_coco_is_asked_for(tmp_path, 
            "counts": "0"}}], "need `segmentation`, compressed run lengths"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_results_are_refused_by_name(world, tmp_path, capsys, content, message):
+def test_wrong_files_are_refused(world, tmp_path, capsys, content, message):
     truth, own = truth_of(world)
     text = content if isinstance(content, str) else json.dumps(content)
     text = text.replace('"KEY"', str(own["images"][0]["id"])).replace("KEY", str(own["images"][0]["id"]))
     assert message in refused(capsys, "detection", put(tmp_path / "r.json", text), "--annotations", truth)
 
 
-def test_flags_and_data_that_do_not_fit_are_refused(world, tmp_path, capsys):
+def test_wrong_flags_and_data_are_refused(world, tmp_path, capsys):
     truth, _ = truth_of(world)
     results = put(tmp_path / "r.json", [])
     told = refused(capsys, "detection", results, "--annotations", truth, "--nms", "0.5")
@@ -275,7 +275,7 @@ def test_flags_and_data_that_do_not_fit_are_refused(world, tmp_path, capsys):
 
 @pytest.fixture
 def panoptic(world: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
-    """(world, folder of predictions that are the truth, their JSON as other programs write it)."""
+    """(world, folder of the ground truth as predictions, their JSON as other programs write it)."""
     folder = shutil.copytree(world / "annotations/panoptic_val2017", tmp_path / "pred")
     content = json.loads((world / "annotations/panoptic_val2017.json").read_text())
     entries = [
@@ -286,7 +286,7 @@ def panoptic(world: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
     return world, folder, {"annotations": entries}
 
 
-def test_pq_of_the_truth_itself_is_100(panoptic, tmp_path, capsys):
+def test_pq_of_the_ground_truth_is_100(panoptic, tmp_path, capsys):
     world, folder, content = panoptic
     shutil.rmtree(world / "val2017")
     put(folder / "predictions.json", content)
@@ -307,7 +307,7 @@ def test_pq_of_the_truth_itself_is_100(panoptic, tmp_path, capsys):
     assert score("panoptic", folder, "--data", world)["all"]["PQ"] < 100
 
 
-def test_what_segment_writes_is_matched_by_name(panoptic, tmp_path):
+def test_output_of_segment_is_matched_by_name(panoptic, tmp_path):
     world, folder, _ = panoptic
     data = read_panoptic(world / "annotations/panoptic_val2017.json", None, folder)
     names, things = [one.name for one in data.categories], [one.is_thing for one in data.categories]
@@ -359,20 +359,20 @@ def broken(panoptic, change: str) -> None:
         ("size", "its header states 9 x 9"),
         ("damaged", "damaged or truncated"),
         ("category", "`category_id`, one of the 42 of the data; got 999"),
-        ("twice", "need one annotation an image; got a second one"),
-        ("in png alone", "which is none"),
-        ("in json alone", "need pixels of each segment; there are none of [7]"),
+        ("twice", "need one annotation per image; got a second one"),
+        ("in png alone", "which is not listed"),
+        ("in json alone", "need pixels of each segment; got none of [7]"),
         ("outside", "`file_name`, a PNG inside"),
         ("boxes", "need `segments_info`, a list"),
     ],
 )
-def test_panoptic_files_that_do_not_fit_are_refused_by_name(panoptic, capsys, change, message):
+def test_wrong_panoptic_files_are_refused(panoptic, capsys, change, message):
     broken(panoptic, change)
     put(panoptic[1] / "p.json", panoptic[2])
     assert message in refused(capsys, "panoptic", panoptic[1], "--data", panoptic[0])
 
 
-def test_panoptic_folders_that_hold_none(panoptic, tmp_path, capsys):
+def test_folders_without_panoptic_files_are_refused(panoptic, tmp_path, capsys):
     world, folder, content = panoptic
     assert "need a folder with one JSON file beside the PNGs; got none" in refused(capsys, "panoptic", folder, "--data",
                                                                                    world)  # fmt: skip
@@ -391,7 +391,7 @@ def test_panoptic_folders_that_hold_none(panoptic, tmp_path, capsys):
 
 
 def write_maps(world: Path, folder: Path, *, bits: int = 8) -> Path:
-    """The truth as places in the list of classes, one PNG an image."""
+    """The ground truth as indices in the list of classes, one PNG per image."""
     data = open_semantic(world, split="val")
     folder.mkdir()
     for record in data.dataset.records:
@@ -402,7 +402,7 @@ def write_maps(world: Path, folder: Path, *, bits: int = 8) -> Path:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_miou_of_the_truth_itself_is_100(world, tmp_path, capsys, bits):
+def test_miou_of_the_ground_truth_is_100(world, tmp_path, capsys, bits):
     folder = write_maps(world, tmp_path / "maps", bits=bits)
     found = score("semantic", folder, "--data", world)
     assert found["mIoU"] == pytest.approx(100) and found["pixels_without_prediction"] == 0
@@ -423,7 +423,7 @@ def test_miou_needs_no_images(world, tmp_path, capsys):
     assert "could not be read" not in capsys.readouterr().err
 
 
-def test_numbers_of_the_data_s_own_maps(world, tmp_path, capsys):
+def test_numbers_of_the_data_sets_own_maps(world, tmp_path, capsys):
     data, folder = open_semantic(world, split="val"), tmp_path / "maps"
     folder.mkdir()
     numbers = np.array([*(one.id for one in data.dataset.categories), 0], dtype=np.uint8)  # -1, the last: none
@@ -434,7 +434,7 @@ def test_numbers_of_the_data_s_own_maps(world, tmp_path, capsys):
     assert "need numbers of the data's 42 classes; got 42" in told and ".png" in told and "See --numbers" in told
 
 
-def test_what_segment_writes_gives_what_the_model_gives(world, tmp_path):
+def test_output_of_segment_measures_as_the_model(world, tmp_path):
     data = open_semantic(world, split="val")
     vocabulary = tmp_path / "names.txt"
     vocabulary.write_text("\n".join(["zebra crossing", *reversed(data.names)]))  # another order, and one more
@@ -454,7 +454,7 @@ def test_what_segment_writes_gives_what_the_model_gives(world, tmp_path):
     assert found["per_class"] == plain["per_class"] and found["mIoU"] > 0
 
 
-def test_label_maps_that_do_not_fit_are_refused_by_name(world, tmp_path, capsys):
+def test_wrong_label_maps_are_refused(world, tmp_path, capsys):
     folder = write_maps(world, tmp_path / "maps")
     first, second, *_ = sorted(folder.glob("*.png"))
     whole = first.read_bytes()
@@ -478,7 +478,7 @@ def test_label_maps_that_do_not_fit_are_refused_by_name(world, tmp_path, capsys)
     assert "the lists `classes` and `images`" in refused(capsys, "semantic", folder, "--data", world)
 
 
-def test_classes_are_matched_by_their_words(tmp_path):
+def test_classes_are_matched_by_name(tmp_path):
     root = tmp_path / "ade"
     put(root / "objectInfo150.txt", "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "".join(
         f"{number}\t0\t0\t0\t0\t{name}\n" for number, name in

@@ -1,4 +1,4 @@
-"""Padding: black by default, remembered by a product, read by every evaluation, and overridden by --pad."""
+"""Padding: black by default, stored in a product, used by every evaluation, and overridden by --pad."""
 
 import json
 from copy import deepcopy
@@ -17,14 +17,14 @@ from foveate.evaluate.report import load_model
 from foveate.ops.resample import square_input
 
 
-def test_black_is_black_before_the_normalisation():
+def test_black_padding_is_applied_before_the_normalisation():
     image = torch.full((3, 2, 4), 255, dtype=torch.uint8)
     statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.4, 0.3)}
     assert square_input(image, size=4, **statistics)[:, 3, 0].tolist() == [-1, -1, -1]  # (0 - mean) / std
     assert square_input(image, size=4, pad="zero", **statistics)[:, 3, 0].tolist() == [0, 0, 0]
 
 
-def test_a_model_remembers_its_padding_and_open_clip_opens_it(clip, tmp_path):
+def test_a_saved_model_stores_its_padding_and_opens_in_open_clip(clip, tmp_path):
     import open_clip
 
     clip = deepcopy(clip)  # shared by all tests
@@ -43,7 +43,7 @@ def test_a_model_remembers_its_padding_and_open_clip_opens_it(clip, tmp_path):
         load(tmp_path / "zero")
 
 
-def test_evaluation_pads_as_the_model_does(clip, coco, tmp_path):
+def test_evaluation_uses_the_models_padding(clip, coco, tmp_path):
     clip, dataset = deepcopy(clip), open_data(coco, split="val", annotations="panoptic")
     results = {}
     for pad in ("black", "zero"):

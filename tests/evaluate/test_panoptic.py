@@ -37,7 +37,7 @@ def of(result, name):
     return next(one for one in result["per_class"] if one["name"] == name)
 
 
-def test_by_hand():
+def test_pq_by_hand():
     truth = strip("1111222233", (1, 0), (2, 1), (3, 2))
     found = strip("8888897777", (8, 0), (9, 1), (7, 2))
     # cat: 4 of 5 pixels in common: IoU 4/5. dog: 1 of 4: missed, and one false. sky: 2 of 4 in common, not above half
@@ -57,7 +57,7 @@ def test_by_hand():
     )
 
 
-def test_void_is_left_out_of_the_union_and_excuses():
+def test_void_is_excluded_from_the_union_and_ignores_segments():
     # the cat is found with 2 pixels of void: IoU 3/3, not 3/5
     result = tally((strip("1110000", (1, 0)), strip("8888800", (8, 0)))).measure(CATEGORIES)
     assert of(result, "cat")["SQ"] == 100
@@ -88,14 +88,14 @@ def test_crowds_are_neither_matched_nor_missed():
     assert of(tally((two, strip("000888", (8, 0)))).measure(CATEGORIES), "cat")["false"] == 0
 
 
-def test_classes_without_anything_are_in_no_mean():
+def test_classes_without_segments_are_in_no_mean():
     result = tally((strip("11", (1, 0)), strip("55", (5, 0)))).measure(CATEGORIES)
     assert result["all"]["PQ"] == 100 and result["all"]["classes"] == 1
     assert result["stuff"] == {"PQ": None, "SQ": None, "RQ": None, "classes": 0}
 
 
 def random_map(generator, *, crowds):
-    """10 x 12 pixels in blobs of up to 6 segments, some void; large ids, of three channels."""
+    """10 x 12 pixels in blobs of up to 6 segments, some void; large ids that need three channels."""
     coarse = torch.randint(0, 7, (5, 4), generator=generator).repeat_interleave(2, 0).repeat_interleave(3, 1)
     names = [0, 5, 300, 70000, 9, 256, 65536]
     ids = torch.tensor(names)[coarse]
@@ -109,7 +109,7 @@ def random_map(generator, *, crowds):
 
 
 def slow(pairs):
-    """(sum of IoU, matched, false, missed) of each class, from boolean masks and the words of the rule."""
+    """(sum of IoU, matched, false, missed) of each class, from boolean masks by the text of the rule."""
     total = {label: [0.0, 0, 0, 0] for label in range(3)}
     for truth, found in pairs:
         void, hit, taken = truth.ids == 0, set(), set()
@@ -133,7 +133,7 @@ def slow(pairs):
 
 
 def noisy(truth, generator):
-    """A prediction near the truth: its ids in another numbering, a quarter of the rows replaced."""
+    """A prediction similar to the truth: other ids, and a quarter of the rows replaced."""
     ids = truth.ids.clone()
     ids[torch.rand(10, generator=generator) < 0.25] = 5
     rows = [(one.id, one.label) for one in truth.segments if (ids == one.id).any()]
@@ -149,7 +149,7 @@ def make_pairs(count):
             for place, truth in enumerate(truths)]  # fmt: skip
 
 
-def test_it_equals_a_slow_loop():
+def test_pq_equals_a_slow_loop():
     pairs = make_pairs(40)
     counted, expected = tally(*pairs), slow(pairs)
     assert sum(row[1] for row in expected.values()) > 20  # there is something to match
@@ -189,7 +189,7 @@ def write(folder, name, maps):
     return folder / f"{name}.json"
 
 
-def test_it_equals_hotcoco_from_files(tmp_path):
+def test_pq_equals_hotcoco_from_files(tmp_path):
     pairs = make_pairs(24)
     truth, found = (
         write(tmp_path, name, [pair[side] for pair in pairs]) for side, name in enumerate(("truth", "found"))
@@ -222,12 +222,12 @@ def test_it_equals_hotcoco_from_files(tmp_path):
             PanopticMap(torch.tensor([[9, 9]]), (SegmentInfo(9, 3, True),)),
             "segment 9 has 3",
         ),
-        (strip("98", (9, 0)), "1 pixels are of segment 8, which is none"),
-        (strip("99", (9, 0), (8, 0)), r"need pixels of each segment; there are none of \[8\]"),
+        (strip("98", (9, 0)), "1 pixels are of segment 8, which is not listed"),
+        (strip("99", (9, 0), (8, 0)), r"need pixels of each segment; got none of \[8\]"),
         (strip("99", (9, 0), (9, 1)), "need an id of at least 1 for each segment, each once"),
         (strip("00", (0, 0)), "need an id of at least 1"),
     ],
 )
-def test_maps_that_do_not_fit_are_refused(found, reason):
+def test_wrong_maps_are_refused(found, reason):
     with pytest.raises(InputError, match=f"image x.*{reason}"):
         tally((strip("11", (1, 0)), found))

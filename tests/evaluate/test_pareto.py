@@ -1,4 +1,4 @@
-"""The sweep of alpha: its ends are the two models, its middle is the mix, and its front is what nothing beats."""
+"""The sweep of alpha: its ends are the two models, its middle is the mix, and the Pareto front."""
 
 import json
 from copy import deepcopy
@@ -22,7 +22,7 @@ from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.zero_shot import evaluate_global
 
 
-def test_front_by_hand():
+def test_the_front_by_hand():
     """(dense, global): the second beats the third in both; the fourth equals the first and both stay; the fifth is as
     good as the first in dense and worse in global."""
     places = [(10.0, 80.0), (50.0, 60.0), (40.0, 50.0), (10.0, 80.0), (10.0, 70.0)]
@@ -30,8 +30,8 @@ def test_front_by_hand():
     assert [point["front"] for point in mark_front(points)] == [True, True, False, True, False]
 
 
-def test_ends_and_middle(clip, other_clip, coco):
-    """alpha 0 is the teacher, alpha 1 the student, 0.25 the weights mixed here by hand; nothing stays changed."""
+def test_the_ends_are_the_models_and_the_middle_is_their_mix(clip, other_clip, coco):
+    """alpha 0 is the teacher, alpha 1 the student, 0.25 the weights mixed by hand; the models are restored."""
     panoptic, things = (
         open_data(coco, split="val", annotations="panoptic"),
         annotated_things(open_data(coco, split="val")),
@@ -62,7 +62,7 @@ def test_ends_and_middle(clip, other_clip, coco):
     assert result["points"][0]["boxes"] != result["points"][2]["boxes"], "the two models should differ"
 
 
-def test_the_teacher_is_measured_once_a_way_of_looking_and_bars_say_what_they_are_for(deep_clips, coco, monkeypatch):
+def test_the_teacher_is_measured_once_per_setting_and_bars_are_titled(deep_clips, coco, monkeypatch):
     teacher, student = deep_clips
     panoptic = open_data(coco, split="val", annotations="panoptic")
     things = annotated_things(open_data(coco, split="val"))
@@ -97,8 +97,8 @@ def test_the_teacher_is_measured_once_a_way_of_looking_and_bars_say_what_they_ar
     assert len(seen) == 4
 
 
-def test_a_mixed_product_is_refused_wherever_it_lies(clip, other_clip, tmp_path):
-    """By its own description, which open_clip opens as ever, and which the product of a run from it does not have."""
+def test_a_mixed_product_is_refused_also_when_moved(clip, other_clip, tmp_path):
+    """By its own configuration, which open_clip still opens, and which the product of a run from it does not have."""
     start = deepcopy(clip)
     trained = {f"parameter/student.model.{key}": value for key, value in other_clip.model.state_dict().items()}
     write_product(start, trained, tmp_path / "copy", alpha=0.7)
@@ -111,7 +111,7 @@ def test_a_mixed_product_is_refused_wherever_it_lies(clip, other_clip, tmp_path)
     assert "foveate" not in json.loads((tmp_path / "whole/open_clip_config.json").read_text())
 
 
-def test_gates_are_mixed_too_and_alpha_0_is_the_teacher(deep_clips, coco, monkeypatch):
+def test_gates_are_mixed_and_alpha_0_is_the_teacher(deep_clips, coco, monkeypatch):
     (teacher, student), ours = deep_clips, [[0.0, 3.0], [1.0, 2.0], [-1.0, 5.0]]  # 3 blocks with 32 / 16 = 2 heads
     student.gates = ours
     panoptic = open_data(coco, split="val", annotations="panoptic")
@@ -140,7 +140,7 @@ def test_gates_are_mixed_too_and_alpha_0_is_the_teacher(deep_clips, coco, monkey
     assert student.gates.unflatten(0, (3, 2)).tolist() == ours
 
 
-def test_refuses(clip, wide_clip, coco, tmp_path):
+def test_wrong_arguments_are_refused(clip, wide_clip, coco, tmp_path):
     panoptic, things = (
         open_data(coco, split="val", annotations="panoptic"),
         annotated_things(open_data(coco, split="val")),
@@ -162,7 +162,7 @@ def test_refuses(clip, wide_clip, coco, tmp_path):
         check_unmixed(tmp_path / "model")
 
 
-def test_as_typed(clip, other_clip, coco, tmp_path, capsys):
+def test_the_command(clip, other_clip, coco, tmp_path, capsys):
     for name, model in (("teacher", clip), ("run/model", other_clip)):
         save_clip(model, tmp_path / name)
     out, plot = tmp_path / "p.json", tmp_path / "p.png"

@@ -9,14 +9,14 @@ OBJECTS = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [50.0, 
 PROPOSALS = torch.tensor([[0.0, 0.0, 10.0, 8.0], [20.0, 0.0, 30.0, 5.0]])
 
 
-def test_overlaps_with_the_best_of_the_first():
+def test_overlaps_with_the_first_proposals():
     assert torch.allclose(best_overlaps(OBJECTS, PROPOSALS, top=100), torch.tensor([0.8, 0.5, 0.0]))
     assert torch.allclose(best_overlaps(OBJECTS, PROPOSALS, top=1), torch.tensor([0.8, 0.0, 0.0]))
     assert best_overlaps(OBJECTS, PROPOSALS[:0], top=10).tolist() == [0, 0, 0]
     assert best_overlaps(OBJECTS[:0], PROPOSALS, top=10).shape == (0,)
 
 
-def test_recall_of_each_group_over_all_images():
+def test_recall_of_each_group():
     images = [(OBJECTS, ["a", "b", "a"], PROPOSALS), (OBJECTS[:1], ["b"], PROPOSALS[:0])]
     found = recall_of(images, {"base": ("a",), "novel": ("b",), "none": ()}, tops=(1, 100))
     # base: overlaps 0.8 and 0: half at 0.5; of the ten IoUs 0.5 ... 0.95, seven (to 0.8) find one of two: 35 %

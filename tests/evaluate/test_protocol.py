@@ -1,4 +1,4 @@
-"""The protocol of Sec. 4.1 by hand-made cases: what would pass unseen if a number came out a little different."""
+"""The protocol of Sec. 4.1 by hand-made cases that detect small deviations."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def blank(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "column,tokens", [(5, []), (6, []), (7, [0]), (8, [0]), (9, []), (23, [1]), (24, [1]), (31, [])]
 )
-def test_a_line_of_one_pixel_is_one_column_of_tokens_or_none(column, tokens):
+def test_a_line_of_one_pixel_covers_at_most_one_column_of_tokens(column, tokens):
     """64 px to 4 tokens, without antialiasing: token j looks at 16 (j + 1/2) - 1/2 = 16 j + 7.5, so its four taps are
     pixels 16 j + 6..9, with weights k(1.5) = -0.09375 (a = -0.75), k(0.5) = 0.59375, the same, -0.09375. A line on
     16 j + 7 or 16 j + 8 is > 0 in token j alone; on 16 j + 6 or 9 it is negative; elsewhere no tap sees it."""
@@ -32,7 +32,7 @@ def test_a_line_of_one_pixel_is_one_column_of_tokens_or_none(column, tokens):
     assert found.sum() == 4 * len(tokens)
 
 
-def test_antialiasing_would_widen_the_same_line():
+def test_antialiasing_would_widen_the_line():
     """With it the kernel (a = -0.5) spans 2 * 16 = 32 pixels each way and is positive within 16 of the centre 16 j +
     7.5: a line on pixel 15 lies 7.5 from token 0's centre and 8.5 from token 1's, so both would have it; ours has
     none, since the line is no tap of any token."""
@@ -43,14 +43,14 @@ def test_antialiasing_would_widen_the_same_line():
     assert not shrink_masks(mask, grid=(4, 4)).any()
 
 
-def test_absent_classes_do_not_count_in_either_direction():
-    """Five classes compete, two are there: (1/2 + 0) / 2 of the present ones, though class 4 takes what is theirs."""
+def test_absent_classes_do_not_change_the_mean():
+    """Five classes compete, two are present: (1/2 + 0) / 2 over these, although class 4 is predicted."""
     scores = torch.tensor([[0.9, 0, 0, 0, 0.1], [0.1, 0, 0, 0, 0.9], [0, 0.2, 0, 0, 0.9]])
     labels = torch.tensor([0, 0, 1])
     assert score(ranks_of(scores, labels), labels) == {"top1": 25.0, "top5": 100.0, "count": 3}
 
 
-def test_a_things_crop_is_clipped_to_the_image_and_stuff_is_not_enlarged():
+def test_crops_of_things_are_enlarged_and_clipped_and_those_of_stuff_are_not():
     """20 x 10 at (0, 35) in 40 x 60 pixels: 10 wider and 5 higher, a half on each side: -5..25 x 32.5..47.5, clipped to
     0..25 x 32.5..40. It is not made square. The same box of stuff stays."""
     boxes = torch.tensor([[0.0, 35, 20, 45]] * 2)
@@ -63,15 +63,15 @@ def test_a_things_crop_is_clipped_to_the_image_and_stuff_is_not_enlarged():
     "height,width,rows,columns",
     [(24, 48, 4, 8), (48, 24, 8, 4), (48, 48, 8, 8), (25, 48, 5, 8), (1, 48, 1, 8)],
 )
-def test_locations_of_a_image_of_half_the_square(height, width, rows, columns):
+def test_locations_of_an_image_that_covers_half_the_square(height, width, rows, columns):
     """64 px, patches of 8: 24 x 48 becomes 32 x 64, which is 4 rows; 25 x 48 becomes 33 x 64, whose last row of pixels
     lies in a fifth row of locations; 1 x 48 becomes 1 x 64."""
     inside = image_locations(height=height, width=width, size=64, patch=8)
     assert inside.shape == (8, 8) and inside[:rows, :columns].all() and inside.sum() == rows * columns
 
 
-def test_padding_does_not_ask_for_its_image():
-    """A map whose padding would find the image and whose image would not: 32 of 64 locations ask, all in vain."""
+def test_padding_is_no_query():
+    """A map whose padding would retrieve the image, but not its image: 32 of 64 locations are queries, recall 0."""
     inside = image_locations(height=24, width=48, size=64, patch=8)
     own, rival = torch.eye(2)
     dense = torch.where(inside[None], rival[:, None, None], own[:, None, None])  # (2, 8, 8)
@@ -79,7 +79,7 @@ def test_padding_does_not_ask_for_its_image():
     assert ranks.tolist() == [1] * 32
 
 
-def test_a_image_of_half_the_square_asks_with_half_the_locations(clip, tmp_path):
+def test_half_of_the_locations_are_queries_if_half_is_padding(clip, tmp_path):
     from PIL import Image
 
     Image.effect_noise((48, 24), 90).convert("RGB").save(tmp_path / "wide.png")
@@ -113,8 +113,8 @@ def test_a_mask_is_shrunk_before_it_is_padded():
     assert tiny[0].any(dim=1).tolist() == [True] + [False] * 7  # at least one row
 
 
-def test_masked_attention_is_asked_on_the_same_inputs(clip, coco):
-    """Tab. A3 beside the dense map, equal to the model's own two methods asked one image at a time."""
+def test_masked_attention_uses_the_same_inputs(clip, coco):
+    """Tab. A3 beside the dense map, equal to the model's two methods on one image at a time."""
     from foveate.clip.text import embed_vocabulary
     from foveate.data.loader import EvaluationSource
     from foveate.ops.boxes import boxes_on_input

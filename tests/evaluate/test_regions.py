@@ -1,4 +1,4 @@
-"""The protocol against a slow reference: one image, one region at a time, written with the libraries alone."""
+"""The protocol against a slow reference: one image, one region at a time, with only the libraries."""
 
 import json
 from dataclasses import replace
@@ -121,19 +121,19 @@ def test_equals_the_slow_reference(clip, coco, size, head):
     assert any(0 < top < 100 for top in tops), f"nothing can be learned from {tops}"
 
 
-def test_batches_do_not_matter(clip, coco):
+def test_the_result_is_independent_of_the_batch(clip, coco):
     single = evaluate_regions(clip, panoptic(coco), sizes=[32, 64], loading=Loading(batch=1, crop_batch=1))
     assert evaluate_regions(clip, panoptic(coco), sizes=[32, 64], loading=Loading(batch=4, crop_batch=1000)) == single
 
 
-def test_several_sizes_are_those_of_one_size_each(clip, coco):
+def test_several_sizes_equal_one_run_per_size(clip, coco):
     both = evaluate_regions(clip, panoptic(coco), sizes=[64, 32], crops=False)
     assert both["crop"] is None
     for size in (32, 64):
         assert evaluate_regions(clip, panoptic(coco), sizes=[size], crops=False)["dense"][size] == both["dense"][size]
 
 
-def test_order_of_images_does_not_matter(clip, coco):
+def test_the_result_is_independent_of_the_order_of_images(clip, coco):
     dataset = panoptic(coco)
     turned = replace(dataset, records=dataset.records[::-1])
     assert evaluate_regions(clip, turned, sizes=[64], loading=Loading(batch=2)) == evaluate_regions(
@@ -141,8 +141,8 @@ def test_order_of_images_does_not_matter(clip, coco):
     )
 
 
-def test_each_map_is_computed_once(clip, coco, monkeypatch):
-    """One dense pass a batch and size serves boxes and masks, and every crop is embedded once, in full batches."""
+def test_each_dense_map_and_crop_is_computed_once(clip, coco, monkeypatch):
+    """One dense pass per batch and size serves boxes and masks, and every crop is embedded once, in full batches."""
     shapes, crops = [], []
     dense, image = clip.encode_dense, clip.encode_image
     monkeypatch.setattr(clip, "encode_dense", lambda x, **k: (shapes.append(tuple(x.shape)), dense(x, **k))[1])
@@ -153,8 +153,8 @@ def test_each_map_is_computed_once(clip, coco, monkeypatch):
     assert crops == [5] * (count // 5) + ([count % 5] if count % 5 else [])
 
 
-def test_things_are_cut_with_their_surroundings(clip, coco, monkeypatch):
-    """The boxes that are cut: things 1.5 times as large about the centre and clipped, stuff as its mask lies."""
+def test_crops_of_things_include_their_surroundings(clip, coco, monkeypatch):
+    """Crops: things 1.5 times as large about the centre and clipped, stuff the extent of its mask."""
     cut = []
     add = CropPacker.add
     monkeypatch.setattr(CropPacker, "add", lambda self, image, boxes: (cut.append(boxes), add(self, image, boxes))[1])
@@ -172,8 +172,8 @@ def test_things_are_cut_with_their_surroundings(clip, coco, monkeypatch):
             assert box == pytest.approx(expected)
 
 
-def test_what_counts(coco):
-    """First 100 segments, boxes of 64 to 1024^2 square pixels, crowds only where wanted."""
+def test_which_segments_count(coco):
+    """First 100 segments, boxes of 64 to 1024^2 square pixels, crowds only if requested."""
     dataset = panoptic(coco)
     record = replace(
         dataset.records[0],
@@ -192,7 +192,7 @@ def test_what_counts(coco):
     assert counting_segments(replace(dataset, records=(record,)), crowd=False).records[0].labels == kept.labels[1:]
 
 
-def test_image_without_segments(clip, coco):
+def test_an_image_without_segments(clip, coco):
     dataset = panoptic(coco)
     bare = replace(dataset.records[0], boxes=(), labels=(), crowd=(), segment_ids=())
     only = evaluate_regions(clip, replace(dataset, records=dataset.records[1:]), sizes=[32])
@@ -202,7 +202,7 @@ def test_image_without_segments(clip, coco):
     assert nothing["dense"][32]["boxes"] == nothing["crop"]["stuff"] == {"top1": None, "top5": None, "count": 0}
 
 
-def test_bad_images_are_listed(clip, coco, tmp_path):
+def test_unreadable_images_are_listed(clip, coco, tmp_path):
     dataset = panoptic(coco)
     broken = tmp_path / "broken.png"
     broken.write_bytes((coco / "val2017/2.png").read_bytes()[:60])
@@ -218,18 +218,18 @@ def test_bad_images_are_listed(clip, coco, tmp_path):
         evaluate_regions(clip, replace(dataset, records=(records[1],)), sizes=[32])
 
 
-def test_limit(clip, coco):
+def test_limit_keeps_the_first_images(clip, coco):
     dataset = panoptic(coco)
     first = evaluate_regions(clip, replace(dataset, records=dataset.records[:2]), sizes=[32])
     assert evaluate_regions(clip, dataset, sizes=[32], loading=Loading(limit=2)) == first
 
 
 @pytest.mark.parametrize("sizes", [[], [32, 32], [30], [0]])
-def test_refuses_sizes(clip, coco, sizes):
+def test_wrong_sizes_are_refused(clip, coco, sizes):
     with pytest.raises(InputError, match=r"--sizes: need .*of the patch size 8"):
         evaluate_regions(clip, panoptic(coco), sizes=sizes)
 
 
-def test_refuses_images_without_annotation(clip, coco):
+def test_images_without_annotations_are_refused(clip, coco):
     with pytest.raises(InputError, match="annot"):
         evaluate_regions(clip, open_data(coco / "val2017", split="val"), sizes=[32])

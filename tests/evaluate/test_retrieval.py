@@ -1,4 +1,4 @@
-"""Retrieval by locations against a slow loop, and what it must not depend on."""
+"""Retrieval by locations against a slow loop, and its independence of order and batches."""
 
 import json
 from dataclasses import replace
@@ -85,7 +85,7 @@ def slow_reference(student, reference, coco, *, size: int, gallery: int, seed: i
 
 
 @pytest.mark.parametrize("gallery", [50, 3])
-def test_against_a_loop(clip, other_clip, coco, gallery):
+def test_retrieval_against_a_loop(clip, other_clip, coco, gallery):
     with torch.inference_mode():
         expected = slow_reference(clip, other_clip, coco, size=64, gallery=gallery, seed=3)
     result = evaluate_retrieval(
@@ -101,7 +101,7 @@ def test_against_a_loop(clip, other_clip, coco, gallery):
     assert 0 < result["region"]["r1"] < 100 and 0 < result["image"]["r1"] < 100, "nothing can be learned from it"
 
 
-def test_order_batch_and_crop_batch_do_not_matter(clip, other_clip, coco):
+def test_the_result_is_independent_of_order_and_batches(clip, other_clip, coco):
     dataset = panoptic(coco)
     first = evaluate_retrieval(clip, other_clip, dataset, size=64, gallery=3, loading=Loading(batch=1, crop_batch=1))
     turned = replace(dataset, records=dataset.records[::-1])
@@ -115,7 +115,7 @@ def test_order_batch_and_crop_batch_do_not_matter(clip, other_clip, coco):
     assert evaluate_retrieval(clip, clip, dataset, size=64, gallery=3)["region"] != first["region"]
 
 
-def test_padding_does_not_ask(clip, coco):
+def test_padding_is_no_query(clip, coco):
     """At 64 px, patches of 8: 40 x 56 becomes 46 x 64, which 6 x 8 locations touch; 64 x 48: 8 x 6; 33 x 70 becomes
     30 x 64: 4 x 8; 48 x 48: 8 x 8; 52 x 36 becomes 64 x 44: 8 x 6. In all 48 + 48 + 32 + 64 + 48."""
     result = evaluate_retrieval(clip, clip, open_data(coco / "val2017", split="val"), size=64, regions=False)
@@ -123,7 +123,7 @@ def test_padding_does_not_ask(clip, coco):
 
 
 def test_ranks_by_hand():
-    """Locations look along the axes: the first finds the own embedding, the second a rival, the third ties, the
+    """Locations are along the axes: the first finds its embedding, the second another one, the third ties, the
     fourth is padding."""
     dense = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T[:, :, None].repeat(1, 1, 2)  # (2, 2, 2)
     dense[:, 0, 1] = torch.tensor([0.6, 0.6])
@@ -138,7 +138,7 @@ def test_ranks_by_hand():
     assert region_ranks(dense, masks, galleries).tolist() == [0, 1, 0, 0]
 
 
-def test_bad_images_are_in_no_gallery(clip, coco, tmp_path):
+def test_unreadable_images_are_in_no_gallery(clip, coco, tmp_path):
     dataset = panoptic(coco)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"x")
@@ -150,7 +150,7 @@ def test_bad_images_are_in_no_gallery(clip, coco, tmp_path):
     assert nothing["region"] == {"r1": None, "r5": None, "r10": None, "count": 0} and nothing["regions"] == 0
 
 
-def test_as_typed(clip, coco, tmp_path, capsys):
+def test_the_command(clip, coco, tmp_path, capsys):
     model, out = tmp_path / "tiny", tmp_path / "r.json"
     save_clip(clip, model)
     main(f"evaluate retrieval --data {coco} --model {model} --size 32 --limit 3 --workers 0 --out {out}".split())
@@ -164,7 +164,7 @@ def test_as_typed(clip, coco, tmp_path, capsys):
     assert "128 px" in " ".join(table.split()) and "region" not in table
 
 
-def test_refuses(clip, wide_clip, coco):
+def test_wrong_arguments_are_refused(clip, wide_clip, coco):
     dataset = open_data(coco / "val2017", split="val")
     with pytest.raises(InputError, match="embedding size 24; got 40"):
         evaluate_retrieval(clip, wide_clip, dataset, size=64)
@@ -176,8 +176,8 @@ def test_refuses(clip, wide_clip, coco):
         evaluate_retrieval(clip, clip, dataset, size=60, regions=False)
 
 
-def test_the_galleries_of_a_image_with_more_than_ten_regions_do_not_depend_on_the_order_of_reading():
-    """As text "a/10" stands before "a/2", as a key behind it."""
+def test_galleries_of_more_than_ten_regions_are_independent_of_the_order_of_reading():
+    """As text "a/10" is before "a/2", as a key after it."""
     keys = [(image, place) for image in ("a", "a/1", "b") for place in range(12)]
     rows = {key: torch.full((2,), float(number)) for number, key in enumerate(keys)}
     images = {name: torch.zeros(2) for name in ("b", "a/1", "a")}

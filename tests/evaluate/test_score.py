@@ -16,7 +16,7 @@ def test_mean_accuracy_by_hand():
     assert mean_accuracy(ranks, labels, top=4) == 100
 
 
-def test_against_a_loop():
+def test_mean_accuracy_against_a_loop():
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(200, 9, generator=generator)
     labels = torch.randint(0, 9, (200,), generator=generator)
@@ -37,7 +37,7 @@ def test_ties_and_nan_count_against_the_region():
     assert ranks_of(scores, torch.tensor([0, 1, 1, 0])).tolist() == [2, 2, 1, 1]
 
 
-def test_score():
+def test_score_of_one_kind_of_region():
     assert score(torch.tensor([0, 3, 0]), torch.tensor([0, 0, 1])) == {"top1": 75.0, "top5": 100.0, "count": 3}
     nothing = torch.tensor([], dtype=torch.int64)
     assert score(nothing, nothing) == {"top1": None, "top5": None, "count": 0}

@@ -26,7 +26,7 @@ def confusion(classes, *pairs) -> Confusion:
     return counted
 
 
-def test_by_hand():
+def test_miou_by_hand():
     # class 0: 3 pixels, 2 found, 1 more called so: 2/4. class 1: 2 pixels, 1 found, 1 wrongly: 1/3. class 2: no pixel
     # of it, called once: in no mean. class 3: neither. The three pixels without ground truth do not count
     counted = confusion(4, ([[0, 0, 0, -1], [1, 1, -1, -1]], [[0, 0, 1, 0], [0, 1, 1, 2]]), ([[0]], [[2]]))
@@ -41,7 +41,7 @@ def test_by_hand():
         "unseen": {"classes": 1, "mIoU": pytest.approx(100 / 3)},
     }
     assert result["classes"] == {"all": 4, "with_ground_truth": 2} and result["ignored_pixels"] == 3
-    assert result["pixels"] == 6 and "leave out classes without ground truth" in result["rule"]
+    assert result["pixels"] == 6 and "exclude classes without ground truth" in result["rule"]
     assert [one["called"] for one in result["per_class"]] == [3, 2, 1, 0]
 
 
@@ -52,7 +52,7 @@ def test_a_pixel_without_prediction_is_missed():
     assert empty["mIoU"] is None and empty["pixel_accuracy"] is None
 
 
-def test_it_equals_a_slow_loop_and_hotcoco():
+def test_miou_equals_a_slow_loop_and_hotcoco():
     generator = torch.Generator().manual_seed(0)
     pairs = [
         (
@@ -85,7 +85,7 @@ def test_it_equals_a_slow_loop_and_hotcoco():
     assert means["mIoU"] * 700 == pytest.approx(result["mIoU"] * 6)
 
 
-def test_what_cannot_be_counted_is_refused():
+def test_wrong_maps_are_refused():
     with pytest.raises(InputError, match=r"image x: need a prediction of 1 x 2 pixels .*; got 2 x 1"):
         confusion(2, ([[0, 1]], [[0], [1]]))
     with pytest.raises(InputError, match=r"need a prediction in 0\.\.1, or -1 for none; got 0\.\.2"):
@@ -105,7 +105,7 @@ def data(tmp_path):
     return SemanticData(Dataset("tiny", categories, tuple(records), {}), Coding({0: 0, 1: 1, 2: 2, 9: -1}, bits=8))
 
 
-def test_images_and_places(data):
+def test_images_and_classes_are_matched(data):
     perfect = [("b", label_map([[2, 2, 0]])), ("a", label_map([[0, 1, 0]]))]
     result = evaluate_semantic(perfect, data)
     assert result["mIoU"] == 100 and result["images"] == 2 and result["images_without_result"]["count"] == 0
@@ -118,7 +118,7 @@ def test_images_and_places(data):
     assert part["images_without_result"] == {"count": 1, "first": ["a"]} and part["pixels_without_prediction"] == 2
 
 
-def test_images_that_are_none_of_the_data_set_s(data):
+def test_unknown_images_are_refused(data):
     one = label_map([[0, 0, 0]])
     with pytest.raises(InputError, match="image z: need predictions of each image of tiny once"):
         evaluate_semantic([("z", one)], data)
@@ -132,8 +132,8 @@ def test_images_that_are_none_of_the_data_set_s(data):
         evaluate_semantic([], data, seen=[True])
 
 
-def test_a_image_that_cannot_be_read_is_missed_whole(data, tmp_path):
-    """Maps of the official data sets do not say how large their images are; a broken image must not be asked."""
+def test_all_pixels_of_an_unreadable_image_are_missed(data, tmp_path):
+    """Maps of the official data sets do not hold the size of their images; a broken image must not be needed."""
     records = tuple(Record(str(one.id), one.path, semantic=one.semantic) for one in data.dataset.records)
     for one in records:
         one.path.write_bytes(b"broken")

@@ -1,4 +1,4 @@
-"""What whole images know: readers, ranks by hand, and slow loops with the libraries alone."""
+"""Zero-shot evaluation of image embeddings: readers, ranks by hand, and slow loops with only the libraries."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def captions(coco, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(coco, tmp_path_factory) -> Path:
-    """The five images in two class folders, with names apart from the folders'."""
+    """The five images in two class folders, with names that differ from the folders'."""
     root = tmp_path_factory.mktemp("folders")
     for number, name in enumerate(("n02", "n01", "n02", "n02", "n01"), start=1):
         (root / "set" / name).mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def test_the_central_square():
 
 
 def test_equal_captions_are_right_answers_of_one_another():
-    """Two images share caption 0; image 0 looks at it less than at caption 1, which is image 2's alone."""
+    """Two images share caption 0; image 0 is less similar to it than to caption 1, which only image 2 has."""
     images = F.normalize(torch.tensor([[0.6, 0.8], [1.0, 0.1], [0.0, 1.0]]), dim=1)
     texts = torch.eye(2)
     found = recall_both_ways(images, texts, [[0], [0], [1]])
@@ -93,8 +93,8 @@ def test_equal_captions_are_right_answers_of_one_another():
     assert found["text_to_image"] == {"r1": 100.0, "r5": None, "r10": None, "count": 3}  # 5 of 3 is everything
 
 
-def test_a_caption_said_often_stands_often_among_the_answers():
-    """The wrong caption 1 is said by five images, so image 0's own comes sixth: not in the first five."""
+def test_a_repeated_caption_counts_repeatedly_among_the_answers():
+    """Five images have the wrong caption 1, so image 0's own is the sixth: not among the first five."""
     images = torch.tensor([[0.0, 1.0], *[[0.0, 1.0]] * 5])
     found = recall_both_ways(images, torch.eye(2), [[0], *[[1]] * 5])
     assert found["image_to_text"] == {
@@ -125,7 +125,7 @@ def test_recall_against_a_loop(monkeypatch):
         best = max(float(images[image] @ texts[text]) for image in right)
         wrong = [image for image in range(30) if image not in right]
         to_image.append(sum(float(images[image] @ texts[text]) >= best for image in wrong))
-    monkeypatch.setattr("foveate.evaluate.zero_shot.QUERIES", 7)  # in several blocks
+    monkeypatch.setattr("foveate.evaluate.zero_shot.QUERY_BATCH", 7)  # in several blocks
     found = recall_both_ways(images, texts, said)
     for way, ranks in (("image_to_text", to_text), ("text_to_image", to_image)):
         for top in (1, 5, 10):
@@ -144,7 +144,7 @@ def write_shard(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_captions_of_shards(clip, coco, tmp_path):
+def test_captions_of_tar_shards(clip, coco, tmp_path):
     image = (coco / "val2017/1.png").read_bytes()
     write_shard(tmp_path / "a.tar", {"x.png": image, "x.txt": b" a cup\n", "y.png": image, "z.txt": b"none"})
     read = only_captioned(with_captions(open_data(tmp_path, split="val"), root=tmp_path, split="val"))
@@ -160,11 +160,11 @@ def test_class_folders(folders):
     assert class_folders(open_data(folders / "set", split="val")).classes.names == ("n01", "n02")
 
 
-def test_class_folders_refuses(folders, coco, tmp_path):
+def test_wrong_class_folders_are_refused(folders, coco, tmp_path):
     with pytest.raises(InputError, match="DIR/CLASS/IMAGE"):
         class_folders(open_data(coco / "val2017", split="val"))
     shutil.copytree(folders / "set/n01", tmp_path / "set/n01")
-    with pytest.raises(InputError, match="at least two; got n01 alone"):
+    with pytest.raises(InputError, match="at least two; got only n01"):
         class_folders(open_data(tmp_path / "set", split="val"))
     for names, message in (
         ({"n01": "cup"}, "first n02"),
@@ -176,8 +176,8 @@ def test_class_folders_refuses(folders, coco, tmp_path):
             class_folders(open_data(folders / "set", split="val"), names=tmp_path / "names.json")
 
 
-def test_annotated_things_are_those_of_either_file(coco):
-    """Stuff neither stands among the boxes nor competes."""
+def test_annotated_things_of_panoptic_and_instance_files_are_equal(coco):
+    """Stuff is neither among the boxes nor among the classes."""
     by_file = [annotated_things(open_data(coco, split="val", annotations=kind)) for kind in ("instances", "panoptic")]
     for read in by_file:
         assert read.classes.names == ("cup", "dog", "kite", "bus") and read.by_image is None
@@ -241,7 +241,7 @@ def test_things_against_a_loop(clip, coco, monkeypatch):
     assert 0 < found["overall"]["top1"] < 100 and result["classification"]["of"] == "boxes"
 
 
-def test_retrieval_order_and_batch_do_not_matter(clip, captions):
+def test_retrieval_is_independent_of_order_and_batch(clip, captions):
     read = read_captioned(captions)
     first = evaluate_global({"model": clip}, captioned=read, loading=Loading(batch=1, crop_batch=1))
     turned = replace(read, records=read.records[::-1], captions=read.captions[::-1])
@@ -251,7 +251,7 @@ def test_retrieval_order_and_batch_do_not_matter(clip, captions):
     assert first["model"]["classification"] is None and first["model"]["retrieval"]["text_to_image"]["count"] == 9
 
 
-def test_a_bad_image_and_its_captions_do_not_count(clip, captions, tmp_path):
+def test_an_unreadable_image_and_its_captions_do_not_count(clip, captions, tmp_path):
     read = read_captioned(captions)
     (tmp_path / "b.png").write_bytes(b"")
     records = (*read.records[:2], replace(read.records[2], path=tmp_path / "b.png"))
@@ -259,7 +259,7 @@ def test_a_bad_image_and_its_captions_do_not_count(clip, captions, tmp_path):
     assert result["retrieval"]["captions"] == 6 and [bad["id"] for bad in result["bad"]] == ["3"]
 
 
-def test_a_image_with_blank_captions_asks_nothing_and_is_listed(clip, captions):
+def test_an_image_with_blank_captions_is_no_query_and_is_listed(clip, captions):
     read = read_captioned(captions)
     said = list(read.captions)
     said[1] = ()  # what a shard's text of blanks is, once it is read
@@ -274,7 +274,7 @@ def test_a_image_with_blank_captions_asks_nothing_and_is_listed(clip, captions):
         evaluate_global({"model": clip}, captioned=replace(read, captions=((),) * 4))
 
 
-def test_classes_and_captions_are_of_the_same_records(captions, tmp_path):
+def test_classes_and_captions_share_their_records(captions, tmp_path):
     root = tmp_path / "coco"
     shutil.copytree(captions, root)
     path = root / "annotations/instances_val2017.json"
@@ -291,7 +291,7 @@ def test_classes_and_captions_are_of_the_same_records(captions, tmp_path):
     assert alone is not None and [one.id for one in alone.records] == [f"{i}.png" for i in (1, 2, 3, 4)]
 
 
-def test_as_typed(clip, captions, folders, tmp_path, capsys):
+def test_the_command(clip, captions, folders, tmp_path, capsys):
     model, out = tmp_path / "tiny", tmp_path / "g.json"
     save_clip(clip, model)
     tail = f"--model {model} --workers 0 --templates none --out {out}"
@@ -319,11 +319,11 @@ def test_as_typed(clip, captions, folders, tmp_path, capsys):
     assert "need class folders, annotated things, or captions" in capsys.readouterr().err
 
 
-def test_refuses(clip):
+def test_wrong_arguments_are_refused(clip):
     with pytest.raises(InputError, match="got neither"):
         evaluate_global({"model": clip})
 
 
-def test_names_of_folders_mean_nothing_beside_annotations(captions, folders):
+def test_names_of_folders_are_refused_with_annotations(captions, folders):
     with pytest.raises(InputError, match=r"--names .*: names class folders"):
         open_labelled(captions, split="val", names=folders / "names.json")

@@ -1,4 +1,4 @@
-"""`foveate embed` from end to end with the shipped model: against the API called by hand, killed, resumed, refused."""
+"""`foveate embed` end to end with the small model: against the API, killed, resumed, refused."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def clip() -> Clip:
 def images(tmp_path_factory) -> Path:
     """Five images of coarse noise in a folder and one below it, and a broken one among them.
 
-    Grey levels keep away from 0 and 255, so that resizing never has to clip, which Pillow does not do on floats.
+    Grey levels are far from 0 and 255, so that resizing does not clip, which Pillow does not do on floats.
     """
     folder = tmp_path_factory.mktemp("images")
     (folder / "sub").mkdir()
@@ -87,7 +87,7 @@ def dense_by_hand(clip: Clip, path: Path, size: int) -> tuple[torch.Tensor, int,
         return clip.encode_dense(normalised(clip, black)[None])[0], h, w
 
 
-def test_image_embeddings_are_the_apis(config, clip, images, capsys):
+def test_image_embeddings_equal_the_api(config, clip, images, capsys):
     run(config)
     stored, notes = load_file(config.out), notes_of(config)
     assert list(stored) == ["image"] and stored["image"].shape == (5, 128) and stored["image"].dtype == torch.float32
@@ -102,13 +102,13 @@ def test_image_embeddings_are_the_apis(config, clip, images, capsys):
             expected = clip.encode_image(normalised(clip, square)[None])[0]
         torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
     captured = capsys.readouterr()
-    assert f"wrote {config.out}" in captured.out and "a second" in captured.out
+    assert f"wrote {config.out}" in captured.out and "per second" in captured.out
     assert "images that could not be used: 1\n  c.png: " in captured.err
     assert [one["id"] for one in notes["bad"]] == ["c.png"] and "truncated" in notes["bad"][0]["reason"]
     assert not Path(f"{config.out}.parts").exists()
 
 
-def test_dense_maps_are_the_apis_without_their_padding(config, clip, images):
+def test_dense_maps_equal_the_api_without_padding(config, clip, images):
     run(replace(config, what="dense", size=128, batch=2))
     stored, notes = load_file(config.out), notes_of(config)
     assert sorted(stored) == sorted(f"dense/{name}" for name in IDS)
@@ -120,8 +120,8 @@ def test_dense_maps_are_the_apis_without_their_padding(config, clip, images):
     assert notes["images"][0]["grid"] == [10, 16]  # 48 x 80 becomes 77 x 128: 9.6 patches by 16
 
 
-def test_box_embeddings_are_the_apis(config, clip, images, tmp_path, capsys):
-    """Clipped to the image; what has no pixel in it is left out and its place told; (0, D) without boxes."""
+def test_box_embeddings_equal_the_api(config, clip, images, tmp_path, capsys):
+    """Clipped to the image; boxes without a pixel in it are ignored and reported; (0, D) without boxes."""
     boxes = {
         "a.png": [[10, 5, 40, 30], [-20, -9, 30, 20], [90, 0, 95, 9], [30, 9, 20, 12], [0, 0, 80, 48]],
         "sub/e.png": [[0, 0, 41, 100]],
@@ -148,11 +148,11 @@ def test_box_embeddings_are_the_apis(config, clip, images, tmp_path, capsys):
     }
     assert stored["boxes/d.png"].shape == stored["boxes/b.png"].shape == (0, 128)
     error = capsys.readouterr().err
-    assert "boxes embedded: 4" in error and "left out: 3; the first: a.png, box 2" in error
+    assert "boxes embedded: 4" in error and "ignored: 3; the first: a.png, box 2" in error
 
 
-def test_coco_boxes_are_the_same_boxes(config, tmp_path):
-    """xywh with a stated size; an image of another size than stated is a bad one."""
+def test_coco_boxes_equal_the_boxes_of_the_json(config, tmp_path):
+    """xywh with a stated size; an image of another size is unreadable."""
     (tmp_path / "plain.json").write_text(json.dumps({"b.png": [[5, 6, 20, 30]]}))
     images = [
         {"id": 7, "file_name": "b.png", "height": 90, "width": 60},
@@ -168,7 +168,7 @@ def test_coco_boxes_are_the_same_boxes(config, tmp_path):
     assert [one["id"] for one in notes_of(config)["bad"]] == ["c.png", "d.png"]
 
 
-def test_half_precision_and_metadata(config, tmp_path):
+def test_half_precision_and_metadata_are_stored(config, tmp_path):
     run(config)
     half = replace(config, out=tmp_path / "half.safetensors", dtype="float16")
     run(half)
@@ -186,8 +186,8 @@ def test_half_precision_and_metadata(config, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["image", "dense", "boxes"])
-def test_the_bytes_do_not_depend_on_parts_or_workers(config, images, tmp_path, monkeypatch, what):
-    """Named in an order that is not the alphabet's, in which the library would lay the tensors down."""
+def test_the_bytes_are_independent_of_parts_and_workers(config, images, tmp_path, monkeypatch, what):
+    """Named in another order than the alphabetical one, in which the library would store the tensors."""
     (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 30, 40]], "b.png": [[0, 0, 9, 9]]}))
     named = (images / "d.png", images / "sub", images / "b.png")  # d, a, e, b
     config = replace(config, images=named, what=what, size=None if what == "image" else 64, batch=2)
@@ -216,7 +216,7 @@ main(sys.argv[1:])
 
 
 def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monkeypatch, capsys):
-    """As typed: killed -9 while it writes the second of three parts; the same command goes on behind the first."""
+    """Killed by -9 while it writes the second of three parts; the same command resumes after the first."""
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     typed = ["embed", str(images), "--out", str(config.out), "--batch", "2", "--workers", "0", "--device", "cpu"]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the last bit of a sum depends on them
@@ -248,7 +248,7 @@ def spy(method, seen: list):
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()])
-def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeypatch, spoil):
+def test_a_damaged_part_and_later_ones_are_computed_again(config, tmp_path, monkeypatch, spoil):
     whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
     monkeypatch.setattr(features, "PART_SECONDS", 0.0)
     with monkeypatch.context() as patch:
@@ -264,14 +264,14 @@ def test_a_damaged_part_and_what_follows_is_made_again(config, tmp_path, monkeyp
     assert read == ["c.png", "d.png", "sub/a.png", "sub/e.png"] and config.out.read_bytes() == whole
 
 
-def test_what_lies_in_the_way(config, images, tmp_path):
+def test_existing_files_of_others_are_refused(config, images, tmp_path):
     run(config)
     with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: there 64, here 3"):
         run(replace(config, batch=3))
     with pytest.raises(InputError, match=r"input: there 6 images, .*here 1 images"):
         run(replace(config, images=(images / "a.png",)))
     config.out.with_suffix(".json").unlink()
-    with pytest.raises(InputError, match=r"f.json beside it is missing"):
+    with pytest.raises(InputError, match=r"f.json does not exist"):
         run(config)
     config.out.write_bytes(b"something")
     with pytest.raises(InputError, match="no whole safetensors file"):
@@ -282,8 +282,8 @@ def test_what_lies_in_the_way(config, images, tmp_path):
         run(replace(config, out=tmp_path / "g.safetensors"))
 
 
-def test_another_description_or_another_time_is_another_command(config, clip, images, tmp_path):
-    """The same model path whose description changed, and an image that changed but kept its length."""
+def test_a_changed_description_or_image_is_another_identity(config, clip, images, tmp_path):
+    """The same model path with another description, and an image that changed with the same length."""
     image = tmp_path / "a.png"
     image.write_bytes((images / "a.png").read_bytes())
     save_clip(clip, tmp_path / "model")
@@ -304,7 +304,7 @@ def test_another_description_or_another_time_is_another_command(config, clip, im
     assert config.out.read_bytes() == before
 
 
-def test_where_the_tokenizer_lies_does_not_matter():
+def test_the_path_of_the_tokenizer_does_not_matter():
     def digest(**text) -> str:
         return _digest_description({"model_cfg": {"embed_dim": 2, "text_cfg": text}, "preprocess_cfg": {}})
 
@@ -312,11 +312,11 @@ def test_where_the_tokenizer_lies_does_not_matter():
     assert digest(width=1) != digest(width=2)
 
 
-def test_bad_images(config, images, tmp_path):
+def test_unreadable_images_are_listed(config, images, tmp_path):
     with pytest.raises(InputError, match=r"image c.png: .*--strict"):
         run(replace(config, strict=True))
     only = replace(config, images=(images / "c.png",), out=tmp_path / "c.safetensors")
-    with pytest.raises(InputError, match=r"none of them could be read\n.*1\n  c.png"):
+    with pytest.raises(InputError, match=r"all are unreadable\n.*1\n  c.png"):
         run(only)
     assert not only.out.exists() and not Path(f"{only.out}.parts").exists()
     (tmp_path / "many").mkdir()
@@ -327,7 +327,7 @@ def test_bad_images(config, images, tmp_path):
     assert load_file(config.out)["image"].shape == (1, 128) and len(notes_of(config)["bad"]) == 40
 
 
-def test_refuses(config, images, tmp_path):
+def test_wrong_flags_are_refused(config, images, tmp_path):
     for change, message in [
         ({"out": tmp_path / "f.pt"}, "--out: need the name of a .safetensors"),
         ({"what": "boxes"}, "--what boxes: need a file of boxes"),
@@ -339,7 +339,7 @@ def test_refuses(config, images, tmp_path):
         ({"batch": 0}, "--batch"),
         ({"workers": -1}, "--workers"),
         ({"images": ()}, "at least one image or folder"),
-        ({"images": (tmp_path / "none.png",)}, "no such file"),
+        ({"images": (tmp_path / "none.png",)}, "does not exist"),
         ({"images": (images, images / "a.png")}, "are both 'a.png'"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -350,8 +350,8 @@ def test_refuses(config, images, tmp_path):
         run(replace(config, images=(tmp_path / name,)))
 
 
-def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
-    """Beside a finished file, where parts that a kill left would be removed, lies what is not ours."""
+def test_a_finished_file_does_not_remove_the_folder_of_another_program(config, tmp_path):
+    """A folder of another program in the place of the parts is not removed."""
     run(config)
     folder = Path(f"{config.out}.parts")
     folder.mkdir()
@@ -362,7 +362,7 @@ def test_a_finished_file_does_not_cost_a_stranger_its_folder(config, tmp_path):
     assert load_file(config.out)["image"].shape == (5, 128)
 
 
-def test_what_cannot_be_embedded_leaves_nothing_behind(config, images, tmp_path):
+def test_a_run_without_readable_images_leaves_no_files(config, images, tmp_path):
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     with pytest.raises(InputError, match=r"is a COCO root; name a folder of images in it, such as .*val2017"):
         run(replace(config, images=(tmp_path / "coco",)))

@@ -1,4 +1,4 @@
-"""`foveate segment --panoptic` as users type it: COCO's panoptic form, and which classes are things."""
+"""`foveate segment --panoptic` as a command: COCO's panoptic form, and which classes are things."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def masks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "model"
 
 
-def test_things_and_stuff_are_written_as_coco_has_them_and_read_back(world, masks, tmp_path):
+def test_panoptic_maps_are_written_in_cocos_form_and_read_back(world, masks, tmp_path):
     out = tmp_path / "s"
     main(["segment", str(world / "val2017"), "--model", str(masks), "--panoptic", "--out", str(out), *ASK])
     content = json.loads((out / "panoptic.json").read_text())
@@ -47,7 +47,7 @@ def test_things_and_stuff_are_written_as_coco_has_them_and_read_back(world, mask
         assert (out / entry["file_name"]).with_suffix(".jpg").is_file()
 
 
-def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
+def test_stuff_can_be_named(world, masks, tmp_path, capsys):
     image = str(next((world / "val2017").iterdir()))
     words = ["segment", image, "--model", str(masks), "--panoptic", "--vocab", "grass, cat, rug", *ASK]
     main([*words, "--stuff", "Rug", "--out", str(tmp_path / "s")])
@@ -63,7 +63,7 @@ def test_what_is_stuff_can_be_said(world, masks, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words", [True, False])
-def test_images_smaller_than_a_patch_and_bad_ones(world, masks, tmp_path, capsys, words):
+def test_images_smaller_than_a_patch_and_unreadable_ones(world, masks, tmp_path, capsys, words):
     if not words:
         masks = tmp_path / "g/model"
         main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, "--no-words"])
@@ -79,7 +79,7 @@ def test_images_smaller_than_a_patch_and_bad_ones(world, masks, tmp_path, capsys
     assert all(Image.open(tmp_path / f"s/{name}.png").size == size for name, size in sizes.items())
 
 
-def test_masks_give_every_pixel_a_class_too(world, masks, tmp_path):
+def test_label_maps_of_a_mask_generator(world, masks, tmp_path):
     main(["segment", str(world / "val2017"), "--model", str(masks), "--vocab", "grass, sand", "--out",
           str(tmp_path / "s"), *ASK])  # fmt: skip
     record = json.loads((tmp_path / "s/segments.json").read_text())
@@ -89,7 +89,7 @@ def test_masks_give_every_pixel_a_class_too(world, masks, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["kind"] == "masks"
 
 
-def test_who_names_a_mask_can_be_said(world, masks, tmp_path, capsys):
+def test_fusion_weights_can_be_given(world, masks, tmp_path, capsys):
     image = str(next((world / "val2017").iterdir()))
     words = ["segment", image, "--model", str(masks), "--panoptic", *ASK]
     found = {}

@@ -1,4 +1,4 @@
-"""The rows are data, so what can be wrong in data is looked for: names, commands that do not parse, empty claims."""
+"""Consistency of the rows: unique names, commands that parse, claims about existing rows."""
 
 import re
 from dataclasses import replace
@@ -30,7 +30,7 @@ WORLD = Stage("world", Path("o"), Path("docs/results"), SMALL, "foveate-small", 
 
 
 @SCALES
-def test_names_are_used_once_and_point_to_something(scale: Scale) -> None:
+def test_names_are_unique_and_references_exist(scale: Scale) -> None:
     rows, runs = rows_of(scale), runs_of(scale)
     assert len({row.name for row in rows}) == len(rows)
     assert {row.table for row in rows} == set(TABLES)
@@ -63,7 +63,7 @@ def test_a_sweep_of_alpha_takes_students_that_are_not_mixed() -> None:
     assert jobs["pareto-0/pareto"].needs == ("clipself-unmixed-0", "keep-unmixed-0")
 
 
-def test_all_of_an_ablation_is_compared_step_by_step() -> None:
+def test_every_step_of_an_ablation_is_compared() -> None:
     claim = next(one for one in CLAIMS if "blocks" in one.text)
     assert claim.pairs == (
         ("layers1.boxes", "layers0.boxes"),
@@ -82,7 +82,7 @@ def test_all_of_an_ablation_is_compared_step_by_step() -> None:
     ],
     ids=["world", "paper", "coco"],
 )
-def test_every_command_is_one_that_a_user_can_type(stage: Stage) -> None:
+def test_every_command_parses(stage: Stage) -> None:
     rows = rows_of(stage.scale)
     jobs = {**jobs_for(stage, rows), **figures_for(stage, rows)}
     assert all(job.name == name for name, job in jobs.items())
@@ -94,7 +94,7 @@ def test_every_command_is_one_that_a_user_can_type(stage: Stage) -> None:
             parsed.add(shape)
         assert set(job.needs) <= seen, f"{job.name} comes before what it needs"
         seen.add(job.name)
-    made = [job.makes for job in jobs.values()]
+    made = [job.output for job in jobs.values()]
     assert len(set(made)) == len(made), "two commands write the same file"
 
 
@@ -113,7 +113,7 @@ def test_a_run_of_another_head_is_measured_with_it() -> None:
         assert (words[words.index("--head") + 1] if "--head" in words else None) == head
 
 
-def test_what_other_data_cannot_have_are_skipped_with_the_reason() -> None:
+def test_rows_that_other_data_does_not_support_are_skipped_with_the_reason() -> None:
     stage = Stage("coco", Path("o"), Path("docs/results"), SMALL, "foveate-small", None, (0,))
     left = {row.name: reason for row in rows_of(SMALL) if (reason := skip_reason(stage, row))}
     assert set(left) == {"tab8-other", "figs-cnn", "image-text", "tab8-region-text"}, "no captions there"
@@ -122,7 +122,7 @@ def test_what_other_data_cannot_have_are_skipped_with_the_reason() -> None:
     assert {row.name for row in rows_of(SMALL) if skip_reason(named, row)} == set(left) - {"figs-cnn"}
 
 
-def test_the_numbers_of_the_paper_reach_the_command() -> None:
+def test_the_papers_hyperparameters_reach_the_command() -> None:
     stage = Stage("coco", Path("o"), Path("docs/results"), B16, "EVA02-B-16", "w.pt", (0,))
     rows = tuple(row for row in rows_of(B16) if row.name in ("m4", "layers0", "size0"))
     jobs: dict[str, Job] = jobs_for(stage, rows)
@@ -131,7 +131,7 @@ def test_the_numbers_of_the_paper_reach_the_command() -> None:
     assert " ".join(jobs["size320-0"].words).count("--student-size") == 1
 
 
-def test_a_row_and_the_recipe_it_stands_for_are_one_setting() -> None:
+def test_a_row_has_the_settings_of_its_recipe() -> None:
     """Each command parses to the recipe's own settings: size, precision, steps, betas, jitter."""
     stage = Stage("coco", Path("o"), Path("docs/results"), OPENAI_B16, "ViT-B-16-quickgelu", "openai", (0,))
     jobs = jobs_for(stage, rows_of(OPENAI_B16))
@@ -157,7 +157,7 @@ def test_a_row_and_the_recipe_it_stands_for_are_one_setting() -> None:
 
 
 def test_label_maps_are_those_of_the_recipe() -> None:
-    """CAT-Seg's recipe means COCO-Stuff's 171 classes, whatever else a COCO root holds."""
+    """CAT-Seg's recipe is for COCO-Stuff's 171 classes."""
     for scale, kind in ((B16, "stuff"), (SMALL, None)):
         stage = Stage("coco", Path("o"), Path("docs/results"), scale, "EVA02-B-16", "w.pt", (0,))
         jobs = jobs_for(stage, tuple(row for row in rows_of(scale) if row.table == "ovss"))
@@ -165,10 +165,10 @@ def test_label_maps_are_those_of_the_recipe() -> None:
             assert getattr(parse(list(jobs[name].words)), "kind") == kind, name  # noqa: B009
 
 
-def test_the_default_batch_is_the_one_of_distill() -> None:
+def test_the_default_batch_is_that_of_distill() -> None:
     assert DistillConfig(data="d", out=Path("o")).batch == DEFAULT_BATCH
 
 
-def test_numbers_of_other_data_never_stand_in_a_table() -> None:
+def test_published_values_of_other_data_are_in_no_table() -> None:
     """Published mIoU and PQ are of ADE20K, which no row is measured on."""
     assert not [row.name for row in rows_of(B16) if row.table in ("ovss", "ovps") and row.published]

@@ -1,4 +1,4 @@
-"""`foveate recipes` and `foveate distill --recipe`: what is printed is what is run, and any flag given wins."""
+"""`foveate recipes` and `foveate distill --recipe`: printed commands are run, and flags override the recipe."""
 
 import json
 import re
@@ -27,7 +27,7 @@ NAME = "clipself-l14-patches-1gpu"
 
 
 @ROWS
-def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
+def test_printed_commands_parse_to_the_recipe(recipe: Recipe) -> None:
     short, spelled = (shlex.split(shlex.join(command_of(recipe, spelled=spelled))) for spelled in (False, True))
     verb = recipe.verb.split()
     assert short[1 : 1 + len(verb)] == spelled[1 : 1 + len(verb)] == verb and "--recipe" not in spelled
@@ -39,7 +39,7 @@ def test_the_printed_commands_parse_to_the_row(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("named", [["--recipe", NAME], [f"--recipe={NAME}"]], ids=len)
-def test_a_flag_given_wins_over_the_recipe_wherever_it_stands(named: list[str]) -> None:
+def test_a_flag_overrides_the_recipe_at_any_position(named: list[str]) -> None:
     plain = parse(["distill", *named, *NEEDED])
     assert (plain.model, plain.alpha, plain.batch, plain.recipe) == ("EVA02-L-14-336", 0.95, 2, NAME)
     before = parse(["distill", "--batch", "1", "--alpha", "1", *named, *NEEDED])
@@ -47,7 +47,7 @@ def test_a_flag_given_wins_over_the_recipe_wherever_it_stands(named: list[str]) 
     assert before == after == replace(plain, batch=1, alpha=1.0)
 
 
-def test_of_two_recipes_the_last_counts() -> None:
+def test_the_last_of_two_recipes_counts() -> None:
     both = parse(["distill", "--recipe", NAME, *NEEDED, "--recipe", "world"])
     assert both == parse(["distill", "--recipe", "world", *NEEDED])
 
@@ -77,7 +77,7 @@ def test_help_shows_the_recipes_values_and_what_is_required(capsys: pytest.Captu
         (["distill", "--recipe", "", *NEEDED], "clipself-b16-patches-1gpu"),
     ],
 )
-def test_an_unknown_recipe_is_refused_with_near_names(
+def test_an_unknown_recipe_is_refused_with_similar_names(
     typed: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as done:
@@ -97,14 +97,14 @@ def test_an_unknown_recipe_is_refused_with_near_names(
         ["embed", "--recipe", NAME],
     ],
 )
-def test_the_parser_refuses_half_a_command(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_parser_refuses_incomplete_commands(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(typed)
     assert done.value.code == 2
     assert capsys.readouterr().err
 
 
-def test_the_list_holds_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_contains_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipes"])
     text = capsys.readouterr().out
     assert all(f" {recipe.name} " in text for recipe in RECIPES)
@@ -115,7 +115,7 @@ def test_the_list_holds_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == next(one for one in rows if one["name"] == NAME)
 
 
-def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_recipe_is_shown_with_its_published_results_and_command(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipes", NAME])
     text = capsys.readouterr().out
     assert "38.4" in text and "6 h" in text
@@ -127,7 +127,7 @@ def test_one_row_is_shown_with_its_number_and_a_line_to_copy(capsys: pytest.Capt
     )
 
 
-def test_the_recipe_is_in_the_record_and_a_name_alone_makes_no_other_run(tmp_path: Path) -> None:
+def test_the_recipe_is_recorded_and_its_name_does_not_change_the_run(tmp_path: Path) -> None:
     from foveate.io.store import claim_folder
     from foveate.train.run import run_record
 
@@ -149,7 +149,7 @@ def test_neither_help_nor_the_list_imports_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_may_require_a_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needing = Recipe("mine", "none", "Mine.", {"steps": 7}, "(estimate)", needs={"pretrained": "FILE"})
     monkeypatch.setattr("foveate.recipes.RECIPES", (needing,))
     assert shlex.join(command_of(needing, spelled=False)).endswith("--pretrained FILE --recipe mine")
@@ -160,7 +160,7 @@ def test_a_row_may_need_a_flag_more(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert (parsed.pretrained, parsed.steps) == ("w.pt", 7)
 
 
-def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
+def test_another_batch_than_the_recipes_is_reported() -> None:
     assert batch_notes(None, 16) == batch_notes("clipself-b16-patches-sync16", 16) == []
     (note,) = batch_notes("clipself-b16-patches-sync16", 128)
     assert "means 16 images per step" in note and note.endswith("take 128")
@@ -176,7 +176,7 @@ def test_a_step_of_another_size_than_the_recipe_means_is_told() -> None:
         ("distill --recipe clipself-b16-lvis --pretrained None --annotations FILE", "must have LVIS's categories"),
     ],
 )
-def test_a_recipe_refuses_data_that_its_numbers_are_not_for(
+def test_a_recipe_refuses_data_of_another_kind(
     typed: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "w"
@@ -190,13 +190,13 @@ def test_a_recipe_refuses_data_that_its_numbers_are_not_for(
     assert "without --recipe: `foveate recipes" in error and not (tmp_path / "o").exists()
 
 
-def test_the_beginning_of_names_lists_those_rows_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prefix_lists_only_its_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipes", "catseg"])
     told = capsys.readouterr().out
     assert "catseg-2024" in told and "catseg-2023-l14" in told and "openai" not in told and "fvit" not in told
 
 
-def test_kinds_of_data_are_told_by_their_categories() -> None:
+def test_kinds_of_data_are_recognised_by_their_categories() -> None:
     def categories(names: list[str], *, stuff: int = 0, frequency: str | None = None) -> list[Category]:
         return [Category(number, name, number > stuff, (), frequency) for number, name in enumerate(names, start=1)]
 

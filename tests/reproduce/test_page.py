@@ -1,4 +1,4 @@
-"""From measurements to a row's file and the page; text written by hand is kept."""
+"""From measurements to a row's file and the page; text written by hand is preserved."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from foveate.reproduce.rows import SMALL, Row, rows_of
 
 
 def fill(stage: Stage, row: Row, *values: float) -> None:
-    """Write measurements as the evaluation does, one a seed."""
+    """Write measurements as the evaluation does, one per seed."""
     for seed, value in zip(stage.seeds, values, strict=False):
         scores = {kind: {"top1": value} for kind in ("boxes", "things", "stuff")}
         path = measured(stage, row, seed)
@@ -28,7 +28,7 @@ def stage(tmp_path: Path) -> Stage:
 def write(stage: Stage, tmp_path: Path) -> str:
     rows = tuple(row for row in rows_of(SMALL) if row.table == "tab1")
     jobs = jobs_for(stage, rows)
-    done = {name: job for name, job in jobs.items() if "/" not in name or job.makes.exists()}
+    done = {name: job for name, job in jobs.items() if "/" not in name or job.output.exists()}
     stamps = {name: {"seconds": 60.0, "versions": {"foveate": "1"}} for name in done}
     write_results(stage, rows, done, tmp_path / "results", stamps=stamps)
     page = tmp_path / "docs" / "results.md"
@@ -59,7 +59,7 @@ def test_rows_measured_with_every_seed_are_written_and_shown(stage: Stage, tmp_p
     assert content["seconds"] == [60.0] * 3
 
 
-def test_text_written_by_hand_is_kept(stage: Stage, tmp_path: Path) -> None:
+def test_text_written_by_hand_is_preserved(stage: Stage, tmp_path: Path) -> None:
     fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
     page = tmp_path / "docs" / "results.md"
     first = write(stage, tmp_path)
@@ -69,7 +69,7 @@ def test_text_written_by_hand_is_kept(stage: Stage, tmp_path: Path) -> None:
     assert second.count(BY_HAND) == 1
 
 
-def test_another_file_in_the_pages_place_is_refused(tmp_path: Path) -> None:
+def test_a_page_does_not_overwrite_another_file(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     check_page(page)
     page.write_text("mine")
@@ -79,14 +79,14 @@ def test_another_file_in_the_pages_place_is_refused(tmp_path: Path) -> None:
     check_page(page)
 
 
-def test_rows_of_other_settings_are_not_compared(stage: Stage, tmp_path: Path) -> None:
+def test_rows_with_other_settings_are_ignored(stage: Stage, tmp_path: Path) -> None:
     fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
     assert "| CLIP as it comes | 4.0 |" in write(stage, tmp_path)
     write_page(tmp_path / "p.md", tmp_path / "results", scale=SMALL, settings={**settings_of(stage), "limit": 5})
     assert "| CLIP as it comes |" not in (tmp_path / "p.md").read_text()
 
 
-def test_absolute_paths_are_written_by_what_they_are(tmp_path: Path) -> None:
+def test_absolute_paths_are_replaced_by_placeholders(tmp_path: Path) -> None:
     stage = Stage(
         str(tmp_path / "coco"), tmp_path / "out", tmp_path / "docs", SMALL, str(tmp_path / "clip"), None, (0,)
     )
@@ -99,7 +99,7 @@ def test_absolute_paths_are_written_by_what_they_are(tmp_path: Path) -> None:
     assert "--data DATA" in path.read_text() and "--out OUT/untouched/regions.json" in path.read_text()
 
 
-def test_a_strange_file_among_the_rows_is_named(tmp_path: Path) -> None:
+def test_a_damaged_row_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")  # another program's is ignored
     (tmp_path / "x.json").write_text('{"row": "m4"}')
     with pytest.raises(InputError, match=r"x\.json: need a row .* KeyError: 'settings'"):

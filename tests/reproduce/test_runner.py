@@ -1,4 +1,4 @@
-"""`foveate reproduce`: what is done is not done again, what fails is named and the rest is run, a signal saves."""
+"""`foveate reproduce`: finished commands are not repeated, failed ones are named, a signal stops and resumes."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_table_end_to_end_again_and_after_a_loss(
+def test_a_table_end_to_end_then_again_and_after_a_lost_file(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -43,7 +43,7 @@ def test_a_table_end_to_end_again_and_after_a_loss(
     assert [one.split()[1] for one in content["commands"]] == ["distill", "evaluate"]
     assert all(seconds > 0 for seconds in content["seconds"])
     page = (out / "results.md").read_text()
-    assert "Tab. A1" in page and "**not told apart**: a location comes to name its region" in page
+    assert "Tab. A1" in page and "**not significant**: a location comes to name its region" in page
 
     logs = {path.name: path.read_text() for path in (out / "logs").iterdir()}
     main(words)
@@ -75,7 +75,7 @@ def world(folder: Path, name: str, *, train: int = 1, needs: tuple[str, ...] = (
     return Job(name, words, folder / name / "world.json", needs)
 
 
-def test_commands_run_in_order_and_those_that_fail_are_named(stage: Stage, tmp_path: Path) -> None:
+def test_commands_run_in_order_and_failed_ones_are_named(stage: Stage, tmp_path: Path) -> None:
     jobs = {
         "second": world(tmp_path, "second", needs=("first",)),
         "first": world(tmp_path, "first"),
@@ -95,24 +95,24 @@ def test_commands_run_in_order_and_those_that_fail_are_named(stage: Stage, tmp_p
     assert (tmp_path / "first" / "world.json").stat().st_mtime <= (tmp_path / "second" / "world.json").stat().st_mtime
 
 
-def test_done_is_what_the_same_words_made(stage: Stage, tmp_path: Path) -> None:
+def test_a_command_is_done_if_the_same_arguments_succeeded(stage: Stage, tmp_path: Path) -> None:
     job = world(tmp_path, "one")
-    job.makes.parent.mkdir()
-    job.makes.write_text("{}")
+    job.output.parent.mkdir()
+    job.output.write_text("{}")
     assert not runner._is_done(stage, job), "a file alone proves nothing"
     runner._write_stamp(stage, job, 1.0)
     assert runner._is_done(stage, job)
     assert not runner._is_done(stage, world(tmp_path, "one", train=2)), "other words are another command"
-    job.makes.unlink()
+    job.output.unlink()
     assert not runner._is_done(stage, job)
 
 
-def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_path: Path) -> None:
+def test_a_command_is_not_done_after_a_requirement_was_repeated(stage: Stage, tmp_path: Path) -> None:
     """Also where the two were run by commands for different tables."""
     first, second = world(tmp_path, "first"), world(tmp_path, "second", needs=("first",))
     for job in (first, second):
-        job.makes.parent.mkdir()
-        job.makes.write_text("{}")
+        job.output.parent.mkdir()
+        job.output.write_text("{}")
         runner._write_stamp(stage, job, 1.0)
     jobs = {"first": first, "second": second}
     assert runner._undone(stage, jobs) == {}
@@ -123,8 +123,8 @@ def test_what_is_made_from_something_made_anew_is_not_done(stage: Stage, tmp_pat
     assert set(runner._undone(stage, jobs)) == {"first", "second"}
 
 
-def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage: Stage, tmp_path: Path) -> None:
-    """Stamps as they have been written from the first on, with all words of the command."""
+def test_another_path_device_or_number_of_workers_is_the_same_command(stage: Stage, tmp_path: Path) -> None:
+    """Stamps hold all words of the command."""
     words = ["distill", "--data", "{0}/data", "--out", "{0}/x-0", "--model", "a", "--workers", "{1}", "--device", "{2}",
              "--regions", "r={0}/p"]  # fmt: skip
 
@@ -132,8 +132,8 @@ def test_another_place_or_device_or_number_of_workers_is_the_same_command(stage:
         return [word.format(out, workers, device) for word in words]
 
     job = Job("x-0", tuple(filled(tmp_path, 0, "auto")), tmp_path / "x-0" / "m")
-    job.makes.parent.mkdir()
-    job.makes.write_text("")
+    job.output.parent.mkdir()
+    job.output.write_text("")
     (tmp_path / "done").mkdir()
 
     def is_done(words: list[str]) -> bool:
@@ -198,7 +198,7 @@ def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFi
     assert not (tmp_path / "out").exists()
 
 
-def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
+def test_only_default_settings_write_to_the_projects_results() -> None:
     usual = Reproduce(("tab1",))
     assert runner._targets(usual) == (Path("results"), Path("docs/results.md"))
     for other in ({"seeds": (0,)}, {"steps": 2}, {"limit": 4}, {"cnn": "x"}, {"on": "coco"}, {"model": "x"}):
@@ -215,7 +215,7 @@ def test_only_what_is_meant_for_it_goes_into_the_projects_results() -> None:
         ("ViT-B-16", OPENAI_B16),
     ],
 )
-def test_the_scale_is_the_towers(model: str, expected: Scale) -> None:
+def test_the_scale_follows_the_tower(model: str, expected: Scale) -> None:
     patch, native, is_eva = runner._tower(model)
     assert scale_of(patch=patch, native=native, is_eva=is_eva) == expected
 
@@ -229,7 +229,7 @@ def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> No
 
 
 def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    """Also after kill -9. The command is `reproduce` itself: it holds a folder, and passes the end on to its own."""
+    """Also after kill -9. The command is `reproduce` itself, which ends its own commands too."""
     inner, log = tmp_path / "inner", tmp_path / "outer" / "logs" / "inner.log"
     words = ("reproduce", "tabA1", "--out", str(inner), "--seeds", "0")
     code = (
@@ -265,7 +265,7 @@ def wait_until(is_so: Callable[[], bool], log: Path) -> None:
     raise AssertionError(f"nothing after five minutes; see {log}")
 
 
-def test_few_steps_are_few_for_what_is_trained_on_the_student_too(root, tmp_path, capsys):
+def test_few_steps_also_limit_the_trainings_on_the_student(root, tmp_path, capsys):
     words = [
         "reproduce",
         "ovd",

@@ -1,4 +1,4 @@
-"""The two verbs as they are typed."""
+"""`foveate show kmeans` and `similarity` as commands."""
 
 import pytest
 from PIL import Image
@@ -31,22 +31,22 @@ def height_of(path) -> int:
         return sheet.height
 
 
-def test_kmeans(model, images, tmp_path, capsys):
+def test_the_kmeans_command(model, images, tmp_path, capsys):
     one = run_kmeans(KMeans(data=images / "2.png", model=model, out=tmp_path / "one.png", size=64))
     many = run_kmeans(KMeans(data=images, model=model, before=model, out=tmp_path / "many.png", size=64, count=3))
     assert height_of(many) > 2 * height_of(one)
     assert f"wrote {many}" in capsys.readouterr().out
 
 
-def test_similarity(model, images, tmp_path):
-    """Every image is asked for every text."""
+def test_the_similarity_command(model, images, tmp_path):
+    """Every image is drawn for every text."""
     config = {"data": images, "model": model, "size": 64, "count": 2}
     one = run_similarity(Similarity(**config, text=("cup",), out=tmp_path / "1.png"))
     two = run_similarity(Similarity(**config, text=("cup", "dog"), out=tmp_path / "2.png"))
     assert height_of(two) > 1.6 * height_of(one)
 
 
-def test_refuses(model, images, tmp_path):
+def test_wrong_flags_are_refused(model, images, tmp_path):
     with pytest.raises(InputError, match="PNG file"):
         run_kmeans(KMeans(data=images, model=model, out=tmp_path / "k.jpg"))
     with pytest.raises(InputError, match="count"):

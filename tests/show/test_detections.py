@@ -1,4 +1,4 @@
-"""Drawn detections: which colour lies where."""
+"""Drawn detections: positions and colours."""
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ def draw(detections: Detections, **more) -> np.ndarray:
     return np.asarray(draw_detections(image, detections, names=["cat", "dog"], is_novel=[False, True], **more))
 
 
-def test_base_is_blue_and_novel_is_red_and_small_images_are_enlarged():
+def test_base_is_blue_novel_is_red_and_small_images_are_enlarged():
     drawn = draw(found())
     assert drawn.shape == (400, 640, 3)  # ten times as large: 640 / 64
     assert tuple(drawn[300, 100]) == BASE and tuple(drawn[350, 400]) == NOVEL  # left edges of the two boxes
     assert tuple(drawn[300, 200]) == (255, 255, 255)  # inside a box
 
 
-def test_what_is_below_the_score_is_not_drawn():
+def test_detections_below_the_score_are_not_drawn():
     drawn = draw(found(), min_score=0.5)
     assert tuple(drawn[350, 400]) == (255, 255, 255) and tuple(drawn[300, 100]) == BASE
 

@@ -1,4 +1,4 @@
-"""Written maps come back as they were, by the readers of the data."""
+"""Written maps are read back by the readers of the data."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_many_classes_are_16_bits(tmp_path, classes):
     assert read_values(tmp_path / "m.png", bits=16).tolist() == [[0, 255], [classes - 1, 65535]]
 
 
-def test_an_empty_map(tmp_path):
+def test_a_map_without_classes(tmp_path):
     write_label_map(tmp_path / "m.png", LabelMap(torch.full((2, 2), -1)), classes=7)
     assert read_values(tmp_path / "m.png", bits=8).tolist() == [[255, 255], [255, 255]]
 
@@ -49,14 +49,14 @@ def test_an_empty_map(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "name", "classes", "told"),
     [
-        ([[0, 3]], "m.png", 3, r"need places of 3 classes, 0 to 2, or -1; got 0 to 3"),
+        ([[0, 3]], "m.png", 3, r"need classes 0 to 2, or -1; got 0 to 3"),
         ([[-2, 0]], "m.png", 3, r"got -2 to 0"),
         ([[0]], "m.png", 65536, r"need 1 to 65535"),
         ([[0]], "m.png", 0, r"need 1 to 65535"),
         ([[0]], "m.jpg", 3, r"ends in \.png"),
     ],
 )
-def test_what_cannot_be_written(tmp_path, labels, name, classes, told):
+def test_wrong_maps_are_refused(tmp_path, labels, name, classes, told):
     with pytest.raises(InputError, match=told):
         write_label_map(tmp_path / name, LabelMap(torch.tensor(labels)), classes=classes)
     assert not list(tmp_path.iterdir())
@@ -120,7 +120,7 @@ def test_panoptic_files_are_read_back(tmp_path):
     assert again.segments == () and not again.ids.any()
 
 
-def test_ids_that_mean_nothing_are_noticed():
+def test_unknown_ids_are_refused():
     ids = torch.tensor([[1, 2]])
     with pytest.raises(AssertionError, match="ids that no segment has"):
         panoptic_record(PanopticMap(ids, (SegmentInfo(1, 0, True),)), image_id=1, file_name="1.png")

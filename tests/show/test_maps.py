@@ -1,4 +1,4 @@
-"""Maps of one image: padding is dropped, groups are found where they were planted, sheets are written."""
+"""Maps of one image: padding is removed, planted clusters are recovered, sheets are written."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def test_padding_is_dropped(small_clip):
+def test_the_padding_is_removed(small_clip):
     # 30 x 60 at 64 px becomes 32 x 64: 4 rows and 8 columns of 8 px; at 62 x 20 it is 64 x 21: 8 rows, 3 begun columns
     assert dense_map(small_clip, noise(30, 60), size=64).shape == (24, 4, 8)
     assert dense_map(small_clip, noise(62, 20), size=64).shape == (24, 8, 3)
 
 
-def test_map_is_that_of_the_padded_square(small_clip):
+def test_the_map_is_that_of_the_padded_square(small_clip):
     image = noise(32, 64)
     padded = torch.zeros(1, 3, 64, 64)
     padded[0, :, :32] = resize_longest(image, size=64)
@@ -34,7 +34,7 @@ def test_map_is_that_of_the_padded_square(small_clip):
 
 
 def test_kmeans_separates_planted_halves(small_clip, monkeypatch):
-    """Tokens around two directions, left and right: two groups, whose border is the planted one."""
+    """Tokens around two directions, left and right: two clusters with the planted border."""
     generator = torch.Generator().manual_seed(0)
     tokens = 0.2 * torch.randn(1, 24, 8, 8, generator=generator)
     tokens[:, 0, :, :3] += 3
@@ -52,7 +52,7 @@ def test_kmeans_is_repeatable_and_takes_few_tokens(small_clip):
     assert kmeans_map(small_clip, noise(4, 16), size=16, clusters=8).shape == (1, 2)
 
 
-def test_match_labels():
+def test_clusters_are_matched_by_overlap():
     like = torch.tensor([[0, 0, 0, 1], [0, 0, 2, 1]])
     labels = torch.tensor([[2, 2, 2, 0], [2, 2, 1, 0]])
     assert torch.equal(match_labels(labels, like), like)
@@ -87,7 +87,7 @@ def test_sheets_are_written(small_clip, tmp_path):
     assert [path.name for path in tmp_path.rglob("*.partial")] == []
 
 
-def test_refuses(small_clip, tmp_path):
+def test_wrong_arguments_are_refused(small_clip, tmp_path):
     models = [("model", small_clip)]
     with pytest.raises(InputError, match="need at least one"):
         kmeans_sheet(tmp_path / "k.png", [], models=models, size=64)

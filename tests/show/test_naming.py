@@ -26,7 +26,7 @@ def flood(labels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (13, 17), (30, 30)])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_parts_equal_filling(shape, count):
+def test_connected_parts_equal_flood_filling(shape, count):
     labels = np.random.default_rng(count).integers(0, count, shape)
     assert np.array_equal(connected_parts(labels), flood(labels))
 
@@ -45,7 +45,7 @@ def test_a_spiral_is_one_part():
     assert connected_parts(spiral).max() == 1
 
 
-def test_the_largest_part_of_each_label_without_none():
+def test_the_largest_part_of_each_label():
     labels = np.array([[0, 0, -1, 1], [2, -1, 0, 1], [1, -1, 0, 0]])
     parts = largest_parts(labels)
     assert set(parts) == {0, 1, 2}
@@ -54,7 +54,7 @@ def test_the_largest_part_of_each_label_without_none():
     assert largest_parts(np.full((2, 3), -1)) == {}
 
 
-def test_a_name_goes_where_it_has_the_most_room():
+def test_a_name_is_written_where_it_has_the_most_room():
     # a T: the bar (rows 0-4, 21 wide) takes names wider than the stem (rows 5-20, columns 8-12)
     inside = np.zeros((21, 21), bool)
     inside[:5] = inside[5:, 8:13] = True
@@ -64,12 +64,12 @@ def test_a_name_goes_where_it_has_the_most_room():
     assert column == 10 and 8 <= row <= 12
 
 
-def test_the_place_equals_a_slow_search():
+def test_the_position_equals_a_slow_search():
     inside = np.random.default_rng(0).random((14, 18)) < 0.9
     height, width = 2.0, 5.0
 
     def room(y: int, x: int) -> float:
-        """The largest scale at which the name around a pixel is inside, by tries of a thousandth."""
+        """The largest scale at which the name around a pixel is inside, in steps of a thousandth."""
         best = 0.0
         for scale in np.arange(0.001, 9, 0.001):
             down, along = int(scale * height / 2), int(scale * width / 2)
@@ -85,7 +85,7 @@ def test_the_place_equals_a_slow_search():
     assert inside[place] and rooms[place] >= max(rooms.values()) - 0.01
 
 
-def test_only_free_places_and_none_where_there_is_none():
+def test_only_free_positions_are_used():
     inside = np.zeros((5, 9), bool)
     inside[1:4, 1:8] = True
     free = np.ones((5, 9), bool)

@@ -1,11 +1,11 @@
-"""Colours of classes: stable, and far apart."""
+"""Colours of classes: stable and distinct."""
 
 import numpy as np
 
 from foveate.show.palette import class_colours, oklab, shade_colour
 
 
-def test_a_class_keeps_its_colour_whatever_the_vocabulary():
+def test_the_colour_of_a_class_is_independent_of_the_vocabularys_length():
     long = class_colours(1203)
     assert long.shape == (1203, 3) and long.dtype == np.uint8
     for count in (1, 2, 9, 133, 256, 257):
@@ -15,7 +15,7 @@ def test_a_class_keeps_its_colour_whatever_the_vocabulary():
     assert class_colours(0).shape == (0, 3)
 
 
-def test_more_classes_than_colours_use_them_again():
+def test_colours_repeat_for_more_classes_than_colours():
     colours = class_colours(10_000)
     distinct = len(np.unique(colours, axis=0))
     assert 1000 < distinct < 10_000 and np.array_equal(colours[distinct], colours[0])
@@ -36,7 +36,7 @@ def test_colours_are_far_apart_and_none_is_black_white_or_grey():
     assert drawn[:, 0].min() >= 0.42 and drawn[:, 0].max() <= 0.9 and np.hypot(drawn[:, 1], drawn[:, 2]).min() >= 0.06
 
 
-def test_shades():
+def test_shades_of_a_colour():
     blue = np.array([0, 114, 178], np.uint8)
     assert shade_colour(blue, 0).tolist() == [0, 114, 178]
     assert shade_colour(blue, 1).tolist() == [89, 163, 205]  # 0.65 * blue + 0.35 * 255 = 89.25, 163.35, 204.95

@@ -8,7 +8,7 @@ from foveate.show.pareto import Label, pareto_chart, write_labels
 
 
 def test_rings_and_labels(tmp_path, monkeypatch):
-    """Two models from one teacher: three mixes are on the front, and the second model does not name alpha 0 again."""
+    """Two models from one teacher: three mixes are on the front, and alpha 0 is labelled once."""
     drawn, written = [], []
     plot, annotate = Axes.plot, Axes.annotate
     monkeypatch.setattr(Axes, "plot", lambda self, *a, **k: (drawn.append((a, k)), plot(self, *a, **k))[1])
@@ -29,7 +29,7 @@ def test_rings_and_labels(tmp_path, monkeypatch):
         assert image.format == "PNG"
 
 
-def test_labels_of_points_in_one_place_do_not_overlap(tmp_path):
+def test_labels_of_coinciding_points_do_not_overlap(tmp_path):
     figure, axes = new_chart("t", x_name="x", y_name="y", right=0.7)
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
@@ -41,7 +41,7 @@ def test_labels_of_points_in_one_place_do_not_overlap(tmp_path):
     assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
 
 
-def test_axes_begin_at_0_at_the_lowest(tmp_path, monkeypatch):
+def test_axes_do_not_begin_below_0(tmp_path, monkeypatch):
     seen = []
     for way in ("set_xlim", "set_ylim"):
         real = getattr(Axes, way)

@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, right numbers in the right places, and its charts."""
+"""The report: self-contained, escaped, its values and charts."""
 
 import base64
 import re
@@ -76,7 +76,7 @@ def parse(page: str) -> Tags:
     return tags
 
 
-def test_is_self_contained(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
     Image.new("RGB", (3, 2), "red").save(tmp_path / "f.png")
     page = page_of(tmp_path, figures=[("Maps", "what they show", tmp_path / "f.png")])
     tags = parse(page)
@@ -88,7 +88,7 @@ def test_is_self_contained(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_numbers_stand_where_they_belong(tmp_path):
+def test_values_are_in_their_cells(tmp_path):
     page = page_of(tmp_path)
     none = "\N{EN DASH}"
     # at 64 px: before 1 + 6.4, after 20 + 6.4; crops 51 and 70; top-5 half a point more; stuff crops were not measured
@@ -111,35 +111,35 @@ def test_text_is_escaped(tmp_path):
     assert "--out &#x27;a &amp; b&#x27;" in page
 
 
-def test_the_largest_shared_size_counts_and_may_be_text_from_json(tmp_path):
+def test_the_largest_common_size_is_used_also_as_text_from_json(tmp_path):
     result = evaluation(20, sizes=(16, 32))
     result["dense"] = {str(size): value for size, value in result["dense"].items()}
     assert "23.2" in parse(page_of(tmp_path, after=result)).cells  # 20 + 32 / 10
-    with pytest.raises(InputError, match="both have; they share none"):
+    with pytest.raises(InputError, match="need a common input size of before and after"):
         page_of(tmp_path, after=evaluation(20, sizes=(16,)))
 
 
-def test_what_was_not_measured_is_left_out(tmp_path):
+def test_unmeasured_sections_are_omitted(tmp_path):
     no_crops = {**evaluation(1), "crop": None}
     page = page_of(tmp_path, before=no_crops, after={**evaluation(20), "crop": None}, colour=None, losses=[])
-    assert "Crops, " not in page and "Colour alone" not in page and "How training went" not in page
+    assert "Crops, " not in page and "Colour alone" not in page and "Training loss" not in page
     parse(page)
 
 
-def test_bad_images_are_told(tmp_path):
-    assert "could not be read" not in page_of(tmp_path)
-    assert "2 images could not be read" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
+def test_unreadable_images_are_reported(tmp_path):
+    assert "unreadable" not in page_of(tmp_path)
+    assert "2 unreadable images are ignored" in page_of(tmp_path, after={**evaluation(20), "bad": [{}, {}]})
 
 
-def test_figure_must_be_a_png(tmp_path):
+def test_a_figure_must_be_a_png(tmp_path):
     (tmp_path / "f.png").write_text("hello")
     for name in ("f.png", "none.png"):
         with pytest.raises(InputError, match="need a PNG"):
             page_of(tmp_path, figures=[("Maps", "", tmp_path / name)])
 
 
-def test_charts_follow_the_page_s_colours_and_name_their_lines(tmp_path):
-    """Four lines in each of two charts (crops of stuff were not measured), and the loss; one size alone will do."""
+def test_charts_use_the_pages_colours_and_name_their_lines(tmp_path):
+    """Four lines in each of two charts (crops of stuff were not measured), and the loss; one size is sufficient."""
     page = page_of(tmp_path)
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(charts) == 4 and not re.search(r"#[0-9a-f]{3,6}\b", "".join(charts).replace("xlink:href=", ""))
@@ -152,13 +152,13 @@ def test_charts_follow_the_page_s_colours_and_name_their_lines(tmp_path):
     assert page_of(tmp_path, after=one).count("<svg") == 4
 
 
-def test_names_do_not_collide():
+def test_names_do_not_overlap():
     places = spread([38.0, 39.0, 40.0, 193.0, 197.0], [14.0] * 5, limit=198.0)
     assert all(b - a >= 13.99 for a, b in pairwise(places)) and places[-1] <= 198
     assert spread([8.0, 88.0], [14.0] * 2, limit=198.0) == [8, 88]
 
 
-def test_losses(tmp_path):
+def test_losses_are_read(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     lines = ['{"step": 2, "loss": 0.5}', '{"step": 1, "loss": 0.8}', '{"event": "resumed"}', '{"step": 2, "loss": 0.4}']
     metrics.write_text("\n".join(lines) + '\n{"step": 3, "lo')  # cut short by a crash
@@ -169,11 +169,11 @@ def test_losses(tmp_path):
     metrics.write_text(lines[2])
     with pytest.raises(InputError, match="need lines with"):
         read_losses(metrics)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="does not exist"):
         read_losses(tmp_path / "none")
 
 
-def test_smooth():
+def test_losses_are_smoothed():
     points = [(step, float(step % 2)) for step in range(60)]  # 0 1 0 1 ...: reach 2, the ends stay as they are
     smoothed = smooth(points)
     assert smoothed[0] == (0, 0.0) and smoothed[-1] == (59, 1.0) and smoothed[10] == (10, pytest.approx(0.4))

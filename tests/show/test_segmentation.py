@@ -1,4 +1,4 @@
-"""Drawn maps: which colour lies where, and where names stand."""
+"""Drawn maps: colours and positions of names."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def halves(height: int = 480, width: int = 480) -> torch.Tensor:
 
 
 def where(drawn: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """(row, column) of the pixels that have exactly this colour: those of a name's ground."""
+    """(row, column) of the pixels that have exactly this colour: those of a name's background."""
     return np.argwhere((drawn == colour).all(axis=2))
 
 
@@ -41,14 +41,14 @@ def test_colours_contours_and_names_of_two_classes():
         assert abs((ground.min(axis=0) + ground.max(axis=0)) / 2 - middle).max() <= 2
 
 
-def test_opacity():
+def test_the_opacity_of_colours():
     drawn = np.asarray(draw_label_map(grey(480, 480), LabelMap(halves()), names=["a", "b"], opacity=1.0))
     assert drawn[9, 9].tolist() == list(BLUE)
     drawn = np.asarray(draw_label_map(grey(480, 480), LabelMap(halves()), names=["a", "b"], opacity=0.0))
     assert drawn[9, 9].tolist() == [100, 100, 100]
 
 
-def test_small_images_are_enlarged_by_whole_numbers():
+def test_small_images_are_enlarged_by_whole_factors():
     for size, enlarged in (
         ((160, 192), (480, 576)),
         ((1, 1), (480, 480)),
@@ -60,7 +60,7 @@ def test_small_images_are_enlarged_by_whole_numbers():
         assert drawn.size == enlarged[::-1]
 
 
-def test_pixels_of_no_class_stay_as_they_are():
+def test_pixels_of_no_class_are_unchanged():
     image = torch.randint(0, 256, (3, 500, 490), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     nothing = torch.full((500, 490), -1)
     plain = image.permute(1, 2, 0).numpy()
@@ -75,7 +75,7 @@ def test_pixels_of_no_class_stay_as_they_are():
         assert side.min() >= 204
 
 
-def test_a_name_stands_in_the_largest_part_only():
+def test_a_name_is_written_only_in_the_largest_part():
     labels = torch.zeros(480, 480, dtype=torch.int64)
     labels[20:120, 20:120] = labels[200:440, 200:460] = 1  # two parts: 100 x 100, and 240 x 260 around (320, 330)
     drawn = np.asarray(draw_label_map(grey(480, 480), LabelMap(labels), names=["cat", "dog"]))
@@ -92,7 +92,7 @@ def test_names_on_a_large_image():
     assert abs((ground.min(axis=0) + ground.max(axis=0)) / 2 - (899.5, 1499.5)).max() <= 4
 
 
-def test_specks_are_coloured_and_not_named():
+def test_tiny_parts_are_coloured_but_not_named():
     labels = torch.zeros(480, 480, dtype=torch.int64)
     labels[50, 50] = labels[300, 301] = 1
     drawn = np.asarray(draw_label_map(grey(480, 480), LabelMap(labels), names=["cat", "dog"]))
@@ -121,7 +121,7 @@ def test_names_do_not_cover_each_other():
             assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1], (names[one], names[other])
 
 
-def test_a_name_without_a_free_place_is_left_out():
+def test_a_name_without_a_free_position_is_skipped():
     # the lower strip is smaller, so its name comes first, 18 pixels high around row 35; any name around a row of the
     # upper strip would reach into it
     labels = torch.full((480, 40), -1)
@@ -150,7 +150,7 @@ def test_things_of_a_class_have_shades_and_stuff_has_one_colour():
         assert len(where(drawn[rows : rows + 240, columns : columns + 240], colour)) > 100
 
 
-def test_panoptic_without_segments_and_with_specks():
+def test_panoptic_maps_without_segments_and_with_tiny_ones():
     image = grey(500, 490)
     ids = torch.zeros(500, 490, dtype=torch.int64)
     assert (np.asarray(draw_panoptic(image, PanopticMap(ids, ()), names=[])) == 100).all()
@@ -160,13 +160,13 @@ def test_panoptic_without_segments_and_with_specks():
     assert (drawn != 100).any(axis=2).sum() == 2
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match=r"names: need one for each class of the map, whose last is at place 1; got 1"):
+def test_wrong_maps_are_refused():
+    with pytest.raises(InputError, match=r"names: need one for each class of the map, whose largest is 1; got 1"):
         draw_label_map(grey(480, 480), LabelMap(halves()), names=["cat"])
     with pytest.raises(InputError, match=r"480 x 480 pixels \(height x width\); it has 480 x 400"):
         draw_label_map(grey(480, 480), LabelMap(halves(480, 400)), names=["cat", "dog"])
     one = PanopticMap(torch.ones(4, 4, dtype=torch.int64), (SegmentInfo(1, 5, True),))
-    with pytest.raises(InputError, match="place 5; got 2"):
+    with pytest.raises(InputError, match="largest is 5; got 2"):
         draw_panoptic(grey(4, 4), one, names=["cat", "dog"])
     # more names than the map has classes are a vocabulary of which this image shows a part
     draw_panoptic(grey(4, 4), one, names=["cat"] * 400)

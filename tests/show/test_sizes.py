@@ -1,4 +1,4 @@
-"""The sweep's chart: what is read from a result, and what is drawn of it."""
+"""The chart of accuracy over input size: reading and drawing."""
 
 import json
 from itertools import pairwise
@@ -25,16 +25,16 @@ def write_result(path: Path, *, masked: bool = True, **changes) -> Path:
     return path
 
 
-def test_reads_by_rising_size(tmp_path):
+def test_sizes_are_read_in_ascending_order(tmp_path):
     sweep = read_sweep(write_result(tmp_path / "r.json"), kind="boxes")
     assert list(sweep.dense.items()) == [(48, 20.0), (96, 30.0)] and (sweep.masked, sweep.crop) == ({96: 40.0}, 80.0)
     older = read_sweep(write_result(tmp_path / "o.json", masked=False, crop=None), kind="stuff")
     assert older.masked == {} and older.crop is None
 
 
-def test_refuses(tmp_path):
+def test_wrong_results_are_refused(tmp_path):
     for content, message in (
-        ("{", "need a JSON file"),
+        ("{", "need a --results file in JSON"),
         ("[]", "it is none"),
         ('{"dense": {"x": 1}, "crop": null}', "none"),
     ):
@@ -70,7 +70,7 @@ def test_lines_and_their_styles(tmp_path, monkeypatch):
     assert first[1]["color"] == second[1]["color"] == third[1]["color"] != fourth[1]["color"]
 
 
-def test_names_at_the_same_height_are_pushed_apart():
+def test_names_at_the_same_height_are_moved_apart():
     figure, axes = new_chart("t", x_name="x", y_name="y")
     axes.set_ylim(0, 100)
     name_ends(axes, [(50.0, "one", "red"), (50.0, "two", "blue"), (0.0, "three", "green")])
@@ -79,7 +79,7 @@ def test_names_at_the_same_height_are_pushed_apart():
     assert {text.get_text() for text in axes.texts} == {"one", "two", "three"} and figure.axes == [axes]
 
 
-def test_long_names_and_many_are_inside_the_image_and_do_not_overlap():
+def test_many_long_names_are_inside_the_image_and_do_not_overlap():
     """24 names, some of three lines: more than the usual height holds."""
     figure, axes = new_chart("t", x_name="x", y_name="y")
     axes.set_ylim(0, 100)
@@ -94,7 +94,7 @@ def test_long_names_and_many_are_inside_the_image_and_do_not_overlap():
     assert figure.get_figheight() > HEIGHT
 
 
-def test_as_typed(tmp_path, capsys):
+def test_the_command(tmp_path, capsys):
     result, out = write_result(tmp_path / "r.json"), tmp_path / "new/s.png"
     main(f"show sizes --results before={result} {result} --kind things --out {out}".split())
     assert f"wrote {out}" in capsys.readouterr().out

@@ -1,9 +1,8 @@
 """Agreement of the dense map with crops, without any label: what CLIPSelf's loss measures (Sec. 3.2; compare Tab. A1).
 
 For grid patches of any images: the mean cosine between a patch pooled from the student's dense map and the reference
-model's embedding of its crop, and how often a patch retrieves its own crop among those of its image and of 49 others.
-The cosine alone would reward a map that is the same everywhere; the retrieval does not.
-Deliberately absent: retrieval of single locations, which is the paper's Tab. A1 itself (`retrieval.py`).
+model's embedding of its crop, and R@1 of its crop among those of its image and of 49 others. A constant map can have a
+high cosine, but not a high recall. The retrieval by single locations of the paper's Tab. A1 is in `retrieval.py`.
 """
 
 import torch
@@ -42,25 +41,22 @@ def evaluate_agreement(
     """Compare each grid patch of the student's dense map with the reference's embedding of its crop (Sec. 3.2).
 
     Args:
-        student: whose dense map is measured.
-        reference: whose image embeddings of the crops it is compared with; may be the same model.
+        reference: may be the same model.
         dataset: images; annotations are not used.
         size: side of the student's padded square input [pixels].
-        head: how the student's last block makes dense tokens.
-        grid: most rows and columns of an image's grid.
+        grid: maximum rows and columns of an image's grid.
         rule: which grids, see `foveate.ops.grid.grid_pairs`.
-        keep: most patches per image.
-        gallery: images whose crops a patch is ranked among, its own included; all of them where there are fewer.
-        seed: with an image's id it decides the image's grid and the other images of its gallery.
-        loading: how images are read and batched.
+        keep: maximum patches per image.
+        gallery: images whose crops a patch is ranked among, including its own; all of them if there are fewer.
+        seed: together with the image's id it determines the grid and the gallery.
 
     Returns:
         {"cosine": mean over regions, "recall": R@1 in percent over regions, "regions", "images", "gallery": images
         in a gallery, "crops": mean number of crops in a gallery, "size", "head", "seed", "bad": [{"id", "reason"}]}.
 
     Raises:
-        InputError: models of different embedding size, a size the tower cannot take, gallery below 1, or no image that
-            can be read.
+        InputError: models of different embedding size, a size the tower cannot take, gallery below 1, or no readable
+            image.
     """
     check_comparable(student, reference)
     if gallery < 1:
@@ -70,12 +66,19 @@ def evaluate_agreement(
     reference.eval()
     packer = CropPacker(reference, batch=loading.crop_batch)
     regions: list[Tensor] = []
-    counts: dict[str, int] = {}  # regions of each image, in the order read
+    counts: dict[str, int] = {}  # id of an image -> its regions, in the order read
+    device = next(student.parameters()).device
     batches = Batches(dataset, loading)
     for samples in batches:
-        boxes = [patches_of(sample, grid=grid, rule=rule, keep=keep, seed=seed) for sample in samples]
-        counts |= {sample.id: len(patches) for sample, patches in zip(samples, boxes, strict=True)}
-        regions.append(_student_regions(student, samples, boxes, packer=packer, size=size, head=head))
+        scaled = []  # the patches on the student's input
+        for sample in samples:
+            patches = patches_of(sample, grid=grid, rule=rule, keep=keep, seed=seed)
+            counts[sample.id] = len(patches)
+            packer.add(sample.image.to(device), patches)
+            height, width = sample.image.shape[1:]
+            scaled.append(boxes_on_input(patches, height=height, width=width, size=size))
+        dense = encode_samples(student, samples, size=size, head=head)  # (B, D, h, w)
+        regions.append(pool_boxes(dense, scaled, stride=student.patch_size))
     dense, crops = torch.cat(regions), packer.finish()  # (R, D) each
     recall, choices = recall_at_1(dense, crops, counts, gallery=gallery, seed=seed)
     return {
@@ -103,43 +106,30 @@ def check_comparable(student: Clip, reference: Clip) -> None:
 
 
 def patches_of(sample: Sample, *, grid: int, rule: str, keep: int, seed: int) -> Float[Tensor, "N 4"]:
-    """Draw an image's grid patches from the seed and the image's id alone: the same in any order and any subset."""
+    """Draw an image's grid patches; they depend only on the seed and the image's id."""
     generator = named_stream(seed, "patches", sample.id)
     height, width = sample.image.shape[1:]
     return sample_grid(height=height, width=width, limit=grid, rule=rule, keep=keep, generator=generator)
 
 
-def _student_regions(
-    student: Clip, samples: list[Sample], boxes: list[Tensor], *, packer: CropPacker, size: int, head: Head
-) -> Float[Tensor, "R D"]:
-    """Hand the crops of a batch to the packer and pool the same regions from the student's dense map."""
-    device = next(student.parameters()).device
+def encode_samples(clip: Clip, samples: list[Sample], *, size: int, head: Head) -> Float[Tensor, "B D h w"]:
+    """Dense feature maps of a batch, each image padded to a square of `size` pixels."""
+    device = next(clip.parameters()).device
     images = [sample.image.to(device) for sample in samples]
-    for image, patches in zip(images, boxes, strict=True):
-        packer.add(image, patches)
-    inputs = square_inputs(images, size=size, mean=student.mean, std=student.std, pad=student.pad)
-    dense = student.encode_dense(inputs, head=head)  # (B, D, h, w)
-    scaled = [
-        boxes_on_input(patches, height=image.shape[1], width=image.shape[2], size=size)
-        for image, patches in zip(images, boxes, strict=True)
-    ]
-    return pool_boxes(dense, scaled, stride=student.patch_size)
+    return clip.encode_dense(square_inputs(images, size=size, mean=clip.mean, std=clip.std, pad=clip.pad), head=head)
 
 
 def recall_at_1(
     dense: Float[Tensor, "R D"], crops: Float[Tensor, "R D"], counts: dict[str, int], *, gallery: int, seed: int
 ) -> tuple[float, float]:
-    """Count how often a region is closer to its own crop than to every other crop of its gallery.
+    """How often a region is closer to its crop than to every other crop of its gallery.
 
-    The gallery of an image's regions are the crops of that image and of `gallery` - 1 others, drawn from the seed and
-    the image's id out of the sorted ids, so that the order of reading does not matter. A tie counts as a miss.
+    The gallery of an image's regions holds the crops of that image and of `gallery` - 1 others, see `draw_others`. A
+    tie counts as a miss.
 
     Args:
         dense: region embeddings, image by image, L2-normalised.
-        crops: crop embeddings in the same order.
-        counts: how many regions each image has, by its id, in that order.
-        gallery: images in a gallery.
-        seed: of the choice.
+        counts: id of an image -> number of its regions, in that order.
 
     Returns:
         R@1 in percent, and the mean number of crops a region was ranked among.
@@ -149,13 +139,13 @@ def recall_at_1(
         rows[image] = torch.arange(first, first + count, device=dense.device)  # (N,)
         first += count
     names = sorted(counts)
-    hits, candidates_seen = dense.new_zeros((), dtype=torch.int64), 0
+    hits, ranked = dense.new_zeros((), dtype=torch.int64), 0
     for index, image in enumerate(names):
-        own = rows[image]  # (N,)
-        others = draw_others(names, index, count=gallery - 1, seed=seed)
-        candidates = torch.cat([own, *(rows[names[other]] for other in others)])  # (M,), its own crops first
-        scores = dense[own] @ crops[candidates].T  # (N, M)
+        regions = rows[image]  # (N,)
+        distractors = draw_others(names, index, count=gallery - 1, seed=seed)
+        candidates = torch.cat([regions, *(rows[names[number]] for number in distractors)])  # (M,), own crops first
+        scores = dense[regions] @ crops[candidates].T  # (N, M)
         best = scores.diagonal()[:, None]  # (N, 1), each region with its own crop
         hits += ((scores >= best).sum(dim=1) == 1).sum()
-        candidates_seen += len(own) * len(candidates)
-    return 100 * hits.item() / first, candidates_seen / first
+        ranked += len(regions) * len(candidates)
+    return 100 * hits.item() / first, ranked / first

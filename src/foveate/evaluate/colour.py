@@ -1,9 +1,8 @@
-"""The colour-only bound: how much of region classification mere colour explains.
+"""The colour-only bound: how much of region classification colour alone explains. Not in the paper.
 
-A linear classifier gets nothing of a box but its mean colour and its histograms of hue and of RGB. It is fitted on one
-split's thing boxes and scored on another's by the same mAcc as the model. Where it does well, a data set cannot show
-that dense features mean anything; the figure is therefore shown beside every table made from rendered images.
-Not in the paper. Deliberately absent: texture, shape and position, which are what the bound must not see.
+A linear classifier sees only the mean colour of a box and its histograms of hue and of RGB. It is fitted on the thing
+boxes of one split and scored on those of another by the mAcc of the model. Where it does well, a data set cannot show
+that dense features mean anything; the bound is therefore shown beside every table made from rendered images.
 """
 
 import torch
@@ -20,24 +19,15 @@ HUES = 24  # bins of the hue circle
 LEVELS = 4  # bins of each of R, G, B in their joint histogram
 
 
-def colour_bound(
-    train: Dataset,
-    test: Dataset,
-    *,
-    penalty: float = 1e-3,
-    loading: Loading = LOADING,
-) -> dict:
+def colour_bound(train: Dataset, test: Dataset, *, penalty: float = 1e-3, loading: Loading = LOADING) -> dict:
     """Fit a classifier of colour alone on one split, and score it on another.
 
     Args:
-        train: images with thing boxes to learn from.
-        test: images with thing boxes to score; the same categories.
         penalty: weight of the squared coefficients in the loss.
-        loading: how the images of each split are read.
 
     Returns:
         {"top1", "top5": mAcc over the thing classes of `test` in percent, "count": boxes scored, "train_count": boxes
-        learned from, "classes": thing classes that compete}.
+        fitted, "classes": thing classes that compete}.
 
     Raises:
         InputError: the two splits have different categories, or one has no thing box.
@@ -56,11 +46,7 @@ def colour_bound(
     spread = train_features.std(dim=0, correction=0).clamp(min=1e-6)  # (F,)
     weights = fit_linear((train_features - mean) / spread, train_labels, classes=len(things), penalty=penalty)
     ranks = ranks_of(_scores((test_features - mean) / spread, weights), labels)
-    return {
-        **score(ranks, labels),
-        "train_count": train_labels.numel(),
-        "classes": len(things),
-    }
+    return {**score(ranks, labels), "train_count": train_labels.numel(), "classes": len(things)}
 
 
 def _read(batches: Batches) -> tuple[Float[Tensor, "R F"], Int64[Tensor, " R"]]:
@@ -78,20 +64,20 @@ def colour_features(image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) 
     """Describe each box by its colours alone.
 
     Args:
-        image: RGB.
         boxes: xyxy, pixels of the image; every pixel a box touches counts.
 
     Returns:
-        (N, 3 + 24 + 64): mean R, G, B in [0, 1]; the hue histogram, each pixel weighing its chroma; the joint RGB
-        histogram of 4 bins per channel. Histograms are shares of the box's pixels, square-rooted so that a linear rule
-        reads them better.
+        (N, 3 + 24 + 64): mean R, G, B in [0, 1]; the hue histogram, each pixel weighted by its chroma; the joint RGB
+        histogram of 4 bins per channel. Histograms are fractions of the box's pixels, square-rooted to suit a linear
+        rule.
     """
     pixels = image.float() / 255  # (3, H, W)
     hue, chroma = _hue_and_chroma(pixels)
     level = (pixels * LEVELS).long().clamp(max=LEVELS - 1)  # (3, H, W)
     joint = (level[0] * LEVELS + level[1]) * LEVELS + level[2]  # (H, W)
     rows = []
-    for x1, y1, x2, y2 in zip(*(side.tolist() for side in _outward(boxes).T), strict=True):
+    corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()  # (N, 4), of the pixels they touch
+    for x1, y1, x2, y2 in corners.tolist():
         inside = (slice(y1, y2), slice(x1, x2))
         area = (y2 - y1) * (x2 - x1)
         hues = torch.bincount(hue[inside].flatten(), weights=chroma[inside].flatten(), minlength=HUES)  # (24,)
@@ -99,11 +85,6 @@ def colour_features(image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) 
         mean = pixels[(slice(None), *inside)].mean(dim=(1, 2))  # (3,)
         rows.append(torch.cat([mean, (hues / area).sqrt(), (levels / area).sqrt()]))
     return torch.stack(rows) if rows else pixels.new_zeros(0, 3 + HUES + LEVELS**3)
-
-
-def _outward(boxes: Float[Tensor, "N 4"]) -> Int64[Tensor, "N 4"]:
-    """Round boxes to the whole pixels they touch."""
-    return torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()  # (N, 4)
 
 
 def _hue_and_chroma(pixels: Float[Tensor, "3 H W"]) -> tuple[Int64[Tensor, "H W"], Float[Tensor, "H W"]]:
@@ -123,22 +104,20 @@ def _hue_and_chroma(pixels: Float[Tensor, "3 H W"]) -> tuple[Int64[Tensor, "H W"
 def fit_linear(
     features: Float[Tensor, "R F"], labels: Int64[Tensor, " R"], *, classes: int, penalty: float
 ) -> Float[Tensor, "K F+1"]:
-    """Fit a multinomial logistic regression in which every class weighs the same, as in mAcc.
+    """Fit a multinomial logistic regression with balanced classes, as in mAcc.
 
     Convex, started from zero and solved by L-BFGS in double precision: the same data give the same weights.
 
     Args:
         features: standardised.
-        labels: in [0, classes).
-        classes: how many compete; one without examples is only a negative.
-        penalty: of the squared coefficients; the intercept is free of it.
+        classes: how many compete; a class without examples is only a negative.
+        penalty: of the squared coefficients without the intercept.
 
     Returns:
         Coefficients, the intercept last.
     """
     features = features.double()
-    share = torch.bincount(labels, minlength=classes).double()  # (K,)
-    balance = 1 / share.clamp(min=1)
+    balance = 1 / torch.bincount(labels, minlength=classes).double().clamp(min=1)  # (K,)
     weights = torch.zeros(classes, features.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
 

@@ -10,18 +10,9 @@ from foveate.ops.resample import crop_and_resize, normalize
 
 
 class CropPacker:
-    """Embeds crops in full batches across images; the embeddings are in the order in which the crops came."""
+    """Embeds crops in full batches across images, in the order in which they are added."""
 
     def __init__(self, clip: Clip, *, batch: int) -> None:
-        """Prepare an empty packer.
-
-        Args:
-            clip: whose image embeddings are wanted.
-            batch: crops per batch.
-
-        Raises:
-            InputError: a batch below 1.
-        """
         if batch < 1:
             raise InputError(f"--crop-batch: need at least 1 crop; got {batch}.")
         self.clip, self.batch = clip, batch
@@ -29,7 +20,7 @@ class CropPacker:
         self.done: list[Float[Tensor, "N D"]] = []
 
     def add(self, image: UInt8[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"]) -> None:
-        """Crop an image's boxes (xyxy, pixels of the image); embed as soon as a batch is full."""
+        """Crop an image's boxes (xyxy, pixels of the image), and embed each batch that is full."""
         if boxes.shape[0] == 0:
             return
         crops = crop_and_resize(image, boxes, size=self.clip.native_size)  # (N, 3, S, S)
@@ -43,8 +34,8 @@ class CropPacker:
         self.waiting = [packed[count:]]
 
     def finish(self) -> Float[Tensor, "R D"]:
-        """Embed the crops that are left and return all embeddings, L2-normalised."""
-        if any(len(crops) for crops in self.waiting):
-            self._embed(sum(len(crops) for crops in self.waiting))
+        """Embed the remaining crops and return all embeddings, L2-normalised."""
+        if remaining := sum(len(crops) for crops in self.waiting):
+            self._embed(remaining)
         self.waiting = []
         return torch.cat(self.done) if self.done else torch.empty(0, self.clip.embed_dim)

@@ -1,13 +1,12 @@
 """AP of detections on OV-COCO, LVIS, VOC, and what else has boxes (Sec. 4.3).
 
-    coco    COCO's twelve numbers. With a split: those of OV-COCO, AP50 of base and novel classes apart
-    lvis    federated AP, of rare, common and frequent classes apart, at most 300 detections per image
+    coco    COCO's twelve numbers; with a split, AP50 of base and of novel classes, as OV-COCO
+    lvis    federated AP of rare, common and frequent classes, at most 300 detections per image
     voc07   AP50 and AP75 by mmdet's rule for VOC2007: 11 points, corners are pixels, difficult objects ignored
     voc12   the same, but the area under the curve, as for VOC2010 and later
 
-AP of a group is the mean over its classes that have an object. The matching is hotcoco's, which equals pycocotools' and
-lvis-api's (tests hold it to that) and is fast; VOC's is in `voc.py`. Everything is in percent. Deliberately absent: a
-model; `detection_sweep.py` measures cached candidates, fused in many ways, without one.
+AP of a group is the mean over its classes that have an object, in percent. The matching is hotcoco's, which is fast and
+equals pycocotools' and lvis-api's (tests compare them); VOC's is in `voc.py`.
 """
 
 from collections.abc import Iterable
@@ -16,55 +15,54 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import InputError
+from foveate.evaluate.detection_results import left_top_sides
 from foveate.evaluate.ground_truth import FREQUENCIES, GroundTruth, import_hotcoco
-from foveate.evaluate.score import mean_percent, percent
+from foveate.evaluate.score import list_missing, mean_percent, percent
 from foveate.evaluate.voc import VOC_RULES, measure_voc
 from foveate.types import Detections
 
 MASK_SIZES = (
-    "small, medium and large masks go by the area of the mask, as in pycocotools and lvis-api for results without "
-    "boxes; public F-ViT leaves the boxes in and goes by their area (AP of the three sizes differs, AP does not)"
+    "small, medium and large masks are defined by the area of the mask, as in pycocotools and lvis-api for results "
+    "without boxes; public F-ViT keeps the boxes and uses their area (AP of the three sizes differs, AP does not)"
 )
-# detections per class and image
+# maximum detections per class and image
 CAPS = {"coco": (1, 10, 100), "ov-coco": (1, 10, 100, 1000), "lvis": (300,)}
-LVIS_CAP = 300  # detections per image, of all classes together
+LVIS_CAP = 300  # maximum detections per image, of all classes together
 AREAS = ("all", "small", "medium", "large")
-MAX_LISTED = 5  # images without a result
 
 
-def evaluate_detection(found: Iterable[tuple[str, Detections]], truth: GroundTruth) -> dict[str, Any]:
+def evaluate_detection(predictions: Iterable[tuple[str, Detections]], truth: GroundTruth) -> dict[str, Any]:
     """Measure detections against annotated objects.
 
     Args:
-        found: (id of an image, the detections in it), each image at most once, in any order; a label is an index in the
+        predictions: (id of an image, its detections), each image at most once, in any order; labels index the
             vocabulary that the ground truth was opened with.
-        truth: of `foveate.evaluate.ground_truth.open_ground_truth`.
 
     Returns:
-        {"style", "rules": what was left out and why, "images", "images_without_result", "objects", "crowds",
-        "detections", "not_measured": detections of other classes or images, "beyond_cap": those that exceed the most
-        detections that the style takes, "classes": {"measured", "with_objects"}, "boxes": R, "masks": R or None}.
+        {"style", "rules": what was ignored and why, "images", "images_without_result", "objects", "crowds",
+        "detections", "not_measured": detections of other classes or images, "beyond_cap": those beyond the maximum
+        number that the style takes, "classes": {"measured", "with_objects"}, "boxes": R, "masks": R or None}.
         R = {"AP", "AP50", ..., "AR@100": percent or None, "groups": {name: {"classes", "AP", "AP50", "AP75"}},
-        "per_class": [{"name", "objects", "detections", "AP", "AP50"}]}; VOC has AP50 and AP75 alone.
+        "per_class": [{"name", "objects", "detections", "AP", "AP50"}]}; VOC has only AP50 and AP75.
 
     Raises:
-        InputError: an image is unknown or comes twice, labels beyond the vocabulary, numbers that are not finite, or
+        InputError: an unknown image or one twice, labels beyond the vocabulary, values that are not finite, or
             detections without masks where masks are measured.
     """
     table = _Table(truth)
-    for key, detections in found:
+    for key, detections in predictions:
         table.add(key, detections)
     rows = np.concatenate([np.zeros((0, 7)), *table.rows])
     style, objects = truth.style, truth.counts()
     caps = CAPS.get("ov-coco" if style == "coco" and "novel" in truth.groups else style, ())
-    without = [key for key in truth.images if key not in table.seen]
+    missing = [key for key in truth.images if key not in table.seen]
     result: dict[str, Any] = {
         "style": style,
         "rules": _rules(truth),
         "images": len(truth.images),
-        "images_without_result": {"count": len(without), "first": without[:MAX_LISTED]},  # their objects are missed
+        "images_without_result": list_missing(missing),  # their objects are missed
         "objects": int(objects.sum()),
-        "crowds": sum(item.crowd for item in truth.objects),
+        "crowds": sum(annotated.crowd for annotated in truth.objects),
         "detections": len(rows),
         "not_measured": table.not_measured,
         "beyond_cap": _beyond(rows, caps[-1]) if style == "coco" else table.beyond_cap,
@@ -87,7 +85,7 @@ class _Table:
         self.masks: list[dict] = []
         self.seen: set[str] = set()
         self.not_measured = 0  # detections of other classes or images
-        self.beyond_cap = 0  # detections that exceed LVIS's cap of an image
+        self.beyond_cap = 0  # detections beyond LVIS's cap per image
 
     def add(self, key: str, detections: Detections) -> None:
         """Append the detections of an image, best first."""
@@ -109,14 +107,14 @@ class _Table:
             self.masks += [detections.masks[index] for index in chosen]
 
     def _checked(self, key: str, detections: Detections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Labels, boxes and scores, or an error that names the image."""
+        """Labels, boxes and scores; or an InputError that names the image."""
         if key in self.seen or (key not in self.truth.images and key not in self.truth.ignored):
             problem = "came twice" if key in self.seen else "is not in the data set"
             raise InputError(f"image {key}: need the detections of each image of the data set once; it {problem}.")
         if self.truth.masks and detections.masks is None:
-            raise InputError(f"image {key}: need detections with masks; these have none. Measure the boxes alone.")
+            raise InputError(f"image {key}: need detections with masks; got none. Measure only the boxes.")
         labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().double().numpy()
-        boxes = left_top_sides(detections)
+        boxes = left_top_sides(detections).cpu().numpy()
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.labels)):
             raise InputError(f"image {key}: need labels below {len(self.labels)}, the vocabulary's classes; "
                              f"got {labels.min()} .. {labels.max()}.")  # fmt: skip
@@ -126,25 +124,16 @@ class _Table:
 
 
 def _rules(truth: GroundTruth) -> list[str]:
-    """What was left out and why, for people."""
-    rules = [*truth.rules, "the mean over classes leaves out those without an object"]
+    rules = [*truth.rules, "the mean over classes excludes those without an object"]
     if truth.style == "lvis":
-        rules.append(f"at most {LVIS_CAP} detections an image; a class counts where it was looked for")
+        rules.append(f"at most {LVIS_CAP} detections per image; a class counts where it was searched for (federated)")
     if truth.style in VOC_RULES:
         rules.append(VOC_RULES[truth.style])
     return [*rules, MASK_SIZES] if truth.masks else rules
 
 
-def left_top_sides(detections: Detections) -> np.ndarray:
-    """Left, top, width and height, (N, 4) float64: a file's own numbers where they come from one."""
-    if detections.xywh is not None:
-        return detections.xywh.cpu().numpy()
-    boxes = detections.boxes.cpu().double().numpy()
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
 def _beyond(rows: np.ndarray, cap: int) -> int:
-    """How many detections exceed the most of an image and class."""
+    """How many detections are beyond the cap per image and class."""
     _, counts = np.unique(rows[:, [0, 6]], axis=0, return_counts=True)
     return int((counts - cap).clip(min=0).sum())
 
@@ -152,13 +141,13 @@ def _beyond(rows: np.ndarray, cap: int) -> int:
 def _measure(
     truth: GroundTruth, rows: np.ndarray, masks: list[dict] | None, *, caps: tuple[int, ...]
 ) -> dict[str, Any]:
-    """COCO's or LVIS's numbers of boxes, or of masks where there are any."""
+    """COCO's or LVIS's numbers of boxes, or of `masks`."""
     hotcoco, is_lvis = import_hotcoco(), truth.style == "lvis"
     expected = _expected(hotcoco, truth, masks=masks is not None)
-    found = expected.load_res(rows, segmentation=masks)
-    if masks:  # small, medium and large go by the mask, as in the official evaluations
-        found.update_anns(ids=np.arange(1, len(masks) + 1), area=hotcoco.mask.area(masks).astype(np.float64))
-    run = hotcoco.COCOeval(expected, found, "bbox" if masks is None else "segm", lvis_style=is_lvis)
+    predicted = expected.load_res(rows, segmentation=masks)
+    if masks:  # areas are those of the masks, as in the official evaluations
+        predicted.update_anns(ids=np.arange(1, len(masks) + 1), area=hotcoco.mask.area(masks).astype(np.float64))
+    run = hotcoco.COCOeval(expected, predicted, "bbox" if masks is None else "segm", lvis_style=is_lvis)
     run.params.max_dets = list(caps)
     run.evaluate()
     run.accumulate()
@@ -167,9 +156,8 @@ def _measure(
     ap = np.where(precision < 0, np.nan, precision).mean(axis=1)  # (10, K, 4)
     recall = np.asarray(run.eval["recall"])  # (10, K, 4, caps)
     ar = np.where(recall < 0, np.nan, recall).mean(axis=0)  # (K, 4, caps)
-    by_size = (
-        caps.index(100) if 100 in caps else len(caps) - 1
-    )  # recall by size is of 100 detections in COCO, or of most
+    # recall by size is of 100 detections in COCO, else of the largest cap
+    by_size = caps.index(100) if 100 in caps else len(caps) - 1
     result: dict[str, Any] = {
         **_three(ap[:, :, 0]),
         **{f"AP_{name}": mean_percent(ap[:, :, area]) for area, name in enumerate(AREAS) if area},
@@ -191,13 +179,13 @@ def _measure(
 def _summarise_voc(truth: GroundTruth, rows: np.ndarray) -> dict[str, Any]:
     """AP50 and AP75 by VOC's matching."""
     measures = measure_voc(truth, rows)  # (K,) each; NaN: no object
-    there = ~np.isnan(measures["AP50"])
+    has_objects = ~np.isnan(measures["AP50"])
     groups = {"all": list(range(len(truth.names))), **truth.groups}
     return {
         **{name: mean_percent(values) for name, values in measures.items()},
         "groups": {
             group: {
-                "classes": int(there[labels].sum()),
+                "classes": int(has_objects[labels].sum()),
                 **{name: mean_percent(values[labels]) for name, values in measures.items()},
             }
             for group, labels in groups.items()
@@ -207,17 +195,17 @@ def _summarise_voc(truth: GroundTruth, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _three(ap: np.ndarray) -> dict[str, float | None]:
-    """AP, AP50 and AP75 of (10 IoUs, K)."""
+    """AP, AP50 and AP75 of precisions (10 IoUs, K)."""
     return {"AP": mean_percent(ap), "AP50": mean_percent(ap[0]), "AP75": mean_percent(ap[5])}
 
 
 def _expected(hotcoco: Any, truth: GroundTruth, *, masks: bool) -> Any:
-    """The objects as the evaluator takes them; images, classes and objects are numbered from 1."""
+    """The objects in the evaluator's form; images, classes and objects are numbered from 1."""
     images: list[dict[str, Any]] = [
         {"id": number, "height": height, "width": width} for number, (height, width) in enumerate(truth.sizes, start=1)
     ]
-    if truth.looked_for is not None:
-        for image, (absent, partly) in zip(images, truth.looked_for, strict=True):
+    if truth.federated is not None:
+        for image, (absent, partly) in zip(images, truth.federated, strict=True):
             image["neg_category_ids"] = [label + 1 for label in absent]
             image["not_exhaustive_category_ids"] = [label + 1 for label in partly]
     letters = {label: FREQUENCIES[key] for key in FREQUENCIES for label in truth.groups.get(key, [])}

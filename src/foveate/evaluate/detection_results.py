@@ -3,8 +3,8 @@
     [{"image_id": 42, "category_id": 18, "bbox": [x, y, width, height], "score": 0.9, "segmentation"?: lengths}, ...]
 
 A file is checked against the data set's images and categories. Its numbers stay float64 and as they were written:
-rounded to float32, or turned into corners and back, an IoU of exactly .60 may fall below the threshold, and cocoapi's
-own example loses .05 AP. Deliberately absent: the measure itself (`detection.py`).
+rounded to float32, or converted to corners and back, an IoU of exactly .60 may fall below the threshold, and cocoapi's
+own example loses .05 AP.
 """
 
 import json
@@ -13,46 +13,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from foveate.data.records import Dataset, Dropped, Record
-from foveate.data.strict import drop, fail, parse, short
+from foveate.data.strict import drop, fail, is_id, is_number, parse, short
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foveate.ops.paste import boxes_of_rle, fault_of_rle
 from foveate.types import Detections
 
-MAX_FLOAT = 1e30  # of a number that float32 is to hold
+MAX_FLOAT = 1e30  # a number that float32 can hold
 UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `Dropped` is reported
 UNKNOWN_CATEGORY = "result is of a category that is not measured"
 
 
 def write_results(
-    path: Path, found: Iterable[tuple[str, Detections]], dataset: Dataset, *, vocabulary: Sequence[str]
+    path: Path, predictions: Iterable[tuple[str, Detections]], dataset: Dataset, *, vocabulary: Sequence[str]
 ) -> int:
-    """Write detections, image by image, whole or not at all; the inverse of `read_results`.
+    """Write detections; the inverse of `read_results`.
 
     Args:
-        path: of the JSON file; its folder is made.
-        found: (id of an image, the detections in it).
         dataset: has the ids of images and categories in its annotation file.
         vocabulary: names of the classes; a detection's label is an index in it.
 
     Returns:
-        How many detections were written.
+        The number of detections.
 
     Raises:
-        InputError: a class that is no category of the data set, an image of another one, or numbers not finite.
+        InputError: a class that is no category of the data set, an unknown image, or values that are not finite.
     """
     ids = check_categories(path, dataset, vocabulary=vocabulary)
     keys = {str(record.id): record.id for record in dataset.records}
     count = 0
     with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write("[")
-        for key, detections in found:
+        for key, detections in predictions:
             if key not in keys:
                 raise InputError(f"image {key}: need detections of the images of {dataset.name}; it is not among them.")
-            _check_labels(key, detections, len(vocabulary))
+            wrong = detections.labels[(detections.labels < 0) | (detections.labels >= len(vocabulary))]
+            if len(wrong):
+                raise InputError(f"image {key}: need labels below {len(vocabulary)}, the vocabulary's classes; got "
+                                 f"{int(wrong[0])}.")  # fmt: skip
             try:
                 lines = [json.dumps(entry, allow_nan=False) for entry in _entries(keys[key], detections, ids)]
             except ValueError as error:
@@ -74,19 +77,18 @@ def check_categories(path: Path, dataset: Dataset, *, vocabulary: Sequence[str])
     if unknown:
         raise InputError(
             f"{path}: need a vocabulary of categories of {dataset.name}, which have ids; {len(unknown)} of "
-            f"{len(vocabulary)} are none, such as {unknown[0]!r}. Leave them out, or write no file of results."
+            f"{len(vocabulary)} are none, such as {unknown[0]!r}. Remove them, or write no file of results."
         )
     return [ids[name] for name in vocabulary]
 
 
-def _check_labels(key: str, detections: Detections, classes: int) -> None:
-    wrong = detections.labels[(detections.labels < 0) | (detections.labels >= classes)]
-    if len(wrong):
-        raise InputError(f"image {key}: need labels below {classes}, the vocabulary's classes; got {int(wrong[0])}.")
+def left_top_sides(detections: Detections) -> Float64[Tensor, "N 4"]:
+    """Left, top, width and height; as in the file, for detections that were read from one."""
+    return xyxy_to_xywh(detections.boxes.double()) if detections.xywh is None else detections.xywh
 
 
 def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) -> Iterable[dict[str, Any]]:
-    boxes = (xyxy_to_xywh(detections.boxes.double()) if detections.xywh is None else detections.xywh).tolist()
+    boxes = left_top_sides(detections).tolist()
     masks = detections.masks or [None] * len(boxes)
     rows = zip(boxes, detections.scores.tolist(), detections.labels.tolist(), masks, strict=True)
     for box, score, label, mask in rows:
@@ -100,49 +102,39 @@ def read_results(
     """Read a file of results; the inverse of `write_results`.
 
     Args:
-        path: of the JSON file.
-        dataset: what it was made for.
-        vocabulary: names of the classes, in the order in which labels number them.
-        skipped: where to count the entries of images and categories that are not measured; None: refuse them.
+        skipped: receives the counts of entries of images and categories that are not measured; None: refuse them.
 
     Returns:
-        (id, its detections, best first) of each image of the data set, in its order, also where there are none. Boxes
-        and scores are float64, and `xywh` has the file's own numbers. Masks where every entry of the file has one.
+        (id, its detections, best first) of every image of the data set, in its order. Boxes and scores are float64, and
+        `xywh` has the numbers of the file. Masks if every entry of the file has one.
 
     Raises:
         InputError: no such list, no entry of an image (or of a category) of the data set, an entry with an unknown
-            image or category where none may be skipped, a box or score that is not finite, a size that is negative, or
-            run lengths that do not fit the image; names the file, the entry and the reason.
+            image or category without `skipped`, a box or score that is not finite, a negative size, or run lengths that
+            do not fit the image; names the file, the entry and the reason.
     """
-    content = _entries_of(path)
+    content = parse(path, kind="a results")
+    if not isinstance(content, list):
+        fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
     index = {name: label for label, name in enumerate(vocabulary)}
     labels = {category.id: index[category.name] for category in dataset.categories if category.name in index}
     records = {record.id: record for record in dataset.records}
     masks = bool(content) and isinstance(content[0], dict) and "segmentation" in content[0]
-    found: dict[int | str, list[tuple[float, int, list[float], Any]]] = {key: [] for key in records}
+    by_image: dict[int | str, list[tuple[float, int, list[float], Any]]] = {key: [] for key in records}
     _check_same_data(path, content, dataset)
     for number, entry in enumerate(content):
         where = f"{path}: entry {number}"
         if not isinstance(entry, dict):
             fail(where, "an object", short(entry))
-        reason = _skip_reason(entry, records, labels)
-        if reason is None:
-            record, label = records[entry["image_id"]], labels[entry["category_id"]]
-            found[record.id].append(_read(where, entry, record, label, masks=masks))
-        elif skipped is not None:
-            drop(skipped, reason, where)
-        else:
-            _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
-            _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")
-    return [(str(key), _detections(rows, masks=masks)) for key, rows in found.items()]
-
-
-def _entries_of(path: Path) -> list[Any]:
-    """The list that a file of results is."""
-    content = parse(path, kind="a results")
-    if not isinstance(content, list):
-        fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
-    return content
+        is_image, is_category = _is_known(entry.get("image_id"), records), _is_known(entry.get("category_id"), labels)
+        if skipped is not None and not (is_image and is_category):
+            drop(skipped, UNKNOWN_CATEGORY if is_image else UNKNOWN_IMAGE, where)
+            continue
+        _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
+        _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")
+        record, label = records[entry["image_id"]], labels[entry["category_id"]]
+        by_image[record.id].append(_read(where, entry, record, label, masks=masks))
+    return [(str(key), _detections(rows, masks=masks)) for key, rows in by_image.items()]
 
 
 def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> None:
@@ -150,29 +142,22 @@ def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> No
     entries = [entry for entry in content if isinstance(entry, dict)]
     images = {record.id: None for record in dataset.records}
     categories = {category.id: None for category in dataset.categories}
-    for key, known, of in (("image_id", images, "images"), ("category_id", categories, "categories")):
-        if entries and not any(_is_known(entry.get(key), known) for entry in entries):
-            where = f"{path}: entry 0 (all {len(entries)} entries alike)"
-            _check_known(where, entries[0], key, known, of=f"the {of} of {dataset.name}")
+    for key, ids, of in (("image_id", images, "images"), ("category_id", categories, "categories")):
+        if entries and not any(_is_known(entry.get(key), ids) for entry in entries):
+            where = f"{path}: entry 0 (and all {len(entries)} entries)"
+            _check_known(where, entries[0], key, ids, of=f"the {of} of {dataset.name}")
 
 
-def _skip_reason(entry: Mapping[str, Any], records: Mapping[Any, Any], labels: Mapping[Any, Any]) -> str | None:
-    """Why an entry is not measured: its image or its category is not; None: it is."""
-    if not _is_known(entry.get("image_id"), records):
-        return UNKNOWN_IMAGE
-    return None if _is_known(entry.get("category_id"), labels) else UNKNOWN_CATEGORY
+def _is_known(value: Any, ids: Mapping[Any, Any]) -> bool:
+    return is_id(value) and value in ids
 
 
-def _is_known(value: Any, known: Mapping[Any, Any]) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool) and value in known
-
-
-def _check_known(where: str, entry: dict[str, Any], key: str, known: Mapping[Any, Any], *, of: str) -> None:
+def _check_known(where: str, entry: dict[str, Any], key: str, ids: Mapping[Any, Any], *, of: str) -> None:
     """Refuse an entry with an unknown id."""
     value = entry.get(key)
-    if not _is_known(value, known):
-        example = f", such as {short(next(iter(known)))}" if known else ""
-        need = f"`{key}`, one of the {len(known)} ids of {of}{example}"
+    if not _is_known(value, ids):
+        example = f", such as {short(next(iter(ids)))}" if ids else ""
+        need = f"`{key}`, one of the {len(ids)} ids of {of}{example}"
         fail(where, need, short(value), "Was it made for other data?")
 
 
@@ -200,8 +185,8 @@ def _read(
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that float32 can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_FLOAT  # also not NaN
+    """Whether it is a number that float32 can hold; NaN is not."""
+    return is_number(value) and abs(value) < MAX_FLOAT
 
 
 def _detections(rows: list[tuple[float, int, list[float], Any]], *, masks: bool) -> Detections:

@@ -1,8 +1,8 @@
-"""The network's one pass over a data set, and what is measured without it after: fusions, and recall of proposals.
+"""One pass of a detector over a data set, then measurements without the network: fusions, and recall of proposals.
 
-A detector's candidates are cached on disk, for every fusion and vocabulary that follows. One pass over the cache serves
-all fusions: the cosines with the text are computed once per image. Deliberately absent: choosing the best fusion (on
-the measured data that would be cheating), the fusion itself (`heads/fvit/fusion.py`), and several processes.
+A detector's candidates are cached on disk, for every later fusion and vocabulary. One pass over the cache serves all
+fusions: the cosines with the text are computed once per image. Deliberately absent: choosing the best fusion, which on
+the measured data would be cheating.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,22 +37,21 @@ def find_candidates(
     Args:
         detector: in evaluation mode.
         dataset: the images; annotations are not used.
-        folder: of the cache.
         made_by: what the candidates depend on.
-        loading: how images are read; all of them, whatever its limit.
+        loading: its limit is ignored.
 
     Returns:
         The finished cache.
 
     Raises:
-        InputError: the folder holds the candidates of another detector or of other images, or no image can be read.
+        InputError: the folder holds the candidates of another detector or of other images, or no image is readable.
     """
     writer = CandidateWriter(folder, ids=[str(record.id) for record in dataset.records], made_by=made_by)
-    rest = tuple(replace(record, boxes=(), labels=(), crowd=()) for record in dataset.records[writer.done :])
-    if rest:
-        batches = Batches(replace(dataset, records=rest), replace(loading, limit=None))
-        order = {str(record.id): number for number, record in enumerate(rest)}
-        written = 0  # of the images that cannot be read
+    remaining = tuple(replace(record, boxes=(), labels=(), crowd=()) for record in dataset.records[writer.done :])
+    if remaining:
+        batches = Batches(replace(dataset, records=remaining), replace(loading, limit=None))
+        order = {str(record.id): number for number, record in enumerate(remaining)}
+        written = 0  # unreadable images in the cache so far
         for samples in batches:
             # candidates and unreadable images, in the order of the records
             entries = [*detector.candidates(samples), *batches.bad[written:]]
@@ -77,32 +76,29 @@ def sweep(
     *,
     detector_scale: float,
 ) -> list[dict[str, Any]]:
-    """Measure many ways of fusing the same candidates; the network is not needed, and cosines are computed once.
+    """Measure many fusions of the same candidates.
 
     Args:
-        store: the candidates of the data set's images.
         text: one embedding per class of the vocabulary, and, last, that of background.
-        fusions: the ways.
-        truth: of `foveate.evaluate.ground_truth.open_ground_truth`, for that vocabulary.
-        is_base: which classes of the vocabulary the detector was trained on, whatever is measured.
+        is_base: which classes of the vocabulary the detector was trained on.
         detector_scale: T, the detector's learned temperature.
 
     Returns:
-        The result of `evaluate_detection` for each fusion, with "fusion": its numbers.
+        The result of `evaluate_detection` for each fusion, with its hyperparameters as "fusion".
     """
     if len(text) != len(truth.labels) + 1:
         raise InputError(f"text: need {len(truth.labels)} classes and background; got {len(text)} embeddings.")
-    found: list[list[tuple[str, Detections]]] = [[] for _ in fusions]
+    predictions: list[list[tuple[str, Detections]]] = [[] for _ in fusions]
     for candidates in store:
         cosines = compare(candidates, text)
-        for fusion, detections in zip(fusions, found, strict=True):
+        for fusion, detections in zip(fusions, predictions, strict=True):
             fused = detect_from(
                 candidates, cosines, is_base, detector_scale=detector_scale, fusion=fusion, masks=truth.masks
             )
             detections.append((candidates.id, fused))
     return [
         {"fusion": asdict(fusion), **evaluate_detection(detections, truth)}
-        for fusion, detections in zip(fusions, found, strict=True)
+        for fusion, detections in zip(fusions, predictions, strict=True)
     ]
 
 
@@ -112,17 +108,16 @@ def proposal_recall(
     """Measure how many annotated objects the proposals of candidates find, by group and by size of the object.
 
     Args:
-        store: the candidates of images of the data set.
         dataset: with annotated boxes; crowds are ignored.
-        split: base and novel categories; None: all are one group.
+        split: base and novel categories; None: one group.
         tops: K of AR@K.
 
     Returns:
         {"all", "base", "novel": {"all", "small", "medium", "large": see `recall_of`}}; sizes are COCO's, by the area
-        of the box. Categories that the split leaves out are in no group.
+        of the box. Categories that the split excludes are in no group.
 
     Raises:
-        InputError: an image that is not the data set's.
+        InputError: an unknown image.
     """
     records = {str(record.id): record for record in dataset.records}
     images = []
@@ -134,7 +129,7 @@ def proposal_recall(
             )
         indices = [index for index, crowd in enumerate(record.crowd) if not crowd]
         boxes = torch.tensor([record.boxes[index] for index in indices], dtype=torch.float32).reshape(-1, 4)
-        # an object's name tells its size and its category
+        # an object's name holds its size and its category
         names = [f"{_size(record.boxes[index])} {dataset.categories[record.labels[index]].name}" for index in indices]
         images.append((boxes, names, candidates.proposals))
     groups = {"all": counting_names(dataset, split)}

@@ -1,8 +1,7 @@
 """Panoptic segmentation by a mask generator and CLIP, measured for many fusion weights in one pass over the images.
 
-The networks see each image once: masks, the generator's scores of them, and CLIP's. Each pair of fusion weights then
-gives classes, merges the masks, and is counted on its own (Tab. 5, and what is between its rows). Deliberately absent:
-training, class names, tests on flipped or larger images.
+The networks run once per image: masks, the mask generator's scores, and CLIP's. The classes, the merged masks and the
+counts of each pair of fusion weights follow without them (Tab. 5). Deliberately absent: test-time augmentation.
 """
 
 from collections.abc import Sequence
@@ -41,25 +40,23 @@ def sweep_fusion(
     """Measure a segmenter whose classes are the data set's.
 
     Args:
-        segmenter: for as many classes as the data set has, in their order.
-        dataset: with panoptic annotations.
+        segmenter: opened with the data set's classes, in their order.
         weights: fusion weights of CLIP, one result each.
-        semantic: measure mIoU too.
-        instances: measure AP of the masks of things too, against the things of the panoptic annotation.
-        loading: how images are read; a batch is one pass of the generator.
+        instances: also measure AP of the masks of things, against the things of the panoptic annotation.
+        loading: a batch is one pass of the mask generator.
 
     Returns:
         {"images", "bad", "masks": mean per image, "shares": [{"seen", "unseen", "all", "things", "stuff": {"PQ",
         "SQ", "RQ", "classes"}, "groups": {"seen", "unseen": likewise}, "per_class", "semantic": None or as of
         `evaluate.semantic`, "instances": None or as of `evaluate.detection` with "seen" and "unseen" in its groups,
-        "segments": predicted}]}. Images that cannot be read are in no measure.
+        "segments": predicted}]}. Unreadable images are in no measure.
 
     Raises:
-        InputError: another number of classes, weights that the generator cannot have, or no image could be read.
+        InputError: another number of classes, weights that the mask generator does not support, or no readable image.
     """
-    asked, categories = segmenter.query, dataset.categories
-    if asked.count != len(categories):
-        raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {asked.count}.")
+    query, categories = segmenter.query, dataset.categories
+    if query.count != len(categories):
+        raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {query.count}.")
     for pair in weights:
         check_shares(segmenter.generator, pair, has_clip=segmenter.clip is not None)
     needs_clip = any(pair.seen or pair.unseen for pair in weights)
@@ -77,7 +74,7 @@ def sweep_fusion(
             masks += len(proposals.masks)
             for pair, tally in zip(weights, tallies, strict=True):
                 tally.add(truth, segmenter, segmenter.fuse(evidence, pair), key=sample.id)
-    seen = asked.is_seen.tolist()
+    seen = query.is_seen.tolist()
     return {
         "images": batches.count,
         "bad": batches.bad_listed(),
@@ -98,10 +95,10 @@ class FusionTally:
         self.confusion = Confusion(classes) if semantic else None
 
     def add(self, truth: PanopticMap, segmenter: PanopticSegmenter, scored: Any, *, key: str) -> None:
-        """Merge an image's masks and count."""
-        found = segmenter.panoptic(scored)
-        self.segments += len(found.segments)
-        self.panoptic.add(truth, found, key=key)
+        """Merge an image's masks and count the segments."""
+        prediction = segmenter.panoptic(scored)
+        self.segments += len(prediction.segments)
+        self.panoptic.add(truth, prediction, key=key)
         if self.detections is not None:
             self.detections.append((key, segmenter.instances(scored)))
         if self.confusion is not None:
@@ -134,7 +131,6 @@ class ThingObjects:
     """The things of the panoptic ground truth as objects, of the images that were read."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Check early that they can be measured."""
         things = tuple(category for category in dataset.categories if category.is_thing)
         names = [category.name for category in dataset.categories]
         empty = replace(dataset, categories=things, records=(), file=None)
@@ -144,7 +140,7 @@ class ThingObjects:
         self.objects: list[Object] = []
 
     def add(self, sample: Sample, truth: PanopticMap) -> None:
-        """Take those of an image."""
+        """Add the things of an image."""
         assert sample.segments is not None, "read with masks"
         number = len(self.images)
         self.images[sample.id] = number
@@ -157,8 +153,8 @@ class ThingObjects:
                 box, label = (x1, y1, x2 - x1, y2 - y1), self.truth.labels[segment.label]
                 self.objects.append(Object(number, label, box, float(mask.sum()), segment.is_crowd, encoded))
 
-    def measure(self, found: Sequence[tuple[str, Detections]], seen: Sequence[bool]) -> dict[str, Any]:
-        """AP of the instances found in these images."""
+    def measure(self, predictions: Sequence[tuple[str, Detections]], seen: Sequence[bool]) -> dict[str, Any]:
+        """AP of the predicted instances in these images."""
         pairs = [(label, is_seen) for label, is_seen in zip(self.truth.labels, seen, strict=True) if label >= 0]
         groups = {
             "seen": [label for label, is_seen in pairs if is_seen],
@@ -173,16 +169,11 @@ class ThingObjects:
             objects=self.objects,
             rules=("things of the panoptic annotation; areas and boxes are those of their masks",),
         )
-        return evaluate_detection(found, truth)
+        return evaluate_detection(predictions, truth)
 
 
 def panoptic_truth(sample: Sample, record: Record) -> PanopticMap:
-    """The ground truth of a decoded image as one map, without reading its PNG again.
-
-    Args:
-        sample: with the masks of its segments, which do not overlap.
-        record: of the same image.
-    """
+    """The ground truth of a decoded image, from the masks of its segments (which do not overlap), as one map."""
     assert sample.segments is not None, "read with masks"
     masks = sample.segments.masks  # (N, H, W)
     if not len(masks):
@@ -194,7 +185,7 @@ def panoptic_truth(sample: Sample, record: Record) -> PanopticMap:
 
 
 def _means(per_class: Sequence[dict[str, Any]], *, seen: bool) -> dict[str, Any]:
-    """The means over seen classes, or over the others; those without a segment are in none."""
+    """The means over seen classes, or over unseen ones, without classes that have no segment."""
     rows = [row for row in per_class if row["seen"] == seen and row["PQ"] is not None]
     means = {name: float(np.mean([row[name] for row in rows])) if rows else None for name in MEASURES}
     return {**means, "classes": len(rows)}

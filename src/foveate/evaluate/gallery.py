@@ -1,7 +1,6 @@
-"""The galleries of retrieval (Tab. A1): which others an image or region is ranked among, drawn at random.
+"""The galleries of retrieval (Tab. A1): the distractors that an image or region is ranked among, drawn at random.
 
-A draw depends on the seed and a name alone, and is made from the sorted names, so that neither the order of reading
-nor the batches matter. Deliberately absent: any embedding; the protocols rank by themselves.
+A draw depends only on the seed and a name, and is made from the sorted names, independent of the order of reading.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import torch
 
 
 def named_stream(seed: int, purpose: str, name: str) -> torch.Generator:
-    """Derive a random stream from the seed, what it is for and an image's or region's name, the same everywhere."""
+    """Derive a random stream from the seed, its purpose and an image's or region's name, the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
@@ -20,15 +19,11 @@ def draw_others(names: Sequence[str], index: int, *, count: int, seed: int, purp
     """Draw the distractors of one name.
 
     Args:
-        names: of all, each once, in an order that follows from them alone (regions are sorted by their image's name
-            and their number in it, "a/2" before "a/10").
-        index: of the name, in 0..len(names)-1.
-        count: how many others at most.
-        seed: with the name and the purpose it decides the draw.
-        purpose: names the stream.
+        names: each once, in an order that depends only on them (regions are sorted by their image's name and their
+            number in it, "a/2" before "a/10").
 
     Returns:
-        Indices of different others, all of them where there are no more than `count`.
+        Different indices other than `index`, all of them where there are no more than `count`.
     """
     order = torch.randperm(len(names) - 1, generator=named_stream(seed, purpose, names[index]))[:count]
-    return [other + (other >= index) for other in order.tolist()]  # its own index is skipped
+    return [number + (number >= index) for number in order.tolist()]  # skips `index`

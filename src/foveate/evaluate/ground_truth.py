@@ -1,12 +1,12 @@
-"""What detections are measured against: the objects of a data set, as each benchmark counts them (Sec. 4.3).
+"""The ground truth of detection: the objects of a data set, as each benchmark counts them (Sec. 4.3).
 
-    OV-COCO    objects of other categories are removed, then images without any object (4,836 of val are left)
-    LVIS       an image counts only for the categories that were looked for in it (federated)
+    OV-COCO    objects of other categories are removed, then images without any object (4,836 of val remain)
+    LVIS       an image counts only for the categories that were searched for in it (federated)
     others     every object of every image
 
-Objects come from the data set's annotation file where it has one: that alone has segmentations, the areas that the
-official AP of small, medium and large objects goes by, boxes that are not clipped, and what was looked for. Where there
-is none (VOC), they come from the records. Deliberately absent: the measure itself (`detection.py`).
+Objects come from the data set's annotation file if it has one: only that has segmentations, the official areas that
+define small, medium and large objects, boxes that are not clipped, and LVIS's federated lists. Otherwise (VOC) they are
+those of the records.
 """
 
 import math
@@ -44,21 +44,21 @@ class Object(NamedTuple):
 class GroundTruth:
     """The objects that count, and what else a benchmark's rule needs."""
 
-    style: Style  # whose rule
+    style: Style
     masks: bool  # masks are measured too
-    names: tuple[str, ...]  # of the classes that are measured
-    labels: tuple[int, ...]  # of each class of the vocabulary the index in `names`; -1: not measured
+    names: tuple[str, ...]  # of the measured classes
+    labels: tuple[int, ...]  # index in `names` of each class of the vocabulary; -1: not measured
     groups: dict[str, list[int]]  # base and novel, and LVIS's frequencies -> indices in `names`
-    images: dict[str, int]  # id, as text -> index
+    images: dict[str, int]  # id -> index
     sizes: list[tuple[int, int]]  # (height, width) of each [pixels]
-    ignored: frozenset[str]  # ids of images that the rule leaves out: detections in them do not count
+    ignored: frozenset[str]  # ids of images that the rule excludes, with the detections in them
     objects: list[Object]
-    looked_for: list[tuple[list[int], list[int]]] | None  # LVIS: of each image (absent, not all annotated) classes
-    rules: tuple[str, ...]  # what was left out and where numbers come from, for people
+    federated: list[tuple[list[int], list[int]]] | None  # LVIS: (absent, not exhaustively annotated) classes per image
+    rules: tuple[str, ...]  # what was ignored and where values come from, for people
 
     def counts(self) -> np.ndarray:
-        """How many objects each class has, without crowds."""
-        labels = [item.label for item in self.objects if not item.crowd]
+        """Objects of each class, without crowds."""
+        labels = [annotated.label for annotated in self.objects if not annotated.crowd]
         return np.bincount(np.array(labels, dtype=np.int64), minlength=len(self.names))
 
 
@@ -75,34 +75,31 @@ def open_ground_truth(
     """Choose the classes, the images and the objects that count.
 
     Args:
-        dataset: with annotated boxes.
-        vocabulary: names of the classes that are looked for, as detections number them.
-        split: base and novel categories, and those to leave out; None: all count alike.
-        style: whose rule. LVIS's also takes what was looked for in each image; VOC's ignores objects that the file
-            calls `difficult` or `ignore`, as converters of VOC do.
-        masks: also measure masks, by the segmentations of the annotation file.
-        annotations: the data set's annotation file: needed for masks and for LVIS, and for COCO's official areas, by
-            which small, medium and large objects are told apart. None: the file that the data set was read from; if
-            there is none, areas are those of the boxes.
+        vocabulary: class names, in the order of the detections' labels.
+        split: base, novel and excluded categories; None: all count.
+        style: "voc07" and "voc12" ignore objects that the file marks as `difficult` or `ignore`, as converters of VOC
+            do.
+        annotations: the data set's annotation file: needed for masks, for LVIS, and for COCO's official areas of small,
+            medium and large objects. None: the file that the data set was read from, else areas of the boxes.
         only_present: measure the categories that the vocabulary has; otherwise it must have all that count.
 
     Raises:
-        InputError: hotcoco is missing, a category is not in the vocabulary, there is no annotation file where one is
-            needed, or it is damaged.
+        InputError: hotcoco is missing, a category is not in the vocabulary, or the annotation file is missing or
+            damaged.
     """
     import_hotcoco()
     annotations = annotations or dataset.file
     is_voc = style in ("voc07", "voc12")
     if is_voc and masks:
-        raise InputError(f"style {style}: measures boxes alone. Leave the masks, or take the style coco.")
+        raise InputError(f"style {style}: measures boxes only; got masks. Remove them, or use the style coco.")
     if annotations is None and (masks or style == "lvis"):
-        need = "masks need its segmentations" if masks else "the style lvis needs which categories were looked for"
+        need = "masks need its segmentations" if masks else "the style lvis needs its federated lists"
         raise InputError(f"{dataset.name}: need an annotation file: {need}. Name it, or measure boxes by COCO's style.")
     names, missing = _classes(dataset, vocabulary, split, only_present=only_present)
     index = {name: number for number, name in enumerate(names)}
     labels = [index.get(category.name, -1) for category in dataset.categories]
-    # the objects, of the file where there is one
-    looked_for = None
+    # the objects, from the file if there is one
+    federated = None
     if annotations is None:
         objects = _from_records(dataset, labels)
         rules = ["areas are those of the boxes", *dataset.dropped_lines()]
@@ -110,14 +107,14 @@ def open_ground_truth(
         content = load(annotations, kind="an annotation")
         objects, rules = _from_file(annotations, content, dataset, labels, masks=masks, difficult=is_voc)
         if style == "lvis":
-            looked_for = _looked_for(annotations, content, dataset, labels)
-    # the images: with categories left out, those that still have an object
+            federated = _federated(annotations, content, dataset, labels)
+    # the images: if categories are excluded, those that still have an object
     counting = list(range(len(dataset.records)))
     if split is not None and split.left_out:
-        counting = sorted({item.image for item in objects})
+        counting = sorted({annotated.image for annotated in objects})
         rules.append(
             f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} images have no object, "
-            "not even a crowd, of a base or novel category and are left out"
+            "not even a crowd, of a base or novel category and are ignored"
         )
     if missing:
         rules.append(f"{len(missing)} categories that the vocabulary lacks are not measured")
@@ -132,18 +129,14 @@ def open_ground_truth(
         images={ids[old]: new for old, new in numbers.items()},
         sizes=[dataset.records[old].size or (1, 1) for old in counting],
         ignored=frozenset(key for old, key in enumerate(ids) if old not in numbers),
-        objects=[item._replace(image=numbers[item.image]) for item in objects],
-        looked_for=None if looked_for is None else [looked_for[old] for old in counting],
+        objects=[annotated._replace(image=numbers[annotated.image]) for annotated in objects],
+        federated=None if federated is None else [federated[old] for old in counting],
         rules=tuple(rules),
     )
 
 
 def import_hotcoco() -> Any:
-    """The package that matches detections with objects.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """The package that matches detections with objects; InputError if it is not installed."""
     try:
         import hotcoco
     except ImportError as error:
@@ -157,13 +150,13 @@ def import_hotcoco() -> Any:
 def _classes(
     dataset: Dataset, vocabulary: Sequence[str], split: BaseNovel | None, *, only_present: bool
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the classes that are measured, and of those that the vocabulary lacks."""
+    """The names of the measured classes, and of those that the vocabulary lacks."""
     for what, names in (("vocabulary", vocabulary), (dataset.name, [category.name for category in dataset.categories])):
         if len(set(names)) < len(names):
             twice = next(name for name in names if list(names).count(name) > 1)
             raise InputError(f"{what}: need every class once; {twice!r} is listed twice.")
-    counting, known = counting_names(dataset, split), set(vocabulary)
-    missing = [name for name in counting if name not in known]
+    counting = counting_names(dataset, split)
+    missing = [name for name in counting if name not in vocabulary]
     if only_present and missing and len(missing) == len(counting):
         raise InputError(
             f"{dataset.name}: need at least one of its {len(counting)} categories in the vocabulary, as "
@@ -175,11 +168,11 @@ def _classes(
             f"{listed([repr(name) for name in missing])}. Names are written as in the annotation file. Add them; "
             "--vocab measures only those that it names."
         )
-    return tuple(name for name in counting if name in known), missing
+    return tuple(name for name in counting if name in vocabulary), missing
 
 
 def counting_names(dataset: Dataset, split: BaseNovel | None) -> list[str]:
-    """The categories that a split does not leave out."""
+    """The categories that a split does not exclude."""
     left_out = set() if split is None else set(split.left_out)
     return [category.name for category in dataset.categories if category.name not in left_out]
 
@@ -208,8 +201,8 @@ def _from_records(dataset: Dataset, labels: Sequence[int]) -> list[Object]:
 def _from_file(
     path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int], *, masks: bool, difficult: bool
 ) -> tuple[list[Object], list[str]]:
-    """The objects of the data set's images as the file has them: boxes are not clipped, none is ignored for its size.
-    Also the rules, for people."""
+    """The objects of the data set's images as in the file (boxes are not clipped, none is ignored for its size), and
+    the rules."""
     images = {record.id: number for number, record in enumerate(dataset.records)}
     in_file = {image.get("id"): None for image in content["images"] if isinstance(image, dict)}
     missing = [key for key in images if key not in in_file]
@@ -220,7 +213,7 @@ def _from_file(
         )
     by_id = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
     seen: set[int | str] = set()
-    objects, refused, unmeasured = [], 0, 0
+    objects, ignored_objects, without_area = [], 0, 0
     for entry in content["annotations"]:
         where = check_entry(path, entry, "annotation", seen)
         image = images.get(known_id(where, entry, "image_id", in_file))
@@ -229,7 +222,7 @@ def _from_file(
             continue
         box = _read_box(where, entry.get("bbox"))
         if box is None:
-            refused += 1
+            ignored_objects += 1
             continue
         area = entry.get("area", box[2] * box[3])
         if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < MAX_COORDINATE**2:
@@ -240,18 +233,20 @@ def _from_file(
             assert size is not None, f"{where}: an image of an annotation file has a size"
             outline = outline_of(where, entry.get("segmentation"), height=size[0], width=size[1])
             if isinstance(outline, str):
-                refused += 1
+                ignored_objects += 1
                 continue
             segmentation = {"size": list(size), "counts": outline.decode("ascii")}
-        unmeasured += "area" not in entry
-        ignored = ("iscrowd", "difficult", "ignore") if difficult else ("iscrowd",)
-        crowd = any(flag(where, entry, key, default=0) for key in ignored)
+        without_area += "area" not in entry
+        crowd_keys = ("iscrowd", "difficult", "ignore") if difficult else ("iscrowd",)
+        crowd = any(flag(where, entry, key, default=0) for key in crowd_keys)
         objects.append(Object(image, label, box, float(area), crowd, segmentation))
-    rules = ["boxes and areas are those of the annotation file, none is clipped or left out for its size"]
-    if unmeasured:
-        rules.append(f"areas are those of the boxes where the file has none ({unmeasured} objects)")
-    if refused:
-        rules.append(f"{refused} objects without a finite box or, where masks count, without a mask are left out")
+    rules = ["boxes and areas are those of the annotation file, none is clipped or ignored for its size"]
+    if without_area:
+        rules.append(f"areas are those of the boxes where the file has none ({without_area} objects)")
+    if ignored_objects:
+        rules.append(
+            f"{ignored_objects} objects without a finite box or, where masks count, without a mask are ignored"
+        )
     return objects, rules
 
 
@@ -264,12 +259,12 @@ def _read_box(where: str, value: Any) -> Box | None:
     return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) and w >= 0 and h >= 0 else None
 
 
-def _looked_for(
+def _federated(
     path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int]
 ) -> list[tuple[list[int], list[int]]]:
-    """Of each image the classes that are known to be absent, and those of which not every object is annotated."""
+    """Per image the classes that are known to be absent, and those that are not exhaustively annotated."""
     by_id = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
-    found = {}
+    by_image = {}
     for image in content["images"]:
         lists = []
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -282,5 +277,5 @@ def _looked_for(
                     "Name LVIS's file, or measure without its rule (style coco).",
                 )
             lists.append([by_id[number] for number in value if by_id[number] >= 0])
-        found[image["id"]] = (lists[0], lists[1])
-    return [found[record.id] for record in dataset.records]
+        by_image[image["id"]] = (lists[0], lists[1])
+    return [by_image[record.id] for record in dataset.records]

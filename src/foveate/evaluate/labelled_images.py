@@ -7,7 +7,6 @@
 Deliberately absent: stuff, whose crops show the things in front of it.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +14,14 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.data.captions import only_captioned, with_captions
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
+from foveate.data.strict import parse
 from foveate.errors import InputError
 from foveate.evaluate.segments import counting_segments, select_boxes
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images, the classes that compete, and which of them each image, or each of its boxes, has."""
+    """Images, the classes that compete, and the class of each image or of each of its boxes."""
 
     dataset: Dataset  # labels of its boxes index `classes`
     classes: Vocabulary
@@ -31,20 +31,16 @@ class LabelledImages:
 def open_labelled(
     data: Path, *, split: str, names: Path | None, classify: bool = True, retrieve: bool = True
 ) -> tuple[LabelledImages | None, Dataset | None]:
-    """Find classes and captions in a folder of class folders, a COCO root or tar shards.
+    """Open classes and captions of a folder of class folders, a COCO root or tar shards.
 
     Args:
-        data: a folder of class folders (ImageNet's layout), a COCO root, or tar shards with texts.
-        split: of a COCO root.
         names: JSON of the names of class folders, see `class_folders`.
-        classify: look for classes.
-        retrieve: look for captions.
 
     Returns:
-        The images with classes and the images with captions; None where there are none, or they are not wanted.
+        The images with classes, and the images with captions; None if the data has none or they are not requested.
 
     Raises:
-        InputError: the data are none of these, or neither of the two is found.
+        InputError: the data is none of these, or has neither of the two.
     """
     if names is not None and (data / "annotations").is_dir():
         raise InputError(f"--names {names}: names class folders; {data} has annotations, and their categories' names.")
@@ -68,18 +64,15 @@ def open_labelled(
 
 
 def class_folders(folder: Dataset, *, names: Path | None = None) -> LabelledImages:
-    """Take the first folder of each image's path as its class.
+    """Take the first folder of each image's path as its class; the classes are the folders, sorted.
 
     Args:
         folder: of `read_folder`; ids are paths.
         names: JSON, {folder: name or [name, synonym, ...]}, such as ImageNet's n01440764 to tench; None: the names of
             the folders.
 
-    Returns:
-        The classes are the folders, sorted.
-
     Raises:
-        InputError: an image in no folder, fewer than two folders, or names that do not name every folder.
+        InputError: an image in no folder, fewer than two folders, or a folder without a name.
     """
     folders: dict[str, str] = {}  # id of an image -> its class folder
     for record in folder.records:
@@ -87,27 +80,19 @@ def class_folders(folder: Dataset, *, names: Path | None = None) -> LabelledImag
         if not slash:
             raise InputError(
                 f"{folder.name}: need every image in the folder of its class, DIR/CLASS/IMAGE; {first} is in none. "
-                "To measure captions alone, add --no-classify."
+                "Add --no-classify to measure only captions."
             )
         folders[str(record.id)] = first
     order = sorted(set(folders.values()))
     if len(order) < 2:
-        raise InputError(f"{folder.name}: need one folder per class, at least two; got {', '.join(order)} alone.")
+        raise InputError(f"{folder.name}: need one folder per class, at least two; got only {', '.join(order)}.")
     classes = tuple((name,) for name in order) if names is None else _read_names(names, order)
     labels = {name: label for label, name in enumerate(order)}
     return LabelledImages(folder, Vocabulary(classes), {key: labels[first] for key, first in folders.items()})
 
 
 def annotated_things(dataset: Dataset, *, crowd: bool = True) -> LabelledImages:
-    """Take the boxes of things that count in `evaluate_regions`; only things compete.
-
-    Args:
-        dataset: with annotated boxes.
-        crowd: keep boxes marked as crowds.
-
-    Raises:
-        InputError: no category is a thing.
-    """
+    """Take the boxes of things that count in `evaluate_regions`; only things compete. InputError without things."""
     things = [label for label, category in enumerate(dataset.categories) if category.is_thing]
     if not things:
         raise InputError(f"{dataset.name}: need annotated things to classify; it has none.")
@@ -126,10 +111,7 @@ def annotated_things(dataset: Dataset, *, crowd: bool = True) -> LabelledImages:
 
 def _read_names(path: Path, folders: list[str]) -> tuple[tuple[str, ...], ...]:
     """The class names of each folder, from a JSON file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--names {path}: need a JSON file; {type(error).__name__}: {error}.") from error
+    content = parse(path, kind="a --names")
     if not isinstance(content, dict):
         raise InputError(f"--names {path}: need an object, folder to name; got a {type(content).__name__}.")
     missing = [name for name in folders if name not in content]

@@ -4,7 +4,7 @@
                 server and panopticapi take, what detectron2 and `foveate segment --panoptic` write)
     semantic    DIR/NAME.png for the image NAME, one number per pixel (what `foveate segment` and most programs write)
 
-Deliberately absent: run lengths of label maps (detectron2's sem_seg_predictions.json), and the measures themselves.
+Deliberately absent: run lengths of label maps (detectron2's sem_seg_predictions.json).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,19 +21,19 @@ from foveate.data.labels import compared
 from foveate.data.panoptic import read_colours
 from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
-from foveate.data.strict import DISTRUST, drop, escapes, fail, parse, short
+from foveate.data.strict import DISTRUST, drop, escapes, fail, is_id, parse, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.detection_results import UNKNOWN_IMAGE
 from foveate.evaluate.flags import Numbers
 from foveate.types import LabelMap, PanopticMap, SegmentInfo
 
 SEGMENTS = "segments.json"  # what `foveate segment` writes beside its label maps
-NO_CLASS = (255, 65535)  # numbers of pixels without a class, of 8 and of 16 bits
+NO_CLASS = (255, 65535)  # pixels without a class in maps of 8 and of 16 bits
 
 
 @dataclass(frozen=True)
 class MapResults:
-    """Predictions that are read one by one."""
+    """Predictions that are decoded one by one."""
 
     maps: Iterator[tuple[str, Any]]  # (id of an image, its PanopticMap or LabelMap)
     rules: tuple[str, ...]  # how files and numbers were matched with the data, for people
@@ -47,21 +47,20 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
 
     Args:
         path: the folder with the JSON, or the JSON.
-        dataset: what they were made for; from `data.coco.read_panoptic`.
-        skipped: where to count predictions of images that are not measured.
+        skipped: receives the counts of predictions of images that are not measured.
 
     Raises:
-        InputError: no such files, an image without a prediction (as in panopticapi), or a damaged entry; while the maps
-            are read also a map of another size, or one that cannot be decoded.
+        InputError: missing files, an image without a prediction (as in panopticapi), or a damaged entry; while the maps
+            are read also a map of another size, or an unreadable one.
     """
     file, folder = _find_panoptic(path)
     content = parse(file, kind="a panoptic results")
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         fail(str(file), "an object with the list `annotations`, as COCO's panoptic form", f"a {type(content).__name__}",
              "Is this another kind of results?")  # fmt: skip
-    names = {category.id: (_as_word(category.name), label) for label, category in enumerate(dataset.categories)}
+    names = {category.id: (_first_name(category.name), label) for label, category in enumerate(dataset.categories)}
     stems = {record.id: (record.path.stem, record.id) for record in dataset.records}
-    labels, by_class = _match(content.get("categories"), "name", names, key=_as_word)
+    labels, by_class = _match(content.get("categories"), "name", names, key=_first_name)
     images, by_image = _match(content.get("images"), "file_name", stems, key=_stem)
     records = {record.id: record for record in dataset.records}
     entries: dict[Any, tuple[str, dict[str, Any]]] = {}
@@ -69,17 +68,17 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
         where = f"{file}: annotation {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("segments_info"), list):
             fail(where, "`segments_info`, a list", short(entry), "Is this a file of boxes? Use `evaluate detection`.")
-        key = images.get(entry.get("image_id")) if _is_id(entry.get("image_id")) else None
+        key = images.get(entry.get("image_id")) if is_id(entry.get("image_id")) else None
         if key is None:
             drop(skipped, UNKNOWN_IMAGE, where)
             continue
         if key in entries:
-            fail(where, "one annotation an image", f"a second one of image {short(entry['image_id'])}")
+            fail(where, "one annotation per image", f"a second one of image {short(entry['image_id'])}")
         name = entry.get("file_name")
         if not isinstance(name, str) or not name or escapes(name):
             fail(where, f"`file_name`, a PNG inside {folder}", short(name), DISTRUST)
         entries[key] = (where, entry)
-    _check_all_there(file, folder, entries, records)
+    _check_complete(file, folder, entries, records)
     categories = {number: (label, dataset.categories[label].is_thing) for number, label in labels.items()}
 
     def read() -> Iterator[tuple[str, PanopticMap]]:
@@ -88,12 +87,11 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
             ids = read_colours(folder / entry["file_name"], size=records[key].size).long()
             yield str(key), PanopticMap(ids, segments)
 
-    rules = [f"images are matched by {by_image}, categories by {by_class}"]
-    return MapResults(read(), tuple(rules))
+    return MapResults(read(), (f"images are matched by {by_image}, categories by {by_class}",))
 
 
 def _find_panoptic(path: Path) -> tuple[Path, Path]:
-    """The JSON of panoptic predictions, and the folder of their PNGs."""
+    """The JSON and the folder of the PNGs."""
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         if len(files) != 1:
@@ -107,8 +105,8 @@ def _find_panoptic(path: Path) -> tuple[Path, Path]:
     return path, beside if beside.is_dir() else path.parent
 
 
-def _as_word(name: str) -> str:
-    """A category's name to compare; ADE20K's are lists of words."""
+def _first_name(name: str) -> str:
+    """The first name of a category, normalised for comparison; ADE20K's are lists."""
     return compared(name.split(",")[0].strip())
 
 
@@ -119,20 +117,17 @@ def _stem(name: str) -> str:
 def _match(
     in_file: Any, field: str, in_data: Mapping[Any, tuple[str, Any]], *, key: Callable[[str], str]
 ) -> tuple[dict[Any, Any], str]:
-    """Map the ids of a file to the data's: the same id, or, where the file numbers otherwise, the same name.
+    """Map the ids of a file to the data's: by id, or, if the ids differ, by name.
 
     Args:
-        in_file: the file's own list of images or categories, where it has one.
-        field: of an entry, its name.
+        in_file: the list of images or categories in the file, if it has one.
         in_data: id -> (name, label or id) of the data.
-        key: makes names comparable.
     """
     by_id = {number: value for number, (_, value) in in_data.items()}
-    entries = [entry for entry in in_file if isinstance(entry, dict)] if isinstance(in_file, list) else []
     names = {
         entry["id"]: key(entry[field])
-        for entry in entries
-        if _is_id(entry.get("id")) and isinstance(entry.get(field), str)
+        for entry in (in_file if isinstance(in_file, list) else [])
+        if isinstance(entry, dict) and is_id(entry.get("id")) and isinstance(entry.get(field), str)
     }
     if all(number in in_data and in_data[number][0] == name for number, name in names.items()):
         return by_id, "id"
@@ -143,18 +138,14 @@ def _match(
     return matched, "name, as the file's ids differ"
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _check_all_there(file: Path, folder: Path, entries: Mapping[Any, Any], records: Mapping[Any, Record]) -> None:
-    """Refuse predictions of a part of the images, as panopticapi does."""
+def _check_complete(file: Path, folder: Path, entries: Mapping[Any, Any], records: Mapping[Any, Record]) -> None:
+    """Refuse predictions of only some images, as panopticapi does."""
     without = [str(key) for key in records if key not in entries]
     if without:
         raise InputError(
             f"{file}: need a prediction for each of the {len(records)} images, as panopticapi; {len(without)} have "
-            f"none: {listed(without)}. Add them (an image may have no segments), or check whether the file is of other "
-            "data."
+            f"none: {listed(without)}. Add them (an image may have no segments), or check whether the file belongs to "
+            "other data."
         )
     missing = [entry["file_name"] for _, entry in entries.values() if not (folder / entry["file_name"]).is_file()]
     if missing:
@@ -169,7 +160,7 @@ def _segment(where: str, info: Any, categories: Mapping[Any, tuple[int, bool]]) 
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         fail(where, "segments with an `id` of at least 1", short(info))
     category: Any = info.get("category_id")
-    if not _is_id(category) or category not in categories:
+    if not is_id(category) or category not in categories:
         fail(f"{where}: segment {number}", f"`category_id`, one of the {len(categories)} of the data", short(category),
              "Was it made for other classes?")  # fmt: skip
     return SegmentInfo(number, *categories[category])
@@ -185,15 +176,14 @@ def read_label_maps(
 
     Args:
         folder: of PNG or TIFF files, named like the images.
-        data: what they were made for.
-        numbers: "index": a number is the class's index in the data's list, from 0, and 255 or 65535 no class;
-            "dataset": it is that of the data's own maps, as benchmark servers take them. Maps of `foveate segment` are
-            recognised by their segments.json, and their classes matched by name.
-        skipped: where to count maps of no image.
+        numbers: "index": the class's index in the data's list, from 0, and 255 or 65535 for no class; "dataset": the
+            numbers of the data's own maps, as benchmark servers take them. Maps of `foveate segment` are recognised by
+            their segments.json, and their classes matched by name.
+        skipped: receives the counts of maps without an image.
 
     Raises:
-        InputError: no such folder, or none of its maps is of an image; while the maps are read also a map of another
-            size than the image, or with a number that means nothing.
+        InputError: the folder does not exist, or none of its maps belongs to an image; while the maps are read also a
+            map of another size than the image, or with an unknown number.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: need a folder of label maps; it does not exist or is a file. Check the path.")
@@ -202,15 +192,15 @@ def read_label_maps(
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in MAP_SUFFIXES
     }
-    meaning, rule = _meaning(data, numbers), f"numbers in the maps are read as {numbers}"
+    labels, rule = _labels_of(data, numbers), f"numbers in the maps are read as {numbers}"
     if (folder / SEGMENTS).is_file():
-        files, meaning, rule = _match_segments(folder / SEGMENTS, files, data)
-    found: dict[str, tuple[Record, Path]] = {}
+        files, labels, rule = _match_segments(folder / SEGMENTS, files, data)
+    matched: dict[str, tuple[Record, Path]] = {}
     for record in data.dataset.records:
         path = files.pop(str(record.id), None) or files.pop(record.path.stem, None)
         if path is not None:
-            found[str(record.id)] = (record, path)
-    if not found:
+            matched[str(record.id)] = (record, path)
+    if not matched:
         record = data.dataset.records[0]
         raise InputError(
             f"{folder}: need label maps named like the images of {data.dataset.name}, such as "
@@ -220,17 +210,17 @@ def read_label_maps(
         drop(skipped, UNKNOWN_IMAGE, str(path))
 
     table = torch.full((2**16,), UNKNOWN, dtype=torch.int64)
-    table[torch.tensor([*meaning], dtype=torch.int64)] = torch.tensor([*meaning.values()], dtype=torch.int64)
+    table[torch.tensor([*labels], dtype=torch.int64)] = torch.tensor([*labels.values()], dtype=torch.int64)
 
     def read() -> Iterator[tuple[str, LabelMap]]:
-        for key, (record, path) in found.items():
+        for key, (record, path) in matched.items():
             size = stated_size(record.semantic) if record.size is None and record.semantic else record.size
             yield key, _read_map(path, table, classes=len(data.names), size=size)
 
     return MapResults(read(), (rule,))
 
 
-def _meaning(data: SemanticData, numbers: Numbers) -> dict[int, int]:
+def _labels_of(data: SemanticData, numbers: Numbers) -> dict[int, int]:
     """Number in a map -> label of its class, or NONE."""
     if numbers == "index":
         return dict.fromkeys(NO_CLASS, NONE) | {label: label for label in range(len(data.names))}
@@ -242,7 +232,7 @@ def _meaning(data: SemanticData, numbers: Numbers) -> dict[int, int]:
 def _match_segments(
     file: Path, files: Mapping[str, Path], data: SemanticData
 ) -> tuple[dict[str, Path], dict[int, int], str]:
-    """Match what `foveate segment` wrote: maps by the names of their images, classes by their names."""
+    """Match the output of `foveate segment`: maps by the names of their images, classes by their names."""
     content = parse(file, kind="a segments")
     classes = content.get("classes") if isinstance(content, dict) else None
     images = content.get("images") if isinstance(content, dict) else None
@@ -264,8 +254,8 @@ def _match_segments(
     if len(unknown) == len(classes):
         raise InputError(f"{file}: need classes of {data.dataset.name}, such as {data.names[0]!r}; none of its "
                          f"{len(classes)} is. Segment with --vocab of the data's class names.")  # fmt: skip
-    meaning = dict.fromkeys(NO_CLASS, NONE) | dict(enumerate(labels))
-    return ({**stems, **named} if len(stems) == len(named) else named), meaning, rule
+    label_of = dict.fromkeys(NO_CLASS, NONE) | dict(enumerate(labels))
+    return ({**stems, **named} if len(stems) == len(named) else named), label_of, rule
 
 
 def _is_names(value: Any) -> bool:
@@ -273,15 +263,15 @@ def _is_names(value: Any) -> bool:
 
 
 def _class_of(names: Sequence[str], data: SemanticData) -> int:
-    """The class of the data with the same names, or else the same first name, or else a name in common; NONE: none."""
-    wanted = [compared(name) for name in names]
-    classes = [[compared(name) for name in (item.name, *item.synonyms)] for item in data.dataset.categories]
+    """The class of the data with the same names, else with the same first name, else with a common name; else NONE."""
+    compared_names = [compared(name) for name in names]
+    synonyms = [[compared(name) for name in (item.name, *item.synonyms)] for item in data.dataset.categories]
     for fits in (
-        lambda others: others == wanted,
-        lambda others: others[0] == wanted[0],
-        lambda others: {*others} & {*wanted},
+        lambda entry: entry == compared_names,
+        lambda entry: entry[0] == compared_names[0],
+        lambda entry: {*entry} & {*compared_names},
     ):
-        label = next((label for label, others in enumerate(classes) if fits(others)), None)
+        label = next((label for label, entry in enumerate(synonyms) if fits(entry)), None)
         if label is not None:
             return label
     return NONE

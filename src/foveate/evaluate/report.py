@@ -1,4 +1,4 @@
-"""What the commands of `foveate evaluate` share: start, load a model, print a table, write the result as JSON."""
+"""Shared by the commands of `foveate evaluate`: load a model, print a table, write the result as JSON."""
 
 import json
 import sys
@@ -22,11 +22,11 @@ from foveate.evaluate.flags import CropFlags, ImageFlags
 from foveate.io.files import bad_lines, check_target, versions, write_whole
 
 Cell = str | int | float | None
-MAX_NAME = 24  # letters of a name that is kept on one line in a narrow terminal
+MAX_NAME = 24  # characters of a name that is not wrapped in a narrow terminal
 
 
 def start(config: ImageFlags) -> float:
-    """Check --out and --limit before any work is done, and return the time at which the command started [seconds]."""
+    """Check --out and --limit before any work is done, and return the start time [seconds]."""
     if config.out is not None:
         check_target(config.out, flag="--out")
     if config.limit is not None and config.limit < 1:
@@ -38,12 +38,7 @@ def loading_of(config: ImageFlags) -> Loading:
     """How images are read and batched."""
     crops = {"crop_batch": config.crop_batch} if isinstance(config, CropFlags) else {}
     return Loading(
-        batch=config.batch,
-        limit=config.limit,
-        workers=config.workers,
-        strict=config.strict,
-        progress=True,
-        **crops,
+        batch=config.batch, limit=config.limit, workers=config.workers, strict=config.strict, progress=True, **crops
     )
 
 
@@ -53,7 +48,7 @@ def first_images(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def load_model(name: str, pretrained: str | None, device: str, *, pad: Pad | None = None) -> Clip:
-    """Load a model to the device that the flag names; its inputs are padded as `pad` says, by default as it does."""
+    """Load a model to the device of --device; `pad` replaces its own padding."""
     clip = load(name, pretrained=pretrained, device=choose_device(device, local_rank=None))
     if pad is not None:
         clip.pad = pad
@@ -66,11 +61,8 @@ def table(
     """A table for the terminal: names at the left, then numbers.
 
     Args:
-        title: above it.
-        columns: their headings.
-        rows: a cell each; floats are rounded, None becomes "-".
-        digits: of floats.
-        names: how many columns at the left hold names; long ones in the first are broken into lines.
+        rows: cells; floats are rounded to `digits`, None becomes "-".
+        names: how many columns at the left hold names; long names in the first are wrapped.
     """
     rows = list(rows)
     is_short = all(len(str(row[0])) <= MAX_NAME for row in rows)
@@ -87,7 +79,7 @@ def table(
 def finish(
     result: dict[str, Any], table: Table, config: ImageFlags, *, datasets: Sequence[Dataset], started: float
 ) -> dict[str, Any]:
-    """Print the table and what was left out, and write the result with how it was made."""
+    """Print the table and what was ignored, and write the result with its configuration."""
     dropped: dict[str, Dropped] = {}
     for reason, entry in (item for dataset in datasets for item in dataset.dropped.items()):
         dropped[reason] = dropped[reason] + entry if reason in dropped else entry
@@ -104,6 +96,6 @@ def finish(
 
 
 def log(message: str) -> None:
-    """Print to stderr, beside the result; nothing where there is nothing to say."""
+    """Print a message, unless it is empty, to stderr."""
     if message:
         print(message, file=sys.stderr, flush=True)

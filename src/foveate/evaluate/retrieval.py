@@ -1,10 +1,9 @@
-"""Retrieval by single locations: does a location of the dense map find its image, and its region? (Tab. A1)
+"""Retrieval by single locations: does a location of the dense map retrieve its image, and its region? (Tab. A1)
 
 Each location of the student's map is a query (a) among the image embeddings of its image and of 49 others, and (b)
 among the embeddings of its region's crop and of 49 other regions' crops. A map that describes the whole image
-everywhere does well in (a) and badly in (b). Locations of padding alone are no queries (in the published code they
-are). Images are read twice: the galleries need all embeddings, and all dense maps would not fit in memory.
-Deliberately absent: pooled regions against crops, which need no annotation (`agreement.py`).
+everywhere has high recall in (a) and low recall in (b). Locations with only padding are excluded (in the published code
+they are not). Images are read twice: the galleries need all embeddings, and all dense maps would not fit in memory.
 """
 
 import torch
@@ -16,14 +15,13 @@ from foveate.clip.names import Head
 from foveate.data.batches import LOADING, Batches, Loading
 from foveate.data.records import Dataset
 from foveate.errors import InputError
-from foveate.evaluate.agreement import check_comparable
+from foveate.evaluate.agreement import check_comparable, encode_samples
 from foveate.evaluate.crops import CropPacker
 from foveate.evaluate.gallery import draw_others
 from foveate.evaluate.score import ranks_of, recall
 from foveate.evaluate.segments import counting_segments, crop_boxes, image_locations, to_device
 from foveate.ops.pool import shrink_and_pad_masks
-from foveate.ops.resample import check_side, square_inputs
-from foveate.types import Sample
+from foveate.ops.resample import check_side
 
 
 @torch.inference_mode()
@@ -46,38 +44,41 @@ def evaluate_retrieval(
     `evaluate_regions`. A location belongs to every region whose mask, shrunk to the grid, holds it.
 
     Args:
-        student: whose dense map is measured.
-        reference: whose image embeddings are the galleries; may be the same model.
-        dataset: images; with panoptic annotations where regions are wanted.
+        reference: its image embeddings are the galleries; may be the same model.
+        dataset: images; with panoptic annotations for `regions`.
         size: side of the student's padded square input [pixels].
-        head: how the student's last block makes dense tokens.
         regions: also (b), of the segments that count in `evaluate_regions`.
-        crowd: keep segments marked as crowds.
-        gallery: images, and regions, to rank, its own included; all of them where there are fewer.
-        seed: with the image's id, or the region's index in it, it decides which others.
-        loading: how images are read and batched.
+        gallery: images, and regions, to rank, including its own; all of them if there are fewer.
+        seed: together with the image's id, and the region's index in it, it determines the galleries.
 
     Returns:
-        {"image": S, "region": S or None, "gallery": images ranked, "region_gallery": regions ranked, "regions": how
-        many there are, "images", "size", "head", "seed", "bad": [{"id", "reason"}]}, where S = {"r1",
-        "r5", "r10": percent of "count", None where as many may be named as there are; "count": queries, for
-        regions pairs of a region and a location in it}.
+        {"image": S, "region": S or None, "gallery": images ranked, "region_gallery": regions ranked, "regions",
+        "images", "size", "head", "seed", "bad": [{"id", "reason"}]}, where S is of `recall`; the queries of regions are
+        pairs of a region and a location in it.
 
     Raises:
-        InputError: models of different embedding size, a size the tower cannot take, gallery below 2, no annotations
-            where regions are wanted, or no image that can be read.
+        InputError: models of different embedding size, a size the tower cannot take, gallery below 2, `regions` without
+            annotations, or no readable image.
     """
-    _check(student, reference, dataset, size=size, regions=regions, gallery=gallery)
+    check_comparable(student, reference)
+    if gallery < 2:
+        raise InputError(f"--gallery: need at least 2 to rank; got {gallery}.")
+    if regions and not dataset.categories:
+        raise InputError(
+            f"{dataset.name}: need annotated segments to retrieve regions; got images without annotations. "
+            "Use --no-regions to retrieve only images."
+        )
+    check_side(size, patch=student.patch_size, flag="--size")
     student.eval()
     reference.eval()
     chosen = counting_segments(dataset, crowd=crowd) if regions else dataset
     # first pass: the embeddings to search; second pass: the dense maps that search them
-    batches, again = (Batches(chosen, loading, masks=regions) for _ in range(2))
-    crop_batch = loading.crop_batch
-    galleries = _embed_galleries(reference, batches, regions=regions, crop_batch=crop_batch, gallery=gallery, seed=seed)
+    batches, second_pass = (Batches(chosen, loading, masks=regions) for _ in range(2))
+    images, crops = _embed_images(reference, batches, regions=regions, crop_batch=loading.crop_batch)
+    galleries = Galleries(images, crops, gallery=gallery, seed=seed)
     by_image, by_region = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
-    for samples in again:
-        for sample, dense in zip(samples, _dense_maps(student, samples, size=size, head=head), strict=True):
+    for samples in second_pass:
+        for sample, dense in zip(samples, encode_samples(student, samples, size=size, head=head), strict=True):
             height, width = sample.image.shape[1:]
             inside = image_locations(height=height, width=width, size=size, patch=student.patch_size)
             by_image.append(image_ranks(dense, inside, galleries.images_for(sample.id)).cpu())
@@ -100,19 +101,6 @@ def evaluate_retrieval(
     }
 
 
-def _check(student: Clip, reference: Clip, dataset: Dataset, *, size: int, regions: bool, gallery: int) -> None:
-    """Refuse what cannot work before any image is read."""
-    check_comparable(student, reference)
-    if gallery < 2:
-        raise InputError(f"--gallery: need at least 2 to rank; got {gallery}.")
-    if regions and not dataset.categories:
-        raise InputError(
-            f"{dataset.name}: need annotated segments to retrieve regions; got images without annotations. "
-            "Images alone are retrieved with --no-regions."
-        )
-    check_side(size, patch=student.patch_size, flag="--size")
-
-
 # -------------------------------------------------------------------------------------------------------- the galleries
 
 
@@ -127,19 +115,11 @@ class Galleries:
         gallery: int,
         seed: int,
     ) -> None:
-        """Sort all by name, so that the order of reading does not matter.
-
-        Args:
-            images: embeddings by id.
-            regions: embeddings by the image's id and the region's index in it.
-            gallery: how many to rank, at most.
-            seed: of the draw.
-        """
+        """Sort images by id, and regions by (image's id, index in it), to be independent of the order of reading."""
         self.gallery, self.seed = gallery, seed
         self.names, self.keys = sorted(images), sorted(regions)
         self.images = torch.stack([images[name] for name in self.names])  # (M, D)
-        like = self.images.new_empty(0, self.images.shape[1])
-        self.regions = torch.stack([regions[key] for key in self.keys]) if regions else like  # (R, D)
+        self.regions = torch.stack([regions[key] for key in self.keys]) if regions else self.images[:0]  # (R, D)
         self.labels = [f"{image}/{number}" for image, number in self.keys]
         self.index = {name: index for index, name in enumerate(self.names)}
         self.indices: dict[str, list[int]] = {}  # of an image's regions among all
@@ -149,8 +129,7 @@ class Galleries:
     def images_for(self, image: str) -> Float[Tensor, "G D"]:
         """The gallery of an image, its own embedding first."""
         index = self.index[image]
-        others = draw_others(self.names, index, count=self.gallery - 1, seed=self.seed)
-        return self.images[[index, *others]]
+        return self.images[[index, *draw_others(self.names, index, count=self.gallery - 1, seed=self.seed)]]
 
     def regions_for(self, image: str) -> Float[Tensor, "N G D"]:
         """The galleries of an image's regions, one each, its own embedding first."""
@@ -162,10 +141,10 @@ class Galleries:
         return self.regions[torch.tensor(rows, dtype=torch.int64).reshape(len(rows), width)]
 
 
-def _embed_galleries(
-    reference: Clip, batches: Batches, *, regions: bool, crop_batch: int, gallery: int, seed: int
-) -> Galleries:
-    """Embed every image as a whole, and the crops of its regions."""
+def _embed_images(
+    reference: Clip, batches: Batches, *, regions: bool, crop_batch: int
+) -> tuple[dict[str, Float[Tensor, " D"]], dict[tuple[str, int], Float[Tensor, " D"]]]:
+    """Embed every image as a whole, by its id, and the crops of its regions, by (image's id, index in it)."""
     device = next(reference.parameters()).device
     whole, crops = CropPacker(reference, batch=crop_batch), CropPacker(reference, batch=crop_batch)
     names: list[str] = []
@@ -179,19 +158,10 @@ def _embed_galleries(
             boxes = crop_boxes(sample.segments, height=height, width=width)  # (N, 4)
             crops.add(image, boxes)
             keys += [(sample.id, number) for number in range(len(boxes))]
-    images = dict(zip(names, whole.finish(), strict=True))
-    return Galleries(images, dict(zip(keys, crops.finish(), strict=True)), gallery=gallery, seed=seed)
+    return dict(zip(names, whole.finish(), strict=True)), dict(zip(keys, crops.finish(), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ the ranks
-
-
-def _dense_maps(student: Clip, samples: list[Sample], *, size: int, head: Head) -> Float[Tensor, "B D h w"]:
-    device = next(student.parameters()).device
-    images = [sample.image.to(device) for sample in samples]
-    return student.encode_dense(
-        square_inputs(images, size=size, mean=student.mean, std=student.std, pad=student.pad), head=head
-    )
 
 
 def image_ranks(
@@ -205,7 +175,7 @@ def image_ranks(
         candidates: image embeddings, the image's own first.
 
     Returns:
-        How many others score at least as high, row by row.
+        For each location, row by row, how many candidates score at least as high.
     """
     queries = dense.flatten(1).T[inside.flatten().to(dense.device)]  # (L, D)
     scores = queries @ candidates.to(queries).T  # (L, G)
@@ -218,12 +188,10 @@ def region_ranks(
     """Rank, for each location of each region, the region's own crop among the region's candidates.
 
     Args:
-        dense: of one image, L2-normalised per location.
-        masks: the locations of each region.
-        candidates: crop embeddings, one gallery a region, its own first.
+        candidates: crop embeddings, one gallery per region, its own first.
 
     Returns:
-        How many others score at least as high, region by region.
+        For each location, region by region, how many candidates score at least as high.
     """
     tokens, ranks = dense.flatten(1).T, [dense.new_zeros(0, dtype=torch.int64)]  # (h * w, D)
     for mask, gallery in zip(masks.flatten(1).to(dense.device), candidates.to(dense), strict=True):

@@ -1,43 +1,36 @@
 """Ranks, mAcc and recall: how embeddings become the percentages of Fig. 2, 3 and Tab. 1 (Sec. 4.1); means in percent.
 
 mAcc is accuracy per class, averaged over the classes present, so that a rare class counts as much as a common one.
-Deliberately absent: AP, mIoU and PQ (`detection.py`, `semantic.py`, `panoptic.py`).
 """
+
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from foveate.data.records import Dataset, Record
+from foveate.errors import InputError
+
+Prediction = TypeVar("Prediction")
+MAX_LISTED = 5  # ids that a result lists
+
 
 def ranks_of(scores: Float[Tensor, "R K"], labels: Int64[Tensor, " R"]) -> Int64[Tensor, " R"]:
-    """Count, for each region, the other classes that score at least as high as its own (0 = first).
+    """Rank of each region's true class (its label) among the K, in [0, K - 1]; 0 is the best.
 
     Ties count against the region, and so does NaN: a region that covers no token has a zero embedding, scores 0 with
     every class, and must not count as right because its class happens to be the first of the list.
-
-    Args:
-        scores: cosine of each region with each class.
-        labels: the true class of each region, in [0, K).
-
-    Returns:
-        Rank of the true class among the K, in [0, K - 1].
     """
     true = scores.gather(1, labels[:, None])  # (R, 1)
     return (~(scores < true)).sum(dim=1) - 1  # (R,)
 
 
 def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, top: int) -> float | None:
-    """Average over the classes present the share of a class's regions ranked in the first `top` (mAcc).
-
-    Args:
-        ranks: of the true class, 0 = first.
-        labels: the true class.
-        top: how many first ranks count as right.
-
-    Returns:
-        Percent in [0, 100], or None where there is no region at all.
-    """
+    """Accuracy within the first `top` ranks, averaged over the classes present (mAcc), in percent; None: no region."""
     if labels.numel() == 0:
         return None
     total = torch.bincount(labels)  # (K,)
@@ -47,7 +40,7 @@ def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, to
 
 
 def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict[str, float | int | None]:
-    """Sum up one kind of region: {"top1", "top5"} as mAcc in percent (None without regions) and "count"."""
+    """{"top1", "top5": mAcc in percent, None without regions; "count"} of one kind of region."""
     return {
         "top1": mean_accuracy(ranks, labels, top=1),
         "top5": mean_accuracy(ranks, labels, top=5),
@@ -58,25 +51,25 @@ def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict[str, 
 def recall(
     ranks: Int64[Tensor, " R"], weights: Int64[Tensor, " R"] | None = None, *, among: int
 ) -> dict[str, float | int | None]:
-    """Sum up a retrieval: {"r1", "r5", "r10"} in percent of the queries, and "count".
+    """{"r1", "r5", "r10": R@K in percent of the queries; "count": queries} of a retrieval.
 
-    None without any query, and where there are no more answers than K: that would always be 100.
+    R@K is None without a query, and where there are no more than K answers: that would always be 100.
 
     Args:
-        ranks: of each query's right answer, 0 = first.
         among: how many answers a query ranks.
-        weights: how many queries each rank counts for; None: one.
+        weights: how many queries each rank counts for; None: 1.
     """
     weights = torch.ones_like(ranks) if weights is None else weights
     count = int(weights.sum())
-    shares = {
-        top: 100 * int(weights[ranks < top].sum()) / count if count and top < among else None for top in (1, 5, 10)
+    recalls = {
+        f"r{top}": 100 * int(weights[ranks < top].sum()) / count if count and top < among else None
+        for top in (1, 5, 10)
     }
-    return {**{f"r{top}": share for top, share in shares.items()}, "count": count}
+    return {**recalls, "count": count}
 
 
 def percent(value: float) -> float | None:
-    """A share in percent; None for NaN."""
+    """A fraction in percent; None for NaN."""
     return None if np.isnan(value) else float(100 * value)
 
 
@@ -84,3 +77,27 @@ def mean_percent(values: np.ndarray) -> float | None:
     """The mean in percent over what is not NaN; None where all is."""
     values = values[~np.isnan(values)]
     return float(100 * values.mean()) if len(values) else None
+
+
+def with_records(
+    predictions: Iterable[tuple[str, Prediction]], dataset: Dataset
+) -> Iterator[tuple[Record, Prediction | None]]:
+    """Each prediction with the record of its image (by id), then the records without a prediction.
+
+    Raises:
+        InputError: an unknown image, or one twice.
+    """
+    missing = {str(record.id): record for record in dataset.records}
+    for key, prediction in predictions:
+        record = missing.pop(key, None)
+        if record is None:
+            raise InputError(f"image {key}: need predictions of each image of {dataset.name} once; it is not among "
+                             "them, or came twice.")  # fmt: skip
+        yield record, prediction
+    for record in missing.values():
+        yield record, None
+
+
+def list_missing(ids: Collection[str]) -> dict[str, int | list[str]]:
+    """Images without a result, as result files list them."""
+    return {"count": len(ids), "first": list(islice(ids, MAX_LISTED))}

@@ -1,6 +1,6 @@
-"""Which annotated segments count when a CLIP is measured, how they are cropped, and where padding begins (Sec. 4.1).
+"""Which annotated segments count, how they are cropped, and where padding begins (Sec. 4.1).
 
-The rules are those of the published evaluation. Shared by the protocols that measure regions.
+The rules of the published evaluation, shared by the protocols that measure regions.
 """
 
 from dataclasses import replace
@@ -14,34 +14,32 @@ from foveate.ops.boxes import boxes_on_input, cover_patches, enlarge_boxes
 from foveate.types import Sample, Segments
 
 MAX_SEGMENTS = 100  # per image, in the annotation's order
-AREA = (64.0, 1024.0**2)  # width * height of an annotated box that counts [square pixels], both ends included
+AREA = (64.0, 1024.0**2)  # range of width * height of a box that counts [square pixels], both ends included
 CONTEXT = 1.5  # a thing's crop is its box enlarged about the centre; stuff is cropped as it is
 
 
 def counting_segments(dataset: Dataset, *, crowd: bool) -> Dataset:
-    """Remove from the records what the protocol does not count, so that it is never decoded (Sec. 4.1).
+    """Remove from the records the segments that do not count, so that they are never decoded (Sec. 4.1).
 
     Args:
-        dataset: with annotations.
         crowd: keep segments marked as crowds.
 
     Returns:
         The same images, each with those of its first 100 segments whose box is neither too small nor too large.
     """
-    return replace(dataset, records=tuple(_counting(record, crowd=crowd) for record in dataset.records))
-
-
-def _counting(record: Record, *, crowd: bool) -> Record:
-    indices = [
-        index
-        for index, (x1, y1, x2, y2) in enumerate(record.boxes[:MAX_SEGMENTS])
-        if AREA[0] <= (x2 - x1) * (y2 - y1) <= AREA[1] and (crowd or not record.crowd[index])
-    ]
-    return select_boxes(record, indices)
+    records = []
+    for record in dataset.records:
+        indices = [
+            index
+            for index, (x1, y1, x2, y2) in enumerate(record.boxes[:MAX_SEGMENTS])
+            if AREA[0] <= (x2 - x1) * (y2 - y1) <= AREA[1] and (crowd or not record.crowd[index])
+        ]
+        records.append(select_boxes(record, indices))
+    return replace(dataset, records=tuple(records))
 
 
 def select_boxes(record: Record, indices: list[int]) -> Record:
-    """A record with some of its boxes, and what belongs to them."""
+    """A record with only these boxes, and what belongs to them."""
     return replace(
         record,
         boxes=tuple(record.boxes[index] for index in indices),
@@ -65,14 +63,7 @@ def crop_boxes(segments: Segments, *, height: int, width: int) -> Float[Tensor, 
 
 
 def image_locations(*, height: int, width: int, size: int, patch: int) -> Bool[Tensor, "h w"]:
-    """Which locations of an image's padded square hold any of the image; the others are padding (Sec. 4.1).
-
-    Args:
-        height: of the image [pixels].
-        width: of the image [pixels].
-        size: side of the square [pixels].
-        patch: side of a location [pixels].
-    """
+    """Which locations of an image's padded square hold any of the image; the rest is padding. All sides in pixels."""
     whole = torch.tensor([[0.0, 0.0, width, height]])
     whole = boxes_on_input(whole, height=height, width=width, size=size)  # (1, 4), xyxy
     return cover_patches(whole, grid=(size // patch, size // patch), stride=patch)[0]

@@ -1,10 +1,10 @@
-"""Pascal VOC's measure of detection: difficult objects neither count nor are counted against a detector (A.3).
+"""Pascal VOC's measure of detection, in which difficult objects are ignored (A.3).
 
 A detection is compared with the object of its class that it overlaps most. If that IoU reaches the threshold, the best
-detection of the object is right and its others are wrong; of a difficult object none counts at all. COCO's rule for
-ignored objects differs: a crowd is overlapped by any part of it.
+detection of the object is right and its further ones are wrong; detections of a difficult object are ignored. (COCO
+ignores a detection if any part of a crowd covers it.)
 
-The rule is that of mmdet's VOCDataset, which made the published transfer numbers: boxes hold whole pixels, both corners
+The rule is that of mmdet's VOCDataset, which made the published transfer results: boxes hold whole pixels, both corners
 included, so that a side is x2 - x1 + 1, and precision is averaged at the 11 recalls 0, .1 ... 1 (VOC2007) or is the
 area under the curve (VOC2010 and later).
 """
@@ -18,7 +18,6 @@ from torchvision.ops import box_iou
 
 from foveate.evaluate.ground_truth import GroundTruth
 
-IOU = 0.5
 RIGHT, WRONG, IGNORED = 1, 0, -1
 RECALLS = np.arange(0, 1 + 1e-3, 0.1)  # .30000000000000004 and the like are part of the published rule
 
@@ -44,7 +43,7 @@ def measure_voc(truth: GroundTruth, rows: Float64[np.ndarray, "N 7"]) -> dict[st
         rows: detections: image, left, top, width, height, score, label; image and label from 1.
     """
     objects = np.array([item.box for item in truth.objects], dtype=np.float64).reshape(-1, 4)
-    objects[:, 2:] += objects[:, :2] - PIXEL  # their last pixel, as mmdet has annotated boxes; detections stay
+    objects[:, 2:] += objects[:, :2] - PIXEL  # their last pixel, as mmdet reads annotated boxes, not detections
     classes = np.array([item.label for item in truth.objects], dtype=np.int64)
     difficult = np.array([item.crowd for item in truth.objects], dtype=bool)
     labels, boxes = rows[:, 6].astype(np.int64) - 1, rows[:, 1:5].copy()
@@ -56,15 +55,15 @@ def measure_voc(truth: GroundTruth, rows: Float64[np.ndarray, "N 7"]) -> dict[st
     measures = {}
     for name, min_iou in IOUS.items():
         matches = np.zeros(len(rows), dtype=np.int64)
-        for mine, theirs in zip(detections_of, objects_of, strict=True):
-            matches[mine] = match_image(
-                boxes[mine], labels[mine], objects[theirs], classes[theirs], difficult[theirs],
+        for index, annotated in zip(detections_of, objects_of, strict=True):
+            matches[index] = match_image(
+                boxes[index], labels[index], objects[annotated], classes[annotated], difficult[annotated],
                 min_iou=min_iou, pixel=PIXEL,
             )  # fmt: skip
         average = AVERAGES[truth.style]
         ap = [
-            average_precision(rows[mine, 5], matches[mine], objects=count, average=average)
-            for mine, count in zip(per_class, counts, strict=True)
+            average_precision(rows[index, 5], matches[index], objects=count, average=average)
+            for index, count in zip(per_class, counts, strict=True)
         ]
         measures[name] = np.array(ap, dtype=np.float64)  # None becomes NaN
     return measures
@@ -83,18 +82,15 @@ def match_image(
     classes: Int64[np.ndarray, " M"],
     difficult: np.ndarray,
     *,
-    min_iou: float = IOU,
+    min_iou: float = 0.5,
     pixel: float = 1.0,
 ) -> Int64[np.ndarray, " N"]:
     """Match the detections of one image with its objects.
 
     Args:
         boxes: of the detections, best first; xyxy, pixels.
-        labels: of them.
-        objects: the annotated boxes; xyxy, pixels.
-        classes: of them.
-        difficult: which of them are, (M,) bool.
-        min_iou: IoU from which an object counts as found.
+        objects: annotated boxes; xyxy, pixels.
+        difficult: (M,) bool.
         pixel: added to the width and height of every box: 1 where corners are pixels (VOC), 0 where they are edges.
 
     Returns:
@@ -103,32 +99,27 @@ def match_image(
     matches = np.full(len(boxes), WRONG, dtype=np.int64)
     if not len(boxes) or not len(objects):
         return matches
-    order = np.argsort(difficult, kind="stable")  # of objects with equal overlap the first is taken
+    order = np.argsort(difficult, kind="stable")  # objects that are not difficult win ties
     objects, classes, difficult = objects[order], classes[order], difficult[order]
     grow = np.array([0, 0, pixel, pixel])
     overlap = box_iou(torch.from_numpy(boxes + grow), torch.from_numpy(objects + grow)).numpy()  # (N, M)
     overlap = np.where(labels[:, None] == classes[None], overlap, -1.0)
-    nearest = overlap.argmax(axis=1)  # (N,)
-    hit = np.flatnonzero(overlap.max(axis=1) >= min_iou)
-    _, first = np.unique(nearest[hit], return_index=True)  # the best detection of each object
-    matches[hit[first]] = RIGHT
-    matches[hit[difficult[nearest[hit]]]] = IGNORED
+    closest = overlap.argmax(axis=1)  # (N,)
+    hits = np.flatnonzero(overlap.max(axis=1) >= min_iou)
+    _, first = np.unique(closest[hits], return_index=True)  # the best detection of each object
+    matches[hits[first]] = RIGHT
+    matches[hits[difficult[closest[hits]]]] = IGNORED
     return matches
 
 
 def average_precision(
-    scores: Float64[np.ndarray, " N"],
-    matches: Int64[np.ndarray, " N"],
-    *,
-    objects: int,
-    average: Average = "11 points",
+    scores: Float64[np.ndarray, " N"], matches: Int64[np.ndarray, " N"], *, objects: int, average: Average = "11 points"
 ) -> float | None:
-    """Average the precision over recall, each the best that is reached at that recall or beyond.
+    """Average the precision over recall, each the maximum at that recall or above.
 
     Args:
-        scores: of one class in all images.
         matches: of `match_image`.
-        objects: how many there are, difficult ones excluded.
+        objects: their number, without difficult ones.
         average: "11 points": the mean at the recalls 0, .1 ... 1 (VOC2007); "area": under the curve (VOC2012).
 
     Returns:
@@ -140,10 +131,10 @@ def average_precision(
     right = right[right != IGNORED] == RIGHT
     if not len(right):
         return 0.0
-    found = right.cumsum()
-    precision = found / np.arange(1, len(right) + 1)
+    recalled = right.cumsum()
+    precision = recalled / np.arange(1, len(right) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     if average == "area":
         return float(precision[right].sum() / objects)  # each object found is a step of 1 / objects in recall
-    index = np.searchsorted(found / objects, RECALLS, side="left")
+    index = np.searchsorted(recalled / objects, RECALLS, side="left")
     return float(np.append(precision, 0.0)[index].mean())

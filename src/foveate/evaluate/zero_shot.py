@@ -1,17 +1,15 @@
 """Zero-shot classification and image-text retrieval with image embeddings, before and after distillation.
 
-Self-distillation changes the very tower that embeds whole images, and may cost what made CLIP useful (CLIPSelf's
-authors measure regions alone). So both models, the one before and the one after, see the same images in one pass.
-An image is cropped to its central square as in CLIP's own evaluations, or padded to a square as CLIPSelf's teacher sees
-it. Deliberately absent: linear probes, and anything dense.
+Self-distillation changes the tower that embeds whole images, and may reduce what made CLIP useful (CLIPSelf's authors
+measure only regions). Therefore both models, before and after, are evaluated on the same images in one pass. Images are
+cropped to their central square as in CLIP's own evaluations, or padded to a square as for CLIPSelf's teacher.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.clip.model import Clip
@@ -21,15 +19,15 @@ from foveate.data.batches import LOADING, Batches, Loading
 from foveate.data.records import Dataset
 from foveate.errors import InputError
 from foveate.evaluate.crops import CropPacker
+from foveate.evaluate.flags import View
 from foveate.evaluate.labelled_images import LabelledImages
 from foveate.evaluate.score import ranks_of, recall, score
 from foveate.evaluate.segments import CONTEXT
 from foveate.ops.boxes import enlarge_boxes
 from foveate.types import Sample
 
-View = Literal["centre", "whole"]
-TEXTS = 512  # captions embedded at once
-QUERIES = 1024  # ranked at once
+TEXT_BATCH = 512  # captions embedded at once
+QUERY_BATCH = 1024  # queries ranked at once
 MAX_CAPTIONS = 5  # per image; the published protocol of COCO and Flickr30k
 BLANK = "its captions are blank: no answer is right"
 EQUALS = "captions with the same words are right answers of one another"
@@ -49,24 +47,21 @@ def evaluate_global(
     """Classify and retrieve with the image embeddings of several models, on the same images.
 
     Args:
-        clips: models by what the result calls them ("reference", "model").
-        labelled: images or boxes with classes; None: nothing is classified. A box is cropped as in `evaluate_regions`.
-        captioned: images that have captions (`foveate.data.captions`); None: nothing is retrieved.
-        view: of whole images: "centre", their central square as CLIP's own evaluations; "whole", padded as
-            CLIPSelf's teacher sees crops.
-        templates: what class names are written into.
-        text_cache: folder where the classes' text embeddings are cached; None: nowhere.
-        loading: how the images of each data set are read and batched.
+        clips: models by their name in the result ("reference", "model").
+        labelled: images or boxes with classes; None: no classification. Boxes are cropped as in `evaluate_regions`.
+        captioned: images with captions; None: no retrieval.
+        view: of whole images: "centre", their central square as in CLIP's own evaluations; "whole", padded as for
+            CLIPSelf's teacher.
+        text_cache: folder where text embeddings are cached; None: not cached.
 
     Returns:
         {NAME: {"classification": C or None, "retrieval": R or None} for each model, "classification": {"of": "images"
-        or "boxes", "classes", "images"} or None, "retrieval": {"images", "captions", "different": captions that
-        differ, "equals": what counts as right} or None, "view", "templates", "bad": [{"id", "reason"}]}, where C =
-        {"mean": {"top1", "top5"}: accuracy averaged over the classes present, "overall": {"top1", "top5"}, "count"} and
-        R = {"image_to_text": S, "text_to_image": S}, S = {"r1", "r5", "r10", "count"}; all in percent.
+        or "boxes", "classes", "images"} or None, "retrieval": {"images", "captions", "different": distinct captions,
+        "equals": the rule} or None, "view", "templates", "bad": [{"id", "reason"}]}, where C is of `accuracies` and R
+        of `recall_both_ways`.
 
     Raises:
-        InputError: nothing to measure, another view, no image that can be read, or none with a caption.
+        InputError: nothing to measure, an unknown view, no readable image, or none with a caption.
     """
     if labelled is None and captioned is None:
         raise InputError("global: need classes or captions to measure by; got neither.")
@@ -97,14 +92,14 @@ def evaluate_global(
 
 
 def central_square(*, height: int, width: int) -> Float[Tensor, "1 4"]:
-    """The box that CLIP's own evaluations crop once the shorter side is resized to the native size: xyxy, pixels."""
+    """The crop of CLIP's own evaluations, which resize the shorter side to the native size: xyxy, pixels."""
     side = min(height, width)
     x, y = (width - side) // 2, (height - side) // 2
     return torch.tensor([[x, y, x + side, y + side]], dtype=torch.float32)
 
 
 def _box_of(sample: Sample, view: View) -> Float[Tensor, "1 4"]:
-    """The part of an image that is embedded for the whole."""
+    """The part of an image that is embedded."""
     height, width = sample.image.shape[1:]
     if view == "centre":
         return central_square(height=height, width=width)
@@ -117,7 +112,7 @@ def _box_of(sample: Sample, view: View) -> Float[Tensor, "1 4"]:
 def _crop_labelled(
     packers: dict[str, CropPacker], labelled: LabelledImages, batches: Batches, *, view: View
 ) -> Int64[Tensor, " R"]:
-    """Hand every image, or every box, to each model; return their classes."""
+    """Add every image, or every box, to each packer; return their classes."""
     labels = [torch.zeros(0, dtype=torch.int64)]
     for sample in batches.samples():
         if labelled.by_image is not None:
@@ -139,7 +134,7 @@ def _classify(
     templates: TemplateName | tuple[str, ...],
     cache: Path | None,
 ) -> dict:
-    """Rank the classes for the crops of one model."""
+    """Rank the classes for the crops of a model."""
     text = embed_vocabulary(packer.clip, labelled.classes, templates=templates, cache=cache)  # (K, D)
     ranks = ranks_of(packer.finish().to(text) @ text.T, labels.to(text.device)).cpu()
     return accuracies(ranks, labels)
@@ -151,7 +146,7 @@ def _add(packers: dict[str, CropPacker], sample: Sample, boxes: Float[Tensor, "N
 
 
 def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict:
-    """Sum up: {"mean": over the classes present, "overall": over all, each {"top1", "top5"} in percent, "count"}."""
+    """{"mean": over the classes present, "overall": over all, each {"top1", "top5"} in percent; "count"}."""
     per_class = score(ranks, labels)
     count = labels.numel()
     overall = {f"top{top}": 100 * int((ranks < top).sum()) / count if count else None for top in (1, 5)}
@@ -164,7 +159,7 @@ def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict:
 def _retrieve(
     clips: dict[str, Clip], captioned: Dataset, batches: Batches, *, view: View, crop_batch: int
 ) -> tuple[dict[str, dict], dict, list[str]]:
-    """Recall of captions by images and of images by captions, with each model; counts; and the images without words."""
+    """Recall in both directions with each model; counts; and the ids of images with blank captions."""
     packers = {name: CropPacker(clip, batch=crop_batch) for name, clip in clips.items()}
     indices = range(len(batches.dataset.records))  # fewer than the captions where --limit is given
     captions = {str(captioned.records[index].id): captioned.captions[index][:MAX_CAPTIONS] for index in indices}
@@ -177,25 +172,16 @@ def _retrieve(
             blank.append(sample.id)
     if not names:
         raise InputError(f"{captioned.name}: need captions to retrieve; those of all {len(blank)} images are blank.")
-    # each different caption is embedded once
-    texts: dict[str, int] = {}  # different captions -> their index
+    # each distinct caption is embedded once
+    texts: dict[str, int] = {}  # distinct caption -> index
     caption_ids = [[texts.setdefault(text, len(texts)) for text in captions[name]] for name in names]
     recalls = {}
     for name, clip in clips.items():
-        images, rows = packers[name].finish(), _embed_texts(clip, list(texts))  # (B, D), (U, D)
-        recalls[name] = recall_both_ways(images.to(rows), rows, caption_ids)
-    counts = {
-        "images": len(names),
-        "captions": sum(map(len, caption_ids)),
-        "different": len(texts),
-        "equals": EQUALS,
-    }
+        parts = [list(texts)[first : first + TEXT_BATCH] for first in range(0, len(texts), TEXT_BATCH)]
+        rows = torch.cat([clip.encode_text(clip.tokenize(part)).float() for part in parts])  # (U, D)
+        recalls[name] = recall_both_ways(packers[name].finish().to(rows), rows, caption_ids)
+    counts = {"images": len(names), "captions": sum(map(len, caption_ids)), "different": len(texts), "equals": EQUALS}
     return recalls, counts, blank
-
-
-def _embed_texts(clip: Clip, texts: list[str]) -> Float[Tensor, "U D"]:
-    parts = [texts[first : first + TEXTS] for first in range(0, len(texts), TEXTS)]
-    return torch.cat([clip.encode_text(clip.tokenize(part)).float() for part in parts])
 
 
 def recall_both_ways(
@@ -203,17 +189,16 @@ def recall_both_ways(
 ) -> dict[str, dict]:
     """Rank captions for each image and images for each caption.
 
-    The right answers of an image are all captions with the words of one of its own, those of a caption all images that
-    have a caption with its words. A query's rank is the number of wrong answers that score at least as high as the best
-    right one; a caption that occurs n times counts n times among the answers and among the queries.
+    The right answers of an image are all captions equal to one of its own, those of a caption all images with an equal
+    caption. A query's rank is the number of wrong answers that score at least as high as the best right one; a caption
+    that occurs n times counts n times among the answers and among the queries.
 
     Args:
-        images: image embeddings, L2-normalised.
-        texts: embeddings of the different captions, L2-normalised.
-        caption_ids: for each image, the indices of its captions in `texts`; one may occur twice.
+        texts: of the distinct captions.
+        caption_ids: for each image, the indices of its captions in `texts`, with repetitions.
 
     Returns:
-        {"image_to_text": recall, "text_to_image": recall}, see `foveate.evaluate.score.recall`.
+        {"image_to_text": S, "text_to_image": S}, where S is of `foveate.evaluate.score.recall`.
     """
     pairs = [(image, text) for image, ids in enumerate(caption_ids) for text in ids]
     right = torch.tensor(pairs, dtype=torch.int64, device=texts.device).reshape(-1, 2)  # (captions, 2)
@@ -231,23 +216,18 @@ def _best_ranks(
     queries: Float[Tensor, "Q D"], answers: Float[Tensor, "A D"], right: Int64[Tensor, "pairs 2"],
     times: Int64[Tensor, " A"],
 ) -> Int64[Tensor, " Q"]:  # fmt: skip
-    """Count, for each query, the wrong answers, each so many times, that score at least as high as the best right one.
+    """Count, for each query, the wrong answers, each `times` times, that score at least as high as the best right one.
 
-    `right` holds (query, answer) pairs, at least one a query.
+    `right` holds (query, answer) pairs, at least one per query.
     """
     ranks = []
-    for first in range(0, len(queries), QUERIES):
-        scores = queries[first : first + QUERIES] @ answers.T  # (q, A)
-        is_right = _mark(right, first, scores)
+    for first in range(0, len(queries), QUERY_BATCH):
+        scores = queries[first : first + QUERY_BATCH] @ answers.T  # (q, A)
+        # mark the right answers of this block of queries
+        inside = (right[:, 0] >= first) & (right[:, 0] < first + len(scores))
+        is_right = torch.zeros_like(scores, dtype=torch.bool)
+        is_right[right[inside, 0] - first, right[inside, 1]] = True
         best = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)  # (q, 1)
         above = ~(scores < best) & ~is_right  # NaN counts against the query
         ranks.append((above * times).sum(dim=1))
     return torch.cat(ranks)
-
-
-def _mark(right: Int64[Tensor, "pairs 2"], first: int, scores: Float[Tensor, "q A"]) -> Bool[Tensor, "q A"]:
-    """Which of a block of scores, whose first query is `first`, belong to right answers."""
-    inside = (right[:, 0] >= first) & (right[:, 0] < first + len(scores))
-    marks = torch.zeros_like(scores, dtype=torch.bool)
-    marks[right[inside, 0] - first, right[inside, 1]] = True
-    return marks

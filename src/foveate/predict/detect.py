@@ -1,4 +1,4 @@
-"""`foveate detect`: what a trained F-ViT finds in images, for any vocabulary, drawn and in COCO's form."""
+"""`foveate detect`: detections of a trained F-ViT for any vocabulary, drawn and in COCO's form."""
 
 import json
 import sys
@@ -30,17 +30,13 @@ from foveate.types import Detections, Sample
 
 
 def run(config: Detect) -> Path:
-    """Detect, draw, write detections.json, and return its path.
-
-    Raises:
-        InputError: a flag, the vocabulary, the detector or its CLIP is wrong, or no image can be read.
-    """
+    """Detect, draw, write detections.json, and return its path."""
     _check(config)
     path = config.out / "detections.json"
-    asked = None if config.vocab is None else read_vocabulary(config.vocab)
-    feed = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
+    requested = None if config.vocab is None else read_vocabulary(config.vocab)
+    batches = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
     detector, about = open_detector(config.model, clip=config.clip, device=config.device)
-    vocabulary = asked or Vocabulary(tuple((name,) for name in about.classes))
+    vocabulary = requested or Vocabulary(tuple((name,) for name in about.classes))
     is_base = trained_on(vocabulary, about)
     report_vocabulary(vocabulary.names, is_base, about)
     weights = ((), ()) if config.weights is None else ((config.weights[0],), (config.weights[1],))
@@ -48,10 +44,10 @@ def run(config: Detect) -> Path:
     text = embed_classes(detector, vocabulary, templates=config.templates or about.templates)
 
     # one drawing and one entry of COCO's form per image
-    stems = file_stems([str(record.id) for record in feed.dataset.records])
-    is_novel = [not known for known in is_base]
+    stems = file_stems([str(record.id) for record in batches.dataset.records])
+    is_novel = [not base for base in is_base]
     images, annotations, drawn = [], [], 0
-    for sample, detections in find_objects(detector, feed, text=text, is_base=is_base, fusion=fusion):
+    for sample, detections in find_objects(detector, batches, text=text, is_base=is_base, fusion=fusion):
         drawing = draw_detections(
             sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
         )
@@ -62,13 +58,13 @@ def run(config: Detect) -> Path:
         annotations += coco_annotations(detections, image_id=number, first_id=len(annotations) + 1)
     categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary.names, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, feed, indent=None)
-    print(f"{len(images)} images, {len(annotations)} boxes, {drawn} drawn; look at {config.out}")
+    write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, batches, indent=None)
+    print(f"{len(images)} images, {len(annotations)} boxes, {drawn} drawn; see {config.out}")
     return path
 
 
 def _check(config: Detect) -> None:
-    """Refuse flags that cannot work, before anything is loaded."""
+    """Refuse flags that cannot work before anything is loaded."""
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if not 0 <= config.draw <= 1:
@@ -77,12 +73,7 @@ def _check(config: Detect) -> None:
 
 
 def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT, About]:
-    """Load a trained detector.
-
-    Args:
-        folder: OUT/model of `foveate train-fvit`.
-        clip: path to its CLIP; None: as in training.
-        device: as a flag names it.
+    """Load OUT/model of `foveate train-fvit`; `clip` is the path to its CLIP, by default as in training.
 
     Raises:
         InputError: no detector, or its CLIP is not found or is another.
@@ -91,77 +82,62 @@ def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT,
 
 
 def find_objects(
-    detector: FViT, feed: Batches, *, text: Tensor, is_base: list[bool], fusion: Fusion
+    detector: FViT, batches: Batches, *, text: Tensor, is_base: list[bool], fusion: Fusion
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Detect the classes of a vocabulary in every image that can be read.
-
-    Args:
-        detector: in evaluation mode.
-        feed: the images.
-        text: (K + 1, D) embeddings of the classes and, last, of background.
-        is_base: which classes the detector was trained on.
-        fusion: how scores are made, and which boxes are kept.
-    """
+    """Detect in every readable image; `text` (K + 1, D) embeds the classes and, last, background."""
     query = (text, torch.tensor(is_base), float(detector.scale.detach()), fusion)
-    for samples in feed:
-        found = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
-        for sample, candidates in zip(samples, found, strict=True):
+    for samples in batches:
+        per_image = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
+        for sample, candidates in zip(samples, per_image, strict=True):
             yield sample, detect(candidates, *query)
 
 
 def trained_on(vocabulary: Vocabulary, about: About) -> list[bool]:
-    """Which classes of a vocabulary a detector was trained on: base, in the fusion of scores."""
+    """Which classes of a vocabulary a detector was trained on: the base classes in the fusion of scores."""
     return share_words(vocabulary, Vocabulary(tuple((name,) for name in about.base)))
 
 
 def report_vocabulary(names: tuple[str, ...], is_base: list[bool], about: About) -> None:
-    """Print how many classes of a vocabulary the detector was trained on; it may be any other."""
-    known, new = sum(is_base), len(names) - sum(is_base)
-    print(
-        f"{len(names)} classes: {known} of the {len(about.base)} that the detector was trained on, and {new} that "
-        "it has never seen a box of",
-        file=sys.stderr,
-    )
+    """Print how many classes of a vocabulary the detector was trained on."""
+    base = f"{sum(is_base)} of the {len(about.base)} base classes of the training"
+    print(f"{len(names)} classes: {base}, and {len(names) - sum(is_base)} novel ones", file=sys.stderr)
 
 
 def candidates_identity(detector: FViT, about: About) -> dict[str, str]:
     """What a detector's candidates depend on."""
-    own = {name: one for name, one in detector.state_dict().items() if not name.startswith("tower.clip.model.text")}
-    network = json.dumps(asdict(about.network), sort_keys=True)  # settings that no weight shows, such as the input's
-    return {"detector": digest_state(own), "tower": about.tower, "network": network, **versions()}
+    state = {key: value for key, value in detector.state_dict().items() if not key.startswith("tower.clip.model.text")}
+    network = json.dumps(
+        asdict(about.network), sort_keys=True
+    )  # has settings that the weights do not, as the input size
+    return {"detector": digest_state(state), "tower": about.tower, "network": network, **versions()}
 
 
 def embed_classes(detector: FViT, vocabulary: Vocabulary, *, templates: TemplateName | str) -> Tensor:
     """The embeddings of K classes and, last, of background, by the detector's CLIP: (K + 1, D)."""
-    named: Any = templates
+    name: Any = templates
     clip = detector.tower.clip
-    return embed_vocabulary(clip, vocabulary, templates=named, background="background", cache=default_cache())
+    return embed_vocabulary(clip, vocabulary, templates=name, background="background", cache=default_cache())
 
 
 def choose_fusions(
     config: Fusing, benchmark: Benchmark | str, base: tuple[float, ...], novel: tuple[float, ...]
 ) -> list[Fusion]:
-    """The fusion of a benchmark with the numbers that the flags change.
+    """The fusion of a benchmark, changed by the flags, for each pair of weights of the tower's score.
 
     Args:
-        config: the flags.
         benchmark: that the detector was trained for.
-        base: weights of the tower's score, of base classes; none: the benchmark's.
-        novel: likewise of novel classes.
-
-    Returns:
-        One fusion for each pair of weights.
+        base: weights for base classes, as `novel` for novel ones; empty: the benchmark's.
     """
     name: Any = config.benchmark or benchmark
-    given: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
-    given |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
-    preset = replace(PRESETS[name], **{field: value for field, value in given.items() if value is not None})
+    changes: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
+    changes |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
+    preset = replace(PRESETS[name], **{field: value for field, value in changes.items() if value is not None})
     pairs = product(base or (preset.base,), novel or (preset.novel,))
-    return [replace(preset, base=of_base, novel=of_novel) for of_base, of_novel in pairs]
+    return [replace(preset, base=base_weight, novel=novel_weight) for base_weight, novel_weight in pairs]
 
 
 def coco_annotations(detections: Detections, *, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's form, with a score each; categories are numbered from 1."""
+    """The detections of an image in COCO's form, with scores; categories are numbered from 1."""
     rows = zip(
         detections.boxes.tolist(),
         detections.scores.tolist(),

@@ -1,4 +1,4 @@
-"""`foveate embed`: features of images in one file, to be used elsewhere."""
+"""`foveate embed`: features of images in one file, for other programs."""
 
 import hashlib
 import json
@@ -34,11 +34,11 @@ BATCH = {"image": 64, "dense": 8, "boxes": 8}
 
 
 def run(config: Embed) -> Path:
-    """Embed the images, report what was written, and return the file's path.
+    """Embed the images, print what was written, and return the file's path.
 
     Raises:
-        InputError: flags that do not fit together, no image that can be read, damaged boxes, or files of another
-            command in the way.
+        InputError: flags that do not fit together, no readable image, damaged boxes, or existing files of another
+            command.
     """
     _check(config)
     started = time.perf_counter()
@@ -54,13 +54,17 @@ def run(config: Embed) -> Path:
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
     if config.out.exists():
         _refuse_unless_ours(config.out, notes, identity)
-        remove_parts(folder, identity, owner=OWNER)  # where a kill came between the last two steps
-        print(f"{config.out}: is finished already; nothing was done")
+        remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
+        print(f"{config.out}: is finished already; skipped")
         return config.out
     parts = claim_parts(folder, identity, owner=OWNER)
     done = parts[-1].stop if parts else 0
-    _tell_start(config, len(dataset.records), done, folder)
-    _stop_at_bad(config, parts)
+    resumed = f"; {done} are done already" if done else ""
+    count = len(dataset.records)
+    print(f"{count} images to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
+    # with --strict, images that an earlier run without it skipped count too
+    if config.strict and (bad := [note for part in parts for note in part.notes["bad"]]):
+        raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict ends at the first)")
     began = time.perf_counter()
     parts += make_parts(
         _compute(config, clip, size),
@@ -75,8 +79,8 @@ def run(config: Embed) -> Path:
     )
     seconds = time.perf_counter() - began
     _finish(config, parts, folder, identity)
-    count = len(dataset.records) - done
-    print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} a second, after {began - started:.1f} s to load")
+    count -= done
+    print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} per second, after {began - started:.1f} s to load")
     return config.out
 
 
@@ -93,7 +97,7 @@ def _check(config: Embed) -> None:
     if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
         raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
     if config.features == "image" and config.size is not None:
-        raise InputError("--size: is for dense and boxes; whole images are embedded at the model's own size.")
+        raise InputError("--size: is for dense and boxes; whole images are embedded at the model's native size.")
     if config.features == "dense" and config.head == "masked":
         raise InputError("--head masked: embeds boxes, not patches; use it with --what boxes.")
     if config.batch is not None and config.batch < 1:
@@ -103,11 +107,11 @@ def _check(config: Embed) -> None:
 
 
 def _with_boxes(dataset: Dataset, path: Path) -> Dataset:
-    """Give each image its boxes; those that the file does not mention get none."""
-    found = read_boxes(path, images=[str(record.id) for record in dataset.records])
+    """Give each image its boxes, none to images that are not in the file."""
+    by_image = read_boxes(path, images=[str(record.id) for record in dataset.records])
     records = []
     for record in dataset.records:
-        boxed = found.get(str(record.id), Boxed())
+        boxed = by_image.get(str(record.id), Boxed())
         records.append(replace(record, boxes=boxed.boxes, height=boxed.height, width=boxed.width))
     return replace(dataset, records=tuple(records))
 
@@ -122,12 +126,12 @@ def _size(config: Embed, clip: Clip) -> int:
 
 
 def _check_header(config: Embed, dataset: Dataset, clip: Clip, size: int) -> None:
-    """Refuse more images than the header of one safetensors file can name (several hundred thousand)."""
+    """Refuse more images than the header of one safetensors file can list (several hundred thousand)."""
     if config.features == "image":
         return
-    most = max((len(record.boxes) for record in dataset.records), default=0)
+    max_boxes = max((len(record.boxes) for record in dataset.records), default=0)
     side = size // clip.patch_size
-    shape = [clip.embed_dim, side, side] if config.features == "dense" else [most, clip.embed_dim]
+    shape = [clip.embed_dim, side, side] if config.features == "dense" else [max_boxes, clip.embed_dim]
     need = header_size((f"{config.features}/{record.id}" for record in dataset.records), shape=shape)
     if need > MAX_HEADER:
         raise InputError(
@@ -137,7 +141,7 @@ def _check_header(config: Embed, dataset: Dataset, clip: Clip, size: int) -> Non
 
 
 def _compute(config: Embed, clip: Clip, size: int) -> Callable[[list[Sample]], Features]:
-    """What makes the features of a batch of images."""
+    """The function that computes the features of a batch of images."""
     match config.features:
         case "image":
             return partial(image_features, clip)
@@ -151,8 +155,7 @@ def _compute(config: Embed, clip: Clip, size: int) -> Callable[[list[Sample]], F
 def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[str, str]:
     """What the features depend on; it becomes the file's metadata.
 
-    The bytes of the file depend on more: on the number of threads, on the machine, and on the images' own bytes, of
-    which only the length and the time of the last change are compared.
+    Not compared: the number of threads, the machine, and the bytes of the images beyond length and time of change.
     """
     images, boxes = hashlib.sha256(), hashlib.sha256()
     for record in dataset.records:
@@ -174,7 +177,7 @@ def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[st
         "size": str(size),
         "patch_size": str(clip.patch_size),
         "dtype": config.dtype,
-        "batch": str(config.batch or BATCH[config.features]),  # it can change the last bit of a sum, as can the device
+        "batch": str(config.batch or BATCH[config.features]),  # as the device, it can change the last bit of a sum
         "device": next(clip.parameters()).device.type,
         "input": f"{len(dataset.records)} images, names, lengths and times {images.hexdigest()[:16]}",
         **versions(),
@@ -195,26 +198,14 @@ def _digest_description(config: dict[str, Any]) -> str:
 
 
 def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> None:
-    """Accept an existing file only where it is what this command would write."""
+    """Accept an existing file only if it is what this command would write."""
     try:
-        there, _ = read_header(out)
+        existing, _ = read_header(out)
     except ValueError as error:
-        raise InputError(f"{out}: is there and is no whole safetensors file ({error}). Choose another --out.") from None
-    refuse_another(out, there, identity)
+        raise InputError(f"{out}: exists and is no whole safetensors file ({error}). Choose another --out.") from None
+    refuse_another(out, existing, identity)
     if not notes.is_file():
-        raise InputError(f"{out}: is finished, but {notes} beside it is missing. Delete {out} and run again.")
-
-
-def _tell_start(config: Embed, count: int, done: int, folder: Path) -> None:
-    resumed = f"; {done} are done already" if done else ""
-    print(f"{count} images to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
-
-
-def _stop_at_bad(config: Embed, parts: list[Part]) -> None:
-    """With --strict, images that an earlier run without it skipped count too."""
-    bad = [note for part in parts for note in part.notes["bad"]]
-    if config.strict and bad:
-        raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict ends at the first)")
+        raise InputError(f"{out}: is finished, but {notes} does not exist. Delete {out} and run again.")
 
 
 def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
@@ -223,7 +214,7 @@ def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, 
     bad = [note for part in parts for note in part.notes["bad"]]
     if not images:
         remove_parts(folder, identity, owner=OWNER)
-        raise InputError("\n".join(["IMAGES: none of them could be read", *bad_lines(bad, listed="nothing")]))
+        raise InputError("\n".join(["IMAGES: all are unreadable", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
     content: dict[str, Any] = {**identity, "images": images, "bad": bad}
     write_whole(notes, _one_a_line(content))
@@ -236,7 +227,7 @@ def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, 
 
 
 def _one_a_line(content: dict[str, Any]) -> bytes:
-    """JSON that can be read by eye: a line per field, and a line per image."""
+    """JSON with a line per field, and a line per image."""
     lines = []
     for name, value in content.items():
         text = json.dumps(value)
@@ -247,15 +238,11 @@ def _one_a_line(content: dict[str, Any]) -> bytes:
 
 
 def _dropped_lines(config: Embed, images: list[dict[str, Any]]) -> list[str]:
-    """Which boxes did not get a row."""
+    """How many boxes were embedded and ignored."""
     if config.features != "boxes":
         return []
     lines = [f"boxes embedded: {sum(note['boxes'] for note in images)}"]
-    dropped = sum(len(note["dropped"]) for note in images)
-    if dropped:
-        first = next(note for note in images if note["dropped"])
-        lines.append(
-            f"boxes under 1 pixel inside their image, left out: {dropped}; "
-            f"the first: {first['id']}, box {first['dropped'][0]}"
-        )
+    ignored = [f"{note['id']}, box {index}" for note in images for index in note["dropped"]]
+    if ignored:
+        lines.append(f"boxes under 1 pixel inside their image, ignored: {len(ignored)}; the first: {ignored[0]}")
     return lines

@@ -1,7 +1,6 @@
 """Images to stored features, for `foveate embed`: image embeddings, dense maps, or embeddings of boxes.
 
-Inputs are those of the evaluations: teacher crops for whole images, the padded square input for the rest (Sec. 3.1,
-3.2).
+Inputs are those of the evaluations: whole images as crops of the teacher, else the padded square (Sec. 3.1, 3.2).
 """
 
 import json
@@ -26,13 +25,13 @@ from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square
 from foveate.progress import image_bar
 from foveate.types import BadSample, Sample
 
-PART_SECONDS = 30.0  # of work that a kill may cost
-PART_BYTES = 256_000_000  # of tensors held before they are written
+PART_SECONDS = 30.0  # maximum work that is lost when the process is killed
+PART_BYTES = 256_000_000  # maximum size of unwritten tensors
 
 
 @dataclass(frozen=True)
 class Features:
-    """Tensors by name, and a note about each image they come from, in order."""
+    """Tensors by name, and a note per image, in order."""
 
     tensors: dict[str, Tensor]
     images: list[dict[str, Any]]
@@ -40,14 +39,9 @@ class Features:
 
 @torch.inference_mode()
 def image_features(clip: Clip, samples: list[Sample]) -> Features:
-    """Embed whole images as CLIP does (the teacher; Sec. 3.2).
+    """Embed whole images as the teacher does: "image" (B, D), L2-normalised (Sec. 3.2).
 
-    Args:
-        clip: the model.
-        samples: images; the longest side is resized to the native size, black goes equally around the rest.
-
-    Returns:
-        "image" (B, D), L2-normalised.
+    The longest side is resized to the native size; the rest is padded equally with black.
     """
     device = next(clip.parameters()).device
     crops = []
@@ -64,14 +58,11 @@ def dense_features(clip: Clip, samples: list[Sample], *, size: int, head: Head) 
     """Compute dense maps without their padding (the student; Sec. 3.1).
 
     Args:
-        clip: the model.
-        samples: images.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
 
     Returns:
         "dense/ID" (D, h, w) of each image, L2-normalised per location; location (r, c) is the square of P pixels at
-        (r P, c P) of the resized image, and those at the right and bottom edge may hold some padding.
+        (r P, c P) of the resized image; those at the right and bottom edge may include padding.
     """
     device = next(clip.parameters()).device
     images = [sample.image.to(device) for sample in samples]
@@ -91,14 +82,12 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
     """Embed the boxes of images by pooling their dense maps (Sec. 3.1).
 
     Args:
-        clip: the model.
-        samples: images with boxes (xyxy, pixels of the image), which are clipped to it here.
+        samples: images with boxes (xyxy, pixels of the image), which are clipped to the image.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
 
     Returns:
         "boxes/ID" (N, D) of each image, L2-normalised, in the file's order without the boxes that are under one pixel
-        wide or high inside the image; their indices are noted as "dropped".
+        wide or high inside the image, whose indices are noted as "dropped".
     """
     device = next(clip.parameters()).device
     usable, notes = [], []
@@ -108,7 +97,7 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
         is_usable = (boxes[:, 2:] - boxes[:, :2] >= 1).all(dim=1)  # (N,)
         usable.append(boxes[is_usable])
         notes.append({**_note(sample), "boxes": len(usable[-1]), "dropped": (~is_usable).nonzero()[:, 0].tolist()})
-    # images without a usable box do not enter the tower
+    # the tower runs only on images with a usable box
     pairs = [(sample.image.to(device), boxes) for sample, boxes in zip(samples, usable, strict=True) if len(boxes)]
     rows = torch.empty(0, clip.embed_dim, device=device)
     if pairs:
@@ -116,7 +105,8 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
         scaled = [boxes_on_input(boxes, height=im.shape[1], width=im.shape[2], size=size) for im, boxes in pairs]
         rows = clip.encode_boxes(inputs, scaled, head=head)  # (R, D)
     per_image = rows.split([len(boxes) for boxes in usable])
-    return Features({f"boxes/{sample.id}": own for sample, own in zip(samples, per_image, strict=True)}, notes)
+    tensors = {f"boxes/{sample.id}": embedded for sample, embedded in zip(samples, per_image, strict=True)}
+    return Features(tensors, notes)
 
 
 def _note(sample: Sample) -> dict[str, Any]:
@@ -158,24 +148,14 @@ def make_parts(
     workers: int,
     strict: bool,
 ) -> list[Part]:
-    """Embed the images that are not done yet, and write them in parts as they are finished, with a progress bar.
+    """Embed the remaining images with a progress bar, and write the features in parts; return the new parts.
 
     Args:
-        compute: the features of a batch of images, one of the three above.
-        dataset: all images.
-        folder: of the parts.
-        title: of the progress bar.
-        dtype: in which features are stored; they are computed in float32.
-        batch: images per batch.
+        dtype: of the stored features; they are computed in float32.
         done: images in earlier parts, a multiple of `batch` or all of them.
-        workers: processes that decode.
-        strict: raise on the first bad image instead of noting it.
-
-    Returns:
-        The new parts.
 
     Raises:
-        InputError: strict, and an image cannot be used.
+        InputError: `strict`, and an image is unreadable.
     """
     rest = replace(dataset, records=dataset.records[done:])
     source = EvaluationSource(rest, masks=False)
@@ -183,7 +163,9 @@ def make_parts(
     parts, waiting = [], Unwritten(done, done)
     with image_bar(show=True) as bar:
         task = bar.add_task(title, total=len(dataset.records), completed=done)
-        for packed in loader.loader:  # the bare loader: here any number of bad images is reported at the end
+        for (
+            packed
+        ) in loader.loader:  # torch's loader, without a limit on unreadable images: all are reported at the end
             samples = packed.unpack()
             if samples.bad and strict:
                 raise InputError(f"image {samples.bad[0].id}: {samples.bad[0].reason} (--strict ends at the first)")

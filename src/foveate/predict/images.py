@@ -1,4 +1,4 @@
-"""The images of a command: listed by name, read in batches; the names of what is written of them, and its record."""
+"""The images of a command, listed by name and read in batches; the names of its output files, and its record."""
 
 import json
 import sys
@@ -14,16 +14,12 @@ from foveate.io.files import bad_lines, versions, write_whole
 
 
 def list_images(paths: Sequence[Path]) -> Dataset:
-    """List the images of files and folders, each with a name of its own.
+    """List the images of files and folders (recursively), in this order.
 
-    Args:
-        paths: image files, and folders that are searched with all below them.
-
-    Returns:
-        Records in the order given; an id is the path within the folder, or the name of the file.
+    An id is the path within the folder, or the name of the file.
 
     Raises:
-        InputError: no path, a file or folder that does not exist, two images with one id, or one that is no Unicode.
+        InputError: no path, a file or folder that does not exist, two images with one id, or an id that is not Unicode.
     """
     if not paths:
         raise InputError("IMAGES: need at least one image or folder; got none.")
@@ -32,13 +28,13 @@ def list_images(paths: Sequence[Path]) -> Dataset:
         if (path / "annotations").is_dir():
             raise InputError(f"{path}: is a COCO root; name a folder of images in it, such as {path / 'val2017'}.")
         if not path.exists():
-            raise InputError(f"{path}: need an image or a folder of images; there is no such file. Check the path.")
+            raise InputError(f"{path}: need an image or a folder of images; it does not exist. Check the path.")
         for record in read_folder(path).records if path.is_dir() else (Record(path.name, path),):
             name = str(record.id)
             if name in records:
                 raise InputError(
-                    f"IMAGES: need a name of its own for each; {records[name].path} and {record.path} are both "
-                    f"{name!r}. Name the folder above them."
+                    f"IMAGES: need different names; {records[name].path} and {record.path} are both {name!r}. Give "
+                    "the folder above them."
                 )
             if not is_unicode(name):
                 raise InputError(f"{path}: need file names in UTF-8; got {name!r}. Rename the file.")
@@ -47,7 +43,7 @@ def list_images(paths: Sequence[Path]) -> Dataset:
 
 
 def is_unicode(name: str) -> bool:
-    """Whether a file name can be written into JSON; a name from the disk may hold bytes that are not UTF-8."""
+    """Whether a file name is valid UTF-8 and can be written into JSON."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -56,22 +52,12 @@ def is_unicode(name: str) -> bool:
 
 
 def open_images(paths: Sequence[Path], *, batch: int, workers: int, strict: bool) -> Batches:
-    """Read the images of files and folders in batches, with a progress bar.
-
-    Args:
-        paths: as of `list_images`.
-        batch: images per batch.
-        workers: processes that decode; 0: this one.
-        strict: raise at the first bad image instead of listing it.
-
-    Raises:
-        InputError: as `list_images`, or a batch below 1.
-    """
+    """Read the images of files and folders (`list_images`) in batches, with a progress bar."""
     return Batches(list_images(paths), Loading(batch=batch, workers=workers, strict=strict, progress=True))
 
 
 def file_stems(ids: Sequence[str]) -> dict[str, str]:
-    """The name, without ending, of what is written of each image: the image's own where those differ, else a number."""
+    """The stem of each image's output files, by its id: the image's stem if those are unique, else a number."""
     stems = [Path(key).stem for key in ids]
     if len(set(stems)) < len(stems):
         stems = [f"{number:06d}" for number in range(1, len(ids) + 1)]
@@ -79,18 +65,16 @@ def file_stems(ids: Sequence[str]) -> dict[str, str]:
 
 
 def write_record(
-    path: Path, info: dict[str, Any], content: dict[str, Any], feed: Batches, *, indent: int | None
+    path: Path, info: dict[str, Any], content: dict[str, Any], batches: Batches, *, indent: int | None
 ) -> None:
-    """Write the JSON file of a command with the images that could not be read, and print those.
+    """Write the JSON file of a command, and print the unreadable images.
 
     Args:
-        path: of the file.
-        info: what made it; the bad images and the versions of the packages are added.
+        info: metadata; the unreadable images and the versions of the packages are added.
         content: the rest of the file.
-        feed: after the last batch.
-        indent: of the JSON.
+        batches: after the last batch.
     """
-    bad = feed.bad_listed()
+    bad = batches.bad_listed()
     record = {"info": {**info, "bad": bad, "versions": versions()}, **content}
     write_whole(path, (json.dumps(record, indent=indent) + "\n").encode())
     for line in bad_lines(bad, listed=str(path)):

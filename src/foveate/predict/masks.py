@@ -1,4 +1,4 @@
-"""A generator of masks and a CLIP that names them, opened for any classes; also from folders of transformers."""
+"""A mask generator and a CLIP that classifies masks, opened for any classes; also from folders of transformers."""
 
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from foveate.heads.panoptic.published import ClassMap, Published, match_classes,
 from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.predict.flags import MaskFlags
 
-ONE_PROMPT = ("photo", "none")  # templates of which an embedding of length 1 is the raw one, normalised
+ONE_PROMPT = ("photo", "none")  # templates with one prompt, whose embedding is the raw one, normalised
 
 
 def open_segmenter(
@@ -38,59 +38,57 @@ def open_segmenter(
     overlap: float = 0.8,
     device: str = "auto",
 ) -> PanopticSegmenter:
-    """Open a trained generator of masks and a CLIP that names them, for any classes.
+    """Open a trained mask generator and a CLIP that classifies its masks, for any classes.
 
     Args:
-        flags: where the models are, and how the CLIP embeds a mask.
+        flags: paths of the models, and how the CLIP embeds a mask.
         folder: OUT/model of `foveate train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer.
         vocabulary: the K classes, with their synonyms.
-        is_thing: of the classes.
-        shares: of the CLIP that names masks; None: ODISE's label model's, or CLIP alone for a generator without words.
-        squash: ignore the aspect of images for that CLIP.
-        templates: what the class names are written into for it; None: as in training.
+        shares: fusion weights; None: ODISE's label model's, or only CLIP for a mask generator without classes.
+        squash: resize images to a square for that CLIP.
+        templates: prompt templates for that CLIP; None: as in training.
         min_score: score that a mask must exceed; None: 0, and 0.8 for a folder of transformers.
-        overlap: share of a mask that must be left.
-        device: as a flag names it.
+        overlap: minimum visible fraction of a mask.
 
     Raises:
-        InputError: no generator, another CLIP or encoder than it was trained on, or numbers that do not fit.
+        InputError: no mask generator, another CLIP or encoder than in training, or values that do not fit.
     """
     things = torch.tensor([*is_thing], dtype=torch.bool)
     target = choose_device(device, local_rank=None)
     settings: dict[str, Any] = {"region": flags.region, "head": flags.head, "size": flags.size}
     settings |= {"squash": squash, "overlap": overlap}
 
-    # a folder of transformers names its masks itself; a CLIP may help
+    # a folder of transformers classifies its masks itself; a CLIP may be added
     if is_published(folder):
-        for flag, given in (("--clip", flags.clip), ("--encoder", flags.encoder)):
-            if given is not None:
-                raise InputError(f"{flag}: {folder} is a folder of transformers, which stands on no other model; got "
-                                 f"{given}. Leave it out, or name masks by --clip-with.")  # fmt: skip
+        for flag, value in (("--clip", flags.clip), ("--encoder", flags.encoder)):
+            if value is not None:
+                raise InputError(f"{flag}: {folder} is a folder of transformers, which needs no other model; got "
+                                 f"{value}. Remove it, or classify masks by --clip-with.")  # fmt: skip
         namer = _load_namer(flags, target)
         model, mapped = open_published(folder, vocabulary, input=flags.input, has_clip=namer is not None, device=target)
         text = None
         if namer is not None:
             text = embed_words(namer, vocabulary, templates=chosen_templates(templates or "photo"))
         query = Query(text, mapped, things, torch.tensor(mapped.known))
-        usual = PRESETS["generator" if namer is None else "odise-label"]
-        least = MIN_SCORE if min_score is None else min_score
-        return PanopticSegmenter(model, namer, query, shares=shares or usual, min_score=least, **settings)
+        default = PRESETS["generator" if namer is None else "odise-label"]
+        threshold = MIN_SCORE if min_score is None else min_score
+        return PanopticSegmenter(model, namer, query, shares=shares or default, min_score=threshold, **settings)
     if flags.input is not None:
         raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
-                         "Leave it out.")  # fmt: skip
+                         "Remove it.")  # fmt: skip
 
-    # a generator of ours: its own embeddings of the classes, and those of the CLIP that names masks
-    generator, own, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
-    namer = _load_namer(flags, target) or own
-    learned = embed_words(own, vocabulary, templates=chosen_templates(about.templates), length=about.words)
-    wanted = templates or about.templates
-    if namer is own and wanted == about.templates and (about.words == "unit" or wanted in ONE_PROMPT):
+    # a mask generator: the class embeddings of its own CLIP, and those of the CLIP that classifies masks
+    generator, trained_clip, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
+    namer = _load_namer(flags, target) or trained_clip
+    learned = embed_words(trained_clip, vocabulary, templates=chosen_templates(about.templates), length=about.words)
+    prompts = templates or about.templates
+    if namer is trained_clip and prompts == about.templates and (about.words == "unit" or prompts in ONE_PROMPT):
         text = learned.normalized()
     else:
-        text = embed_words(namer, vocabulary, templates=chosen_templates(wanted))
+        text = embed_words(namer, vocabulary, templates=chosen_templates(prompts))
     query = Query(text, learned, things, seen_classes(vocabulary, about.base))
-    usual = PRESETS["odise-label" if about.knows_words else "clip"]
-    return PanopticSegmenter(generator, namer, query, shares=shares or usual, min_score=min_score or 0.0, **settings)
+    default = PRESETS["odise-label" if about.knows_words else "clip"]
+    return PanopticSegmenter(generator, namer, query, shares=shares or default, min_score=min_score or 0.0, **settings)
 
 
 def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
@@ -101,11 +99,7 @@ def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
 
 
 def share_numbers(name: str) -> tuple[float, float]:
-    """CLIP's shares, of seen classes and of others, by a preset's name or as typed.
-
-    Raises:
-        InputError: no preset, and not two numbers in [0, 1].
-    """
+    """Fusion weights of seen and unseen classes: a preset, or two numbers in [0, 1]."""
     if name in SHARES:
         return SHARES[name]
     try:
@@ -115,13 +109,13 @@ def share_numbers(name: str) -> tuple[float, float]:
     if not (0 <= seen <= 1 and 0 <= unseen <= 1):
         raise InputError(
             f"--shares: must be {', '.join(get_args(Preset))}, or two numbers in [0, 1] such as 0.3,0.7 (of classes "
-            f"the generator has seen, and of others); got {name}."
+            f"the mask generator was trained on, and of others); got {name}."
         )
     return seen, unseen
 
 
 def named_shares(name: str | None) -> Shares | None:
-    """CLIP's shares by a preset's name or as typed; None: not given."""
+    """The fusion weights of --shares; None: not given."""
     return None if name is None else Shares(*share_numbers(name))
 
 
@@ -131,14 +125,11 @@ def open_published(
     """Read a folder of transformers, match its classes with a vocabulary, and report those without a match.
 
     Args:
-        folder: the model's.
-        vocabulary: the classes asked for.
         input: shortest and longest edge of its input [pixels]; None: the folder's.
-        has_clip: whether a CLIP names masks too.
-        device: where the model goes.
+        has_clip: whether a CLIP classifies masks too.
 
     Raises:
-        InputError: a damaged folder, sizes that cannot be, or no class in common.
+        InputError: a damaged folder, invalid sizes, or no class in common.
     """
     about = describe(folder)
     if input is not None:
@@ -148,39 +139,35 @@ def open_published(
         about = replace(about, shortest=input[0], longest=input[1], notes=())
     for line in about.notes:
         report(line)
-    own = _classes_of(about, vocabulary, folder)
-    mapped = match_classes(own, vocabulary, is_open=has_clip)
-    left = [name for name, index in zip(own.names, mapped.owner.tolist(), strict=True) if index < 0]
+    model_classes = _classes_of(about, vocabulary, folder)
+    mapped = match_classes(model_classes, vocabulary, is_open=has_clip)
+    not_requested = [name for name, index in zip(model_classes.names, mapped.owner.tolist(), strict=True) if index < 0]
     unknown = [name for name, is_known in zip(vocabulary.names, mapped.known, strict=True) if not is_known]
     for names, what in (
-        (left, "of the model are not asked for: masks of them " + ("go to CLIP" if has_clip else "are left out")),
-        (unknown, "asked for are none of the model's: " + ("CLIP alone names them" if has_clip else "none is found")),
+        (not_requested, f"of the model are not requested: their masks are {'left to CLIP' if has_clip else 'ignored'}"),
+        (unknown, f"requested are not the model's: {'only CLIP can name them' if has_clip else 'they are not found'}"),
     ):
         if names:
             report(f"{len(names)} classes {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
     return read_published(folder, described=about, device=device), mapped
 
 
-def _classes_of(about: Described, asked: Vocabulary, folder: Path) -> Vocabulary:
-    """The classes of a folder of transformers; in the order of those asked for where it only numbers as many.
-
-    Raises:
-        InputError: it only numbers its classes, and has not as many.
-    """
+def _classes_of(about: Described, vocabulary: Vocabulary, folder: Path) -> Vocabulary:
+    """The classes of a folder of transformers; if it only numbers them, those requested, in their order."""
     if about.has_names:
         return Vocabulary(about.classes)
-    if len(about.classes) != len(asked.classes):
+    if len(about.classes) != len(vocabulary.classes):
         raise InputError(
-            f"{folder}: need the names of its classes, or as many as are asked for; config.json numbers "
-            f"{len(about.classes)} without names, and {len(asked.classes)} are asked for. Write the names into "
+            f"{folder}: need the names of its classes, or as many as are requested; config.json numbers "
+            f"{len(about.classes)} without names, and {len(vocabulary.classes)} are requested. Write the names into "
             "id2label."
         )
     report(
-        f"{folder}: has no names of its {len(about.classes)} classes; they are taken in the order of those asked for"
+        f"{folder}: has no names of its {len(about.classes)} classes; they are taken in the order of those requested"
     )
-    return asked
+    return vocabulary
 
 
 def report(message: str) -> None:
-    """Print a line beside the result."""
+    """Print a line to stderr."""
     print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`foveate segment`: the class of every pixel of images, or their things and stuff, for any vocabulary."""
+"""`foveate segment`: the class of every pixel of images, or things and stuff, for any vocabulary."""
 
 from pathlib import Path
 from typing import Any
@@ -76,20 +76,14 @@ def _check(config: Segment) -> None:
     check_segmenting(config)
 
 
-def write_label_maps(segmenter: Segmenter, feed: Batches, out: Path, *, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Draw the class of each pixel, and write the label maps.
-
-    Args:
-        segmenter: of `open_pixels`.
-        feed: the images.
-        out: folder; gets NAME.jpg and NAME.png per image.
-        vocabulary: the K classes that the segmenter was opened with.
+def write_label_maps(segmenter: Segmenter, batches: Batches, out: Path, *, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Write a drawing NAME.jpg and a label map NAME.png per image into the folder `out`.
 
     Returns:
-        The classes, and of each image those found in it with their pixels, the largest first.
+        The classes, and for each image the classes in it with their pixels, the largest first.
     """
-    names, stems, images = vocabulary.names, _stems(feed), []
-    for samples in feed:
+    names, stems, images = vocabulary.names, _stems(batches), []
+    for samples in batches:
         for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True):
             stem = stems[sample.id]
             write_image(draw_label_map(sample.image, label_map, names=names), out / f"{stem}.jpg")
@@ -97,31 +91,24 @@ def write_label_maps(segmenter: Segmenter, feed: Batches, out: Path, *, vocabula
             height, width = label_map.labels.shape
             counts = label_map.labels[label_map.labels >= 0].bincount(minlength=len(names)).tolist()
             present = sorted(((count, name) for name, count in zip(names, counts, strict=True) if count), reverse=True)
-            shares = [
+            fractions = [
                 {"name": name, "pixels": count, "share": round(count / (height * width), 4)} for count, name in present
             ]
             image = {"id": sample.id, "file_name": f"{stem}.png", "height": height, "width": width}
-            images.append({**image, "classes": shares})
-    return {"classes": [list(words) for words in vocabulary.classes], "images": images}
+            images.append({**image, "classes": fractions})
+    return {"classes": [list(synonyms) for synonyms in vocabulary.classes], "images": images}
 
 
 def write_panoptic_maps(
-    segmenter: PanopticSegmenter, feed: Batches, out: Path, *, names: tuple[str, ...], is_thing: list[bool]
+    segmenter: PanopticSegmenter, batches: Batches, out: Path, *, names: tuple[str, ...], is_thing: list[bool]
 ) -> dict[str, Any]:
-    """Draw things and stuff, and write the panoptic maps.
-
-    Args:
-        segmenter: of `open_segmenter`.
-        feed: the images.
-        out: folder; gets NAME.jpg and NAME.png per image.
-        names: of the K classes that the segmenter was opened with.
-        is_thing: which of them are things.
+    """Write a drawing NAME.jpg and a panoptic map NAME.png per image into the folder `out`.
 
     Returns:
         COCO's panoptic form: images, annotations and categories.
     """
-    stems, images, annotations = _stems(feed), [], []
-    for samples in feed:
+    stems, images, annotations = _stems(batches), [], []
+    for samples in batches:
         for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
             panoptic = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
@@ -134,35 +121,30 @@ def write_panoptic_maps(
 
 
 def find_things(vocabulary: Vocabulary, folder: Path, *, stuff: str) -> list[bool]:
-    """Which classes are things: all but those that are given as stuff, or that the model was trained on as stuff.
-
-    Args:
-        vocabulary: the K classes.
-        folder: of the model.
-        stuff: names separated by commas.
+    """Which classes are things: all but those in `stuff` (names separated by commas) and the model's stuff classes.
 
     Raises:
         InputError: `stuff` has a name that is not in the vocabulary.
     """
-    given = {compared(word) for word in stuff.split(",") if word.strip()}
-    synonyms = [{compared(word) for word in words} for words in vocabulary.classes]
-    unknown = given - set().union(*synonyms)
+    requested = {compared(name) for name in stuff.split(",") if name.strip()}
+    synonyms = [{compared(name) for name in names} for names in vocabulary.classes]
+    unknown = requested - set().union(*synonyms)
     if unknown:
         raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
-    all_stuff = given | {compared(word) for word in _stuff_of(folder)}
-    return [not words & all_stuff for words in synonyms]
+    all_stuff = requested | {compared(name) for name in _stuff_of(folder)}
+    return [not names & all_stuff for names in synonyms]
 
 
 def _stuff_of(folder: Path) -> list[str]:
-    """The words of the classes that a model was trained on as stuff, as far as its folder tells."""
+    """The names of a model's stuff classes, as far as its folder lists them."""
     if not is_published(folder):
-        return [word for one in read_about(folder).classes if not one.is_thing for word in one.words]
+        return [name for category in read_about(folder).classes if not category.is_thing for name in category.words]
     about = describe(folder)
     if about.is_thing is None:
-        report(f"{folder}: does not say which of its classes are stuff; all are things but those of --stuff")
+        report(f"{folder}: does not list which of its classes are stuff; all are things except those of --stuff")
     things = about.is_thing or (True,) * len(about.classes)
-    return [word for words, is_thing in zip(about.classes, things, strict=True) if not is_thing for word in words]
+    return [name for names, is_thing in zip(about.classes, things, strict=True) if not is_thing for name in names]
 
 
-def _stems(feed: Batches) -> dict[str, str]:
-    return file_stems([str(record.id) for record in feed.dataset.records])
+def _stems(batches: Batches) -> dict[str, str]:
+    return file_stems([str(record.id) for record in batches.dataset.records])

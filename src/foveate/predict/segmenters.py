@@ -1,6 +1,6 @@
-"""What gives every pixel a class: a trained CAT-Seg, a generator of masks with a CLIP, or a CLIP's dense map alone.
+"""Models that classify every pixel: a trained CAT-Seg, a mask generator with a CLIP, or a CLIP's dense map alone.
 
-The content of `--model` decides which, so that `segment` and `evaluate semantic` take any of them.
+The content of `--model` determines which; `segment` and `evaluate semantic` take any of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ from foveate.types import LabelMap, Sample
 
 CATSEG = "catseg.json"  # in a folder of a CAT-Seg
 GENERATOR = "generator.json"
-OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  # flags that go with masks alone
+OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  # flags of mask generators
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A model that gives pixels the classes of a vocabulary."""
+    """A model that classifies pixels among the classes of a vocabulary."""
 
     kind: str  # "catseg", "masks" or "cosines", for people
-    trained: Vocabulary | None  # the classes that it was trained on; None: it was not trained
+    trained: Vocabulary | None  # the classes of its training; None: not trained
     label_maps: Callable[[Sequence[Sample]], list[LabelMap]]
 
 
@@ -41,54 +41,45 @@ def check_segmenting(config: Segmenting) -> None:
     """Refuse flags that the kind of model ignores, before anything is loaded.
 
     Raises:
-        InputError: names the flag and what it goes with.
+        InputError: a flag that the model ignores.
     """
     if config.at_once < 1:
         raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
     folder = Path(config.model)
     if (folder / GENERATOR).is_file():
-        kind, idle = "a generator of masks", ("pretrained", "input")
+        kind, ignored_flags = "a mask generator", ("pretrained", "input")
     elif is_published(folder):
-        kind, idle = "a folder of transformers", ("pretrained", "clip", "encoder")
+        kind, ignored_flags = "a folder of transformers", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
-        kind, idle = "a Cat-Seg", ("pretrained", "size", *OF_MASKS)
+        kind, ignored_flags = "a CAT-Seg", ("pretrained", "size", *OF_MASKS)
     else:
-        kind, idle = "a CLIP", ("clip", *OF_MASKS)
-    for name in idle:
-        given = getattr(config, name)
-        if given is not None:
-            raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which takes no notice of "
-                             f"it; got {given}. Leave it out.")  # fmt: skip
+        kind, ignored_flags = "a CLIP", ("clip", *OF_MASKS)
+    for name in ignored_flags:
+        value = getattr(config, name)
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which ignores it; "
+                             f"got {value}. Leave it out.")  # fmt: skip
 
 
 def finds_masks(folder: Path) -> bool:
-    """Whether a folder holds a generator of masks or a model of transformers that finds them."""
+    """Whether a folder holds a mask generator or a model of transformers that finds masks."""
     return (folder / GENERATOR).is_file() or is_published(folder)
 
 
 def known_classes(folder: Path) -> Vocabulary:
-    """The classes of the data that a model was trained on, seen or not.
-
-    Raises:
-        InputError: it is a CLIP, or is damaged.
-    """
+    """The classes of the data that a model was trained on, seen or unseen; InputError for a CLIP."""
     if (folder / CATSEG).is_file():
         about = read_catseg(folder)
         return Vocabulary((*about.classes, *((name,) for name in about.novel)))
     if (folder / GENERATOR).is_file():
-        return Vocabulary(tuple(one.words for one in read_generator(folder).classes))
+        return Vocabulary(tuple(category.words for category in read_generator(folder).classes))
     if is_published(folder):
         return Vocabulary(describe(folder).classes)
-    raise InputError('--vocab: need the classes to ask for; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
+    raise InputError('--vocab: need class names; a CLIP was trained on none. Try --vocab "grass, dog, sky".')
 
 
 def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:
-    """Open the model that gives pixels the classes of a vocabulary.
-
-    Args:
-        config: the flags.
-        vocabulary: the classes.
-        device: where to compute.
+    """Open the model of `--model` for the classes of a vocabulary.
 
     Raises:
         InputError: it is none of the three, is damaged, or its CLIP is another than in training.
@@ -101,9 +92,9 @@ def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.dev
     if finds_masks(folder):
         return _open_masks(config, folder, vocabulary, device=device)
     clip = load(config.model, pretrained=config.pretrained, device=device)
-    words = embed_words(clip, vocabulary, templates=config.templates)
+    text = embed_words(clip, vocabulary, templates=config.templates)
     cosines = Cosines(clip, size=config.size, head=config.head)
-    return Segmenter("cosines", None, lambda samples: cosines.label_maps(samples, words))
+    return Segmenter("cosines", None, lambda samples: cosines.label_maps(samples, text))
 
 
 def _open_masks(config: Segmenting, folder: Path, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:

@@ -1,10 +1,9 @@
-"""Rows -> commands: what has to be run for a table, in which order, and which file says that a command is done.
+"""Rows -> commands: the commands that a table needs, their order, and the file that exists once a command is done.
 
     assets (world, proposals, CNN) -> trainings, one per run and seed -> measurements, one per row and seed
 
-A job is one command of `foveate`, as a user types it: a template, with the values of the stage, the row and the seed
-put in. Jobs that several rows share are run once. Deliberately absent: running them (`runner.py`), and reading what
-they wrote (`page.py`).
+A job is one command of `foveate`: a template filled with the values of the stage, the row and the seed. Jobs that
+several rows share are run once. `runner.py` runs them, `page.py` reads their output.
 """
 
 from collections.abc import Iterable
@@ -15,14 +14,14 @@ from typing import Any
 from foveate.recipes import words_of
 from foveate.reproduce.rows import HEADED, Measure, Row, Run, Scale, runs_of
 
-UNTOUCHED = "untouched"  # folder of the measurements of the pretrained CLIP
-EXAMPLES = (2_000_001, 2_000_051, 2_000_101, 2_000_151)  # images of the world that detections and segments are drawn on
-SWEPT = ("clipself", "keep")  # runs whose weights are mixed with the teacher's
+PRETRAINED_FOLDER = "untouched"  # of the measurements of the pretrained CLIP
+EXAMPLE_IDS = (2_000_001, 2_000_051, 2_000_101, 2_000_151)  # images of the world in the figures of applications
+MIXED_RUNS = ("clipself", "keep")  # runs whose weights are mixed with the teacher's
 HEADS = {
     "detection": ("fvit", "train-fvit", "detector.safetensors"),
     "semantic": ("catseg", "train-catseg", "catseg.safetensors"),
     "panoptic": ("masks", "train-panoptic", "generator.safetensors"),
-}  # measure of a head -> stem of its folders, the command that trains it, and the file it is done with
+}  # measure of a head -> stem of its folders, the command that trains it, and its weights file
 
 # ----------------------------------------------------------------------------------------------------------- templates
 # A word "{name}" of several values becomes several words, or none.
@@ -91,16 +90,16 @@ def _clip(flag: str, model: Path | str, weights: str | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """What the rows are run on."""
+    """The data, models and seeds that rows are run with."""
 
     on: str  # "world", or the path of a COCO root
     out: Path
-    figures: Path  # folder of the page's images
+    figures: Path  # folder of the page's figures
     scale: Scale
     model: str
     pretrained: str | None
     seeds: tuple[int, ...]
-    cnn: str | None = None  # a residual CLIP; made on the world where None
+    cnn: str | None = None  # a residual CLIP; None: trained on the world
     limit: int | None = None  # images measured
     device: str = "auto"
     workers: int = 0
@@ -108,7 +107,7 @@ class Stage:
 
     @property
     def is_world(self) -> bool:
-        """Whether the data is rendered by a job of its own."""
+        """Whether the data is rendered by a job."""
         return self.on == "world"
 
     @property
@@ -118,17 +117,17 @@ class Stage:
 
     @property
     def names(self) -> Path:
-        """File of the class names of the data, one a line, for a run that is given them."""
+        """File of the class names of the data, one per line."""
         return self.out / "names.txt"
 
     @property
     def split(self) -> str:
-        """Where numbers are reported: never trained or tuned on."""
+        """The split of the reported results, never trained or tuned on."""
         return "test" if self.is_world else "val"
 
     @property
     def values(self) -> dict[str, Any]:
-        """What all templates share."""
+        """Values of all templates."""
         pretrained = _clip("--model", self.model, self.pretrained)
         return {
             "data": self.data,
@@ -151,13 +150,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Job:
-    """One command and what must be done before it."""
+    """One command and its requirements."""
 
     name: str
     words: tuple[str, ...]  # of `foveate`
-    makes: Path  # exists once it is done
+    output: Path  # exists once it is done
     needs: tuple[str, ...] = ()  # names of jobs
-    cost: float = 1.0  # about how long it takes, in trainings; for the time left
+    cost: float = 1.0  # approximate duration in trainings, for the remaining time
 
 
 def skip_reason(stage: Stage, row: Row) -> str | None:
@@ -174,19 +173,19 @@ def skip_reason(stage: Stage, row: Row) -> str | None:
 
 
 def is_trained(row: Row) -> bool:
-    """Whether a row's model, or the head on it, is trained by a job, once per seed."""
+    """Whether a row's model, or the head on it, is trained, once per seed."""
     return row.run not in (None, "cnn") or row.measure in HEADED
 
 
 def seeds_of(stage: Stage, row: Row) -> tuple[int, ...]:
-    """The seeds a row is run with; a pretrained CLIP has none, and is measured once."""
+    """The seeds of a row; a pretrained CLIP is measured once."""
     return stage.seeds if is_trained(row) else stage.seeds[:1]
 
 
 def measured(stage: Stage, row: Row, seed: int) -> Path:
-    """The JSON file that a row's measurement with a seed is written to."""
+    """The JSON file of a row's measurement with a seed."""
     folder = _head_folder(stage, row, seed) if row.measure in HEADED else _folder(stage, row.run, seed)
-    if row.measure == "pareto":  # of several runs at once, so that the front is theirs
+    if row.measure == "pareto":  # of several runs at once, for a common front
         folder = stage.out / f"pareto-{seed}"
     return folder / f"{row.measure}.json"
 
@@ -198,20 +197,20 @@ def job_name(stage: Stage, row: Row, seed: int) -> str:
 
 def _folder(stage: Stage, run: str | None, seed: int) -> Path:
     """Folder of a run with a seed, or of the measurements of a pretrained CLIP."""
-    return stage.out / {None: UNTOUCHED, "cnn": "cnn-measured"}.get(run, f"{run}-{seed}")
+    return stage.out / {None: PRETRAINED_FOLDER, "cnn": "cnn-measured"}.get(run, f"{run}-{seed}")
 
 
 def _head_folder(stage: Stage, row: Row, seed: int) -> Path:
-    """Folder of the head on a row's model, or of the measurements of masks that its model named."""
+    """Folder of the head on a row's model, or of the panoptic measurements with its model."""
     variant = f"-{row.name.removeprefix('ovd-')}" if row.flags else ""
-    return stage.out / f"{HEADS[row.measure][0]}-{row.run or UNTOUCHED}{variant}-{seed}"
+    return stage.out / f"{HEADS[row.measure][0]}-{row.run or PRETRAINED_FOLDER}{variant}-{seed}"
 
 
 # ------------------------------------------------------------------------------------------------------------ planning
 
 
 def jobs_for(stage: Stage, rows: Iterable[Row]) -> dict[str, Job]:
-    """Every job that the rows need, by name, each after what it needs."""
+    """Every job that the rows need, by name, each after its requirements."""
     plan = _Plan(stage)
     for row in rows:
         if skip_reason(stage, row) is None:
@@ -222,16 +221,23 @@ def jobs_for(stage: Stage, rows: Iterable[Row]) -> dict[str, Job]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The jobs so far. Each method adds a job after all that it needs, and returns its name."""
+    """The jobs so far. Each method adds a job after its requirements, and returns its name."""
 
     stage: Stage
     jobs: dict[str, Job] = field(default_factory=dict)
 
     def add(
-        self, name: str, template: str, makes: Path, needs: tuple[str, ...] = (), *, cost: float, values: dict[str, Any]
+        self,
+        name: str,
+        template: str,
+        output: Path,
+        needs: tuple[str, ...] = (),
+        *,
+        cost: float,
+        values: dict[str, Any],
     ) -> str:
         words = _fill(template, {**self.stage.values, **values})
-        self.jobs.setdefault(name, Job(name, words, makes, needs, cost))
+        self.jobs.setdefault(name, Job(name, words, output, needs, cost))
         return name
 
     def measure(self, row: Row, seed: int) -> str:
@@ -245,9 +251,9 @@ class _Plan:
             "head": tuple(flags[flags.index("--head") :][:2]) if "--head" in flags else (),  # as it was trained
         }
         if row.measure == "pareto":
-            needs = tuple(self.distill(runs_of(stage.scale)[run], seed, mixed=False) for run in SWEPT)
+            needs = tuple(self.distill(runs_of(stage.scale)[run], seed, mixed=False) for run in MIXED_RUNS)
             values["mixed"] = tuple(
-                f"{run}={stage.out / need / 'model'}" for run, need in zip(SWEPT, needs, strict=True)
+                f"{run}={stage.out / need / 'model'}" for run, need in zip(MIXED_RUNS, needs, strict=True)
             )
             values["plot"] = ("--plot", stage.figures / "pareto.png") if seed == stage.seeds[0] else ()
         elif row.measure in HEADED:
@@ -257,7 +263,7 @@ class _Plan:
         return self.add(name, MEASURES[row.measure], out, needs, cost=COSTS.get(row.measure, 0.7), values=values)
 
     def model(self, row: Row, seed: int) -> tuple[tuple[str, ...], Path | str, str | None]:
-        """The jobs after which a row's model exists, its folder or name, and its weights where it is a name."""
+        """The jobs that make a row's model, its folder or name, and the weights of a name."""
         stage, data = self.stage, self.data()
         if row.run is None:
             return data, stage.model, stage.pretrained
@@ -266,7 +272,7 @@ class _Plan:
         return (self.distill(runs_of(stage.scale)[row.run], seed),), _folder(stage, row.run, seed) / "model", None
 
     def distill(self, run: Run, seed: int, *, mixed: bool = True) -> str:
-        """A training; one that is not mixed saves the student as trained, to be mixed afterwards."""
+        """A training; unmixed, it saves the student alone, to be mixed later."""
         stage = self.stage
         unmixed = not mixed and stage.scale.alpha != 1
         folder = _folder(stage, f"{run.name}-unmixed" if unmixed else run.name, seed)
@@ -280,11 +286,11 @@ class _Plan:
             "flags": flags,
             "seed": seed,
         }
-        makes = folder / "model" / "open_clip_model.safetensors"
-        return self.add(folder.name, DISTILL, makes, needs, cost=2.0, values=values)
+        output = folder / "model" / "open_clip_model.safetensors"
+        return self.add(folder.name, DISTILL, output, needs, cost=2.0, values=values)
 
     def head(self, row: Row, seed: int, needs: tuple[str, ...], model: tuple[str, ...]) -> str:
-        """The training of a row's head; masks are of a generator on the pretrained CLIP, which all rows share."""
+        """The training of a row's head; the mask generator, on the pretrained CLIP, is shared by all rows."""
         stage, scale = self.stage, self.stage.scale
         folder, flags = _head_folder(stage, row, seed), tuple(row.flags.split())
         if row.measure == "detection":
@@ -299,7 +305,7 @@ class _Plan:
         return self.add(folder.name, TRAIN_HEAD, folder / "model" / weights, needs, cost=4.0, values=values)
 
     def settings(self, recipe: str, *, without: Iterable[str] = ()) -> tuple[str, ...]:
-        """A recipe's settings, spelled out; what it does not name has the command's default."""
+        """A recipe's settings as flags."""
         fields = self.stage.scale.fields(recipe)
         return tuple(words_of({name: value for name, value in fields.items() if name not in {*without}}))
 
@@ -309,9 +315,9 @@ class _Plan:
         return (self.add("world", WORLD, self.stage.data / "world.json", cost=1.0, values={}),)
 
     def proposals(self) -> tuple[str, ...]:
-        makes: Path = self.stage.values["proposals"]
-        values = {"out": makes.parent}
-        return (self.add("proposals", PROPOSALS, makes, self.data(), cost=3.0, values=values),)
+        output: Path = self.stage.values["proposals"]
+        values = {"out": output.parent}
+        return (self.add("proposals", PROPOSALS, output, self.data(), cost=3.0, values=values),)
 
     def cnn(self) -> tuple[str, ...]:
         if self.stage.cnn is not None:
@@ -326,15 +332,15 @@ class _Plan:
 
 
 def figures_for(stage: Stage, rows: Iterable[Row]) -> dict[str, Job]:
-    """The images of the figures of the rows' tables: input sizes (Fig. 2, 3, A1), K-means (Fig. 4), applications."""
+    """The figures of the rows' tables: input sizes (Fig. 2, 3, A1), K-means (Fig. 4), applications."""
     plan, seed, folder = _Plan(stage), stage.seeds[0], stage.figures
     student, generator = _folder(stage, "clipself", seed), stage.out / f"generator-{seed}"
-    images = tuple(str(stage.data / "test2017" / f"{number:012d}.jpg") for number in EXAMPLES)
+    images = tuple(str(stage.data / "test2017" / f"{number:012d}.jpg") for number in EXAMPLE_IDS)
     values: dict[str, Any] = {"images": images, "student": student / "model", "generator": generator / "model"}
 
-    def draw(name: str, figure: str, makes: Path, needs: tuple[str, ...], *, cost: float = 0.1) -> None:
-        outputs = {"out": makes, "folder": makes.parent}
-        plan.add(f"figure-{name}", FIGURES[figure], makes, needs, cost=cost, values={**values, **outputs})
+    def draw(name: str, figure: str, output: Path, needs: tuple[str, ...], *, cost: float = 0.1) -> None:
+        outputs = {"out": output, "folder": output.parent}
+        plan.add(f"figure-{name}", FIGURES[figure], output, needs, cost=cost, values={**values, **outputs})
 
     sweeps = [row for row in rows if row.measure == "sweep" and skip_reason(stage, row) is None]
     if sweeps:

@@ -1,7 +1,7 @@
-"""`foveate demo`: the whole path on the rendered world, from nothing to a report, offline, in minutes on two cores.
+"""`foveate demo`: distillation of the small CLIP on the rendered world with a report, offline, in minutes on two cores.
 
-world -> the shipped small CLIP -> before -> CLIPSelf -> after -> OUT/report.html and OUT/result.json. Each stage is the
-very code its own command runs; the same command resumes where an earlier start of it stopped.
+world -> evaluation before -> CLIPSelf -> evaluation after -> OUT/report.html and OUT/result.json. Each stage runs the
+code of its own command; the same command resumes a stopped run.
 """
 
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from foveate.cli import world
 from foveate.clip.load import SMALL, load
@@ -29,6 +28,7 @@ from foveate.errors import InputError
 from foveate.evaluate.agreement import evaluate_agreement
 from foveate.evaluate.colour import colour_bound
 from foveate.evaluate.regions import evaluate_regions
+from foveate.evaluate.report import table
 from foveate.io.files import write_whole
 from foveate.io.store import claim_folder
 from foveate.reproduce.flags import Demo
@@ -44,11 +44,7 @@ SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
 
 
 def run(config: Demo) -> None:
-    """Run every stage, print what came out and where the report is.
-
-    Raises:
-        InputError: the output folder holds a demo of other flags.
-    """
+    """Run every stage, and print the scores and the path of the report."""
     seconds: dict[str, float] = {}
     root = config.out / "world"
     _check(config, root)
@@ -72,7 +68,7 @@ def run(config: Demo) -> None:
         figures = _figures(config.out, test, before, after)
 
     result = Result(
-        title="A small CLIP learns where things are",
+        title="CLIPSelf on a small CLIP",
         before=regions_before,
         after=regions_after,
         command=f"foveate demo --train {config.train} --test {config.test} --steps {config.steps} --seed {config.seed}",
@@ -91,7 +87,7 @@ def run(config: Demo) -> None:
 
 
 def _check(config: Demo, root: Path) -> None:
-    """Refuse flags that cannot work, and a folder of another demo, before anything is drawn."""
+    """Refuse flags that cannot work, and a folder of another demo, before anything is rendered."""
     check_distill(_distill_config(config, root))
     if min(config.train, config.test, config.agreement) < 1:
         raise InputError(
@@ -103,7 +99,7 @@ def _check(config: Demo, root: Path) -> None:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note how long a stage took [seconds], and print which one runs."""
+    """Print the name of a stage, and store its duration [seconds]."""
     print(f"-- {stage}", flush=True)
     started = time.perf_counter()
     yield
@@ -127,7 +123,7 @@ def _agree(student: Clip, reference: Clip, test: Dataset, config: Demo) -> dict[
 
 
 def _figures(out: Path, test: Dataset, before: Clip, after: Clip, *, count: int = 4) -> list[tuple[str, str, Path]]:
-    """Draw maps of the test scenes with the most things, each queried with the thing that has the largest box."""
+    """Draw maps of the test scenes with the most segments, each queried with the thing with the largest box."""
     models = [("before", before), ("after", after)]
     records = sorted(test.records, key=lambda record: -len(record.labels))[:count]
     images = [(str(record.id), read_image(record.path)) for record in records]
@@ -140,8 +136,8 @@ def _figures(out: Path, test: Dataset, before: Clip, after: Clip, *, count: int 
         queries.append((test.categories[record.labels[largest]].name, image))
     similarity_sheet(heat, queries, models=models, size=SIZE, templates="vild")
     return [
-        ("What belongs together", "K-means over the dense map of a scene; one colour is one group.", groups),
-        ("Where it is", "Cosine between the dense map and the name of one thing in the scene.", heat),
+        ("K-means maps", "K-means over the dense map of a scene; one colour is one cluster.", groups),
+        ("Similarity maps", "Cosine between the dense map and the name of one thing in the scene.", heat),
     ]
 
 
@@ -150,7 +146,7 @@ def _area(box: tuple[float, float, float, float]) -> float:
 
 
 def _scores(result: Result) -> dict[str, Any]:
-    """The numbers of the report, for programs; accuracies are mAcc in percent."""
+    """The values of the report as JSON; accuracies are mAcc in percent."""
     before, after = result["before"], result["after"]
     sizes = list(before["dense"])
     return {
@@ -169,22 +165,17 @@ def _scores(result: Result) -> dict[str, Any]:
 
 
 def _print(out: Path, content: dict[str, Any]) -> None:
-    table = Table(title="top-1 mAcc [%]", title_justify="left")
-    for heading in ("", "boxes", "thing masks", "stuff masks"):
-        table.add_column(heading, justify="left" if heading == "" else "right")
-    for key, name in (
-        ("before", "dense, before"),
-        ("after", "dense, after"),
-        ("crop", "crops (the teacher)"),
-        ("student_crop", "crops, after"),
-    ):
-        scores = content["regions"][key]
-        table.add_row(name, *(f"{scores[kind]['top1']:.1f}" for kind in ("boxes", "things", "stuff")))
-    table.add_row("colour alone", f"{content['colour_only']['top1']:.1f}", "", "")
-    Console().print(table)
+    names = {"before": "dense, before", "after": "dense, after", "crop": "crops (the teacher)",
+             "student_crop": "crops, after"}  # fmt: skip
+    rows = [
+        [name, *(content["regions"][key][kind]["top1"] for kind in ("boxes", "things", "stuff"))]
+        for key, name in names.items()
+    ]
+    rows.append(["colour alone", content["colour_only"]["top1"], "", ""])
+    Console().print(table("top-1 mAcc [%]", ("", "boxes", "thing masks", "stuff masks"), rows))
     old, new = (content["agreement"][when] for when in ("before", "after"))
     print(
         f"agreement without labels: cosine {old['cosine']:.3f} -> {new['cosine']:.3f}, "
         f"R@1 {old['recall']:.1f} -> {new['recall']:.1f} %"
     )
-    print(f"{content['seconds']:.0f} s on {content['device']}; look at {out / 'report.html'}")
+    print(f"{content['seconds']:.0f} s on {content['device']}; see {out / 'report.html'}")

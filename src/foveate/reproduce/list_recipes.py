@@ -14,15 +14,11 @@ from foveate.cli.commands import find_command
 from foveate.recipes import RECIPES, Recipe, Verb, find_recipe, words_of
 from foveate.reproduce.flags import Recipes
 
-REQUIRED = {"data": "DIR", "out": "OUT"}  # what stands for the flags that every run needs
+REQUIRED = {"data": "DIR", "out": "OUT"}  # placeholders of the flags that every run needs
 
 
 def run(config: Recipes) -> None:
-    """List all rows, or show one.
-
-    Raises:
-        InputError: no row has that name, or one that begins so.
-    """
+    """List all recipes, those with a prefix, or show one; InputError for an unknown name."""
     names = [recipe.name for recipe in RECIPES]
     if config.name is None and config.json:
         print(json.dumps([_as_json(recipe) for recipe in RECIPES], indent=2))
@@ -37,7 +33,7 @@ def run(config: Recipes) -> None:
 
 
 def named_in(arguments: list[str]) -> str | None:
-    """The recipe that the arguments of a verb name; the last, as for every flag. A missing name is the parser's."""
+    """The last --recipe among the arguments of a command; the parser reports a missing name."""
     name = None
     for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
         if word == "--recipe" and not following.startswith("-"):
@@ -48,7 +44,7 @@ def named_in(arguments: list[str]) -> str | None:
 
 
 def defaults_of(recipe: Recipe) -> Any:
-    """The flags' defaults under a recipe; the paths that every run needs stay required."""
+    """The flags' defaults under a recipe; required paths stay required."""
     required = dict.fromkeys([*REQUIRED, *recipe.needs], tyro.MISSING)
     return flags_of(recipe.verb)(**{**recipe.fields, **required}, recipe=recipe.name)
 
@@ -64,7 +60,7 @@ def has_names(verb: str) -> bool:
 
 
 def command_of(recipe: Recipe, *, spelled: bool) -> list[str]:
-    """The words of a recipe's command line: by its name, or with every flag spelled out."""
+    """A recipe's command line: by its name, or with every flag spelled out."""
     named = has_names(recipe.verb) and not spelled
     flags = {**REQUIRED, **recipe.needs, **({"recipe": recipe.name} if named else recipe.fields)}
     return ["foveate", *recipe.verb.split(), *words_of(flags)]
@@ -88,7 +84,7 @@ def _list(prefix: str) -> None:
             table.add_row(recipe.name, recipe.where, recipe.what, recipe.time)
         if recipes:
             console.print(table)
-    print("One of them, with its published numbers and every flag: foveate recipes NAME")
+    print("One recipe with its published results and every flag: foveate recipes NAME")
 
 
 def _show(recipe: Recipe) -> None:

@@ -1,9 +1,9 @@
-"""From measurements to one JSON file per row, and from those to the page: published beside measured, and the verdicts.
+"""Measurements -> one JSON file per row -> the page with published and measured values, and verdicts on claims.
 
-A difference counts where it lies outside its 95 % confidence interval over seeds (Student's t, large for so few seeds).
-Two pretrained CLIPs have no seeds: there it counts beyond `MARGIN`, which says nothing of chance in their training.
-Text below `BY_HAND` is kept when the page is written again: why a row contradicts the paper is for people to say.
-Deliberately absent: p-values, correction for the number of claims, and anything that is not in the JSON files.
+A difference is significant if it is outside its 95 % confidence interval over seeds (Student's t, wide for few seeds).
+Pretrained CLIPs have no seeds: their difference must exceed `MARGIN`, which ignores the variance of their training.
+Text below `BY_HAND` is preserved when the page is written again. Deliberately absent: p-values, and correction for the
+number of claims.
 """
 
 import json
@@ -17,21 +17,21 @@ from typing import Any, Literal
 
 from foveate.errors import InputError
 from foveate.io.files import check_target, write_whole
-from foveate.reproduce.commands import EXAMPLES, Job, Stage, is_trained, job_name, measured, seeds_of
+from foveate.reproduce.commands import EXAMPLE_IDS, Job, Stage, is_trained, job_name, measured, seeds_of
 from foveate.reproduce.rows import CLAIMS, DENSE, PQ, TABLES, Row, Scale, rows_of
 
-RULES = 2  # raised when a default changes what rows measure; 2: padding, pooling and heads as the public code has them
+RULES = 2  # increased when a default changes the measured values; 2: padding, pooling and heads of the public code
 MARGIN = 3.0  # points; about twice the sampling error of the accuracy of some 1,000 regions
 T_QUANTILES = {1: 12.7, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31}  # 97.5 %, by degrees of freedom
 TITLES = {
-    "tab1": "Tab. 1: what the method is made of",
+    "tab1": "Tab. 1: components of the method",
     "tab2": "Tab. 2: patches or proposals",
     "tab8": "Tab. 8: other supervision, windows, other images",
-    "tabA1": "Tab. A1: what each location retrieves",
+    "tabA1": "Tab. A1: retrieval by locations",
     "tabA3": "Tab. A3: masked attention",
-    "figs": "Fig. 2, 3, A1, 4: crops and places over input sizes",
-    "global": "What is kept of whole images",
-    "terms": "Options of the objective that are ours",
+    "figs": "Fig. 2, 3, A1, 4: crops and locations over input sizes",
+    "global": "Accuracy on whole images",
+    "terms": "Additional options of the objective",
     "ovd": "Tab. 3: open-vocabulary detection, AP50 of boxes",
     "ovss": "Open-vocabulary semantic segmentation, mIoU",
     "ovps": "Open-vocabulary panoptic segmentation, PQ",
@@ -39,39 +39,35 @@ TITLES = {
 FIGURES = {
     "figs": ("sizes.png", "kmeans.png"),
     "global": ("pareto.png",),
-    "ovd": tuple(f"ovd/{number:012d}.jpg" for number in EXAMPLES),
-    "ovss": tuple(f"ovss-{name}/{number:012d}.jpg" for number in EXAMPLES for name in ("untouched", "patches")),
-    "ovps": tuple(f"ovps/{number:012d}.jpg" for number in EXAMPLES),
+    "ovd": tuple(f"ovd/{number:012d}.jpg" for number in EXAMPLE_IDS),
+    "ovss": tuple(f"ovss-{name}/{number:012d}.jpg" for number in EXAMPLE_IDS for name in ("untouched", "patches")),
+    "ovps": tuple(f"ovps/{number:012d}.jpg" for number in EXAMPLE_IDS),
 }
 COMMON_FLAGS = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device", "--keep-checkpoints"}
 COMMON_FLAGS |= {"--split", "--limit", "--plot"}  # not shown on the page
-BY_HAND = "<!-- below this line the page is written by hand, and kept when it is made again -->"
+BY_HAND = "<!-- below this line the page is written by hand, and kept when it is made again -->"  # of existing pages
 PAGE = """\
 # Results
 
-Written by `foveate reproduce`; every number comes from the JSON file of its row, which holds the commands as
-typed, the value with each seed, and the time. Measured: {model} on {data}, {steps} steps a training.
-Published: EVA-02 B/16 on COCO, where we know the number. Top-1 mAcc [%] unless said; mean and standard
-deviation over {seeds} (a CLIP as it comes has none).
+Written by `foveate reproduce`; every value comes from the JSON file of its row, which holds the commands, the
+value with each seed, and the time. Measured: {model} on {data}, {steps} steps per training. Published: EVA-02
+B/16 on COCO, where known. Top-1 mAcc [%] unless stated; mean and standard deviation over {seeds} (none for a
+pretrained CLIP).
 
-A claim *holds* where each difference lies outside its 95 % confidence interval over seeds (Student's t), is
-*contradicted* where one does so in the other direction, and is *not told apart* otherwise. Rows without
-seeds (a CLIP as it comes, the CNN) are compared with a margin of {margin:g} points.
+A claim *holds* if each difference is outside its 95 % confidence interval over seeds (Student's t), is
+*contradicted* if one of them is so in the other direction, and is *not significant* otherwise. Rows without
+seeds (a pretrained CLIP, the CNN) are compared with a margin of {margin:g} points.
 
 {tables}{by_hand}{kept}"""
-Verdict = Literal["holds", "not told apart", "contradicted", "not run"]
-WORST_FIRST: tuple[Verdict, ...] = ("contradicted", "not run", "not told apart")
-Values = dict[str, list[float | None]]  # a metric's value with each seed; None: there was nothing to measure
+Verdict = Literal["holds", "not significant", "contradicted", "not run"]
+WORST_FIRST: tuple[Verdict, ...] = ("contradicted", "not run", "not significant")
+Values = dict[str, list[float | None]]  # a metric's value with each seed; None: nothing to measure
 
 # -------------------------------------------------------------------------------------------------------- measurements
 
 
 def read_metrics(row: Row, path: Path) -> dict[str, float | None]:
-    """Take a row's metrics out of the JSON that its measurement wrote.
-
-    Raises:
-        InputError: the file is not such a measurement.
-    """
+    """A row's metrics from the JSON of its measurement."""
     try:
         metrics = _metrics(row, json.loads(path.read_bytes()))
         return {name: None if metrics[name] is None else float(metrics[name]) for name in row.metrics}
@@ -88,7 +84,7 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
             return _region_metrics(content)
         case "retrieval":
             return {f"{gallery}{k}": content[gallery][f"r{k}"] for gallery in ("image", "region") for k in (1, 5, 10)}
-        case "global":  # None where the data has no boxes or no captions
+        case "global":  # None if the data has no boxes or no captions
             classes, retrieval = (content["model"][key] for key in ("classification", "retrieval"))
             metrics = {"classes": classes and classes["mean"]["top1"]}
             for direction in ("image_to_text", "text_to_image"):
@@ -98,7 +94,7 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
             groups = content["fusions"][0]["boxes"]["groups"]
             return {name: groups[name]["AP50"] if name in groups else None for name in row.metrics}
         case "cosines" | "semantic":
-            miou = {name: group["mIoU"] for name, group in content["groups"].items()}  # none without a split
+            miou = {name: group["mIoU"] for name, group in content["groups"].items()}  # empty without a split
             return {"all": content["mIoU"], "novel": miou.get("unseen"), "base": miou.get("seen")}
         case "panoptic":
             (fused,) = (fused for fused in content["shares"] if fused["name"] == row.shares)
@@ -111,7 +107,7 @@ def _metrics(row: Row, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _region_metrics(content: dict[str, Any]) -> dict[str, Any]:
-    """Top-1 mAcc at the largest size; boxes at the smallest and the largest; crops, where they were embedded."""
+    """Top-1 mAcc at the largest size; of boxes at the smallest and the largest; of crops, if they were embedded."""
     sizes = sorted(content["dense"], key=int)
     metrics = {kind: content["dense"][sizes[-1]][kind]["top1"] for kind in DENSE}
     metrics |= {"smallest": content["dense"][sizes[0]]["boxes"]["top1"], "largest": metrics["boxes"]}
@@ -141,29 +137,26 @@ def spread(values: Sequence[float]) -> float:
 
 
 def compare(more: str, less: str, values: dict[str, Values], *, trained: Collection[str]) -> Comparison:
-    """Compare the two sides of a claim, each a "row.metric".
+    """Compare two metrics, each a "row.metric", of which `more` is claimed to be larger.
 
     Args:
-        more: the side that is claimed to be larger.
-        less: the other.
-        values: every row's values by metric.
-        trained: the rows that have a spread; from one seed alone nothing is concluded.
+        trained: rows with a variance over seeds; one seed is not sufficient for them.
     """
     sides = []
     for side in (more, less):
         row, metric = side.split(".", 1)
         seeds = [value for value in values.get(row, {}).get(metric, []) if value is not None]
         if not seeds or (row in trained and len(seeds) < 2):
-            return Comparison(more, less, None, "not told apart" if seeds else "not run")
+            return Comparison(more, less, None, "not significant" if seeds else "not run")
         sides.append(seeds)
     difference = fmean(sides[0]) - fmean(sides[1])
     if abs(difference) <= _margin(sides):
-        return Comparison(more, less, difference, "not told apart")
+        return Comparison(more, less, difference, "not significant")
     return Comparison(more, less, difference, "holds" if difference > 0 else "contradicted")
 
 
 def _margin(sides: list[list[float]]) -> float:
-    """How large the difference of the means of two sides must be to count; sides of one value have no seeds."""
+    """Half the confidence interval of the difference of two means; `MARGIN` for sides of one value."""
     freedom = sum(len(values) - 1 for values in sides)
     if freedom == 0:
         return MARGIN
@@ -172,7 +165,7 @@ def _margin(sides: list[list[float]]) -> float:
 
 
 def verdict_of(pairs: list[Comparison]) -> Verdict:
-    """Of a whole claim: it is contradicted where one pair is, and holds where every pair does."""
+    """The verdict on a claim: contradicted if one pair is, holds if every pair does."""
     verdicts: set[Verdict] = {pair.verdict for pair in pairs}
     for verdict in WORST_FIRST:
         if verdict in verdicts:
@@ -186,13 +179,10 @@ def verdict_of(pairs: list[Comparison]) -> Verdict:
 def write_results(
     stage: Stage, rows: Iterable[Row], jobs: dict[str, Job], folder: Path, *, stamps: dict[str, dict[str, Any]]
 ) -> list[Path]:
-    """Write FOLDER/NAME.json for each row whose commands are done with every seed; the files written.
+    """Write FOLDER/NAME.json for each row whose commands are done with every seed; return these files.
 
     Args:
-        stage: what the rows were run on.
-        rows: those not done are skipped.
         jobs: the commands that are done, by name.
-        folder: receives the files.
         stamps: "seconds" and "versions" of each command, by its name.
     """
     written = []
@@ -221,7 +211,7 @@ def write_results(
 
 
 def settings_of(stage: Stage) -> dict[str, Any]:
-    """What all rows of one page share; rows of other settings, or of former rules, are not compared with them."""
+    """The settings that all rows of one page share; rows with other settings, or earlier rules, are ignored."""
     return {
         "rules": RULES,
         "on": "world" if stage.is_world else Path(stage.on).name,
@@ -233,16 +223,12 @@ def settings_of(stage: Stage) -> dict[str, Any]:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every row's file, by the row's name.
-
-    Raises:
-        InputError: a file is not a row's.
-    """
+    """The content of every row's file, by the row's name."""
     results = {}
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_bytes())
-            if isinstance(content, dict) and "row" in content:  # others are not ours
+            if isinstance(content, dict) and "row" in content:  # other files are ignored
                 results[content["row"]] = {key: content[key] for key in ("settings", "seeds", "values", "commands")}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -252,7 +238,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _chain(name: str, jobs: dict[str, Job]) -> list[str]:
-    """What has to be run for a job, in order, itself last."""
+    """A job's requirements, in order, and the job."""
     needs = [name for need in jobs[name].needs for name in _chain(need, jobs)]
     return [*dict.fromkeys(needs), name]
 
@@ -263,7 +249,7 @@ def _short_path(model: str) -> str:
 
 
 def _public(stage: Stage, word: str) -> str:
-    """A word of a command as others may read it: absolute paths by what they are."""
+    """A word of a command with absolute paths replaced by OUT, PAGE and DATA."""
     names = {str(stage.out): "OUT", str(stage.figures): "PAGE", stage.on: "DATA", stage.model: _short_path(stage.model)}
     for path, name in names.items():
         if Path(path).is_absolute():
@@ -279,23 +265,19 @@ def _rounded(value: float | None) -> float | None:
 
 
 def check_page(page: Path) -> None:
-    """Refuse to write over a file that is not a page of `foveate reproduce`.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Refuse to overwrite a file that is not a page of `foveate reproduce`."""
     check_target(page, flag="--page")
     if page.exists() and BY_HAND not in page.read_text(errors="replace"):
         raise InputError(
-            f"--page {page}: need a new file or a page of `foveate reproduce`; this is another. Name another."
+            f"--page {page}: need a new file or a page of `foveate reproduce`; this is another file. Name another."
         )
 
 
 def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, Any]) -> None:
-    """Write a page of Markdown from the rows' files in a folder; those of other settings are ignored."""
+    """Write a page of Markdown from the rows' files in a folder; files with other settings are ignored."""
     results = {name: row for name, row in read_results(folder).items() if row["settings"] == settings}
     weights = f" ({settings['pretrained']})" if settings["pretrained"] else ""
-    limit = f", the first {settings['limit']} images alone" if settings["limit"] else ""
+    limit = f", only the first {settings['limit']} images" if settings["limit"] else ""
     seeds = max((len(row["seeds"]) for row in results.values()), default=0)
     text = PAGE.format(
         model=settings["model"] + weights,
@@ -311,7 +293,7 @@ def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, An
 
 
 def _section(table: str, results: dict[str, dict[str, Any]], scale: Scale, page: Path) -> list[str]:
-    """The lines of a table, its figures and its claims; none where no row of it was run."""
+    """The lines of a table, its figures and its claims; empty if none of its rows was run."""
     rows = [row for row in rows_of(scale) if row.table == table]
     if not any(row.name in results for row in rows):
         return []
@@ -337,7 +319,7 @@ def _line(row: Row, result: dict[str, Any] | None) -> str:
         cells, command = ["not run"] + [""] * (len(row.metrics) - 1), ""
     else:
         cells = [_mean(result["values"][metric]) for metric in row.metrics]
-        command = f"`{_own_words(result['commands'])}`"
+        command = f"`{_specific_flags(result['commands'])}`"
     published = ", ".join(f"{metric} {value:g}" for metric, value in row.published) or "-"
     return f"| {row.title} | {' | '.join(cells)} | {published} | {command} |"
 
@@ -348,8 +330,8 @@ def _mean(values: list[Any]) -> str:
     return f"{fmean(values):.1f}" + (f" ± {spread(values):.1f}" if len(values) > 1 else "")
 
 
-def _own_words(commands: list[str]) -> str:
-    """The words of a row's command that are not those of every run: the training's flags, or the measurement's."""
+def _specific_flags(commands: list[str]) -> str:
+    """The specific flags of a row's command: those of its training, or of its measurement."""
     heads = [command for command in commands if command.startswith("foveate train-")]
     trainings = heads or [command for command in commands if command.startswith("foveate distill")]
     shown, is_common = [], False

@@ -1,8 +1,8 @@
-"""`foveate reproduce`: the tables and figures of the paper as commands that run, and the page of what came out.
+"""`foveate reproduce`: run the commands of the paper's tables and figures, and write the page of results.
 
-Each row trains (once per seed) and measures by the commands a user types, each in a process of its own with a log. What
-is done is not done again: the same command resumes where an earlier one stopped, and rows that share a training share
-it. A stamp in OUT/done says with which words a command ended well, and after which others.
+Each row trains (once per seed) and measures by the commands a user types, each in its own process with a log. Finished
+commands are not repeated: the same command resumes a stopped run, and rows share trainings. A stamp in OUT/done records
+with which arguments a command succeeded, and after which requirements.
 """
 
 import hashlib
@@ -46,8 +46,7 @@ def run(config: Reproduce) -> None:
     """Run what is not done yet, write results and page.
 
     Raises:
-        InputError: a flag is wrong, or another command writes to the same folder.
-        SystemExit: 1 where a command failed (its log is named, the others were run), 130 and 143 after a signal.
+        SystemExit: 1 if a command failed (its log is named, the others were run), 130 and 143 after a signal.
     """
     results, page = _targets(config)
     stage = _stage(config, figures=page.with_suffix(""))
@@ -70,13 +69,13 @@ def run(config: Reproduce) -> None:
         _write_names(stage)
         print(f"{len(rows)} rows: {len(jobs) - len(todo)} of {len(jobs)} commands are done already", file=sys.stderr)
         failed = _run_all(stage, todo, at_once=config.jobs)
-        # whatever is done becomes rows and page, also where some commands failed
-        left = _undone(stage, jobs)
-        done = {name: job for name, job in jobs.items() if name not in left}
+        # rows and page are written from what is done, even if some commands failed
+        remaining = _undone(stage, jobs)
+        done = {name: job for name, job in jobs.items() if name not in remaining}
         stamps = {name: stamp for name in done if (stamp := _read_stamp(stage, name)) is not None}
         written = write_results(stage, rows, done, results, stamps=stamps)
         write_page(page, results, scale=stage.scale, settings=settings_of(stage))
-    print(f"{len(written)} of {len(rows)} rows are in {results}; look at {page}")
+    print(f"{len(written)} of {len(rows)} rows are in {results}; see {page}")
     if failed:
         lines = [f"  {name}: {reason}; see {_log(stage, name)}" for name, reason in failed.items()]
         print("\n".join([f"{len(failed)} commands failed:", *lines]), file=sys.stderr)
@@ -87,24 +86,25 @@ def run(config: Reproduce) -> None:
 
 
 def _targets(config: Reproduce) -> tuple[Path, Path]:
-    """Where the rows' files and the page go: in the project for the world as it is meant, else beside the runs."""
-    usual = Reproduce(config.tables)
-    deciding = ("on", "model", "pretrained", "cnn", "cnn_pretrained", "seeds", "steps", "limit")
-    is_usual = all(getattr(config, name) == getattr(usual, name) for name in deciding)
-    results, page = ("results", "docs/results.md") if is_usual else (config.out / "results", config.out / "results.md")
-    return config.results or Path(results), config.page or Path(page)
+    """Folder of the rows' files, and the page: in the project for the defaults, else beside the runs."""
+    defaults = Reproduce(config.tables)
+    names = ("on", "model", "pretrained", "cnn", "cnn_pretrained", "seeds", "steps", "limit")
+    results, page = Path("results"), Path("docs/results.md")
+    if any(getattr(config, name) != getattr(defaults, name) for name in names):
+        results, page = config.out / "results", config.out / "results.md"
+    return config.results or results, config.page or page
 
 
 def _stage(config: Reproduce, *, figures: Path) -> Stage:
-    """Check the flags and put together what the rows are run on."""
+    """Check the flags, and collect what the rows are run with."""
     if config.on != "world" and not (Path(config.on) / "annotations").is_dir():
         raise InputError(f"--on: need world, or the folder of a COCO root, with annotations/ in it; got {config.on}.")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
         raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
-    for flag, least in (("jobs", 1), ("steps", 1), ("limit", 1), ("workers", 0)):
+    for flag, minimum in (("jobs", 1), ("steps", 1), ("limit", 1), ("workers", 0)):
         value = getattr(config, flag)
-        if value is not None and value < least:
-            raise InputError(f"--{flag}: need at least {least}; got {value}.")
+        if value is not None and value < minimum:
+            raise InputError(f"--{flag}: need at least {minimum}; got {value}.")
     _check_weights("--model", config.model, "--pretrained", config.pretrained)
     _check_weights("--cnn", config.cnn, "--cnn-pretrained", config.cnn_pretrained)
     patch, native, is_eva = _tower(config.model)
@@ -120,7 +120,7 @@ def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str
     if model in (None, SMALL_CLIP) or Path(model).exists() or ":" in model or weights is not None:
         return
     raise InputError(
-        f"{flag} {model}: needs weights, else its rows would be of random ones. Name a file or tag with "
+        f"{flag} {model}: needs weights; got an architecture, whose weights are random. Name a file or tag with "
         f"{weights_flag}, or a model folder."
     )
 
@@ -128,7 +128,7 @@ def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str
 def _tower(model: str) -> tuple[int, int, bool]:
     """A model's patch size and native size [pixels], and whether it is an EVA tower, by its description.
 
-    A model without one counts as an EVA-02 B/16, the paper's.
+    Without a description it counts as the paper's EVA-02 B/16.
     """
     if model == SMALL_CLIP:  # needs no library
         return 8, 64, False
@@ -138,7 +138,7 @@ def _tower(model: str) -> tuple[int, int, bool]:
     config = read_config(described) if described.is_file() else describe_architecture(model)
     vision: dict[str, Any] = config["model_cfg"]["vision_cfg"] if config else {"timm_model_name": "eva"}
     timm_name = str(vision.get("timm_model_name", ""))
-    named = re.search(r"patch(\d+)", timm_name)  # timm's towers have it in their name alone
+    named = re.search(r"patch(\d+)", timm_name)  # timm's towers have it only in their name
     patch = int(named[1]) if named else vision.get("patch_size", 16)
     return patch, vision.get("image_size", 224), timm_name.startswith("eva")
 
@@ -151,7 +151,7 @@ def _rows(config: Reproduce, stage: Stage) -> tuple[Row, ...]:
 
 
 def _write_names(stage: Stage) -> None:
-    """Write the class names of the data, for the run that is given them."""
+    """Write the class names of the data, for the run that needs them."""
     if stage.is_world:
         from foveate.data.world.scenes import KINDS
 
@@ -168,19 +168,19 @@ def _write_names(stage: Stage) -> None:
 
 
 def _undone(stage: Stage, jobs: dict[str, Job]) -> dict[str, Job]:
-    """What has to be run: commands that are not done, and those that need one of them."""
+    """The commands that are not done, and those that need one of them."""
     undone: dict[str, Job] = {}
-    for name, job in jobs.items():  # each after what it needs
+    for name, job in jobs.items():  # each after its requirements
         if not _is_done(stage, job) or any(need in undone for need in job.needs):
             undone[name] = job
     return undone
 
 
 def _is_done(stage: Stage, job: Job) -> bool:
-    """Whether this command ended well, after what it needs did as that stands now, and what it made exists."""
+    """Whether this command succeeded after the current state of its requirements, and its output exists."""
     stamp = _read_stamp(stage, job.name)
     return (
-        job.makes.exists()
+        job.output.exists()
         and stamp is not None
         and stamp["rules"] == RULES
         and _is_same_command(job.words, stamp["words"], out=str(stage.out))
@@ -189,16 +189,14 @@ def _is_done(stage: Stage, job: Job) -> bool:
 
 
 def _is_same_command(words: Sequence[str], before: Sequence[str], *, out: str) -> bool:
-    """Whether two commands differ at most in where they ran: their device, their workers and the path of OUT."""
+    """Whether two commands differ at most in device, workers and the path of OUT."""
     new, old = _without_machine(words), _without_machine(before)
     if len(new) != len(old):
         return False
-    # the other command's OUT, by the first word that names something in OUT
-    moved = (
-        (path.removeprefix(out), other) for path, other in zip(new, old, strict=True) if path.startswith(f"{out}/")
-    )
-    end, other = next(moved, ("", out))
-    old_out = other.removesuffix(end)
+    # the other command's OUT, from the first word that is a path in OUT
+    pairs = ((path, old_path) for path, old_path in zip(new, old, strict=True) if path.startswith(f"{out}/"))
+    path, old_path = next(pairs, (out, out))
+    old_out = old_path.removesuffix(path.removeprefix(out))
     return [_relative(word, out) for word in new] == [_relative(word, old_out) for word in old]
 
 
@@ -213,7 +211,7 @@ def _relative(word: str, out: str) -> str:
 
 
 def _read_stamp(stage: Stage, name: str) -> dict[str, Any] | None:
-    """What was noted when a command ended well; None where it did not, or the note is damaged."""
+    """The stamp of a command that succeeded; None if it did not, or the stamp is damaged."""
     try:
         stamp = json.loads(_stamp(stage, name).read_bytes())
         return {key: stamp[key] for key in ("name", "rules", "words", "after", "seconds", "versions")}
@@ -222,13 +220,13 @@ def _read_stamp(stage: Stage, name: str) -> dict[str, Any] | None:
 
 
 def _digest(stage: Stage, name: str) -> str | None:
-    """Stands for one run of a command: another run of it, or of what it needs, has another."""
+    """Identifies one run of a command: it changes if the command, or a requirement, is run again."""
     path = _stamp(stage, name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _write_stamp(stage: Stage, job: Job, seconds: float) -> None:
-    """Note that a command ended well; the time of a training that was stopped in between is not known."""
+    """Record that a command succeeded; the duration of a training that was interrupted is unknown."""
     log = _log(stage, job.name)
     starts = log.read_text(errors="replace").count("$ foveate ") if log.exists() else 1
     is_whole = job.words[0] == "evaluate" or starts == 1
@@ -256,11 +254,7 @@ def _log(stage: Stage, name: str) -> Path:
 
 
 def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, str]:
-    """Run the commands, several at once, each after what it needs.
-
-    Returns:
-        Those that failed, by name, with the reason.
-    """
+    """Run the commands, several at once, each after its requirements; return those that failed, with the reason."""
     threads = max(1, (os.cpu_count() or 1) // at_once)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     waiting, running, failed = dict(todo), dict[str, tuple[subprocess.Popen, float]](), dict[str, str]()
@@ -269,11 +263,11 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
         task = bar.add_task("commands", total=sum(job.cost for job in todo.values()))
         try:
             while waiting or running:
-                # start what can be started
+                # start the commands whose requirements are done
                 for name, job in list(waiting.items()):
-                    lost = next((need for need in job.needs if need in failed), None)
-                    if lost is not None:
-                        failed[name] = f"{lost} failed before"
+                    failed_need = next((need for need in job.needs if need in failed), None)
+                    if failed_need is not None:
+                        failed[name] = f"{failed_need} failed before"
                         del waiting[name]
                     elif len(running) < at_once and not any(need in waiting or need in running for need in job.needs):
                         running[name] = (_start(stage, waiting.pop(name), environment), time.perf_counter())
@@ -281,7 +275,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                     task, description=f"{len(todo) - len(waiting) - len(running)}/{len(todo)} {' '.join(running)}"
                 )
                 time.sleep(0.1)
-                # stamp what has ended
+                # stamp the commands that have ended
                 for name, (process, started) in list(running.items()):
                     status = process.poll()
                     if status is None:
@@ -289,7 +283,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                     del running[name]
                     process.communicate()  # closes the pipe
                     bar.advance(task, todo[name].cost)
-                    if status == 0 and todo[name].makes.exists():
+                    if status == 0 and todo[name].output.exists():
                         _write_stamp(stage, todo[name], time.perf_counter() - started)
                     else:
                         failed[name] = f"status {status}"
@@ -298,14 +292,14 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                 process.terminate()
             for process, _ in running.values():
                 process.wait()
-                process.communicate()  # closes the pipe, which before its end would stop it a second time
-            print("foveate: stopped; what ran was saved. The same command resumes.", file=sys.stderr)
+                process.communicate()  # closes the pipe; before its end this would stop it a second time
+            print("foveate: stopped; running commands saved their state. The same command resumes.", file=sys.stderr)
             raise SystemExit(stop.args[0] if stop.args else 130) from None
     return failed
 
 
 def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Popen:
-    """Start one command, its output going to its log; it has no stamp until it ends well again."""
+    """Start one command with its output in its log; its stamp is removed until it succeeds again."""
     _stamp(stage, job.name).unlink(missing_ok=True)
     log = _log(stage, job.name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -318,13 +312,13 @@ def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Po
             stdin=subprocess.PIPE,  # closes with this process
             stdout=file,
             stderr=subprocess.STDOUT,
-            process_group=0,  # Ctrl-C reaches this process alone, which stops the command in order
+            process_group=0,  # Ctrl-C reaches only this process, which stops the command
         )
 
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, but for the status."""
+    """Let SIGTERM end the work as Ctrl-C does, with its own status."""
 
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(128 + number)

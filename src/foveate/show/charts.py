@@ -1,7 +1,7 @@
 """Line charts of results, as PNG files and as SVG for the report.
 
-Every line is named where it ends, in its own colour; names that would overlap are pushed apart. Needs no torch.
-Deliberately absent: pyplot and its global figures.
+Every line is named where it ends, in its colour; names that would overlap are moved apart. No torch, and no pyplot with
+its global figures.
 """
 
 import re
@@ -21,23 +21,18 @@ from foveate.show.palette import FRAME, GRID, INK, QUIET
 
 WIDTH, HEIGHT = 6.6, 4.2  # [inches]
 LEFT, TOP, BOTTOM = 0.7, 0.5, 0.6  # margins around the plot [inches]
-NAMES = 2.0  # the right one, for the names of lines [inches]
-POINTS = 72  # an inch
-# of names: size, height of one line, distance of its further lines, distance from the plot [points]
+NAMES = 2.0  # right margin, for the names of lines [inches]
+POINTS = 72  # per inch
+# of names: font size, height of one line, distance of further lines, distance from the plot [points]
 FONT, SPACING, LINE, GAP = 8.5, 14.0, 10.5, 8.0
 
 
 def new_chart(
     title: str, *, x_name: str, y_name: str, right: float = NAMES, size: tuple[float, float] = (WIDTH, HEIGHT)
 ) -> tuple[Figure, Axes]:
-    """Lay out a chart with a margin at its right for the names of lines.
+    """Lay out a chart with a right margin [inches] for the names of lines; `size` is width and height [inches].
 
-    Args:
-        title: above the plot; without it and without `y_name` these margins are narrow.
-        x_name: of the x axis.
-        y_name: of the y axis.
-        right: the margin [inches].
-        size: width and height [inches].
+    Without `title` or `y_name` their margins are narrow.
     """
     width, height = size
     left, top = LEFT if y_name else LEFT / 2, TOP if title else TOP / 4
@@ -55,16 +50,15 @@ def new_chart(
 
 
 def name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Write each line's name right of the plot, at the height of its end; call it once the limits are set.
+    """Write each line's name right of the plot, at the height of its end; call it after the limits are set.
 
-    Long names are broken into lines, and the chart grows where its height does not hold them all.
+    Long names are wrapped, and the chart grows if its height does not hold them all.
 
     Args:
-        axes: of `new_chart`.
         ends: (y of the end, name, colour) of each line.
     """
     figure = axes.figure
-    assert isinstance(figure, Figure), f"a chart of its own, not of {type(figure).__name__}"
+    assert isinstance(figure, Figure), f"need the axes of a figure, not of {type(figure).__name__}"
     low, high = axes.get_ylim()
     ends = sorted(ends, key=lambda end: -end[0])  # from above
     room = (1 - axes.get_position().x1) * figure.get_figwidth() * POINTS  # [points]
@@ -80,7 +74,7 @@ def name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 
 def wrap_name(name: str, *, room: float) -> str:
-    """Break a name into lines no wider than the room [points], at blanks where it has some."""
+    """Wrap a name to lines no wider than the room [points], at spaces if it has any."""
     font = FontProperties(size=FONT)
     for characters in range(len(name), 1, -1):
         lines = wrap(name, characters)
@@ -90,8 +84,8 @@ def wrap_name(name: str, *, room: float) -> str:
 
 
 def spread(centres: list[float], heights: list[float], *, limit: float) -> list[float]:
-    """Push rising centres apart, so that things of these heights do not overlap; within 0..limit where they fit."""
-    gaps = [(first + second) / 2 for first, second in pairwise(heights)]  # least distances of neighbours
+    """Move ascending centres apart, so that items of these heights do not overlap; within 0..limit if they fit."""
+    gaps = [(first + second) / 2 for first, second in pairwise(heights)]  # minimum distances of neighbours
     result: list[float] = []
     for index, centre in enumerate(centres):
         result.append(max(centre, result[-1] + gaps[index - 1]) if result else max(centre, 0.0))
@@ -102,36 +96,34 @@ def spread(centres: list[float], heights: list[float], *, limit: float) -> list[
 
 
 def _grow(figure: Figure, axes: Axes, need: float) -> float:
-    """Give the plot at least this height [points]; return its height. The margins stay."""
-    place, width, height = axes.get_position(), *figure.get_size_inches()
-    tall = max(place.height * height, need / POINTS)  # [inches]
-    total = height - place.height * height + tall
+    """Give the plot at least this height [points], with the same margins; return its height."""
+    box, width, height = axes.get_position(), *figure.get_size_inches()
+    tall = max(box.height * height, need / POINTS)  # [inches]
+    total = height - box.height * height + tall
     figure.set_size_inches(width, total)
-    axes.set_position((place.x0, place.y0 * height / total, place.width, tall / total))
+    axes.set_position((box.x0, box.y0 * height / total, box.width, tall / total))
     return tall * POINTS
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, all of it or nothing; its folder is made where missing."""
+    """Write a figure as a PNG, atomically; its folder is created."""
     png = BytesIO()
     figure.savefig(png, format="png")
     write_whole(path, png.getvalue())
 
 
 def inline_svg(figure: Figure, *, variables: dict[str, str]) -> str:
-    """A figure as an <svg> element for a page, transparent, with text as text.
+    """A figure as a transparent <svg> element for a page, with text as text.
 
     Args:
-        figure: the chart.
-        variables: CSS variable -> the colour that stands for it in the figure, so that the page decides how it looks,
-            in light and in dark.
+        variables: CSS variable -> the colour in the figure that it replaces, for light and dark pages.
     """
     content = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "foveate"}):
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     svg = content.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| ?font-family:[^;"]*;', "", svg)  # HTML knows the first, the page has a font
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| ?font-family:[^;"]*;', "", svg)  # implied in HTML; the font is the page's
     for name, colour in variables.items():
         svg = re.sub(rf"{colour}\b", f"var(--{name})", svg)
     return svg

@@ -1,4 +1,4 @@
-"""`foveate show kmeans` and `similarity` draw the dense map, before and after; `sizes` draws accuracy by input size."""
+"""`foveate show kmeans` and `similarity` draw the dense map before and after; `sizes` draws accuracy by input size."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from foveate.show.sizes import read_sweep, sizes_chart
 
 
 def run_kmeans(config: KMeans) -> Path:
-    """Draw the sheet of K-means maps and return its path."""
+    """Draw the sheet of K-means maps; its path."""
     _check(config)
     models = _load_models(config)
     size, images = _size(config, models), _read_images(config)
@@ -31,7 +31,7 @@ def run_kmeans(config: KMeans) -> Path:
 
 
 def run_similarity(config: Similarity) -> Path:
-    """Draw the sheet of similarity maps and return its path."""
+    """Draw the sheet of similarity maps; its path."""
     _check(config)
     if not all(text.strip() for text in config.text) or not config.text:
         raise InputError('--text: need at least one name or phrase, such as --text "a dog" cup; got none.')
@@ -44,7 +44,7 @@ def run_similarity(config: Similarity) -> Path:
 
 
 def run_sizes(config: Sizes) -> Path:
-    """Draw accuracy against input size and return the chart's path."""
+    """Draw accuracy over input size; the chart's path."""
     check_png(config.out, flag="--out")
     if not config.results:
         raise InputError("--results: need at least one NAME=FILE.json of foveate evaluate regions; got none.")
@@ -67,7 +67,7 @@ def _check(config: MapFlags) -> None:
 
 
 def _read_images(config: MapFlags) -> list[tuple[str, Tensor]]:
-    """Names and images, evenly spaced over the data; one that cannot be read is an error."""
+    """Names and images, evenly spaced over the data."""
     if config.data.is_file():
         return [(config.data.name, read_image(config.data))]
     records = open_data(config.data, split=config.split, annotations="none").records

@@ -1,7 +1,4 @@
-"""The loss of a run over its steps, read from the run's metrics.jsonl.
-
-Deliberately absent: drawing (`report.py` does it) and curves of several runs in one image.
-"""
+"""The loss of a run over its steps, read from the run's metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -10,19 +7,15 @@ from foveate.errors import InputError
 
 
 def read_losses(metrics: Path) -> list[tuple[int, float]]:
-    """Read (step, loss) from a run's metrics.jsonl; a last line cut short by a crash is left out.
+    """Read (step, loss), sorted by step, from a run's metrics.jsonl with one JSON object per line.
 
-    Args:
-        metrics: one JSON object a line; those without a loss (events) are passed over.
-
-    Returns:
-        By rising step.
+    Lines without a loss (events) and a last line cut short by a crash are ignored.
 
     Raises:
-        InputError: the file is missing, holds a line that is not JSON, or no loss at all.
+        InputError: the file is missing, or has a line that is not JSON, or no loss.
     """
     if not metrics.is_file():
-        raise InputError(f"{metrics}: need the metrics.jsonl of a run; there is no such file. Name the run's folder.")
+        raise InputError(f"{metrics}: need the metrics.jsonl of a run; it does not exist. Name the run's folder.")
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     losses: dict[int, float] = {}
     for number, line in enumerate(lines, start=1):
@@ -31,7 +24,7 @@ def read_losses(metrics: Path) -> list[tuple[int, float]]:
         except ValueError:
             if number == len(lines) and not line.endswith("\n"):
                 break
-            raise InputError(f"{metrics}, line {number}: need one JSON object a line; got {line[:60]!r}.") from None
+            raise InputError(f"{metrics}, line {number}: need one JSON object per line; got {line[:60]!r}.") from None
         if "loss" in entry:
             losses[int(entry["step"])] = float(entry["loss"])
     if not losses:
@@ -40,12 +33,12 @@ def read_losses(metrics: Path) -> list[tuple[int, float]]:
 
 
 def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Average each loss with its neighbours: a fifteenth of the run, as many before as after, fewer at the ends."""
+    """Moving average over a fifteenth of the run, symmetric, over fewer losses at the ends."""
     losses = [loss for _, loss in points]
     half = len(points) // 30
     smoothed = []
     for index, (step, _) in enumerate(points):
         reach = min(half, index, len(points) - 1 - index)
-        near = losses[index - reach : index + reach + 1]
-        smoothed.append((step, sum(near) / len(near)))
+        neighbours = losses[index - reach : index + reach + 1]
+        smoothed.append((step, sum(neighbours) / len(neighbours)))
     return smoothed

@@ -1,7 +1,4 @@
-"""Detections drawn on images, base classes in blue and novel ones in red (App. D).
-
-Deliberately absent: a sheet of panels; each image is a file of its own, at its own size or enlarged to be legible.
-"""
+"""Detections drawn on images, base classes in blue and novel ones in red (App. D)."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,66 +14,59 @@ from foveate.io.files import write_whole
 from foveate.show.palette import BASE, NOVEL
 from foveate.types import Detections
 
-MIN_SIDE = 640  # smaller images are enlarged towards this longest side [pixels]
+MIN_SIDE = 640  # smaller images are enlarged to about this longest side [pixels]
 OPACITY = 0.35  # of the colour over a masked pixel
 
 
 def draw_detections(
     image: UInt8[Tensor, "3 H W"],
-    found: Detections,
+    detections: Detections,
     *,
     names: Sequence[str],
     is_novel: Sequence[bool],
     min_score: float = 0.0,
 ) -> Image.Image:
-    """Draw what was found in an image, the best last, so that it lies on top.
-
-    Args:
-        image: RGB, at its own size.
-        found: boxes, scores, labels and perhaps masks, in pixels of the image.
-        names: of the vocabulary.
-        is_novel: of each of its classes; these are drawn in red.
-        min_score: detections with a lower score are not drawn.
+    """Draw the detections (in pixels of the image) with at least this score, the best on top.
 
     Returns:
-        The image, enlarged by a whole number where its longest side is short.
+        The image, enlarged by a whole factor if its longest side is short.
     """
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).cpu().numpy().astype(np.float32)  # (H, W, 3)
-    shown = [index for index, score in enumerate(found.scores.tolist()) if score >= min_score][::-1]
-    colours = {index: NOVEL if is_novel[int(found.labels[index])] else BASE for index in shown}
-    if found.masks is not None:
-        pixels = _lay_masks(pixels, found, shown, colours)
+    shown = [index for index, score in enumerate(detections.scores.tolist()) if score >= min_score][::-1]
+    colours = {index: NOVEL if is_novel[int(detections.labels[index])] else BASE for index in shown}
+    if detections.masks is not None:
+        pixels = _lay_masks(pixels, detections, shown, colours)
     factor = max(1, MIN_SIDE // max(height, width))
     drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((width * factor, height * factor))
     pen = ImageDraw.Draw(drawn)
     stroke = max(2, max(drawn.size) // 400)
     font = ImageFont.load_default(max(12, max(drawn.size) // 55))
     for index in shown:
-        corners = [side * factor for side in found.boxes[index].tolist()]
+        corners = [side * factor for side in detections.boxes[index].tolist()]
         pen.rectangle(corners, outline=colours[index], width=stroke)
     for index in shown:  # after all boxes, so that no line crosses a name
-        text = f"{names[int(found.labels[index])]} {found.scores[index]:.2f}"
-        _write(pen, text, (found.boxes[index, :2] * factor).tolist(), colours[index], font)
+        text = f"{names[int(detections.labels[index])]} {detections.scores[index]:.2f}"
+        _write(pen, text, (detections.boxes[index, :2] * factor).tolist(), colours[index], font)
     return drawn
 
 
 def write_image(image: Image.Image, path: Path) -> None:
-    """Write an image as a PNG or JPEG, by its name, all of it or nothing."""
+    """Write an image atomically as a PNG or JPEG, by its name."""
     content = BytesIO()
     image.save(content, format="PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
     write_whole(path, content.getvalue())
 
 
 def _lay_masks(
-    pixels: np.ndarray, found: Detections, shown: Sequence[int], colours: dict[int, tuple[int, int, int]]
+    pixels: np.ndarray, detections: Detections, shown: Sequence[int], colours: dict[int, tuple[int, int, int]]
 ) -> np.ndarray:
     """Tint the pixels of each mask."""
     from pycocotools import mask as coco
 
-    assert found.masks is not None
+    assert detections.masks is not None
     for index in shown:
-        encoded: Any = found.masks[index]
+        encoded: Any = detections.masks[index]
         inside = coco.decode(encoded).astype(bool)  # (H, W)
         pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.array(colours[index], np.float32)
     return pixels
@@ -89,7 +79,7 @@ def _write(
     colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """A name in white on its colour, above the box where there is room, else inside it."""
+    """A name in white on its colour, above the box if it fits there, else inside."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     wide, high = right - left + 6, bottom - top + 4
     x = min(max(0.0, corner[0]), max(0.0, pen.im.size[0] - wide))

@@ -1,4 +1,4 @@
-"""K-means maps: what the dense map groups together, drawn over the image, before and after side by side (Fig. 4)."""
+"""K-means maps: the clusters of the dense map, drawn over the image, before and after side by side (Fig. 4)."""
 
 from pathlib import Path
 
@@ -21,18 +21,13 @@ from foveate.show.palette import GROUPS
 def kmeans_map(
     clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, clusters: int = 8, seed: int = 0, head: Head = "value"
 ) -> Int64[Tensor, "h w"]:
-    """Group the locations of one image's dense map by direction (Fig. 4).
+    """Cluster the locations of one image's dense map, without padding, by cosine (Fig. 4).
 
     Args:
-        clip: the model.
-        image: RGB.
-        size: side of the padded square input [pixels]; padding takes no part.
-        clusters: most groups.
-        seed: of the starting centres.
-        head: how the last block makes dense tokens.
+        size: side of the padded square input [pixels].
 
     Returns:
-        The group of each location, 0 the largest.
+        The cluster of each location, 0 the largest.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
     generator = torch.Generator().manual_seed(seed)
@@ -41,13 +36,13 @@ def kmeans_map(
     return labels.unflatten(0, dense.shape[1:])  # (h, w)
 
 
-def match_labels(labels: Int64[Tensor, "h w"], like: Int64[Tensor, "h w"]) -> Int64[Tensor, "h w"]:
-    """Renumber groups after the groups of another map that they overlap most, so that colours can be compared.
+def match_labels(labels: Int64[Tensor, "h w"], reference: Int64[Tensor, "h w"]) -> Int64[Tensor, "h w"]:
+    """Renumber clusters after the clusters of another map that they overlap most, so that colours can be compared.
 
-    Pairs are taken by decreasing overlap; the other groups get the numbers that are left.
+    Pairs are matched by decreasing overlap; unmatched clusters get the remaining numbers.
     """
-    count = int(max(labels.max(), like.max())) + 1
-    overlap = torch.bincount((labels * count + like).flatten(), minlength=count**2).unflatten(0, (count, count))
+    count = int(max(labels.max(), reference.max())) + 1
+    overlap = torch.bincount((labels * count + reference).flatten(), minlength=count**2).unflatten(0, (count, count))
     renamed = torch.full((count,), -1, dtype=torch.int64)
     for pair in overlap.flatten().argsort(descending=True, stable=True).tolist():
         group, number = divmod(pair, count)
@@ -69,14 +64,10 @@ def kmeans_sheet(
     """Draw the K-means maps of several images under several models as one PNG (Fig. 4).
 
     Args:
-        path: of the PNG.
         images: a short title and RGB, one row each.
-        models: a heading and a model, one column each; "before" and "after", say. Within a row, groups that overlap
-            share a colour from one panel to the next.
+        models: a heading and a model, one column each, such as "before" and "after". Within a row, clusters that
+            overlap share a colour from one panel to the next.
         size: side of the padded square input [pixels].
-        clusters: most groups.
-        seed: of the starting centres.
-        head: how the last block makes dense tokens.
     """
     if not 1 <= clusters <= len(GROUPS):
         raise InputError(f"clusters: need 1 to {len(GROUPS)}, as many as colours can be told apart; got {clusters}")
@@ -85,18 +76,18 @@ def kmeans_sheet(
     )
     figure, panels = new_sheet(images, headings=[heading for heading, _ in models], size=size, note=note)
     for (_, image), row in zip(images, panels, strict=True):
-        like: Tensor | None = None
+        previous: Tensor | None = None
         for (_, clip), axes in zip(models, row, strict=True):
             labels = kmeans_map(clip, image, size=size, clusters=clusters, seed=seed, head=head)
-            if like is not None and like.shape == labels.shape:
-                labels = match_labels(labels, like)
-            like = labels
+            if previous is not None and previous.shape == labels.shape:
+                labels = match_labels(labels, previous)
+            previous = labels
             _draw_groups(axes, labels, patch=clip.patch_size)
     write_figure(figure, path)
 
 
 def _draw_groups(axes: Axes, labels: Int64[Tensor, "h w"], *, patch: int) -> None:
-    """Lay the groups over a faded image, with a thin white line where two of them meet."""
+    """Lay the clusters over a faded image, with thin white lines between them."""
     colours = torch.tensor([to_rgb(colour) for colour in GROUPS])  # (12, 3)
     extent = extent_of(labels, patch=patch)
     axes.imshow([[1.0]], cmap="gray", vmin=0, vmax=1, alpha=0.25, extent=extent)

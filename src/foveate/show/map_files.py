@@ -1,9 +1,8 @@
-"""Maps of classes and of segments as files that other programs read, and Foveate itself.
+"""Label maps and panoptic maps as files, for Foveate and other programs.
 
-A label map is a PNG of the classes' places, with the colours of `segmentation.py` where 8 bits hold them; `read_values`
-is the inverse. A panoptic map is COCO's colour-coded PNG and a record of its JSON; `read_panoptic` and
-`read_panoptic_map` are the inverse.
-Deliberately absent: other data sets' numbers of classes, and the assembly of a split's JSON.
+A label map is a PNG of class indices, with the colours of `segmentation.py` if 8 bits suffice; `read_values` is the
+inverse. A panoptic map is COCO's colour-coded PNG and a record of its JSON; `read_panoptic` and `read_panoptic_map` are
+the inverse.
 """
 
 from collections.abc import Sequence
@@ -24,15 +23,13 @@ NONE_8, NONE_16 = 2**8 - 1, 2**16 - 1  # pixels of no class
 LARGEST_ID = 2**24 - 1  # the 24 bits of one colour
 
 
-def write_label_map(path: Path, found: LabelMap, *, classes: int) -> None:
-    """Write the class of every pixel as a PNG, all of it or nothing.
+def write_label_map(path: Path, label_map: LabelMap, *, classes: int) -> None:
+    """Write the class of every pixel as a PNG, atomically.
 
     Up to 255 classes: 8 bits with a palette, 255 for none. More: 16-bit grey, 65535 for none.
 
     Args:
-        path: of the PNG.
-        found: truth or a prediction.
-        classes: of the vocabulary; not of the map, so that all files of a run are of one kind.
+        classes: of the vocabulary, not of the map, so that all files of a run have the same depth.
 
     Raises:
         InputError: too many classes for 16 bits, the map has a class beyond them, or the name is not that of a PNG.
@@ -41,12 +38,12 @@ def write_label_map(path: Path, found: LabelMap, *, classes: int) -> None:
         raise InputError(f"{path}: need a name that ends in .png, for a map whose numbers must not change.")
     if not 1 <= classes <= NONE_16:
         raise InputError(f"classes: need 1 to {NONE_16}, as many as 16 bits hold; got {classes}.")
-    labels = found.labels.cpu().numpy()
+    labels = label_map.labels.cpu().numpy()
     lowest, largest = int(labels.min(initial=0)), int(labels.max(initial=-1))
     if lowest < -1 or largest >= classes:
         raise InputError(
-            f"found: need places of {classes} classes, 0 to {classes - 1}, or -1; got {lowest} to {largest}. Was the "
-            "map made with another vocabulary?"
+            f"label_map: need classes 0 to {classes - 1}, or -1; got {lowest} to {largest}. Was the map made with "
+            "another vocabulary?"
         )
     none = NONE_8 if classes <= NONE_8 else NONE_16
     values = np.where(labels < 0, none, labels).astype(np.uint8 if none == NONE_8 else np.uint16)  # (H, W)
@@ -56,37 +53,33 @@ def write_label_map(path: Path, found: LabelMap, *, classes: int) -> None:
     write_whole(path, _png(image))
 
 
-def panoptic_png(found: PanopticMap) -> bytes:
-    """Encode a map's ids as COCO's PNG: the colour R + 256 G + 65536 B of each pixel is its segment, black none."""
-    ids = found.ids.cpu()  # (H, W)
+def panoptic_png(panoptic: PanopticMap) -> bytes:
+    """Encode a map's ids as COCO's PNG: the colour R + 256 G + 65536 B of a pixel is its segment, black none."""
+    ids = panoptic.ids.cpu()  # (H, W)
     smallest, largest = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
     assert smallest >= 0 and largest <= LARGEST_ID, f"ids {smallest}..{largest} are no colours of 24 bits"
     colours = torch.stack([ids & 255, ids >> 8 & 255, ids >> 16], dim=2)  # (H, W, 3)
     return _png(Image.fromarray(colours.numpy().astype(np.uint8)))
 
 
-def panoptic_record(found: PanopticMap, *, image_id: int | str, file_name: str) -> dict[str, Any]:
-    """Describe a map as an annotation of COCO's panoptic JSON; a category's id is its place in the vocabulary plus 1.
+def panoptic_record(panoptic: PanopticMap, *, image_id: int | str, file_name: str) -> dict[str, Any]:
+    """Describe a map as an annotation of COCO's panoptic JSON; a category's id is its index in the vocabulary plus 1.
 
-    Args:
-        found: truth or a prediction.
-        image_id: of the image.
-        file_name: of the PNG, within the folder of PNGs.
-
-    Returns:
-        What goes into "annotations". Segments without a pixel are left out, as the format demands.
+    Segments without a pixel are removed, as the format requires.
     """
-    ids = found.ids.cpu().numpy()
-    assert np.isin(ids, [0, *(one.id for one in found.segments)]).all(), "the map has ids that no segment has"
+    ids = panoptic.ids.cpu().numpy()
+    assert np.isin(ids, [0, *(segment.id for segment in panoptic.segments)]).all(), (
+        "the map has ids that no segment has"
+    )
     infos = []
-    for one in found.segments:
-        rows, columns = (ids == one.id).nonzero()
+    for segment in panoptic.segments:
+        rows, columns = (ids == segment.id).nonzero()
         if len(rows):
             x, y = int(columns.min()), int(rows.min())
             infos.append({
-                "id": one.id, "category_id": one.label + 1, "area": len(rows),
+                "id": segment.id, "category_id": segment.label + 1, "area": len(rows),
                 "bbox": [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y],
-                "iscrowd": int(one.is_crowd), "score": one.score,
+                "iscrowd": int(segment.is_crowd), "score": segment.score,
             })  # fmt: skip
     return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
@@ -95,8 +88,8 @@ def panoptic_categories(names: Sequence[str], is_thing: Sequence[bool]) -> list[
     """List a vocabulary as the "categories" of COCO's panoptic JSON, with the ids of `panoptic_record`."""
     assert len(names) == len(is_thing), f"{len(names)} names, {len(is_thing)} kinds"
     return [
-        {"id": place + 1, "name": name, "isthing": int(thing)}
-        for place, (name, thing) in enumerate(zip(names, is_thing, strict=True))
+        {"id": number, "name": name, "isthing": int(thing)}
+        for number, (name, thing) in enumerate(zip(names, is_thing, strict=True), start=1)
     ]
 
 

@@ -1,7 +1,6 @@
 """The dense map of one image without its padding, and the sheet of panels that all maps are drawn on.
 
 Sheets have one row per image: the image itself, then one panel per model, so that before and after are side by side.
-Deliberately absent: pyplot and its global figures; every sheet is an object of its own.
 """
 
 import textwrap
@@ -24,17 +23,11 @@ PANEL = 2.4  # longest side of a panel [inches]
 
 @torch.inference_mode()
 def dense_map(clip: Clip, image: UInt8[Tensor, "3 H W"], *, size: int, head: Head = "value") -> Float[Tensor, "D h w"]:
-    """Compute the dense embeddings of one image, as in training on a padded square, and drop the padding (Sec. 3.1).
-
-    Args:
-        clip: the model.
-        image: RGB.
-        size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
+    """The dense map of one image, padded to a square of `size` pixels as in training, without the padding (Sec. 3.1).
 
     Returns:
         L2-normalised embeddings of the locations that the image touches, on the CPU; those at the right and bottom
-        may reach beyond it.
+        may include padding.
     """
     clip.eval()
     image = image.to(next(clip.parameters()).device)
@@ -58,19 +51,14 @@ def new_sheet(
 
     Args:
         images: a short title and RGB, one row each.
-        headings: of the panels beside the image.
-        size: longest side an image has in the coordinates of its panels [pixels].
-        note: one or two lines below the sheet that say how to read it.
+        size: longest side of an image in the coordinates of its panels [pixels].
         scale: room for a scale at the right of each row [inches].
 
     Returns:
-        The sheet, and for each row its panels beside the image; their coordinates are pixels of the resized image.
-
-    Raises:
-        InputError: no image.
+        The sheet, and the panels of each row beside the image; their coordinates are pixels of the resized image.
     """
     if not images:
-        raise InputError("images: need at least one to draw; got none")
+        raise InputError("images: need at least one to draw; got none.")
     shapes = [fitted_size(image.shape[1], image.shape[2], size=size) for _, image in images]
     width = PANEL * max(wide for _, wide in shapes) / size * (len(headings) + 1)  # [inches]
     height = PANEL * sum(high for high, _ in shapes) / size  # [inches]

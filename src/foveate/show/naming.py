@@ -1,38 +1,35 @@
-"""Where the name of a region is written: its largest connected part, and the place in it with the most room for a name.
+"""Where the name of a region is written: in its largest connected part, at the position with the most room.
 
-Needs neither SciPy nor OpenCV. Deliberately absent: lines that lead to a name beside its region, and legends.
+Needs neither SciPy nor OpenCV.
 """
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-STEPS = 10  # of the search for the most room: it ends within a thousandth of the largest
+STEPS = 10  # of the bisection for the most room: it ends within a thousandth of the largest
 
 
 def connected_parts(labels: Int64[np.ndarray, "H W"]) -> Int64[np.ndarray, "H W"]:
-    """Number the connected parts of a map, pixels of one label that touch at an edge.
+    """Number the connected parts of a map from 0, in the order of their first pixels; connected pixels share an edge.
 
-    Rows are cut into runs of one label; runs of neighbouring rows that touch and have one label are one part.
-
-    Returns:
-        0 up to the number of parts less one, rising with the first pixel of each, row by row.
+    Rows are cut into runs of one label; touching runs of neighbouring rows with the same label are merged.
     """
     starts = np.ones(labels.shape, bool)
     starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
     runs = starts.ravel().cumsum().reshape(labels.shape) - 1  # (H, W)
-    touch = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])  # once a pair: where the later of two starts
+    touch = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])  # once per pair: where the later of the two starts
     above, below = runs[:-1][touch], runs[1:][touch]  # (E,) each
-    parts = np.arange(int(runs[-1, -1]) + 1)  # each run points at itself or an earlier run of its part
+    parts = np.arange(int(runs[-1, -1]) + 1)  # each run points to itself or an earlier run of its part
     while (parts[above] != parts[below]).any():
-        one, other = parts[above], parts[below]
-        np.minimum.at(parts, np.maximum(one, other), np.minimum(one, other))
+        first, second = parts[above], parts[below]
+        np.minimum.at(parts, np.maximum(first, second), np.minimum(first, second))
         while (parts[parts] != parts).any():
             parts = parts[parts]
     return np.unique(parts, return_inverse=True)[1].reshape(-1)[runs]
 
 
 def largest_parts(labels: Int64[np.ndarray, "H W"]) -> dict[int, Bool[np.ndarray, "H W"]]:
-    """Find the largest connected part of each label that is at least 0, the first of those equally large."""
+    """The largest connected part of each label of at least 0; the first one wins ties."""
     parts = connected_parts(labels)
     sizes = np.bincount(parts.ravel())
     _, firsts = np.unique(parts.ravel(), return_index=True)
@@ -45,19 +42,14 @@ def largest_parts(labels: Int64[np.ndarray, "H W"]) -> dict[int, Bool[np.ndarray
 def roomiest_place(
     inside: Bool[np.ndarray, "H W"], *, height: float, width: float, free: Bool[np.ndarray, "H W"] | None = None
 ) -> tuple[int, int] | None:
-    """Find the centre of the largest rectangle of a name's shape that lies within a region.
+    """Row and column of the centre of the largest rectangle of a name's shape within a region; None: none is free.
 
-    It is the region's pole of inaccessibility where distances are measured in names' heights and widths. Where the
-    largest fits in several places, the one nearest to the region's middle is taken.
+    It is the region's pole of inaccessibility with distances in units of the name's height and width [pixels]. Of
+    several positions the one nearest to the region's centre is taken.
 
     Args:
         inside: the region; beyond the map is outside.
-        height: of the name [pixels].
-        width: of the name [pixels].
-        free: where a name may have its centre; None: everywhere.
-
-    Returns:
-        Row and column of a pixel of the region; None where none is free.
+        free: allowed centres of the name; None: everywhere.
     """
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not len(rows):
@@ -84,7 +76,7 @@ def roomiest_place(
 
 
 def _holds(sums: np.ndarray, *, rows: int, columns: int) -> np.ndarray:
-    """Around which pixels all are inside, so many rows above and below and so many columns left and right."""
+    """Around which pixels all pixels are inside, within this many rows above and below and columns left and right."""
     high, wide = 2 * rows + 1, 2 * columns + 1
     held = np.zeros((sums.shape[0] - 1, sums.shape[1] - 1), bool)
     if high <= held.shape[0] and wide <= held.shape[1]:

@@ -1,9 +1,8 @@
-"""All colours: of charts and pages, of groups, and one per class, the same in every image.
+"""All colours: of charts and pages, of clusters, and one per class, the same in every image.
 
-The n-th class has the n-th colour, whatever the vocabulary's length. The first eight are the colours of the charts,
-which colour-blind readers tell apart too; each further one is as far as can be from all before it, in Oklab (Ottosson
-2020), where equal distances look equally far.
-Deliberately absent: the colours that a data set's own tools draw its classes with.
+The n-th class has the n-th colour for any length of the vocabulary. The first eight are the colours of the charts,
+which colour-blind readers can distinguish; each further one has the maximum distance from all before it in Oklab
+(Ottosson 2020), which is perceptually uniform.
 """
 
 from functools import cache
@@ -12,12 +11,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 INK, QUIET, GRID, FRAME = "#1f2328", "#59636e", "#e3e6ea", "#c8ccd1"  # of titles, other text, grid lines, axes
-# of the lines of charts: Okabe and Ito's, told apart by colour-blind readers too, and two more
+# of the lines of charts: Okabe and Ito's, safe for colour-blind readers, and two more
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
-# of the groups of K-means: the same, and four more, ordered so that neighbours differ on a faded image
+# of the clusters of K-means: the same, and four more, ordered so that neighbours differ on a faded image
 GROUPS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9", "#8C6BB1", "#A6D854", "#8C564B",
           "#17344A", "#BDBDBD")  # fmt: skip
-# of the report, by CSS variable, in light and in dark; in a chart each colour stands for its variable
+# of the report, by CSS variable, in light and in dark
 LIGHT = {"paper": "#fbfbf9", "card": "#fff", "ink": INK, "quiet": QUIET, "rule": GRID, "before": "#76808d",
          "after": "#0b63ce", "crop": "#1b1f24", "student": "#b45309", "colour": "#a9b1bb",
          "wash": "#eaf2fd"}  # fmt: skip
@@ -29,30 +28,26 @@ BASE, NOVEL = (0, 92, 197), (215, 38, 56)  # detections of classes that were tra
 DARK_TEXT, LIGHT_TEXT = (20, 22, 26), (255, 255, 255)  # on a class's colour
 
 LEVELS = 18  # of red, green and blue among the candidates
-LIGHTNESS = (0.42, 0.90)  # in [0, 1]: neither black nor white, which contours, text and pixels of no class have
-CHROMA = (0.06, 0.21)  # neither grey, as much of an image is, nor glaring
-WEIGHT = 0.5  # of lightness in a distance: the image below a colour changes it more than the hue
+LIGHTNESS = (0.42, 0.90)  # in [0, 1]: neither black nor white, the colours of contours, text and pixels of no class
+CHROMA = (0.06, 0.21)  # neither grey nor glaring
+WEIGHT = 0.5  # of lightness in a distance: the image below a colour changes lightness more than hue
 SHADES = (0.0, 0.35, -0.3, 0.18, -0.16, 0.5, -0.42)  # towards white, or below 0 towards black
 
 
 def class_colours(count: int) -> UInt8[np.ndarray, "K 3"]:
-    """Choose the colours of a vocabulary's classes; those of a shorter one are the first of a longer one.
+    """RGB in 0..255 of K classes, by index; a shorter vocabulary has the first colours of a longer one.
 
-    Args:
-        count: K, of classes; where there are more than colours, these are used again.
-
-    Returns:
-        RGB in 0..255, by the class's index.
+    If there are more classes than colours, colours repeat.
     """
     palette = _spread_colours(min(2 ** max(8, (count - 1).bit_length()), len(_candidates())))
     return palette[np.arange(count) % len(palette)]
 
 
 def shade_colour(colour: UInt8[np.ndarray, "3"], number: int) -> UInt8[np.ndarray, "3"]:
-    """Make the n-th shade of a colour, lighter and darker in turn; the 0-th is the colour itself."""
-    share = SHADES[number % len(SHADES)]
-    towards = 255.0 if share > 0 else 0.0
-    return (colour + abs(share) * (towards - colour)).round().astype(np.uint8)
+    """The n-th shade of a colour, alternately lighter and darker; the 0-th is the colour itself."""
+    amount = SHADES[number % len(SHADES)]
+    target = 255.0 if amount > 0 else 0.0
+    return (colour + abs(amount) * (target - colour)).round().astype(np.uint8)
 
 
 def oklab(colours: UInt8[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
@@ -65,7 +60,7 @@ def oklab(colours: UInt8[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
 
 @cache
 def _spread_colours(count: int) -> np.ndarray:
-    """The colours of the charts, then always the candidate whose nearest chosen colour is farthest."""
+    """The colours of the charts, then greedily the candidate that is farthest from its nearest chosen colour."""
     scale = np.array([WEIGHT, 1.0, 1.0])
     candidates = oklab(_candidates()) * scale
     first = np.array([[int(name[start : start + 2], 16) for start in (1, 3, 5)] for name in COLOURS], np.uint8)

@@ -1,8 +1,7 @@
-"""The report of a distillation as ONE page: nothing is fetched and nothing runs, so it can be mailed and kept.
+"""The report of a distillation as one self-contained HTML page, without scripts, web fonts or links.
 
-It answers in this order: did it work (headline), compared with what (table), at which input size (sweep, Fig. 3 of the
-paper), what does it look like (the figures handed in: K-means maps as Fig. 4, similarity maps), how did training go,
-and how to make it again. Deliberately absent: scripts, web fonts, links.
+In this order: headline, table against baselines, accuracy by input size (Fig. 3 of the paper), figures (K-means maps as
+Fig. 4, similarity maps), training loss, and how to reproduce it.
 """
 
 import base64
@@ -18,21 +17,21 @@ from foveate.show.curves import smooth
 from foveate.show.palette import DARK, LIGHT
 
 KINDS = (("boxes", "Boxes"), ("things", "Thing masks"), ("stuff", "Stuff masks"))
-NONE = "\N{EN DASH}"  # stands for a number that there is not
+NONE = "\N{EN DASH}"  # a missing value
 SUMMARY = (
-    "A CLIP knows what an image shows, but the embedding of one location of its dense map says little about what is "
-    "there. CLIPSelf lets the model teach itself: the embedding of a region of the dense map is trained towards the "
-    "model's own embedding of that region's crop. No labels, no text and no second model take part."
+    "A CLIP recognises whole images, but a single location of its dense feature map describes its content poorly. "
+    "CLIPSelf distils the model into itself: the embedding of a region, pooled from the dense feature map, is trained "
+    "towards the model's own embedding of that region's crop, without labels, text or a second model."
 )
 
 
 class Result(TypedDict):
-    """What a report is made of."""
+    """The content of a report."""
 
     title: str
     before: dict[str, Any]  # evaluate_regions of the pretrained model, with crops
     after: dict[str, Any]  # evaluate_regions of the distilled model, with crops
-    command: str  # makes all of this again
+    command: str  # reproduces all of this
     seed: int
     seconds: dict[str, float]  # by stage, in order
     versions: dict[str, str]
@@ -46,7 +45,7 @@ class Line:
     """One line of a chart."""
 
     name: str  # written where it ends; empty for a line that explains itself
-    colour: str  # a name of the palette's `LIGHT`
+    colour: str  # a key of `palette.LIGHT`
     points: list[tuple[float, float]]  # by rising x
     style: str = "-"  # of matplotlib
     width: float = 2.4  # [points]
@@ -54,19 +53,17 @@ class Line:
 
 
 def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Path]]) -> None:
-    """Write the report of a distillation as one self-contained HTML page; headline and table at the largest input size.
+    """Write the report of a distillation; headline and table are at the largest common input size.
 
     Args:
-        path: of the page; its folder is made where missing.
-        result: numbers and facts.
-        figures: a title, a caption and a PNG each, in the order of the page.
+        figures: title, caption and PNG, in the order of the page.
 
     Raises:
         InputError: a figure is not a PNG file, or the two evaluations share no input size.
     """
     sizes = sorted(set(_dense(result["before"])) & set(_dense(result["after"])))
     if not sizes:
-        raise InputError("result: need before and after at an input size that both have; they share none.")
+        raise InputError("result: need a common input size of before and after; got none.")
     size = sizes[-1]
     sections = [
         _header(result, size),
@@ -82,7 +79,7 @@ def write_report(path: Path, *, result: Result, figures: list[tuple[str, str, Pa
 
 
 def _dense(evaluation: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Scores by input size; sizes are text once an evaluation went through JSON."""
+    """Scores by input size; sizes are text in results from JSON."""
     return {int(size): scores for size, scores in evaluation["dense"].items()}
 
 
@@ -91,7 +88,7 @@ def _percent(value: float | None) -> str:
 
 
 def _header(result: Result, size: int) -> str:
-    """Say what this is and the one figure that matters: boxes read from the dense map, before and after."""
+    """Title, summary and headline: accuracy of boxes from the dense map, before and after."""
     before, after = (_dense(result[when])[size]["boxes"] for when in ("before", "after"))
     crop = result["before"]["crop"]
     facts = [f"{before['count']} boxes on {result['after']['images']} images, {result['after']['classes']} classes"]
@@ -119,23 +116,19 @@ before and after CLIPSelf</p>
 def _rows(result: Result, size: int) -> list[tuple[str, str, str, dict[str, Any] | None]]:
     """The table's rows: CSS class, name, explanation, scores by kind."""
     colour = result.get("colour")
-    head = result["after"]["head"]
+    before, after = (_dense(result[when])[size] for when in ("before", "after"))
+    old_head, new_head = result["before"]["head"], result["after"]["head"]
     return [
         ("colour", "Colour alone", "a classifier of mean colour and histograms", {"boxes": colour} if colour else None),
-        (
-            "before",
-            "Dense, before",
-            f"{size} px, pretrained, head {result['before']['head']}",
-            _dense(result["before"])[size],
-        ),
-        ("after", "Dense, after", f"{size} px, CLIPSelf, head {head}", _dense(result["after"])[size]),
-        ("student", "Crops, after", "what the distilled image tower still knows", result["after"]["crop"]),
-        ("crop", "Crops, before", "the teacher: the aim of the dense map", result["before"]["crop"]),
+        ("before", "Dense, before", f"{size} px, pretrained, head {old_head}", before),
+        ("after", "Dense, after", f"{size} px, CLIPSelf, head {new_head}", after),
+        ("student", "Crops, after", "image embeddings of the distilled tower", result["after"]["crop"]),
+        ("crop", "Crops, before", "image embeddings of the teacher, the target", result["before"]["crop"]),
     ]
 
 
 def _table(result: Result, size: int) -> str:
-    """Set before and after between what colour alone explains and what crops reach."""
+    """Before and after, between the colour-only bound and crops."""
     groups = "".join(f'<th colspan="2" scope="colgroup">{name}</th>' for _, name in KINDS)
     tops = '<th scope="col">top-1</th><th scope="col">top-5</th>' * len(KINDS)
     rows = []
@@ -144,29 +137,29 @@ def _table(result: Result, size: int) -> str:
             cells = "".join(_cells(scores.get(key)) for key, _ in KINDS)
             rows.append(f'<tr class="{kind}"><th scope="row">{name}<small>{escape(note)}</small></th>{cells}</tr>')
     bad = len(result["after"]["bad"])
-    left_out = f" {bad} images could not be read and are left out." if bad else ""
+    unreadable = f" {bad} unreadable images are ignored." if bad else ""
     return f"""<section>
-<h2>Compared with what</h2>
+<h2>Comparison</h2>
 <div class="scroll"><table>
 <thead><tr><td></td>{groups}</tr><tr><td></td>{tops}</tr></thead>
 <tbody>
 {chr(10).join(rows)}
 </tbody></table></div>
 <p class="caption">mAcc in percent: accuracy per class, averaged over the classes present.
-All {result["after"]["classes"]} classes compete, colour alone chooses among things only. Crops of things carry half
-a box of surroundings and serve boxes and thing masks alike.{left_out}</p>
+All {result["after"]["classes"]} classes compete, the colour-only bound among things. Crops of things carry half
+a box of surroundings and are used for boxes and for thing masks.{unreadable}</p>
 </section>"""
 
 
 def _agreement(result: Result) -> str:
-    """Compare the dense map with crops where no label takes part."""
+    """The dense map against crops, without labels."""
     if "agreement" not in result:
         return ""
     before, after = result["agreement"]["before"], result["agreement"]["after"]
     rows = "".join(
-        f'<tr class="{kind}"><th scope="row">Dense, {kind}</th><td>{one["cosine"]:.3f}</td>'
-        f'<td class="top1"><span>{one["recall"]:.1f}</span><i style="--share:{one["recall"]:.1f}%"></i></td></tr>'
-        for kind, one in (("before", before), ("after", after))
+        f'<tr class="{kind}"><th scope="row">Dense, {kind}</th><td>{scores["cosine"]:.3f}</td>'
+        f'<td class="top1"><span>{scores["recall"]:.1f}</span><i style="--share:{scores["recall"]:.1f}%"></i></td></tr>'
+        for kind, scores in (("before", before), ("after", after))
     )
     return f"""<section>
 <h2>Without any label</h2>
@@ -180,7 +173,7 @@ dense map and the pretrained model's embedding of its crop, and how often the pa
 
 
 def _cells(score: dict[str, Any] | None) -> str:
-    """Two numbers, the first over a bar of its length."""
+    """Top-1 with a bar of its length, and top-5."""
     if score is None or score["top1"] is None:
         return f'<td class="none">{NONE}</td>' * 2
     return (
@@ -190,7 +183,7 @@ def _cells(score: dict[str, Any] | None) -> str:
 
 
 def _sweep(result: Result, sizes: list[int]) -> str:
-    """Draw accuracy over the input size, a chart a kind of region (Fig. 3)."""
+    """Accuracy over the input size, one chart per kind of region (Fig. 3)."""
     charts = []
     for key, name in KINDS:
         lines = [line for line in _sweep_lines(result, sizes, key) if line.points]
@@ -208,7 +201,7 @@ own size.</p>
 
 
 def _sweep_lines(result: Result, sizes: list[int], kind: str) -> list[Line]:
-    """Crops as levels, dense features as lines with dots; what was not measured has no points."""
+    """Crops as dashed levels, dense features as lines with dots; unmeasured lines have no points."""
     ends = [sizes[0], sizes[-1]]
     lines = []
     for when, name, css in (("before", "crops", "crop"), ("after", "crops after", "student")):
@@ -223,7 +216,7 @@ def _sweep_lines(result: Result, sizes: list[int], kind: str) -> list[Line]:
 
 
 def _chart(lines: list[Line], *, x_name: str, ticks: list[float], top: float, is_log: bool = False) -> str:
-    """Draw lines as inline SVG, named where they end; y starts at 0."""
+    """Lines as inline SVG, named where they end; y starts at 0."""
     figure, axes = new_chart("", x_name=x_name, y_name="", right=1.25, size=(4.3, 2.75))
     for line in lines:
         axes.plot(
@@ -245,7 +238,7 @@ def _figure(title: str, caption: str, png: Path) -> str:
     """Put a PNG into the page."""
     data = png.read_bytes() if png.is_file() else b""
     if not data.startswith(b"\x89PNG"):
-        raise InputError(f"{png}: need a PNG file for the figure {title!r}; got {'another file' if data else 'none'}")
+        raise InputError(f"{png}: need a PNG file for the figure {title!r}; got {'another file' if data else 'none'}.")
     return f"""<section>
 <h2>{escape(title)}</h2>
 <img class="sheet" alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">
@@ -254,7 +247,7 @@ def _figure(title: str, caption: str, png: Path) -> str:
 
 
 def _loss(result: Result) -> str:
-    """Draw the loss, as logged and smoothed."""
+    """The loss, as logged and smoothed."""
     points = result.get("losses")
     if not points:
         return ""
@@ -266,7 +259,7 @@ def _loss(result: Result) -> str:
     top = max(1e-3, 1.05 * max(loss for _, loss in logged))
     chart = _chart(lines, x_name="step", ticks=ticks, top=top)
     return f"""<section>
-<h2>How training went</h2>
+<h2>Training loss</h2>
 <div class="charts"><figure role="img" aria-label="loss over steps">{chart}</figure></div>
 <p class="caption">1 &minus; mean cosine between a region of the dense map and its crop; thin as logged, bold
 smoothed.</p>
@@ -274,14 +267,12 @@ smoothed.</p>
 
 
 def _making(result: Result) -> str:
-    """Say how to make all of it again, and how long it took."""
+    """Command, durations, seed and versions."""
     seconds = result["seconds"]
-    stages = [
-        (name, f"{value:,.0f} s") for name, value in [*seconds.items(), ("together", float(sum(seconds.values())))]
-    ]
+    stages = [(name, f"{value:,.0f} s") for name, value in [*seconds.items(), ("total", float(sum(seconds.values())))]]
     versions = [("seed", str(result["seed"])), *result["versions"].items()]
     return f"""<section>
-<h2>Make it again</h2>
+<h2>Reproduce</h2>
 <pre><code>{escape(result["command"])}</code></pre>
 <div class="lists">{_list("Seconds", stages)}{_list("Seed and versions", versions)}</div>
 </section>"""

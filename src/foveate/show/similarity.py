@@ -1,6 +1,6 @@
-"""Similarity maps: where in an image the dense map agrees with a text, before and after side by side (Sec. 1, Fig. 1).
+"""Similarity maps: cosine of the dense map with a text, before and after side by side (Sec. 1, Fig. 1).
 
-Within a row all panels share one scale, which is drawn beside them: brightness means the same cosine everywhere in it.
+All panels of a row share the scale that is drawn beside them.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from foveate.show.charts import write_figure
 from foveate.show.maps import dense_map, extent_of, new_sheet
 from foveate.show.palette import INK, QUIET
 
-MAP = "inferno"  # even steps of brightness, readable in grey and by the colour-blind
+MAP = "inferno"  # uniform in lightness, readable in grey and by the colour-blind
 
 
 @torch.inference_mode()
@@ -31,18 +31,11 @@ def similarity_map(
     head: Head = "value",
     templates: TemplateName = "none",
 ) -> Float[Tensor, "rows columns"]:
-    """Compute the cosine of a text with every location of an image.
+    """Cosine in [-1, 1] of a text with each pixel of the image resized to `size`, interpolated between locations.
 
     Args:
-        clip: the model.
-        image: RGB.
-        text: a class name or a phrase.
         size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
-        templates: "none" takes the text as it is; "vild" and "clip" suit bare class names.
-
-    Returns:
-        Cosine in [-1, 1] for each pixel of the image resized to `size`, interpolated between locations.
+        templates: "none" embeds the text without a prompt; "vild" and "clip" are for class names.
     """
     dense = dense_map(clip, image, size=size, head=head)  # (D, h, w)
     embedding = embed_vocabulary(clip, [text], templates=templates).cpu()  # (1, D)
@@ -64,14 +57,10 @@ def similarity_sheet(
     """Draw the similarity of each image to its text under several models as one PNG.
 
     Args:
-        path: of the PNG.
         rows: a text and RGB, one row each.
         models: a heading and a model, one column each.
-        size: side of the padded square input [pixels].
-        head: how the last block makes dense tokens.
-        templates: see `similarity_map`.
     """
-    note = f"Cosine of the text at the left with each place; input {size} px, head {head}. One scale a row."
+    note = f"Cosine of the text at the left with each location; input {size} px, head {head}. One scale per row."
     figure, panels = new_sheet(rows, headings=[heading for heading, _ in models], size=size, note=note, scale=0.75)
     for (text, image), axes in zip(rows, panels, strict=True):
         maps = [similarity_map(clip, image, text, size=size, head=head, templates=templates) for _, clip in models]

@@ -1,20 +1,19 @@
 """Accuracy against input size: the dense map beside the model's own crops (Fig. 2, 3, A1).
 
-Read from the JSON of `foveate evaluate regions`, so that a sweep is measured once and drawn as often as wanted. Crops
-are embedded at the model's own size whatever the dense input is: a level line.
-Deliberately absent: top-5, and several kinds of regions in one chart.
+Read from the JSON of `foveate evaluate regions`. Crops are embedded at the model's own size for every dense input: a
+horizontal line.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.data.strict import parse
 from foveate.errors import InputError
 from foveate.show.charts import name_ends, new_chart, write_figure
 from foveate.show.palette import COLOURS
 
-WORDS = {"boxes": "thing boxes", "things": "thing masks", "stuff": "stuff masks"}
+KIND_NAMES = {"boxes": "thing boxes", "things": "thing masks", "stuff": "stuff masks"}
 
 
 @dataclass(frozen=True)
@@ -27,20 +26,12 @@ class Sweep:
 
 
 def read_sweep(path: Path, *, kind: str) -> Sweep:
-    """Read one result.
-
-    Args:
-        path: JSON of `foveate evaluate regions --out`.
-        kind: boxes, things or stuff.
+    """Read the JSON of `foveate evaluate regions --out`.
 
     Raises:
-        InputError: there is no such file, it is no such result, an entry of it cannot be (which, and why), or it has no
-            region of that kind.
+        InputError: the file does not exist, is no such result, has an invalid entry, or no region of that kind.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--results {path}: need a JSON file; {type(error).__name__}: {error}.") from error
+    content = parse(path, kind="a --results")
     try:
         where = f"--results {path}: "
         dense = _by_size(content["dense"], kind, where=f"{where}dense")
@@ -53,15 +44,15 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
             f"--results {path}: need a result of foveate evaluate regions --out; it is none ({error!r})."
         ) from error
     if not dense:
-        raise InputError(f"--results {path}: need {WORDS[kind]} to show; it has none. Try another --kind.")
+        raise InputError(f"--results {path}: need {KIND_NAMES[kind]} to show; it has none. Try another --kind.")
     return Sweep(dense, masked, crop)
 
 
 def _by_size(sizes: dict[str, Any], kind: str, *, where: str) -> dict[int, float]:
-    found = {int(size): _top1(scores, kind, where=f"{where}[{size}]") for size, scores in sizes.items()}
-    if min(found, default=1) < 1:
-        raise InputError(f"{where}: need sizes of at least 1 pixel; got {min(found)}. Measure again.")
-    return {size: value for size, value in sorted(found.items()) if value is not None}
+    values = {int(size): _top1(scores, kind, where=f"{where}[{size}]") for size, scores in sizes.items()}
+    if min(values, default=1) < 1:
+        raise InputError(f"{where}: need sizes of at least 1 pixel; got {min(values)}. Measure again.")
+    return {size: value for size, value in sorted(values.items()) if value is not None}
 
 
 def _top1(scores: dict[str, Any], kind: str, *, where: str) -> float | None:
@@ -74,16 +65,10 @@ def _top1(scores: dict[str, Any], kind: str, *, where: str) -> float | None:
 
 
 def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
-    """Draw one line a model for its dense map, dashed for its crops, dotted for masked attention (Fig. 2, 3, A1).
-
-    Args:
-        path: of the PNG.
-        sweeps: by the model's name, at most as many as there are colours.
-        kind: boxes, things or stuff.
-    """
+    """Draw one line per model for its dense map, dashed for its crops, dotted for masked attention (Fig. 2, 3, A1)."""
     if not 1 <= len(sweeps) <= len(COLOURS):
         raise InputError(f"--results: need 1 to {len(COLOURS)} models in one chart; got {len(sweeps)}.")
-    title = f"Top-1 mAcc of {WORDS[kind]}"
+    title = f"Top-1 mAcc of {KIND_NAMES[kind]}"
     figure, axes = new_chart(title, x_name="side of the dense input [pixels], log scale", y_name="mAcc [%]")
     ticks = sorted({size for sweep in sweeps.values() for size in (*sweep.dense, *sweep.masked)})
     ends = []

@@ -1,4 +1,4 @@
-"""`foveate evaluate regions`, `agreement`, `retrieval`, `global` and `pareto`: what a CLIP knows, dense and whole."""
+"""`foveate evaluate regions`, `agreement`, `retrieval`, `global` and `pareto`: dense and global accuracy of a CLIP."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ KINDS = ("boxes", "things", "stuff", "stuff_boxes")
 
 
 def run_regions(config: Regions) -> dict[str, Any]:
-    """Classify annotated regions; print a table, write JSON where wanted, and return the result."""
+    """Classify annotated regions; print and write the result (`report.finish`), and return it."""
     started = start(config)
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
     clip = load_model(config.model, config.pretrained, config.device, pad=config.pad)
@@ -59,10 +59,7 @@ def _regions_table(result: dict[str, Any], model: str) -> Table:
 
 
 def run_reference(config: Agreement | Retrieval) -> dict[str, Any]:
-    """Compare the dense map with a reference's image embeddings: the agreement with crops, or retrieval by locations.
-
-    Prints a table, writes JSON where wanted, and returns the result.
-    """
+    """Compare the dense map with a reference's image embeddings: agreement with crops, or retrieval by locations."""
     started = start(config)
     needs_regions = isinstance(config, Retrieval) and config.regions
     dataset = open_data(config.data, split=config.split, annotations="panoptic" if needs_regions else "none")
@@ -111,7 +108,7 @@ def _retrieval_table(result: dict[str, Any], config: Retrieval) -> Table:
 
 
 def run_global(config: Global) -> dict[str, Any]:
-    """Classify and retrieve with image embeddings; print a table, write JSON where wanted, and return the result."""
+    """Classify and retrieve with image embeddings."""
     started = start(config)
     labelled, captioned = open_labelled(
         config.data,
@@ -141,8 +138,8 @@ def _global_table(result: dict[str, Any], config: Global) -> Table:
     titles, measures = [], []
     classification, retrieval = result["classification"], result["retrieval"]
     if classification is not None:
-        kind = "images" if classification["of"] == "images" else classification["of"]
-        titles.append(f"{kind} of {classification['images']} images in {classification['classes']} classes")
+        counts = f"{classification['images']} images in {classification['classes']} classes"
+        titles.append(f"{classification['of']} of {counts}")
         measures += [
             (f"classification, {name}, top-{top}", ("classification", mean, f"top{top}"))
             for name, mean in (("mean over classes", "mean"), ("overall", "overall"))
@@ -162,7 +159,7 @@ def _global_table(result: dict[str, Any], config: Global) -> Table:
 
 
 def run_pareto(config: Pareto) -> dict[str, Any]:
-    """Sweep alpha; print a table, write JSON and a chart where wanted, and return the result."""
+    """Sweep alpha, and draw the chart of --plot."""
     started = start(config)
     if config.plot is not None:
         check_png(config.plot, flag="--plot")
@@ -173,9 +170,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
     whole = config.data if config.global_data is None else config.global_data
     labelled, captioned = open_labelled(whole, split=config.split, names=config.names)
     if labelled is None:
-        raise InputError(
-            f"{whole}: need class folders or annotated things for the global axis; it holds captions alone."
-        )
+        raise InputError(f"{whole}: need class folders or annotated things for the global axis; it has only captions.")
     teacher = load_model(config.reference, config.reference_pretrained, config.device)
     students = {name: load_model(str(path), None, config.device, pad=config.pad) for name, path in paths.items()}
     result = evaluate_pareto(
@@ -202,7 +197,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
 
 
 def _named_models(entries: tuple[str, ...]) -> dict[str, Path]:
-    """The models of --model by name; none of them mixed already."""
+    """The models of --model by name; InputError for names given twice and products that are mixed already."""
     named = [split_named(entry) for entry in entries]
     if len({name for name, _ in named}) < len(named):
         raise InputError("--model: need different names; write NAME=FOLDER for each.")

@@ -31,7 +31,7 @@ from foveate.predict.detect import (
     trained_on,
 )
 
-RESULTS_FLAGS = ("annotations", "benchmark", "novel", "vocab", "style", "masks")  # understood with --from-results
+RESULTS_FLAGS = ("annotations", "benchmark", "novel", "vocab", "style", "masks")  # used with --from-results
 MEASURES = {
     "coco": ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100", "AR@1000",
              "AR_small", "AR_medium", "AR_large"),
@@ -43,11 +43,7 @@ MEASURES = {
 
 
 def run_detection(config: Detection) -> dict[str, Any]:
-    """Measure a detector or a list of results; print a table, write JSON where wanted, and return the result.
-
-    Raises:
-        InputError: a flag, the data, the detector, its CLIP or the file of results is wrong.
-    """
+    """Measure a detector or a list of results; print and write the result, and return it."""
     if config.from_results is not None:
         return _run_results(config, config.from_results)
     if config.results is not None:
@@ -69,21 +65,21 @@ def run_detection(config: Detection) -> dict[str, Any]:
         check_categories(config.results, dataset, vocabulary=vocabulary.names)
     if not truth.objects:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
-        raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; there is none.")
+        raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; got none.")
     fusions = choose_fusions(config, about.benchmark, config.base_weights, config.novel_weights)
-    known, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
+    base, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         identity = candidates_identity(detector, about)
         store = find_candidates(detector, measured, folder, made_by=identity, loading=loading_of(config))
-        results = sweep(store, text, fusions, truth, known, detector_scale=scale)
+        results = sweep(store, text, fusions, truth, base, detector_scale=scale)
         recall = proposal_recall(store, measured, split=split)
         if config.results is not None:
-            found = (
-                (candidates.id, detect(candidates, text, known, scale, fusions[0], masks=config.masks))
+            predictions = (
+                (candidates.id, detect(candidates, text, base, scale, fusions[0], masks=config.masks))
                 for candidates in store
             )
-            write_results(config.results, found, dataset, vocabulary=vocabulary.names)
+            write_results(config.results, predictions, dataset, vocabulary=vocabulary.names)
             print(f"wrote {config.results}")
         bad = [{"id": sample.id, "reason": sample.reason} for sample in store.bad]
     result = {"detector": str(model), "fusions": results, "recall": recall, "bad": bad, "images": len(store.ids)}
@@ -91,7 +87,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
 
 
 def _open_data(config: Detection) -> tuple[Dataset, BaseNovel | None, Path]:
-    """The annotated images, their base and novel categories, and the path of the detector."""
+    """The annotated images, their base and novel categories, and the path to the detector."""
     if config.data is None or config.model is None:
         raise InputError(
             "--data and --model: need a data set and OUT/model of `foveate train-fvit`; got "
@@ -101,15 +97,15 @@ def _open_data(config: Detection) -> tuple[Dataset, BaseNovel | None, Path]:
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
     if not any(record.boxes for record in dataset.records):
         raise InputError(
-            f"--data {config.data}: need annotated boxes to measure against in split {config.split}; there is none. Is "
-            "this the right root and split?"
+            f"--data {config.data}: need annotated boxes in split {config.split}; got none. Is this the right root and "
+            "split?"
         )
-    is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None  # all count alike
+    is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None  # all categories count
     return dataset, None if is_transfer else split_of(dataset, config.data, file=config.novel), config.model
 
 
 def _vocabulary(config: Detection, dataset: Dataset, split: BaseNovel | None) -> Vocabulary:
-    """The classes of --vocab, or all that count."""
+    """The classes of --vocab, or all that the split counts."""
     if config.vocab is not None:
         return read_vocabulary(config.vocab)
     return Vocabulary(tuple((name,) for name in counting_names(dataset, split)))
@@ -127,7 +123,7 @@ def _open_truth(config: Detection, dataset: Dataset, vocabulary: Vocabulary, spl
 
 
 def style_of(dataset: Dataset, *, benchmark: str | None) -> Style:
-    """Whose rule a data set is measured by when no --style is given: that of what was published on it."""
+    """The default of --style: the rule of the published results on a data set."""
     if any(category.frequency is not None for category in dataset.categories):
         return "lvis"
     if benchmark == "transfer-voc" or dataset.name.upper().startswith("VOC2007"):
@@ -165,10 +161,10 @@ def _run_results(config: Detection, path: Path) -> dict[str, Any]:
     vocabulary = _vocabulary(config, dataset, split)
     skipped: dict[str, Dropped] = {}
     detections = read_results(path, dataset, vocabulary=vocabulary.names, skipped=skipped)
-    found = [(key, one) for key, one in detections if len(one.scores)]
-    measured = evaluate_detection(found, _open_truth(config, dataset, vocabulary, split))
-    if not config.masks and any(one.masks is not None for _, one in found):
-        log(f"{path}: has masks too, which --masks measures")
+    predictions = [(key, prediction) for key, prediction in detections if len(prediction.scores)]
+    measured = evaluate_detection(predictions, _open_truth(config, dataset, vocabulary, split))
+    if not config.masks and any(prediction.masks is not None for _, prediction in predictions):
+        log(f"{path}: also has masks, which --masks measures")
     result = {"results": str(path), **measured, "bad": []}
     dataset = with_notes(dataset, skipped, result)
     return finish(result, _results_table(result), config, datasets=[dataset], started=started)
@@ -184,11 +180,11 @@ def _results_split(config: Detection, dataset: Dataset) -> BaseNovel | None:
     split = split_of(dataset, root, file=config.novel)
     if benchmark == "ov-coco" and split is None:
         raise InputError(f"--benchmark ov-coco: need COCO's 80 categories, or --novel FILE; {dataset.name} has "
-                         f"{len(dataset.categories)} others. Leave it out.")  # fmt: skip
+                         f"{len(dataset.categories)} other ones. Remove it.")  # fmt: skip
     is_requested = config.novel is not None or (root / SPLITS).is_file() or benchmark == "ov-coco"
     if split is None or is_requested or split.novel != OV_COCO_NOVEL:
         return split
-    log("all 80 categories count alike, as COCO's; --benchmark ov-coco measures OV-COCO's 48 base and 17 novel ones")
+    log("all 80 categories count, as in COCO; --benchmark ov-coco measures OV-COCO's 48 base and 17 novel ones")
     return None
 
 

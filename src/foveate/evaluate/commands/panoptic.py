@@ -27,11 +27,7 @@ ROWS = ("odise-label", "clip", "generator")  # fusion weights that are measured 
 
 
 def run_panoptic(config: Panoptic) -> dict[str, Any]:
-    """Measure a segmenter or panoptic PNGs; print a table, write JSON where wanted, and return the result.
-
-    Raises:
-        InputError: a flag, the data, the generator, a CLIP or the files of results are wrong.
-    """
+    """Measure a segmenter or panoptic PNGs; print and write the result, and return it."""
     if config.from_results is not None:
         return _run_results(config, config.from_results)
     started = start(config)
@@ -39,14 +35,14 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
         raise InputError("--model: need OUT/model of `foveate train-panoptic`; got none. To measure the predictions of "
                          "another program give --from-results DIR instead.")  # fmt: skip
     requested = [(name, Shares(*share_numbers(name))) for name in config.shares]
-    # the fusion weights; a generator without classes of its own leaves all to CLIP
+    # the fusion weights; with a mask generator without classes, CLIP alone classifies
     names, clip_name = _default_rows(config.model, config)
     rows = requested or [(name, Shares(*share_numbers(name))) for name in names]
     refused = [name for name, weights in rows if (weights.seen, weights.unseen) != (1, 1)]
     if refused and names == ("clip",):
         raise InputError(
-            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and knows no "
-            f"class; got {refused[0]}."
+            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and has no "
+            f"classes; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
     vocabulary = Vocabulary(class_names(dataset.categories, config.labels, name=dataset.name, report=log).classes)
@@ -63,7 +59,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
         device=config.device,
     )
     seen = int(segmenter.query.is_seen.sum())
-    log(f"{len(vocabulary.classes)} classes: {seen} that the generator learned from, and the rest that it did not")
+    log(f"{len(vocabulary.classes)} classes, of which the mask generator was trained on {seen}")
     measured = sweep_fusion(
         segmenter,
         dataset,
@@ -89,11 +85,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
 
 
 def _default_rows(model: Path, config: Panoptic) -> tuple[tuple[str, ...], str | None]:
-    """The rows that are measured where none are given, and the CLIP that classifies masks; None: the model itself.
-
-    Raises:
-        InputError: no generator.
-    """
+    """The default rows, and the CLIP that classifies masks; None: the model itself."""
     if is_published(model):
         return ("generator",) if config.clip_with is None else ROWS, config.clip_with
     about = read_about(model)
@@ -101,7 +93,7 @@ def _default_rows(model: Path, config: Panoptic) -> tuple[tuple[str, ...], str |
 
 
 def _input_of(segmenter: PanopticSegmenter) -> dict[str, list[int]]:
-    """Shortest and longest edge of the input of a model of transformers; nothing of a generator."""
+    """Shortest and longest edge of the input of a model of transformers; empty for a mask generator."""
     model = segmenter.generator
     return {"input": [model.described.shortest, model.described.longest]} if isinstance(model, Published) else {}
 

@@ -1,4 +1,4 @@
-"""What `--from-results` of the commands has in common: which flags it takes, and what of the files was not measured."""
+"""Shared by the commands with `--from-results`: the flags it takes, and what of the files was not measured."""
 
 from dataclasses import MISSING, fields, replace
 from typing import Any
@@ -8,35 +8,27 @@ from foveate.errors import InputError
 from foveate.evaluate.flags import ImageFlags
 from foveate.evaluate.report import log
 
-COMMON = ("from_results", "data", "split", "limit", "out")  # flags of every command that files of results understand
+COMMON = ("from_results", "data", "split", "limit", "out")  # flags of every command that are used with --from-results
 
 
 def check_results_flags(config: ImageFlags, names: tuple[str, ...] = ()) -> None:
-    """Refuse flags that are for measuring a model.
-
-    Args:
-        config: the flags.
-        names: of those that take part in measuring files, beside `COMMON`.
-
-    Raises:
-        InputError: another flag is not at its default.
-    """
+    """Refuse every flag, except those of `names` and `COMMON`, that is not at its default: it is for a model."""
     for flag in fields(config):
         default = flag.default_factory() if flag.default_factory is not MISSING else flag.default
         value = getattr(config, flag.name)
         if flag.name not in (*COMMON, *names) and value != default:
             raise InputError(f"--{flag.name.replace('_', '-')}: is for measuring a model, and has no effect with "
-                             f"--from-results; got {value}. Leave one of them out.")  # fmt: skip
+                             f"--from-results; got {value}. Remove one of them.")  # fmt: skip
 
 
 def with_notes(dataset: Dataset, skipped: dict[str, Dropped], result: dict[str, Any]) -> Dataset:
-    """Log the rules, and note in the data set what of the results was not measured, which the report then prints."""
+    """Log the rules, and note in the data set what of the results was not measured; `report.finish` prints it."""
     for rule in result["rules"]:
         log(f"rule: {rule}")
     counts = (
-        (result["images_without_result"]["count"], "images have no result: whatever is annotated there is missed"),
-        (result.get("not_measured", 0), "results are of images that the rule leaves out, and are not measured"),
-        (result.get("beyond_cap", 0), "results exceed the most that the rule takes per image, and are not measured"),
+        (result["images_without_result"]["count"], "images have no result: all their annotations are missed"),
+        (result.get("not_measured", 0), "results are of images that the rule excludes, and are not measured"),
+        (result.get("beyond_cap", 0), "results exceed the maximum that the rule takes per image, and are not measured"),
     )
     notes = tuple(f"{count} {text}" for count, text in counts if count)
     return replace(dataset, dropped={**dataset.dropped, **skipped}, notes=(*dataset.notes, *notes))

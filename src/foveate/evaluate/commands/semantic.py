@@ -1,6 +1,5 @@
-"""`foveate evaluate semantic`: mIoU of any model that gives pixels classes, or of the label maps of another program."""
+"""`foveate evaluate semantic`: mIoU of any model that classifies pixels, or of the label maps of another program."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,13 @@ from foveate.evaluate.flags import Semantic
 from foveate.evaluate.map_results import read_label_maps
 from foveate.evaluate.report import finish, first_images, loading_of, start, table
 from foveate.evaluate.semantic import evaluate_semantic
-from foveate.predict.segmenters import Segmenter, check_segmenting, open_pixels
-from foveate.types import LabelMap
+from foveate.predict.segmenters import check_segmenting, open_pixels
 
-RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # understood with --from-results
+RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # used with --from-results
 
 
 def run_semantic(config: Semantic) -> dict[str, Any]:
-    """Measure a model or label maps; print a table, write JSON where wanted, and return the result.
-
-    Raises:
-        InputError: a flag, the data, the model, its CLIP or the files of results are wrong.
-    """
+    """Measure a model or label maps; print and write the result, and return it."""
     if config.from_results is not None:
         return _run_results(config, config.from_results)
     started = start(config)
@@ -49,13 +43,18 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
     segmenter = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
     seen = base_classes(config, data) if segmenter.trained is None else share_words(classes, segmenter.trained)
     batches = Batches(data.dataset, loading_of(config))
-    measured = evaluate_semantic(_predictions(batches, segmenter), data, class_of=class_of, seen=seen)
+    predictions = (
+        (sample.id, label_map)
+        for samples in batches
+        for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True)
+    )
+    measured = evaluate_semantic(predictions, data, class_of=class_of, seen=seen)
     result = {"model": config.model, "kind": segmenter.kind, **measured, "bad": batches.bad_listed()}
     return finish(result, _table(result, config.model), config, datasets=[data.dataset], started=started)
 
 
 def _open_data(config: Semantic, *, with_images: bool = True) -> SemanticData:
-    """The images of --limit with all their classes; without `with_images` their files are not needed."""
+    """The images of --limit with all their classes; their files are needed only `with_images`."""
     data = open_semantic(
         config.data,
         split=config.split,
@@ -68,14 +67,8 @@ def _open_data(config: Semantic, *, with_images: bool = True) -> SemanticData:
     return replace(data, dataset=first_images(data.dataset, config.limit))
 
 
-def _predictions(batches: Batches, segmenter: Segmenter) -> Iterator[tuple[str, LabelMap]]:
-    for samples in batches:
-        for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True):
-            yield sample.id, label_map
-
-
 def base_classes(config: Semantic, data: SemanticData) -> list[bool] | None:
-    """Which classes the split of the data calls base; None: it has no split."""
+    """Which classes are base in the data's split; None: it has no split."""
     parts = split_semantic(data.dataset, config.data, file=config.novel)
     return None if parts is None else [name in parts.base for name in data.names]
 
@@ -95,7 +88,7 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
 
 
 def _table(result: dict[str, Any], measured: str, *, missing: str = "could not be read") -> Table:
-    """A result as a table; `missing` says why images have no prediction."""
+    """A result as a table; `missing` is why images have no prediction."""
     count = result["images_without_result"]["count"]
     title = f"{measured}: {result['images']} images of {result['data']} [%]"
     title += f"; {count} of them {missing}, and all their pixels count as missed" if count else ""
