@@ -21,9 +21,10 @@ from foveate.clip.io.digest import digest_state
 from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
 from foveate.clip.templates import template_set
-from foveate.clip.vocabulary import Vocabulary, compared
+from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.io.files import write_whole
+from foveate.types import normalize_name
 
 
 @torch.no_grad()
@@ -94,7 +95,7 @@ def _classes(vocabulary: Vocabulary | Sequence[str], background: str | None) -> 
         raise InputError("vocabulary: need at least one class name; got none.")
     if background is None:
         return classes
-    same = [words[0] for words in classes if compared(background) in map(compared, words)]
+    same = [words[0] for words in classes if normalize_name(background) in map(normalize_name, words)]
     if same:
         raise InputError(f"background: need a word that names no class; {background!r} is class {same[0]!r}.")
     return [*classes, (background,)]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, listed
+from foveate.types import normalize_name
 
 MAX_BYTES = 16_000_000  # ImageNet's 21,841 classes with all their synonyms take about 1 MB
 SUFFIXES = (".txt", ".json")
@@ -136,7 +137,7 @@ def _checked(
         for word in words:
             if not isinstance(word, str):
                 raise InputError(f"{where}: need names as text; got {_short(word)}.")
-            key = compared(word)
+            key = normalize_name(word)
             if not key:
                 raise InputError(f"{where}: need a name in each place; got an empty one ({word!r}).")
             if key in known and may_share:
@@ -164,13 +165,8 @@ def share_words(asked: Vocabulary, known: Vocabulary) -> list[bool]:
         asked: the K classes.
         known: those that something was trained on.
     """
-    words = {compared(word) for one in known.classes for word in one}
-    return [any(compared(word) in words for word in one) for one in asked.classes]
-
-
-def compared(name: str) -> str:
-    """A name as it is compared with others: without what the templates and the tokenizer make alike."""
-    return " ".join(name.replace("_", " ").lower().split())
+    words = {normalize_name(word) for one in known.classes for word in one}
+    return [any(normalize_name(word) in words for word in one) for one in asked.classes]
 
 
 def _short(value: object) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from foveate.clip.vocabulary import Vocabulary, compared, read_vocabulary
+from foveate.clip.vocabulary import Vocabulary, read_vocabulary
 from foveate.data.batches import Batches
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
@@ -24,6 +24,7 @@ from foveate.predict.segmenters import (
 from foveate.show.detections import write_image
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 from foveate.show.segmentation import draw_label_map, draw_panoptic
+from foveate.types import normalize_name
 
 LABELS, PANOPTIC = "segments.json", "panoptic.json"  # the file in OUT beside the images
 
@@ -144,12 +145,12 @@ def find_things(vocabulary: Vocabulary, folder: Path, *, stuff: str) -> list[boo
     Raises:
         InputError: `stuff` has a name that is not in the vocabulary.
     """
-    given = {compared(word) for word in stuff.split(",") if word.strip()}
-    synonyms = [{compared(word) for word in words} for words in vocabulary.classes]
+    given = {normalize_name(word) for word in stuff.split(",") if word.strip()}
+    synonyms = [{normalize_name(word) for word in words} for words in vocabulary.classes]
     unknown = given - set().union(*synonyms)
     if unknown:
         raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
-    all_stuff = given | {compared(word) for word in _stuff_of(folder)}
+    all_stuff = given | {normalize_name(word) for word in _stuff_of(folder)}
     return [not words & all_stuff for words in synonyms]
 
 
