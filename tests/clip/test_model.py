@@ -100,15 +100,15 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
         clip.encode_image(make_images(7))
     with pytest.raises(InputError, match=r"boxes\[1\].*x1 < x2"):
         clip.encode_boxes(make_images(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
-    with pytest.raises(InputError, match="one tensor an image, 2 in all; got 1"):
+    with pytest.raises(InputError, match="one tensor per image, 2 in all; got 1"):
         clip.encode_boxes(make_images(2, 3, 24, 24), [torch.zeros(0, 4)])
-    with pytest.raises(InputError, match="need a list of one tensor an image, 1 in all; got one tensor"):
+    with pytest.raises(InputError, match="need a list of one tensor per image, 1 in all; got one tensor"):
         clip.encode_boxes(make_images(1, 3, 24, 24), torch.zeros(1, 4))
     with pytest.raises(InputError, match=r"masks\[0\].*\(N, 24, 24\) in pixels, or \(N, 3, 3\).*got \(1, 24, 23\)"):
         clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 24, 23, dtype=torch.bool)])
     with pytest.raises(InputError, match=r"masks\[0\]: need bool; got torch.float32"):
         clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 3, 3)])
-    with pytest.raises(InputError, match="masks: need a list of one tensor an image, 1 in all; got 2"):
+    with pytest.raises(InputError, match="masks: need a list of one tensor per image, 1 in all; got 2"):
         clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 3, 3, dtype=torch.bool)] * 2)
     with pytest.raises(InputError, match=r"images: need normalised floating point; got torch.uint8"):
         clip.encode_image(torch.zeros(1, 3, 24, 24, dtype=torch.uint8))

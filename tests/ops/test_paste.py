@@ -67,7 +67,7 @@ def test_run_lengths_in_chunks(monkeypatch: pytest.MonkeyPatch):
     masks = torch.randint(0, 256, (len(BOXES), 28, 28), generator=generator).to(torch.uint8)
     drawn = paste_masks(masks, BOXES, height=19, width=24)
     whole = paste_as_rle(masks, BOXES, height=19, width=24)
-    monkeypatch.setattr(paste, "CHUNK", 1000)  # two images of 456 pixels at once
+    monkeypatch.setattr(paste, "MAX_PIXELS", 1000)  # two images of 456 pixels at once
     assert paste_as_rle(masks, BOXES, height=19, width=24) == whole
     assert torch.equal(decode_masks(whole, height=19, width=24), drawn)
     assert all(one["size"] == [19, 24] and isinstance(one["counts"], str) for one in whole)

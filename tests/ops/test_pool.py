@@ -101,9 +101,9 @@ def test_a_mask_without_locations_gives_zero_not_nan():
 
 
 def test_wrong_number_of_regions_is_refused():
-    with pytest.raises(InputError, match="boxes: need one tensor an image, 2 in all; got 1"):
+    with pytest.raises(InputError, match="boxes: need one tensor per image, 2 in all; got 1"):
         pool_boxes(dense_map(2, 4, 3, 3), [torch.zeros(0, 4)], stride=8)
-    with pytest.raises(InputError, match="masks: need one tensor an image"):
+    with pytest.raises(InputError, match="masks: need one tensor per image"):
         pool_masks(dense_map(1, 4, 3, 3), [])
 
 
@@ -118,9 +118,9 @@ def test_masks_shrink_as_four_taps_without_antialiasing():
 def test_masks_shrunk_in_several_goes_are_the_same(monkeypatch):
     masks = torch.rand(5, 20, 30, generator=torch.Generator().manual_seed(3)) > 0.8
     whole = shrink_masks(masks, grid=(4, 6))
-    monkeypatch.setattr(pool, "_MOST_VALUES", 2 * 20 * 30)  # two, two and one
+    monkeypatch.setattr(pool, "_MAX_VALUES", 2 * 20 * 30)  # two, two and one
     assert torch.equal(shrink_masks(masks, grid=(4, 6)), whole)
-    monkeypatch.setattr(pool, "_MOST_VALUES", 1)  # less than a mask
+    monkeypatch.setattr(pool, "_MAX_VALUES", 1)  # less than a mask
     assert torch.equal(shrink_masks(masks, grid=(4, 6)), whole)
 
 

@@ -240,7 +240,7 @@ def test_a_side_that_does_not_fit_the_patches_gets_its_neighbours(size, nearest)
 def test_crops_cut_in_several_goes_are_the_same(monkeypatch):
     image, boxes = make_image(61, 97), torch.tensor(BOXES)
     whole = crop_and_resize(image, boxes, size=24)
-    monkeypatch.setattr(resample, "_MOST_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
+    monkeypatch.setattr(resample, "_MAX_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
     torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)
 
 

@@ -106,12 +106,12 @@ def check_images(images: Images, patch: int) -> None:
 
 
 def check_regions(regions: list[Tensor], images: Images, name: str) -> None:
-    """Refuse regions that are not a list of one tensor an image."""
+    """Refuse regions that are not a list of one tensor per image."""
     strange = [type(own).__name__ for own in regions if not isinstance(own, Tensor)]
     if isinstance(regions, Tensor) or strange or len(regions) != len(images):
         got = f"one tensor {tuple(regions.shape)}" if isinstance(regions, Tensor) else str(len(regions))
         raise InputError(
-            f"{name}: need a list of one tensor an image, {len(images)} in all; got {(*strange, got)[0]}. "
+            f"{name}: need a list of one tensor per image, {len(images)} in all; got {(*strange, got)[0]}. "
             "An image without regions takes an empty tensor."
         )
 

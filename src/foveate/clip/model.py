@@ -252,7 +252,7 @@ class Clip(nn.Module):
             "masked" a box without a patch, such as a small one, gets what its copy makes of the class token alone.
 
         Raises:
-            InputError: boxes that are not boxes, or not one tensor an image.
+            InputError: boxes that are not boxes, or not one tensor per image.
         """
         check_images(images, self.patch_size)
         check_regions(boxes, images, "boxes")
@@ -270,7 +270,7 @@ class Clip(nn.Module):
 
         Args:
             images: normalised; H and W multiples of the patch size; see the module about lists.
-            masks: one tensor an image, (N, H, W) of its pixels, brought to the patch grid by
+            masks: one tensor per image, (N, H, W) of its pixels, brought to the patch grid by
                 `foveate.ops.pool.shrink_masks`, or (N, h, w) on that grid; N may be 0.
             head: see `encode_dense`; "masked": a copy of the class token for each mask, which sees the patches in it.
 
@@ -279,7 +279,7 @@ class Clip(nn.Module):
             the class token alone, where there is one.
 
         Raises:
-            InputError: masks of another size, or not one tensor an image.
+            InputError: masks of another size, or not one tensor per image.
         """
         check_images(images, self.patch_size)
         check_regions(masks, images, "masks")
