@@ -212,7 +212,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing(make_clip, tmp_path, capsy
     clip = make_clip("vit")
     got = embed_vocabulary(clip, ["cat"], cache=tmp_path / "file" / "cache")
     assert torch.equal(got, embed_vocabulary(clip, ["cat"]))
-    assert "could not be kept" in capsys.readouterr().err
+    assert "could not be cached" in capsys.readouterr().err
 
 
 def test_where_commands_keep_them(monkeypatch, tmp_path):

@@ -48,7 +48,7 @@ def test_lists_of_cat_seg_share_names_and_that_is_told(tmp_path, capsys):
         ("Screen",),
         ("dog",),
     )
-    assert "a.json: 2 names stand there more than once, each in its class: screen, Screen" in capsys.readouterr().err
+    assert "a.json: 2 names occur more than once: screen, Screen" in capsys.readouterr().err
     with pytest.raises(InputError, match="need every name once"):
         read_vocabulary(written(tmp_path, "b.json", '["screen", "screen"]'))
 
@@ -62,8 +62,8 @@ def test_typed_names_are_a_class_each():
     ("name", "content", "message"),
     [
         ("a.txt", "# nothing\n\n", "a.txt: need at least one class"),
-        ("a.txt", "cat\n\ndog,,hound\n", r"a.txt: line 3: need a name in each place; got an empty one \(''\)"),
-        ("a.txt", "cat\n_ \n", "a.txt: line 2: need a name in each place"),
+        ("a.txt", "cat\n\ndog,,hound\n", r"a.txt: line 3: need a name in each position; got an empty one \(''\)"),
+        ("a.txt", "cat\n_ \n", "a.txt: line 2: need a name in each position"),
         ("a.txt", "cat\nDog\ndog\n", r"line 3: need every name once; got 'dog' again, class 'Dog' has it .*line 2"),
         (
             "a.txt",
@@ -107,7 +107,7 @@ def test_typed_mistakes():
 
 
 def test_missing_and_too_large(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"none\.txt: need a vocabulary file; there is no such file"):
+    with pytest.raises(InputError, match=r"none\.txt: need a vocabulary file; not found"):
         read_vocabulary(str(tmp_path / "none.txt"))
     with pytest.raises(InputError, match="need a vocabulary file"):
         read_vocabulary((tmp_path / "folder.txt").mkdir() or tmp_path / "folder.txt")

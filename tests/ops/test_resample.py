@@ -196,9 +196,9 @@ def test_random_sizes_agree_with_pillow_in_shape_and_place():
 
 
 def test_pad_and_normalize():
-    padded = pad_right_bottom(torch.ones(3, 2, 3), height=4, width=5, value=-1.0)
+    padded = pad_right_bottom(torch.ones(3, 2, 3), height=4, width=5)
     assert padded.shape == (3, 4, 5)
-    assert padded[:, :2, :3].min() == 1 and padded[:, 2:].max() == -1 and padded[:, :, 3:].max() == -1
+    assert padded[:, :2, :3].min() == 1 and padded[:, 2:].max() == 0 and padded[:, :, 3:].max() == 0
     masks = pad_right_bottom(torch.ones(2, 2, 3, dtype=torch.bool), height=3, width=3)
     assert masks.dtype == torch.bool and masks[:, :2].all() and not masks[:, 2].any()
     with pytest.raises(AssertionError, match="larger"):

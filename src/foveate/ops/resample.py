@@ -113,13 +113,11 @@ def square_inputs(
     return torch.stack([square_input(image, size=size, mean=mean, std=std, pad=pad) for image in images])
 
 
-def pad_right_bottom(
-    image: Shaped[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
-) -> Shaped[Tensor, "*batch H W"]:
+def pad_right_bottom(image: Shaped[Tensor, "*batch h w"], *, height: int, width: int) -> Shaped[Tensor, "*batch H W"]:
     """Pad images or masks, of any type, to (height, width) at the right and bottom (student input; Sec. 3.2)."""
     right, bottom = width - image.shape[-1], height - image.shape[-2]
     assert right >= 0 and bottom >= 0, f"image {tuple(image.shape)} is larger than {height} x {width}"
-    return F.pad(image, (0, right, 0, bottom), value=value)
+    return F.pad(image, (0, right, 0, bottom))
 
 
 def normalize(
