@@ -184,7 +184,7 @@ def test_statistics_come_from_the_preprocessor(tmp_path):
         ("siglip", {"vision_config": {"layer_norm_eps": 1e-5}}, "layer_norm_eps 1e-06"),
         ("siglip", {"vision_config": {"hidden_act": "relu"}}, "gelu_pytorch_tanh"),
         ("siglip", {"vision_config": {"vision_use_head": False}}, "vision_use_head"),
-        ("siglip", {"vision_config": {"num_hidden_layers": 4}}, "no SigLIP image tower of width 16, 4 layers"),
+        ("siglip", {"vision_config": {"num_hidden_layers": 4}}, "it has none of width 16, 4 layers"),
         ("siglip", {"vision_config": {"image_size": 32}}, "images of 32 pixels"),
         ("siglip", {"text_config": {"projection_size": 20}}, "in 16 numbers"),
     ],
@@ -319,6 +319,6 @@ def test_weights_without_a_place_in_transformers_are_refused(tmp_path):
     make("siglip", tmp_path / "in")
     clip = load(tmp_path / "in")
     clip.visual.head = torch.nn.Sequential(torch.nn.Linear(16, 16))
-    with pytest.raises(InputError, match=r"no place for 2 of its weights, first visual\.head\.0\.weight"):
+    with pytest.raises(InputError, match=r"no name for 2 of its weights, first visual\.head\.0\.weight"):
         save_huggingface(clip, tmp_path / "out")
     assert not (tmp_path / "out").exists()

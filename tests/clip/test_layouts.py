@@ -111,7 +111,7 @@ def test_what_lies_beside_the_weights_is_named(tmp_path, weights, beside, capsys
     torch.save({**beside, "state_dict": weights}, tmp_path / "w.pt")
     read_state(tmp_path / "w.pt")
     told = capsys.readouterr().err
-    assert f"{tmp_path / 'w.pt'}: weights are read from 'state_dict'; not read: 'epoch', 'name', 'optimizer'" in told
+    assert f"{tmp_path / 'w.pt'}: weights are read from 'state_dict'; ignored: 'epoch', 'name', 'optimizer'" in told
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -174,7 +174,7 @@ def test_an_image_tower_is_completed_by_another_clip(make_clip, tmp_path, capsys
     clip = foveate.load(tmp_path / "w", text_from=tmp_path / "before")
     told = capsys.readouterr().err
     if layout == "backbone.visual.":
-        assert "the other 2 are not (neck, roi_head)" in told
+        assert "the other 2 are ignored (neck, roi_head)" in told
     for key, value in clip.model.state_dict().items():
         whose = trained if key.startswith("visual.") else before
         assert torch.equal(value, whose.model.state_dict()[key]), key

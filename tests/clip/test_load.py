@@ -108,8 +108,8 @@ def test_a_broken_description_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        ("vision_cfg", {"timm_model_name": "hf-hub:someone/something"}, "would be fetched"),
-        ("text_cfg", {"hf_model_name": "someone/something"}, "would be fetched"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:someone/something"}, "would be downloaded"),
+        ("text_cfg", {"hf_model_name": "someone/something"}, "would be downloaded"),
         ("text_cfg", {"tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code"),
         ("text_cfg", {"tokenizer_kwargs": [1]}, "settings that are not open_clip's"),
         ("vision_cfg", {"layers": [1, 2]}, "can build"),

@@ -350,7 +350,7 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
         (Eva(**small, qkv_fused=False), "rotary"),
         (Eva(**{**small, "global_pool": "avg"}, **rope), "class token"),
         (Eva(**small, **rope, num_reg_tokens=2), "class token"),
-        (timm.create_model("resnet10t"), "for a ResNet"),
+        (timm.create_model("resnet10t"), "ResNet has no dense head"),
     ]
     eva = make_clip("eva")
     for trunk, words in towers:
