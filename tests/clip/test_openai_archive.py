@@ -94,7 +94,7 @@ def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
         load(tmp_path / "bare.pt")
     capsys.readouterr()
     load("Tiny", pretrained=tmp_path / "bare.pt")
-    assert "would fit Tiny-quickgelu as well, and do not tell which activation" in capsys.readouterr().err
+    assert "would fit Tiny-quickgelu as well, and do not show which activation" in capsys.readouterr().err
     load("Tiny-quickgelu", pretrained=tmp_path / "bare.pt")
     assert "activation" not in capsys.readouterr().err
 
