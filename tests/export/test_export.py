@@ -132,7 +132,7 @@ def test_a_file_that_computes_something_else_is_not_published(ask, folder):
     typed = ["export", "--model", "vit", "--what", "image", "--format", "torch", "--out", str(path)]
     answer = ask(arguments=typed, spoil=True)
     assert answer["status"] == 2
-    assert "does not compute what the model computes" in answer["err"] and "allowed are 1e-04" in answer["err"]
+    assert "its results differ from the model's" in answer["err"] and "need at most 1e-04" in answer["err"]
     assert path.read_bytes() == b"of yesterday"
     assert [one.name for one in path.parent.iterdir()] == ["image.pt2"]
 
