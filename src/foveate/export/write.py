@@ -165,9 +165,8 @@ def _refuse_differences(parity: list[dict[str, Any]], path: Path) -> None:
     if worst["max_abs_difference"] > MAX_DIFFERENCE:
         reason = f" ({worst['error']})" if "error" in worst else ""
         raise InputError(
-            f"{path}: not written, since its results differ from the model's by {worst['max_abs_difference']:.1e} at images "
-            f"{worst['images']}{reason}; need at most {MAX_DIFFERENCE:.0e}. "
-            "Try another --format or --opset."
+            f"{path}: not written, since its results differ from the model's by {worst['max_abs_difference']:.1e} at "
+            f"images {worst['images']}{reason}; need at most {MAX_DIFFERENCE:.0e}. Try another --format or --opset."
         )
 
 
