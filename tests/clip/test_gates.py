@@ -123,7 +123,7 @@ def test_gates_that_cannot_be_are_refused(clip):
     for wrong in ([[1.0, 1.0]] * 2, [[1.0] * 3] * 3, [[1.0, "x"]] * 3, [[1.0, float("nan")]] * 3, [[1.0], [1.0, 1.0]]):
         with pytest.raises(InputError, match="gates: need"):
             clip.gates = wrong
-    with pytest.raises(InputError, match="values3 is not defined here: it takes 3 attention blocks"):
+    with pytest.raises(InputError, match="values3 is not defined here: it needs 3 attention blocks"):
         open_gates(build(layers=2).visual)
     config = {**clip.config, "foveate": {"gates": "all"}}
     with pytest.raises(InputError, match="gates: need three rows"):

@@ -284,11 +284,6 @@ def tower_sizes(visual: nn.Module, *, name: str) -> tuple[int, int, int]:
     return image[0], patch[0], embed_dim
 
 
-def takes_mixed_sizes(visual: nn.Module) -> bool:
-    """Whether a batch may have images of several sizes, see `ImageTower`."""
-    return tower_of(visual).takes_mixed_sizes
-
-
 def _refused(name: str, reason: str) -> InputError:
     return InputError(
         f"{name}: this tower is not supported: {reason}. Use an OpenAI or open_clip ViT (ViT-B-16, ViT-L-14, ...), "

@@ -31,7 +31,7 @@ from foveate.clip.dense import (
     dense_tokens,
     feature_maps,
     region_embedding,
-    takes_mixed_sizes,
+    tower_of,
     tower_sizes,
     tower_stages,
 )
@@ -441,7 +441,7 @@ class Clip(nn.Module):
     def _pack(self, images: Images) -> list[PackedBatch]:
         """The batches that the image tower runs: one, or one per image of a list where it cannot mask padding."""
         like = next(self.visual.parameters())
-        return pack_images(images, patch=self.patch_size, together=takes_mixed_sizes(self.visual), like=like)
+        return pack_images(images, patch=self.patch_size, together=tower_of(self.visual).takes_mixed_sizes, like=like)
 
     def _grid(self, batch: Tensor) -> tuple[int, int]:
         return batch.shape[2] // self.patch_size, batch.shape[3] // self.patch_size

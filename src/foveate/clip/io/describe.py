@@ -104,7 +104,8 @@ def check_statistics(statistics: dict[str, Any], path: Path) -> None:
     """Refuse a "mean" or "std" that is not three numbers, or a "std" that is not above zero."""
     for key, least in (("mean", -math.inf), ("std", 0.0)):
         values = statistics[key]
-        if not (isinstance(values, list) and len(values) == 3 and all(_is_above(value, least) for value in values)):
+        is_valid = isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+        if not is_valid or not all(math.isfinite(value) and value > least for value in values):
             raise InputError(f"{path}: {key} must be three numbers, one per channel, above {least}; got {values!r}.")
 
 
@@ -175,7 +176,3 @@ def _set_trunk_act(visual: nn.Module, act: Any, name: str) -> None:
     for module in visual.modules():
         if isinstance(module, Mlp):
             module.act = nn.GELU(approximate=GELUS[act])
-
-
-def _is_above(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > least
