@@ -91,5 +91,5 @@ def test_wrong_settings_are_refused():
         grid_pairs(0, "all")
     with pytest.raises(InputError, match='"published" or "all"'):
         grid_pairs(6, "paper")
-    with pytest.raises(InputError, match="keep = 0"):
+    with pytest.raises(InputError, match="at least 1 patch per image; got 0"):
         sample_grid(height=4, width=4, limit=6, rule="all", keep=0, generator=generator)

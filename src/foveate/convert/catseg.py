@@ -20,17 +20,17 @@ def convert_catseg(config: Convert, state: dict[str, Tensor]) -> None:
     source, residual = config.source, config.residual
     classes = COCO_STUFF if config.classes is None else read_vocabulary(config.classes).classes
     with folder_written_whole(config.out) as partial:
-        found = write_published(state, partial, source=source, residual=residual, classes=classes)
+        converted = write_published(state, partial, source=source, residual=residual, classes=classes)
         load_catseg(partial)
-    network = found.network
+    network = converted.network
     guide = "" if network.backbone is None else f", guided by {network.backbone}"
-    if found.unused:
-        print(f"{source}: ignored {len(found.unused)} tensors of an unused stage, such as "
-              f"{found.unused[0]}", file=sys.stderr)  # fmt: skip
+    if converted.unused:
+        print(f"{source}: ignored {len(converted.unused)} tensors of an unused stage, such as "
+              f"{converted.unused[0]}", file=sys.stderr)  # fmt: skip
     if residual is None and network.version == "2023":
         print("the file does not state its residual: token is used, as in CAT-Seg's code of 2023; files of CLIPSelf's "
               "authors need --residual cls", file=sys.stderr)  # fmt: skip
-    sizes = found.clip_config["model_cfg"]["vision_cfg"]
+    sizes = converted.clip_config["model_cfg"]["vision_cfg"]
     print(f"CAT-Seg of {network.version} on a ViT of {sizes['layers']} blocks, {sizes['width']} wide, patches of "
           f"{sizes['patch_size']} pixels{guide}; residual {network.residual}")  # fmt: skip
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")

@@ -35,11 +35,11 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
 
     # the file, its classes, and the CLIP of its tower
     source = config.source
-    found = published.take_apart(state, source=source)
-    names, split = _classes(config, found)
+    parts = published.take_apart(state, source=source)
+    names, split = _classes(config, parts)
     clip = load(clip_name, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
     before = tower_digest(clip)
-    published.put_tower(clip, found, source=source)
+    published.put_tower(clip, parts, source=source)
     has_clip = tower_digest(clip) != before  # the CLIP is saved with the detector
     if has_clip:  # the settings of --clip do not apply to the tower of the file
         if clip.windows is not None:
@@ -48,12 +48,12 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
     digest = tower_digest(clip)
 
     # the detector
-    benchmark = config.benchmark or published.published_benchmark(found, patch=clip.patch_size)
+    benchmark = config.benchmark or published.published_benchmark(parts, patch=clip.patch_size)
     size = published.published_size(benchmark, patch=clip.patch_size) if config.size is None else config.size
-    network = published.published_network(found, size=size, source=source)
-    text, ordered = _texts(found, clip, names, source=source)
+    network = published.published_network(parts, size=size, source=source)
+    text, ordered = _texts(parts, clip, names, source=source)
     is_novel = torch.tensor([name in split.novel for name in ordered], device=text.device)
-    detector = published.build_published(found, clip, network, text=text, is_novel=is_novel, source=source)
+    detector = published.build_published(parts, clip, network, text=text, is_novel=is_novel, source=source)
     about = About(
         model=clip_name,
         pretrained=None if has_clip else config.pretrained,
@@ -76,7 +76,7 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
         load_detector(partial)
     tower = f"of the file, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
     print(f"image tower: {tower}")
-    print(f"ignored: {len(found.unused)} tensors that the detector does not need (fc_cls, rotary tables)")
+    print(f"ignored: {len(parts.unused)} tensors that the detector does not need (fc_cls, rotary tables)")
     print(f"{config.out}: {len(names)} classes, {len(split.base)} base and {len(split.novel)} novel ({split.rule})")
     print(f"score fusion of {benchmark} (--benchmark), T = {float(detector.scale.detach()):.2f}; "
           f"{_settings(asdict(network))}")  # fmt: skip
@@ -93,32 +93,32 @@ def _check(config: Convert) -> str:
     return config.clip
 
 
-def _classes(config: Convert, found: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
+def _classes(config: Convert, parts: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
     """The names of the classes, which are not in the file."""
     if config.annotations is not None:
         names, split = classes_of_annotations(config.annotations, file=config.novel)
-    elif found.classes == COUNT_OV_COCO and config.novel is None:
+    elif parts.classes == COUNT_OV_COCO and config.novel is None:
         names, split = classes_of_ov_coco()
     else:
         raise InputError(
             f"--annotations: need the annotation file of the data, such as lvis_v1_val.json, for the names of the "
-            f"{found.classes} classes of {config.source}; it does not hold them."
+            f"{parts.classes} classes of {config.source}; it does not hold them."
         )
-    if len(names) != found.classes:
+    if len(names) != parts.classes:
         raise InputError(
-            f"--annotations: need the names of {found.classes} classes, as many as {config.source} has; "
+            f"--annotations: need the names of {parts.classes} classes, as many as {config.source} has; "
             f"{config.annotations or 'OV-COCO'} has {len(names)} base and novel ones. See --novel."
         )
     return names, split
 
 
-def _texts(found: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
+def _texts(parts: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
     """The text embeddings of classes and background, and the names in their order."""
     embedded = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
-    if found.text is None:
+    if parts.text is None:
         print(f"{source}: has no text embeddings; those of the text tower of --clip are used", file=sys.stderr)
         return embedded, list(names)
-    text = found.text.to(embedded.device)
+    text = parts.text.to(embedded.device)
     order, least, unsure = published.order_of_names(text[:-1], embedded[:-1], source=source)
     print(f"text embeddings of the file and of --clip: cosine of at least {least:.4f}")
     if unsure:

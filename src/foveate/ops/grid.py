@@ -58,7 +58,7 @@ def sample_grid(
         InputError: `keep` is below 1, or an error of `grid_pairs`.
     """
     if keep < 1:
-        raise InputError(f"grid: at least one patch of an image must be kept; got keep = {keep}.")
+        raise InputError(f"grid: need keep of at least 1 patch per image; got {keep}.")
     pairs = grid_pairs(limit, rule)
     rows, columns = pairs[int(torch.randint(len(pairs), (), generator=generator))]
     order = torch.randperm(rows * columns, generator=generator)[:keep]  # (N,)

@@ -165,8 +165,8 @@ def _cut_batch(
     longest = extents.max(axis=1, keepdims=True)  # (N, 1)
     fitted = np.rint(extents * size / longest).clip(min=1)  # (N, 2), halves to even as `fitted_size`
     margin = (size - fitted) // 2  # (N, 2), black before the image
-    numbers = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
-    table = torch.tensor(numbers).to(image.device, non_blocking=True)
+    values = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
+    table = torch.tensor(values).to(image.device, non_blocking=True)
     tall, wide = extents.max(axis=0).tolist()
     y, down = _axis(table[:, 0], length=tall, limit=image.shape[1], size=size)  # (N, tall), (N, size, tall)
     x, across = _axis(table[:, 1], length=wide, limit=image.shape[2], size=size)  # (N, wide), (N, size, wide)
