@@ -50,7 +50,7 @@ def write(path, how="trace", module=None):
 
 
 @pytest.mark.parametrize("how", ["trace", "script"])
-def test_tensors_are_those_of_the_module(tmp_path, how):
+def test_tensors_of_an_archive_equal_those_of_the_module(tmp_path, how):
     module = None if how == "trace" else lambda: open_clip.CLIP(**CONFIG)
     wanted = write(tmp_path / "w.bin", how, module)
     assert file_kind(tmp_path / "w.bin") == "torchscript"
@@ -62,14 +62,14 @@ def test_tensors_are_those_of_the_module(tmp_path, how):
     assert all(torch.equal(state[key], value) and value.dtype == torch.half for key, value in wanted.items())
 
 
-def test_torch_jit_is_never_asked(tmp_path, monkeypatch):
+def test_torch_jit_is_never_called(tmp_path, monkeypatch):
     write(tmp_path / "w.pt")
     for module, name in ((torch.jit, "load"), (torch, "load")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it was asked"))
     read_state(tmp_path / "w.pt")
 
 
-def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
+def test_openai_files_are_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
     """Two descriptions of the same shapes: OpenAI's files are of the one with quick_gelu."""
     from foveate.clip import load as room
 
@@ -174,7 +174,7 @@ def tensor(*, count=4, offset=0, size=(2, 2), stride=(2, 1), key="0", kind="Floa
     )
 
 
-def test_a_tensor_made_by_hand(tmp_path):
+def test_a_tensor_with_its_strides_derived_by_hand(tmp_path):
     numbers = torch.arange(4.0).numpy().tobytes()
     make(tmp_path / "w", module(word("weight") + tensor(stride=(1, 2))), [("0", numbers)])
     assert read_state(tmp_path / "w")["weight"].tolist() == [[0, 2], [1, 3]]
@@ -202,7 +202,7 @@ def test_a_tensor_made_by_hand(tmp_path):
         ({"kind": "system", "module_of_kind": "os"}, "no tensor in it"),
     ],
 )
-def test_tensors_that_lie_are_refused(tmp_path, wrong, words):
+def test_tensors_with_wrong_sizes_are_refused(tmp_path, wrong, words):
     make(tmp_path / "w", module(word("weight") + tensor(**wrong)))
     refused(tmp_path / "w", words)
 
@@ -271,7 +271,7 @@ def test_damaged_archives_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["torchscript", "torch"])
-def test_a_directory_of_the_zip_with_any_byte_changed_ends_with_a_message(tmp_path, form):
+def test_a_damaged_zip_directory_is_refused_or_read(tmp_path, form):
     write(tmp_path / "w") if form == "torchscript" else torch.save({"a": torch.ones(2)}, tmp_path / "w")
     content = (tmp_path / "w").read_bytes()
     start = content.index(b"PK\x01\x02")
@@ -283,7 +283,7 @@ def test_a_directory_of_the_zip_with_any_byte_changed_ends_with_a_message(tmp_pa
             read_state(tmp_path / "w")
 
 
-def test_compressed_numbers_are_refused_unread(tmp_path):
+def test_compressed_tensors_are_refused_without_reading(tmp_path):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", module(word("w") + tensor(count=2**22)))
