@@ -245,7 +245,7 @@ def test_siglip_image_towers_of_transformers(make_clip, tmp_path):
     [
         (
             "siglip2",
-            "SigLIP 2 NaFlex, whose image tower takes patches of images of any shape.*siglip2-base-patch16-256",
+            "SigLIP 2 NaFlex, whose image tower is not supported.*siglip2-base-patch16-256",
         ),
         ("clip_text_model", "its image tower is missing"),
         ("blip", "of another model"),

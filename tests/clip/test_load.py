@@ -83,7 +83,7 @@ def test_tags_are_checked_before_a_download():
     ("content", "words"),
     [
         ("not json", "could not read"),
-        ("[]", "need model_cfg"),
+        ("[]", "a dictionary; got a list"),
         ('{"model_cfg": {"embed_dim": 8}}', "vision_cfg"),
         ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": [1]}', "must be a dictionary"),
         ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {"mean": "abc"}}', "mean must be three"),

@@ -198,8 +198,8 @@ def test_a_tensor_with_its_strides_derived_by_hand(tmp_path):
         ({"size": (2**30, 2**30), "stride": (0, 0)}, "numbers; its storage has 4"),
         ({"key": "7"}, "x/data/7"),
         ({"key": "../data.pkl"}, r"x/data/\.\./data\.pkl is missing"),
-        ({"kind": "QInt8Storage"}, "no tensor in it"),
-        ({"kind": "system", "module_of_kind": "os"}, "no tensor in it"),
+        ({"kind": "QInt8Storage"}, "it has no tensors"),
+        ({"kind": "system", "module_of_kind": "os"}, "it has no tensors"),
     ],
 )
 def test_tensors_with_wrong_sizes_are_refused(tmp_path, wrong, words):
@@ -210,13 +210,13 @@ def test_tensors_with_wrong_sizes_are_refused(tmp_path, wrong, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (module(word("x") + b"cbuiltins\neval\n"), "no tensor in it"),
-        (module(word("x") + b"ctorch.jit\nload\n"), "no tensor in it"),
-        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "no tensor in it"),
-        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n}b"), "no tensor in it"),  # a state for a function
+        (module(word("x") + b"cbuiltins\neval\n"), "it has no tensors"),
+        (module(word("x") + b"ctorch.jit\nload\n"), "it has no tensors"),
+        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "it has no tensors"),
+        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n}b"), "it has no tensors"),  # a state for a function
         (b"\x80\x02K\x01.", "it holds a int"),
         (b"\x80\x02}.", "it holds a dict"),
-        (module(word("x") + b"K\x01"), "no tensor in it"),
+        (module(word("x") + b"K\x01"), "it has no tensors"),
         (b"\x80\x02c__torch__.M\nM\n)\x81](K\x01eb.", "not a dictionary by name"),
         (b"\x80\x02c__torch__.M\nM\n}b.", "not a dictionary by name"),  # a state for the class itself
         (b"\x80\x02r\xff\xff\xff\x7f.", "."),

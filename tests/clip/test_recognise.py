@@ -66,6 +66,6 @@ def test_every_architecture_of_open_clip_is_accepted_or_refused_with_a_reason(de
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in refused.items():
         text = described[name]["model_cfg"]["text_cfg"]
-        assert ("fetched" in reason) == ("hf_model_name" in text) and reason[0].islower(), name
+        assert ("downloaded" in reason) == ("hf_model_name" in text) and reason[0].islower(), name
         assert "hf_model_name" in text or name.startswith("coca"), name
     assert len(refused) == 13  # 3 of RoBERTa, 2 of mT5, 4 of NLLB; 4 CoCa, one of which of RoBERTa too
