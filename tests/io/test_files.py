@@ -29,7 +29,7 @@ def test_checking_a_target_creates_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     check_target(tmp_path / "file", flag="--out")  # will be replaced
     for path in (tmp_path / "file" / "a.json", tmp_path / "file" / "deep" / "a.json"):
-        with pytest.raises(InputError, match=r"--out: need a file in a folder; .*file, a file"):
+        with pytest.raises(InputError, match=r"--out: need a file in a folder; .*file, which is a file"):
             check_target(path, flag="--out")
     with pytest.raises(InputError, match="--out: need the name of a file; got the folder"):
         check_target(tmp_path, flag="--out")

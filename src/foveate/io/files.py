@@ -29,7 +29,7 @@ def check_target(path: Path, *, flag: str) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"{flag}: need a file in a folder; {path} would be below {parent}, a file. Choose another.")
+        raise InputError(f"{flag}: need a file in a folder; {path} would be below {parent}, which is a file.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{flag}: need a folder that may be written; {parent}, for {path}, may not. Choose another.")
 
