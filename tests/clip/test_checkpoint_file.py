@@ -98,7 +98,7 @@ def refused(path, words):
 
 
 def test_an_optimizer_is_not_read(tmp_path):
-    """Its moments may even be damaged; a weight may not."""
+    """Its moments may be damaged; a weight may not."""
     weight = torch.nn.Parameter(torch.full((64,), 3.0))
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
     weight.grad = torch.full((64,), 5.0)
@@ -177,7 +177,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def test_pickles_that_would_exhaust_memory_are_harmless(tmp_path):
-    """Containers 100,000 deep, doubled sixty times, or in themselves; marks and memo entries that are not there."""
+    """Containers 100,000 deep, doubled sixty times, or in themselves; missing marks and memo entries."""
     deep = b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b"."
     assert isinstance(follow_pickle(io.BytesIO(deep)), tuple)
     assert follow_pickle(io.BytesIO(b"\x80\x02}" + deep[2:-1] + b"K\x01s.")) == {}  # as a key: it would be hashed

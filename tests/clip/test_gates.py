@@ -1,4 +1,4 @@
-"""Gates of heads: what they multiply by hand, what they leave alone, and that they are saved with the model."""
+"""Gates of attention heads: their effect derived by hand, and that they are saved with the model."""
 
 import json
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""transformers' CLIP and SigLIP come in and go out with the same embeddings and the same bits."""
+"""transformers' CLIP and SigLIP are loaded and saved with the same embeddings and the same bits."""
 
 import json
 from types import SimpleNamespace
@@ -200,7 +200,7 @@ def test_models_that_open_clip_cannot_express_are_refused(tmp_path, kind, change
 
 
 def test_published_sizes_of_siglip_find_their_tower(tmp_path):
-    """The descriptions of published checkpoints, by hand; transformers writes what differs from its defaults."""
+    """Configs of published checkpoints, written by hand; transformers writes only what differs from its defaults."""
     sizes = {
         "ViT-B-16-SigLIP": ({}, {}),
         "ViT-L-16-SigLIP2-384": (

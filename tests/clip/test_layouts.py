@@ -27,7 +27,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def beside():
-    """What a trainer holds after some steps in mixed precision under a cosine schedule in numpy."""
+    """The content of a training checkpoint with mixed precision and a cosine schedule in numpy."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW(
         [{"params": [parameter], "weight_decay": np.float64(0.1)}], lr=1e-5, betas=(0.9, 0.98)
@@ -49,7 +49,7 @@ def beside():
 
 
 def as_numpy_1(path):
-    """Spell numpy's module as numpy 1.x does."""
+    """Use the module name of numpy 1.x."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
     key = next(entry for entry in entries if entry.endswith("/data.pkl"))
@@ -139,7 +139,7 @@ def test_a_payload_in_a_checkpoint_never_runs(tmp_path, weights, form):
 
 
 def as_eva_clip(state):
-    """Our names of an EVA tower in EVA-CLIP's own, with the tables its files hold."""
+    """Rename an EVA tower to EVA-CLIP's names, with the tables of its files."""
     back = [("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("attn.norm.", "attn.inner_attn_ln.")]
     back += [("fc1_g.", "w1."), ("fc1_x.", "w2."), ("fc2.", "w3."), ("mlp.norm.", "mlp.ffn_ln.")]
     theirs = {"visual.rope.freqs_cos": torch.zeros(3), "visual.blocks.0.attn.rope.freqs_sin": torch.zeros(3)}
@@ -155,7 +155,7 @@ def as_eva_clip(state):
 @pytest.mark.parametrize("family", ["vit", "eva"])
 @pytest.mark.parametrize("layout", ["backbone.visual.", "visual.", "", "module.visual."])
 def test_an_image_tower_gets_the_text_tower_of_another_clip(make_clip, tmp_path, capsys, family, layout):
-    """As F-ViT's detectors hold it, and saved by itself; the text tower is that of the CLIP it was trained with."""
+    """In a detector of F-ViT, and alone; the text tower is that of the CLIP it was trained with."""
     trained, before = make_clip(family, seed=1), make_clip(family, seed=2)
     save_clip(before, tmp_path / "before")
     state = trained.model.state_dict()

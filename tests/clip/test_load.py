@@ -1,4 +1,4 @@
-"""Every way of naming a CLIP, and every way of naming the wrong thing."""
+"""Loading by every kind of name, and the refusal of wrong ones."""
 
 import json
 import math
@@ -217,7 +217,7 @@ def test_settings_of_foveate_are_saved(make_clip, tmp_path):
 
 
 def test_old_eva_names_and_a_training_checkpoint(make_clip, tmp_path):
-    """EVA-CLIP's own names, nested and prefixed as training scripts write them, with the tables they hold."""
+    """EVA-CLIP's names, nested and prefixed as in training checkpoints, with their tables."""
     clip = make_clip("eva")
     save_clip(clip, tmp_path / "m")
     back = [("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("attn.norm.", "attn.inner_attn_ln.")]

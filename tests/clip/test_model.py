@@ -1,4 +1,4 @@
-"""The one API: invariances of both families, and every way of loading the wrong thing."""
+"""The API of Clip: invariances of its families, and the refusal of invalid arguments."""
 
 import math
 from typing import get_args
@@ -61,7 +61,7 @@ def test_embeddings_have_length_one(clip):
 
 @torch.no_grad()
 def test_a_changed_patch_changes_its_location_alone(clip):
-    """Change the pixels of one patch: with the last block alone, no attention is left, and only that location moves."""
+    """With the last block alone there is no attention, so a changed patch changes only its location."""
     name = "resblocks" if clip.name == "small-vit" else "blocks"
     module = clip.visual.transformer if name == "resblocks" else clip.visual.trunk
     saved = getattr(module, name)
@@ -145,7 +145,7 @@ def test_empty_inputs_give_empty_outputs(make_clip, clip, windows):
 
 @torch.no_grad()
 def test_windows_of_siglip(make_clip):
-    """Without a class token a window sees nothing else; one window over all is no window; lists leak nothing."""
+    """Without a class token windows are independent; one window over the grid has no effect; lists are independent."""
     clip = make_clip("siglip", seed=5)
     images = make_images(1, 3, 24, 40)
     whole = clip.encode_dense(images)
@@ -361,7 +361,7 @@ def test_unsupported_variants_of_towers_are_refused(make_clip):
 
 @torch.no_grad()
 def test_images_in_a_frame_have_the_positions_of_its_top_left(make_clip):
-    """By the library's own modules: patches of the image alone, positions resized to the frame's grid and cut."""
+    """With the library's modules: patches of the image alone, positions of the resized grid of the frame, cropped."""
     clip = make_clip("vit")
     visual, patch = clip.visual, clip.patch_size
     image = torch.randn(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(0))

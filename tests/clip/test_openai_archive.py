@@ -1,4 +1,4 @@
-"""TorchScript archives as OpenAI writes them: their tensors are read, and nothing else happens."""
+"""TorchScript archives of OpenAI: their tensors are read, and nothing is run."""
 
 import io
 import os
@@ -24,7 +24,7 @@ CONFIG = {
 
 
 class Published(open_clip.CLIP):
-    """OpenAI's files keep three numbers among the tensors, and the causal mask where it is used."""
+    """OpenAI's files have three numbers among the tensors, and the causal mask."""
 
     def __init__(self) -> None:
         super().__init__(**CONFIG)
@@ -70,7 +70,7 @@ def test_torch_jit_is_never_called(tmp_path, monkeypatch):
 
 
 def test_openai_files_are_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
-    """Two descriptions of the same shapes: OpenAI's files are of the one with quick_gelu."""
+    """Of two configs with the same shapes, OpenAI's files belong to the one with quick_gelu."""
     from foveate.clip import load as room
 
     write(tmp_path / "w.pt")
@@ -241,7 +241,7 @@ def test_other_pickles_are_refused(tmp_path, content, words):
 
 
 def test_modules_that_are_not_a_tree_are_refused(tmp_path):
-    """A module within itself; and 2 ** 60 modules in a few hundred bytes."""
+    """A module in itself, and 2 ** 60 modules in a few hundred bytes."""
     itself = b"\x80\x02c__torch__.M\nM\n)\x81q\x00}(" + word("me") + b"h\x00ub."
     make(tmp_path / "w", itself)
     refused(tmp_path / "w", "not a tree")

@@ -1,4 +1,4 @@
-"""Architectures are told from names and shapes, for the real ones without any memory."""
+"""Architectures are recognised by names and shapes, the real ones without memory."""
 
 import open_clip
 import pytest

@@ -1,4 +1,4 @@
-"""The shipped small CLIP: open_clip's own API reads it, and it is what its card says."""
+"""The shipped small CLIP: open_clip loads it, and its results are those of its card."""
 
 from pathlib import Path
 

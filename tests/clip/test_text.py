@@ -1,4 +1,4 @@
-"""Prompts by hand, class embeddings against the definition, and kept embeddings against fresh ones."""
+"""Prompts derived by hand, class embeddings against the definition, and cached embeddings against computed ones."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_sixty_three_different_templates():
 
 
 def test_eighty_templates_of_clip():
-    """Known from CLIP's notebook of prompts: the first, the last, and that they bring their own articles."""
+    """From CLIP's notebook of prompts: the first, the last, and that they have fixed articles."""
     chosen = template_set("clip")
     assert len(set(chosen.templates)) == 80 and all(one.count("{}") == 1 for one in chosen.templates)
     texts = chosen.fill("Apple_pie")
@@ -120,7 +120,7 @@ def test_invalid_vocabularies_are_refused(make_clip):
 
 @pytest.fixture()
 def asked(monkeypatch):
-    """How many prompts were embedded since the last look."""
+    """The number of prompts embedded since the last call."""
     seen = []
     embed = text._embed
 

@@ -1,4 +1,4 @@
-"""Vocabulary files as people write them, and each mistake with its file, its place and its reason."""
+"""Vocabulary files, and mistakes in them with file, location and reason."""
 
 import json
 from pathlib import Path

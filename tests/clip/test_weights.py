@@ -1,4 +1,4 @@
-"""A saved CLIP comes back to the bit, here and in open_clip, and a crash leaves no half file."""
+"""A saved CLIP loads to the bit, here and in open_clip, and a crash leaves no partial file."""
 
 import json
 

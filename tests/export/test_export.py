@@ -1,4 +1,4 @@
-"""Exported files against the model they were made of, at shapes the command itself did not compare."""
+"""Exported files against their model, at shapes that the command does not compare."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Result files: whole or not at all, and places judged before the work."""
+"""Result files: written whole or not at all, in paths that are checked before the work."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Folders of parts and caches: whose they are, what is removed from them; headers as the library has them."""
+"""Folders of parts and caches: their owner, and what is removed from them; headers of safetensors files."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ def add_part(folder: Path, start: int, stop: int) -> None:
 
 @pytest.fixture()
 def folder(tmp_path) -> Path:
-    """With two parts of ours."""
+    """A folder with two parts."""
     folder = tmp_path / "f.parts"
     assert claim_parts(folder, ME) == []
     add_part(folder, 0, 2)
@@ -87,7 +87,7 @@ def claim_like(folder: Path, identity: dict[str, str]) -> None:
 
 
 def test_only_its_own_manifest_without_parts_is_replaced(tmp_path):
-    """Ours protects nothing yet; somebody's is not written over."""
+    """Its own is replaced; that of another program is not."""
     claim_parts(tmp_path / "a", {**ME, "model": "other"})
     assert claim_parts(tmp_path / "a", ME) == []
     remove_parts(tmp_path / "a", ME)
@@ -104,7 +104,7 @@ def test_only_its_own_manifest_without_parts_is_replaced(tmp_path):
 
 
 def test_headers_are_read_and_checked(tmp_path):
-    """Ours reads what the library writes, and the bound on a header holds."""
+    """Headers of the library are read, and their size is limited."""
     tensors = {f"dense/{number}": torch.zeros(3, 2, 2) for number in range(11)}
     save_file(tensors, tmp_path / "t.safetensors", {"a": "b"})
     metadata, stored = read_header(tmp_path / "t.safetensors")

@@ -1,4 +1,4 @@
-"""The cheapest assignment, against all there are."""
+"""The cheapest assignment, against all assignments."""
 
 from itertools import permutations
 

@@ -1,4 +1,4 @@
-"""Boxes: conversions are inverses, clipping and enlarging by hand, and the messages of the door."""
+"""Boxes: conversions are inverses, clipping and enlarging derived by hand, and the refusal of invalid boxes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Large-scale jitter: without any it is the padded square, and a hand-made case of cutting, scaling and mirroring."""
+"""Large-scale jitter: without it the padded square, and a case of cropping, scaling and mirroring derived by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Cosine k-means on directions whose grouping is known."""
+"""Cosine k-means on directions with known clusters."""
 
 from itertools import pairwise
 

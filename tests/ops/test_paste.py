@@ -1,4 +1,4 @@
-"""Masks drawn into images: a case by hand, a slow loop over pixels, and torch's own grid sampling."""
+"""Masks pasted into images: a case derived by hand, a slow loop over pixels, and torch's grid_sample."""
 
 import pytest
 import torch

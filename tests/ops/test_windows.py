@@ -1,4 +1,4 @@
-"""Windows: token by token where they go, and merging as the inverse of splitting."""
+"""Windows: the location of every token, and merging as the inverse of splitting."""
 
 import pytest
 import torch
