@@ -168,8 +168,8 @@ class Clip(nn.Module):
 
     def _store(self, key: str, value: Any) -> None:
         """Store a setting of Foveate in the config, or remove it if it is None; the old config is not changed."""
-        settings = {**self.config.get("foveate", {}), key: value}
-        settings = {name: setting for name, setting in settings.items() if setting is not None}
+        settings = {name: setting for name, setting in self.config.get("foveate", {}).items() if name != key}
+        settings |= {} if value is None else {key: value}
         self.config = {name: part for name, part in self.config.items() if name != "foveate"}
         self.config |= {"foveate": settings} if settings else {}
 
