@@ -109,3 +109,8 @@ class Batch:
 
     samples: list[Sample]
     bad: list[BadSample]
+
+
+def normalize_name(name: str) -> str:
+    """The form in which class names are compared: lower case, "_" as a blank, single blanks between words."""
+    return " ".join(name.replace("_", " ").lower().split())

@@ -54,7 +54,7 @@ def test_there_and_back(source, tmp_path, capsys, layout, dtype):
     main(["convert", str(source), str(out), "--to", layout, "--dtype", dtype])
     told = capsys.readouterr()
     assert "its embeddings differ by" in told.out and ("from the input" in told.out) == (dtype == "bfloat16")
-    assert ("left out" in told.err) == (layout != "foveate")
+    assert ("not saved, since" in told.err) == (layout != "foveate")
     first, second = load(source), load(out)
     assert (second.windows == first.windows) == (layout == "foveate")
     for key, value in first.model.state_dict().items():
@@ -85,7 +85,7 @@ def test_mistakes_are_found_before_the_work(source, tmp_path, capsys):
     full.mkdir()
     (full / "x").touch()
     file.touch()
-    fails(["convert", "no-such-model", full, "--to", "hf"], "holds something", capsys)
+    fails(["convert", "no-such-model", full, "--to", "hf"], "is not empty", capsys)
     fails(["convert", "no-such-model", file, "--to", "hf"], "is a file", capsys)
     fails(["convert", "no-such-model", file / "x", "--to", "hf"], "which is a file", capsys)
     fails(["convert", "no-such-model", tmp_path / "out", "--to", "hf"], "neither an open_clip architecture", capsys)
@@ -137,5 +137,5 @@ def test_what_only_foveate_can_compute_is_not_written_for_open_clip(tmp_path, ca
     fails(["convert", tmp_path / "in", tmp_path / "out", "--to", "open_clip"], "use --to foveate", capsys)
     for layout in ("foveate", "hf"):
         main(["convert", str(tmp_path / "in"), str(tmp_path / layout), "--to", layout])
-        assert "no tokenizer lay with the input" in capsys.readouterr().err
+        assert "the input has no tokenizer files" in capsys.readouterr().err
     assert json.loads((tmp_path / "foveate" / "open_clip_config.json").read_text())["foveate"]

@@ -162,7 +162,7 @@ def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"{one['id']}:{one['name']},{one['name']} thing\n" for one in categories))
     main([*base, "--labels", str(labels)])
-    assert "32 classes of things and 10 of stuff, with 84 words" in capsys.readouterr().out
+    assert "32 classes of things and 10 of stuff, with 84 names and synonyms" in capsys.readouterr().out
     about = read_about(tmp_path / "g")
     assert (about.words, about.templates, about.network.size, about.network.longest) == ("raw", "photo", 1024, 2560)
     assert len(about.base.classes) == 42 and sum(one.is_thing for one in about.classes) == 32

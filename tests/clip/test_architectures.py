@@ -27,17 +27,17 @@ SIZES = {
     "ViT-B-16-SigLIP2": (224, 16, 768, 13),
 }
 REFUSED = {
-    "convnext_base": "no dense head yet for a ConvNeXt",
+    "convnext_base": "ConvNeXt has no dense head here",
     "EVA02-E-14": "not EVA-02's pre-norm blocks",
     "PE-Core-B-16": "not EVA-02's pre-norm blocks",
     "MobileCLIP-B": "not gathered by SigLIP's attention pool",
-    "MobileCLIP-S1": "no dense head yet for a FastVit",
+    "MobileCLIP-S1": "FastVit has no dense head here",
     "ViT-L-14-CLIPA": "not the class token's",
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes(name):
+def test_sizes_of_architectures(name):
     with torch.device("meta"):
         clip = load(name, device="meta")
     found = (clip.native_size, clip.patch_size, clip.embed_dim, len(tower_stages(clip.visual)))
@@ -45,7 +45,7 @@ def test_sizes(name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_towers_without_a_dense_head_are_refused_by_name_with_the_reason(name):
+def test_unsupported_towers_are_refused_with_a_reason(name):
     with torch.device("meta"), pytest.raises(InputError) as caught:
         load(name, device="meta")
     assert str(caught.value).startswith(f"{name}: ") and REFUSED[name] in str(caught.value)
@@ -54,7 +54,7 @@ def test_towers_without_a_dense_head_are_refused_by_name_with_the_reason(name):
 @pytest.mark.parametrize(
     ("name", "whole"), [("EVA02-B-16", [2, 5, 8, 11]), ("EVA02-L-14", [5, 11, 17, 23]), ("ViT-H-14", [7, 15, 23, 31])]
 )
-def test_the_papers_windows(name, whole):
+def test_default_windows_equal_the_papers(name, whole):
     # Sec. 4.4: all blocks but the last of each quarter
     with torch.device("meta"):
         clip = load(name, device="meta")
@@ -63,7 +63,7 @@ def test_the_papers_windows(name, whole):
     assert sorted({*range(len(tower_stages(clip.visual)))} - set(windows.blocks)) == whole
 
 
-def test_siglips_pool_keeps_the_whole_image():
+def test_the_pool_of_siglip_has_no_windows():
     with torch.device("meta"):
         clip = load("ViT-B-16-SigLIP", device="meta")
     assert default_windows(clip.visual).blocks == (0, 1, 3, 4, 6, 7, 9, 10)

@@ -23,7 +23,7 @@ def save(content, path, *, zipped=True, protocol=2):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_tensors_are_those_saved(tmp_path, zipped, protocol):
+def test_tensors_of_a_checkpoint_equal_those_saved(tmp_path, zipped, protocol):
     base = torch.arange(24.0)
     tensors = {
         "half": torch.randn(3).half(), "bfloat16": torch.randn(2, 3).bfloat16(), "double": torch.randn(2).double(),
@@ -48,7 +48,7 @@ def test_tensors_are_those_saved(tmp_path, zipped, protocol):
 
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_everything_else_stays_a_placeholder(tmp_path, protocol, zipped):
+def test_other_objects_become_placeholders(tmp_path, protocol, zipped):
     objects = {
         "namespace": argparse.Namespace(lr=1e-5, path=pathlib.PurePosixPath("a/b")),
         "path": pathlib.PurePosixPath("a"), "time": datetime.datetime(2026, 1, 1), "size": datetime.timedelta(1),
@@ -70,7 +70,7 @@ def test_everything_else_stays_a_placeholder(tmp_path, protocol, zipped):
         assert found["namespace"].name == "argparse.Namespace" and found["namespace"].state["lr"] == 1e-5
 
 
-def test_tensors_of_kinds_that_are_no_weights_stay_placeholders(tmp_path):
+def test_unsupported_tensors_become_placeholders(tmp_path):
     odd = {
         "complex": torch.ones(2, dtype=torch.complex64), "sparse": torch.eye(2).to_sparse(),
         "meta": torch.ones(2, device="meta"), "uint16": torch.ones(2, dtype=torch.uint16),
@@ -98,7 +98,7 @@ def refused(path, words):
 
 
 def test_an_optimizer_is_not_read(tmp_path):
-    """Its moments may even be damaged; a weight may not."""
+    """Its moments may be damaged; a weight may not."""
     weight = torch.nn.Parameter(torch.full((64,), 3.0))
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
     weight.grad = torch.full((64,), 5.0)
@@ -142,7 +142,7 @@ def test_checksums_may_be_absent(tmp_path):
     assert read_checkpoint(tmp_path / "w")["a"].tolist() == [1, 1]
 
 
-def test_files_that_lie_or_are_damaged_are_refused(tmp_path):
+def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "w"
 
     def fresh(edit, words):
@@ -176,8 +176,8 @@ def test_files_that_lie_or_are_damaged_are_refused(tmp_path):
     refused(tmp_path / "w.npz", "need one data.pkl; got 0")
 
 
-def test_pickles_made_to_exhaust_are_harmless(tmp_path):
-    """Containers 100,000 deep, doubled sixty times, or in themselves; marks and memo entries that are not there."""
+def test_pickles_that_would_exhaust_memory_are_harmless(tmp_path):
+    """Containers 100,000 deep, doubled sixty times, or in themselves; missing marks and memo entries."""
     deep = b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b"."
     assert isinstance(follow_pickle(io.BytesIO(deep)), tuple)
     assert follow_pickle(io.BytesIO(b"\x80\x02}" + deep[2:-1] + b"K\x01s.")) == {}  # as a key: it would be hashed

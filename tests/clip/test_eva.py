@@ -46,7 +46,7 @@ def test_full_architecture_at_its_native_size_equals_open_clip():
     assert dense.shape == (1, 512, 6, 10) and dense.isfinite().all()
 
 
-def test_library_agrees_on_the_untouched_last_block(make_clip):
+def test_head_attention_equals_the_library(make_clip):
     clip = make_clip("eva")
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

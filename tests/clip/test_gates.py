@@ -1,4 +1,4 @@
-"""Gates of heads: what they multiply by hand, what they leave alone, and that they are saved with the model."""
+"""Gates of attention heads: their effect derived by hand, and that they are saved with the model."""
 
 import json
 from copy import deepcopy
@@ -55,7 +55,7 @@ def test_gates_multiply_the_value_rows_of_their_heads(clip, images):
 
 
 @torch.no_grad()
-def test_each_row_of_gates_is_of_its_own_block(clip, images):
+def test_each_row_of_gates_applies_to_its_block(clip, images):
     """Where one block's gates are 0, what is left is the sum without it: made here by zeros in its output projection,
     for the last block, and told apart from each other for the two before."""
     maps = []
@@ -72,7 +72,7 @@ def test_each_row_of_gates_is_of_its_own_block(clip, images):
 
 
 @torch.no_grad()
-def test_open_gates_change_no_bit_and_gates_change_values3_alone(clip, images):
+def test_open_gates_have_no_effect_and_others_change_values3_alone(clip, images):
     def seen() -> dict[str, torch.Tensor]:
         found = {head: clip.encode_dense(images, head=head) for head in ("value", "attention", "clearclip", "values3")}
         return {**found, "image": clip.encode_image(images), "tap": clip.features(images, layers=(-1,))[0]}
@@ -119,18 +119,18 @@ def test_gates_of_other_families(make_clip):
             open_gates(make_clip(family).visual)
 
 
-def test_gates_that_cannot_be_are_refused(clip):
+def test_invalid_gates_are_refused(clip):
     for wrong in ([[1.0, 1.0]] * 2, [[1.0] * 3] * 3, [[1.0, "x"]] * 3, [[1.0, float("nan")]] * 3, [[1.0], [1.0, 1.0]]):
         with pytest.raises(InputError, match="gates: need"):
             clip.gates = wrong
-    with pytest.raises(InputError, match="values3 is not defined here: it takes 3 attention blocks"):
+    with pytest.raises(InputError, match="values3 is not defined here: it needs 3 attention blocks"):
         open_gates(build(layers=2).visual)
     config = {**clip.config, "foveate": {"gates": "all"}}
     with pytest.raises(InputError, match="gates: need three rows"):
         Clip(clip.model, name="tiny", config=config)
 
 
-def test_whoever_loads_them_is_told_which_head_reads_them(clip, tmp_path, capsys):
+def test_loading_gates_prints_the_head_that_uses_them(clip, tmp_path, capsys):
     save_clip(clip, tmp_path / "without")
     clip.gates = torch.tensor(GATES)
     save_clip(clip, tmp_path / "with")

@@ -1,4 +1,4 @@
-"""transformers' CLIP and SigLIP come in and go out with the same embeddings and the same bits."""
+"""transformers' CLIP and SigLIP are loaded and saved with the same embeddings and the same bits."""
 
 import json
 from types import SimpleNamespace
@@ -105,7 +105,7 @@ def ours(model, images, tokens):
         ("siglip", {"hidden_act": "gelu"}, {"hidden_act": "gelu"}),
     ],
 )
-def test_embeddings_are_those_of_transformers_and_go_back_to_the_bit(tmp_path, kind, text, vision):
+def test_embeddings_equal_transformers_and_weights_round_trip_to_the_bit(tmp_path, kind, text, vision):
     model = make(kind, tmp_path / "theirs", text=text, vision=vision)
     images, tokens = inputs()
     if text.get("eos_token_id") == 30:  # an end that is not the highest token
@@ -142,7 +142,7 @@ def test_other_files_of_a_transformers_folder(tmp_path, form):
     close(ours(load(name).model, images, tokens), theirs(model, images, tokens))
 
 
-def test_places_that_old_files_hold_are_left_out(tmp_path):
+def test_position_ids_of_old_files_are_ignored(tmp_path):
     make("clip", tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     state |= {f"{tower}_model.embeddings.position_ids": torch.arange(10)[None] for tower in ("text", "vision")}
@@ -184,12 +184,12 @@ def test_statistics_come_from_the_preprocessor(tmp_path):
         ("siglip", {"vision_config": {"layer_norm_eps": 1e-5}}, "layer_norm_eps 1e-06"),
         ("siglip", {"vision_config": {"hidden_act": "relu"}}, "gelu_pytorch_tanh"),
         ("siglip", {"vision_config": {"vision_use_head": False}}, "vision_use_head"),
-        ("siglip", {"vision_config": {"num_hidden_layers": 4}}, "no SigLIP image tower of width 16, 4 layers"),
+        ("siglip", {"vision_config": {"num_hidden_layers": 4}}, "it has none of width 16, 4 layers"),
         ("siglip", {"vision_config": {"image_size": 32}}, "images of 32 pixels"),
         ("siglip", {"text_config": {"projection_size": 20}}, "in 16 numbers"),
     ],
 )
-def test_what_open_clip_cannot_express_is_refused(tmp_path, kind, change, words):
+def test_models_that_open_clip_cannot_express_are_refused(tmp_path, kind, change, words):
     make(kind, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
@@ -200,7 +200,7 @@ def test_what_open_clip_cannot_express_is_refused(tmp_path, kind, change, words)
 
 
 def test_published_sizes_of_siglip_find_their_tower(tmp_path):
-    """The descriptions of published checkpoints, by hand; transformers writes what differs from its defaults."""
+    """Configs of published checkpoints, written by hand; transformers writes only what differs from its defaults."""
     sizes = {
         "ViT-B-16-SigLIP": ({}, {}),
         "ViT-L-16-SigLIP2-384": (
@@ -227,7 +227,7 @@ def test_published_sizes_of_siglip_find_their_tower(tmp_path):
 
 
 @pytest.mark.parametrize(("family", "words"), [("eva", "only ViT and SigLIP"), ("vit-scaled", "no ls_init_value 0.5")])
-def test_what_transformers_cannot_express_is_refused(make_clip, tmp_path, family, words):
+def test_models_that_transformers_cannot_express_are_refused(make_clip, tmp_path, family, words):
     with pytest.raises(InputError, match=words):
         save_huggingface(make_clip(family), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -243,7 +243,7 @@ def test_vits_of_open_clip_open_in_transformers(make_clip, tmp_path):
         close(theirs(model, images, tokens), ours(clip.model, images, tokens))
 
 
-def test_clip_tokenizer_of_a_written_folder_gives_the_same_numbers(make_clip, tmp_path):
+def test_the_saved_clip_tokenizer_gives_the_same_tokens(make_clip, tmp_path):
     save_huggingface(make_clip("vit"), tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     clip = load(tmp_path)
@@ -267,7 +267,7 @@ def write_tokenizer(folder):
     ).save_pretrained(folder)
 
 
-def test_a_tokenizer_in_the_folder_travels_with_the_model(tmp_path):
+def test_the_tokenizer_of_a_folder_is_saved_with_the_model(tmp_path):
     make("siglip", tmp_path / "in")
     write_tokenizer(tmp_path / "in")
     clip = load(tmp_path / "in")
@@ -302,7 +302,7 @@ def test_half_precision_is_kept_in_the_file(tmp_path):
     assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.half}
 
 
-def test_the_tokenizer_beside_the_weights_is_the_one(tmp_path):
+def test_the_tokenizer_beside_the_weights_is_used(tmp_path):
     make("siglip", tmp_path / "one")
     make("siglip", tmp_path / "two", seed=1)
     write_tokenizer(tmp_path / "two")
@@ -314,11 +314,11 @@ def test_the_tokenizer_beside_the_weights_is_the_one(tmp_path):
         load(tmp_path / "out").tokenize(["a dog"])
 
 
-def test_weights_without_a_place_in_transformers_are_refused(tmp_path):
+def test_weights_without_a_name_in_transformers_are_refused(tmp_path):
     """A SigLIP tower with a projection behind it."""
     make("siglip", tmp_path / "in")
     clip = load(tmp_path / "in")
     clip.visual.head = torch.nn.Sequential(torch.nn.Linear(16, 16))
-    with pytest.raises(InputError, match=r"no place for 2 of its weights, first visual\.head\.0\.weight"):
+    with pytest.raises(InputError, match=r"no name for 2 of its weights, first visual\.head\.0\.weight"):
         save_huggingface(clip, tmp_path / "out")
     assert not (tmp_path / "out").exists()

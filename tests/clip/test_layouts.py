@@ -27,7 +27,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def beside():
-    """What a trainer holds after some steps in mixed precision under a cosine schedule in numpy."""
+    """The content of a training checkpoint with mixed precision and a cosine schedule in numpy."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW(
         [{"params": [parameter], "weight_decay": np.float64(0.1)}], lr=1e-5, betas=(0.9, 0.98)
@@ -49,7 +49,7 @@ def beside():
 
 
 def as_numpy_1(path):
-    """Spell numpy's module as numpy 1.x does."""
+    """Use the module name of numpy 1.x."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
     key = next(entry for entry in entries if entry.endswith("/data.pkl"))
@@ -107,15 +107,15 @@ def test_a_training_checkpoint_opens(tmp_path, weights, beside, layout, form):
         assert all(torch.equal(named[key], value) for key, value in weights.items())
 
 
-def test_what_lies_beside_the_weights_is_named(tmp_path, weights, beside, capsys):
+def test_ignored_keys_of_a_checkpoint_are_printed(tmp_path, weights, beside, capsys):
     torch.save({**beside, "state_dict": weights}, tmp_path / "w.pt")
     read_state(tmp_path / "w.pt")
     told = capsys.readouterr().err
-    assert f"{tmp_path / 'w.pt'}: weights are read from 'state_dict'; not read: 'epoch', 'name', 'optimizer'" in told
+    assert f"{tmp_path / 'w.pt'}: weights are read from 'state_dict'; ignored: 'epoch', 'name', 'optimizer'" in told
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_payload_runs_neither_beside_the_weights_nor_among_them(tmp_path, weights, form):
+def test_a_payload_in_a_checkpoint_never_runs(tmp_path, weights, form):
     path, touched = tmp_path / "w.pt", tmp_path / "touched"
     state = {key: value for key, value in weights.items() if "resblocks.0" in key}
     torch.save({"state_dict": state, "args": MARK}, path)
@@ -139,7 +139,7 @@ def test_a_payload_runs_neither_beside_the_weights_nor_among_them(tmp_path, weig
 
 
 def as_eva_clip(state):
-    """Our names of an EVA tower in EVA-CLIP's own, with the tables its files hold."""
+    """Rename an EVA tower to EVA-CLIP's names, with the tables of its files."""
     back = [("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("attn.norm.", "attn.inner_attn_ln.")]
     back += [("fc1_g.", "w1."), ("fc1_x.", "w2."), ("fc2.", "w3."), ("mlp.norm.", "mlp.ffn_ln.")]
     theirs = {"visual.rope.freqs_cos": torch.zeros(3), "visual.blocks.0.attn.rope.freqs_sin": torch.zeros(3)}
@@ -154,8 +154,8 @@ def as_eva_clip(state):
 
 @pytest.mark.parametrize("family", ["vit", "eva"])
 @pytest.mark.parametrize("layout", ["backbone.visual.", "visual.", "", "module.visual."])
-def test_an_image_tower_is_completed_by_another_clip(make_clip, tmp_path, capsys, family, layout):
-    """As F-ViT's detectors hold it, and saved by itself; the text tower is that of the CLIP it was trained with."""
+def test_an_image_tower_gets_the_text_tower_of_another_clip(make_clip, tmp_path, capsys, family, layout):
+    """In a detector of F-ViT, and alone; the text tower is that of the CLIP it was trained with."""
     trained, before = make_clip(family, seed=1), make_clip(family, seed=2)
     save_clip(before, tmp_path / "before")
     state = trained.model.state_dict()
@@ -174,7 +174,7 @@ def test_an_image_tower_is_completed_by_another_clip(make_clip, tmp_path, capsys
     clip = foveate.load(tmp_path / "w", text_from=tmp_path / "before")
     told = capsys.readouterr().err
     if layout == "backbone.visual.":
-        assert "the other 2 are not (neck, roi_head)" in told
+        assert "the other 2 are ignored (neck, roi_head)" in told
     for key, value in clip.model.state_dict().items():
         whose = trained if key.startswith("visual.") else before
         assert torch.equal(value, whose.model.state_dict()[key]), key
@@ -195,19 +195,19 @@ def test_an_image_tower_is_completed_by_another_clip(make_clip, tmp_path, capsys
     assert all(torch.equal(written[key], value) for key, value in clip.model.state_dict().items())
 
 
-def test_a_text_tower_is_not_replaced_in_silence(make_clip, tmp_path):
+def test_a_text_tower_is_not_replaced_silently(make_clip, tmp_path):
     save_clip(make_clip("vit", seed=1), tmp_path / "one")
     save_clip(make_clip("vit", seed=2), tmp_path / "two")
     with pytest.raises(InputError, match=r"has its own, \d+ tensors.*without text_from"):
         foveate.load(tmp_path / "one", text_from=tmp_path / "two")
     with pytest.raises(InputError, match=r"ViT-B-32 names an architecture\. Give a file of it"):
         foveate.load(tmp_path / "one", text_from="ViT-B-32")
-    with pytest.raises(InputError, match="there is none here"):
+    with pytest.raises(InputError, match="not found"):
         foveate.load(tmp_path / "none", text_from=tmp_path / "two")
 
 
 @pytest.mark.parametrize("projected", [True, False])
-def test_transformers_image_towers(make_clip, tmp_path, projected):
+def test_clip_image_towers_of_transformers(make_clip, tmp_path, projected):
     transformers = pytest.importorskip("transformers")
     whole, out = make_clip("vit-quickgelu"), tmp_path / "tower"
     save_huggingface(whole, tmp_path / "hf")
@@ -228,7 +228,7 @@ def test_transformers_image_towers(make_clip, tmp_path, projected):
         foveate.load(tmp_path / "hf", text_from=tmp_path / "gelu")
 
 
-def test_the_image_tower_of_transformers_siglip(make_clip, tmp_path):
+def test_siglip_image_towers_of_transformers(make_clip, tmp_path):
     transformers = pytest.importorskip("transformers")
     whole = make_clip("siglip")
     save_clip(whole, tmp_path / "whole")
@@ -245,20 +245,20 @@ def test_the_image_tower_of_transformers_siglip(make_clip, tmp_path):
     [
         (
             "siglip2",
-            "SigLIP 2 NaFlex, whose image tower takes patches of images of any shape.*siglip2-base-patch16-256",
+            "SigLIP 2 NaFlex, whose image tower is not supported.*siglip2-base-patch16-256",
         ),
         ("clip_text_model", "its image tower is missing"),
         ("blip", "of another model"),
         (None, "got None"),
     ],
 )
-def test_other_models_of_transformers_say_what_is_missing(tmp_path, kind, words):
+def test_other_models_of_transformers_are_refused_with_a_reason(tmp_path, kind, words):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(InputError, match=words):
         foveate.load(tmp_path)
 
 
-def test_a_refusal_says_what_was_found_and_what_to_do(tmp_path, weights):
+def test_refused_files_are_described_with_a_remedy(tmp_path, weights):
     torch.save({"weights": weights, "epoch": 1, "ema": weights}, tmp_path / "w.pt")
     with pytest.raises(InputError) as caught:
         foveate.load(tmp_path / "w.pt")
@@ -277,7 +277,7 @@ def test_a_refusal_says_what_was_found_and_what_to_do(tmp_path, weights):
         foveate.load(tmp_path / "w.pt")
 
 
-def test_two_scales_that_differ_are_not_guessed_between(tmp_path, weights):
+def test_two_different_scales_are_refused(tmp_path, weights):
     torch.save({**weights, "text.logit_scale": torch.tensor(1.0)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"1 extra \(text.logit_scale\)|fit no architecture"):
         foveate.load("foveate-small", pretrained=tmp_path / "w.pt")

@@ -1,4 +1,4 @@
-"""Every way of naming a CLIP, and every way of naming the wrong thing."""
+"""Loading by every kind of name, and the refusal of wrong ones."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def test_random_numbers_come_from_the_seed():
     assert not torch.equal(one["visual.conv1.weight"], other["visual.conv1.weight"])
 
 
-def test_an_architecture_without_weights_says_that_it_is_random(capsys):
+def test_random_weights_are_reported(capsys):
     clip = load("ViT-S-32-alt", seed=0)
     assert "RANDOM" in capsys.readouterr().err
     assert clip.native_size == 224 and math.isclose(clip.mean[0], 0.48145466)
@@ -49,7 +49,7 @@ def test_an_architecture_without_weights_says_that_it_is_random(capsys):
         ("roberta-ViT-B-32", ["Hugging Face"]),
     ],
 )
-def test_names_that_cannot_be_loaded(name, words):
+def test_unknown_names_are_refused(name, words):
     with pytest.raises(InputError) as caught:
         load(name)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -72,7 +72,7 @@ def test_pretrained_replaces_the_weights_of_a_folder(make_clip, tmp_path):
         assert all(torch.equal(replaced[key], value) for key, value in two.items())
 
 
-def test_tags_are_checked_before_anything_is_fetched():
+def test_tags_are_checked_before_a_download():
     with pytest.raises(InputError, match=r"neither a file nor a tag of ViT-B-16\. Tags: .*laion400m_e31"):
         load("ViT-B-16", pretrained="laion400m_e99")
     with pytest.raises(InputError, match="use the model 'ViT-B-16-quickgelu'"):
@@ -83,7 +83,7 @@ def test_tags_are_checked_before_anything_is_fetched():
     ("content", "words"),
     [
         ("not json", "could not read"),
-        ("[]", "need model_cfg"),
+        ("[]", "a dictionary; got a list"),
         ('{"model_cfg": {"embed_dim": 8}}', "vision_cfg"),
         ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": [1]}', "must be a dictionary"),
         ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}, "preprocess_cfg": {"mean": "abc"}}', "mean must be three"),
@@ -99,7 +99,7 @@ def test_tags_are_checked_before_anything_is_fetched():
         ('{"model_cfg": {"embed_dim": 8, "vision_cfg": {"head_width": 0}, "text_cfg": {}}}', "can build"),
     ],
 )
-def test_a_broken_description_is_refused(tmp_path, content, words):
+def test_a_broken_config_is_refused(tmp_path, content, words):
     (tmp_path / CONFIG_FILE).write_text(content)
     with pytest.raises(InputError, match=words):
         load(str(tmp_path))
@@ -108,15 +108,15 @@ def test_a_broken_description_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        ("vision_cfg", {"timm_model_name": "hf-hub:someone/something"}, "would be fetched"),
-        ("text_cfg", {"hf_model_name": "someone/something"}, "would be fetched"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:someone/something"}, "would be downloaded"),
+        ("text_cfg", {"hf_model_name": "someone/something"}, "would be downloaded"),
         ("text_cfg", {"tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code"),
         ("text_cfg", {"tokenizer_kwargs": [1]}, "settings that are not open_clip's"),
         ("vision_cfg", {"layers": [1, 2]}, "can build"),
         ("vision_cfg", {"_target_": "os.system"}, "cannot|can build"),
     ],
 )
-def test_names_in_a_description_are_neither_fetched_nor_imported(make_clip, tmp_path, kind, change, words):
+def test_names_in_a_config_are_neither_downloaded_nor_imported(make_clip, tmp_path, kind, change, words):
     save_clip(make_clip("vit"), tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     config["model_cfg"][kind].update(change)
@@ -132,9 +132,7 @@ def test_a_folder_without_weights_is_refused(make_clip, tmp_path):
         load(str(tmp_path))
 
 
-def test_a_published_tokenizers_name_survives_saving_and_a_relative_folder_does_not_become_a_name(
-    make_clip, tmp_path, monkeypatch
-):
+def test_the_name_of_a_published_tokenizer_is_saved_and_a_relative_folder_is_not(make_clip, tmp_path, monkeypatch):
     clip = make_clip("siglip")
     clip.config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "timm/ViT-B-16-SigLIP"
     save_clip(clip, tmp_path / "org" / "name")
@@ -155,7 +153,7 @@ def test_a_published_tokenizers_name_survives_saving_and_a_relative_folder_does_
         again.tokenize(["a cat"])  # from the folder, not from a hub's org/name
 
 
-def test_a_tokenizer_is_looked_for_in_the_folder_whatever_name_a_description_gives(make_clip, tmp_path):
+def test_a_tokenizer_name_in_a_config_is_replaced_by_its_folder(make_clip, tmp_path):
     save_clip(make_clip("vit"), tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/something"
@@ -166,7 +164,7 @@ def test_a_tokenizer_is_looked_for_in_the_folder_whatever_name_a_description_giv
         clip.tokenize(["a cat"])
 
 
-def test_open_clip_s_own_prefix_and_paths(make_clip, tmp_path):
+def test_local_dir_prefix_and_paths(make_clip, tmp_path):
     save_clip(make_clip("vit"), tmp_path / "m")
     for name in (f"local-dir:{tmp_path / 'm'}", tmp_path / "m", tmp_path / "m" / WEIGHTS_FILE):
         clip = load(name)
@@ -186,7 +184,7 @@ def test_a_file_of_the_small_clip_is_recognised(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_precision_is_that_of_every_weight(precision):
+def test_precision_applies_to_every_weight(precision):
     clip = load("foveate-small", precision=precision)
     dtype = getattr(torch, precision)
     assert {value.dtype for value in clip.state_dict().values() if value.is_floating_point()} == {dtype}
@@ -210,7 +208,7 @@ def test_missing_and_extra_weights_can_be_allowed(make_clip, tmp_path, capsys):
     assert not torch.equal(one.model.text_projection, two.model.text_projection)  # drawn from the seed
 
 
-def test_what_only_foveate_knows_is_kept(make_clip, tmp_path):
+def test_settings_of_foveate_are_saved(make_clip, tmp_path):
     clip = make_clip("vit")
     clip.config = {**clip.config, "foveate": {"windows": {"size": 2, "blocks": [0]}, "note": "kept"}}
     save_clip(clip, tmp_path / "m")
@@ -219,7 +217,7 @@ def test_what_only_foveate_knows_is_kept(make_clip, tmp_path):
 
 
 def test_old_eva_names_and_a_training_checkpoint(make_clip, tmp_path):
-    """EVA-CLIP's own names, nested and prefixed as training scripts write them, with the tables they hold."""
+    """EVA-CLIP's names, nested and prefixed as in training checkpoints, with their tables."""
     clip = make_clip("eva")
     save_clip(clip, tmp_path / "m")
     back = [("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("attn.norm.", "attn.inner_attn_ln.")]
@@ -236,7 +234,7 @@ def test_old_eva_names_and_a_training_checkpoint(make_clip, tmp_path):
     assert all(torch.equal(again.model.state_dict()[k], v) for k, v in clip.model.state_dict().items())
 
 
-def test_text_weights_find_their_place_in_a_custom_text_tower(make_clip, tmp_path):
+def test_text_weights_are_renamed_for_a_custom_text_tower(make_clip, tmp_path):
     clip = make_clip("vit")
     save_clip(clip, tmp_path)
     config = json.loads((tmp_path / CONFIG_FILE).read_text())
@@ -249,7 +247,7 @@ def test_text_weights_find_their_place_in_a_custom_text_tower(make_clip, tmp_pat
         torch.testing.assert_close(again.encode_text(tokens), clip.encode_text(tokens))
 
 
-def test_statistics_of_an_architecture_are_those_its_published_weights_agree_on():
+def test_statistics_are_those_of_the_published_weights_if_they_agree():
     from foveate.clip.io.describe import describe_architecture
 
     siglip = describe_architecture("ViT-B-16-SigLIP")["preprocess_cfg"]
@@ -258,7 +256,7 @@ def test_statistics_of_an_architecture_are_those_its_published_weights_agree_on(
     assert tuple(describe_architecture("RN50")["preprocess_cfg"]["mean"]) == open_clip.OPENAI_DATASET_MEAN
 
 
-def test_a_model_of_the_hub_is_a_folder(make_clip, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_downloaded_as_a_folder(make_clip, tmp_path, monkeypatch):
     import huggingface_hub
 
     save_clip(make_clip("vit"), tmp_path / "m")
@@ -279,7 +277,7 @@ def test_a_model_of_the_hub_is_a_folder(make_clip, tmp_path, monkeypatch):
         load("hf-hub:someone/something")
 
 
-def test_without_a_network_a_tag_names_the_ways_that_are_left(monkeypatch):
+def test_a_failed_download_names_alternatives(monkeypatch):
     def away(_):
         raise OSError("away")
 
@@ -288,7 +286,7 @@ def test_without_a_network_a_tag_names_the_ways_that_are_left(monkeypatch):
         load("ViT-B-16-quickgelu", pretrained="openai")
 
 
-def test_folders_and_files_that_are_nothing(tmp_path):
+def test_empty_folders_and_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is neither"):
         load(tmp_path)
     (tmp_path / "empty").touch()
@@ -298,7 +296,7 @@ def test_folders_and_files_that_are_nothing(tmp_path):
         load("foveate-small", pretrained=tmp_path / "empty")
 
 
-def test_the_door_is_light_and_opens():
+def test_importing_foveate_is_light():
     code = (
         "import sys, foveate\n"
         "assert not {'torch', 'open_clip', 'numpy'} & set(sys.modules)\n"
@@ -313,7 +311,7 @@ def test_the_door_is_light_and_opens():
     assert done.returncode == 0, done.stderr
 
 
-def test_an_activation_foveate_does_not_know_is_refused(make_clip, tmp_path):
+def test_an_unknown_activation_is_refused(make_clip, tmp_path):
     for act in ("relu", [], None, 3):
         clip = make_clip("eva")
         clip.config = {**clip.config, "foveate": {"trunk_act": act}}

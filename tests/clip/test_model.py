@@ -1,4 +1,4 @@
-"""The one API: invariances of both families, and every way of loading the wrong thing."""
+"""The API of Clip: invariances of its families, and the refusal of invalid arguments."""
 
 import math
 from typing import get_args
@@ -32,7 +32,7 @@ def make_images(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_fields(make_clip):
+def test_attributes_of_a_clip(make_clip):
     vit, eva = make_clip("vit"), make_clip("eva")
     assert (vit.native_size, vit.patch_size, vit.embed_dim) == (24, 8, 12)
     assert (eva.native_size, eva.patch_size, eva.embed_dim) == (32, 8, 12)
@@ -42,7 +42,7 @@ def test_fields(make_clip):
 
 
 @torch.no_grad()
-def test_batched_equals_single_and_order_does_not_matter(clip):
+def test_embeddings_do_not_depend_on_the_batch_or_its_order(clip):
     images = make_images(3, 3, 16, 40)
     for encode in (clip.encode_image, clip.encode_dense):
         together = encode(images)
@@ -60,8 +60,8 @@ def test_embeddings_have_length_one(clip):
 
 
 @torch.no_grad()
-def test_a_patch_is_found_at_its_place(clip):
-    """Change the pixels of one patch: with the last block alone, no attention is left, and only that location moves."""
+def test_a_changed_patch_changes_its_location_alone(clip):
+    """With the last block alone there is no attention, so a changed patch changes only its location."""
     name = "resblocks" if clip.name == "small-vit" else "blocks"
     module = clip.visual.transformer if name == "resblocks" else clip.visual.trunk
     saved = getattr(module, name)
@@ -77,7 +77,7 @@ def test_a_patch_is_found_at_its_place(clip):
 
 
 @torch.no_grad()
-def test_boxes_and_masks_pool_the_dense_map(clip):
+def test_boxes_and_masks_pool_the_dense_feature_map(clip):
     images = make_images(2, 3, 24, 40)
     boxes = [torch.tensor([[0.0, 0.0, 16.0, 8.0], [5.0, 3.0, 39.0, 20.0]]), torch.zeros(0, 4)]
     dense = clip.encode_dense(images)
@@ -91,7 +91,7 @@ def test_boxes_and_masks_pool_the_dense_map(clip):
     assert not torch.allclose(clip.encode_boxes(images, boxes), clip.encode_boxes(images, boxes, head="value_only"))
 
 
-def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
+def test_invalid_images_boxes_and_masks_are_refused(clip):
     with pytest.raises(InputError, match=r"multiples of the patch size 8; got 24 x 20"):
         clip.encode_dense(make_images(1, 3, 24, 20))
     with pytest.raises(InputError, match=r"need \(B, 3, H, W\), or a list.*; got \(1, 3, 0, 8\)"):
@@ -100,15 +100,15 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
         clip.encode_image(make_images(7))
     with pytest.raises(InputError, match=r"boxes\[1\].*x1 < x2"):
         clip.encode_boxes(make_images(2, 3, 24, 24), [torch.zeros(0, 4), torch.zeros(1, 4)])
-    with pytest.raises(InputError, match="one tensor an image, 2 in all; got 1"):
+    with pytest.raises(InputError, match="one tensor per image, 2 in all; got 1"):
         clip.encode_boxes(make_images(2, 3, 24, 24), [torch.zeros(0, 4)])
-    with pytest.raises(InputError, match="need a list of one tensor an image, 1 in all; got one tensor"):
+    with pytest.raises(InputError, match="need a list of one tensor per image, 1 in all; got one tensor"):
         clip.encode_boxes(make_images(1, 3, 24, 24), torch.zeros(1, 4))
     with pytest.raises(InputError, match=r"masks\[0\].*\(N, 24, 24\) in pixels, or \(N, 3, 3\).*got \(1, 24, 23\)"):
         clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 24, 23, dtype=torch.bool)])
     with pytest.raises(InputError, match=r"masks\[0\]: need bool; got torch.float32"):
         clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 3, 3)])
-    with pytest.raises(InputError, match="masks: need a list of one tensor an image, 1 in all; got 2"):
+    with pytest.raises(InputError, match="masks: need a list of one tensor per image, 1 in all; got 2"):
         clip.encode_masks(make_images(1, 3, 24, 24), [torch.ones(1, 3, 3, dtype=torch.bool)] * 2)
     with pytest.raises(InputError, match=r"images: need normalised floating point; got torch.uint8"):
         clip.encode_image(torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
@@ -126,7 +126,7 @@ def test_wrong_images_boxes_masks_and_heads_are_refused(clip):
 
 
 @pytest.mark.parametrize("windows", [None, Windows(2, (0, 2))])
-def test_nothing_in_nothing_out(make_clip, clip, windows):
+def test_empty_inputs_give_empty_outputs(make_clip, clip, windows):
     clip = make_clip(clip.name.removeprefix("small-"))
     clip.windows = windows
     image, none = make_images(2, 3, 24, 24), torch.zeros(0, 3, 24, 24)
@@ -145,7 +145,7 @@ def test_nothing_in_nothing_out(make_clip, clip, windows):
 
 @torch.no_grad()
 def test_windows_of_siglip(make_clip):
-    """Without a class token a window sees nothing else; one window over all is no window; lists leak nothing."""
+    """Without a class token windows are independent; one window over the grid has no effect; lists are independent."""
     clip = make_clip("siglip", seed=5)
     images = make_images(1, 3, 24, 40)
     whole = clip.encode_dense(images)
@@ -162,7 +162,7 @@ def test_windows_of_siglip(make_clip):
 
 
 @torch.no_grad()
-def test_windows_far_larger_than_the_grid_cost_what_the_grid_costs(clip, make_clip):
+def test_windows_larger_than_the_grid_cost_no_memory(clip, make_clip):
     clip = make_clip(clip.name.removeprefix("small-"))
     images = make_images(1, 3, 24, 40)
     clip.windows = Windows(1024, (0, 1))  # a million tokens, were they filled up
@@ -170,7 +170,7 @@ def test_windows_far_larger_than_the_grid_cost_what_the_grid_costs(clip, make_cl
 
 
 @pytest.mark.parametrize("family", ["vit", "eva", "rn", "siglip"])
-def test_statistics_of_batches_and_positions_stay_as_they_are(make_clip, family):
+def test_batch_statistics_and_positions_do_not_change(make_clip, family):
     clip = make_clip(family, seed=8)
     before = {name: value.clone() for name, value in clip.model.named_buffers()}
     images = make_images(2, 3, 64, 64)
@@ -183,7 +183,7 @@ def test_statistics_of_batches_and_positions_stay_as_they_are(make_clip, family)
 
 
 @torch.no_grad()
-def test_features_are_what_leaves_each_block_and_what_the_head_makes(clip):
+def test_features_are_the_outputs_of_blocks_and_of_the_head(clip):
     images = make_images(2, 3, 24, 40)
     first, head, last = clip.features(images, layers=(0, -1, 3), head="value_only")
     assert torch.equal(head, last) and first.shape == last.shape == (2, tower_width(clip), 3, 5)
@@ -208,7 +208,7 @@ def tower_width(clip):
 
 
 @torch.no_grad()
-def test_windows_are_a_property_that_is_saved_with_the_model(make_clip, tmp_path, clip):
+def test_windows_are_saved_with_the_model(make_clip, tmp_path, clip):
     clip = make_clip(clip.name.removeprefix("small-"), seed=3)
     images = make_images(1, 3, 32, 48)
     whole = clip.encode_dense(images)
@@ -225,7 +225,7 @@ def test_windows_are_a_property_that_is_saved_with_the_model(make_clip, tmp_path
     torch.testing.assert_close(again.encode_image(images), clip.encode_image(images))  # the dense path only
 
 
-def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
+def test_default_and_invalid_windows(make_clip):
     assert default_windows(load("foveate-small").visual) == Windows(16, (0, 3))
     clip = make_clip("vit")
     with pytest.raises(InputError, match="blocks are counted 0 to 3; got 4"):
@@ -236,7 +236,7 @@ def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
         clip.windows = Windows(True, (0,))
     with pytest.raises(InputError, match="each block once"):
         clip.windows = Windows(2, (0, 0))
-    with pytest.raises(InputError, match="nothing is left"):
+    with pytest.raises(InputError, match="need more than 4 blocks"):
         default_windows(clip.visual)  # 4 blocks
     with pytest.raises(InputError, match="1 to 1024 tokens; got 0"):
         clip.windows = Windows(0, (0,))
@@ -245,7 +245,7 @@ def test_windows_of_the_paper_and_those_that_cannot_be(make_clip):
         Clip(clip.model, name="odd", config=config)
 
 
-def test_the_heads_offered_are_those_that_exist():
+def test_names_of_heads_are_those_of_the_functions():
     assert set(HEADS) == set(get_args(Head))
 
 
@@ -257,7 +257,7 @@ def test_unknown_head_is_refused(clip):
 
 
 @pytest.mark.parametrize("head", get_args(Head))
-def test_what_a_head_leaves_of_the_last_block_is_what_gets_no_gradient(clip, head):
+def test_unused_parameters_of_the_last_block_have_no_gradient(clip, head):
     clip.zero_grad(set_to_none=True)
     clip.encode_dense(make_images(1, 3, 24, 40), head=head)[:, 0].sum().backward()
     unused, in_part = last_block_use(clip.visual, head=head)
@@ -276,12 +276,12 @@ def test_what_a_head_leaves_of_the_last_block_is_what_gets_no_gradient(clip, hea
     clip.zero_grad(set_to_none=True)
 
 
-def test_towers_that_were_never_accepted_have_no_blocks():
+def test_unsupported_towers_raise_lookup_errors():
     from open_clip.timm_model import TimmModel
 
     tower = TimmModel("resnet10t", embed_dim=8, image_size=32, pretrained=False)
     for ask in (tower_stages, lambda visual: last_block_use(visual, head="value")):
-        with pytest.raises(LookupError, match="no dense head yet for a ResNet"):
+        with pytest.raises(LookupError, match="ResNet has no dense head here"):
             ask(tower)
 
 
@@ -319,14 +319,14 @@ def test_bfloat16_towers_stay_close(make_clip, family):
 
 
 @torch.no_grad()
-def test_dropping_tokens_in_training_mode_is_not_for_us(make_clip):
+def test_training_mode_gives_the_same_dense_map(make_clip):
     clip = make_clip("vit")
     images = make_images(1, 3, 24, 24)
     still = clip.encode_dense(images)
     assert torch.equal(clip.train().encode_dense(images), still)
 
 
-def test_variants_without_a_dense_head_are_refused(make_clip):
+def test_unsupported_variants_of_towers_are_refused(make_clip):
     import timm
     from timm.models.eva import Eva
 
@@ -350,7 +350,7 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
         (Eva(**small, qkv_fused=False), "rotary"),
         (Eva(**{**small, "global_pool": "avg"}, **rope), "class token"),
         (Eva(**small, **rope, num_reg_tokens=2), "class token"),
-        (timm.create_model("resnet10t"), "for a ResNet"),
+        (timm.create_model("resnet10t"), "ResNet has no dense head"),
     ]
     eva = make_clip("eva")
     for trunk, words in towers:
@@ -360,8 +360,8 @@ def test_variants_without_a_dense_head_are_refused(make_clip):
 
 
 @torch.no_grad()
-def test_the_top_left_of_a_frame_has_the_positions_it_has_there(make_clip):
-    """By the library's own modules: patches of the image alone, positions resized to the frame's grid and cut."""
+def test_images_in_a_frame_have_the_positions_of_its_top_left(make_clip):
+    """With the library's modules: patches of the image alone, positions of the resized grid of the frame, cropped."""
     clip = make_clip("vit")
     visual, patch = clip.visual, clip.patch_size
     image = torch.randn(2, 3, 3 * patch, 5 * patch, generator=torch.Generator().manual_seed(0))
@@ -379,7 +379,7 @@ def test_the_top_left_of_a_frame_has_the_positions_it_has_there(make_clip):
 
 @pytest.mark.parametrize("family", ["vit", "eva", "siglip"])
 @torch.no_grad()
-def test_a_frame_that_ends_with_the_image_changes_nothing(make_clip, family):
+def test_a_frame_of_the_size_of_the_image_has_no_effect(make_clip, family):
     clip = make_clip(family)
     side = 5 * clip.patch_size
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -387,7 +387,7 @@ def test_a_frame_that_ends_with_the_image_changes_nothing(make_clip, family):
 
 
 @torch.no_grad()
-def test_rotary_positions_in_a_frame_are_the_frames_own(make_clip):
+def test_rotary_positions_in_a_frame_are_those_of_the_frame(make_clip):
     tower = EvaTower(make_clip("eva").visual)
     whole = [part[1:].unflatten(0, (6, 5))[:3, :4].flatten(0, 1) for part in tower.table((6, 5))]
     cut = [part[1:] for part in tower.table((3, 4), whole=(6, 5))]

@@ -1,4 +1,4 @@
-"""TorchScript archives as OpenAI writes them: their tensors are read, and nothing else happens."""
+"""TorchScript archives of OpenAI: their tensors are read, and nothing is run."""
 
 import io
 import os
@@ -24,7 +24,7 @@ CONFIG = {
 
 
 class Published(open_clip.CLIP):
-    """OpenAI's files keep three numbers among the tensors, and the causal mask where it is used."""
+    """OpenAI's files have three numbers among the tensors, and the causal mask."""
 
     def __init__(self) -> None:
         super().__init__(**CONFIG)
@@ -50,7 +50,7 @@ def write(path, how="trace", module=None):
 
 
 @pytest.mark.parametrize("how", ["trace", "script"])
-def test_tensors_are_those_of_the_module(tmp_path, how):
+def test_tensors_of_an_archive_equal_those_of_the_module(tmp_path, how):
     module = None if how == "trace" else lambda: open_clip.CLIP(**CONFIG)
     wanted = write(tmp_path / "w.bin", how, module)
     assert file_kind(tmp_path / "w.bin") == "torchscript"
@@ -62,15 +62,15 @@ def test_tensors_are_those_of_the_module(tmp_path, how):
     assert all(torch.equal(state[key], value) and value.dtype == torch.half for key, value in wanted.items())
 
 
-def test_torch_jit_is_never_asked(tmp_path, monkeypatch):
+def test_torch_jit_is_never_called(tmp_path, monkeypatch):
     write(tmp_path / "w.pt")
     for module, name in ((torch.jit, "load"), (torch, "load")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it was asked"))
     read_state(tmp_path / "w.pt")
 
 
-def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
-    """Two descriptions of the same shapes: OpenAI's files are of the one with quick_gelu."""
+def test_openai_files_are_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
+    """Of two configs with the same shapes, OpenAI's files belong to the one with quick_gelu."""
     from foveate.clip import load as room
 
     write(tmp_path / "w.pt")
@@ -94,7 +94,7 @@ def test_it_is_recognised_as_quick_gelu(tmp_path, monkeypatch, capsys):
         load(tmp_path / "bare.pt")
     capsys.readouterr()
     load("Tiny", pretrained=tmp_path / "bare.pt")
-    assert "would fit Tiny-quickgelu as well, and do not tell which activation" in capsys.readouterr().err
+    assert "would fit Tiny-quickgelu as well, and do not show which activation" in capsys.readouterr().err
     load("Tiny-quickgelu", pretrained=tmp_path / "bare.pt")
     assert "activation" not in capsys.readouterr().err
 
@@ -174,7 +174,7 @@ def tensor(*, count=4, offset=0, size=(2, 2), stride=(2, 1), key="0", kind="Floa
     )
 
 
-def test_a_tensor_made_by_hand(tmp_path):
+def test_a_tensor_with_its_strides_derived_by_hand(tmp_path):
     numbers = torch.arange(4.0).numpy().tobytes()
     make(tmp_path / "w", module(word("weight") + tensor(stride=(1, 2))), [("0", numbers)])
     assert read_state(tmp_path / "w")["weight"].tolist() == [[0, 2], [1, 3]]
@@ -198,11 +198,11 @@ def test_a_tensor_made_by_hand(tmp_path):
         ({"size": (2**30, 2**30), "stride": (0, 0)}, "numbers; its storage has 4"),
         ({"key": "7"}, "x/data/7"),
         ({"key": "../data.pkl"}, r"x/data/\.\./data\.pkl is missing"),
-        ({"kind": "QInt8Storage"}, "no tensor in it"),
-        ({"kind": "system", "module_of_kind": "os"}, "no tensor in it"),
+        ({"kind": "QInt8Storage"}, "it has no tensors"),
+        ({"kind": "system", "module_of_kind": "os"}, "it has no tensors"),
     ],
 )
-def test_tensors_that_lie_are_refused(tmp_path, wrong, words):
+def test_tensors_with_wrong_sizes_are_refused(tmp_path, wrong, words):
     make(tmp_path / "w", module(word("weight") + tensor(**wrong)))
     refused(tmp_path / "w", words)
 
@@ -210,13 +210,13 @@ def test_tensors_that_lie_are_refused(tmp_path, wrong, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (module(word("x") + b"cbuiltins\neval\n"), "no tensor in it"),
-        (module(word("x") + b"ctorch.jit\nload\n"), "no tensor in it"),
-        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "no tensor in it"),
-        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n}b"), "no tensor in it"),  # a state for a function
+        (module(word("x") + b"cbuiltins\neval\n"), "it has no tensors"),
+        (module(word("x") + b"ctorch.jit\nload\n"), "it has no tensors"),
+        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n)R"), "it has no tensors"),
+        (module(word("x") + b"ctorch._utils\n_rebuild_tensor_v2\n}b"), "it has no tensors"),  # a state for a function
         (b"\x80\x02K\x01.", "it holds a int"),
         (b"\x80\x02}.", "it holds a dict"),
-        (module(word("x") + b"K\x01"), "no tensor in it"),
+        (module(word("x") + b"K\x01"), "it has no tensors"),
         (b"\x80\x02c__torch__.M\nM\n)\x81](K\x01eb.", "not a dictionary by name"),
         (b"\x80\x02c__torch__.M\nM\n}b.", "not a dictionary by name"),  # a state for the class itself
         (b"\x80\x02r\xff\xff\xff\x7f.", "."),
@@ -241,7 +241,7 @@ def test_other_pickles_are_refused(tmp_path, content, words):
 
 
 def test_modules_that_are_not_a_tree_are_refused(tmp_path):
-    """A module within itself; and 2 ** 60 modules in a few hundred bytes."""
+    """A module in itself, and 2 ** 60 modules in a few hundred bytes."""
     itself = b"\x80\x02c__torch__.M\nM\n)\x81q\x00}(" + word("me") + b"h\x00ub."
     make(tmp_path / "w", itself)
     refused(tmp_path / "w", "not a tree")
@@ -271,7 +271,7 @@ def test_damaged_archives_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["torchscript", "torch"])
-def test_a_directory_of_the_zip_with_any_byte_changed_ends_with_a_message(tmp_path, form):
+def test_a_damaged_zip_directory_is_refused_or_read(tmp_path, form):
     write(tmp_path / "w") if form == "torchscript" else torch.save({"a": torch.ones(2)}, tmp_path / "w")
     content = (tmp_path / "w").read_bytes()
     start = content.index(b"PK\x01\x02")
@@ -283,7 +283,7 @@ def test_a_directory_of_the_zip_with_any_byte_changed_ends_with_a_message(tmp_pa
             read_state(tmp_path / "w")
 
 
-def test_compressed_numbers_are_refused_unread(tmp_path):
+def test_compressed_tensors_are_refused_without_reading(tmp_path):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", module(word("w") + tensor(count=2**22)))

@@ -94,7 +94,7 @@ def test_regions_of_several_images_keep_their_order(make_clip, family):
 
 
 @pytest.mark.parametrize(("family", "head"), [(f, h) for f in FAMILIES for h in REFUSED.get(kind(f), ())])
-def test_heads_a_family_does_not_have_are_refused(make_clip, family, head):
+def test_undefined_heads_are_refused(make_clip, family, head):
     assert head in DENSE_HEADS
     clip, size = make_clip(family), SIZES[kind(family)][0]
     boxes = example_boxes(size, 8)
@@ -124,7 +124,7 @@ def test_unknown_heads_and_a_dense_map_of_regions_are_refused(make_clip, family)
 
 @families
 @torch.no_grad()
-def test_a_list_of_images_gives_what_each_gives_alone(make_clip, family):
+def test_a_list_of_images_equals_each_image_alone(make_clip, family):
     clip = make_clip(family)
     images = [make_images(1, size, seed=number)[0] for number, size in enumerate(SIZES[kind(family)])]
     alone = [image[None] for image in images]
@@ -187,7 +187,7 @@ def test_windows(in_windows, family, side, blocks):
 @pytest.mark.parametrize("head", DENSE_HEADS)
 @pytest.mark.parametrize("family", ["vit", "eva"])
 @torch.no_grad()
-def test_every_head_stands_on_windows(in_windows, family, head):
+def test_windows_with_every_head(in_windows, family, head):
     clip = in_windows(family, 3, (0, 1))
     images = torch.cat(
         [make_images(1, (48, 64), seed=5), make_images(1, (48, 64))]

@@ -1,4 +1,4 @@
-"""Architectures are told from names and shapes, for the real ones without any memory."""
+"""Architectures are recognised by names and shapes, the real ones without memory."""
 
 import open_clip
 import pytest
@@ -32,7 +32,7 @@ def test_one_architecture_fits(described, name):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-H-14", "RN50"])
-def test_several_fit_and_the_user_is_asked(described, name):
+def test_several_fitting_architectures_are_listed(described, name):
     state = state_of(name, described)
     with pytest.raises(InputError) as caught:
         recognise(state, described, source="w.pt")
@@ -41,7 +41,7 @@ def test_several_fit_and_the_user_is_asked(described, name):
     assert recognise(state, described, source="w.pt", quick_gelu=True) == f"{name}-quickgelu"
 
 
-def test_none_fits_and_the_message_says_what_was_found(described):
+def test_if_none_fits_the_message_lists_the_sizes(described):
     state = state_of("ViT-B-16", described)
     odd = {**state, "visual.positional_embedding": torch.empty(10, 768, device="meta")}
     with pytest.raises(InputError) as caught:
@@ -53,7 +53,7 @@ def test_none_fits_and_the_message_says_what_was_found(described):
             recognise(strange, described, source="w.pt")
 
 
-def test_sizes_read_off_weights_are_those_stated(described):
+def test_sizes_of_weights_equal_those_of_the_config(described):
     for name in ("ViT-L-14-336", "RN101", "ViT-B-32-SigLIP2-256", "EVA02-B-16", "convnext_base"):
         stated = stated_sizes(described[name]["model_cfg"])
         found = weights_sizes(state_of(name, described))
@@ -66,6 +66,6 @@ def test_every_architecture_of_open_clip_is_accepted_or_refused_with_a_reason(de
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in refused.items():
         text = described[name]["model_cfg"]["text_cfg"]
-        assert ("fetched" in reason) == ("hf_model_name" in text) and reason[0].islower(), name
+        assert ("downloaded" in reason) == ("hf_model_name" in text) and reason[0].islower(), name
         assert "hf_model_name" in text or name.startswith("coca"), name
     assert len(refused) == 13  # 3 of RoBERTa, 2 of mT5, 4 of NLLB; 4 CoCa, one of which of RoBERTa too

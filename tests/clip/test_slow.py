@@ -22,7 +22,7 @@ def bicubic(table, grid):
 
 @torch.no_grad()
 def tower_at(family, size):
-    """open_clip's tower in float64, its own position table replaced by one for this size."""
+    """open_clip's tower in float64, with a position table for this size."""
     visual = build(family, 0)[0].visual.double()
     stride = 32 if family == "rn" else 8
     grid = (size[0] // stride, size[1] // stride)
@@ -72,7 +72,7 @@ def before(family, block, x):
 
 
 def mix(family, block, n, *, pair="qk", mask=None, rope=None, prefix=1):
-    """What the library's attention gives before its output projection, asking with pair[0], answering with pair[1]."""
+    """The library's attention before its output projection, with pair[0] as queries and pair[1] as keys."""
     attn = copy.deepcopy(block.attn)
     if family == "eva":
         attn.q_proj, attn.k_proj = (attn.q_proj if letter == "q" else attn.k_proj for letter in pair)
@@ -99,7 +99,7 @@ def finish(family, visual, x):
 
 
 def own(length):
-    """A mask under which every token sees itself alone, so that attention gives its value."""
+    """A mask under which every token attends to itself alone, so that attention returns its value."""
     return torch.full((length, length), -math.inf, dtype=torch.float64).fill_diagonal_(0)
 
 

@@ -1,4 +1,4 @@
-"""The shipped small CLIP: open_clip's own API reads it, and it is what its card says."""
+"""The shipped small CLIP: open_clip loads it, and its results are those of its card."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_weights_are_half_precision_and_at_most_12_mb() -> None:
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
 
 
-def test_open_clip_reads_it_and_embeds_the_same(small: Clip) -> None:
+def test_open_clip_loads_the_small_clip_and_embeds_the_same(small: Clip) -> None:
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{FOLDER}")
     model.eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def test_open_clip_reads_it_and_embeds_the_same(small: Clip) -> None:
     assert tuple(normalise.mean) == small.mean and tuple(normalise.std) == small.std
 
 
-def test_the_residual_description_shares_its_text_tower_and_embedding(small: Clip) -> None:
+def test_the_residual_config_has_the_same_text_tower_and_embedding(small: Clip) -> None:
     described = read_config(FOLDER / "resnet.json")
     shared = [{key: value for key, value in one["model_cfg"].items() if key != "vision_cfg"} for one in
               (described, small.config)]  # fmt: skip
@@ -53,7 +53,7 @@ def test_the_residual_description_shares_its_text_tower_and_embedding(small: Cli
     assert (residual.mean, residual.std) == (small.mean, small.std)
 
 
-def test_it_knows_crops_and_not_places(small: Clip, tmp_path: Path) -> None:
+def test_the_small_clip_recognises_crops_better_than_locations(small: Clip, tmp_path: Path) -> None:
     # a world of another seed than the one it was pretrained on; the card's numbers are those of 300 scenes
     write_world(tmp_path / "world", WorldSize(train=0, val=24, test=0, pairs=0, seed=11), processes=1)
     dataset = open_data(tmp_path / "world", split="val", annotations="panoptic")

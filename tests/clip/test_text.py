@@ -1,4 +1,4 @@
-"""Prompts by hand, class embeddings against the definition, and kept embeddings against fresh ones."""
+"""Prompts derived by hand, class embeddings against the definition, and cached embeddings against computed ones."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_sixty_three_different_templates():
 
 
 def test_eighty_templates_of_clip():
-    """Known from CLIP's notebook of prompts: the first, the last, and that they bring their own articles."""
+    """From CLIP's notebook of prompts: the first, the last, and that they have fixed articles."""
     chosen = template_set("clip")
     assert len(set(chosen.templates)) == 80 and all(one.count("{}") == 1 for one in chosen.templates)
     texts = chosen.fill("Apple_pie")
@@ -51,7 +51,7 @@ def test_eighty_templates_of_clip():
         ("{}", "  hot   dog ", "hot dog"),
     ],
 )
-def test_vild_filled_by_hand(template, name, wanted):
+def test_vild_templates_derived_by_hand(template, name, wanted):
     assert TemplateSet((template,), vild=True).fill(name) == [wanted]
 
 
@@ -63,12 +63,12 @@ def test_vild_filled_by_hand(template, name, wanted):
         (("{}",), "a  b", ["a b"]),
     ],
 )
-def test_the_other_sets_filled_by_hand(templates, name, wanted):
+def test_other_templates_derived_by_hand(templates, name, wanted):
     assert template_set(templates).fill(name) == wanted
 
 
 @pytest.mark.parametrize("templates", ["openai", (), ("a photo",), ("a {}", "a {article}")])
-def test_refuses_templates(templates):
+def test_invalid_templates_are_refused(templates):
     with pytest.raises(InputError, match="templates: "):
         template_set(templates)
 
@@ -104,7 +104,7 @@ def test_synonyms_are_averaged_and_the_background_is_last(make_clip):
     torch.testing.assert_close(embed_vocabulary(clip, vocabulary, templates="none"), got[:2])
 
 
-def test_nothing_to_embed_is_refused(make_clip):
+def test_invalid_vocabularies_are_refused(make_clip):
     clip = make_clip("vit")
     with pytest.raises(InputError, match="at least one class name"):
         embed_vocabulary(clip, [])
@@ -120,7 +120,7 @@ def test_nothing_to_embed_is_refused(make_clip):
 
 @pytest.fixture()
 def asked(monkeypatch):
-    """How many prompts were embedded since the last look."""
+    """The number of prompts embedded since the last call."""
     seen = []
     embed = text._embed
 
@@ -138,7 +138,7 @@ def asked(monkeypatch):
     return count
 
 
-def test_kept_embeddings_are_the_fresh_ones_to_the_bit(make_clip, tmp_path, asked):
+def test_cached_embeddings_have_the_same_bits(make_clip, tmp_path, asked):
     clip = make_clip("eva")
     fresh = embed_vocabulary(clip, ["cat", "dog"], templates=TWO)
     assert asked() == 4
@@ -149,7 +149,7 @@ def test_kept_embeddings_are_the_fresh_ones_to_the_bit(make_clip, tmp_path, aske
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".safetensors"]
 
 
-def test_other_texts_and_other_weights_are_other_files(make_clip, tmp_path, asked):
+def test_other_texts_and_weights_have_other_cache_files(make_clip, tmp_path, asked):
     clip = make_clip("vit")
     embed_vocabulary(clip, Vocabulary((("cat", "dog"), ("bus",))), templates="none", cache=tmp_path)
     # the same prompts, grouped otherwise; other prompts; another batch, which may change the last bits
@@ -195,7 +195,7 @@ def of_another_key(path):
         lambda path: save_file({"other": torch.zeros(2, 12)}, path),
     ],
 )
-def test_a_damaged_or_foreign_file_is_written_anew(make_clip, tmp_path, asked, spoil):
+def test_damaged_cache_files_are_replaced(make_clip, tmp_path, asked, spoil):
     clip = make_clip("vit")
     fresh = embed_vocabulary(clip, ["cat", "dog"], templates="none", cache=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -207,15 +207,15 @@ def test_a_damaged_or_foreign_file_is_written_anew(make_clip, tmp_path, asked, s
     assert asked() == 0
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing(make_clip, tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_is_reported(make_clip, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     clip = make_clip("vit")
     got = embed_vocabulary(clip, ["cat"], cache=tmp_path / "file" / "cache")
     assert torch.equal(got, embed_vocabulary(clip, ["cat"]))
-    assert "could not be kept" in capsys.readouterr().err
+    assert "could not be cached" in capsys.readouterr().err
 
 
-def test_where_commands_keep_them(monkeypatch, tmp_path):
+def test_default_folder_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "here"))
     assert default_cache() == tmp_path / "here"
     monkeypatch.setenv("FOVEATE_CACHE", "")

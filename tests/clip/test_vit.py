@@ -34,7 +34,7 @@ def test_native_size_equals_open_clip(make_clip, family):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_library_agrees_on_the_untouched_last_block(make_clip):
+def test_head_attention_equals_the_library(make_clip):
     clip = make_clip("vit")
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Vocabulary files as people write them, and each mistake with its file, its place and its reason."""
+"""Vocabulary files, and mistakes in them with file, location and reason."""
 
 import json
 from pathlib import Path
@@ -34,13 +34,13 @@ def written(tmp_path, name, content) -> Path:
         ("close.json", '["cat,kitty"]', (("cat,kitty",),)),  # CAT-Seg splits at ", " alone
     ],
 )
-def test_what_files_hold(tmp_path, name, content, classes):
+def test_vocabulary_files_are_read(tmp_path, name, content, classes):
     path = written(tmp_path, name, content)
     assert read_vocabulary(path).classes == classes == read_vocabulary(str(path)).classes
     assert read_vocabulary(path).names == tuple(words[0] for words in classes)
 
 
-def test_lists_of_cat_seg_share_names_and_that_is_told(tmp_path, capsys):
+def test_shared_names_in_lists_of_synonyms_are_printed(tmp_path, capsys):
     path = written(tmp_path, "a.json", '["screen, silver screen", "crt screen, screen", "Screen", "dog"]')
     assert read_vocabulary(path).classes == (
         ("screen", "silver screen"),
@@ -48,12 +48,12 @@ def test_lists_of_cat_seg_share_names_and_that_is_told(tmp_path, capsys):
         ("Screen",),
         ("dog",),
     )
-    assert "a.json: 2 names stand there more than once, each in its class: screen, Screen" in capsys.readouterr().err
+    assert "a.json: 2 names occur more than once: screen, Screen" in capsys.readouterr().err
     with pytest.raises(InputError, match="need every name once"):
         read_vocabulary(written(tmp_path, "b.json", '["screen", "screen"]'))
 
 
-def test_typed_names_are_a_class_each():
+def test_names_in_a_text_are_one_class_each():
     assert read_vocabulary("cat, hot dog ,wall-other").classes == (("cat",), ("hot dog",), ("wall-other",))
     assert read_vocabulary("st. bernard").names == ("st. bernard",)  # a dot alone makes no file
 
@@ -62,8 +62,8 @@ def test_typed_names_are_a_class_each():
     ("name", "content", "message"),
     [
         ("a.txt", "# nothing\n\n", "a.txt: need at least one class"),
-        ("a.txt", "cat\n\ndog,,hound\n", r"a.txt: line 3: need a name in each place; got an empty one \(''\)"),
-        ("a.txt", "cat\n_ \n", "a.txt: line 2: need a name in each place"),
+        ("a.txt", "cat\n\ndog,,hound\n", r"a.txt: line 3: need a name in each position; got an empty one \(''\)"),
+        ("a.txt", "cat\n_ \n", "a.txt: line 2: need a name in each position"),
         ("a.txt", "cat\nDog\ndog\n", r"line 3: need every name once; got 'dog' again, class 'Dog' has it .*line 2"),
         (
             "a.txt",
@@ -92,7 +92,7 @@ def test_typed_names_are_a_class_each():
         ("a.csv", "cat", "need a vocabulary in a .txt or .json file; got one that ends in '.csv'"),
     ],
 )
-def test_mistakes_are_told_with_their_place(tmp_path, name, content, message):
+def test_mistakes_are_reported_with_their_location(tmp_path, name, content, message):
     path = written(tmp_path, name, content)
     with pytest.raises(InputError, match=message):
         read_vocabulary(path)
@@ -100,14 +100,14 @@ def test_mistakes_are_told_with_their_place(tmp_path, name, content, message):
         read_vocabulary(str(path))
 
 
-def test_typed_mistakes():
+def test_mistakes_in_a_text_are_reported():
     for typed, message in (("", "name 1: need a name"), ("cat,", "name 2: need a name"), ("a,A", "name 2: .*once")):
         with pytest.raises(InputError, match=message):
             read_vocabulary(typed)
 
 
-def test_missing_and_too_large(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"none\.txt: need a vocabulary file; there is no such file"):
+def test_missing_and_too_large_files_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"none\.txt: need a vocabulary file; not found"):
         read_vocabulary(str(tmp_path / "none.txt"))
     with pytest.raises(InputError, match="need a vocabulary file"):
         read_vocabulary((tmp_path / "folder.txt").mkdir() or tmp_path / "folder.txt")

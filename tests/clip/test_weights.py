@@ -1,4 +1,4 @@
-"""A saved CLIP comes back to the bit, here and in open_clip, and a crash leaves no half file."""
+"""A saved CLIP loads to the bit, here and in open_clip, and a crash leaves no partial file."""
 
 import json
 
@@ -13,7 +13,7 @@ from foveate.errors import InputError
 
 
 @pytest.mark.parametrize("family", ["vit", "vit-quickgelu", "eva"])
-def test_saved_and_loaded_is_the_same(make_clip, tmp_path, family):
+def test_a_saved_and_loaded_clip_is_the_same(make_clip, tmp_path, family):
     clip = make_clip(family)
     save_clip(clip, tmp_path / "deep" / "model")
     again = load(str(tmp_path / "deep" / "model"))
@@ -42,7 +42,7 @@ def test_open_clip_opens_the_folder(make_clip, tmp_path, family):
     assert tuple(preprocess.transforms[-1].mean) == clip.mean and tuple(preprocess.transforms[-1].std) == clip.std
 
 
-def test_others_may_read_what_they_may_read_elsewhere(make_clip, tmp_path):
+def test_saved_files_have_the_usual_permissions(make_clip, tmp_path):
     save_clip(make_clip("vit"), tmp_path / "model")
     (tmp_path / "plain").touch()
     assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "plain").stat().st_mode}
@@ -79,13 +79,13 @@ def test_a_full_disk_keeps_the_earlier_weights(make_clip, tmp_path, monkeypatch)
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_a_folder_that_cannot_be_made_is_refused(make_clip, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(make_clip, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write a model"):
         save_clip(make_clip("vit"), tmp_path / "file" / "model")
 
 
-def test_the_description_is_plain_json(make_clip, tmp_path):
+def test_the_config_is_plain_json(make_clip, tmp_path):
     save_clip(make_clip("eva"), tmp_path)
     content = json.loads((tmp_path / "open_clip_config.json").read_text())
     assert content["model_cfg"]["vision_cfg"]["timm_model_name"] == "eva02_foveate_test"

@@ -78,7 +78,7 @@ def test_gates_are_trained_where_asked_and_never_decayed(three_blocks):
     ("flags", "message"),
     [
         (["--gates"], "--gates: weigh the heads whose values --head values3 adds up; got --head value"),
-        (GATES, "it takes 3 attention blocks, and this tower has 2"),
+        (GATES, "it needs 3 attention blocks, and this tower has 2"),
         (["--keep", -1], "--keep: must be 0 to 10, a weight"),
         (["--keep-crops", 0], "--keep-crops: must be at least 1"),
         (["--correlation", "nan"], "--correlation: must be 0 or above"),

@@ -92,7 +92,7 @@ def trained(family: str) -> dict[str, float]:
 
 
 def make(name: str, **settings: Any) -> Clip:
-    """In the place of `load`: small CLIPs by name, besides what it knows."""
+    """Replaces `load`: small CLIPs by name, besides its own names."""
     if name not in (*FAMILIES, "eva-windows"):
         return load(name, **settings)
     clip = twin(name.removesuffix("-windows"))

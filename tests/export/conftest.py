@@ -57,7 +57,7 @@ def export(ask, folder) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def twin() -> Callable[[str], Clip]:
-    """The CLIP that commands.py knows under the same name."""
+    """The CLIP with the same name in commands.py."""
     register()
 
     def make(family: str) -> Clip:

@@ -1,4 +1,4 @@
-"""Exported files against the model they were made of, at shapes the command itself did not compare."""
+"""Exported files against their model, at shapes that the command does not compare."""
 
 import json
 
@@ -36,7 +36,7 @@ def description(path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_regions(family, export, twin):
+def test_region_embeddings_of_any_size(family, export, twin):
     path, clip = export(family, "regions"), twin(family)
     for batch, h, w in GRIDS:
         images, (height, width) = noise(clip, batch, h, w), (h * clip.patch_size, w * clip.patch_size)
@@ -55,7 +55,7 @@ def test_regions(family, export, twin):
     assert none.shape == (0, clip.embed_dim)
 
 
-def test_another_head(export, twin):
+def test_another_dense_head_is_exported(export, twin):
     # the one whose last block depends on the grid
     path, clip = export("siglip", "dense", "--head", "naclip"), twin("siglip")
     for batch, h, w in GRIDS:
@@ -96,7 +96,7 @@ def test_torch_file(export, twin):
     assert all(key.startswith("visual.") for key in program.state_dict()), "the text tower is not saved along"
 
 
-def test_a_fixed_size_is_said_and_held(ask, folder, twin):
+def test_a_fixed_size_is_described_and_enforced(ask, folder, twin):
     path, clip = folder / "fixed" / "dense.onnx", twin("vit")
     typed = ["export", "--model", "vit", "--out", str(path.parent), "--size", "40", "--opset", "18"]
     answer = ask(arguments=typed)
@@ -111,7 +111,7 @@ def test_a_fixed_size_is_said_and_held(ask, folder, twin):
         run(path, images=noise(clip, 3, 5, 6))
 
 
-def test_large_weights_lie_beside_the_file_and_small_ones_replace_them(ask, folder, twin):
+def test_large_weights_are_in_a_second_file_which_small_ones_remove(ask, folder, twin):
     path, clip = folder / "large" / "image.onnx", twin("siglip")
     typed = ["export", "--model", "siglip", "--what", "image", "--out", str(path)]
     images = noise(clip, 1, 2, 5)
@@ -125,19 +125,19 @@ def test_large_weights_lie_beside_the_file_and_small_ones_replace_them(ask, fold
         close(run(path, images=images), wanted)
 
 
-def test_a_file_that_computes_something_else_is_not_published(ask, folder):
+def test_a_file_with_other_results_is_not_written(ask, folder):
     path = folder / "spoiled" / "image.pt2"
     path.parent.mkdir()
     path.write_bytes(b"of yesterday")
     typed = ["export", "--model", "vit", "--what", "image", "--format", "torch", "--out", str(path)]
     answer = ask(arguments=typed, spoil=True)
     assert answer["status"] == 2
-    assert "does not compute what the model computes" in answer["err"] and "allowed are 1e-04" in answer["err"]
+    assert "its results differ from the model's" in answer["err"] and "need at most 1e-04" in answer["err"]
     assert path.read_bytes() == b"of yesterday"
     assert [one.name for one in path.parent.iterdir()] == ["image.pt2"]
 
 
-def test_the_shipped_model_as_users_type_it(ask, folder):
+def test_the_shipped_model_is_exported_by_the_command(ask, folder):
     out = folder / "typed"
     answer = ask(arguments=["export", "--model", "foveate-small", "--what", "regions", "--out", str(out)])
     assert answer["status"] == 0 and answer["err"] == ""
@@ -165,11 +165,11 @@ def test_the_shipped_model_as_users_type_it(ask, folder):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_dense_path_is_one_graph_to_the_compiler(family, ask):
+def test_the_dense_path_compiles_to_one_graph(family, ask):
     assert ask(compile=family)["difference"] < 1e-5
 
 
-def test_compiled_blocks_train_alike_and_are_compiled_once_for_all_blocks(ask):
+def test_compiled_blocks_train_the_same_and_are_compiled_once(ask):
     """Teacher and student, each first for its sizes and then for any: 4 graphs for 2 x 3 blocks and 9 batch sizes."""
     answer = ask(train="eva")
     assert answer["difference"] < 1e-5 and answer["graphs"] <= 4

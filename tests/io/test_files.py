@@ -1,4 +1,4 @@
-"""Result files: whole or not at all, and places judged before the work."""
+"""Result files: written whole or not at all, in paths that are checked before the work."""
 
 import os
 
@@ -8,14 +8,14 @@ from foveate.errors import InputError
 from foveate.io.files import bad_lines, check_target, write_whole
 
 
-def test_a_file_is_written_whole_and_its_folder_made(tmp_path):
+def test_a_file_is_written_whole_and_its_folder_created(tmp_path):
     path = tmp_path / "new" / "deep" / "a.json"
     write_whole(path, b"one")
     write_whole(path, b"two")
     assert path.read_bytes() == b"two" and [one.name for one in path.parent.iterdir()] == ["a.json"]
 
 
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "a.partial").mkdir()  # in the way
     with pytest.raises(OSError):
@@ -23,7 +23,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_a_target_is_judged_without_making_anything(tmp_path, monkeypatch):
+def test_checking_a_target_creates_nothing(tmp_path, monkeypatch):
     check_target(tmp_path / "new" / "a.json", flag="--out")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
@@ -38,7 +38,7 @@ def test_a_target_is_judged_without_making_anything(tmp_path, monkeypatch):
         check_target(tmp_path / "new" / "a.json", flag="--out")
 
 
-def test_ten_bad_images_are_told_and_the_rest_counted():
+def test_ten_unreadable_images_are_listed_and_the_rest_counted():
     bad = [{"id": str(number), "reason": "broken"} for number in range(12)]
     lines = bad_lines(bad, listed="F.json")
     assert lines[0] == "images that could not be used: 12" and lines[1:11] == [f"  {n}: broken" for n in range(10)]

@@ -1,4 +1,4 @@
-"""Folders of parts and caches: whose they are, what is removed from them; headers as the library has them."""
+"""Folders of parts and caches: their owner, and what is removed from them; headers of safetensors files."""
 
 import json
 from functools import partial
@@ -29,7 +29,7 @@ def add_part(folder: Path, start: int, stop: int) -> None:
 
 @pytest.fixture()
 def folder(tmp_path) -> Path:
-    """With two parts of ours."""
+    """A folder with two parts."""
     folder = tmp_path / "f.parts"
     assert claim_parts(folder, ME) == []
     add_part(folder, 0, 2)
@@ -37,7 +37,7 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def test_ours_goes_on_and_is_removed(folder):
+def test_a_folder_of_parts_is_resumed_and_removed(folder):
     (folder / "000000003-000000004.safetensors.partial").write_bytes(b"half")
     assert [(part.start, part.stop) for part in claim_parts(folder, ME)] == [(0, 2), (2, 3)]
     (folder / "000000003-000000004.safetensors.partial").write_bytes(b"half")
@@ -46,7 +46,7 @@ def test_ours_goes_on_and_is_removed(folder):
     remove_parts(folder, ME)  # none is no mistake
 
 
-def test_a_link_to_a_folder_elsewhere_is_emptied(folder, tmp_path):
+def test_a_linked_folder_is_emptied(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     remove_parts(tmp_path / "link", ME)
     assert list(folder.iterdir()) == []
@@ -71,7 +71,7 @@ def test_a_link_to_a_folder_elsewhere_is_emptied(folder, tmp_path):
         ),
     ],
 )
-def test_what_is_not_ours_is_left_as_it_is(folder, spoil, message):
+def test_folders_with_other_files_are_refused_and_not_changed(folder, spoil, message):
     spoil(folder)
     before = content_of(folder)
     for act in (claim_parts, remove_parts):
@@ -86,8 +86,8 @@ def claim_like(folder: Path, identity: dict[str, str]) -> None:
     (folder.with_name("other.parts") / "manifest.json").replace(folder / "manifest.json")
 
 
-def test_a_manifest_alone(tmp_path):
-    """Ours protects nothing yet; somebody's is not written over."""
+def test_only_its_own_manifest_without_parts_is_replaced(tmp_path):
+    """Its own is replaced; that of another program is not."""
     claim_parts(tmp_path / "a", {**ME, "model": "other"})
     assert claim_parts(tmp_path / "a", ME) == []
     remove_parts(tmp_path / "a", ME)
@@ -103,8 +103,8 @@ def test_a_manifest_alone(tmp_path):
             act(tmp_path / "c", ME)
 
 
-def test_headers(tmp_path):
-    """Ours reads what the library writes, and the bound on a header holds."""
+def test_headers_are_read_and_checked(tmp_path):
+    """Headers of the library are read, and their size is limited."""
     tensors = {f"dense/{number}": torch.zeros(3, 2, 2) for number in range(11)}
     save_file(tensors, tmp_path / "t.safetensors", {"a": "b"})
     metadata, stored = read_header(tmp_path / "t.safetensors")
@@ -115,7 +115,7 @@ def test_headers(tmp_path):
     assert length - 100 < header_size(tensors, shape=[3, 2, 2]) and header_size(tensors, shape=[3, 2, 2]) < 2 * length
 
 
-def test_a_cache_is_of_one_identity_and_of_this_format(tmp_path):
+def test_a_cache_has_one_identity_and_format(tmp_path):
     for _ in range(2):
         claim_cache(tmp_path / "a", {"size": 3, "taps": [1, 2]}, owner="maps")
     with pytest.raises(InputError, match=r"another command. Differing:\n  size: there 3, here 4\nGive"):

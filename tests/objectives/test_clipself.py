@@ -368,7 +368,7 @@ def test_a_head_that_the_teacher_cannot_have_is_refused_before_the_first_step(pa
     student, teacher = pair
     teacher.visual.transformer.resblocks = teacher.visual.transformer.resblocks[:2]  # of three blocks
     ClipSelf(student, teacher, student_size=64, correlation_head="values3")  # not looked at
-    with pytest.raises(InputError, match=r"values3 is not defined here: it takes 3 attention blocks, .* has 2"):
+    with pytest.raises(InputError, match=r"values3 is not defined here: it needs 3 attention blocks, .* has 2"):
         ClipSelf(student, teacher, student_size=64, correlation=1.0, correlation_head="values3")
 
 

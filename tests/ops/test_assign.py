@@ -1,4 +1,4 @@
-"""The cheapest assignment, against all there are."""
+"""The cheapest assignment, against all assignments."""
 
 from itertools import permutations
 
@@ -18,7 +18,7 @@ def cheapest(cost: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (5, 3), (3, 5), (6, 6), (7, 2), (4, 0), (0, 3)])
-def test_against_every_assignment(shape):
+def test_assignment_is_the_cheapest_of_all(shape):
     for seed in range(15):
         torch.manual_seed(seed)
         cost = torch.randn(shape, dtype=torch.float64) if seed % 2 else torch.randint(-3, 4, shape).double()
@@ -28,7 +28,7 @@ def test_against_every_assignment(shape):
         assert cost[rows, columns].sum().item() == pytest.approx(cheapest(cost) if min(shape) else 0)
 
 
-def test_many_rows_equal_a_planted_answer():
+def test_a_planted_assignment_of_many_rows_is_found():
     # each column has one row that costs 0, all else costs more
     torch.manual_seed(0)
     planted = torch.randperm(100)[:40]
@@ -38,7 +38,7 @@ def test_many_rows_equal_a_planted_answer():
     assert torch.equal(planted[columns], rows)
 
 
-def test_what_is_no_number_is_avoided():
+def test_costs_that_are_not_finite_are_avoided():
     cost = torch.tensor([[float("nan"), 5.0], [1.0, float("inf")], [2.0, 9.0]])
     assert [one.tolist() for one in assign(cost)] == [[0, 1], [1, 0]]
     assert len(assign(torch.full((2, 2), float("nan")))[0]) == 2

@@ -18,7 +18,7 @@ def test_views_are_grey_levels_drawn_from_the_generator() -> None:
     assert not torch.equal(first, views(images, 2))
 
 
-def test_left_stays_left_and_up_stays_up() -> None:
+def test_views_are_not_mirrored() -> None:
     ramp = torch.linspace(40, 210, 32).to(torch.uint8)
     across = ramp.expand(200, 3, 32, 32)
     seen = views(across, 0)
@@ -30,7 +30,7 @@ def test_left_stays_left_and_up_stays_up() -> None:
     assert (inside[..., 16:, :].mean(dim=(1, 2, 3)) > inside[..., :16, :].mean(dim=(1, 2, 3))).all()
 
 
-def test_two_in_five_get_black_bars_on_two_opposite_sides() -> None:
+def test_two_views_in_five_have_black_bars_on_opposite_sides() -> None:
     seen = views(torch.full((2000, 3, 16, 16), 128, dtype=torch.uint8), 3)
     rows, columns = (seen[:, 0, 0] == 0).all(dim=1), (seen[:, 0, :, 0] == 0).all(dim=1)  # first row, first column
     assert torch.equal(rows, (seen[:, 0, -1] == 0).all(dim=1)) and not (rows & columns).any()

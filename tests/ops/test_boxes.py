@@ -1,4 +1,4 @@
-"""Boxes: conversions are inverses, clipping and enlarging by hand, and the messages of the door."""
+"""Boxes: conversions are inverses, clipping and enlarging derived by hand, and the refusal of invalid boxes."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from foveate.ops.boxes import (
 )
 
 
-def test_conversions_by_hand_and_as_inverses():
+def test_conversions_of_boxes_are_inverses():
     corners = xywh_to_xyxy(torch.tensor([[10.0, 20.0, 30.0, 40.0]]))
     assert corners.tolist() == [[10, 20, 40, 60]]
     assert xyxy_to_xywh(corners).tolist() == [[10, 20, 30, 40]]
@@ -23,7 +23,7 @@ def test_conversions_by_hand_and_as_inverses():
     torch.testing.assert_close(xyxy_to_xywh(xywh_to_xyxy(boxes)), boxes)
 
 
-def test_clip_touches_each_side_by_its_own_length():
+def test_clipping_uses_height_and_width_for_their_axes():
     boxes = torch.tensor([[-5.0, -6.0, 300.0, 400.0], [10.0, 20.0, 30.0, 40.0], [210.0, 0.0, 220.0, 50.0]])
     assert clip_boxes(boxes, height=100, width=200).tolist() == [
         [0, 0, 200, 100],
@@ -32,20 +32,20 @@ def test_clip_touches_each_side_by_its_own_length():
     ]
 
 
-def test_enlarge_about_the_centre_then_clip():
+def test_boxes_are_enlarged_about_the_centre_and_clipped():
     boxes = torch.tensor([[40.0, 20.0, 60.0, 60.0], [0.0, 0.0, 20.0, 20.0]])
     # first: centre (50, 40), half sizes (10, 20) * 1.5 = (15, 30); second: centre (10, 10), half 15, cut at 0
     assert enlarge_boxes(boxes, factor=1.5, height=200, width=100).tolist() == [[35, 10, 65, 70], [0, 0, 25, 25]]
 
 
-def test_boxes_on_the_input_have_one_factor_for_both_axes():
+def test_boxes_on_the_input_are_scaled_by_one_factor():
     # 30 x 100 at 64 px: 64 wide, and 30 * 0.64 = 19.2, though the image becomes 19 high: the published factor is one
     boxes = torch.tensor([[0.0, 0.0, 100.0, 30.0], [50.0, 15.0, 75.0, 30.0]])
     wanted = torch.tensor([[0.0, 0.0, 64.0, 19.2], [32.0, 9.6, 48.0, 19.2]])
     torch.testing.assert_close(boxes_on_input(boxes, height=30, width=100, size=64), wanted)
 
 
-def test_no_boxes_pass_everywhere():
+def test_all_functions_accept_no_boxes():
     none = torch.zeros(0, 4)
     check_boxes(none)
     assert xywh_to_xyxy(none).shape == xyxy_to_xywh(none).shape == (0, 4)
@@ -64,13 +64,13 @@ def test_no_boxes_pass_everywhere():
         (torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 9.0, 1.0, 1.0]]), ["row 1", "y1 < y2"]),
     ],
 )
-def test_wrong_boxes_are_refused_with_a_reason(boxes, words):
+def test_invalid_boxes_are_refused_with_a_reason(boxes, words):
     with pytest.raises(InputError) as caught:
         check_boxes(boxes, "proposals")
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_whole_patches_cut_both_corners():
+def test_whole_patches_truncate_both_corners():
     """Patches of 8: 5..23 begins in patch 0 and ends in patch 2, which is not taken; 10..18 holds no patch of its own
     row and column but 1; 9..15 lies in one patch and is empty; what leaves the grid is cut."""
     boxes = torch.tensor(

@@ -10,7 +10,7 @@ from foveate.ops.grid import grid_boxes, grid_pairs, sample_grid
 PUBLISHED = {1: [1, 2], 2: [1, 2, 3, 4], 3: [2, 3, 4, 5, 6], 4: [2, 3, 4, 5, 6], 5: [3, 4, 5, 6], 6: [3, 4, 5, 6]}
 
 
-def test_two_rows_three_columns_by_hand():
+def test_grid_of_two_rows_and_three_columns_derived_by_hand():
     # 100 high: rows cut at 50; 90 wide: columns cut at 30 and 60
     assert grid_boxes(2, 3, height=100, width=90).tolist() == [
         [0, 0, 30, 50],
@@ -22,7 +22,7 @@ def test_two_rows_three_columns_by_hand():
     ]
 
 
-def test_corners_are_exact_fractions_and_the_border_is_the_image():
+def test_corners_are_exact_fractions_and_the_grid_covers_the_image():
     boxes = grid_boxes(3, 7, height=100, width=640)
     assert boxes.dtype == torch.float32
     assert boxes[:, 2].max() == 640 and boxes[:, 3].max() == 100 and boxes[:, :2].min() == 0
@@ -32,7 +32,7 @@ def test_corners_are_exact_fractions_and_the_border_is_the_image():
             torch.testing.assert_close(boxes[row * 7 + column], wanted, rtol=1e-7, atol=0)
 
 
-def test_pairs_of_both_rules():
+def test_grid_pairs_of_both_rules():
     published = grid_pairs(6, "published")
     assert published == [(m, n) for m, columns in PUBLISHED.items() for n in columns]
     assert len(published) == 24
@@ -63,7 +63,7 @@ def test_every_pair_is_drawn_equally_often():
     assert len(seen) == 9 and all(abs(count - 667) < 5 * 24 for count in seen.values())
 
 
-def test_a_kept_patch_belongs_to_the_grid_and_comes_once():
+def test_sampled_patches_belong_to_the_grid_and_are_distinct():
     generator = torch.Generator().manual_seed(2)
     shuffled = 0
     for _ in range(50):
@@ -77,7 +77,7 @@ def test_a_kept_patch_belongs_to_the_grid_and_comes_once():
     assert shuffled > 25
 
 
-def test_same_generator_state_same_patches():
+def test_the_same_generator_gives_the_same_patches():
     def draw():
         generator = torch.Generator().manual_seed(7)
         return sample_grid(height=48, width=64, limit=6, rule="published", keep=20, generator=generator)
@@ -85,11 +85,11 @@ def test_same_generator_state_same_patches():
     assert torch.equal(draw(), draw())
 
 
-def test_wrong_settings_are_refused():
+def test_invalid_grid_settings_are_refused():
     generator = torch.Generator()
     with pytest.raises(InputError, match="at least 1"):
         grid_pairs(0, "all")
     with pytest.raises(InputError, match='"published" or "all"'):
         grid_pairs(6, "paper")
-    with pytest.raises(InputError, match="keep = 0"):
+    with pytest.raises(InputError, match="at least 1 patch per image; got 0"):
         sample_grid(height=4, width=4, limit=6, rule="all", keep=0, generator=generator)

@@ -1,4 +1,4 @@
-"""Large-scale jitter: without any it is the padded square, and a hand-made case of cutting, scaling and mirroring."""
+"""Large-scale jitter: without it the padded square, and a case of cropping, scaling and mirroring derived by hand."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def make_image(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(37, 50), (60, 31), (64, 64)])
-def test_no_jitter_is_the_padded_square(shape):
+def test_without_jitter_the_input_is_the_padded_square(shape):
     height, width = shape
     image, jitter = make_image(height, width), no_jitter(height, width, size=64)
     assert torch.equal(
@@ -31,7 +31,7 @@ def test_no_jitter_is_the_padded_square(shape):
     assert same == jitter  # a scale of 1 sees all, wherever it looks
 
 
-def test_a_part_by_hand():
+def test_a_crop_derived_by_hand():
     # 40 x 80 at scale 2 on 40 pixels: the long side becomes 80, so a factor of 1; 40 of 80 columns are seen, 40 rows
     jitter = place_jitter(40, 80, size=40, scale=2.0, down=0.0, across=0.5, flip=True)
     assert jitter == Jitter(top=0, left=20, height=40, width=40, longest=40, flip=True)  # int(.5 * 41) = 20

@@ -1,4 +1,4 @@
-"""Masks drawn into images: a case by hand, a slow loop over pixels, and torch's own grid sampling."""
+"""Masks pasted into images: a case derived by hand, a slow loop over pixels, and torch's grid_sample."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def slow_paste(mask: Tensor, box: Tensor, *, height: int, width: int) -> Tensor:
     return drawn
 
 
-def test_by_hand():
+def test_pasted_mask_derived_by_hand():
     # two by two cells over the box (1, 1, 5, 5): a pixel's centre at x lies at (x - 1) / 2 - 0.5 cells from the first
     # cell's centre: columns 1 .. 4 at -0.25, 0.25, 0.75, 1.25, which take .75 0, .75 .25, .25 .75 and 0 .75 of the
     # two cells. The first cell is 1, the others 0: pixel (1, 1) is .75 * .75 = .5625, (1, 2) too, (2, 2) too; all
@@ -47,7 +47,7 @@ BOXES = torch.tensor(
 
 
 @pytest.mark.parametrize("cells", [2, 7, 28])
-def test_is_that_of_a_loop_over_pixels_and_of_grid_sampling(cells: int):
+def test_pasted_masks_equal_a_loop_over_pixels_and_grid_sample(cells: int):
     generator = torch.Generator().manual_seed(cells)
     masks = torch.randint(0, 256, (len(BOXES), cells, cells), generator=generator).to(torch.uint8)
     found = paste_masks(masks, BOXES, height=19, width=24)
@@ -62,18 +62,18 @@ def test_is_that_of_a_loop_over_pixels_and_of_grid_sampling(cells: int):
     assert found.any(dim=(1, 2)).tolist() != [False] * len(BOXES)
 
 
-def test_run_lengths_in_chunks(monkeypatch: pytest.MonkeyPatch):
+def test_run_lengths_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(0, 256, (len(BOXES), 28, 28), generator=generator).to(torch.uint8)
     drawn = paste_masks(masks, BOXES, height=19, width=24)
     whole = paste_as_rle(masks, BOXES, height=19, width=24)
-    monkeypatch.setattr(paste, "CHUNK", 1000)  # two images of 456 pixels at once
+    monkeypatch.setattr(paste, "MAX_PIXELS", 1000)  # two images of 456 pixels at once
     assert paste_as_rle(masks, BOXES, height=19, width=24) == whole
     assert torch.equal(decode_masks(whole, height=19, width=24), drawn)
     assert all(one["size"] == [19, 24] and isinstance(one["counts"], str) for one in whole)
 
 
-def test_nothing_to_draw():
+def test_empty_boxes_give_empty_masks():
     none = torch.zeros(0, 28, 28, dtype=torch.uint8)
     assert paste_masks(none, torch.zeros(0, 4), height=5, width=6).shape == (0, 5, 6)
     assert paste_as_rle(none, torch.zeros(0, 4), height=5, width=6) == ()

@@ -12,7 +12,7 @@ from foveate.ops.positions import resize_positions, rotary_table, rotate
 
 @pytest.mark.parametrize("grid", [(4, 4), (7, 5), (3, 9), (2, 2), (8, 8), (1, 1)])
 @pytest.mark.parametrize("has_class_token", [True, False])
-def test_absolute_positions_against_four_taps(grid, has_class_token):
+def test_absolute_positions_equal_bicubic_four_taps(grid, has_class_token):
     positions = torch.randn(16 + has_class_token, 6, generator=torch.Generator().manual_seed(0))
     resized = resize_positions(positions, grid=grid, native=(4, 4), has_class_token=has_class_token)
     assert resized.shape == (grid[0] * grid[1] + has_class_token, 6)
@@ -22,7 +22,7 @@ def test_absolute_positions_against_four_taps(grid, has_class_token):
     torch.testing.assert_close(resized[int(has_class_token) :], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_native_grid_is_returned_as_it_is_and_types_are_kept():
+def test_positions_of_the_native_grid_are_unchanged_in_any_type():
     positions = torch.randn(7, 4)
     assert resize_positions(positions, grid=(2, 3), native=(2, 3), has_class_token=True) is positions
     half = resize_positions(positions.bfloat16(), grid=(4, 3), native=(2, 3), has_class_token=True)
@@ -32,7 +32,7 @@ def test_native_grid_is_returned_as_it_is_and_types_are_kept():
         resize_positions(positions, grid=(2, 2), native=(3, 3), has_class_token=True)
 
 
-def test_a_graph_for_any_grid_gives_the_native_grid_to_the_bit(monkeypatch):
+def test_an_exported_graph_gives_the_native_positions_to_the_bit(monkeypatch):
     positions = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     resized = resize_positions(positions, grid=(3, 4), native=(3, 4), has_class_token=True)
@@ -56,7 +56,7 @@ def test_rotation_equals_complex_multiplication_pair_by_pair():
                     torch.testing.assert_close(got, torch.tensor([wanted.real, wanted.imag]), atol=1e-5, rtol=1e-5)
 
 
-def test_native_grid_stands_on_whole_numbers_and_a_double_grid_on_halves():
+def test_native_positions_are_integers_and_those_of_a_double_grid_halves():
     cosines, _ = rotary_table((16, 16), native=(16, 16), head_width=64)
     double, _ = rotary_table((32, 32), native=(16, 16), head_width=64)
     # index 2 i of 32 stands where index i of 16 stands
@@ -64,7 +64,7 @@ def test_native_grid_stands_on_whole_numbers_and_a_double_grid_on_halves():
     torch.testing.assert_close(cosines.reshape(16, 16, 64)[3, 0, 0], torch.tensor(math.cos(3.0)))
 
 
-def test_rotation_keeps_lengths_types_and_relative_angles():
+def test_rotation_preserves_lengths_types_and_relative_angles():
     cosines, sines = rotary_table((4, 6), native=(4, 6), head_width=16)
     query, key = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(3))
     queries, keys = (rotate(one.expand(24, 16), cosines, sines).reshape(4, 6, 16) for one in (query, key))

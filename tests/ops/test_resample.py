@@ -105,21 +105,21 @@ def test_crop_equals_the_definition():
         torch.testing.assert_close(ours[channel], wanted, atol=2e-3, rtol=0)
 
 
-def test_boxes_are_batched_without_changing_each_other():
+def test_boxes_in_a_batch_do_not_change_each_other():
     image = make_image(61, 97)
     together = crop_and_resize(image, torch.tensor(BOXES), size=24)
     alone = torch.cat([crop_and_resize(image, torch.tensor([box]), size=24) for box in BOXES])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
 
 
-def test_a_crop_sees_nothing_outside_its_box():
+def test_a_crop_does_not_depend_on_pixels_outside_its_box():
     image = torch.full((3, 40, 40), 255, dtype=torch.uint8)
     image[:, 10:30, 10:30] = 100
     crops = crop_and_resize(image, torch.tensor([[10.0, 10.0, 30.0, 30.0]]), size=33)
     torch.testing.assert_close(crops, torch.full_like(crops, 100.0), atol=1e-3, rtol=0)
 
 
-def test_boxes_outside_or_thinner_than_a_pixel_still_give_one_pixel():
+def test_boxes_outside_or_thinner_than_a_pixel_give_one_pixel():
     image = make_image(20, 30)
     boxes = torch.tensor([[50.0, 50.0, 60.0, 60.0], [4.1, 4.1, 4.3, 4.2], [-9.0, -9.0, -2.0, -2.0]])
     crops = crop_and_resize(image, boxes, size=8)
@@ -158,7 +158,7 @@ def test_bfloat16_autocast_does_not_cost_grey_levels():
         (64, 64, 64, (64, 64)),
     ],
 )
-def test_fitted_size_by_hand(height, width, size, wanted):
+def test_fitted_size_derived_by_hand(height, width, size, wanted):
     assert fitted_size(height, width, size=size) == wanted
 
 
@@ -181,7 +181,7 @@ def test_a_whole_image_crop_is_the_resized_image_in_black():
     assert crop[:, :6].abs().max() == 0 and crop[:, 26:].abs().max() == 0
 
 
-def test_random_sizes_agree_with_pillow_in_shape_and_place():
+def test_random_sizes_agree_with_pillow_in_shape_and_position():
     generator = torch.Generator().manual_seed(5)
     for _ in range(30):
         height, width, size = (int(n) for n in torch.randint(2, 90, (3,), generator=generator))
@@ -196,9 +196,9 @@ def test_random_sizes_agree_with_pillow_in_shape_and_place():
 
 
 def test_pad_and_normalize():
-    padded = pad_right_bottom(torch.ones(3, 2, 3), height=4, width=5, value=-1.0)
+    padded = pad_right_bottom(torch.ones(3, 2, 3), height=4, width=5)
     assert padded.shape == (3, 4, 5)
-    assert padded[:, :2, :3].min() == 1 and padded[:, 2:].max() == -1 and padded[:, :, 3:].max() == -1
+    assert padded[:, :2, :3].min() == 1 and padded[:, 2:].max() == 0 and padded[:, :, 3:].max() == 0
     masks = pad_right_bottom(torch.ones(2, 2, 3, dtype=torch.bool), height=3, width=3)
     assert masks.dtype == torch.bool and masks[:, :2].all() and not masks[:, 2].any()
     with pytest.raises(AssertionError, match="larger"):
@@ -229,7 +229,7 @@ def test_square_input_is_the_resized_image_with_its_padding(pad):
 @pytest.mark.parametrize(
     ("size", "nearest"), [(60, "56 or 64"), (0, "8"), (-8, "8"), (3, "8"), (9, "8 or 16"), (17, "16 or 24")]
 )
-def test_a_side_that_does_not_fit_the_patches_gets_its_neighbours(size, nearest):
+def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused_with_the_nearest(size, nearest):
     check_side(64, patch=8, flag="--size")
     check_side(8, patch=8, flag="--size")
     with pytest.raises(InputError, match=f"--size: need a positive multiple of the patch size 8; got {size}. "
@@ -237,15 +237,15 @@ def test_a_side_that_does_not_fit_the_patches_gets_its_neighbours(size, nearest)
         check_side(size, patch=8, flag="--size")
 
 
-def test_crops_cut_in_several_goes_are_the_same(monkeypatch):
+def test_crops_in_several_batches_are_the_same(monkeypatch):
     image, boxes = make_image(61, 97), torch.tensor(BOXES)
     whole = crop_and_resize(image, boxes, size=24)
-    monkeypatch.setattr(resample, "_MOST_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
+    monkeypatch.setattr(resample, "_MAX_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
     torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("size", [640, 250, 64])
-def test_bilinear_is_cv2s_within_a_grey_level(size):
+def test_bilinear_equals_cv2_within_one_grey_level(size):
     cv2 = pytest.importorskip("cv2")
     image = make_image(375, 500)
     height, width = fitted_size(375, 500, size=size)
@@ -256,7 +256,7 @@ def test_bilinear_is_cv2s_within_a_grey_level(size):
     assert torch.equal(found, found.round()) and torch.equal(resize_longest_bilinear(image, size=500), image.float())
 
 
-def test_bilinear_by_hand():
+def test_bilinear_derived_by_hand():
     # 2 -> 4: centres lie at -1/4, 1/4, 3/4, 5/4 pixels of the source; what lies outside is the edge's
     image = torch.tensor([0, 100], dtype=torch.uint8).expand(3, 1, 2)
     assert resize_longest_bilinear(image, size=4)[0].tolist() == [[0.0, 25.0, 75.0, 100.0]] * 2

@@ -1,4 +1,4 @@
-"""Windows: token by token where they go, and merging as the inverse of splitting."""
+"""Windows: the location of every token, and merging as the inverse of splitting."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from foveate.ops.windows import merge_windows, split_windows
 @pytest.mark.parametrize(
     ("grid", "size"), [((4, 6), (2, 2)), ((5, 7), (3, 3)), ((2, 3), (4, 4)), ((1, 1), (1, 1)), ((3, 9), (3, 4))]
 )
-def test_each_token_lies_in_its_window_and_comes_back(grid, size):
+def test_tokens_are_split_into_windows_and_merged(grid, size):
     (h, w), (s, t) = grid, size
     tokens = torch.arange(1.0, 2 * h * w * 3 + 1).reshape(2, h * w, 3)  # no zero: zeros are what is filled in
     windows = split_windows(tokens, grid=grid, size=size)
@@ -24,7 +24,7 @@ def test_each_token_lies_in_its_window_and_comes_back(grid, size):
     assert torch.equal(merge_windows(windows, grid=grid, size=size), tokens)
 
 
-def test_masks_are_split_too():
+def test_masks_are_split_into_windows():
     own = torch.ones(1, 6, 1, dtype=torch.bool)
     windows = split_windows(own, grid=(2, 3), size=(2, 2))
     assert windows[0, :, :, 0].tolist() == [[True] * 4, [True, False, True, False]]

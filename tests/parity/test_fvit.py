@@ -251,7 +251,7 @@ def test_a_file_becomes_a_detector_that_detects(tiny, tmp_path, capsys, squares_
     convert(tiny, out, clip=clip)
     told = capsys.readouterr()
     assert "65 classes, 48 base and 17 novel" in told.out and "T = 43.70" in told.out
-    assert "cosine of at least 1.0000" in told.out and "left out: 4 tensors" in told.out and told.err == ""
+    assert "cosine of at least 1.0000" in told.out and "ignored: 4 tensors" in told.out and told.err == ""
     assert (out / "clip").is_dir() == (clip == "plain") and not list(tmp_path.glob(".*"))
     if clip == "plain":  # the folder is whole, wherever it goes
         out = out.rename(tmp_path / "moved")

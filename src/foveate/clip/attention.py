@@ -1,8 +1,8 @@
-"""What attention sees: one block over a batch of tokens, whole or in windows, padding left out (Sec. 3.1, 4.4).
+"""Attention blocks over a batch of tokens, global or in windows, with padding masked (Sec. 3.1, 4.4).
 
-Images of one size need no mask. Images of several sizes are laid into one batch whose padding no token ever sees, each
-with the positions of its own grid, so that an image's tokens are those it has alone. Every mixture is one fused kernel;
-neither heads nor windows are looped over.
+Images of one size need no mask. Images of several sizes form one batch with masked padding, each with the positions of
+its own grid, so that its tokens are the same as alone. Attention is one fused kernel, without loops over heads or
+windows.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,16 +27,14 @@ def embed_tokens(
     frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
 ) -> tuple[Float[Tensor, "B T C"], Layout]:
-    """Embed the patches of a batch and say what attention will see of them.
+    """Embed the patches of a batch.
 
     Args:
-        tower: embeds and runs them.
-        batch: normalised images; H and W multiples of the patch size.
-        frame: (h, w) of the grid whose top left the images are, and whose positions they get; None: their own.
-        windows: which blocks attend in windows.
+        frame: (h, w) of the grid of which the images are the top left, for positions; None: their own grid.
+        windows: blocks with window attention.
 
     Returns:
-        The tokens that enter the first block, and their layout.
+        The inputs of the first block, and their layout.
     """
     images, grids = batch
     (down, across), prefix = tower.sizes[1], tower.prefix
@@ -47,17 +45,17 @@ def embed_tokens(
     elif grids is None:
         positions, table, valid = tower.positions(grid), tower.table(grid), None
     else:
-        # each image has the positions of its own grid, at the top left of the batch's
-        positions = _spread([tower.positions(own) for own in grids], grid=grid, grids=grids, prefix=prefix)  # (B, T, C)
-        table = _spread_tables([tower.table(own) for own in grids], grid=grid, grids=grids, prefix=prefix)
+        # each image has the positions of its own grid, at the top left of the grid of the batch
+        positions = _pad_rows([tower.positions(size) for size in grids], grid=grid, grids=grids, prefix=prefix)
+        table = _pad_tables([tower.table(size) for size in grids], grid=grid, grids=grids, prefix=prefix)
         ones = [positions.new_ones(prefix + h * w, 1) for h, w in grids]
-        valid = _spread(ones, grid=grid, grids=grids, prefix=prefix)[:, :, 0] > 0  # (B, T)
+        valid = _pad_rows(ones, grid=grid, grids=grids, prefix=prefix)[:, :, 0] > 0  # (B, T)
     tokens = tower.embed(images, positions)
     table = _with_turns(table)
     if windows is None:
         return tokens, Layout(grid, prefix, table, valid)
+    # windows are no larger than the grid, but have the rotary embedding of a whole window
     whole = (windows.size, windows.size)
-    # a window need not be larger than the grid, but its rotary embedding is that of the whole window
     size = whole if torch.compiler.is_exporting() else (min(windows.size, grid[0]), min(windows.size, grid[1]))
     window_table = _with_turns(tower.table(size, whole=whole))
     return tokens, Layout(grid, prefix, table, valid, windows.blocks, size, window_table)
@@ -66,24 +64,24 @@ def embed_tokens(
 def whole_block(
     tower: ImageTower, block: Any, tokens: Float[Tensor, "B T C"], layout: Layout, windowed: bool
 ) -> Float[Tensor, "B T X"]:
-    """Run one block as the tower has it, or with its attention inside windows."""
+    """Run one block with global or with window attention."""
     if windowed:
         return _windowed_block(tower, block, tokens, layout)
-    tokens = tower.add(block, tokens, _everywhere(tower, block, tokens, layout))
-    return tower.add_mlp(block, tokens)  # by now queries, keys and values are freed
+    tokens = tower.add(block, tokens, _global_attention(tower, block, tokens, layout))
+    return tower.add_mlp(block, tokens)  # queries, keys and values are freed here
 
 
 RunBlock = Callable[[ImageTower, Any, Tensor, Layout, bool], Tensor]
-"""How the blocks before the last are run: as `whole_block` runs them, in more or less memory and time."""
+"""Runs a block as `whole_block` does, with other memory and time (compiled, recomputed, in low precision)."""
 
 
 def recomputed(run: RunBlock) -> RunBlock:
-    """Keep only what enters a block, and run it again when its gradients are asked for (activation checkpointing)."""
+    """Store only the input of a block, and run it again in the backward pass (activation checkpointing)."""
 
     def run_twice(*arguments: Any) -> Tensor:
         if not torch.is_grad_enabled():
             return run(*arguments)
-        return checkpoint(  # nothing is drawn in a block, so there is no random state to keep
+        return checkpoint(  # blocks draw no random numbers
             run,  # pyright: ignore[reportArgumentType]
             *arguments,
             use_reentrant=False,
@@ -93,36 +91,29 @@ def recomputed(run: RunBlock) -> RunBlock:
     return run_twice
 
 
-def entering(
+def block_inputs(
     tower: ImageTower,
     batch: PackedBatch,
     *,
-    places: set[int],
+    indices: set[int],
     frame: tuple[int, int] | None = None,
     windows: Windows | None = None,
     run: RunBlock = whole_block,
 ) -> tuple[dict[int, Float[Tensor, "B T C"]], Layout]:
-    """Run a tower as far as needed and keep what enters some of its blocks, and nothing else.
+    """Run a tower up to the last of some blocks and return the inputs of these blocks, and their layout.
 
     Args:
-        tower: embeds and runs them.
-        batch: see `embed_tokens`.
-        places: of the blocks, from 0; the last one asked for is not run.
-        frame: see `embed_tokens`.
-        windows: see `embed_tokens`.
-        run: how a block is run.
-
-    Returns:
-        The tokens entering each of these blocks, and their layout.
+        indices: of the blocks, from 0; the last of them is not run.
+        frame: see `embed_tokens`, as `windows`.
     """
     tokens, layout = embed_tokens(tower, batch, frame=frame, windows=windows)
-    kept = {}
-    for index, block in enumerate(tower.blocks[: max(places) + 1]):
-        if index in places:
-            kept[index] = tokens
-        if index < max(places):
+    inputs = {}
+    for index, block in enumerate(tower.blocks[: max(indices) + 1]):
+        if index in indices:
+            inputs[index] = tokens
+        if index < max(indices):
             tokens = run(tower, block, tokens, layout, index in layout.windowed)
-    return kept, layout
+    return inputs, layout
 
 
 def attend(
@@ -132,50 +123,50 @@ def attend(
     *,
     heads: int,
     table: Table | None,
-    seen: Shaped[Tensor, "..."] | None = None,
-    turn_queries: bool = True,
+    mask: Shaped[Tensor, "..."] | None = None,
+    rotate_queries: bool = True,
 ) -> Float[Tensor, "B Q C"]:
-    """Let queries gather the values of the keys they agree with, head by head.
+    """Multi-head attention, one fused kernel.
 
     Args:
-        q: one row an asking token.
-        k: keys.
-        v: values.
-        heads: C is split into so many.
+        heads: C is split into this number of heads.
         table: rotary embedding of the T tokens.
-        seen: which keys a query sees (Bool), or what is added to its scores (Float); broadcasts to (B, heads, Q, T).
-        turn_queries: whether the queries are those of the T tokens; the class token and its copies stand nowhere.
+        mask: keys that a query attends to (Bool), or a bias of its scores (Float); broadcasts to (B, heads, Q, T).
+        rotate_queries: False for the class token and its copies, which have no position on the grid.
     """
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, Q or T, d)
     if table is not None:
         k = rotate(k, *table)
-        q = rotate(q, *table) if turn_queries else q
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (B, heads, Q, d)
+        q = rotate(q, *table) if rotate_queries else q
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, Q, d)
     return mixed.transpose(1, 2).flatten(2)  # (B, Q, C)
 
 
-def keys_seen(layout: Layout) -> Bool[Tensor, "B 1 1 T"] | None:
-    """Which keys every query sees: an image's own; None: all."""
+def key_mask(layout: Layout) -> Bool[Tensor, "B 1 1 T"] | None:
+    """Mask of the keys that are not padding; None: no token is padding."""
     return None if layout.valid is None else layout.valid[:, None, None]
 
 
-def _everywhere(tower: ImageTower, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
+def _global_attention(tower: ImageTower, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
     """Attention of every token to every token of its image."""
     q, k, v = tower.project_in(block, tokens, "qkv")
-    mixed = attend(q, k, v, heads=tower.heads(block), table=layout.table, seen=keys_seen(layout))
+    mixed = attend(q, k, v, heads=tower.heads(block), table=layout.table, mask=key_mask(layout))
     return tower.project_out(block, mixed)
 
 
 def _windowed_block(tower: ImageTower, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
-    """A block inside windows: each has a copy of the class token, and the copies are averaged after the whole block
-    (attention, residual and MLP; Sec. 4.4)."""
+    """A block with window attention: each window has a copy of the class token, and the copies are averaged after the
+    whole block (attention, residual and MLP; Sec. 4.4)."""
+    # attention inside each of the n windows
     parts = [_split(x, layout) for x in tower.project_in(block, tokens, "qkv")]  # (B, n, prefix + S, C) each
     count, prefix = parts[0].shape[1], layout.prefix
-    cut = [x.flatten(0, 1) for x in parts]  # (B * n, prefix + S, C) each
     inside = _inside(tokens, layout)  # (B, n, prefix + S) or None
-    seen = None if inside is None else _never_blind(inside).flatten(0, 1)[:, None, None]
-    mixed = attend(*cut, heads=tower.heads(block), table=layout.window_table, seen=seen)
+    mask = None if inside is None else _unmask_empty(inside).flatten(0, 1)[:, None, None]
+    q, k, v = (x.flatten(0, 1) for x in parts)  # (B * n, prefix + S, C) each
+    mixed = attend(q, k, v, heads=tower.heads(block), table=layout.window_table, mask=mask)
     update = tower.project_out(block, mixed).unflatten(0, (tokens.shape[0], count))  # (B, n, prefix + S, C)
+
+    # residual and MLP of all copies and patches
     merged = merge_windows(update[:, :, prefix:], grid=layout.grid, size=layout.window)  # (B, L, C)
     copies = tokens[:, None, :prefix].expand(-1, count, -1, -1).flatten(1, 2)  # (B, n * prefix, C)
     wide = tower.add(
@@ -185,65 +176,67 @@ def _windowed_block(tower: ImageTower, block: Any, tokens: Tensor, layout: Layou
     )  # (B, n * prefix + L, C)
     copies, patches = tower.add_mlp(block, wide).split([count * prefix, merged.shape[1]], dim=1)
     copies = copies.unflatten(1, (count, prefix))  # (B, n, prefix, C)
+
+    # the mean of the copies, except those of windows of padding alone
     if inside is None:
         return torch.cat([copies.mean(dim=1), patches], dim=1)
-    share = inside[:, :, prefix:].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1), not of padding alone
-    return torch.cat([(copies * share).sum(dim=1) / share.sum(dim=1), patches], dim=1)
+    counted = inside[:, :, prefix:].any(dim=2, keepdim=True)[..., None]  # (B, n, 1, 1)
+    return torch.cat([(copies * counted).sum(dim=1) / counted.sum(dim=1), patches], dim=1)
 
 
 def _split(x: Shaped[Tensor, "B T X"], layout: Layout) -> Shaped[Tensor, "B n S X"]:
-    """Windows of the patches, each with a copy of the class token before them."""
+    """Windows of patches, each after a copy of the class token."""
     patches = split_windows(x[:, layout.prefix :], grid=layout.grid, size=layout.window)  # (B, n, S, X)
     copies = x[:, None, : layout.prefix].expand(-1, patches.shape[1], -1, -1)  # (B, n, prefix, X)
     return torch.cat([copies, patches], dim=2)
 
 
 def _inside(x: Tensor, layout: Layout) -> Bool[Tensor, "B n S"] | None:
-    """Which tokens of each window are an image's own; None: all are."""
+    """Mask of the tokens of each window that are not padding; None: no token is."""
     (h, w), (s, t) = layout.grid, layout.window
-    exporting = torch.compiler.is_exporting()  # one graph for every grid, so no branch on its size
-    if not exporting and layout.valid is None and h % s == 0 and w % t == 0:
+    is_exporting = torch.compiler.is_exporting()  # one graph for every grid, so no branch on its size
+    if not is_exporting and layout.valid is None and h % s == 0 and w % t == 0:
         return None
     valid = x.new_ones(x.shape[:2], dtype=torch.bool) if layout.valid is None else layout.valid
     return _split(valid[:, :, None], layout)[..., 0]
 
 
-def _never_blind(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
-    """Let a window of padding alone see itself: its tokens are cut off, but must be numbers until then."""
+def _unmask_empty(inside: Bool[Tensor, "*B T"]) -> Bool[Tensor, "*B T"]:
+    """Unmask windows of padding alone, which attention would turn into NaN."""
     return inside | ~inside.any(dim=-1, keepdim=True)
 
 
 def _with_turns(table: Table | None) -> Table | None:
-    """Make the complex form of a table once for all blocks; a compiler has no use for it."""
+    """Add the complex form of a table, once for all blocks; not when compiling, where it is not used."""
     return table if table is None or torch.compiler.is_compiling() else (*table[:2], pair_turns(*table[:2]))
 
 
 def _top_left(
     rows: Float[Tensor, "T X"], *, frame: tuple[int, int], grid: tuple[int, int], prefix: int
 ) -> Float[Tensor, "t X"]:
-    """Keep the rows of the top left of a grid."""
+    """The rows of the top left of a grid."""
     plane = rows[prefix:].unflatten(0, frame)[: grid[0], : grid[1]]  # (h, w, X)
     return torch.cat([rows[:prefix], plane.flatten(0, 1)])
 
 
-def _spread(
+def _pad_rows(
     tables: Sequence[Float[Tensor, "_ X"]], *, grid: tuple[int, int], grids: list[tuple[int, int]], prefix: int
 ) -> Float[Tensor, "B T X"]:
-    """Lay the rows of each image's own grid out on the larger grid of its batch; zeros elsewhere."""
-    spread = []
-    for rows, own in zip(tables, grids, strict=True):
-        plane = rows[prefix:].unflatten(0, own)  # (h', w', X)
-        plane = F.pad(plane, (0, 0, 0, grid[1] - own[1], 0, grid[0] - own[0]))  # (h, w, X)
-        spread.append(torch.cat([rows[:prefix], plane.flatten(0, 1)]))
-    return torch.stack(spread)
+    """Zero-pad the rows of the grid of each image to the larger grid of the batch."""
+    padded = []
+    for rows, (h, w) in zip(tables, grids, strict=True):
+        plane = rows[prefix:].unflatten(0, (h, w))
+        plane = F.pad(plane, (0, 0, 0, grid[1] - w, 0, grid[0] - h))  # (grid, X)
+        padded.append(torch.cat([rows[:prefix], plane.flatten(0, 1)]))
+    return torch.stack(padded)
 
 
-def _spread_tables(
+def _pad_tables(
     tables: list[Table | None], *, grid: tuple[int, int], grids: list[tuple[int, int]], prefix: int
 ) -> Table | None:
-    """Each image's own rotary embedding, (B, 1, T, d) both."""
+    """The rotary embedding of each image, (B, 1, T, d) both."""
     pairs = [table for table in tables if table is not None]
     if not pairs:
         return None
-    cosines, sines = (_spread(parts, grid=grid, grids=grids, prefix=prefix) for parts in zip(*pairs, strict=True))
+    cosines, sines = (_pad_rows(parts, grid=grid, grids=grids, prefix=prefix) for parts in zip(*pairs, strict=True))
     return cosines[:, None], sines[:, None]

@@ -1,9 +1,8 @@
 """EVA-02 CLIP as a family of towers (Sec. 3.1): timm's `Eva` trunk inside open_clip's `TimmModel`.
 
-The trunk's own forward is bound to one size; here absolute positions are resized and the rotary table is recomputed for
-the grid at hand, both from the size the tower was trained at. The class token is not rotated: its row of the table is
-the identity, so queries and keys are turned whole, without slicing. Absent: drop path, and the trunks of EVA-01,
-EVA-02-E, PE and DINOv3 (`refusal` names what they would need).
+The trunk's own forward has a fixed size; here absolute positions are resized and the rotary table is recomputed for
+each grid, both from the size the tower was trained at. The row of the class token in the table is the identity, so
+queries and keys are rotated without slicing. Not supported: the trunks of EVA-01, EVA-02-E, PE and DINOv3.
 """
 
 from typing import Any
@@ -23,13 +22,13 @@ from foveate.ops.positions import resize_positions, rotary_table
 
 
 class EvaTower(ImageTower):
-    """EVA-02: one class token, rotary positions, projections apart, SwiGLU with an inner norm."""
+    """EVA-02: one class token, rotary positions, separate projections, SwiGLU with an inner norm."""
 
     visual: TimmModel
 
     @property
     def trunk(self) -> Any:
-        """timm's module; it types most attributes as optional, and `refusal` has looked at them."""
+        """timm's module, whose optional attributes `refusal` checks."""
         return self.visual.trunk
 
     def refusal(self) -> str | None:
@@ -56,13 +55,11 @@ class EvaTower(ImageTower):
         return list(self.trunk.blocks)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "T C"]:
-        """The class token's position and those of the patches, resized."""
         native = self.trunk.patch_embed.grid_size
         return resize_positions(self.trunk.pos_embed[0], grid=grid, native=native, has_class_token=True)
 
     def table(self, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> Table:
-        """The rotary embedding of a grid, which (or the whole it is part of) is squeezed into the native range; the
-        class token's row turns nothing."""
+        """The rotary embedding of a grid, scaled (with the grid it is part of) to the native range."""
         rope, width, device = self.trunk.rope, self.trunk.blocks[0].attn.head_dim, self.trunk.pos_embed.device
         (rows, columns), (h, w) = rope.ref_feat_shape, grid
         native = (rows, columns) if whole is None else (rows * h / whole[0], columns * w / whole[1])
@@ -70,14 +67,12 @@ class EvaTower(ImageTower):
         return F.pad(cosines, (0, 0, 1, 0), value=1.0), F.pad(sines, (0, 0, 1, 0))  # (1 + L, d) each
 
     def embed(self, images: Float[Tensor, "B 3 H W"], positions: Float[Tensor, "*B T C"]) -> Float[Tensor, "B T C"]:
-        """Class token and patches with their positions."""
         trunk = self.trunk
         patches = trunk.patch_embed.norm(trunk.patch_embed.proj(images).flatten(2).mT)  # (B, C, h, w) -> (B, L, C)
         token = trunk.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)  # (B, 1, C)
         return trunk.norm_pre(torch.cat([token, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
 
     def project_in(self, block: Any, tokens: Float[Tensor, "B T C"], part: str) -> tuple[Tensor, ...]:
-        """The first norm and some of the projections."""
         normed = block.norm1(tokens)
         return tuple(getattr(block.attn, f"{letter}_proj")(normed) for letter in part)  # (B, T, C) each
 
@@ -86,18 +81,17 @@ class EvaTower(ImageTower):
         return block.attn.proj(block.attn.norm(mixed))
 
     def add_mlp(self, block: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The MLP and the residual around it.
+        """The MLP and its residual.
 
-        In training, what lies between its matrices (gate and inner norm, half of what a block would keep for the
-        backward pass) is computed again there; that moves a few bytes and does no matrix product. A compiler decides
-        that itself.
+        In training, gate and inner norm, half of the activations that a block stores, are recomputed in the backward
+        pass, without a matrix product. A compiler decides this itself.
         """
         mlp, normed = block.mlp, block.norm2(tokens)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or type(mlp) is not SwiGLU:
             return tokens + mlp(normed)
         norm = mlp.norm
         weights = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (None, None)
-        inner = checkpoint(  # its weights as arguments, because they may be copies that are gone by then
+        inner = checkpoint(  # weights are arguments, because they may be copies that are freed by then
             _gate, mlp, mlp.fc1_g(normed), mlp.fc1_x(normed), *weights, use_reentrant=False, preserve_rng_state=False
         )
         return tokens + mlp.fc2(inner)
@@ -107,7 +101,6 @@ class EvaTower(ImageTower):
         return self.visual.head(trunk.head(trunk.fc_norm(trunk.norm(tokens))))
 
     def unused(self, *, part: str, mlp: bool) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
-        """What some projections leave of the last block."""
         block = self.blocks[-1]
         modules = [getattr(block.attn, f"{letter}_proj") for letter in "qkv" if letter not in part]
         return parameters_of(modules + ([] if mlp else [block.norm2, block.mlp])), []
@@ -116,7 +109,7 @@ class EvaTower(ImageTower):
 def _gate(
     mlp: Any, gate: Float[Tensor, "B T X"], values: Float[Tensor, "B T X"], weight: Tensor | None, bias: Tensor | None
 ) -> Float[Tensor, "B T X"]:
-    """What timm's SwiGLU does between its matrices."""
+    """The computation of timm's SwiGLU between its matrices."""
     gated = mlp.act(gate) * values
     norm = mlp.norm
     return norm(gated) if weight is None else F.layer_norm(gated, norm.normalized_shape, weight, bias, norm.eps)

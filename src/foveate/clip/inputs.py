@@ -1,7 +1,7 @@
-"""Images and regions as a caller gives them: checked, laid into the batches that a tower runs, and cut apart again.
+"""Images and regions of a caller, checked and packed into the batches that a tower runs.
 
-The one place that knows lists of images: everywhere below, images are one tensor (B, 3, H, W) with the grids of those
-that fill only its top left.
+Only this file handles lists of images: below it, images are one tensor (B, 3, H, W) with the patch grid of each image
+that fills only its top left.
 """
 
 from typing import NamedTuple
@@ -16,36 +16,33 @@ from foveate.ops.pool import shrink_masks
 from foveate.ops.resample import pad_right_bottom
 
 Images = Float[Tensor, "B 3 H W"] | list[Float[Tensor, "3 _ _"]]
-Grid = tuple[int, int]  # (h, w) of an image's patches
+Grid = tuple[int, int]  # (h, w) of the patches of an image
 
 
 class PackedBatch(NamedTuple):
     """Images that run through a tower together."""
 
     images: Float[Tensor, "B 3 H W"]
-    grids: list[Grid] | None  # of each image, where it fills only the top left; None: all fill theirs
+    grids: list[Grid] | None  # of each image at the top left; None: no image is padded
 
-    def cut(self, maps: Float[Tensor, "B C h w"]) -> list[Float[Tensor, "C _ _"]]:
-        """Each image's own part of a batch of maps."""
+    def unpad(self, maps: Float[Tensor, "B C h w"]) -> list[Float[Tensor, "C _ _"]]:
+        """The map of each image, without padding."""
         if self.grids is None:
             return list(maps)
-        return [own[:, :h, :w] for own, (h, w) in zip(maps, self.grids, strict=True)]
+        return [image_map[:, :h, :w] for image_map, (h, w) in zip(maps, self.grids, strict=True)]
 
 
 def pack_images(images: Images, *, patch: int, together: bool, like: Tensor) -> list[PackedBatch]:
-    """Check images and lay them into batches.
+    """Check images and pack them into one or more batches.
 
     Args:
-        images: of `Clip`'s methods.
+        images: as in the methods of `Clip`.
         patch: side of a patch [pixels].
-        together: lay a list into one padded batch, and not each image into its own.
-        like: a tensor of the type that the tower computes in; an empty list is laid where it is.
-
-    Returns:
-        At least one batch.
+        together: pack a list into one padded batch; otherwise each of its images is a batch.
+        like: tensor of the type that the tower computes in, and on the device of the batch of an empty list.
 
     Raises:
-        InputError: what `check_images` refuses, or an image that is not finite (looked at on the CPU).
+        InputError: an error of `check_images`, or an image on the CPU is not finite.
     """
     check_images(images, patch)
     if isinstance(images, Tensor):
@@ -54,20 +51,20 @@ def pack_images(images: Images, *, patch: int, together: bool, like: Tensor) -> 
     if not images:
         return [PackedBatch(like.new_zeros(0, 3, patch, patch), None)]
     batches = []
-    for part in [images] if together else [[image] for image in images]:
-        height, width = (max(image.shape[side] for image in part) for side in (1, 2))
-        batch = torch.stack([pad_right_bottom(image, height=height, width=width) for image in part])
+    for group in [images] if together else [[image] for image in images]:
+        height, width = (max(image.shape[side] for image in group) for side in (1, 2))
+        batch = torch.stack([pad_right_bottom(image, height=height, width=width) for image in group])
         _check_finite(batch)
-        grids = image_grids(part, patch)
+        grids = image_grids(group, patch)
         batches.append(PackedBatch(batch.to(like.dtype), None if len(set(grids)) == 1 else grids))
     return batches
 
 
 def pack_regions(regions: list[Bool[Tensor, "_ _ _"]], grid: Grid) -> Bool[Tensor, "B Q L"]:
-    """Lay the regions of each image, on its own patch grid, out on the larger grid of their batch; Q is the most."""
-    most = max(len(own) for own in regions)
-    rows = [pad_right_bottom(own, height=grid[0], width=grid[1]).flatten(1) for own in regions]  # (N, L) each
-    return torch.stack([F.pad(own, (0, 0, 0, most - len(own))) for own in rows])
+    """Pad the regions of each image, (N_i, h_i, w_i) on its patch grid, to the grid of the batch and Q = max N_i."""
+    count = max(len(part) for part in regions)
+    rows = [pad_right_bottom(part, height=grid[0], width=grid[1]).flatten(1) for part in regions]  # (N, L) each
+    return torch.stack([F.pad(row, (0, 0, 0, count - len(row))) for row in rows])
 
 
 def image_grids(images: Images, patch: int) -> list[Grid]:
@@ -76,16 +73,12 @@ def image_grids(images: Images, patch: int) -> list[Grid]:
 
 
 def masks_on_grid(masks: Tensor, grid: Grid, *, patch: int, name: str) -> Bool[Tensor, "N h w"]:
-    """Bring the masks of one image to its patch grid, where they are not on it.
-
-    Raises:
-        InputError: masks of another size or type.
-    """
+    """Resize masks of an image to its patch grid, unless they have its size; refuse other sizes and types."""
     pixels = (grid[0] * patch, grid[1] * patch)
     if masks.ndim != 3 or tuple(masks.shape[1:]) not in (grid, pixels):
         raise InputError(
             f"{name}: need (N, {pixels[0]}, {pixels[1]}) in pixels, or (N, {grid[0]}, {grid[1]}), the patch grid; "
-            f"got {tuple(masks.shape)}."
+            f"got {tuple(masks.shape)}. Resize them to the image."
         )
     if masks.dtype != torch.bool:
         raise InputError(f"{name}: need bool; got {masks.dtype}. Compare them with a threshold first.")
@@ -93,11 +86,7 @@ def masks_on_grid(masks: Tensor, grid: Grid, *, patch: int, name: str) -> Bool[T
 
 
 def check_images(images: Images, patch: int) -> None:
-    """Refuse what is no batch or list of normalised images.
-
-    Raises:
-        InputError: another type or shape, or H or W is not a multiple of the patch size.
-    """
+    """Refuse images that are not a batch or a list of normalised images with sides that are multiples of the patch."""
     if isinstance(images, list):
         for i, image in enumerate(images):
             _check_batch(image[None], f"images[{i}]", patch)
@@ -106,13 +95,13 @@ def check_images(images: Images, patch: int) -> None:
 
 
 def check_regions(regions: list[Tensor], images: Images, name: str) -> None:
-    """Refuse regions that are not a list of one tensor an image."""
-    strange = [type(own).__name__ for own in regions if not isinstance(own, Tensor)]
-    if isinstance(regions, Tensor) or strange or len(regions) != len(images):
+    """Refuse regions that are not a list of one tensor per image."""
+    wrong_types = [type(part).__name__ for part in regions if not isinstance(part, Tensor)]
+    if isinstance(regions, Tensor) or wrong_types or len(regions) != len(images):
         got = f"one tensor {tuple(regions.shape)}" if isinstance(regions, Tensor) else str(len(regions))
         raise InputError(
-            f"{name}: need a list of one tensor an image, {len(images)} in all; got {(*strange, got)[0]}. "
-            "An image without regions takes an empty tensor."
+            f"{name}: need a list of one tensor per image, {len(images)} in all; got {(*wrong_types, got)[0]}. "
+            "For an image without regions pass an empty tensor."
         )
 
 
@@ -132,9 +121,9 @@ def _check_batch(images: Tensor, name: str, patch: int) -> None:
 
 
 def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
-    """Refuse NaN and infinity on the CPU; elsewhere the look would wait for the device. A fake tensor holds none."""
+    """Refuse NaN and infinity on the CPU; elsewhere the check would wait for the device. Fake tensors have none."""
     if type(images) is Tensor and images.device.type == "cpu" and not torch.compiler.is_compiling():
         finite = images.isfinite().flatten(1).all(dim=1)  # (B,)
         if not finite.all():
             index = int((~finite).nonzero()[0])
-            raise InputError(f"images: need finite numbers; image {index} holds NaN or infinity.")
+            raise InputError(f"images: need finite numbers; image {index} holds NaN or infinity. Check its source.")

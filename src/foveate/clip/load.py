@@ -1,9 +1,7 @@
-"""From a name, a folder or a file to a `Clip` with its weights: which architecture, which statistics, which file.
+"""Loading a `Clip` by name, folder or file: its architecture, statistics and weights.
 
-Only an open_clip tag and "hf-hub:ORG/NAME" download, and the tokenizers that open_clip's own list names (SigLIP's),
-when a text is first asked for; nothing is fetched because some other name stands in a file. Absent: what a
-description means (`foveate.clip.io.describe`, `foveate.clip.io.hf.read`), reading of weights files
-(`foveate.clip.io.states`) and writing of models (`foveate.clip.io.weights`).
+Only open_clip tags and "hf-hub:ORG/NAME" download, and at their first use the tokenizers of open_clip's own list
+(SigLIP's). Other names in a file never do.
 """
 
 import difflib
@@ -51,20 +49,16 @@ _IMAGE_TOWER = (
 
 @dataclass(frozen=True)
 class Found:
-    """What a name stands for."""
+    """The config and weights of a name."""
 
-    name: str  # for messages; of the architecture where a file was recognised
+    name: str  # for messages; of the architecture if a file was recognised
     config: dict[str, Any]
-    weights: Path | None = None  # a file, or a folder that holds one
-    state: dict[str, Tensor] | None = None  # what is in that file, where it had to be read already
+    weights: Path | None = None  # a file, or a folder that has one
+    state: dict[str, Tensor] | None = None  # its tensors, if they were read already
 
     @property
     def file(self) -> Path:
-        """The file of weights.
-
-        Raises:
-            InputError: the folder holds none.
-        """
+        """The weights file; InputError: the folder has none."""
         assert self.weights is not None, f"{self.name}: no weights"
         return _file_in(self.weights) if self.weights.is_dir() else self.weights
 
@@ -80,28 +74,34 @@ def load(
     allow_missing: bool = False,
     allow_extra: bool = False,
 ) -> Clip:
-    """Build a CLIP and fill it with weights.
+    """Load a CLIP with its weights.
 
     Args:
-        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"); "foveate-small"; a folder in open_clip's
-            layout ("local-dir:FOLDER" too) or in Hugging Face transformers' (CLIPModel, SiglipModel);
-            "hf-hub:ORG/NAME", which downloads one; or a weights file alone, whose architecture is recognised.
-        pretrained: a weights file or a folder as above, or an open_clip tag of that architecture (downloaded). None
-            takes the folder's or the shipped weights; an architecture is then filled with random numbers, and says so.
-        text_from: where the weights are of an image tower alone (or of an F-ViT detector), the CLIP it was trained
-            with, whose text tower and scale complete it: as `name`, or where an architecture is given with
-            `pretrained`, as that.
-        device: where it goes.
-        precision: of all weights and of the arithmetic.
-        seed: of the random numbers; None draws from torch's global generator.
-        allow_missing: keep random numbers where the file has no weights, and say on stderr where.
-        allow_extra: pass over weights the model has no place for, and say so on stderr.
+        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"); "foveate-small"; a folder of open_clip
+            (also as "local-dir:FOLDER") or of Hugging Face transformers (CLIPModel, SiglipModel); "hf-hub:ORG/NAME",
+            which is downloaded; or a weights file, whose architecture is recognised.
+        pretrained: a weights file, a folder, or an open_clip tag of the architecture, which is downloaded. None: the
+            weights of the folder, or, for an architecture, random weights, with a warning.
+        text_from: for the weights of an image tower alone or of an F-ViT: the CLIP it was trained with, whose text
+            tower and scale are used; given as `name`, or, if `pretrained` is given, as that.
+        device: of the model.
+        precision: type of the weights and of the arithmetic.
+        seed: of random weights; None: torch's global generator.
+        allow_missing: keep random weights for tensors missing in the file; their names are printed to stderr.
+        allow_extra: ignore tensors that the model does not have; their names are printed to stderr.
 
     Returns:
-        The model in evaluation mode.
+        The model, in evaluation mode.
 
     Raises:
-        InputError: unknown name or tag, weights of another architecture, damaged or unsafe files, unsupported towers.
+        InputError: the name or tag is unknown, the weights are of another architecture, a file is damaged or unsafe, or
+            the tower is not supported.
+
+    Example::
+
+        >>> clip = foveate.load("ViT-B-16-quickgelu", "openai", device="cuda", precision="bfloat16")
+        >>> clip = foveate.load("runs/distill/model")
+        >>> clip = foveate.load("hf-hub:timm/ViT-B-16-SigLIP")
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision: must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
@@ -137,7 +137,7 @@ def load_module(
     allow_missing: bool = False,
     allow_extra: bool = False,
 ) -> tuple[Found, Module]:
-    """Build and fill the open_clip module alone, of any tower; the arguments are `load`'s."""
+    """Load the open_clip module alone, with any tower; the arguments are those of `load`."""
     if text_from is not None:
         found = _find_towers(str(name), None if pretrained is None else str(pretrained), str(text_from))
     else:
@@ -146,7 +146,7 @@ def load_module(
             found = _with_weights(found, str(pretrained))
     if found.weights is None:
         return found, build(found.config, name=found.name, seed=seed)
-    empty = build_empty(found.config, name=found.name)  # no memory is taken before the weights turn out to fit
+    empty = build_empty(found.config, name=found.name)  # no memory before the weights are known to fit
     source = found.file
     state = _read_found(found, tag=pretrained is not None and not Path(pretrained).exists())
     if is_image_tower(state) and not allow_missing:
@@ -159,19 +159,19 @@ def load_module(
 
 
 def read_named(path: Path) -> dict[str, Tensor]:
-    """Read a weights file and give its tensors open_clip's names, whoever wrote it."""
+    """Read a weights file and rename its tensors to open_clip's names."""
     return _read_named(path)[0]
 
 
 def _read_named(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Also say whether the file is OpenAI's own, all of whose models were trained with quick_gelu."""
+    """As `read_named`, and whether the file is OpenAI's own, with quick_gelu."""
     state = read_state(path)
     openai = file_kind(path) == "torchscript" or state.keys() >= SETTINGS
     return name_weights(state, source=str(path)), openai
 
 
 def _read_found(found: Found, *, tag: bool) -> dict[str, Tensor]:
-    """The weights of a model with open_clip's names; refused where they were trained with another activation."""
+    """The weights of a model with open_clip's names; refused if they have another activation."""
     if found.state is not None:
         return found.state
     state, openai = _read_named(found.file)
@@ -180,31 +180,31 @@ def _read_found(found: Found, *, tag: bool) -> dict[str, Tensor]:
 
 
 def _check_activation(found: Found, source: Path, *, openai: bool, tag: bool) -> None:
-    """Weights do not show which activation they were trained with: refuse what is known to be wrong, tell the rest."""
+    """Weights do not show their activation: refuse a wrong one if it is known, otherwise print the one that is used."""
     if found.config["model_cfg"].get("quick_gelu"):
         return
     if openai:
         raise InputError(
-            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks, and would be a little wrong without. "
-            "Load the file by its name alone, or into the architecture whose name ends in -quickgelu."
+            f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks. "
+            "Load the file by its path alone, or into the architecture whose name ends in -quickgelu."
         )
     twin = f"{found.name}-quickgelu"
     if not tag and describe_architecture(found.name) is not None and describe_architecture(twin) is not None:
         print(
-            f"{source}: these weights would fit {twin} as well, and do not tell which activation they were trained "
-            f"with. {found.name} was named, so GELU is taken; weights that go back to OpenAI's need {twin}.",
+            f"{source}: these weights would fit {twin} as well, and do not show which activation they were trained "
+            f"with. GELU is used, as in {found.name}; weights derived from OpenAI's need {twin}.",
             file=sys.stderr,
         )
 
 
 def _find_towers(name: str, pretrained: str | None, text_from: str) -> Found:
-    """Find an image tower and the CLIP whose text tower completes it."""
+    """Find an image tower and the CLIP that provides the text tower."""
     whole = _find(text_from) if pretrained is None else _with_weights(_find(name), text_from)
     if whole.weights is None:
         raise InputError(f"text_from: need a CLIP with weights; {text_from} names an architecture. Give a file of it.")
     tower = Path(pretrained or name)
     if not tower.exists():
-        raise InputError(f"{tower}: need a weights file or a folder with the image tower; there is none here.")
+        raise InputError(f"{tower}: need a weights file or a folder with the image tower; not found. Check the path.")
     if tower.is_dir():
         check_image_tower(tower, quick_gelu=bool(whole.config["model_cfg"].get("quick_gelu")))
         tower = _file_in(tower)
@@ -213,7 +213,7 @@ def _find_towers(name: str, pretrained: str | None, text_from: str) -> Found:
 
 
 def _find(name: str) -> Found:
-    """Find the description of a model and, where it lies in a folder or a file, its weights."""
+    """Find the config of a model and, in a folder or a file, its weights."""
     architecture = describe_architecture(name.replace("/", "-"))
     if architecture is not None:
         return Found(name, architecture)
@@ -246,14 +246,14 @@ def _find_in(folder: Path, name: str) -> Found:
 
 
 def _recognise(path: Path) -> Found:
-    """Find the architecture of a weights file: described beside it, or told from its content."""
+    """Find the architecture of a weights file: by the config beside it, or by its content."""
     if path.name in _WEIGHTS and any((path.parent / beside).is_file() for beside in (CONFIG_FILE, HF_CONFIG_FILE)):
         return Found(str(path), _find_in(path.parent, str(path)).config, path)
     state, openai = _read_named(path)
     if is_image_tower(state):
         raise InputError(_IMAGE_TOWER.format(source=path, count=len(state), first=next(iter(state))))
     described = {SMALL: read_config(_SMALL_FOLDER / CONFIG_FILE)}
-    described |= {one: config for one in open_clip.list_models() if (config := describe_architecture(one))}
+    described |= {model: config for model in open_clip.list_models() if (config := describe_architecture(model))}
     name = recognise(state, described, source=str(path), quick_gelu=True if openai else None)
     return Found(name, described[name], path, state)
 
@@ -267,7 +267,7 @@ def _file_in(folder: Path) -> Path:
 
 
 def _with_weights(found: Found, pretrained: str) -> Found:
-    """Take a file, a folder or an open_clip tag for the weights; a tag also sets the statistics it was trained with."""
+    """Use the weights of a file, a folder or an open_clip tag; a tag also sets its statistics."""
     path = Path(pretrained)
     if path.exists():
         if path.is_dir() and holds_tokenizer(path):
@@ -295,7 +295,7 @@ def _with_weights(found: Found, pretrained: str) -> Found:
 
 
 def _download(repository: str) -> Path:
-    """Fetch a model folder from the Hugging Face hub: descriptions, tokenizer, weights (safetensors if there are)."""
+    """Download a model folder from the Hugging Face hub: configs, tokenizer, weights (safetensors if available)."""
     from huggingface_hub import snapshot_download
 
     small = ["*.json", "*.txt", "*.model"]

@@ -1,15 +1,15 @@
-"""Names that the command line offers and the towers understand; here, so that they are read without importing torch."""
+"""Names of choices, for the command line; imports no torch."""
 
 from typing import Literal
 
 Head = Literal["value", "value_only", "value_cls", "attention", "sclip", "clearclip", "naclip", "values3"]
-"""What becomes of the last block, so that each patch says what lies there; see `foveate.clip.heads`."""
+"""Replacement of the last block in the dense path; see `foveate.clip.heads`."""
 
 RegionHead = Head | Literal["masked"]
-"""How regions are embedded: by pooling the map of a dense head, or by masked attention (Tab. A3)."""
+"""How regions are embedded: by pooling the dense feature map of a head, or by masked attention (Tab. A3)."""
 
 TemplateName = Literal["vild", "clip", "none"]
-"""Sentences that class names are written into; see `foveate.clip.templates.template_set`."""
+"""Prompt templates; see `foveate.clip.templates.template_set`."""
 
 Pad = Literal["black", "zero"]
-"""What fills a padded square: black before colour normalisation (published code), or zeros after it (paper's text)."""
+"""Padding of the square input: black before normalisation (published code), or zeros after it (the paper's text)."""

@@ -1,11 +1,11 @@
 """SigLIP and SigLIP 2 as a family of towers: timm's vision transformer with an attention pool inside open_clip's
 `TimmModel`.
 
-There is no class token: after all blocks a learned query gathers the image in a pool, which is attention, output
-projection, norm and MLP. That pool is what CLIP's last block is to its class token, so it takes the last block's place
-in every dense head: `value` is its value and output projections and its MLP at each location. No paper defines this;
-it is the paper's rule (Sec. 3.1) applied. Heads that need a location's own query are refused, since the pool's query is
-learned. Absent: timm's other vision transformers (average pools, class tokens, registers, normalised queries).
+There is no class token: after all blocks a pool with one learned query (attention, output projection, norm and MLP)
+computes the image embedding. The pool is the last block of every dense head: `value` is its value and output
+projections and its MLP at each location. No paper defines this; it is the rule of Sec. 3.1. Heads that need a query per
+location are refused. Not supported: timm's other vision transformers (average pools, class tokens, registers,
+normalised queries).
 """
 
 from typing import Any, cast
@@ -32,7 +32,7 @@ class SiglipTower(ImageTower):
 
     @property
     def trunk(self) -> Any:
-        """timm's module; it types most attributes as optional, and `refusal` has looked at them."""
+        """timm's module, whose optional attributes `refusal` checks."""
         return self.visual.trunk
 
     def refusal(self) -> str | None:
@@ -66,42 +66,38 @@ class SiglipTower(ImageTower):
 
     @property
     def windowable(self) -> int:
-        """All blocks but the pool, which sees the whole image."""
+        """All blocks but the pool."""
         return len(self.blocks) - 1
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "T C"]:
-        """The positions of the patches, resized."""
         native = self.trunk.patch_embed.grid_size
         return resize_positions(self.trunk.pos_embed[0], grid=grid, native=native, has_class_token=False)
 
     def embed(self, images: Float[Tensor, "B 3 H W"], positions: Float[Tensor, "*B T C"]) -> Float[Tensor, "B T C"]:
-        """Patches with their positions."""
         embed = self.trunk.patch_embed
         patches = embed.norm(embed.proj(images).flatten(2).mT)  # (B, C, h, w) -> (B, L, C)
         return patches + positions.to(patches.dtype)
 
     def query_token(self, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
-        """The pool's learned query."""
+        """The learned query of the pool."""
         return self.trunk.attn_pool.latent.expand(tokens.shape[0], -1, -1)
 
     def heads(self, block: Any) -> int:
-        """How many attention heads a block or the pool has."""
         return block.num_heads if isinstance(block, AttentionPoolLatent) else block.attn.num_heads
 
     def project_in(self, block: Any, tokens: Float[Tensor, "B T C"], part: str) -> tuple[Tensor, ...]:
-        """The norm and some of the projections; the pool's query is learned and takes no norm."""
+        """The norm and projections; the query of the pool has no norm."""
         if isinstance(block, AttentionPoolLatent):
             return (block.q(tokens),) if part == "q" else _fused(block.kv, self.trunk.norm(tokens), part, letters="kv")
         return _fused(block.attn.qkv, block.norm1(tokens), part, letters="qkv")
 
     def project_out(self, block: Any, mixed: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The output projection and the layer scale, where there is one."""
+        """The output projection and, of a block, the layer scale."""
         if isinstance(block, AttentionPoolLatent):
             return block.proj(mixed)
         return block.ls1(block.attn.proj(block.attn.norm(mixed)))
 
     def add(self, block: Any, tokens: Float[Tensor, "B T C"], update: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The residual around attention; the pool has none."""
         return update if isinstance(block, AttentionPoolLatent) else tokens + update
 
     def add_mlp(self, block: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
@@ -110,11 +106,10 @@ class SiglipTower(ImageTower):
         return tokens + block.ls2(block.mlp(block.norm2(tokens)))
 
     def finish(self, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T D"]:
-        """The projection, where there is one."""
         return self.visual.head(self.trunk.head(self.trunk.fc_norm(tokens)))
 
     def unused(self, *, part: str, mlp: bool) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
-        """What some projections leave of the pool: its query always, its keys where only values are used."""
+        """The query of the pool, and its keys if only values are used."""
         pool = self.blocks[-1]
         rows = [] if part == "kv" else [(pool.kv.weight, split_rows(pool.kv.in_features, "v", letters="kv"))]
         return [pool.latent, *parameters_of([pool.q] if mlp else [pool.q, pool.norm, pool.mlp])], rows

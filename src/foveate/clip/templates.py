@@ -1,7 +1,6 @@
-"""Templates that turn a class name into sentences (Sec. 4.1), and each set's own way of writing the name.
+"""Prompt templates for class names (Sec. 4.1), and how each set writes a name.
 
-ViLD's 63 are those published with ViLD (Gu et al., 2022; Apache-2.0); CLIP's 80 for ImageNet come from open_clip.
-Absent: the sentences' embeddings (`foveate.clip.text`).
+ViLD's 63 were published with ViLD (Gu et al., 2022; Apache-2.0); CLIP's 80 for ImageNet come from open_clip.
 """
 
 from dataclasses import dataclass
@@ -80,48 +79,42 @@ VILD_TEMPLATES = (
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """Templates and how a name is written into them; the defaults are what free templates get: "_" becomes a space."""
+    """Templates and how a name is written into them; by default "_" becomes a blank."""
 
-    templates: tuple[str, ...]  # {} for the name and, where it is wanted, {article} for "a" or "an"
-    verbatim: bool = False  # the name stays as it is, letter by letter
-    vild: bool = False  # "/" becomes " or ", capitals become small, and "This is " goes before an article
+    templates: tuple[str, ...]  # with {} for the name and optionally {article} for "a" or "an"
+    verbatim: bool = False  # the name is not changed
+    vild: bool = False  # "/" becomes " or ", the name is lower case, and "This is " precedes an article
 
     def fill(self, name: str) -> list[str]:
         """Write a class name into every template (Sec. 4.1).
 
-        Args:
-            name: of a class.
-
-        Returns:
-            One sentence a template.
-
         Raises:
             InputError: a name without a character other than "_" and blanks.
         """
-        words = " ".join(name.replace("_", " ").split())
-        if not words:
-            raise InputError(f"class names: need a letter or a figure in each; got {name!r}.")
+        text = " ".join(name.replace("_", " ").split())
+        if not text:
+            raise InputError(f"class names: need a letter or a digit in each; got {name!r}. Remove or complete it.")
         if self.verbatim:
-            words = name
+            text = name
         if self.vild:
-            words = " ".join(words.replace("/", " or ").lower().split())
-        article = "an" if words[0].lower() in "aeiou" else "a"
-        texts = [template.replace("{article}", article).replace("{}", words) for template in self.templates]
+            text = " ".join(text.replace("/", " or ").lower().split())
+        article = "an" if text[0].lower() in "aeiou" else "a"
+        texts = [template.replace("{article}", article).replace("{}", text) for template in self.templates]
         if self.vild:
             return [f"This is {text}" if text.startswith(("a ", "an ", "the ")) else text for text in texts]
         return texts
 
 
 def template_set(templates: TemplateName | tuple[str, ...]) -> TemplateSet:
-    """The template set of a name, or one of somebody's own templates.
+    """The template set with a name, or one of custom templates.
 
     Args:
-        templates: "vild": ViLD's 63, the paper's choice for detection. "clip": CLIP's 80 for ImageNet, which hold
-            their articles ("a photo of a {}."). "none": the name itself, for free text. Or own templates, each with {}
-            for the name and, where it is wanted, {article}.
+        templates: "vild": ViLD's 63, the paper's choice for detection. "clip": CLIP's 80 for ImageNet, with fixed
+            articles ("a photo of a {}."). "none": the class name alone, for free text. Or custom templates, each with
+            {} for the name and optionally {article}.
 
     Raises:
-        InputError: another name, no template, or one without {}.
+        InputError: an unknown name, no template, or a template without {}.
     """
     match templates:
         case "vild":
@@ -132,10 +125,9 @@ def template_set(templates: TemplateName | tuple[str, ...]) -> TemplateSet:
             return TemplateSet(("{}",), verbatim=True)
         case str() | ():
             raise InputError(
-                f"templates: must be vild, clip, none, or a tuple with at least one template of your own; "
-                f"got {templates!r}."
+                f"templates: must be vild, clip, none, or a tuple of at least one custom template; got {templates!r}."
             )
     for template in templates:
         if "{}" not in template:
-            raise InputError(f"templates: need {{}} where the class name goes; got {template!r}.")
+            raise InputError(f"templates: need {{}} in place of the class name; got {template!r}.")
     return TemplateSet(tuple(templates))

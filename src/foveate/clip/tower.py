@@ -1,8 +1,8 @@
-"""What a family of image towers offers, so that every dense head is written once (Sec. 3.1).
+"""The interface of a family of image towers, so that every dense head is written once (Sec. 3.1).
 
-A family is one class of this room (`vit`, `eva`, `resnet`, `siglip`): its tokens and positions, and each step of its
-attention blocks, over the library's own modules at any height and width. The heads (`heads`) put these steps together.
-What attention sees beside that (padding, windows, rotary tables) travels in a `Layout`.
+A family is one class (in `vit`, `eva`, `resnet`, `siglip`): its tokens and positions, and each step of its attention
+blocks, over the modules of its library at any height and width. The heads (`heads`) combine these steps. Padding,
+windows and rotary tables are passed in a `Layout`.
 """
 
 from abc import ABC, abstractmethod
@@ -14,15 +14,15 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 Table = tuple[Float[Tensor, "..."], Float[Tensor, "..."]] | tuple[Tensor, Tensor, Shaped[Tensor, "..."]]
-"""Cosines and signed sines of a rotary embedding, (T, d) or one (1, T, d) an image; the class token's row comes first
-and turns nothing. In a `Layout`, outside of compilers, the same as complex numbers beside them."""
+"""Cosines and signed sines of a rotary embedding, (T, d) or (B, 1, T, d); the class token's row is first and does not
+rotate. In a `Layout`, except when compiling, also the same as complex numbers."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Window attention of the dense path (Sec. 4.4): which blocks look only inside windows, and how large these are.
+    """Window attention of the dense path (Sec. 4.4): the blocks that have it, and the side of a window.
 
-    The last block has attention under the head "attention" alone; only there does a window on it matter.
+    On the last block it has an effect with the head "attention" alone.
     """
 
     size: int  # side of a window [tokens]; 16 in the paper
@@ -31,36 +31,35 @@ class Windows:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a batch stand, and which of them attention sees."""
+    """The positions of the tokens of a batch, and the tokens that attention includes."""
 
-    grid: tuple[int, int]  # (h, w) of the patches of the batch, padding included
-    prefix: int  # tokens before the patches: 1 class token (of a residual network the mean), or none
-    table: Table | None  # rotary embedding of the whole grid; None: the family has none
-    valid: Bool[Tensor, "B T"] | None  # tokens that are an image's own; None: all are
-    windowed: tuple[int, ...] = ()  # blocks that attend in windows
-    window: tuple[int, int] = (0, 0)  # height and width of these windows [tokens]
-    window_table: Table | None = None  # rotary embedding inside one window
-    gates: Float[Tensor, " G"] | None = None  # what `values3` multiplies heads by, block by block; None: nothing
+    grid: tuple[int, int]  # (h, w) of the patches of the batch, with padding
+    prefix: int  # tokens before the patches: 1 class token (of a residual network the mean), or 0
+    table: Table | None  # rotary embedding of the grid; None: the family has none
+    valid: Bool[Tensor, "B T"] | None  # tokens that are not padding; None: no token is
+    windowed: tuple[int, ...] = ()  # blocks with window attention
+    window: tuple[int, int] = (0, 0)  # height and width of a window [tokens]
+    window_table: Table | None = None  # rotary embedding of a window
+    gates: Float[Tensor, " G"] | None = None  # of the attention heads in `values3`, block by block
 
 
 class ImageTower(ABC):
-    """One image tower of open_clip, as its family runs it; what most families share is written here.
+    """An image tower of open_clip (not copied); the methods most families share have their implementation here.
 
-    A block is one of `blocks`, T the tokens of the batch, X the width of what leaves a block.
+    T is the number of tokens of the batch, X the width of the output of a block.
     """
 
-    prefix = 1  # tokens before the patches: 1 class token (of a residual network the mean), or none
-    has_patch_queries = True  # whether the last block makes a query of each patch
-    adds_to_class_token = True  # whether the last block adds what it attended to onto a class token
-    takes_mixed_sizes = True  # whether one batch may hold images of several sizes: attention can ignore padding
+    prefix = 1  # tokens before the patches: 1 class token (of a residual network the mean), or 0
+    has_patch_queries = True  # whether the last block computes a query of each patch
+    adds_to_class_token = True  # whether the last block has a residual around attention for the class token
+    takes_mixed_sizes = True  # whether a batch may have images of several sizes: attention can mask padding
 
     def __init__(self, visual: Any) -> None:
-        """Look at a tower of this family; nothing is copied."""
         self.visual = visual
 
     @abstractmethod
     def refusal(self) -> str | None:
-        """Say which part of this tower is not supported, or None."""
+        """The part of this tower that is not supported, or None."""
 
     @property
     @abstractmethod
@@ -70,16 +69,16 @@ class ImageTower(ABC):
     @property
     @abstractmethod
     def blocks(self) -> list[Any]:
-        """The stages that are attention over tokens, first to last."""
+        """The stages with attention over tokens, first to last."""
 
     @property
     def stages(self) -> list[nn.Module]:
-        """What is trained and tapped, first to last; the last one is what a head changes."""
+        """All stages, first to last; a dense head replaces the last."""
         return self.blocks
 
     @property
     def windowable(self) -> int:
-        """How many of the first blocks can attend in windows."""
+        """The number of blocks, from the first, that can have window attention."""
         return len(self.blocks)
 
     @abstractmethod
@@ -87,36 +86,36 @@ class ImageTower(ABC):
         """The position embedding of each token on a grid."""
 
     def table(self, grid: tuple[int, int], *, whole: tuple[int, int] | None = None) -> Table | None:
-        """The rotary embedding of each token on a grid, the top left of a `whole` one where that is given; or None."""
+        """The rotary embedding of each token on a grid, which is the top left of the grid `whole` if given; or None."""
         return None
 
     @abstractmethod
     def embed(self, images: Float[Tensor, "B 3 H W"], positions: Float[Tensor, "*B T C"]) -> Float[Tensor, "B T C"]:
-        """Images to the tokens that enter the first of the blocks."""
+        """The inputs of the first block."""
 
     def query_token(self, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B 1 C"]:
-        """The token that gathers the image: in the last block its answer is the image embedding."""
+        """The token whose output of the last block is the image embedding."""
         return tokens[:, :1]
 
     def heads(self, block: Any) -> int:
-        """How many attention heads a block has."""
+        """The number of attention heads of a block."""
         return block.attn.num_heads
 
     @abstractmethod
     def project_in(self, block: Any, tokens: Float[Tensor, "B T C"], part: str) -> tuple[Tensor, ...]:
-        """The block's first norm and its projections: one (B, T, C) tensor a letter of part: q, k, v, kv or qkv."""
+        """The first norm and projections of a block: a (B, T, C) tensor per letter of `part`: q, k, v, kv or qkv."""
 
     @abstractmethod
     def project_out(self, block: Any, mixed: Float[Tensor, "B T C"]) -> Float[Tensor, "B T X"]:
-        """What attention mixed, brought to what is added to the tokens."""
+        """The output projection."""
 
     def add(self, block: Any, tokens: Float[Tensor, "B T C"], update: Float[Tensor, "B T X"]) -> Float[Tensor, "B T X"]:
-        """The residual around attention; a layer that pools has none."""
+        """The residual around attention; a pool has none."""
         return tokens + update
 
     @abstractmethod
     def add_mlp(self, block: Any, tokens: Float[Tensor, "B T X"]) -> Float[Tensor, "B T X"]:
-        """The MLP and the residual around it; a layer without MLP gives the tokens back."""
+        """The MLP and its residual; the identity for a layer without MLP."""
 
     @abstractmethod
     def finish(self, tokens: Float[Tensor, "B T X"]) -> Float[Tensor, "B T D"]:
@@ -124,12 +123,12 @@ class ImageTower(ABC):
 
     @abstractmethod
     def unused(self, *, part: str, mlp: bool) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
-        """Parameters of the last block that are not used when only `part` of the projections is, with or without MLP;
-        and the matrices of which only some rows are used, with those rows."""
+        """The parameters of the last block that are not used if only `part` of its projections is, with or without MLP;
+        and the matrices of which only some rows are used, with these rows."""
 
 
 def split_rows(width: int, part: str, *, letters: str = "qkv") -> slice:
-    """The rows of a fused projection that make some of its letters."""
+    """The rows of a fused projection for some of its letters."""
     start = letters.index(part)
     return slice(start * width, (start + len(part)) * width)
 

@@ -1,7 +1,7 @@
 """OpenAI's and open_clip's vision transformer as a family of towers (Sec. 3.1).
 
-Attention runs as one fused kernel instead of `nn.MultiheadAttention`, whose fast path is slow at thousands of tokens.
-Absent: patch dropout, attentional pooling and the "custom" block of open_clip (`refusal` names them).
+Attention is one fused kernel instead of `nn.MultiheadAttention`, whose fast path is slow at thousands of tokens. Not
+supported: attentional pooling and the "custom" block of open_clip.
 """
 
 from typing import Any, cast
@@ -38,23 +38,20 @@ class VitTower(ImageTower):
         return list(self.visual.transformer.resblocks)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "T C"]:
-        """The class token's position and those of the patches, resized."""
         visual = self.visual
         return resize_positions(visual.positional_embedding, grid=grid, native=visual.grid_size, has_class_token=True)
 
     def embed(self, images: Float[Tensor, "B 3 H W"], positions: Float[Tensor, "*B T C"]) -> Float[Tensor, "B T C"]:
-        """Class token and patches with their positions, after the norm before the blocks."""
         patches = self.visual.conv1(images).flatten(2).mT  # (B, C, h, w) -> (B, L, C)
         token = self.visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)  # (B, 1, C)
         return self.visual.ln_pre(torch.cat([token, patches], dim=1) + positions.to(patches.dtype))  # (B, 1 + L, C)
 
     def project_in(self, block: Any, tokens: Float[Tensor, "B T C"], part: str) -> tuple[Tensor, ...]:
-        """The first norm and some rows of the fused projection."""
         rows, attn = split_rows(block.attn.embed_dim, part), block.attn
         return F.linear(block.ln_1(tokens), attn.in_proj_weight[rows], attn.in_proj_bias[rows]).chunk(len(part), dim=2)
 
     def project_out(self, block: Any, mixed: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The output projection and the layer scale, where there is one."""
+        """The output projection and the layer scale, if any."""
         return block.ls_1(block.attn.out_proj(mixed))
 
     def add_mlp(self, block: Any, tokens: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
@@ -64,7 +61,6 @@ class VitTower(ImageTower):
         return self.visual.ln_post(tokens) @ self.visual.proj
 
     def unused(self, *, part: str, mlp: bool) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
-        """What some projections leave of the last block; the fused matrix is used in part."""
         block = self.blocks[-1]
         letters = "" if part == "qkv" else part
         rows = [(block.attn.in_proj_weight, split_rows(block.attn.embed_dim, letter)) for letter in letters]

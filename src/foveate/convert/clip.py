@@ -1,6 +1,6 @@
-"""`foveate convert` of a CLIP: written in another layout, and opened by the library that the layout is for.
+"""`foveate convert` of a CLIP: saved in another layout and opened by the library of the layout.
 
-What was opened must embed a fixed random image and text as the input did; only then does the folder get its name.
+The opened model must embed a random image and text as the input does; otherwise nothing is saved.
 """
 
 import sys
@@ -25,20 +25,17 @@ from foveate.io.files import folder_written_whole
 Pair = tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]  # embeddings of an image and a text, of length 1
 
 TOLERANCE = 1e-4  # of embeddings of length 1, in float32
-_OF_DENSE = ("windows", "gates")  # settings of Foveate that no other library has a name for
+_DENSE_SETTINGS = ("windows", "gates")  # of Foveate alone
 
 
 def convert_clip(config: Convert) -> None:
-    """Load, write, open again, compare.
-
-    Args:
-        config: of the command; `out` is new or empty.
+    """Load, save, open and compare.
 
     Raises:
-        InputError: the input does not load, the layout has no place for it, or the result differs.
+        InputError: the input does not load, the layout cannot express it, or the result differs.
     """
     if config.to == "hf" and find_spec("transformers") is None:
-        raise InputError("--to hf: needs transformers, to open the result: pip install transformers.")
+        raise InputError("--to hf: needs transformers to open the result: pip install transformers.")
     if config.model:
         clip = load(config.model, pretrained=config.source, text_from=config.text_from)
     else:
@@ -46,39 +43,37 @@ def convert_clip(config: Convert) -> None:
     image, text = _inputs(clip)
     exact = _embed(clip, image, text)
     dtype = getattr(torch, config.dtype)
-    _round_weights(clip, dtype)  # comparing with what the file can hold leaves the conversion's own error
+    _round_weights(clip, dtype)  # so that only errors of the conversion itself remain
     before = _embed(clip, image, text)
     if config.to != "foveate":
-        _drop_settings(clip, config.to)
+        _remove_settings(clip, config.to)
 
+    # save, open and compare
     with folder_written_whole(config.out) as partial:
         (save_huggingface if config.to == "hf" else save_clip)(clip, partial, dtype=dtype)
         after = _embed_again(partial, config.to, image, text)
         images, texts = _distances(before, after)
         if not max(images, texts) <= TOLERANCE:
             raise InputError(
-                f"{config.out}: not written, since opened again it embeds differently: an image by {images:.1e}, "
+                f"{config.out}: not saved, since the opened result embeds differently: an image by {images:.1e}, "
                 f"a text by {texts:.1e}; need at most {TOLERANCE:.0e}. "
                 + ("open_clip may lack this model's activation; use --to foveate." if config.to == "open_clip" else "")
             )
 
+    # report
     tokenizer = clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name")
     if tokenizer and not holds_tokenizer(config.out):
-        whose = "" if Path(tokenizer).is_dir() else f" of {tokenizer}"
-        print(f"no tokenizer lay with the input: put the files{whose} into {config.out}", file=sys.stderr)
+        source = "" if Path(tokenizer).is_dir() else f" of {tokenizer}"
+        print(f"the input has no tokenizer files: copy those{source} to {config.out}", file=sys.stderr)
     print(f"{config.out}: {', '.join(sorted(path.name for path in config.out.iterdir()))}")
-    print(f"opened again, its embeddings differ by {images:.1e} (an image) and {texts:.1e} (a text)")
+    print(f"embeddings of the opened result differ by {images:.1e} (image) and {texts:.1e} (text)")
     if config.dtype != "float32":
         images, texts = _distances(exact, after)
-        print(f"from the input, {config.dtype} included: {images:.1e} and {texts:.1e}")
+        print(f"from the input, with {config.dtype}: {images:.1e} and {texts:.1e}")
 
 
 def check_weights(name: str, pretrained: str | None, *, flag: str, cure: str = "Give --pretrained, or a file.") -> None:
-    """Refuse the name of an architecture without weights.
-
-    Raises:
-        InputError: it is one; names the flag and what to do.
-    """
+    """Refuse the name of an architecture without weights (InputError)."""
     if pretrained is None and describe_architecture(name) is not None:
         raise InputError(f"{flag} {name}: names an architecture without weights. {cure}")
 
@@ -90,22 +85,22 @@ def _round_weights(clip: Clip, dtype: torch.dtype) -> None:
                 tensor.copy_(tensor.to(dtype))
 
 
-def _drop_settings(clip: Clip, layout: str) -> None:
-    """Take what only Foveate knows out of a CLIP's config, and print it."""
-    dropped = [key for key in clip.config.get("foveate", {}) if layout == "open_clip" or key in _OF_DENSE]
+def _remove_settings(clip: Clip, layout: str) -> None:
+    """Remove the settings of Foveate from a CLIP's config, and print those that are lost."""
+    removed = [key for key in clip.config.get("foveate", {}) if layout == "open_clip" or key in _DENSE_SETTINGS]
     clip.config = {key: value for key, value in clip.config.items() if key != "foveate"}
-    if dropped:
-        library = "open_clip has" if layout == "open_clip" else "transformers have"
-        print(f"left out, since {library} no word for it: {', '.join(dropped)}", file=sys.stderr)
+    if removed:
+        library = "open_clip" if layout == "open_clip" else "transformers"
+        print(f"not saved, since {library} cannot express it: {', '.join(removed)}", file=sys.stderr)
 
 
 def _inputs(clip: Clip) -> tuple[Float[Tensor, "1 3 H W"], Int64[Tensor, "1 T"]]:
-    """An image of noise at the native size, and a text of random tokens that ends as texts of this CLIP do."""
+    """An image of noise at the native size, and a text of random tokens with the end token of this CLIP."""
     generator = torch.Generator().manual_seed(0)
     text = clip.config["model_cfg"]["text_cfg"]
-    words = text.get("vocab_size", 49408)
-    tokens = torch.randint(3, words - 2, (1, text.get("context_length", 77)), generator=generator)
-    tokens[0, -1] = text["eos_id"] if text.get("pool_type") == "eos" else words - 1
+    token_count = text.get("vocab_size", 49408)
+    tokens = torch.randint(3, token_count - 2, (1, text.get("context_length", 77)), generator=generator)
+    tokens[0, -1] = text["eos_id"] if text.get("pool_type") == "eos" else token_count - 1
     return torch.randn(1, 3, clip.native_size, clip.native_size, generator=generator), tokens
 
 
@@ -115,7 +110,7 @@ def _embed(clip: Clip, image: Tensor, text: Tensor) -> Pair:
 
 
 def _embed_again(folder: Path, layout: str, image: Tensor, text: Tensor) -> Pair:
-    """Open what was written with the library it is meant for."""
+    """Open the result with the library of the layout, and embed."""
     with torch.no_grad():
         if layout == "foveate":
             return _embed(load(folder), image, text)
@@ -135,6 +130,6 @@ def _embed_again(folder: Path, layout: str, image: Tensor, text: Tensor) -> Pair
 
 
 def _distances(before: Pair, after: Pair) -> tuple[float, float]:
-    """The largest differences of an image's and of a text's embedding."""
+    """The largest differences of the image embedding and of the text embedding."""
     image, text = (float((old - new).abs().max()) for old, new in zip(before, after, strict=True))
     return image, text

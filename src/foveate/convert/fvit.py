@@ -1,7 +1,4 @@
-"""`foveate convert` of a published F-ViT: from mmdet's checkpoint to a folder for `foveate detect`.
-
-Deliberately absent: what the file's names mean (`foveate.heads.fvit.published`).
-"""
+"""`foveate convert` of a published F-ViT: from mmdet's checkpoint to a folder for `foveate detect`."""
 
 import sys
 from dataclasses import asdict
@@ -29,39 +26,34 @@ TEMPLATES = "vild"
 
 
 def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
-    """Write the detector of a published file.
-
-    Args:
-        config: of the command; `out` is new or empty.
-        state: the file's state dictionary.
+    """Save the detector of a published state dictionary.
 
     Raises:
-        InputError: no --clip, another one, other classes than the file's, or a file that is not whole.
+        InputError: --clip is missing or another one, the classes are not those of the file, or the file is incomplete.
     """
     clip_name = _check(config)
 
-    # the file, its classes, and the CLIP that its tower belongs to
+    # the file, its classes, and the CLIP of its tower
     source = config.source
-    found = published.take_apart(state, source=source)
-    names, split = _classes(config, found)
+    parts = published.take_apart(state, source=source)
+    names, split = _classes(config, parts)
     clip = load(clip_name, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
     before = tower_digest(clip)
-    published.put_tower(clip, found, source=source)
-    has_clip = tower_digest(clip) != before  # no other folder has this CLIP
-    if has_clip:  # what is known of --clip's tower does not hold of the file's
+    published.put_tower(clip, parts, source=source)
+    has_clip = tower_digest(clip) != before  # the CLIP is saved with the detector
+    if has_clip:  # the settings of --clip do not apply to the tower of the file
         if clip.windows is not None:
-            print(f"{source}: its tower attends everywhere; the windows of {clip_name} are left out", file=sys.stderr)
+            print(f"{source}: its tower has no windows; those of {clip_name} are ignored", file=sys.stderr)
         clip.windows = clip.gates = clip.alpha = None
     digest = tower_digest(clip)
 
     # the detector
-    benchmark = config.benchmark or published.published_benchmark(found, patch=clip.patch_size)
-    usual = published.published_size(benchmark, patch=clip.patch_size)
-    size = usual if config.size is None else config.size
-    network = published.published_network(found, size=size, source=source)
-    text, ordered = _texts(found, clip, names, source=source)
+    benchmark = config.benchmark or published.published_benchmark(parts, patch=clip.patch_size)
+    size = published.published_size(benchmark, patch=clip.patch_size) if config.size is None else config.size
+    network = published.published_network(parts, size=size, source=source)
+    text, ordered = _texts(parts, clip, names, source=source)
     is_novel = torch.tensor([name in split.novel for name in ordered], device=text.device)
-    detector = published.build_published(found, clip, network, text=text, is_novel=is_novel, source=source)
+    detector = published.build_published(parts, clip, network, text=text, is_novel=is_novel, source=source)
     about = About(
         model=clip_name,
         pretrained=None if has_clip else config.pretrained,
@@ -82,62 +74,63 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
             save_clip(clip, partial / CLIP_FOLDER)
         save_detector(detector, partial, about)
         load_detector(partial)
-    where = f"the file's, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
-    print(f"image tower: {where}")
-    print(f"left out: {len(found.unused)} tensors that no detector here needs (fc_cls, rotary tables)")
+    tower = f"of the file, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
+    print(f"image tower: {tower}")
+    print(f"ignored: {len(parts.unused)} tensors that the detector does not need (fc_cls, rotary tables)")
     print(f"{config.out}: {len(names)} classes, {len(split.base)} base and {len(split.novel)} novel ({split.rule})")
-    print(f"asked as {benchmark} (--benchmark), T = {float(detector.scale.detach()):.2f}; {_numbers(asdict(network))}")
+    print(f"score fusion of {benchmark} (--benchmark), T = {float(detector.scale.detach()):.2f}; "
+          f"{_settings(asdict(network))}")  # fmt: skip
 
 
 def _check(config: Convert) -> str:
-    """Refuse flags that do not go with a detector, and return --clip."""
+    """Return --clip, which must have weights."""
     if config.clip is None:
         raise InputError(
             f"--clip: need the CLIP whose text tower {config.source}, an F-ViT, was trained with; the file has an "
-            "image tower only. Give EVA-CLIP's own file or a distilled CLIP's folder."
+            "image tower only. Give EVA-CLIP's own file or the folder of a distilled CLIP."
         )
     check_weights(config.clip, config.pretrained, flag="--clip")
     return config.clip
 
 
-def _classes(config: Convert, found: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
-    """The names of the file's classes, which it does not hold itself."""
+def _classes(config: Convert, parts: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
+    """The names of the classes, which are not in the file."""
     if config.annotations is not None:
         names, split = classes_of_annotations(config.annotations, file=config.novel)
-    elif found.classes == COUNT_OV_COCO and config.novel is None:
+    elif parts.classes == COUNT_OV_COCO and config.novel is None:
         names, split = classes_of_ov_coco()
     else:
         raise InputError(
-            f"--annotations: need the data's annotation file (lvis_v1_val.json, say) for the names of the "
-            f"{found.classes} classes of {config.source}; it does not hold them."
+            f"--annotations: need the annotation file of the data, such as lvis_v1_val.json, for the names of the "
+            f"{parts.classes} classes of {config.source}; it does not hold them."
         )
-    if len(names) != found.classes:
-        whence = config.annotations or "OV-COCO"
+    if len(names) != parts.classes:
         raise InputError(
-            f"--annotations: need the names of {found.classes} classes, as many as {config.source} has; {whence} has "
-            f"{len(names)} base and novel ones. See --novel."
+            f"--annotations: need the names of {parts.classes} classes, as many as {config.source} has; "
+            f"{config.annotations or 'OV-COCO'} has {len(names)} base and novel ones. See --novel."
         )
     return names, split
 
 
-def _texts(found: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
-    """The embeddings of classes and background, and the names in their order."""
-    named = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
-    if found.text is None:
-        print(f"{source}: holds no texts; they are embedded by the text tower of --clip", file=sys.stderr)
-        return named, list(names)
-    text = found.text.to(named.device)
-    order, least, unsure = published.order_of_names(text[:-1], named[:-1], source=source)
-    print(f"texts of the file and of --clip's text tower: cosine of at least {least:.4f}")
+def _texts(parts: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
+    """The text embeddings of classes and background, and the names in their order."""
+    embedded = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
+    if parts.text is None:
+        print(f"{source}: has no text embeddings; those of the text tower of --clip are used", file=sys.stderr)
+        return embedded, list(names)
+    text = parts.text.to(embedded.device)
+    order, least, unsure = published.order_of_names(text[:-1], embedded[:-1], source=source)
+    print(f"text embeddings of the file and of --clip: cosine of at least {least:.4f}")
     if unsure:
         print(
-            f"{source}: {unsure} of {len(order)} texts are nearer to another class's name than to their own; the order "
-            "of the names decided. Check that --annotations, --novel and --clip are those it was trained with.",
+            f"{source}: {unsure} of {len(order)} text embeddings are nearer to the name of another class than to their "
+            "own; the order of the names is used. Check that --annotations, --novel and --clip are those of its "
+            "training.",
             file=sys.stderr,
         )
     return text, [names[index] for index in order.tolist()]
 
 
-def _numbers(network: dict[str, object]) -> str:
-    shown = ("size", "channels", "masks", "norm", "statistics", "resize", "relu_embedding")
-    return ", ".join(f"{name} {network[name]}" for name in shown)
+def _settings(network: dict[str, object]) -> str:
+    keys = ("size", "channels", "masks", "norm", "statistics", "resize", "relu_embedding")
+    return ", ".join(f"{key} {network[key]}" for key in keys)

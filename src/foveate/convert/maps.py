@@ -1,7 +1,4 @@
-"""`foveate convert-maps`: label maps of semantic ground truth that comes in other forms.
-
-Only of those that need it: the full release of ADE20K (colours) and PASCAL Context (MATLAB files).
-"""
+"""`foveate convert-maps`: label maps of the full release of ADE20K (colours) and of PASCAL Context (MATLAB files)."""
 
 from pathlib import Path
 
@@ -14,10 +11,10 @@ from foveate.io.files import check_target
 
 
 def run_ade_full(config: AdeFull) -> None:
-    """Derive the list of classes where none is given, and write the maps, with progress bars.
+    """Write the maps, and the derived list of classes if none is given, with progress bars.
 
     Raises:
-        InputError: a file is missing or damaged, or OUT holds something else.
+        InputError: a file is missing or damaged, or OUT has other files.
     """
     _check_out(config.out, config.root)
     if config.labels is None:
@@ -32,7 +29,7 @@ def run_context(config: Context) -> None:
     """Write the maps, with a progress bar.
 
     Raises:
-        InputError: a file is missing or damaged, a class of --only is none of --labels, or OUT holds something else.
+        InputError: a file is missing or damaged, a class of --only is not in --labels, or OUT has other files.
     """
     _check_out(config.out, config.mats)
     labels = read_context_labels(config.labels, repeated="keep")
@@ -44,9 +41,9 @@ def run_context(config: Context) -> None:
 
 def _check_out(out: Path, source: Path) -> None:
     if not source.is_dir():
-        raise InputError(f"{source}: need the folder of what is to be converted; there is none. Check the path.")
+        raise InputError(f"{source}: need the folder to convert; not found. Check the path.")
     if out.exists() and out.resolve() == source.resolve():
-        raise InputError(f"--out {out}: need another folder than the one that is converted. Name a new one.")
+        raise InputError(f"--out {out}: need another folder than the one to convert. Name a new one.")
     check_target(out / "labels.txt", flag="--out")
 
 

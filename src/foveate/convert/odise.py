@@ -1,7 +1,4 @@
-"""`foveate convert` of ODISE's published file (label model): to a folder for `foveate segment` and `evaluate panoptic`.
-
-Deliberately absent: what the file's names mean (`foveate.heads.panoptic.odise_file`).
-"""
+"""`foveate convert` of ODISE's published file (label model), for `foveate segment` and `evaluate panoptic`."""
 
 import sys
 from functools import partial
@@ -19,7 +16,7 @@ from foveate.data.strict import load as load_json
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest
-from foveate.heads.panoptic.odise_file import build_odise, network_of
+from foveate.heads.panoptic.odise_file import build_odise, network_of, rename_odise
 from foveate.heads.panoptic.product import DIFFUSION, About, Class, frozen_digest, load_generator, save_generator
 from foveate.io.files import folder_written_whole
 
@@ -27,19 +24,14 @@ TEMPLATES = "photo"
 
 
 def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
-    """Write the generator of a published file.
-
-    Args:
-        config: of the command; `out` is new or empty.
-        state: the file's state dictionary.
+    """Save the mask generator of a published state dictionary.
 
     Raises:
-        InputError: no --encoder, --clip or --annotations, others than the file's, or a file that is not whole.
+        InputError: --encoder, --clip or --annotations is missing or not the file's, or the file is incomplete.
     """
     encoder = _check(config)
-    from foveate.heads.panoptic.odise_file import rename_odise
 
-    # the file, its classes, and the CLIP that captions and whose words it learned
+    # the file, its classes, and the CLIP of its captioner and text embeddings
     source = config.source
     renamed = rename_odise(state, source=source)
     network = network_of(renamed, encoder=str(encoder), source=source)
@@ -49,8 +41,8 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     _check_clip(clip, renamed.state["head.text.weight"].shape[1], config)
     digest = tower_digest(clip, whole=True)
 
-    # the generator
-    generator = build_odise(renamed, network, clip, tuple(one.words for one in classes), source=source)
+    # the mask generator
+    generator = build_odise(renamed, network, clip, tuple(item.words for item in classes), source=source)
     about = About(
         model=config.clip,
         pretrained=config.pretrained,
@@ -69,21 +61,21 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
         save_generator(generator, partial, about)
         load_generator(partial)
     if renamed.dropped:
-        print(f"left out: {len(renamed.dropped)} tensors that training alone needs, such as {renamed.dropped[0]}")
-    things, words = sum(one.is_thing for one in classes), sum(len(one.words) for one in classes)
+        print(f"ignored: {len(renamed.dropped)} tensors needed only for training, such as {renamed.dropped[0]}")
+    things, names = sum(item.is_thing for item in classes), sum(len(item.words) for item in classes)
     print(
         f"{config.out}: {len(renamed.names)} tensors, {network.queries} queries; trained on {things} classes of things "
-        f"and {len(classes) - things} of stuff, with {words} words"
+        f"and {len(classes) - things} of stuff, with {names} names and synonyms"
     )
     print(f"  foveate evaluate panoptic --data ... --model {config.out} --region masked --shares odise-label")
 
 
 def _check(config: Convert) -> Path:
-    """Refuse what is missing, and return --encoder."""
+    """Check that no flag is missing, and return --encoder."""
     source = config.source
     if config.encoder is None or not (config.encoder / DIFFUSION).is_file():
         raise InputError(
-            f"--encoder: need the folder of the Stable Diffusion (v1.3) that {source}, an ODISE, stands on, as "
+            f"--encoder: need the folder of the Stable Diffusion (v1.3) that {source}, an ODISE, is based on, as "
             f"diffusers writes it, with {DIFFUSION}; got {config.encoder}. The file does not hold it."
         )
     if config.clip is None:
@@ -95,13 +87,13 @@ def _check(config: Convert) -> Path:
     if config.annotations is None:
         raise InputError(
             f"--annotations: need the panoptic annotation file of the training data (COCO's panoptic_val2017.json) "
-            f"for the names of the classes and which are things; {source} does not hold them. See --labels too."
+            f"for the names of the classes, things and stuff; {source} does not hold them. See also --labels."
         )
     return config.encoder
 
 
 def _classes(config: Convert) -> tuple[Class, ...]:
-    """The classes it was trained on, all of them base."""
+    """The classes of its training, all of them base."""
     assert config.annotations is not None, "checked"
     entries = load_json(config.annotations, kind="a panoptic")["categories"]
     categories = list_categories(config.annotations, entries, need_isthing=True)

@@ -1,7 +1,7 @@
-"""`foveate convert`: from any CLIP that loads to a folder for open_clip, Hugging Face transformers or Foveate; and from
-published files of heads to folders that the other commands take.
+"""`foveate convert`: any CLIP that loads to a folder for open_clip, Hugging Face transformers or Foveate; and published
+files of heads to folders for the other commands.
 
-What was written is opened again before the folder gets its name.
+The result is opened before its folder is renamed to OUT.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ CONVERTERS: dict[Head, Callable[[Convert, dict[str, Tensor]], None]] = {
     "ODISE": convert_odise,
 }
 TESTS: dict[Head, Any] = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
-_TAKEN: dict[Head | None, tuple[str, ...]] = {
+_FLAGS: dict[Head | None, tuple[str, ...]] = {
     None: ("to", "model", "text_from", "dtype"),
     "F-ViT": ("clip", "pretrained", "annotations", "novel", "benchmark", "size"),
     "CAT-Seg": ("residual", "classes"),
@@ -39,56 +39,51 @@ _TAKEN: dict[Head | None, tuple[str, ...]] = {
 
 
 def run(config: Convert) -> None:
-    """Find out what the source is, write its folder, and open that again.
+    """Recognise the source, save it in its new layout, and open the result.
 
     Raises:
-        InputError: the input does not load, the layout has no place for it, OUT holds something, or the result differs.
+        InputError: the input does not load, the layout cannot express it, OUT is not empty, or the result differs.
     """
     _check_out(config.out)
     if config.model is None:
         cure = f"Give a weights file or a tag as SOURCE, and --model {config.source}."
         check_weights(config.source, None, flag="SOURCE", cure=cure)
-    found = published_head(Path(config.source))
-    if found is not None and found[0] == "F-ViT" and config.text_from is not None:
-        found = None  # its image tower is to become a CLIP
-    _check_flags(config, None if found is None else found[0])
-    if found is None:
+    published = published_head(Path(config.source))
+    if published is not None and published[0] == "F-ViT" and config.text_from is not None:
+        published = None  # convert its image tower to a CLIP
+    _check_flags(config, None if published is None else published[0])
+    if published is None:
         convert_clip(config)
     else:
-        head, state = found
+        head, state = published
         CONVERTERS[head](config, state)
 
 
 def _check_out(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"OUT: need a folder that is new or empty; {out} holds something. Choose another.")
+        raise InputError(f"OUT: need a folder that is new or empty; {out} is not empty. Choose another.")
     if out.exists() and not out.is_dir():
-        raise InputError(f"OUT: need a folder; {out} is a file.")
+        raise InputError(f"OUT: need a folder; {out} is a file. Choose another.")
     check_target(out / "config.json", flag="OUT")
 
 
 def _check_flags(config: Convert, head: Head | None) -> None:
-    """Refuse flags that the kind of file ignores.
-
-    Raises:
-        InputError: names the flag, and what it goes with.
-    """
-    for name in sorted({flag for flags in _TAKEN.values() for flag in flags} - {*_TAKEN[head]}):
-        given = getattr(config, name)
-        if given != getattr(Convert, name):
-            takers = [kind for kind, flags in _TAKEN.items() if name in flags]
-            what = " or ".join("a CLIP" if kind is None else f"a published {kind}" for kind in takers)
-            found = "a CLIP" if head is None else f"a published {head}"
-            raise InputError(f"--{name.replace('_', '-')}: goes with {what}; {config.source} is {found}. Leave it out.")
+    """Refuse flags that the kind of file ignores (InputError)."""
+    labels = {kind: "a CLIP" if kind is None else f"a published {kind}" for kind in _FLAGS}
+    for name in sorted({flag for flags in _FLAGS.values() for flag in flags} - {*_FLAGS[head]}):
+        if getattr(config, name) != getattr(Convert, name):
+            kinds = " or ".join(labels[kind] for kind, flags in _FLAGS.items() if name in flags)
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag}: goes with {kinds}; {config.source} is {labels[head]}. Leave it out.")
 
 
 def published_head(path: Path) -> tuple[Head, dict[str, Tensor]] | None:
-    """Which published head a file is, by its tensors' names, and these tensors; None where it is something else."""
+    """The kind and the tensors of a published head, recognised by their names; None: the file is something else."""
     if not path.is_file() or file_kind(path) != "torch":
         return None
     try:
         content = read_checkpoint(path)
-    except InputError:  # reading it as a CLIP will report what is wrong with it
+    except InputError:  # loading it as a CLIP reports the reason
         return None
     if not isinstance(content, dict):
         return None
@@ -98,11 +93,11 @@ def published_head(path: Path) -> tuple[Head, dict[str, Tensor]] | None:
         kind: Head | None = next((head for head, is_such in TESTS.items() if is_such(state)), None)
         if kind is None:
             continue
-        strange = [name for name in entries if name not in state]
-        if strange:
+        invalid = [name for name in entries if name not in state]
+        if invalid:
             raise InputError(
-                f"{path}: need tensors, as of a published {kind}; {len(strange)} entries are something else, such as "
-                f"{strange[0]!r}. Download it again."
+                f"{path}: need tensors, as of a published {kind}; {len(invalid)} entries are something else, such as "
+                f"{invalid[0]!r}. Download it again."
             )
         return kind, state
     return None

@@ -23,11 +23,12 @@ from foveate.data.datasets import ade, stuff
 from foveate.data.datasets.context import read_context, read_context_labels
 from foveate.data.datasets.voc import NAMES, Background, find_years, only_year, read_voc_maps
 from foveate.data.flags import LabelMapFlags
-from foveate.data.labels import Labels, compared, labels_of, read_labels, read_object_info
+from foveate.data.labels import Labels, labels_of, read_labels, read_object_info
 from foveate.data.names import SemanticKind
 from foveate.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
 from foveate.data.sources import open_panoptic
 from foveate.errors import InputError
+from foveate.types import normalize_name
 
 OBJECT_INFO = "objectInfo150.txt"
 MAPS_OF_59 = "59_context_labels"
@@ -311,12 +312,12 @@ def _read_any(path: Path) -> Labels:
 
 def _check_order(labels: Labels, own: Labels, *, path: Path, own_name: str) -> None:
     """Refuse a list that numbers the classes otherwise: half of them have the words of others, and not their own."""
-    words = {number: {*map(compared, one)} for number, one in zip(own.ids, own.classes, strict=True)}
+    words = {number: {*map(normalize_name, one)} for number, one in zip(own.ids, own.classes, strict=True)}
     known = {word for one in words.values() for word in one}
     moved = [
         f"{number} is {one[0]!r}, not {min(words[number])!r}"
         for number, one in zip(labels.ids, labels.classes, strict=True)
-        if number in words and not words[number] & {*map(compared, one)} and known & {*map(compared, one)}
+        if number in words and not words[number] & {*map(normalize_name, one)} and known & {*map(normalize_name, one)}
     ]
     if 2 * len(moved) > len(labels.ids):
         raise InputError(

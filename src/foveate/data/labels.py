@@ -19,7 +19,7 @@ from typing import Literal
 from foveate.data.strict import fail, read_text, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
-from foveate.types import Category
+from foveate.types import Category, normalize_name
 
 INVALID = "invalid_class_id"
 MAX_BYTES = 4_000_000
@@ -171,11 +171,6 @@ def labels_of(categories: Sequence[Category]) -> Labels:
     )
 
 
-def compared(word: str) -> str:
-    """A word as it is compared with others."""
-    return " ".join(word.replace("_", " ").lower().split())
-
-
 def _json_rows(source: str, text: str, ids: Sequence[int] | None) -> list[tuple[str, int, list[str]]]:
     """The classes of a JSON list, each with where it stands and its id."""
     try:
@@ -204,7 +199,7 @@ def _checked(source: str, rows: list[tuple[str, int, list[str]]], *, repeated: R
         ids.add(number)
         kept: dict[str, str] = {}
         for word in (one.strip() for one in words):
-            key = compared(word)
+            key = normalize_name(word)
             if not key:
                 fail(here, "a word in each place", f"an empty one among {short(words)}")
             first = owner.setdefault(key, place)

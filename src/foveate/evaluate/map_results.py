@@ -17,7 +17,6 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.data.images import ImageError, read_values, stated_size
-from foveate.data.labels import compared
 from foveate.data.panoptic import read_colours
 from foveate.data.records import Dataset, Dropped, Record
 from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
@@ -25,7 +24,7 @@ from foveate.data.strict import DISTRUST, drop, escapes, fail, is_id, parse, sho
 from foveate.errors import InputError, listed
 from foveate.evaluate.detection_results import UNKNOWN_IMAGE
 from foveate.evaluate.flags import Numbers
-from foveate.types import LabelMap, PanopticMap, SegmentInfo
+from foveate.types import LabelMap, PanopticMap, SegmentInfo, normalize_name
 
 SEGMENTS = "segments.json"  # what `foveate segment` writes beside its label maps
 NO_CLASS = (255, 65535)  # pixels without a class in maps of 8 and of 16 bits
@@ -107,7 +106,7 @@ def _find_panoptic(path: Path) -> tuple[Path, Path]:
 
 def _first_name(name: str) -> str:
     """The first name of a category, normalised for comparison; ADE20K's are lists."""
-    return compared(name.split(",")[0].strip())
+    return normalize_name(name.split(",")[0].strip())
 
 
 def _stem(name: str) -> str:
@@ -264,8 +263,8 @@ def _is_names(value: Any) -> bool:
 
 def _class_of(names: Sequence[str], data: SemanticData) -> int:
     """The class of the data with the same names, else with the same first name, else with a common name; else NONE."""
-    compared_names = [compared(name) for name in names]
-    synonyms = [[compared(name) for name in (item.name, *item.synonyms)] for item in data.dataset.categories]
+    compared_names = [normalize_name(name) for name in names]
+    synonyms = [[normalize_name(name) for name in (item.name, *item.synonyms)] for item in data.dataset.categories]
     for fits in (
         lambda entry: entry == compared_names,
         lambda entry: entry[0] == compared_names[0],

@@ -1,1 +1,1 @@
-"""A CLIP's image tower as a file other runtimes open, compared with PyTorch before it is kept: ONNX, torch.export."""
+"""A CLIP's image tower as a file other runtimes open, compared with PyTorch: ONNX, torch.export."""

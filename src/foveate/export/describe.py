@@ -1,4 +1,4 @@
-"""The description beside an exported file: how an image becomes its input, what its axes are, where it came from."""
+"""The description of an exported file: preprocessing of images, axes, versions."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,22 +13,17 @@ from foveate.export.graph import LEAST_PATCHES, Plan
 def describe(
     clip: Clip, plan: Plan, *, what: What, format: str, head: Head, size: int | None, opset: int
 ) -> dict[str, Any]:
-    """Say what somebody needs to feed the file without this library.
+    """The description of a file, for JSON, with all that is needed to use it without this library.
 
-    Args:
-        clip: that was exported.
-        plan: by which.
-        what, format, head, size, opset: as in `foveate.export.write.export_clip`.
-
-    Returns:
-        What JSON can hold; an axis is a number where it is fixed, else a name, and what it is in terms of other axes.
+    The arguments are those of `foveate.export.write.export_clip`. A fixed axis is a number; a free one is a name, or a
+    formula of other axes.
     """
     patch = clip.patch_size
     types = {"images": "float32", "boxes": "float32", "image_index": "int64"}
     units = {
         "images": "RGB, normalised, see preprocessing",
         "boxes": "xyxy, pixels of images, x1 < x2, y1 < y2",
-        "image_index": "which image of the batch each box lies in, from 0",
+        "image_index": "index of the image of each box in the batch, from 0",
     }
     packages = ["foveate", "torch", "torchvision", "open_clip_torch", "timm"]
     packages += ["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else []
@@ -59,7 +54,7 @@ def describe(
 
 
 def _preprocessing(clip: Clip, *, what: What, size: int | None) -> dict[str, Any]:
-    """From an image to the input, as `foveate.ops.resample` does it."""
+    """The preprocessing of `foveate.ops.resample`."""
     if what == "image":
         longest = f"{size or clip.native_size} pixels"
         order, pad = ["resize", "pad", "normalise"], "black, equally around the image, to a square"

@@ -1,8 +1,7 @@
-"""What is exported: the image tower as a module of tensors only, with names for its inputs, output and axes.
+"""The modules to export, of the image tower alone, with names for their inputs, output and axes.
 
-One graph serves any number of images and regions, and any height and width that are multiples of the patch size,
-unless a size is asked for: then height and width are fixed and the positions for them are numbers in the file. Absent:
-the text tower, whose embeddings are made once and kept, and the `masked` head of regions.
+A graph accepts any number of images and regions, and any height and width that are multiples of the patch size. With a
+fixed size, the positions are constants in the file. Not supported: the `masked` head of regions.
 """
 
 from dataclasses import dataclass
@@ -20,25 +19,25 @@ from foveate.export.flags import What
 from foveate.ops.pool import pool_indexed_boxes
 from foveate.ops.resample import check_side
 
-Axes = list[str | int]  # of a tensor: a name where it is free, a number where it is fixed
+Axes = list[str | int]  # of a tensor: a name if free, a number if fixed
 
-LEAST_PATCHES = 2  # an axis of one is a special case to the exporter, so graphs are promised from two on
+LEAST_PATCHES = 2  # per axis; the exporter specialises axes of length 1
 _REGIONS = 7
 
 
 class Graph(nn.Module):
-    """The image tower with what is asked of it; the text tower is not part of the module, so it is not saved along."""
+    """A computation of the image tower; the text tower is not part of the module, so it is not saved."""
 
     def __init__(self, clip: Clip, *, head: Head):
         super().__init__()
         self.visual = clip.visual
         self.gates = clip.gates if head == "values3" else None
-        self.unsaved: tuple[Clip] = (clip,)  # modules inside a tuple are not registered
+        self.unsaved: tuple[Clip] = (clip,)  # modules in a tuple are not registered
         self.head: Head = head
 
 
 class Dense(Graph):
-    """Images to their dense map (Sec. 3.1)."""
+    """Images to their dense feature map (Sec. 3.1)."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, D, h, w)."""
@@ -46,7 +45,7 @@ class Dense(Graph):
 
 
 class Regions(Graph):
-    """Images and boxes to one embedding a box (Sec. 3.1)."""
+    """Images and boxes to one embedding per box (Sec. 3.1)."""
 
     def forward(self, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         """(B, 3, H, W), (R, 4), (R,) to (R, D)."""
@@ -55,7 +54,7 @@ class Regions(Graph):
 
 
 class Image(Graph):
-    """Images to their image embeddings, as CLIP makes them; there is no head to choose."""
+    """Images to their image embeddings, as in CLIP."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, D)."""
@@ -64,31 +63,31 @@ class Image(Graph):
 
 @dataclass(frozen=True)
 class Plan:
-    """A module to export, what to feed it, and what its axes are called."""
+    """A module to export, with its inputs and the names of its axes."""
 
     module: nn.Module
     inputs: dict[str, Axes]  # by name, in order
     output: str
     axes: Axes  # of the output
     dynamic: tuple[dict[int, Any], ...]  # torch.export's dynamic shapes, in the order of the inputs
-    shapes: tuple[tuple[int, int, int], ...]  # (batch, height, width) [pixels] to compare at; the first is traced
+    shapes: tuple[tuple[int, int, int], ...]  # (batch, height, width) of the comparisons; the first is traced
 
 
 def plan_export(clip: Clip, *, what: What, head: Head = "value", size: int | None = None) -> Plan:
-    """Decide what is traced and at which shapes it is compared.
+    """Choose the module to trace, and the shapes to compare at.
 
     Args:
         clip: in evaluation mode.
-        what: "dense", "regions" (dense map and box pooling in one graph) or "image".
-        head: of the dense map, see `foveate.clip.heads`.
-        size: fixes height and width [pixels]; None leaves both free.
+        what: "dense", "regions" (dense feature map and box pooling in one graph) or "image".
+        head: of the dense feature map, see `foveate.clip.heads`.
+        size: fixed height and width [pixels]; None: both are free.
 
     Raises:
-        InputError: a head that the tower or an image embedding cannot have, or a size that is no multiple of the patch.
+        InputError: the head is not defined for the tower or for "image", or the size is not a multiple of the patch.
     """
     patch = clip.patch_size
     if what == "image" and head != "value":
-        raise InputError(f"--head: chooses a dense map, and --what image has none; got {head}. Leave it out.")
+        raise InputError(f"--head: is for dense feature maps, and --what image has none; got {head}. Leave it out.")
     check_head(clip.visual, head)
     if size is not None:
         check_side(size, patch=patch, flag="--size")
@@ -114,15 +113,8 @@ def plan_export(clip: Clip, *, what: What, head: Head = "value", size: int | Non
 
 
 def example_inputs(plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """Make random inputs of a shape: noise, and boxes inside, across, at and beyond the border of the images.
-
-    Args:
-        plan: of `plan_export`.
-        shape: (batch, height, width) [pixels].
-
-    Returns:
-        One tensor an input, in order; the same every time.
-    """
+    """The inputs of a plan for a shape (batch, height, width), always the same: noise, and boxes inside, at, across and
+    beyond the border of the images."""
     batch, height, width = shape
     generator = torch.Generator().manual_seed(batch)
     images = torch.randn(batch, 3, height, width, generator=generator)
@@ -143,8 +135,7 @@ def example_inputs(plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, ...
 
 
 def _shapes(clip: Clip) -> tuple[tuple[int, int, int], ...]:
-    """Traced off the native size and off the square; compared there, at the native size, and smaller with one side
-    native, each with another number of images."""
+    """The shape to trace, neither native nor square; the native size; a smaller one; with different batch sizes."""
     patch, native = clip.patch_size, clip.native_size // clip.patch_size
     grids = ((2, native + 1, native + 2), (1, native, native), (3, max(LEAST_PATCHES, native // 2), native))
     return tuple((batch, patch * down, patch * across) for batch, down, across in grids)

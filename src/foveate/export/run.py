@@ -1,4 +1,4 @@
-"""`foveate export`: a CLIP's image tower as one ONNX or torch.export file."""
+"""`foveate export`: the image tower of a CLIP as one ONNX or torch.export file."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +15,11 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def run(config: Export) -> dict[str, Any]:
-    """Export, report what was written, and return its description.
+    """Export, print the files, and return their description.
 
     Raises:
-        InputError: a flag, the model or the place of the file is wrong, a package is missing, or the file does not
-            compute what the model computes.
+        InputError: a flag, the model or the path of the file is wrong, a package is missing, or the results of the file
+            differ from the model's.
     """
     path = target_of(config)
     if config.format == "onnx":
@@ -42,16 +42,15 @@ def run(config: Export) -> dict[str, Any]:
     if config.size is not None:
         print(f"  height and width are FIXED to {config.size}; only the numbers of images and regions are free")
     size = sum(path.with_name(name).stat().st_size for name in description["files"])
-    together = " and ".join(description["files"])
-    print(f"wrote {path} ({together}: {size / 1e6:,.1f} MB) and {path.name}.json")
+    print(f"wrote {path} ({' and '.join(description['files'])}: {size / 1e6:,.1f} MB) and {path.name}.json")
     return description
 
 
 def target_of(config: Export) -> Path:
-    """Choose the file to write, and refuse it where it cannot be written.
+    """The path of the file to write.
 
     Raises:
-        InputError: an ending of the other format, or a place that cannot be written.
+        InputError: the suffix is that of the other format, or the file cannot be written.
     """
     ending = _ENDINGS[config.format]
     if config.out.suffix in _ENDINGS.values() and not config.out.is_dir():
@@ -66,12 +65,12 @@ def target_of(config: Export) -> Path:
 
 
 def _check_onnx(opset: int) -> None:
-    """Refuse missing packages and impossible opsets before a model is loaded."""
+    """Check packages and opset before a model is loaded."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise InputError(
             f"--format onnx: needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}. "
-            "--format torch needs nothing more."
+            "--format torch needs no other package."
         )
     from onnx.defs import onnx_opset_version
 

@@ -1,9 +1,8 @@
-"""Trace, translate, compare with PyTorch, and only then publish (export with parity).
+"""Export with parity: trace, convert, compare with PyTorch, and rename.
 
-The file is written into a temporary folder beside its place, opened by the runtime that will use it (ONNX Runtime or
-PyTorch's own loader), fed several shapes, and renamed when every number agrees with the model's own. Absent: tuning for
-one runtime or device (each has its tools), and half precision, which runtimes make of this file better than a trace
-does.
+The file is written to a temporary folder, opened by its runtime (ONNX Runtime or PyTorch), run at several shapes, and
+renamed if its results are those of the model. Deliberately absent: half precision, which runtimes convert better than
+a trace does.
 """
 
 import json
@@ -29,10 +28,10 @@ from foveate.io.files import folder_written_whole
 
 Run = Callable[[tuple[Tensor, ...]], Tensor]
 
-LIMIT = 1e-4  # largest difference allowed between numbers of embeddings of length 1
+MAX_DIFFERENCE = 1e-4  # of embeddings of length 1
 OPSET = 20
 
-_ONE_FILE = 1_500_000_000  # bytes of weights that surely fit one ONNX file, which ends at 2 GiB
+_MAX_FILE = 1_500_000_000  # bytes of weights in one ONNX file, which is limited to 2 GiB
 
 
 def export_clip(
@@ -46,77 +45,74 @@ def export_clip(
     opset: int = OPSET,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Export the image tower to one file, compare it with PyTorch, and publish it with its description.
+    """Export the image tower to one file with a description, after a comparison with PyTorch.
 
     Args:
         clip: float32, on the CPU, in evaluation mode.
-        path: of the file; weights of 1.5 GB and more go into PATH.data beside an ONNX file. The description is
+        path: of the file; weights of 1.5 GB and more are in PATH.data beside an ONNX file. The description is
             PATH.json.
         what: "dense", "regions" or "image", see `foveate.export.graph`.
         format: "onnx" (ONNX Runtime and others) or "torch" (`torch.export.load`).
-        head: of the dense map.
-        size: fixes height and width [pixels]; None leaves both free.
+        head: of the dense feature map.
+        size: fixed height and width [pixels]; None: both are free.
         opset: of ONNX.
-        progress: print what is happening and how long it took.
+        progress: print each step and its time.
 
     Returns:
-        The description, as written.
+        The description.
 
     Raises:
-        InputError: the exporter cannot translate it, or the file does not compute what the model computes; nothing is
-            published then.
+        InputError: the exporter does not support the model, or the results of the file differ; nothing is written.
     """
     plan = plan_export(clip, what=what, head=head, size=size)
     with folder_written_whole(path.parent) as partial:
-        with _told(progress, "traced"), _quiet(), torch.no_grad():
+        with _timed(progress, "traced"), _quiet(), torch.no_grad():
             example = example_inputs(plan, plan.shapes[0])
             program = torch.export.export(plan.module, example, dynamic_shapes=plan.dynamic, strict=False)
-        with _told(progress, f"written as {format}"), _quiet(), torch.no_grad():
+        with _timed(progress, f"written as {format}"), _quiet(), torch.no_grad():
             run = _save(program, partial / path.name, plan, format=format, opset=opset)
-        with _told(progress, "compared with PyTorch"):
+        with _timed(progress, "compared with PyTorch"):
             parity = compare(plan, run)
         if progress:
-            print("\n".join(_parity_lines(parity)), flush=True)
+            for record in parity:
+                difference = record["max_abs_difference"]
+                print(f"  images {tuple(record['images'])}: largest difference {difference:.1e}", flush=True)
         _refuse_differences(parity, path)
-        files = sorted(one.name for one in partial.iterdir())
+        files = sorted(file.name for file in partial.iterdir())
         description = describe(clip, plan, what=what, format=format, head=head, size=size, opset=opset)
-        description |= {"file": path.name, "files": files, "parity": {"limit": LIMIT, "shapes": parity}}
+        description |= {"file": path.name, "files": files, "parity": {"limit": MAX_DIFFERENCE, "shapes": parity}}
         (partial / f"{path.name}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     if f"{path.name}.data" not in files:
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of a larger model under this name
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of an earlier, larger model
     return description
 
 
 def compare(plan: Plan, run: Run) -> list[dict[str, Any]]:
-    """Feed a graph and the model the same inputs at every shape of a plan.
-
-    Args:
-        plan: of `foveate.export.graph.plan_export`.
-        run: the graph as its runtime executes it.
+    """Run a graph in its runtime and the model on the same inputs, at every shape of a plan.
 
     Returns:
-        One record a shape: the shapes of the inputs, and the largest absolute difference (infinite where the runtime
-        failed, with what it said).
+        One record per shape: the shapes of the inputs, and the largest absolute difference (infinite, with its message,
+        if the runtime fails).
     """
     records = []
     for shape in plan.shapes:
         inputs = example_inputs(plan, shape)
-        record: dict[str, Any] = {name: list(one.shape) for name, one in zip(plan.inputs, inputs, strict=True)}
+        record: dict[str, Any] = {name: list(value.shape) for name, value in zip(plan.inputs, inputs, strict=True)}
         with torch.no_grad():
-            wanted = plan.module(*inputs)
+            expected = plan.module(*inputs)
             try:
-                got = run(inputs)
-            except Exception as error:  # whatever a runtime raises, it does not run the file
+                output = run(inputs)
+            except Exception as error:  # runtimes raise errors of any kind
                 records.append(record | {"max_abs_difference": float("inf"), "error": str(error)[:300]})
                 continue
-        same = got.shape == wanted.shape and bool(got.isfinite().all())
-        record["max_abs_difference"] = float((got - wanted).abs().max()) if same else float("inf")
+        is_comparable = output.shape == expected.shape and bool(output.isfinite().all())
+        record["max_abs_difference"] = float((output - expected).abs().max()) if is_comparable else float("inf")
         records.append(record)
     return records
 
 
 def _save(program: ExportedProgram, path: Path, plan: Plan, *, format: Format, opset: int) -> Run:
-    """Write a traced program, and open the file again with the runtime it is for."""
+    """Write a traced program, and open the file with its runtime."""
     match format:
         case "torch":
             torch.export.save(program, path)
@@ -129,7 +125,7 @@ def _save(program: ExportedProgram, path: Path, plan: Plan, *, format: Format, o
 def _save_onnx(program: ExportedProgram, path: Path, plan: Plan, *, opset: int) -> Run:
     import onnxruntime
 
-    weights = sum(one.numel() * one.element_size() for one in program.state_dict.values())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     try:
         torch.onnx.export(
             program,
@@ -139,51 +135,43 @@ def _save_onnx(program: ExportedProgram, path: Path, plan: Plan, *, opset: int) 
             output_names=[plan.output],
             dynamic_shapes=plan.dynamic,  # for the names of the axes
             opset_version=opset,
-            external_data=weights > _ONE_FILE,
+            external_data=weights > _MAX_FILE,
             dynamo=True,
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
         raise InputError(
-            f"{path.name}: PyTorch's exporter cannot translate this model to ONNX ({str(error).splitlines()[0]}). "
+            f"{path.name}: PyTorch's exporter cannot convert this model to ONNX ({str(error).splitlines()[0]}). "
             "Try another --opset, or --format torch."
         ) from error
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # what goes wrong comes as an exception
+    settings.log_severity_level = 4  # errors are raised
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no class in common
+    except Exception as error:  # ONNX Runtime's errors have no common class
         raise InputError(
             f"{path.name}: ONNX Runtime cannot open it ({str(error)[:300]}). Try another --opset."
         ) from error
 
     def run(inputs: tuple[Tensor, ...]) -> Tensor:
-        fed = {name: one.numpy() for name, one in zip(plan.inputs, inputs, strict=True)}
-        return torch.from_numpy(session.run([plan.output], fed)[0])
+        arrays = {name: value.numpy() for name, value in zip(plan.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run([plan.output], arrays)[0])
 
     return run
 
 
 def _refuse_differences(parity: list[dict[str, Any]], path: Path) -> None:
     worst = max(parity, key=lambda record: record["max_abs_difference"])
-    if worst["max_abs_difference"] > LIMIT:
-        said = f" ({worst['error']})" if "error" in worst else ""
+    if worst["max_abs_difference"] > MAX_DIFFERENCE:
+        reason = f" ({worst['error']})" if "error" in worst else ""
         raise InputError(
-            f"{path}: not written, since it does not compute what the model computes: the largest difference is "
-            f"{worst['max_abs_difference']:.1e} at images {worst['images']}, allowed are {LIMIT:.0e}{said}. "
-            "Try another --format or --opset."
+            f"{path}: not written, since its results differ from the model's by {worst['max_abs_difference']:.1e} at "
+            f"images {worst['images']}{reason}; need at most {MAX_DIFFERENCE:.0e}. Try another --format or --opset."
         )
 
 
-def _parity_lines(parity: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"  images {tuple(record['images'])}: largest difference {record['max_abs_difference']:.1e}"
-        for record in parity
-    ]
-
-
 @contextmanager
-def _told(progress: bool, done: str) -> Iterator[None]:
+def _timed(progress: bool, done: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     if progress:
@@ -192,12 +180,12 @@ def _told(progress: bool, done: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings, which name nothing a user could change, off the screen."""
-    before = logging.root.manager.disable
+    """Suppress the warnings of the exporters, which a user cannot act on."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)

@@ -1,1 +1,1 @@
-"""Files written whole or not at all, folders that belong to one command, and the bytes of safetensors files."""
+"""Files written without partial content, folders claimed by one command, and the bytes of safetensors files."""

@@ -1,8 +1,4 @@
-"""Result files: written whole or not at all, in a folder that was checked before the work; what made them, and what
-they skip.
-
-Deliberately absent: checksums, which checkpoints need and have (`foveate.engine.checkpoint`).
-"""
+"""Result files: written under a temporary name and renamed, in folders that are checked before the work."""
 
 import os
 import secrets
@@ -14,35 +10,35 @@ from pathlib import Path
 
 from foveate.errors import InputError
 
-MAX_LISTED = 10  # bad images named on the screen
+MAX_LISTED = 10  # unreadable images printed
 
 
 def check_target(path: Path, *, flag: str) -> None:
-    """Refuse a name under which no file can be written, before hours are spent on its content.
+    """Refuse a path where a file cannot be written, before the work for its content.
 
     Args:
-        path: of the file to come; missing folders will be made.
-        flag: how the message calls it.
+        path: of the file; missing folders are allowed.
+        flag: for the message.
 
     Raises:
-        InputError: it is a folder, or is located below a file or in a folder that may not be written.
+        InputError: the path is a folder, is below a file, or is in a folder without permission to write.
     """
     if path.is_dir():
-        raise InputError(f"{flag}: need the name of a file; got the folder {path}.")
+        raise InputError(f"{flag}: need the name of a file; got the folder {path}. Add a name.")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
         raise InputError(f"{flag}: need a file in a folder; {path} would be below {parent}, which is a file.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{flag}: need a folder that may be written; {parent}, for {path}, may not.")
+        raise InputError(f"{flag}: need a folder that may be written; {parent}, for {path}, may not. Choose another.")
 
 
 def check_writable(out: Path) -> None:
-    """Make a folder if it does not exist, and put a file into it for a moment.
+    """Create a folder if needed, and check that a file can be written to it.
 
     Raises:
-        InputError: one of them cannot be done.
+        InputError: it cannot.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,11 +51,11 @@ def check_writable(out: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:
-    """Give a temporary name beside `path`, whose file becomes `path` when all went well; it is removed otherwise.
+    """Yield a temporary path beside `path`, renamed to it at the end, or removed after an error.
 
     Args:
-        path: of the file; its folder is made.
-        sync: have the disk hold the content before the file gets its name.
+        path: of the file; its folder is created.
+        sync: flush the content to the disk before renaming.
         shared: other processes may write the same file at the same time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +72,13 @@ def written_whole(path: Path, *, sync: bool = False, shared: bool = False) -> It
 
 
 def write_whole(path: Path, content: bytes, *, sync: bool = False, shared: bool = False) -> None:
-    """Write a file under a temporary name and rename it, so that no reader meets half of it; see `written_whole`."""
+    """Write a file under a temporary name and rename it; see `written_whole`."""
     with written_whole(path, sync=sync, shared=shared) as partial:
         partial.write_bytes(content)
 
 
 def sync_to_disk(path: Path) -> None:
-    """Have the disk hold the content of a file, or the names in a folder."""
+    """Flush the content of a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -92,24 +88,24 @@ def sync_to_disk(path: Path) -> None:
 
 @contextmanager
 def folder_written_whole(out: Path) -> Iterator[Path]:
-    """Give a temporary folder, whose files become those of `out` when all went well; it is removed otherwise.
+    """Yield a temporary folder, whose files are moved to `out` at the end; it is removed after an error.
 
     Args:
-        out: a folder that is new, or holds no files but those that may be replaced; a link or a mounted folder too.
+        out: a new folder, or one whose files may be replaced; also a link or a mounted folder.
 
     Raises:
-        InputError: no folder can be made there.
+        InputError: the folder cannot be created.
     """
     target = out.resolve()
-    home = target if target.is_dir() else target.parent  # a mount point cannot be replaced, so its files are moved
-    partial = home / f".{target.name}.{secrets.token_hex(4)}.partial"
+    parent = target if target.is_dir() else target.parent  # a mount point cannot be replaced, so its files are moved
+    partial = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{out}: need a folder that can be written; {error}. Choose another.") from error
     try:
         yield partial
-        if home != target:
+        if parent != target:
             partial.replace(target)
         else:
             for path in sorted(partial.iterdir(), reverse=True):  # X.json and X.data before X
@@ -119,13 +115,13 @@ def folder_written_whole(out: Path) -> Iterator[Path]:
 
 
 def default_cache() -> Path | None:
-    """The folder for what is worth caching between runs: $FOVEATE_CACHE, else ~/.cache/foveate; None where it is ""."""
-    named = os.environ.get("FOVEATE_CACHE")
-    if named is not None:
-        return Path(named) if named else None
+    """The folder for caches: $FOVEATE_CACHE, else ~/.cache/foveate; None: $FOVEATE_CACHE is "", or there is no home."""
+    folder = os.environ.get("FOVEATE_CACHE")
+    if folder is not None:
+        return Path(folder) if folder else None
     try:
         return Path.home() / ".cache" / "foveate"
-    except RuntimeError:  # a user without a home
+    except RuntimeError:
         return None
 
 
@@ -135,7 +131,7 @@ def versions() -> dict[str, str]:
 
 
 def bad_lines(bad: list[dict[str, str]], *, listed: str) -> list[str]:
-    """How many images could not be used, the first ten with their reasons, and what lists the others."""
+    """The number of unreadable images and the first ten with their reasons; the file `listed` has them all."""
     if not bad:
         return []
     more = [f"  and {len(bad) - MAX_LISTED} more; {listed} lists all"] if len(bad) > MAX_LISTED else []

@@ -1,13 +1,12 @@
-"""Folders that one command claims: by a record of what its files depend on, and by a lock while it is at work.
+"""Folders claimed by one command: by the identity of its files, and by a lock while it runs.
 
-The same command recognises its own folder and resumes; another is refused, by the fields that differ, and nothing is
-changed. A folder of parts holds a long list of results of which a kill loses the last few alone:
+The same command resumes in its folder; another command is refused with the fields that differ, and nothing is changed.
+A folder of parts stores a long list of results, of which a killed process loses only the last few:
 
-    FOLDER/manifest.json                         what the parts depend on
-           000000000-000000064.safetensors       the tensors of items 0 to 63, and notes on them in its metadata
+    FOLDER/manifest.json                         the identity of the parts
+           000000000-000000064.safetensors       the tensors of items 0 to 63, with notes in the metadata
 
-A file of another name, or a manifest of another format, is somebody else's: it is neither written nor deleted.
-Deliberately absent: two processes that share the work, and checkpoints (`foveate.engine.checkpoint`).
+A file of another name, or a manifest of another format, is neither written nor deleted.
 """
 
 import fcntl
@@ -27,10 +26,10 @@ HARMLESS = (
     *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
     *("tensorboard", "track", "dry_run"),
 )
-"""Fields that may change between the parts of one run: the weights come out the same."""
+"""Fields without effect on the weights, which may change when a run is resumed."""
 MANIFEST = "manifest.json"
-NOTES = "notes"  # the key of a part's metadata that holds its notes
-_OWNER = "made_by"  # the key of a manifest that tells it from somebody else's
+NOTES = "notes"  # key of the notes in the metadata of a part
+_OWNER = "made_by"  # key of the owner in a manifest
 _NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.partial)?")
 
 
@@ -38,18 +37,17 @@ _NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.part
 
 
 def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = HARMLESS) -> bool:
-    """Take the output folder for this run, or recognise it as this run's own.
+    """Claim the output folder for a run; it is created if needed.
 
     Args:
-        out: the run's folder; made if it does not exist.
-        record: from `run_record`.
-        may_change: fields that do not make it another run.
+        record: of `run_record`.
+        may_change: fields that may differ in the same run.
 
     Returns:
-        Whether the folder already held this run (there may be something to resume); then nothing was written.
+        Whether the folder already belongs to this run; then nothing is written.
 
     Raises:
-        InputError: the folder cannot be written, or holds another run (the differing fields are listed).
+        InputError: the folder cannot be written, or belongs to another run (lists the differing fields).
     """
     path = out / "config.json"
     if path.is_file():
@@ -67,13 +65,10 @@ def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str]
 
 
 def hold_folder(out: Path) -> TextIO:
-    """Keep other runs out of a claimed folder until the file is closed; the system does so even after kill -9.
-
-    Returns:
-        The open lock file.
+    """Lock a claimed folder until the returned file is closed or the process ends.
 
     Raises:
-        InputError: another process is writing there.
+        InputError: another process has the lock.
     """
     file = (out / ".lock").open("a")
     try:
@@ -88,29 +83,29 @@ def hold_folder(out: Path) -> TextIO:
 
 def refuse_another(
     where: object,
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    identity: Mapping[str, Any],
     *,
     holds: str = "the work of another command",
     may_change: Sequence[str] = (),
 ) -> None:
-    """Refuse to touch what another command has made.
+    """Refuse a folder or file of another command.
 
     Args:
-        where: the folder or file, as the message calls it.
-        there: what it depends on.
-        here: what the work of this command depends on.
-        holds: what it holds, where they differ.
-        may_change: fields that make no difference.
+        where: the folder or file, for the message.
+        stored: its identity.
+        identity: of this command.
+        holds: its content, for the message.
+        may_change: fields that may differ.
 
     Raises:
         InputError: lists the fields that differ.
     """
     absent = "(absent)"
-    fields = sorted({*there, *here} - {*may_change})
-    differing = [name for name in fields if there.get(name, absent) != here.get(name, absent)]
+    fields = sorted({*stored, *identity} - {*may_change})
+    differing = [name for name in fields if stored.get(name, absent) != identity.get(name, absent)]
     if differing:
-        lines = [f"  {name}: there {there.get(name, absent)}, here {here.get(name, absent)}" for name in differing]
+        lines = [f"  {name}: there {stored.get(name, absent)}, here {identity.get(name, absent)}" for name in differing]
         raise InputError(
             f"{where}: holds {holds}. Differing:\n"
             + "\n".join(lines)
@@ -121,14 +116,14 @@ def refuse_another(
 def _read_record(path: Path) -> dict[str, Any]:
     """The JSON record of a run."""
     try:
-        found = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: must be the JSON record of a run; it cannot be read ({error}). Choose another --out."
         ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must be the JSON record of a run; got {found!r:.60}. Choose another --out.")
-    return found
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: must be the JSON record of a run; got {record!r:.60}. Choose another --out.")
+    return record
 
 
 # --------------------------------------------------------------------------------------- folders of results, and parts
@@ -136,7 +131,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Part:
-    """The finished work on items start .. stop - 1."""
+    """The results of items start .. stop - 1."""
 
     path: Path
     start: int
@@ -146,15 +141,14 @@ class Part:
 
 
 def claim_cache(folder: Path, identity: Mapping[str, Any], *, owner: str) -> None:
-    """Take a folder for files that are looked up by name, or recognise it.
+    """Claim a folder for files that are found by name; it is created if needed.
 
     Args:
-        folder: made where it does not exist.
         identity: what the files depend on.
-        owner: whose they are; distinguishes the manifest from any other manifest.json.
+        owner: distinguishes the manifest from any other manifest.json.
 
     Raises:
-        InputError: the files depend on something else (lists the differences), or the folder is no such cache.
+        InputError: the identity differs (lists the differences), or the folder is not such a cache.
     """
     if folder.is_dir() and any(path.suffix != ".partial" for path in folder.iterdir()):
         refuse_another(folder, _read_manifest(folder, owner=owner), identity)
@@ -163,25 +157,21 @@ def claim_cache(folder: Path, identity: Mapping[str, Any], *, owner: str) -> Non
 
 
 def claim_parts(folder: Path, identity: Mapping[str, Any], *, owner: str) -> list[Part]:
-    """Take a folder for the parts of one command, or find what the same command left there.
+    """Claim a folder for the parts of one command, and return its complete parts from item 0 on, without a gap.
 
-    What a killed process half wrote, a damaged part and whatever comes after it are removed.
+    The folder is created if needed. Partial files, damaged parts and those after them are removed.
 
     Args:
-        folder: made where it does not exist.
         identity: what the parts depend on.
-        owner: whose they are; distinguishes the manifest from any other manifest.json.
-
-    Returns:
-        The finished parts from item 0 on, without a gap.
+        owner: distinguishes the manifest from any other manifest.json.
 
     Raises:
-        InputError: the parts are another command's (lists the differences), or the folder is not one of parts.
+        InputError: the parts belong to another command (lists the differences), or the folder has other files.
     """
-    there = find_manifest(folder, owner=owner)
+    stored = find_manifest(folder, owner=owner)
     paths = sorted(folder.glob("*.safetensors*"))
-    if there is not None and any(path.suffix == ".safetensors" for path in paths):  # a manifest alone protects nothing
-        refuse_another(folder, there, identity)
+    if stored is not None and any(path.suffix == ".safetensors" for path in paths):  # a manifest alone may be replaced
+        refuse_another(folder, stored, identity)
     else:
         _write_manifest(folder, identity, owner=owner)
     parts = find_parts(folder)
@@ -191,7 +181,7 @@ def claim_parts(folder: Path, identity: Mapping[str, Any], *, owner: str) -> lis
 
 
 def find_parts(folder: Path) -> list[Part]:
-    """The whole parts from item 0 on, without a gap; nothing is changed."""
+    """The complete parts from item 0 on, without a gap; nothing is changed."""
     parts: list[Part] = []
     for path in sorted(folder.glob("*.safetensors")):
         part = _read_part(path)
@@ -201,10 +191,10 @@ def find_parts(folder: Path) -> list[Part]:
 
 
 def find_manifest(folder: Path, *, owner: str) -> dict[str, Any] | None:
-    """What the parts in a folder depend on; None where there is neither a manifest nor a part.
+    """The identity of the parts in a folder; None: it has neither a manifest nor parts.
 
     Raises:
-        InputError: it is no folder, holds a file that is no part, or parts without a manifest of parts.
+        InputError: it is not a folder, has a file that is not a part, or parts without a manifest.
     """
     if not folder.exists():
         return None
@@ -220,7 +210,7 @@ def find_manifest(folder: Path, *, owner: str) -> dict[str, Any] | None:
 
 
 def write_part(folder: Path, content: bytes, *, start: int, stop: int) -> Part:
-    """Write a finished part: the bytes of a safetensors file whose metadata holds its notes under `NOTES`, as JSON."""
+    """Write a part: the bytes of a safetensors file with its notes in the metadata, under `NOTES` as JSON."""
     path = folder / f"{start:09d}-{stop:09d}.safetensors"
     write_whole(path, content)
     part = _read_part(path)
@@ -229,23 +219,23 @@ def write_part(folder: Path, content: bytes, *, start: int, stop: int) -> Part:
 
 
 def remove_parts(folder: Path, identity: Mapping[str, Any], *, owner: str) -> None:
-    """Delete the parts of a command once they are joined, and their folder; a missing folder is no mistake.
+    """Delete the parts of a command and their folder, if it exists.
 
     Raises:
-        InputError: nothing was deleted, because the folder is not this command's, or holds a file that is no part.
+        InputError: nothing was deleted, because the folder belongs to another command or has other files.
     """
-    there = find_manifest(folder, owner=owner)
-    if there is None:
+    stored = find_manifest(folder, owner=owner)
+    if stored is None:
         return
-    refuse_another(folder, there, identity)
+    refuse_another(folder, stored, identity)
     for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
-        path.unlink()  # the manifest last: what a kill leaves is still known as ours
-    with suppress(OSError):  # a link to a folder elsewhere, or a file came in
+        path.unlink()  # the manifest last, so that an interrupted deletion can be repeated
+    with suppress(OSError):  # a link, or a file was added
         folder.rmdir()
 
 
 def _read_part(path: Path) -> Part | None:
-    """Read a part's header and notes; None where it is not whole."""
+    """Read the header and notes of a part; None: it is not complete."""
     start, _, stop = path.stem.partition("-")
     try:
         metadata, tensors = read_header(path)
@@ -256,15 +246,15 @@ def _read_part(path: Path) -> Part | None:
 
 def _read_manifest(folder: Path, *, owner: str) -> dict[str, Any]:
     try:
-        there = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
-        there = None
-    if not isinstance(there, dict) or there.pop(_OWNER, None) != owner:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.pop(_OWNER, None) != owner:
         raise InputError(
             f"{folder / MANIFEST}: need the manifest of files by {owner}; it is missing, damaged, of another version "
             f"or of something else. Choose another folder, or move {folder} away."
         )
-    return there
+    return manifest
 
 
 def _write_manifest(folder: Path, identity: Mapping[str, Any], *, owner: str) -> None:

@@ -1,7 +1,6 @@
 """The bytes of safetensors files: reading a header, and joining many files into one without their tensors in memory.
 
-The format is eight bytes of length, a JSON header with each tensor's type, shape and offsets, and the numbers. The
-library's own writer would need all tensors in memory.
+The format is eight bytes of length, a JSON header with type, shape and offsets of each tensor, and the numbers.
 """
 
 import json
@@ -13,16 +12,16 @@ from typing import Any
 
 from foveate.io.files import written_whole
 
-MAX_HEADER = 100_000_000  # bytes; safetensors' own bound
-BLOCK = 16_000_000  # bytes copied at once
+MAX_HEADER = 100_000_000  # bytes; the limit of safetensors
+BLOCK_SIZE = 16_000_000  # bytes copied at once
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is located."""
+    """The location of a tensor."""
 
     name: str
-    dtype: str  # as safetensors names it, such as F32
+    dtype: str  # a name of safetensors, such as F32
     shape: list[int]
     file: Path
     begin: int  # [bytes from the file's start]
@@ -30,13 +29,10 @@ class Stored:
 
 
 def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
-    """Read the header of a safetensors file, and compare it with the file's length.
-
-    Returns:
-        Its metadata, and its tensors in the order of their bytes.
+    """Read the metadata of a safetensors file, and its tensors in the order of their bytes.
 
     Raises:
-        ValueError: no whole safetensors file.
+        ValueError: it is not a complete safetensors file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -62,14 +58,13 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
 
 
 def join_tensors(tensors: Iterable[Stored], out: Path, *, metadata: dict[str, str], stacked: bool) -> None:
-    """Write tensors of several files into one safetensors file, whole or not at all, block by block.
+    """Write tensors of several files into one safetensors file, block by block; no partial file remains.
 
     Args:
-        tensors: in order.
-        out: the file.
+        tensors: parts of one tensor (B, ...) in order if `stacked`, to be joined along B; otherwise of different names,
+            in any order.
+        out: path of the file.
         metadata: of the file.
-        stacked: they are parts of one tensor (B, ...), to be joined along B. Otherwise all names differ; the file is
-            then the same whatever their order.
     """
     tensors = [*tensors] if stacked else sorted(tensors, key=lambda tensor: tensor.name)
     header: dict[str, Any] = {"__metadata__": metadata}
@@ -79,32 +74,34 @@ def join_tensors(tensors: Iterable[Stored], out: Path, *, metadata: dict[str, st
         header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8, as the library has it
-    with written_whole(out, sync=True) as partial, partial.open("wb") as file:  # synced: the parts are deleted next
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8, as in the library
+    with written_whole(out, sync=True) as partial, partial.open("wb") as file:  # the caller deletes the parts next
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             _copy(tensor, file)
 
 
 def header_size(names: Iterable[str], *, shape: list[int]) -> int:
-    """An upper bound on the bytes of header for tensors of these names and this largest shape."""
+    """An upper bound of the bytes of a header for tensors of these names and this largest shape."""
     size = 8 * prod(shape)
-    each = len(json.dumps({"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}))
-    return sum(len(json.dumps(name)) + each + 2 * len(str(size * count)) for count, name in enumerate(names, start=1))
+    entry = len(json.dumps({"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}))
+    return sum(len(json.dumps(name)) + entry + 2 * len(str(size * count)) for count, name in enumerate(names, start=1))
 
 
 def _stack(tensors: list[Stored]) -> Stored:
-    """The parts of one tensor as a whole; only its name, type, shape and size mean something."""
+    """The parts of a tensor as one; its location has no meaning."""
     first = tensors[0]
-    assert all((one.name, one.dtype, one.shape[1:]) == (first.name, first.dtype, first.shape[1:]) for one in tensors)
-    shape = [sum(one.shape[0] for one in tensors), *first.shape[1:]]
-    return Stored(first.name, first.dtype, shape, first.file, 0, sum(one.end - one.begin for one in tensors))
+    assert all(
+        (part.name, part.dtype, part.shape[1:]) == (first.name, first.dtype, first.shape[1:]) for part in tensors
+    )
+    shape = [sum(part.shape[0] for part in tensors), *first.shape[1:]]
+    return Stored(first.name, first.dtype, shape, first.file, 0, sum(part.end - part.begin for part in tensors))
 
 
 def _copy(tensor: Stored, out: Any) -> None:
     with tensor.file.open("rb") as file:
         file.seek(tensor.begin)
-        for begin in range(tensor.begin, tensor.end, BLOCK):
-            block = file.read(min(BLOCK, tensor.end - begin))
-            assert block, f"{tensor.file} became shorter while it was read"
+        for begin in range(tensor.begin, tensor.end, BLOCK_SIZE):
+            block = file.read(min(BLOCK_SIZE, tensor.end - begin))
+            assert block, f"{tensor.file} was truncated while it was read"
             out.write(block)

@@ -1,4 +1,4 @@
-"""The best class of each pixel, without all classes at the image's size at once."""
+"""The best class of each pixel, a few classes at a time."""
 
 from collections.abc import Iterable
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from foveate.types import LabelMap
 
-MOST = 32  # classes brought to an image's size together
-NUMBERS = 2**26  # and no more scores than this, of a large image
+MAX_CLASSES = 32  # classes resized to the image together
+MAX_SCORES = 2**26  # scores in memory at once; large images take fewer classes
 
 
-def best_labels(parts: Iterable[Float[Tensor, "_ H W"]]) -> LabelMap:
-    """The class of the greatest score of each pixel; of equal ones the first.
+def best_labels(chunks: Iterable[Float[Tensor, "_ H W"]]) -> LabelMap:
+    """Return the class of the greatest score of each pixel; the first one of equal scores.
 
     Args:
-        parts: scores of some classes after others, at least one class in all.
+        chunks: scores of consecutive classes, at least one class in all.
     """
-    best, labels, first = None, None, 0
-    for part in parts:
-        value, place = part.max(dim=0)  # (H, W) each
-        place = place + first
+    best, labels, offset = None, None, 0
+    for scores in chunks:
+        value, index = scores.max(dim=0)  # (H, W) each
+        index = index + offset
         if best is not None and labels is not None:
-            place = torch.where(value > best, place, labels)
+            index = torch.where(value > best, index, labels)
             value = torch.maximum(value, best)
-        best, labels, first = value, place, first + len(part)
+        best, labels, offset = value, index, offset + len(scores)
     assert labels is not None, "scores are of at least one class"
     return LabelMap(labels)
 
 
 def classes_at_once(height: int, width: int) -> int:
-    """How many classes of an image of this size [pixels] are looked at together, so that memory stays bounded."""
-    return max(1, min(MOST, NUMBERS // (height * width)))
+    """How many classes of an image of this size [pixels] fit into memory together, at least 1."""
+    return max(1, min(MAX_CLASSES, MAX_SCORES // (height * width)))

@@ -1,8 +1,7 @@
 """The cheapest one-to-one assignment of rows to columns (the matching of queries and targets; Mask2Former).
 
-The Hungarian method with potentials and shortest augmenting paths: one column after another is given a row, and those
-before it move where that is cheaper. O(N^2 Q) with vectors of Q, on the host: 1 ms for 100 x 30, 10 ms for 250 x 100.
-scipy has it too and would be a dependency for this alone.
+The Hungarian method with potentials and shortest augmenting paths, O(N^2 Q) on the host: 1 ms for 100 x 30, 10 ms for
+250 x 100. scipy has it too and would be a dependency for this alone.
 """
 
 import numpy as np
@@ -12,56 +11,61 @@ from torch import Tensor
 
 
 def assign(cost: Float[Tensor, "Q N"]) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
-    """Give each column a row of its own, or, where there are more columns, each row a column, as cheaply as possible.
+    """Match each column with a different row (or each row with a column, if there are more columns) at the least cost.
 
     Args:
-        cost: of each pair; what is not finite is avoided as long as possible.
+        cost: of each pair; a pair whose cost is not finite is chosen only if there is no alternative.
 
     Returns:
-        Rows, ascending, and their columns, on the CPU; M = min(Q, N).
+        Rows in ascending order, and their columns, on the CPU; M = min(Q, N).
     """
-    table = _finite(cost.detach().to("cpu", torch.float64).numpy())
+    table = _replace_non_finite(cost.detach().to("cpu", torch.float64).numpy())
     if table.shape[0] < table.shape[1]:
-        columns, rows = _shortest_paths(table.T, table.shape[1], table.shape[0])
+        columns, rows = _shortest_paths(table.T)
     else:
-        rows, columns = _shortest_paths(table, *table.shape)
+        rows, columns = _shortest_paths(table)
     order = np.argsort(rows, kind="stable")
     return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])
 
 
-def _finite(table: np.ndarray) -> np.ndarray:
-    """Put a cost in the place of what is no number that no saving elsewhere is worth."""
+def _replace_non_finite(table: np.ndarray) -> np.ndarray:
+    """Replace costs that are not finite by one that exceeds any saving among the finite ones."""
     is_finite = np.isfinite(table)
     if is_finite.all():
         return table
-    known = table[is_finite] if is_finite.any() else np.zeros(1)
-    return np.where(is_finite, table, 1 + known.max() + min(table.shape) * (known.max() - known.min()))
+    finite = table[is_finite] if is_finite.any() else np.zeros(1)
+    return np.where(is_finite, table, 1 + finite.max() + min(table.shape) * (finite.max() - finite.min()))
 
 
-def _shortest_paths(table: np.ndarray, many: int, few: int) -> tuple[np.ndarray, np.ndarray]:
-    """Assign all of the few columns; the rows are counted from 1, as 0 stands for the column that is looked after."""
-    of_row, of_column = np.zeros(many + 1), np.zeros(few + 1)  # potentials
-    owner = np.zeros(many + 1, dtype=np.int64)  # the column of each row, from 1; 0: free
-    for column in range(1, few + 1):
-        owner[0], here = column, 0
-        least, before = np.full(many + 1, np.inf), np.zeros(many + 1, dtype=np.int64)
-        visited = np.zeros(many + 1, dtype=bool)
-        while owner[here] != 0:
-            visited[here] = True
-            mine = owner[here]
-            reduced = table[:, mine - 1] - of_column[mine] - of_row[1:]  # (many,)
+def _shortest_paths(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Assign every column of a table with at least as many rows; rows and columns count from 1, row 0 is virtual."""
+    row_count, column_count = table.shape
+    row_potential, column_potential = np.zeros(row_count + 1), np.zeros(column_count + 1)
+    column_of = np.zeros(row_count + 1, dtype=np.int64)  # the column of each row; 0: free
+    for column in range(1, column_count + 1):
+        column_of[0], row = column, 0
+        least, previous = np.full(row_count + 1, np.inf), np.zeros(row_count + 1, dtype=np.int64)
+        visited = np.zeros(row_count + 1, dtype=bool)
+
+        # extend the cheapest path until it reaches a free row
+        while column_of[row] != 0:
+            visited[row] = True
+            current = column_of[row]
+            reduced = table[:, current - 1] - column_potential[current] - row_potential[1:]  # (rows,)
             cheaper = ~visited[1:] & (reduced < least[1:])
-            least[1:][cheaper], before[1:][cheaper] = reduced[cheaper], here
+            least[1:][cheaper], previous[1:][cheaper] = reduced[cheaper], row
             open_rows = np.where(visited, np.inf, least)
             open_rows[0] = np.inf
-            there = int(open_rows.argmin())
-            step = open_rows[there]
-            of_column[owner[visited]] += step
-            of_row[visited] -= step
+            next_row = int(open_rows.argmin())
+            step = open_rows[next_row]
+            column_potential[column_of[visited]] += step
+            row_potential[visited] -= step
             least[~visited] -= step
-            here = there
-        while here != 0:  # walk back, each row taking the column of the one before it
-            owner[here] = owner[before[here]]
-            here = int(before[here])
-    rows = np.flatnonzero(owner[1:])
-    return rows, owner[1:][rows] - 1
+            row = next_row
+
+        # walk back: each row takes the column of the row before it
+        while row != 0:
+            column_of[row] = column_of[previous[row]]
+            row = int(previous[row])
+    rows = np.flatnonzero(column_of[1:])
+    return rows, column_of[1:][rows] - 1

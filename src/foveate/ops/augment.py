@@ -1,7 +1,7 @@
 """Random views of small images for contrastive pretraining, whole batches at once on the compute device.
 
-Deliberately absent: flips (they would turn one texture of the world into another) and colour jitter of hue (the
-world's hues are random already).
+Deliberately absent: flips, which would turn one texture of the rendered world into another, and hue jitter (the hues
+of the world are random).
 """
 
 import torch
@@ -11,41 +11,36 @@ from torch import Tensor
 
 
 def random_views(images: UInt8[Tensor, "B 3 H W"], *, generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Zoom, shift, blur, brighten, letterbox: one random view of each image.
-
-    Args:
-        images: uint8 images of one size.
-        generator: source of all randomness.
-
-    Returns:
-        Images in [0, 255].
-    """
+    """Return one random view of each image, in [0, 255]: zoomed, shifted, blurred, brightened, letterboxed."""
     count, device = len(images), images.device
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return torch.empty(count, *shape).uniform_(low, high, generator=generator).to(device)
 
+    # zoom and shift
     zoom, shift = torch.exp(draw(-0.6, 0.05, 1)), draw(-0.25, 0.25, 2)
     affine = torch.zeros(count, 2, 3, device=device)
     affine[:, 0, 0] = affine[:, 1, 1] = zoom[:, 0]
     affine[:, :, 2] = shift * (1 - zoom).clamp(min=0.1)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     views = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    # blur every second view, by a random amount
     small = F.interpolate(views, scale_factor=0.5, mode="area")
     blurred = F.interpolate(small, size=views.shape[-2:], mode="bilinear")
-    views = torch.lerp(views, blurred, (draw(-1.0, 1.0, 1, 1, 1)).clamp(min=0))
+    views = torch.lerp(views, blurred, draw(-1.0, 1.0, 1, 1, 1).clamp(min=0))
+    # contrast and brightness
     views = (views - 128) * draw(0.7, 1.3, 1, 1, 1) + 128 + draw(-25.0, 25.0, 1, 1, 1)
     return _letterbox(views.clamp(0, 255), draw(0.0, 1.0, 2), draw(0.4, 1.0, 1))
 
 
 def _letterbox(
-    images: Float[Tensor, "B 3 H W"], choice: Float[Tensor, "B 2"], keep: Float[Tensor, "B 1"]
+    images: Float[Tensor, "B 3 H W"], choice: Float[Tensor, "B 2"], extent: Float[Tensor, "B 1"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Blacken the bars that a crop of another aspect would have, above and below or at the sides, in two of five."""
+    """Blacken bars above and below or at the sides of two images in five, as a crop of another aspect has them."""
     height, width = images.shape[-2:]
     y = (torch.arange(height, device=images.device) + 0.5) / height * 2 - 1  # -1..1
     x = (torch.arange(width, device=images.device) + 0.5) / width * 2 - 1
-    rows, columns = (y.abs() < keep)[:, None, :, None], (x.abs() < keep)[:, None, None, :]  # (B, 1, H, 1), (B, 1, 1, W)
+    rows, columns = (y.abs() < extent)[:, None, :, None], (x.abs() < extent)[:, None, None, :]  # (B, 1, H, 1), ...
     inside = torch.where((choice[:, 1] < 0.5)[:, None, None, None], rows.float(), columns.float())
-    whole = (choice[:, 0] > 0.4)[:, None, None, None]
-    return images * torch.where(whole, 1.0, inside)
+    is_whole = (choice[:, 0] > 0.4)[:, None, None, None]
+    return images * torch.where(is_whole, 1.0, inside)

@@ -1,8 +1,6 @@
-"""Grid patches: the regions CLIPSelf learns from, an m x n grid laid over the image (Sec. 3.2, "image patches as
-regions").
+"""The patch grid: m x n equal boxes that CLIPSelf learns from (Sec. 3.2, "image patches as regions").
 
-The grid is exact: its boxes have fractional corners, cover the image once and leave nothing out. Padding never gets a
-patch, because the grid is laid over the unpadded image.
+The boxes have fractional corners and cover the unpadded image exactly once, so no box contains padding.
 """
 
 import torch
@@ -13,17 +11,7 @@ from foveate.errors import InputError
 
 
 def grid_boxes(rows: int, columns: int, *, height: int, width: int) -> Float[Tensor, "N 4"]:
-    """Cut an image into rows x columns equal boxes (Sec. 3.2).
-
-    Args:
-        rows: m, at least 1.
-        columns: n, at least 1.
-        height: of the image [pixels].
-        width: of the image [pixels].
-
-    Returns:
-        (rows * columns, 4) xyxy, pixels of the image, row by row.
-    """
+    """Cut an image into m rows x n columns of equal boxes: xyxy, pixels of the image, row by row, N = m * n."""
     assert rows >= 1 and columns >= 1, f"a grid needs at least one row and one column, got {rows} x {columns}"
     y = torch.arange(rows + 1, dtype=torch.float64) * height / rows  # (m + 1,)
     x = torch.arange(columns + 1, dtype=torch.float64) * width / columns  # (n + 1,)
@@ -33,18 +21,15 @@ def grid_boxes(rows: int, columns: int, *, height: int, width: int) -> Float[Ten
 
 
 def grid_pairs(limit: int, rule: str) -> list[tuple[int, int]]:
-    """List the (rows, columns) an image's grid is drawn from.
+    """List the (rows, columns) from which the grid of an image is drawn, ordered by rows and then by columns.
 
     Args:
-        limit: M, the most rows and columns; 6 in the paper.
-        rule: "published" keeps n within ceil(m / 2) .. min(2 m, M), as the published training did (24 pairs for M = 6);
-            "all" is the paper's text, every m and n in 1..M (36 pairs).
-
-    Returns:
-        The pairs, by rows and then by columns.
+        limit: M, the maximum of rows and columns; 6 in the paper.
+        rule: "published": n in ceil(m / 2) .. min(2 m, M), as the published training (24 pairs for M = 6); "all": every
+            m and n in 1..M, the paper's text (36 pairs).
 
     Raises:
-        InputError: limit below 1, or another rule.
+        InputError: limit is below 1, or the rule is unknown.
     """
     if limit < 1:
         raise InputError(f"grid: the limit M must be at least 1; got {limit}.")
@@ -59,24 +44,21 @@ def grid_pairs(limit: int, rule: str) -> list[tuple[int, int]]:
 def sample_grid(
     *, height: int, width: int, limit: int, rule: str, keep: int, generator: torch.Generator
 ) -> Float[Tensor, "N 4"]:
-    """Draw one grid for an image and keep some of its patches, in random order (Sec. 3.2).
+    """Draw one grid for an image and return at most `keep` of its patches, in random order (Sec. 3.2).
 
     Args:
-        height: of the image [pixels].
-        width: of the image [pixels].
-        limit: M, the most rows and columns.
+        limit: see `grid_pairs`.
         rule: see `grid_pairs`.
-        keep: at most so many patches.
-        generator: the only source of chance here.
+        keep: at least 1.
 
     Returns:
-        (N, 4) xyxy, pixels of the image, 1 <= N <= keep.
+        xyxy, pixels of the image, 1 <= N <= keep.
 
     Raises:
-        InputError: keep below 1, or what `grid_pairs` refuses.
+        InputError: `keep` is below 1, or an error of `grid_pairs`.
     """
     if keep < 1:
-        raise InputError(f"grid: at least one patch of an image must be kept; got keep = {keep}.")
+        raise InputError(f"grid: need keep of at least 1 patch per image; got {keep}.")
     pairs = grid_pairs(limit, rule)
     rows, columns = pairs[int(torch.randint(len(pairs), (), generator=generator))]
     order = torch.randperm(rows * columns, generator=generator)[:keep]  # (N,)

@@ -1,9 +1,8 @@
-"""Large-scale jitter and mirroring of an image on its way to the padded square (A.3): what the detector learns from.
+"""Large-scale jitter and mirroring of an image and its targets, into the padded square (A.3): the detector's training.
 
-A scale between .1 and 2 says how long the image's longest side becomes, in sides of the square; what is then larger
-than the square is cut at a random place. The cut comes first and in whole pixels of the image, so that nothing is
-resized that is thrown away. Parameters are drawn on the host, pixels move on the device. Deliberately absent: colours,
-crops that keep a share of the boxes.
+The longest side of the image becomes 0.1 to 2 times the side of the square; an image larger than the square is cropped
+at random. The crop is cut first, in whole pixels of the image, so that only used pixels are resized. Parameters are
+drawn on the host; height and width are those of the image, size is the side of the square, all in pixels.
 """
 
 from dataclasses import dataclass
@@ -17,37 +16,30 @@ from torch import Tensor
 from foveate.ops.boxes import clip_boxes
 from foveate.ops.resample import fitted_size, normalize, pad_right_bottom, resize_longest, resize_longest_bilinear
 
-SHORTEST_SIDE = 1.0  # of a box that is kept [pixels of the input]
-LEAST_SHARE = 0.1  # of its area that must be seen
-_CHUNK = 2**26  # values of masks resized at once: 256 MB of float32
+MIN_SIDE = 1.0  # of a box worth training on [pixels of the input]
+MIN_VISIBLE_AREA = 0.1  # of its area
+_MAX_VALUES = 2**26  # of masks resized at once: 256 MB of float32
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """Which part of an image is seen, and how large."""
+    """The crop of an image that is used, and its size in the input."""
 
-    top: int  # of the part [pixels of the image], likewise the next three
+    top: int  # of the crop [pixels of the image], as the next three
     left: int
     height: int
     width: int
-    longest: int  # the part's longest side once resized [pixels of the input]
-    flip: bool  # left and right exchanged
+    longest: int  # longest side of the resized crop [pixels of the input]
+    flip: bool  # mirrored left to right
 
     @property
     def fitted(self) -> tuple[int, int]:
-        """(height, width) of the part once resized [pixels of the input]."""
+        """(height, width) of the resized crop [pixels of the input]."""
         return fitted_size(self.height, self.width, size=self.longest)
 
 
 def no_jitter(height: int, width: int, *, size: int, flip: bool = False) -> Jitter:
-    """The whole image, its longest side as long as the square's.
-
-    Args:
-        height: of the image [pixels].
-        width: likewise.
-        size: side of the square input [pixels].
-        flip: exchange left and right.
-    """
+    """The whole image, with its longest side as long as the square's."""
     return Jitter(0, 0, height, width, size, flip)
 
 
@@ -61,16 +53,9 @@ def draw_jitter(
     flip: bool = True,
     generator: torch.Generator | None = None,
 ) -> Jitter:
-    """Draw a scale, a place and a side.
+    """Draw the scale, uniform in [low, high], the position of the crop, and with `flip` whether to mirror (1 in 2).
 
-    Args:
-        height: of the image [pixels].
-        width: likewise.
-        size: side of the square input [pixels].
-        low: least scale.
-        high: greatest scale; scales are uniform between.
-        flip: mirror every other image.
-        generator: source of all randomness; None: torch's global stream.
+    Without a generator torch's global one is used.
     """
     scale, down, across, coin = torch.rand(4, generator=generator).tolist()
     return place_jitter(
@@ -85,23 +70,19 @@ def draw_jitter(
 
 
 def place_jitter(height: int, width: int, *, size: int, scale: float, down: float, across: float, flip: bool) -> Jitter:
-    """Turn a scale and a place into whole pixels.
+    """Convert a scale and a position to whole pixels.
 
     Args:
-        height: of the image [pixels].
-        width: likewise.
-        size: side of the square input [pixels].
-        scale: of the image's longest side [sides of the square].
-        down: where the part lies, 0 at the top to 1 at the bottom; without meaning where all is seen.
-        across: likewise, from the left.
-        flip: exchange left and right.
+        scale: longest side of the image [sides of the square].
+        down: position of the crop in [0, 1], from top to bottom; no effect where the whole height is used.
+        across: likewise, from left to right.
     """
-    factor = scale * size / max(height, width)  # input pixels an image pixel
-    seen_height, seen_width = (min(side, max(1, round(size / factor))) for side in (height, width))
-    top = min(int(down * (height - seen_height + 1)), height - seen_height)
-    left = min(int(across * (width - seen_width + 1)), width - seen_width)
-    longest = min(size, max(1, round(max(seen_height, seen_width) * factor)))
-    return Jitter(top, left, seen_height, seen_width, longest, flip)
+    factor = scale * size / max(height, width)  # input pixels per image pixel
+    crop_height, crop_width = (min(side, max(1, round(size / factor))) for side in (height, width))
+    top = min(int(down * (height - crop_height + 1)), height - crop_height)
+    left = min(int(across * (width - crop_width + 1)), width - crop_width)
+    longest = min(size, max(1, round(max(crop_height, crop_width) * factor)))
+    return Jitter(top, left, crop_height, crop_width, longest, flip)
 
 
 def jitter_image(
@@ -113,15 +94,14 @@ def jitter_image(
     std: tuple[float, float, float],
     resize: Literal["bilinear", "bicubic"] = "bicubic",
 ) -> Float[Tensor, "3 size size"]:
-    """Cut, resize, mirror, normalise, pad; bicubic, not jittered, `foveate.ops.resample.square_input` with pad "zero".
+    """Crop, resize, mirror, normalise and zero-pad an image.
+
+    Bicubic and without jitter this equals `foveate.ops.resample.square_input` with pad "zero".
 
     Args:
         image: uint8 or floating point, in [0, 255], on the compute device.
-        jitter: what is seen.
-        size: side of the square [pixels].
-        mean: colour statistics of the tower.
-        std: likewise.
-        resize: bilinear = without antialiasing, rounded to grey levels, as cv2 (published detectors), bicubic =
+        mean: of the RGB channels, in [0, 1]; `std` likewise.
+        resize: "bilinear": not antialiased, rounded to grey levels, as cv2 (published detectors); "bicubic":
             antialiased, as Pillow (all other inputs of a tower).
     """
     resized = {"bilinear": resize_longest_bilinear, "bicubic": resize_longest}[resize](
@@ -132,15 +112,10 @@ def jitter_image(
 
 
 def jitter_boxes(boxes: Float[Tensor, "N 4"], jitter: Jitter) -> tuple[Float[Tensor, "N 4"], Bool[Tensor, " N"]]:
-    """Carry boxes along; each axis by its own factor, clipped.
-
-    Args:
-        boxes: xyxy, pixels of the image.
-        jitter: what is seen.
+    """Convert boxes from pixels of the image to pixels of the input, each axis by its own factor, clipped to the crop.
 
     Returns:
-        xyxy, pixels of the input, clipped to what is seen; and which are worth keeping: at least 1 pixel wide and
-        high, and with at least a tenth of their area.
+        The boxes; and which of them are at least 1 pixel wide and high and have a tenth of their area inside the crop.
     """
     height, width = jitter.fitted
     across, down = width / jitter.width, height / jitter.height
@@ -151,24 +126,18 @@ def jitter_boxes(boxes: Float[Tensor, "N 4"], jitter: Jitter) -> tuple[Float[Ten
         moved = torch.stack([width - x2, y1, width - x1, y2], dim=1)
     clipped = clip_boxes(moved, height=height, width=width)
     before, after = moved[:, 2:] - moved[:, :2], clipped[:, 2:] - clipped[:, :2]  # (N, 2) each
-    is_large = (after >= SHORTEST_SIDE).all(dim=1)
-    return clipped, is_large & (after.prod(dim=1) >= LEAST_SHARE * before.prod(dim=1))
+    is_large = (after >= MIN_SIDE).all(dim=1)
+    return clipped, is_large & (after.prod(dim=1) >= MIN_VISIBLE_AREA * before.prod(dim=1))
 
 
 def jitter_masks(masks: Bool[Tensor, "N H W"], jitter: Jitter, *, size: int) -> Bool[Tensor, "N size size"]:
-    """Carry masks along: what is covered to at least a half.
-
-    Args:
-        masks: of the image.
-        jitter: what is seen.
-        size: side of the square [pixels].
-    """
-    cut, (height, width) = _cut(masks, jitter), jitter.fitted
-    parts = [masks.new_zeros((0, height, width))]
-    for some in cut.split(max(1, _CHUNK // max(1, cut[:1].numel()))) if len(cut) else ():
-        values = F.interpolate(some[None].float(), size=(height, width), mode="bilinear", antialias=True)
-        parts.append(values[0] >= 0.5)
-    resized = torch.cat(parts)  # (N, h, w)
+    """Crop, resize, mirror and pad masks: a pixel of the input belongs to a mask that covers at least half of it."""
+    cropped, (height, width) = _cut(masks, jitter), jitter.fitted
+    chunks = [masks.new_zeros((0, height, width))]
+    for chunk in cropped.split(max(1, _MAX_VALUES // max(1, cropped[:1].numel()))) if len(cropped) else ():
+        values = F.interpolate(chunk[None].float(), size=(height, width), mode="bilinear", antialias=True)
+        chunks.append(values[0] >= 0.5)
+    resized = torch.cat(chunks)  # (N, h, w)
     resized = resized.flip(2) if jitter.flip else resized
     return pad_right_bottom(resized, height=size, width=size)
 

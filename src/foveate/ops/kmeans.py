@@ -1,7 +1,6 @@
-"""K-means on cosine similarity over the tokens of one image (Fig. 4: what the dense map groups together).
+"""K-means on cosine similarity over the tokens of one image (Fig. 4).
 
-Lloyd's iterations from a k-means++ start; clusters too small to see are dissolved. Exact repeatability comes from the
-generator.
+Lloyd's iterations from a k-means++ start; small clusters are dissolved. The same generator gives the same clusters.
 """
 
 import torch
@@ -20,20 +19,20 @@ def cosine_kmeans(
     iterations: int = 50,
     smallest: float = 0.02,
 ) -> Int64[Tensor, " L"]:
-    """Group tokens by direction (Fig. 4).
+    """Cluster tokens by direction (Fig. 4).
 
     Args:
-        tokens: of one image; their length does not matter.
-        clusters: at most so many groups.
-        generator: of the CPU; chooses the starting centres.
-        iterations: at most; stops as soon as nothing moves.
-        smallest: groups with a smaller share of the tokens are dissolved, each token going to the nearest group left.
+        tokens: of one image; they need not be normalised.
+        clusters: maximum number of clusters.
+        generator: of the CPU; draws the initial centres.
+        iterations: maximum; stops at convergence.
+        smallest: clusters with a smaller share of the tokens, in [0, 1], are dissolved into the nearest remaining ones.
 
     Returns:
-        A group for each token, 0 the largest; fewer groups than asked for where some were dissolved or stayed empty.
+        The cluster of each token, 0 the largest; fewer clusters than requested where some were dissolved or empty.
 
     Raises:
-        InputError: more clusters than tokens, fewer than one, or tokens that are not finite.
+        InputError: `clusters` is not in 1 .. L, or a token is not finite.
     """
     if not 1 <= clusters <= tokens.shape[0]:
         raise InputError(f"clusters: need 1 to {tokens.shape[0]}, the number of tokens; got {clusters}.")
@@ -48,21 +47,19 @@ def cosine_kmeans(
         if torch.equal(previous, labels):
             break
     share = labels.bincount(minlength=clusters) / labels.shape[0]  # (K,)
-    kept = share >= min(smallest, float(share.max()))  # (K,), at least the largest
-    kept &= share > 0
-    return _number_by_size(_nearest(tokens, centres[kept]))
+    is_large = share >= min(smallest, float(share.max()))  # (K,), at least the largest
+    return _number_by_size(_nearest(tokens, centres[is_large & (share > 0)]))
 
 
 def _spread_centres(tokens: Float[Tensor, "L D"], clusters: int, generator: torch.Generator) -> Float[Tensor, "K D"]:
-    """Choose starting tokens far from each other: k-means++ with 1 - cosine as the squared distance."""
-    first = int(torch.randint(tokens.shape[0], (), generator=generator))
-    chosen = [first]
-    distance = (1 - tokens @ tokens[first]).clamp(min=0)  # (L,)
-    while len(chosen) < clusters:
-        odds = distance.cpu().double() + 1e-12  # identical tokens are still drawn when nothing else is left
-        chosen.append(int(torch.multinomial(odds, 1, generator=generator)))
-        distance = torch.minimum(distance, (1 - tokens @ tokens[chosen[-1]]).clamp(min=0))
-    return tokens[chosen]
+    """Choose initial tokens far from each other: k-means++ with 1 - cosine as the squared distance."""
+    indices = [int(torch.randint(tokens.shape[0], (), generator=generator))]
+    distance = (1 - tokens @ tokens[indices[0]]).clamp(min=0)  # (L,)
+    while len(indices) < clusters:
+        odds = distance.cpu().double() + 1e-12  # identical tokens are still drawn when no others remain
+        indices.append(int(torch.multinomial(odds, 1, generator=generator)))
+        distance = torch.minimum(distance, (1 - tokens @ tokens[indices[-1]]).clamp(min=0))
+    return tokens[indices]
 
 
 def _nearest(tokens: Float[Tensor, "L D"], centres: Float[Tensor, "K D"]) -> Int64[Tensor, " L"]:
@@ -79,8 +76,8 @@ def _mean_directions(
 
 
 def _number_by_size(labels: Int64[Tensor, " L"]) -> Int64[Tensor, " L"]:
-    """Renumber groups so that 0 is the largest; empty numbers disappear."""
-    order = labels.bincount().argsort(descending=True, stable=True)  # old numbers, largest group first
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.shape[0], device=order.device)
-    return place[labels]
+    """Renumber clusters by size, 0 the largest."""
+    order = labels.bincount().argsort(descending=True, stable=True)  # old numbers, largest cluster first
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(order.shape[0], device=order.device)
+    return rank[labels]

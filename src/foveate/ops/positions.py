@@ -1,8 +1,7 @@
-"""Position information for any grid: absolute embeddings resized, rotary tables recomputed (Sec. 3.1, dense features at
-any size).
+"""Positions for any patch grid: absolute embeddings are resized, rotary tables recomputed (Sec. 3.1).
 
-Both come from the size the tower was trained at, never from a parameter that was itself resized, so teacher and student
-of different input sizes share one set of weights. Rectangular grids follow the same formula per axis.
+Both start from the size the tower was trained at, so teacher and student of different input sizes share one set of
+weights. On rectangular grids each axis follows the same formula.
 """
 
 import torch
@@ -14,17 +13,16 @@ from torch import Tensor
 def resize_positions(
     positions: Float[Tensor, "L C"], *, grid: tuple[int, int], native: tuple[int, int], has_class_token: bool
 ) -> Float[Tensor, "M C"]:
-    """Resize absolute position embeddings to another patch grid: bicubic, no antialiasing, the class position kept.
+    """Resize absolute position embeddings to another patch grid: bicubic, in float32, not antialiased.
 
     Args:
-        positions: the tower's own, the class token's first where there is one, then row by row.
-        grid: (h, w) wanted.
+        positions: of the tower, row by row, after the class token's if `has_class_token`, which is not changed.
+        grid: (h, w) to resize to.
         native: (h, w) of `positions`.
-        has_class_token: whether the first row belongs to the class token.
 
     Returns:
-        The same layout for `grid`; `positions` itself where the grids are equal (a graph being exported for any grid
-        resizes there too, by weights of 0 and 1). Computed in float32, returned in the type given.
+        The same layout for `grid`, in the type of `positions`; `positions` itself where the grids are equal, except in
+        a graph exported for any grid, which resizes with weights of 0 and 1.
     """
     first = int(has_class_token)
     assert positions.shape[0] == first + native[0] * native[1], f"{tuple(positions.shape)} is not a grid of {native}"
@@ -44,22 +42,20 @@ def rotary_table(
     theta: float = 10000.0,
     device: torch.device | str = "cpu",
 ) -> tuple[Float[Tensor, "L d"], Float[Tensor, "L d"]]:
-    """Compute EVA-02's two-dimensional rotary embedding for a grid.
+    """Compute the two-dimensional rotary embedding of EVA-02 for a grid.
 
-    Index i of an axis of N locations stands at i / N * native, so a larger grid is squeezed into the native range. The
-    first half of a head's channels turns with the row, the second with the column; in each, pair j turns by position *
-    theta^(-j / (d / 4)).
+    Index i on an axis of N locations has the position i / N * native. The first half of a head's channels is rotated by
+    the row, the second by the column; in each half, pair j is rotated by position * theta^(-j / (d / 4)).
 
     Args:
-        grid: (h, w) wanted.
-        native: (h, w) range the positions are squeezed into; (16, 16) for all EVA-02 CLIP, whatever their own grid.
-        head_width: d, channels of one attention head, a multiple of 4.
+        grid: (h, w) of the table.
+        native: (h, w) range that positions are scaled to; (16, 16) for all EVA-02 CLIP, whatever their grid.
+        head_width: d, channels of an attention head, a multiple of 4.
         theta: base of the frequencies.
-        device: where the table is made and stays.
 
     Returns:
-        Cosines and sines for `rotate`, float32, L = h * w, row by row. Sines carry the sign of the pair: minus for its
-        first channel.
+        Cosines and sines for `rotate`, float32, L = h * w, row by row. The sines of the first channel of each pair are
+        negated.
     """
     assert head_width % 4 == 0, f"two axes of pairs need a head width that is a multiple of 4, got {head_width}"
     bands = head_width // 4
@@ -85,28 +81,24 @@ def rotate(
     sines: Float[Tensor, "*#heads L d"],
     turns: Complex[Tensor, "*#heads L e"] | None = None,
 ) -> Float[Tensor, "*heads L d"]:
-    """Turn each adjacent pair (a, b) of channels to (a cos - b sin, b cos + a sin).
+    """Rotate each adjacent pair (a, b) of channels of queries or keys to (a cos - b sin, b cos + a sin).
 
     Args:
-        tokens: queries or keys.
-        cosines: of `rotary_table`.
-        sines: of `rotary_table`, signed.
-        turns: the same as one complex number a pair (`pair_turns`), where they were made before.
-
-    Returns:
-        The turned tokens, in the type of `tokens`.
+        tokens: returned in their type.
+        cosines: of `rotary_table`, as `sines`.
+        turns: of `pair_turns`, where it was computed before.
     """
-    if torch.compiler.is_compiling():  # which fuses this into one kernel, and knows no complex numbers (nor does ONNX)
+    if torch.compiler.is_compiling():  # fused into one kernel; no complex numbers there, nor in ONNX
         swapped = tokens.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (..., L, d)
         return torch.addcmul(tokens * cosines, swapped, sines).to(tokens.dtype)
     exact = tokens if tokens.dtype == torch.float64 else tokens.float()
     turns = pair_turns(cosines, sines) if turns is None else turns  # (..., L, d / 2)
-    pairs = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) * turns  # one kernel: it is read and written once
+    pairs = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) * turns  # one kernel: reads and writes once
     return torch.view_as_real(pairs).flatten(-2).to(tokens.dtype)
 
 
 def pair_turns(
     cosines: Float[Tensor, "*heads L d"], sines: Float[Tensor, "*heads L d"]
 ) -> Complex[Tensor, "*heads L e"]:
-    """Write a table of `rotary_table` as one complex number a pair of channels, e = d / 2."""
+    """Convert a table of `rotary_table` to one complex number per pair of channels, e = d / 2."""
     return torch.complex(cosines[..., ::2], sines[..., 1::2])

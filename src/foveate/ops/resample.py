@@ -1,13 +1,14 @@
-"""Images to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, "teacher crops" and "student
-input").
+"""Images to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, teacher crops and student
+input).
 
 The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
-at the edge), so that a crop cut here differs from one cut by Pillow only by Pillow's rounding to whole grey levels.
-Crops of like size are two batched matrix products with a weight table an axis over windows of the image: a grid's
-crops cost one pass over its pixels. Sizes are worked out on the host from boxes that lie there; what goes to the device
-is a few numbers a crop, and no result comes back. Absent: RoIAlign (bilinear averaging, another image), grid_sample
-(a = -0.75 and no antialiasing), and torch's own antialiased interpolation (no clamp between its passes, which shows at
-hard edges, and a wrong result where a side becomes one pixel).
+at the edge): crops differ from Pillow's only by its rounding to whole grey levels. Crops of similar size are two
+batched matrix products of windows of the image with a weight table per axis. Sizes are computed on the host from boxes
+on the CPU; nothing waits for the device. Deliberately absent: RoIAlign (bilinear averages), grid_sample (a = -0.75, not
+antialiased), and torch's antialiased interpolation (no clamp between its passes, which shows at hard edges, and a wrong
+result where a side becomes one pixel).
+
+Images are uint8 or floating point in [0, 255]; height and width are those of the image; sizes are in pixels.
 """
 
 from typing import Literal
@@ -20,34 +21,17 @@ from torch import Tensor
 
 from foveate.errors import InputError
 
-_MOST_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
+_MAX_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
 
 
 def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
-    """Say how large an image becomes when its longest side is resized to `size`.
-
-    Args:
-        height: of the image [pixels].
-        width: of the image [pixels].
-        size: wished length of the longest side [pixels].
-
-    Returns:
-        (height, width); the short side is rounded (halves to even) and at least 1.
-    """
+    """(height, width) of an image whose longest side is resized to `size`; the other is rounded, halves to even."""
     longest = max(height, width)
     return max(1, round(height * size / longest)), max(1, round(width * size / longest))
 
 
 def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
-    """Resize an image so that its longest side is `size` (student input; Sec. 3.2).
-
-    Args:
-        image: uint8 or floating point, in [0, 255].
-        size: length of the longest side [pixels].
-
-    Returns:
-        float32 in [0, 255], of the size `fitted_size` names.
-    """
+    """Resize an image so that its longest side is `size`, in float32 (student input; Sec. 3.2)."""
     height, width = image.shape[1:]
     h, w = fitted_size(height, width, size=size)
     top, left = (size - h) // 2, (size - w) // 2
@@ -56,17 +40,9 @@ def resize_longest(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "
 
 
 def resize_longest_bilinear(image: Num[Tensor, "3 H W"], *, size: int) -> Float[Tensor, "3 h w"]:
-    """Resize an image bilinearly between its nearest four pixels and round to grey levels, as cv2.INTER_LINEAR does.
+    """Resize an image bilinearly, not antialiased, and round to grey levels in float32, as cv2.INTER_LINEAR does.
 
-    When shrinking, pixels between the four are not looked at (no antialiasing). cv2 computes in fixed point: an eighth
-    of its values differ from these by one grey level, none by more.
-
-    Args:
-        image: uint8 or floating point, in [0, 255].
-        size: length of the longest side [pixels].
-
-    Returns:
-        float32, whole grey levels in [0, 255], of the size `fitted_size` names.
+    cv2 computes in fixed point: an eighth of its values differ from these by one grey level, none by more.
     """
     fitted = fitted_size(*image.shape[1:], size=size)
     with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
@@ -77,16 +53,13 @@ def resize_longest_bilinear(image: Num[Tensor, "3 H W"], *, size: int) -> Float[
 def crop_and_resize(
     image: Num[Tensor, "3 H W"], boxes: Float[Tensor, "N 4"], *, size: int
 ) -> Float[Tensor, "N 3 size size"]:
-    """Cut boxes out of an image, each fitted into a black square (teacher crops; Sec. 3.2).
+    """Crop boxes from an image, each fitted into a black square (teacher crops; Sec. 3.2).
 
-    Corners are rounded to whole pixels as Pillow's `Image.crop` does (halves to even), kept inside the image, and at
-    least one pixel apart. The longest side of the cut becomes `size`, the other keeps the aspect, black goes equally
-    around it.
+    Corners are rounded to whole pixels as in Pillow's `Image.crop` (halves to even), clipped to the image, and at least
+    one pixel apart. The longest side of a crop becomes `size`; the crop keeps its aspect and is centred.
 
     Args:
-        image: uint8 or floating point, in [0, 255].
-        boxes: xyxy, pixels of the image; best left on the CPU, since their sizes are needed there.
-        size: side of the square [pixels].
+        boxes: xyxy, pixels of the image; on the CPU, where their sizes are needed.
 
     Returns:
         float32 in [0, 255], not rounded; N may be 0.
@@ -95,15 +68,10 @@ def crop_and_resize(
 
 
 def check_side(size: int, *, patch: int, flag: str) -> None:
-    """Refuse a side of the square input that is no positive multiple of the patch size.
-
-    Args:
-        size: side of the square input [pixels].
-        patch: side of a patch [pixels].
-        flag: how the message calls the size.
+    """Refuse a side of the square input that is not a positive multiple of the patch size.
 
     Raises:
-        InputError: names the nearest sizes that fit.
+        InputError: names `flag` and the nearest valid sizes.
     """
     if size < patch or size % patch:
         below = max(1, size // patch) * patch
@@ -119,17 +87,13 @@ def square_input(
     std: tuple[float, float, float],
     pad: Literal["zero", "black"] = "black",
 ) -> Float[Tensor, "3 size size"]:
-    """Bring an image to the padded square the dense tower sees (student input; Sec. 3.2, 4.1).
+    """Resize and normalise an image into the top left of a padded square (student input; Sec. 3.2, 4.1).
 
     Args:
-        image: uint8 or floating point, in [0, 255], on the compute device.
-        size: side of the square [pixels]; the image's longest side becomes as long.
-        mean: colour statistics of the tower, see `normalize`.
-        std: likewise.
-        pad: black = black before normalisation (published code), zero = zeros after it (the paper's text).
-
-    Returns:
-        The normalised image at the top left, padding right of it and below.
+        image: on the compute device.
+        size: side of the square, and longest side of the resized image.
+        mean: see `normalize`, as `std`.
+        pad: "black": black before normalisation (published code); "zero": zeros after it (the paper's text).
     """
     resized = resize_longest(image, size=size)  # (3, h', w')
     if pad == "black":
@@ -145,84 +109,64 @@ def square_inputs(
     std: tuple[float, float, float],
     pad: Literal["zero", "black"] = "black",
 ) -> Float[Tensor, "B 3 size size"]:
-    """Bring images of any sizes, at least one, to one batch of padded squares; the arguments are `square_input`'s."""
+    """Convert images of any sizes, at least one, to a batch of padded squares; see `square_input`."""
     return torch.stack([square_input(image, size=size, mean=mean, std=std, pad=pad) for image in images])
 
 
-def pad_right_bottom(
-    image: Shaped[Tensor, "*batch h w"], *, height: int, width: int, value: float = 0.0
-) -> Shaped[Tensor, "*batch H W"]:
-    """Fill an image up to the wished size at its right and bottom (student input; Sec. 3.2).
-
-    Args:
-        image: any number of leading dimensions, any type (masks are padded with False).
-        height: wished, at least the image's [pixels].
-        width: wished, at least the image's [pixels].
-        value: 0 before normalisation is black, 0 after it is the padding of the paper's text.
-
-    Returns:
-        The image at the top left, `value` elsewhere.
-    """
+def pad_right_bottom(image: Shaped[Tensor, "*batch h w"], *, height: int, width: int) -> Shaped[Tensor, "*batch H W"]:
+    """Pad images or masks, of any type, to (height, width) at the right and bottom (student input; Sec. 3.2)."""
     right, bottom = width - image.shape[-1], height - image.shape[-2]
     assert right >= 0 and bottom >= 0, f"image {tuple(image.shape)} is larger than {height} x {width}"
-    return F.pad(image, (0, right, 0, bottom), value=value)
+    return F.pad(image, (0, right, 0, bottom))
 
 
 def normalize(
     images: Float[Tensor, "*batch 3 H W"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "*batch 3 H W"]:
-    """Bring grey levels to the statistics a tower was trained with.
-
-    Args:
-        images: RGB in [0, 255].
-        mean: of each channel, in [0, 1].
-        std: of each channel, in [0, 1].
-
-    Returns:
-        (images / 255 - mean) / std.
-    """
-    numbers = [[255 * s for s in std], [m / s for m, s in zip(mean, std, strict=True)]]
-    table = torch.tensor(numbers, dtype=images.dtype).to(images.device, non_blocking=True)  # (2, 3)
+    """(images / 255 - mean) / std, of RGB images in [0, 255]; mean and std of each channel in [0, 1]."""
+    rows = [[255 * s for s in std], [m / s for m, s in zip(mean, std, strict=True)]]
+    table = torch.tensor(rows, dtype=images.dtype).to(images.device, non_blocking=True)  # (2, 3)
     scale, shift = table[:, :, None, None]  # (3, 1, 1) each
     return images / scale - shift
 
 
 def _cut(image: Num[Tensor, "3 H W"], corners: np.ndarray, *, size: int) -> Float[Tensor, "N 3 size size"]:
-    """Cut and fit, from corners (N, 4) that are whole numbers on the host, where sizes become shapes."""
+    """Crop and fit boxes, given as whole-numbered corners (N, 4) on the host."""
     height, width = image.shape[1:]
     left, right = _whole_pixels(corners[:, 0], corners[:, 2], length=width)
     top, bottom = _whole_pixels(corners[:, 1], corners[:, 3], length=height)
     starts, extents = np.stack([top, left], axis=1), np.stack([bottom - top, right - left], axis=1)  # (N, 2) each
-    order = np.argsort(-extents.prod(axis=1), kind="stable")  # (N,), largest first, so that a batch holds like sizes
-    place = torch.tensor(np.argsort(order)).to(image.device, non_blocking=True)  # (N,), where each box went
+    # largest first, so that a batch has crops of similar size
+    order = np.argsort(-extents.prod(axis=1), kind="stable")  # (N,)
+    index = torch.tensor(np.argsort(order)).to(image.device, non_blocking=True)  # (N,), of each box in that order
     crops = [image.new_zeros((0, 3, size, size), dtype=torch.float32)]
     with torch.autocast(image.device.type, enabled=False):  # 8 bits of a bfloat16 would lose grey levels
         while len(order) > 0:
             space = extents[order].max(axis=0)  # (2,)
-            count = max(1, _MOST_VALUES // (3 * int(space.prod())))
-            crops.append(_cut_alike(image, starts[order[:count]], extents[order[:count]], size=size))
+            count = max(1, _MAX_VALUES // (3 * int(space.prod())))
+            crops.append(_cut_batch(image, starts[order[:count]], extents[order[:count]], size=size))
             order = order[count:]
-    return torch.cat(crops)[place]
+    return torch.cat(crops)[index]
 
 
 def _whole_pixels(low: np.ndarray, high: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keep an interval inside [0, length] and at least one pixel long."""
+    """Clip intervals to [0, length], at least one pixel long."""
     low = low.clip(0, length - 1)
     return low, np.maximum(high.clip(max=length), low + 1)
 
 
-def _cut_alike(
+def _cut_batch(
     image: Num[Tensor, "3 H W"], starts: np.ndarray, extents: np.ndarray, *, size: int
 ) -> Float[Tensor, "N 3 size size"]:
-    """Cut and resize crops as two batched matrix products over windows of the largest crop's size.
+    """Crop and resize by two batched matrix products over windows of the largest crop's size.
 
-    Starts and extents are (N, 2), rows before columns [pixels].
+    Starts and extents are (N, 2), rows before columns.
     """
     longest = extents.max(axis=1, keepdims=True)  # (N, 1)
     fitted = np.rint(extents * size / longest).clip(min=1)  # (N, 2), halves to even as `fitted_size`
     margin = (size - fitted) // 2  # (N, 2), black before the image
-    numbers = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
-    table = torch.tensor(numbers).to(image.device, non_blocking=True)
+    values = np.stack([starts, extents, fitted, extents / fitted, margin], axis=2).astype(np.float32)  # (N, 2, 5)
+    table = torch.tensor(values).to(image.device, non_blocking=True)
     tall, wide = extents.max(axis=0).tolist()
     y, down = _axis(table[:, 0], length=tall, limit=image.shape[1], size=size)  # (N, tall), (N, size, tall)
     x, across = _axis(table[:, 1], length=wide, limit=image.shape[2], size=size)  # (N, wide), (N, size, wide)
@@ -236,10 +180,10 @@ def _cut_alike(
 def _axis(
     table: Float[Tensor, "N 5"], *, length: int, limit: int, size: int
 ) -> tuple[Int64[Tensor, "N length"], Float[Tensor, "N size length"]]:
-    """Write which pixels of a line each crop reads, and what each gives to each pixel of the square.
+    """The pixels that each crop reads on one axis, and their weights for each pixel of the square.
 
-    Pixel `o` of a side of `cut` pixels fitted to `f` sees the coordinate c = (o + 1/2) * cut / f, and source pixel i,
-    whose centre is i + 1/2, weighs k((i + 1/2 - c) / s) with s = max(1, cut / f). Rows that are padding are zero.
+    Output pixel o of a side of `cut` pixels fitted to f has the coordinate c = (o + 1/2) * cut / f; source pixel i,
+    with its centre at i + 1/2, has the weight k((i + 1/2 - c) / s), s = max(1, cut / f). Rows of padding are zero.
     """
     first, cut, fitted, scale, margin = table[:, :, None, None].unbind(dim=1)  # (N, 1, 1) each
     source = torch.arange(length, device=table.device, dtype=torch.float32)  # (length,)

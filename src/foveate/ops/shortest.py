@@ -1,7 +1,6 @@
-"""Images as detectron2 resizes them at test: the shortest edge to a length, the longest not above another.
+"""Images resized as detectron2 does at test: the shortest edge to one length, the longest at most another [pixels].
 
-Pillow's filter on grey levels, on the CPU, since a published number depends on its rounding. Deliberately absent: the
-padded square of a tower (`resample`).
+Pillow's filter on the CPU, since published results depend on its rounding to grey levels.
 """
 
 import numpy as np
@@ -12,16 +11,9 @@ from torch import Tensor
 
 
 def shortest_size(height: int, width: int, *, shortest: int, longest: int) -> tuple[int, int]:
-    """Say how large an image becomes when its shortest edge is resized.
+    """(height, width) of a resized image, halves rounded up, each at least 1.
 
-    Args:
-        height: of the image [pixels].
-        width: of the image [pixels].
-        shortest: wished length of the shortest edge [pixels].
-        longest: most that the longest edge may become [pixels]; the shortest is then shorter than wished.
-
-    Returns:
-        (height, width), halves rounded up, each at least 1.
+    The shortest edge becomes `shortest`, or less where the longest would exceed `longest`.
     """
     scale = shortest / min(height, width)
     h, w = (shortest, scale * width) if height < width else (scale * height, shortest)
@@ -32,16 +24,7 @@ def shortest_size(height: int, width: int, *, shortest: int, longest: int) -> tu
 
 
 def resize_shortest(image: UInt8[Tensor, "3 H W"], *, shortest: int, longest: int) -> UInt8[Tensor, "3 h w"]:
-    """Resize the shortest edge of an image by Pillow's bilinear filter.
-
-    Args:
-        image: RGB.
-        shortest: see `shortest_size`.
-        longest: likewise.
-
-    Returns:
-        The image on the CPU, rounded to grey levels.
-    """
+    """Resize an RGB image with Pillow's bilinear filter, on the CPU; see `shortest_size`."""
     height, width = image.shape[1:]
     h, w = shortest_size(height, width, shortest=shortest, longest=longest)
     if (h, w) == (height, width):

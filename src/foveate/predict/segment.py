@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from foveate.clip.vocabulary import Vocabulary, compared, read_vocabulary
+from foveate.clip.vocabulary import Vocabulary, read_vocabulary
 from foveate.data.batches import Batches
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
@@ -24,6 +24,7 @@ from foveate.predict.segmenters import (
 from foveate.show.detections import write_image
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 from foveate.show.segmentation import draw_label_map, draw_panoptic
+from foveate.types import normalize_name
 
 LABELS, PANOPTIC = "segments.json", "panoptic.json"  # the file in OUT beside the images
 
@@ -126,12 +127,12 @@ def find_things(vocabulary: Vocabulary, folder: Path, *, stuff: str) -> list[boo
     Raises:
         InputError: `stuff` has a name that is not in the vocabulary.
     """
-    requested = {compared(name) for name in stuff.split(",") if name.strip()}
-    synonyms = [{compared(name) for name in names} for names in vocabulary.classes]
+    requested = {normalize_name(name) for name in stuff.split(",") if name.strip()}
+    synonyms = [{normalize_name(name) for name in names} for names in vocabulary.classes]
     unknown = requested - set().union(*synonyms)
     if unknown:
         raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
-    all_stuff = requested | {compared(name) for name in _stuff_of(folder)}
+    all_stuff = requested | {normalize_name(name) for name in _stuff_of(folder)}
     return [not names & all_stuff for names in synonyms]
 
 

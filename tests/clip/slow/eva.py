@@ -1,4 +1,4 @@
-"""timm's Eva as EVA-02 CLIP uses it: rotary places, an inner LayerNorm, a gated MLP, keys without bias."""
+"""timm's Eva as in EVA-02 CLIP: rotary positions, an inner LayerNorm, a gated MLP, keys without bias."""
 
 import cmath
 

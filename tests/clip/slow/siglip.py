@@ -1,4 +1,4 @@
-"""timm's VisionTransformer as SigLIP uses it: no class token, the image pooled by a learned query."""
+"""timm's VisionTransformer as in SigLIP: no class token, the image pooled by a learned query."""
 
 import torch
 from torch import Tensor

@@ -216,7 +216,7 @@ def test_images_and_views_do_not_depend_on_each_other(catseg, make_images, monke
     model = catseg().eval()
     samples, text = make_images((40, 56), (90, 30), (8, 8)), model.embed_classes(["cat", "sky", "tree", "dog", "river"])
     together = model.predict(samples, text)
-    monkeypatch.setattr("foveate.ops.argmax.MOST", 2)
+    monkeypatch.setattr("foveate.ops.argmax.MAX_CLASSES", 2)
     labels = model.label_maps(samples, text)
     for sample, found, one in zip(samples, together, labels, strict=True):
         (alone,) = model.predict([sample], text, at_once=1)

@@ -1,1 +1,1 @@
-"""CLIPs in files: what opens, in which layout, and how it is written."""
+"""Files of CLIPs: the formats that can be opened, and saving."""

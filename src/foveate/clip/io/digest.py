@@ -1,4 +1,4 @@
-"""One digest for a set of tensors: what a cache, a checkpoint or a file of features was made with."""
+"""A digest of a set of tensors, for the identity of caches, checkpoints and feature files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def digest_state(state: Mapping[str, Tensor]) -> str:
-    """The sha256 of every tensor, by name; as fast as the machine reads them (about 1 GB a second)."""
-    total = hashlib.sha256()
+    """The sha256 of all tensors and their names, at about 1 GB per second."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

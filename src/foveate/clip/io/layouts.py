@@ -1,7 +1,6 @@
-"""Layouts in which CLIP weights are published, and open_clip's names for what is in them.
+"""Layouts of published CLIP weights, recognised by the names of their tensors, and open_clip's names for them.
 
-A layout is recognised by the names of the tensors alone. Absent: reading files (`foveate.clip.io.states`), Hugging
-Face's names (`foveate.clip.io.hf.names`), the heads of detectors and segmenters, which belong to their own importers.
+The names of Hugging Face are in `foveate.clip.io.hf.names`.
 """
 
 import re
@@ -16,11 +15,11 @@ from foveate.clip.io.describe import Module
 from foveate.clip.io.hf.names import from_huggingface, is_huggingface
 from foveate.errors import InputError
 
-SETTINGS = {"input_resolution", "context_length", "vocab_size"}  # OpenAI keeps these numbers among the tensors
-_DETECTOR = "backbone.visual."  # where F-ViT keeps CLIP's image tower
-_TOWERS = ("conv1.weight", "patch_embed.proj.weight", "trunk.patch_embed.proj.weight")  # of one saved by itself
+SETTINGS = {"input_resolution", "context_length", "vocab_size"}  # numbers among the tensors of OpenAI's files
+_DETECTOR = "backbone.visual."  # prefix of CLIP's image tower in an F-ViT
+_TOWERS = ("conv1.weight", "patch_embed.proj.weight", "trunk.patch_embed.proj.weight")  # of an image tower alone
 _HF_TOWER = "embeddings.patch_embedding.weight"  # likewise, by transformers
-_SCALE = "text.logit_scale"  # where EVA-CLIP's trainers keep the scale
+_SCALE = "text.logit_scale"  # name of the scale in EVA-CLIP's training code
 _EVA_NAMES = (
     (".attn.q_bias", ".attn.q_proj.bias"),
     (".attn.v_bias", ".attn.v_proj.bias"),
@@ -30,19 +29,16 @@ _EVA_NAMES = (
     (".mlp.w3.", ".mlp.fc2."),
     (".mlp.ffn_ln.", ".mlp.norm."),
 )
-_DERIVED = re.compile(r"(^|\.)(attn_mask|position_ids|rope\.freqs_(cos|sin))$")  # tables some files hold, recomputed
+_DERIVED = re.compile(r"(^|\.)(attn_mask|position_ids|rope\.freqs_(cos|sin))$")  # tables that models recompute
 
 
 def name_weights(state: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Give the weights of a CLIP open_clip's names, whoever wrote them.
+    """Rename the weights of a CLIP to open_clip's names, without tables that models recompute.
 
     Args:
-        state: as a file has it: of open_clip, OpenAI, EVA-CLIP, the trainers of CLIPSelf, CLIM, DeCLIP, DenseVLM and
-            FineCLIP, transformers, or an F-ViT detector, of which the image tower is taken.
-        source: the file, to say on stderr what of a detector is left out.
-
-    Returns:
-        The same tensors, without those that every model computes again.
+        state: of open_clip, OpenAI, EVA-CLIP, the training code of CLIPSelf, CLIM, DeCLIP, DenseVLM and FineCLIP,
+            transformers, or an F-ViT detector, whose image tower is returned.
+        source: path of the weights; what is ignored of a detector is printed to stderr.
     """
     state = drop_derived({key: value for key, value in state.items() if key not in SETTINGS})
     if any(key.startswith(_DETECTOR) for key in state):
@@ -57,14 +53,7 @@ def name_weights(state: dict[str, Tensor], *, source: str) -> dict[str, Tensor]:
 
 
 def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give EVA-CLIP's own weights, and those published with CLIPSelf, the names open_clip's towers have.
-
-    Args:
-        state: of any CLIP; without EVA's own names it is returned as it is.
-
-    Returns:
-        The same tensors.
-    """
+    """Rename EVA-CLIP's weights, and those published with CLIPSelf, to open_clip's names; others are not changed."""
     if "visual.blocks.0.attn.q_proj.weight" not in state:
         return state
     renamed = {}
@@ -78,12 +67,12 @@ def rename_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def drop_derived(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the tables some files hold though every model recomputes them: causal masks, places, rotary tables."""
+    """Remove tables that every model recomputes: causal masks, position ids, rotary tables."""
     return {key: value for key, value in state.items() if not _DERIVED.search(key)}
 
 
 def fit_names(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
-    """Put the text tower's weights where a model has them, and scales in its form: both are conventions."""
+    """Rename the text tower's weights to those of a model, with or without "text.", and reshape scales to its form."""
     if isinstance(model, open_clip.CustomTextCLIP):
         state = convert_to_custom_text_state_dict(state)
     elif not any(key.startswith("transformer.") for key in state):
@@ -99,7 +88,7 @@ def fit_names(state: dict[str, Tensor], model: Module) -> dict[str, Tensor]:
 
 
 def is_image_tower(state: dict[str, Tensor]) -> bool:
-    """Whether there is nothing but an image tower."""
+    """Whether weights are those of an image tower alone."""
     return bool(state) and all(key.startswith("visual.") for key in state)
 
 
@@ -107,29 +96,28 @@ def join_towers(image: dict[str, Tensor], text: dict[str, Tensor], *, source: st
     """Complete an image tower with the text tower and the scale of another CLIP.
 
     Args:
-        image: of the tower, with open_clip's names.
         text: of a whole CLIP; its image tower is not used.
-        source: the image tower's file, for the message.
+        source: path of the image tower, for the message.
 
     Raises:
-        InputError: the first has a text tower itself.
+        InputError: `image` has a text tower.
     """
     texts = {key: value for key, value in text.items() if not key.startswith("visual.")}
-    double = [key for key in texts if key in image and not key.startswith("logit_")]
-    if double:
+    repeated = [key for key in texts if key in image and not key.startswith("logit_")]
+    if repeated:
         raise InputError(
             f"{source}: need an image tower alone where a text tower is taken from another CLIP; this file has its "
-            f"own, {len(double)} tensors, first {double[0]!r}. Load it without text_from (--text-from)."
+            f"own, {len(repeated)} tensors, first {repeated[0]!r}. Load it without text_from (--text-from)."
         )
     return texts | image
 
 
 def _image_tower(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     tower = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith(_DETECTOR)}
-    others = sorted({key.split(".")[0] for key in state if not key.startswith(_DETECTOR)})
+    ignored = sorted({key.split(".")[0] for key in state if not key.startswith(_DETECTOR)})
     print(
         f"{source}: a detector; the {len(tower)} tensors under {_DETECTOR} are read as CLIP's image tower, the other "
-        f"{len(state) - len(tower)} are not ({', '.join(others)}).",
+        f"{len(state) - len(tower)} are ignored ({', '.join(ignored)}).",
         file=sys.stderr,
     )
     return tower

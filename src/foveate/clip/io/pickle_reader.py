@@ -1,9 +1,8 @@
-"""What a pickle describes, read without building anything in it: nothing is imported, and nothing is called.
+"""The content of a pickle, read without importing or calling anything in it.
 
-A pickle is a program for a stack machine. Its opcodes are followed here by hand: plain data (numbers, strings,
-dictionaries, lists, tuples) come out as they are, a tensor as a `StoredTensor`, which says where its numbers lie, and
-every other object as a `Placeholder`, which keeps its name and its state. There is no call in this machine that a file
-could choose. Absent: where the numbers lie (`foveate.clip.io.checkpoint_file`).
+A pickle is a program for a stack machine, whose opcodes are interpreted here: plain data (numbers, strings,
+dictionaries, lists, tuples) is returned, a tensor becomes a `StoredTensor`, which refers to its numbers in the file,
+and any other object a `Placeholder` with its name and state. A file cannot choose a call.
 """
 
 import mmap
@@ -25,25 +24,25 @@ _PLAIN = {
 }  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MOST_OPCODES = 20_000_000  # a ViT-L with its optimizer has about 100,000
-_LARGEST_KEY = 2**63  # of dictionaries; larger ones could be made to collide
+_MAX_OPCODES = 20_000_000  # a ViT-L with its optimizer has about 100,000
+_MAX_KEY = 2**63  # of dictionaries; larger ones could be made to collide
 
 
 class Placeholder:
-    """What stands for an object that was not built."""
+    """Replaces an object that was not built."""
 
     __slots__ = ("name", "state")
 
     def __init__(self, name: str) -> None:
-        self.name = name  # of its class or of the function that would have made it
-        self.state: Any = None  # what would have been set on it
+        self.name = name  # of its class, or of the function that returns it
+        self.state: Any = None  # the argument of its __setstate__
 
     def __repr__(self) -> str:
         return f"<{self.name!r}, not built>"
 
 
 class _Global(Placeholder):
-    """A name that a pickle asks for."""
+    """A name that a pickle imports."""
 
     __slots__ = ()
 
@@ -58,7 +57,7 @@ class Storage:
 
 
 class StoredTensor(Placeholder):
-    """A tensor that is still in the file: which numbers of a storage it shows."""
+    """A tensor that was not read: the numbers of a storage that it views."""
 
     __slots__ = ("offset", "size", "storage", "stride")
 
@@ -72,24 +71,23 @@ class StoredTensor(Placeholder):
 
 
 def follow_pickle(file: IO[bytes] | mmap.mmap, storages: dict[str, Storage] | None = None) -> Any:
-    """Read one pickle, from where a file stands to the pickle's end.
+    """Read one pickle from the position of a file, and leave the position at its end.
 
     Args:
-        file: the file; afterwards it stands behind the pickle.
-        storages: receives every storage the pickle names, by its key.
+        storages: receives every storage of the pickle, by its key.
 
     Returns:
         Plain data, `StoredTensor`s and `Placeholder`s, nested as in the pickle.
 
     Raises:
-        ValueError, LookupError, TypeError or another: it is damaged or holds what no checkpoint needs.
+        ValueError, LookupError, TypeError or another: the pickle is damaged or has opcodes that no checkpoint needs.
     """
     machine = _Machine({} if storages is None else storages)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
         if opcode.name == "STOP":
             return machine.stack.pop()
-        if count > _MOST_OPCODES:
-            raise ValueError(f"a pickle of more than {_MOST_OPCODES:,} opcodes")
+        if count > _MAX_OPCODES:
+            raise ValueError(f"a pickle of more than {_MAX_OPCODES:,} opcodes")
         machine.step(opcode.name, argument)
     raise ValueError("a pickle without an end")
 
@@ -163,10 +161,10 @@ class _Machine:
                 items = self.since_mark()
                 _set_items(stack[-1], items)
             case _:
-                self.stand_in(name, argument)
+                self.add_placeholder(name, argument)
 
-    def stand_in(self, name: str, argument: Any) -> None:
-        """Put a placeholder where an object would have been made."""
+    def add_placeholder(self, name: str, argument: Any) -> None:
+        """Push a placeholder for an object."""
         stack = self.stack
         match name:
             case "GLOBAL":
@@ -190,11 +188,11 @@ class _Machine:
                 if type(stack[-1]) is Placeholder:
                     stack[-1].state = state
             case "BINPERSID":
-                stack.append(self.known(_storage(stack.pop())))
+                stack.append(self.register(_storage(stack.pop())))
             case _:
                 raise ValueError(f"opcode {name}")
 
-    def known(self, storage: Storage | Placeholder) -> Storage | Placeholder:
+    def register(self, storage: Storage | Placeholder) -> Storage | Placeholder:
         if isinstance(storage, Storage) and self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"storage {storage.key!r} is described in two ways")
         return storage
@@ -226,18 +224,18 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Fill a dictionary with keys and values in turn; entries under other keys than numbers and texts are dropped."""
+    """Fill a dictionary with alternating keys and values; entries whose keys are not numbers or strings are ignored."""
     if isinstance(target, Placeholder):
         return
     if not isinstance(target, dict):
         raise ValueError(f"entries for a {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if isinstance(key, str | float | bytes) or (isinstance(key, int) and abs(key) < _LARGEST_KEY) or key is None:
+        if isinstance(key, str | float | bytes) or (isinstance(key, int) and abs(key) < _MAX_KEY) or key is None:
             target[key] = value
 
 
 def _result(function: Any, arguments: Any) -> Any:
-    """What a call would have returned: a tensor, a dictionary, or else a placeholder."""
+    """The result of a call, which is not made: a tensor, a dictionary, or else a placeholder."""
     name = _name_of(function)
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         return Placeholder(name)
@@ -265,12 +263,12 @@ def _result(function: Any, arguments: Any) -> Any:
 
 
 def _storage(identity: Any) -> Storage | Placeholder:
-    """What a persistent identity stands for: numbers of a type that is known here, or a placeholder."""
+    """The storage of a persistent identity; a placeholder if its type is unknown."""
     match identity:
-        case ("module", _Global() as kind, *_):  # torch's old form, of a class whose source it kept
+        case ("module", _Global() as kind, *_):  # torch's old form, of a class with its source
             return kind
         case ("storage", _Global() as kind, str(key), _, int(count), *view):
             module, _, name = kind.name.rpartition(".")
-            known = module in ("torch", "torch.cuda") and name in _DTYPES and view in ([], [None])
-            return Storage(key, _DTYPES[name], count) if known else Placeholder(kind.name)
-    raise ValueError("a persistent identity that is no storage")
+            is_known = module in ("torch", "torch.cuda") and name in _DTYPES and view in ([], [None])
+            return Storage(key, _DTYPES[name], count) if is_known else Placeholder(kind.name)
+    raise ValueError("a persistent identity that is not a storage")

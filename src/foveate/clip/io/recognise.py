@@ -1,8 +1,7 @@
-"""Which architecture a bare set of weights belongs to: the one whose names and shapes it has, all of them.
+"""The architecture of weights without a config: the one that has all their names and shapes.
 
-Descriptions are first compared by the few sizes they state themselves; what is left is built without memory and
-compared entry by entry. Shapes do not show everything: two descriptions that differ in the activation alone fit the
-same weights, and then the user is asked. Absent: reading of files (`foveate.clip.io.states`).
+Configs are first compared by the sizes they state; the remaining ones are built without memory and compared tensor by
+tensor. Configs that differ only in the activation fit the same weights; the user must then choose.
 """
 
 import re
@@ -15,35 +14,32 @@ from foveate.clip.io.describe import build_empty, refusal
 from foveate.clip.io.layouts import fit_names
 from foveate.errors import InputError
 
-Sizes = dict[str, Any]  # of a CLIP, in the words the message has for them
+Sizes = dict[str, Any]  # of a CLIP, by their names in the message
 
 
 def recognise(
     state: dict[str, Tensor], described: Mapping[str, dict[str, Any]], *, source: str, quick_gelu: bool | None = None
 ) -> str:
-    """Find the architecture of weights.
+    """Return the name of the architecture of weights.
 
     Args:
         state: with open_clip's names.
         described: candidates by name, each with "model_cfg".
-        source: the file, for the message.
-        quick_gelu: whether the model was trained with that activation; None where the file does not tell.
-
-    Returns:
-        The name of the one candidate that fits.
+        source: path of the weights, for the message.
+        quick_gelu: whether the model was trained with this activation; None: unknown.
 
     Raises:
-        InputError: none fits (says what was found, and what comes near), or several do (lists them).
+        InputError: no candidate fits (gives the sizes and the nearest ones), or several do (lists them).
     """
-    found = weights_sizes(state)
-    near = {}
+    sizes = weights_sizes(state)
+    mismatches = {}  # of each candidate
     for name, config in described.items():
         stated = stated_sizes(config["model_cfg"])
-        near[name] = sum(stated[key] != found.get(key) for key in stated)
+        mismatches[name] = sum(stated[key] != sizes.get(key) for key in stated)
     empty = {
         name: build_empty(described[name], name=name)
-        for name, differences in near.items()
-        if differences == 0
+        for name, count in mismatches.items()
+        if count == 0
         and quick_gelu in (None, bool(described[name]["model_cfg"].get("quick_gelu")))
         and refusal(described[name]["model_cfg"]) is None
     }
@@ -54,32 +50,32 @@ def recognise(
         return fits[0]
     if fits:
         raise InputError(
-            f"{source}: these weights fit several architectures, {', '.join(fits)}, which differ in what weights do "
-            f'not show (the activation, say). Choose: load({fits[0]!r}, pretrained="{source}").'
+            f"{source}: these weights fit several architectures, {', '.join(fits)}, which differ in properties that "
+            f'weights do not show (such as the activation). Choose: load({fits[0]!r}, pretrained="{source}").'
         )
-    words = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None) or "nothing of a CLIP"
-    nearest = [name for name in sorted(near, key=lambda name: near[name]) if found][:5]
+    got = ", ".join(f"{key} {value}" for key, value in sizes.items() if value is not None) or "nothing of a CLIP"
+    nearest = sorted(mismatches, key=lambda name: mismatches[name])[:5] if sizes else []
     hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
     first = ", ".join(map(repr, list(state)[:5])) or "nothing"
     raise InputError(
-        f"{source}: these weights fit no architecture of open_clip; found {words}.{hint} Its {len(state)} tensors "
+        f"{source}: these weights fit no architecture of open_clip; found {got}.{hint} Its {len(state)} tensors "
         f"begin with {first}; expected are 'logit_scale', 'transformer.resblocks.0.ln_1.weight' (or 'text.' before it) "
-        "and 'visual.conv1.weight' or 'visual.trunk.blocks.0.attn.q_proj.weight'. Name the architecture, to be told "
-        "what is missing: load(NAME, pretrained=FILE), foveate convert FILE OUT --model NAME."
+        "and 'visual.conv1.weight' or 'visual.trunk.blocks.0.attn.q_proj.weight'. Name the architecture to see what is "
+        "missing: load(NAME, pretrained=FILE), foveate convert FILE OUT --model NAME."
     )
 
 
 def is_fit(model: nn.Module, state: dict[str, Tensor]) -> bool:
-    """Whether weights have a model's names and shapes; a scale or bias may be a number or a vector of one."""
-    wanted = model.state_dict()
-    return wanted.keys() == state.keys() and all(
+    """Whether weights have the names and shapes of a model; a scale or bias may be a scalar or a vector of one."""
+    expected = model.state_dict()
+    return expected.keys() == state.keys() and all(
         state[key].shape == value.shape or (value.numel() == state[key].numel() == 1 and key.startswith("logit_"))
-        for key, value in wanted.items()
+        for key, value in expected.items()
     )
 
 
 def weights_sizes(state: dict[str, Tensor]) -> Sizes:
-    """Read the sizes of a CLIP off its weights; only what can be told."""
+    """The sizes of a CLIP as far as its weights show them."""
     text = "" if "token_embedding.weight" in state else "text."
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     sizes: Sizes = {}
@@ -106,7 +102,7 @@ def weights_sizes(state: dict[str, Tensor]) -> Sizes:
 
 
 def stated_sizes(model: dict[str, Any]) -> Sizes:
-    """The same sizes as a description states them; only those it does."""
+    """The same sizes as far as a config states them."""
     vision, text = model["vision_cfg"], model["text_cfg"]
     sizes: Sizes = {}
     trunk = vision.get("timm_model_name")

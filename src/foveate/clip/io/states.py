@@ -1,8 +1,7 @@
-"""Weights as plain dictionaries of tensors: read from a file without running it, mixed, put into a model key by key.
+"""Weights as dictionaries of tensors: read from files without running them, mixed, and loaded into a model.
 
-Kinds of files are told apart by their content, never by their names. Nothing read from a file is imported or executed:
-safetensors, or our own reader of torch's files (`foveate.clip.io.checkpoint_file`). Absent: pickles of whole modules,
-which are refused, and what the names of tensors mean (`foveate.clip.io.layouts`).
+The kind of a file is recognised by its content, not its name. Nothing in a file is imported or executed: safetensors,
+or our own reader of torch's files (`foveate.clip.io.checkpoint_file`). Pickles of whole modules are refused.
 """
 
 import re
@@ -23,36 +22,30 @@ from foveate.errors import InputError, listed
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
-_NESTED = ("state_dict", "model", "module", "model_state_dict")  # where training scripts put the weights
+_NESTED = ("state_dict", "model", "module", "model_state_dict")  # keys of the weights in training checkpoints
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel training, torch.compile and wrapping modules
-_DEEPEST = 4  # of one nested in another
+_MAX_DEPTH = 4  # of such keys
 
 
 def file_kind(path: Path) -> Kind:
-    """Tell what a weights file is from its content.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        "index" of a sharded model, "safetensors", "torchscript" (OpenAI's own files), or "torch" for anything else.
+    """Recognise a weights file by its content: "torchscript" are OpenAI's own files, "torch" anything unknown.
 
     Raises:
-        InputError: there is no such file, or nothing in it, or only what stands for one in a Git LFS clone.
+        InputError: the file does not exist, is empty or is a Git LFS pointer.
     """
     if path.is_dir():
-        raise InputError(f"{path}: need a weights file; this is a folder.")
+        raise InputError(f"{path}: need a weights file; this is a folder. Name a file in it.")
     if not path.is_file():
-        raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); there is none here.")
+        raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); not found. Check the path.")
     with path.open("rb") as file:
         head = file.read(40)
     if not head:
         raise InputError(f"{path}: need a weights file; this one is empty. Download or copy it again.")
     if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: a Git LFS pointer stands here instead of the file. Fetch it with: git lfs pull.")
+        raise InputError(f"{path}: need a weights file; this is a Git LFS pointer. Fetch it with: git lfs pull.")
     if re.match(rb"\s*\{[\s\"}]", head) and b"\0" not in head[:8]:
         return "index"
-    if head[8:9] == b"{":  # after the length of the header
+    if head[8:9] == b"{":  # follows the length of the header
         return "safetensors"
     return "torchscript" if head.startswith(b"PK") and is_torchscript(path) else "torch"
 
@@ -61,55 +54,56 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file on the CPU.
 
     Args:
-        path: a safetensors file; one of `torch.save` that holds tensors by name, bare or under "state_dict", "model",
-            "module" or "model_state_dict"; a TorchScript archive; or the index (*.index.json) of several such files.
-            What it is called does not matter. What lies beside the weights, an optimizer say, is named on stderr,
-            and neither built nor read.
+        path: a safetensors file; a file of `torch.save` with tensors by name, at the top or under "state_dict",
+            "model", "module" or "model_state_dict"; a TorchScript archive; or the index (*.index.json) of such files.
+            Other content, such as an optimizer, is not read; its keys are printed to stderr.
 
     Returns:
-        Tensors by name, without the "module.", "_orig_mod." and "model." that wrappers write before each name. Those
-        of torch's files are views of the mapped file.
+        Tensors by name, without the prefixes "module.", "_orig_mod." and "model." of wrappers. Those of torch's files
+        are views of the mapped file.
 
     Raises:
-        InputError: missing, empty, damaged, or holding anything but tensors among the weights (which is not run).
+        InputError: the file does not exist, is empty or damaged, or has anything but tensors among the weights.
     """
     path = Path(path)
     kind = file_kind(path)
-    content = _weights_in(_read_shards(path) if kind == "index" else _read_file(path, kind), path)
+    content = _find_weights(_read_shards(path) if kind == "index" else _read_file(path, kind), path)
     if not isinstance(content, dict) or not content:
         got = "one without entries" if isinstance(content, dict) else _kind_of(content)
         raise InputError(f"{path}: need a dictionary of tensors; got {got}. Save the model's state_dict().")
-    strange = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
-    if strange:
+    invalid = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if invalid:
         raise InputError(
-            f"{path}: need tensors only, at the top or under {', '.join(_NESTED)}; {len(strange)} of {len(content)} "
-            f"entries are something else, first {strange[0]!r} ({_kind_of(content[strange[0]])}). "
+            f"{path}: need tensors only, at the top or under {', '.join(_NESTED)}; {len(invalid)} of {len(content)} "
+            f"entries are something else, first {invalid[0]!r} ({_kind_of(content[invalid[0]])}). "
             f"It begins with {listed([repr(key) for key in content], 5)}. Save the model's state_dict() alone."
         )
-    odd = [key for key, value in content.items() if value.is_complex()]
-    if odd:
-        raise InputError(f"{path}: need real numbers; {len(odd)} tensors are complex, first {odd[0]!r}.")
-    while prefix := next((one for one in _PREFIXES if all(key.startswith(one) for key in content)), None):
+    complex_keys = [key for key, value in content.items() if value.is_complex()]
+    if complex_keys:
+        raise InputError(
+            f"{path}: need real numbers; {len(complex_keys)} tensors are complex, first {complex_keys[0]!r}. "
+            "Save the weights of a CLIP."
+        )
+    while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in content)), None):
         content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
 
 
-def _weights_in(content: Any, path: Path) -> Any:
-    """Look where training scripts put the weights, and name what lies beside them."""
-    for _ in range(_DEEPEST):
+def _find_weights(content: Any, path: Path) -> Any:
+    """Find the weights in a training checkpoint, and print the keys that are ignored."""
+    for _ in range(_MAX_DEPTH):
         inner = next((key for key in _NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
         if inner is None:
             break
-        beside = [repr(key) for key in content if key != inner]
-        if beside:
-            print(f"{path}: weights are read from {inner!r}; not read: {listed(beside)}.", file=sys.stderr)
+        ignored = [repr(key) for key in content if key != inner]
+        if ignored:
+            print(f"{path}: weights are read from {inner!r}; ignored: {listed(ignored)}.", file=sys.stderr)
         content = content[inner]
     return content
 
 
 def _kind_of(value: Any) -> str:
-    name = value.name if isinstance(value, Placeholder) else type(value).__name__
-    return f"{name!r}; it was not run" if isinstance(value, Placeholder) else f"a {name}"
+    return f"{value.name!r}; it was not run" if isinstance(value, Placeholder) else f"a {type(value).__name__}"
 
 
 def _read_file(path: Path, kind: Kind) -> Any:
@@ -126,18 +120,18 @@ def _read_file(path: Path, kind: Kind) -> Any:
         case "torch":
             return read_checkpoint(path)
         case "index":
-            raise InputError(f"{path}: is itself an index; an index must name files with tensors.")
+            raise InputError(f"{path}: need a file of tensors; this is an index too. Download the model again.")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """Read a model whose weights lie in several files beside their index."""
-    places = read_json(index, what="the index of a sharded model").get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise InputError(f'{index}: need a "weight_map" from names of tensors to files.')
-    files = sorted(set(places.values()))
+    """Read weights from several files beside their index."""
+    weight_map = read_json(index, what="the index of a sharded model").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError(f'{index}: need a "weight_map" from names of tensors to files. Download the model again.')
+    files = sorted(set(weight_map.values()))
     outside = [name for name in files if Path(name).name != name or "\\" in name or name in ("", ".", "..")]
     if outside:
-        raise InputError(f"{index}: need files of its own folder; it names {outside[0]!r}.")
+        raise InputError(f"{index}: need files in its folder; it names {outside[0]!r}. Download the model again.")
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
         raise InputError(f"{index}: {len(absent)} of {len(files)} files are missing: {listed(absent)}. Download them.")
@@ -146,36 +140,34 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         shard = _read_file(index.parent / name, file_kind(index.parent / name))
         if not isinstance(shard, dict):
             raise InputError(f"{index.parent / name}: need a dictionary of tensors; got a {type(shard).__name__}.")
-        state |= {key: value for key, value in shard.items() if places.get(key) == name}
-    without = [key for key in places if key not in state]
-    if without:
-        raise InputError(f"{index}: {len(without)} tensors are not in its files: {listed(without)}.")
+        state |= {key: value for key, value in shard.items() if weight_map.get(key) == name}
+    missing = [key for key in weight_map if key not in state]
+    if missing:
+        raise InputError(f"{index}: {len(missing)} tensors are not in its files: {listed(missing)}. Download them.")
     return state
 
 
 def mix_states(student: dict[str, Tensor], teacher: dict[str, Tensor], *, alpha: float) -> dict[str, Tensor]:
-    """Mix two sets of weights, alpha * student + (1 - alpha) * teacher (the product of CLIPSelf; Sec. 3.2).
+    """Mix weights after and before training, alpha * student + (1 - alpha) * teacher (Sec. 3.2).
 
     Args:
-        student: weights after training.
-        teacher: weights before it, with the same names.
-        alpha: 1 keeps the student, 0 the teacher; 0.7 for B/16 and 0.95 for L/14 in the paper.
+        alpha: in [0, 1]; 0.7 for B/16 and 0.95 for L/14 in the paper.
 
     Returns:
-        New tensors, computed in float32 and kept in the student's type; what is not floating point is the student's.
+        New tensors, computed in float32, in the types of the student; integer tensors are copied from the student.
 
     Raises:
-        InputError: alpha outside [0, 1], or the two do not have the same names and shapes.
+        InputError: alpha is outside [0, 1], or names or shapes differ.
     """
     if not 0 <= alpha <= 1:
-        raise InputError(f"alpha: must be in [0, 1], the student's share; got {alpha}.")
+        raise InputError(f"alpha: must be in [0, 1], the weight of the student; got {alpha}.")
     problems = _describe(*_compare(teacher, student))
     if problems:
         raise InputError(f"student and teacher must be the same architecture to be mixed: {problems}.")
     mixed = {}
-    for key, ours in student.items():
-        theirs = teacher[key].to(ours.device)
-        blend = torch.lerp(theirs.float(), ours.float(), alpha).to(ours.dtype) if ours.is_floating_point() else ours
+    for key, value in student.items():
+        before = teacher[key].to(value.device)
+        blend = torch.lerp(before.float(), value.float(), alpha).to(value.dtype) if value.is_floating_point() else value
         mixed[key] = blend.clone()
     return mixed
 
@@ -189,85 +181,86 @@ def put_state(
     allow_missing: bool = False,
     allow_extra: bool = False,
 ) -> None:
-    """Copy weights into a model, all of them or none.
+    """Load weights into a model, in the model's types; all of them or none.
 
     Args:
-        model: receives the values, in its own types.
-        state: must have exactly the model's names and shapes, and finite numbers.
-        source: the file, for the message.
-        name: the model's, for the message.
-        allow_missing: keep the model's numbers where the state has none, and say so on stderr.
-        allow_extra: pass over what the model has no place for, and say so on stderr.
+        source: path of the weights, for the message.
+        name: of the model, for the message.
+        allow_missing: keep the model's values of missing tensors; their names are printed to stderr.
+        allow_extra: ignore tensors that the model does not have; their names are printed to stderr.
 
     Raises:
-        InputError: missing, extra or mis-shaped entries (counts and the first few), or numbers that are not finite.
+        InputError: tensors are missing, extra or of another shape or type, or not finite; lists the first of them.
     """
     check_state(model, state, source=source, name=name, allow_missing=allow_missing, allow_extra=allow_extra)
-    wanted = model.state_dict()
-    used = {key: state[key] for key in wanted if key in state}
-    whole = [key for key, value in used.items() if value.is_floating_point() != wanted[key].is_floating_point()]
-    if whole:
-        kinds = f"{used[whole[0]].dtype} instead of {wanted[whole[0]].dtype}"
-        raise InputError(f"{source}: {len(whole)} tensors are of another kind, first {whole[0]}: {kinds}.")
-    broken = [key for key, value in used.items() if value.is_floating_point() and not value.isfinite().all()]
+    expected = model.state_dict()
+    used = {key: state[key] for key in expected if key in state}
+    mistyped = [key for key, value in used.items() if value.is_floating_point() != expected[key].is_floating_point()]
+    if mistyped:
+        types = f"{used[mistyped[0]].dtype} instead of {expected[mistyped[0]].dtype}"
+        raise InputError(
+            f"{source}: {len(mistyped)} tensors are of another type, first {mistyped[0]}: {types}. "
+            "Give the weights of this architecture."
+        )
+    broken = _not_finite(used)
     if broken:
         raise InputError(
             f"{source}: {len(broken)} of {len(state)} tensors hold NaN or infinity, first {broken[0]}. "
             "Use an earlier checkpoint."
         )
-    left = _describe(*_compare(wanted, state))
-    if left:
-        print(f"{source}: as allowed, {left}.", file=sys.stderr)
-    model.load_state_dict(used, strict=not left)
+    allowed = _describe(*_compare(expected, state))
+    if allowed:
+        print(f"{source}: as allowed, {allowed}.", file=sys.stderr)
+    model.load_state_dict(used, strict=not allowed)
 
 
 def check_state(
     model: nn.Module, state: dict[str, Tensor], *, source: str, name: str, allow_missing: bool, allow_extra: bool
 ) -> None:
-    """Refuse weights that do not fit a model, by names and shapes alone; as `put_state`, whose arguments these are."""
-    wanted = model.state_dict()
-    missing, extra, shaped = _compare(wanted, state)
-    none = len(missing) == len(wanted)  # allowing what is missing is no way to load nothing
-    problems = _describe([] if allow_missing and not none else missing, [] if allow_extra else extra, shaped)
+    """Refuse weights whose names or shapes do not fit a model; the arguments are those of `put_state`."""
+    expected = model.state_dict()
+    missing, extra, misshapen = _compare(expected, state)
+    is_all_missing = len(missing) == len(expected)  # never allowed
+    problems = _describe(
+        [] if allow_missing and not is_all_missing else missing, [] if allow_extra else extra, misshapen
+    )
     if problems:
-        allowed = ["allow_missing=True"] if missing and not allow_missing else []
-        allowed += ["allow_extra=True"] if extra and not allow_extra else []
-        way = f", or pass {' and '.join(allowed)}" if allowed and not shaped and not none else ""
+        options = ["allow_missing=True"] if missing and not allow_missing else []
+        options += ["allow_extra=True"] if extra and not allow_extra else []
+        option = f", or pass {' and '.join(options)}" if options and not misshapen and not is_all_missing else ""
         raise InputError(
-            f"{source}: these are not weights of {name}: {problems}. Give the architecture the file was made with{way}."
+            f"{source}: these are not weights of {name}: {problems}. "
+            f"Give the architecture the file was made with{option}."
         )
 
 
-def differences(wanted: dict[str, Tensor], got: dict[str, Tensor], *, called: Callable[[str], str] = str) -> str:
-    """Describe what keeps weights from being put into a model: what is missing, extra, of another shape, not finite.
+def differences(expected: dict[str, Tensor], state: dict[str, Tensor], *, called: Callable[[str], str] = str) -> str:
+    """Count and list the tensors that are missing, extra, of another shape or not finite; "" if there are none.
 
     Args:
-        wanted: of the model.
-        got: in their place.
-        called: gives what an entry is called in the file the weights are from.
-
-    Returns:
-        How many of each kind, with the first few; empty where they fit.
+        called: returns the name of a tensor in the file the weights are from.
     """
-    broken = [key for key, value in got.items() if value.is_floating_point() and not value.isfinite().all()]
-    return _describe(*_compare(wanted, got, called=called), list(map(called, broken)))
+    return _describe(*_compare(expected, state, called=called), list(map(called, _not_finite(state))))
+
+
+def _not_finite(state: dict[str, Tensor]) -> list[str]:
+    return [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def _compare(
-    wanted: dict[str, Tensor], got: dict[str, Tensor], *, called: Callable[[str], str] = str
+    expected: dict[str, Tensor], state: dict[str, Tensor], *, called: Callable[[str], str] = str
 ) -> tuple[list[str], list[str], list[str]]:
-    missing = [called(key) for key in wanted if key not in got]
-    extra = [called(key) for key in got if key not in wanted]
-    shaped = [
-        f"{called(key)} is {tuple(got[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in got and got[key].shape != value.shape
+    missing = [called(key) for key in expected if key not in state]
+    extra = [called(key) for key in state if key not in expected]
+    misshapen = [
+        f"{called(key)} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
     ]
-    return missing, extra, shaped
+    return missing, extra, misshapen
 
 
-def _describe(*found: list[str]) -> str:
+def _describe(*problems: list[str]) -> str:
     kinds = ("missing", "extra", "of another shape", "not finite")
-    return "; ".join(
-        f"{len(keys)} {kind} ({listed(keys, 20)})" for kind, keys in zip(kinds, found, strict=False) if keys
-    )
+    counted = zip(kinds, problems, strict=False)
+    return "; ".join(f"{len(keys)} {kind} ({listed(keys, 20)})" for kind, keys in counted if keys)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.data.images import check_inside, read_image
-from foveate.data.labels import Labels, compared
+from foveate.data.labels import Labels
 from foveate.data.semantic import (
     NONE,
     PREPARED,
@@ -32,6 +32,7 @@ from foveate.data.semantic import (
 from foveate.data.strict import fail, short
 from foveate.errors import InputError
 from foveate.progress import image_bar
+from foveate.types import normalize_name
 
 SPLITS = {"train": "training", "val": "validation"}
 NOTHING = 65535  # in a converted map
@@ -126,7 +127,7 @@ def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
     if not both:
         raise InputError(f"{root}: need objects that occur in both splits; there are none.")
     names = [found["train"][number].split(",") for number in both]
-    words = [{compared(one): one.strip() for one in name if one.strip()} for name in names]
+    words = [{normalize_name(one): one.strip() for one in name if one.strip()} for name in names]
     return Labels(tuple(both), tuple(tuple(one.values()) for one in words))
 
 

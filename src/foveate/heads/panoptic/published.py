@@ -17,13 +17,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from foveate.clip.io.states import put_state, read_state
-from foveate.clip.vocabulary import Vocabulary, compared
+from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError, listed
 from foveate.heads.panoptic.decoder import read_library, read_pretrained
 from foveate.heads.panoptic.described import Described, describe
 from foveate.heads.panoptic.inputs import framed_input, run_by_size
 from foveate.heads.panoptic.mask2former import Proposals
-from foveate.types import Sample
+from foveate.types import Sample, normalize_name
 
 INPUT = ("shortest", "longest", "multiple", "mean", "std")  # of `Described`
 IMPOSSIBLE = -1e4  # logit of a class that the model does not know; finite, since CLIP's share may be all of the score
@@ -55,12 +55,12 @@ def match_classes(own: Vocabulary, asked: Vocabulary, *, is_open: bool = False) 
     Raises:
         InputError: they have no class in common, and the model alone names masks.
     """
-    names = {compared(words[0]): place for place, words in reversed([*enumerate(asked.classes)])}
-    words = {compared(word): place for place, one in reversed([*enumerate(asked.classes)]) for word in one}
+    names = {normalize_name(words[0]): place for place, words in reversed([*enumerate(asked.classes)])}
+    words = {normalize_name(word): place for place, one in reversed([*enumerate(asked.classes)]) for word in one}
     owner = []
     for one in own.classes:
-        found = [names[compared(one[0])]] if compared(one[0]) in names else []
-        found += [words[compared(word)] for word in one if compared(word) in words]
+        found = [names[normalize_name(one[0])]] if normalize_name(one[0]) in names else []
+        found += [words[normalize_name(word)] for word in one if normalize_name(word) in words]
         owner.append(found[0] if found else -1)
     if max(owner) < 0 and not is_open:
         raise InputError(

@@ -1,8 +1,7 @@
 """Names of weights: open_clip's to those of Hugging Face transformers' CLIPModel and SiglipModel, and back.
 
-One table a family, read in both directions, so that the two are inverses by construction. What is more than a name:
-transformers keeps queries, keys and values apart where open_clip has one matrix, SigLIP's pool the other way round; and
-both projections of CLIP are transposed. Absent: descriptions (`foveate.clip.io.hf.read`).
+One table per family is used in both directions. Beyond names: transformers has separate queries, keys and values where
+open_clip has one matrix, in SigLIP's pool the other way round, and both projections of CLIP are transposed.
 """
 
 import re
@@ -10,7 +9,7 @@ import re
 import torch
 from torch import Tensor
 
-Pairs = tuple[tuple[str, str], ...]  # beginnings of names, theirs and ours; * is the number of a block
+Pairs = tuple[tuple[str, str], ...]  # prefixes of names in transformers and open_clip; * is the index of a block
 
 _RESBLOCK = (
     ("layer_norm1.", "ln_1."),
@@ -43,7 +42,7 @@ _CLIP: Pairs = (
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # theirs, with the letters missing
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # spelled so in transformers
     *_block("vision_model", "visual.transformer.resblocks", _RESBLOCK),
     ("vision_model.post_layernorm.", "visual.ln_post."),
     ("visual_projection.weight", "visual.proj"),
@@ -67,7 +66,7 @@ _SIGLIP: Pairs = (
     ("vision_model.head.layernorm.", "visual.trunk.attn_pool.norm."),
     ("vision_model.head.mlp.", "visual.trunk.attn_pool.mlp."),
 )
-HF_PLACES = ("text_model.", "vision_model.", "text_projection.", "visual_projection.", "logit_")
+HF_PREFIXES = ("text_model.", "vision_model.", "text_projection.", "visual_projection.", "logit_")
 _THEIR_QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 _POOL = "visual.trunk.attn_pool."
 
@@ -78,7 +77,7 @@ def is_huggingface(state: dict[str, Tensor]) -> bool:
 
 
 def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights of transformers' CLIPModel or SiglipModel open_clip's names and shapes; unknown names stay."""
+    """Rename weights of CLIPModel or SiglipModel to open_clip's names and shapes; unknown names are not changed."""
     siglip = "vision_model.head.probe" in state
     pairs = _SIGLIP if siglip else _CLIP
     ours = {_rename(key, pairs): value for key, value in _join(state, _THEIR_QKV, "self_attn.qkv.").items()}
@@ -87,16 +86,16 @@ def from_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {key: value.reshape(()) if _is_scalar(key, value) else value for key, value in ours.items()}
     if "visual.trunk.pos_embed" in ours:
         ours["visual.trunk.pos_embed"] = ours["visual.trunk.pos_embed"].unsqueeze(0)
-    for end in ("weight", "bias"):
-        joined = ours.pop(f"{_POOL}qkv.{end}", None)
+    for suffix in ("weight", "bias"):
+        joined = ours.pop(f"{_POOL}qkv.{suffix}", None)
         if joined is not None:
             width = len(joined) // 3
-            ours[f"{_POOL}q.{end}"], ours[f"{_POOL}kv.{end}"] = joined[:width], joined[width:]
+            ours[f"{_POOL}q.{suffix}"], ours[f"{_POOL}kv.{suffix}"] = joined[:width], joined[width:]
     return ours
 
 
 def to_huggingface(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give an open_clip ViT's or SigLIP's weights the names and shapes of transformers' models; the inverse."""
+    """Rename weights of an open_clip ViT or SigLIP to transformers' names and shapes; the inverse."""
     if f"{_POOL}latent" not in state:
         bare = {key.removeprefix("text."): value for key, value in state.items()}  # of a CustomTextCLIP
         bare = {key: value.T if key in _TRANSPOSED else value for key, value in bare.items()}
@@ -121,7 +120,7 @@ def _back(pairs: Pairs) -> Pairs:
 
 
 def _join(state: dict[str, Tensor], parts: tuple[str, ...], whole: str) -> dict[str, Tensor]:
-    """Stack the rows of matrices (and of biases) that are one on the other side."""
+    """Concatenate the rows of matrices and biases that are one tensor in the other library."""
     joined = dict(state)
     for key in state:
         names = [key.replace(parts[0], part) for part in parts]
@@ -131,16 +130,12 @@ def _join(state: dict[str, Tensor], parts: tuple[str, ...], whole: str) -> dict[
 
 
 def _split(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take their queries, keys and values apart again."""
-    parted = {}
+    """Split fused queries, keys and values."""
+    split = {}
     for key, value in state.items():
-        if "self_attn.qkv." in key:
-            parted |= dict(
-                zip((key.replace("self_attn.qkv.", part) for part in _THEIR_QKV), value.chunk(3), strict=True)
-            )
-        else:
-            parted[key] = value
-    return parted
+        names = [key.replace("self_attn.qkv.", part) for part in _THEIR_QKV] if "self_attn.qkv." in key else [key]
+        split |= dict(zip(names, value.chunk(3) if len(names) == 3 else [value], strict=True))
+    return split
 
 
 def _is_scalar(key: str, value: Tensor) -> bool:

@@ -1,7 +1,6 @@
-"""Descriptions of Hugging Face transformers' CLIPModel and SiglipModel, as open_clip's.
+"""Configs of Hugging Face transformers' CLIPModel and SiglipModel converted to open_clip's, without transformers.
 
-What open_clip's modules cannot express is refused with the reason. Absent: the way back (`foveate.clip.io.hf.write`),
-names of weights (`foveate.clip.io.hf.names`), and transformers itself, which reading does not need.
+Models that open_clip's modules cannot express are refused with the reason.
 """
 
 from pathlib import Path
@@ -14,7 +13,7 @@ from foveate.clip.io.describe import GELUS, check_statistics, read_json
 from foveate.errors import InputError
 
 HF_CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
-TRUNKS = {  # (width, layers, heads) of SigLIP's image towers: what timm calls them
+TRUNKS = {  # (width, layers, heads) of SigLIP's image towers -> timm's name
     (768, 12, 12): "base",
     (1024, 24, 16): "large",
     (1152, 27, 16): "so400m",
@@ -24,16 +23,16 @@ _COMPLETE = (
     "Its text tower is missing; name a CLIP that has it: load(FOLDER, text_from=CLIP), "
     "foveate convert FOLDER OUT --text-from CLIP."
 )
-_MISSING = {  # of other models of transformers: what they lack
+_REASONS = {  # why other models of transformers are refused
     "clip_vision_model": f"This is an image tower alone (CLIPVisionModel, CLIPVisionModelWithProjection). {_COMPLETE}",
     "siglip_vision_model": f"This is an image tower alone (SiglipVisionModel). {_COMPLETE}",
     "clip_text_model": "This is a text tower alone; its image tower is missing. Give the whole CLIPModel.",
     "siglip_text_model": "This is a text tower alone; its image tower is missing. Give the whole SiglipModel.",
-    "siglip2": "This is SigLIP 2 NaFlex, whose image tower takes patches of images of any shape; such a tower is "
-    "missing here. Use a SigLIP 2 of fixed size (its model_type is siglip), such as google/siglip2-base-patch16-256.",
+    "siglip2": "This is SigLIP 2 NaFlex, whose image tower is not supported. Use a SigLIP 2 of fixed size (its "
+    "model_type is siglip), such as google/siglip2-base-patch16-256.",
 }
 _RESAMPLES = {2: "bilinear", 3: "bicubic"}
-# transformers writes only what differs from these
+# transformers' defaults, which its configs leave out
 _CLIP_TEXT = {
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
     "max_position_embeddings": 77, "vocab_size": 49408, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
@@ -55,44 +54,42 @@ _SIGLIP_VISION = {
 
 
 def describe_huggingface(folder: Path) -> dict[str, Any]:
-    """Read the description of a transformers folder as open_clip's.
+    """Convert the config of a transformers folder to open_clip's.
 
     Returns:
         {"model_cfg": ..., "preprocess_cfg": ...}, and "foveate" with the activation of a SigLIP trunk.
 
     Raises:
-        InputError: it is no CLIP or SigLIP, or one that open_clip's modules cannot express.
+        InputError: the model is not a CLIP or SigLIP, or open_clip's modules cannot express it.
     """
     path = folder / HF_CONFIG_FILE
-    config = read_json(path, what="transformers' description of a model")
+    config = read_json(path, what="transformers' config of a model")
     kind = config.get("model_type")
     if kind not in ("clip", "siglip"):
-        missing = _MISSING.get(kind, "It is of another model.") if isinstance(kind, str) else ""
-        raise InputError(f'{path}: need "model_type" clip or siglip; got {kind!r}. {missing}')
+        reason = _REASONS.get(kind, "It is of another model.") if isinstance(kind, str) else ""
+        raise InputError(f'{path}: need "model_type" clip or siglip; got {kind!r}. {reason}')
     vision = _merged(config, "vision_config", _CLIP_VISION if kind == "clip" else _SIGLIP_VISION, path)
     text = _merged(config, "text_config", _CLIP_TEXT if kind == "clip" else _SIGLIP_TEXT, path)
     if vision["num_channels"] != 3:
         raise InputError(f"{path}: need images of 3 channels; got {vision['num_channels']}.")
     described = _describe_clip(config, vision, text, path) if kind == "clip" else _describe_siglip(vision, text, path)
-    if kind == "siglip" or text["vocab_size"] != 49408:  # CLIP's own byte pairs are open_clip's SimpleTokenizer
+    if kind == "siglip" or text["vocab_size"] != 49408:  # otherwise open_clip's SimpleTokenizer
         described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     return {**described, "preprocess_cfg": _statistics(folder, kind)}
 
 
 def check_image_tower(folder: Path, *, quick_gelu: bool) -> None:
-    """Refuse a transformers folder of an image tower that has another activation than the CLIP that completes it.
+    """Check that the image tower in a folder has the activation of the CLIP that provides the text tower.
 
-    Args:
-        folder: of any layout; only one with transformers' description states an activation.
-        quick_gelu: whether that CLIP has it.
+    Only a folder with transformers' config states an activation.
 
     Raises:
-        InputError: it has another.
+        InputError: the activations differ, or the folder has a whole CLIP.
     """
     path = folder / HF_CONFIG_FILE
     if not path.is_file():
         return
-    config = read_json(path, what="transformers' description of a model")
+    config = read_json(path, what="transformers' config of a model")
     if config.get("model_type") not in ("clip_vision_model", "siglip_vision_model"):
         raise InputError(
             f'{path}: need an image tower alone, "model_type" clip_vision_model or siglip_vision_model; got '
@@ -115,7 +112,7 @@ def _describe_clip(config: dict[str, Any], vision: dict[str, Any], text: dict[st
             f"got {vision['hidden_act']!r} for images and {text['hidden_act']!r} for texts."
         )
     eos = text["eos_token_id"]
-    last = eos in (2, text["vocab_size"] - 1)  # 2: written by old versions, which took the highest token all the same
+    last = eos in (2, text["vocab_size"] - 1)  # old versions write 2 and use the highest token
     model = {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": quick,
@@ -137,8 +134,8 @@ def _describe_siglip(vision: dict[str, Any], text: dict[str, Any], path: Path) -
     trunk = f"vit_{TRUNKS.get(sizes)}_patch{vision['patch_size']}_siglip_{vision['image_size']}"
     if not timm.is_model(trunk):
         raise InputError(
-            f"{path}: timm has no SigLIP image tower of width {sizes[0]}, {sizes[1]} layers and {sizes[2]} heads "
-            f"for patches of {vision['patch_size']} and images of {vision['image_size']} pixels, which it would need."
+            f"{path}: need a SigLIP image tower of timm; it has none of width {sizes[0]}, {sizes[1]} layers and "
+            f"{sizes[2]} heads for patches of {vision['patch_size']} and images of {vision['image_size']} pixels."
         )
     if vision["layer_norm_eps"] != 1e-6 or not vision["vision_use_head"] or vision["hidden_act"] not in GELUS:
         raise InputError(
@@ -177,7 +174,7 @@ def _text(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared(tower: dict[str, Any]) -> dict[str, Any]:
-    """What transformer towers of both kinds state: the inner width, and norms and activations unlike the usual."""
+    """Keys of image and text towers: the inner width, and norm and activation unless they are open_clip's defaults."""
     width, inner = tower["hidden_size"], tower["intermediate_size"]
     ratio = inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width  # open_clip rounds down
     stated: dict[str, Any] = {} if ratio == 4 else {"mlp_ratio": ratio}
@@ -186,7 +183,7 @@ def _shared(tower: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(config: dict[str, Any], key: str, defaults: dict[str, Any], path: Path) -> dict[str, Any]:
-    """One tower's description over its defaults, with sizes that are sizes."""
+    """The config of a tower over its defaults, checked."""
     stated = config.get(key) or {}
     if not isinstance(stated, dict):
         raise InputError(f"{path}: {key} must be a dictionary; got {stated!r}.")
@@ -211,7 +208,7 @@ def _statistics(folder: Path, kind: str) -> dict[str, Any]:
     }
     path = folder / PREPROCESSOR_FILE
     if path.is_file():
-        stated = read_json(path, what="transformers' description of the preprocessing")
+        stated = read_json(path, what="transformers' config of the preprocessing")
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
             statistics[ours] = stated.get(theirs, statistics[ours])
         statistics["interpolation"] = _RESAMPLES.get(stated.get("resample", 3), "bicubic")

@@ -1,7 +1,6 @@
-"""A CLIP as a folder of Hugging Face transformers: the inverse of reading one (`foveate.clip.io.hf.read`).
+"""Configs and tokenizer of a CLIP for Hugging Face transformers, without transformers (see `foveate.clip.io.hf.read`).
 
-What CLIPModel and SiglipModel cannot express is refused with the reason. Absent: transformers itself, which writing
-does not need, and the check that it opens the result (`foveate convert` makes it).
+Models that CLIPModel and SiglipModel cannot express are refused with the reason.
 """
 
 import json
@@ -21,11 +20,11 @@ from foveate.clip.io.describe import GELUS
 from foveate.clip.io.hf.read import HF_CONFIG_FILE, PREPROCESSOR_FILE
 from foveate.errors import InputError
 
-_VISION_TOLD = {
+_VISION_KEYS = {
     "layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs", "act_kwargs",
     "patch_dropout", "output_tokens",
 }  # fmt: skip
-_TEXT_TOLD = {
+_TEXT_KEYS = {
     "layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "norm_kwargs", "act_kwargs", "pool_type",
     "eos_id", "pad_id", "output_tokens", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode",
 }  # fmt: skip
@@ -34,15 +33,12 @@ _TEXT_TOLD = {
 def describe_for_huggingface(
     config: dict[str, Any], model: open_clip.CLIP | open_clip.CustomTextCLIP, *, name: str
 ) -> dict[str, dict[str, Any]]:
-    """Describe an open_clip model as transformers does.
+    """The contents of transformers' config.json and preprocessor_config.json, by file name.
 
     Args:
-        config: its description.
+        config: of open_clip.
         model: built from it.
-        name: what messages call it.
-
-    Returns:
-        The contents of config.json and preprocessor_config.json by their names.
+        name: of the model, for the message.
 
     Raises:
         InputError: transformers' CLIPModel and SiglipModel cannot express it.
@@ -53,7 +49,7 @@ def describe_for_huggingface(
         case TimmModel(trunk=TimmVisionTransformer() as trunk) if trunk.global_pool == "map":
             description = _siglip(config["model_cfg"], trunk, name)
         case _:
-            raise _cannot(name, "only ViT and SigLIP image towers; EVA-02 and residual networks have no place there")
+            raise _cannot(name, "only ViT and SigLIP image towers, not EVA-02 or residual networks")
     if (description["model_type"] == "siglip") != (model.logit_bias is not None):
         raise _cannot(name, "a bias of the logits with SigLIP and none with CLIP")
     side, statistics = description["vision_config"]["image_size"], config["preprocess_cfg"]
@@ -74,15 +70,11 @@ def describe_for_huggingface(
 
 
 def tokenizer_for_huggingface(context_length: int) -> dict[str, str]:
-    """Write CLIP's own byte pairs as transformers' CLIPTokenizer reads them.
-
-    Returns:
-        The contents of vocab.json, merges.txt and tokenizer_config.json by their names.
-    """
-    ours = open_clip.SimpleTokenizer()
+    """The contents of vocab.json, merges.txt and tokenizer_config.json of CLIP's tokenizer, by file name."""
+    tokenizer = open_clip.SimpleTokenizer()
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {special.get(token, token): number for token, number in ours.encoder.items()}
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in ours.bpe_ranks)]
+    vocabulary = {special.get(token, token): index for token, index in tokenizer.encoder.items()}
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.bpe_ranks)]
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": context_length,
@@ -100,11 +92,11 @@ def tokenizer_for_huggingface(context_length: int) -> dict[str, str]:
 
 def _clip(model: dict[str, Any], visual: VisionTransformer, name: str) -> dict[str, Any]:
     vision, text, quick = model["vision_cfg"], model["text_cfg"], bool(model.get("quick_gelu"))
-    _check_plain(vision, CLIPVisionCfg, _VISION_TOLD, {}, name)
-    _check_plain(text, CLIPTextCfg, _TEXT_TOLD, {}, name)
+    _check_plain(vision, CLIPVisionCfg, _VISION_KEYS, {}, name)
+    _check_plain(text, CLIPTextCfg, _TEXT_KEYS, {}, name)
     pool, vocabulary = text.get("pool_type", "argmax"), text.get("vocab_size", 49408)
     if pool not in ("argmax", "eos"):
-        raise _cannot(name, f"only texts read at their end token; this one has pool_type {pool}")
+        raise _cannot(name, f"only texts pooled at their end token, not pool_type {pool}")
     size: Any = visual.image_size
     patch: Any = visual.patch_size
     width = vision.get("width", 768)
@@ -129,7 +121,7 @@ def _clip(model: dict[str, Any], visual: VisionTransformer, name: str) -> dict[s
 def _siglip(model: dict[str, Any], trunk: TimmVisionTransformer, name: str) -> dict[str, Any]:
     text = model["text_cfg"]
     needed = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    _check_plain(text, CLIPTextCfg, _TEXT_TOLD - {"pool_type"}, needed, name)
+    _check_plain(text, CLIPTextCfg, _TEXT_KEYS - {"pool_type"}, needed, name)
     first: Any = trunk.blocks[0]
     norm: Any = trunk.norm
     side: Any = trunk.patch_embed.img_size
@@ -154,11 +146,11 @@ def _texts(text: dict[str, Any], act: str | None, name: str) -> dict[str, Any]:
 
 
 def _tower(stated: dict[str, Any], width: int, layers: int, act: str | None, name: str) -> dict[str, Any]:
-    """What transformer towers of both kinds state; `act` None is the usual GELU, exact or approximate."""
+    """Keys of image and text towers; without `act`, it is the exact or approximate GELU."""
     norm, gelu = stated.get("norm_kwargs") or {}, stated.get("act_kwargs") or {}
     if norm.keys() - {"eps"} or gelu.keys() - {"approximate"} or (act is not None and gelu):
         raise _cannot(name, f"no such norm or activation as {norm or gelu}")
-    approximations = {approximate: known for known, approximate in GELUS.items()}
+    approximations = {approximate: gelu_name for gelu_name, approximate in GELUS.items()}
     return {
         "hidden_size": width,
         "intermediate_size": int(width * stated.get("mlp_ratio", 4.0)),
@@ -168,23 +160,26 @@ def _tower(stated: dict[str, Any], width: int, layers: int, act: str | None, nam
     }
 
 
-def _check_plain(stated: dict[str, Any], known: type, told: set[str], needed: dict[str, Any], name: str) -> None:
-    """Refuse settings that transformers has no word for, unless they are what its models do anyway."""
-    for field in fields(known):
-        usual = None if field.default is MISSING else field.default
-        value = stated.get(field.name, usual)
-        if field.name not in told and value != needed.get(field.name, usual):
+def _check_plain(stated: dict[str, Any], cfg: type, keys: set[str], fixed: dict[str, Any], name: str) -> None:
+    """Refuse settings without a key in transformers, unless they have the value that is fixed there."""
+    for field in fields(cfg):
+        default = None if field.default is MISSING else field.default
+        value = stated.get(field.name, default)
+        if field.name not in keys and value != fixed.get(field.name, default):
             raise _cannot(name, f"no {field.name} {value!r}")
 
 
 def _act_of(act: nn.Module, name: str) -> str:
-    """Name the activation of a timm trunk by what it does."""
+    """Find the name of a timm trunk's activation by its values."""
     inputs = torch.linspace(-4, 4, 65)
-    for known, approximate in GELUS.items():
+    for gelu_name, approximate in GELUS.items():
         if torch.allclose(act(inputs), F.gelu(inputs, approximate=approximate), atol=1e-6):
-            return known
+            return gelu_name
     raise _cannot(name, f"no such activation as timm's {type(act).__name__}")
 
 
 def _cannot(name: str, reason: str) -> InputError:
-    return InputError(f"{name}: cannot be written for transformers, whose CLIPModel and SiglipModel have {reason}.")
+    return InputError(
+        f"{name}: cannot be written for transformers, whose CLIPModel and SiglipModel have {reason}. "
+        "Save it with foveate.save_clip."
+    )
