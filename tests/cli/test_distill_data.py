@@ -55,7 +55,7 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(results))
     found = source(world, boxes=tmp_path / "r.json")
     assert drawn(found, 1) == [(10, 20, 40, 60)]
-    saw, boxless = found.dataset.dropped_lines()
+    saw, boxless = found.dataset.ignored_lines()
     assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
 
 
@@ -127,10 +127,10 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
 
 def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp_path):
     novel = json.loads((world / "annotations/splits.json").read_text())["novel"]
-    (told,) = source(world, regions="boxes").dataset.dropped_lines()
+    (told,) = source(world, regions="boxes").dataset.ignored_lines()
     assert told.startswith("WARNING   --regions boxes") and f"all categories, {len(novel)} novel ones too" in told
-    assert not any("novel ones too" in line for line in source(world).dataset.dropped_lines())
+    assert not any("novel ones too" in line for line in source(world).dataset.ignored_lines())
     plain = tmp_path / "w"
     shutil.copytree(world, plain)
     (plain / "annotations/splits.json").unlink()
-    assert source(plain, regions="boxes").dataset.dropped_lines() == []  # nobody says what is novel
+    assert source(plain, regions="boxes").dataset.ignored_lines() == []  # nobody says what is novel

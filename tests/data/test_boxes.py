@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foveate.data.boxes import Boxed, read_boxes
+from foveate.data.boxes import ImageBoxes, read_boxes
 from foveate.errors import InputError
 
 IMAGES = ["a.jpg", "sub/b.png", "c.png"]
@@ -30,18 +30,18 @@ def test_coco(tmp_path):
     ]
     found = read_boxes(write(tmp_path, coco(annotations=notes)), images=IMAGES)
     assert found == {
-        "sub/b.png": Boxed(((-5.0, 0.0, -5.0, -1.0),)),
-        "a.jpg": Boxed(((1.0, 2.0, 4.0, 6.5), (0.0, 0.0, 1.0, 1.0))),
+        "sub/b.png": ImageBoxes(((-5.0, 0.0, -5.0, -1.0),)),
+        "a.jpg": ImageBoxes(((1.0, 2.0, 4.0, 6.5), (0.0, 0.0, 1.0, 1.0))),
     }
     sized = coco([{"id": 1, "file_name": "a.jpg", "height": 3, "width": 5}])
-    assert read_boxes(write(tmp_path, sized), images=IMAGES) == {"a.jpg": Boxed((), 3, 5)}
+    assert read_boxes(write(tmp_path, sized), images=IMAGES) == {"a.jpg": ImageBoxes((), 3, 5)}
 
 
 def test_plain(tmp_path):
     path = write(tmp_path, {"a.jpg": [[1, 2, 3, 4.5], [9, 9, 1, 1]], "c.png": []})
     assert read_boxes(path, images=IMAGES) == {
-        "a.jpg": Boxed(((1.0, 2.0, 3.0, 4.5), (9.0, 9.0, 1.0, 1.0))),
-        "c.png": Boxed(),
+        "a.jpg": ImageBoxes(((1.0, 2.0, 3.0, 4.5), (9.0, 9.0, 1.0, 1.0))),
+        "c.png": ImageBoxes(),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
+from foveate.data.captions import BLANK, NO_CAPTION, UNKNOWN_IMAGE, only_captioned, read_captions, with_captions
 from foveate.data.datasets.folder import read_folder
 from foveate.data.datasets.shards import read_pairs
 from foveate.data.loader import BatchSampler, ImageSource, make_loader
@@ -61,12 +61,12 @@ def write(root: Path, content: object) -> Path:
 def test_cocos_captions_come_to_their_images_and_what_is_left_out_is_counted(root):
     dataset = with_captions(open_data(root, split="train", annotations="none"), root=root, split="train")
     assert dataset.captions == (("a dog.", "two dogs"), ("a cat",), (), ())
-    assert dataset.dropped[BLANK].count == 1 and "annotation 5" in dataset.dropped[BLANK].first
+    assert dataset.ignored[BLANK].count == 1 and "annotation 5" in dataset.ignored[BLANK].first
     left = only_captioned(dataset)
     assert [record.id for record in left.records] == ["000000000000.png", "000000000001.png"]
     assert [*left.captions] == [("a dog.", "two dogs"), ("a cat",)] and len(left.records) == 2
     assert left.records[0:1] == (left.records[0],)
-    assert left.dropped[NO_CAPTION].count == 2 and left.dropped[NO_CAPTION].first == "000000000002.png"
+    assert left.ignored[NO_CAPTION].count == 2 and left.ignored[NO_CAPTION].first == "000000000002.png"
     assert only_captioned(left) is left
 
 
@@ -111,7 +111,7 @@ def test_a_file_of_ones_own(root, tmp_path):
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
     found = with_captions(dataset, root=root, split="train", file=own)
-    assert found.captions == ((), ("x", "y"), (), ()) and found.dropped[ELSEWHERE].count == 2
+    assert found.captions == ((), ("x", "y"), (), ()) and found.ignored[UNKNOWN_IMAGE].count == 2
     own.write_text(json.dumps({"000000000001.png": ["x"], "000000000001": ["y"]}))
     with pytest.raises(InputError, match=r"'000000000001': need every image once; it is 000000000001\.png"):
         with_captions(dataset, root=root, split="train", file=own)

@@ -10,7 +10,7 @@ import pytest
 
 from foveate.data.datasets.coco import read_instances, read_panoptic
 from foveate.data.layout import find_coco
-from foveate.data.records import Dropped
+from foveate.data.records import IgnoredEntries
 from foveate.data.sources import open_panoptic
 from foveate.errors import InputError
 from foveate.types import Category
@@ -80,7 +80,7 @@ DELETED = object()
 
 def test_instances_become_records_in_the_files_order(folder):
     dataset = read_instances(written(folder, INSTANCES), folder)
-    assert dataset.name == "notes" and dataset.dropped == {}
+    assert dataset.name == "notes" and dataset.ignored == {}
     assert dataset.categories == (Category(1, "person", True), Category(90, "toothbrush", True))  # by id
     first, second = dataset.records
     assert (first.id, first.path, first.size) == (7, folder / "a.jpg", (40, 60))
@@ -94,7 +94,7 @@ def test_panoptic_records_hold_colours_and_where_the_masks_are(folder):
     assert dataset.categories == (Category(1, "person", True), Category(200, "rug", False))
     (record,) = dataset.records  # image 3 has no panoptic annotation
     where = f"{folder.parent / 'notes.json'}: image 3"
-    assert dataset.dropped == {"image has no panoptic annotation": Dropped(1, where)}
+    assert dataset.ignored == {"image has no panoptic annotation": IgnoredEntries(1, where)}
     assert record.panoptic == folder / "a.png" and record.segment_ids == (513, 1)
     assert (
         record.boxes == ((0, 0, 60, 40), (5, 6, 12, 14)) and record.labels == (1, 0) and record.crowd == (False, True)
@@ -140,12 +140,12 @@ def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
         dataset = read(written(folder, changed(content, place, box)))
         record = dataset.records[0]
         if isinstance(expected, str):
-            assert dataset.dropped[expected].count == 1 and len(record.boxes) == 1
+            assert dataset.ignored[expected].count == 1 and len(record.boxes) == 1
         else:
             assert (
                 expected in record.boxes
                 and len(record.boxes) == 2
-                and not any(reason.startswith("box") for reason in dataset.dropped)
+                and not any(reason.startswith("box") for reason in dataset.ignored)
             )
         assert len(record.boxes) == len(record.labels) == len(record.crowd)
 
@@ -153,11 +153,11 @@ def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
 def test_what_is_left_out_is_told_with_its_first_place(folder):
     content = changed(changed(INSTANCES, "annotations.0.bbox", [99, 0, 5, 5]), "annotations.1.bbox", [0, 99, 5, 5])
     path = written(folder, content)
-    assert read_instances(path, folder).dropped_lines() == [
+    assert read_instances(path, folder).ignored_lines() == [
         f"2 left out because a box lies outside the image; the first: {path}: annotation 1"
     ]
     path = written(folder, changed(PANOPTIC, "annotations.0.segments_info.0.bbox", [99, 0, 5, 5]))
-    first, second = read_panoptic(path, folder, folder).dropped_lines()
+    first, second = read_panoptic(path, folder, folder).ignored_lines()
     assert first.endswith(f"{path}: annotation of image 7: segment 513") and second.endswith("image 3")
 
 
@@ -341,8 +341,8 @@ def test_real_coco_is_read_whole():
         things = read_instances(files.instances, files.images)
         raw = json.loads(files.instances.read_text())
         assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
-        left_out = sum(one.count for one in things.dropped.values())
-        assert sum(len(r.boxes) for r in things.records) + left_out == len(raw["annotations"])
+        ignored = sum(one.count for one in things.ignored.values())
+        assert sum(len(r.boxes) for r in things.records) + ignored == len(raw["annotations"])
         both = open_panoptic(root, split)
         assert sum(category.is_thing for category in both.categories) == 80 and len(both.categories) == 133
-        assert both.records and not both.dropped
+        assert both.records and not both.ignored

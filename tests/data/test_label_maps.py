@@ -11,8 +11,8 @@ from foveate.data.datasets import stuff
 from foveate.data.datasets.voc import NAMES
 from foveate.data.images import ImageError
 from foveate.data.label_maps import open_semantic
-from foveate.data.semantic import only_classes, read_truth
-from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL, split_semantic
+from foveate.data.semantic import only_classes, read_label_map
+from foveate.data.splits import OV_COCO_EXCLUDED, OV_COCO_NOVEL, split_semantic
 from foveate.data.world.write import WorldSize, write_world
 from foveate.errors import InputError
 
@@ -33,7 +33,7 @@ def write(path, *lines):
 
 
 def truths(data):
-    return [read_truth(record, data).labels.tolist() for record in data.dataset.records]
+    return [read_label_map(record, data).labels.tolist() for record in data.dataset.records]
 
 
 def ade150(root, values=((0, 1, 150), (2, 2, 2)), home="annotations"):
@@ -323,7 +323,7 @@ def test_base_classes_of_the_world_are_its_base_things_and_all_stuff(world):
     kinds = json.loads((world / "annotations/splits.json").read_text())
     stuffs = [one.name for one in data.dataset.categories if not one.is_thing]
     assert stuffs and split.base == (*kinds["base"], *stuffs)
-    assert split.novel == tuple(kinds["novel"]) and split.left_out == ()
+    assert split.novel == tuple(kinds["novel"]) and split.excluded == ()
     assert split.rule == f"as splits.json says; {len(stuffs)} of stuff are base"
     base = only_classes(data, split.base)
     assert not {*split.novel} & {*base.names} and len(base.names) + len(split.novel) == len(data.names)
@@ -331,11 +331,11 @@ def test_base_classes_of_the_world_are_its_base_things_and_all_stuff(world):
     own = {"base": [kinds["base"][0]], "novel": [stuffs[0]]}
     mine = split_semantic(data.dataset, world, file=write(world.parent / "mine.json", json.dumps(own)))
     assert mine is not None and mine.base == (kinds["base"][0], *stuffs[1:]) and mine.novel == (stuffs[0],)
-    assert {*mine.left_out} == {*kinds["base"][1:], *kinds["novel"]}
+    assert {*mine.excluded} == {*kinds["base"][1:], *kinds["novel"]}
 
 
 def test_all_classes_of_coco_stuff_are_learned_from_unless_a_file_says_otherwise(tmp_path):
-    coco = [*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT, *(f"other {one}" for one in range(48))]
+    coco = [*OV_COCO_NOVEL, *OV_COCO_EXCLUDED, *(f"other {one}" for one in range(48))]
     ids = [number for number in stuff.IDS if number <= 91]
     names = {**dict(zip(ids, coco, strict=True)), **{number: f"stuff {number}" for number in range(92, 183)}}
     coco_stuff(tmp_path)
@@ -347,4 +347,4 @@ def test_all_classes_of_coco_stuff_are_learned_from_unless_a_file_says_otherwise
         split_semantic(dataset, tmp_path, file=own)
     write(own, json.dumps({"base": [name for name in coco if name != "cat"], "novel": ["cat"]}))
     split = split_semantic(dataset, tmp_path, file=own)
-    assert split is not None and split.novel == ("cat",) and len(split.base) == 170 and not split.left_out
+    assert split is not None and split.novel == ("cat",) and len(split.base) == 170 and not split.excluded

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foveate.data.datasets.lvis import is_lvis, read_lvis
-from foveate.data.strict import OUTSIDE
+from foveate.data.validation import OUTSIDE
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -56,7 +56,7 @@ def test_images_lie_where_their_address_ends(root):
         Category(1, "acorn", True, ("acorn",), "r"),
         Category(2, "aerosol_can", True, ("aerosol_can", "spray_can"), "c"),
     )
-    assert dataset.dropped[OUTSIDE].count == 1 and "annotation 2" in dataset.dropped[OUTSIDE].first
+    assert dataset.ignored[OUTSIDE].count == 1 and "annotation 2" in dataset.ignored[OUTSIDE].first
 
 
 @pytest.mark.parametrize(

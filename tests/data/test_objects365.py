@@ -48,7 +48,7 @@ def test_images_are_found_however_the_archives_were_unpacked(tmp_path, names, wh
     assert there <= set(paths) and len(paths) == len(names)
     assert all(path.name == Path(name).name for path, name in zip(paths, names, strict=True))
     assert dataset.records[0].boxes == ((1.25, 2, 11.25, 22),) and dataset.records[0].crowd == (True,)
-    assert sum(one.count for one in dataset.dropped.values()) == 1
+    assert sum(one.count for one in dataset.ignored.values()) == 1
 
 
 def test_no_image_anywhere_says_where_it_looked(tmp_path):

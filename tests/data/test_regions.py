@@ -10,8 +10,8 @@ from PIL import Image
 
 from foveate.data.loader import ImageSource, pack
 from foveate.data.records import Dataset, Member, Record
-from foveate.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
-from foveate.data.strict import OUTSIDE, TINY
+from foveate.data.regions import UNKNOWN_IMAGE, note_boxless, sample_proposals, with_boxes
+from foveate.data.validation import OUTSIDE, TINY
 from foveate.errors import InputError
 
 
@@ -73,7 +73,7 @@ def test_a_image_goes_by_its_name_or_its_number(tmp_path, name):
         return
     dataset = with_boxes(THREE, written(tmp_path, content))
     assert [record.boxes for record in dataset.records] == [(), ((1, 2, 11, 22),), ()]
-    assert dataset.records[2].labels == () == dataset.records[2].crowd and dataset.dropped == {}
+    assert dataset.records[2].labels == () == dataset.records[2].crowd and dataset.ignored == {}
 
 
 def test_results_in_any_order_and_plain_boxes_and_cocos_form(tmp_path):
@@ -102,15 +102,15 @@ def test_boxes_that_no_image_can_use_are_counted(tmp_path):
     }
     dataset = with_boxes(THREE, written(tmp_path, content))
     assert [record.boxes for record in dataset.records] == [((0, 0, 4, 4),), (), ((0, 0, 40, 30),)]
-    assert {reason: one.count for reason, one in dataset.dropped.items()} == {OUTSIDE: 2, TINY: 2, ELSEWHERE: 1}
-    assert "z.jpg" in dataset.dropped[ELSEWHERE].first
+    assert {reason: one.count for reason, one in dataset.ignored.items()} == {OUTSIDE: 2, TINY: 2, UNKNOWN_IMAGE: 1}
+    assert "z.jpg" in dataset.ignored[UNKNOWN_IMAGE].first
 
 
 def test_two_images_of_one_name_need_their_folders(tmp_path):
     two = make_images(Record("x/a.jpg", Path("/d/x/a.jpg")), Record("y/a.jpg", Path("/d/y/a.jpg")))
     dataset = with_boxes(two, written(tmp_path, {"a.jpg": [[0, 0, 9, 9]], "y/a.jpg": [[0, 0, 8, 8]]}))
     assert [record.boxes for record in dataset.records] == [(), ((0, 0, 8, 8),)]
-    assert dataset.dropped[ELSEWHERE].count == 1  # "a.jpg" could be either
+    assert dataset.ignored[UNKNOWN_IMAGE].count == 1  # "a.jpg" could be either
 
 
 def test_one_image_under_two_names_and_another_size_are_refused(tmp_path):
@@ -129,12 +129,12 @@ def test_images_in_shards_go_by_their_keys(tmp_path):
 
 
 def test_images_without_a_box_are_told():
-    assert note_boxless(make_images(THREE.records[2])).dropped_lines() == []
+    assert note_boxless(make_images(THREE.records[2])).ignored_lines() == []
     (line,) = note_boxless(
         make_images(THREE.records[0], THREE.records[2])
-    ).dropped_lines()  # half is not more than half
+    ).ignored_lines()  # half is not more than half
     assert line.startswith("1 of 2 images have no box") and line.endswith("the first: a.jpg")
-    (line,) = note_boxless(THREE).dropped_lines()
+    (line,) = note_boxless(THREE).ignored_lines()
     assert line.startswith("WARNING   2 of 3 images have no box") and "the first: a.jpg. That is most" in line
     assert "--boxes" in line and "--data" in line
 

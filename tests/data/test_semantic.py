@@ -16,7 +16,7 @@ from foveate.data.labels import Labels
 from foveate.data.loader import BatchSampler, OnceSampler, SemanticSource, make_loader
 from foveate.data.matlab import read_matrix
 from foveate.data.records import Dataset, Record
-from foveate.data.semantic import flatten, from_panoptic, read_both, read_truth, with_labels, write_map
+from foveate.data.semantic import flatten, from_panoptic, read_image_and_labels, read_label_map, with_labels, write_map
 from foveate.errors import InputError
 from foveate.types import Category, PanopticMap, SegmentInfo
 
@@ -31,7 +31,7 @@ def make_image(path, height=2, width=3):
 
 
 def truths(data):
-    return [read_truth(record, data).labels.tolist() for record in data.dataset.records]
+    return [read_label_map(record, data).labels.tolist() for record in data.dataset.records]
 
 
 def many(count, first=1):
@@ -278,7 +278,7 @@ def test_a_map_of_another_size_than_its_image_is_refused(tmp_path):
     make_image(tmp_path / "images/validation/a.jpg", 3, 2)
     save(tmp_path / "annotations/validation/a.png", [[0, 1, 150], [2, 2, 2]])
     data = ade.read_ade150(tmp_path, split="val", labels=many(150))
-    for read in (read_truth, read_both):
+    for read in (read_label_map, read_image_and_labels):
         with pytest.raises(ImageError, match=r"a\.jpg: need 2 x 3"):
             read(data.dataset.records[0], data)
 
@@ -293,7 +293,7 @@ def test_a_turned_image_is_shown_as_its_map_lies(tmp_path):
     for values, size in (([[0, 1, 2], [2, 2, 2]], (2, 3)), ([[0, 1], [2, 2], [3, 3]], (3, 2))):
         save(tmp_path / "annotations/validation/a.png", values)
         data = ade.read_ade150(tmp_path, split="val", labels=many(150))
-        shown, found = read_both(data.dataset.records[0], data)
+        shown, found = read_image_and_labels(data.dataset.records[0], data)
         assert shown.shape[1:] == found.labels.shape == size
 
 

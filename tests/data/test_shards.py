@@ -117,7 +117,7 @@ def test_a_image_in_a_shard_is_the_image_on_disk(tmp_path):
         (tmp_path / "folder" / name.replace("/", "_")).write_bytes(buffer.getvalue())
     write_tar(tmp_path / "s.tar", {"a/1.txt": b"one", **contents})
     dataset = shards(tmp_path / "s.tar")
-    assert ids(dataset) == ["s.tar:a/1", "s.tar:a/2", "s.tar:3"] and dataset.dropped == {}
+    assert ids(dataset) == ["s.tar:a/1", "s.tar:a/2", "s.tar:3"] and dataset.ignored == {}
     for record, name in zip(dataset.records, contents, strict=True):
         expected = read_image(tmp_path / "folder" / name.replace("/", "_"))
         assert read_record(record).tolist() == expected.tolist()
@@ -202,7 +202,7 @@ def test_links_and_keys_without_a_image_are_counted(tmp_path):
             tar.addfile(info)
     dataset = shards(tmp_path / "s.tar")
     assert ids(dataset) == ["s.tar:1"]
-    assert {reason: (one.count, one.first) for reason, one in dataset.dropped.items()} == {
+    assert {reason: (one.count, one.first) for reason, one in dataset.ignored.items()} == {
         NO_IMAGE: (1, "s.tar:2"),
         NO_FILE: (3, "s.tar:3"),
     }
@@ -309,7 +309,7 @@ def test_an_index_is_kept_and_used_again(tmp_path, monkeypatch):
     first = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
     monkeypatch.setattr("foveate.data.datasets.shards._scan", lambda path: pytest.fail("scanned again"))
     again = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
-    assert list(again.records) == list(first.records) and again.dropped == first.dropped
+    assert list(again.records) == list(first.records) and again.ignored == first.ignored
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.rglob("*.partial"))
 
 

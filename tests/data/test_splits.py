@@ -9,7 +9,7 @@ from foveate.data.records import Dataset, Record
 from foveate.data.splits import (
     IGNORED,
     OBJECT,
-    OV_COCO_LEFT_OUT,
+    OV_COCO_EXCLUDED,
     OV_COCO_NOVEL,
     as_objects,
     classes_of_annotations,
@@ -40,18 +40,18 @@ def named(*names: str, frequencies: str = "") -> Dataset:
 def test_ov_coco_is_recognised_by_its_names(tmp_path):
     split = split_of(named(*(name.replace("_", " ") for name in COCO.split())), tmp_path)
     assert split is not None
-    assert (len(split.base), len(split.novel), len(split.left_out)) == (48, 17, 15)
+    assert (len(split.base), len(split.novel), len(split.excluded)) == (48, 17, 15)
     # the first and the last of each part, read off the list above
     assert split.base[:4] == ("person", "bicycle", "car", "motorcycle") and split.base[-1] == "toothbrush"
-    assert {"airplane", "scissors"} <= set(split.novel) and {"traffic light", "hair drier"} <= set(split.left_out)
-    assert len({*split.base, *split.novel, *split.left_out}) == 80
+    assert {"airplane", "scissors"} <= set(split.novel) and {"traffic light", "hair drier"} <= set(split.excluded)
+    assert len({*split.base, *split.novel, *split.excluded}) == 80
     assert split_of(named(*COCO.split()), tmp_path) is None  # other names, another data set
-    assert split_of(named(*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT), tmp_path) is None
+    assert split_of(named(*OV_COCO_NOVEL, *OV_COCO_EXCLUDED), tmp_path) is None
 
 
 def test_lvis_holds_back_the_rare(tmp_path):
     split = split_of(named("a", "b", "c", "d", frequencies="rfcr"), tmp_path)
-    assert split is not None and (split.base, split.novel, split.left_out) == (("b", "c"), ("a", "d"), ())
+    assert split is not None and (split.base, split.novel, split.excluded) == (("b", "c"), ("a", "d"), ())
 
 
 def test_the_worlds_file_and_ones_own_come_first(tmp_path):
@@ -64,7 +64,7 @@ def test_the_worlds_file_and_ones_own_come_first(tmp_path):
     own = tmp_path / "mine.json"
     own.write_text(json.dumps({"base": world["novel"], "novel": world["base"][:1]}))
     split = split_of(dataset, tmp_path, file=own)
-    assert split is not None and split.base == tuple(world["novel"]) and split.left_out == tuple(world["base"][1:])
+    assert split is not None and split.base == tuple(world["novel"]) and split.excluded == tuple(world["base"][1:])
     assert split.rule == "as mine.json says"
 
 
@@ -116,7 +116,7 @@ def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path
     own.write_text('{"base": ["sheep"], "novel": ["sofa"]}')
     (tmp_path / "annotations/instances_train2017.json").write_text("not JSON")
     split = split_of_root(tmp_path, split="train")
-    assert split is not None and (split.base, split.novel, split.left_out) == (("sheep",), ("sofa",), ())
+    assert split is not None and (split.base, split.novel, split.excluded) == (("sheep",), ("sofa",), ())
     own.write_text('{"base": ["sheep"], "novel": ["sheep"]}')
     with pytest.raises(InputError, match="'sheep' stands there twice"):
         split_of_root(tmp_path, split="train")
@@ -150,7 +150,7 @@ def test_classes_of_an_annotation_file_alone_are_in_the_order_of_its_categories(
     categories = [{"id": 2 * place + 1, "name": name} for place, name in enumerate(names)]
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     found, split = classes_of_annotations(path)
-    assert found == tuple(name for name in names if name not in OV_COCO_LEFT_OUT) and len(found) == 65
+    assert found == tuple(name for name in names if name not in OV_COCO_EXCLUDED) and len(found) == 65
     assert (found, split) == classes_of_ov_coco() and split.novel == OV_COCO_NOVEL
     (tmp_path / "novel.json").write_text(json.dumps({"base": ["cat"], "novel": ["bus"]}))
     assert classes_of_annotations(path, file=tmp_path / "novel.json")[0] == ("bus", "cat")

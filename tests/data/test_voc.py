@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from foveate.data.datasets.voc import find_voc, read_voc
-from foveate.data.strict import NOT_FINITE, OUTSIDE
+from foveate.data.validation import NOT_FINITE, OUTSIDE
 from foveate.errors import InputError
 
 OBJECT = """<object><name>{name}</name><pose>Left</pose><difficult>{difficult}</difficult>
@@ -41,15 +41,15 @@ def test_corners_from_1_become_pixels_from_0(tmp_path):
     assert record.boxes == ((0, 0, 40, 30), (4, 5, 5, 6), (1.5, 1, 9, 9))
     assert [dataset.categories[label].name for label in record.labels] == ["person", "cat", "dog"]
     assert record.crowd == (False, True, False)
-    assert len(dataset.categories) == 20 and dataset.name == "VOC2012 train" and dataset.dropped == {}
+    assert len(dataset.categories) == 20 and dataset.name == "VOC2012 train" and dataset.ignored == {}
 
 
 def test_boxes_that_cannot_be_used_are_counted(tmp_path):
     objects = thing(box=(41, 1, 50, 9)), thing(box=("nan", 1, 5, 5)), thing(box=(30, 20, 99, 99))
     dataset = read_voc(year(tmp_path, xml(*objects)), split="train")
     assert dataset.records[0].boxes == ((29, 19, 40, 30),)
-    assert {reason: one.count for reason, one in dataset.dropped.items()} == {OUTSIDE: 1, NOT_FINITE: 1}
-    assert "2007_000027.xml: object 0" in dataset.dropped[OUTSIDE].first
+    assert {reason: one.count for reason, one in dataset.ignored.items()} == {OUTSIDE: 1, NOT_FINITE: 1}
+    assert "2007_000027.xml: object 0" in dataset.ignored[OUTSIDE].first
 
 
 LAUGHS = """<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>"""

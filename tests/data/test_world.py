@@ -42,7 +42,7 @@ def test_same_seed_same_bytes_whatever_the_processes(world: Path, tmp_path: Path
 def test_the_pairs_are_shards_to_train_on(world: Path) -> None:
     dataset = open_data(world / "pairs", split="train")
     assert [record.id for record in dataset.records] == [f"pairs-000000.tar:{number:09d}" for number in range(8)]
-    assert dataset.dropped == {}
+    assert dataset.ignored == {}
     with tarfile.open(world / "pairs" / "pairs-000000.tar") as tar:
         names = [name for name in tar.getnames() if name.endswith(".jpg")]
         for record, name in zip(dataset.records, names, strict=True):
@@ -106,7 +106,7 @@ def test_coco_tools_read_it_and_masks_boxes_areas_agree(world: Path) -> None:
 
 def test_our_loaders_read_it_as_they_read_coco(world: Path) -> None:
     dataset = open_data(world, split="val", annotations="panoptic")
-    assert len(dataset.records) == 3 and not dataset.dropped
+    assert len(dataset.records) == 3 and not dataset.ignored
     assert [category.name for category in dataset.categories] == [kind.name for kind in KINDS]
     for record in dataset.records:
         segments = panoptic_segments(record, dataset.categories)

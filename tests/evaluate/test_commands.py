@@ -11,7 +11,7 @@ from rich.table import Table
 from foveate.cli.main import main
 from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.data.records import Dataset, Dropped
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.errors import InputError
 from foveate.evaluate.commands.clip import run_reference, run_regions
 from foveate.evaluate.flags import Agreement, Regions
@@ -121,7 +121,9 @@ def test_refuses(model, coco, tmp_path):
 
 
 def test_what_several_data_sets_lost_for_one_reason_is_added_up(coco, capsys):
-    one, two = (Dataset(name, (), (), {"box is small": Dropped(count, name)}) for name, count in (("a", 2), ("b", 3)))
+    one, two = (
+        Dataset(name, (), (), {"box is small": IgnoredEntries(count, name)}) for name, count in (("a", 2), ("b", 3))
+    )
     result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
     assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}
     assert "3 left out because a box is small; the first: b" in capsys.readouterr().err

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from foveate.data.records import Box
-from foveate.data.strict import fail, is_id, is_number, known_id, parse, short
+from foveate.data.validation import fail, is_id, is_number, known_id, parse, short
 
 
 @dataclass(frozen=True)
-class Boxed:
+class ImageBoxes:
     """The boxes of an image in the file's order, and the size that they are meant for [pixels], where it is stated."""
 
     boxes: tuple[Box, ...] = ()  # xyxy
@@ -28,7 +28,7 @@ class Boxed:
     width: int | None = None
 
 
-def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, Boxed]:
+def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, ImageBoxes]:
     """Read the boxes of each image, in the file's order, and hold the file to the images at hand.
 
     Args:
@@ -41,7 +41,7 @@ def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, Boxed]:
     Raises:
         InputError: as `parse_boxes`, or an image that is not at hand.
     """
-    found: dict[str, Boxed] = {}
+    found: dict[str, ImageBoxes] = {}
     known = set(images)
     for name, boxed in parse_boxes(path).items():
         if not isinstance(name, str) or name not in known:
@@ -55,7 +55,7 @@ def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, Boxed]:
     return found
 
 
-def parse_boxes(path: Path) -> dict[str | int, Boxed]:
+def parse_boxes(path: Path) -> dict[str | int, ImageBoxes]:
     """Read the boxes of each image, in the file's order, whatever images there are.
 
     Args:
@@ -75,7 +75,7 @@ def parse_boxes(path: Path) -> dict[str | int, Boxed]:
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return _read_results(path, content)
     if isinstance(content, dict) and content:
-        return {name: Boxed(_read_list(path, name, value)) for name, value in content.items()}
+        return {name: ImageBoxes(_read_list(path, name, value)) for name, value in content.items()}
     fail(
         str(path),
         "COCO's images and annotations, a list of results [{image_id, bbox, score}, ...], or an object "
@@ -84,17 +84,17 @@ def parse_boxes(path: Path) -> dict[str | int, Boxed]:
     )
 
 
-def _read_results(path: Path, content: list[Any]) -> dict[str | int, Boxed]:
+def _read_results(path: Path, content: list[Any]) -> dict[str | int, ImageBoxes]:
     found: dict[str | int, list[Box]] = {}
     for place, result in enumerate(content):
         where = f"{path}: result {place}"
         if not isinstance(result, dict) or not is_id(result.get("image_id")):
             fail(where, "an object with `image_id` and `bbox`", short(result))
         found.setdefault(result["image_id"], []).append(_read_xywh(f"{where}: bbox", result.get("bbox")))
-    return {key: Boxed(tuple(boxes)) for key, boxes in found.items()}
+    return {key: ImageBoxes(tuple(boxes)) for key, boxes in found.items()}
 
 
-def _read_coco(path: Path, content: dict[str, Any]) -> dict[str | int, Boxed]:
+def _read_coco(path: Path, content: dict[str, Any]) -> dict[str | int, ImageBoxes]:
     if not isinstance(content.get("images"), list):
         fail(str(path), "a list `images` beside `annotations`", short(content.get("images")))
     names: dict[Any, str] = {}
@@ -115,7 +115,7 @@ def _read_coco(path: Path, content: dict[str, Any]) -> dict[str | int, Boxed]:
             fail(where, "an object with `image_id` and `bbox`", short(annotation))
         name = names[known_id(where, annotation, "image_id", names)]
         found[name].append(_read_xywh(f"{where}: bbox", annotation.get("bbox")))
-    return {name: Boxed(tuple(boxes), *sizes[name]) for name, boxes in found.items()}
+    return {name: ImageBoxes(tuple(boxes), *sizes[name]) for name, boxes in found.items()}
 
 
 def _size(where: str, image: dict[str, Any]) -> tuple[int | None, int | None]:

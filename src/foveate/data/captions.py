@@ -5,7 +5,7 @@
     shards   KEY.txt beside KEY.jpg, read when it is asked for
     plain    {"file name": ["caption", ...], ...}
 
-A file that contradicts itself is refused, as `strict.py` does with annotations; a caption of nothing but blanks is left
+A file that contradicts itself is refused, as `validation.py` does with annotations; a caption of nothing but blanks is left
 out and counted, and so are those of images that are not in the data.
 Deliberately absent: nouns (`nouns.py`), languages other than what a text tower reads, cleaning of web captions.
 """
@@ -20,13 +20,23 @@ import torch
 
 from foveate.data.datasets.shards import ShardRecords, ShardTexts
 from foveate.data.layout import find_coco
-from foveate.data.records import Dataset, Dropped
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.regions import match_images
-from foveate.data.strict import check_entry, check_lists, drop, fail, field, known_id, list_images, parse, short
+from foveate.data.validation import (
+    check_entry,
+    check_lists,
+    count_ignored,
+    fail,
+    field,
+    known_id,
+    list_images,
+    parse,
+    short,
+)
 from foveate.errors import InputError
 
 BLANK = "caption is blank"
-ELSEWHERE = "image of the captions file is not in the data"
+UNKNOWN_IMAGE = "image of the captions file is not in the data"
 NO_CAPTION = "image has no caption"
 
 
@@ -73,9 +83,9 @@ def only_captioned(dataset: Dataset) -> Dataset:
     if has.all():
         return dataset
     first = dataset.records[int(np.flatnonzero(~has)[0])]
-    dropped = {**dataset.dropped, NO_CAPTION: Dropped(int((~has).sum()), str(first.id))}
+    ignored = {**dataset.ignored, NO_CAPTION: IgnoredEntries(int((~has).sum()), str(first.id))}
     places = np.flatnonzero(has)
-    return replace(dataset, records=_Part(dataset.records, places), captions=_Part(captions, places), dropped=dropped)
+    return replace(dataset, records=_Part(dataset.records, places), captions=_Part(captions, places), ignored=ignored)
 
 
 def draw_caption(captions: tuple[str, ...], *, generator: torch.Generator) -> str:
@@ -93,7 +103,7 @@ def draw_caption(captions: tuple[str, ...], *, generator: torch.Generator) -> st
     return captions[int(torch.randint(len(captions), (), generator=generator))]
 
 
-def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Dropped]]:
+def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, IgnoredEntries]]:
     """Read the captions of each image from a file.
 
     Args:
@@ -107,15 +117,15 @@ def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Dro
             file, the entry and the reason.
     """
     content = parse(path, kind="a captions", unique=True)
-    dropped: dict[str, Dropped] = {}
+    ignored: dict[str, IgnoredEntries] = {}
     is_coco = isinstance(content, dict) and "annotations" in content and not _is_list_of_texts(content["annotations"])
-    found = _read_coco(path, content, dropped) if is_coco else _read_plain(path, content, dropped)
+    found = _read_coco(path, content, ignored) if is_coco else _read_plain(path, content, ignored)
     if not any(found.values()):
         raise InputError(f"{path}: need at least one caption; there is none. Is this the right file?")
-    return found, dropped
+    return found, ignored
 
 
-def _read_coco(path: Path, content: Any, dropped: dict[str, Dropped]) -> dict[str, tuple[str, ...]]:
+def _read_coco(path: Path, content: Any, ignored: dict[str, IgnoredEntries]) -> dict[str, tuple[str, ...]]:
     check_lists(path, content, kind="a COCO captions", lists=("images", "annotations"))
     names = {key: image.name for key, image in list_images(path, content["images"]).items()}
     if len(set(names.values())) < len(names):
@@ -127,11 +137,11 @@ def _read_coco(path: Path, content: Any, dropped: dict[str, Dropped]) -> dict[st
         where = check_entry(path, entry, "annotation", seen)
         known_id(where, entry, "image_id", names)
         text = field(where, entry, "caption", str, "a text (is this an instances file?)")
-        _take(found[names[entry["image_id"]]], text, where, dropped)
+        _take(found[names[entry["image_id"]]], text, where, ignored)
     return {name: tuple(texts) for name, texts in found.items()}
 
 
-def _read_plain(path: Path, content: Any, dropped: dict[str, Dropped]) -> dict[str, tuple[str, ...]]:
+def _read_plain(path: Path, content: Any, ignored: dict[str, IgnoredEntries]) -> dict[str, tuple[str, ...]]:
     need = '{"file name": ["caption", ...], ...}, or COCO\'s images and annotations'
     if not isinstance(content, dict) or not content:
         fail(str(path), need, short(content))
@@ -142,7 +152,7 @@ def _read_plain(path: Path, content: Any, dropped: dict[str, Dropped]) -> dict[s
             fail(where, "a list of texts", short(texts))
         found[name] = []
         for text in texts:
-            _take(found[name], text, where, dropped)
+            _take(found[name], text, where, ignored)
     return {name: tuple(texts) for name, texts in found.items()}
 
 
@@ -151,18 +161,18 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
-def _take(texts: list[str], text: str, where: str, dropped: dict[str, Dropped]) -> None:
+def _take(texts: list[str], text: str, where: str, ignored: dict[str, IgnoredEntries]) -> None:
     if text.strip():
         texts.append(text.strip())
     else:
-        drop(dropped, BLANK, where)
+        count_ignored(ignored, BLANK, where)
 
 
 def _from_file(dataset: Dataset, path: Path) -> Dataset:
     """Bring the captions of a file to the places of the images they are about."""
     found, more = read_captions(path)
-    dropped = {**dataset.dropped, **more}
-    matched = match_images(found, dataset.records, path, dropped, elsewhere=ELSEWHERE)
+    ignored = {**dataset.ignored, **more}
+    matched = match_images(found, dataset.records, path, ignored, reason=UNKNOWN_IMAGE)
     taken = {index: found[name] for index, name in matched.items()}
     if not any(taken.values()):
         raise InputError(
@@ -171,7 +181,7 @@ def _from_file(dataset: Dataset, path: Path) -> Dataset:
             "Is it about another split or data set?"
         )
     captions = tuple(taken.get(place, ()) for place in range(len(dataset.records)))
-    return replace(dataset, captions=captions, dropped=dropped)
+    return replace(dataset, captions=captions, ignored=ignored)
 
 
 Item = TypeVar("Item")

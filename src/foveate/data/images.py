@@ -128,7 +128,7 @@ def read_values(
     return torch.from_numpy(values)
 
 
-def stated_size(path: Path | str) -> tuple[int, int]:
+def header_size(path: Path | str) -> tuple[int, int]:
     """Read (height, width) [pixels] from the header of a map, without decoding it.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from foveate.data.datasets.voc import NAMES
 from foveate.data.names import DataKind
-from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from foveate.data.splits import OV_COCO_EXCLUDED, OV_COCO_NOVEL
 from foveate.types import Category
 
 TITLES: dict[DataKind, str] = {
@@ -36,7 +36,7 @@ def kind_of(categories: Sequence[Category]) -> DataKind:
     names, things = {one.name for one in categories}, sum(one.is_thing for one in categories)
     if any(one.frequency is not None for one in categories):
         return "lvis"
-    if things == len(categories) == 80 and names >= {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT}:
+    if things == len(categories) == 80 and names >= {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED}:
         return "coco"
     if (len(categories), things) == (133, 80):
         return "coco-panoptic"

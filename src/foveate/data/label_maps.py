@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foveate.data.datasets import ade, stuff
+from foveate.data.datasets import ade, coco_stuff
 from foveate.data.datasets.context import read_context, read_context_labels
 from foveate.data.datasets.voc import NAMES, Background, find_years, only_year, read_voc_maps
 from foveate.data.flags import LabelMapFlags
-from foveate.data.labels import Labels, compared, labels_of, read_labels, read_object_info
+from foveate.data.labels import Labels, labels_of, normalise_name, read_labels, read_object_info
 from foveate.data.names import SemanticKind
 from foveate.data.semantic import LIST, PREPARED, SemanticData, from_panoptic, is_prepared, with_labels
 from foveate.data.sources import open_panoptic
@@ -36,7 +36,7 @@ VOC: tuple[SemanticKind, ...] = ("voc20", "voc20b", "voc21")
 CONTEXT: tuple[SemanticKind, ...] = ("context59", "context459")
 
 
-def open_truth_maps(
+def open_label_maps(
     config: LabelMapFlags, *, split: str, with_images: bool = True, root: Path | None = None
 ) -> SemanticData:
     """Open the images of a split with all their classes; without `with_images` these need not exist.
@@ -106,8 +106,8 @@ def open_semantic(
             return _open_segments(root, split, labels, with_images)
         case "stuff":
             places = [root / LIST, root / "annotations" / LIST]
-            chosen = _choose(kind, labels, places, lambda path: stuff.read_stuff_labels(path, repeated="keep"))
-            return stuff.read_stuff(root, split=split, labels=chosen, maps=maps, with_images=with_images)
+            chosen = _choose(kind, labels, places, lambda path: coco_stuff.read_stuff_labels(path, repeated="keep"))
+            return coco_stuff.read_stuff(root, split=split, labels=chosen, maps=maps, with_images=with_images)
         case "ade150":
             chosen = _choose(kind, labels, [root / OBJECT_INFO], _read_any)
             return ade.read_ade150(root, split=split, labels=chosen, maps=maps, with_images=with_images)
@@ -249,7 +249,7 @@ def _candidates(root: Path, split: str, maps: Path | None, with_images: bool) ->
     found: list[SemanticKind] = []
     if (root / "annotations" / f"panoptic_{split}2017.json").is_file():
         found.append("panoptic")
-    if any((root / home / f"{split}2017").is_dir() for home in stuff.HOMES):
+    if any((root / home / f"{split}2017").is_dir() for home in coco_stuff.HOMES):
         found.append("stuff")
     folder = ade.SPLITS.get(split, split)
     has_maps = any((root / one / folder).is_dir() for one in ("annotations", PREPARED))
@@ -311,12 +311,12 @@ def _read_any(path: Path) -> Labels:
 
 def _check_order(labels: Labels, own: Labels, *, path: Path, own_name: str) -> None:
     """Refuse a list that numbers the classes otherwise: half of them have the words of others, and not their own."""
-    words = {number: {*map(compared, one)} for number, one in zip(own.ids, own.classes, strict=True)}
+    words = {number: {*map(normalise_name, one)} for number, one in zip(own.ids, own.classes, strict=True)}
     known = {word for one in words.values() for word in one}
     moved = [
         f"{number} is {one[0]!r}, not {min(words[number])!r}"
         for number, one in zip(labels.ids, labels.classes, strict=True)
-        if number in words and not words[number] & {*map(compared, one)} and known & {*map(compared, one)}
+        if number in words and not words[number] & {*map(normalise_name, one)} and known & {*map(normalise_name, one)}
     ]
     if 2 * len(moved) > len(labels.ids):
         raise InputError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from foveate.data.strict import fail, read_text, short
+from foveate.data.validation import fail, read_text, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
 from foveate.types import Category
@@ -171,7 +171,7 @@ def labels_of(categories: Sequence[Category]) -> Labels:
     )
 
 
-def compared(word: str) -> str:
+def normalise_name(word: str) -> str:
     """A word as it is compared with others."""
     return " ".join(word.replace("_", " ").lower().split())
 
@@ -204,7 +204,7 @@ def _checked(source: str, rows: list[tuple[str, int, list[str]]], *, repeated: R
         ids.add(number)
         kept: dict[str, str] = {}
         for word in (one.strip() for one in words):
-            key = compared(word)
+            key = normalise_name(word)
             if not key:
                 fail(here, "a word in each place", f"an empty one among {short(words)}")
             first = owner.setdefault(key, place)

@@ -24,11 +24,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from foveate.data.captions import draw_caption
 from foveate.data.images import ImageError
-from foveate.data.outlines import decode_outlines
+from foveate.data.instance_masks import decode_masks
 from foveate.data.panoptic import panoptic_segments
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.regions import corner_box, note_boxless, sample_proposals
-from foveate.data.semantic import SemanticData, read_both
+from foveate.data.semantic import SemanticData, read_image_and_labels
 from foveate.errors import InputError
 from foveate.ops.grid import grid_pairs, sample_grid
 from foveate.types import BadSample, Batch, LabelMap, Sample, Segments
@@ -205,16 +205,16 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 
         Args:
             dataset: from `read_panoptic`; without masks also from `read_instances`.
-            masks: of the panoptic PNG, or of the records' outlines. False: masks are (N, 0, 0) and nothing is decoded;
+            masks: of the panoptic PNG, or of the records' masks. False: masks are (N, 0, 0) and nothing is decoded;
                 stuff boxes are then the annotation's.
 
         Raises:
-            InputError: masks asked of a data set without panoptic annotations or outlines.
+            InputError: masks asked of a data set without panoptic annotations or masks.
         """
-        if masks and any(one.panoptic is None and len(one.outlines) < len(one.boxes) for one in dataset.records):
+        if masks and any(one.panoptic is None and len(one.masks) < len(one.boxes) for one in dataset.records):
             raise InputError(
                 f"{dataset.name}: masks need panoptic annotations or objects with masks; these have none. Read the "
-                "panoptic file instead, or the outlines."
+                "panoptic file instead, or the masks."
             )
         self.dataset, self.masks = dataset, masks
 
@@ -235,7 +235,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
         things = [self.dataset.categories[label].is_thing for label in record.labels]
         masks = torch.zeros(len(record.boxes), 0, 0, dtype=torch.bool)
         if self.masks and record.size is not None:
-            masks = decode_outlines(record.outlines, height=record.size[0], width=record.size[1])
+            masks = decode_masks(record.masks, height=record.size[0], width=record.size[1])
         return Segments(
             boxes=torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
             masks=masks,
@@ -257,7 +257,7 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
         """Read the image of an index, or of an (epoch, index): the same in every epoch."""
         record = self.dataset.records[place if isinstance(place, int) else place[1]]
         try:
-            image, label_map = read_both(record, self.data)
+            image, label_map = read_image_and_labels(record, self.data)
         except ImageError as error:
             return BadSample(str(record.id), str(error))
         return Sample(str(record.id), image, torch.zeros(0, 4), label_map=label_map)
@@ -267,7 +267,7 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedBatch:
     """A batch on its way from a worker: all images in one tensor and all boxes in another.
 
     A tensor that travels costs a shared file and an open descriptor each, of which a process may have 1,024: 8 workers
@@ -285,7 +285,7 @@ class Packed:
     boxless: list[bool]
     bad: list[BadSample]
 
-    def pin_memory(self) -> "Packed":
+    def pin_memory(self) -> "PackedBatch":
         """The same batch with its images and boxes in page-locked memory; what a DataLoader calls."""
         return replace(self, images=self.images.pin_memory(), boxes=self.boxes.pin_memory())
 
@@ -302,12 +302,12 @@ class Packed:
         return Batch(samples, self.bad)
 
 
-def pack(items: Sequence[Sample | BadSample]) -> Packed:
+def pack(items: Sequence[Sample | BadSample]) -> PackedBatch:
     """Put the good samples of a step beside the bad ones, each in order; nothing is padded or replaced."""
     good = [item for item in items if isinstance(item, Sample)]
     maps = [sample.label_map.labels.short().flatten() for sample in good if sample.label_map is not None]
     assert len(maps) in (0, len(good)), f"{len(maps)} of {len(good)} samples with label maps"
-    return Packed(
+    return PackedBatch(
         ids=[sample.id for sample in good],
         shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in good],
         counts=[len(sample.boxes) for sample in good],
@@ -325,7 +325,7 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
 class BatchLoader:
     """Iterates over batches, and stops where the images, or too many of them, cannot be used."""
 
-    loader: DataLoader[Packed]
+    loader: DataLoader[PackedBatch]
     strict: bool
     name: str
 

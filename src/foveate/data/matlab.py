@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from foveate.data.strict import fail
+from foveate.data.validation import fail
 
 MAX_BYTES = 50_000_000  # of the elements of a file, uncompressed
 MATRIX, COMPRESSED = 14, 15

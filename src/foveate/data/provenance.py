@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate.data.strict import parse, short
+from foveate.data.validation import parse, short
 from foveate.errors import InputError, listed
 
 

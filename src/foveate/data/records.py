@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from foveate.data.images import read_image, stated_size
+from foveate.data.images import header_size, read_image
 from foveate.types import Category
 
 Box = tuple[float, float, float, float]
@@ -39,7 +39,7 @@ class Record:
     crowd: tuple[bool, ...] = ()
     segment_ids: tuple[int, ...] = ()  # panoptic only: the colour R + 256 G + 65536 B in the PNG
     panoptic: Path | None = None  # the PNG that holds the masks
-    outlines: tuple[bytes, ...] = ()  # compressed run lengths, see `outlines.py`; only where they were asked for
+    masks: tuple[bytes, ...] = ()  # compressed run lengths, see `instance_masks.py`; only where they were asked for
     member: Member | None = None  # where the image lies in the file at `path`; None: it is the whole file
     semantic: Path | None = None  # the file with the class of each pixel, see `semantic.py`
 
@@ -50,14 +50,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class IgnoredEntries:
     """How much of an annotation file was left out for one reason, and where it happened first."""
 
     count: int
     first: str  # file and entry
 
-    def __add__(self, other: "Dropped") -> "Dropped":
-        return Dropped(self.count + other.count, self.first)
+    def __add__(self, other: "IgnoredEntries") -> "IgnoredEntries":
+        return IgnoredEntries(self.count + other.count, self.first)
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Dataset:
     name: str
     categories: tuple[Category, ...]
     records: Sequence[Record]  # a tuple; of tar shards a view that makes them when asked, millions fit in memory
-    dropped: dict[str, Dropped]
+    ignored: dict[str, IgnoredEntries]
     notes: tuple[str, ...] = ()  # what else the user must be told
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
     file: Path | None = None  # the COCO, LVIS or Objects365 file of these boxes and categories; None: there is none
 
-    def dropped_lines(self) -> list[str]:
+    def ignored_lines(self) -> list[str]:
         """What was left out when the data was read, and the notes, for the user, one line each."""
         lines = [
-            f"{one.count} left out because a {reason}; the first: {one.first}" for reason, one in self.dropped.items()
+            f"{one.count} left out because a {reason}; the first: {one.first}" for reason, one in self.ignored.items()
         ]
         return [*lines, *self.notes]
 
@@ -91,7 +91,7 @@ def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:
     if record.member is None:
         size = record.size
         if size is None and record.semantic is not None:
-            size = stated_size(record.semantic)
+            size = header_size(record.semantic)
         return read_image(record.path, expected_size=size)
     part = (record.member.offset, record.member.size)
     return read_image(record.path, expected_size=record.size, part=part, name=f"{record.path}:{record.member.key}")

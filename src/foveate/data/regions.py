@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.data.boxes import Boxed, parse_boxes
-from foveate.data.records import Box, Dataset, Dropped, Record
-from foveate.data.strict import OUTSIDE, TINY, clip_box, drop
+from foveate.data.boxes import ImageBoxes, parse_boxes
+from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.validation import OUTSIDE, TINY, clip_box, count_ignored
 from foveate.errors import InputError
 
 Name = TypeVar("Name", bound=str | int)
 SMALLEST_AREA, LARGEST_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the image squared]
-ELSEWHERE = "image of the boxes file is not in the data"
+UNKNOWN_IMAGE = "image of the boxes file is not in the data"
 
 
 def sample_proposals(
@@ -73,10 +73,10 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
     Raises:
         InputError: the file is not one of these, is about none of the images, or states another size than the data.
     """
-    found, dropped = parse_boxes(path), dict(dataset.dropped)
-    matched = match_images(found, dataset.records, path, dropped, elsewhere=ELSEWHERE)
+    found, ignored = parse_boxes(path), dict(dataset.ignored)
+    matched = match_images(found, dataset.records, path, ignored, reason=UNKNOWN_IMAGE)
     taken = {
-        index: _boxed_record(dataset.records[index], found[name], f"{path}: image {name!r}", dropped)
+        index: _boxed_record(dataset.records[index], found[name], f"{path}: image {name!r}", ignored)
         for index, name in matched.items()
     }
     if not taken:
@@ -94,7 +94,7 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
         taken[place] if place in taken else replace(record, boxes=(), labels=(), crowd=())
         for place, record in enumerate(dataset.records)
     )
-    return replace(dataset, records=records, dropped=dropped)
+    return replace(dataset, records=records, ignored=ignored)
 
 
 def note_boxless(dataset: Dataset) -> Dataset:
@@ -121,7 +121,7 @@ def _is_usable(box: Box) -> bool:
     return width >= 1 and height >= 1 and SMALLEST_AREA <= width * height <= LARGEST_AREA
 
 
-def _boxed_record(record: Record, boxed: Boxed, where: str, dropped: dict[str, Dropped]) -> Record:
+def _boxed_record(record: Record, boxed: ImageBoxes, where: str, ignored: dict[str, IgnoredEntries]) -> Record:
     """A record with the boxes that it can use."""
     stated = None if boxed.height is None or boxed.width is None else (boxed.height, boxed.width)
     if stated is not None and record.size is not None and stated != record.size:
@@ -134,7 +134,7 @@ def _boxed_record(record: Record, boxed: Boxed, where: str, dropped: dict[str, D
     for box in boxed.boxes:
         usable = _without_size(box) if size is None else clip_box(box, height=size[0], width=size[1])
         if isinstance(usable, str):
-            drop(dropped, usable, where)
+            count_ignored(ignored, usable, where)
         else:
             kept.append(usable)
     height, width = size or (None, None)
@@ -149,7 +149,7 @@ def _without_size(box: Box) -> Box | str:
     return TINY if x2 - x1 < 1 or y2 - y1 < 1 else (x1, y1, x2, y2)
 
 
-def places_of(records: Sequence[Record]) -> dict[str | int, int]:
+def index_by_name(records: Sequence[Record]) -> dict[str | int, int]:
     """Every way to call an image -> its place; what would call two images calls none."""
     places: dict[str | int, int] = {}
     counts: Counter[str | int] = Counter()
@@ -168,7 +168,7 @@ def places_of(records: Sequence[Record]) -> dict[str | int, int]:
 
 
 def match_images(
-    names: Iterable[Name], records: Sequence[Record], path: Path, dropped: dict[str, Dropped], *, elsewhere: str
+    names: Iterable[Name], records: Sequence[Record], path: Path, ignored: dict[str, IgnoredEntries], *, reason: str
 ) -> dict[int, Name]:
     """Find which image of the data each entry of a file is about.
 
@@ -176,8 +176,8 @@ def match_images(
         names: what the file calls its images.
         records: of the data.
         path: of the file, for messages.
-        dropped: receives the entries that are about no image of the data.
-        elsewhere: the reason that they are counted under.
+        ignored: receives the entries that are about no image of the data.
+        reason: the reason that they are counted under.
 
     Returns:
         The index of a record -> the name of its entry.
@@ -185,11 +185,11 @@ def match_images(
     Raises:
         InputError: two entries are about one image.
     """
-    places, matched = places_of(records), {}
+    places, matched = index_by_name(records), {}
     for name in names:
-        index, where = find_place(places, name), f"{path}: image {name!r}"
+        index, where = find_index(places, name), f"{path}: image {name!r}"
         if index is None:
-            drop(dropped, elsewhere, where)
+            count_ignored(ignored, reason, where)
         elif index in matched:
             raise InputError(f"{where}: need every image once; it is {records[index].id}, as another one is.")
         else:
@@ -197,7 +197,7 @@ def match_images(
     return matched
 
 
-def find_place(places: dict[str | int, int], name: str | int) -> int | None:
+def find_index(places: dict[str | int, int], name: str | int) -> int | None:
     """The image that a file means: by its whole name, else by the name without suffix (shards' keys)."""
     if name in places or isinstance(name, int):
         return places.get(name)

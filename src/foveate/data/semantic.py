@@ -39,7 +39,7 @@ TOLD = 3
 class Coding:
     """What the numbers in a data set's maps mean."""
 
-    places: Mapping[int, int]  # number -> place in the vocabulary, -1: no class
+    labels: Mapping[int, int]  # number -> label, -1: no class
     bits: int  # of a number: 8 or 16
 
 
@@ -86,39 +86,39 @@ def from_panoptic(dataset: Dataset) -> SemanticData:
     return SemanticData(dataset, None)
 
 
-def read_truth(record: Record, data: SemanticData) -> LabelMap:
+def read_label_map(record: Record, data: SemanticData) -> LabelMap:
     """Read the classes of an image's pixels; of the image itself only the header, for its size, where it is there.
 
     Raises:
         ImageError: a file is missing or damaged, the map is not of the image's size, has other bits than the data
             set's maps, or a number that means nothing there; names the file, the number and a pixel.
     """
-    found = read_map(record, data)
+    found = decode_label_map(record, data)
     if data.has_images and data.coding is not None and record.size is None and record.member is None:
         height, width = found.labels.shape
         check_size(record.path, (height, width))
     return found
 
 
-def read_map(record: Record, data: SemanticData) -> LabelMap:
+def decode_label_map(record: Record, data: SemanticData) -> LabelMap:
     """Read the classes of an image's pixels without a look at the image, which may be one that cannot be read.
 
     Raises:
-        ImageError: as `read_truth`, but for the image's size.
+        ImageError: as `read_label_map`, but for the image's size.
     """
     if data.coding is None:
         return flatten(read_panoptic_map(record, data.dataset.categories))
     return _decode(record, data.coding)
 
 
-def read_both(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
+def read_image_and_labels(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
     """Read an image and the classes of its pixels; EXIF rotation is applied where that makes the sizes equal.
 
     Raises:
-        ImageError: as `read_truth`, or the image cannot be used.
+        ImageError: as `read_label_map`, or the image cannot be used.
     """
     if data.coding is None:
-        return read_record(record), read_truth(record, data)
+        return read_record(record), read_label_map(record, data)
     found = _decode(record, data.coding)
     height, width = found.labels.shape
     return read_image(record.path, expected_size=(height, width)), found
@@ -262,12 +262,12 @@ def _decode(record: Record, coding: Coding) -> LabelMap:
     assert record.semantic is not None, f"{record.id}: not a record of a semantic data set"
     values = read_values(record.semantic, bits=coding.bits, expected_size=record.size)  # (H, W)
     table = torch.full((2**coding.bits,), UNKNOWN, dtype=torch.int64)
-    table[torch.tensor(list(coding.places), dtype=torch.int64)] = torch.tensor(list(coding.places.values()))
+    table[torch.tensor(list(coding.labels), dtype=torch.int64)] = torch.tensor(list(coding.labels.values()))
     labels = table[values]  # (H, W)
     wrong = (labels == UNKNOWN).nonzero()  # (pixels, 2)
     if len(wrong):
         row, column = wrong[0].tolist()
-        count = len(set(coding.places.values()) - {NONE})
+        count = len(set(coding.labels.values()) - {NONE})
         raise ImageError(
             f"{record.semantic}: need numbers of the data set's {count} classes, or of none; got "
             f"{int(values[row, column])} in row {row}, column {column}, {len(wrong)} such pixels in all. Is this the "
@@ -318,8 +318,8 @@ def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
     )
     if data.coding is None:
         return replace(data, dataset=replace(chosen, records=tuple(_only(one, places) for one in dataset.records)))
-    numbers = {number: places.get(place, NONE) for number, place in data.coding.places.items()}
-    return replace(data, dataset=chosen, coding=replace(data.coding, places=numbers))
+    numbers = {number: places.get(place, NONE) for number, place in data.coding.labels.items()}
+    return replace(data, dataset=chosen, coding=replace(data.coding, labels=numbers))
 
 
 def _only(record: Record, places: Mapping[int, int]) -> Record:

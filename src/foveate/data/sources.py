@@ -24,14 +24,14 @@ from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.images import SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
 from foveate.data.records import Dataset
-from foveate.data.strict import list_categories, load, short
+from foveate.data.validation import list_categories, load, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
 from foveate.types import Category
 
 ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
-Kind = Literal["instances", "outlines", "panoptic", "none"]
+Kind = Literal["instances", "masks", "panoptic", "none"]
 
 
 def open_data(
@@ -49,7 +49,7 @@ def open_data(
         path: a folder, a tar file, or a pattern of shards.
         split: "train", "val" or "test" ("trainval" for VOC); folders of images and shards have none, there it is not
             looked at.
-        annotations: what to read of annotated data; "outlines" are instances with their masks, of COCO and LVIS alone;
+        annotations: what to read of annotated data; "masks" are instances with their masks, of COCO and LVIS alone;
             "panoptic" is COCO's alone; "none" lists the images of the split
             (ids are their names in the split's folder), whatever the annotations are.
         annotation_file: read this file instead of the one that lies in the standard place; its content says whether it
@@ -69,7 +69,7 @@ def open_data(
             raise InputError(f"{path}: need a folder of annotated images; these are tar shards, which have no boxes.")
         if annotation_file is None:
             return _open_coco_panoptic(path, split, with_images=True)
-        return _open_annotated(path, annotation_file, split, outlines=annotations == "outlines")
+        return _open_annotated(path, annotation_file, split, with_masks=annotations == "masks")
     if shards:
         name = path.name if path.is_dir() else str(path)
         return read_shards(shards, name=name, cache=cache, progress=progress)
@@ -83,8 +83,8 @@ def open_data(
         case ["COCO"] if annotations == "none":
             return read_folder(find_images(path, split))
         case ["COCO"]:
-            return _open_coco(path, split, outlines=annotations == "outlines")
-        case [other] if annotations == "outlines":
+            return _open_coco(path, split, with_masks=annotations == "masks")
+        case [other] if annotations == "masks":
             raise InputError(f"{path}: need masks of objects, as COCO and LVIS have; this is {other}.")
         case ["Pascal VOC"]:
             return read_voc(only_year(path, find_voc(path)), split=split, boxes=annotations == "instances")
@@ -154,7 +154,7 @@ def _separate_synonyms(category: Category) -> Category:
 def _read_annotations(file: Path) -> Dataset:
     content = load(file, kind="an annotation")
     dataset = list_things(file, content, None, categories=file_categories(file, content), name_of=_any_name)
-    return replace(dataset, dropped={})  # measures take the file's own boxes, see `evaluate.ground_truth`
+    return replace(dataset, ignored={})  # measures take the file's own boxes, see `evaluate.ground_truth`
 
 
 def _any_name(where: str, entry: dict[str, Any]) -> str:
@@ -188,35 +188,35 @@ def _recognise(root: Path, split: str) -> list[str]:
     return [name for name, there in found.items() if there]
 
 
-def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
+def _open_coco(root: Path, split: str, *, with_masks: bool) -> Dataset:
     """The boxes of a COCO root: its instances, or LVIS's where only they are there."""
     instances, lvis = box_files(root, split)
     if lvis.is_file():
         if instances.is_file():
             raise InputError(f"{root}: holds {instances} and {lvis}. Say which with --annotations.")
-        return read_lvis(lvis, root, outlines=outlines)
+        return read_lvis(lvis, root, with_masks=with_masks)
     files = find_coco(root, split)
     if files.instances is None:
         raise InputError(f"{root}: need {instances}; it is not there. To use only the images, name {files.images}.")
     content = load(files.instances, kind="a COCO instances")
     if is_lvis(content):
-        return list_lvis(files.instances, content, root, outlines=outlines)
+        return list_lvis(files.instances, content, root, with_masks=with_masks)
     categories = list_categories(files.instances, content["categories"])
-    return list_things(files.instances, content, files.images, categories=categories, outlines=outlines)
+    return list_things(files.instances, content, files.images, categories=categories, with_masks=with_masks)
 
 
-def _open_annotated(root: Path, file: Path, split: str, *, outlines: bool) -> Dataset:
+def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> Dataset:
     """Read the file that the user named, by what it holds."""
     content = load(file, kind="an annotation")
     if is_lvis(content):
-        return list_lvis(file, content, root, outlines=outlines)
+        return list_lvis(file, content, root, with_masks=with_masks)
     if is_objects365(content):
-        if outlines:
+        if with_masks:
             raise InputError(f"--annotations {file}: need masks of objects; Objects365 has none.")
         return list_objects365(file, content, root, split=split)
     categories = list_categories(file, content["categories"])
     folder = _folder_of(content, root, split)
-    return list_things(file, content, folder, categories=categories, outlines=outlines)
+    return list_things(file, content, folder, categories=categories, with_masks=with_masks)
 
 
 def _folder_of(content: dict[str, Any], root: Path, split: str) -> Path:

@@ -17,7 +17,7 @@ from foveate.data.datasets.lvis import file_categories, list_lvis_categories
 from foveate.data.fetch import is_pattern
 from foveate.data.layout import box_files
 from foveate.data.records import Dataset, Record
-from foveate.data.strict import list_categories, load, parse, short
+from foveate.data.validation import list_categories, load, parse, short
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -28,7 +28,7 @@ OV_COCO_NOVEL = (
     *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup"),
     *("knife", "cake", "couch", "keyboard", "sink", "scissors"),
 )
-OV_COCO_LEFT_OUT = (
+OV_COCO_EXCLUDED = (
     *("traffic light", "fire hydrant", "stop sign", "parking meter", "sports ball", "baseball bat", "baseball glove"),
     *("tennis racket", "wine glass", "hot dog", "potted plant", "dining table", "cell phone", "teddy bear"),
     "hair drier",
@@ -41,7 +41,7 @@ class BaseNovel:
 
     base: tuple[str, ...]  # boxes may be learned from these
     novel: tuple[str, ...]  # never seen in training, asked for in the end
-    left_out: tuple[str, ...]  # neither learned from nor asked for
+    excluded: tuple[str, ...]  # neither learned from nor asked for
     rule: str  # where this comes from, for people
 
 
@@ -83,9 +83,9 @@ def split_semantic(dataset: Dataset, root: Path | str, *, file: Path | None = No
     if file is None:
         return None
     found = read_split(file, dataset.categories)
-    stuff = tuple(one.name for one in dataset.categories if not one.is_thing and one.name in found.left_out)
-    left_out = tuple(name for name in found.left_out if name not in stuff)
-    return BaseNovel((*found.base, *stuff), found.novel, left_out, f"{found.rule}; {len(stuff)} of stuff are base")
+    stuff = tuple(one.name for one in dataset.categories if not one.is_thing and one.name in found.excluded)
+    excluded = tuple(name for name in found.excluded if name not in stuff)
+    return BaseNovel((*found.base, *stuff), found.novel, excluded, f"{found.rule}; {len(stuff)} of stuff are base")
 
 
 def split_of_root(root: Path | str, *, split: str, annotations: Path | None = None) -> BaseNovel | None:
@@ -132,7 +132,7 @@ def classes_of_annotations(path: Path, *, file: Path | None = None) -> tuple[tup
     categories = (list_lvis_categories if has_frequency else list_categories)(path, entries)
     names = tuple(category.name for category in categories)
     split = _decide(categories, path.parent.parent, file) or BaseNovel(names, (), (), "all categories")
-    return tuple(name for name in names if name not in split.left_out), split
+    return tuple(name for name in names if name not in split.excluded), split
 
 
 def classes_of_ov_coco() -> tuple[tuple[str, ...], BaseNovel]:
@@ -142,7 +142,7 @@ def classes_of_ov_coco() -> tuple[tuple[str, ...], BaseNovel]:
     listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     names = [name for name in listed if name not in ("__background__", "N/A")]
     split = _ov_coco([Category(number, name, True) for number, name in enumerate(names, start=1)])
-    return tuple(name for name in names if name not in split.left_out), split
+    return tuple(name for name in names if name not in split.excluded), split
 
 
 def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
@@ -238,7 +238,7 @@ def _keep(record: Record, labels: Sequence[int], wanted: Sequence[bool]) -> Reco
         boxes=tuple(record.boxes[place] for place in places),
         labels=tuple(labels[place] for place in places),
         crowd=tuple(record.crowd[place] for place in places),
-        outlines=tuple(record.outlines[place] for place in places) if record.outlines else (),
+        masks=tuple(record.masks[place] for place in places) if record.masks else (),
     )
 
 
@@ -255,14 +255,14 @@ def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> Ba
         novel = tuple(category.name for category in categories if category.frequency == "r")
         return BaseNovel(_others(categories, rare), novel, (), "LVIS: rare categories are novel")
     names = {category.name for category in categories}
-    if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT}:
+    if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED}:
         return _ov_coco(categories)
     return None
 
 
 def _ov_coco(categories: Sequence[Category]) -> BaseNovel:
-    base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT})
-    return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_LEFT_OUT, "OV-COCO: 48 base, 17 novel, 15 left out")
+    base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED})
+    return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_EXCLUDED, "OV-COCO: 48 base, 17 novel, 15 left out")
 
 
 def _annotations_of(root: Path, split: str) -> Path | None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from foveate.data.records import Dataset, Dropped, Record
-from foveate.data.strict import drop, fail, parse, short
+from foveate.data.records import Dataset, IgnoredEntries, Record
+from foveate.data.validation import count_ignored, fail, parse, short
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -23,7 +23,7 @@ from foveate.ops.paste import boxes_of_rle, fault_of_rle
 from foveate.types import Detections
 
 MAX_FLOAT = 1e30  # of a number that float32 is to hold
-UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `Dropped` is reported
+UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `IgnoredEntries` is reported
 UNKNOWN_CATEGORY = "result is of a category that is not measured"
 
 
@@ -95,7 +95,7 @@ def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) ->
 
 
 def read_results(
-    path: Path, dataset: Dataset, *, vocabulary: Sequence[str], skipped: dict[str, Dropped] | None = None
+    path: Path, dataset: Dataset, *, vocabulary: Sequence[str], skipped: dict[str, IgnoredEntries] | None = None
 ) -> list[tuple[str, Detections]]:
     """Read a file of results; the inverse of `write_results`.
 
@@ -130,7 +130,7 @@ def read_results(
             record, label = records[entry["image_id"]], labels[entry["category_id"]]
             found[record.id].append(_read(where, entry, record, label, masks=masks))
         elif skipped is not None:
-            drop(skipped, reason, where)
+            count_ignored(skipped, reason, where)
         else:
             _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
             _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")

@@ -148,7 +148,7 @@ def evaluate_panoptic(found: Iterable[tuple[str, PanopticMap]], dataset: Dataset
         tally.add(truth, PanopticMap(torch.zeros_like(truth.ids), ()), key=key)
     return {
         "data": dataset.name,
-        "notes": dataset.dropped_lines(),
+        "notes": dataset.ignored_lines(),
         "images": len(dataset.records),
         "images_without_result": {"count": len(missing), "first": list(missing)[:MAX_LISTED]},
         **tally.measure(dataset.categories),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.data.semantic import NONE, SemanticData, read_map, read_truth
+from foveate.data.semantic import NONE, SemanticData, read_label_map, read_map
 from foveate.errors import InputError
 from foveate.evaluate.score import mean_percent, percent
 from foveate.types import LabelMap
@@ -138,14 +138,14 @@ def evaluate_semantic(
         if record is None:
             raise InputError(f"image {key}: need predictions of each image of {data.dataset.name} once; it is not "
                              "among them, or came twice.")  # fmt: skip
-        confusion.add(read_truth(record, data), _merged(prediction, table, key), key=key)
+        confusion.add(read_label_map(record, data), _merged(prediction, table, key), key=key)
     # all pixels of an image without a prediction are missed; the image itself may be one that cannot be read
     for key, record in missing.items():
         truth = read_map(record, data)
         confusion.add(truth, LabelMap(torch.full_like(truth.labels, NONE)), key=key)
     return {
         "data": data.dataset.name,
-        "notes": data.dataset.dropped_lines(),
+        "notes": data.dataset.ignored_lines(),
         "images": len(data.dataset.records),
         "images_without_result": {"count": len(missing), "first": list(missing)[:MAX_LISTED]},
         **confusion.measure(names, seen=seen),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.data.images import check_inside, read_image
-from foveate.data.labels import Labels, compared
+from foveate.data.labels import Labels, normalise_name
 from foveate.data.semantic import (
     NONE,
     PREPARED,
@@ -29,7 +29,7 @@ from foveate.data.semantic import (
     start_maps,
     write_maps,
 )
-from foveate.data.strict import fail, short
+from foveate.data.validation import fail, short
 from foveate.errors import InputError
 from foveate.progress import image_bar
 
@@ -126,7 +126,7 @@ def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
     if not both:
         raise InputError(f"{root}: need objects that occur in both splits; there are none.")
     names = [found["train"][number].split(",") for number in both]
-    words = [{compared(one): one.strip() for one in name if one.strip()} for name in names]
+    words = [{normalise_name(one): one.strip() for one in name if one.strip()} for name in names]
     return Labels(tuple(both), tuple(tuple(one.values()) for one in words))
 
 

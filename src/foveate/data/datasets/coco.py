@@ -1,7 +1,7 @@
 """COCO annotation files -> records: things with boxes, and panoptic segments.
 
 The same reader serves training, evaluation (the regions of Fig. 2 and 3) and the rendered world; what it holds a file
-to is in `strict.py`, and LVIS and Objects365, whose boxes are written the same way, use `list_things`.
+to is in `validation.py`, and LVIS and Objects365, whose boxes are written the same way, use `list_things`.
 Deliberately absent: captions, and where the files of a split lie (`layout.py`).
 """
 
@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.data.outlines import outline_of
-from foveate.data.records import Box, Dataset, Dropped, Record
-from foveate.data.strict import (
+from foveate.data.instance_masks import encode_mask
+from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.validation import (
     Listed,
     box_of,
     check_entry,
-    drop,
+    count_ignored,
     fail,
     field,
     file_name,
@@ -34,13 +34,13 @@ UNANNOTATED = "image has no panoptic annotation"
 LARGEST_COLOUR = 2**24 - 1  # a panoptic id is the 24 bits of one colour; 0 is unlabelled
 
 
-def read_instances(json_path: Path | str, image_folder: Path | str, *, outlines: bool = False) -> Dataset:
+def read_instances(json_path: Path | str, image_folder: Path | str, *, with_masks: bool = False) -> Dataset:
     """Read a COCO instances file: images with the boxes of things.
 
     Args:
         json_path: the annotation file; xywh boxes, pixels of the image.
         image_folder: what its file names are relative to.
-        outlines: read the masks too.
+        with_masks: read the masks too.
 
     Returns:
         One record an image, also those without a box; categories by id.
@@ -51,7 +51,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str, *, outlines:
     path = Path(json_path)
     content = load(path, kind="a COCO instances")
     categories = list_categories(path, content["categories"])
-    return list_things(path, content, Path(image_folder), categories=categories, outlines=outlines)
+    return list_things(path, content, Path(image_folder), categories=categories, with_masks=with_masks)
 
 
 def list_things(
@@ -61,7 +61,7 @@ def list_things(
     *,
     categories: tuple[Category, ...],
     name_of: Callable[[str, dict[str, Any]], str] = file_name,
-    outlines: bool = False,
+    with_masks: bool = False,
 ) -> Dataset:
     """Turn the parsed content of an instances file into records.
 
@@ -71,7 +71,7 @@ def list_things(
         folder: what the images' names are relative to; None: they need not be there, nothing of them is read.
         categories: of the file, by id.
         name_of: (how messages call the entry, the entry) -> where its image lies below the folder.
-        outlines: read the masks too; objects without one are left out.
+        with_masks: read the masks too; objects without one are left out.
 
     Raises:
         InputError: as `read_instances`.
@@ -79,7 +79,7 @@ def list_things(
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"], name_of=name_of)
     found: dict[int | str, list[tuple[Box, int, bool, bytes]]] = {image_id: [] for image_id in images}
-    dropped: dict[str, Dropped] = {}
+    ignored: dict[str, IgnoredEntries] = {}
     seen: set[int | str] = set()
     for entry in content["annotations"]:
         if isinstance(entry, dict) and "segments_info" in entry:
@@ -90,9 +90,9 @@ def list_things(
         crowd = flag(where, entry, "iscrowd", default=0)
         box = box_of(where, entry.get("bbox"), height=image.height, width=image.width)
         size = {"height": image.height, "width": image.width}
-        outline = outline_of(where, entry.get("segmentation"), **size) if outlines else b""
+        outline = encode_mask(where, entry.get("segmentation"), **size) if with_masks else b""
         if isinstance(box, str) or isinstance(outline, str):
-            drop(dropped, box if isinstance(box, str) else str(outline), where)
+            count_ignored(ignored, box if isinstance(box, str) else str(outline), where)
         else:
             found[entry["image_id"]].append((box, label, crowd, outline))
     paths = _paths(path, {key: image.name for key, image in images.items()}, folder)
@@ -100,8 +100,8 @@ def list_things(
     for key, image in images.items():
         boxes, numbers, crowds, masks = zip(*found[key], strict=True) if found[key] else ((), (), (), ())
         record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
-        records.append(replace(record, outlines=masks) if outlines else record)
-    return Dataset(path.stem, categories, tuple(records), dropped, file=path)
+        records.append(replace(record, masks=masks) if with_masks else record)
+    return Dataset(path.stem, categories, tuple(records), ignored, file=path)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
@@ -123,7 +123,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     categories = list_categories(path, content["categories"], need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"])
-    dropped: dict[str, Dropped] = {}
+    ignored: dict[str, IgnoredEntries] = {}
     found: dict[int | str, tuple[list[tuple[Box, int, bool, int]], str]] = {}
     for entry in content["annotations"]:
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
@@ -139,7 +139,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         if image_id in found:
             fail(where, "one annotation an image", "a second one")
         name = field(where, entry, "file_name", str, "the name of a PNG file")
-        segments = _segments(where, entry["segments_info"], labels, image, dropped)
+        segments = _segments(where, entry["segments_info"], labels, image, ignored)
         found[entry["image_id"]] = (segments, name)
     paths = _paths(path, {key: images[key].name for key in found}, image_folder)
     pngs = image_paths(path, {key: name for key, (_, name) in found.items()}, Path(png_folder))
@@ -151,8 +151,8 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             size = (image.height, image.width)
             records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
         else:
-            drop(dropped, UNANNOTATED, f"{path}: image {short(key)}")
-    return Dataset(path.stem, categories, tuple(records), dropped)
+            count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
+    return Dataset(path.stem, categories, tuple(records), ignored)
 
 
 def _paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
@@ -163,7 +163,7 @@ def _paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -
 
 
 def _segments(
-    where: str, infos: list[Any], labels: dict[int, int], image: Listed, dropped: dict[str, Dropped]
+    where: str, infos: list[Any], labels: dict[int, int], image: Listed, ignored: dict[str, IgnoredEntries]
 ) -> list[tuple[Box, int, bool, int]]:
     """The usable segments of one image: (box, label, crowd, colour id)."""
     found = []
@@ -176,7 +176,7 @@ def _segments(
         crowd = flag(here, info, "iscrowd", default=0)
         box = box_of(here, info.get("bbox"), height=image.height, width=image.width)
         if isinstance(box, str):
-            drop(dropped, box, here)
+            count_ignored(ignored, box, here)
         else:
             found.append((box, label, crowd, info["id"]))
     return found

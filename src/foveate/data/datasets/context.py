@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.data.datasets.voc import read_list
-from foveate.data.labels import Labels, Repeated, compared, read_labels
+from foveate.data.labels import Labels, Repeated, normalise_name, read_labels
 from foveate.data.matlab import read_matrix
 from foveate.data.semantic import NONE, Coding, SemanticData, coding_of, pair_files, start_maps, write_maps
 from foveate.errors import InputError
@@ -138,10 +138,12 @@ def _look_up(path: Path, table: Int64[Tensor, " N"], *, count: int) -> Int64[Ten
 
 def _by_name(labels: Labels, only: Labels) -> list[tuple[int, int]]:
     """(id among all, id among the few) of each class of the few."""
-    known = {compared(word): number for number, words in zip(labels.ids, labels.classes, strict=True) for word in words}
+    known = {
+        normalise_name(word): number for number, words in zip(labels.ids, labels.classes, strict=True) for word in words
+    }
     found = []
     for number, words in zip(only.ids, only.classes, strict=True):
-        there = [known[compared(word)] for word in words if compared(word) in known]
+        there = [known[normalise_name(word)] for word in words if normalise_name(word) in known]
         if not there:
             raise InputError(f"labels: need each of the {len(only.ids)} classes among the {len(labels.ids)} by name; "
                              f"{words[0]!r} is none. Add the other list's name as a synonym.")  # fmt: skip

@@ -23,4 +23,4 @@ def read_folder(folder: Path | str) -> Dataset:
     """
     folder = Path(folder)
     records = tuple(Record(path.relative_to(folder).as_posix(), path) for path in list_images(folder))
-    return Dataset(name=folder.resolve().name, categories=(), records=records, dropped={})
+    return Dataset(name=folder.resolve().name, categories=(), records=records, ignored={})

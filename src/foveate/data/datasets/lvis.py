@@ -5,7 +5,7 @@
 
 An image is named by its address, whose last two parts say where it lies below a COCO root: LVIS has another split than
 COCO, so both of its files name images of train2017. Copies of LVIS's files, such as minival, often have `file_name`
-beside it, and their images elsewhere. Held to the same rules as COCO's (`strict.py`).
+beside it, and their images elsewhere. Held to the same rules as COCO's (`validation.py`).
 Deliberately absent: which categories were looked for in an image (`neg_category_ids` ...: its evaluation).
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
-from foveate.data.strict import check_entry, escapes, fail, field, file_name, list_categories, load, short
+from foveate.data.validation import check_entry, escapes, fail, field, file_name, list_categories, load, short
 from foveate.types import Category
 
 FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
@@ -24,13 +24,13 @@ FOLDERS = ("", "train2017", "val2017")  # where an image that is named by `file_
 TRIED = 100  # images by which the place of all is found
 
 
-def read_lvis(json_path: Path | str, coco_root: Path | str, *, outlines: bool = False) -> Dataset:
+def read_lvis(json_path: Path | str, coco_root: Path | str, *, with_masks: bool = False) -> Dataset:
     """Read an LVIS v1 file: images with the boxes of things.
 
     Args:
         json_path: the annotation file; xywh boxes, pixels of the image.
         coco_root: the folder that holds `train2017/` and `val2017/`.
-        outlines: read the masks too.
+        with_masks: read the masks too.
 
     Returns:
         One record an image, also those without a box; categories by id, with their synonyms and frequency.
@@ -39,14 +39,14 @@ def read_lvis(json_path: Path | str, coco_root: Path | str, *, outlines: bool = 
         InputError: the file is not what it must be; names the file, the entry and the field.
     """
     path = Path(json_path)
-    return list_lvis(path, load(path, kind="an LVIS"), Path(coco_root), outlines=outlines)
+    return list_lvis(path, load(path, kind="an LVIS"), Path(coco_root), with_masks=with_masks)
 
 
-def list_lvis(path: Path, content: dict[str, Any], coco_root: Path, *, outlines: bool = False) -> Dataset:
+def list_lvis(path: Path, content: dict[str, Any], coco_root: Path, *, with_masks: bool = False) -> Dataset:
     """Turn the parsed content of an LVIS file into records; see `read_lvis`."""
     categories = list_lvis_categories(path, content["categories"])
     name_of = _names_below(coco_root, content)
-    return list_things(path, content, coco_root, categories=categories, name_of=name_of, outlines=outlines)
+    return list_things(path, content, coco_root, categories=categories, name_of=name_of, with_masks=with_masks)
 
 
 def is_lvis(content: dict[str, Any]) -> bool:

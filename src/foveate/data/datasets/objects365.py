@@ -15,7 +15,7 @@ from typing import Any
 
 from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
-from foveate.data.strict import escapes, fail, file_name, list_categories, load
+from foveate.data.validation import escapes, fail, file_name, list_categories, load
 from foveate.errors import InputError
 
 TRIED = 200  # images that are looked for; some are missing everywhere

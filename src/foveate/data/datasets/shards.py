@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.data.images import SUFFIXES, read_image
-from foveate.data.records import Dataset, Dropped, Member, Record
-from foveate.data.strict import DISTRUST, drop, escapes, fail
+from foveate.data.records import Dataset, IgnoredEntries, Member, Record
+from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail
 from foveate.errors import InputError
 from foveate.io.files import write_whole
 from foveate.progress import image_bar
@@ -70,22 +70,22 @@ def read_shards(
         labels = [path.name for path in paths]
         if len(set(labels)) < len(labels):
             labels = [str(path) for path in paths]
-    dropped: dict[str, Dropped] = {}
+    ignored: dict[str, IgnoredEntries] = {}
     indices = []
     with image_bar(show=progress) as bar:
         for label, path in bar.track(list(zip(labels, paths, strict=True)), description=f"shards of {name}"):
             index = index_shard(path, cache=cache)
             for place in np.flatnonzero(index.images[:, 1] < 0):
-                drop(dropped, NO_IMAGE, f"{label}:{index.keys[place]}")
+                count_ignored(ignored, NO_IMAGE, f"{label}:{index.keys[place]}")
             if index.links:
-                more = Dropped(index.links, f"{label}:{index.first_link}")
-                dropped[NO_FILE] = dropped[NO_FILE] + more if NO_FILE in dropped else more
+                more = IgnoredEntries(index.links, f"{label}:{index.first_link}")
+                ignored[NO_FILE] = ignored[NO_FILE] + more if NO_FILE in ignored else more
             indices.append(index)
     records = ShardRecords(tuple(zip(labels, paths, strict=True)), indices)
     if not len(records):
         kinds = " ".join(SUFFIXES)
         raise InputError(f"{name}: need images ({kinds}) in the shards; the {len(paths)} hold none. Check the path.")
-    return Dataset(name, (), records, dropped)
+    return Dataset(name, (), records, ignored)
 
 
 class ShardRecords(Sequence[Record]):
@@ -228,7 +228,7 @@ def _scan(path: Path) -> Index:
                     continue
                 where = f"{path}: member {name!r}"
                 if escapes(name):
-                    fail(where, "a name inside the shard", "one that leads elsewhere", DISTRUST)
+                    fail(where, "a name inside the shard", "one that leads elsewhere", UNTRUSTED_FILE)
                 if not member.isreg() or member.issparse():
                     links.append(key)
                     continue

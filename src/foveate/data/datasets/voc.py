@@ -5,7 +5,7 @@
 
 VOC counts pixels from 1 and includes the last, so xmin ymin xmax ymax becomes (xmin - 1, ymin - 1, xmax, ymax).
 A `difficult` object keeps its box, and is marked in `Record.crowd`, as what an evaluation may find but need not:
-training draws it as any other. Boxes are held to the same rules as COCO's (`strict.py`). No XML with a DOCTYPE or an
+training draws it as any other. Boxes are held to the same rules as COCO's (`validation.py`). No XML with a DOCTYPE or an
 entity declaration is parsed.
 Of segmentation a map's number is the class's place from 1, 0 is the background, 255 the border.
 Deliberately absent: the masks of single objects, parts of persons, pose.
@@ -16,9 +16,19 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from foveate.data.labels import Labels
-from foveate.data.records import Box, Dataset, Dropped, Record
+from foveate.data.records import Box, Dataset, IgnoredEntries, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
-from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, image_paths, read_text, reason_of, short
+from foveate.data.validation import (
+    UNTRUSTED_FILE,
+    clip_box,
+    count_ignored,
+    escapes,
+    fail,
+    image_paths,
+    read_text,
+    reason_of,
+    short,
+)
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -58,14 +68,14 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
         listed = folder / "ImageSets" / "Main" / f"{split}.txt"
         paths = image_paths(listed, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
-    dropped: dict[str, Dropped] = {}
+    ignored: dict[str, IgnoredEntries] = {}
     records = [
-        _read_record(folder / "Annotations" / f"{name}.xml", name, paths[name], dropped)
+        _read_record(folder / "Annotations" / f"{name}.xml", name, paths[name], ignored)
         if boxes
         else Record(name, paths[name])
         for name in names
     ]
-    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), dropped)
+    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), ignored)
 
 
 def read_voc_maps(
@@ -149,14 +159,19 @@ def read_list(path: Path) -> list[str]:
     seen: set[str] = set()
     for name in names:
         if escapes(name) or len(name.split()) > 1:
-            fail(f"{path}: entry {short(name)}", "the name of one image inside JPEGImages", "another text", DISTRUST)
+            fail(
+                f"{path}: entry {short(name)}",
+                "the name of one image inside JPEGImages",
+                "another text",
+                UNTRUSTED_FILE,
+            )
         if name in seen:
             fail(f"{path}: entry {short(name)}", "every image once", "this one twice")
         seen.add(name)
     return names
 
 
-def _read_record(path: Path, name: str, image: Path, dropped: dict[str, Dropped]) -> Record:
+def _read_record(path: Path, name: str, image: Path, ignored: dict[str, IgnoredEntries]) -> Record:
     root = _parse(path)
     height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
     if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # neither holds for what is not finite
@@ -172,7 +187,7 @@ def _read_record(path: Path, name: str, image: Path, dropped: dict[str, Dropped]
         x1, y1, x2, y2 = (_number(where, entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
         box = clip_box((x1 - 1, y1 - 1, x2, y2), height=int(height), width=int(width))
         if isinstance(box, str):
-            drop(dropped, box, where)
+            count_ignored(ignored, box, where)
         else:
             found.append((box, NAMES.index(label), difficult == "1"))
     boxes, labels, crowd = zip(*found, strict=True) if found else ((), (), ())
@@ -188,7 +203,7 @@ def _parse(path: Path) -> ElementTree.Element:
             fail(str(path), f"at most {MAX_XML:,} bytes of XML", f"{size:,}")
         text = path.read_bytes().decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            fail(str(path), "XML without a DOCTYPE", "one", DISTRUST)
+            fail(str(path), "XML without a DOCTYPE", "one", UNTRUSTED_FILE)
         return ElementTree.fromstring(text)
     except OSError as error:
         reason = reason_of(error)

@@ -2,8 +2,8 @@
 
 Two kinds of fault are told apart. A file that contradicts itself (wrong types, unknown or doubled ids, a file name
 that leaves its folder) is refused with the file, the entry and the field. A single box that cannot be used (not finite,
-outside the image, under one pixel inside it) is ignored and counted in `Dataset.dropped`, which every command that
-uses annotations reports; boxes over the edge are clipped. Absent: the masks of instances (`outlines.py`).
+outside the image, under one pixel inside it) is ignored and counted in `Dataset.ignored`, which every command that
+uses annotations reports; boxes over the edge are clipped. Absent: the masks of instances (`instance_masks.py`).
 """
 
 import json
@@ -15,15 +15,15 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
 from foveate.data.images import check_inside
-from foveate.data.records import Box, Dropped
+from foveate.data.records import Box, IgnoredEntries
 from foveate.errors import InputError
 from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
 OUTSIDE = "box lies outside the image"
 TINY = "box is under 1 pixel inside the image"
-REPAIR = "Correct the file, or fetch it again."
-DISTRUST = "Correct the file; do not trust where it came from."
+REPAIR_FILE = "Correct the file, or fetch it again."
+UNTRUSTED_FILE = "Correct the file; do not trust where it came from."
 
 
 class Listed(NamedTuple):
@@ -34,13 +34,13 @@ class Listed(NamedTuple):
     width: int
 
 
-def drop(dropped: dict[str, Dropped], reason: str, where: str) -> None:
+def count_ignored(ignored: dict[str, IgnoredEntries], reason: str, where: str) -> None:
     """Count one thing that is left out."""
-    one = Dropped(1, where)
-    dropped[reason] = dropped[reason] + one if reason in dropped else one
+    one = IgnoredEntries(1, where)
+    ignored[reason] = ignored[reason] + one if reason in ignored else one
 
 
-def fail(where: str, need: str, got: str, do: str = REPAIR) -> NoReturn:
+def fail(where: str, need: str, got: str, do: str = REPAIR_FILE) -> NoReturn:
     """Refuse a file.
 
     Raises:
@@ -85,7 +85,9 @@ def parse(path: Path, *, kind: str, unique: bool = False) -> Any:
     except OSError as error:
         raise InputError(f"{where}: need {kind} file; {reason_of(error)}. Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR}") from error
+        raise InputError(
+            f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR_FILE}"
+        ) from error
 
 
 def read_text(path: Path, *, need: str, max_bytes: int) -> str:
@@ -251,7 +253,7 @@ def image_paths(json_path: Path, names: dict[int | str, str], folder: Path) -> d
                 f"{json_path}: image {short(key)}",
                 f"`file_name` inside {folder}",
                 f"{short(name)}, which leads elsewhere",
-                DISTRUST,
+                UNTRUSTED_FILE,
             )
     paths = {key: folder / name for key, name in names.items()}
     there: dict[Path, bool] = {}  # file -> whether it is a link; one pass over a folder, not one look-up an image

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from pycocotools import mask
 from torch import Tensor
 
-from foveate.data.strict import fail, is_number, short
+from foveate.data.validation import fail, is_number, short
 from foveate.ops.paste import fault_of_rle
 
 coco: Any = mask  # its stubs do not know all that it takes
@@ -28,7 +28,7 @@ FAR = "mask reaches far beyond its image"
 BEYOND = 2  # times the image's longest side that a polygon may lie outside
 
 
-def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | str:
+def encode_mask(where: str, value: Any, *, height: int, width: int) -> bytes | str:
     """Turn an annotation's `segmentation` into compressed run lengths, or into the reason why it cannot be used.
 
     Args:
@@ -61,15 +61,15 @@ def outline_of(where: str, value: Any, *, height: int, width: int) -> bytes | st
     return encoded["counts"].encode() if isinstance(encoded["counts"], str) else encoded["counts"]
 
 
-def decode_outlines(outlines: tuple[bytes, ...], *, height: int, width: int) -> Bool[Tensor, "N H W"]:
+def decode_masks(masks: tuple[bytes, ...], *, height: int, width: int) -> Bool[Tensor, "N H W"]:
     """Turn compressed run lengths into pixels.
 
     Args:
-        outlines: of `outline_of`.
+        masks: of `encode_mask`.
         height: of the image [pixels].
         width: of the image [pixels].
     """
-    if not outlines:
+    if not masks:
         return torch.zeros(0, height, width, dtype=torch.bool)
     encoded = [{"size": [height, width], "counts": one} for one in outlines]
     pixels = np.ascontiguousarray(coco.decode(encoded).transpose(2, 0, 1))  # (H, W, N) -> (N, H, W)
