@@ -179,7 +179,7 @@ def test_half_a_shard_of_another_process_is_left_to_it(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # our own half is gone
     theirs = tmp_path / f"a-{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar.partial"
     theirs.write_bytes(b"half of it")
-    monkeypatch.setattr(fetch_module, "_alone", no_lock)
+    monkeypatch.setattr(fetch_module, "_lock", no_lock)
     with pytest.raises(InputError, match="no locks here"):
         fetch(url, tmp_path)
     assert theirs.read_bytes() == b"half of it"

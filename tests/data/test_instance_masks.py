@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from foveate.data.instance_masks import EMPTY, FAR, NO_OUTLINE, decode_masks, encode_mask
+from foveate.data.instance_masks import EMPTY_MASK, FAR_OUTSIDE, NO_MASK, decode_masks, encode_mask
 from foveate.data.loader import EvaluationSource
 from foveate.data.sources import open_data
 from foveate.errors import InputError
@@ -41,9 +41,9 @@ def test_compressed_counts_of_any_mask_are_read_as_they_were_written():
 
 
 def test_what_has_no_pixels_says_why():
-    assert encode_mask("here", None, **SIZE) == NO_OUTLINE and encode_mask("here", [], **SIZE) == NO_OUTLINE
-    assert encode_mask("here", {"size": [4, 6], "counts": [24]}, **SIZE) == EMPTY
-    assert encode_mask("here", [[1e9, 0, 1e9, 5, 0, 5]], **SIZE) == FAR
+    assert encode_mask("here", None, **SIZE) == NO_MASK and encode_mask("here", [], **SIZE) == NO_MASK
+    assert encode_mask("here", {"size": [4, 6], "counts": [24]}, **SIZE) == EMPTY_MASK
+    assert encode_mask("here", [[1e9, 0, 1e9, 5, 0, 5]], **SIZE) == FAR_OUTSIDE
     assert decode_masks((), **SIZE).shape == (0, 4, 6)
 
 
@@ -82,7 +82,7 @@ def test_objects_come_with_their_masks_from_a_root(tmp_path):
     }
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
     dataset = open_data(tmp_path, split="val", annotations="masks")
-    assert dataset.ignored[NO_OUTLINE].count == 1
+    assert dataset.ignored[NO_MASK].count == 1
     sample = EvaluationSource(dataset)[0]
     assert sample.segments.masks.sum() == 6 and sample.segments.masks[0, 1:3, 1:4].all()
     plain = open_data(tmp_path, split="val")

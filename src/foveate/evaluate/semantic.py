@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.data.semantic import NONE, SemanticData, read_label_map, read_map
+from foveate.data.semantic import NONE, SemanticData, decode_label_map, read_label_map
 from foveate.errors import InputError
 from foveate.evaluate.score import mean_percent, percent
 from foveate.types import LabelMap
@@ -141,7 +141,7 @@ def evaluate_semantic(
         confusion.add(read_label_map(record, data), _merged(prediction, table, key), key=key)
     # all pixels of an image without a prediction are missed; the image itself may be one that cannot be read
     for key, record in missing.items():
-        truth = read_map(record, data)
+        truth = decode_label_map(record, data)
         confusion.add(truth, LabelMap(torch.full_like(truth.labels, NONE)), key=key)
     return {
         "data": data.dataset.name,
