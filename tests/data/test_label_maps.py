@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.data.datasets import stuff
+from foveate.data.datasets import coco_stuff as stuff
 from foveate.data.datasets.voc import NAMES
 from foveate.data.images import ImageError
 from foveate.data.label_maps import open_semantic

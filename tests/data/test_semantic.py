@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.datasets import ade, context, stuff
+from foveate.data.datasets import ade, coco_stuff, context
 from foveate.data.datasets.voc import NAMES, read_voc_maps
 from foveate.data.images import ImageError, read_values
 from foveate.data.labels import Labels
@@ -45,23 +45,23 @@ def many(count, first=1):
 def test_coco_stuff(tmp_path, homes):
     names = "".join(f"{one}: c{one}\n" for one in range(183))
     (tmp_path / "labels.txt").write_text(names)
-    labels = stuff.read_stuff_labels(tmp_path / "labels.txt")
+    labels = coco_stuff.read_stuff_labels(tmp_path / "labels.txt")
     assert len(labels.ids) == 171 and labels.names[:12] == (*(f"c{one}" for one in range(1, 12)), "c13")
     make_image(tmp_path / homes[0] / "1.jpg")
     # ids 1, 11, 13, 182 are numbers 0, 10, 12, 181 and places 0, 10, 11 (12 was never annotated), 170
     save(tmp_path / homes[1] / "1.png", [[0, 10, 12], [181, 255, 0]])
-    data = stuff.read_stuff(tmp_path, split="val", labels=labels)
+    data = coco_stuff.read_stuff(tmp_path, split="val", labels=labels)
     assert truths(data) == [[[0, 10, 11], [170, -1, 0]]]
     assert data.names[170] == "c182" and data.dataset.records[0].id == "1"
     save(tmp_path / homes[1] / "1.png", [[0, 11, 12], [11, 255, 0]])
     with pytest.raises(ImageError, match=r"1\.png: need numbers .* 171 classes.* got 11 in row 0, column 1, 2 such"):
         truths(data)
     with pytest.raises(InputError, match="need COCO-Stuff's 171 classes"):
-        stuff.read_stuff(tmp_path, split="val", labels=many(171))
+        coco_stuff.read_stuff(tmp_path, split="val", labels=many(171))
     with pytest.raises(InputError, match="looked for images/train2017, train2017"):
-        stuff.read_stuff(tmp_path, split="train", labels=labels)
+        coco_stuff.read_stuff(tmp_path, split="train", labels=labels)
     with pytest.raises(InputError, match='must be "train" or "val"'):
-        stuff.read_stuff(tmp_path, split="test", labels=labels)
+        coco_stuff.read_stuff(tmp_path, split="test", labels=labels)
 
 
 def test_ade20k_150(tmp_path):
