@@ -89,7 +89,7 @@ def test_other_things_are_not_overwritten(release, tmp_path, capsys):
     out = tmp_path / "maps"
     out.mkdir()
     (out / "mine.txt").touch()
-    fails(["ade-full", release, "--out", out], "it holds other things and no labels.txt", capsys)
+    fails(["ade-full", release, "--out", out], "it has other files and no labels.txt", capsys)
     (out / "mine.txt").unlink()
     run("ade-full", release, "--out", out)
     few = tmp_path / "few.txt"
@@ -123,7 +123,7 @@ def test_pascal_context(tmp_path, capsys):
         assert read_label_map(data.dataset.records[0], data).labels.tolist() == expected
     fails([*common, tmp_path / "m459", "--only", tmp_path / "59.txt"], "has other classes", capsys)
     (tmp_path / "59.txt").write_text("1: unicorn\n")
-    fails([*common, tmp_path / "new", "--only", tmp_path / "59.txt"], "'unicorn' is none", capsys)
+    fails([*common, tmp_path / "new", "--only", tmp_path / "59.txt"], "'unicorn' is not", capsys)
     mat(tmp_path / "mats/c.mat", [[460]])
-    fails([*common, tmp_path / "m459"], "c.mat: need numbers of the 459 classes; got 460", capsys)
+    fails([*common, tmp_path / "m459"], "c.mat: need values of the 459 classes; got 460", capsys)
     fails(["context", tmp_path / "mats", "--out", tmp_path / "x"], "--labels", capsys)

@@ -56,12 +56,12 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     found = source(world, boxes=tmp_path / "r.json")
     assert drawn(found, 1) == [(10, 20, 40, 60)]
     saw, boxless = found.dataset.ignored_lines()
-    assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
+    assert "has no provenance" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
 
 
 def test_boxes_in_parts_of_the_sides_and_those_of_other_images_are_refused(world, tmp_path):
     (tmp_path / "parts.json").write_text(json.dumps({"000000000001.jpg": [[0.1, 0.2, 0.5, 0.6]]}))
-    with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*none is\. They are in pixels"):
+    with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*got none\. Boxes are in pixels"):
         source(world, boxes=tmp_path / "parts.json")
     (tmp_path / "others.json").write_text(json.dumps([{"image_id": "2", "bbox": [10, 20, 30, 40]}]))
     with pytest.raises(InputError, match=r"none of its 1 \(such as '2'\) is among the 3 \(such as '000000000001\.jpg'"):

@@ -145,7 +145,7 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
         (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
         (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
         (["--validate-split", "test"], "--validate-split test: "),
-        (["--novel", "none.json"], "none.json: need a base and novel names file; there is no such file"),
+        (["--novel", "none.json"], "none.json: need a base and novel names file; not found"),
     ],
 )
 def test_mistakes_end_with_a_message(world, tmp_path, capsys, flags, reason):
@@ -223,5 +223,5 @@ def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
     own, annotated = made / "proposals_train.json", world / "annotations/instances_train2017.json"
     for name, path in (("own", own), ("annotated", annotated)):
         source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
-        notes[name] = [line for line in source.dataset.ignored_lines() if "does not say what it was trained on" in line]
+        notes[name] = [line for line in source.dataset.ignored_lines() if "has no provenance" in line]
     assert not notes["own"] and len(notes["annotated"]) == 1

@@ -83,21 +83,21 @@ def changed(entry: int, **fields: object) -> dict:
         ("[]", r'need \{"file name": \["caption"'),
         ("{}", r'need \{"file name": \["caption"'),
         ({"annotations": []}, "need a COCO captions file: an object with the lists `images` and `annotations`; got no"),
-        ({"images": [], "annotations": []}, "need at least one caption; there is none"),
-        (changed(1, caption=5), "annotation 8: need `caption`, a text .*; got 5"),
-        (changed(1, caption=""), "annotation 8: need `caption`, a text"),
-        (changed(1, image_id=99), "annotation 8: need `image_id`, one of the 3 ids the file lists; got 99"),
+        ({"images": [], "annotations": []}, "need at least one caption; got none"),
+        (changed(1, caption=5), "annotation 8: need `caption`, a string .*; got 5"),
+        (changed(1, caption=""), "annotation 8: need `caption`, a string"),
+        (changed(1, image_id=99), "annotation 8: need `image_id`, one of the 3 ids in the file; got 99"),
         (changed(1, image_id=True), "annotation 8: need `image_id`"),
-        (changed(1, id=7), "annotation 7: need every annotation's `id` once"),
+        (changed(1, id=7), "annotation 7: need a unique `id` per annotation"),
         ({**CONTENT, "annotations": [{"image_id": 0, "caption": "a"}]}, "annotation: need an `id`"),
-        ({**CONTENT, "images": [*CONTENT["images"], CONTENT["images"][0]]}, "image 2: need every image's `id` once"),
+        ({**CONTENT, "images": [*CONTENT["images"], CONTENT["images"][0]]}, "image 2: need a unique `id` per image"),
         (
             {**CONTENT, "images": [*CONTENT["images"], {**CONTENT["images"][0], "id": 9}]},
-            "every `file_name` once; got '000000000002.png' twice",
+            "a unique `file_name` per image; got '000000000002.png' twice",
         ),
-        ({"a.png": "a dog"}, "image 'a.png': need a list of texts; got 'a dog'"),
-        ({"a.png": ["a dog", None]}, "image 'a.png': need a list of texts"),
-        ('{"a.png": ["a"], "a.png": ["b"]}', "need every name once in an object; got 'a.png' twice"),
+        ({"a.png": "a dog"}, "image 'a.png': need a list of strings; got 'a dog'"),
+        ({"a.png": ["a dog", None]}, "image 'a.png': need a list of strings"),
+        ('{"a.png": ["a"], "a.png": ["b"]}', "need unique keys in each object; got 'a.png' 2 times"),
         ({"a.png": [" "]}, "need at least one caption"),
     ],
 )
@@ -118,7 +118,7 @@ def test_a_file_of_ones_own(root, tmp_path):
     own.write_text(json.dumps({"b.png": ["x"]}))
     with pytest.raises(InputError, match=r"none of its 1 \(such as 'b\.png'\) is among the 4"):
         with_captions(dataset, root=root, split="train", file=own)
-    with pytest.raises(InputError, match=r"need captions; looked for .* --captions"):
+    with pytest.raises(InputError, match=r"need captions; found neither .* --captions"):
         with_captions(dataset, root=root / "train2017", split="train")
 
 

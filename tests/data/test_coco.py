@@ -121,8 +121,8 @@ BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it 
     "under one pixel after clipping": ([59.5, 5, 10, 10], "box is under 1 pixel inside the image"),
     "no extent": ([5, 5, 0, 0], "box is under 1 pixel inside the image"),
     "negative extent": ([5, 5, -3, 4], "box is under 1 pixel inside the image"),
-    "right of the image": ([60, 5, 10, 10], "box lies outside the image"),
-    "above the image": ([5, -20, 10, 10], "box lies outside the image"),
+    "right of the image": ([60, 5, 10, 10], "box is outside the image"),
+    "above the image": ([5, -20, 10, 10], "box is outside the image"),
     "not a number": ([float("nan"), 5, 10, 10], "box is not finite"),
     "infinite": ([0, 0, float("inf"), 10], "box is not finite"),
     "infinite as a sum": ([1e308, 0, 1e308, 10], "box is not finite"),
@@ -154,7 +154,7 @@ def test_what_is_left_out_is_told_with_its_first_place(folder):
     content = changed(changed(INSTANCES, "annotations.0.bbox", [99, 0, 5, 5]), "annotations.1.bbox", [0, 99, 5, 5])
     path = written(folder, content)
     assert read_instances(path, folder).ignored_lines() == [
-        f"2 left out because a box lies outside the image; the first: {path}: annotation 1"
+        f"2 ignored: box is outside the image; the first: {path}: annotation 1"
     ]
     path = written(folder, changed(PANOPTIC, "annotations.0.segments_info.0.bbox", [99, 0, 5, 5]))
     first, second = read_panoptic(path, folder, folder).ignored_lines()
@@ -188,7 +188,7 @@ def test_a_file_that_is_not_coco_is_refused(folder, name):
 
 
 def test_a_file_that_is_not_there_is_refused(folder):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="not found"):
         read_instances(folder / "gone.json", folder)
     with pytest.raises(InputError, match="directory"):
         read_instances(folder, folder)
@@ -199,7 +199,7 @@ BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a fil
     "image without id": ("images.0.id", DELETED, "image: need an `id`"),
     "image id is true": ("images.0.id", True, "image: need an `id`"),
     "image id is a fraction": ("images.0.id", 7.0, "image: need an `id`"),
-    "image id twice": ("images.1.id", 7, "image 7: need every image's `id` once"),
+    "image id twice": ("images.1.id", 7, "image 7: need a unique `id` per image"),
     "image id as number and text": ("images.1.id", "7", "ids that differ as text"),
     "no file name": ("images.0.file_name", DELETED, "image 7: need `file_name`"),
     "empty file name": ("images.0.file_name", "", "image 7: need `file_name`"),
@@ -210,11 +210,11 @@ BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a fil
     "no width at all": ("images.0.width", 0, "image 7: need `width` of at least 1"),
     "negative width": ("images.0.width", -60, "image 7: need `width` of at least 1"),
     "category without name": ("categories.0.name", DELETED, "category 90: need `name`"),
-    "category id twice": ("categories.0.id", 1, "category 1: need every category's `id` once"),
-    "category id is text": ("categories.0.id", "90", "need `id`, a whole number"),
+    "category id twice": ("categories.0.id", 1, "category 1: need a unique `id` per category"),
+    "category id is text": ("categories.0.id", "90", "need `id`, an integer"),
     "annotation is no object": ("annotations.0", [1], "annotation: need an object"),
     "annotation without id": ("annotations.0.id", DELETED, "annotation: need an `id`"),
-    "annotation id twice": ("annotations.0.id", 2, "annotation 2: need every annotation's `id` once"),
+    "annotation id twice": ("annotations.0.id", 2, "annotation 2: need a unique `id` per annotation"),
     "unknown image": ("annotations.0.image_id", 8, "annotation 1: need `image_id`"),
     "image id of another type": ("annotations.0.image_id", "7", "annotation 1: need `image_id`"),
     "image id is a list": ("annotations.0.image_id", [7], "annotation 1: need `image_id`"),
@@ -244,13 +244,13 @@ BROKEN_PANOPTIC = {
     "segment is no object": ("annotations.0.segments_info.0", 3, "segment: need an object"),
     "unknown image": ("annotations.0.image_id", 8, "annotation of image 8: need `image_id`"),
     "no PNG": ("annotations.0.file_name", DELETED, "annotation of image 7: need `file_name`"),
-    "segment id twice": ("annotations.0.segments_info.0.id", 1, "segment 1: need every segment's `id` once"),
+    "segment id twice": ("annotations.0.segments_info.0.id", 1, "segment 1: need a unique `id` per segment"),
     "segment id 0 is unlabelled": ("annotations.0.segments_info.0.id", 0, "in 1..16777215"),
     "segment id is no colour": ("annotations.0.segments_info.0.id", 2**24, "in 1..16777215"),
     "segment id is text": ("annotations.0.segments_info.0.id", "1", "in 1..16777215"),
     "unknown category": ("annotations.0.segments_info.0.category_id", 2, "segment 513: need `category_id`"),
     "category without isthing": ("categories.0.isthing", DELETED, "category 200: need `isthing`"),
-    "image annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation an image"),
+    "image annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation per image"),
 }
 
 
@@ -295,7 +295,7 @@ def test_a_link_that_leaves_the_folder_is_refused(folder):
     secret.touch()
     (folder / "a.jpg").unlink()
     (folder / "a.jpg").symlink_to(secret)
-    with pytest.raises(InputError, match=r"a\.jpg: need a file inside .* leads out"):
+    with pytest.raises(InputError, match=r"a\.jpg: need a file inside .* link to"):
         read_instances(path, folder)
     (folder / "a.jpg").unlink()
     (folder / "a.jpg").symlink_to(folder / "deep" / "b.jpg")  # within the folder: fine
@@ -308,7 +308,7 @@ def test_a_linked_folder_that_leaves_the_folder_is_refused(folder):
     (folder.parent / "elsewhere").mkdir()
     (folder.parent / "elsewhere" / "b.jpg").touch()
     (folder / "deep").symlink_to(folder.parent / "elsewhere")
-    with pytest.raises(InputError, match="leads out"):
+    with pytest.raises(InputError, match="link to"):
         read_instances(written(folder, INSTANCES), folder)
 
 
@@ -323,9 +323,9 @@ def test_one_missing_image_is_left_to_its_step_and_all_missing_is_the_wrong_fold
     (folder / "a.jpg").unlink()
     assert len(read_instances(path, folder).records) == 2  # counted and named when its turn comes
     (folder / "deep" / "b.jpg").unlink()
-    with pytest.raises(InputError, match="none of 2 is there"):
+    with pytest.raises(InputError, match="none of 2 exists"):
         read_instances(path, folder)
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="not found"):
         read_instances(path, folder / "gone")
 
 

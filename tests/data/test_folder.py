@@ -22,5 +22,5 @@ def test_records_are_named_by_their_path_within_the_folder(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match="got none"):
         read_folder(tmp_path)

@@ -65,7 +65,7 @@ def test_images_lie_where_their_address_ends(root):
         (("images", 0, "coco_url"), 7, "image 391895: need `coco_url`"),
         (("images", 0, "coco_url"), "image.jpg", "image 391895: need `coco_url` that ends in FOLDER/FILE"),
         (("images", 0, "coco_url"), "http://host/../evil.jpg", "image 391895: need `file_name` inside"),
-        (("images", 1, "id"), 391895, "image 391895: need every image's `id` once"),
+        (("images", 1, "id"), 391895, "image 391895: need a unique `id` per image"),
         (("categories", 0, "frequency"), "x", "category 2: need `frequency`"),
         (("categories", 0, "synonyms"), "can", "category 2: need `synonyms`"),
         (("annotations", 0, "image_id"), 6, "annotation 1: need `image_id`"),
@@ -96,5 +96,5 @@ def test_what_is_lvis(image, category, expected):
 
 
 def test_a_missing_file_is_named(root):
-    with pytest.raises(InputError, match=r"gone\.json: need an LVIS file; there is no such file"):
+    with pytest.raises(InputError, match=r"gone\.json: need an LVIS file; not found"):
         read_lvis(root / "gone.json", root)

@@ -52,7 +52,7 @@ def test_images_are_found_however_the_archives_were_unpacked(tmp_path, names, wh
 
 
 def test_no_image_anywhere_says_where_it_looked(tmp_path):
-    with pytest.raises(InputError, match=r"none of the first 2 is there \(the first: images/v1/patch8") as caught:
+    with pytest.raises(InputError, match=r"none of the first 2 exists \(the first: images/v1/patch8") as caught:
         read_objects365(annotated(tmp_path, *V2), tmp_path, split="train")
     assert str(tmp_path / "images" / "train") in str(caught.value)
 

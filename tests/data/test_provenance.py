@@ -31,7 +31,7 @@ def test_base_classes_alone_pass_without_a_word(written):
 
 def test_names_that_say_nothing_are_told(written):
     note = check_provenance(written([]), ["c"], known=["a", "c"])
-    assert note is not None and note.startswith("WARNING") and "empty training_categories" in note
+    assert note is not None and note.startswith("WARNING") and "empty list training_categories" in note
     note = check_provenance(written(["x", "y"]), ["c"], known=["a", "c"])
     assert note is not None and note.startswith("WARNING")
     assert "trained on 2 classes (such as 'x'), none of which is among the 2 of the data (such as 'a')" in note
@@ -64,7 +64,7 @@ def test_a_file_that_says_nothing_gives_a_note(tmp_path, content):
     path.write_text(json.dumps(content))
     assert read_provenance(path) is None
     note = check_provenance(path, ["a"])
-    assert note is not None and "does not say what it was trained on" in note
+    assert note is not None and "has no provenance" in note
 
 
 @pytest.mark.parametrize("training", [None, "a", [1], {"a": 1}])
@@ -74,7 +74,7 @@ def test_a_broken_provenance_is_refused(written, training):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="not found"):
         read_provenance(tmp_path / "none.json")
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(InputError, match="need a boxes file in JSON"):

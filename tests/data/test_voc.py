@@ -67,9 +67,9 @@ OUTER = """<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/pass
         ("<annotation>&b;</annotation>", "undefined entity"),
         ("<annotation>" + " " * 1_000_000 + "</annotation>", "at most 1,000,000 bytes"),
         ("<annotation></annotation>", "need `size/height`, a number of pixels; got no such field"),
-        (xml(size=(0, 30)), "need a size of whole pixels, at least 1; got 30 x 0"),
-        (xml(size=("inf", 30)), "need a size of whole pixels"),
-        (xml(size=("4.5", 30)), "need a size of whole pixels"),
+        (xml(size=(0, 30)), "need a size in integer pixels, at least 1; got 30 x 0"),
+        (xml(size=("inf", 30)), "need a size in integer pixels"),
+        (xml(size=("4.5", 30)), "need a size in integer pixels"),
         (xml(thing("unicorn")), "object 0: need `name`, one of VOC's 20 categories; got 'unicorn'"),
         (xml(thing(), thing(difficult=2)), "object 1: need `difficult`, 0 or 1; got '2'"),
         (xml(thing(box=("x", 1, 2, 3))), "object 0: need `bndbox/xmin`, a number of pixels; got 'x'"),
@@ -89,7 +89,7 @@ def test_a_broken_annotation_is_refused_by_name(tmp_path, content, reason):
         ("../x\n", "need the name of one image inside JPEGImages"),
         ("2007_000027 -1\n", "need the name of one image"),
         ("2007_000027\n2007_000027\n", "need every image once"),
-        ("other\n", "none of 1 is there"),
+        ("other\n", "none of 1 exists"),
     ],
 )
 def test_a_broken_list_is_refused(tmp_path, names, reason):
@@ -99,12 +99,12 @@ def test_a_broken_list_is_refused(tmp_path, names, reason):
 
 def test_what_is_missing_is_named(tmp_path):
     root = year(tmp_path)
-    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; there is no such file"):
+    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; not found"):
         read_voc(root, split="val")
     with pytest.raises(InputError, match='must be train, val, trainval, test for Pascal VOC; got "test2007"'):
         read_voc(root, split="test2007")
     (root / "Annotations/2007_000027.xml").unlink()
-    with pytest.raises(InputError, match=r"2007_000027\.xml: need an annotation in XML; there is no such file"):
+    with pytest.raises(InputError, match=r"2007_000027\.xml: need an annotation in XML; not found"):
         read_voc(root, split="train")
 
 

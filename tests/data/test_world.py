@@ -75,7 +75,7 @@ def test_a_complete_world_is_left_alone_and_another_is_refused(world: Path) -> N
 
 def test_foreign_files_are_refused_and_an_unfinished_world_is_finished(world: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="contains other files"):
         write_world(tmp_path, SIZE)
     part = tmp_path / "part"
     part.mkdir()

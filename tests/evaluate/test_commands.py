@@ -108,8 +108,8 @@ def test_what_the_annotations_lost_is_told_and_written(model, coco, tmp_path, ca
     out = tmp_path / "r.json"
     words = f"evaluate regions --data {tmp_path}/coco --model {model} --sizes 32 --no-crops --workers 0 --out {out}"
     main(words.split())
-    reason, first = "box lies outside the image", f"{notes}: annotation of image 2: segment 300"
-    assert f"1 left out because a {reason}; the first: {first}" in capsys.readouterr().err
+    reason, first = "box is outside the image", f"{notes}: annotation of image 2: segment 300"
+    assert f"1 ignored: {reason}; the first: {first}" in capsys.readouterr().err
     assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
 
 
@@ -126,4 +126,4 @@ def test_what_several_data_sets_lost_for_one_reason_is_added_up(coco, capsys):
     )
     result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
     assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}
-    assert "3 left out because a box is small; the first: b" in capsys.readouterr().err
+    assert "3 ignored: box is small; the first: b" in capsys.readouterr().err

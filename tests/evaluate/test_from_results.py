@@ -202,7 +202,7 @@ def test_what_is_not_measured_is_counted_and_told(world, tmp_path, capsys):
         "result is of a category that is not measured": {"count": 1, "first": f"{path}: entry 106"},
     }
     assert found["detections"] == 104 and found["beyond_cap"] == 4
-    assert "2 left out because a result is of an image" in told and "4 results exceed the most" in told
+    assert "2 ignored: result is of an image" in told and "4 results exceed the most" in told
     assert "3 images have no result" in told and "has masks too, which --masks measures" in told
     other = next(one["name"] for one in content["categories"] if one["id"] != good["category_id"])
     only = score("detection", path, "--annotations", truth, "--vocab", other)
@@ -460,7 +460,7 @@ def test_label_maps_that_do_not_fit_are_refused_by_name(world, tmp_path, capsys)
     whole = first.read_bytes()
     for change, message in (
         (Image.open(first).resize((9, 9)), f"{first}: need"),
-        (Image.open(first).convert("RGB"), "need one number of 8 or 16 bits a pixel; got colours"),
+        (Image.open(first).convert("RGB"), "need one integer of 8 or 16 bits per pixel; got colours"),
         (Image.fromarray(np.full_like(np.array(Image.open(first)), 99)), "got 99 in row 0"),
     ):
         change.save(first)

@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import torch
 
 from foveate.data.datasets.shards import ShardRecords, ShardTexts
 from foveate.data.layout import find_coco
-from foveate.data.records import Dataset, IgnoredEntries
+from foveate.data.records import Dataset, IgnoredEntries, Item, LazySequence
 from foveate.data.regions import match_images
 from foveate.data.validation import (
     check_entry,
@@ -165,11 +165,8 @@ def _from_file(dataset: Dataset, path: Path) -> Dataset:
     return replace(dataset, captions=captions, ignored=ignored)
 
 
-Item = TypeVar("Item")
-
-
-class _Subset(Sequence[Item]):
-    """Some items of a sequence that creates them on demand."""
+class _Subset(LazySequence[Item]):
+    """Some items of a sequence."""
 
     def __init__(self, items: Sequence[Item], indices: np.ndarray) -> None:
         self._items, self._indices = items, indices
@@ -177,11 +174,5 @@ class _Subset(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
-    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
-        if isinstance(index, slice):
-            return tuple(self._items[i] for i in self._indices[index].tolist())
+    def item(self, index: int) -> Item:
         return self._items[int(self._indices[index])]

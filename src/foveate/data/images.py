@@ -31,7 +31,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20.0
 BYTES_PER_PIXEL = 8  # an upper bound for files: 16-bit RGBA, uncompressed
-GREY = (128, 128, 128)
+BACKGROUND = (128, 128, 128)  # of transparent pixels
 TURNS = {  # EXIF orientation -> the transpose that shows the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,10 +51,7 @@ class ImageError(InputError):
 def read_image(
     path: Path | str,
     *,
-    max_pixels: int = MAX_PIXELS,
-    max_aspect: float = MAX_ASPECT,
     expected_size: tuple[int, int] | None = None,
-    background: tuple[int, int, int] = GREY,
     part: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> UInt8[Tensor, "3 H W"]:
@@ -62,32 +59,22 @@ def read_image(
 
     Args:
         path: a JPEG, PNG, WebP or BMP file, recognised by content, not by name.
-        max_pixels: upper limit of height * width.
-        max_aspect: upper limit of longer side / shorter side.
         expected_size: annotated (height, width) [pixels]. EXIF rotation is then applied if the rotated image has this
             size, and ignored if only the unrotated image has it. None: always applied.
-        background: RGB in 0..255 shown through transparent pixels.
         part: (first byte, number of bytes) of the image within the file, as in a tar shard; None: the whole file.
         name: of the image in messages; default: its path.
 
     Returns:
-        RGB in 0..255, contiguous.
+        RGB in 0..255, contiguous; transparent pixels are composited over grey (128).
 
     Raises:
         ImageError: missing, empty, truncated or damaged, another format, over a limit, or not of the expected size.
     """
     name = str(path) if name is None else name
-    with _opened(
-        Path(path),
-        name,
-        part=part,
-        max_pixels=max_pixels,
-        max_aspect=max_aspect,
-        expected_size=expected_size,
-    ) as image:
+    with _opened(Path(path), name, part=part, expected_size=expected_size) as image:
         image.load()
         turn = _turn(name, image, expected_size)
-        rgb = _to_rgb(image, background)
+        rgb = _to_rgb(image)
         upright = rgb if turn is None else rgb.transpose(turn)
         planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
     return torch.from_numpy(planes)
@@ -156,18 +143,16 @@ def _opened(
     *,
     part: tuple[int, int] | None = None,
     formats: tuple[str, ...] = FORMATS,
-    max_pixels: int = MAX_PIXELS,
-    max_aspect: float = MAX_ASPECT,
     expected_size: tuple[int, int] | None = None,
 ) -> Iterator[Image.Image]:
     """Open an image whose header is within the bounds; every error, also of decoding in the block, names the file."""
     kinds = ", ".join(NAMES[key] for key in formats[:-1]) + f" or {NAMES[formats[-1]]}"
-    content = _open(path, name, part, max_bytes=max_pixels * BYTES_PER_PIXEL)
+    content = _open(path, name, part)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks and of sizes that are checked below
             with Image.open(content, formats=formats) as image:
-                _check_header(name, image, max_pixels, max_aspect, expected_size)
+                _check_header(name, image, expected_size)
                 yield image
     except ImageError:
         raise
@@ -178,7 +163,7 @@ def _opened(
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: need at most {max_pixels:,} pixels; {error} Make it smaller or remove it."
+            f"{name}: need at most {MAX_PIXELS:,} pixels; {error} Make it smaller or remove it."
         ) from error
     except Exception as error:  # Pillow's readers raise exceptions of any kind on a damaged file
         raise ImageError(
@@ -223,7 +208,7 @@ def check_inside(path: Path, folder: Path) -> None:
         )
 
 
-def _open(path: Path, name: str, part: tuple[int, int] | None, *, max_bytes: int) -> Path | io.BytesIO:
+def _open(path: Path, name: str, part: tuple[int, int] | None) -> Path | io.BytesIO:
     """What Pillow opens: the file, or the bytes of a part of it; the size is checked before anything is read."""
     try:
         status = path.stat()
@@ -237,12 +222,11 @@ def _open(path: Path, name: str, part: tuple[int, int] | None, *, max_bytes: int
     size = status.st_size if part is None else part[1]
     if size == 0:
         raise ImageError(f"{name}: need an image file; it has 0 bytes. Fetch it again, or remove it from the data.")
-    if size > max_bytes:
-        raise ImageError(f"{name}: need at most {max_bytes:,} bytes; it has {size:,}. Make it smaller.")
-    return path if part is None else _read_part(path, name, *part)
-
-
-def _read_part(path: Path, name: str, first: int, size: int) -> io.BytesIO:
+    if size > MAX_PIXELS * BYTES_PER_PIXEL:
+        raise ImageError(f"{name}: need at most {MAX_PIXELS * BYTES_PER_PIXEL:,} bytes; it has {size:,}. Shrink it.")
+    if part is None:
+        return path
+    first = part[0]
     try:
         with path.open("rb") as file:
             file.seek(first)
@@ -257,21 +241,19 @@ def _read_part(path: Path, name: str, first: int, size: int) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def _check_header(
-    name: str, image: Image.Image, max_pixels: int, max_aspect: float, expected_size: tuple[int, int] | None
-) -> None:
+def _check_header(name: str, image: Image.Image, expected_size: tuple[int, int] | None) -> None:
     """Check the size in the header before anything of that size is allocated."""
     width, height = image.size
     stated = f"its header states {height} x {width} (height x width)"
     if min(width, height) < 1:
         raise ImageError(f"{name}: need at least 1 x 1 pixel; {stated}. Remove it from the data.")
-    if width * height > max_pixels:
+    if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name}: need at most {max_pixels:,} pixels; {stated}, {width * height:,} pixels. "
+            f"{name}: need at most {MAX_PIXELS:,} pixels; {stated}, {width * height:,} pixels. "
             "Make it smaller or remove it."
         )
-    if max(width, height) > max_aspect * min(width, height):
-        raise ImageError(f"{name}: need an aspect ratio of at most {max_aspect:g}; {stated}. Crop it or remove it.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"{name}: need an aspect ratio of at most {MAX_ASPECT:g}; {stated}. Crop it or remove it.")
     if expected_size is not None and expected_size not in ((height, width), (width, height)):
         raise ImageError(
             f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; {stated}. "
@@ -298,23 +280,23 @@ def _turn(name: str, image: Image.Image, expected_size: tuple[int, int] | None) 
     )
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would clip at 255
-        return _grey_to_rgb(image, background)
+        return _grey_to_rgb(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        flat = Image.new("RGB", image.size, background)
+        flat = Image.new("RGB", image.size, BACKGROUND)
         flat.paste(layer, mask=layer.getchannel("A"))
         return flat
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey_to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _grey_to_rgb(image: Image.Image) -> Image.Image:
     """Scale 0..65535 to 0..255 (65535 / 257 = 255), rounded; the PNG's transparent grey level shows the background."""
     deep = np.asarray(image).astype(np.int64).clip(0, 65535)  # (H, W)
     grey = ((deep + 128) // 257).astype(np.uint8)
     rgb = np.repeat(grey[:, :, None], 3, axis=2)  # (H, W, 3)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
-        rgb[deep == clear] = background
+        rgb[deep == clear] = BACKGROUND
     return Image.fromarray(rgb)

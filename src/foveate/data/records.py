@@ -1,8 +1,10 @@
 """What every data set reader returns: the images of a split, their files, and their annotations."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, overload
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -11,6 +13,26 @@ from foveate.data.images import header_size, read_image
 from foveate.types import Category
 
 Box = tuple[float, float, float, float]
+Item = TypeVar("Item")
+
+
+class LazySequence(Sequence[Item]):
+    """A sequence whose subclasses create an item on demand, in `item`; indices and slices are those of a tuple."""
+
+    @abstractmethod
+    def item(self, index: int) -> Item:
+        """The item at an index in 0..len(self)-1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
+    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
+        if isinstance(index, slice):
+            return tuple(self.item(i) for i in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.item(index % len(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.data.images import SUFFIXES, read_image
-from foveate.data.records import Dataset, IgnoredEntries, Member, Record
+from foveate.data.records import Dataset, IgnoredEntries, LazySequence, Member, Record
 from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail
 from foveate.errors import InputError
 from foveate.io.files import write_whole
@@ -47,28 +46,25 @@ class Index:
     first_link: str
 
 
-def read_shards(
-    paths: Sequence[Path], *, name: str, cache: Path | None, labels: Sequence[str] = (), progress: bool = False
-) -> Dataset:
+def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, progress: bool = False) -> Dataset:
     """List the images of tar shards as records without annotations.
 
     Args:
         paths: the shards, in the order of their images.
         name: of the data set.
         cache: folder of the cached indices; None: scan the shards every time.
-        labels: names of the shards in messages; default: file names, or paths if two shards share a file name.
         progress: show a bar while they are scanned; the first scan of a million images takes a minute.
 
     Returns:
-        Records whose id is SHARD:KEY; keys without an image, and links, are counted in `ignored`.
+        Records whose id is SHARD:KEY, where SHARD is the file name, or the path if two shards share a name. Keys without
+        an image, and links, are counted in `ignored`.
 
     Raises:
         InputError: no image, or a shard that is not a whole tar file or contradicts itself; names shard and member.
     """
-    if not labels:
-        labels = [path.name for path in paths]
-        if len(set(labels)) < len(labels):
-            labels = [str(path) for path in paths]
+    labels = [path.name for path in paths]
+    if len(set(labels)) < len(labels):
+        labels = [str(path) for path in paths]
     ignored: dict[str, IgnoredEntries] = {}
     indices = []
     with image_bar(show=progress) as bar:
@@ -87,7 +83,7 @@ def read_shards(
     return Dataset(name, (), records, ignored)
 
 
-class ShardRecords(Sequence[Record]):
+class ShardRecords(LazySequence[Record]):
     """The images of many shards, 36 bytes and the key for each; records are created, and texts read, on demand."""
 
     def __init__(self, shards: Sequence[tuple[str, Path]], indices: Sequence[Index]) -> None:
@@ -108,16 +104,7 @@ class ShardRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._shard_of)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+    def item(self, index: int) -> Record:
         label, path = self._shards[self._shard_of[index]]
         key = self._keys[self._ends[index] : self._ends[index + 1]].decode()
         offset, size = self._images[index].tolist()
@@ -128,7 +115,7 @@ class ShardRecords(Sequence[Record]):
         return ShardTexts(self, [path for _, path in self._shards], self._shard_of, self._texts)
 
 
-class ShardTexts(Sequence[tuple[str, ...]]):
+class ShardTexts(LazySequence[tuple[str, ...]]):
     """The text KEY.txt beside each image KEY.jpg of many shards, read on demand; () if there is none."""
 
     def __init__(
@@ -151,13 +138,7 @@ class ShardTexts(Sequence[tuple[str, ...]]):
         """Whether each image has a text of at least one byte, (N,); none is read."""
         return self._parts[:, 1] > 0
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, ...]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[tuple[str, ...], ...]: ...
-    def __getitem__(self, index: int | slice) -> tuple[str, ...] | tuple[tuple[str, ...], ...]:
-        if isinstance(index, slice):
-            return tuple(self[i] for i in range(*index.indices(len(self))))
+    def item(self, index: int) -> tuple[str, ...]:
         first, size = self._parts[index].tolist()
         if size <= 0:
             return ()
