@@ -1,4 +1,4 @@
-"""Box files in both forms, and each mistake with its file, its entry and its reason."""
+"""Files of boxes in every form, and errors with file, entry and reason."""
 
 import json
 
@@ -21,7 +21,7 @@ def write(tmp_path, content):
     return path
 
 
-def test_coco(tmp_path):
+def test_coco_form(tmp_path):
     """xywh becomes xyxy; each image's boxes keep the file's order, also those that nobody can embed."""
     notes = [
         {"image_id": "2", "bbox": [1, 2, 3, 4.5]},
@@ -37,7 +37,7 @@ def test_coco(tmp_path):
     assert read_boxes(write(tmp_path, sized), images=IMAGES) == {"a.jpg": ImageBoxes((), 3, 5)}
 
 
-def test_plain(tmp_path):
+def test_plain_form(tmp_path):
     path = write(tmp_path, {"a.jpg": [[1, 2, 3, 4.5], [9, 9, 1, 1]], "c.png": []})
     assert read_boxes(path, images=IMAGES) == {
         "a.jpg": ImageBoxes(((1.0, 2.0, 3.0, 4.5), (9.0, 9.0, 1.0, 1.0))),
@@ -73,11 +73,11 @@ def test_plain(tmp_path):
         (coco(annotations=[{"image_id": 1, "bbox": [1e308, 0, 1e308, 1]}]), r"annotations\[0\]: bbox: need finite"),
     ],
 )
-def test_mistakes(tmp_path, content, message):
+def test_malformed_files_are_refused_with_entry_and_reason(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         read_boxes(write(tmp_path, content), images=IMAGES)
 
 
-def test_missing(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="not found"):
         read_boxes(tmp_path / "none.json", images=IMAGES)

@@ -1,4 +1,4 @@
-"""Captions of every form come to the places of their images; every fault is named with file, entry and reason."""
+"""Captions in every form, and errors with file, entry and reason."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def write(root: Path, content: object) -> Path:
     return path
 
 
-def test_cocos_captions_come_to_their_images_and_what_is_left_out_is_counted(root):
+def test_coco_captions_are_matched_to_images_and_ignored_ones_counted(root):
     dataset = with_captions(open_data(root, split="train", annotations="none"), root=root, split="train")
     assert dataset.captions == (("a dog.", "two dogs"), ("a cat",), (), ())
     assert dataset.ignored[BLANK].count == 1 and "annotation 5" in dataset.ignored[BLANK].first
@@ -106,7 +106,7 @@ def test_a_file_that_contradicts_itself_is_refused(root, content, message):
         read_captions(write(root, content))
 
 
-def test_a_file_of_ones_own(root, tmp_path):
+def test_custom_caption_files(root, tmp_path):
     dataset = read_folder(root / "train2017")
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
@@ -122,7 +122,7 @@ def test_a_file_of_ones_own(root, tmp_path):
         with_captions(dataset, root=root / "train2017", split="train")
 
 
-def test_texts_of_shards_are_read_where_they_lie_when_asked_for(tmp_path):
+def test_texts_of_shards_are_read_on_demand(tmp_path):
     members = {"1.txt": b" red\n", "1.png": b"", "0.png": b"", "2.png": b"", "2.txt": b"\xff", "3.txt": b"alone"}
     write_shard(tmp_path / "a.tar", {**members, "4.png": b"", "4.txt": b""})
     write_shard(tmp_path / "b.tar", {"5.png": b"", "5.txt": b"blue"})
@@ -142,20 +142,20 @@ def test_texts_of_shards_are_read_where_they_lie_when_asked_for(tmp_path):
     assert sorted(str(one) for one in captions) == ["blue", "red"]
 
 
-def test_shards_without_texts_say_so(tmp_path):
+def test_shards_without_texts_are_refused(tmp_path):
     write_shard(tmp_path / "a.tar", {"1.png": b""})
     with pytest.raises(InputError, match=r"need KEY\.txt beside KEY\.jpg"):
         with_captions(open_data(tmp_path, split="train", annotations="none"), root=tmp_path, split="train")
 
 
-def test_the_worlds_pairs_have_the_captions_that_pretraining_reads(tmp_path):
+def test_world_pairs_have_the_captions_of_read_pairs(tmp_path):
     write_world(tmp_path / "w", WorldSize(train=1, val=1, test=1, pairs=5, seed=0), processes=1)
     pairs = tmp_path / "w" / "pairs"
     dataset = with_captions(open_data(pairs, split="train", annotations="none"), root=pairs, split="train")
     assert [one for (one,) in dataset.captions] == read_pairs(pairs, side=8)[1]
 
 
-def test_regions_are_the_same_with_and_without_captions(root):
+def test_regions_do_not_depend_on_captions(root):
     dataset = with_captions(read_folder(root / "train2017"), root=root, split="train")
     captioned = only_captioned(dataset)
     drawn = set()

@@ -1,4 +1,4 @@
-"""Annotation files: what is read, what is left out and counted, and what is refused with file, entry and field."""
+"""COCO annotation files: records, ignored entries, and errors with file, entry and field."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ DELETED = object()
 # ------------------------------------------------------------------------------------------------------- what is read
 
 
-def test_instances_become_records_in_the_files_order(folder):
+def test_instances_become_records_in_file_order(folder):
     dataset = read_instances(written(folder, INSTANCES), folder)
     assert dataset.name == "notes" and dataset.ignored == {}
     assert dataset.categories == (Category(1, "person", True), Category(90, "toothbrush", True))  # by id
@@ -89,7 +89,7 @@ def test_instances_become_records_in_the_files_order(folder):
     assert (second.id, second.path, second.boxes) == (3, folder / "deep/b.jpg", ())  # kept though nothing is annotated
 
 
-def test_panoptic_records_hold_colours_and_where_the_masks_are(folder):
+def test_panoptic_records_have_segment_ids_and_png_paths(folder):
     dataset = read_panoptic(written(folder, PANOPTIC), folder, folder)
     assert dataset.categories == (Category(1, "person", True), Category(200, "rug", False))
     (record,) = dataset.records  # image 3 has no panoptic annotation
@@ -107,7 +107,7 @@ def test_ids_may_be_strings(folder):
     assert read_instances(written(folder, content), folder).records[0].id == "x"
 
 
-def test_empty_lists_are_an_empty_data_set(folder):
+def test_empty_lists_give_an_empty_data_set(folder):
     content = {"images": [], "annotations": [], "categories": []}
     assert read_instances(written(folder, content), folder).records == ()
 
@@ -131,7 +131,7 @@ BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it 
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
+def test_boxes_outside_the_image_are_clipped_or_counted(folder, name):
     box, expected = BOXES[name]
     for content, place, read in (
         (INSTANCES, "annotations.0.bbox", lambda path: read_instances(path, folder)),
@@ -150,7 +150,7 @@ def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
         assert len(record.boxes) == len(record.labels) == len(record.crowd)
 
 
-def test_what_is_left_out_is_told_with_its_first_place(folder):
+def test_ignored_entries_are_reported_with_the_first(folder):
     content = changed(changed(INSTANCES, "annotations.0.bbox", [99, 0, 5, 5]), "annotations.1.bbox", [0, 99, 5, 5])
     path = written(folder, content)
     assert read_instances(path, folder).ignored_lines() == [
@@ -187,7 +187,7 @@ def test_a_file_that_is_not_coco_is_refused(folder, name):
         assert reason in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_refused(folder):
+def test_a_missing_file_is_refused(folder):
     with pytest.raises(InputError, match="not found"):
         read_instances(folder / "gone.json", folder)
     with pytest.raises(InputError, match="directory"):
@@ -230,7 +230,7 @@ BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a fil
 
 
 @pytest.mark.parametrize("name", BROKEN_ENTRIES)
-def test_a_broken_entry_is_refused_by_name(folder, name):
+def test_a_malformed_entry_is_refused_with_its_id(folder, name):
     place, value, reason = BROKEN_ENTRIES[name]
     path = written(folder, changed(INSTANCES, place, value))
     with pytest.raises(InputError) as caught:
@@ -255,7 +255,7 @@ BROKEN_PANOPTIC = {
 
 
 @pytest.mark.parametrize("name", BROKEN_PANOPTIC)
-def test_a_broken_panoptic_entry_is_refused_by_name(folder, name):
+def test_a_malformed_panoptic_entry_is_refused_with_its_id(folder, name):
     place, value, reason = BROKEN_PANOPTIC[name]
     path = written(folder, changed(PANOPTIC, place, value))
     with pytest.raises(InputError) as caught:
@@ -318,7 +318,7 @@ def test_the_image_folder_itself_may_be_a_link(folder):
     assert len(read_instances(written(folder, INSTANCES), alias).records) == 2
 
 
-def test_one_missing_image_is_left_to_its_step_and_all_missing_is_the_wrong_folder(folder):
+def test_one_missing_image_is_accepted_but_not_all(folder):
     path = written(folder, INSTANCES)
     (folder / "a.jpg").unlink()
     assert len(read_instances(path, folder).records) == 2  # counted and named when its turn comes
@@ -333,7 +333,7 @@ def test_one_missing_image_is_left_to_its_step_and_all_missing_is_the_wrong_fold
 
 
 @pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO images")
-def test_real_coco_is_read_whole():
+def test_real_coco_is_read_completely():
     root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         files = find_coco(root, split)

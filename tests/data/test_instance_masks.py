@@ -1,4 +1,4 @@
-"""Masks of objects in every form COCO writes them, by hand, and what must not reach the library that decodes them."""
+"""COCO's instance masks in every form, and malformed ones that must not reach the decoder."""
 
 import json
 
@@ -22,7 +22,7 @@ def pixels_of(value):
     return decode_masks((encode_mask("here", value, **SIZE),), **SIZE)[0]
 
 
-def test_a_polygon_and_its_run_lengths_are_the_same_pixels():
+def test_a_polygon_and_its_run_lengths_give_the_same_pixels():
     wanted = torch.zeros(4, 6, dtype=torch.bool)
     wanted[1:3, 1:4] = True
     text = coco.frPyObjects(RUNS, 4, 6)["counts"].decode()
@@ -30,7 +30,7 @@ def test_a_polygon_and_its_run_lengths_are_the_same_pixels():
         assert torch.equal(pixels_of(value), wanted)
 
 
-def test_compressed_counts_of_any_mask_are_read_as_they_were_written():
+def test_compressed_counts_of_random_masks_round_trip():
     random = np.random.default_rng(0)
     for height, width in ((1, 1), (7, 3), (120, 90), (1, 5000)):
         pixels = (random.random((height, width)) < random.random()).astype(np.uint8)
@@ -40,7 +40,7 @@ def test_compressed_counts_of_any_mask_are_read_as_they_were_written():
         assert torch.equal(decode_masks((one,), height=height, width=width)[0], torch.from_numpy(pixels).bool())
 
 
-def test_what_has_no_pixels_says_why():
+def test_unusable_masks_give_a_reason():
     assert encode_mask("here", None, **SIZE) == NO_MASK and encode_mask("here", [], **SIZE) == NO_MASK
     assert encode_mask("here", {"size": [4, 6], "counts": [24]}, **SIZE) == EMPTY_MASK
     assert encode_mask("here", [[1e9, 0, 1e9, 5, 0, 5]], **SIZE) == FAR_OUTSIDE
@@ -63,12 +63,12 @@ def test_what_has_no_pixels_says_why():
         ("text", "polygons or run lengths"),
     ],
 )
-def test_what_is_no_mask_is_refused_before_the_library_sees_it(value, says):
+def test_malformed_masks_are_refused_before_decoding(value, says):
     with pytest.raises(InputError, match=f"here.*{says}"):
         encode_mask("here", value, **SIZE)
 
 
-def test_objects_come_with_their_masks_from_a_root(tmp_path):
+def test_open_data_reads_masks(tmp_path):
     from PIL import Image
 
     (tmp_path / "annotations").mkdir()

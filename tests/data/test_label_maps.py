@@ -1,4 +1,4 @@
-"""What a folder of semantic data is taken for, where its classes come from, and what is refused at this door."""
+"""Recognition of semantic data, its lists of classes, and errors."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------ what lies in a folder
 
 
-def test_ade20k_is_recognised_and_knows_its_classes(tmp_path):
+def test_ade20k_is_recognised_with_its_classes(tmp_path):
     data = open_semantic(ade150(tmp_path), split="val")
     assert data.dataset.name == "ADE20K-150 val" and truths(data) == [[[-1, 0, 149], [1, 1, 1]]]
     assert data.dataset.categories[149].synonyms == ("d150",) and not data.dataset.categories[149].is_thing
@@ -102,7 +102,7 @@ def test_ade20k_is_recognised_and_knows_its_classes(tmp_path):
     assert truths(open_semantic(tmp_path, split="val", labels=tmp_path / "table.txt")) == truths(data)
 
 
-def test_coco_stuff_is_recognised_and_says_what_is_a_thing(tmp_path):
+def test_coco_stuff_is_recognised_with_things_and_stuff(tmp_path):
     data = open_semantic(coco_stuff(tmp_path), split="val")
     assert truths(data) == [[[0, 10, 11], [170, -1, 0]]]
     things = [one.name for one in data.dataset.categories if one.is_thing]
@@ -118,7 +118,7 @@ def test_coco_stuff_is_recognised_and_says_what_is_a_thing(tmp_path):
         (ade150, [[255, 0, 149], [1, 1, 1]], [[-1, 0, 149], [1, 1, 1]]),
     ],
 )
-def test_prepared_maps_are_known_by_their_folder(tmp_path, make, values, expected):
+def test_prepared_maps_are_recognised_by_their_folder(tmp_path, make, values, expected):
     data = open_semantic(make(tmp_path, values, home="annotations_detectron2"), split="val")
     assert truths(data) == [expected]
     make(tmp_path, [[*values[0][:2], len(data.names)], values[1]], home="annotations_detectron2")
@@ -135,7 +135,7 @@ def test_prepared_maps_are_known_by_their_folder(tmp_path, make, values, expecte
     ("kind", "row"),
     [("voc20", [-1, 0, 19]), ("voc20b", [20, 0, 19]), ("voc21", [0, 1, 20])],
 )
-def test_one_folder_of_voc_is_three_kinds(tmp_path, kind, row):
+def test_voc_needs_a_kind(tmp_path, kind, row):
     voc(tmp_path)
     with pytest.raises(InputError, match=r"may be voc20 or voc20b or voc21. .*--kind"):
         open_semantic(tmp_path, split="val")
@@ -143,7 +143,7 @@ def test_one_folder_of_voc_is_three_kinds(tmp_path, kind, row):
     data = open_semantic(tmp_path, split="val", kind=kind)
     assert truths(data) == [[row, [-1, row[1] + 1, row[1] + 1]]]
     assert {*NAMES} <= {*data.names}
-    assert any("39 words" in note for note in data.dataset.notes) == (kind == "voc20b")
+    assert any("39 names" in note for note in data.dataset.notes) == (kind == "voc20b")
     words = ["0:background,sky,wall", *(f"{place}:{name},x{place}" for place, name in enumerate(NAMES, start=1))]
     given = open_semantic(tmp_path, split="val", kind=kind, labels=write(tmp_path / "words.txt", *words))
     assert given.dataset.notes == () and truths(given) == truths(data)
@@ -177,7 +177,7 @@ def test_pascal_context_59(tmp_path):
     assert len(open_semantic(tmp_path, split="val", names=write(tmp_path / "n.txt", "a")).dataset.records) == 1
 
 
-def test_prepared_maps_of_context_59_take_no_list_of_another_order(tmp_path):
+def test_prepared_maps_of_context_59_need_their_own_list(tmp_path):
     context(tmp_path, [[255, 0, 58], [1, 1, 1]], home="annotations_detectron2/pc59_val")
     with pytest.raises(InputError, match=r"context59: need the list of its classes"):
         open_semantic(tmp_path, split="val")
@@ -196,7 +196,7 @@ def test_pascal_context_459(tmp_path):
         open_semantic(root, split="val", kind="context459")
 
 
-def test_the_converted_full_release(tmp_path):
+def test_converted_ade20k_full_release(tmp_path):
     root = full_release(tmp_path / "full")
     data = open_semantic(root, split="val", maps=tmp_path / "maps")
     assert truths(data) == [[[0, 1, -1]]] and data.dataset.categories[0].synonyms == ("gate",)
@@ -211,7 +211,7 @@ def test_the_converted_full_release(tmp_path):
 @pytest.mark.parametrize(
     ("make", "kind"), [(ade150, None), (coco_stuff, None), (voc, "voc21"), (context, None), (full_release, "ade-full")]
 )
-def test_images_may_be_absent(tmp_path, make, kind):
+def test_images_need_not_exist(tmp_path, make, kind):
     root = tmp_path / "root"
     maps = tmp_path / "maps" if make is full_release else None
     make(root, *([[[0, 1, 59], [2, 2, 2]]] if make is context else []))
@@ -242,7 +242,7 @@ def test_the_world_is_panoptic(world):
         open_semantic(world, split="val", names=path)
 
 
-def test_two_kinds_in_one_root_are_not_guessed_between(tmp_path, world):
+def test_two_kinds_in_one_root_are_refused(tmp_path, world):
     coco_stuff(tmp_path)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/panoptic_val2017.json").touch()
@@ -251,7 +251,7 @@ def test_two_kinds_in_one_root_are_not_guessed_between(tmp_path, world):
     assert open_semantic(tmp_path, split="val", kind="stuff").names[0] == "c1"
 
 
-def test_nothing_and_unknown_kinds(tmp_path):
+def test_missing_and_unknown_kinds_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"not found. Check the path"):
         open_semantic(tmp_path / "gone", split="val")
     with pytest.raises(InputError, match=r"it contains nothing"):
@@ -275,7 +275,7 @@ def test_a_list_in_another_order_is_refused(tmp_path):
 # --------------------------------------------------------------------------------------------- files that are not right
 
 
-def test_bad_maps_are_met_through_the_door(tmp_path):
+def test_malformed_maps_are_refused(tmp_path):
     data = open_semantic(ade150(tmp_path), split="val")
     path = tmp_path / "annotations/validation/a.png"
     save(path, [[0, 1, 151], [2, 2, 2]])  # an id outside the list
@@ -301,7 +301,7 @@ def test_bad_maps_are_met_through_the_door(tmp_path):
 
 
 @pytest.mark.parametrize("coded", [True, False])
-def test_only_some_classes(tmp_path, world, coded):
+def test_only_classes(tmp_path, world, coded):
     data = open_semantic(ade150(tmp_path) if coded else world, split="val")
     names = ["c150", "c2"] if coded else [data.names[place] for place in (40, 3, 35)]
     few = only_classes(data, names)
@@ -339,7 +339,7 @@ def test_base_classes_of_the_world_are_its_base_things_and_all_stuff(world):
     assert {*mine.excluded} == {*kinds["base"][1:], *kinds["novel"]}
 
 
-def test_all_classes_of_coco_stuff_are_learned_from_unless_a_file_says_otherwise(tmp_path):
+def test_all_classes_of_coco_stuff_are_base_without_a_file(tmp_path):
     coco = [*OV_COCO_NOVEL, *OV_COCO_EXCLUDED, *(f"other {one}" for one in range(48))]
     ids = [number for number in stuff.IDS if number <= 91]
     names = {**dict(zip(ids, coco, strict=True)), **{number: f"stuff {number}" for number in range(92, 183)}}

@@ -1,4 +1,4 @@
-"""LVIS v1: images named by their address, another split than COCO's, categories with synonyms and frequency."""
+"""LVIS v1: images named by URL, categories with synonyms and frequency."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def written(root: Path, content: object) -> Path:
     return path
 
 
-def test_images_lie_where_their_address_ends(root):
+def test_image_paths_are_the_last_parts_of_urls(root):
     dataset = read_lvis(written(root, LVIS), root)
     assert [record.id for record in dataset.records] == [391895, 5]
     assert [record.path.relative_to(root).as_posix() for record in dataset.records] == [
@@ -72,7 +72,7 @@ def test_images_lie_where_their_address_ends(root):
         (("annotations", 0, "bbox"), [1, 2, 3], "annotation 1: need `bbox`"),
     ],
 )
-def test_a_broken_entry_is_refused_by_name(root, place, value, reason):
+def test_a_malformed_entry_is_refused_with_its_id(root, place, value, reason):
     content = copy.deepcopy(LVIS)
     group, number, field = place
     content[group][number][field] = value
@@ -91,10 +91,10 @@ def test_a_broken_entry_is_refused_by_name(root, place, value, reason):
         ({"file_name": "f"}, {"frequency": 12}, False),
     ],
 )
-def test_what_is_lvis(image, category, expected):
+def test_is_lvis(image, category, expected):
     assert is_lvis({"images": [image], "categories": [category]}) is expected
 
 
-def test_a_missing_file_is_named(root):
+def test_a_missing_file_is_refused(root):
     with pytest.raises(InputError, match=r"gone\.json: need an LVIS file; not found"):
         read_lvis(root / "gone.json", root)

@@ -1,4 +1,4 @@
-"""Objects365: the names of both versions, found in each way that the archives unpack."""
+"""Objects365: both versions, in every layout of the unpacked archives."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ V2 = ("images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects3
         (("obj365_train_000000000001.jpg",), ("obj365_train_000000000001.jpg",)),
     ],
 )
-def test_images_are_found_however_the_archives_were_unpacked(tmp_path, names, where):
+def test_images_are_found_in_every_layout_of_the_archives(tmp_path, names, where):
     there = {put(tmp_path / place) for place in where if place is not None}
     dataset = read_objects365(annotated(tmp_path, *names), tmp_path, split="train")
     paths = [record.path for record in dataset.records]
@@ -51,7 +51,7 @@ def test_images_are_found_however_the_archives_were_unpacked(tmp_path, names, wh
     assert sum(one.count for one in dataset.ignored.values()) == 1
 
 
-def test_no_image_anywhere_says_where_it_looked(tmp_path):
+def test_missing_images_are_refused_with_the_folders_tried(tmp_path):
     with pytest.raises(InputError, match=r"none of the first 2 exists \(the first: images/v1/patch8") as caught:
         read_objects365(annotated(tmp_path, *V2), tmp_path, split="train")
     assert str(tmp_path / "images" / "train") in str(caught.value)

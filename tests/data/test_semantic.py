@@ -1,4 +1,4 @@
-"""Maps of classes: what each number means, and every way in which a file can be another one."""
+"""Label maps: the meaning of their values, and errors."""
 
 import json
 import struct
@@ -91,7 +91,7 @@ def full_release(tmp_path):
     return tmp_path / "full"
 
 
-def test_the_full_release_of_ade20k(tmp_path):
+def test_ade20k_full_release(tmp_path):
     root = full_release(tmp_path)
     labels = ade.list_ade_full(root)
     assert labels.ids == (1, 300)  # 8 and 9 are in one split alone, 50 is a part
@@ -111,7 +111,7 @@ NUMBER_0 = {"annotation": {"object": [{"name_ndx": 0, "name": "x", "parts": {"pa
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"annotation": {"object": [{"name": "x"}]}}', json.dumps(NUMBER_0)])
-def test_broken_json_of_the_full_release_is_refused(tmp_path, text):
+def test_malformed_json_of_the_full_release_is_refused(tmp_path, text):
     root = full_release(tmp_path)
     (root / "images/ADE/training/urban/street/a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json: need"):
@@ -205,7 +205,7 @@ def test_pascal_context_459_and_59(tmp_path, compressed):
         context.convert_context(tmp_path, tmp_path / "m59", labels=labels)
 
 
-def test_matlab_files_that_are_not(tmp_path):
+def test_malformed_matlab_files_are_refused(tmp_path):
     path = tmp_path / "x.mat"
     mat(path, [[1, 2], [3, 4]], name="Map", kind=9, dtype="<f8")
     assert read_matrix(path, "Map").tolist() == [[1, 2], [3, 4]]
@@ -227,7 +227,7 @@ def test_matlab_files_that_are_not(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ the files
 
 
-def test_numbers_come_through_unchanged(tmp_path):
+def test_values_are_unchanged(tmp_path):
     grid = torch.arange(256).reshape(16, 16)
     write_map(tmp_path / "a/x.png", grid, bits=8)
     assert torch.equal(read_values(tmp_path / "a/x.png", bits=8), grid)
@@ -239,7 +239,7 @@ def test_numbers_come_through_unchanged(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir() if "partial" in path.name] == []
 
 
-def test_other_kinds_of_files_are_refused(tmp_path):
+def test_other_formats_are_refused(tmp_path):
     path = tmp_path / "x.png"
     save(path, [[1, 300]], np.uint16)
     with pytest.raises(ImageError, match=r"x\.png: need one integer of 8 bits per pixel; got 16 bits"):
@@ -261,7 +261,7 @@ def test_other_kinds_of_files_are_refused(tmp_path):
         read_values(path, bits=8)
 
 
-def test_a_grey_of_four_bits_is_not_stretched(tmp_path):
+def test_grey_of_four_bits_is_refused(tmp_path):
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
@@ -283,7 +283,7 @@ def test_a_map_of_another_size_than_its_image_is_refused(tmp_path):
             read(data.dataset.records[0], data)
 
 
-def test_a_turned_image_is_shown_as_its_map_lies(tmp_path):
+def test_exif_rotation_is_applied_to_fit_the_map(tmp_path):
     path = tmp_path / "images/validation/a.jpg"
     path.parent.mkdir(parents=True)
     image = Image.new("RGB", (3, 2))
@@ -297,7 +297,7 @@ def test_a_turned_image_is_shown_as_its_map_lies(tmp_path):
         assert shown.shape[1:] == found.labels.shape == size
 
 
-def test_missing_maps_are_named_and_others_noted(tmp_path):
+def test_missing_maps_are_refused_and_extra_ones_noted(tmp_path):
     for name in "abc":
         make_image(tmp_path / f"images/validation/{name}.jpg")
     with pytest.raises(InputError, match=r"annotations/validation: need the folder of the label maps"):
@@ -314,14 +314,14 @@ def test_missing_maps_are_named_and_others_noted(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- panoptic
 
 
-def test_segments_become_classes():
+def test_segments_become_labels():
     ids = torch.tensor([[0, 9, 4], [4, 70000, 9]])
     segments = (SegmentInfo(9, 2, True), SegmentInfo(4, 0, False), SegmentInfo(70000, 2, True, is_crowd=True))
     assert flatten(PanopticMap(ids, segments)).labels.tolist() == [[-1, 2, 0], [0, 2, 2]]
     assert flatten(PanopticMap(torch.zeros(1, 2, dtype=torch.int64), ())).labels.tolist() == [[-1, -1]]
 
 
-def test_a_panoptic_record_is_a_semantic_one(tmp_path):
+def test_panoptic_records_are_semantic(tmp_path):
     colours = np.zeros((2, 3, 3), np.uint8)
     colours[0, 0] = (5, 0, 0)
     colours[1, 1:] = (3, 2, 1)  # 3 + 2 * 256 + 65536
@@ -344,7 +344,7 @@ def test_a_panoptic_record_is_a_semantic_one(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_and_maps_come_in_batches(tmp_path, workers):
+def test_batches_of_images_and_maps(tmp_path, workers):
     for name, values in (
         ("a", [[0, 1, 150], [2, 2, 2]]),
         ("b", [[7]]),

@@ -1,4 +1,4 @@
-"""Tar shards: every image found where it lies, every fault named, nothing extracted, nothing executed."""
+"""Tar shards: images are read in place; nothing is extracted or executed."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_pairs_come_in_the_order_of_the_shards(tmp_path: Path) -> None:
+def test_pairs_are_in_the_order_of_the_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "b.tar", {"2.png": jpeg((0, 0, 255)), "2.txt": b"blue"})
     write_tar(tmp_path / "a.tar", {"1.txt": b" red\n", "1.png": jpeg((255, 0, 0)), "1.json": b"{}", "x.pyd": b"never"})
     images, captions = read_pairs(tmp_path, side=8)
@@ -59,35 +59,35 @@ BROKEN_CHUNK[BROKEN_CHUNK.index(b"IDAT") + 10] ^= 0xFF  # the checksum no longer
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"1.png": b""}, "1 has no caption"),
-        ({"1.txt": b"a"}, "1 has no image"),
+        ({"1.png": b""}, "1: .*caption .* is missing"),
+        ({"1.txt": b"a"}, "1: .*image is missing"),
         ({"1.png": b"not an image", "1.txt": b"a"}, "s.tar:1: need a JPEG, PNG"),
         ({"1.png": jpeg((1, 2, 3))[:60], "1.txt": b"a"}, "s.tar:1: need a whole image"),
         ({"1.png": BROKEN_CHUNK, "1.txt": b"a"}, "s.tar:1: need a whole image"),
         ({"1.png": jpeg((1, 2, 3)), "1.txt": b"caf\xe9"}, "1: need a caption in UTF-8"),
     ],
 )
-def test_a_pair_that_cannot_be_used_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+def test_an_unusable_pair_is_refused_with_its_key(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
     write_tar(tmp_path / "s.tar", members)
     with pytest.raises(InputError, match=message) as caught:
         read_pairs(tmp_path, side=8)
     assert "s.tar" in str(caught.value)
 
 
-def test_shards_without_a_pair_are_an_error(tmp_path: Path) -> None:
+def test_shards_without_pairs_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", {"1.json": b"{}"})
     write_tar(tmp_path / "t.tar", {})
     with pytest.raises(InputError, match="got none in 2"):
         read_pairs(tmp_path, side=8)
 
 
-def test_a_folder_without_shards_says_how_to_make_some(tmp_path: Path) -> None:
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="foveate world"):
         read_pairs(tmp_path, side=8)
 
 
 @pytest.mark.parametrize("length", [100, 700, 1500, 2500])
-def test_a_cut_shard_is_an_error(tmp_path: Path, length: int) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path, length: int) -> None:
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3), 64), "1.txt": b"a" * 3000})
     (tmp_path / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes()[:length])
     with pytest.raises(InputError, match=r"s\.tar"):
@@ -105,7 +105,7 @@ def ids(dataset: Dataset) -> list[int | str]:
     return [record.id for record in dataset.records]
 
 
-def test_a_image_in_a_shard_is_the_image_on_disk(tmp_path):
+def test_an_image_in_a_shard_equals_the_file(tmp_path):
     draw = np.random.default_rng(0)
     (tmp_path / "folder").mkdir()
     contents = {}
@@ -123,7 +123,7 @@ def test_a_image_in_a_shard_is_the_image_on_disk(tmp_path):
         assert read_record(record).tolist() == expected.tolist()
 
 
-def test_a_run_over_shards_is_the_run_over_a_folder(tmp_path):
+def test_shards_give_the_same_batches_as_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     members = {f"{number}.png": jpeg((number, 0, 0), side=10 + number) for number in range(7)}
     for name, content in members.items():
@@ -143,7 +143,7 @@ def test_a_run_over_shards_is_the_run_over_a_folder(tmp_path):
         assert stream(shards(tmp_path / "a.tar", tmp_path / "b.tar"), workers) == expected
 
 
-def test_interleaved_keys_lose_nothing(tmp_path):
+def test_interleaved_keys_are_read_completely(tmp_path):
     members = {"a.jpg": jpeg((1, 0, 0)), "b.jpg": jpeg((2, 0, 0)), "a.txt": b"one", "b.txt": b"two"}
     write_tar(tmp_path / "s.tar", members)
     assert ids(shards(tmp_path / "s.tar")) == ["s.tar:a", "s.tar:b"]
@@ -173,7 +173,7 @@ def test_pickles_are_never_opened(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_two_images_of_one_key_are_refused(tmp_path):
+def test_two_images_with_one_key_are_refused(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for _ in range(2):
             info = tarfile.TarInfo("1.png")
@@ -193,7 +193,7 @@ def test_two_images_of_one_key_are_refused(tmp_path):
     ]
 
 
-def test_links_and_keys_without_a_image_are_counted(tmp_path):
+def test_links_and_keys_without_an_image_are_counted(tmp_path):
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3)), "2.txt": b"no image"})
     with tarfile.open(tmp_path / "s.tar", "a") as tar:
         for name, kind in (("3.png", tarfile.SYMTYPE), ("4.png", tarfile.LNKTYPE), ("5.png", tarfile.FIFOTYPE)):
@@ -214,7 +214,7 @@ def test_a_shard_without_images_is_refused(tmp_path):
         shards(tmp_path / "s.tar")
 
 
-def test_a_cut_at_any_place_is_an_error(tmp_path):
+def test_truncation_at_any_byte_is_refused(tmp_path):
     write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
     whole = (tmp_path / "s.tar").read_bytes()
     index = index_shard(tmp_path / "s.tar")
@@ -228,7 +228,7 @@ def test_a_cut_at_any_place_is_an_error(tmp_path):
     assert len(shards(tmp_path / "s.tar").records) == 3
 
 
-def test_a_damaged_header_is_an_error_wherever_it_is(tmp_path):
+def test_a_damaged_header_anywhere_is_refused(tmp_path):
     write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
     whole = (tmp_path / "s.tar").read_bytes()
     for first, _ in index_shard(tmp_path / "s.tar").images:
@@ -247,7 +247,7 @@ def test_a_compressed_shard_is_refused(tmp_path):
         shards(tmp_path / "s.tar")
 
 
-def test_bit_rot_in_a_image_makes_a_bad_sample_named_by_shard_and_key(tmp_path):
+def test_a_damaged_image_makes_an_unreadable_sample_with_shard_and_key(tmp_path):
     write_tar(tmp_path / "s.tar", {"good.png": jpeg((1, 2, 3), 40), "rotten.png": jpeg((4, 5, 6), 40)})
     dataset = shards(tmp_path / "s.tar")
     content = bytearray((tmp_path / "s.tar").read_bytes())
@@ -261,7 +261,7 @@ def test_bit_rot_in_a_image_makes_a_bad_sample_named_by_shard_and_key(tmp_path):
     assert not isinstance(ImageSource(dataset)[(0, 0)], BadSample)
 
 
-def test_a_member_over_the_bound_is_refused_unread_and_one_that_is_gone_is_named(tmp_path):
+def test_too_large_and_missing_members_are_refused(tmp_path):
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
     with pytest.raises(ImageError, match="k: need at most 400,000,000 bytes; it has 400,000,001"):
         read_image(tmp_path / "s.tar", part=(512, 400_000_001), name="k")
@@ -284,7 +284,7 @@ def test_a_member_over_the_bound_is_refused_unread_and_one_that_is_gone_is_named
         ("a", ("a", "")),
     ],
 )
-def test_keys_are_webdatasets(name, parts):
+def test_split_name_equals_webdataset(name, parts):
     assert split_name(name) == parts
 
 
@@ -304,7 +304,7 @@ def test_records_are_a_sequence(tmp_path):
 # -------------------------------------------------------------------------------------------------------- kept indices
 
 
-def test_an_index_is_kept_and_used_again(tmp_path, monkeypatch):
+def test_an_index_is_cached(tmp_path, monkeypatch):
     write_tar(tmp_path / "s.tar", {"schön.png": jpeg((1, 2, 3)), "2.png": jpeg((1, 2, 3)), "3.txt": b"x"})
     first = shards(tmp_path / "s.tar", cache=tmp_path / "cache")
     monkeypatch.setattr("foveate.data.datasets.shards._scan", lambda path: pytest.fail("scanned again"))
@@ -334,7 +334,7 @@ def test_a_changed_shard_or_a_damaged_index_is_scanned_again(tmp_path, change):
     assert ids(again) == ids(shards(tmp_path / "s.tar")) and not (tmp_path / "ran").exists()
 
 
-def test_where_nothing_can_be_kept_every_start_scans(tmp_path):
+def test_without_a_writable_cache_shards_are_scanned(tmp_path):
     write_tar(tmp_path / "s.tar", {"1.png": jpeg((1, 2, 3))})
     (tmp_path / "file").touch()
     assert ids(shards(tmp_path / "s.tar", cache=tmp_path / "file")) == ["s.tar:1"]

@@ -1,4 +1,4 @@
-"""What lies on disk says what a data set is; two answers are a question back."""
+"""Recognition of data sets by their files."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def voc(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
-def test_each_layout_gives_its_boxes_and_its_images(tmp_path, make):
+def test_each_layout_is_recognised(tmp_path, make):
     root = make(tmp_path)
     (record,) = open_data(root, split="train").records
     assert record.boxes == ((1, 2, 11, 22),) and record.size == (30, 40) and record.path.is_file()
@@ -69,7 +69,7 @@ def test_each_layout_gives_its_boxes_and_its_images(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [coco, lvis, objects365])
-def test_a_file_named_is_recognised_by_its_content(tmp_path, make):
+def test_an_annotation_file_is_recognised_by_its_content(tmp_path, make):
     root = make(tmp_path / "root")
     (path,) = (root / "annotations").iterdir()
     path = path.rename(tmp_path / "mine.json")
@@ -90,7 +90,7 @@ def both_names(root: Path, *, url: bool, image: str) -> Path:
 
 @pytest.mark.parametrize("url", [True, False])
 @pytest.mark.parametrize("image", ["1.png", "val2017/1.png"])
-def test_lvis_may_name_its_images_as_coco_does(tmp_path, url, image):
+def test_lvis_images_with_file_names(tmp_path, url, image):
     file = both_names(tmp_path, url=url, image=image)
     dataset = open_data(tmp_path, split="val", annotation_file=file)
     assert [one.path for one in dataset.records] == [tmp_path / image]
@@ -117,13 +117,13 @@ def test_annotations_can_be_read_without_the_images(tmp_path, make):
         open_annotations(root, split="other")
 
 
-def test_names_of_a_coco_file_may_hold_their_folder(tmp_path):
+def test_file_names_may_contain_their_folder(tmp_path):
     path = note(coco(tmp_path) / "mine.json", "train2017/1.png")
     (record,) = open_data(tmp_path, split="train", annotation_file=path).records
     assert record.path == tmp_path / "train2017/1.png"
 
 
-def test_two_answers_are_an_error_that_says_what_to_do(tmp_path):
+def test_ambiguous_folders_are_refused(tmp_path):
     lvis(coco(tmp_path / "both"))
     with pytest.raises(InputError, match=r"found .*instances_train2017.json and .*lvis_v1_train.json.*--annotations"):
         open_data(tmp_path / "both", split="train")

@@ -1,4 +1,4 @@
-"""Base and novel categories: the rule of each data set, by hand, and what is refused."""
+"""Base and novel categories of each data set."""
 
 import json
 from pathlib import Path
@@ -49,12 +49,12 @@ def test_ov_coco_is_recognised_by_its_names(tmp_path):
     assert split_of(named(*OV_COCO_NOVEL, *OV_COCO_EXCLUDED), tmp_path) is None
 
 
-def test_lvis_holds_back_the_rare(tmp_path):
+def test_rare_categories_of_lvis_are_novel(tmp_path):
     split = split_of(named("a", "b", "c", "d", frequencies="rfcr"), tmp_path)
     assert split is not None and (split.base, split.novel, split.excluded) == (("b", "c"), ("a", "d"), ())
 
 
-def test_the_worlds_file_and_ones_own_come_first(tmp_path):
+def test_custom_files_and_splits_json_come_first(tmp_path):
     (tmp_path / "annotations").mkdir()
     world = base_and_novel()
     (tmp_path / "annotations/splits.json").write_text(json.dumps(world))
@@ -71,7 +71,7 @@ def test_the_worlds_file_and_ones_own_come_first(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"base": ["a"], "novel": ["z"]}', r"1 are not, such as 'z'\. Names are written .* such as 'a'"),
+        ('{"base": ["a"], "novel": ["z"]}', r"1 are not, such as 'z'\..* such as 'a'"),
         ('{"base": ["a", "b"], "novel": ["b"]}', "every name once, in base or in novel; got 'b' twice"),
         ('{"base": [], "novel": ["b"]}', 'at least one name in "base"'),
         ('{"base": ["a"]}', r'need \{"base": \[names\], "novel": \[names\]\}'),
@@ -80,7 +80,7 @@ def test_the_worlds_file_and_ones_own_come_first(tmp_path):
         (None, "not found"),
     ],
 )
-def test_a_file_that_cannot_be_a_split_is_refused(tmp_path, content, reason):
+def test_a_malformed_split_file_is_refused(tmp_path, content, reason):
     path = tmp_path / "s.json"
     if content is not None:
         path.write_text(content)
@@ -93,7 +93,7 @@ def write_notes(path: Path, *names: str) -> None:
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
 
 
-def test_of_a_root_the_annotation_file_of_the_split_decides(tmp_path):
+def test_the_split_of_a_root_is_read_from_its_annotation_file(tmp_path):
     notes = tmp_path / "annotations"
     notes.mkdir()
     write_notes(notes / "instances_train2017.json", *(name.replace("_", " ") for name in COCO.split()))
@@ -111,7 +111,7 @@ def test_of_a_root_the_annotation_file_of_the_split_decides(tmp_path):
         split_of_root(tmp_path, split="train")
 
 
-def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path):
+def test_splits_json_of_a_root_comes_first(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file an image
     own = tmp_path / "annotations/splits.json"
@@ -124,7 +124,7 @@ def test_of_a_root_splits_json_comes_first_and_needs_no_annotation_file(tmp_path
         split_of_root(tmp_path, split="train")
 
 
-def test_objects_keep_base_boxes_and_base_crowds():
+def test_as_objects_keeps_base_boxes_and_crowds():
     boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(5))
     # base, novel, crowd of the novel, crowd of the left out, crowd of the base
     record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2, 0), (False, False, True, True, True))
@@ -134,7 +134,7 @@ def test_objects_keep_base_boxes_and_base_crowds():
     assert (second.boxes, second.labels, second.crowd) == ((), (), ())
 
 
-def test_images_without_an_object_are_left_out_and_counted():
+def test_images_without_an_object_are_removed_and_counted():
     box = ((0.0, 0.0, 5.0, 5.0),)
     marks = ((1, 0, False), (2, 1, False), (3, 0, True))  # base, novel, crowd of the base
     records = [Record(i, Path("x"), 9, 9, box, (label,), (crowd,)) for i, label, crowd in marks]
@@ -145,7 +145,7 @@ def test_images_without_an_object_are_left_out_and_counted():
     assert only_with_objects(found) is found
 
 
-def test_classes_of_an_annotation_file_alone_are_in_the_order_of_its_categories(tmp_path):
+def test_classes_of_annotations_are_in_the_order_of_the_categories(tmp_path):
     names = [name.replace("_", " ") for name in COCO.split()]
     (tmp_path / "annotations").mkdir()
     path = tmp_path / "annotations" / "f.json"

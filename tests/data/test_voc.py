@@ -1,4 +1,4 @@
-"""Pascal VOC: corners that count from 1, difficult objects, and XML from anywhere."""
+"""Pascal VOC: one-based corners, difficult objects, and hostile XML."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def year(root: Path, content: str | bytes | None = None, names: str = "2007_0000
     return root
 
 
-def test_corners_from_1_become_pixels_from_0(tmp_path):
+def test_one_based_corners_become_zero_based_pixels(tmp_path):
     # the 40 x 30 image's first pixel is (1, 1) to VOC and its last (40, 30), both inside the box
     objects = thing("person", (1, 1, 40, 30)), thing("cat", (5, 6, 5, 6), difficult=1), thing("dog", ("2.5", 2, 9, 9))
     dataset = read_voc(year(tmp_path / "VOC2012", xml(*objects)), split="train")
@@ -44,7 +44,7 @@ def test_corners_from_1_become_pixels_from_0(tmp_path):
     assert len(dataset.categories) == 20 and dataset.name == "VOC2012 train" and dataset.ignored == {}
 
 
-def test_boxes_that_cannot_be_used_are_counted(tmp_path):
+def test_unusable_boxes_are_counted(tmp_path):
     objects = thing(box=(41, 1, 50, 9)), thing(box=("nan", 1, 5, 5)), thing(box=(30, 20, 99, 99))
     dataset = read_voc(year(tmp_path, xml(*objects)), split="train")
     assert dataset.records[0].boxes == ((29, 19, 40, 30),)
@@ -76,7 +76,7 @@ OUTER = """<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/pass
         (xml("<object><name>cat</name></object>"), "object 0: need `bndbox/xmin`"),
     ],
 )
-def test_a_broken_annotation_is_refused_by_name(tmp_path, content, reason):
+def test_a_malformed_annotation_is_refused_with_its_path(tmp_path, content, reason):
     with pytest.raises(InputError) as caught:
         read_voc(year(tmp_path, content), split="train")
     assert reason in str(caught.value) and "2007_000027.xml" in str(caught.value)
@@ -92,12 +92,12 @@ def test_a_broken_annotation_is_refused_by_name(tmp_path, content, reason):
         ("other\n", "none of 1 exists"),
     ],
 )
-def test_a_broken_list_is_refused(tmp_path, names, reason):
+def test_a_malformed_list_is_refused(tmp_path, names, reason):
     with pytest.raises(InputError, match=reason):
         read_voc(year(tmp_path, names=names), split="train")
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_refused(tmp_path):
     root = year(tmp_path)
     with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; not found"):
         read_voc(root, split="val")
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(tmp_path):
         read_voc(root, split="train")
 
 
-def test_the_years_are_found(tmp_path):
+def test_years_are_found(tmp_path):
     first, second = year(tmp_path / "VOCdevkit/VOC2007"), year(tmp_path / "VOCdevkit/VOC2012")
     assert find_voc(tmp_path) == find_voc(tmp_path / "VOCdevkit") == [first, second]
     assert find_voc(first) == [first] and find_voc(first / "JPEGImages") == []

@@ -377,6 +377,7 @@ def make_loader(
     """
     if workers < 0:
         raise InputError(f"workers: need 0 (decode in this process) or more; got {workers}.")
+    # a generator of its own: without it the loader draws from torch's global one, and resuming would change that
     loader: DataLoader[Any] = DataLoader(
         source,
         batch_sampler=sampler,
@@ -384,8 +385,6 @@ def make_loader(
         collate_fn=pack,
         worker_init_fn=ignore_signals,
         pin_memory=pin,
-        generator=torch.Generator().manual_seed(
-            0
-        ),  # otherwise it draws from torch's global generator, which resuming would change
+        generator=torch.Generator().manual_seed(0),
     )
     return BatchLoader(loader, strict, source.dataset.name)

@@ -56,8 +56,8 @@ def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, progres
         progress: show a bar while they are scanned; the first scan of a million images takes a minute.
 
     Returns:
-        Records whose id is SHARD:KEY, where SHARD is the file name, or the path if two shards share a name. Keys without
-        an image, and links, are counted in `ignored`.
+        Records whose id is SHARD:KEY; SHARD is the file name, or the path if two shards share a name. Keys without an
+        image, and links, are counted in `ignored`.
 
     Raises:
         InputError: no image, or a shard that is not a whole tar file or contradicts itself; names shard and member.

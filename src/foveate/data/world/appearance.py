@@ -17,6 +17,7 @@ Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 Texture = Callable[[Array, Array], Array]
 Shape = Callable[[Array, Array], Mask]
+Stuff = Callable[[np.random.Generator, int, int, float], Array]  # (generator, height, width, scale) -> (H, W)
 
 # ------------------------------------------------------------------------------------------- two-tone textures, things
 
@@ -246,18 +247,6 @@ def _coordinates(height: int, width: int) -> tuple[Array, Array]:
     return y, x
 
 
-def _grass(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
-    return _step(_noise(rng, height, width, 9 * scale, 1.8 * scale), 0.5, 0.35)
-
-
-def _sand(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
-    return 0.25 + 0.5 * _noise(rng, height, width, 1.2, 1.2) * _noise(rng, height, width, 1.5 * scale, 1.5 * scale)
-
-
-def _sky(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
-    return _step(_noise(rng, height, width, 18 * scale, 36 * scale), 0.5, 0.8)
-
-
 def _water(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
     y, _ = _coordinates(height, width)
     swell = _noise(rng, height, width, 6 * scale, 10 * scale) * 9 * scale
@@ -313,10 +302,18 @@ def _mosaic(rng: np.random.Generator, height: int, width: int, scale: float) -> 
     return shades[i, j]
 
 
-STUFF: dict[str, Callable[[np.random.Generator, int, int, float], Array]] = {
-    "grass": _grass, "sand": _sand, "sky": _sky, "water": _water, "brick": _brick,
-    "wood": _wood, "cobbles": _cobbles, "snow": _snow, "lava": _lava, "mosaic": _mosaic,
-}  # fmt: skip
+STUFF: dict[str, Stuff] = {
+    "grass": lambda rng, h, w, s: _step(_noise(rng, h, w, 9 * s, 1.8 * s), 0.5, 0.35),
+    "sand": lambda rng, h, w, s: 0.25 + 0.5 * _noise(rng, h, w, 1.2, 1.2) * _noise(rng, h, w, 1.5 * s, 1.5 * s),
+    "sky": lambda rng, h, w, s: _step(_noise(rng, h, w, 18 * s, 36 * s), 0.5, 0.8),
+    "water": _water,
+    "brick": _brick,
+    "wood": _wood,
+    "cobbles": _cobbles,
+    "snow": _snow,
+    "lava": _lava,
+    "mosaic": _mosaic,
+}
 
 # ------------------------------------------------------------------------------------------------------------- colours
 
