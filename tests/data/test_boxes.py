@@ -22,7 +22,7 @@ def write(tmp_path, content):
 
 
 def test_coco_form(tmp_path):
-    """xywh becomes xyxy; each image's boxes keep the file's order, also those that nobody can embed."""
+    """xywh becomes xyxy; all boxes of an image are in file order, also unusable ones."""
     notes = [
         {"image_id": "2", "bbox": [1, 2, 3, 4.5]},
         {"image_id": 1, "bbox": [-5, 0, 0, -1]},

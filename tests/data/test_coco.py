@@ -86,7 +86,7 @@ def test_instances_become_records_in_file_order(folder):
     assert (first.id, first.path, first.size) == (7, folder / "a.jpg", (40, 60))
     assert first.boxes == ((1.5, 2, 11.5, 22.25), (0, 0, 60, 40))  # xywh -> xyxy
     assert first.labels == (1, 0) and first.crowd == (False, True)
-    assert (second.id, second.path, second.boxes) == (3, folder / "deep/b.jpg", ())  # kept though nothing is annotated
+    assert (second.id, second.path, second.boxes) == (3, folder / "deep/b.jpg", ())  # a record without annotations
 
 
 def test_panoptic_records_have_segment_ids_and_png_paths(folder):
@@ -112,7 +112,7 @@ def test_empty_lists_give_an_empty_data_set(folder):
     assert read_instances(written(folder, content), folder).records == ()
 
 
-BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it is left out
+BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason why it is ignored
     "over every edge": ([-5, -5, 100, 100], (0, 0, 60, 40)),
     "a hair over the edge": ([50, 30, 10.0001, 10.0001], (50, 30, 60, 40)),
     "exactly one pixel": ([59, 39, 1, 1], (59, 39, 60, 40)),
@@ -163,7 +163,7 @@ def test_ignored_entries_are_reported_with_the_first(folder):
 
 # ---------------------------------------------------------------------------------------------------- what is refused
 
-BROKEN_FILES = {  # name: (file content, what the message says)
+BROKEN_FILES = {  # name: (file content, part of the message)
     "not json": ("{", "JSON"),
     "empty": ("", "JSON"),
     "a list": ([{"bbox": []}], "got a list"),
@@ -194,7 +194,7 @@ def test_a_missing_file_is_refused(folder):
         read_instances(folder, folder)
 
 
-BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a file that is right otherwise
+BROKEN_ENTRIES = {  # name: (changed entry, value, part of the message)
     "image is no object": ("images.0", 5, "image: need an object"),
     "image without id": ("images.0.id", DELETED, "image: need an `id`"),
     "image id is true": ("images.0.id", True, "image: need an `id`"),
@@ -321,7 +321,7 @@ def test_the_image_folder_itself_may_be_a_link(folder):
 def test_one_missing_image_is_accepted_but_not_all(folder):
     path = written(folder, INSTANCES)
     (folder / "a.jpg").unlink()
-    assert len(read_instances(path, folder).records) == 2  # counted and named when its turn comes
+    assert len(read_instances(path, folder).records) == 2  # it is an unreadable image when it is read
     (folder / "deep" / "b.jpg").unlink()
     with pytest.raises(InputError, match="none of 2 exists"):
         read_instances(path, folder)

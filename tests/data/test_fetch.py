@@ -40,7 +40,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, notes what was asked, and breaks off in the middle of files that are called cut*."""
+    """Serves a folder, logs requests, and stops in the middle of files named cut*."""
 
     asked: list[str]
 
@@ -62,7 +62,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str, list[str]]]:
-    """A folder, its address, and the list of what was asked for."""
+    """A folder, its URL, and the list of requests."""
     monkeypatch.setenv("no_proxy", "*")
     folder = tmp_path / "served"
     folder.mkdir()

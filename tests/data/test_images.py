@@ -68,7 +68,7 @@ def test_the_image_is_writable(tmp_path):
     assert image.flatten().tolist() == [2, 3, 4]
 
 
-SOLID = {  # name: (bytes, the one colour that must come out, tolerance in grey levels)
+SOLID = {  # name: (bytes, expected colour, tolerance in grey levels)
     "jpeg": (encoded(solid("RGB", (200, 100, 50)), "JPEG", quality=95), (200, 100, 50), 2),
     "progressive jpeg": (encoded(solid("RGB", (9, 9, 9)), "JPEG", progressive=True), (9, 9, 9), 2),
     "grey jpeg": (encoded(solid("L", 77), "JPEG"), (77, 77, 77), 1),
@@ -147,7 +147,9 @@ def test_every_format_is_decoded_to_rgb(tmp_path, name):
 def test_sixteen_bit_greys_are_rounded_not_clipped(tmp_path):
     deep = np.arange(0, 65536, 13, dtype=np.uint16).reshape(1, -1).repeat(400, axis=0)
     image = read_image(put(tmp_path, encoded(Image.fromarray(deep), "PNG")))
-    expected = np.array([round(value / 65535 * 255) for value in deep[0].tolist()])  # no value lies on a half
+    expected = np.array(
+        [round(value / 65535 * 255) for value in deep[0].tolist()]
+    )  # no value is halfway between two integers
     assert np.abs(image[0, 0].numpy().astype(int) - expected).max() == 0
 
 
@@ -221,7 +223,7 @@ def test_a_rotated_image_without_exif_is_refused(tmp_path):
 # --------------------------------------------------------------------------------------------------- what is refused
 
 PHOTO = Image.fromarray(noise(40, 60))
-REFUSED = {  # name: (bytes, what the message says)
+REFUSED = {  # name: (bytes, part of the message)
     "empty": (b"", "0 bytes"),
     "one byte": (b"\xff", "none of these"),
     "text": (b"<html>404</html>", "none of these"),

@@ -50,7 +50,7 @@ def test_unusable_masks_give_a_reason():
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"size": [4, 6], "counts": [5, 2]}, "cover 7 pixels instead of 24"),  # the library would read what lies behind
+        ({"size": [4, 6], "counts": [5, 2]}, "cover 7 pixels instead of 24"),  # the decoder would read beyond
         ({"size": [4, 6], "counts": [30]}, "cover 30 pixels instead of 24"),
         ({"size": [6, 4], "counts": [24]}, r"\[4, 6\]"),
         ({"size": [4, 6], "counts": [-3, 27]}, "whole numbers"),

@@ -84,7 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------ what lies in a folder
+# ---------------------------------------------------------------------------------------------------------- recognition
 
 
 def test_ade20k_is_recognised_with_its_classes(tmp_path):
@@ -267,7 +267,7 @@ def test_a_list_in_another_order_is_refused(tmp_path):
     turned = write(tmp_path / "turned.txt", *(f"{one}:c{151 - one}" for one in range(1, 151)))
     with pytest.raises(InputError, match=r"150 of 150 have another class's, such as 1 is 'c150', not 'c1'"):
         open_semantic(tmp_path, split="val", labels=turned)
-    # 75 of 150 with another's word are as many as may be; words that the data set does not know say nothing
+    # 75 of 150 with another class's name are accepted; unknown names are ignored
     half = [f"{one}:c{one % 75 + 1}" if one <= 75 else f"{one}:Wort {one}" for one in range(1, 151)]
     assert open_semantic(tmp_path, split="val", labels=write(tmp_path / "half.txt", *half)).names[74] == "c1"
 
@@ -332,7 +332,7 @@ def test_base_classes_of_the_world_are_its_base_things_and_all_stuff(world):
     assert split.rule == f"as in splits.json; {len(stuffs)} of stuff are base"
     base = only_classes(data, split.base)
     assert not {*split.novel} & {*base.names} and len(base.names) + len(split.novel) == len(data.names)
-    # a file may speak of stuff too, and leave things out
+    # a file may name stuff too, and exclude things
     own = {"base": [kinds["base"][0]], "novel": [stuffs[0]]}
     mine = split_semantic(data.dataset, world, file=write(world.parent / "mine.json", json.dumps(own)))
     assert mine is not None and mine.base == (kinds["base"][0], *stuffs[1:]) and mine.novel == (stuffs[0],)

@@ -30,7 +30,7 @@ from foveate.types import BadSample, Batch, Sample
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """Small images of different sizes, each of one colour that tells its number."""
+    """Small images of different sizes, each of one colour, which encodes its number."""
     folder.mkdir(exist_ok=True)
     for i in range(count):
         Image.new("RGB", (20 + i, 15), (i, 0, 0)).save(folder / f"{i:02d}.png")
@@ -238,7 +238,7 @@ def test_more_than_half_unreadable_images_raise(tmp_path, workers):
     loader = make_loader(ImageSource(dataset), BatchSampler(10, batch=4, seed=0), workers=workers)  # would never end
     with pytest.raises(
         InputError, match="20 of the first 20 are unreadable"
-    ):  # 16 may be bad, the fifth batch goes over
+    ):  # 16 may be unreadable; the fifth batch exceeds that
         list(loader)
 
 

@@ -12,7 +12,7 @@ from foveate.errors import InputError
 @pytest.mark.parametrize(
     ("caption", "nouns"),
     [
-        # each noun, and after adjacent ones their phrase, whose last word alone becomes singular
+        # each noun, and after adjacent ones their phrase, in which only the last word becomes singular
         ("Two red fire hydrants stand near parked cars.", ["fire", "hydrant", "fire hydrant", "car"]),
         ("Woman in glasses holding knives and scissors", ["woman", "glass", "knife", "scissors"]),  # capital: no name
         ("a man/woman on a bus, 3 dogs", ["man", "woman", "bus", "dog"]),

@@ -50,7 +50,7 @@ def test_novel_classes_are_refused_or_allowed(written):
 def test_without_a_split_the_novel_classes_of_the_file_are_used(written):
     with pytest.raises(InputError, match="1 novel classes: b"):
         check_provenance(written(["a", "b"], ["b"]), None)
-    assert check_provenance(written(["a", "b"], ["b"]), []) is None  # the data says that nothing is novel
+    assert check_provenance(written(["a", "b"], ["b"]), []) is None  # the data has no novel class
 
 
 def test_long_lists_of_classes_are_shortened(written):

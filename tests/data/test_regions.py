@@ -46,7 +46,7 @@ def test_proposals_are_shuffled_limited_and_filtered_by_area():
 
 
 def test_an_image_without_a_usable_box_gives_its_corner(tmp_path):
-    """A quarter of each side of 40 x 24 px (T6 of the public code): 10 x 6; the source says that it stands in."""
+    """A quarter of each side of 40 x 24 px (T6 of the public code): 10 x 6; `is_boxless` is set."""
     Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
     record = Record(1, tmp_path / "a.png", 24, 40, ((0, 0, 2, 2),))
     assert len(sample_proposals(record, height=24, width=40, keep=20, generator=torch.Generator())) == 0
@@ -59,7 +59,7 @@ def test_an_image_without_a_usable_box_gives_its_corner(tmp_path):
 
 
 def test_boxes_across_the_border_are_clipped_to_the_decoded_image():
-    record = Record(1, Path("x"), boxes=((10, 5, 300, 300), (50, 50, 90, 90)))  # the second lies outside
+    record = Record(1, Path("x"), boxes=((10, 5, 300, 300), (50, 50, 90, 90)))  # the second is outside
     boxes = sample_proposals(record, height=30, width=40, keep=20, generator=torch.Generator())
     assert boxes.tolist() == [[10, 5, 40, 30]]
 

@@ -81,7 +81,7 @@ def full_release(tmp_path):
     for split, numbers in (("training", (1, 300, 9)), ("validation", (1, 300, 8))):
         where = home / split / "urban/street"
         make_image(where / "a.jpg")
-        # id = red // 10 * 256 + green: (0, 1) is 1, (10, 44) and (19, 44) are 300, (0, 9) is 9; blue says which object
+        # id = red // 10 * 256 + green: (0, 1) is 1, (10, 44) and (19, 44) are 300, (0, 9) is 9; blue is the instance
         colours = [[(0, 1, 7), (10, 44, 1), (0, 9, 0)], [(19, 44, 2), (0, 0, 0), (0, 8, 0)]]
         save(where / "a_seg.png", colours)
         save(where / "a_parts_1.png", np.zeros((2, 3, 3)))
@@ -94,7 +94,7 @@ def full_release(tmp_path):
 def test_ade20k_full_release(tmp_path):
     root = full_release(tmp_path)
     labels = ade.list_ade_full(root)
-    assert labels.ids == (1, 300)  # 8 and 9 are in one split alone, 50 is a part
+    assert labels.ids == (1, 300)  # 8 and 9 are in one split only, 50 is a part
     assert labels.classes == (("thing 1", "1"), ("thing 300", "300"))
     assert ade.convert_ade_full(root, tmp_path / "maps", split="val", labels=labels) == 1
     written = tmp_path / "maps/validation/urban/street/a.tif"

@@ -301,7 +301,7 @@ def test_records_are_a_sequence(tmp_path):
             records[place]
 
 
-# -------------------------------------------------------------------------------------------------------- kept indices
+# ------------------------------------------------------------------------------------------------------ cached indices
 
 
 def test_an_index_is_cached(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_an_annotation_file_is_recognised_by_its_content(tmp_path, make):
 
 
 def both_names(root: Path, *, url: bool, image: str) -> Path:
-    """LVIS's file as it is passed on, such as minival: `file_name`, beside the address or alone."""
+    """Copies of LVIS's file, such as minival: `file_name`, with or without the URL."""
     put(root / image)
     file = note(root / "mine.json", synonyms=["cat"], frequency="r")
     content = json.loads(file.read_text())

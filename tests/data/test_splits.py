@@ -97,7 +97,7 @@ def test_the_split_of_a_root_is_read_from_its_annotation_file(tmp_path):
     notes = tmp_path / "annotations"
     notes.mkdir()
     write_notes(notes / "instances_train2017.json", *(name.replace("_", " ") for name in COCO.split()))
-    write_notes(notes / "instances_mini2017.json", "a", "b")  # smaller, and no split that anybody asks for
+    write_notes(notes / "instances_mini2017.json", "a", "b")  # of another split
     split = split_of_root(tmp_path, split="train")
     assert split is not None and split.novel == OV_COCO_NOVEL
     assert split_of_root(tmp_path, split="val") is None
@@ -126,7 +126,7 @@ def test_splits_json_of_a_root_comes_first(tmp_path):
 
 def test_as_objects_keeps_base_boxes_and_crowds():
     boxes = tuple((float(i), 0.0, i + 5.0, 5.0) for i in range(5))
-    # base, novel, crowd of the novel, crowd of the left out, crowd of the base
+    # base, novel, novel crowd, excluded crowd, base crowd
     record = Record(1, Path("x"), 9, 9, boxes, (0, 1, 1, 2, 0), (False, False, True, True, True))
     dataset = Dataset("some", named("a", "b", "c").categories, (record, Record(2, Path("y"), 9, 9)), {})
     first, second = as_objects(dataset, ("a",)).records
@@ -161,4 +161,4 @@ def test_classes_of_annotations_are_in_the_order_of_the_categories(tmp_path):
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": lvis}))
     assert classes_of_annotations(path)[1].novel == ("a",)
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories[:3]}))
-    assert classes_of_annotations(path)[1].base == tuple(names[:3])  # nobody says what is novel
+    assert classes_of_annotations(path)[1].base == tuple(names[:3])  # without a split all are base

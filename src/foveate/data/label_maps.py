@@ -158,13 +158,12 @@ def _open_context(
     if maps is None:
         folders = [year / MAPS_OF_59] if is_59 else []
         folders.append(year / PREPARED / f"{'pc59' if is_59 else 'pc459'}_{split}")
-        existing = [folder for folder in folders if folder.is_dir()]
-        if not existing:
+        maps = next((folder for folder in folders if folder.is_dir()), None)
+        if maps is None:
             raise InputError(
                 f"{year}: need the maps of {kind}; found none of {_joined(folders)}. Convert the .mat files with "
                 "`foveate convert-maps context MATS --out DIR --labels labels.txt` and give --maps DIR."
             )
-        maps = existing[0]
     file = "59_labels.txt" if is_59 else LIST
     lists = [maps / LIST]
     if not (is_59 and is_prepared(maps)):  # prepared maps of 59 are in another order than the official list
@@ -172,11 +171,10 @@ def _open_context(
     chosen = _choose(kind, labels, lists, lambda path: read_context_labels(path, repeated="keep"))
     if names is None:
         paths = [year / f"pascalcontext_{split}.txt", year / "ImageSets" / "Main" / f"{split}.txt"]
-        existing = [path for path in paths if path.is_file()]
-        if not existing:
+        names = next((path for path in paths if path.is_file()), None)
+        if names is None:
             raise InputError(f"{year}: need the list of the images of split {split}; found none of {_joined(paths)}. "
                              "Give a file with one id per line with --names.")  # fmt: skip
-        names = existing[0]
     return read_context(year, maps, count=59 if is_59 else 459, names=names, labels=chosen, with_images=with_images)
 
 
@@ -187,10 +185,11 @@ def _open_voc(
     if maps is not None and is_prepared(maps):
         raise InputError(f"--maps {maps}: need VOC's own maps, 0 for the background; these were prepared for CAT-Seg. "
                          "Remove it, or give SegmentationClass.")  # fmt: skip
-    chosen = None if labels is None else _read_any(labels)
-    if chosen is not None and kind == "voc20b" and 0 not in chosen.ids:
-        chosen = _with_background(chosen)
-    if labels is not None and chosen is not None:
+    chosen = None
+    if labels is not None:
+        chosen = _read_any(labels)
+        if kind == "voc20b" and 0 not in chosen.ids:
+            chosen = _with_background(chosen)
         official = Labels(tuple(range(1, 21)), tuple((name,) for name in NAMES))
         _check_order(chosen, official, path=labels, official_name="VOC")
     data = read_voc_maps(
@@ -282,17 +281,17 @@ def _only_year(root: Path, kind: SemanticKind, maps: Path | None, with_images: b
 
 def _choose(kind: SemanticKind, given: Path | None, paths: Sequence[Path], read: Callable[[Path], Labels]) -> Labels:
     """The user's list, checked against the data set's own if that exists; without a user's list, the data set's own."""
-    existing = [path for path in paths if path.is_file()]
+    own = next((path for path in paths if path.is_file()), None)
     if given is None:
-        if existing:
-            return read(existing[0])
+        if own is not None:
+            return read(own)
         raise InputError(f"{kind}: need the list of its classes; found none of {_joined(paths)}. Give a file of lines "
                          "`id:name,synonym` with --labels.")  # fmt: skip
     labels = read(given)
-    if not existing:
+    if own is None:
         return labels
-    official = read(existing[0])
-    _check_order(labels, official, path=given, official_name=str(existing[0]))
+    official = read(own)
+    _check_order(labels, official, path=given, official_name=str(own))
     add_things = official.ids == labels.ids and not labels.is_thing
     return replace(labels, is_thing=official.is_thing) if add_things else labels
 
