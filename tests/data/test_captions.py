@@ -71,7 +71,7 @@ def test_coco_captions_are_matched_to_images_and_ignored_ones_counted(root):
 
 
 def changed(entry: int, **fields: object) -> dict:
-    annotations = [dict(one) for one in CONTENT["annotations"]]
+    annotations = [dict(entry) for entry in CONTENT["annotations"]]
     annotations[entry] |= fields
     return {**CONTENT, "annotations": annotations}
 
@@ -108,16 +108,16 @@ def test_a_file_that_contradicts_itself_is_refused(root, content, message):
 
 def test_custom_caption_files(root, tmp_path):
     dataset = read_folder(root / "train2017")
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
-    found = with_captions(dataset, root=root, split="train", file=own)
-    assert found.captions == ((), ("x", "y"), (), ()) and found.ignored[UNKNOWN_IMAGE].count == 2
-    own.write_text(json.dumps({"000000000001.png": ["x"], "000000000001": ["y"]}))
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
+    captioned = with_captions(dataset, root=root, split="train", file=path)
+    assert captioned.captions == ((), ("x", "y"), (), ()) and captioned.ignored[UNKNOWN_IMAGE].count == 2
+    path.write_text(json.dumps({"000000000001.png": ["x"], "000000000001": ["y"]}))
     with pytest.raises(InputError, match=r"'000000000001': need every image once; it is 000000000001\.png"):
-        with_captions(dataset, root=root, split="train", file=own)
-    own.write_text(json.dumps({"b.png": ["x"]}))
+        with_captions(dataset, root=root, split="train", file=path)
+    path.write_text(json.dumps({"b.png": ["x"]}))
     with pytest.raises(InputError, match=r"none of its 1 \(such as 'b\.png'\) is among the 4"):
-        with_captions(dataset, root=root, split="train", file=own)
+        with_captions(dataset, root=root, split="train", file=path)
     with pytest.raises(InputError, match=r"need captions; found neither .* --captions"):
         with_captions(dataset, root=root / "train2017", split="train")
 
@@ -139,7 +139,7 @@ def test_texts_of_shards_are_read_on_demand(tmp_path):
     assert isinstance(bad, BadSample) and "UTF-8" in bad.reason
     captions = [s.caption for batch in make_loader(source, BatchSampler(3, batch=3, seed=0, batches=1), workers=2)
                 for s in batch.samples]  # fmt: skip
-    assert sorted(str(one) for one in captions) == ["blue", "red"]
+    assert sorted(str(caption) for caption in captions) == ["blue", "red"]
 
 
 def test_shards_without_texts_are_refused(tmp_path):
@@ -152,7 +152,7 @@ def test_world_pairs_have_the_captions_of_read_pairs(tmp_path):
     write_world(tmp_path / "w", WorldSize(train=1, val=1, test=1, pairs=5, seed=0), processes=1)
     pairs = tmp_path / "w" / "pairs"
     dataset = with_captions(open_data(pairs, split="train", annotations="none"), root=pairs, split="train")
-    assert [one for (one,) in dataset.captions] == read_pairs(pairs, side=8)[1]
+    assert [caption for (caption,) in dataset.captions] == read_pairs(pairs, side=8)[1]
 
 
 def test_regions_do_not_depend_on_captions(root):

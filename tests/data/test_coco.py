@@ -58,10 +58,10 @@ def written(folder: Path, content: object) -> Path:
     return path
 
 
-def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy with one entry set; `place` is like "images.0.id"."""
     content = copy.deepcopy(content)
-    *steps, last = [int(step) if step.isdigit() else step for step in place.split(".")]
+    *steps, last = [int(step) if step.isdigit() else step for step in key.split(".")]
     target: Any = content
     for step in steps:
         target = target[step]
@@ -133,11 +133,11 @@ BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason why
 @pytest.mark.parametrize("name", BOXES)
 def test_boxes_outside_the_image_are_clipped_or_counted(folder, name):
     box, expected = BOXES[name]
-    for content, place, read in (
+    for content, key, read in (
         (INSTANCES, "annotations.0.bbox", lambda path: read_instances(path, folder)),
         (PANOPTIC, "annotations.0.segments_info.0.bbox", lambda path: read_panoptic(path, folder, folder)),
     ):
-        dataset = read(written(folder, changed(content, place, box)))
+        dataset = read(written(folder, changed(content, key, box)))
         record = dataset.records[0]
         if isinstance(expected, str):
             assert dataset.ignored[expected].count == 1 and len(record.boxes) == 1
@@ -231,8 +231,8 @@ BROKEN_ENTRIES = {  # name: (changed entry, value, part of the message)
 
 @pytest.mark.parametrize("name", BROKEN_ENTRIES)
 def test_a_malformed_entry_is_refused_with_its_id(folder, name):
-    place, value, reason = BROKEN_ENTRIES[name]
-    path = written(folder, changed(INSTANCES, place, value))
+    key, value, reason = BROKEN_ENTRIES[name]
+    path = written(folder, changed(INSTANCES, key, value))
     with pytest.raises(InputError) as caught:
         read_instances(path, folder)
     assert reason in str(caught.value) and str(path) in str(caught.value)
@@ -256,8 +256,8 @@ BROKEN_PANOPTIC = {
 
 @pytest.mark.parametrize("name", BROKEN_PANOPTIC)
 def test_a_malformed_panoptic_entry_is_refused_with_its_id(folder, name):
-    place, value, reason = BROKEN_PANOPTIC[name]
-    path = written(folder, changed(PANOPTIC, place, value))
+    key, value, reason = BROKEN_PANOPTIC[name]
+    path = written(folder, changed(PANOPTIC, key, value))
     with pytest.raises(InputError) as caught:
         read_panoptic(path, folder, folder)
     assert reason in str(caught.value) and str(path) in str(caught.value)
@@ -280,13 +280,13 @@ ESCAPES = [
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_a_file_name_that_leaves_its_folder_is_refused(folder, name):
-    for content, place, read in (
+    for content, key, read in (
         (INSTANCES, "images.0.file_name", lambda path: read_instances(path, folder)),
         (PANOPTIC, "images.0.file_name", lambda path: read_panoptic(path, folder, folder)),
         (PANOPTIC, "annotations.0.file_name", lambda path: read_panoptic(path, folder, folder)),
     ):
         with pytest.raises(InputError, match="image 7: need `file_name` inside"):
-            read(written(folder, changed(content, place, name)))
+            read(written(folder, changed(content, key, name)))
 
 
 def test_a_link_that_leaves_the_folder_is_refused(folder):
@@ -341,7 +341,7 @@ def test_real_coco_is_read_completely():
         things = read_instances(files.instances, files.images)
         raw = json.loads(files.instances.read_text())
         assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
-        ignored = sum(one.count for one in things.ignored.values())
+        ignored = sum(entries.count for entries in things.ignored.values())
         assert sum(len(r.boxes) for r in things.records) + ignored == len(raw["annotations"])
         both = open_panoptic(root, split)
         assert sum(category.is_thing for category in both.categories) == 80 and len(both.categories) == 133

@@ -23,11 +23,11 @@ def pixels_of(value):
 
 
 def test_a_polygon_and_its_run_lengths_give_the_same_pixels():
-    wanted = torch.zeros(4, 6, dtype=torch.bool)
-    wanted[1:3, 1:4] = True
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    expected[1:3, 1:4] = True
     text = coco.frPyObjects(RUNS, 4, 6)["counts"].decode()
     for value in (SQUARE, RUNS, {"size": [4, 6], "counts": text}):
-        assert torch.equal(pixels_of(value), wanted)
+        assert torch.equal(pixels_of(value), expected)
 
 
 def test_compressed_counts_of_random_masks_round_trip():
@@ -36,8 +36,8 @@ def test_compressed_counts_of_random_masks_round_trip():
         pixels = (random.random((height, width)) < random.random()).astype(np.uint8)
         pixels[0, 0] = 1
         text = coco.encode(np.asfortranarray(pixels))["counts"].decode()
-        one = encode_mask("here", {"size": [height, width], "counts": text}, height=height, width=width)
-        assert torch.equal(decode_masks((one,), height=height, width=width)[0], torch.from_numpy(pixels).bool())
+        encoded = encode_mask("here", {"size": [height, width], "counts": text}, height=height, width=width)
+        assert torch.equal(decode_masks((encoded,), height=height, width=width)[0], torch.from_numpy(pixels).bool())
 
 
 def test_unusable_masks_give_a_reason():

@@ -85,7 +85,7 @@ def test_ade20k_object_info(tmp_path):
     with pytest.raises(InputError, match="need unique names"):
         read_object_info(tmp_path / "labels.txt", repeated="refuse")
     stuff = read_object_info(write(tmp_path, "Idx\tStuff\tName\n1\t1\twall\n2\t0\tbed\n"))
-    assert stuff.is_thing == (False, True) and [one.is_thing for one in stuff.categories()] == [False, True]
+    assert stuff.is_thing == (False, True) and [item.is_thing for item in stuff.categories()] == [False, True]
 
 
 @pytest.mark.parametrize(

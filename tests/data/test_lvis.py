@@ -60,7 +60,7 @@ def test_image_paths_are_the_last_parts_of_urls(root):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "reason"),
+    ("keys", "value", "reason"),
     [
         (("images", 0, "coco_url"), 7, "image 391895: need `coco_url`"),
         (("images", 0, "coco_url"), "image.jpg", "image 391895: need `coco_url` that ends in FOLDER/FILE"),
@@ -72,9 +72,9 @@ def test_image_paths_are_the_last_parts_of_urls(root):
         (("annotations", 0, "bbox"), [1, 2, 3], "annotation 1: need `bbox`"),
     ],
 )
-def test_a_malformed_entry_is_refused_with_its_id(root, place, value, reason):
+def test_a_malformed_entry_is_refused_with_its_id(root, keys, value, reason):
     content = copy.deepcopy(LVIS)
-    group, number, field = place
+    group, number, field = keys
     content[group][number][field] = value
     with pytest.raises(InputError) as caught:
         read_lvis(written(root, content), root)

@@ -10,7 +10,7 @@ from foveate.errors import InputError
 
 
 def annotated(root: Path, *names: str) -> Path:
-    images = [{"id": place, "file_name": name, "height": 30, "width": 40} for place, name in enumerate(names)]
+    images = [{"id": number, "file_name": name, "height": 30, "width": 40} for number, name in enumerate(names)]
     notes = [
         {"id": 10, "image_id": 0, "category_id": 1, "bbox": [1.25, 2, 10, 20], "iscrowd": 1, "isfake": 0},
         {"id": 11, "image_id": 0, "category_id": 1, "bbox": [float("nan"), 2, 10, 20], "iscrowd": 0},
@@ -42,13 +42,13 @@ V2 = ("images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects3
     ],
 )
 def test_images_are_found_in_every_layout_of_the_archives(tmp_path, names, where):
-    there = {put(tmp_path / place) for place in where if place is not None}
+    existing = {put(tmp_path / name) for name in where if name is not None}
     dataset = read_objects365(annotated(tmp_path, *names), tmp_path, split="train")
     paths = [record.path for record in dataset.records]
-    assert there <= set(paths) and len(paths) == len(names)
+    assert existing <= set(paths) and len(paths) == len(names)
     assert all(path.name == Path(name).name for path, name in zip(paths, names, strict=True))
     assert dataset.records[0].boxes == ((1.25, 2, 11.25, 22),) and dataset.records[0].crowd == (True,)
-    assert sum(one.count for one in dataset.ignored.values()) == 1
+    assert sum(entries.count for entries in dataset.ignored.values()) == 1
 
 
 def test_missing_images_are_refused_with_the_folders_tried(tmp_path):

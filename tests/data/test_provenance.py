@@ -20,8 +20,11 @@ def written(tmp_path):
 
 
 def test_provenance_is_read(written):
-    found = read_provenance(written(["a", "b"], ["c"]))
-    assert found is not None and (found.training_categories, found.novel_categories) == (("a", "b"), ("c",))
+    provenance = read_provenance(written(["a", "b"], ["c"]))
+    assert provenance is not None and (provenance.training_categories, provenance.novel_categories) == (
+        ("a", "b"),
+        ("c",),
+    )
 
 
 def test_base_classes_pass_without_a_note(written):

@@ -87,11 +87,11 @@ def test_all_forms_give_the_same_boxes(tmp_path):
     plain = {"c.png": [[0, 0, 5, 5], [2, 2, 7, 7]], "train2017/a.jpg": [[1, 1, 6, 6]]}
     assert [r.boxes for r in with_boxes(THREE, written(tmp_path, plain)).records] == expected
     images = [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 9}, {"id": 3, "file_name": "c.png"}]
-    notes = [{"image_id": one["image_id"], "bbox": one["bbox"]} for one in results]
-    notes = [{**one, "image_id": {7: 3, "a.jpg": 1}[one["image_id"]]} for one in notes]
-    found = with_boxes(THREE, written(tmp_path, {"images": images, "annotations": notes})).records
-    assert [record.boxes for record in found] == expected
-    assert [record.size for record in found] == [(8, 9), None, (30, 40)]  # as stated; then the decoder checks it
+    notes = [{"image_id": entry["image_id"], "bbox": entry["bbox"]} for entry in results]
+    notes = [{**entry, "image_id": {7: 3, "a.jpg": 1}[entry["image_id"]]} for entry in notes]
+    records = with_boxes(THREE, written(tmp_path, {"images": images, "annotations": notes})).records
+    assert [record.boxes for record in records] == expected
+    assert [record.size for record in records] == [(8, 9), None, (30, 40)]  # as stated; then the decoder checks it
 
 
 def test_unusable_boxes_are_counted(tmp_path):
@@ -102,7 +102,11 @@ def test_unusable_boxes_are_counted(tmp_path):
     }
     dataset = with_boxes(THREE, written(tmp_path, content))
     assert [record.boxes for record in dataset.records] == [((0, 0, 4, 4),), (), ((0, 0, 40, 30),)]
-    assert {reason: one.count for reason, one in dataset.ignored.items()} == {OUTSIDE: 2, TINY: 2, UNKNOWN_IMAGE: 1}
+    assert {reason: entries.count for reason, entries in dataset.ignored.items()} == {
+        OUTSIDE: 2,
+        TINY: 2,
+        UNKNOWN_IMAGE: 1,
+    }
     assert "z.jpg" in dataset.ignored[UNKNOWN_IMAGE].first
 
 
@@ -116,9 +120,9 @@ def test_two_images_with_one_name_need_their_folders(tmp_path):
 def test_an_image_named_twice_or_of_another_size_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"'train2017/a.jpg': need every image once"):
         with_boxes(THREE, written(tmp_path, {"a.jpg": [], "train2017/a.jpg": []}))
-    other = {"images": [{"id": 1, "file_name": "c.png", "height": 40, "width": 30}], "annotations": []}
+    content = {"images": [{"id": 1, "file_name": "c.png", "height": 40, "width": 30}], "annotations": []}
     with pytest.raises(InputError, match=r"need boxes for 30 x 40 pixels .* got them for 40 x 30"):
-        with_boxes(THREE, written(tmp_path, other))
+        with_boxes(THREE, written(tmp_path, content))
 
 
 def test_images_in_shards_are_matched_by_key(tmp_path):
@@ -143,10 +147,13 @@ def test_the_note_counts_what_sample_proposals_rejects():
     """What is noted at the start is what `sample_proposals` gives: areas of 8 x 8 to 1024 x 1024, sides of a pixel."""
     sides = [(7.9, 8), (8, 8), (0.9, 100), (1024, 1024), (1025, 1024), (64, 1), (63, 1)]
     records = [Record(f"{w} {h}", Path("x.jpg"), boxes=((2, 3, 2 + w, 3 + h),)) for w, h in sides]
-    used = [len(sample_proposals(one, height=2000, width=2000, keep=9, generator=torch.Generator())) for one in records]
+    used = [
+        len(sample_proposals(record, height=2000, width=2000, keep=9, generator=torch.Generator()))
+        for record in records
+    ]
     assert used == [0, 1, 0, 1, 0, 1, 0]
-    noted = [len(note_boxless(make_images(one)).notes) for one in records]
-    assert noted == [1 - one for one in used]
+    noted = [len(note_boxless(make_images(record)).notes) for record in records]
+    assert noted == [1 - count for count in used]
 
 
 @pytest.mark.parametrize(

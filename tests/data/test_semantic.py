@@ -35,7 +35,7 @@ def truths(data):
 
 
 def many(count, first=1):
-    return Labels(tuple(range(first, first + count)), tuple((f"class {one}",) for one in range(count)))
+    return Labels(tuple(range(first, first + count)), tuple((f"class {i}",) for i in range(count)))
 
 
 # ------------------------------------------------------------------------------------------------------- the data sets
@@ -43,10 +43,10 @@ def many(count, first=1):
 
 @pytest.mark.parametrize("homes", [("images/val2017", "annotations/val2017"), ("val2017", "stuffthingmaps/val2017")])
 def test_coco_stuff(tmp_path, homes):
-    names = "".join(f"{one}: c{one}\n" for one in range(183))
+    names = "".join(f"{i}: c{i}\n" for i in range(183))
     (tmp_path / "labels.txt").write_text(names)
     labels = coco_stuff.read_stuff_labels(tmp_path / "labels.txt")
-    assert len(labels.ids) == 171 and labels.names[:12] == (*(f"c{one}" for one in range(1, 12)), "c13")
+    assert len(labels.ids) == 171 and labels.names[:12] == (*(f"c{i}" for i in range(1, 12)), "c13")
     make_image(tmp_path / homes[0] / "1.jpg")
     # ids 1, 11, 13, 182 are numbers 0, 10, 12, 181 and places 0, 10, 11 (12 was never annotated), 170
     save(tmp_path / homes[1] / "1.png", [[0, 10, 12], [181, 255, 0]])
@@ -132,7 +132,7 @@ def test_voc(tmp_path, background, expected, last):
     for name in ("a", "b"):
         make_image(tmp_path / f"JPEGImages/{name}.jpg")
     map_ = Image.fromarray(np.array([[0, 1, 20], [255, 2, 2]], np.uint8))
-    map_.putpalette([7 * one % 256 for one in range(768)])  # colours mean nothing; the places in the palette count
+    map_.putpalette([7 * i % 256 for i in range(768)])  # colours mean nothing; the places in the palette count
     (tmp_path / "SegmentationClass").mkdir()
     map_.save(tmp_path / "SegmentationClass/b.png")
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
@@ -140,7 +140,7 @@ def test_voc(tmp_path, background, expected, last):
     data = read_voc_maps(tmp_path, split="val", background=background)
     assert truths(data) == [expected] and data.names[-1] == last
     assert set(NAMES) <= {*data.names} and len(data.names) == (20 if background == "none" else 21)
-    words = Labels(tuple(range(21)), tuple((f"c{one}", "x") for one in range(21)))
+    words = Labels(tuple(range(21)), tuple((f"c{i}", "x") for i in range(21)))
     assert read_voc_maps(tmp_path, split="val", background=background, labels=words).names[0].startswith("c")
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("a\nb\n")
     with pytest.raises(InputError, match=r"SegmentationClass: need a label map for each of the 2 .* 1 have none: a"):
@@ -178,9 +178,9 @@ def test_pascal_context_459_and_59(tmp_path, compressed):
     mat(tmp_path / "mat/b.mat", numbers, compressed=compressed)
     make_image(tmp_path / "VOC2010/JPEGImages/b.jpg")
     make_image(tmp_path / "VOC2010/JPEGImages/other.jpg")
-    (tmp_path / "labels.txt").write_text("0: void\n" + "".join(f"{one}: name {one}\n" for one in range(1, 460)))
+    (tmp_path / "labels.txt").write_text("0: void\n" + "".join(f"{i}: name {i}\n" for i in range(1, 460)))
     few = [300, 459, *range(3, 60)]  # 59 of the 459 names
-    (tmp_path / "59_labels.txt").write_text("".join(f"{place}: name {one}\n" for place, one in enumerate(few, start=1)))
+    (tmp_path / "59_labels.txt").write_text("".join(f"{i}: name {number}\n" for i, number in enumerate(few, start=1)))
     labels, only = (context.read_context_labels(tmp_path / name) for name in ("labels.txt", "59_labels.txt"))
     assert context.convert_context(tmp_path / "mat", tmp_path / "m459", labels=labels) == 1
     data = context.read_context(tmp_path / "VOC2010", tmp_path / "m459", count=459, names=None, labels=labels)
@@ -293,8 +293,8 @@ def test_exif_rotation_is_applied_to_fit_the_map(tmp_path):
     for values, size in (([[0, 1, 2], [2, 2, 2]], (2, 3)), ([[0, 1], [2, 2], [3, 3]], (3, 2))):
         save(tmp_path / "annotations/validation/a.png", values)
         data = ade.read_ade150(tmp_path, split="val", labels=many(150))
-        shown, found = read_image_and_labels(data.dataset.records[0], data)
-        assert shown.shape[1:] == found.labels.shape == size
+        image, label_map = read_image_and_labels(data.dataset.records[0], data)
+        assert image.shape[1:] == label_map.labels.shape == size
 
 
 def test_missing_maps_are_refused_and_extra_ones_noted(tmp_path):
@@ -334,8 +334,8 @@ def test_panoptic_records_are_semantic(tmp_path):
     data = from_panoptic(dataset)
     assert truths(data) == [[[1, -1, -1], [-1, 0, 0]]]
     words = Labels((2, 1, 7), (("cat", "kitty"), ("sky", "clouds"), ("x",)))
-    assert [one.synonyms for one in with_labels(data, words).dataset.categories] == [("clouds",), ("kitty",)]
-    assert [one.is_thing for one in with_labels(data, words).dataset.categories] == [False, True]
+    assert [item.synonyms for item in with_labels(data, words).dataset.categories] == [("clouds",), ("kitty",)]
+    assert [item.is_thing for item in with_labels(data, words).dataset.categories] == [False, True]
     with pytest.raises(InputError, match="need panoptic annotations"):
         from_panoptic(Dataset("x", (), (Record(1, tmp_path),), {}))
 
@@ -354,9 +354,9 @@ def test_batches_of_images_and_maps(tmp_path, workers):
         save(tmp_path / f"annotations/training/{name}.png", values)
     source = SemanticSource(ade.read_ade150(tmp_path, split="train", labels=many(150)))
     (batch,) = make_loader(source, OnceSampler(3, batch=3), workers=workers)
-    assert [sample.id for sample in batch.samples] == ["a", "b"] and [one.id for one in batch.bad] == ["c"]
+    assert [sample.id for sample in batch.samples] == ["a", "b"] and [sample.id for sample in batch.bad] == ["c"]
     maps = [sample.label_map.labels for sample in batch.samples]
-    assert [one.tolist() for one in maps] == [[[-1, 0, 149], [1, 1, 1]], [[6]]] and maps[0].dtype == torch.int64
+    assert [labels.tolist() for labels in maps] == [[[-1, 0, 149], [1, 1, 1]], [[6]]] and maps[0].dtype == torch.int64
     assert [tuple(sample.image.shape) for sample in batch.samples] == [(3, 2, 3), (3, 1, 1)]
     if not workers:
         first = next(iter(make_loader(source, BatchSampler(3, batch=2, seed=0, batches=4), workers=0)))

@@ -136,7 +136,7 @@ def test_shards_give_the_same_batches_as_a_folder(tmp_path):
         source = ImageSource(dataset, seed=4)
         sampler = BatchSampler(7, batch=2, seed=4, rank=1, world_size=2, start=3, batches=5)
         loader = make_loader(source, sampler, workers=workers)
-        return [[(one.image.tolist(), one.boxes.tolist()) for one in batch.samples] for batch in loader]
+        return [[(sample.image.tolist(), sample.boxes.tolist()) for sample in batch.samples] for batch in loader]
 
     expected = stream(read_folder(tmp_path / "folder"), 0)
     for workers in (0, 2):
@@ -202,7 +202,7 @@ def test_links_and_keys_without_an_image_are_counted(tmp_path):
             tar.addfile(info)
     dataset = shards(tmp_path / "s.tar")
     assert ids(dataset) == ["s.tar:1"]
-    assert {reason: (one.count, one.first) for reason, one in dataset.ignored.items()} == {
+    assert {reason: (entries.count, entries.first) for reason, entries in dataset.ignored.items()} == {
         NO_IMAGE: (1, "s.tar:2"),
         NO_FILE: (3, "s.tar:3"),
     }
@@ -232,9 +232,9 @@ def test_a_damaged_header_anywhere_is_refused(tmp_path):
     write_tar(tmp_path / "s.tar", {f"{number}.png": jpeg((number, 0, 0), 40) for number in range(3)})
     whole = (tmp_path / "s.tar").read_bytes()
     for first, _ in index_shard(tmp_path / "s.tar").images:
-        for place in (0, 130, 150):  # the name, the size and the checksum
+        for offset in (0, 130, 150):  # the name, the size and the checksum
             broken = bytearray(whole)
-            broken[int(first) - 512 + place] ^= 0x10
+            broken[int(first) - 512 + offset] ^= 0x10
             (tmp_path / "s.tar").write_bytes(broken)
             with pytest.raises(InputError, match=r"s\.tar: need a whole tar file"):
                 shards(tmp_path / "s.tar")
@@ -296,9 +296,9 @@ def test_records_are_a_sequence(tmp_path):
     assert [record.id for record in listed] == ["a.tar:1", "a.tar:schön", "b.tar:3"] and len(records) == 3
     assert records[-1] == records[2] == listed[2] and records[1:] == tuple(listed[1:])
     assert all(isinstance(record, Record) for record in listed)
-    for place in (3, -4):
+    for index in (3, -4):
         with pytest.raises(IndexError):
-            records[place]
+            records[index]
 
 
 # ------------------------------------------------------------------------------------------------------ cached indices
@@ -318,7 +318,7 @@ def test_a_changed_shard_or_a_damaged_index_is_scanned_again(tmp_path, change):
     write_tar(tmp_path / "s.tar", {"0.bin": b"z" * 5000, "1.png": jpeg((1, 2, 3))})
     old = (tmp_path / "s.tar").stat()
     shards(tmp_path / "s.tar", cache=tmp_path)
-    (kept,) = tmp_path.rglob("*.npz")
+    (index_path,) = tmp_path.rglob("*.npz")
     times = (old.st_atime_ns, old.st_mtime_ns)
     if change == "content":
         write_tar(tmp_path / "s.tar", {f"{name}.png": jpeg((1, 2, 3)) for name in "789"} | {"z.bin": b"z" * 9999})
@@ -329,7 +329,7 @@ def test_a_changed_shard_or_a_damaged_index_is_scanned_again(tmp_path, change):
         os.utime(tmp_path / "s.tar", ns=times if change == "head" else (times[0], times[1] + 1))
         assert (tmp_path / "s.tar").stat().st_size == old.st_size
     else:
-        kept.write_bytes(b"damaged" if change == "kept" else pickle.dumps(Payload(tmp_path / "ran")))
+        index_path.write_bytes(b"damaged" if change == "kept" else pickle.dumps(Payload(tmp_path / "ran")))
     again = shards(tmp_path / "s.tar", cache=tmp_path)
     assert ids(again) == ids(shards(tmp_path / "s.tar")) and not (tmp_path / "ran").exists()
 

@@ -93,7 +93,7 @@ def both_names(root: Path, *, url: bool, image: str) -> Path:
 def test_lvis_images_with_file_names(tmp_path, url, image):
     file = both_names(tmp_path, url=url, image=image)
     dataset = open_data(tmp_path, split="val", annotation_file=file)
-    assert [one.path for one in dataset.records] == [tmp_path / image]
+    assert [record.path for record in dataset.records] == [tmp_path / image]
     split = split_of(dataset, tmp_path)
     assert split is not None and split.novel == ("cat",)  # rare: never learned from
     again = split_of_root(tmp_path, split="val", annotations=file)
@@ -111,8 +111,8 @@ def test_annotations_can_be_read_without_the_images(tmp_path, make):
     whole = open_data(root, split="train")
     for path in root.rglob("*.??g"):
         path.unlink()
-    found = open_annotations(root, split="train")
-    assert found.categories == whole.categories and found.records[0].boxes == whole.records[0].boxes
+    annotated = open_annotations(root, split="train")
+    assert annotated.categories == whole.categories and annotated.records[0].boxes == whole.records[0].boxes
     with pytest.raises(InputError, match=r"need one of .* got none|split: must be"):
         open_annotations(root, split="other")
 

@@ -33,8 +33,8 @@ scissors teddy_bear hair_drier toothbrush"""
 
 def named(*names: str, frequencies: str = "") -> Dataset:
     marks = frequencies or [None] * len(names)
-    found = [Category(i, name, True, (), mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True), 1)]
-    return Dataset("some", tuple(found), (), {})
+    categories = [Category(i, name, True, (), mark) for i, (name, mark) in enumerate(zip(names, marks, strict=True), 1)]
+    return Dataset("some", tuple(categories), (), {})
 
 
 def test_ov_coco_is_recognised_by_its_names(tmp_path):
@@ -61,9 +61,9 @@ def test_custom_files_and_splits_json_come_first(tmp_path):
     dataset = named(*world["base"], *world["novel"])
     split = split_of(dataset, tmp_path)
     assert split is not None and [list(split.base), list(split.novel)] == [world["base"], world["novel"]]
-    own = tmp_path / "mine.json"
-    own.write_text(json.dumps({"base": world["novel"], "novel": world["base"][:1]}))
-    split = split_of(dataset, tmp_path, file=own)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"base": world["novel"], "novel": world["base"][:1]}))
+    split = split_of(dataset, tmp_path, file=path)
     assert split is not None and split.base == tuple(world["novel"]) and split.excluded == tuple(world["base"][1:])
     assert split.rule == "as in mine.json"
 
@@ -114,12 +114,12 @@ def test_the_split_of_a_root_is_read_from_its_annotation_file(tmp_path):
 def test_splits_json_of_a_root_comes_first(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file an image
-    own = tmp_path / "annotations/splits.json"
-    own.write_text('{"base": ["sheep"], "novel": ["sofa"]}')
+    path = tmp_path / "annotations/splits.json"
+    path.write_text('{"base": ["sheep"], "novel": ["sofa"]}')
     (tmp_path / "annotations/instances_train2017.json").write_text("not JSON")
     split = split_of_root(tmp_path, split="train")
     assert split is not None and (split.base, split.novel, split.excluded) == (("sheep",), ("sofa",), ())
-    own.write_text('{"base": ["sheep"], "novel": ["sheep"]}')
+    path.write_text('{"base": ["sheep"], "novel": ["sheep"]}')
     with pytest.raises(InputError, match="got 'sheep' twice"):
         split_of_root(tmp_path, split="train")
 
@@ -139,21 +139,21 @@ def test_images_without_an_object_are_removed_and_counted():
     marks = ((1, 0, False), (2, 1, False), (3, 0, True))  # base, novel, crowd of the base
     records = [Record(i, Path("x"), 9, 9, box, (label,), (crowd,)) for i, label, crowd in marks]
     dataset = Dataset("some", named("a", "b").categories, (*records, Record(4, Path("y"), 9, 9)), {})
-    found = only_with_objects(as_objects(dataset, ("a",)))
-    assert [record.id for record in found.records] == [1]
-    assert found.notes == ("3 of 4 images ignored: no object of a base category",)
-    assert only_with_objects(found) is found
+    selected = only_with_objects(as_objects(dataset, ("a",)))
+    assert [record.id for record in selected.records] == [1]
+    assert selected.notes == ("3 of 4 images ignored: no object of a base category",)
+    assert only_with_objects(selected) is selected
 
 
 def test_classes_of_annotations_are_in_the_order_of_the_categories(tmp_path):
     names = [name.replace("_", " ") for name in COCO.split()]
     (tmp_path / "annotations").mkdir()
     path = tmp_path / "annotations" / "f.json"
-    categories = [{"id": 2 * place + 1, "name": name} for place, name in enumerate(names)]
+    categories = [{"id": 2 * i + 1, "name": name} for i, name in enumerate(names)]
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
-    found, split = classes_of_annotations(path)
-    assert found == tuple(name for name in names if name not in OV_COCO_EXCLUDED) and len(found) == 65
-    assert (found, split) == classes_of_ov_coco() and split.novel == OV_COCO_NOVEL
+    classes, split = classes_of_annotations(path)
+    assert classes == tuple(name for name in names if name not in OV_COCO_EXCLUDED) and len(classes) == 65
+    assert (classes, split) == classes_of_ov_coco() and split.novel == OV_COCO_NOVEL
     (tmp_path / "novel.json").write_text(json.dumps({"base": ["cat"], "novel": ["bus"]}))
     assert classes_of_annotations(path, file=tmp_path / "novel.json")[0] == ("bus", "cat")
     lvis = [{"id": 1, "name": "a", "synonyms": ["a"], "frequency": "r"}]

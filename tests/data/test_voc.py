@@ -48,7 +48,7 @@ def test_unusable_boxes_are_counted(tmp_path):
     objects = thing(box=(41, 1, 50, 9)), thing(box=("nan", 1, 5, 5)), thing(box=(30, 20, 99, 99))
     dataset = read_voc(year(tmp_path, xml(*objects)), split="train")
     assert dataset.records[0].boxes == ((29, 19, 40, 30),)
-    assert {reason: one.count for reason, one in dataset.ignored.items()} == {OUTSIDE: 1, NOT_FINITE: 1}
+    assert {reason: entries.count for reason, entries in dataset.ignored.items()} == {OUTSIDE: 1, NOT_FINITE: 1}
     assert "2007_000027.xml: object 0" in dataset.ignored[OUTSIDE].first
 
 

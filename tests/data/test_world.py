@@ -147,9 +147,9 @@ def test_things_stay_visible_and_masks_cover_the_image() -> None:
         scene = draw_scene(np.random.default_rng(seed))
         assert scene.image.shape[:2] == scene.segments.shape and scene.image.dtype == np.uint8
         assert scene.segments.min() >= 0 and scene.segments.max() < len(scene.kinds)
-        for place, kind in enumerate(scene.kinds):
+        for index, kind in enumerate(scene.kinds):
             if kind.is_thing:  # the smallest is 28 px across, a kite or a tent fills about a third of that
-                assert (scene.segments == place).sum() > MIN_VISIBLE * 28 * 28 / 4
+                assert (scene.segments == index).sum() > MIN_VISIBLE * 28 * 28 / 4
 
 
 def test_captions_name_the_content() -> None:

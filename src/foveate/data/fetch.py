@@ -61,9 +61,7 @@ def fetch_all(names: list[str], cache: Path | None, *, progress: bool = False) -
     """Fetch the shards that are not on the local disk.
 
     Args:
-        names: from `expand`.
         cache: folder of fetched shards; local ones are used in place.
-        progress: show a bar.
 
     Raises:
         InputError: a shard must be fetched but there is no cache; or as `fetch`.

@@ -34,8 +34,7 @@ def encode_mask(where: str, value: Any, *, height: int, width: int) -> bytes | s
     Args:
         where: the annotation's name in messages.
         value: see the module.
-        height: of the image [pixels].
-        width: of the image [pixels].
+        height, width: of the image [pixels].
 
     Raises:
         InputError: another form, another size than the image's, or counts that do not add up.

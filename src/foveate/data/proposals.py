@@ -25,10 +25,8 @@ def write_proposals(
     """Write proposals as COCO annotations of the category "object".
 
     Args:
-        path: of the file.
         found: record, decoded sample, boxes (xyxy) and scores of each image.
         roots: of `file_name_of`.
-        facts: the provenance.
 
     Raises:
         InputError: as `file_name_of`.

@@ -32,8 +32,7 @@ def sample_proposals(
 
     Args:
         record: its boxes are clipped already if the file of boxes stated the image's size.
-        height: of the decoded image [pixels].
-        width: of the decoded image [pixels].
+        height, width: of the decoded image [pixels].
         keep: maximum number of boxes.
         generator: of this image and epoch.
 

@@ -164,8 +164,6 @@ def pair_files(
         name: of the data set and split, for messages.
         image_folder: folder of the images, JPEG, also in folders below it.
         maps: folder of the label maps, PNG or TIFF.
-        labels: the classes.
-        coding: of the maps' values.
         only: paths without suffix of the images to use, in this order; None: all, sorted.
         with_images: False: the images need not exist; each map stands for one.
 

@@ -100,7 +100,6 @@ def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
 
     Args:
         root: the folder ADE20K_2021_17_01.
-        progress: show a bar.
 
     Returns:
         The classes sorted by id (the index in the release's own list, from 1), names as in the files.
@@ -138,7 +137,6 @@ def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: L
         out: parent of the split's folder.
         split: "train" or "val".
         labels: the classes, ids as in `list_ade_full`; pixels of other objects become 65535, no class.
-        progress: show a bar.
 
     Returns:
         Number of maps written.

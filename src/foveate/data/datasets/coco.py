@@ -106,7 +106,6 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     """Read a COCO panoptic file: images with segments of things and stuff, whose masks stay in the PNGs.
 
     Args:
-        json_path: the annotation file.
         image_folder: the folder that image file names are relative to; None: the images are not needed.
         png_folder: the folder that the annotations' file names are relative to.
 

@@ -53,7 +53,6 @@ def read_context(
 
     Args:
         folder: of the year, VOC2010.
-        maps: folder of the label maps.
         count: number of classes, 459 or 59.
         names: file with the ids of the images; None: all that have a map.
         labels: of `read_context_labels`, `count` classes.
@@ -97,7 +96,6 @@ def convert_context(
         labels: all classes, ids as in the files.
         only: write 8-bit maps of these classes, matched by name, with their ids and 0 for everything else. None: 16-bit
             maps of all classes, labels from 0, 65535 for no class.
-        progress: show a bar.
 
     Returns:
         Number of maps written.

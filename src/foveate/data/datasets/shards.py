@@ -218,9 +218,10 @@ def _scan(path: Path) -> Index:
         raise InputError(
             f"{path}: need a whole tar file, not compressed; {type(error).__name__}: {error}. Fetch or write it again."
         ) from error
-    rows = [[parts.get(key, (-1, -1)) for key in keys] for parts in (images, texts)]
-    arrays = [np.array(row, dtype=np.int64).reshape(-1, 2) for row in rows]
-    return Index(tuple(keys), *arrays, len(links), links[0] if links else "")
+    offsets, text_offsets = (
+        np.array([parts.get(key, (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2) for parts in (images, texts)
+    )
+    return Index(tuple(keys), offsets, text_offsets, len(links), links[0] if links else "")
 
 
 def _load_index(path: Path, identity: str) -> Index | None:

@@ -88,7 +88,6 @@ def read_voc_maps(
     """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21).
 
     Args:
-        folder: of the year.
         split: "train", "val" or "trainval".
         background: pixels of no object are ignored ("none": 20 classes), or are the last class ("last": CAT-Seg's 20b)
             or the first ("first": 21 classes, as in ODISE).
