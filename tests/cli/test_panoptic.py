@@ -269,7 +269,7 @@ def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("\n".join(lines))
     main([*words, "--shares", "clip", "--labels", str(tmp_path / "list.txt")])
     told = capsys.readouterr().err
-    assert "taken in their order" in told and "4 classes: 1 that the generator learned from" in told
+    assert "used in their order" in told and "4 classes: 1 that the generator learned from" in told
     assert "--split: must be val for ADE20K" in fails(capsys, *words, "--split", "train")
     # things that hide all of some stuff: the tool lists it, and no pixel of it is left
     Image.new("RGB", (80, 60), (120, 0, 6)).save(ade / "ade20k_panoptic_val/ADE_val_00000002.png")
@@ -357,7 +357,7 @@ def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, cap
     assert "42 classes: 34 that" in told
     path.write_text("\n".join(f"{500 + number}:{line.partition(':')[2]}" for number, line in enumerate(lines)))
     main([*words, "--shares", "clip", "--labels", str(path)])
-    assert "its classes are taken in their order" in capsys.readouterr().err
+    assert "its classes are used in their order" in capsys.readouterr().err
     path.write_text("1:cat")
     assert "--labels" in fails(capsys, *words, "--labels", str(path))
 
