@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from foveate.cli.main import main
 from foveate.clip.load import load
 from foveate.data.label_maps import open_semantic
-from foveate.data.semantic import read_truth
+from foveate.data.semantic import read_label_map
 from foveate.data.splits import read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.log import Log
@@ -120,7 +120,7 @@ def test_miou_is_that_of_the_maps_by_hand(world, trained, tmp_path):
     for record in data.dataset.records:
         image = torch.from_numpy(np.array(Image.open(record.path))).permute(2, 0, 1)
         (one,) = catseg.label_maps([Sample(str(record.id), image, torch.zeros(0, 4))], text)
-        confusion.add(read_truth(record, data), one, key=str(record.id))
+        confusion.add(read_label_map(record, data), one, key=str(record.id))
     seen = [name not in about.novel for name in data.names]
     assert found["mIoU"] == pytest.approx(confusion.measure(data.names, seen=seen)["mIoU"])
     assert found["groups"]["unseen"] == confusion.measure(data.names, seen=seen)["groups"]["unseen"]
@@ -133,7 +133,7 @@ def test_any_clip_is_asked_by_its_cosines(world, tmp_path):
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["kind"] == "cosines" and found["mIoU"] > 0
     data = open_semantic(world, split="val")
-    sizes = [read_truth(record, data).labels for record in data.dataset.records]
+    sizes = [read_label_map(record, data).labels for record in data.dataset.records]
     assert found["images"] == 3 and found["pixels"] == sum(int((one >= 0).sum()) for one in sizes)
     main(["evaluate", "semantic", "--data", str(world), "--model", "foveate-small", "--size", "64", *ASK, "--limit",
           "2", "--out", str(tmp_path / "r.json")])  # fmt: skip

@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveate.cli.main import main
 from foveate.data.label_maps import open_semantic
-from foveate.data.semantic import read_truth
+from foveate.data.semantic import read_label_map
 
 
 def save(path, values):
@@ -64,7 +64,7 @@ def test_ade20k_s_full_release_from_colours_to_classes(release, tmp_path, capsys
     assert (out / "labels.txt").read_text() == "1:thing 1,x1\n300:thing 300,x300\n"
     data = open_semantic(release, split="val", maps=out)
     assert data.names == ["thing 1", "thing 300"]
-    assert read_truth(data.dataset.records[0], data).labels.tolist() == [[0, 1, -1]]
+    assert read_label_map(data.dataset.records[0], data).labels.tolist() == [[0, 1, -1]]
     run("ade-full", release, "--out", out, "--split", "train")  # beside the others
     assert "2 maps, 1 of them" in capsys.readouterr().out
 
@@ -82,14 +82,14 @@ def test_a_stopped_run_goes_on_and_a_changed_map_is_made_again(release, tmp_path
     run("ade-full", release, "--out", out)
     assert "1 maps, 1 of them written now" in capsys.readouterr().out
     data = open_semantic(release, split="val", maps=out)
-    assert read_truth(data.dataset.records[0], data).labels.tolist() == [[0, 0, 0]]
+    assert read_label_map(data.dataset.records[0], data).labels.tolist() == [[0, 0, 0]]
 
 
 def test_other_things_are_not_overwritten(release, tmp_path, capsys):
     out = tmp_path / "maps"
     out.mkdir()
     (out / "mine.txt").touch()
-    fails(["ade-full", release, "--out", out], "it holds other things and no labels.txt", capsys)
+    fails(["ade-full", release, "--out", out], "it has other files and no labels.txt", capsys)
     (out / "mine.txt").unlink()
     run("ade-full", release, "--out", out)
     few = tmp_path / "few.txt"
@@ -97,7 +97,7 @@ def test_other_things_are_not_overwritten(release, tmp_path, capsys):
     fails(["ade-full", release, "--out", out, "--labels", few], "its labels.txt has other classes", capsys)
     run("ade-full", release, "--out", tmp_path / "few", "--labels", few)
     data = open_semantic(release, split="val", maps=tmp_path / "few")
-    assert read_truth(data.dataset.records[0], data).labels.tolist() == [[-1, 0, -1]] and data.names == ["door"]
+    assert read_label_map(data.dataset.records[0], data).labels.tolist() == [[-1, 0, -1]] and data.names == ["door"]
     fails(["ade-full", release, "--out", few], "which is a file", capsys)
     fails(["ade-full", release, "--out", release], "need another folder", capsys)
     fails(["ade-full", tmp_path / "gone", "--out", out], "gone: need the folder", capsys)
@@ -120,10 +120,10 @@ def test_pascal_context(tmp_path, capsys):
     for kind, expected in (("context459", [[-1, 0, 458], [1, 299, 299]]), ("context59", [[-1, -1, 1], [-1, 0, 0]])):
         maps = tmp_path / ("m459" if kind == "context459" else "m59")
         data = open_semantic(year, split="val", kind=kind, maps=maps)  # its list lies beside the maps
-        assert read_truth(data.dataset.records[0], data).labels.tolist() == expected
+        assert read_label_map(data.dataset.records[0], data).labels.tolist() == expected
     fails([*common, tmp_path / "m459", "--only", tmp_path / "59.txt"], "has other classes", capsys)
     (tmp_path / "59.txt").write_text("1: unicorn\n")
-    fails([*common, tmp_path / "new", "--only", tmp_path / "59.txt"], "'unicorn' is none", capsys)
+    fails([*common, tmp_path / "new", "--only", tmp_path / "59.txt"], "'unicorn' is not", capsys)
     mat(tmp_path / "mats/c.mat", [[460]])
-    fails([*common, tmp_path / "m459"], "c.mat: need numbers of the 459 classes; got 460", capsys)
+    fails([*common, tmp_path / "m459"], "c.mat: need values of the 459 classes; got 460", capsys)
     fails(["context", tmp_path / "mats", "--out", tmp_path / "x"], "--labels", capsys)

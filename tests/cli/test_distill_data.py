@@ -55,13 +55,13 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(results))
     found = source(world, boxes=tmp_path / "r.json")
     assert drawn(found, 1) == [(10, 20, 40, 60)]
-    saw, boxless = found.dataset.dropped_lines()
-    assert "does not say what it was trained on" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
+    saw, boxless = found.dataset.ignored_lines()
+    assert "has no provenance" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
 
 
 def test_boxes_in_parts_of_the_sides_and_those_of_other_images_are_refused(world, tmp_path):
     (tmp_path / "parts.json").write_text(json.dumps({"000000000001.jpg": [[0.1, 0.2, 0.5, 0.6]]}))
-    with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*none is\. They are in pixels"):
+    with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*got none\. Boxes are in pixels"):
         source(world, boxes=tmp_path / "parts.json")
     (tmp_path / "others.json").write_text(json.dumps([{"image_id": "2", "bbox": [10, 20, 30, 40]}]))
     with pytest.raises(InputError, match=r"none of its 1 \(such as '2'\) is among the 3 \(such as '000000000001\.jpg'"):
@@ -127,10 +127,10 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
 
 def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp_path):
     novel = json.loads((world / "annotations/splits.json").read_text())["novel"]
-    (told,) = source(world, regions="boxes").dataset.dropped_lines()
+    (told,) = source(world, regions="boxes").dataset.ignored_lines()
     assert told.startswith("WARNING   --regions boxes") and f"all categories, {len(novel)} novel ones too" in told
-    assert not any("novel ones too" in line for line in source(world).dataset.dropped_lines())
+    assert not any("novel ones too" in line for line in source(world).dataset.ignored_lines())
     plain = tmp_path / "w"
     shutil.copytree(world, plain)
     (plain / "annotations/splits.json").unlink()
-    assert source(plain, regions="boxes").dataset.dropped_lines() == []  # nobody says what is novel
+    assert source(plain, regions="boxes").dataset.ignored_lines() == []  # nobody says what is novel

@@ -355,13 +355,13 @@ def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, cap
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), "--limit", "1", *ASK]
     main([*words, "--shares", "clip", "--labels", str(path)])
     told = capsys.readouterr().err
-    assert "1 words stand in two classes" in told
+    assert "1 names are in two classes" in told
     # the first class, a novel one, has now a word in common with the second, which is base: 34 + none, since it is the
     # asked list that shares, and the first class's words are still no base class's
     assert "42 classes, of which" in told
     path.write_text("\n".join(f"{500 + number}:{line.partition(':')[2]}" for number, line in enumerate(lines)))
     main([*words, "--shares", "clip", "--labels", str(path)])
-    assert "its classes are taken in their order" in capsys.readouterr().err
+    assert "its classes are used in their order" in capsys.readouterr().err
     path.write_text("1:cat")
     assert "--labels" in fails(capsys, *words, "--labels", str(path))
 

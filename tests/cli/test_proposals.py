@@ -80,7 +80,7 @@ def test_the_file_is_read_as_boxes_of_the_images(world, made):
     path = made / "proposals_train.json"
     assert all(len(boxed.boxes) == 7 and boxed.height for boxed in parse_boxes(path).values())
     dataset = with_boxes(open_data(world, split="train", annotations="none"), path)
-    assert [len(record.boxes) for record in dataset.records] == [7] * 4 and dataset.dropped == {}
+    assert [len(record.boxes) for record in dataset.records] == [7] * 4 and dataset.ignored == {}
 
 
 def test_a_folder_without_boxes_is_refused(world, tmp_path, capsys):
@@ -145,7 +145,7 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
         (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
         (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
         (["--validate-split", "test"], "--validate-split test: "),
-        (["--novel", "none.json"], "none.json: need a base and novel names file; there is no such file"),
+        (["--novel", "none.json"], "none.json: need a base and novel names file; not found"),
     ],
 )
 def test_mistakes_end_with_a_message(world, tmp_path, capsys, flags, reason):
@@ -169,7 +169,7 @@ def test_images_in_shards_are_found_again_although_their_keys_repeat(world, tmp_
     write_proposals(tmp_path / "p.json", found, [tmp_path], facts={})
     boxed = with_boxes(open_data(tmp_path, split="train"), tmp_path / "p.json")
     assert [one.boxes for one in boxed.records] == [((1, 2, 30, 40 + place),) for place in range(4)]
-    assert boxed.dropped == {} and str(tmp_path) not in (tmp_path / "p.json").read_text()
+    assert boxed.ignored == {} and str(tmp_path) not in (tmp_path / "p.json").read_text()
 
 
 def test_names_of_this_machine_are_never_written(world, tmp_path):
@@ -215,7 +215,7 @@ def test_distill_warns_of_proposals_of_other_classes(world, made, tmp_path):
     content["info"]["provenance"]["training_categories"] = ["walrus"]
     (tmp_path / "p.json").write_text(json.dumps(content))
     source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
-    assert [line for line in source.dataset.dropped_lines() if line.startswith("WARNING") and "'walrus'" in line]
+    assert [line for line in source.dataset.ignored_lines() if line.startswith("WARNING") and "'walrus'" in line]
 
 
 def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
@@ -223,5 +223,5 @@ def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
     own, annotated = made / "proposals_train.json", world / "annotations/instances_train2017.json"
     for name, path in (("own", own), ("annotated", annotated)):
         source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
-        notes[name] = [line for line in source.dataset.dropped_lines() if "does not say what it was trained on" in line]
+        notes[name] = [line for line in source.dataset.ignored_lines() if "has no provenance" in line]
     assert not notes["own"] and len(notes["annotated"]) == 1

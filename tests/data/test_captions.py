@@ -1,4 +1,4 @@
-"""Captions of every form come to the places of their images; every fault is named with file, entry and reason."""
+"""Captions in every form, and errors with file, entry and reason."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.data.captions import BLANK, ELSEWHERE, NO_CAPTION, only_captioned, read_captions, with_captions
+from foveate.data.captions import BLANK, NO_CAPTION, UNKNOWN_IMAGE, only_captioned, read_captions, with_captions
 from foveate.data.datasets.folder import read_folder
 from foveate.data.datasets.shards import read_pairs
 from foveate.data.loader import BatchSampler, ImageSource, make_loader
@@ -58,20 +58,20 @@ def write(root: Path, content: object) -> Path:
     return path
 
 
-def test_cocos_captions_come_to_their_images_and_what_is_left_out_is_counted(root):
+def test_coco_captions_are_matched_to_images_and_ignored_ones_counted(root):
     dataset = with_captions(open_data(root, split="train", annotations="none"), root=root, split="train")
     assert dataset.captions == (("a dog.", "two dogs"), ("a cat",), (), ())
-    assert dataset.dropped[BLANK].count == 1 and "annotation 5" in dataset.dropped[BLANK].first
+    assert dataset.ignored[BLANK].count == 1 and "annotation 5" in dataset.ignored[BLANK].first
     left = only_captioned(dataset)
     assert [record.id for record in left.records] == ["000000000000.png", "000000000001.png"]
     assert [*left.captions] == [("a dog.", "two dogs"), ("a cat",)] and len(left.records) == 2
     assert left.records[0:1] == (left.records[0],)
-    assert left.dropped[NO_CAPTION].count == 2 and left.dropped[NO_CAPTION].first == "000000000002.png"
+    assert left.ignored[NO_CAPTION].count == 2 and left.ignored[NO_CAPTION].first == "000000000002.png"
     assert only_captioned(left) is left
 
 
 def changed(entry: int, **fields: object) -> dict:
-    annotations = [dict(one) for one in CONTENT["annotations"]]
+    annotations = [dict(entry) for entry in CONTENT["annotations"]]
     annotations[entry] |= fields
     return {**CONTENT, "annotations": annotations}
 
@@ -83,21 +83,21 @@ def changed(entry: int, **fields: object) -> dict:
         ("[]", r'need \{"file name": \["caption"'),
         ("{}", r'need \{"file name": \["caption"'),
         ({"annotations": []}, "need a COCO captions file: an object with the lists `images` and `annotations`; got no"),
-        ({"images": [], "annotations": []}, "need at least one caption; there is none"),
-        (changed(1, caption=5), "annotation 8: need `caption`, a text .*; got 5"),
-        (changed(1, caption=""), "annotation 8: need `caption`, a text"),
-        (changed(1, image_id=99), "annotation 8: need `image_id`, one of the 3 ids the file lists; got 99"),
+        ({"images": [], "annotations": []}, "need at least one caption; got none"),
+        (changed(1, caption=5), "annotation 8: need `caption`, a string .*; got 5"),
+        (changed(1, caption=""), "annotation 8: need `caption`, a string"),
+        (changed(1, image_id=99), "annotation 8: need `image_id`, one of the 3 ids in the file; got 99"),
         (changed(1, image_id=True), "annotation 8: need `image_id`"),
-        (changed(1, id=7), "annotation 7: need every annotation's `id` once"),
+        (changed(1, id=7), "annotation 7: need a unique `id` per annotation"),
         ({**CONTENT, "annotations": [{"image_id": 0, "caption": "a"}]}, "annotation: need an `id`"),
-        ({**CONTENT, "images": [*CONTENT["images"], CONTENT["images"][0]]}, "image 2: need every image's `id` once"),
+        ({**CONTENT, "images": [*CONTENT["images"], CONTENT["images"][0]]}, "image 2: need a unique `id` per image"),
         (
             {**CONTENT, "images": [*CONTENT["images"], {**CONTENT["images"][0], "id": 9}]},
-            "every `file_name` once; got '000000000002.png' twice",
+            "a unique `file_name` per image; got '000000000002.png' twice",
         ),
-        ({"a.png": "a dog"}, "image 'a.png': need a list of texts; got 'a dog'"),
-        ({"a.png": ["a dog", None]}, "image 'a.png': need a list of texts"),
-        ('{"a.png": ["a"], "a.png": ["b"]}', "need every name once in an object; got 'a.png' twice"),
+        ({"a.png": "a dog"}, "image 'a.png': need a list of strings; got 'a dog'"),
+        ({"a.png": ["a dog", None]}, "image 'a.png': need a list of strings"),
+        ('{"a.png": ["a"], "a.png": ["b"]}', "need unique keys in each object; got 'a.png' 2 times"),
         ({"a.png": [" "]}, "need at least one caption"),
     ],
 )
@@ -106,23 +106,23 @@ def test_a_file_that_contradicts_itself_is_refused(root, content, message):
         read_captions(write(root, content))
 
 
-def test_a_file_of_ones_own(root, tmp_path):
+def test_custom_caption_files(root, tmp_path):
     dataset = read_folder(root / "train2017")
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
-    found = with_captions(dataset, root=root, split="train", file=own)
-    assert found.captions == ((), ("x", "y"), (), ()) and found.dropped[ELSEWHERE].count == 2
-    own.write_text(json.dumps({"000000000001.png": ["x"], "000000000001": ["y"]}))
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"000000000001.png": ["x", "y "], "elsewhere.png": ["z"], "annotations": ["an image"]}))
+    captioned = with_captions(dataset, root=root, split="train", file=path)
+    assert captioned.captions == ((), ("x", "y"), (), ()) and captioned.ignored[UNKNOWN_IMAGE].count == 2
+    path.write_text(json.dumps({"000000000001.png": ["x"], "000000000001": ["y"]}))
     with pytest.raises(InputError, match=r"'000000000001': need every image once; it is 000000000001\.png"):
-        with_captions(dataset, root=root, split="train", file=own)
-    own.write_text(json.dumps({"b.png": ["x"]}))
+        with_captions(dataset, root=root, split="train", file=path)
+    path.write_text(json.dumps({"b.png": ["x"]}))
     with pytest.raises(InputError, match=r"none of its 1 \(such as 'b\.png'\) is among the 4"):
-        with_captions(dataset, root=root, split="train", file=own)
-    with pytest.raises(InputError, match=r"need captions; looked for .* --captions"):
+        with_captions(dataset, root=root, split="train", file=path)
+    with pytest.raises(InputError, match=r"need captions; found neither .* --captions"):
         with_captions(dataset, root=root / "train2017", split="train")
 
 
-def test_texts_of_shards_are_read_where_they_lie_when_asked_for(tmp_path):
+def test_texts_of_shards_are_read_on_demand(tmp_path):
     members = {"1.txt": b" red\n", "1.png": b"", "0.png": b"", "2.png": b"", "2.txt": b"\xff", "3.txt": b"alone"}
     write_shard(tmp_path / "a.tar", {**members, "4.png": b"", "4.txt": b""})
     write_shard(tmp_path / "b.tar", {"5.png": b"", "5.txt": b"blue"})
@@ -139,23 +139,23 @@ def test_texts_of_shards_are_read_where_they_lie_when_asked_for(tmp_path):
     assert isinstance(bad, BadSample) and "UTF-8" in bad.reason
     captions = [s.caption for batch in make_loader(source, BatchSampler(3, batch=3, seed=0, batches=1), workers=2)
                 for s in batch.samples]  # fmt: skip
-    assert sorted(str(one) for one in captions) == ["blue", "red"]
+    assert sorted(str(caption) for caption in captions) == ["blue", "red"]
 
 
-def test_shards_without_texts_say_so(tmp_path):
+def test_shards_without_texts_are_refused(tmp_path):
     write_shard(tmp_path / "a.tar", {"1.png": b""})
     with pytest.raises(InputError, match=r"need KEY\.txt beside KEY\.jpg"):
         with_captions(open_data(tmp_path, split="train", annotations="none"), root=tmp_path, split="train")
 
 
-def test_the_worlds_pairs_have_the_captions_that_pretraining_reads(tmp_path):
+def test_world_pairs_have_the_captions_of_read_pairs(tmp_path):
     write_world(tmp_path / "w", WorldSize(train=1, val=1, test=1, pairs=5, seed=0), processes=1)
     pairs = tmp_path / "w" / "pairs"
     dataset = with_captions(open_data(pairs, split="train", annotations="none"), root=pairs, split="train")
-    assert [one for (one,) in dataset.captions] == read_pairs(pairs, side=8)[1]
+    assert [caption for (caption,) in dataset.captions] == read_pairs(pairs, side=8)[1]
 
 
-def test_regions_are_the_same_with_and_without_captions(root):
+def test_regions_do_not_depend_on_captions(root):
     dataset = with_captions(read_folder(root / "train2017"), root=root, split="train")
     captioned = only_captioned(dataset)
     drawn = set()

@@ -1,4 +1,4 @@
-"""Annotation files: what is read, what is left out and counted, and what is refused with file, entry and field."""
+"""COCO annotation files: records, ignored entries, and errors with file, entry and field."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from foveate.data.datasets.coco import read_instances, read_panoptic
 from foveate.data.layout import find_coco
-from foveate.data.records import Dropped
+from foveate.data.records import IgnoredEntries
 from foveate.data.sources import open_panoptic
 from foveate.errors import InputError
 from foveate.types import Category
@@ -58,10 +58,10 @@ def written(folder: Path, content: object) -> Path:
     return path
 
 
-def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+def changed(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy with one entry set; `place` is like "images.0.id"."""
     content = copy.deepcopy(content)
-    *steps, last = [int(step) if step.isdigit() else step for step in place.split(".")]
+    *steps, last = [int(step) if step.isdigit() else step for step in key.split(".")]
     target: Any = content
     for step in steps:
         target = target[step]
@@ -78,23 +78,23 @@ DELETED = object()
 # ------------------------------------------------------------------------------------------------------- what is read
 
 
-def test_instances_become_records_in_the_files_order(folder):
+def test_instances_become_records_in_file_order(folder):
     dataset = read_instances(written(folder, INSTANCES), folder)
-    assert dataset.name == "notes" and dataset.dropped == {}
+    assert dataset.name == "notes" and dataset.ignored == {}
     assert dataset.categories == (Category(1, "person", True), Category(90, "toothbrush", True))  # by id
     first, second = dataset.records
     assert (first.id, first.path, first.size) == (7, folder / "a.jpg", (40, 60))
     assert first.boxes == ((1.5, 2, 11.5, 22.25), (0, 0, 60, 40))  # xywh -> xyxy
     assert first.labels == (1, 0) and first.crowd == (False, True)
-    assert (second.id, second.path, second.boxes) == (3, folder / "deep/b.jpg", ())  # kept though nothing is annotated
+    assert (second.id, second.path, second.boxes) == (3, folder / "deep/b.jpg", ())  # a record without annotations
 
 
-def test_panoptic_records_hold_colours_and_where_the_masks_are(folder):
+def test_panoptic_records_have_segment_ids_and_png_paths(folder):
     dataset = read_panoptic(written(folder, PANOPTIC), folder, folder)
     assert dataset.categories == (Category(1, "person", True), Category(200, "rug", False))
     (record,) = dataset.records  # image 3 has no panoptic annotation
     where = f"{folder.parent / 'notes.json'}: image 3"
-    assert dataset.dropped == {"image has no panoptic annotation": Dropped(1, where)}
+    assert dataset.ignored == {"image has no panoptic annotation": IgnoredEntries(1, where)}
     assert record.panoptic == folder / "a.png" and record.segment_ids == (513, 1)
     assert (
         record.boxes == ((0, 0, 60, 40), (5, 6, 12, 14)) and record.labels == (1, 0) and record.crowd == (False, True)
@@ -107,12 +107,12 @@ def test_ids_may_be_strings(folder):
     assert read_instances(written(folder, content), folder).records[0].id == "x"
 
 
-def test_empty_lists_are_an_empty_data_set(folder):
+def test_empty_lists_give_an_empty_data_set(folder):
     content = {"images": [], "annotations": [], "categories": []}
     assert read_instances(written(folder, content), folder).records == ()
 
 
-BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it is left out
+BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason why it is ignored
     "over every edge": ([-5, -5, 100, 100], (0, 0, 60, 40)),
     "a hair over the edge": ([50, 30, 10.0001, 10.0001], (50, 30, 60, 40)),
     "exactly one pixel": ([59, 39, 1, 1], (59, 39, 60, 40)),
@@ -121,8 +121,8 @@ BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it 
     "under one pixel after clipping": ([59.5, 5, 10, 10], "box is under 1 pixel inside the image"),
     "no extent": ([5, 5, 0, 0], "box is under 1 pixel inside the image"),
     "negative extent": ([5, 5, -3, 4], "box is under 1 pixel inside the image"),
-    "right of the image": ([60, 5, 10, 10], "box lies outside the image"),
-    "above the image": ([5, -20, 10, 10], "box lies outside the image"),
+    "right of the image": ([60, 5, 10, 10], "box is outside the image"),
+    "above the image": ([5, -20, 10, 10], "box is outside the image"),
     "not a number": ([float("nan"), 5, 10, 10], "box is not finite"),
     "infinite": ([0, 0, float("inf"), 10], "box is not finite"),
     "infinite as a sum": ([1e308, 0, 1e308, 10], "box is not finite"),
@@ -131,39 +131,39 @@ BOXES = {  # xywh in a 40 x 60 (height x width) image -> xyxy, or the reason it 
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_boxes_are_clipped_or_left_out_and_counted(folder, name):
+def test_boxes_outside_the_image_are_clipped_or_counted(folder, name):
     box, expected = BOXES[name]
-    for content, place, read in (
+    for content, key, read in (
         (INSTANCES, "annotations.0.bbox", lambda path: read_instances(path, folder)),
         (PANOPTIC, "annotations.0.segments_info.0.bbox", lambda path: read_panoptic(path, folder, folder)),
     ):
-        dataset = read(written(folder, changed(content, place, box)))
+        dataset = read(written(folder, changed(content, key, box)))
         record = dataset.records[0]
         if isinstance(expected, str):
-            assert dataset.dropped[expected].count == 1 and len(record.boxes) == 1
+            assert dataset.ignored[expected].count == 1 and len(record.boxes) == 1
         else:
             assert (
                 expected in record.boxes
                 and len(record.boxes) == 2
-                and not any(reason.startswith("box") for reason in dataset.dropped)
+                and not any(reason.startswith("box") for reason in dataset.ignored)
             )
         assert len(record.boxes) == len(record.labels) == len(record.crowd)
 
 
-def test_what_is_left_out_is_told_with_its_first_place(folder):
+def test_ignored_entries_are_reported_with_the_first(folder):
     content = changed(changed(INSTANCES, "annotations.0.bbox", [99, 0, 5, 5]), "annotations.1.bbox", [0, 99, 5, 5])
     path = written(folder, content)
-    assert read_instances(path, folder).dropped_lines() == [
-        f"2 left out because a box lies outside the image; the first: {path}: annotation 1"
+    assert read_instances(path, folder).ignored_lines() == [
+        f"2 ignored: box is outside the image; the first: {path}: annotation 1"
     ]
     path = written(folder, changed(PANOPTIC, "annotations.0.segments_info.0.bbox", [99, 0, 5, 5]))
-    first, second = read_panoptic(path, folder, folder).dropped_lines()
+    first, second = read_panoptic(path, folder, folder).ignored_lines()
     assert first.endswith(f"{path}: annotation of image 7: segment 513") and second.endswith("image 3")
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
 
-BROKEN_FILES = {  # name: (file content, what the message says)
+BROKEN_FILES = {  # name: (file content, part of the message)
     "not json": ("{", "JSON"),
     "empty": ("", "JSON"),
     "a list": ([{"bbox": []}], "got a list"),
@@ -187,19 +187,19 @@ def test_a_file_that_is_not_coco_is_refused(folder, name):
         assert reason in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_refused(folder):
-    with pytest.raises(InputError, match="no such file"):
+def test_a_missing_file_is_refused(folder):
+    with pytest.raises(InputError, match="not found"):
         read_instances(folder / "gone.json", folder)
     with pytest.raises(InputError, match="directory"):
         read_instances(folder, folder)
 
 
-BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a file that is right otherwise
+BROKEN_ENTRIES = {  # name: (changed entry, value, part of the message)
     "image is no object": ("images.0", 5, "image: need an object"),
     "image without id": ("images.0.id", DELETED, "image: need an `id`"),
     "image id is true": ("images.0.id", True, "image: need an `id`"),
     "image id is a fraction": ("images.0.id", 7.0, "image: need an `id`"),
-    "image id twice": ("images.1.id", 7, "image 7: need every image's `id` once"),
+    "image id twice": ("images.1.id", 7, "image 7: need a unique `id` per image"),
     "image id as number and text": ("images.1.id", "7", "ids that differ as text"),
     "no file name": ("images.0.file_name", DELETED, "image 7: need `file_name`"),
     "empty file name": ("images.0.file_name", "", "image 7: need `file_name`"),
@@ -210,11 +210,11 @@ BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a fil
     "no width at all": ("images.0.width", 0, "image 7: need `width` of at least 1"),
     "negative width": ("images.0.width", -60, "image 7: need `width` of at least 1"),
     "category without name": ("categories.0.name", DELETED, "category 90: need `name`"),
-    "category id twice": ("categories.0.id", 1, "category 1: need every category's `id` once"),
-    "category id is text": ("categories.0.id", "90", "need `id`, a whole number"),
+    "category id twice": ("categories.0.id", 1, "category 1: need a unique `id` per category"),
+    "category id is text": ("categories.0.id", "90", "need `id`, an integer"),
     "annotation is no object": ("annotations.0", [1], "annotation: need an object"),
     "annotation without id": ("annotations.0.id", DELETED, "annotation: need an `id`"),
-    "annotation id twice": ("annotations.0.id", 2, "annotation 2: need every annotation's `id` once"),
+    "annotation id twice": ("annotations.0.id", 2, "annotation 2: need a unique `id` per annotation"),
     "unknown image": ("annotations.0.image_id", 8, "annotation 1: need `image_id`"),
     "image id of another type": ("annotations.0.image_id", "7", "annotation 1: need `image_id`"),
     "image id is a list": ("annotations.0.image_id", [7], "annotation 1: need `image_id`"),
@@ -230,9 +230,9 @@ BROKEN_ENTRIES = {  # name: (where, value, what the message says); each in a fil
 
 
 @pytest.mark.parametrize("name", BROKEN_ENTRIES)
-def test_a_broken_entry_is_refused_by_name(folder, name):
-    place, value, reason = BROKEN_ENTRIES[name]
-    path = written(folder, changed(INSTANCES, place, value))
+def test_a_malformed_entry_is_refused_with_its_id(folder, name):
+    key, value, reason = BROKEN_ENTRIES[name]
+    path = written(folder, changed(INSTANCES, key, value))
     with pytest.raises(InputError) as caught:
         read_instances(path, folder)
     assert reason in str(caught.value) and str(path) in str(caught.value)
@@ -244,20 +244,20 @@ BROKEN_PANOPTIC = {
     "segment is no object": ("annotations.0.segments_info.0", 3, "segment: need an object"),
     "unknown image": ("annotations.0.image_id", 8, "annotation of image 8: need `image_id`"),
     "no PNG": ("annotations.0.file_name", DELETED, "annotation of image 7: need `file_name`"),
-    "segment id twice": ("annotations.0.segments_info.0.id", 1, "segment 1: need every segment's `id` once"),
+    "segment id twice": ("annotations.0.segments_info.0.id", 1, "segment 1: need a unique `id` per segment"),
     "segment id 0 is unlabelled": ("annotations.0.segments_info.0.id", 0, "in 1..16777215"),
     "segment id is no colour": ("annotations.0.segments_info.0.id", 2**24, "in 1..16777215"),
     "segment id is text": ("annotations.0.segments_info.0.id", "1", "in 1..16777215"),
     "unknown category": ("annotations.0.segments_info.0.category_id", 2, "segment 513: need `category_id`"),
     "category without isthing": ("categories.0.isthing", DELETED, "category 200: need `isthing`"),
-    "image annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation an image"),
+    "image annotated twice": ("annotations", PANOPTIC["annotations"] * 2, "one annotation per image"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN_PANOPTIC)
-def test_a_broken_panoptic_entry_is_refused_by_name(folder, name):
-    place, value, reason = BROKEN_PANOPTIC[name]
-    path = written(folder, changed(PANOPTIC, place, value))
+def test_a_malformed_panoptic_entry_is_refused_with_its_id(folder, name):
+    key, value, reason = BROKEN_PANOPTIC[name]
+    path = written(folder, changed(PANOPTIC, key, value))
     with pytest.raises(InputError) as caught:
         read_panoptic(path, folder, folder)
     assert reason in str(caught.value) and str(path) in str(caught.value)
@@ -280,13 +280,13 @@ ESCAPES = [
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_a_file_name_that_leaves_its_folder_is_refused(folder, name):
-    for content, place, read in (
+    for content, key, read in (
         (INSTANCES, "images.0.file_name", lambda path: read_instances(path, folder)),
         (PANOPTIC, "images.0.file_name", lambda path: read_panoptic(path, folder, folder)),
         (PANOPTIC, "annotations.0.file_name", lambda path: read_panoptic(path, folder, folder)),
     ):
         with pytest.raises(InputError, match="image 7: need `file_name` inside"):
-            read(written(folder, changed(content, place, name)))
+            read(written(folder, changed(content, key, name)))
 
 
 def test_a_link_that_leaves_the_folder_is_refused(folder):
@@ -295,7 +295,7 @@ def test_a_link_that_leaves_the_folder_is_refused(folder):
     secret.touch()
     (folder / "a.jpg").unlink()
     (folder / "a.jpg").symlink_to(secret)
-    with pytest.raises(InputError, match=r"a\.jpg: need a file inside .* leads out"):
+    with pytest.raises(InputError, match=r"a\.jpg: need a file inside .* link to"):
         read_instances(path, folder)
     (folder / "a.jpg").unlink()
     (folder / "a.jpg").symlink_to(folder / "deep" / "b.jpg")  # within the folder: fine
@@ -308,7 +308,7 @@ def test_a_linked_folder_that_leaves_the_folder_is_refused(folder):
     (folder.parent / "elsewhere").mkdir()
     (folder.parent / "elsewhere" / "b.jpg").touch()
     (folder / "deep").symlink_to(folder.parent / "elsewhere")
-    with pytest.raises(InputError, match="leads out"):
+    with pytest.raises(InputError, match="link to"):
         read_instances(written(folder, INSTANCES), folder)
 
 
@@ -318,14 +318,14 @@ def test_the_image_folder_itself_may_be_a_link(folder):
     assert len(read_instances(written(folder, INSTANCES), alias).records) == 2
 
 
-def test_one_missing_image_is_left_to_its_step_and_all_missing_is_the_wrong_folder(folder):
+def test_one_missing_image_is_accepted_but_not_all(folder):
     path = written(folder, INSTANCES)
     (folder / "a.jpg").unlink()
-    assert len(read_instances(path, folder).records) == 2  # counted and named when its turn comes
+    assert len(read_instances(path, folder).records) == 2  # it is an unreadable image when it is read
     (folder / "deep" / "b.jpg").unlink()
-    with pytest.raises(InputError, match="none of 2 is there"):
+    with pytest.raises(InputError, match="none of 2 exists"):
         read_instances(path, folder)
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="not found"):
         read_instances(path, folder / "gone")
 
 
@@ -333,7 +333,7 @@ def test_one_missing_image_is_left_to_its_step_and_all_missing_is_the_wrong_fold
 
 
 @pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO images")
-def test_real_coco_is_read_whole():
+def test_real_coco_is_read_completely():
     root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         files = find_coco(root, split)
@@ -341,8 +341,8 @@ def test_real_coco_is_read_whole():
         things = read_instances(files.instances, files.images)
         raw = json.loads(files.instances.read_text())
         assert len(things.categories) == 80 and len(things.records) == len(raw["images"])
-        left_out = sum(one.count for one in things.dropped.values())
-        assert sum(len(r.boxes) for r in things.records) + left_out == len(raw["annotations"])
+        ignored = sum(entries.count for entries in things.ignored.values())
+        assert sum(len(r.boxes) for r in things.records) + ignored == len(raw["annotations"])
         both = open_panoptic(root, split)
         assert sum(category.is_thing for category in both.categories) == 80 and len(both.categories) == 133
-        assert both.records and not both.dropped
+        assert both.records and not both.ignored

@@ -1,4 +1,4 @@
-"""Shards by pattern and by URL: fetched whole or not at all, and no text of a URL reaches a shell."""
+"""Shards by pattern and URL; no part of a URL reaches a shell."""
 
 import functools
 import hashlib
@@ -40,7 +40,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, notes what was asked, and breaks off in the middle of files that are called cut*."""
+    """Serves a folder, logs requests, and stops in the middle of files named cut*."""
 
     asked: list[str]
 
@@ -62,7 +62,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str, list[str]]]:
-    """A folder, its address, and the list of what was asked for."""
+    """A folder, its URL, and the list of requests."""
     monkeypatch.setenv("no_proxy", "*")
     folder = tmp_path / "served"
     folder.mkdir()
@@ -81,7 +81,7 @@ def test_braces_and_lists_are_expanded():
     assert expand("http://host/{a,b}.tar::/d/c.tar") == ["http://host/a.tar", "http://host/b.tar", "/d/c.tar"]
 
 
-def test_what_is_a_pattern(tmp_path):
+def test_is_pattern(tmp_path):
     (tmp_path / "odd{1..2}").mkdir()
     assert not is_pattern(str(tmp_path / "odd{1..2}")) and not is_pattern(str(tmp_path)) and not is_pattern("a/b.tar")
     assert all(map(is_pattern, ("s-{0..1}.tar", "http://host/s.tar", "pipe:true", "a.tar::b.tar")))
@@ -116,18 +116,18 @@ def test_programs_shells_and_other_schemes_are_refused(tmp_path, monkeypatch, pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_shard_twice_is_refused():
+def test_a_repeated_shard_is_refused():
     with pytest.raises(InputError, match="need every shard once"):
         expand("{a,b,a}.tar")
 
 
-def test_without_webdataset_the_package_is_named(monkeypatch):
+def test_a_missing_webdataset_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(InputError, match="pip install webdataset"):
         expand("s-{0..1}.tar")
 
 
-def test_local_patterns_are_read_where_they_lie(tmp_path):
+def test_local_patterns_are_read_in_place(tmp_path):
     for number in range(2):
         write_tar(tmp_path / f"s-{number}.tar", {f"{number}.png": image()})
     for pattern in (f"{tmp_path}/s-{{0..1}}.tar", f"file://{tmp_path}/s-{{0..1}}.tar"):
@@ -139,7 +139,7 @@ def test_local_patterns_are_read_where_they_lie(tmp_path):
 
 
 @needs_curl
-def test_shards_are_fetched_once_and_whole(tmp_path, served):
+def test_shards_are_fetched_once(tmp_path, served):
     folder, address, asked = served
     for number in range(2):
         write_tar(folder / f"s-{number}.tar", {f"{number}.png": image()})
@@ -154,7 +154,7 @@ def test_shards_are_fetched_once_and_whole(tmp_path, served):
 
 @needs_curl
 @pytest.mark.parametrize("name", ["missing.tar", "cut.tar", "page.tar", "short.tar"])
-def test_what_is_not_fetched_whole_is_not_kept(tmp_path, served, name):
+def test_incomplete_downloads_are_not_cached(tmp_path, served, name):
     folder, address, _ = served
     write_tar(folder / "cut.tar", {"1.png": image()})
     (folder / "page.tar").write_bytes(b"<html>please sign in</html>")
@@ -171,7 +171,7 @@ def no_lock(folder: Path) -> Iterator[None]:
     yield
 
 
-def test_half_a_shard_of_another_process_is_left_to_it(tmp_path, monkeypatch):
+def test_the_partial_file_of_another_process_is_not_touched(tmp_path, monkeypatch):
     url = "https://host/a.tar"
     monkeypatch.setattr(fetch_module, "_download", lambda url, target: target.write_bytes(b"half"))
     with pytest.raises(InputError, match="need a whole tar"):
@@ -179,20 +179,20 @@ def test_half_a_shard_of_another_process_is_left_to_it(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # our own half is gone
     theirs = tmp_path / f"a-{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar.partial"
     theirs.write_bytes(b"half of it")
-    monkeypatch.setattr(fetch_module, "_alone", no_lock)
+    monkeypatch.setattr(fetch_module, "_lock", no_lock)
     with pytest.raises(InputError, match="no locks here"):
         fetch(url, tmp_path)
     assert theirs.read_bytes() == b"half of it"
 
 
-def test_a_missing_program_is_named(tmp_path, monkeypatch):
+def test_a_missing_program_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"'curl' \(webdataset runs this program\)"):
         fetch("http://127.0.0.1:9/a.tar", tmp_path / "kept")
 
 
-def test_without_a_folder_to_keep_it_in_nothing_is_fetched(monkeypatch):
+def test_fetching_needs_a_cache_folder(monkeypatch):
     monkeypatch.setenv("FOVEATE_CACHE", "")
-    with pytest.raises(InputError, match=r"need a folder to keep it in.*--shard-cache"):
+    with pytest.raises(InputError, match=r"need a cache folder.*--shard-cache"):
         open_data("http://127.0.0.1:9/a.tar", split="train")
     assert fetch_all(["/d/a.tar"], None) == [Path("/d/a.tar")]

@@ -13,7 +13,7 @@ def test_records_are_named_by_their_path_within_the_folder(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 3)).save(folder / name)
     dataset = read_folder(folder)
-    assert dataset.name == "holiday" and dataset.categories == () and dataset.dropped == {}
+    assert dataset.name == "holiday" and dataset.categories == () and dataset.ignored == {}
     assert [(record.id, record.path) for record in dataset.records] == [
         ("a/1.jpg", folder / "a/1.jpg"),
         ("b.png", folder / "b.png"),
@@ -22,5 +22,5 @@ def test_records_are_named_by_their_path_within_the_folder(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="found none"):
+    with pytest.raises(InputError, match="got none"):
         read_folder(tmp_path)

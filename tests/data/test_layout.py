@@ -1,4 +1,4 @@
-"""COCO's layout: what is found, and what is said where it is another."""
+"""COCO's layout, and errors for others."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def layout(root: Path) -> Path:
     return root
 
 
-def test_cocos_layout_is_found(tmp_path):
+def test_coco_layout_is_found(tmp_path):
     root = layout(tmp_path / "coco")
     notes = root / "annotations"
     files = find_coco(root, "val")
@@ -26,15 +26,17 @@ def test_cocos_layout_is_found(tmp_path):
     assert find_coco(root, "val").captions is None
 
 
-def test_a_layout_that_is_not_cocos_is_refused_with_what_was_looked_for(tmp_path):
+def test_another_layout_is_refused_with_the_paths_tried(tmp_path):
     root = layout(tmp_path / "coco")
-    with pytest.raises(InputError, match=r"train2017; there is no such folder. It holds: annotations, val2017"):
+    with pytest.raises(
+        InputError, match=r"train2017; the folder does not exist. The root contains: annotations, val2017"
+    ):
         find_coco(root, "train")
     with pytest.raises(InputError, match='"train", "val" or "test"; got "minival"'):
         find_coco(root, "minival")
-    with pytest.raises(InputError, match="nothing, there is no such folder"):
+    with pytest.raises(InputError, match="nothing, it does not exist"):
         find_coco(tmp_path / "gone", "val")
     for path in (root / "annotations").glob("*.json"):
         path.unlink()
-    with pytest.raises(InputError, match=r"looked for .*instances_val2017\.json, .*panoptic_val2017\.json"):
+    with pytest.raises(InputError, match=r"found none of .*instances_val2017\.json, .*panoptic_val2017\.json"):
         find_coco(root, "val")

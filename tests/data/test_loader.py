@@ -1,4 +1,4 @@
-"""Batches: the order, starting anywhere, the same bits for any number of workers, bad images counted and named."""
+"""Batches: order, resuming, the same bits for any number of workers, unreadable images."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ from foveate.types import BadSample, Batch, Sample
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """Small images of different sizes, each of one colour that tells its number."""
+    """Small images of different sizes, each of one colour, which encodes its number."""
     folder.mkdir(exist_ok=True)
     for i in range(count):
         Image.new("RGB", (20 + i, 15), (i, 0, 0)).save(folder / f"{i:02d}.png")
@@ -46,7 +46,7 @@ def flat(batch: Batch) -> list[object]:
 # ---------------------------------------------------------------------------------------------------------- the order
 
 
-def test_an_epochs_order_is_a_permutation_fixed_by_seed_and_epoch():
+def test_an_epochs_order_is_a_permutation_of_seed_and_epoch():
     order = epoch_order(50, seed=3, epoch=2)
     assert sorted(order) == list(range(50)) and order != list(range(50))
     assert order == epoch_order(50, seed=3, epoch=2)
@@ -59,12 +59,12 @@ def test_seeds_do_not_collide_by_sums_or_digits():
     assert all(0 <= derive_seed(*p) < 2**63 for p in parts)
 
 
-def test_every_epoch_shows_every_image_once_whatever_the_batch():
+def test_every_epoch_has_every_image_once_for_any_batch_size():
     pairs = itertools.chain.from_iterable(BatchSampler(7, batch=3, seed=1, batches=14))  # 42 = 6 epochs of 7
     assert Counter(pairs) == Counter((epoch, index) for epoch in range(6) for index in range(7))
 
 
-def test_fewer_images_than_a_batch_fill_it_from_the_next_epochs():
+def test_a_batch_larger_than_the_data_set_spans_epochs():
     (first,) = BatchSampler(2, batch=5, seed=1, batches=1)
     assert [epoch for epoch, _ in first] == [0, 0, 1, 1, 2]
 
@@ -76,7 +76,7 @@ def test_a_sampler_starts_at_any_step():
         assert list(rest) == whole[start:] and len(rest) == 20 - start
 
 
-def test_processes_share_a_step_without_changing_it():
+def test_a_step_does_not_depend_on_the_number_of_processes():
     alone = list(BatchSampler(10, batch=6, seed=1, batches=9))
     for world in (2, 3):
         shares = [BatchSampler(10, batch=6 // world, seed=1, rank=r, world_size=world, batches=9) for r in range(world)]
@@ -85,7 +85,7 @@ def test_processes_share_a_step_without_changing_it():
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("taken", [0, 5, 8, 23])
-def test_another_number_of_processes_goes_on_where_the_last_stopped(world, taken):
+def test_another_number_of_processes_resumes_the_stream(world, taken):
     # one process took `taken` images of two epochs of 20; what is left of them is shown once each by the others
     before = [*itertools.chain(*BatchSampler(20, batch=1, seed=1, batches=taken))]
     each = -(-(40 - taken) // (3 * world))  # batches of 3 that cover the rest
@@ -99,7 +99,7 @@ def test_another_number_of_processes_goes_on_where_the_last_stopped(world, taken
     assert len(set(in_order)) == len(in_order) == each * 3 * world
 
 
-def test_without_an_end_the_stream_goes_on():
+def test_without_a_number_of_batches_the_stream_is_infinite():
     assert len(list(itertools.islice(BatchSampler(3, batch=2, seed=0), 100))) == 100
 
 
@@ -110,7 +110,7 @@ def test_an_empty_data_set_or_batch_is_refused():
         BatchSampler(1, batch=0, seed=0)
 
 
-def test_evaluation_sees_every_image_once():
+def test_once_sampler_has_every_image_once():
     assert list(OnceSampler(5, batch=2)) == [[0, 1], [2, 3], [4]]
     assert list(OnceSampler(4, batch=2)) == [[0, 1], [2, 3]] and list(OnceSampler(0, batch=2)) == []
     assert all(len(list(OnceSampler(n, batch=3))) == len(OnceSampler(n, batch=3)) for n in range(8))
@@ -119,7 +119,7 @@ def test_evaluation_sees_every_image_once():
 # -------------------------------------------------------------------------------------------------------- the images
 
 
-def test_a_sample_is_the_image_and_a_grid_over_it(tmp_path):
+def test_a_sample_has_the_image_and_a_grid(tmp_path):
     source = ImageSource(read_folder(make_images(tmp_path, 3)), keep=36)
     sample = source[(0, 2)]
     assert isinstance(sample, Sample) and sample.id == "02.png" and sample.segments is None
@@ -141,7 +141,7 @@ def test_regions_depend_on_seed_epoch_and_index_only(tmp_path):
     assert boxes(source, 1) != first and boxes(ImageSource(dataset, seed=2), 0) != first
 
 
-def test_a_image_one_pixel_wide_has_regions(tmp_path):
+def test_an_image_one_pixel_wide_has_regions(tmp_path):
     Image.new("RGB", (1, 20)).save(tmp_path / "thin.png")
     source = ImageSource(read_folder(tmp_path))
     for epoch in range(20):
@@ -150,7 +150,7 @@ def test_a_image_one_pixel_wide_has_regions(tmp_path):
         assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
 
 
-def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
+def test_invalid_arguments_of_a_source_are_refused(tmp_path):
     dataset = read_folder(make_images(tmp_path, 1))
     for numbers, reason in (
         ({"regions": "patches"}, '"grid" or "boxes"'),
@@ -167,7 +167,7 @@ def test_what_a_source_cannot_draw_is_refused_before_it_starts(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
+def test_the_number_of_workers_does_not_change_the_bits(tmp_path, workers):
     source = ImageSource(read_folder(make_images(tmp_path, 7)), seed=5)
     (tmp_path / "03.png").write_bytes(b"broken")
     loader = make_loader(source, BatchSampler(7, batch=3, seed=5, batches=6), workers=workers)
@@ -179,7 +179,7 @@ def test_any_number_of_workers_gives_the_same_bits(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
+def test_a_resumed_stream_has_the_same_bits(tmp_path, workers):
     source = ImageSource(read_folder(make_images(tmp_path, 5)))
 
     def stream(start: int) -> list[object]:
@@ -189,7 +189,7 @@ def test_a_resumed_stream_goes_on_to_the_bit(tmp_path, workers):
     assert stream(3) == stream(0)[3:]
 
 
-def test_loading_leaves_the_global_random_stream_alone(tmp_path):
+def test_loading_does_not_use_the_global_generator(tmp_path):
     source = ImageSource(read_folder(make_images(tmp_path, 4)))
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -199,7 +199,7 @@ def test_loading_leaves_the_global_random_stream_alone(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_is_counted_and_named_and_not_replaced(tmp_path, workers):
+def test_unreadable_images_are_listed_and_not_replaced(tmp_path, workers):
     dataset = read_folder(make_images(tmp_path, 4))
     (tmp_path / "01.png").write_bytes((tmp_path / "01.png").read_bytes()[:50])  # truncated
     (tmp_path / "02.png").unlink()  # gone since it was listed
@@ -207,10 +207,10 @@ def test_a_bad_image_is_counted_and_named_and_not_replaced(tmp_path, workers):
     (batch,) = make_loader(ImageSource(dataset), in_order, workers=workers)
     assert [sample.id for sample in batch.samples] == ["00.png", "03.png"]
     assert [bad.id for bad in batch.bad] == ["01.png", "02.png"]
-    assert str(tmp_path / "01.png") in batch.bad[0].reason and "no such file" in batch.bad[1].reason
+    assert str(tmp_path / "01.png") in batch.bad[0].reason and "not found" in batch.bad[1].reason
 
 
-def test_a_batch_of_bad_images_only_is_still_a_batch(tmp_path):
+def test_a_batch_of_unreadable_images_is_empty(tmp_path):
     dataset = read_folder(make_images(tmp_path, 2))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
@@ -219,7 +219,7 @@ def test_a_batch_of_bad_images_only_is_still_a_batch(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_strict_raises_at_the_step_of_the_first_bad_image(tmp_path, workers):
+def test_strict_raises_at_the_first_unreadable_image(tmp_path, workers):
     dataset = read_folder(make_images(tmp_path, 4))
     (tmp_path / "02.png").write_bytes(b"broken")
     in_order = [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
@@ -231,16 +231,18 @@ def test_strict_raises_at_the_step_of_the_first_bad_image(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_folder_of_bad_images_stops_with_counts(tmp_path, workers):
+def test_more_than_half_unreadable_images_raise(tmp_path, workers):
     dataset = read_folder(make_images(tmp_path, 10))
     for path in tmp_path.iterdir():
         path.write_bytes(b"broken")
     loader = make_loader(ImageSource(dataset), BatchSampler(10, batch=4, seed=0), workers=workers)  # would never end
-    with pytest.raises(InputError, match="20 of the first 20 cannot"):  # 16 may be bad, the fifth batch goes over
+    with pytest.raises(
+        InputError, match="20 of the first 20 are unreadable"
+    ):  # 16 may be unreadable; the fifth batch exceeds that
         list(loader)
 
 
-def test_half_bad_is_no_reason_to_stop(tmp_path):
+def test_half_unreadable_images_do_not_raise(tmp_path):
     dataset = read_folder(make_images(tmp_path, 10))
     for i in range(0, 10, 2):
         (tmp_path / f"{i:02d}.png").write_bytes(b"broken")
@@ -248,7 +250,7 @@ def test_half_bad_is_no_reason_to_stop(tmp_path):
     assert sum(len(batch.bad) for batch in loader) == 50
 
 
-def test_a_batch_travels_as_two_tensors_and_arrives_whole():
+def test_packing_and_unpacking_a_batch():
     samples = [
         Sample(str(i), torch.arange(3 * h * w, dtype=torch.uint8).view(3, h, w) + i, torch.rand(n, 4), caption=caption)
         for i, (h, w, n, caption) in enumerate([(2, 3, 4, None), (5, 1, 0, "a dog"), (1, 1, 1, None)])
@@ -262,7 +264,7 @@ def test_a_batch_travels_as_two_tensors_and_arrives_whole():
     assert pack([bad]).unpack() == Batch([], [bad])
 
 
-def test_pinning_a_batch_pins_what_the_device_copies(monkeypatch):
+def test_pinning_a_batch_pins_images_and_boxes(monkeypatch):
     pinned: list[torch.Size] = []
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
@@ -307,7 +309,7 @@ def coco(tmp_path):
     return tmp_path
 
 
-def test_a_coco_root_gives_its_boxes_as_regions(coco):
+def test_boxes_of_a_coco_root_are_regions(coco):
     source = ImageSource(open_data(coco, split="val"), regions="boxes")
     sample, bad = source[(0, 0)], source[(0, 1)]
     assert isinstance(sample, Sample) and sample.id == "1" and sample.boxes.tolist() == [[0, 0, 9, 9]]
@@ -315,7 +317,7 @@ def test_a_coco_root_gives_its_boxes_as_regions(coco):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_evaluation_gets_segments_with_masks(coco, workers):
+def test_evaluation_samples_have_segments_with_masks(coco, workers):
     source = EvaluationSource(open_data(coco, split="val", annotations="panoptic"))
     (batch,) = make_loader(source, OnceSampler(len(source), batch=4), workers=workers)
     assert [bad.id for bad in batch.bad] == ["2"]
@@ -325,7 +327,7 @@ def test_evaluation_gets_segments_with_masks(coco, workers):
     assert sample.boxes.tolist() == [[2, 2, 6, 6], [0, 0, 9, 11]]
 
 
-def test_a_bad_panoptic_png_makes_a_bad_sample(coco):
+def test_a_damaged_panoptic_png_makes_an_unreadable_sample(coco):
     (coco / "annotations/panoptic_val2017/1.png").write_bytes(b"")
     bad = EvaluationSource(open_data(coco, split="val", annotations="panoptic"))[0]
     assert isinstance(bad, BadSample) and "panoptic_val2017/1.png" in bad.reason and "0 bytes" in bad.reason
@@ -345,25 +347,25 @@ def test_masks_without_panoptic_annotations_are_refused(coco):
         EvaluationSource(open_data(coco, split="val"))
 
 
-def test_a_image_of_another_size_than_annotated_is_bad(coco):
+def test_an_image_of_another_size_than_annotated_is_unreadable(coco):
     Image.new("RGB", (10, 13)).save(coco / "val2017" / "1.png")
     bad = ImageSource(open_data(coco, split="val"))[(0, 0)]
     assert isinstance(bad, BadSample) and "need 12 x 10" in bad.reason
 
 
-def test_open_data_says_what_it_needs(coco, tmp_path):
+def test_open_data_reports_missing_files(coco, tmp_path):
     assert isinstance(open_data(coco / "val2017", split="anything"), Dataset)  # a plain folder has no splits
-    with pytest.raises(InputError, match=r"need panoptic annotations of split .*not both are there"):
+    with pytest.raises(InputError, match=r"need panoptic annotations of split .*not both exist"):
         open_data(coco / "val2017", split="val", annotations="panoptic")
     with pytest.raises(InputError, match="train2017"):
         open_data(coco, split="train")
     (coco / "annotations" / "instances_val2017.json").write_text("{")
     for images_only in (coco, coco / "val2017"):
         assert [record.id for record in open_data(images_only, split="val", annotations="none").records] == ["1.png"]
-    with pytest.raises(InputError, match="train2017; there is no such folder"):
+    with pytest.raises(InputError, match="train2017; the folder does not exist"):
         open_data(coco, split="train", annotations="none")
     (coco / "annotations" / "instances_val2017.json").unlink()
-    with pytest.raises(InputError, match=r"instances_val2017\.json; it is not there"):
+    with pytest.raises(InputError, match=r"instances_val2017\.json; not found"):
         open_data(coco, split="val")
     (coco / "annotations" / "panoptic_val2017.json").rename(coco / "annotations" / "instances_val2017.json")
     with pytest.raises(InputError, match=r"panoptic_val2017\.json and the folder"):
@@ -371,7 +373,7 @@ def test_open_data_says_what_it_needs(coco, tmp_path):
 
 
 @pytest.mark.skipif("FOVEATE_COCO_MINI" not in os.environ, reason="FOVEATE_COCO_MINI names no folder of COCO images")
-def test_every_real_coco_image_is_good():
+def test_every_real_coco_image_is_readable():
     root = Path(os.environ["FOVEATE_COCO_MINI"])
     for split in ("train", "val"):
         source = EvaluationSource(open_data(root, split=split, annotations="panoptic"))

@@ -1,4 +1,4 @@
-"""LVIS v1: images named by their address, another split than COCO's, categories with synonyms and frequency."""
+"""LVIS v1: images named by URL, categories with synonyms and frequency."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foveate.data.datasets.lvis import is_lvis, read_lvis
-from foveate.data.strict import OUTSIDE
+from foveate.data.validation import OUTSIDE
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -42,7 +42,7 @@ def written(root: Path, content: object) -> Path:
     return path
 
 
-def test_images_lie_where_their_address_ends(root):
+def test_image_paths_are_the_last_parts_of_urls(root):
     dataset = read_lvis(written(root, LVIS), root)
     assert [record.id for record in dataset.records] == [391895, 5]
     assert [record.path.relative_to(root).as_posix() for record in dataset.records] == [
@@ -56,25 +56,25 @@ def test_images_lie_where_their_address_ends(root):
         Category(1, "acorn", True, ("acorn",), "r"),
         Category(2, "aerosol_can", True, ("aerosol_can", "spray_can"), "c"),
     )
-    assert dataset.dropped[OUTSIDE].count == 1 and "annotation 2" in dataset.dropped[OUTSIDE].first
+    assert dataset.ignored[OUTSIDE].count == 1 and "annotation 2" in dataset.ignored[OUTSIDE].first
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "reason"),
+    ("keys", "value", "reason"),
     [
         (("images", 0, "coco_url"), 7, "image 391895: need `coco_url`"),
         (("images", 0, "coco_url"), "image.jpg", "image 391895: need `coco_url` that ends in FOLDER/FILE"),
         (("images", 0, "coco_url"), "http://host/../evil.jpg", "image 391895: need `file_name` inside"),
-        (("images", 1, "id"), 391895, "image 391895: need every image's `id` once"),
+        (("images", 1, "id"), 391895, "image 391895: need a unique `id` per image"),
         (("categories", 0, "frequency"), "x", "category 2: need `frequency`"),
         (("categories", 0, "synonyms"), "can", "category 2: need `synonyms`"),
         (("annotations", 0, "image_id"), 6, "annotation 1: need `image_id`"),
         (("annotations", 0, "bbox"), [1, 2, 3], "annotation 1: need `bbox`"),
     ],
 )
-def test_a_broken_entry_is_refused_by_name(root, place, value, reason):
+def test_a_malformed_entry_is_refused_with_its_id(root, keys, value, reason):
     content = copy.deepcopy(LVIS)
-    group, number, field = place
+    group, number, field = keys
     content[group][number][field] = value
     with pytest.raises(InputError) as caught:
         read_lvis(written(root, content), root)
@@ -91,10 +91,10 @@ def test_a_broken_entry_is_refused_by_name(root, place, value, reason):
         ({"file_name": "f"}, {"frequency": 12}, False),
     ],
 )
-def test_what_is_lvis(image, category, expected):
+def test_is_lvis(image, category, expected):
     assert is_lvis({"images": [image], "categories": [category]}) is expected
 
 
-def test_a_missing_file_is_named(root):
-    with pytest.raises(InputError, match=r"gone\.json: need an LVIS file; there is no such file"):
+def test_a_missing_file_is_refused(root):
+    with pytest.raises(InputError, match=r"gone\.json: need an LVIS file; not found"):
         read_lvis(root / "gone.json", root)

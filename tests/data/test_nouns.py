@@ -1,4 +1,4 @@
-"""Nouns by hand; no network and no corpora; a package that is not there is named."""
+"""Nouns of captions, without network and corpora."""
 
 import socket
 import sys
@@ -12,7 +12,7 @@ from foveate.errors import InputError
 @pytest.mark.parametrize(
     ("caption", "nouns"),
     [
-        # each noun, and after adjacent ones their phrase, whose last word alone becomes singular
+        # each noun, and after adjacent ones their phrase, in which only the last word becomes singular
         ("Two red fire hydrants stand near parked cars.", ["fire", "hydrant", "fire hydrant", "car"]),
         ("Woman in glasses holding knives and scissors", ["woman", "glass", "knife", "scissors"]),  # capital: no name
         ("a man/woman on a bus, 3 dogs", ["man", "woman", "bus", "dog"]),
@@ -22,19 +22,19 @@ from foveate.errors import InputError
         ("", []),
     ],
 )
-def test_nouns_of_a_sentence_by_hand(caption, nouns):
+def test_nouns_of_sentences(caption, nouns):
     assert nouns_of(caption, load_parser()) == nouns
 
 
-def test_they_are_counted_over_all_captions_and_sorted_by_frequency_then_name():
+def test_nouns_are_counted_and_sorted_by_frequency_then_name():
     captions = [("a dog and a cat", "a dog"), (), ("dogs and zebras", "an apple")]
     assert count_nouns(captions, min_count=1) == [("dog", 3), ("apple", 1), ("cat", 1), ("zebra", 1)]
     assert count_nouns(captions, min_count=3) == [("dog", 3)]
-    with pytest.raises(InputError, match=r"--min-count 4: .* of the 4 there, the most frequent occurs 3 times"):
+    with pytest.raises(InputError, match=r"--min-count 4: .* the most frequent of 4 nouns has 3"):
         count_nouns(captions, min_count=4)
 
 
-def test_neither_network_nor_corpora_are_needed(monkeypatch):
+def test_no_network_and_no_corpora_are_needed(monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("something was fetched")
 
@@ -45,7 +45,7 @@ def test_neither_network_nor_corpora_are_needed(monkeypatch):
     assert count_nouns([("Two dogs on a beach.",)], min_count=1) == [("beach", 1), ("dog", 1)]
 
 
-def test_a_missing_package_is_named_with_the_other_way(monkeypatch):
+def test_a_missing_package_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "textblob.en", None)
     with pytest.raises(InputError, match=r"pip install textblob, .*--nouns"):
         count_nouns([("a dog",)], min_count=1)

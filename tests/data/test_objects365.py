@@ -1,4 +1,4 @@
-"""Objects365: the names of both versions, found in each way that the archives unpack."""
+"""Objects365: both versions, in every layout of the unpacked archives."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from foveate.errors import InputError
 
 
 def annotated(root: Path, *names: str) -> Path:
-    images = [{"id": place, "file_name": name, "height": 30, "width": 40} for place, name in enumerate(names)]
+    images = [{"id": number, "file_name": name, "height": 30, "width": 40} for number, name in enumerate(names)]
     notes = [
         {"id": 10, "image_id": 0, "category_id": 1, "bbox": [1.25, 2, 10, 20], "iscrowd": 1, "isfake": 0},
         {"id": 11, "image_id": 0, "category_id": 1, "bbox": [float("nan"), 2, 10, 20], "iscrowd": 0},
@@ -41,18 +41,18 @@ V2 = ("images/v1/patch8/objects365_v1_00420917.jpg", "images/v2/patch16/objects3
         (("obj365_train_000000000001.jpg",), ("obj365_train_000000000001.jpg",)),
     ],
 )
-def test_images_are_found_however_the_archives_were_unpacked(tmp_path, names, where):
-    there = {put(tmp_path / place) for place in where if place is not None}
+def test_images_are_found_in_every_layout_of_the_archives(tmp_path, names, where):
+    existing = {put(tmp_path / name) for name in where if name is not None}
     dataset = read_objects365(annotated(tmp_path, *names), tmp_path, split="train")
     paths = [record.path for record in dataset.records]
-    assert there <= set(paths) and len(paths) == len(names)
+    assert existing <= set(paths) and len(paths) == len(names)
     assert all(path.name == Path(name).name for path, name in zip(paths, names, strict=True))
     assert dataset.records[0].boxes == ((1.25, 2, 11.25, 22),) and dataset.records[0].crowd == (True,)
-    assert sum(one.count for one in dataset.dropped.values()) == 1
+    assert sum(entries.count for entries in dataset.ignored.values()) == 1
 
 
-def test_no_image_anywhere_says_where_it_looked(tmp_path):
-    with pytest.raises(InputError, match=r"none of the first 2 is there \(the first: images/v1/patch8") as caught:
+def test_missing_images_are_refused_with_the_folders_tried(tmp_path):
+    with pytest.raises(InputError, match=r"none of the first 2 exists \(the first: images/v1/patch8") as caught:
         read_objects365(annotated(tmp_path, *V2), tmp_path, split="train")
     assert str(tmp_path / "images" / "train") in str(caught.value)
 

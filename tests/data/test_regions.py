@@ -1,4 +1,4 @@
-"""Regions from files of boxes: every form, what is left out and told, and the published draw."""
+"""Regions from files of boxes, ignored boxes, and the published draw."""
 
 import json
 from dataclasses import replace
@@ -10,8 +10,8 @@ from PIL import Image
 
 from foveate.data.loader import ImageSource, pack
 from foveate.data.records import Dataset, Member, Record
-from foveate.data.regions import ELSEWHERE, note_boxless, sample_proposals, with_boxes
-from foveate.data.strict import OUTSIDE, TINY
+from foveate.data.regions import UNKNOWN_IMAGE, note_boxless, sample_proposals, with_boxes
+from foveate.data.validation import OUTSIDE, TINY
 from foveate.errors import InputError
 
 
@@ -32,7 +32,7 @@ def written(folder: Path, content: object) -> Path:
     return path
 
 
-def test_proposals_are_shuffled_capped_and_sieved_by_area():
+def test_proposals_are_shuffled_limited_and_filtered_by_area():
     good = tuple((float(i), 0.0, i + 8.0, 8.0) for i in range(30))  # 8 x 8: just large enough
     record = Record(1, Path("x"), 2000, 2000, (*good, (0, 0, 7.9, 8), (0, 0, 1025, 1024)))
     drawn = [
@@ -45,8 +45,8 @@ def test_proposals_are_shuffled_capped_and_sieved_by_area():
     assert drawn[0].tolist() != drawn[1].tolist()
 
 
-def test_an_image_without_a_usable_box_gives_its_corner_which_is_not_enlarged(tmp_path):
-    """A quarter of each side of 40 x 24 px (T6 of the public code): 10 x 6; the source says that it stands in."""
+def test_an_image_without_a_usable_box_gives_its_corner(tmp_path):
+    """A quarter of each side of 40 x 24 px (T6 of the public code): 10 x 6; `is_boxless` is set."""
     Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
     record = Record(1, tmp_path / "a.png", 24, 40, ((0, 0, 2, 2),))
     assert len(sample_proposals(record, height=24, width=40, keep=20, generator=torch.Generator())) == 0
@@ -58,14 +58,14 @@ def test_an_image_without_a_usable_box_gives_its_corner_which_is_not_enlarged(tm
     assert [sample.is_boxless for sample in batch.samples] == [True, False]
 
 
-def test_a_box_over_the_edge_is_clipped_once_the_image_is_known():
-    record = Record(1, Path("x"), boxes=((10, 5, 300, 300), (50, 50, 90, 90)))  # the second lies outside
+def test_boxes_across_the_border_are_clipped_to_the_decoded_image():
+    record = Record(1, Path("x"), boxes=((10, 5, 300, 300), (50, 50, 90, 90)))  # the second is outside
     boxes = sample_proposals(record, height=30, width=40, keep=20, generator=torch.Generator())
     assert boxes.tolist() == [[10, 5, 40, 30]]
 
 
 @pytest.mark.parametrize("name", ["deep/000000000012.jpg", "000000000012.jpg", "000000000012", 12, "12.jpg"])
-def test_a_image_goes_by_its_name_or_its_number(tmp_path, name):
+def test_images_are_matched_by_name_or_number(tmp_path, name):
     content = [{"image_id": name, "bbox": [1, 2, 10, 20], "score": 0.5}]
     if name == "12.jpg":  # no name of any image
         with pytest.raises(InputError, match=r"none of its 1 \(such as .*\) is among the 3"):
@@ -73,10 +73,10 @@ def test_a_image_goes_by_its_name_or_its_number(tmp_path, name):
         return
     dataset = with_boxes(THREE, written(tmp_path, content))
     assert [record.boxes for record in dataset.records] == [(), ((1, 2, 11, 22),), ()]
-    assert dataset.records[2].labels == () == dataset.records[2].crowd and dataset.dropped == {}
+    assert dataset.records[2].labels == () == dataset.records[2].crowd and dataset.ignored == {}
 
 
-def test_results_in_any_order_and_plain_boxes_and_cocos_form(tmp_path):
+def test_all_forms_give_the_same_boxes(tmp_path):
     results = [
         {"image_id": 7, "bbox": [0, 0, 5, 5], "score": 0.9},
         {"image_id": "a.jpg", "bbox": [1, 1, 5, 5], "score": 0.8},
@@ -87,14 +87,14 @@ def test_results_in_any_order_and_plain_boxes_and_cocos_form(tmp_path):
     plain = {"c.png": [[0, 0, 5, 5], [2, 2, 7, 7]], "train2017/a.jpg": [[1, 1, 6, 6]]}
     assert [r.boxes for r in with_boxes(THREE, written(tmp_path, plain)).records] == expected
     images = [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 9}, {"id": 3, "file_name": "c.png"}]
-    notes = [{"image_id": one["image_id"], "bbox": one["bbox"]} for one in results]
-    notes = [{**one, "image_id": {7: 3, "a.jpg": 1}[one["image_id"]]} for one in notes]
-    found = with_boxes(THREE, written(tmp_path, {"images": images, "annotations": notes})).records
-    assert [record.boxes for record in found] == expected
-    assert [record.size for record in found] == [(8, 9), None, (30, 40)]  # as stated; then the decoder checks it
+    notes = [{"image_id": entry["image_id"], "bbox": entry["bbox"]} for entry in results]
+    notes = [{**entry, "image_id": {7: 3, "a.jpg": 1}[entry["image_id"]]} for entry in notes]
+    records = with_boxes(THREE, written(tmp_path, {"images": images, "annotations": notes})).records
+    assert [record.boxes for record in records] == expected
+    assert [record.size for record in records] == [(8, 9), None, (30, 40)]  # as stated; then the decoder checks it
 
 
-def test_boxes_that_no_image_can_use_are_counted(tmp_path):
+def test_unusable_boxes_are_counted(tmp_path):
     content = {
         "a.jpg": [[-5, -5, 0, 0], [3, 3, 3.5, 9], [-5, 0, 4, 4]],
         "c.png": [[40, 0, 50, 9], [39.5, 0, 50, 9], [0, 0, 99, 99]],
@@ -102,51 +102,58 @@ def test_boxes_that_no_image_can_use_are_counted(tmp_path):
     }
     dataset = with_boxes(THREE, written(tmp_path, content))
     assert [record.boxes for record in dataset.records] == [((0, 0, 4, 4),), (), ((0, 0, 40, 30),)]
-    assert {reason: one.count for reason, one in dataset.dropped.items()} == {OUTSIDE: 2, TINY: 2, ELSEWHERE: 1}
-    assert "z.jpg" in dataset.dropped[ELSEWHERE].first
+    assert {reason: entries.count for reason, entries in dataset.ignored.items()} == {
+        OUTSIDE: 2,
+        TINY: 2,
+        UNKNOWN_IMAGE: 1,
+    }
+    assert "z.jpg" in dataset.ignored[UNKNOWN_IMAGE].first
 
 
-def test_two_images_of_one_name_need_their_folders(tmp_path):
+def test_two_images_with_one_name_need_their_folders(tmp_path):
     two = make_images(Record("x/a.jpg", Path("/d/x/a.jpg")), Record("y/a.jpg", Path("/d/y/a.jpg")))
     dataset = with_boxes(two, written(tmp_path, {"a.jpg": [[0, 0, 9, 9]], "y/a.jpg": [[0, 0, 8, 8]]}))
     assert [record.boxes for record in dataset.records] == [(), ((0, 0, 8, 8),)]
-    assert dataset.dropped[ELSEWHERE].count == 1  # "a.jpg" could be either
+    assert dataset.ignored[UNKNOWN_IMAGE].count == 1  # "a.jpg" could be either
 
 
-def test_one_image_under_two_names_and_another_size_are_refused(tmp_path):
+def test_an_image_named_twice_or_of_another_size_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"'train2017/a.jpg': need every image once"):
         with_boxes(THREE, written(tmp_path, {"a.jpg": [], "train2017/a.jpg": []}))
-    other = {"images": [{"id": 1, "file_name": "c.png", "height": 40, "width": 30}], "annotations": []}
+    content = {"images": [{"id": 1, "file_name": "c.png", "height": 40, "width": 30}], "annotations": []}
     with pytest.raises(InputError, match=r"need boxes for 30 x 40 pixels .* got them for 40 x 30"):
-        with_boxes(THREE, written(tmp_path, other))
+        with_boxes(THREE, written(tmp_path, content))
 
 
-def test_images_in_shards_go_by_their_keys(tmp_path):
+def test_images_in_shards_are_matched_by_key(tmp_path):
     shard = make_images(*(Record(f"s.tar:{key}", Path("s.tar"), member=Member(key, 0, 1)) for key in ("k/5", "k/6")))
     for name in ("s.tar:k/5", "k/5", "5.jpg", "k/5.png"):
         dataset = with_boxes(shard, written(tmp_path, {name: [[0, 0, 9, 9]]}))
         assert [len(record.boxes) for record in dataset.records] == [1, 0], name
 
 
-def test_images_without_a_box_are_told():
-    assert note_boxless(make_images(THREE.records[2])).dropped_lines() == []
+def test_images_without_a_usable_box_are_noted():
+    assert note_boxless(make_images(THREE.records[2])).ignored_lines() == []
     (line,) = note_boxless(
         make_images(THREE.records[0], THREE.records[2])
-    ).dropped_lines()  # half is not more than half
+    ).ignored_lines()  # half is not more than half
     assert line.startswith("1 of 2 images have no box") and line.endswith("the first: a.jpg")
-    (line,) = note_boxless(THREE).dropped_lines()
+    (line,) = note_boxless(THREE).ignored_lines()
     assert line.startswith("WARNING   2 of 3 images have no box") and "the first: a.jpg. That is most" in line
-    assert "--boxes" in line and "--data" in line
+    assert "foveate proposals" in line and "--data" in line
 
 
-def test_boxes_that_training_cannot_use_are_none():
+def test_the_note_counts_what_sample_proposals_rejects():
     """What is noted at the start is what `sample_proposals` gives: areas of 8 x 8 to 1024 x 1024, sides of a pixel."""
     sides = [(7.9, 8), (8, 8), (0.9, 100), (1024, 1024), (1025, 1024), (64, 1), (63, 1)]
     records = [Record(f"{w} {h}", Path("x.jpg"), boxes=((2, 3, 2 + w, 3 + h),)) for w, h in sides]
-    used = [len(sample_proposals(one, height=2000, width=2000, keep=9, generator=torch.Generator())) for one in records]
+    used = [
+        len(sample_proposals(record, height=2000, width=2000, keep=9, generator=torch.Generator()))
+        for record in records
+    ]
     assert used == [0, 1, 0, 1, 0, 1, 0]
-    noted = [len(note_boxless(make_images(one)).notes) for one in records]
-    assert noted == [1 - one for one in used]
+    noted = [len(note_boxless(make_images(record)).notes) for record in records]
+    assert noted == [1 - count for count in used]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,6 @@ def test_boxes_that_training_cannot_use_are_none():
         ([], "need COCO's images and annotations, a list of results"),
     ],
 )
-def test_a_broken_list_of_results_is_refused_by_place(tmp_path, content, reason):
+def test_a_malformed_list_of_results_is_refused_with_the_index(tmp_path, content, reason):
     with pytest.raises(InputError, match=reason):
         with_boxes(THREE, written(tmp_path, content))

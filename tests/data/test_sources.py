@@ -1,4 +1,4 @@
-"""What lies on disk says what a data set is; two answers are a question back."""
+"""Recognition of data sets by their files."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def voc(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
-def test_each_layout_gives_its_boxes_and_its_images(tmp_path, make):
+def test_each_layout_is_recognised(tmp_path, make):
     root = make(tmp_path)
     (record,) = open_data(root, split="train").records
     assert record.boxes == ((1, 2, 11, 22),) and record.size == (30, 40) and record.path.is_file()
@@ -69,7 +69,7 @@ def test_each_layout_gives_its_boxes_and_its_images(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [coco, lvis, objects365])
-def test_a_file_named_is_recognised_by_its_content(tmp_path, make):
+def test_an_annotation_file_is_recognised_by_its_content(tmp_path, make):
     root = make(tmp_path / "root")
     (path,) = (root / "annotations").iterdir()
     path = path.rename(tmp_path / "mine.json")
@@ -79,7 +79,7 @@ def test_a_file_named_is_recognised_by_its_content(tmp_path, make):
 
 
 def both_names(root: Path, *, url: bool, image: str) -> Path:
-    """LVIS's file as it is passed on, such as minival: `file_name`, beside the address or alone."""
+    """Copies of LVIS's file, such as minival: `file_name`, with or without the URL."""
     put(root / image)
     file = note(root / "mine.json", synonyms=["cat"], frequency="r")
     content = json.loads(file.read_text())
@@ -90,10 +90,10 @@ def both_names(root: Path, *, url: bool, image: str) -> Path:
 
 @pytest.mark.parametrize("url", [True, False])
 @pytest.mark.parametrize("image", ["1.png", "val2017/1.png"])
-def test_lvis_may_name_its_images_as_coco_does(tmp_path, url, image):
+def test_lvis_images_with_file_names(tmp_path, url, image):
     file = both_names(tmp_path, url=url, image=image)
     dataset = open_data(tmp_path, split="val", annotation_file=file)
-    assert [one.path for one in dataset.records] == [tmp_path / image]
+    assert [record.path for record in dataset.records] == [tmp_path / image]
     split = split_of(dataset, tmp_path)
     assert split is not None and split.novel == ("cat",)  # rare: never learned from
     again = split_of_root(tmp_path, split="val", annotations=file)
@@ -111,48 +111,48 @@ def test_annotations_can_be_read_without_the_images(tmp_path, make):
     whole = open_data(root, split="train")
     for path in root.rglob("*.??g"):
         path.unlink()
-    found = open_annotations(root, split="train")
-    assert found.categories == whole.categories and found.records[0].boxes == whole.records[0].boxes
+    annotated = open_annotations(root, split="train")
+    assert annotated.categories == whole.categories and annotated.records[0].boxes == whole.records[0].boxes
     with pytest.raises(InputError, match=r"need one of .* got none|split: must be"):
         open_annotations(root, split="other")
 
 
-def test_names_of_a_coco_file_may_hold_their_folder(tmp_path):
+def test_file_names_may_contain_their_folder(tmp_path):
     path = note(coco(tmp_path) / "mine.json", "train2017/1.png")
     (record,) = open_data(tmp_path, split="train", annotation_file=path).records
     assert record.path == tmp_path / "train2017/1.png"
 
 
-def test_two_answers_are_an_error_that_says_what_to_do(tmp_path):
+def test_ambiguous_folders_are_refused(tmp_path):
     lvis(coco(tmp_path / "both"))
-    with pytest.raises(InputError, match=r"holds .*instances_train2017.json and .*lvis_v1_train.json.*--annotations"):
+    with pytest.raises(InputError, match=r"found .*instances_train2017.json and .*lvis_v1_train.json.*--annotations"):
         open_data(tmp_path / "both", split="train")
     assert len(open_data(tmp_path / "both", split="train", annotations="none").records) == 1
     file = tmp_path / "both/annotations/lvis_v1_train.json"
     assert open_data(tmp_path / "both", split="train", annotation_file=file).categories[0].frequency == "f"
     voc(coco(tmp_path / "mixed"))
-    with pytest.raises(InputError, match="may be read as COCO or as Pascal VOC"):
+    with pytest.raises(InputError, match="may be COCO or Pascal VOC"):
         open_data(tmp_path / "mixed", split="train")
     (tmp_path / "years/VOC2007/ImageSets/Main").mkdir(parents=True)
     (tmp_path / "years/VOC2007/JPEGImages").mkdir()
     voc(tmp_path / "years/VOCdevkit")
-    with pytest.raises(InputError, match=r"holds 2 years of Pascal VOC. Name one: .*VOC2007, .*VOCdevkit"):
+    with pytest.raises(InputError, match=r"need one year of Pascal VOC; found 2. Give .*VOC2007 or .*VOCdevkit"):
         open_data(tmp_path / "years", split="train")
     put(tmp_path / "side/1.png")
     (tmp_path / "side/a.tar").touch()
-    with pytest.raises(InputError, match="tar shards and images side by side"):
+    with pytest.raises(InputError, match="need shards or images; the folder has both"):
         open_data(tmp_path / "side", split="train")
 
 
 def test_shards_have_no_annotations(tmp_path):
     (tmp_path / "a.tar").touch()
     for arguments in ({"annotations": "panoptic"}, {"annotation_file": tmp_path / "x.json"}):
-        with pytest.raises(InputError, match="these are tar shards"):
+        with pytest.raises(InputError, match="got tar shards"):
             open_data(tmp_path, split="train", **arguments)
 
 
 def test_anything_else_is_a_folder_of_images(tmp_path):
     put(tmp_path / "deep/1.png")
     assert [record.id for record in open_data(tmp_path, split="any").records] == ["deep/1.png"]
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="not found"):
         open_data(tmp_path / "gone", split="train")

@@ -1,11 +1,11 @@
-"""Pascal VOC: corners that count from 1, difficult objects, and XML from anywhere."""
+"""Pascal VOC: one-based corners, difficult objects, and hostile XML."""
 
 from pathlib import Path
 
 import pytest
 
 from foveate.data.datasets.voc import find_voc, read_voc
-from foveate.data.strict import NOT_FINITE, OUTSIDE
+from foveate.data.validation import NOT_FINITE, OUTSIDE
 from foveate.errors import InputError
 
 OBJECT = """<object><name>{name}</name><pose>Left</pose><difficult>{difficult}</difficult>
@@ -32,7 +32,7 @@ def year(root: Path, content: str | bytes | None = None, names: str = "2007_0000
     return root
 
 
-def test_corners_from_1_become_pixels_from_0(tmp_path):
+def test_one_based_corners_become_zero_based_pixels(tmp_path):
     # the 40 x 30 image's first pixel is (1, 1) to VOC and its last (40, 30), both inside the box
     objects = thing("person", (1, 1, 40, 30)), thing("cat", (5, 6, 5, 6), difficult=1), thing("dog", ("2.5", 2, 9, 9))
     dataset = read_voc(year(tmp_path / "VOC2012", xml(*objects)), split="train")
@@ -41,15 +41,15 @@ def test_corners_from_1_become_pixels_from_0(tmp_path):
     assert record.boxes == ((0, 0, 40, 30), (4, 5, 5, 6), (1.5, 1, 9, 9))
     assert [dataset.categories[label].name for label in record.labels] == ["person", "cat", "dog"]
     assert record.crowd == (False, True, False)
-    assert len(dataset.categories) == 20 and dataset.name == "VOC2012 train" and dataset.dropped == {}
+    assert len(dataset.categories) == 20 and dataset.name == "VOC2012 train" and dataset.ignored == {}
 
 
-def test_boxes_that_cannot_be_used_are_counted(tmp_path):
+def test_unusable_boxes_are_counted(tmp_path):
     objects = thing(box=(41, 1, 50, 9)), thing(box=("nan", 1, 5, 5)), thing(box=(30, 20, 99, 99))
     dataset = read_voc(year(tmp_path, xml(*objects)), split="train")
     assert dataset.records[0].boxes == ((29, 19, 40, 30),)
-    assert {reason: one.count for reason, one in dataset.dropped.items()} == {OUTSIDE: 1, NOT_FINITE: 1}
-    assert "2007_000027.xml: object 0" in dataset.dropped[OUTSIDE].first
+    assert {reason: entries.count for reason, entries in dataset.ignored.items()} == {OUTSIDE: 1, NOT_FINITE: 1}
+    assert "2007_000027.xml: object 0" in dataset.ignored[OUTSIDE].first
 
 
 LAUGHS = """<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>"""
@@ -67,16 +67,16 @@ OUTER = """<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/pass
         ("<annotation>&b;</annotation>", "undefined entity"),
         ("<annotation>" + " " * 1_000_000 + "</annotation>", "at most 1,000,000 bytes"),
         ("<annotation></annotation>", "need `size/height`, a number of pixels; got no such field"),
-        (xml(size=(0, 30)), "need a size of whole pixels, at least 1; got 30 x 0"),
-        (xml(size=("inf", 30)), "need a size of whole pixels"),
-        (xml(size=("4.5", 30)), "need a size of whole pixels"),
+        (xml(size=(0, 30)), "need a size in integer pixels, at least 1; got 30 x 0"),
+        (xml(size=("inf", 30)), "need a size in integer pixels"),
+        (xml(size=("4.5", 30)), "need a size in integer pixels"),
         (xml(thing("unicorn")), "object 0: need `name`, one of VOC's 20 categories; got 'unicorn'"),
         (xml(thing(), thing(difficult=2)), "object 1: need `difficult`, 0 or 1; got '2'"),
         (xml(thing(box=("x", 1, 2, 3))), "object 0: need `bndbox/xmin`, a number of pixels; got 'x'"),
         (xml("<object><name>cat</name></object>"), "object 0: need `bndbox/xmin`"),
     ],
 )
-def test_a_broken_annotation_is_refused_by_name(tmp_path, content, reason):
+def test_a_malformed_annotation_is_refused_with_its_path(tmp_path, content, reason):
     with pytest.raises(InputError) as caught:
         read_voc(year(tmp_path, content), split="train")
     assert reason in str(caught.value) and "2007_000027.xml" in str(caught.value)
@@ -89,26 +89,26 @@ def test_a_broken_annotation_is_refused_by_name(tmp_path, content, reason):
         ("../x\n", "need the name of one image inside JPEGImages"),
         ("2007_000027 -1\n", "need the name of one image"),
         ("2007_000027\n2007_000027\n", "need every image once"),
-        ("other\n", "none of 1 is there"),
+        ("other\n", "none of 1 exists"),
     ],
 )
-def test_a_broken_list_is_refused(tmp_path, names, reason):
+def test_a_malformed_list_is_refused(tmp_path, names, reason):
     with pytest.raises(InputError, match=reason):
         read_voc(year(tmp_path, names=names), split="train")
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_are_refused(tmp_path):
     root = year(tmp_path)
-    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; there is no such file"):
+    with pytest.raises(InputError, match=r"val\.txt: need the list of the split's images; not found"):
         read_voc(root, split="val")
     with pytest.raises(InputError, match='must be train, val, trainval, test for Pascal VOC; got "test2007"'):
         read_voc(root, split="test2007")
     (root / "Annotations/2007_000027.xml").unlink()
-    with pytest.raises(InputError, match=r"2007_000027\.xml: need an annotation in XML; there is no such file"):
+    with pytest.raises(InputError, match=r"2007_000027\.xml: need an annotation in XML; not found"):
         read_voc(root, split="train")
 
 
-def test_the_years_are_found(tmp_path):
+def test_years_are_found(tmp_path):
     first, second = year(tmp_path / "VOCdevkit/VOC2007"), year(tmp_path / "VOCdevkit/VOC2012")
     assert find_voc(tmp_path) == find_voc(tmp_path / "VOCdevkit") == [first, second]
     assert find_voc(first) == [first] and find_voc(first / "JPEGImages") == []

@@ -1,4 +1,4 @@
-"""The rendered world: the seed's bytes, COCO's form, and no cue by colour."""
+"""The rendered world: the same bytes for a seed, COCO's form, and no cue by colour."""
 
 import hashlib
 import json
@@ -34,15 +34,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_seed_same_bytes_whatever_the_processes(world: Path, tmp_path: Path) -> None:
+def test_the_bytes_depend_on_the_seed_and_not_on_the_processes(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path / "again", SIZE, processes=1)
     assert digests(tmp_path / "again") == digests(world)
 
 
-def test_the_pairs_are_shards_to_train_on(world: Path) -> None:
+def test_pairs_are_webdataset_shards(world: Path) -> None:
     dataset = open_data(world / "pairs", split="train")
     assert [record.id for record in dataset.records] == [f"pairs-000000.tar:{number:09d}" for number in range(8)]
-    assert dataset.dropped == {}
+    assert dataset.ignored == {}
     with tarfile.open(world / "pairs" / "pairs-000000.tar") as tar:
         names = [name for name in tar.getnames() if name.endswith(".jpg")]
         for record, name in zip(dataset.records, names, strict=True):
@@ -52,20 +52,20 @@ def test_the_pairs_are_shards_to_train_on(world: Path) -> None:
             assert np.array_equal(read_record(record).numpy(), expected)
 
 
-def test_other_seed_other_images(world: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_images(world: Path, tmp_path: Path) -> None:
     write_world(tmp_path / "other", WorldSize(train=1, val=0, test=0, pairs=0, seed=6), processes=1)
     name = "train2017/000000000001.jpg"
     assert (tmp_path / "other" / name).read_bytes() != (world / name).read_bytes()
 
 
-def test_more_scenes_leave_the_first_as_they_were(world: Path, tmp_path: Path) -> None:
+def test_more_scenes_do_not_change_the_first(world: Path, tmp_path: Path) -> None:
     # the shipped CLIP's pairs must not depend on how many scenes were drawn beside them
     write_world(tmp_path / "pairs", WorldSize(train=0, val=0, test=0, pairs=8, seed=5), processes=1)
     shard = "pairs/pairs-000000.tar"
     assert (tmp_path / "pairs" / shard).read_bytes() == (world / shard).read_bytes()
 
 
-def test_a_complete_world_is_left_alone_and_another_is_refused(world: Path) -> None:
+def test_a_complete_world_is_not_changed_and_another_is_refused(world: Path) -> None:
     before = digests(world)
     write_world(world, SIZE)
     assert digests(world) == before
@@ -73,9 +73,9 @@ def test_a_complete_world_is_left_alone_and_another_is_refused(world: Path) -> N
         write_world(world, WorldSize(train=6, val=3, test=3, pairs=8, seed=9))
 
 
-def test_foreign_files_are_refused_and_an_unfinished_world_is_finished(world: Path, tmp_path: Path) -> None:
+def test_other_files_are_refused_and_an_incomplete_world_is_completed(world: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="contains other files"):
         write_world(tmp_path, SIZE)
     part = tmp_path / "part"
     part.mkdir()
@@ -86,7 +86,7 @@ def test_foreign_files_are_refused_and_an_unfinished_world_is_finished(world: Pa
     assert digests(part) == digests(world)
 
 
-def test_coco_tools_read_it_and_masks_boxes_areas_agree(world: Path) -> None:
+def test_pycocotools_reads_consistent_masks_boxes_and_areas(world: Path) -> None:
     api = COCO(str(world / "annotations" / "instances_train2017.json"))
     panoptic = json.loads((world / "annotations" / "panoptic_train2017.json").read_text())
     pngs = {entry["image_id"]: entry for entry in panoptic["annotations"]}
@@ -104,9 +104,9 @@ def test_coco_tools_read_it_and_masks_boxes_areas_agree(world: Path) -> None:
         assert rle.area(api.annToRLE(annotation)) == annotation["area"]
 
 
-def test_our_loaders_read_it_as_they_read_coco(world: Path) -> None:
+def test_the_coco_readers_read_a_world(world: Path) -> None:
     dataset = open_data(world, split="val", annotations="panoptic")
-    assert len(dataset.records) == 3 and not dataset.dropped
+    assert len(dataset.records) == 3 and not dataset.ignored
     assert [category.name for category in dataset.categories] == [kind.name for kind in KINDS]
     for record in dataset.records:
         segments = panoptic_segments(record, dataset.categories)
@@ -114,7 +114,7 @@ def test_our_loaders_read_it_as_they_read_coco(world: Path) -> None:
         assert (~segments.is_thing).any(), "every scene lies on stuff"
 
 
-def test_categories_are_told_apart_by_texture_and_every_shape_has_one_novel() -> None:
+def test_categories_differ_by_texture_and_every_shape_has_a_novel_one() -> None:
     assert len(THINGS) == 32 and len(STUFFS) == 10 == len(STUFF)
     assert len({kind.texture for kind in THINGS}) == 32 == len(TEXTURES)
     split = base_and_novel()
@@ -123,7 +123,7 @@ def test_categories_are_told_apart_by_texture_and_every_shape_has_one_novel() ->
     assert len(set(shapes)) == 8  # each shares its shape with three base categories
 
 
-def test_textures_differ_where_they_are_seen_whole() -> None:
+def test_textures_differ() -> None:
     v, u = np.mgrid[0:4:64j, 0:4:64j].astype(np.float32)
     tones = np.stack([texture(u, v).astype(np.float32).ravel() for texture in TEXTURES.values()])
     assert tones.min() >= 0 and tones.max() <= 1
@@ -132,7 +132,7 @@ def test_textures_differ_where_they_are_seen_whole() -> None:
     assert likeness.max() < 0.9
 
 
-def test_colours_are_drawn_without_regard_to_the_category() -> None:
+def test_colours_do_not_depend_on_the_category() -> None:
     rng = np.random.default_rng(0)
     tones = [two_tones(rng, contrast=(0.4, 0.8)) for _ in range(2000)]
     luminance = np.array([[colour @ [0.299, 0.587, 0.114] for colour in pair] for pair in tones]) / 255
@@ -147,12 +147,12 @@ def test_things_stay_visible_and_masks_cover_the_image() -> None:
         scene = draw_scene(np.random.default_rng(seed))
         assert scene.image.shape[:2] == scene.segments.shape and scene.image.dtype == np.uint8
         assert scene.segments.min() >= 0 and scene.segments.max() < len(scene.kinds)
-        for place, kind in enumerate(scene.kinds):
+        for index, kind in enumerate(scene.kinds):
             if kind.is_thing:  # the smallest is 28 px across, a kite or a tent fills about a third of that
-                assert (scene.segments == place).sum() > MIN_VISIBLE * 28 * 28 / 4
+                assert (scene.segments == index).sum() > MIN_VISIBLE * 28 * 28 / 4
 
 
-def test_captions_name_what_is_there() -> None:
+def test_captions_name_the_content() -> None:
     rng = np.random.default_rng(1)
     for _ in range(100):
         image, caption = draw_pair(rng)

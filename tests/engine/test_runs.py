@@ -153,7 +153,7 @@ def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, image
     kept = last.read_bytes()
     last.write_bytes(b"bad")
     status, said = distill("--strict", data=data)
-    assert status == 2 and "strict: the first bad image ends the run" in said, said
+    assert status == 2 and "strict: the first unreadable image ends the run" in said, said
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
     last.write_bytes(kept)
     status, said = distill(data=data)
@@ -194,8 +194,8 @@ def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, i
     (data / "annotations").mkdir()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     status, said = distill("--regions", "boxes", data=data)
-    assert status == 0 and "2 left out because a box lies outside the image" in said, said
-    assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box lies outside the image": 2}
+    assert status == 0 and "2 ignored: box is outside the image" in said, said
+    assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box is outside the image": 2}
 
 
 def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_folder):

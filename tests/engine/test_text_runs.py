@@ -61,7 +61,7 @@ def test_image_text_trains_the_last_queries_too_and_leaves_out_images_without_ca
     distill, tmp_path, coco, tiny_model
 ):
     status, said = distill("--objective", "image-text", "--steps", 2, "--validate", coco, data=coco)
-    assert status == 0 and "1 left out because an image has no caption; the first: 9.png" in said, said
+    assert status == 0 and "1 ignored: image has no caption; the first: 9.png" in said, said
     assert "held-out loss" in said
     before, after = (load_file(one / "open_clip_model.safetensors") for one in (tiny_model, tmp_path / "run" / "model"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -11,7 +11,7 @@ from rich.table import Table
 from foveate.cli.main import main
 from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.data.records import Dataset, Dropped
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.errors import InputError
 from foveate.evaluate.commands.clip import run_reference, run_regions
 from foveate.evaluate.flags import Agreement, Regions
@@ -108,8 +108,8 @@ def test_ignored_boxes_are_reported_and_written(model, coco, tmp_path, capsys):
     out = tmp_path / "r.json"
     words = f"evaluate regions --data {tmp_path}/coco --model {model} --sizes 32 --no-crops --workers 0 --out {out}"
     main(words.split())
-    reason, first = "box lies outside the image", f"{notes}: annotation of image 2: segment 300"
-    assert f"1 left out because a {reason}; the first: {first}" in capsys.readouterr().err
+    reason, first = "box is outside the image", f"{notes}: annotation of image 2: segment 300"
+    assert f"1 ignored: {reason}; the first: {first}" in capsys.readouterr().err
     assert json.loads(out.read_text())["dropped"] == {reason: {"count": 1, "first": first}}
 
 
@@ -121,7 +121,9 @@ def test_wrong_flags_are_refused(model, coco, tmp_path):
 
 
 def test_ignored_boxes_of_several_data_sets_are_summed(coco, capsys):
-    one, two = (Dataset(name, (), (), {"box is small": Dropped(count, name)}) for name, count in (("a", 2), ("b", 3)))
+    one, two = (
+        Dataset(name, (), (), {"box is small": IgnoredEntries(count, name)}) for name, count in (("a", 2), ("b", 3))
+    )
     result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
     assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}
-    assert "3 left out because a box is small; the first: b" in capsys.readouterr().err
+    assert "3 ignored: box is small; the first: b" in capsys.readouterr().err

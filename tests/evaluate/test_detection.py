@@ -315,7 +315,7 @@ def ov_data() -> tuple[Dataset, BaseNovel]:
         Record(4, Path("4.jpg"), *size, (A,), (1,), (True,)),  # a crowd of cups
         Record(5, Path("5.jpg"), *size, (A, C), (3, 0), (False, False)),
     )
-    split = BaseNovel(base=("owl", "cup"), novel=("dog",), left_out=("car",), rule="toy")
+    split = BaseNovel(base=("owl", "cup"), novel=("dog",), excluded=("car",), rule="toy")
     return Dataset("ov", categories, records, {}), split
 
 
@@ -351,7 +351,7 @@ def test_ov_coco_counts_up_to_1000_detections(monkeypatch: pytest.MonkeyPatch):
     rows = [(ELSEWHERE, 0.9 - 0.001 * number) for number in range(150)]
     found = found_boxes(*rows, (A, 0.1))
     data = one_class(A)
-    split = BaseNovel(base=("cat",), novel=(), left_out=(), rule="toy")
+    split = BaseNovel(base=("cat",), novel=(), excluded=(), rule="toy")
     ov = measure([("p", found)], data, vocabulary=["cat"], split=split, style="coco")
     assert ov["boxes"]["groups"]["base"]["AP50"] == pytest.approx(100 / 151)
     assert ov["boxes"]["groups"]["novel"] == {"classes": 0, "AP": None, "AP50": None, "AP75": None}

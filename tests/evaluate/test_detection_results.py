@@ -123,7 +123,7 @@ def test_wrong_masks_are_refused(tmp_path: Path, mask: object, message: str):
 
 def test_wrong_files_and_detections_are_refused(tmp_path: Path):
     path = tmp_path / "results.json"
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="not found"):
         read_results(path, DATA, vocabulary=WORDS)
     for text, message in (
         ("{}", "a list of results; got a dict"),

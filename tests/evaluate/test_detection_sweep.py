@@ -16,7 +16,7 @@ from foveate.heads.fvit.fusion import Fusion, detect
 from foveate.types import Category
 
 NAMES = ("dog", "cup", "owl")
-SPLIT = BaseNovel(base=("dog", "owl"), novel=("cup",), left_out=(), rule="toy")
+SPLIT = BaseNovel(base=("dog", "owl"), novel=("cup",), excluded=(), rule="toy")
 FUSIONS = [Fusion(base, novel, 10.0, 0.05, 0.5, 20) for base in (0.1, 0.9) for novel in (0.0, 1.0)]
 
 

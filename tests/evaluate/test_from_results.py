@@ -20,8 +20,8 @@ from foveate.data.datasets.coco import read_panoptic
 from foveate.data.datasets.voc import NAMES
 from foveate.data.label_maps import open_semantic
 from foveate.data.panoptic import read_panoptic_map
-from foveate.data.semantic import read_truth
-from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from foveate.data.semantic import read_label_map
+from foveate.data.splits import OV_COCO_EXCLUDED, OV_COCO_NOVEL
 from foveate.data.world.write import WorldSize, write_world
 from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_record, write_label_map
 
@@ -202,7 +202,7 @@ def test_unmeasured_results_are_counted_and_reported(world, tmp_path, capsys):
         "result is of a category that is not measured": {"count": 1, "first": f"{path}: entry 106"},
     }
     assert found["detections"] == 104 and found["beyond_cap"] == 4
-    assert "2 left out because a result is of an image" in told and "4 results exceed the maximum" in told
+    assert "2 ignored: result is of an image" in told and "4 results exceed the maximum" in told
     assert "3 images have no result" in told and "also has masks, which --masks measures" in told
     other = next(one["name"] for one in content["categories"] if one["id"] != good["category_id"])
     only = score("detection", path, "--annotations", truth, "--vocab", other)
@@ -212,7 +212,7 @@ def test_unmeasured_results_are_counted_and_reported(world, tmp_path, capsys):
 
 
 def test_all_80_coco_categories_count_without_ov_coco(tmp_path, capsys):
-    names = [*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT, *(f"base {number}" for number in range(48))]
+    names = [*OV_COCO_NOVEL, *OV_COCO_EXCLUDED, *(f"base {number}" for number in range(48))]
     images = [{"id": number, "height": 50, "width": 50} for number in (1, 2)]
     notes = [{"id": place, "image_id": image, "category_id": label, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
              for place, (image, label) in enumerate(((1, 1), (1, 80), (2, 18)))]  # fmt: skip
@@ -395,7 +395,7 @@ def write_maps(world: Path, folder: Path, *, bits: int = 8) -> Path:
     data = open_semantic(world, split="val")
     folder.mkdir()
     for record in data.dataset.records:
-        labels = read_truth(record, data).labels.numpy()
+        labels = read_label_map(record, data).labels.numpy()
         values = np.where(labels < 0, 2**bits - 1, labels).astype(np.uint8 if bits == 8 else np.uint16)
         Image.fromarray(values).save(folder / f"{record.path.stem}.png")
     return folder
@@ -428,7 +428,7 @@ def test_numbers_of_the_data_sets_own_maps(world, tmp_path, capsys):
     folder.mkdir()
     numbers = np.array([*(one.id for one in data.dataset.categories), 0], dtype=np.uint8)  # -1, the last: none
     for record in data.dataset.records:
-        Image.fromarray(numbers[read_truth(record, data).labels.numpy()]).save(folder / f"{record.path.stem}.png")
+        Image.fromarray(numbers[read_label_map(record, data).labels.numpy()]).save(folder / f"{record.path.stem}.png")
     assert score("semantic", folder, "--data", world, "--numbers", "dataset")["mIoU"] == pytest.approx(100)
     told = refused(capsys, "semantic", folder, "--data", world)
     assert "need numbers of the data's 42 classes; got 42" in told and ".png" in told and "See --numbers" in told
@@ -460,7 +460,7 @@ def test_wrong_label_maps_are_refused(world, tmp_path, capsys):
     whole = first.read_bytes()
     for change, message in (
         (Image.open(first).resize((9, 9)), f"{first}: need"),
-        (Image.open(first).convert("RGB"), "need one number of 8 or 16 bits a pixel; got colours"),
+        (Image.open(first).convert("RGB"), "need one integer of 8 or 16 bits per pixel; got colours"),
         (Image.fromarray(np.full_like(np.array(Image.open(first)), 99)), "got 99 in row 0"),
     ):
         change.save(first)

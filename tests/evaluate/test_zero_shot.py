@@ -150,7 +150,7 @@ def test_captions_of_tar_shards(clip, coco, tmp_path):
     read = only_captioned(with_captions(open_data(tmp_path, split="val"), root=tmp_path, split="val"))
     found = evaluate_global({"model": clip}, captioned=read)
     assert found["retrieval"]["images"] == found["retrieval"]["captions"] == 1  # y has no text, z no image
-    assert sum(one.count for one in read.dropped.values()) == 2
+    assert sum(one.count for one in read.ignored.values()) == 2
 
 
 def test_class_folders(folders):
@@ -285,8 +285,8 @@ def test_classes_and_captions_share_their_records(captions, tmp_path):
     assert labelled is not None and captioned is not None
     assert [one.id for one in labelled.dataset.records] == [1, 2, 3, 4, 5]
     assert [one.id for one in captioned.records] == [1, 2, 3, 4]  # the fifth has no caption
-    assert [one.count for one in labelled.dataset.dropped.values()] == [1]
-    assert list(captioned.dropped) == ["image has no caption"]
+    assert [one.count for one in labelled.dataset.ignored.values()] == [1]
+    assert list(captioned.ignored) == ["image has no caption"]
     _, alone = open_labelled(root, split="val", names=None, classify=False)
     assert alone is not None and [one.id for one in alone.records] == [f"{i}.png" for i in (1, 2, 3, 4)]
 

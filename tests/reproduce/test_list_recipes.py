@@ -13,7 +13,7 @@ import pytest
 from foveate.cli.main import main, parse
 from foveate.data.datasets.voc import NAMES
 from foveate.data.kinds import kind_of
-from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from foveate.data.splits import OV_COCO_EXCLUDED, OV_COCO_NOVEL
 from foveate.data.world.write import WorldSize, write_world
 from foveate.recipes import RECIPES, Recipe, find_recipe
 from foveate.reproduce.list_recipes import command_of, defaults_of, flags_of, has_names
@@ -200,7 +200,7 @@ def test_kinds_of_data_are_recognised_by_their_categories() -> None:
     def categories(names: list[str], *, stuff: int = 0, frequency: str | None = None) -> list[Category]:
         return [Category(number, name, number > stuff, (), frequency) for number, name in enumerate(names, start=1)]
 
-    coco = [*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT, *(f"base {number}" for number in range(48))]
+    coco = [*OV_COCO_NOVEL, *OV_COCO_EXCLUDED, *(f"base {number}" for number in range(48))]
     many = [f"class {number}" for number in range(847)]
     assert kind_of(categories(coco)) == "coco" and kind_of(categories(many[:80])) == "any"
     assert kind_of(categories(many[:133], stuff=53)) == "coco-panoptic" and kind_of(categories(many[:133])) == "any"

@@ -111,7 +111,7 @@ def test_panoptic_files_are_read_back(tmp_path):
     }
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
     dataset = read_panoptic(tmp_path / "panoptic.json", tmp_path, tmp_path)
-    assert [one.name for one in dataset.categories] == ["cat", "dog", "sky"] and not dataset.dropped
+    assert [one.name for one in dataset.categories] == ["cat", "dog", "sky"] and not dataset.ignored
     again = read_panoptic_map(dataset.records[0], dataset.categories)
     assert torch.equal(again.ids, found.ids)
     rows = [(one.id, one.label, one.is_thing, one.is_crowd) for one in again.segments]

@@ -61,7 +61,7 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
         network=network,
         base=split.base,
         novel=split.novel,
-        left_out=split.left_out,
+        left_out=split.excluded,
         templates=TEMPLATES,
         benchmark=benchmark,
         training={"published": Path(source).name},

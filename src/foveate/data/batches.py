@@ -1,7 +1,4 @@
-"""The images of a data set in batches, read once and in order: what evaluation and prediction run over.
-
-Deliberately absent: shuffling and augmentation, which belong to training (`loader.py`).
-"""
+"""The images of a data set in batches, once and in order: the input of evaluation and prediction."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,27 +14,25 @@ from foveate.types import BadSample, Sample
 class Loading:
     """How images are read and batched."""
 
-    batch: int = 8  # images per batch; fewer where some cannot be read, and in the last
+    batch: int = 8  # images per batch; fewer if some are unreadable, and in the last
     crop_batch: int = 128  # crops per batch, where crops are embedded too
-    limit: int | None = None  # only the first so many images; None: all
+    limit: int | None = None  # read only the first so many images; None: all
     workers: int = 0  # processes that decode; 0: this one
-    strict: bool = False  # raise at the first image that cannot be read, instead of counting it
-    progress: bool = False  # show a bar with rate and time left on stderr
+    strict: bool = False  # raise at the first unreadable image instead of counting it
+    progress: bool = False  # show a bar with rate and remaining time on stderr
 
 
-LOADING = Loading()  # small batches, read by this process, without a bar
+LOADING = Loading()
 
 
 class Batches:
-    """An iterator over batches of samples that counts the images read and collects those that could not be."""
+    """An iterator over batches of samples that counts the images read and collects the unreadable ones."""
 
     def __init__(self, dataset: Dataset, loading: Loading = LOADING, *, masks: bool = False) -> None:
-        """Prepare to read.
+        """Create the loader.
 
         Args:
-            dataset: the images, in the order in which they are read.
-            loading: how.
-            masks: whether samples carry their annotated segments.
+            masks: samples have their annotated segments with masks.
 
         Raises:
             InputError: a limit or a batch below 1.
@@ -55,7 +50,7 @@ class Batches:
             strict=loading.strict,
         )
         self.count = 0  # images read so far
-        self.bad: list[BadSample] = []  # images that could not be read
+        self.bad: list[BadSample] = []  # unreadable images
 
     def __iter__(self) -> Iterator[list[Sample]]:
         with image_bar(show=self.progress) as bar:
@@ -66,20 +61,20 @@ class Batches:
                 if batch.samples:
                     yield batch.samples
                 bar.advance(task, len(batch.samples) + len(batch.bad))
-        if self.count == 0:
-            raise InputError(f"{self.dataset.name}: no image could be read{self._first_reasons()}")
+        if self.count:
+            return
+        if not self.bad:
+            raise InputError(
+                f"{self.dataset.name}: no image could be read: the data set is empty. Check folder and split."
+            )
+        reasons = "; ".join(f"{sample.id}: {sample.reason}" for sample in self.bad[:3])
+        raise InputError(f"{self.dataset.name}: no image could be read of {len(self.bad)}; the first: {reasons}")
 
     def samples(self) -> Iterator[Sample]:
         """All samples, one after the other."""
         for batch in self:
             yield from batch
 
-    def _first_reasons(self) -> str:
-        if not self.bad:
-            return ": the data set is empty. Is this the right folder and split?"
-        reasons = "; ".join(f"{sample.id}: {sample.reason}" for sample in self.bad[:3])
-        return f" of {len(self.bad)}; the first: {reasons}"
-
     def bad_listed(self) -> list[dict[str, str]]:
-        """The images that could not be read, as result files list them."""
+        """The unreadable images, as result files list them."""
         return [{"id": sample.id, "reason": sample.reason} for sample in self.bad]

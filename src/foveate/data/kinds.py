@@ -1,13 +1,10 @@
-"""Which well-known data set categories are those of, told by their number and names; what recipes hold data to.
-
-Deliberately absent: which data set lies in a folder (`sources.py`, `label_maps.py`): a root may hold several.
-"""
+"""Recognises a well-known data set by its categories, so that a recipe can check which data it is run on."""
 
 from collections.abc import Sequence
 
 from foveate.data.datasets.voc import NAMES
 from foveate.data.names import DataKind
-from foveate.data.splits import OV_COCO_LEFT_OUT, OV_COCO_NOVEL
+from foveate.data.splits import OV_COCO_EXCLUDED, OV_COCO_NOVEL
 from foveate.types import Category
 
 TITLES: dict[DataKind, str] = {
@@ -32,11 +29,11 @@ COUNTS: dict[int, DataKind] = {
 
 
 def kind_of(categories: Sequence[Category]) -> DataKind:
-    """Which data set these are the categories of; "any": none of those that the recipes know."""
-    names, things = {one.name for one in categories}, sum(one.is_thing for one in categories)
-    if any(one.frequency is not None for one in categories):
+    """The data set with these categories; "any": none that a recipe names."""
+    names, things = {category.name for category in categories}, sum(category.is_thing for category in categories)
+    if any(category.frequency is not None for category in categories):
         return "lvis"
-    if things == len(categories) == 80 and names >= {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT}:
+    if things == len(categories) == 80 and names >= {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED}:
         return "coco"
     if (len(categories), things) == (133, 80):
         return "coco-panoptic"

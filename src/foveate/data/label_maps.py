@@ -1,25 +1,26 @@
-"""The one place that opens semantic ground truth, a class for each pixel, by what lies on disk.
+"""Recognises and opens semantic ground truth.
 
-    kind          root                   found by                                        its list of classes
+    kind          root                   recognised by                                   its list of classes
     panoptic      COCO, the world        annotations/panoptic_SPLIT2017.json             that file
     stuff         COCO-Stuff             {annotations,stuffthingmaps ...}/SPLIT2017/     labels.txt
     ade150        ADEChallengeData2016   images/ and annotations/{training,validation}/  objectInfo150.txt
-    ade-full      ADE20K_2021_17_01      images/ADE/, maps that were converted           labels.txt beside the maps
-    context59     VOC2010                59_context_labels/, or maps made of .mat files  beside the maps; 59_labels.txt
-    context459    VOC2010                maps made of .mat files                         beside the maps; labels.txt
+    ade-full      ADE20K_2021_17_01      images/ADE/, converted maps                     labels.txt beside the maps
+    context59     VOC2010                59_context_labels/, or converted .mat files     beside the maps; 59_labels.txt
+    context459    VOC2010                converted .mat files                            beside the maps; labels.txt
     voc20, voc20b, voc21    VOC2012      SegmentationClass/                              VOC's names
 
-The folders `annotations_detectron2` that Cat-Seg's programs prepare are known too, but for VOC's. voc20 ignores the
-background, voc20b and voc21 have it as their last and first class. Cat-Seg's published 20b also asks for words of
-PASCAL Context and counts them as background: that is the vocabulary's business, as are synonyms (a list in OpenSeg's
-form, `--labels`). Deliberately absent: reading a map (`semantic.py`), guessing between two kinds.
+The folders `annotations_detectron2` that CAT-Seg's programs prepare are recognised too, except VOC's. voc20 ignores the
+background; voc20b and voc21 have it as their last and first class. CAT-Seg's published 20b also queries names of PASCAL
+Context and counts them as background: give them as synonyms (a list in OpenSeg's form, `--labels`). A folder that may
+be two kinds is refused.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from foveate.data.datasets import ade, stuff
+from foveate.data.datasets import ade, coco_stuff
 from foveate.data.datasets.context import read_context, read_context_labels
 from foveate.data.datasets.voc import NAMES, Background, find_years, only_year, read_voc_maps
 from foveate.data.flags import LabelMapFlags
@@ -37,19 +38,17 @@ VOC: tuple[SemanticKind, ...] = ("voc20", "voc20b", "voc21")
 CONTEXT: tuple[SemanticKind, ...] = ("context59", "context459")
 
 
-def open_truth_maps(
+def open_label_maps(
     config: LabelMapFlags, *, split: str, with_images: bool = True, root: Path | None = None
 ) -> SemanticData:
-    """Open the images of a split with all their classes; without `with_images` these need not exist.
+    """Open the label maps of a split as the flags say.
 
     Args:
-        config: where the classes are.
-        split: of the root.
-        with_images: whether they are needed.
-        root: in place of --data, and then of all its images; None: that of the flags.
+        with_images: False: the images need not exist.
+        root: use all images of this root instead of `config.data`.
 
     Raises:
-        InputError: no such data, or a file of it is wrong.
+        InputError: as `open_semantic`.
     """
     return open_semantic(
         config.data if root is None else root,
@@ -63,7 +62,7 @@ def open_truth_maps(
 
 
 def classes_of(data: SemanticData) -> tuple[tuple[str, ...], ...]:
-    """The names of each class."""
+    """The names of each class, with synonyms."""
     return tuple((category.name, *category.synonyms) for category in data.dataset.categories)
 
 
@@ -77,38 +76,37 @@ def open_semantic(
     names: Path | None = None,
     with_images: bool = True,
 ) -> SemanticData:
-    """Read a split of semantic data of any kind that the module's table shows.
+    """Read a split of semantic data of any kind in the module's table.
 
     Args:
-        root: its folder.
+        root: folder of the data set.
         split: "train" or "val" ("test" of panoptic data, "trainval" of VOC).
-        kind: which one; None: recognised by what lies there.
-        labels: list of the classes, `id:word,word` a line, or a JSON list in order, or ADE20K's own table; when not
-            given, the one that the table names. Panoptic data and VOC have names of their own, and get synonyms by a
-            list.
-        maps: folder of the maps where they lie elsewhere, such as converted ones; of COCO-Stuff and ADE20K the folder
-            that holds those of the splits.
-        names: file with the ids of the images that count, one a line; PASCAL Context alone. When not given,
+        kind: of the data set; None: recognised by its files.
+        labels: list of classes in any form of `labels.py`; default: the one in the table. For panoptic data and VOC,
+            which have class names, a list adds synonyms.
+        maps: folder of label maps that are not in the root, such as converted ones; of COCO-Stuff and ADE20K the folder
+            that contains those of the splits.
+        names: file with the ids of the images to use, one per line; PASCAL Context only. Default:
             pascalcontext_SPLIT.txt, or else ImageSets/Main/SPLIT.txt.
-        with_images: False: the images need not be there; each map stands for one.
+        with_images: False: the images need not exist; each map stands for one.
 
     Raises:
-        InputError: nothing or more than one is recognised, a file or folder is missing or not what it must be, or the
-            list is in another order than the data set's own.
+        InputError: no kind or more than one is recognised, a file or folder is missing or malformed, or the list is in
+            another order than the data set's own.
     """
     root = Path(root)
     kind = kind or _recognise(root, split, maps, with_images)
     if maps is not None and kind == "panoptic":
-        raise InputError(f"--maps {maps}: need none for panoptic annotations, which name their maps. Leave it out.")
+        raise InputError(f"--maps {maps}: need none for panoptic annotations, which name their maps. Remove it.")
     if names is not None and kind not in CONTEXT:
-        raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Leave it out.")
+        raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Remove it.")
     match kind:
         case "panoptic":
             return _open_segments(root, split, labels, with_images)
         case "stuff":
-            places = [root / LIST, root / "annotations" / LIST]
-            chosen = _choose(kind, labels, places, lambda path: stuff.read_stuff_labels(path, repeated="keep"))
-            return stuff.read_stuff(root, split=split, labels=chosen, maps=maps, with_images=with_images)
+            lists = [root / LIST, root / "annotations" / LIST]
+            chosen = _choose(kind, labels, lists, lambda path: coco_stuff.read_stuff_labels(path, repeated="keep"))
+            return coco_stuff.read_stuff(root, split=split, labels=chosen, maps=maps, with_images=with_images)
         case "ade150":
             chosen = _choose(kind, labels, [root / OBJECT_INFO], _read_any)
             return ade.read_ade150(root, split=split, labels=chosen, maps=maps, with_images=with_images)
@@ -118,7 +116,7 @@ def open_semantic(
             return _open_context(root, split, kind, labels, maps, names, with_images)
         case "voc20" | "voc20b" | "voc21":
             return _open_voc(root, split, kind, labels, maps, with_images)
-    raise InputError(f"kind: need one of those that the table of `foveate.data.label_maps` shows; got {kind!r}.")
+    raise InputError(f"kind: must be one of {', '.join(get_args(SemanticKind))}; got {kind!r}.")
 
 
 # ---------------------------------------------------------------------------------------------------- each of the kinds
@@ -129,7 +127,7 @@ def _open_segments(root: Path, split: str, labels: Path | None, with_images: boo
     if labels is None:
         return data
     given = _read_any(labels)
-    _check_order(given, labels_of(data.dataset.categories), path=labels, own_name="the annotation file")
+    _check_order(given, labels_of(data.dataset.categories), path=labels, official_name="the annotation file")
     return with_labels(data, given)
 
 
@@ -138,12 +136,12 @@ def _open_ade_full(root: Path, split: str, labels: Path | None, maps: Path | Non
         maps = root / PREPARED
         if not maps.is_dir():
             raise InputError(
-                f"{root}: need maps of numbers, which the full release of ADE20K does not have; {maps} is not there. "
-                f"Make them with `foveate convert-maps ade-full {root} --out DIR` and give --maps DIR."
+                f"{root}: need label maps, which the full release of ADE20K does not have; {maps} not found. Convert "
+                f"its maps with `foveate convert-maps ade-full {root} --out DIR` and give --maps DIR."
             )
     chosen = _choose("ade-full", labels, [maps / LIST], _read_any)
-    copies = root / "images_detectron2"  # of the images, which some programs make beside their maps
-    image_folder = copies if is_prepared(maps) and copies.is_dir() else root / ade.HOME
+    copies = root / "images_detectron2"  # copies of the images beside prepared maps
+    image_folder = copies if is_prepared(maps) and copies.is_dir() else root / ade.IMAGES
     return ade.read_ade_full(image_folder, maps, split=split, labels=chosen, with_images=with_images)
 
 
@@ -156,31 +154,29 @@ def _open_context(
     names: Path | None,
     with_images: bool,
 ) -> SemanticData:
-    few = kind == "context59"
+    is_59 = kind == "context59"
     year = _only_year(root, kind, maps, with_images)
     if maps is None:
-        usual = [year / MAPS_OF_59] if few else []
-        usual.append(year / PREPARED / f"{'pc59' if few else 'pc459'}_{split}")
-        found = [one for one in usual if one.is_dir()]
-        if not found:
+        folders = [year / MAPS_OF_59] if is_59 else []
+        folders.append(year / PREPARED / f"{'pc59' if is_59 else 'pc459'}_{split}")
+        maps = next((folder for folder in folders if folder.is_dir()), None)
+        if maps is None:
             raise InputError(
-                f"{year}: need the maps of {kind}; looked for {_listed(usual)}. Make them of the .mat files with "
+                f"{year}: need the maps of {kind}; found none of {_joined(folders)}. Convert the .mat files with "
                 "`foveate convert-maps context MATS --out DIR --labels labels.txt` and give --maps DIR."
             )
-        maps = found[0]
-    file = "59_labels.txt" if few else LIST
-    places = [maps / LIST]
-    if not (few and is_prepared(maps)):  # their numbers are in another order than the official list
-        places += [year / file, year / "trainval" / file]
-    chosen = _choose(kind, labels, places, lambda path: read_context_labels(path, repeated="keep"))
+    file = "59_labels.txt" if is_59 else LIST
+    lists = [maps / LIST]
+    if not (is_59 and is_prepared(maps)):  # prepared maps of 59 are in another order than the official list
+        lists += [year / file, year / "trainval" / file]
+    chosen = _choose(kind, labels, lists, lambda path: read_context_labels(path, repeated="keep"))
     if names is None:
-        lists = [year / f"pascalcontext_{split}.txt", year / "ImageSets" / "Main" / f"{split}.txt"]
-        found = [one for one in lists if one.is_file()]
-        if not found:
-            raise InputError(f"{year}: need the list of the images of split {split}; looked for {_listed(lists)}. "
-                             "Give a file with an id a line with --names.")  # fmt: skip
-        names = found[0]
-    return read_context(year, maps, count=59 if few else 459, names=names, labels=chosen, with_images=with_images)
+        paths = [year / f"pascalcontext_{split}.txt", year / "ImageSets" / "Main" / f"{split}.txt"]
+        names = next((path for path in paths if path.is_file()), None)
+        if names is None:
+            raise InputError(f"{year}: need the list of the images of split {split}; found none of {_joined(paths)}. "
+                             "Give a file with one id per line with --names.")  # fmt: skip
+    return read_context(year, maps, count=59 if is_59 else 459, names=names, labels=chosen, with_images=with_images)
 
 
 def _open_voc(
@@ -188,14 +184,15 @@ def _open_voc(
 ) -> SemanticData:
     year = _only_year(root, kind, maps, with_images)
     if maps is not None and is_prepared(maps):
-        raise InputError(f"--maps {maps}: need VOC's own maps, 0 for the background; these were prepared for Cat-Seg. "
-                         "Leave it out, or name SegmentationClass.")  # fmt: skip
-    chosen = None if labels is None else _read_any(labels)
-    if chosen is not None and kind == "voc20b" and 0 not in chosen.ids:
-        chosen = _with_background(chosen)
-    if labels is not None and chosen is not None:
-        own = Labels(tuple(range(1, 21)), tuple((name,) for name in NAMES))
-        _check_order(chosen, own, path=labels, own_name="VOC")
+        raise InputError(f"--maps {maps}: need VOC's own maps, 0 for the background; these were prepared for CAT-Seg. "
+                         "Remove it, or give SegmentationClass.")  # fmt: skip
+    chosen = None
+    if labels is not None:
+        chosen = _read_any(labels)
+        if kind == "voc20b" and 0 not in chosen.ids:
+            chosen = _with_background(chosen)
+        official = Labels(tuple(range(1, 21)), tuple((name,) for name in NAMES))
+        _check_order(chosen, official, path=labels, official_name="VOC")
     data = read_voc_maps(
         year,
         split=split,
@@ -207,74 +204,74 @@ def _open_voc(
     if kind != "voc20b" or data.dataset.categories[-1].synonyms:
         return data
     note = (
-        "background is asked for by this one word; Cat-Seg's published numbers also ask for 39 words of PASCAL Context "
-        'and count them as background: give its list of 59 names as --labels, or synonyms, "0:background,word,word '
-        '...", and ask with --every-word'
+        "the background is queried by one name only; CAT-Seg's published results query 39 names of PASCAL Context too "
+        'and count them as background: give its list of 59 names as --labels, or synonyms, "0:background,name,name '
+        '...", and use --every-word'
     )
     return replace(data, dataset=replace(data.dataset, notes=(*data.dataset.notes, note)))
 
 
 def _with_background(labels: Labels) -> Labels:
-    """The 20 classes, and as words of the background all that a list names beside them, as CAT-Seg's of 59 does."""
-    own = [place for place, number in enumerate(labels.ids) if number <= len(NAMES)]
-    beside = [place for place, number in enumerate(labels.ids) if number > len(NAMES)]
-    if not beside:
+    """VOC's 20 classes, and all further names of the list, such as CAT-Seg's of 59, as names of the background."""
+    rows = list(zip(labels.ids, labels.classes, strict=True))
+    voc = [(number, names) for number, names in rows if number <= len(NAMES)]
+    synonyms = tuple(name for number, names in rows if number > len(NAMES) for name in names)
+    if not synonyms:
         return labels
-    words = tuple(word for place in beside for word in labels.classes[place])
-    ids, classes = (labels.ids[place] for place in own), (labels.classes[place] for place in own)
-    note = f"background is the {len(words)} names beside VOC's 20, {words[0]!r} and others: ask with --every-word"
-    return Labels((*ids, 0), (*classes, words), notes=(*labels.notes, note))
+    note = f"background is the {len(synonyms)} names beside VOC's 20, such as {synonyms[0]!r}: use --every-word"
+    ids, classes = (number for number, _ in voc), (names for _, names in voc)
+    return Labels((*ids, 0), (*classes, synonyms), notes=(*labels.notes, note))
 
 
-# ------------------------------------------------------------------------------------------------ what lies in a folder
+# ---------------------------------------------------------------------------------------------------------- recognition
 
 
 def _recognise(root: Path, split: str, maps: Path | None, with_images: bool) -> SemanticKind:
-    """The only kind that a folder can be."""
+    """The kind of a data set, by its files."""
     if not root.is_dir():
-        raise InputError(f"{root}: need the folder of a data set; there is none. Check the path.")
-    found = _candidates(root, split, maps, with_images)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"{root}: may be read as {' or as '.join(found)}. Say which with --kind.")
-    held = sorted(path.name for path in root.iterdir())
+        raise InputError(f"{root}: need the folder of a data set; not found. Check the path.")
+    kinds = _candidates(root, split, maps, with_images)
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        raise InputError(f"{root}: need one data set; this may be {' or '.join(kinds)}. Give one with --kind.")
+    names = sorted(path.name for path in root.iterdir())
     raise InputError(
         f"{root}: need semantic ground truth of split {split}: panoptic annotations, or maps of COCO-Stuff, ADE20K, "
-        f"PASCAL Context or VOC in their own layout; it holds {', '.join(held[:12]) or 'nothing'}. Check the path and "
-        "the split, or say what it is with --kind, which tells what is missing."
+        f"PASCAL Context or VOC in their own layout; it contains {', '.join(names[:12]) or 'nothing'}. Check the path "
+        "and the split, or give --kind, whose error names the missing files."
     )
 
 
 def _candidates(root: Path, split: str, maps: Path | None, with_images: bool) -> list[SemanticKind]:
-    found: list[SemanticKind] = []
+    kinds: list[SemanticKind] = []
     if (root / "annotations" / f"panoptic_{split}2017.json").is_file():
-        found.append("panoptic")
-    if any((root / home / f"{split}2017").is_dir() for home in stuff.HOMES):
-        found.append("stuff")
+        kinds.append("panoptic")
+    if any((root / home / f"{split}2017").is_dir() for home in coco_stuff.HOMES):
+        kinds.append("stuff")
     folder = ade.SPLITS.get(split, split)
-    has_maps = any((root / one / folder).is_dir() for one in ("annotations", PREPARED))
+    has_maps = any((root / home / folder).is_dir() for home in ("annotations", PREPARED))
     if has_maps and (not with_images or (root / "images" / folder).is_dir()):
-        found.append("ade150")
-    if (root / ade.HOME).is_dir() or (root / "images_detectron2").is_dir():
-        found.append("ade-full")
+        kinds.append("ade150")
+    if (root / ade.IMAGES).is_dir() or (root / "images_detectron2").is_dir():
+        kinds.append("ade-full")
     years = find_years(root, "JPEGImages" if with_images else "ImageSets")
     if any((year / MAPS_OF_59).is_dir() or (year / PREPARED / f"pc59_{split}").is_dir() for year in years):
-        found.append("context59")
+        kinds.append("context59")
     if any((year / PREPARED / f"pc459_{split}").is_dir() for year in years):
-        found.append("context459")
+        kinds.append("context459")
     if years and maps is not None:
-        found.extend(one for one in CONTEXT if one not in found)
+        kinds.extend(kind for kind in CONTEXT if kind not in kinds)
     if any((year / "SegmentationClass").is_dir() for year in years):
-        found.extend(VOC)
-    return found
+        kinds.extend(VOC)
+    return kinds
 
 
 def _only_year(root: Path, kind: SemanticKind, maps: Path | None, with_images: bool) -> Path:
     folder = "JPEGImages" if with_images else "ImageSets"
     years = find_years(root, folder)
     if not years:
-        raise InputError(f"{root}: need a year of Pascal VOC with its folder {folder}; there is none. Check the path.")
+        raise InputError(f"{root}: need a year of Pascal VOC with its folder {folder}; found none. Check the path.")
     if kind not in CONTEXT and maps is None and len(years) > 1:
         years = find_years(root, folder, "SegmentationClass") or years
     return only_year(root, years)
@@ -283,48 +280,50 @@ def _only_year(root: Path, kind: SemanticKind, maps: Path | None, with_images: b
 # ------------------------------------------------------------------------------------------------- the lists of classes
 
 
-def _choose(kind: SemanticKind, given: Path | None, places: Sequence[Path], read: Callable[[Path], Labels]) -> Labels:
-    """The list that the user gave, held against the data set's own where that is there; else that one."""
-    there = [path for path in places if path.is_file()]
+def _choose(kind: SemanticKind, given: Path | None, paths: Sequence[Path], read: Callable[[Path], Labels]) -> Labels:
+    """The user's list, checked against the data set's own if that exists; without a user's list, the data set's own."""
+    own = next((path for path in paths if path.is_file()), None)
     if given is None:
-        if there:
-            return read(there[0])
-        raise InputError(f"{kind}: need the list of its classes; looked for {_listed(places)}. Give a file with "
-                         "`id:word,word` a line with --labels.")  # fmt: skip
+        if own is not None:
+            return read(own)
+        raise InputError(f"{kind}: need the list of its classes; found none of {_joined(paths)}. Give a file of lines "
+                         "`id:name,synonym` with --labels.")  # fmt: skip
     labels = read(given)
-    if not there:
+    if own is None:
         return labels
-    own = read(there[0])
-    _check_order(labels, own, path=given, own_name=str(there[0]))
-    same = own.ids == labels.ids and not labels.is_thing
-    return replace(labels, is_thing=own.is_thing) if same else labels
+    official = read(own)
+    _check_order(labels, official, path=given, official_name=str(own))
+    add_things = official.ids == labels.ids and not labels.is_thing
+    return replace(labels, is_thing=official.is_thing) if add_things else labels
 
 
 def _read_any(path: Path) -> Labels:
-    """A list in OpenSeg's form, a JSON list, or ADE20K's own table; words that two classes share, as these do, stay."""
+    """Read a list in any form of `labels.py`; names that two classes share stay, since official lists have some."""
     try:
         with path.open("rb") as file:
-            table = b"\t" in file.readline(10_000)
+            is_table = b"\t" in file.readline(10_000)
     except OSError:
-        table = False  # the reader says what is wrong
-    return read_object_info(path) if table else read_labels(path, repeated="keep")
+        is_table = False  # `read_labels` reports the error
+    return read_object_info(path) if is_table else read_labels(path, repeated="keep")
 
 
-def _check_order(labels: Labels, own: Labels, *, path: Path, own_name: str) -> None:
-    """Refuse a list that numbers the classes otherwise: half of them have the words of others, and not their own."""
-    words = {number: {*map(normalize_name, one)} for number, one in zip(own.ids, own.classes, strict=True)}
-    known = {word for one in words.values() for word in one}
-    moved = [
-        f"{number} is {one[0]!r}, not {min(words[number])!r}"
-        for number, one in zip(labels.ids, labels.classes, strict=True)
-        if number in words and not words[number] & {*map(normalize_name, one)} and known & {*map(normalize_name, one)}
-    ]
+def _check_order(labels: Labels, official: Labels, *, path: Path, official_name: str) -> None:
+    """Refuse a list with other ids: more than half of its classes have the names of other official classes."""
+    names_of = {
+        number: {*map(normalize_name, names)} for number, names in zip(official.ids, official.classes, strict=True)
+    }
+    known = {name for names in names_of.values() for name in names}
+    moved = []
+    for number, names in zip(labels.ids, labels.classes, strict=True):
+        given = {*map(normalize_name, names)}
+        if number in names_of and not names_of[number] & given and known & given:
+            moved.append(f"{number} is {names[0]!r}, not {min(names_of[number])!r}")
     if 2 * len(moved) > len(labels.ids):
         raise InputError(
-            f"--labels {path}: need the classes under the numbers that {own_name} gives them; {len(moved)} of "
-            f"{len(labels.ids)} have another's, such as {moved[0]}. Is this the list of another release?"
+            f"--labels {path}: need the classes with the ids of {official_name}; {len(moved)} of {len(labels.ids)} "
+            f"have another class's, such as {moved[0]}. Is this the list of another release?"
         )
 
 
-def _listed(paths: Sequence[Path]) -> str:
+def _joined(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths))

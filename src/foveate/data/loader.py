@@ -1,12 +1,12 @@
-"""Records -> batches: which image when, which regions of it, and workers that do nothing but decode.
+"""Records -> batches: the order of the images, their regions, and the worker processes that decode them.
 
-The stream of images is a pure function of (seed, position): position p is image p mod N of epoch p // N's own
-permutation, and from any start on, batch j of rank r takes the positions start + (j * world size + r) * batch and those
-that follow it. So every epoch shows every image exactly once, a batch may hold the end of one epoch and the start of
-the next, a run can go on at any position with another number of processes, and the images of a step do not depend on
-how many share it. Regions are drawn from (seed, epoch, index) alone: the same bits whatever the number of workers.
-Workers hand over uint8 images of their own size; crops, resizing and normalisation happen on the compute device.
-Deliberately absent: augmentation (the method has none), padding to a common size, replacing bad images.
+The stream of images is a pure function of (seed, position): position p is image p mod N of the permutation of epoch
+p // N, and from any start on, batch j of rank r takes the positions start + (j * world size + r) * batch + 0, 1, ...
+So every epoch has every image exactly once, a batch may span two epochs, a run can be resumed at any position with
+another number of processes, and the images of a step do not depend on the number of processes. Regions depend on
+(seed, epoch, index) only, not on the number of workers. Workers return uint8 images of their original sizes; crops,
+resizing and normalisation happen on the compute device. There is no augmentation, and unreadable images are not
+replaced.
 """
 
 import hashlib
@@ -24,36 +24,36 @@ from torch.utils.data import Dataset as TorchDataset
 
 from foveate.data.captions import draw_caption
 from foveate.data.images import ImageError
-from foveate.data.outlines import decode_outlines
+from foveate.data.instance_masks import decode_masks
 from foveate.data.panoptic import panoptic_segments
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.regions import corner_box, note_boxless, sample_proposals
-from foveate.data.semantic import SemanticData, read_both
+from foveate.data.semantic import SemanticData, read_image_and_labels
 from foveate.errors import InputError
 from foveate.ops.grid import grid_pairs, sample_grid
 from foveate.types import BadSample, Batch, LabelMap, Sample, Segments
 
-FEW_BAD = 16  # bad images that prove nothing yet about the data
-BAD_SHARE = 0.5  # of the images seen; beyond it the data, not the images, is wrong
+MAX_UNREADABLE = 16  # images; up to so many never end a run
+MAX_UNREADABLE_FRACTION = 0.5  # of the images read so far; above it the run ends
 
 
 # ------------------------------------------------------------------------------------------------------------ the order
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix whole numbers into one 63-bit seed, the same on every machine."""
+    """Hash integers to one 63-bit seed, the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
-    """Order the images of one epoch: a permutation of 0..count-1 that depends on (seed, epoch) alone."""
+    """The order of an epoch's images: a permutation of 0..count-1 that depends on (seed, epoch) only."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return torch.randperm(count, generator=generator).tolist()
 
 
 class BatchSampler:
-    """Which (epoch, index) pairs each batch of one process holds; see the module's docstring for the rule."""
+    """The (epoch, index) pairs of each batch of one process; the module's docstring states the rule."""
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class BatchSampler:
         start: int = 0,
         batches: int | None = None,
     ) -> None:
-        """Remember the numbers; nothing is drawn before iteration.
+        """Store the arguments.
 
         Args:
-            count: images of the data set.
-            batch: images a process and step.
-            seed: of the run; the permutations depend on it and the epoch.
+            count: number of images of the data set.
+            batch: images per process and step.
+            seed: of the run.
             rank: of this process, in 0..world_size-1.
-            world_size: processes that share a step.
-            start: images that all processes together took from the stream before, however many they were.
-            batches: how many this process yields; None: go on for ever.
+            world_size: number of processes.
+            start: position in the stream: images taken before by all processes together.
+            batches: number of batches of this process; None: infinite.
 
         Raises:
             InputError: no images, or a batch below 1.
@@ -90,29 +90,28 @@ class BatchSampler:
         self.start, self.batches = start, batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        known, order = -1, []
-        for number in itertools.count() if self.batches is None else range(self.batches):
-            first = self.start + (number * self.world_size + self.rank) * self.batch
+        order_epoch, order = -1, []  # the permutation of one epoch is in memory at a time
+        for step in itertools.count() if self.batches is None else range(self.batches):
+            first = self.start + (step * self.world_size + self.rank) * self.batch
             pairs = []
             for position in range(first, first + self.batch):
-                epoch, place = divmod(position, self.count)
-                if epoch != known:
-                    known, order = epoch, epoch_order(self.count, seed=self.seed, epoch=epoch)
-                pairs.append((epoch, order[place]))
+                epoch, offset = divmod(position, self.count)
+                if epoch != order_epoch:
+                    order_epoch, order = epoch, epoch_order(self.count, seed=self.seed, epoch=epoch)
+                pairs.append((epoch, order[offset]))
             yield pairs
 
     def __len__(self) -> int:
-        """Batches to come; only where they end."""
+        """Number of batches; TypeError if infinite, as list() expects."""
         if self.batches is None:
-            raise TypeError("a sampler without `batches` is endless")  # what list() expects of those
+            raise TypeError("a sampler without `batches` is infinite")
         return max(0, self.batches)
 
 
 class OnceSampler:
-    """Every image exactly once, in order: for evaluation."""
+    """Every image exactly once, in order, for evaluation; the last batch may be smaller."""
 
     def __init__(self, count: int, *, batch: int) -> None:
-        """Take `batch` of `count` images at a time, fewer in the last batch."""
         if batch < 1:
             raise InputError(f"batch: need at least 1 image; got {batch}.")
         self.count, self.batch = count, batch
@@ -128,7 +127,7 @@ class OnceSampler:
 
 
 class ImageSource(TorchDataset[Sample | BadSample]):
-    """(epoch, index) -> a decoded image with the regions to train on, or the reason why there is none (Sec. 3.2)."""
+    """(epoch, index) -> a decoded image with the regions to train on, or why it is unreadable (Sec. 3.2)."""
 
     def __init__(
         self,
@@ -141,30 +140,30 @@ class ImageSource(TorchDataset[Sample | BadSample]):
         keep: int = 20,
         captions: bool = False,
     ) -> None:
-        """Remember what to draw.
+        """Check the arguments, before any worker starts.
 
         Args:
-            dataset: the images.
-            regions: "grid": one random grid's patches; "boxes": the annotation's boxes as proposals.
-            seed: with epoch and index it fixes the regions.
-            limit: M, the most rows and columns of a grid.
+            regions: "grid": the patches of one random grid; "boxes": the annotated boxes.
+            seed: the regions depend on it, the epoch and the index.
+            limit: M, maximum number of rows and columns of a grid.
             rule: "published" or "all" grids; see `ops.grid.grid_pairs`.
-            keep: at most so many regions an image.
-            captions: draw one of each image's captions too, after its regions, which it does not change.
+            keep: maximum number of regions per image.
+            captions: also draw one caption per image, after its regions, which do not change.
 
         Raises:
-            InputError: unknown regions or rule, a number out of range, or boxes or captions asked of a data set without
-                any.
+            InputError: unknown regions or rule, a number out of range, or a data set without boxes or captions.
         """
         if regions not in ("grid", "boxes"):
             raise InputError(f'regions: must be "grid" or "boxes"; got "{regions}".')
         if regions == "boxes" and not any(record.boxes for record in dataset.records):
-            raise InputError(f'{dataset.name}: regions "boxes" need annotated boxes; it has none. Use regions "grid".')
+            raise InputError(
+                f'{dataset.name}: regions "boxes" need annotated boxes; the data has none. Use regions "grid".'
+            )
         if captions and not dataset.captions:
-            raise InputError(f"{dataset.name}: need captions; none were read. See foveate.data.captions.")
+            raise InputError(f"{dataset.name}: need captions; none were read. Read them with foveate.data.captions.")
         if keep < 1:
-            raise InputError(f"keep: need at least 1 region an image; got {keep}.")
-        grid_pairs(limit, rule)  # refuses what it cannot draw, before any worker starts
+            raise InputError(f"keep: need at least 1 region per image; got {keep}.")
+        grid_pairs(limit, rule)  # raises InputError
         self.dataset = note_boxless(dataset) if regions == "boxes" else dataset
         self.regions, self.seed = regions, seed
         self.limit, self.rule, self.keep, self.captions = limit, rule, keep, captions
@@ -172,8 +171,8 @@ class ImageSource(TorchDataset[Sample | BadSample]):
     def __len__(self) -> int:
         return len(self.dataset.records)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | BadSample:
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> Sample | BadSample:
+        epoch, index = key
         record = self.dataset.records[index]
         try:
             image = read_record(record)
@@ -186,35 +185,34 @@ class ImageSource(TorchDataset[Sample | BadSample]):
             is_boxless = len(boxes) == 0
             boxes = corner_box(height=height, width=width) if is_boxless else boxes
         else:
-            numbers = {"limit": self.limit, "rule": self.rule, "keep": self.keep}
-            boxes, is_boxless = sample_grid(height=height, width=width, **numbers, generator=generator), False
-        if not self.captions:
-            return Sample(str(record.id), image, boxes, is_boxless=is_boxless)
-        try:
-            caption = draw_caption(self.dataset.captions[index], generator=generator)
-        except InputError as error:  # a text in a shard is read only now
+            grid = {"limit": self.limit, "rule": self.rule, "keep": self.keep}
+            boxes, is_boxless = sample_grid(height=height, width=width, **grid, generator=generator), False
+        try:  # the text of a shard is read only now
+            captions = self.dataset.captions[index] if self.captions else None
+            caption = None if captions is None else draw_caption(captions, generator=generator)
+        except InputError as error:
             return BadSample(str(record.id), str(error))
         return Sample(str(record.id), image, boxes, caption=caption, is_boxless=is_boxless)
 
 
 class EvaluationSource(TorchDataset[Sample | BadSample]):
-    """index -> a decoded image with its annotated segments, or the reason why there is none (Fig. 2 and 3)."""
+    """index -> a decoded image with its annotated segments, or why it is unreadable (Fig. 2 and 3)."""
 
     def __init__(self, dataset: Dataset, *, masks: bool = True) -> None:
-        """Remember the data set.
+        """Check the data set.
 
         Args:
-            dataset: from `read_panoptic`; without masks also from `read_instances`.
-            masks: of the panoptic PNG, or of the records' outlines. False: masks are (N, 0, 0) and nothing is decoded;
-                stuff boxes are then the annotation's.
+            masks: decode the panoptic PNGs or the objects' masks. False: masks are (N, 0, 0), and boxes of stuff are
+                the annotated ones.
 
         Raises:
-            InputError: masks asked of a data set without panoptic annotations or outlines.
+            InputError: masks are requested but the data has neither panoptic annotations nor masks of objects.
         """
-        if masks and any(one.panoptic is None and len(one.outlines) < len(one.boxes) for one in dataset.records):
+        records = dataset.records
+        if masks and any(record.panoptic is None and len(record.masks) < len(record.boxes) for record in records):
             raise InputError(
                 f"{dataset.name}: masks need panoptic annotations or objects with masks; these have none. Read the "
-                "panoptic file instead, or the outlines."
+                "panoptic file, or an instances file with its masks."
             )
         self.dataset, self.masks = dataset, masks
 
@@ -235,7 +233,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
         things = [self.dataset.categories[label].is_thing for label in record.labels]
         masks = torch.zeros(len(record.boxes), 0, 0, dtype=torch.bool)
         if self.masks and record.size is not None:
-            masks = decode_outlines(record.outlines, height=record.size[0], width=record.size[1])
+            masks = decode_masks(record.masks, height=record.size[0], width=record.size[1])
         return Segments(
             boxes=torch.tensor(record.boxes, dtype=torch.float32).reshape(-1, 4),
             masks=masks,
@@ -245,7 +243,7 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
 
 
 class SemanticSource(TorchDataset[Sample | BadSample]):
-    """A decoded image with the class of each pixel, for training and for evaluation."""
+    """index, or (epoch, index) -> a decoded image with its label map, or why it is unreadable."""
 
     def __init__(self, data: SemanticData) -> None:
         self.data, self.dataset = data, data.dataset
@@ -253,11 +251,10 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
     def __len__(self) -> int:
         return len(self.dataset.records)
 
-    def __getitem__(self, place: int | tuple[int, int]) -> Sample | BadSample:
-        """Read the image of an index, or of an (epoch, index): the same in every epoch."""
-        record = self.dataset.records[place if isinstance(place, int) else place[1]]
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | BadSample:
+        record = self.dataset.records[key if isinstance(key, int) else key[1]]
         try:
-            image, label_map = read_both(record, self.data)
+            image, label_map = read_image_and_labels(record, self.data)
         except ImageError as error:
             return BadSample(str(record.id), str(error))
         return Sample(str(record.id), image, torch.zeros(0, 4), label_map=label_map)
@@ -267,11 +264,11 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch on its way from a worker: all images in one tensor and all boxes in another.
+class PackedBatch:
+    """A batch as a worker sends it: all images in one tensor and all boxes in another.
 
-    A tensor that travels costs a shared file and an open descriptor each, of which a process may have 1,024: 8 workers
-    with two batches of 32 would need more.
+    Each tensor sent takes a shared file and an open descriptor, of which a process may have 1,024: 8 workers with two
+    batches of 32 would need more.
     """
 
     ids: list[str]
@@ -285,12 +282,12 @@ class Packed:
     boxless: list[bool]
     bad: list[BadSample]
 
-    def pin_memory(self) -> "Packed":
-        """The same batch with its images and boxes in page-locked memory; what a DataLoader calls."""
+    def pin_memory(self) -> "PackedBatch":
+        """The batch with images and boxes in page-locked memory; DataLoader calls it."""
         return replace(self, images=self.images.pin_memory(), boxes=self.boxes.pin_memory())
 
     def unpack(self) -> Batch:
-        """The batch; its images and boxes are views."""
+        """The samples; their images and boxes are views."""
         images = self.images.split([3 * height * width for height, width in self.shapes])
         boxes = self.boxes.split(self.counts)
         maps: list[LabelMap | None] = [None] * len(self.ids)
@@ -302,12 +299,12 @@ class Packed:
         return Batch(samples, self.bad)
 
 
-def pack(items: Sequence[Sample | BadSample]) -> Packed:
-    """Put the good samples of a step beside the bad ones, each in order; nothing is padded or replaced."""
+def pack(items: Sequence[Sample | BadSample]) -> PackedBatch:
+    """Concatenate the samples of a step, without padding; unreadable images are listed separately."""
     good = [item for item in items if isinstance(item, Sample)]
     maps = [sample.label_map.labels.short().flatten() for sample in good if sample.label_map is not None]
     assert len(maps) in (0, len(good)), f"{len(maps)} of {len(good)} samples with label maps"
-    return Packed(
+    return PackedBatch(
         ids=[sample.id for sample in good],
         shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in good],
         counts=[len(sample.boxes) for sample in good],
@@ -323,23 +320,24 @@ def pack(items: Sequence[Sample | BadSample]) -> Packed:
 
 @dataclass
 class BatchLoader:
-    """Iterates over batches, and stops where the images, or too many of them, cannot be used."""
+    """Iterates over batches; raises InputError at too many unreadable images, or at the first if strict."""
 
-    loader: DataLoader[Packed]
+    loader: DataLoader[PackedBatch]
     strict: bool
     name: str
 
     def __iter__(self) -> Iterator[Batch]:
-        seen, bad = 0, 0
+        count, unreadable = 0, 0
         for packed in self.loader:
             batch = packed.unpack()
             if batch.bad and self.strict:
                 first = batch.bad[0]
-                raise InputError(f"image {first.id}: {first.reason} (strict: the first bad image ends the run)")
-            seen, bad = seen + len(batch.samples) + len(batch.bad), bad + len(batch.bad)
-            if bad > FEW_BAD and bad > BAD_SHARE * seen:
+                raise InputError(f"image {first.id}: {first.reason} (strict: the first unreadable image ends the run)")
+            count += len(batch.samples) + len(batch.bad)
+            unreadable += len(batch.bad)
+            if unreadable > MAX_UNREADABLE and unreadable > MAX_UNREADABLE_FRACTION * count:
                 raise InputError(
-                    f"{self.name}: need images that can be read; {bad} of the first {seen} cannot. "
+                    f"{self.name}: need readable images; {unreadable} of the first {count} are unreadable. "
                     f"The last, {batch.bad[-1].id}: {batch.bad[-1].reason}"
                 )
             yield batch
@@ -348,10 +346,10 @@ class BatchLoader:
         return len(self.loader)
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Make a decoding process deaf to SIGTERM and SIGINT, which Ctrl-C and torchrun send to the whole process group.
+def ignore_signals(worker: int) -> None:
+    """Make a worker ignore SIGTERM and SIGINT, which Ctrl-C and torchrun send to the whole process group.
 
-    The training process must still get its images to finish its step, save and leave. Workers end when it does.
+    The training process still needs its images to finish the step and save. Workers end when it ends.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -365,28 +363,28 @@ def make_loader(
     strict: bool = False,
     pin: bool = False,
 ) -> BatchLoader:
-    """Feed batches, decoded by worker processes; the same bits whatever the number of workers.
+    """Make a loader of batches; the number of workers does not change their bits.
 
     Args:
-        source: what an index means.
-        sampler: lists of the source's indices, one list a step: a `BatchSampler` or a `OnceSampler`.
-        workers: processes that decode; 0 = this one.
-        strict: raise InputError on the first image that cannot be used. Otherwise it is in `Batch.bad`, and only more
-            than half of the images seen (and more than 16) being bad is an error.
-        pin: hand the images over in page-locked memory, from which a GPU copies while it computes.
+        sampler: the source's indices, one list per step: a `BatchSampler` or a `OnceSampler`.
+        workers: processes that decode; 0: this one.
+        strict: raise InputError at the first unreadable image. Otherwise it is in `Batch.bad`, and it is an error only
+            if more than half of the images read (and more than 16) are unreadable.
+        pin: put images into page-locked memory, from which a GPU copies while it computes.
 
     Raises:
         InputError: workers below 0.
     """
     if workers < 0:
         raise InputError(f"workers: need 0 (decode in this process) or more; got {workers}.")
+    # a generator of its own: without it the loader draws from torch's global one, and resuming would change that
     loader: DataLoader[Any] = DataLoader(
         source,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=pack,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=ignore_signals,
         pin_memory=pin,
-        generator=torch.Generator().manual_seed(0),  # else it draws from torch's global stream, and resuming changes it
+        generator=torch.Generator().manual_seed(0),
     )
     return BatchLoader(loader, strict, source.dataset.name)

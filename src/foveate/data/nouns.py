@@ -1,11 +1,10 @@
-"""Captions -> the nouns in them, the classes of region-text supervision (A.4).
+"""Captions -> their nouns, the classes of region-text supervision (A.4).
 
-A noun is a word that the pattern tagger of TextBlob calls NN or NNS, written small and in the singular; its lexicon
-comes with the package, so nothing is fetched. Captions are written small before they are tagged: the tagger takes a
-capital for a name, and captions begin with one. Of adjacent nouns ("two fire hydrants") each counts, and two or three
-of them also count together: "fire", "hydrant", "fire hydrant". What the tagger gets wrong stays wrong: the bear of
-"a teddy bear" is a verb to it, and the box of "a ringed box" a noun without its adjective.
-Deliberately absent: names of people and places, adjectives, other languages, and embeddings (the text tower's matter).
+A noun is a word that TextBlob's pattern tagger labels NN or NNS, in lower case and singular; the tagger's lexicon is
+part of the package. Captions are lowercased before tagging, since the tagger takes capitalised words for names, and
+captions begin with one. Adjacent nouns count alone, and two or three of them also together: "two fire hydrants" gives
+"fire", "hydrant", "fire hydrant". Errors of the tagger remain: the bear of "a teddy bear" is a verb to it. Names of
+people and places, adjectives and other languages are not handled.
 """
 
 import re
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 from foveate.errors import InputError
 
 _TAGS = ("NN", "NNS")
-_LONGEST = 3  # words of a phrase
+_MAX_PHRASE = 3  # words
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 _SINGULAR_ENDINGS = ("ss", "us", "is")
 
 
 @dataclass(frozen=True)
 class Parser:
-    """What finds nouns in a text."""
+    """The functions that find nouns in a text."""
 
     tag: Callable[[str], list[tuple[str, str]]]  # text -> words with their tags (Penn Treebank's)
     singular: Callable[[str], str]  # of a plural
@@ -34,47 +33,47 @@ def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int) -> list[
 
     Args:
         captions: of each image.
-        min_count: leave out nouns with fewer occurrences.
+        min_count: ignore rarer nouns.
 
     Returns:
-        Noun and number of occurrences, the most frequent first, equally frequent ones by name.
+        Noun and number of occurrences, the most frequent first, ties by name.
 
     Raises:
-        InputError: the tagger is not installed, or no noun occurs so often.
+        InputError: TextBlob is not installed, or no noun is frequent enough.
     """
     parser = load_parser()
     counts = Counter(noun for texts in captions for text in texts for noun in nouns_of(text, parser))
-    kept = [(noun, count) for noun, count in counts.items() if count >= min_count]
-    if not kept:
-        most = max(counts.values(), default=0)
+    frequent = [(noun, count) for noun, count in counts.items() if count >= min_count]
+    if not frequent:
         raise InputError(
-            f"--min-count {min_count}: need nouns that occur so often in the captions; of the {len(counts)} there, the "
-            f"most frequent occurs {most} times. Lower it, or name a vocabulary with --nouns."
+            f"--min-count {min_count}: need nouns with at least so many occurrences in the captions; the most frequent "
+            f"of {len(counts)} nouns has {max(counts.values(), default=0)}. Lower it, or give a list with --nouns."
         )
-    return sorted(kept, key=lambda pair: (-pair[1], pair[0]))
+    return sorted(frequent, key=lambda pair: (-pair[1], pair[0]))
 
 
 def nouns_of(caption: str, parser: Parser) -> list[str]:
-    """Find the nouns of a caption, each as often as it occurs, and after adjacent ones their phrase."""
-    found: list[str] = []
+    """Find the nouns of a caption, with repetitions, each run of adjacent nouns followed by its phrase."""
+    nouns: list[str] = []
     run: list[tuple[str, str]] = []  # adjacent nouns: as written, and in the singular
     words = parser.tag(caption.lower().replace("/", " , "))  # "man/woman" are two nouns and no phrase
-    for word, kind in [*words, ("", "")]:
-        if kind in _TAGS and len(word) > 1 and _WORD.fullmatch(word):
-            run.append((word, parser.singular(word) if kind == "NNS" else word))
+    for word, tag in [*words, ("", "")]:
+        if tag in _TAGS and len(word) > 1 and _WORD.fullmatch(word):
+            run.append((word, parser.singular(word) if tag == "NNS" else word))
             continue
-        found += [one for _, one in run]
-        if 2 <= len(run) <= _LONGEST:
-            found.append(" ".join([*(written for written, _ in run[:-1]), run[-1][1]]))
+        # the end of a run: its nouns, then the phrase, of which only the last word is made singular
+        nouns += [singular for _, singular in run]
+        if 2 <= len(run) <= _MAX_PHRASE:
+            nouns.append(" ".join([*(written for written, _ in run[:-1]), run[-1][1]]))
         run = []
-    return found
+    return nouns
 
 
 def load_parser() -> Parser:
-    """TextBlob's pattern tagger, which needs none of the corpora that other parts of that package fetch.
+    """TextBlob's pattern tagger, which needs none of the corpora that the package can download.
 
     Raises:
-        InputError: it is not installed.
+        InputError: TextBlob is not installed.
     """
     try:
         from textblob.en import lexicon, tag
@@ -82,11 +81,11 @@ def load_parser() -> Parser:
     except ImportError as error:
         raise InputError(
             f"nouns of captions: need the package textblob; it cannot be imported ({error}). Install it with "
-            "pip install textblob, or name a vocabulary of your own with --nouns."
+            "pip install textblob, or give a list of nouns with --nouns."
         ) from error
 
     def singular(word: str) -> str:
-        one = singularize(word)  # makes "asparagu" of "asparagus", which the tagger takes for a plural
-        return word if word.endswith(_SINGULAR_ENDINGS) and one not in lexicon else one
+        stem = singularize(word)  # gives "asparagu" for "asparagus", which the tagger takes for a plural
+        return word if word.endswith(_SINGULAR_ENDINGS) and stem not in lexicon else stem
 
     return Parser(tag, singular)

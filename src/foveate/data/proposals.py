@@ -1,7 +1,7 @@
-"""Writing region proposals: COCO's form, with a score a box and what they were learned from (Sec. 3.2; A.3).
+"""Writes region proposals in COCO's form, with scores and provenance (Sec. 3.2; A.3).
 
-`boxes.py` reads them again and `provenance.py` judges what they say; images go by names in which nothing of this
-machine stands. Deliberately absent: making them (`foveate.heads.proposals`).
+`boxes.py` reads them, and `provenance.py` checks the provenance. Images are named by relative paths, so that no path of
+this machine is in the file.
 """
 
 import json
@@ -22,13 +22,11 @@ def write_proposals(
     *,
     facts: dict[str, Any],
 ) -> None:
-    """Write proposals as COCO writes annotations, with what they were learned from.
+    """Write proposals as COCO annotations of the category "object".
 
     Args:
-        path: of the file.
-        found: of each image its record, the decoded sample, boxes (xyxy) and scores.
+        found: record, decoded sample, boxes (xyxy) and scores of each image.
         roots: of `file_name_of`.
-        facts: the provenance.
 
     Raises:
         InputError: as `file_name_of`.
@@ -40,9 +38,9 @@ def write_proposals(
         name = file_name_of(record, roots)
         images.append({"id": key, "file_name": name, "height": height, "width": width})
         for (x1, y1, x2, y2), score in zip(boxes, scores, strict=True):
-            sides = [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
-            common = {"id": len(annotations) + 1, "image_id": key, "bbox": sides, "score": round(score, 5)}
-            annotations.append({**common, "area": round(sides[2] * sides[3], 2), "iscrowd": 0, "category_id": 1})
+            xywh = [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)]
+            entry = {"id": len(annotations) + 1, "image_id": key, "bbox": xywh, "score": round(score, 5)}
+            annotations.append({**entry, "area": round(xywh[2] * xywh[3], 2), "iscrowd": 0, "category_id": 1})
     content = {
         "info": {"description": "class-agnostic region proposals", "provenance": facts},
         "images": images,
@@ -53,15 +51,15 @@ def write_proposals(
 
 
 def file_name_of(record: Record, roots: Sequence[Path]) -> str:
-    """What a file of boxes calls an image, so that `data.regions` finds it again.
+    """The name of an image in a file of boxes, by which `data.regions` finds it again.
 
     Args:
-        record: an image that is a file, or one in a tar shard, which goes by its id SHARD:KEY (every shard may have
-            the same keys).
-        roots: the name is relative to the first of these that holds the image.
+        record: an image file, named by its path, or an image in a tar shard, named by its id SHARD:KEY (keys may repeat
+            between shards).
+        roots: the name is relative to the first of these that contains the image.
 
     Raises:
-        InputError: none of them does, so that only a name of this machine would be left.
+        InputError: none of them does, so that only an absolute path would be left.
     """
     if record.member is not None and not Path(str(record.id)).is_absolute():
         return str(record.id)
@@ -69,6 +67,6 @@ def file_name_of(record: Record, roots: Sequence[Path]) -> str:
         if record.path.is_relative_to(root):
             return record.path.relative_to(root).as_posix()
     raise InputError(
-        f"--images, --data: need images below {roots[-1]}, which their names are relative to; {record.path} is "
-        "not. Name the folder that holds them."
+        f"--images, --data: need images below {roots[-1]}, which their names are relative to; got {record.path}. "
+        "Give the folder that contains them."
     )

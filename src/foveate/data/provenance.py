@@ -1,41 +1,35 @@
-"""What region proposals were trained on, and refusing those that have seen what is to be novel (Sec. 3.2; A.3).
+"""The provenance of region proposals: refuses proposals that were trained on novel classes (Sec. 3.2; A.3).
 
-Proposals are class-agnostic, but whoever trained them on boxes of a novel class has shown it to the method. So
-`foveate proposals` writes its training classes into its file, and `foveate distill --boxes` looks there:
+Proposals are class-agnostic, but a proposal network that was trained on boxes of a novel class has seen that class.
+`foveate proposals` therefore writes its training classes into its file, and `foveate distill` checks them:
 
     {"info": {"provenance": {"training_categories": [names], "novel_categories": [names], "rule": ..., ...}}, ...}
 
-Names are compared without regard to case, and `_` is a space. Deliberately absent: proof. A file without provenance is
-taken with a note, and synonyms (LVIS's "sofa", COCO's "couch") are not known to be one.
+Names are compared without regard to case, and `_` is a space. A file without provenance is accepted with a note, and
+synonyms (LVIS's "sofa", COCO's "couch") are not recognised.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate.data.strict import parse, short
+from foveate.data.validation import parse, short
 from foveate.errors import InputError, listed
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a file of proposals says about its making."""
+    """What a file of proposals was trained on."""
 
-    training_categories: tuple[str, ...]  # whose boxes its maker learned from
-    novel_categories: tuple[str, ...]  # which its maker held back
+    training_categories: tuple[str, ...]
+    novel_categories: tuple[str, ...]  # held back in training
 
 
 def read_provenance(path: Path) -> Provenance | None:
-    """Read what a file of boxes says about its making.
-
-    Args:
-        path: a JSON file in any form that `boxes.py` reads; only COCO's can say anything.
-
-    Returns:
-        What it says; None where it says nothing.
+    """Read the provenance of a file of boxes; None if it has none (only COCO's form can have one).
 
     Raises:
-        InputError: no such file, not JSON, or a provenance without its lists of names.
+        InputError: not a JSON file, or a provenance without its lists of names.
     """
     content = parse(path, kind="a boxes")
     info = content.get("info") if isinstance(content, dict) else None
@@ -60,53 +54,51 @@ def check_provenance(
 
     Args:
         path: the file of boxes.
-        novel: names of the novel classes of the data; None where it has none, then those that the file names itself.
-        known: names of all the data's classes, where these are known.
-        allow: take them all the same, with a note.
+        novel: novel class names of the data; None: the data has none, and those of the file are used.
+        known: all class names of the data, if known.
+        allow: return a warning instead of refusing.
 
     Returns:
-        What the user must be told, or None.
+        A line to report to the user, or None.
 
     Raises:
-        InputError: training classes of the file are novel; names the file, the classes and what to do. Or as
-            `read_provenance`.
+        InputError: a training class of the file is novel; or as `read_provenance`.
     """
-    found = read_provenance(path)
-    if found is None:
+    provenance = read_provenance(path)
+    if provenance is None:
         return (
-            f"--boxes {path}: does not say what it was trained on (info.provenance), so nobody can tell whether it has "
-            "seen novel classes; `foveate proposals` writes files that do"
+            f"--boxes {path}: has no provenance (info.provenance), so it is not known whether it has seen novel "
+            "classes; `foveate proposals` writes files with provenance"
         )
-    unseen = {_plain(name) for name in (found.novel_categories if novel is None else novel)}
-    leaked = [name for name in found.training_categories if _plain(name) in unseen]
+    held_out = {_normalise(name) for name in (provenance.novel_categories if novel is None else novel)}
+    leaked = [name for name in provenance.training_categories if _normalise(name) in held_out]
     if not leaked:
-        return _doubt(path, found.training_categories, known)
-    said = f"{len(leaked)} novel classes: {listed(leaked)}"
+        return _warning(path, provenance.training_categories, known)
+    names = f"{len(leaked)} novel classes: {listed(leaked)}"
     if allow:
-        return f"WARNING   --allow-novel: the proposals of {path} were trained on {said}"
+        return f"WARNING   --allow-novel: the proposals of {path} were trained on {names}"
     raise InputError(
-        f"--boxes {path}: need proposals trained on base classes alone; these were trained on {said}. Make others with "
+        f"--boxes {path}: need proposals trained on base classes only; these were trained on {names}. Make others with "
         "`foveate proposals`, or, where nothing is to be novel, add --allow-novel."
     )
 
 
-def _doubt(path: Path, training: Collection[str], known: Collection[str]) -> str | None:
-    """Why nobody can tell by these names whether a novel class was seen; None where they can be compared."""
+def _warning(path: Path, training: Collection[str], known: Collection[str]) -> str | None:
+    """A warning where the names do not show whether a novel class was seen; None where they can be compared."""
     if not training:
-        reason = "has an empty training_categories: it says that it was trained on no class at all"
-    elif known and not {_plain(name) for name in training} & {_plain(name) for name in known}:
-        some, own = next(iter(training)), next(iter(known))
+        reason = "has an empty list training_categories"
+    elif known and not {_normalise(name) for name in training} & {_normalise(name) for name in known}:
         reason = (
-            f"was trained on {len(training)} classes (such as {some!r}), none of which is among the {len(known)} of "
-            f"the data (such as {own!r})"
+            f"was trained on {len(training)} classes (such as {next(iter(training))!r}), none of which is among the "
+            f"{len(known)} of the data (such as {next(iter(known))!r})"
         )
     else:
         return None
     return (
-        f"WARNING   --boxes {path}: {reason}, so nobody can tell whether it has seen novel classes. Are these the "
+        f"WARNING   --boxes {path}: {reason}, so it is not known whether it has seen novel classes. Are these the "
         "proposals of this data? `foveate proposals` makes some"
     )
 
 
-def _plain(name: str) -> str:
+def _normalise(name: str) -> str:
     return name.replace("_", " ").casefold().strip()

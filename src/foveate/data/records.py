@@ -1,47 +1,65 @@
-"""What every reader of data sets gives: the images of a split, where each lies, and what is annotated in it.
+"""What every data set reader returns: the images of a split, their files, and their annotations."""
 
-Deliberately absent: how any data set writes them (`coco.py`, `lvis.py`, `voc.py`, `objects365.py`, `folder.py`,
-`shards.py`) and which of them lies in a folder (`sources.py`).
-"""
-
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, overload
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-from foveate.data.images import read_image, stated_size
+from foveate.data.images import header_size, read_image
 from foveate.types import Category
 
 Box = tuple[float, float, float, float]
+Item = TypeVar("Item")
+
+
+class LazySequence(Sequence[Item]):
+    """A sequence whose subclasses create an item on demand, in `item`; indices and slices are those of a tuple."""
+
+    @abstractmethod
+    def item(self, index: int) -> Item:
+        """The item at an index in 0..len(self)-1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
+    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
+        if isinstance(index, slice):
+            return tuple(self.item(i) for i in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.item(index % len(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file within a tar shard, which is read where it lies and never extracted."""
+    """A file within a tar shard, which is read in place and never extracted."""
 
-    key: str  # what its image and its text are called before the first dot
-    offset: int  # [bytes] from the start of the shard to its content
+    key: str  # the file name up to the first dot of its last part; shared by an image and its text
+    offset: int  # [bytes] from the start of the shard to the content
     size: int  # [bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of a data set and what is annotated in it; entry i of each tuple belongs to annotation i."""
+    """One image of a data set and its annotations; entry i of each tuple belongs to annotation i."""
 
     id: int | str
     path: Path
     height: int | None = None  # [pixels]; None: not known before decoding (a folder without annotations)
     width: int | None = None
     boxes: tuple[Box, ...] = ()  # xyxy, pixels of the image, clipped to it
-    labels: tuple[int, ...] = ()  # place in the data set's categories; none for boxes that are only proposals
+    labels: tuple[int, ...] = ()  # index into the data set's categories; empty for proposals, which have no class
     crowd: tuple[bool, ...] = ()
     segment_ids: tuple[int, ...] = ()  # panoptic only: the colour R + 256 G + 65536 B in the PNG
-    panoptic: Path | None = None  # the PNG that holds the masks
-    outlines: tuple[bytes, ...] = ()  # compressed run lengths, see `outlines.py`; only where they were asked for
-    member: Member | None = None  # where the image lies in the file at `path`; None: it is the whole file
-    semantic: Path | None = None  # the file with the class of each pixel, see `semantic.py`
+    panoptic: Path | None = None  # the panoptic PNG
+    masks: tuple[bytes, ...] = ()  # compressed run lengths, see `instance_masks.py`; empty unless requested
+    member: Member | None = None  # the part of the file at `path` that is the image; None: the whole file
+    semantic: Path | None = None  # the label map, see `semantic.py`
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -50,48 +68,48 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """How much of an annotation file was left out for one reason, and where it happened first."""
+class IgnoredEntries:
+    """The entries of annotation files that were ignored for one reason."""
 
     count: int
-    first: str  # file and entry
+    first: str  # file and entry of the first one
 
-    def __add__(self, other: "Dropped") -> "Dropped":
-        return Dropped(self.count + other.count, self.first)
+    def __add__(self, other: "IgnoredEntries") -> "IgnoredEntries":
+        return IgnoredEntries(self.count + other.count, self.first)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images of one split, in the file's order; the categories by id; what was left out, by reason."""
+    """The images of one split in the file's order, and the categories sorted by id."""
 
     name: str
     categories: tuple[Category, ...]
-    records: Sequence[Record]  # a tuple; of tar shards a view that makes them when asked, millions fit in memory
-    dropped: dict[str, Dropped]
-    notes: tuple[str, ...] = ()  # what else the user must be told
+    records: Sequence[Record]  # a tuple; of tar shards a view that creates records on demand (millions fit in memory)
+    ignored: dict[str, IgnoredEntries]  # by reason
+    notes: tuple[str, ...] = ()  # other lines to report to the user
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
-    file: Path | None = None  # the COCO, LVIS or Objects365 file of these boxes and categories; None: there is none
+    file: Path | None = None  # the COCO, LVIS or Objects365 file of the boxes and categories, if any
 
-    def dropped_lines(self) -> list[str]:
-        """What was left out when the data was read, and the notes, for the user, one line each."""
-        lines = [
-            f"{one.count} left out because a {reason}; the first: {one.first}" for reason, one in self.dropped.items()
-        ]
+    def ignored_lines(self) -> list[str]:
+        """What was ignored when the data was read, and the notes, one line each."""
+        lines = [f"{entries.count} ignored: {reason}; the first: {entries.first}"
+                 for reason, entries in self.ignored.items()]  # fmt: skip
         return [*lines, *self.notes]
 
 
 def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:
-    """Decode a record's image, within the bounds of `read_image`, wherever it lies.
+    """Decode a record's image within the bounds of `read_image`.
 
-    Its size is the annotated one, or else that of its map of classes: EXIF rotation is applied where they then agree.
+    The expected size is the annotated one, or else that of the label map; EXIF rotation is applied where the sizes
+    then agree.
 
     Raises:
-        ImageError: there is no such image, or it cannot be used or is not of that size.
+        ImageError: the image does not exist, cannot be decoded, or is not of that size.
     """
     if record.member is None:
         size = record.size
         if size is None and record.semantic is not None:
-            size = stated_size(record.semantic)
+            size = header_size(record.semantic)
         return read_image(record.path, expected_size=size)
     part = (record.member.offset, record.member.size)
     return read_image(record.path, expected_size=record.size, part=part, name=f"{record.path}:{record.member.key}")

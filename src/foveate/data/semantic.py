@@ -1,9 +1,8 @@
-"""Semantic ground truth as it lies on disk: an image beside a map of its pixels' classes.
+"""Semantic ground truth: an image and a label map, which has one value per pixel.
 
-What is common to the data sets of `stuff.py`, `ade.py`, `context.py` and `voc.py`: pairs of files, and a coding that
-says what each number in a map means. A number the coding does not know is an error, never a class and never ignored.
-Panoptic annotations (COCO, the rendered world) are semantic ones too, things and stuff by their label.
-Deliberately absent: downloads, augmentation, and which of the data sets lies in a folder.
+Common to the readers in `datasets/`: pairs of files, and a coding that maps the values of a data set's maps to labels.
+A value that the coding lacks is an error, never a class and never ignored. Panoptic annotations (COCO, the rendered
+world) are semantic ones too: each segment's pixels have its label.
 """
 
 import os
@@ -21,39 +20,39 @@ from foveate.data.images import ImageError, check_inside, check_size, list_image
 from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.records import Dataset, Record, read_record
-from foveate.errors import InputError
+from foveate.errors import InputError, listed
 from foveate.io.files import written_whole
 from foveate.progress import image_bar
 from foveate.types import LabelMap, PanopticMap
 
-NONE = -1  # the label of a pixel without a class
+NONE = -1  # label of a pixel without a class
 UNKNOWN = -2
-SUFFIX = ".jpg"  # of all these data sets' images; other files beside them are something else
+SUFFIX = ".jpg"  # of the images of all these data sets; other files beside them are ignored
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
-PREPARED = "annotations_detectron2"  # folder of maps that were made for detectron2's readers, as Cat-Seg's are
+PREPARED = "annotations_detectron2"  # folder of label maps prepared for detectron2's readers, as CAT-Seg's are
 LIST = "labels.txt"  # beside converted maps: their classes
-TOLD = 3
+MAX_LISTED = 3  # names in a message
 
 
 @dataclass(frozen=True)
 class Coding:
-    """What the numbers in a data set's maps mean."""
+    """The meaning of the values in a data set's label maps."""
 
-    places: Mapping[int, int]  # number -> place in the vocabulary, -1: no class
-    bits: int  # of a number: 8 or 16
+    labels: Mapping[int, int]  # value -> label, the index in the vocabulary; -1: no class
+    bits: int  # per value: 8 or 16
 
 
 def coding_of(numbers: Sequence[int], *, none: int, maps: Path) -> Coding:
-    """What the numbers of maps of 8 bits mean.
+    """The coding of 8-bit maps.
 
     Args:
-        numbers: of the classes, in the order of the labels, as the data set's own maps have them.
-        none: the number of a pixel without a class there.
-        maps: their folder; in one prepared for detectron2 the numbers are the places already, and 255 is none.
+        numbers: values of the classes in the data set's own maps, in the order of the labels.
+        none: value of a pixel without a class there.
+        maps: folder of the maps; in one prepared for detectron2, values are labels and 255 is no class.
     """
     if is_prepared(maps):
         numbers, none = range(len(numbers)), 255
-    return Coding({none: NONE} | {number: place for place, number in enumerate(numbers)}, bits=8)
+    return Coding({none: NONE} | {number: label for label, number in enumerate(numbers)}, bits=8)
 
 
 def is_prepared(maps: Path) -> bool:
@@ -63,11 +62,11 @@ def is_prepared(maps: Path) -> bool:
 
 @dataclass(frozen=True)
 class SemanticData:
-    """The images of a split with a class for each pixel."""
+    """The images of a split with their label maps."""
 
     dataset: Dataset  # its categories are the classes, in the order of the labels
     coding: Coding | None  # None: its records are panoptic ones
-    has_images: bool = True  # False: they need not be there, and nothing of them is read
+    has_images: bool = True  # False: the images need not exist
 
     @property
     def names(self) -> list[str]:
@@ -76,7 +75,7 @@ class SemanticData:
 
 
 def from_panoptic(dataset: Dataset) -> SemanticData:
-    """See a panoptic data set as a semantic one, things and stuff by their label.
+    """Use a panoptic data set as a semantic one, with the labels of things and stuff.
 
     Raises:
         InputError: it has no panoptic annotations.
@@ -86,52 +85,67 @@ def from_panoptic(dataset: Dataset) -> SemanticData:
     return SemanticData(dataset, None)
 
 
-def read_truth(record: Record, data: SemanticData) -> LabelMap:
-    """Read the classes of an image's pixels; of the image itself only the header, for its size, where it is there.
+def read_label_map(record: Record, data: SemanticData) -> LabelMap:
+    """Read the label map of an image, and check its size against the image's header if the image exists.
 
     Raises:
-        ImageError: a file is missing or damaged, the map is not of the image's size, has other bits than the data
-            set's maps, or a number that means nothing there; names the file, the number and a pixel.
+        ImageError: a file is missing or damaged, the map has another size than the image or other bits than the data
+            set's maps, or an unknown value; names the file, the value and a pixel.
     """
-    found = read_map(record, data)
+    label_map = decode_label_map(record, data)
     if data.has_images and data.coding is not None and record.size is None and record.member is None:
-        height, width = found.labels.shape
+        height, width = label_map.labels.shape
         check_size(record.path, (height, width))
-    return found
+    return label_map
 
 
-def read_map(record: Record, data: SemanticData) -> LabelMap:
-    """Read the classes of an image's pixels without a look at the image, which may be one that cannot be read.
+def decode_label_map(record: Record, data: SemanticData) -> LabelMap:
+    """Read the label map of an image, which may be unreadable itself.
 
     Raises:
-        ImageError: as `read_truth`, but for the image's size.
+        ImageError: as `read_label_map`, except for the image's size.
     """
     if data.coding is None:
         return flatten(read_panoptic_map(record, data.dataset.categories))
-    return _decode(record, data.coding)
+    assert record.semantic is not None, f"{record.id}: not a record of a semantic data set"
+    values = read_values(record.semantic, bits=data.coding.bits, expected_size=record.size)  # (H, W)
+    # look-up table: value -> label
+    coding = data.coding.labels
+    table = torch.full((2**data.coding.bits,), UNKNOWN, dtype=torch.int64)
+    table[torch.tensor(list(coding), dtype=torch.int64)] = torch.tensor(list(coding.values()))
+    labels = table[values]  # (H, W)
+    unknown = (labels == UNKNOWN).nonzero()  # (pixels, 2)
+    if len(unknown):
+        row, column = unknown[0].tolist()
+        raise ImageError(
+            f"{record.semantic}: need values of the data set's {len(set(coding.values()) - {NONE})} classes, or of "
+            f"none; got {int(values[row, column])} in row {row}, column {column} ({len(unknown)} such pixels). Is "
+            "this the map of another data set, or was it converted already?"
+        )
+    return LabelMap(labels)
 
 
-def read_both(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
-    """Read an image and the classes of its pixels; EXIF rotation is applied where that makes the sizes equal.
+def read_image_and_labels(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
+    """Read an image and its label map; EXIF rotation is applied if that makes the sizes equal.
 
     Raises:
-        ImageError: as `read_truth`, or the image cannot be used.
+        ImageError: as `read_label_map` and `read_image`.
     """
     if data.coding is None:
-        return read_record(record), read_truth(record, data)
-    found = _decode(record, data.coding)
-    height, width = found.labels.shape
-    return read_image(record.path, expected_size=(height, width)), found
+        return read_record(record), read_label_map(record, data)
+    label_map = decode_label_map(record, data)
+    height, width = label_map.labels.shape
+    return read_image(record.path, expected_size=(height, width)), label_map
 
 
 def flatten(panoptic: PanopticMap) -> LabelMap:
-    """Turn segments into classes; pixels of no segment have none."""
-    ids = torch.tensor([0, *(one.id for one in panoptic.segments)], dtype=torch.int64)  # (N + 1,)
-    labels = torch.tensor([NONE, *(one.label for one in panoptic.segments)], dtype=torch.int64)
+    """Convert segments to labels; pixels outside all segments have no class."""
+    ids = torch.tensor([0, *(segment.id for segment in panoptic.segments)], dtype=torch.int64)  # (N + 1,)
+    labels = torch.tensor([NONE, *(segment.label for segment in panoptic.segments)], dtype=torch.int64)
     ids, order = ids.sort()
     device = panoptic.ids.device
-    places = torch.searchsorted(ids.to(device), panoptic.ids.contiguous())  # (H, W)
-    return LabelMap(labels[order].to(device)[places])
+    indices = torch.searchsorted(ids.to(device), panoptic.ids.contiguous())  # (H, W)
+    return LabelMap(labels[order].to(device)[indices])
 
 
 def pair_files(
@@ -144,77 +158,73 @@ def pair_files(
     only: Sequence[str] | None = None,
     with_images: bool = True,
 ) -> SemanticData:
-    """Put each image of a folder beside its map, which has the same path in another folder.
+    """Pair each image of a folder with its label map, which has the same path in another folder.
 
     Args:
         name: of the data set and split, for messages.
-        image_folder: folder of the images, JPEG; those in folders below count too.
-        maps: folder of the maps, PNG or TIFF.
-        labels: the classes.
-        coding: what the maps' numbers mean.
-        only: paths without suffix of the images that count, in this order; None: all, sorted.
-        with_images: False: the images need not be there; each map that counts stands for one.
+        image_folder: folder of the images, JPEG, also in folders below it.
+        maps: folder of the label maps, PNG or TIFF.
+        only: paths without suffix of the images to use, in this order; None: all, sorted.
+        with_images: False: the images need not exist; each map stands for one.
 
     Returns:
-        One record an image, its id the path without suffix; sizes are not known before decoding.
+        One record per image, its id the path without suffix; sizes are not known before decoding.
 
     Raises:
-        InputError: a folder is missing, an image has no map, or `only` names an image that is not there.
+        InputError: a folder is missing, an image has no map, or an image of `only` does not exist.
     """
     for folder, what in ((image_folder, "images"), (maps, "label maps")):
         if not folder.is_dir() and (with_images or folder == maps):
-            raise InputError(f"{folder}: need the folder of the {what} of {name}; there is none. Check the path.")
-    there = _list_maps(maps)
+            raise InputError(f"{folder}: need the folder of the {what} of {name}; not found. Check the path.")
+    map_paths = _list_maps(maps)
     if with_images:
-        found = [path for path in list_images(image_folder) if path.suffix.lower() == SUFFIX]
-        known = {path.relative_to(image_folder).with_suffix("").as_posix(): path for path in found}
+        files = [path for path in list_images(image_folder) if path.suffix.lower() == SUFFIX]
+        images = {path.relative_to(image_folder).with_suffix("").as_posix(): path for path in files}
     else:
-        known = {key: image_folder / f"{key}{SUFFIX}" for key in sorted(there)}
-    wanted = list(known) if only is None else list(only)
-    for files, folder, what in ((known, image_folder, "image"), (there, maps, "label map")):
-        missing = [key for key in wanted if key not in files]
-        if missing or not wanted:
+        images = {key: image_folder / f"{key}{SUFFIX}" for key in sorted(map_paths)}
+    keys = list(images) if only is None else list(only)
+    for paths, folder, what in ((images, image_folder, "image"), (map_paths, maps, "label map")):
+        missing = [key for key in keys if key not in paths]
+        if missing or not keys:
             raise InputError(
-                f"{folder}: need a {what} for each of the {len(wanted)} images of {name}; {len(missing)} have none: "
-                f"{', '.join(missing[:TOLD])}{' ...' if len(missing) > TOLD else ''}. Is the download whole, and this "
-                "the folder of the same split?"
+                f"{folder}: need a {what} for each of the {len(keys)} images of {name}; {len(missing)} have none: "
+                f"{listed(missing, MAX_LISTED)}. Is the download complete, and is this the folder of the same split?"
             )
-    extra = len(there) - len(wanted) if only is None else 0
-    notes = (*labels.notes, *([f"{extra} label maps have no image and are not read"] if extra else []))
-    records = tuple(Record(key, known[key], semantic=there[key]) for key in wanted)
+    extra = len(map_paths) - len(keys) if only is None else 0
+    notes = (*labels.notes, *([f"{extra} label maps ignored: no image with that name"] if extra else []))
+    records = tuple(Record(key, images[key], semantic=map_paths[key]) for key in keys)
     return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding, has_images=with_images)
 
 
 def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:
-    """Find the first of several places that a folder may have below a root.
+    """Find the first of several folders that exists below a root.
 
     Raises:
-        InputError: none is there.
+        InputError: none exists.
     """
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise InputError(f"{root}: need the folder of the {what}; looked for {', '.join(names)}. Check the path.")
+    raise InputError(f"{root}: need the folder of the {what}; found none of {', '.join(names)}. Check the path.")
 
 
 def start_maps(out: Path, labels: Labels) -> None:
-    """Begin a folder of converted maps, or go on with one: write the list of its classes there.
+    """Create a folder of converted maps with the list of its classes, or resume one.
 
     Raises:
-        InputError: it holds something else, or maps of other classes, or is a file.
+        InputError: the folder contains something else or maps of other classes, or is a file.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: need a folder for the maps; this is a file. Name another.")
-    there = out.is_dir() and any(out.iterdir())
-    kept = out / LIST
-    if there and not (kept.is_file() and kept.read_bytes() == labels_text(labels).encode()):
-        what = f"its {LIST} has other classes" if kept.is_file() else f"it holds other things and no {LIST}"
+        raise InputError(f"{out}: need a folder for the maps; this is a file. Choose another name.")
+    list_path = out / LIST
+    if not (out.is_dir() and any(out.iterdir())):
+        write_labels(list_path, labels)
+    elif not (list_path.is_file() and list_path.read_bytes() == labels_text(labels).encode()):
+        what = f"its {LIST} has other classes" if list_path.is_file() else f"it has other files and no {LIST}"
         raise InputError(
-            f"{out}: need a folder that is new, empty, or of maps of the same {len(labels.ids)} classes; {what}. "
-            "Name another."
+            f"{out}: need a folder that is new, empty, or has maps of the same {len(labels.ids)} classes; {what}. "
+            "Choose another name."
         )
-    if not there:
-        write_labels(kept, labels)
 
 
 def write_maps(
@@ -225,17 +235,17 @@ def write_maps(
     bits: int,
     progress: str | None,
 ) -> int:
-    """Convert files to maps, but for those whose map is not older, so that a conversion that was stopped is resumed.
+    """Convert files to maps, skipping those whose map is not older, so that a stopped conversion is resumed.
 
     Args:
-        targets: each file -> its map.
-        read: gives the numbers of a file.
+        targets: file -> its map.
+        read: returns the values of a file.
         home: the folder that no file may lead out of.
         bits: as for `write_map`.
         progress: title of a bar; None: no bar.
 
     Returns:
-        How many maps were written.
+        Number of maps written.
     """
     written = 0
     with image_bar(show=progress is not None) as bar:
@@ -248,7 +258,7 @@ def write_maps(
 
 
 def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
-    """Write a map of numbers, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
+    """Write a label map, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
     assert (bits, path.suffix) in ((8, ".png"), (16, ".tif")), f"{path}: {bits} bits"
     image = Image.fromarray(values.numpy().astype(np.uint8 if bits == 8 else np.uint16))
     with written_whole(path) as partial:
@@ -258,91 +268,73 @@ def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
             image.save(partial, format="TIFF", compression="tiff_adobe_deflate")
 
 
-def _decode(record: Record, coding: Coding) -> LabelMap:
-    assert record.semantic is not None, f"{record.id}: not a record of a semantic data set"
-    values = read_values(record.semantic, bits=coding.bits, expected_size=record.size)  # (H, W)
-    table = torch.full((2**coding.bits,), UNKNOWN, dtype=torch.int64)
-    table[torch.tensor(list(coding.places), dtype=torch.int64)] = torch.tensor(list(coding.places.values()))
-    labels = table[values]  # (H, W)
-    wrong = (labels == UNKNOWN).nonzero()  # (pixels, 2)
-    if len(wrong):
-        row, column = wrong[0].tolist()
-        count = len(set(coding.places.values()) - {NONE})
-        raise ImageError(
-            f"{record.semantic}: need numbers of the data set's {count} classes, or of none; got "
-            f"{int(values[row, column])} in row {row}, column {column}, {len(wrong)} such pixels in all. Is this the "
-            "map of another data set, or one that was converted already?"
-        )
-    return LabelMap(labels)
-
-
 def _list_maps(folder: Path) -> dict[str, Path]:
-    """The maps of a folder and those below it, by their path without suffix."""
-    found = {}
+    """The label maps of a folder and those below it, by their path without suffix."""
+    maps = {}
     for parent, _, names in os.walk(folder, followlinks=False):
-        for one in names:
-            path = Path(parent, one)
+        for path in (Path(parent, name) for name in names):
             if path.suffix.lower() in MAP_SUFFIXES:
                 if path.is_symlink():
                     check_inside(path, folder)
-                found[path.relative_to(folder).with_suffix("").as_posix()] = path
-    return found
+                maps[path.relative_to(folder).with_suffix("").as_posix()] = path
+    return maps
 
 
 def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
-    """Keep some classes, as learning from the base ones alone needs it; pixels of the others have none.
+    """Select some classes, as training on base classes needs it; pixels of the others have no class.
 
-    No map is read for that, and no image is left out, also none without a pixel of these classes.
+    No map is read for this, and every image stays, also without a pixel of these classes.
 
     Args:
-        data: any semantic data; of panoptic records the segments of the other classes go.
-        names: of the classes that stay, in their new order.
+        data: any semantic data; segments of the other classes are removed from panoptic records.
+        names: of the classes, in their new order.
 
     Raises:
-        InputError: no name, one twice, one that is no class, or one that two classes have.
+        InputError: no names, a repeated or unknown name, or one that two classes have.
     """
     known = data.names
-    wanted = list(names)
-    wrong = [name for name in wanted if known.count(name) != 1 or wanted.count(name) != 1]
-    if wrong or not wanted:
-        told = ", ".join(map(repr, wrong[:TOLD])) or "none"
-        raise InputError(f"classes: need names that {len(known)} classes of {data.dataset.name} have once, each once, "
-                         f"such as {known[0]!r}; got {told}. Names are written as in the list.")  # fmt: skip
-    places = {known.index(name): place for place, name in enumerate(wanted)}
+    invalid = [name for name in names if known.count(name) != 1 or list(names).count(name) != 1]
+    if invalid or not names:
+        got = ", ".join(map(repr, invalid[:MAX_LISTED])) or "none"
+        raise InputError(
+            f"classes: need unique names of the {len(known)} classes of {data.dataset.name}, such as {known[0]!r}; "
+            f"got {got}. Write the names as in the list of classes."
+        )
+    new_labels = {known.index(name): label for label, name in enumerate(names)}
     dataset = data.dataset
-    note = f"{len(wanted)} of {len(known)} classes count; pixels of the others have none"
-    chosen = replace(
+    note = f"{len(names)} of {len(known)} classes are used; pixels of the others have no class"
+    selected = replace(
         dataset,
-        categories=tuple(dataset.categories[old] for old in places),
-        notes=(*dataset.notes, *([note] if len(wanted) < len(known) else [])),
+        categories=tuple(dataset.categories[label] for label in new_labels),
+        notes=(*dataset.notes, *([note] if len(names) < len(known) else [])),
     )
     if data.coding is None:
-        return replace(data, dataset=replace(chosen, records=tuple(_only(one, places) for one in dataset.records)))
-    numbers = {number: places.get(place, NONE) for number, place in data.coding.places.items()}
-    return replace(data, dataset=chosen, coding=replace(data.coding, places=numbers))
+        records = tuple(_relabel(record, new_labels) for record in dataset.records)
+        return replace(data, dataset=replace(selected, records=records))
+    coding = {number: new_labels.get(label, NONE) for number, label in data.coding.labels.items()}
+    return replace(data, dataset=selected, coding=replace(data.coding, labels=coding))
 
 
-def _only(record: Record, places: Mapping[int, int]) -> Record:
+def _relabel(record: Record, new_labels: Mapping[int, int]) -> Record:
     """A panoptic record with the segments of some labels, which get new ones."""
-    kept = [i for i, label in enumerate(record.labels) if label in places]
+    indices = [i for i, label in enumerate(record.labels) if label in new_labels]
     return replace(
         record,
-        boxes=tuple(record.boxes[i] for i in kept),
-        labels=tuple(places[record.labels[i]] for i in kept),
-        crowd=tuple(record.crowd[i] for i in kept),
-        segment_ids=tuple(record.segment_ids[i] for i in kept),
+        boxes=tuple(record.boxes[i] for i in indices),
+        labels=tuple(new_labels[record.labels[i]] for i in indices),
+        crowd=tuple(record.crowd[i] for i in indices),
+        segment_ids=tuple(record.segment_ids[i] for i in indices),
     )
 
 
 def with_labels(data: SemanticData, labels: Labels) -> SemanticData:
-    """Give a data set's classes other words, such as OpenSeg's synonyms, by their ids.
+    """Replace the names of a data set's classes, such as by OpenSeg's synonyms, matched by id.
 
     Raises:
         InputError: the list lacks an id of the data set.
     """
-    ids = [category.id for category in data.dataset.categories]
-    chosen = labels.choose(ids)
-    things = tuple(category.is_thing for category in data.dataset.categories)
-    categories = replace(chosen, is_thing=things).categories()
+    categories = data.dataset.categories
+    chosen = labels.choose(category.id for category in categories)
+    chosen = replace(chosen, is_thing=tuple(category.is_thing for category in categories))
     notes = (*data.dataset.notes, *labels.notes)
-    return replace(data, dataset=replace(data.dataset, categories=categories, notes=notes))
+    return replace(data, dataset=replace(data.dataset, categories=chosen.categories(), notes=notes))

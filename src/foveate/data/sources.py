@@ -1,13 +1,13 @@
-"""The one place that recognises a data set, by what lies on disk.
+"""Recognises a data set by its files and opens it.
 
     annotations/instances_SPLIT2017.json + SPLIT2017/     COCO, and the rendered world        `coco.py`
     annotations/lvis_v1_SPLIT.json + {train,val}2017/     LVIS v1                             `lvis.py`
     [VOCdevkit/]VOC2012/{JPEGImages,ImageSets/Main}       Pascal VOC                          `voc.py`
     [annotations/]zhiyuan_objv2_SPLIT.json                Objects365                          `objects365.py`
     *.tar, "shards-{000..331}.tar", URLs                  tar shards in webdataset layout     `shards.py`
-    anything else                                         a folder of images                `folder.py`
+    anything else                                         a folder of images                  `folder.py`
 
-Deliberately absent: reading any of them, and guessing between two.
+A folder that may be two of them is refused.
 """
 
 from dataclasses import replace
@@ -16,22 +16,22 @@ from typing import Any, Literal
 
 from foveate.data.datasets.coco import list_things, read_panoptic
 from foveate.data.datasets.folder import read_folder
-from foveate.data.datasets.lvis import file_categories, is_lvis, list_lvis, read_lvis
-from foveate.data.datasets.objects365 import find_objects365, is_objects365, list_objects365, read_objects365
+from foveate.data.datasets.lvis import file_categories, is_lvis, read_lvis
+from foveate.data.datasets.objects365 import find_objects365, is_objects365, read_objects365
 from foveate.data.datasets.shards import read_shards
 from foveate.data.datasets.voc import find_voc, only_year, read_voc
 from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.images import SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
 from foveate.data.records import Dataset
-from foveate.data.strict import list_categories, load, short
+from foveate.data.validation import list_categories, load, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
 from foveate.types import Category
 
 ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
-Kind = Literal["instances", "outlines", "panoptic", "none"]
+Kind = Literal["instances", "masks", "panoptic", "none"]
 
 
 def open_data(
@@ -43,49 +43,47 @@ def open_data(
     shard_cache: Path | None = None,
     progress: bool = False,
 ) -> Dataset:
-    """Read a data set of any kind that the module's table shows.
+    """Read a data set of any kind in the module's table.
 
     Args:
         path: a folder, a tar file, or a pattern of shards.
-        split: "train", "val" or "test" ("trainval" for VOC); folders of images and shards have none, there it is not
-            looked at.
-        annotations: what to read of annotated data; "outlines" are instances with their masks, of COCO and LVIS alone;
-            "panoptic" is COCO's alone; "none" lists the images of the split
-            (ids are their names in the split's folder), whatever the annotations are.
-        annotation_file: read this file instead of the one that lies in the standard place; its content says whether it
-            is COCO's, LVIS's or Objects365's, and it says which images there are.
-        shard_cache: where fetched shards are kept; $FOVEATE_CACHE/shards when not given.
+        split: "train", "val" or "test" ("trainval" for VOC); ignored for folders of images and shards, which have none.
+        annotations: "instances": boxes; "masks": boxes and masks, of COCO and LVIS; "panoptic": of COCO; "none": only
+            list the images of the split, whose ids are their names in its folder.
+        annotation_file: read this file instead of that of the standard layout; its content shows whether it is COCO's,
+            LVIS's or Objects365's, and it defines the images.
+        shard_cache: folder of fetched shards; default: $FOVEATE_CACHE/shards.
         progress: show a bar while shards are fetched and scanned.
 
     Raises:
-        InputError: it is none of them or may be two, or a file is not what it must be.
+        InputError: the data set is not recognised or may be two, or a file is malformed.
     """
     cache = default_cache()
-    kept = cache / "shards" if shard_cache is None and cache is not None else shard_cache
-    shards = _find_shards(path, kept, progress=progress)
+    fetched = cache / "shards" if shard_cache is None and cache is not None else shard_cache
+    shards = _find_shards(path, fetched, progress=progress)
     path = Path(path)
     if annotation_file is not None or annotations == "panoptic":
         if shards:
-            raise InputError(f"{path}: need a folder of annotated images; these are tar shards, which have no boxes.")
+            raise InputError(f"{path}: need a folder of annotated images; got tar shards, which have no boxes.")
         if annotation_file is None:
             return _open_coco_panoptic(path, split, with_images=True)
-        return _open_annotated(path, annotation_file, split, outlines=annotations == "outlines")
+        return _open_annotated(path, annotation_file, split, with_masks=annotations == "masks")
     if shards:
         name = path.name if path.is_dir() else str(path)
         return read_shards(shards, name=name, cache=cache, progress=progress)
     kinds = _recognise(path, split)
     if len(kinds) > 1:
         raise InputError(
-            f"{path}: may be read as {' or as '.join(kinds)}. Say which: name the folder of one of them, or its "
+            f"{path}: need one data set; this may be {' or '.join(kinds)}. Give the folder of one of them, or its "
             "annotation file with --annotations."
         )
     match kinds:
         case ["COCO"] if annotations == "none":
             return read_folder(find_images(path, split))
         case ["COCO"]:
-            return _open_coco(path, split, outlines=annotations == "outlines")
-        case [other] if annotations == "outlines":
-            raise InputError(f"{path}: need masks of objects, as COCO and LVIS have; this is {other}.")
+            return _open_coco(path, split, with_masks=annotations == "masks")
+        case [kind] if annotations == "masks":
+            raise InputError(f"{path}: need masks of objects, which COCO and LVIS have; this is {kind}.")
         case ["Pascal VOC"]:
             return read_voc(only_year(path, find_voc(path)), split=split, boxes=annotations == "instances")
         case ["Objects365"] if annotations == "none" and (path / split).is_dir():
@@ -96,35 +94,35 @@ def open_data(
 
 
 def open_annotations(root: Path | None, *, split: str, annotation_file: Path | None = None) -> Dataset:
-    """Read what is annotated without the images, which need not be there: what files of results are scored against.
+    """Read annotations without the images, which need not exist: the ground truth of files of results.
 
     Args:
-        root: a COCO, LVIS, VOC or Objects365 root; not looked at where there is an annotation file.
+        root: a COCO, LVIS, VOC or Objects365 root; ignored if an annotation file is given.
         split: "train", "val" or "test" ("trainval" for VOC) of the root.
         annotation_file: COCO, LVIS or Objects365 JSON.
 
     Raises:
-        InputError: neither is given, the root has none or two kinds, or a file is not what it must be.
+        InputError: neither is given, the root has no annotations or two kinds, or a file is malformed.
     """
     if annotation_file is not None:
         return _read_annotations(annotation_file)
     if root is None:
-        raise InputError("data: need annotations to score against; got none. Name an annotation file, or a root.")
+        raise InputError("data: need annotations to score against; got none. Give an annotation file or a root.")
     years = find_voc(root, with_images=False)
-    names = box_files(root, split)
-    found = [*years, *(file for file in names if file.is_file()), *find_objects365(root, split)[:1]]
+    files = box_files(root, split)
+    found = [*years, *(file for file in files if file.is_file()), *find_objects365(root, split)[:1]]
     if len(found) != 1:
-        wanted = ", ".join(map(str, [*names, root / "VOCdevkit/VOC2007"]))
+        expected = ", ".join(map(str, [*files, root / "VOCdevkit/VOC2007"]))
         got = " and ".join(map(str, found)) or "none"
-        raise InputError(f"{root}: need one of {wanted} or Objects365's file; got {got}. Name the annotation file.")
+        raise InputError(f"{root}: need one of {expected} or Objects365's file; got {got}. Give the annotation file.")
     return read_voc(years[0], split=split, with_images=False) if years else _read_annotations(found[0])
 
 
 def open_panoptic(root: Path, split: str, *, with_images: bool = True) -> Dataset:
-    """The images of a root with panoptic annotations, COCO's layout or ADE20K's; the images may be absent.
+    """Open a root with panoptic annotations, in COCO's layout or ADE20K's; the images need not exist.
 
     Raises:
-        InputError: it has none, or they are damaged.
+        InputError: there are no panoptic annotations, or they are malformed.
     """
     file = root / f"{ADE_PANOPTIC}.json"
     if not file.is_file():
@@ -136,42 +134,41 @@ def open_panoptic(root: Path, split: str, *, with_images: bool = True) -> Datase
 
 
 def _open_coco_panoptic(root: Path, split: str, *, with_images: bool) -> Dataset:
-    """Read the panoptic annotations of COCO's layout."""
     pngs = root / "annotations" / f"panoptic_{split}2017"
     file = pngs.with_suffix(".json")
     if not (file.is_file() and pngs.is_dir()):
         raise InputError(f"{root}: need panoptic annotations of split {split}: {file} and the folder {pngs}; not both "
-                         "are there. Check the path and the split.")  # fmt: skip
+                         "exist. Check the path and the split.")  # fmt: skip
     return read_panoptic(file, find_images(root, split) if with_images else None, pngs)
 
 
 def _separate_synonyms(category: Category) -> Category:
-    """A class of ADE20K, whose name is a list of words: "windowpane, window "."""
-    words = [word.strip() for word in category.name.split(",")]
-    return replace(category, name=words[0], synonyms=(*words[1:], *category.synonyms))
+    """A class of ADE20K, whose name is a list of synonyms: "windowpane, window "."""
+    names = [name.strip() for name in category.name.split(",")]
+    return replace(category, name=names[0], synonyms=(*names[1:], *category.synonyms))
 
 
 def _read_annotations(file: Path) -> Dataset:
     content = load(file, kind="an annotation")
     dataset = list_things(file, content, None, categories=file_categories(file, content), name_of=_any_name)
-    return replace(dataset, dropped={})  # measures take the file's own boxes, see `evaluate.ground_truth`
+    return replace(dataset, ignored={})  # metrics use the boxes as they are in the file, see `evaluate.ground_truth`
 
 
 def _any_name(where: str, entry: dict[str, Any]) -> str:
-    """What an image is called where nobody opens it."""
+    """The name of an image that is not opened."""
     return str(entry.get("file_name") or entry.get("coco_url") or short(entry.get("id")))
 
 
 def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> list[Path]:
-    """The shards that a path or pattern means; none: it is something else."""
+    """The shards of a path or pattern; empty: it is something else."""
     if is_pattern(str(path)):
         return fetch_all(expand(str(path)), cache, progress=progress)
     path = Path(path)
     if path.is_file() and path.suffix == ".tar":
         return [path]
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
-    if shards and any(one.suffix.lower() in SUFFIXES for one in path.iterdir()):
-        raise InputError(f"{path}: holds tar shards and images side by side. Put either into a folder of its own.")
+    if shards and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+        raise InputError(f"{path}: need shards or images; the folder has both. Put them into separate folders.")
     return shards
 
 
@@ -184,44 +181,42 @@ def _recognise(root: Path, split: str) -> list[str]:
         "Objects365": bool(find_objects365(root, split)),
     }
     if found["Objects365"] and not any((root / name).is_dir() for name in splits):
-        found["COCO"] = False  # its `annotations` folder alone
-    return [name for name, there in found.items() if there]
+        found["COCO"] = False  # Objects365 has a folder `annotations` too
+    return [name for name, is_found in found.items() if is_found]
 
 
-def _open_coco(root: Path, split: str, *, outlines: bool) -> Dataset:
-    """The boxes of a COCO root: its instances, or LVIS's where only they are there."""
+def _open_coco(root: Path, split: str, *, with_masks: bool) -> Dataset:
+    """The boxes of a COCO root: COCO's, or LVIS's if only these exist."""
     instances, lvis = box_files(root, split)
     if lvis.is_file():
         if instances.is_file():
-            raise InputError(f"{root}: holds {instances} and {lvis}. Say which with --annotations.")
-        return read_lvis(lvis, root, outlines=outlines)
+            raise InputError(
+                f"{root}: need one annotation file; found {instances} and {lvis}. Give one with --annotations."
+            )
+        return read_lvis(lvis, root, with_masks=with_masks)
     files = find_coco(root, split)
     if files.instances is None:
-        raise InputError(f"{root}: need {instances}; it is not there. To use only the images, name {files.images}.")
+        raise InputError(f"{root}: need {instances}; not found. To use only the images, give {files.images}.")
     content = load(files.instances, kind="a COCO instances")
     if is_lvis(content):
-        return list_lvis(files.instances, content, root, outlines=outlines)
+        return read_lvis(files.instances, root, content=content, with_masks=with_masks)
     categories = list_categories(files.instances, content["categories"])
-    return list_things(files.instances, content, files.images, categories=categories, outlines=outlines)
+    return list_things(files.instances, content, files.images, categories=categories, with_masks=with_masks)
 
 
-def _open_annotated(root: Path, file: Path, split: str, *, outlines: bool) -> Dataset:
-    """Read the file that the user named, by what it holds."""
+def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> Dataset:
+    """Read an annotation file that the user gave, by its content."""
     content = load(file, kind="an annotation")
     if is_lvis(content):
-        return list_lvis(file, content, root, outlines=outlines)
+        return read_lvis(file, root, content=content, with_masks=with_masks)
     if is_objects365(content):
-        if outlines:
+        if with_masks:
             raise InputError(f"--annotations {file}: need masks of objects; Objects365 has none.")
-        return list_objects365(file, content, root, split=split)
-    categories = list_categories(file, content["categories"])
-    folder = _folder_of(content, root, split)
-    return list_things(file, content, folder, categories=categories, outlines=outlines)
-
-
-def _folder_of(content: dict[str, Any], root: Path, split: str) -> Path:
-    """What the names of a COCO file are relative to: the folder named, or its images of the split."""
+        return read_objects365(file, root, split=split, content=content)
+    # COCO's names are relative to the root itself, or to its folder of the split
+    names = [image.get("file_name") for image in content["images"][:100] if isinstance(image, dict)]
+    is_below_root = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
     images = root / f"{split}2017"
-    names = [one["file_name"] for one in content["images"][:100] if isinstance(one, dict) and "file_name" in one]
-    there = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
-    return images if images.is_dir() and not there else root
+    folder = images if images.is_dir() and not is_below_root else root
+    categories = list_categories(file, content["categories"])
+    return list_things(file, content, folder, categories=categories, with_masks=with_masks)

@@ -1,12 +1,12 @@
-"""Which categories a detector may learn from and which it must not see: base and novel (Sec. 4.3; A.3).
+"""Base and novel categories: those that a detector is trained on, and those held out (Sec. 4.3; A.3).
 
     the user's JSON file, or ROOT/annotations/splits.json     {"base": [names], "novel": [names]}
     LVIS                                                      rare = novel, common and frequent = base
-    COCO's 80 categories                                      OV-COCO: 17 novel, 15 left out, the other 48 base
-    classes of pixels (`split_semantic`)                      as a file says; stuff that it does not name is base
+    COCO's 80 categories                                      OV-COCO: 17 novel, 15 excluded, the other 48 base
+    classes of label maps (`split_semantic`)                  as in a file; stuff that it does not name is base
 
-Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Deliberately absent: which images a
-split holds, and other splits of COCO (name them in a file).
+Everything but the 17 + 15 names of OV-COCO is derived from the annotation files. Other splits of COCO are given as a
+file.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,7 +17,7 @@ from foveate.data.datasets.lvis import file_categories, list_lvis_categories
 from foveate.data.fetch import is_pattern
 from foveate.data.layout import box_files
 from foveate.data.records import Dataset, Record
-from foveate.data.strict import list_categories, load, parse, short
+from foveate.data.validation import list_categories, load, parse, short
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -28,7 +28,7 @@ OV_COCO_NOVEL = (
     *("airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard", "skateboard", "cup"),
     *("knife", "cake", "couch", "keyboard", "sink", "scissors"),
 )
-OV_COCO_LEFT_OUT = (
+OV_COCO_EXCLUDED = (
     *("traffic light", "fire hydrant", "stop sign", "parking meter", "sports ball", "baseball bat", "baseball glove"),
     *("tennis racket", "wine glass", "hot dog", "potted plant", "dining table", "cell phone", "teddy bear"),
     "hair drier",
@@ -37,70 +37,68 @@ OV_COCO_LEFT_OUT = (
 
 @dataclass(frozen=True)
 class BaseNovel:
-    """The categories of a data set by name, in the order of their ids (of a file: in its own), each in one part."""
+    """The category names of a data set, sorted by id (of a file: in its order), each in one of three parts."""
 
-    base: tuple[str, ...]  # boxes may be learned from these
-    novel: tuple[str, ...]  # never seen in training, asked for in the end
-    left_out: tuple[str, ...]  # neither learned from nor asked for
-    rule: str  # where this comes from, for people
+    base: tuple[str, ...]  # trained on
+    novel: tuple[str, ...]  # held out in training, queried in the evaluation
+    excluded: tuple[str, ...]  # neither trained on nor queried
+    rule: str  # the origin of the split, for messages
 
 
 def split_of(dataset: Dataset, root: Path | str, *, file: Path | None = None) -> BaseNovel | None:
-    """Find which categories of a data set are base and which are novel.
+    """Find the base and novel categories of a data set.
 
     Args:
-        dataset: with its categories.
-        root: its folder, for `annotations/splits.json`.
-        file: JSON to read instead, {"base": [names], "novel": [names]}.
+        root: the folder of the data set, for `annotations/splits.json`.
+        file: JSON to read instead.
 
     Returns:
-        The split; None where the data set has none: nobody says what is novel in it.
+        The split; None if the data set has none.
 
     Raises:
-        InputError: a file that is not of this form, or that names what is no category or the same one twice.
+        InputError: as `read_split`.
     """
     return _decide(dataset.categories, Path(root), file)
 
 
 def split_semantic(dataset: Dataset, root: Path | str, *, file: Path | None = None) -> BaseNovel | None:
-    """Find which classes of pixels are base, which a segmenter may learn from, and which are novel.
+    """Find the base and novel classes of a segmenter's training data.
 
-    Only a file says so: Cat-Seg and ODISE learn from all of COCO-Stuff and COCO, whose boxes OV-COCO splits. Stuff that
-    the file does not name is base: most lists of base and novel categories are made for detectors.
+    Only a file defines them: CAT-Seg and ODISE are trained on all of COCO-Stuff and COCO, whose boxes OV-COCO splits.
+    Stuff that the file does not name is base, since most such files are made for detectors.
 
     Args:
-        dataset: its categories say what is a thing.
-        root: its folder, for `annotations/splits.json`.
-        file: JSON to read instead, {"base": [names], "novel": [names]}.
+        root: the folder of the data set, for `annotations/splits.json`.
+        file: JSON to read instead.
 
     Returns:
-        The split, named base classes before other stuff; None where no file speaks of it.
+        The split, named base classes before other stuff; None without a file.
 
     Raises:
-        InputError: as `split_of`.
+        InputError: as `read_split`.
     """
     file = Path(root) / SPLITS if file is None and (Path(root) / SPLITS).is_file() else file
     if file is None:
         return None
-    found = read_split(file, dataset.categories)
-    stuff = tuple(one.name for one in dataset.categories if not one.is_thing and one.name in found.left_out)
-    left_out = tuple(name for name in found.left_out if name not in stuff)
-    return BaseNovel((*found.base, *stuff), found.novel, left_out, f"{found.rule}; {len(stuff)} of stuff are base")
+    split = read_split(file, dataset.categories)
+    stuff = tuple(item.name for item in dataset.categories if not item.is_thing and item.name in split.excluded)
+    excluded = tuple(name for name in split.excluded if name not in stuff)
+    return BaseNovel((*split.base, *stuff), split.novel, excluded, f"{split.rule}; {len(stuff)} of stuff are base")
 
 
 def split_of_root(root: Path | str, *, split: str, annotations: Path | None = None) -> BaseNovel | None:
-    """The same of a root of which only the images were read.
+    """Find the base and novel categories of a root of which only the images were read.
 
-    `annotations/splits.json` comes first and is taken at its word: no annotation file is opened, which VOC does not
-    have and COCO has hundreds of megabytes of. Without it, the one of the split is.
+    `annotations/splits.json` is read without checking its names against an annotation file, which VOC lacks and which
+    for COCO has hundreds of megabytes. Without it, the annotation file of the split is read.
 
     Args:
-        root: as `--data` takes it: a folder, or a pattern or URL of shards, which have no split.
+        root: a folder, or a pattern or URL of shards, which have no split.
         split: "train", "val" or "test".
         annotations: annotation file to read instead of that of the split.
 
     Raises:
-        InputError: as `split_of`, the annotation file is not what it must be, or there are COCO's and LVIS's.
+        InputError: as `read_split`, the annotation file is malformed, or there are both COCO's and LVIS's.
     """
     root = Path(root)
     if is_pattern(str(root)) or not root.is_dir():
@@ -115,45 +113,44 @@ def split_of_root(root: Path | str, *, split: str, annotations: Path | None = No
 
 
 def classes_of_annotations(path: Path, *, file: Path | None = None) -> tuple[tuple[str, ...], BaseNovel]:
-    """Read which classes a detector of a data set asks for, from an annotation file alone.
+    """Read the classes of a detector from an annotation file, COCO's or LVIS's, without its images.
 
     Args:
-        path: COCO's or LVIS's; its images are not looked at.
+        path: the annotation file.
         file: JSON of base and novel categories, as for `split_of`.
 
     Returns:
         Base and novel names in the order of the categories, and the split; without one, all are base.
 
     Raises:
-        InputError: as `split_of`, or the annotation file is not what it must be.
+        InputError: as `read_split`, or the annotation file is malformed.
     """
     entries = load(path, kind="an annotation")["categories"]
-    has_frequency = any(isinstance(one, dict) and "frequency" in one for one in entries)  # whatever it says of images
+    has_frequency = any(isinstance(entry, dict) and "frequency" in entry for entry in entries)
     categories = (list_lvis_categories if has_frequency else list_categories)(path, entries)
     names = tuple(category.name for category in categories)
     split = _decide(categories, path.parent.parent, file) or BaseNovel(names, (), (), "all categories")
-    return tuple(name for name in names if name not in split.left_out), split
+    return tuple(name for name in names if name not in split.excluded), split
 
 
 def classes_of_ov_coco() -> tuple[tuple[str, ...], BaseNovel]:
-    """The 65 classes of OV-COCO in the order of COCO's categories, as torchvision names these, and the split."""
+    """The 65 classes of OV-COCO in the order of COCO's categories, which torchvision lists, and the split."""
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-    listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    names = [name for name in listed if name not in ("__background__", "N/A")]
+    categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    names = [name for name in categories if name not in ("__background__", "N/A")]
     split = _ov_coco([Category(number, name, True) for number, name in enumerate(names, start=1)])
-    return tuple(name for name in names if name not in split.left_out), split
+    return tuple(name for name in names if name not in split.excluded), split
 
 
 def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
-    """Read the names of base and novel categories from a JSON file; those it does not name are left out.
+    """Read base and novel categories from a JSON file {"base": [names], "novel": [names]}; the others are excluded.
 
     Args:
-        path: {"base": [names], "novel": [names]}.
-        categories: of the data set; None: not known, then any name may stand there and none is known to be left out.
+        categories: of the data set; None: not known, so that names are not checked and none is excluded.
 
     Raises:
-        InputError: another form, a name that is no category, or one that stands twice.
+        InputError: another form, an unknown or repeated name, or no base category.
     """
     content = parse(path, kind="a base and novel names")
     parts = [content.get(key) if isinstance(content, dict) else None for key in ("base", "novel")]
@@ -166,111 +163,103 @@ def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
     names = (*base, *novel)
     _check_names(path, names, set(names) if categories is None else {category.name for category in categories})
     if not base:
-        raise InputError(f'{path}: need at least one name in "base", else there is nothing to learn from; got none.')
-    return BaseNovel(base, novel, _others(categories or (), {*base, *novel}), f"as {path.name} says")
+        raise InputError(f'{path}: need at least one name in "base", which is trained on; got none.')
+    return BaseNovel(base, novel, _others(categories or (), {*base, *novel}), f"as in {path.name}")
 
 
 def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
-    """Make a data set one of objects of no class, as region proposals are learned from.
+    """Make a class-agnostic data set, on which region proposals are trained.
 
     Args:
         dataset: with annotated boxes.
-        names: of the categories whose boxes count; of the others no box is kept.
+        names: of the categories whose boxes are used.
 
     Returns:
         The same images with two categories: "object", and "ignored" for crowds of these categories, which are neither
-        object nor background. Crowds of the others have no box either: a novel one must not shape the loss.
+        object nor background. Crowds of the other categories are removed: a novel one must not affect the loss.
     """
-    wanted = [category.name in names for category in dataset.categories]
-    categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
-    return replace(
-        dataset,
-        categories=categories,
-        file=None,
-        records=tuple(
-            _keep(record, [IGNORED if is_crowd else OBJECT for _, is_crowd in _labelled(record)], wanted)
-            for record in dataset.records
-        ),
-    )
-
-
-def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
-    """Make a data set one that a detector learns from.
-
-    Args:
-        dataset: with annotated boxes.
-        names: of the categories whose boxes count; of the others no box is kept.
-
-    Returns:
-        The same images and categories with one more, "crowd", the last: crowds of these categories, which are neither
-        object nor background.
-    """
-    wanted = [category.name in names for category in dataset.categories]
-    categories = (*dataset.categories, Category(max(one.id for one in dataset.categories) + 1, "crowd", True))
-    crowd = len(dataset.categories)
+    used = [category.name in names for category in dataset.categories]
     records = tuple(
-        _keep(record, [crowd if is_crowd else label for label, is_crowd in _labelled(record)], wanted)
+        _select(record, used, [IGNORED if is_crowd else OBJECT for is_crowd in record.crowd])
         for record in dataset.records
     )
+    categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
     return replace(dataset, categories=categories, file=None, records=records)
 
 
-def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
-    """Leave out the images without an object, as detectors are trained on OV-COCO, and note how many these are.
+def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
+    """Make a data set on which a detector is trained.
 
     Args:
-        dataset: of `as_objects`, or of `as_classes`.
-        crowd: label of what is neither object nor background.
+        dataset: with annotated boxes.
+        names: of the categories whose boxes are used.
+
+    Returns:
+        The same images and categories and a last one, "crowd": crowds of these categories, which are neither object nor
+        background.
+    """
+    used = [category.name in names for category in dataset.categories]
+    crowd = len(dataset.categories)
+    records = []
+    for record in dataset.records:
+        labels = [crowd if is_crowd else i for i, is_crowd in zip(record.labels, record.crowd, strict=True)]
+        records.append(_select(record, used, labels))
+    categories = (*dataset.categories, Category(max(item.id for item in dataset.categories) + 1, "crowd", True))
+    return replace(dataset, categories=categories, file=None, records=tuple(records))
+
+
+def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
+    """Remove the images without an object, as detectors on OV-COCO are trained, and note their number.
+
+    Args:
+        dataset: of `as_objects` or `as_classes`.
+        crowd: label of crowds, which are no objects.
     """
     records = tuple(record for record in dataset.records if any(label != crowd for label in record.labels))
     without = len(dataset.records) - len(records)
     if not without:
         return dataset
-    note = f"{without} of {len(dataset.records)} images have no object of a base category and are not learned from"
+    note = f"{without} of {len(dataset.records)} images ignored: no object of a base category"
     return replace(dataset, records=records, notes=(*dataset.notes, note))
 
 
-def _keep(record: Record, labels: Sequence[int], wanted: Sequence[bool]) -> Record:
-    """The annotations of wanted categories, each with its new label."""
-    places = [place for place, label in enumerate(record.labels) if wanted[label]]
+def _select(record: Record, used: Sequence[bool], labels: Sequence[int]) -> Record:
+    """The record with the annotations of the used categories, and new labels."""
+    indices = [i for i, label in enumerate(record.labels) if used[label]]
     return replace(
         record,
-        boxes=tuple(record.boxes[place] for place in places),
-        labels=tuple(labels[place] for place in places),
-        crowd=tuple(record.crowd[place] for place in places),
-        outlines=tuple(record.outlines[place] for place in places) if record.outlines else (),
+        boxes=tuple(record.boxes[i] for i in indices),
+        labels=tuple(labels[i] for i in indices),
+        crowd=tuple(record.crowd[i] for i in indices),
+        masks=tuple(record.masks[i] for i in indices) if record.masks else (),
     )
 
 
-def _labelled(record: Record) -> list[tuple[int, bool]]:
-    return [*zip(record.labels, record.crowd, strict=True)]
-
-
 def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> BaseNovel | None:
-    own = root / SPLITS
-    if file is not None or own.is_file():
-        return read_split(file or own, categories)
+    if file is not None or (root / SPLITS).is_file():
+        return read_split(file or root / SPLITS, categories)
     if any(category.frequency is not None for category in categories):
-        rare = {category.name for category in categories if category.frequency == "r"}
         novel = tuple(category.name for category in categories if category.frequency == "r")
-        return BaseNovel(_others(categories, rare), novel, (), "LVIS: rare categories are novel")
+        return BaseNovel(_others(categories, novel), novel, (), "LVIS: rare categories are novel")
     names = {category.name for category in categories}
-    if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT}:
+    if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED}:
         return _ov_coco(categories)
     return None
 
 
 def _ov_coco(categories: Sequence[Category]) -> BaseNovel:
-    base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_LEFT_OUT})
-    return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_LEFT_OUT, "OV-COCO: 48 base, 17 novel, 15 left out")
+    base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED})
+    return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_EXCLUDED, "OV-COCO: 48 base, 17 novel, 15 excluded")
 
 
 def _annotations_of(root: Path, split: str) -> Path | None:
-    """COCO's or LVIS's annotation file of a split, which says what the categories are; the others' have no split."""
-    there = [path for path in box_files(root, split) if path.is_file()]
-    if len(there) > 1:
-        raise InputError(f"{root}: holds {there[0]} and {there[1]}. Say which with --annotations.")
-    return there[0] if there else None
+    """COCO's or LVIS's annotation file of a split; other data sets have no base and novel categories."""
+    files = [path for path in box_files(root, split) if path.is_file()]
+    if len(files) > 1:
+        raise InputError(
+            f"{root}: need one annotation file; found {files[0]} and {files[1]}. Give one with --annotations."
+        )
+    return files[0] if files else None
 
 
 def _others(categories: Sequence[Category], names: Collection[str]) -> tuple[str, ...]:
@@ -278,12 +267,12 @@ def _others(categories: Sequence[Category], names: Collection[str]) -> tuple[str
 
 
 def _check_names(path: Path, names: Sequence[str], known: Collection[str]) -> None:
-    strange = [name for name in names if name not in known]
-    if strange:
+    unknown = [name for name in names if name not in known]
+    if unknown:
         raise InputError(
-            f"{path}: need names among the {len(known)} categories of the data; {len(strange)} are not, such as "
-            f"{strange[0]!r}. Names are written as in the annotation file, such as {min(known, default='')!r}."
+            f"{path}: need names among the {len(known)} categories of the data; {len(unknown)} are not, such as "
+            f"{unknown[0]!r}. Write the names as in the annotation file, such as {min(known, default='')!r}."
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{path}: need every name once, in base or in novel; {twice[0]!r} stands there twice.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path}: need every name once, in base or in novel; got {repeated[0]!r} twice. Remove one.")

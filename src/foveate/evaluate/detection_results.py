@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from foveate.data.records import Dataset, Dropped, Record
-from foveate.data.strict import drop, fail, is_id, is_number, parse, short
+from foveate.data.records import Dataset, IgnoredEntries, Record
+from foveate.data.validation import count_ignored, fail, is_id, is_number, parse, short
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -25,7 +25,7 @@ from foveate.ops.paste import boxes_of_rle, fault_of_rle
 from foveate.types import Detections
 
 MAX_FLOAT = 1e30  # a number that float32 can hold
-UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `Dropped` is reported
+UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `IgnoredEntries` is reported
 UNKNOWN_CATEGORY = "result is of a category that is not measured"
 
 
@@ -97,7 +97,7 @@ def _entries(image_id: int | str, detections: Detections, ids: Sequence[int]) ->
 
 
 def read_results(
-    path: Path, dataset: Dataset, *, vocabulary: Sequence[str], skipped: dict[str, Dropped] | None = None
+    path: Path, dataset: Dataset, *, vocabulary: Sequence[str], skipped: dict[str, IgnoredEntries] | None = None
 ) -> list[tuple[str, Detections]]:
     """Read a file of results; the inverse of `write_results`.
 
@@ -128,7 +128,7 @@ def read_results(
             fail(where, "an object", short(entry))
         is_image, is_category = _is_known(entry.get("image_id"), records), _is_known(entry.get("category_id"), labels)
         if skipped is not None and not (is_image and is_category):
-            drop(skipped, UNKNOWN_CATEGORY if is_image else UNKNOWN_IMAGE, where)
+            count_ignored(skipped, UNKNOWN_CATEGORY if is_image else UNKNOWN_IMAGE, where)
             continue
         _check_known(where, entry, "image_id", records, of=f"the images of {dataset.name}")
         _check_known(where, entry, "category_id", labels, of="the categories of the vocabulary")

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from foveate.data.outlines import outline_of
+from foveate.data.instance_masks import encode_mask
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
-from foveate.data.strict import check_entry, fail, flag, known_id, load, short
+from foveate.data.validation import check_entry, fail, flag, known_id, load, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.flags import Style
 
@@ -102,7 +102,7 @@ def open_ground_truth(
     federated = None
     if annotations is None:
         objects = _from_records(dataset, labels)
-        rules = ["areas are those of the boxes", *dataset.dropped_lines()]
+        rules = ["areas are those of the boxes", *dataset.ignored_lines()]
     else:
         content = load(annotations, kind="an annotation")
         objects, rules = _from_file(annotations, content, dataset, labels, masks=masks, difficult=is_voc)
@@ -110,7 +110,7 @@ def open_ground_truth(
             federated = _federated(annotations, content, dataset, labels)
     # the images: if categories are excluded, those that still have an object
     counting = list(range(len(dataset.records)))
-    if split is not None and split.left_out:
+    if split is not None and split.excluded:
         counting = sorted({annotated.image for annotated in objects})
         rules.append(
             f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} images have no object, "
@@ -173,7 +173,7 @@ def _classes(
 
 def counting_names(dataset: Dataset, split: BaseNovel | None) -> list[str]:
     """The categories that a split does not exclude."""
-    left_out = set() if split is None else set(split.left_out)
+    left_out = set() if split is None else set(split.excluded)
     return [category.name for category in dataset.categories if category.name not in left_out]
 
 
@@ -231,7 +231,7 @@ def _from_file(
         if masks:
             size = dataset.records[image].size
             assert size is not None, f"{where}: an image of an annotation file has a size"
-            outline = outline_of(where, entry.get("segmentation"), height=size[0], width=size[1])
+            outline = encode_mask(where, entry.get("segmentation"), height=size[0], width=size[1])
             if isinstance(outline, str):
                 ignored_objects += 1
                 continue

@@ -14,7 +14,7 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.data.captions import only_captioned, with_captions
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
-from foveate.data.strict import parse
+from foveate.data.validation import parse
 from foveate.errors import InputError
 from foveate.evaluate.segments import counting_segments, select_boxes
 
@@ -52,7 +52,7 @@ def open_labelled(
             images = dataset if retrieve else None
         elif classify:
             labelled = annotated_things(dataset) if dataset.categories else class_folders(dataset, names=names)
-            images = replace(dataset, dropped={}, notes=()) if has_captions else None  # reported once, with the classes
+            images = replace(dataset, ignored={}, notes=()) if has_captions else None  # reported once, with the classes
     elif has_captions:
         images = open_data(data, split=split, annotations="none")
     captioned = None if images is None else only_captioned(with_captions(images, root=data, split=split))

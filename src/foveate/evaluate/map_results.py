@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from foveate.data.images import ImageError, read_values, stated_size
+from foveate.data.images import ImageError, header_size, read_values
+from foveate.data.labels import normalize_name
 from foveate.data.panoptic import read_colours
-from foveate.data.records import Dataset, Dropped, Record
+from foveate.data.records import Dataset, IgnoredEntries, Record
 from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
-from foveate.data.strict import DISTRUST, drop, escapes, fail, is_id, parse, short
+from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail, is_id, parse, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.detection_results import UNKNOWN_IMAGE
 from foveate.evaluate.flags import Numbers
@@ -41,7 +42,7 @@ class MapResults:
 # ------------------------------------------------------------------------------------------------------------- panoptic
 
 
-def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dropped]) -> MapResults:
+def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, IgnoredEntries]) -> MapResults:
     """Open panoptic predictions; the maps are decoded one by one.
 
     Args:
@@ -69,13 +70,13 @@ def read_panoptic_results(path: Path, dataset: Dataset, *, skipped: dict[str, Dr
             fail(where, "`segments_info`, a list", short(entry), "Is this a file of boxes? Use `evaluate detection`.")
         key = images.get(entry.get("image_id")) if is_id(entry.get("image_id")) else None
         if key is None:
-            drop(skipped, UNKNOWN_IMAGE, where)
+            count_ignored(skipped, UNKNOWN_IMAGE, where)
             continue
         if key in entries:
             fail(where, "one annotation per image", f"a second one of image {short(entry['image_id'])}")
         name = entry.get("file_name")
         if not isinstance(name, str) or not name or escapes(name):
-            fail(where, f"`file_name`, a PNG inside {folder}", short(name), DISTRUST)
+            fail(where, f"`file_name`, a PNG inside {folder}", short(name), UNTRUSTED_FILE)
         entries[key] = (where, entry)
     _check_complete(file, folder, entries, records)
     categories = {number: (label, dataset.categories[label].is_thing) for number, label in labels.items()}
@@ -169,7 +170,7 @@ def _segment(where: str, info: Any, categories: Mapping[Any, tuple[int, bool]]) 
 
 
 def read_label_maps(
-    folder: Path, data: SemanticData, *, numbers: Numbers = "index", skipped: dict[str, Dropped]
+    folder: Path, data: SemanticData, *, numbers: Numbers = "index", skipped: dict[str, IgnoredEntries]
 ) -> MapResults:
     """Open label maps; they are decoded one by one. Images without one count as missed.
 
@@ -206,14 +207,14 @@ def read_label_maps(
             f"{record.path.stem}.png; none of its {len(files)} maps is. Was it made for other data?"
         )
     for path in files.values():
-        drop(skipped, UNKNOWN_IMAGE, str(path))
+        count_ignored(skipped, UNKNOWN_IMAGE, str(path))
 
     table = torch.full((2**16,), UNKNOWN, dtype=torch.int64)
     table[torch.tensor([*labels], dtype=torch.int64)] = torch.tensor([*labels.values()], dtype=torch.int64)
 
     def read() -> Iterator[tuple[str, LabelMap]]:
         for key, (record, path) in matched.items():
-            size = stated_size(record.semantic) if record.size is None and record.semantic else record.size
+            size = header_size(record.semantic) if record.size is None and record.semantic else record.size
             yield key, _read_map(path, table, classes=len(data.names), size=size)
 
     return MapResults(read(), (rule,))
@@ -224,7 +225,7 @@ def _labels_of(data: SemanticData, numbers: Numbers) -> dict[int, int]:
     if numbers == "index":
         return dict.fromkeys(NO_CLASS, NONE) | {label: label for label in range(len(data.names))}
     if data.coding is not None:
-        return dict(data.coding.places)
+        return dict(data.coding.labels)
     return {0: NONE} | {category.id: label for label, category in enumerate(data.dataset.categories)}
 
 

@@ -139,7 +139,7 @@ def evaluate_panoptic(predictions: Iterable[tuple[str, PanopticMap]], dataset: D
         tally.add(truth, prediction, key=str(record.id))
     return {
         "data": dataset.name,
-        "notes": dataset.dropped_lines(),
+        "notes": dataset.ignored_lines(),
         "images": len(dataset.records),
         "images_without_result": list_missing(missing),
         **tally.measure(dataset.categories),

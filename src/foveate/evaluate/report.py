@@ -15,7 +15,7 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.names import Pad
 from foveate.data.batches import Loading
-from foveate.data.records import Dataset, Dropped
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.evaluate.flags import CropFlags, ImageFlags
@@ -80,13 +80,13 @@ def finish(
     result: dict[str, Any], table: Table, config: ImageFlags, *, datasets: Sequence[Dataset], started: float
 ) -> dict[str, Any]:
     """Print the table and what was ignored, and write the result with its configuration."""
-    dropped: dict[str, Dropped] = {}
-    for reason, entry in (item for dataset in datasets for item in dataset.dropped.items()):
+    dropped: dict[str, IgnoredEntries] = {}
+    for reason, entry in (item for dataset in datasets for item in dataset.ignored.items()):
         dropped[reason] = dropped[reason] + entry if reason in dropped else entry
     result["dropped"] = {reason: asdict(entry) for reason, entry in dropped.items()}
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
-    lines = [line for dataset in datasets for line in dataset.dropped_lines()]
+    lines = [line for dataset in datasets for line in dataset.ignored_lines()]
     log("\n".join([*lines, *bad_lines(result["bad"], listed="--out FILE")]))
     if config.out is not None:
         flags = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.data.semantic import NONE, SemanticData, read_map, read_truth
+from foveate.data.semantic import NONE, SemanticData, decode_label_map, read_label_map
 from foveate.errors import InputError
 from foveate.evaluate.score import list_missing, mean_percent, percent, with_records
 from foveate.types import LabelMap
@@ -122,14 +122,14 @@ def evaluate_semantic(
     for record, prediction in with_records(predictions, data.dataset):
         key = str(record.id)
         if prediction is not None:
-            confusion.add(read_truth(record, data), _merged(prediction, class_table, key), key=key)
+            confusion.add(read_label_map(record, data), _merged(prediction, class_table, key), key=key)
         else:  # all its pixels are missed; the image itself may be unreadable
             missing.append(key)
-            truth = read_map(record, data)
+            truth = decode_label_map(record, data)
             confusion.add(truth, LabelMap(torch.full_like(truth.labels, NONE)), key=key)
     return {
         "data": data.dataset.name,
-        "notes": data.dataset.dropped_lines(),
+        "notes": data.dataset.ignored_lines(),
         "images": len(data.dataset.records),
         "images_without_result": list_missing(missing),
         **confusion.measure(names, seen=seen),

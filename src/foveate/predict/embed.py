@@ -16,7 +16,7 @@ from foveate.clip.dense import check_head
 from foveate.clip.io.digest import digest_state
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.data.boxes import Boxed, read_boxes
+from foveate.data.boxes import ImageBoxes, read_boxes
 from foveate.data.records import Dataset
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
@@ -111,7 +111,7 @@ def _with_boxes(dataset: Dataset, path: Path) -> Dataset:
     by_image = read_boxes(path, images=[str(record.id) for record in dataset.records])
     records = []
     for record in dataset.records:
-        boxed = by_image.get(str(record.id), Boxed())
+        boxed = by_image.get(str(record.id), ImageBoxes())
         records.append(replace(record, boxes=boxed.boxes, height=boxed.height, width=boxed.width))
     return replace(dataset, records=tuple(records))
 

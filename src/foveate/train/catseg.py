@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
-from foveate.data.label_maps import classes_of, open_truth_maps
+from foveate.data.label_maps import classes_of, open_label_maps
 from foveate.data.loader import SemanticSource
 from foveate.data.semantic import SemanticData, only_classes
 from foveate.data.splits import split_semantic
@@ -122,9 +122,9 @@ def open_base_maps(config: TrainCatSeg, report: Report) -> tuple[SemanticData, t
         The data, in which pixels of other classes have none; the names of the novel classes; the rule, for people.
 
     Raises:
-        InputError: as `open_truth_maps`, no class is left, or the recipe's numbers are for other data.
+        InputError: as `open_label_maps`, no class is left, or the recipe's numbers are for other data.
     """
-    data = open_truth_maps(config, split=config.split)
+    data = open_label_maps(config, split=config.split)
     check_recipe_data(config.recipe, data.dataset.categories, root=config.data)
     parts = split_semantic(data.dataset, config.data, file=config.novel)
     if parts is None:
@@ -137,7 +137,7 @@ def _open_held_out(config: TrainCatSeg, data: SemanticData) -> SemanticSource | 
     """The held-out images with the classes that are trained on."""
     if config.validate is None:
         return None
-    held_out = open_truth_maps(config, split=config.validate_split, root=Path(config.validate))
+    held_out = open_label_maps(config, split=config.validate_split, root=Path(config.validate))
     held_out = only_classes(held_out, [category.name for category in data.dataset.categories])
     require_same_categories(held_out.dataset.categories, data.dataset.categories, root=config.validate)
     return SemanticSource(held_out)

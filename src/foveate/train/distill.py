@@ -213,7 +213,7 @@ def _check_boxes(config: DistillConfig) -> str | None:
     split = split_of_root(config.data, split=config.split, annotations=config.annotations)
     if split is None:
         return check_provenance(config.boxes, None, allow=config.allow_novel)
-    known = (*split.base, *split.novel, *split.left_out)
+    known = (*split.base, *split.novel, *split.excluded)
     return check_provenance(config.boxes, split.novel, known=known, allow=config.allow_novel)
 
 

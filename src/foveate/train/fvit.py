@@ -77,7 +77,7 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
         network=network,
         base=split.base,
         novel=split.novel,
-        left_out=split.left_out,
+        left_out=split.excluded,
         templates=config.templates,
         benchmark=config.benchmark or ("ov-lvis-b" if is_lvis else "ov-coco"),
         training={"data": dataset.name, "steps": config.steps, "batch": config.batch, "seed": config.seed},
@@ -168,8 +168,8 @@ def _open_held_out(config: TrainFViT, dataset: Dataset, split: BaseNovel) -> Eva
     return EvaluationSource(_with_objects(held_out, split), masks=config.masks)
 
 
-def _kind(config: TrainFViT) -> Literal["instances", "outlines"]:
-    return "outlines" if config.masks else "instances"
+def _kind(config: TrainFViT) -> Literal["instances", "masks"]:
+    return "masks" if config.masks else "instances"
 
 
 def _with_objects(dataset: Dataset, split: BaseNovel) -> Dataset:

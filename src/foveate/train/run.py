@@ -98,7 +98,7 @@ class Trainable:
     @property
     def lines(self) -> list[str]:
         """What the user must know of the data before the first step."""
-        return [*self.notes, *([] if self.dataset is None else self.dataset.dropped_lines())]
+        return [*self.notes, *([] if self.dataset is None else self.dataset.ignored_lines())]
 
     def arithmetic(self, device: torch.device) -> torch.autocast:
         """What forward passes run in."""
@@ -293,7 +293,7 @@ def _fit(
 
 def _end_record(trainable: Trainable, outcome: Outcome) -> dict[str, Any]:
     """The last line of the log: what was done and what was ignored."""
-    dropped = {} if trainable.dataset is None else trainable.dataset.dropped
+    dropped = {} if trainable.dataset is None else trainable.dataset.ignored
     end = {
         "step": outcome.step,
         "bad_images": outcome.bad,

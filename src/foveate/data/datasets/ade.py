@@ -1,13 +1,12 @@
-"""ADE20K as it lies on disk -> 150 classes a pixel, or those of the full release (A-150 and A-847).
+"""ADE20K -> label maps of 150 classes, or of those of the full release (A-150 and A-847).
 
     ADEChallengeData2016/{images,annotations}/{training,validation}/ID.{jpg,png}    objectInfo150.txt
     ADE20K_2021_17_01/images/ADE/{training,validation}/SCENE/.../ID.jpg  ID_seg.png  ID.json
 
-The 150: a map's number is the class's, from 1; 0 is none (in annotations_detectron2, as prepared for Cat-Seg, they
-count from 0 and 255 is none). The full release has colours, from which `convert_ade_full`
-makes maps of 16 bits, 65535 for none. Its classes are derived from the JSON files beside the images
-(`list_ade_full`): the whole objects that occur in both splits. `index_ade20k.pkl` holds the same, but a pickle runs
-what its writer wanted and is never opened. Deliberately absent: parts, instances.
+In maps of the 150, 1 to 150 are the classes and 0 is no class (in annotations_detectron2, as prepared for CAT-Seg, they
+are 0 to 149 and 255). The maps of the full release have colours; `convert_ade_full` converts them to 16 bits, 65535 for
+no class. `list_ade_full` derives their classes, the whole objects that occur in both splits, from the JSON files beside
+the images. `index_ade20k.pkl` has the same content but is never opened, since a pickle can run code.
 """
 
 import json
@@ -29,14 +28,14 @@ from foveate.data.semantic import (
     start_maps,
     write_maps,
 )
-from foveate.data.strict import fail, short
+from foveate.data.validation import fail, short
 from foveate.errors import InputError
 from foveate.progress import image_bar
 from foveate.types import normalize_name
 
 SPLITS = {"train": "training", "val": "validation"}
-NOTHING = 65535  # in a converted map
-HOME = Path("images", "ADE")
+NO_CLASS = 65535  # in a converted map
+IMAGES = Path("images", "ADE")  # of the full release
 MAX_JSON = 50_000_000  # bytes
 
 
@@ -49,11 +48,11 @@ def read_ade150(
         root: the folder ADEChallengeData2016.
         split: "train" or "val".
         labels: of `labels.read_object_info`, or another list with the ids 1..150.
-        maps: folder with the maps' folders of both splits; `annotations`, or else the prepared ones, when not given.
+        maps: the folder that contains the label maps of both splits; default: `annotations`, or else the prepared ones.
         with_images: as for `pair_files`.
 
     Raises:
-        InputError: a folder or a map is missing, or the list is of other classes.
+        InputError: a folder or a map is missing, or the list has other classes.
     """
     root, folder = Path(root), _folder(split)
     if labels.ids != tuple(range(1, 151)):
@@ -77,23 +76,22 @@ def read_ade_full(
     """Read one split of the converted full release.
 
     Args:
-        image_folder: a folder with the folders of the images of both splits, such as ADE20K_2021_17_01/images/ADE.
-        maps: the same of the maps that `convert_ade_full` wrote, or of those prepared for Cat-Seg (`.tif`).
+        image_folder: the folder that contains the images of both splits, such as ADE20K_2021_17_01/images/ADE.
+        maps: the same of the maps that `convert_ade_full` wrote, or of those prepared for CAT-Seg (`.tif`).
         split: "train" or "val".
-        labels: the classes, in the order of the maps' numbers.
+        labels: the classes, in the order of the maps' values.
         with_images: as for `pair_files`.
 
     Raises:
         InputError: a folder or a map is missing.
     """
     folder = _folder(split)
-    places = {place: place for place in range(len(labels.ids))}
     return pair_files(
         f"ADE20K-{len(labels.ids)} {split}",
         image_folder=Path(image_folder) / folder,
         maps=Path(maps) / folder,
         labels=labels,
-        coding=Coding({**places, NOTHING: NONE}, bits=16),
+        coding=Coding({**{label: label for label in range(len(labels.ids))}, NO_CLASS: NONE}, bits=16),
         with_images=with_images,
     )
 
@@ -103,61 +101,59 @@ def list_ade_full(root: Path | str, *, progress: bool = False) -> Labels:
 
     Args:
         root: the folder ADE20K_2021_17_01.
-        progress: show a bar.
 
     Returns:
-        The classes by id (the place in the release's own index, from 1), words as the files have them.
+        The classes sorted by id (the index in the release's own list, from 1), names as in the files.
 
     Raises:
-        InputError: no such files, or one that is not what it must be.
+        InputError: no JSON files, or a malformed one.
     """
-    found: dict[str, dict[int, str]] = {}
+    by_split: dict[str, dict[int, str]] = {}
     for split in SPLITS:
-        home = Path(root) / HOME / _folder(split)
-        files = sorted(home.rglob("*.json")) if home.is_dir() else []
+        folder = Path(root) / IMAGES / _folder(split)
+        files = sorted(folder.rglob("*.json")) if folder.is_dir() else []
         if not files:
-            raise InputError(f"{home}: need the JSON files beside the images of {split}; there are none.")
-        found[split] = {}
+            raise InputError(f"{folder}: need the JSON files beside the images of {split}; found none. Check the path.")
+        by_split[split] = {}
         with image_bar(show=progress) as bar:
             for path in bar.track(files, description=f"objects of {split}"):
-                check_inside(path, home)
-                for number, name in _objects(path):
-                    found[split].setdefault(number, name)
-    both = sorted(found["train"].keys() & found["val"].keys())
-    if not both:
-        raise InputError(f"{root}: need objects that occur in both splits; there are none.")
-    names = [found["train"][number].split(",") for number in both]
-    words = [{normalize_name(one): one.strip() for one in name if one.strip()} for name in names]
-    return Labels(tuple(both), tuple(tuple(one.values()) for one in words))
+                check_inside(path, folder)
+                for number, name in _read_objects(path):
+                    by_split[split].setdefault(number, name)
+    ids = sorted(by_split["train"].keys() & by_split["val"].keys())
+    if not ids:
+        raise InputError(f"{root}: need objects that occur in both splits; found none. Is the release complete?")
+    classes = [by_split["train"][number].split(",") for number in ids]
+    unique = [{normalize_name(name): name.strip() for name in names if name.strip()} for names in classes]
+    return Labels(tuple(ids), tuple(tuple(names.values()) for names in unique))
 
 
 def convert_ade_full(root: Path | str, out: Path | str, *, split: str, labels: Labels, progress: bool = False) -> int:
-    """Write the maps of the full release as TIFF files of 16 bits, in the same folders, and the list beside them.
+    """Convert the maps of the full release to 16-bit TIFF files in the same folders, and write the list of classes.
 
-    Maps that exist and are not older than what they are made of are kept, so that a run that was stopped is resumed.
+    Maps that exist and are not older than their files are skipped, so that a stopped conversion is resumed.
 
     Args:
         root: the folder ADE20K_2021_17_01.
-        out: where the folder of the split is made.
+        out: parent of the split's folder.
         split: "train" or "val".
-        labels: the classes, ids as in `list_ade_full`; pixels of other objects get 65535, no class.
-        progress: show a bar.
+        labels: the classes, ids as in `list_ade_full`; pixels of other objects become 65535, no class.
 
     Returns:
-        How many maps were written.
+        Number of maps written.
 
     Raises:
-        InputError: there is no map, one is damaged, or `out` holds something else.
+        InputError: no maps, a damaged one, or `out` contains something else.
     """
-    home = Path(root) / HOME / _folder(split)
+    home = Path(root) / IMAGES / _folder(split)
     files = sorted(home.rglob("*_seg.png")) if home.is_dir() else []
     if not files:
-        raise InputError(f"{home}: need the maps `ID_seg.png` of ADE20K's full release; there are none.")
-    table = torch.full((26 * 256,), NOTHING)  # what two channels can hold
-    for place, number in enumerate(labels.ids):
+        raise InputError(f"{home}: need the maps `ID_seg.png` of ADE20K's full release; found none. Check the path.")
+    table = torch.full((26 * 256,), NO_CLASS)  # red and green hold the object's id: red // 10 * 256 + green
+    for label, number in enumerate(labels.ids):
         if not 1 <= number < len(table):
             raise InputError(f"labels: need ids of the full release, in 1..{len(table) - 1}; got {number}.")
-        table[number] = place
+        table[number] = label
     start_maps(Path(out), labels)
 
     def target_of(path: Path) -> Path:
@@ -178,22 +174,21 @@ def _folder(split: str) -> str:
     return SPLITS[split]
 
 
-def _objects(path: Path) -> list[tuple[int, str]]:
-    """(id, words) of the whole objects of an image; letters that are no UTF-8, which a few files have, are marked."""
+def _read_objects(path: Path) -> list[tuple[int, str]]:
+    """(id, names) of an image's whole objects; bytes that are not UTF-8, which a few files have, are replaced."""
     if path.stat().st_size > MAX_JSON:
         fail(str(path), f"at most {MAX_JSON:,} bytes of JSON", f"{path.stat().st_size:,}")
     try:
         content: Any = json.loads(path.read_bytes().decode("utf-8", errors="replace"))
         entries = content["annotation"]["object"]
-        rows = [(one["name_ndx"], one["name"], one["parts"]["part_level"]) for one in entries]
+        rows = [(entry["name_ndx"], entry["name"], entry["parts"]["part_level"]) for entry in entries]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        fail(
-            str(path), "`annotation`, its `object`s with `name`, `name_ndx`, `parts`", f"{type(error).__name__} {error}"
-        )
-    found = []
+        need = "`annotation`, its `object`s with `name`, `name_ndx`, `parts`"
+        fail(str(path), need, f"{type(error).__name__} {error}")
+    objects = []
     for number, name, level in rows:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1 or not isinstance(name, str):
-            fail(str(path), "`name_ndx`, at least 1, and `name`, a text", f"{short(number)}, {short(name)}")
-        if str(level) == "0" and any(word.strip() for word in name.split(",")):
-            found.append((number, name))
-    return found
+            fail(str(path), "`name_ndx`, at least 1, and `name`, a string", f"{short(number)}, {short(name)}")
+        if str(level) == "0" and any(part.strip() for part in name.split(",")):  # level 0: not a part of an object
+            objects.append((number, name))
+    return objects

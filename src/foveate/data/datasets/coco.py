@@ -1,8 +1,6 @@
-"""COCO annotation files -> records: things with boxes, and panoptic segments.
+"""COCO annotation files -> records: boxes of things, and panoptic segments.
 
-The same reader serves training, evaluation (the regions of Fig. 2 and 3) and the rendered world; what it holds a file
-to is in `strict.py`, and LVIS and Objects365, whose boxes are written the same way, use `list_things`.
-Deliberately absent: captions, and where the files of a split lie (`layout.py`).
+LVIS and Objects365, whose boxes have the same form, use `list_things`. Captions are read in `data/captions.py`.
 """
 
 from collections.abc import Callable
@@ -10,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.data.outlines import outline_of
-from foveate.data.records import Box, Dataset, Dropped, Record
-from foveate.data.strict import (
-    Listed,
+from foveate.data.instance_masks import encode_mask
+from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.validation import (
+    ListedImage,
     box_of,
     check_entry,
-    drop,
+    count_ignored,
     fail,
     field,
     file_name,
@@ -31,27 +29,27 @@ from foveate.data.strict import (
 from foveate.types import Category
 
 UNANNOTATED = "image has no panoptic annotation"
-LARGEST_COLOUR = 2**24 - 1  # a panoptic id is the 24 bits of one colour; 0 is unlabelled
+MAX_COLOUR = 2**24 - 1  # a panoptic id is the 24 bits of one colour; 0 is unlabelled
 
 
-def read_instances(json_path: Path | str, image_folder: Path | str, *, outlines: bool = False) -> Dataset:
+def read_instances(json_path: Path | str, image_folder: Path | str, *, with_masks: bool = False) -> Dataset:
     """Read a COCO instances file: images with the boxes of things.
 
     Args:
         json_path: the annotation file; xywh boxes, pixels of the image.
-        image_folder: what its file names are relative to.
-        outlines: read the masks too.
+        image_folder: the folder that its file names are relative to.
+        with_masks: read the masks too.
 
     Returns:
-        One record an image, also those without a box; categories by id.
+        One record per image, also without boxes; categories sorted by id.
 
     Raises:
-        InputError: the file is not what it must be; names the file, the entry and the field.
+        InputError: the file is malformed; names the file, the entry and the field.
     """
     path = Path(json_path)
     content = load(path, kind="a COCO instances")
     categories = list_categories(path, content["categories"])
-    return list_things(path, content, Path(image_folder), categories=categories, outlines=outlines)
+    return list_things(path, content, Path(image_folder), categories=categories, with_masks=with_masks)
 
 
 def list_things(
@@ -61,122 +59,116 @@ def list_things(
     *,
     categories: tuple[Category, ...],
     name_of: Callable[[str, dict[str, Any]], str] = file_name,
-    outlines: bool = False,
+    with_masks: bool = False,
 ) -> Dataset:
-    """Turn the parsed content of an instances file into records.
+    """Convert the parsed content of an instances file to records.
 
     Args:
         path: of the file, for messages.
-        content: from `strict.load`.
-        folder: what the images' names are relative to; None: they need not be there, nothing of them is read.
-        categories: of the file, by id.
-        name_of: (how messages call the entry, the entry) -> where its image lies below the folder.
-        outlines: read the masks too; objects without one are left out.
+        content: from `validation.load`.
+        folder: the folder that the image names are relative to; None: the images are not needed.
+        categories: of the file, sorted by id.
+        name_of: (the entry's name in messages, the entry) -> the path of its image below the folder.
+        with_masks: read the masks too; objects without one are ignored.
 
     Raises:
         InputError: as `read_instances`.
     """
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"], name_of=name_of)
-    found: dict[int | str, list[tuple[Box, int, bool, bytes]]] = {image_id: [] for image_id in images}
-    dropped: dict[str, Dropped] = {}
+    things: dict[int | str, list[tuple[Box, int, bool, bytes]]] = {key: [] for key in images}
+    ignored: dict[str, IgnoredEntries] = {}
     seen: set[int | str] = set()
     for entry in content["annotations"]:
         if isinstance(entry, dict) and "segments_info" in entry:
-            fail(str(path), "a `bbox` an annotation", "`segments_info`: a panoptic file", "Name the instances file.")
+            fail(str(path), "a `bbox` per annotation", "`segments_info`: a panoptic file", "Give the instances file.")
         where = check_entry(path, entry, "annotation", seen)
         image = images[known_id(where, entry, "image_id", images)]
         label = labels[known_id(where, entry, "category_id", labels)]
         crowd = flag(where, entry, "iscrowd", default=0)
-        box = box_of(where, entry.get("bbox"), height=image.height, width=image.width)
         size = {"height": image.height, "width": image.width}
-        outline = outline_of(where, entry.get("segmentation"), **size) if outlines else b""
-        if isinstance(box, str) or isinstance(outline, str):
-            drop(dropped, box if isinstance(box, str) else str(outline), where)
+        box = box_of(where, entry.get("bbox"), **size)
+        mask = encode_mask(where, entry.get("segmentation"), **size) if with_masks else b""
+        if isinstance(box, str) or isinstance(mask, str):
+            count_ignored(ignored, box if isinstance(box, str) else str(mask), where)
         else:
-            found[entry["image_id"]].append((box, label, crowd, outline))
-    paths = _paths(path, {key: image.name for key, image in images.items()}, folder)
+            things[entry["image_id"]].append((box, label, crowd, mask))
+    paths = _image_paths(path, {key: image.name for key, image in images.items()}, folder)
     records = []
     for key, image in images.items():
-        boxes, numbers, crowds, masks = zip(*found[key], strict=True) if found[key] else ((), (), (), ())
+        boxes, numbers, crowds, masks = zip(*things[key], strict=True) if things[key] else ((), (), (), ())
         record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
-        records.append(replace(record, outlines=masks) if outlines else record)
-    return Dataset(path.stem, categories, tuple(records), dropped, file=path)
+        records.append(replace(record, masks=masks) if with_masks else record)
+    return Dataset(path.stem, categories, tuple(records), ignored, file=path)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
-    """Read a COCO panoptic file: images with segments of things and stuff (masks stay in the PNGs until asked for).
+    """Read a COCO panoptic file: images with segments of things and stuff, whose masks stay in the PNGs.
 
     Args:
-        json_path: the annotation file.
-        image_folder: what the images' file names are relative to; None: they need not be there.
-        png_folder: what the annotations' file names are relative to.
+        image_folder: the folder that image file names are relative to; None: the images are not needed.
+        png_folder: the folder that the annotations' file names are relative to.
 
     Returns:
-        One record an annotated image; categories by id, `is_thing` from the file.
+        One record per annotated image; categories sorted by id, `is_thing` from the file.
 
     Raises:
-        InputError: the file is not what it must be; names the file, the entry and the field.
+        InputError: the file is malformed; names the file, the entry and the field.
     """
     path = Path(json_path)
     content = load(path, kind="a COCO panoptic")
     categories = list_categories(path, content["categories"], need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"])
-    dropped: dict[str, Dropped] = {}
-    found: dict[int | str, tuple[list[tuple[Box, int, bool, int]], str]] = {}
+    ignored: dict[str, IgnoredEntries] = {}
+    annotated: dict[int | str, tuple[list[tuple[Box, int, bool, int]], str]] = {}
     for entry in content["annotations"]:
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
         where = f"{path}: annotation of image {image_id}"
         if not isinstance(entry, dict) or not isinstance(entry.get("segments_info"), list):
-            fail(
-                where,
-                "`segments_info`, a list",
-                f"{short(entry)}",
-                "Is this an instances file? Name the panoptic one.",
-            )
+            fail(where, "`segments_info`, a list", short(entry), "Is this an instances file? Give the panoptic file.")
         image = images[known_id(where, entry, "image_id", images)]
-        if image_id in found:
-            fail(where, "one annotation an image", "a second one")
+        if image_id in annotated:
+            fail(where, "one annotation per image", "a second one")
         name = field(where, entry, "file_name", str, "the name of a PNG file")
-        segments = _segments(where, entry["segments_info"], labels, image, dropped)
-        found[entry["image_id"]] = (segments, name)
-    paths = _paths(path, {key: images[key].name for key in found}, image_folder)
-    pngs = image_paths(path, {key: name for key, (_, name) in found.items()}, Path(png_folder))
+        segments = _segments(where, entry["segments_info"], labels, image, ignored)
+        annotated[entry["image_id"]] = (segments, name)
+    paths = _image_paths(path, {key: images[key].name for key in annotated}, image_folder)
+    pngs = image_paths(path, {key: name for key, (_, name) in annotated.items()}, Path(png_folder))
     records = []
     for key, image in images.items():
-        if key in found:
-            segments = found[key][0]
+        if key in annotated:
+            segments = annotated[key][0]
             boxes, numbers, crowds, ids = zip(*segments, strict=True) if segments else ((), (), (), ())
             size = (image.height, image.width)
             records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
         else:
-            drop(dropped, UNANNOTATED, f"{path}: image {short(key)}")
-    return Dataset(path.stem, categories, tuple(records), dropped)
+            count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
+    return Dataset(path.stem, categories, tuple(records), ignored)
 
 
-def _paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
-    """Where the images lie; without a folder their names, which nobody opens."""
+def _image_paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
+    """The images' paths; without a folder their names, which are not opened."""
     if folder is None:
         return {key: Path(name) for key, name in names.items()}
     return image_paths(path, names, Path(folder))
 
 
 def _segments(
-    where: str, infos: list[Any], labels: dict[int, int], image: Listed, dropped: dict[str, Dropped]
+    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, ignored: dict[str, IgnoredEntries]
 ) -> list[tuple[Box, int, bool, int]]:
-    """The usable segments of one image: (box, label, crowd, colour id)."""
-    found = []
+    """The usable segments of one image: (box, label, crowd, id)."""
+    segments = []
     seen: set[int | str] = set()
-    for info in infos:
-        here = check_entry(where, info, "segment", seen)
-        if not isinstance(info["id"], int) or not 1 <= info["id"] <= LARGEST_COLOUR:
-            fail(here, f"an `id` in 1..{LARGEST_COLOUR} (a colour)", short(info["id"]))
-        label = labels[known_id(here, info, "category_id", labels)]
-        crowd = flag(here, info, "iscrowd", default=0)
-        box = box_of(here, info.get("bbox"), height=image.height, width=image.width)
+    for entry in entries:
+        name = check_entry(where, entry, "segment", seen)
+        if not isinstance(entry["id"], int) or not 1 <= entry["id"] <= MAX_COLOUR:
+            fail(name, f"an `id` in 1..{MAX_COLOUR} (a colour)", short(entry["id"]))
+        label = labels[known_id(name, entry, "category_id", labels)]
+        crowd = flag(name, entry, "iscrowd", default=0)
+        box = box_of(name, entry.get("bbox"), height=image.height, width=image.width)
         if isinstance(box, str):
-            drop(dropped, box, here)
+            count_ignored(ignored, box, name)
         else:
-            found.append((box, label, crowd, info["id"]))
-    return found
+            segments.append((box, label, crowd, entry["id"]))
+    return segments

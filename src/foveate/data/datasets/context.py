@@ -1,13 +1,13 @@
-"""PASCAL Context as it lies on disk -> 459 or 59 classes a pixel (PC-459 and PC-59).
+"""PASCAL Context -> label maps of 459 or 59 classes (PC-459 and PC-59).
 
-    VOC2010/JPEGImages/ID.jpg    lists of ids, one a line
-    trainval/ID.mat, labels.txt ("1: accordion")              the 459; `convert_context` makes maps of 16 bits of them
-    59_context_labels/ID.png, 59_labels.txt                   the 59, of 8 bits, 0 for all else
-    annotations_detectron2/{pc59,pc459}_SPLIT                 as prepared for Cat-Seg: numbers from 0
+    VOC2010/JPEGImages/ID.jpg    lists of ids, one per line
+    trainval/ID.mat, labels.txt ("1: accordion")              the 459; `convert_context` converts them to 16-bit maps
+    59_context_labels/ID.png, 59_labels.txt                   the 59, 8 bits, 0 for everything else
+    annotations_detectron2/{pc59,pc459}_SPLIT                 as prepared for CAT-Seg: labels from 0
 
-The 59 can be made of the `.mat` files too: they are 59 of the 459 names. In maps of 459, 65535 is none, and so is 459,
-as prepared files have it; in prepared maps of 59, 255 is. These are in the alphabet's order, as the 459 are, and no
-official list says so: it must be given. Deliberately absent: the class "background" of 60, `trainval_merged.json`.
+The 59 are among the 459 names, so the `.mat` files can be converted to maps of the 59 too. In maps of 459, 65535 is no
+class, and so is 459, as in prepared maps; in prepared maps of 59, 255 is. Prepared maps number the 59 in alphabetical
+order, for which there is no official list: it must be given.
 """
 
 from pathlib import Path
@@ -24,12 +24,12 @@ from foveate.errors import InputError
 from foveate.types import normalize_name
 
 MATRIX = "LabelMap"
-NOTHING = 65535
+NO_CLASS = 65535  # in a map of 16 bits
 COUNT = 459
 
 
 def read_context_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
-    """Read `labels.txt` (459) or `59_labels.txt`: the ids count from 1 without a hole; 0 is none.
+    """Read `labels.txt` (459) or `59_labels.txt`, whose ids are 1, 2, 3 ...; 0 is no class.
 
     Raises:
         InputError: as `read_labels`, or other ids.
@@ -37,7 +37,7 @@ def read_context_labels(path: Path | str, *, repeated: Repeated = "refuse") -> L
     labels = read_labels(path, repeated=repeated)
     labels = labels.choose(number for number in labels.ids if number)
     if labels.ids != tuple(range(1, len(labels.ids) + 1)):
-        raise InputError(f"{path}: need the ids 1, 2, 3 ... in order; got others. Name PASCAL Context's own list.")
+        raise InputError(f"{path}: need the ids 1, 2, 3 ... in order; got others. Give PASCAL Context's own list.")
     return labels
 
 
@@ -50,71 +50,73 @@ def read_context(
     labels: Labels,
     with_images: bool = True,
 ) -> SemanticData:
-    """Read the maps of 459 classes that `convert_context` wrote, or those of 59, the official ones or written by it.
+    """Read maps of 459 or 59 classes: official, prepared, or written by `convert_context`.
 
     Args:
         folder: of the year, VOC2010.
-        maps: their folder.
-        count: of the classes, 459 or 59.
-        names: file with the ids of the images that count; None: all that have a map.
-        labels: of `read_context_labels`, so many classes.
+        count: number of classes, 459 or 59.
+        names: file with the ids of the images; None: all that have a map.
+        labels: of `read_context_labels`, `count` classes.
         with_images: as for `pair_files`.
 
     Raises:
-        InputError: a folder or a map is missing, or the list is of other classes.
+        InputError: a folder or a map is missing, or the list has other classes.
     """
     maps = Path(maps)
     if labels.ids != tuple(range(1, count + 1)):
         raise InputError(f"labels: need PASCAL Context's {count} classes; got {len(labels.ids)}.")
     if count == COUNT:
-        coding = Coding({place: place for place in range(COUNT)} | {COUNT: NONE, NOTHING: NONE}, bits=16)
+        coding = Coding({label: label for label in range(COUNT)} | {COUNT: NONE, NO_CLASS: NONE}, bits=16)
     else:
         coding = coding_of(labels.ids, none=0, maps=maps)
     if names is not None:
         only = read_list(Path(names))
     else:
         only = sorted(path.stem for path in maps.glob("*") if path.suffix in (".png", ".tif"))
-    image_folder = Path(folder) / "JPEGImages"
-    title = f"PASCAL Context-{count}"
     return pair_files(
-        title, image_folder=image_folder, maps=maps, labels=labels, coding=coding, only=only, with_images=with_images
+        f"PASCAL Context-{count}",
+        image_folder=Path(folder) / "JPEGImages",
+        maps=maps,
+        labels=labels,
+        coding=coding,
+        only=only,
+        with_images=with_images,
     )
 
 
 def convert_context(
     mats: Path | str, out: Path | str, *, labels: Labels, only: Labels | None = None, progress: bool = False
 ) -> int:
-    """Write PASCAL Context's `.mat` files as maps, and the list of their classes beside them.
+    """Convert PASCAL Context's `.mat` files to label maps, and write the list of classes beside them.
 
-    Maps that exist and are not older than their files are kept, so that a run that was stopped is resumed.
+    Maps that exist and are not older than their files are skipped, so that a stopped conversion is resumed.
 
     Args:
         mats: folder of the `.mat` files.
-        out: folder of the maps, which is made.
+        out: folder of the maps, created if missing.
         labels: all classes, ids as in the files.
-        only: write maps of 8 bits of these classes alone, by their names: their ids, 0 for all else. None: maps of 16
-            bits of all, ids less one, 65535 for none.
-        progress: show a bar.
+        only: write 8-bit maps of these classes, matched by name, with their ids and 0 for everything else. None: 16-bit
+            maps of all classes, labels from 0, 65535 for no class.
 
     Returns:
-        How many maps were written.
+        Number of maps written.
 
     Raises:
-        InputError: no file, one that is not what it must be, a number without a class, a name that is none of all, or
-            `out` holds something else.
+        InputError: no files, a malformed file, a value without a class, a class of `only` that `labels` lacks, or `out`
+            contains something else.
     """
     files = sorted(Path(mats).glob("*.mat"))
     if not files:
-        raise InputError(f"{mats}: need the files ID.mat of PASCAL Context; there are none. Check the path.")
-    nothing = NOTHING if only is None else 0
+        raise InputError(f"{mats}: need PASCAL Context's files ID.mat; found none. Check the path.")
+    # id in the files -> value in the maps; -1: not in the list
     table = torch.full((max(labels.ids) + 1,), -1)
-    table[0] = nothing
+    ids = torch.tensor(labels.ids)
     if only is None:
-        table[torch.tensor(labels.ids)] = torch.tensor(labels.ids) - 1
+        table[0], table[ids] = NO_CLASS, ids - 1
     else:
-        table[torch.tensor(labels.ids)] = nothing
-        for number, wanted in _by_name(labels, only):
-            table[number] = wanted
+        table[0] = table[ids] = 0
+        for number, value in _match_names(labels, only):
+            table[number] = value
     start_maps(Path(out), only or labels)
     suffix, bits = (".tif", 16) if only is None else (".png", 8)
     return write_maps(
@@ -128,25 +130,24 @@ def convert_context(
 
 def _look_up(path: Path, table: Int64[Tensor, " N"], *, count: int) -> Int64[Tensor, "H W"]:
     values = read_matrix(path, MATRIX)  # (H, W)
-    strange = values[values >= len(table)]
-    if not len(strange):
-        strange = values[table[values] < 0]
-    if len(strange):
-        raise InputError(f"{path}: need numbers of the {count} classes; got {int(strange[0])}. Is this the list of "
+    unknown = values[values >= len(table)]
+    if not len(unknown):
+        unknown = values[table[values] < 0]
+    if len(unknown):
+        raise InputError(f"{path}: need values of the {count} classes; got {int(unknown[0])}. Is this the list of "
                          "another release?")  # fmt: skip
     return table[values]
 
 
-def _by_name(labels: Labels, only: Labels) -> list[tuple[int, int]]:
-    """(id among all, id among the few) of each class of the few."""
-    known = {
-        normalize_name(word): number for number, words in zip(labels.ids, labels.classes, strict=True) for word in words
-    }
-    found = []
-    for number, words in zip(only.ids, only.classes, strict=True):
-        there = [known[normalize_name(word)] for word in words if normalize_name(word) in known]
-        if not there:
+def _match_names(labels: Labels, only: Labels) -> list[tuple[int, int]]:
+    """(id in `labels`, id in `only`) of each class of `only`."""
+    rows = zip(labels.ids, labels.classes, strict=True)
+    ids = {normalize_name(name): number for number, names in rows for name in names}
+    pairs = []
+    for number, names in zip(only.ids, only.classes, strict=True):
+        matches = [ids[normalize_name(name)] for name in names if normalize_name(name) in ids]
+        if not matches:
             raise InputError(f"labels: need each of the {len(only.ids)} classes among the {len(labels.ids)} by name; "
-                             f"{words[0]!r} is none. Add the other list's name as a synonym.")  # fmt: skip
-        found.append((there[0], number))
-    return found
+                             f"{names[0]!r} is not. Add the other list's name as a synonym.")  # fmt: skip
+        pairs.append((matches[0], number))
+    return pairs

@@ -1,7 +1,4 @@
-"""Any folder of images -> records: CLIPSelf needs no annotation, so a folder is a data set (Sec. 3.2).
-
-Deliberately absent: labels from folder names, captions, archives.
-"""
+"""A folder of images -> records: CLIPSelf needs no annotations, so any folder is a data set (Sec. 3.2)."""
 
 from pathlib import Path
 
@@ -10,17 +7,14 @@ from foveate.data.records import Dataset, Record
 
 
 def read_folder(folder: Path | str) -> Dataset:
-    """List a folder's images, also those in folders below it, as records without annotations.
-
-    Args:
-        folder: files are chosen by suffix (.jpg .jpeg .png .webp .bmp); hidden ones are passed over.
+    """List the images of a folder and of those below it, without annotations or categories.
 
     Returns:
-        Records in the order of their paths; a record's id is its path within the folder. No categories.
+        Records sorted by path; a record's id is its path within the folder.
 
     Raises:
-        InputError: no such folder, no image in it, or a link that leads out of it.
+        InputError: as `list_images`.
     """
     folder = Path(folder)
     records = tuple(Record(path.relative_to(folder).as_posix(), path) for path in list_images(folder))
-    return Dataset(name=folder.resolve().name, categories=(), records=records, dropped={})
+    return Dataset(name=folder.resolve().name, categories=(), records=records, ignored={})

@@ -3,10 +3,9 @@
     {"images": [{"id", "coco_url", "height", "width"}, ...], "annotations": [{"id", "image_id", "category_id", "bbox"}],
      "categories": [{"id", "name", "synonyms", "frequency"}, ...]}
 
-An image is named by its address, whose last two parts say where it lies below a COCO root: LVIS has another split than
-COCO, so both of its files name images of train2017. Copies of LVIS's files, such as minival, often have `file_name`
-beside it, and their images elsewhere. Held to the same rules as COCO's (`strict.py`).
-Deliberately absent: which categories were looked for in an image (`neg_category_ids` ...: its evaluation).
+The last two parts of an image's URL are its path below a COCO root: LVIS splits the images differently, so both of its
+files name images of train2017. Copies of LVIS's files, such as minival, often have `file_name` too, and other folders.
+The categories that were checked in an image (`neg_category_ids` ...) are read by its evaluation.
 """
 
 from collections.abc import Callable
@@ -16,43 +15,42 @@ from typing import Any
 
 from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
-from foveate.data.strict import check_entry, escapes, fail, field, file_name, list_categories, load, short
+from foveate.data.validation import check_entry, escapes, fail, field, file_name, list_categories, load, short
 from foveate.types import Category
 
 FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
-FOLDERS = ("", "train2017", "val2017")  # where an image that is named by `file_name` may lie below the root
-TRIED = 100  # images by which the place of all is found
+FOLDERS = ("", "train2017", "val2017")  # below the root, of images with a `file_name`
+MAX_PROBED = 100  # images looked for to find the folder of all
 
 
-def read_lvis(json_path: Path | str, coco_root: Path | str, *, outlines: bool = False) -> Dataset:
+def read_lvis(
+    json_path: Path | str, coco_root: Path | str, *, content: dict[str, Any] | None = None, with_masks: bool = False
+) -> Dataset:
     """Read an LVIS v1 file: images with the boxes of things.
 
     Args:
         json_path: the annotation file; xywh boxes, pixels of the image.
-        coco_root: the folder that holds `train2017/` and `val2017/`.
-        outlines: read the masks too.
+        coco_root: the folder of `train2017/` and `val2017/`.
+        content: of the file, if it is parsed already.
+        with_masks: read the masks too.
 
     Returns:
-        One record an image, also those without a box; categories by id, with their synonyms and frequency.
+        One record per image, also without boxes; categories sorted by id, with their synonyms and frequency.
 
     Raises:
-        InputError: the file is not what it must be; names the file, the entry and the field.
+        InputError: the file is malformed; names the file, the entry and the field.
     """
-    path = Path(json_path)
-    return list_lvis(path, load(path, kind="an LVIS"), Path(coco_root), outlines=outlines)
-
-
-def list_lvis(path: Path, content: dict[str, Any], coco_root: Path, *, outlines: bool = False) -> Dataset:
-    """Turn the parsed content of an LVIS file into records; see `read_lvis`."""
+    path, root = Path(json_path), Path(coco_root)
+    content = load(path, kind="an LVIS") if content is None else content
     categories = list_lvis_categories(path, content["categories"])
-    name_of = _names_below(coco_root, content)
-    return list_things(path, content, coco_root, categories=categories, name_of=name_of, outlines=outlines)
+    name_of = _naming(root, content)
+    return list_things(path, content, root, categories=categories, name_of=name_of, with_masks=with_masks)
 
 
 def is_lvis(content: dict[str, Any]) -> bool:
     """Whether the content of an annotation file is LVIS's.
 
-    That is what has categories with a `frequency`, images with `neg_category_ids`, or images named by address alone.
+    It is if categories have a `frequency`, images have `neg_category_ids`, or images have a URL but no file name.
     """
     category, image = next(iter(content["categories"]), None), next(iter(content["images"]), None)
     if isinstance(category, dict) and category.get("frequency") in FREQUENCIES:
@@ -62,16 +60,16 @@ def is_lvis(content: dict[str, Any]) -> bool:
     return "neg_category_ids" in image or ("coco_url" in image and "file_name" not in image)
 
 
-def _names_below(root: Path, content: dict[str, Any]) -> Callable[[str, dict[str, Any]], str]:
-    """How the file names its images: by address, or, where none lies there but where `file_name` says, by that."""
-    some = [one for one in content["images"][:TRIED] if isinstance(one, dict)]
-    urls = [one["coco_url"].split("/") for one in some if isinstance(one.get("coco_url"), str)]
-    names = [one["file_name"] for one in some if isinstance(one.get("file_name"), str)]
+def _naming(root: Path, content: dict[str, Any]) -> Callable[[str, dict[str, Any]], str]:
+    """How the file names its images: by URL, or by `file_name` if only that leads to existing images."""
+    images = [image for image in content["images"][:MAX_PROBED] if isinstance(image, dict)]
+    urls = [image["coco_url"].split("/") for image in images if isinstance(image.get("coco_url"), str)]
+    names = [image["file_name"] for image in images if isinstance(image.get("file_name"), str)]
     if not names or _any_file(root, ["/".join(parts[-2:]) for parts in urls]):
-        return _address
-    folder = next((one for one in FOLDERS if _any_file(root / one, names)), None)
+        return _path_in_url
+    folder = next((folder for folder in FOLDERS if _any_file(root / folder, names)), None)
     if folder is None:
-        return _address if urls else file_name
+        return _path_in_url if urls else file_name
     return lambda where, entry: (Path(folder) / file_name(where, entry)).as_posix()
 
 
@@ -79,8 +77,8 @@ def _any_file(root: Path, names: list[str]) -> bool:
     return any(not escapes(name) and (root / name).is_file() for name in names)
 
 
-def _address(where: str, entry: dict[str, Any]) -> str:
-    url = field(where, entry, "coco_url", str, "the address of a COCO image")
+def _path_in_url(where: str, entry: dict[str, Any]) -> str:
+    url = field(where, entry, "coco_url", str, "the URL of a COCO image")
     parts = url.split("/")
     if len(parts) < 2 or not all(parts[-2:]):
         fail(where, "`coco_url` that ends in FOLDER/FILE, as .../train2017/000000391895.jpg", short(url))
@@ -88,23 +86,20 @@ def _address(where: str, entry: dict[str, Any]) -> str:
 
 
 def file_categories(path: Path, content: dict[str, Any]) -> tuple[Category, ...]:
-    """Read the categories of an annotation file, LVIS's or another, by id."""
+    """Read the categories of an annotation file, LVIS's or another, sorted by id."""
     return (list_lvis_categories if is_lvis(content) else list_categories)(path, content["categories"])
 
 
 def list_lvis_categories(path: Path, entries: list[Any]) -> tuple[Category, ...]:
-    """Read the categories of an LVIS file, by id, with their synonyms and frequency."""
-    words: dict[int, tuple[tuple[str, ...], str]] = {}
+    """Read the categories of an LVIS file, sorted by id, with their synonyms and frequency."""
+    extras: dict[int, dict[str, Any]] = {}
     seen: set[int | str] = set()
     for entry in entries:
         where = check_entry(path, entry, "category", seen)
         synonyms, frequency = entry.get("synonyms", []), entry.get("frequency")
-        if not isinstance(synonyms, list) or not all(isinstance(word, str) and word for word in synonyms):
-            fail(where, "`synonyms`, a list of words", short(synonyms))
+        if not isinstance(synonyms, list) or not all(isinstance(name, str) and name for name in synonyms):
+            fail(where, "`synonyms`, a list of names", short(synonyms))
         if frequency not in FREQUENCIES:
             fail(where, '`frequency`, "r", "c" or "f" (rare, common, frequent)', short(frequency))
-        words[entry["id"]] = (tuple(synonyms), frequency)
-    return tuple(
-        replace(category, synonyms=words[category.id][0], frequency=words[category.id][1])
-        for category in list_categories(path, entries)
-    )
+        extras[entry["id"]] = {"synonyms": tuple(synonyms), "frequency": frequency}
+    return tuple(replace(category, **extras[category.id]) for category in list_categories(path, entries))

@@ -1,10 +1,9 @@
-"""Tar shards in webdataset layout (KEY.jpg beside KEY.txt), read where they lie: nothing is unpacked, nothing executed.
+"""Tar shards in webdataset layout (KEY.jpg beside KEY.txt), read in place: nothing is unpacked, nothing executed.
 
-A shard is scanned once, headers only, into an index: where each key's image and text begin. From then on an image in
-a shard is an image in a file (`Record.member`), so a training run draws its order, splits it over processes and
-resumes it exactly as over a folder. Members of other kinds are never opened, whatever they hold; a key is what a name
-has before the first dot of its last part, and its image and text may lie anywhere in the shard.
-Deliberately absent: compressed shards (no seeking in them), shuffling buffers, and URLs (`fetch.py`).
+A shard's headers are scanned once into an index of the offsets of each key's image and text. An image in a shard is
+then an image in a file (`Record.member`), so a training run shuffles, splits and resumes shards exactly as a folder.
+Members of other kinds are never opened; a key is a name up to the first dot of its last part, and its image and text
+may be anywhere in the shard. Compressed shards, which cannot be read at an offset, are not supported.
 """
 
 import hashlib
@@ -15,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -24,136 +22,114 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.data.images import SUFFIXES, read_image
-from foveate.data.records import Dataset, Dropped, Member, Record
-from foveate.data.strict import DISTRUST, drop, escapes, fail
+from foveate.data.records import Dataset, IgnoredEntries, LazySequence, Member, Record
+from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail
 from foveate.errors import InputError
 from foveate.io.files import write_whole
 from foveate.progress import image_bar
 
 MAX_TEXT = 1_000_000  # bytes
 BLOCK = 512  # bytes; of a tar file
-RULE = 1  # of scanning; a kept index of another rule is not used
+INDEX_VERSION = 1  # a cached index of another version is not used
 NO_IMAGE = "key has no image"
 NO_FILE = "member is a link or a device"
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where the keys of one shard have their images and texts, in the order in which the keys appear first."""
+    """The offsets of the images and texts of one shard, in the order in which the keys appear first."""
 
     keys: tuple[str, ...]
-    images: np.ndarray  # (K, 2) int64: first byte and bytes; -1 -1 where a key has none
+    images: np.ndarray  # (K, 2) int64: first byte and number of bytes; -1 -1 if a key has none
     texts: np.ndarray  # (K, 2), the same
-    links: int  # members with the name of an image or a text that are no files
+    links: int  # members with the name of an image or a text that are not files
     first_link: str
 
 
-def read_shards(
-    paths: Sequence[Path], *, name: str, cache: Path | None, labels: Sequence[str] = (), progress: bool = False
-) -> Dataset:
+def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, progress: bool = False) -> Dataset:
     """List the images of tar shards as records without annotations.
 
     Args:
         paths: the shards, in the order of their images.
         name: of the data set.
-        cache: folder where the indices are kept; None: every start scans again.
-        labels: what messages call the shards; their file names when not given, their paths where two share one.
+        cache: folder of the cached indices; None: scan the shards every time.
         progress: show a bar while they are scanned; the first scan of a million images takes a minute.
 
     Returns:
-        Records whose id is SHARD:KEY; keys without an image, and links, are counted in `dropped`.
+        Records whose id is SHARD:KEY; SHARD is the file name, or the path if two shards share a name. Keys without an
+        image, and links, are counted in `ignored`.
 
     Raises:
         InputError: no image, or a shard that is not a whole tar file or contradicts itself; names shard and member.
     """
-    if not labels:
-        labels = [path.name for path in paths]
-        if len(set(labels)) < len(labels):
-            labels = [str(path) for path in paths]
-    dropped: dict[str, Dropped] = {}
+    labels = [path.name for path in paths]
+    if len(set(labels)) < len(labels):
+        labels = [str(path) for path in paths]
+    ignored: dict[str, IgnoredEntries] = {}
     indices = []
     with image_bar(show=progress) as bar:
         for label, path in bar.track(list(zip(labels, paths, strict=True)), description=f"shards of {name}"):
             index = index_shard(path, cache=cache)
-            for place in np.flatnonzero(index.images[:, 1] < 0):
-                drop(dropped, NO_IMAGE, f"{label}:{index.keys[place]}")
+            for i in np.flatnonzero(index.images[:, 1] < 0):
+                count_ignored(ignored, NO_IMAGE, f"{label}:{index.keys[i]}")
             if index.links:
-                more = Dropped(index.links, f"{label}:{index.first_link}")
-                dropped[NO_FILE] = dropped[NO_FILE] + more if NO_FILE in dropped else more
+                links = IgnoredEntries(index.links, f"{label}:{index.first_link}")
+                ignored[NO_FILE] = ignored[NO_FILE] + links if NO_FILE in ignored else links
             indices.append(index)
     records = ShardRecords(tuple(zip(labels, paths, strict=True)), indices)
     if not len(records):
         kinds = " ".join(SUFFIXES)
-        raise InputError(f"{name}: need images ({kinds}) in the shards; the {len(paths)} hold none. Check the path.")
-    return Dataset(name, (), records, dropped)
+        raise InputError(f"{name}: need images ({kinds}) in the shards; got none in {len(paths)}. Check the path.")
+    return Dataset(name, (), records, ignored)
 
 
-class ShardRecords(Sequence[Record]):
-    """The images of many shards, 36 bytes and its key for each; a `Record` is made, and a text read, when one is
-    asked for."""
+class ShardRecords(LazySequence[Record]):
+    """The images of many shards, 36 bytes and the key for each; records are created, and texts read, on demand."""
 
     def __init__(self, shards: Sequence[tuple[str, Path]], indices: Sequence[Index]) -> None:
-        """Put the indices of shards behind one another.
-
-        Args:
-            shards: label and path of each.
-            indices: of the same shards.
-        """
+        """Concatenate the indices of shards, given as (label, path)."""
         self._shards = tuple(shards)
-        there = [index.images[:, 1] >= 0 for index in indices]
-        self._numbers = np.repeat(np.arange(len(indices), dtype=np.int32), [int(one.sum()) for one in there])  # (N,)
-        parts = [index.images[one] for index, one in zip(indices, there, strict=True)]
-        self._parts = np.concatenate(parts) if parts else np.empty((0, 2), np.int64)  # (N, 2)
-        texts = [index.texts[one] for index, one in zip(indices, there, strict=True)]
-        self._texts = np.concatenate(texts) if texts else np.empty((0, 2), np.int64)  # (N, 2)
-        keys = [
-            key.encode()
-            for index, one in zip(indices, there, strict=True)
-            for key, has in zip(index.keys, one, strict=True)
-            if has
-        ]
+        has_image = [index.images[:, 1] >= 0 for index in indices]
+        counts = [int(mask.sum()) for mask in has_image]
+        self._shard_of = np.repeat(np.arange(len(indices), dtype=np.int32), counts)  # (N,)
+        empty = np.empty((0, 2), np.int64)
+        rows = list(zip(indices, has_image, strict=True))
+        self._images = np.concatenate([empty, *(index.images[mask] for index, mask in rows)])  # (N, 2)
+        self._texts = np.concatenate([empty, *(index.texts[mask] for index, mask in rows)])  # (N, 2)
+        # all keys in one string of bytes, and where each ends: a list of Python strings would take more memory
+        keys = [key.encode() for index, mask in rows for key, has in zip(index.keys, mask, strict=True) if has]
         self._keys = b"".join(keys)
         self._ends = np.cumsum([0, *map(len, keys)], dtype=np.int64)  # (N + 1,)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._shard_of)
 
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, place: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(place, slice):
-            return tuple(self[one] for one in range(*place.indices(len(self))))
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        place %= len(self)
-        label, path = self._shards[self._numbers[place]]
-        key = self._keys[self._ends[place] : self._ends[place + 1]].decode()
-        offset, size = self._parts[place].tolist()
+    def item(self, index: int) -> Record:
+        label, path = self._shards[self._shard_of[index]]
+        key = self._keys[self._ends[index] : self._ends[index + 1]].decode()
+        offset, size = self._images[index].tolist()
         return Record(f"{label}:{key}", path, member=Member(key, offset, size))
 
     def texts(self) -> "ShardTexts":
         """The texts beside the images, in the same order."""
-        return ShardTexts(self, [path for _, path in self._shards], self._numbers, self._texts)
+        return ShardTexts(self, [path for _, path in self._shards], self._shard_of, self._texts)
 
 
-class ShardTexts(Sequence[tuple[str, ...]]):
-    """The text beside each image of many shards, KEY.txt of KEY.jpg, read when it is asked for; () where an image
-    has none."""
+class ShardTexts(LazySequence[tuple[str, ...]]):
+    """The text KEY.txt beside each image KEY.jpg of many shards, read on demand; () if there is none."""
 
     def __init__(
-        self, records: Sequence[Record], shards: Sequence[Path], numbers: np.ndarray, parts: np.ndarray
+        self, records: Sequence[Record], shards: Sequence[Path], shard_of: np.ndarray, parts: np.ndarray
     ) -> None:
-        """Remember where the texts are.
+        """Store the offsets.
 
         Args:
-            records: their images, for messages.
-            shards: the shards' files.
-            numbers: (N,) in which of them each text is.
-            parts: (N, 2) its first byte there, and its bytes; -1 -1 where there is none.
+            records: the images, for messages.
+            shards: paths.
+            shard_of: (N,) index of the shard of each text.
+            parts: (N, 2) its first byte and number of bytes; -1 -1 if there is none.
         """
-        self._records, self._shards, self._numbers, self._parts = records, shards, numbers, parts
+        self._records, self._shards, self._shard_of, self._parts = records, shards, shard_of, parts
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -162,17 +138,11 @@ class ShardTexts(Sequence[tuple[str, ...]]):
         """Whether each image has a text of at least one byte, (N,); none is read."""
         return self._parts[:, 1] > 0
 
-    @overload
-    def __getitem__(self, place: int) -> tuple[str, ...]: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[tuple[str, ...], ...]: ...
-    def __getitem__(self, place: int | slice) -> tuple[str, ...] | tuple[tuple[str, ...], ...]:
-        if isinstance(place, slice):
-            return tuple(self[one] for one in range(*place.indices(len(self))))
-        first, size = self._parts[place].tolist()
+    def item(self, index: int) -> tuple[str, ...]:
+        first, size = self._parts[index].tolist()
         if size <= 0:
             return ()
-        text = _read_text(self._shards[self._numbers[place]], first, size, str(self._records[place].id))
+        text = _read_text(self._shards[self._shard_of[index]], first, size, str(self._records[index].id))
         return (text,) if text else ()
 
 
@@ -180,12 +150,12 @@ class ShardTexts(Sequence[tuple[str, ...]]):
 
 
 def index_shard(path: Path, *, cache: Path | None = None) -> Index:
-    """Scan a shard's headers, or take the index of an earlier scan.
+    """Scan the headers of an uncompressed tar file, or load the cached index of an earlier scan.
 
     Args:
-        path: of the shard, an uncompressed tar file.
-        cache: folder where the index is kept; it is used again while the shard's size, time of change and first bytes
-            are the same. None: scan.
+        path: of the shard.
+        cache: folder of the cached indices; one is used if the shard's size, modification time and first bytes are
+            unchanged. None: scan.
 
     Raises:
         InputError: not a whole tar file, a key with two images or two texts, or a name that leads elsewhere.
@@ -198,80 +168,82 @@ def index_shard(path: Path, *, cache: Path | None = None) -> Index:
             head = file.read(8 * BLOCK)
     except OSError as error:
         raise InputError(f"{path}: need a tar shard; {error}. Check the path.") from error
-    facts = [RULE, str(path.resolve()), status.st_size, status.st_mtime_ns, hashlib.sha256(head).hexdigest()]
-    name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:32]
-    kept = cache / "shards" / f"{name}.index.npz"
-    index = _read_kept(kept, json.dumps(facts))
+    resolved = str(path.resolve())
+    identity = [INDEX_VERSION, resolved, status.st_size, status.st_mtime_ns, hashlib.sha256(head).hexdigest()]
+    name = hashlib.sha256(resolved.encode(errors="surrogateescape")).hexdigest()[:32]
+    cached = cache / "shards" / f"{name}.index.npz"
+    index = _load_index(cached, json.dumps(identity))
     if index is None:
         index = _scan(path)
-        _keep(kept, index, json.dumps(facts))
+        _save_index(cached, index, json.dumps(identity))
     return index
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Part a member's name into key and kind as webdataset does: at the first dot of its last part."""
+    """Split a member's name into key and suffix as webdataset does: at the first dot of its last part."""
     folder, slash, last = name.rpartition("/")
-    stem, _, kind = last.partition(".")
-    return f"{folder}{slash}{stem}", kind.lower()
+    stem, _, suffix = last.partition(".")
+    return f"{folder}{slash}{stem}", suffix.lower()
 
 
 def _scan(path: Path) -> Index:
-    places: tuple[dict[str, tuple[int, int]], ...] = ({}, {})  # images, texts
-    keys: dict[str, None] = {}
+    images: dict[str, tuple[int, int]] = {}
+    texts: dict[str, tuple[int, int]] = {}
+    keys: dict[str, None] = {}  # in order of appearance
     links: list[str] = []
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-                key, kind = split_name(name)
-                if not key.rpartition("/")[2] or (kind != "txt" and f".{kind}" not in SUFFIXES):
+                key, suffix = split_name(name)
+                if not key.rpartition("/")[2] or (suffix != "txt" and f".{suffix}" not in SUFFIXES):
                     continue
                 where = f"{path}: member {name!r}"
                 if escapes(name):
-                    fail(where, "a name inside the shard", "one that leads elsewhere", DISTRUST)
+                    fail(where, "a name inside the shard", "one that leads elsewhere", UNTRUSTED_FILE)
                 if not member.isreg() or member.issparse():
                     links.append(key)
                     continue
-                found = places[kind == "txt"]
-                if key in found:
-                    fail(where, "one image and one text a key", "a second one", "Give each its own key.")
-                found[key] = (member.offset_data, member.size)
+                parts = texts if suffix == "txt" else images
+                if key in parts:
+                    fail(where, "one image and one text per key", "a second one", "Use unique keys.")
+                parts[key] = (member.offset_data, member.size)
                 keys[key] = None
             file.seek(tar.offset)
-            if file.read(BLOCK) != bytes(BLOCK):  # the library takes a damaged header, and a cut, for the end
-                raise tarfile.ReadError(f"it breaks off, or is damaged, at byte {tar.offset:,}, before its end mark")
+            if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a damaged header, or a truncated file, for the end
+                raise tarfile.ReadError(f"it is truncated or damaged at byte {tar.offset:,}, before its end mark")
     except InputError:
         raise
-    except Exception as error:  # the library lets many kinds out of a damaged file
+    except Exception as error:  # tarfile raises exceptions of many kinds on a damaged file
         raise InputError(
             f"{path}: need a whole tar file, not compressed; {type(error).__name__}: {error}. Fetch or write it again."
         ) from error
-    images, texts = (
-        np.array([found.get(key, (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2) for found in places
+    offsets, text_offsets = (
+        np.array([parts.get(key, (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2) for parts in (images, texts)
     )
-    return Index(tuple(keys), images, texts, len(links), links[0] if links else "")
+    return Index(tuple(keys), offsets, text_offsets, len(links), links[0] if links else "")
 
 
-def _read_kept(path: Path, facts: str) -> Index | None:
-    """The index of an earlier scan, where it is of this very shard; a damaged one counts as none."""
+def _load_index(path: Path, identity: str) -> Index | None:
+    """The cached index if it is of this very shard; a damaged one is ignored."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["facts"]) != facts:
+        with np.load(path, allow_pickle=False) as saved:
+            if str(saved["facts"]) != identity:
                 return None
-            keys = tuple(json.loads(bytes(kept["keys"])))
-            index = Index(keys, kept["images"], kept["texts"], int(kept["links"]), str(kept["first_link"]))
-    except Exception:  # not there, or damaged in any way: a scan is always possible
+            keys = tuple(json.loads(bytes(saved["keys"])))
+            index = Index(keys, saved["images"], saved["texts"], int(saved["links"]), str(saved["first_link"]))
+    except Exception:  # missing, or damaged in any way: scan again
         return None
     shape = (len(keys), 2)
     return index if index.images.shape == shape == index.texts.shape else None
 
 
-def _keep(path: Path, index: Index, facts: str) -> None:
-    """Write an index for later starts; where that cannot be done they scan again."""
+def _save_index(path: Path, index: Index, identity: str) -> None:
+    """Cache an index; if that fails, later runs scan again."""
     buffer = io.BytesIO()
     keys = np.frombuffer(json.dumps(index.keys).encode(), dtype=np.uint8)
     np.savez(
-        buffer, facts=facts, keys=keys, images=index.images, texts=index.texts,
+        buffer, facts=identity, keys=keys, images=index.images, texts=index.texts,
         links=index.links, first_link=index.first_link,
     )  # fmt: skip
     with suppress(OSError):
@@ -285,14 +257,14 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
     """Read all image-caption pairs of a folder of shards into memory (small sets of small images).
 
     Args:
-        folder: holds *.tar.
-        side: the images' height and width, pixels; images of another size are resized.
+        folder: of *.tar.
+        side: height and width of the images [pixels]; images of another size are resized.
 
     Returns:
-        The images, and the caption of each, in the order of the sorted shards.
+        The images and their captions, in the order of the sorted shards.
 
     Raises:
-        InputError: no shard, no pair, one that is not complete, or one that cannot be read; names shard and key.
+        InputError: no shard, no pair, an incomplete pair, or an unreadable one; names shard and key.
     """
     shards = sorted(folder.glob("*.tar"))
     if not shards:
@@ -303,15 +275,15 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
     images, captions = [], []
     for shard in shards:
         index = index_shard(shard)
-        for key, span, text in zip(index.keys, index.images.tolist(), index.texts.tolist(), strict=True):
-            if span[1] < 0 or text[1] < 0:
-                missing = "image" if span[1] < 0 else "caption (.txt)"
-                raise InputError(f"{shard}: {key} has no {missing}. Each KEY needs an image and a text.")
-            image = read_image(shard, part=(span[0], span[1]), name=f"{shard}:{key}")
-            images.append(_resize(image, side))
-            captions.append(_read_text(shard, text[0], text[1], f"{shard}:{key}"))
+        for key, image, text in zip(index.keys, index.images.tolist(), index.texts.tolist(), strict=True):
+            name = f"{shard}:{key}"
+            if image[1] < 0 or text[1] < 0:
+                missing = "image" if image[1] < 0 else "caption (.txt)"
+                raise InputError(f"{name}: need an image and a text; the {missing} is missing. Write the shard again.")
+            images.append(_resize(read_image(shard, part=(image[0], image[1]), name=name), side))
+            captions.append(_read_text(shard, text[0], text[1], name))
     if not images:
-        raise InputError(f"{folder}: need pairs of KEY.jpg + KEY.txt in its shards; the {len(shards)} hold none.")
+        raise InputError(f"{folder}: need pairs of KEY.jpg + KEY.txt in its shards; got none in {len(shards)}.")
     return torch.stack(images), captions  # (B, 3, S, S)
 
 

@@ -1,14 +1,12 @@
-"""Pascal VOC 2007 and 2012 as they lie on disk -> records.
+"""Pascal VOC 2007 and 2012 -> records.
 
     VOCdevkit/VOC2012/JPEGImages/ID.jpg    Annotations/ID.xml    ImageSets/Main/{train,val,trainval,test}.txt
                       SegmentationClass/ID.png                   ImageSets/Segmentation/{train,val,trainval}.txt
 
-VOC counts pixels from 1 and includes the last, so xmin ymin xmax ymax becomes (xmin - 1, ymin - 1, xmax, ymax).
-A `difficult` object keeps its box, and is marked in `Record.crowd`, as what an evaluation may find but need not:
-training draws it as any other. Boxes are held to the same rules as COCO's (`strict.py`). No XML with a DOCTYPE or an
-entity declaration is parsed.
-Of segmentation a map's number is the class's place from 1, 0 is the background, 255 the border.
-Deliberately absent: the masks of single objects, parts of persons, pose.
+VOC's pixels start at 1 and the last one is included: xmin ymin xmax ymax becomes (xmin - 1, ymin - 1, xmax, ymax).
+`Record.crowd` marks `difficult` objects, which an evaluation neither requires nor counts as errors; in training they
+are objects like others. Boxes follow the rules of `validation.py`. XML with a DOCTYPE or an entity declaration is
+refused. In label maps 1 to 20 are the classes, 0 is the background, 255 the border.
 """
 
 from pathlib import Path
@@ -16,9 +14,19 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from foveate.data.labels import Labels
-from foveate.data.records import Box, Dataset, Dropped, Record
+from foveate.data.records import Box, Dataset, IgnoredEntries, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
-from foveate.data.strict import DISTRUST, clip_box, drop, escapes, fail, image_paths, read_text, reason_of, short
+from foveate.data.validation import (
+    UNTRUSTED_FILE,
+    clip_box,
+    count_ignored,
+    escapes,
+    fail,
+    image_paths,
+    read_text,
+    reason_of,
+    short,
+)
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -28,8 +36,8 @@ NAMES = (
 )  # fmt: skip
 SPLITS = ("train", "val", "trainval", "test")
 MAX_XML = 1_000_000  # bytes
-MAX_LIST = 50_000_000
-BORDER = 255  # of an object in a map
+MAX_LIST = 50_000_000  # bytes
+BORDER = 255  # of an object in a label map
 
 Background = Literal["none", "last", "first"]
 
@@ -40,32 +48,32 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
     Args:
         folder: of the year, such as VOCdevkit/VOC2012.
         split: "train", "val", "trainval" or "test".
-        boxes: False: list the images of the split and open no XML file.
-        with_images: False: the images need not be there, nothing of them is read.
+        boxes: False: only list the images of the split, without opening XML files.
+        with_images: False: the images need not exist.
 
     Returns:
-        One record an image in the order of the split's list, its id the name without suffix; VOC's 20 categories.
+        One record per image in the order of the split's list, its id the name without suffix; VOC's 20 categories.
 
     Raises:
-        InputError: a file is missing or not what it must be; names the file, the entry and the reason.
+        InputError: a file is missing or malformed; names the file, the entry and the reason.
     """
     folder = Path(folder)
     if split not in SPLITS:
         raise InputError(f'split: must be {", ".join(SPLITS)} for Pascal VOC; got "{split}".')
-    names = read_list(folder / "ImageSets" / "Main" / f"{split}.txt")
+    list_path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    names = read_list(list_path)
     paths = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}
     if with_images:
-        listed = folder / "ImageSets" / "Main" / f"{split}.txt"
-        paths = image_paths(listed, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
+        paths = image_paths(list_path, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
-    dropped: dict[str, Dropped] = {}
+    ignored: dict[str, IgnoredEntries] = {}
     records = [
-        _read_record(folder / "Annotations" / f"{name}.xml", name, paths[name], dropped)
+        _read_record(folder / "Annotations" / f"{name}.xml", name, paths[name], ignored)
         if boxes
         else Record(name, paths[name])
         for name in names
     ]
-    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), dropped)
+    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), ignored)
 
 
 def read_voc_maps(
@@ -80,90 +88,87 @@ def read_voc_maps(
     """Read the segmentation of one year of Pascal VOC (PAS-20, PAS-20b, PAS-21).
 
     Args:
-        folder: of the year.
         split: "train", "val" or "trainval".
-        background: pixels of no object are ignored ("none": 20 classes), or are a class of their own: the last ("last":
-            what Cat-Seg calls 20b) or the first ("first": 21 classes, as ODISE has them).
-        labels: other words for the classes, ids 1 to 20 and 0 for the background; VOC's own names when not given.
-        maps: folder of the maps within the year, such as one with more annotations, or a whole path.
+        background: pixels of no object are ignored ("none": 20 classes), or are the last class ("last": CAT-Seg's 20b)
+            or the first ("first": 21 classes, as in ODISE).
+        labels: other class names, ids 1 to 20 and 0 for the background; default: VOC's.
+        maps: folder of the label maps within the year, such as one with more annotations, or an absolute path.
         with_images: as for `pair_files`.
 
     Raises:
         InputError: a list, an image or a map is missing, or the labels lack a class.
     """
     folder = Path(folder)
-    order = [*range(1, 21)]
     match background:
-        case "last":
-            order = [*order, 0]
-        case "first":
-            order = [0, *order]
         case "none":
-            pass
+            ids = [*range(1, 21)]
+        case "last":
+            ids = [*range(1, 21), 0]
+        case "first":
+            ids = [*range(21)]
         case _:
             raise InputError(f'background: must be "none", "last" or "first"; got "{background}".')
-    own = Labels(tuple(range(21)), (("background",), *((name,) for name in NAMES)))
-    chosen = (labels or own).choose(order)
-    places = {number: place for place, number in enumerate(order)} | {BORDER: NONE}
+    if labels is None:
+        labels = Labels(tuple(range(21)), (("background",), *((name,) for name in NAMES)))
+    coding = {0: NONE} | {number: label for label, number in enumerate(ids)} | {BORDER: NONE}
     return pair_files(
         f"{folder.resolve().name} {split}",
         image_folder=folder / "JPEGImages",
         maps=folder / maps,
-        labels=chosen,
-        coding=Coding({0: NONE} | places, bits=8),
+        labels=labels.choose(ids),
+        coding=Coding(coding, bits=8),
         only=read_list(folder / "ImageSets" / "Segmentation" / f"{split}.txt"),
         with_images=with_images,
     )
 
 
 def find_voc(root: Path, *, with_images: bool = True) -> list[Path]:
-    """Find the years of Pascal VOC in a folder, with images or with annotations, and lists of them."""
+    """Find the years of Pascal VOC in a folder, with images or with annotations, and with lists of them."""
     return find_years(root, "JPEGImages" if with_images else "Annotations", "ImageSets/Main")
 
 
-def find_years(root: Path, *needed: str) -> list[Path]:
-    """Find the years of Pascal VOC that have some folders: the root itself, or below it or its VOCdevkit."""
+def find_years(root: Path, *folders: str) -> list[Path]:
+    """Find the years of Pascal VOC with these folders: the root itself, or below it or its VOCdevkit."""
     years = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
-    return [year for year in years if all((year / folder).is_dir() for folder in needed)]
+    return [year for year in years if all((year / folder).is_dir() for folder in folders)]
 
 
 def only_year(root: Path, years: list[Path]) -> Path:
-    """The one year that was found.
-
-    Raises:
-        InputError: there are several.
-    """
+    """The single element of `years`; InputError if there are several."""
     if len(years) > 1:
-        raise InputError(f"{root}: holds {len(years)} years of Pascal VOC. Name one: {', '.join(map(str, years))}.")
+        raise InputError(
+            f"{root}: need one year of Pascal VOC; found {len(years)}. Give {' or '.join(map(str, years))}."
+        )
     return years[0]
 
 
 def read_list(path: Path) -> list[str]:
-    """Read the names of a split's images, one a line.
+    """Read a split's list of image names, one per line.
 
     Raises:
-        InputError: no such file, a line that is no name, or one twice.
+        InputError: the file does not exist, or a line is repeated or not a name.
     """
     text = read_text(path, need="the list of the split's images", max_bytes=MAX_LIST)
     names = [line.strip() for line in text.split("\n") if line.strip()]
     seen: set[str] = set()
     for name in names:
+        where = f"{path}: entry {short(name)}"
         if escapes(name) or len(name.split()) > 1:
-            fail(f"{path}: entry {short(name)}", "the name of one image inside JPEGImages", "another text", DISTRUST)
+            fail(where, "the name of one image inside JPEGImages", "another text", UNTRUSTED_FILE)
         if name in seen:
-            fail(f"{path}: entry {short(name)}", "every image once", "this one twice")
+            fail(where, "every image once", "the same one twice")
         seen.add(name)
     return names
 
 
-def _read_record(path: Path, name: str, image: Path, dropped: dict[str, Dropped]) -> Record:
+def _read_record(path: Path, name: str, image: Path, ignored: dict[str, IgnoredEntries]) -> Record:
     root = _parse(path)
     height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
-    if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # neither holds for what is not finite
-        fail(str(path), "a size of whole pixels, at least 1", f"{height:g} x {width:g}")
-    found: list[tuple[Box, int, bool]] = []
-    for place, entry in enumerate(root.findall("object")):
-        where = f"{path}: object {place}"
+    if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # False for NaN and infinity too
+        fail(str(path), "a size in integer pixels, at least 1", f"{height:g} x {width:g}")
+    objects: list[tuple[Box, int, bool]] = []
+    for index, entry in enumerate(root.findall("object")):
+        where = f"{path}: object {index}"
         label, difficult = (entry.findtext("name") or "").strip(), (entry.findtext("difficult") or "0").strip()
         if label not in NAMES:
             fail(where, "`name`, one of VOC's 20 categories", short(label))
@@ -172,15 +177,15 @@ def _read_record(path: Path, name: str, image: Path, dropped: dict[str, Dropped]
         x1, y1, x2, y2 = (_number(where, entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
         box = clip_box((x1 - 1, y1 - 1, x2, y2), height=int(height), width=int(width))
         if isinstance(box, str):
-            drop(dropped, box, where)
+            count_ignored(ignored, box, where)
         else:
-            found.append((box, NAMES.index(label), difficult == "1"))
-    boxes, labels, crowd = zip(*found, strict=True) if found else ((), (), ())
+            objects.append((box, NAMES.index(label), difficult == "1"))
+    boxes, labels, crowd = zip(*objects, strict=True) if objects else ((), (), ())
     return Record(name, image, int(height), int(width), boxes, labels, crowd)
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    """Parse a small XML file in UTF-8; declarations, which can make a few bytes into gigabytes, are refused unread."""
+    """Parse a small XML file in UTF-8; entity declarations, which can expand to gigabytes, are refused unparsed."""
     need = "an annotation in XML"
     try:
         size = path.stat().st_size
@@ -188,19 +193,19 @@ def _parse(path: Path) -> ElementTree.Element:
             fail(str(path), f"at most {MAX_XML:,} bytes of XML", f"{size:,}")
         text = path.read_bytes().decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            fail(str(path), "XML without a DOCTYPE", "one", DISTRUST)
+            fail(str(path), "XML without a DOCTYPE", "one", UNTRUSTED_FILE)
         return ElementTree.fromstring(text)
     except OSError as error:
         reason = reason_of(error)
         raise InputError(f"{path}: need {need}; {reason}. Fetch it again, or train without boxes.") from error
     except InputError:
         raise
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a false encoding
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:  # ValueError: another encoding
         raise InputError(f"{path}: need {need} in UTF-8; {error}. Correct the file, or fetch it again.") from error
 
 
 def _number(where: str | Path, entry: ElementTree.Element, field: str) -> float:
-    """A number of pixels, which need not be finite."""
+    """A number of pixels, which may be NaN or infinite."""
     text = (entry.findtext(field) or "").strip()
     try:
         return float(text)

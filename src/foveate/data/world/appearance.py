@@ -1,11 +1,9 @@
-"""What the things and stuff of the rendered world look like: textures, shapes, colours.
+"""The appearance of the rendered world: textures, shapes, stuff and colours.
 
-A thing category is one *texture* (its own: no two categories share one) on one of eight *shapes*. The texture is a
-motif that repeats a few times across the object, so that a part of the object says what it is, as a zebra's flank
-does; the shape is a second cue; colours are drawn at random and tell nothing. Textures are two-tone patterns in [0, 1]
-as functions of cell coordinates (u, v), in units of the motif's period; v grows downwards.
-
-Deliberately absent: cues by colour, by position in the image, or by outline.
+A thing category is one texture, which no other category has, on one of eight shapes. A texture is a motif that repeats
+a few times across the object, so that a part of the object shows its class, as a zebra's flank does; the shape is a
+second cue. Colour, position and outline are random. Textures are two-tone patterns in [0, 1] as functions of cell
+coordinates (u, v), in units of the motif's period; v points downwards.
 """
 
 from collections.abc import Callable
@@ -16,7 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Array = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
 Texture = Callable[[Array, Array], Array]
+Shape = Callable[[Array, Array], Mask]
+Stuff = Callable[[np.random.Generator, int, int, float], Array]  # (generator, height, width, scale) -> (H, W)
 
 # ------------------------------------------------------------------------------------------- two-tone textures, things
 
@@ -30,53 +31,20 @@ def _triangle_wave(x: Array) -> Array:
     return np.abs(_cell(x)) * 2  # 0..1..0 over one period
 
 
-def _tone(inside: NDArray[np.bool_]) -> Array:
+def _tone(inside: Mask) -> Array:
     return inside.astype(np.float32)
 
 
-def _stagger(u: Array, v: Array) -> tuple[Array, Array]:
-    """Cell positions of a lattice whose odd rows are shifted by half a cell."""
-    return _cell(u + 0.5 * (np.floor(v) % 2)), _cell(v)
-
-
-def _banded(u: Array, v: Array) -> Array:
-    return _tone(np.abs(_cell(v)) < 0.25)
-
-
-def _barred(u: Array, v: Array) -> Array:
-    return _tone(np.abs(_cell(u)) < 0.25)
-
-
-def _rising(u: Array, v: Array) -> Array:
-    return _tone(np.abs(_cell((u + v) * 0.85)) < 0.25)
-
-
-def _falling(u: Array, v: Array) -> Array:
-    return _tone(np.abs(_cell((u - v) * 0.85)) < 0.25)
+def _band(x: Array) -> Array:
+    return _tone(np.abs(_cell(x)) < 0.25)
 
 
 def _checked(u: Array, v: Array) -> Array:
     return _tone((_cell(u) > 0) ^ (_cell(v) > 0))
 
 
-def _argyle(u: Array, v: Array) -> Array:
-    return _checked((u + v) * 0.7, (u - v) * 0.7)
-
-
 def _plaid(u: Array, v: Array) -> Array:
     return _tone((np.abs(_cell(u)) < 0.13) | (np.abs(_cell(v)) < 0.13))
-
-
-def _latticed(u: Array, v: Array) -> Array:
-    return _plaid((u + v) * 0.75, (u - v) * 0.75)
-
-
-def _dotted(u: Array, v: Array) -> Array:
-    return _tone(np.hypot(_cell(u), _cell(v)) < 0.3)
-
-
-def _ringed(u: Array, v: Array) -> Array:
-    return _tone(np.abs(np.hypot(_cell(u), _cell(v)) - 0.33) < 0.11)
 
 
 def _plussed(u: Array, v: Array) -> Array:
@@ -90,11 +58,7 @@ def _crossed(u: Array, v: Array) -> Array:
 
 
 def _zigzag(u: Array, v: Array) -> Array:
-    return _tone(np.abs(_cell(v + 0.7 * _triangle_wave(u))) < 0.25)
-
-
-def _jagged(u: Array, v: Array) -> Array:
-    return _zigzag(v, u)
+    return _band(v + 0.7 * _triangle_wave(u))
 
 
 def _scaled(u: Array, v: Array) -> Array:
@@ -128,12 +92,9 @@ def _woven(u: Array, v: Array) -> Array:
 
 
 def _dashed(u: Array, v: Array) -> Array:
-    a, b = _stagger(u * 0.8, v * 1.5)
+    u, v = u * 0.8, v * 1.5
+    a, b = _cell(u + 0.5 * (np.floor(v) % 2)), _cell(v)  # odd rows are shifted by half a cell
     return _tone((np.abs(a) < 0.3) & (np.abs(b) < 0.22))
-
-
-def _ticked(u: Array, v: Array) -> Array:
-    return _dashed(v, u)
 
 
 def _eyed(u: Array, v: Array) -> Array:
@@ -144,19 +105,6 @@ def _eyed(u: Array, v: Array) -> Array:
 def _toothed(u: Array, v: Array) -> Array:
     """Rows of solid triangles pointing up."""
     return _tone(np.abs(_cell(u)) < (_cell(v) + 0.5) * 0.5 - 0.02)
-
-
-def _pennant(u: Array, v: Array) -> Array:
-    """Columns of solid triangles pointing left."""
-    return _toothed(v, u)
-
-
-def _shaded(u: Array, v: Array) -> Array:
-    return _cell(v) + 0.5  # a ramp that starts again each period
-
-
-def _faded(u: Array, v: Array) -> Array:
-    return _cell(u) + 0.5
 
 
 def _value_noise(u: Array, v: Array, seed: int) -> Array:
@@ -173,11 +121,6 @@ def _value_noise(u: Array, v: Array, seed: int) -> Array:
     top = at(i, j) * (1 - s) + at(i + 1, j) * s
     bottom = at(i, j + 1) * (1 - s) + at(i + 1, j + 1) * s
     return top * (1 - t) + bottom * t
-
-
-def _spotted(u: Array, v: Array) -> Array:
-    """Irregular blobs, as on a cow."""
-    return _tone(_value_noise(u * 1.4, v * 1.4, 1) > 0.55)
 
 
 def _marbled(u: Array, v: Array) -> Array:
@@ -218,65 +161,71 @@ def _crescent(u: Array, v: Array) -> Array:
     return _tone((np.hypot(a, b) < 0.42) & (np.hypot(a - 0.2, b) > 0.34))
 
 
-def _slashed(u: Array, v: Array) -> Array:
-    return _dashed((u - v) * 0.71, (u + v) * 0.71)
-
-
 TEXTURES: dict[str, Texture] = {
-    "banded": _banded, "barred": _barred, "rising": _rising, "falling": _falling,
-    "checked": _checked, "argyle": _argyle, "plaid": _plaid, "latticed": _latticed,
-    "dotted": _dotted, "ringed": _ringed, "plussed": _plussed, "crossed": _crossed,
-    "zigzag": _zigzag, "jagged": _jagged, "scaled": _scaled, "honeycomb": _honeycomb,
-    "woven": _woven, "dashed": _dashed, "ticked": _ticked, "eyed": _eyed,
-    "toothed": _toothed, "pennant": _pennant, "shaded": _shaded, "faded": _faded,
-    "spotted": _spotted, "marbled": _marbled, "pinwheel": _pinwheel, "framed": _framed,
-    "hooked": _hooked, "forked": _forked, "crescent": _crescent, "slashed": _slashed,
-}  # fmt: skip
+    "banded": lambda u, v: _band(v),
+    "barred": lambda u, v: _band(u),
+    "rising": lambda u, v: _band((u + v) * 0.85),
+    "falling": lambda u, v: _band((u - v) * 0.85),
+    "checked": _checked,
+    "argyle": lambda u, v: _checked((u + v) * 0.7, (u - v) * 0.7),
+    "plaid": _plaid,
+    "latticed": lambda u, v: _plaid((u + v) * 0.75, (u - v) * 0.75),
+    "dotted": lambda u, v: _tone(np.hypot(_cell(u), _cell(v)) < 0.3),
+    "ringed": lambda u, v: _tone(np.abs(np.hypot(_cell(u), _cell(v)) - 0.33) < 0.11),
+    "plussed": _plussed,
+    "crossed": _crossed,
+    "zigzag": _zigzag,
+    "jagged": lambda u, v: _zigzag(v, u),
+    "scaled": _scaled,
+    "honeycomb": _honeycomb,
+    "woven": _woven,
+    "dashed": _dashed,
+    "ticked": lambda u, v: _dashed(v, u),
+    "eyed": _eyed,
+    "toothed": _toothed,
+    "pennant": lambda u, v: _toothed(v, u),  # columns of triangles pointing left
+    "shaded": lambda u, v: _cell(v) + 0.5,  # a ramp that starts again each period
+    "faded": lambda u, v: _cell(u) + 0.5,
+    "spotted": lambda u, v: _tone(_value_noise(u * 1.4, v * 1.4, 1) > 0.55),  # irregular blobs, as on a cow
+    "marbled": _marbled,
+    "pinwheel": _pinwheel,
+    "framed": _framed,
+    "hooked": _hooked,
+    "forked": _forked,
+    "crescent": _crescent,
+    "slashed": lambda u, v: _dashed((u - v) * 0.71, (u + v) * 0.71),
+}
 
 # ------------------------------------------------------------------------------------------------------ shapes, things
 
 
-def _ball(x: Array, y: Array) -> NDArray[np.bool_]:
-    return np.hypot(x, y) < 1
-
-
-def _box(x: Array, y: Array) -> NDArray[np.bool_]:
-    return np.maximum(np.abs(x), np.abs(y)) < 0.88
-
-
-def _kite(x: Array, y: Array) -> NDArray[np.bool_]:
-    return np.abs(x) / 0.75 + np.abs(y) < 1
-
-
-def _tent(x: Array, y: Array) -> NDArray[np.bool_]:
-    return (np.abs(x) < (y + 0.9) * 0.55) & (y < 0.85)
-
-
-def _star(x: Array, y: Array) -> NDArray[np.bool_]:
+def _star(x: Array, y: Array) -> Mask:
     angle = np.arctan2(x, -y) * 5 / (2 * np.pi)
     return np.hypot(x, y) < 0.5 + 0.5 * (1 - _triangle_wave(angle + 0.5)) ** 1.3
 
 
-def _heart(x: Array, y: Array) -> NDArray[np.bool_]:
+def _heart(x: Array, y: Array) -> Mask:
     """Two discs side by side over a point."""
     lobes = np.hypot(np.abs(x) - 0.45, y + 0.32) < 0.5
     point = (np.abs(x) < 0.9 - (y + 0.1) * 0.9) & (y > -0.1) & (np.abs(x) + y * 0.9 < 0.82)
     return lobes | point
 
 
-def _cross(x: Array, y: Array) -> NDArray[np.bool_]:
+def _cross(x: Array, y: Array) -> Mask:
     a, b = np.abs(x), np.abs(y)
     return (np.minimum(a, b) < 0.38) & (np.maximum(a, b) < 0.95)
 
 
-def _flower(x: Array, y: Array) -> NDArray[np.bool_]:
-    return np.hypot(x, y) < 0.78 + 0.2 * np.cos(np.arctan2(y, x) * 6)
-
-
-SHAPES: dict[str, Callable[[Array, Array], NDArray[np.bool_]]] = {
-    "ball": _ball, "box": _box, "kite": _kite, "tent": _tent,
-    "star": _star, "heart": _heart, "cross": _cross, "flower": _flower,
-}  # fmt: skip
+SHAPES: dict[str, Shape] = {
+    "ball": lambda x, y: np.hypot(x, y) < 1,
+    "box": lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.88,
+    "kite": lambda x, y: np.abs(x) / 0.75 + np.abs(y) < 1,
+    "tent": lambda x, y: (np.abs(x) < (y + 0.9) * 0.55) & (y < 0.85),
+    "star": _star,
+    "heart": _heart,
+    "cross": _cross,
+    "flower": lambda x, y: np.hypot(x, y) < 0.78 + 0.2 * np.cos(np.arctan2(y, x) * 6),
+}
 
 # -------------------------------------------------------------------------------------------------------------- stuff
 
@@ -296,18 +245,6 @@ def _step(x: Array, edge: float, softness: float) -> Array:
 def _coordinates(height: int, width: int) -> tuple[Array, Array]:
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return y, x
-
-
-def _grass(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
-    return _step(_noise(rng, height, width, 9 * scale, 1.8 * scale), 0.5, 0.35)
-
-
-def _sand(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
-    return 0.25 + 0.5 * _noise(rng, height, width, 1.2, 1.2) * _noise(rng, height, width, 1.5 * scale, 1.5 * scale)
-
-
-def _sky(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
-    return _step(_noise(rng, height, width, 18 * scale, 36 * scale), 0.5, 0.8)
 
 
 def _water(rng: np.random.Generator, height: int, width: int, scale: float) -> Array:
@@ -365,10 +302,18 @@ def _mosaic(rng: np.random.Generator, height: int, width: int, scale: float) -> 
     return shades[i, j]
 
 
-STUFF: dict[str, Callable[[np.random.Generator, int, int, float], Array]] = {
-    "grass": _grass, "sand": _sand, "sky": _sky, "water": _water, "brick": _brick,
-    "wood": _wood, "cobbles": _cobbles, "snow": _snow, "lava": _lava, "mosaic": _mosaic,
-}  # fmt: skip
+STUFF: dict[str, Stuff] = {
+    "grass": lambda rng, h, w, s: _step(_noise(rng, h, w, 9 * s, 1.8 * s), 0.5, 0.35),
+    "sand": lambda rng, h, w, s: 0.25 + 0.5 * _noise(rng, h, w, 1.2, 1.2) * _noise(rng, h, w, 1.5 * s, 1.5 * s),
+    "sky": lambda rng, h, w, s: _step(_noise(rng, h, w, 18 * s, 36 * s), 0.5, 0.8),
+    "water": _water,
+    "brick": _brick,
+    "wood": _wood,
+    "cobbles": _cobbles,
+    "snow": _snow,
+    "lava": _lava,
+    "mosaic": _mosaic,
+}
 
 # ------------------------------------------------------------------------------------------------------------- colours
 

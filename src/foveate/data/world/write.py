@@ -1,12 +1,12 @@
-"""Write the rendered world to disk as COCO writes its data: the same files real COCO has, read by the same loaders.
+"""Writes the rendered world in COCO's layout, so that it is read by the same loaders.
 
-    DIR/train2017/*.jpg  val2017/  test2017/            scenes (test: for reporting; drawn from a stream of its own)
+    DIR/train2017/*.jpg  val2017/  test2017/            scenes (test: for reporting)
     DIR/annotations/instances_SPLIT2017.json            boxes, RLE masks, area, iscrowd
     DIR/annotations/panoptic_SPLIT2017.json + folder    things and stuff, ids in PNG colours
-    DIR/annotations/captions_SPLIT2017.json             one caption a scene
+    DIR/annotations/captions_SPLIT2017.json             one caption per scene
     DIR/annotations/splits.json                         names of the base and novel thing categories
     DIR/pairs/pairs-000000.tar ...                      64 px images with captions, webdataset layout
-    DIR/world.json                                      the parameters; written last, so its presence means complete
+    DIR/world.json                                      the parameters; written last: a world without it is incomplete
 
 The same seed gives the same bytes, whatever the number of processes.
 """
@@ -29,16 +29,16 @@ from pycocotools import mask as rle
 from foveate.data.world.scenes import KINDS, THINGS, Scene, describe, draw_pair, draw_scene
 from foveate.errors import InputError
 
-SPLITS = ("train", "val", "test", "pairs")  # the place in this list is the stream of random numbers
+SPLITS = ("train", "val", "test", "pairs")  # the index seeds the random generators
 PAIRS_PER_SHARD = 10_000
-CHUNK = 50  # images a task
-MIN_AREA = 16  # pixels; smaller visible rests of a segment are left unlabelled
-Progress = Callable[[int, int], None]  # (images done, images in all)
+CHUNK = 50  # images per task
+MIN_AREA = 16  # pixels; smaller visible parts of a segment are unlabelled
+Progress = Callable[[int, int], None]  # (images done, total)
 
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How many scenes and pairs a world holds; with the seed it determines every byte."""
+    """Numbers of scenes and pairs of a world; with the seed they determine every byte."""
 
     train: int
     val: int
@@ -48,19 +48,19 @@ class WorldSize:
 
 
 def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: Progress | None = None) -> None:
-    """Render a world into a folder, or do nothing if the folder already holds that very world.
+    """Render a world into a folder, or do nothing if the folder contains this very world.
 
     Args:
-        folder: created where missing.
+        folder: created if missing.
         size: numbers of scenes and pairs, and the seed.
-        processes: images are drawn by this many processes; the bytes do not depend on it.
-        progress: called with (images done, images in all).
+        processes: number of processes that draw; the bytes do not depend on it.
+        progress: called with (images done, total).
 
     Raises:
-        InputError: the folder holds another world or other files.
+        InputError: the folder contains another world or other files.
     """
     parameters = {"format": 2, **asdict(size)}
-    if _holds(folder, parameters):
+    if _is_complete(folder, parameters):
         return
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     _write_json(folder / "world.partial", parameters)
@@ -84,30 +84,29 @@ def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: 
 
 
 def base_and_novel() -> dict[str, list[str]]:
-    """Names of the thing categories a detector may learn from (24), and of those it must not see (8)."""
+    """Names of the base (24) and novel (8) thing categories."""
     return {
         "base": [kind.name for kind in THINGS if not kind.is_novel],
         "novel": [kind.name for kind in THINGS if kind.is_novel],
     }
 
 
-def _holds(folder: Path, parameters: dict[str, int]) -> bool:
-    """Whether the world is there already; an unfinished one of the same parameters is drawn again."""
+def _is_complete(folder: Path, parameters: dict[str, int]) -> bool:
+    """Whether the folder contains this world; an incomplete one of the same parameters is drawn again."""
     for name in ("world.json", "world.partial"):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text())
-            differ = [
-                f"{key} {found.get(key)} instead of {parameters[key]}"
+            existing = json.loads((folder / name).read_text())
+            differences = [
+                f"{key} {existing.get(key)} instead of {parameters[key]}"
                 for key in parameters
-                if found.get(key) != parameters[key]
+                if existing.get(key) != parameters[key]
             ]
-            if differ:
-                raise InputError(
-                    f"{folder}: holds another world ({', '.join(differ)}). Name another folder, or delete it."
-                )
+            if differences:
+                raise InputError(f"{folder}: need a folder for this world; it contains another one "
+                                 f"({', '.join(differences)}). Choose another folder, or delete it.")  # fmt: skip
             return name == "world.json"
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: a world needs an empty or a new folder; this one holds other files.")
+        raise InputError(f"{folder}: need an empty or new folder; it contains other files. Choose another folder.")
     return False
 
 
@@ -123,7 +122,7 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def _draw_scenes(folder: str, seed: int, split: str, indices: range) -> list[dict[str, Any]]:
-    """Draw and write images and panoptic PNGs; return what the annotation files need of them."""
+    """Draw scenes, write their images and panoptic PNGs, and return the content of their annotations."""
     images = Path(folder, f"{split}2017")
     panoptic = Path(folder, "annotations", f"panoptic_{split}2017")
     images.mkdir(exist_ok=True)
@@ -145,25 +144,25 @@ def _draw_scenes(folder: str, seed: int, split: str, indices: range) -> list[dic
 
 def _segments(scene: Scene) -> list[dict[str, Any]]:
     segments = []
-    for place, kind in enumerate(scene.kinds):
-        visible = scene.segments == place
+    for index, kind in enumerate(scene.kinds):
+        visible = scene.segments == index
         if (area := int(visible.sum())) >= MIN_AREA:
             encoded = rle.encode(np.asfortranarray(visible.astype(np.uint8)))
             box = [float(x) for x in rle.toBbox(encoded)]
             counts = encoded["counts"].decode("ascii")  # pyright: ignore[reportAttributeAccessIssue]  pycocotools gives bytes
-            segments.append({"place": place, "kind": kind, "area": area, "bbox": box, "counts": counts})
+            segments.append({"index": index, "kind": kind, "area": area, "bbox": box, "counts": counts})
     return segments
 
 
-def _colour_id(place: int) -> int:
-    """A segment's id within its image, spread over the colours so that a PNG can be looked at."""
-    return (place + 1) * 0x4F6C3B % 0xFFFFFF
+def _colour_id(index: int) -> int:
+    """A segment's id within its image, spread over the colours so that segments are visible in the PNG."""
+    return (index + 1) * 0x4F6C3B % 0xFFFFFF
 
 
 def _panoptic_png(scene: Scene, segments: list[dict[str, Any]]) -> Image.Image:
     ids = np.zeros(len(scene.kinds), np.int64)
     for segment in segments:
-        ids[segment["place"]] = _colour_id(segment["place"])
+        ids[segment["index"]] = _colour_id(segment["index"])
     pixels = ids[scene.segments]
     return Image.fromarray(np.stack([pixels % 256, pixels // 256 % 256, pixels // 65536], -1).astype(np.uint8))
 
@@ -179,10 +178,10 @@ def _write_annotations(folder: Path, split: str, records: list[dict[str, Any]]) 
         infos = []
         for segment in record["segments"]:
             common = {"category_id": segment["kind"].id, "bbox": segment["bbox"], "area": segment["area"], "iscrowd": 0}
-            infos.append({"id": _colour_id(segment["place"]), **common})
+            infos.append({"id": _colour_id(segment["index"]), **common})
             if segment["kind"].is_thing:
                 mask = {"size": size, "counts": segment["counts"]}
-                number = record["id"] * 100 + segment["place"]
+                number = record["id"] * 100 + segment["index"]
                 instances.append({"id": number, "image_id": record["id"], **common, "segmentation": mask})
         name = f"{record['id']:012d}.png"
         panoptic.append({"image_id": record["id"], "file_name": name, "segments_info": infos})
@@ -221,6 +220,6 @@ def _write_shards(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, jpeg, caption in pairs[start : start + PAIRS_PER_SHARD]:
                 for name, content in ((f"{key}.jpg", jpeg), (f"{key}.txt", caption.encode())):
-                    member = tarfile.TarInfo(name)  # no time, no owner: the bytes are the seed's alone
+                    member = tarfile.TarInfo(name)  # without time and owner, so that the bytes depend on the seed only
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))

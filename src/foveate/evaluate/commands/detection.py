@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from foveate.clip.vocabulary import Vocabulary, read_vocabulary
-from foveate.data.records import Dataset, Dropped
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.sources import open_annotations, open_data
 from foveate.data.splits import OV_COCO_NOVEL, SPLITS, BaseNovel, split_of
 from foveate.errors import InputError
@@ -159,7 +159,7 @@ def _run_results(config: Detection, path: Path) -> dict[str, Any]:
     dataset = first_images(dataset, config.limit)
     split = _results_split(config, dataset)
     vocabulary = _vocabulary(config, dataset, split)
-    skipped: dict[str, Dropped] = {}
+    skipped: dict[str, IgnoredEntries] = {}
     detections = read_results(path, dataset, vocabulary=vocabulary.names, skipped=skipped)
     predictions = [(key, prediction) for key, prediction in detections if len(prediction.scores)]
     measured = evaluate_detection(predictions, _open_truth(config, dataset, vocabulary, split))

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from foveate.clip.vocabulary import Vocabulary
 from foveate.data.labels import class_names
-from foveate.data.records import Dropped
+from foveate.data.records import IgnoredEntries
 from foveate.data.sources import open_panoptic
 from foveate.errors import InputError
 from foveate.evaluate.commands.results import check_results_flags, with_notes
@@ -117,7 +117,7 @@ def _run_results(config: Panoptic, path: Path) -> dict[str, Any]:
     check_results_flags(config)
     started = start(config)
     dataset = first_images(open_panoptic(config.data, config.split, with_images=False), config.limit)
-    skipped: dict[str, Dropped] = {}
+    skipped: dict[str, IgnoredEntries] = {}
     predictions = read_panoptic_results(path, dataset, skipped=skipped)
     measured = evaluate_panoptic(predictions.maps, dataset)
     result = {"results": str(path), **measured, "rules": [measured["rule"], *predictions.rules], "bad": []}

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
-from foveate.data.records import Dataset, Dropped
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.errors import InputError
 from foveate.evaluate.flags import ImageFlags
 from foveate.evaluate.report import log
@@ -21,7 +21,7 @@ def check_results_flags(config: ImageFlags, names: tuple[str, ...] = ()) -> None
                              f"--from-results; got {value}. Remove one of them.")  # fmt: skip
 
 
-def with_notes(dataset: Dataset, skipped: dict[str, Dropped], result: dict[str, Any]) -> Dataset:
+def with_notes(dataset: Dataset, skipped: dict[str, IgnoredEntries], result: dict[str, Any]) -> Dataset:
     """Log the rules, and note in the data set what of the results was not measured; `report.finish` prints it."""
     for rule in result["rules"]:
         log(f"rule: {rule}")
@@ -31,4 +31,4 @@ def with_notes(dataset: Dataset, skipped: dict[str, Dropped], result: dict[str, 
         (result.get("beyond_cap", 0), "results exceed the maximum that the rule takes per image, and are not measured"),
     )
     notes = tuple(f"{count} {text}" for count, text in counts if count)
-    return replace(dataset, dropped={**dataset.dropped, **skipped}, notes=(*dataset.notes, *notes))
+    return replace(dataset, ignored={**dataset.ignored, **skipped}, notes=(*dataset.notes, *notes))

@@ -9,7 +9,7 @@ from rich.table import Table
 from foveate.clip.vocabulary import Vocabulary, share_words
 from foveate.data.batches import Batches
 from foveate.data.label_maps import open_semantic
-from foveate.data.records import Dropped
+from foveate.data.records import IgnoredEntries
 from foveate.data.semantic import SemanticData
 from foveate.data.splits import split_semantic
 from foveate.engine.distributed import choose_device
@@ -78,7 +78,7 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
     check_results_flags(config, RESULTS_FLAGS)
     started = start(config)
     data = _open_data(config, with_images=False)
-    skipped: dict[str, Dropped] = {}
+    skipped: dict[str, IgnoredEntries] = {}
     predictions = read_label_maps(path, data, numbers=config.numbers, skipped=skipped)
     measured = evaluate_semantic(predictions.maps, data, seen=base_classes(config, data))
     result = {"results": str(path), **measured, "rules": [measured["rule"], *predictions.rules], "bad": []}

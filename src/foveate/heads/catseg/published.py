@@ -20,7 +20,7 @@ from foveate.clip.io.describe import build
 from foveate.clip.io.states import differences
 from foveate.clip.io.weights import save_clip
 from foveate.clip.model import Clip
-from foveate.data.datasets.stuff import NAMES
+from foveate.data.datasets.coco_stuff import NAMES
 from foveate.errors import InputError
 from foveate.heads.catseg.keys import BACKBONE, CLIP, HEAD, is_derived, is_unused, our_key, published_key
 from foveate.heads.catseg.model import CatSeg, Network

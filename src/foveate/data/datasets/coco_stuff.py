@@ -1,11 +1,11 @@
-"""COCO-Stuff as it lies on disk -> 171 classes a pixel (what Cat-Seg learns from; A.3).
+"""COCO-Stuff -> label maps of 171 classes (CAT-Seg's training data; A.3).
 
-    ROOT/[images/]{train,val}2017/ID.jpg    ROOT/{annotations,stuffthingmaps}/{train,val}2017/ID.png (or the maps'
-    folders in ROOT/stuffthingmaps_trainval2017)    labels.txt of the data set's repository: "1: person" ... "182: wood"
-    ROOT/annotations_detectron2/{train,val}2017/ID.png    as prepared for Cat-Seg: the number is the place in 171
+    ROOT/[images/]{train,val}2017/ID.jpg    ROOT/{annotations,stuffthingmaps}/{train,val}2017/ID.png (or the folders
+    of ROOT/stuffthingmaps_trainval2017)    labels.txt of the data set's repository: "1: person" ... "182: wood"
+    ROOT/annotations_detectron2/{train,val}2017/ID.png    as prepared for CAT-Seg: labels 0 to 170
 
-A map's number is the id less one, 255 unlabelled. Eleven of the 182 ids were never annotated and are no classes; a
-pixel with one of them is an error. Ids to 91 are things. Deliberately absent: the 27 coarse classes.
+The values of a map are ids minus one; 255 is unlabelled. Eleven of the 182 ids were never annotated and are no classes;
+a pixel with one of them is an error. Ids up to 91 are things.
 """
 
 from dataclasses import replace
@@ -15,11 +15,11 @@ from foveate.data.labels import Labels, Repeated, read_labels
 from foveate.data.semantic import PREPARED, SemanticData, coding_of, first_folder, pair_files
 from foveate.errors import InputError
 
-NEVER = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # ids without an annotation
-IDS = tuple(number for number in range(1, 183) if number not in NEVER)
+UNUSED_IDS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91))  # never annotated
+IDS = tuple(number for number in range(1, 183) if number not in UNUSED_IDS)
 LAST_THING = 91
 UNLABELLED = 255
-NAMES = (  # of `labels.txt`, in the order of IDS; for files of models trained on these classes, which do not name them
+NAMES = (  # of `labels.txt`, in the order of IDS; published models trained on these classes do not name them
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
     "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
@@ -39,14 +39,14 @@ NAMES = (  # of `labels.txt`, in the order of IDS; for files of models trained o
     "wall-other", "wall-panel", "wall-stone", "wall-tile", "wall-wood", "water-other", "waterdrops", "window-blind",
     "window-other", "wood",
 )  # fmt: skip
-HOMES = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", PREPARED)  # of the maps, in a root
+HOMES = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", PREPARED)  # folders of the maps in a root
 
 
 def read_stuff_labels(path: Path | str, *, repeated: Repeated = "refuse") -> Labels:
     """Read the names of the 171 classes from the data set's `labels.txt`, or another list with its ids.
 
     Raises:
-        InputError: as `read_labels`, or a class is not in it.
+        InputError: as `read_labels`, or a class is missing.
     """
     labels = read_labels(path, repeated=repeated, ids=IDS).choose(IDS)
     return replace(labels, is_thing=tuple(number <= LAST_THING for number in IDS))
@@ -61,11 +61,11 @@ def read_stuff(
         root: see the module.
         split: "train" or "val".
         labels: of `read_stuff_labels`, or another list with the same ids.
-        maps: folder with the maps' folders of both splits, where these lie elsewhere.
+        maps: the folder that contains the label maps of both splits, if not in the root.
         with_images: as for `pair_files`.
 
     Raises:
-        InputError: a folder or a map is missing, or the list is of other classes.
+        InputError: a folder or a map is missing, or the list has other classes.
     """
     root = Path(root)
     if split not in ("train", "val"):
@@ -73,8 +73,9 @@ def read_stuff(
     if labels.ids != IDS:
         raise InputError(f"labels: need COCO-Stuff's 171 classes by their ids; got {len(labels.ids)}.")
     year = f"{split}2017"
-    places = [f"images/{year}", year]
-    image_folder = first_folder(root, places, what="images of COCO-Stuff") if with_images else root / year
+    image_folder = root / year
+    if with_images:
+        image_folder = first_folder(root, [f"images/{year}", year], what="images of COCO-Stuff")
     homes = [f"{home}/{year}" for home in HOMES]
     folder = first_folder(root, homes, what="maps of COCO-Stuff") if maps is None else maps / year
     return pair_files(

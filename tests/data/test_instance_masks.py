@@ -1,4 +1,4 @@
-"""Masks of objects in every form COCO writes them, by hand, and what must not reach the library that decodes them."""
+"""COCO's instance masks in every form, and malformed ones that must not reach the decoder."""
 
 import json
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
+from foveate.data.instance_masks import EMPTY_MASK, FAR_OUTSIDE, NO_MASK, decode_masks, encode_mask
 from foveate.data.loader import EvaluationSource
-from foveate.data.outlines import EMPTY, FAR, NO_OUTLINE, decode_outlines, outline_of
 from foveate.data.sources import open_data
 from foveate.errors import InputError
 
@@ -19,38 +19,38 @@ RUNS = {"size": [4, 6], "counts": [5, 2, 2, 2, 2, 2, 9]}
 
 
 def pixels_of(value):
-    return decode_outlines((outline_of("here", value, **SIZE),), **SIZE)[0]
+    return decode_masks((encode_mask("here", value, **SIZE),), **SIZE)[0]
 
 
-def test_a_polygon_and_its_run_lengths_are_the_same_pixels():
-    wanted = torch.zeros(4, 6, dtype=torch.bool)
-    wanted[1:3, 1:4] = True
+def test_a_polygon_and_its_run_lengths_give_the_same_pixels():
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    expected[1:3, 1:4] = True
     text = coco.frPyObjects(RUNS, 4, 6)["counts"].decode()
     for value in (SQUARE, RUNS, {"size": [4, 6], "counts": text}):
-        assert torch.equal(pixels_of(value), wanted)
+        assert torch.equal(pixels_of(value), expected)
 
 
-def test_compressed_counts_of_any_mask_are_read_as_they_were_written():
+def test_compressed_counts_of_random_masks_round_trip():
     random = np.random.default_rng(0)
     for height, width in ((1, 1), (7, 3), (120, 90), (1, 5000)):
         pixels = (random.random((height, width)) < random.random()).astype(np.uint8)
         pixels[0, 0] = 1
         text = coco.encode(np.asfortranarray(pixels))["counts"].decode()
-        one = outline_of("here", {"size": [height, width], "counts": text}, height=height, width=width)
-        assert torch.equal(decode_outlines((one,), height=height, width=width)[0], torch.from_numpy(pixels).bool())
+        encoded = encode_mask("here", {"size": [height, width], "counts": text}, height=height, width=width)
+        assert torch.equal(decode_masks((encoded,), height=height, width=width)[0], torch.from_numpy(pixels).bool())
 
 
-def test_what_has_no_pixels_says_why():
-    assert outline_of("here", None, **SIZE) == NO_OUTLINE and outline_of("here", [], **SIZE) == NO_OUTLINE
-    assert outline_of("here", {"size": [4, 6], "counts": [24]}, **SIZE) == EMPTY
-    assert outline_of("here", [[1e9, 0, 1e9, 5, 0, 5]], **SIZE) == FAR
-    assert decode_outlines((), **SIZE).shape == (0, 4, 6)
+def test_unusable_masks_give_a_reason():
+    assert encode_mask("here", None, **SIZE) == NO_MASK and encode_mask("here", [], **SIZE) == NO_MASK
+    assert encode_mask("here", {"size": [4, 6], "counts": [24]}, **SIZE) == EMPTY_MASK
+    assert encode_mask("here", [[1e9, 0, 1e9, 5, 0, 5]], **SIZE) == FAR_OUTSIDE
+    assert decode_masks((), **SIZE).shape == (0, 4, 6)
 
 
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"size": [4, 6], "counts": [5, 2]}, "cover 7 pixels instead of 24"),  # the library would read what lies behind
+        ({"size": [4, 6], "counts": [5, 2]}, "cover 7 pixels instead of 24"),  # the decoder would read beyond
         ({"size": [4, 6], "counts": [30]}, "cover 30 pixels instead of 24"),
         ({"size": [6, 4], "counts": [24]}, r"\[4, 6\]"),
         ({"size": [4, 6], "counts": [-3, 27]}, "whole numbers"),
@@ -63,12 +63,12 @@ def test_what_has_no_pixels_says_why():
         ("text", "polygons or run lengths"),
     ],
 )
-def test_what_is_no_mask_is_refused_before_the_library_sees_it(value, says):
+def test_malformed_masks_are_refused_before_decoding(value, says):
     with pytest.raises(InputError, match=f"here.*{says}"):
-        outline_of("here", value, **SIZE)
+        encode_mask("here", value, **SIZE)
 
 
-def test_objects_come_with_their_masks_from_a_root(tmp_path):
+def test_open_data_reads_masks(tmp_path):
     from PIL import Image
 
     (tmp_path / "annotations").mkdir()
@@ -81,11 +81,11 @@ def test_objects_come_with_their_masks_from_a_root(tmp_path):
         "annotations": [{"id": 1, **common, "segmentation": SQUARE}, {"id": 2, **common}],
     }
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
-    dataset = open_data(tmp_path, split="val", annotations="outlines")
-    assert dataset.dropped[NO_OUTLINE].count == 1
+    dataset = open_data(tmp_path, split="val", annotations="masks")
+    assert dataset.ignored[NO_MASK].count == 1
     sample = EvaluationSource(dataset)[0]
     assert sample.segments.masks.sum() == 6 and sample.segments.masks[0, 1:3, 1:4].all()
     plain = open_data(tmp_path, split="val")
     assert len(plain.records[0].boxes) == 2
-    with pytest.raises(InputError, match="outlines"):
+    with pytest.raises(InputError, match="masks"):
         EvaluationSource(plain)

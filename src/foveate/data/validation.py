@@ -1,56 +1,52 @@
-"""The one strict validator of annotation files: each reader of a data set is made of these pieces.
+"""Strict validation of annotation files; every data set reader is built from these functions.
 
-Two kinds of fault are told apart. A file that contradicts itself (wrong types, unknown or doubled ids, a file name
-that leaves its folder) is refused with the file, the entry and the field. A single box that cannot be used (not finite,
-outside the image, under one pixel inside it) is ignored and counted in `Dataset.dropped`, which every command that
-uses annotations reports; boxes over the edge are clipped. Absent: the masks of instances (`outlines.py`).
+A file that contradicts itself (wrong types, unknown or repeated ids, a file name that leaves its folder) is refused
+with the file, the entry and the field. A single unusable box (not finite, outside the image, under 1 pixel inside it)
+is ignored and counted in `Dataset.ignored`, which every command reports. Boxes across the border are clipped.
 """
 
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
 from foveate.data.images import check_inside
-from foveate.data.records import Box, Dropped
+from foveate.data.records import Box, IgnoredEntries
 from foveate.errors import InputError
 from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
-OUTSIDE = "box lies outside the image"
+OUTSIDE = "box is outside the image"
 TINY = "box is under 1 pixel inside the image"
-REPAIR = "Correct the file, or fetch it again."
-DISTRUST = "Correct the file; do not trust where it came from."
+REPAIR_FILE = "Correct the file, or fetch it again."
+UNTRUSTED_FILE = "Correct the file; do not trust where it came from."
 
 
-class Listed(NamedTuple):
-    """An image as an annotation file lists it: where it lies below the images' folder, and its size [pixels]."""
+class ListedImage(NamedTuple):
+    """An image of an annotation file: its path below the image folder and its size [pixels]."""
 
     name: str
     height: int
     width: int
 
 
-def drop(dropped: dict[str, Dropped], reason: str, where: str) -> None:
-    """Count one thing that is left out."""
-    one = Dropped(1, where)
-    dropped[reason] = dropped[reason] + one if reason in dropped else one
+def count_ignored(ignored: dict[str, IgnoredEntries], reason: str, where: str) -> None:
+    """Count an entry that is ignored."""
+    entry = IgnoredEntries(1, where)
+    ignored[reason] = ignored[reason] + entry if reason in ignored else entry
 
 
-def fail(where: str, need: str, got: str, do: str = REPAIR) -> NoReturn:
-    """Refuse a file.
-
-    Raises:
-        InputError: always.
-    """
+def fail(where: str, need: str, got: str, do: str = REPAIR_FILE) -> NoReturn:
+    """Raise the InputError that refuses a file: what is needed, what was given, what to do."""
     raise InputError(f"{where}: need {need}; got {got}. {do}")
 
 
 def short(value: object) -> str:
-    """A value as messages show it, at most 80 letters of it."""
+    """A value as messages show it, in at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -61,7 +57,7 @@ def is_number(value: object) -> bool:
 
 
 def is_id(value: object) -> bool:
-    """Whether a value of a JSON file can name something: a whole number or a text."""
+    """Whether a value of a JSON file can be an id: an integer or a string."""
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
@@ -69,30 +65,32 @@ def is_id(value: object) -> bool:
 
 
 def load(path: Path, *, kind: str) -> dict[str, Any]:
-    """Parse the file and hold it to the outline of COCO: an object with three lists."""
+    """Parse a file with COCO's three lists."""
     content = parse(path, kind=kind)
     check_lists(path, content, kind=kind, lists=("images", "annotations", "categories"))
     return content
 
 
 def parse(path: Path, *, kind: str, unique: bool = False) -> Any:
-    """Parse a JSON file, whatever it holds; with `unique` no key may stand twice in one of its objects."""
+    """Parse a JSON file; with `unique`, a key repeated within an object is refused."""
     where = str(path)
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=partial(_object, where) if unique else None)
+        return json.loads(path.read_bytes(), object_pairs_hook=partial(_unique_keys, where) if unique else None)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{where}: need {kind} file; {reason_of(error)}. Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR}") from error
+        raise InputError(
+            f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR_FILE}"
+        ) from error
 
 
 def read_text(path: Path, *, need: str, max_bytes: int) -> str:
-    """Read a small text file in UTF-8, with or without the mark that some editors put first.
+    """Read a small text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: no such file, another encoding, or too large.
+        InputError: the file does not exist, is not UTF-8, or is too large.
     """
     try:
         size = path.stat().st_size
@@ -107,20 +105,19 @@ def read_text(path: Path, *, need: str, max_bytes: int) -> str:
 
 def reason_of(error: OSError) -> str:
     """Why a file could not be read, for a message."""
-    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+    return "not found" if isinstance(error, FileNotFoundError) else str(error)
 
 
-def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        fail(where, "every name once in an object", f"{short(twice)} twice")
-    return found
+def _unique_keys(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    for key, count in counts.items():
+        if count > 1:
+            fail(where, "unique keys in each object", f"{short(key)} {count} times")
+    return dict(pairs)
 
 
 def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) -> None:
-    """Hold a parsed file to the outline of COCO: an object with these lists."""
+    """Check that a parsed file is an object with these lists."""
     where = str(path)
     named = " and ".join([", ".join(f"`{key}`" for key in lists[:-1]), f"`{lists[-1]}`"])
     need = f"{kind} file: an object with the lists {named}"
@@ -133,21 +130,21 @@ def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) 
 
 
 def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) -> str:
-    """Check that an entry is an object with an id of its own; return how messages call it."""
+    """Check that an entry is an object with a unique id; return how messages name it."""
     if not isinstance(entry, dict):
         fail(f"{where}: {noun}", "an object", short(entry))
     key: Any = entry.get("id")
     if not is_id(key):
-        fail(f"{where}: {noun}", "an `id`, a whole number or a string", short(key))
-    here = f"{where}: {noun} {short(key)}"
+        fail(f"{where}: {noun}", "an `id`, an integer or a string", short(key))
+    name = f"{where}: {noun} {short(key)}"
     if key in seen:
-        fail(here, f"every {noun}'s `id` once", "this one twice")
+        fail(name, f"a unique `id` per {noun}", "the same one twice")
     seen.add(key)
-    return here
+    return name
 
 
 def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) -> Any:
-    """Take a field of a type; an empty text counts as none."""
+    """Return a field of a type; an empty string counts as missing."""
     value = entry.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value == "":
         fail(where, f"`{key}`, {need}", short(value) if key in entry else "no such field")
@@ -155,15 +152,15 @@ def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) ->
 
 
 def known_id(where: str, entry: dict[str, Any], key: str, known: dict[Any, Any]) -> Any:
-    """Take a field that must name something the file lists."""
+    """Return a field that must be one of the file's ids."""
     value = entry.get(key)
     if not is_id(value) or value not in known:
-        fail(where, f"`{key}`, one of the {len(known)} ids the file lists", short(value))
+        fail(where, f"`{key}`, one of the {len(known)} ids in the file", short(value))
     return value
 
 
 def flag(where: str, entry: dict[str, Any], key: str, *, default: int | None) -> bool:
-    """Take a field that is 0 or 1."""
+    """Return a field that is 0 or 1."""
     value = entry.get(key, default)
     if not isinstance(value, int) or value not in (0, 1):
         fail(where, f"`{key}`, 0 or 1", short(value) if key in entry else "no such field")
@@ -171,66 +168,65 @@ def flag(where: str, entry: dict[str, Any], key: str, *, default: int | None) ->
 
 
 def list_categories(path: Path, entries: list[Any], *, need_isthing: bool = False) -> tuple[Category, ...]:
-    """Read the categories of a file, by id."""
-    found = []
+    """Read the categories of a file, sorted by id."""
+    categories = []
     seen: set[int | str] = set()
     for entry in entries:
         where = check_entry(path, entry, "category", seen)
-        number = field(where, entry, "id", int, "a whole number")
+        number = field(where, entry, "id", int, "an integer")
         name = field(where, entry, "name", str, "its name")
-        found.append(Category(number, name, flag(where, entry, "isthing", default=None if need_isthing else 1)))
-    return tuple(sorted(found, key=lambda category: category.id))
+        is_thing = flag(where, entry, "isthing", default=None if need_isthing else 1)
+        categories.append(Category(number, name, is_thing))
+    return tuple(sorted(categories, key=lambda category: category.id))
 
 
 def file_name(where: str, entry: dict[str, Any]) -> str:
-    """Where an entry's file lies, as COCO says it."""
+    """The path of an entry's image, in COCO's field."""
     return field(where, entry, "file_name", str, "the name of an image file")
 
 
 def list_images(
     path: Path, entries: list[Any], *, name_of: Callable[[str, dict[str, Any]], str] = file_name
-) -> dict[int | str, Listed]:
-    """Read the images of a file, by id, in its order.
+) -> dict[int | str, ListedImage]:
+    """Read the images of a file by id, in its order.
 
     Args:
-        path: of the file.
-        entries: its `images`.
-        name_of: (how messages call the entry, the entry) -> where its image lies below the images' folder.
+        name_of: (the entry's name in messages, the entry) -> the path of its image below the image folder.
     """
-    found = {}
+    images = {}
     seen: set[int | str] = set()
     texts: set[str] = set()
     for entry in entries:
         where = check_entry(path, entry, "image", seen)
         name = name_of(where, entry)
         for key in ("height", "width"):
-            if field(where, entry, key, int, "a whole number of pixels") < 1:
+            if field(where, entry, key, int, "an integer number of pixels") < 1:
                 fail(where, f"`{key}` of at least 1 pixel", short(entry[key]))
-        if str(entry["id"]) in texts:  # 1 and "1": messages and results could not tell them apart
+        if str(entry["id"]) in texts:  # 1 and "1" would look the same in messages and results
             fail(where, "ids that differ as text", "the same id as a number and as a string")
         texts.add(str(entry["id"]))
-        found[entry["id"]] = Listed(name, entry["height"], entry["width"])
-    return found
+        images[entry["id"]] = ListedImage(name, entry["height"], entry["width"])
+    return images
 
 
 # ------------------------------------------------------------------------------------------------------------ the boxes
 
 
 def box_of(where: str, value: Any, *, height: int, width: int) -> Box | str:
-    """Turn an annotation's xywh into xyxy clipped to the image, or into the reason why it cannot be used."""
+    """Convert an annotation's xywh to xyxy clipped to the image, or return the reason why it is ignored."""
     if not isinstance(value, list) or len(value) != 4:
         fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
     if not all(map(is_number, value)):
         fail(where, "`bbox` of four numbers", short(value))
     try:
         x, y, w, h = map(float, value)
-    except OverflowError:  # a whole number beyond the floats
+    except OverflowError:  # an integer beyond the range of floats
         return NOT_FINITE
     return clip_box((x, y, x + w, y + h), height=height, width=width)
 
 
 def clip_box(box: Box, *, height: int, width: int) -> Box | str:
-    """Clip xyxy to the image [pixels], or say why the box cannot be used."""
+    """Clip xyxy to the image [pixels], or return the reason why the box is ignored."""
     if not all(map(math.isfinite, box)):
         return NOT_FINITE
     if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
@@ -240,39 +236,34 @@ def clip_box(box: Box, *, height: int, width: int) -> Box | str:
 
 
 def image_paths(json_path: Path, names: dict[int | str, str], folder: Path) -> dict[int | str, Path]:
-    """Join file names to their folder; none may leave it, by its text or through a link, and one must be there."""
+    """Join file names to their folder; none may lead out of it, also through a link, and at least one must exist."""
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: need the folder of the files that {json_path} names; there is none. Check the path."
-        )
+        raise InputError(f"{folder}: need the folder of the files named in {json_path}; not found. Check the path.")
     for key, name in names.items():
         if escapes(name):
-            fail(
-                f"{json_path}: image {short(key)}",
-                f"`file_name` inside {folder}",
-                f"{short(name)}, which leads elsewhere",
-                DISTRUST,
-            )
+            where = f"{json_path}: image {short(key)}"
+            fail(where, f"`file_name` inside {folder}", f"{short(name)}, which leads out of it", UNTRUSTED_FILE)
     paths = {key: folder / name for key, name in names.items()}
-    there: dict[Path, bool] = {}  # file -> whether it is a link; one pass over a folder, not one look-up an image
+    # one pass over each folder instead of one look-up per image: file -> whether it is a link
+    is_link: dict[Path, bool] = {}
     for parent in {path.parent for path in paths.values()}:
         if parent.is_dir():
             check_inside(parent, folder)
             with os.scandir(parent) as entries:
-                there.update({parent / entry.name: entry.is_symlink() for entry in entries})
+                is_link.update({parent / entry.name: entry.is_symlink() for entry in entries})
     for path in paths.values():
-        if there.get(path):
+        if is_link.get(path):
             check_inside(path, folder)
-    if paths and not any(path in there for path in paths.values()):
+    if paths and not any(path in is_link for path in paths.values()):
         first = next(iter(paths.values()))
         raise InputError(
-            f"{json_path}: need the files it names in {folder}; none of {len(paths)} is there (the first: {first}). "
+            f"{json_path}: need the files it names in {folder}; none of {len(paths)} exists (the first: {first}). "
             "Is this the folder of another split?"
         )
     return paths
 
 
 def escapes(name: str) -> bool:
-    """Whether a file name leads out of the folder it is relative to, on any system, or is no file name at all."""
+    """Whether a file name leads out of its folder, on any system, or is not a file name at all."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return posix.is_absolute() or bool(windows.anchor) or ".." in posix.parts + windows.parts or "\0" in name
