@@ -17,7 +17,6 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.data.images import ImageError, header_size, read_values
-from foveate.data.labels import normalize_name
 from foveate.data.panoptic import read_colours
 from foveate.data.records import Dataset, IgnoredEntries, Record
 from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
