@@ -44,7 +44,7 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
 
 def is_whole(folder: Path) -> int:
     """The step of the newest whole checkpoint, after checking that its tensors are that step's."""
-    loaded = load_latest(folder, tell=str)
+    loaded = load_latest(folder, report=str)
     assert loaded is not None
     for name, tensor in state(loaded.step).items():
         assert torch.equal(loaded.tensors[name], tensor)
@@ -219,7 +219,7 @@ def test_any_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path):
             damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
             (newest / file).write_bytes(damaged)
             told = []
-            loaded = load_latest(tmp_path, tell=told.append)
+            loaded = load_latest(tmp_path, report=told.append)
             assert loaded is not None and loaded.step == 1
             assert len(told) == 1 and "step_00000002" in told[0] and "damaged" in told[0]
             assert "Going back to the checkpoint before it" in told[0]
@@ -240,14 +240,14 @@ def test_a_file_cut_short_or_gone_is_noticed(tmp_path):
 def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
     (save(tmp_path, 1) / "state.safetensors").unlink()
     with pytest.raises(InputError, match="none of its 1 checkpoints is whole"):
-        load_latest(tmp_path, tell=str)
+        load_latest(tmp_path, report=str)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     save(tmp_path, 1)
     save_checkpoint(tmp_path, step=2, tensors={"parameter/a": torch.tensor([1.0, float("nan")])}, facts={})
     told = []
-    loaded = load_latest(tmp_path, tell=told.append)
+    loaded = load_latest(tmp_path, report=told.append)
     assert loaded is not None and loaded.step == 1
     assert "not finite, in parameter/a" in told[0]
 

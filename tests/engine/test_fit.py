@@ -14,7 +14,7 @@ from foveate.data.loader import BatchSampler, ImageSource, make_loader
 from foveate.data.sources import open_data
 from foveate.engine.checkpoint import collect, list_complete, load_latest, restore
 from foveate.engine.distributed import Processes, choose_device, joined
-from foveate.engine.fit import Outcome, fit
+from foveate.engine.fit import Outcome, Saving, Update, fit
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.engine.stop import signals_caught
@@ -75,31 +75,37 @@ def count(batch: Batch) -> int:
     return sum(len(sample.boxes) for sample in batch.samples)
 
 
-def train(folder: Path, batches: list[Batch], *, steps: int = 6, module: Line | None = None, **changes) -> tuple:
+def train(
+    folder: Path,
+    batches: list[Batch],
+    *,
+    steps: int = 6,
+    module: Line | None = None,
+    save_every: int = 100,
+    keep: int = 10,
+    clip: float | None = None,
+) -> tuple:
     """Train from wherever the folder's checkpoints say; the module, its optimizer and the outcome."""
     folder.mkdir(exist_ok=True)
     module = module or Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
-    saved = load_latest(folder, tell=str)
+    saved = load_latest(folder, report=str)
     start, begin = 0, None
     if saved is not None:
         restore(module, optimizer, saved.tensors)
         start, begin = saved.step, Outcome.resumed(saved)
-    settings = {"save_every": 100, "keep": 10, "processes": ALONE} | changes
-    with Log(
-        folder / "metrics.jsonl", steps=steps, start_step=start, every=1, speak=settings["processes"].is_first
-    ) as log:
+    with Log(folder / "metrics.jsonl", steps=steps, start_step=start, every=1) as log:
         outcome = fit(
             module,
             batches[start:] if start else batches,
             optimizer,
             count=count,
-            learning_rate=lambda step: 0.01 / (step + 1),
+            update=Update(lambda step: 0.01 / (step + 1), clip=clip),
             steps=steps,
-            begin=begin,
+            saving=Saving(folder, save_every, keep),
+            processes=ALONE,
             log=log,
-            checkpoints=folder,
-            **settings,
+            begin=begin,
         )
     return module, optimizer, outcome
 

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from foveate.engine.checkpoint import collect, list_complete
 from foveate.engine.distributed import Processes
-from foveate.engine.fit import Outcome, fit
-from foveate.engine.guard import Guard, judge
+from foveate.engine.fit import Outcome, Saving, Update, fit
+from foveate.engine.guard import Guard, check_finite
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, gradient_norm, take_step
 from foveate.errors import InputError
@@ -53,14 +53,12 @@ def train(folder, module, optimizer, given, *, accumulate=1, save_every=100, **r
             given,
             optimizer,
             count=count,
-            learning_rate=lambda step: 0.01 / (step + 1),
+            update=Update(lambda step: 0.01 / (step + 1), accumulate=accumulate),
             steps=steps,
-            accumulate=accumulate,
+            saving=Saving(folder / "checkpoints", save_every),
             processes=ALONE,
             log=log,
             guard=Guard(log, ALONE, record=folder / "nonfinite.jsonl", **rules),
-            checkpoints=folder / "checkpoints",
-            save_every=save_every,
         )
 
 
@@ -115,7 +113,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
     optimizer = build_optimizer(module, weight_decay=0.1)
     outcome = train(tmp_path, module, optimizer, batches(6, broken=(0, 1, 3, 4)), nonfinite="skip", limit=3)
     assert outcome.skipped == 4  # never three in a row
-    with pytest.raises(InputError, match=r"step 4: .*the last of 3 such steps in a row"):
+    with pytest.raises(InputError, match=r"step 4: .*This was skipped step 3 in a row"):
         train(tmp_path, module, optimizer, batches(6, broken=(1, 2, 3)), nonfinite="skip", limit=3)
 
 
@@ -165,7 +163,7 @@ def test_the_host_asks_the_device_nothing_within_a_step():
         optimizer = build_optimizer(layer, weight_decay=0.1, partly=partly)
         loss = layer(torch.ones(2, 4)).mean()
         loss.backward()
-        nonfinite, numbers, _ = judge(
+        nonfinite, numbers, _ = check_finite(
             [loss, loss], [0.5, 0.5], norm=gradient_norm([*layer.parameters()]), processes=ALONE
         )
         take_step(optimizer, lr=0.1, weight_decay=0.1, partly=partly, nonfinite=nonfinite)
@@ -174,9 +172,9 @@ def test_the_host_asks_the_device_nothing_within_a_step():
             numbers.tolist()
 
 
-def test_judge_knows_a_bad_loss_and_a_bad_gradient():
+def test_losses_and_gradients_that_are_not_finite_are_recognised():
     fine, bad = torch.tensor(2.0), torch.tensor(math.inf)
     for losses, norm, expected in (([fine, fine], fine, 0.0), ([fine, bad], fine, 1.0), ([fine, fine], bad, 1.0)):
-        nonfinite, numbers, ready = judge(losses, [0.25, 0.75], norm=norm, processes=ALONE)
+        nonfinite, numbers, ready = check_finite(losses, [0.25, 0.75], norm=norm, processes=ALONE)
         assert nonfinite.item() == expected and ready is None
     assert numbers.tolist() == [2.0, 2.0, 2.0, math.inf]

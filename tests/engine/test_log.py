@@ -49,7 +49,7 @@ def test_a_step_that_had_no_items_has_no_loss(tmp_path):
 
 
 def test_a_silent_process_writes_nothing(tmp_path):
-    with Log(tmp_path / "metrics.jsonl", steps=1, every=1, speak=False) as log:
+    with Log(tmp_path / "metrics.jsonl", steps=1, every=1, verbose=False) as log:
         log.step(1, loss=0.5, lr=0.5, gradient_norm=1.0, images=4, items=13)
         log.event("end", {})
     assert list(tmp_path.iterdir()) == []

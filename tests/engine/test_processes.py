@@ -91,7 +91,7 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
     assert facts(tmp_path / "two")["position"] == 8
     status, said = distill("--batch", 2, "--accumulate", 2, out="two")
     assert status == 0, said
-    assert "resuming with 1 process x 2 images x 2 batches per step, where it was 2 processes x 2 images" in said
+    assert "resuming with 1 process x 2 images x 2 batches per step, before 2 processes x 2 images" in said
     assert "the same 4 images in every step" in said and "equal to rounding, not to the bit" in said
     ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(theirs) == [1, 2, 3, 4]

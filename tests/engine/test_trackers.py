@@ -48,9 +48,9 @@ def stand_in(monkeypatch):
     return install
 
 
-def write(out, sinks, *, start, stop, scale=1.0, speak=True):
+def write(out, sinks, *, start, stop, scale=1.0, verbose=True):
     out.mkdir(exist_ok=True)
-    with Log(out / "metrics.jsonl", steps=10, start_step=start, every=2, speak=speak, sinks=sinks) as log:
+    with Log(out / "metrics.jsonl", steps=10, start_step=start, every=2, verbose=verbose, sinks=sinks) as log:
         for done in range(start + 1, stop + 1):
             loss = None if done == 4 else scale * done / 8
             log.step(done, loss=loss, lr=0.5, gradient_norm=2.0, images=4, items=13)
@@ -105,7 +105,7 @@ def test_a_point_is_on_disk_at_once(tmp_path):
 
 
 def test_a_silent_process_opens_nothing(tmp_path):
-    write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=2, speak=False)
+    write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=2, verbose=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,7 +175,7 @@ def test_a_sink_that_fails_is_named_once_and_left_out(tmp_path, capsys, where, c
     write(tmp_path, [failing, board], start=0, stop=10)
     assert failing.calls == calls
     said = capsys.readouterr().err
-    assert said.count("failing failed (OSError: no space left); going on without it") == 1
+    assert said.count("failing failed (OSError: no space left) and is not used any more") == 1
     assert [step for step, _ in points(tmp_path)] == [2, 4, 5, 6, 8, 10, 10]
     assert [step for step, _ in curves(tmp_path / "tensorboard")["lr"]] == [2, 4, 6, 8, 10]  # the other sink heard all
 
@@ -205,7 +205,7 @@ def test_a_tracker_that_never_finishes_is_left_behind(stand_in, tmp_path, capsys
     stand_in("wandb", "id")
     released = threading.Event()
     monkeypatch.setattr(Run, "finish", lambda self: released.wait())
-    monkeypatch.setattr(trackers, "PATIENCE", 0.05)
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
     write(tmp_path, [Tracker("wandb", tmp_path, config={})], start=0, stop=2)
     released.set()
     assert "wandb failed (TimeoutError: it has not sent everything after 0.05 s)" in capsys.readouterr().err

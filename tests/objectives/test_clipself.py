@@ -17,6 +17,8 @@ from foveate.clip.precision import low_precision_copies
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
+from foveate.objectives.correlation import Correlation
+from foveate.objectives.student import Execution
 from foveate.types import BadSample, Batch, Sample
 
 TINY_VIT = {
@@ -110,15 +112,14 @@ def test_the_loss_is_the_mean_over_all_regions_of_the_batch(pair, pad):
 
 
 @torch.no_grad()
-def test_images_do_not_mix_and_the_chunk_does_not_matter(pair):
+def test_images_do_not_mix_and_the_crops_per_pass_do_not_matter(pair):
     wide, tall = two_samples().samples
     objective = ClipSelf(*pair, student_size=64)
     together = objective(Batch([wide, tall], []))
     alone = [objective(Batch([sample], [])) for sample in (wide, tall)]
     torch.testing.assert_close(together, (3 * alone[0] + 1 * alone[1]) / 4, rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        ClipSelf(*pair, student_size=64, chunk=1)(Batch([wide, tall], [])), together, rtol=0, atol=1e-6
-    )
+    objective.crops_per_pass = 1
+    torch.testing.assert_close(objective(Batch([wide, tall], [])), together, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -265,7 +266,7 @@ def test_checkpointing_changes_no_bit_and_saves_less(pair):
     train_layers(student)
     plain = ClipSelf(student, teacher, student_size=64)
     kept, expected = saved_bytes(plain, two_samples()), gradients(plain, two_samples())
-    again = ClipSelf(student, teacher, student_size=64, checkpointing=True)
+    again = ClipSelf(student, teacher, student_size=64, execution=Execution(checkpointing=True))
     assert saved_bytes(again, two_samples()) < 0.7 * kept
     found = gradients(again, two_samples())
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
@@ -293,7 +294,7 @@ def test_bfloat16_copies_give_float32_gradients_near_the_exact_ones(pair, checkp
     train_layers(student)
     exact = ClipSelf(student, teacher, student_size=64)
     expected, loss = gradients(exact, two_samples()), exact(two_samples()).item()
-    low = ClipSelf(student, teacher, student_size=64, low_precision=True, checkpointing=checkpointing)
+    low = ClipSelf(student, teacher, student_size=64, execution=Execution(True, checkpointing=checkpointing))
     found = gradients(low, two_samples())
     assert found.keys() == expected.keys()
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
@@ -361,15 +362,15 @@ def test_what_would_change_nothing_in_a_residual_network_is_refused():
     ClipSelf(one, one, student_size=64)
     for flag in ("compiled", "checkpointing"):
         with pytest.raises(InputError, match="RN tiny is a residual network and has none"):
-            ClipSelf(one, one, student_size=64, **{flag: True})
+            ClipSelf(one, one, student_size=64, execution=Execution(**{flag: True}))
 
 
 def test_a_head_that_the_teacher_cannot_have_is_refused_before_the_first_step(pair):
     student, teacher = pair
     teacher.visual.transformer.resblocks = teacher.visual.transformer.resblocks[:2]  # of three blocks
-    ClipSelf(student, teacher, student_size=64, correlation_head="values3")  # not looked at
+    ClipSelf(student, teacher, student_size=64)  # without the term it has none
     with pytest.raises(InputError, match=r"values3 is not defined here: it takes 3 attention blocks, .* has 2"):
-        ClipSelf(student, teacher, student_size=64, correlation=1.0, correlation_head="values3")
+        ClipSelf(student, teacher, student_size=64, correlation=Correlation(1.0, head="values3"))
 
 
 def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
@@ -381,7 +382,7 @@ def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
 
     monkeypatch.setattr(torch, "_foreach_copy_", watched)
     train_layers(student, 1)
-    ClipSelf(*pair, student_size=32, low_precision=True)(two_samples()).backward()
+    ClipSelf(*pair, student_size=32, execution=Execution(low_precision=True))(two_samples()).backward()
     every = [parameter.numel() for parameter in student.visual.parameters()]
     trained = [parameter.numel() for parameter in student.visual.parameters() if parameter.requires_grad]
     assert sum(copied) == sum(every) + sum(trained)  # to bfloat16, and the gradients back
@@ -396,7 +397,7 @@ def test_a_blocks_gradients_are_ready_before_the_backward_pass_is_through(pair, 
     first, middle, _ = tower_stages(student.visual)
     order = []
     middle.mlp.c_fc.weight.register_post_accumulate_grad_hook(lambda _: order.append("middle is ready"))
-    objective = ClipSelf(student, teacher, student_size=64, low_precision=low_precision)
+    objective = ClipSelf(student, teacher, student_size=64, execution=Execution(low_precision=low_precision))
     run = student.run_block
 
     def watched(tower, block, tokens, *rest):

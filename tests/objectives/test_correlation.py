@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from foveate.clip.model import Clip
 from foveate.objectives.clipself import ClipSelf, train_layers
-from foveate.objectives.correlation import correlation_losses
+from foveate.objectives.correlation import Correlation, correlation_losses
+from foveate.objectives.student import Execution
 from foveate.ops.resample import square_input
 from foveate.types import Batch, Sample
 
@@ -91,7 +92,7 @@ def test_images_count_by_their_regions_and_padding_does_not(pair, tokens):
     """3 regions and 1 region: 3/4 of the one image's loss and 1/4 of the other's."""
     settings = {"student_size": 64, "tokens": tokens}
     plain = ClipSelf(*pair, **settings)(batch()).item()
-    both = ClipSelf(*pair, **settings, correlation=2.0, correlation_temperature=0.2)(batch()).item()
+    both = ClipSelf(*pair, **settings, correlation=Correlation(2.0, temperature=0.2))(batch()).item()
     wanted = 0.0
     for one, share, (h, w) in zip(batch().samples, (0.75, 0.25), ((6, 8), (8, 5)), strict=True):
         square = square_input(one.image, size=64, mean=pair[0].mean, std=pair[0].std)[None]
@@ -110,8 +111,9 @@ def test_it_trains_what_is_trained_without_it(pair, low_precision):
     partly = train_layers(pair[0])
     assert len(partly) == 1
     found = []
-    for weight in (0.0, 1.0):
-        objective = ClipSelf(*pair, student_size=64, correlation=weight, low_precision=low_precision)
+    execution = Execution(low_precision=low_precision)
+    for correlation in (None, Correlation(1.0)):
+        objective = ClipSelf(*pair, student_size=64, correlation=correlation, execution=execution)
         objective.zero_grad()
         objective(batch()).backward()
         found.append({name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None})

@@ -12,6 +12,7 @@ from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.objectives.clipself import train_layers
 from foveate.objectives.image_text import ImageText, clamp_scale, contrastive_loss
+from foveate.objectives.student import Execution
 from foveate.ops.resample import square_inputs
 from foveate.types import BadSample, Batch, Sample
 
@@ -119,7 +120,7 @@ def test_it_reaches_the_last_queries_and_keys_and_nothing_of_the_text_tower(stud
 def test_checkpointing_changes_no_bit_and_bfloat16_little(student, tiny):
     def gradients(**settings) -> dict[str, torch.Tensor]:
         clip = deepcopy(student, {id(tiny.tokenizer): tiny.tokenizer})
-        objective = ImageText(clip, student_size=64, **settings)
+        objective = ImageText(clip, student_size=64, execution=Execution(**settings))
         objective(pairs()).backward()
         return {name: p.grad for name, p in clip.named_parameters() if p.grad is not None}
 

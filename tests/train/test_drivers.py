@@ -123,14 +123,14 @@ def test_a_run_that_explodes_skips_its_steps_and_keeps_the_best_product(command,
     """The third and fourth of four steps are not finite: they move nothing, and the product is that of a good step."""
     from foveate.engine import fit as loop
 
-    judge, calls = loop.judge, []
+    check_finite, calls = loop.check_finite, []
 
     def explode(losses, shares, *, norm, processes):
         calls.append(norm)
         bad = norm * float("nan") if len(calls) > 2 else norm
-        return judge(losses, shares, norm=bad, processes=processes)
+        return check_finite(losses, shares, norm=bad, processes=processes)
 
-    monkeypatch.setattr(loop, "judge", explode)
+    monkeypatch.setattr(loop, "check_finite", explode)
     out = tmp_path / "run"
     main(typed(command, world, out, "--nonfinite", "skip", "--keep-checkpoints", "1", "--product", "best"))
     text = capsys.readouterr().err

@@ -23,11 +23,6 @@ from foveate.errors import InputError
 from foveate.io.files import check_writable, write_whole
 from foveate.io.tensors import Stored, read_header
 
-HARMLESS = (
-    *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
-    *("tensorboard", "track", "dry_run"),
-)
-"""Fields that may change between the parts of one run: the weights come out the same."""
 MANIFEST = "manifest.json"
 NOTES = "notes"  # the key of a part's metadata that holds its notes
 _OWNER = "made_by"  # the key of a manifest that tells it from somebody else's
@@ -37,7 +32,7 @@ _NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.part
 # ---------------------------------------------------------------------------------------------------- folders of runs
 
 
-def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = HARMLESS) -> bool:
+def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = ()) -> bool:
     """Take the output folder for this run, or recognise it as this run's own.
 
     Args:
