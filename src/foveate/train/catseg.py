@@ -15,9 +15,7 @@ from foveate.data.label_maps import classes_of, open_truth_maps
 from foveate.data.loader import SemanticSource
 from foveate.data.semantic import SemanticData, only_classes
 from foveate.data.splits import split_semantic
-from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
-from foveate.engine.fit import Update
 from foveate.engine.optim import learning_rate
 from foveate.heads.catseg.guidance import STRIDE as BACKBONE_STRIDE
 from foveate.heads.catseg.guidance import read_backbone
@@ -26,11 +24,10 @@ from foveate.heads.catseg.product import About, Network, build_catseg, save_cats
 from foveate.heads.common.product import tower_digest
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_catseg
 from foveate.train.defaults import SMALL_SIDE
 from foveate.train.flags import TrainCatSeg
-from foveate.train.heads import adamw, require_same_categories
+from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -73,34 +70,21 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
         save_catseg(catseg, folder, about)
         return f"foveate segment IMAGES --model {folder} --out ..."
 
-    source, default_lr = SemanticSource(data), 1e-3 if is_small else 2e-4
+    default_lr = 1e-3 if is_small else 2e-4
     peak = default_lr if config.lr is None else config.lr
-    return Trainable(
-        name=clip.name,
-        objective=catseg,
-        optimizer=adamw(catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_rate)),
-        update=Update(
-            partial(learning_rate, peak=peak, warmup=config.warmup, steps=config.steps),
-            accumulate=config.accumulate,
-            weight_decay=config.weight_decay,
-            partly=catseg.partly,
-            clip=config.clip_gradient,
-        ),
-        count=count_images,
-        images=len(source),
-        batches=training_batches(config, source, processes),
-        held_out=held_out_batches(config, held_out, processes),
-        save=save,
-        product=folder,
-        metadata={
-            "weights": digest_module(catseg),
-            "classes": [list(names) for names in classes],
-            "novel": list(novel),
-        },
+    return head_trainable(
+        config,
+        processes,
+        catseg,
+        clip=clip,
+        groups=catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_rate),
+        learning_rate=partial(learning_rate, peak=peak, warmup=config.warmup, steps=config.steps),
+        partly=catseg.partly,
         dataset=data.dataset,
-        notes=[f"training on {len(classes)} classes of pixels ({rule})"],
-        autocast=config.precision == "bfloat16",
-        parts=lambda: catseg.parts,
+        sources=(SemanticSource(data), held_out),
+        note=f"training on {len(classes)} classes of pixels ({rule})",
+        metadata={"classes": [list(names) for names in classes], "novel": list(novel)},
+        save=save,
     )
 
 

@@ -3,6 +3,7 @@
 OUT/model is what `foveate detect` and `foveate evaluate detection` take.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,9 +18,7 @@ from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, as_classes, only_with_objects, split_of
-from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
-from foveate.engine.fit import Update
 from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
@@ -30,11 +29,10 @@ from foveate.heads.fvit.product import About, Network, save_detector
 from foveate.io.files import default_cache
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_fvit
 from foveate.train.defaults import SMALL_SIDE
 from foveate.train.flags import TrainFViT
-from foveate.train.heads import adamw, require_same_categories
+from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -85,38 +83,21 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
                 resize=config.resize,
             )
 
-    source = EvaluationSource(dataset, masks=config.masks)
-    held_out = _open_held_out(config, dataset, split)
-    return Trainable(
-        name=clip.name,
-        objective=detector,
-        optimizer=adamw(detector.parameter_groups(weight_decay=config.weight_decay, ladder=config.ladder)),
-        update=Update(
-            partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
-            accumulate=config.accumulate,
-            weight_decay=config.weight_decay,
-            partly=detector.tower.partly,
-            clip=config.clip_gradient,
-        ),
-        count=count_images,
-        images=len(source),
-        batches=training_batches(config, source, processes),
-        held_out=held_out_batches(config, held_out, processes),
-        save=save,
-        product=folder,
-        metadata={
-            "weights": digest_module(detector),
-            "base": list(split.base),
-            "novel": list(split.novel),
-            "rule": split.rule,
-        },
+    trainable = head_trainable(
+        config,
+        processes,
+        detector,
+        clip=clip,
+        groups=detector.parameter_groups(weight_decay=config.weight_decay, ladder=config.ladder),
+        learning_rate=partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
+        partly=detector.tower.partly,
         dataset=dataset,
-        notes=[f"training on the boxes of {len(split.base)} categories ({split.rule})"],
-        autocast=config.precision == "bfloat16",
-        may_change=("benchmark",),
-        begin=begin,
-        parts=lambda: detector.parts,
+        sources=(EvaluationSource(dataset, masks=config.masks), _open_held_out(config, dataset, split)),
+        note=f"training on the boxes of {len(split.base)} categories ({split.rule})",
+        metadata={"base": list(split.base), "novel": list(split.novel), "rule": split.rule},
+        save=save,
     )
+    return replace(trainable, may_change=("benchmark",), begin=begin)
 
 
 def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]:

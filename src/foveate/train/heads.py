@@ -1,17 +1,79 @@
-"""What the trainers of heads share: the optimizer, and the check of held-out data."""
+"""What the trainers of F-ViT, CAT-Seg and mask generators share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from foveate.clip.model import Clip
+from foveate.data.records import Dataset
+from foveate.engine.checkpoint import digest_module
+from foveate.engine.distributed import Processes
+from foveate.engine.fit import Update
+from foveate.engine.optim import PartlyTrained
 from foveate.errors import InputError
+from foveate.train.batches import Source, count_images, held_out_batches, training_batches
+from foveate.train.flags import HeadFlags
+from foveate.train.run import Trainable
 from foveate.types import Category
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """One fused AdamW over parameter groups; the learning rate is set in each step."""
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+def head_trainable(
+    config: HeadFlags,
+    processes: Processes,
+    head: nn.Module,
+    *,
+    clip: Clip,
+    groups: list[dict[str, Any]],
+    learning_rate: Callable[[int], float],
+    partly: Sequence[PartlyTrained] = (),
+    dataset: Dataset,
+    sources: tuple[Source, Source | None],
+    note: str,
+    metadata: dict[str, Any],
+    save: Callable[[dict[str, Tensor]], str],
+) -> Trainable:
+    """A head as it is trained: by AdamW, its losses being means over images, written to OUT/model.
+
+    Args:
+        config: flags.
+        processes: of the run.
+        head: a scalar loss of a batch; `parts` has its terms.
+        clip: that the head is trained on.
+        groups: parameter groups of AdamW.
+        learning_rate: of a step, from 0.
+        partly: matrices trained in some rows only.
+        dataset: that is trained on.
+        sources: its images, and the held-out ones.
+        note: printed before the first step.
+        metadata: identifies the run beside its flags and initial weights.
+        save: writes the product; returns the command to use it.
+    """
+    source, held_out = sources
+    return Trainable(
+        name=clip.name,
+        objective=head,
+        optimizer=torch.optim.AdamW(groups, lr=0.0, fused=True),
+        update=Update(
+            learning_rate,
+            accumulate=config.accumulate,
+            weight_decay=config.weight_decay,
+            partly=partly,
+            clip=config.clip_gradient,
+        ),
+        count=count_images,
+        images=len(source),
+        batches=training_batches(config, source, processes),
+        held_out=held_out_batches(config, held_out, processes),
+        save=save,
+        product=config.out / "model",
+        metadata={"weights": digest_module(head), **metadata},
+        dataset=dataset,
+        notes=[note],
+        autocast=config.precision == "bfloat16",
+        parts=lambda: head.parts,  # pyright: ignore[reportReturnType]
+    )
 
 
 def require_same_categories(held_out: Sequence[Category], trained: Sequence[Category], *, root: str) -> None:

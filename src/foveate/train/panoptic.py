@@ -19,9 +19,7 @@ from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, split_semantic
-from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
-from foveate.engine.fit import Update
 from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
@@ -41,11 +39,10 @@ from foveate.heads.panoptic.product import (
 )
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_panoptic
 from foveate.train.defaults import LARGE, SMALL, SMALL_SIDE, resolve_defaults
 from foveate.train.flags import TrainPanoptic
-from foveate.train.heads import adamw, require_same_categories
+from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -88,38 +85,25 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         save_generator(generator, folder, about)
         return f"foveate evaluate panoptic --data ... --model {folder}"
 
-    source, held_out = EvaluationSource(dataset), _open_held_out(config, dataset, split)
     things = sum(kind.is_thing for kind in classes if kind.part == "base")
-    return Trainable(
-        name=clip.name,
-        objective=generator,
-        optimizer=adamw(generator.parameter_groups(weight_decay=config.weight_decay)),
-        update=Update(
-            partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
-            accumulate=config.accumulate,
-            weight_decay=config.weight_decay,
-            clip=config.clip_gradient,
-        ),
-        count=count_images,
-        images=len(source),
-        batches=training_batches(config, source, processes),
-        held_out=held_out_batches(config, held_out, processes),
-        save=save,
-        product=folder,
+    return head_trainable(
+        config,
+        processes,
+        generator,
+        clip=clip,
+        groups=generator.parameter_groups(weight_decay=config.weight_decay),
+        learning_rate=partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
+        dataset=dataset,
+        sources=(EvaluationSource(dataset), _open_held_out(config, dataset, split)),
+        note=f"training on the segments of {things} base classes of things and {len(split.base) - things} of stuff "
+        f"({split.rule})",
         metadata={
             **{name: getattr(config, name) for name in asdict(LARGE)},
-            "weights": digest_module(generator),
             "base": list(split.base),
             "novel": list(split.novel),
             "rule": split.rule,
         },
-        dataset=dataset,
-        notes=[
-            f"training on the segments of {things} base classes of things and {len(split.base) - things} of stuff "
-            f"({split.rule})"
-        ],
-        autocast=config.precision == "bfloat16",
-        parts=lambda: generator.parts,
+        save=save,
     )
 
 
