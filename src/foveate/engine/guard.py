@@ -80,7 +80,7 @@ class Guard:
         limit: int = 20,
         record: Path | None = None,
     ) -> None:
-        """Set the rule.
+        """Set the rule for steps that are not finite.
 
         Args:
             log: gets the finite steps, and the others as events.

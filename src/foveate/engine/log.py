@@ -52,13 +52,10 @@ class Log:
         verbose: bool = True,
         sinks: Sequence[Sink] = (),
     ) -> None:
-        """Open the log of a run.
+        """Set up the log of a run of `steps` steps, a line for every few of them.
 
         Args:
             path: the metrics file; lines of steps after `start_step` are removed.
-            steps: of the whole run.
-            start_step: steps already done.
-            every: steps between lines.
             verbose: whether this process writes and prints anything.
             sinks: get the same numbers; opened and closed with the log.
         """
@@ -100,15 +97,15 @@ class Log:
             print(message, file=sys.stderr, flush=True)
 
     def step(self, done: int, *, loss: float | None, lr: float, gradient_norm: float, images: int, items: int) -> None:
-        """Record one finished step, summed over all processes.
+        """Record one finished step.
 
         Args:
             done: steps finished, this one included.
             loss: mean over the items of this step; None where it had no item.
             lr: the learning rate that was used.
             gradient_norm: Euclidean norm of the gradient.
-            images: usable images of this step.
-            items: what the loss is the mean over (regions, for CLIPSelf).
+            images: usable ones, over all processes.
+            items: what the loss is the mean over (regions, for CLIPSelf), over all processes.
         """
         self._images += images
         if loss is not None:

@@ -73,8 +73,14 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
             "seed": config.seed,
             "version": versions()["foveate"],
         }
-        _write(config, proposer, data, path, facts=facts, report=report)
-        return f"foveate distill --data {config.images or config.data} --boxes {path} --out ..."
+        root = config.images or config.data
+        with signals_caught() as caught:
+            boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
+            write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
+            if data.measured is not None:
+                boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
+                _measure(config, boxes, data.measured, split, facts=facts, report=report)
+        return f"foveate distill --data {root} --boxes {path} --out ..."
 
     source = EvaluationSource(data.objects, masks=False)
     return Trainable(
@@ -207,23 +213,6 @@ def _network(config: Proposals, *, device: str) -> Proposer:
 
 
 # ----------------------------------------------------------------------------------------------------------- the files
-
-
-def _write(
-    config: Proposals, proposer: Proposer, data: Data, path: Path, *, facts: dict[str, Any], report: Report
-) -> None:
-    """Write the proposals, and their recall if it can be measured.
-
-    Raises:
-        StoppedError: a signal arrived.
-    """
-    root = config.images or config.data
-    with signals_caught() as caught:
-        boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
-        write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
-        if data.measured is not None:
-            boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
-            _measure(config, boxes, data.measured, data.split, facts=facts, report=report)
 
 
 def _propose(

@@ -156,9 +156,10 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         if processes.is_first and config.track != "none":
             import_tracker(config.track)
         trainable = prepare(config, processes, report)
+    work = _Run(config, trainable, processes, report)
     if config.dry_run:
-        _report_all(trainable.lines, report)
-        _plan(config, trainable, trainable.batches(0, config.steps), processes, start_step=0, report=report)
+        work.print(trainable.lines)
+        work.plan(trainable.batches(0, config.steps), start_step=0)
         report("--dry-run: nothing was trained and nothing was written")
         return Outcome(step=0)
     record = run_record(config, {**trainable.metadata, "processes": processes.size})
@@ -168,31 +169,21 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
             if processes.is_first:
                 claim_folder(config.out, record, may_change=(*MAY_CHANGE, *trainable.may_change))
                 stack.enter_context(hold_folder(config.out))
-        outcome = _resume(config, trainable, processes, report)
+        outcome = work.resume()
         if outcome.step == config.steps and trainable.files and all(path.exists() for path in trainable.files):
             report(f"finished already, after step {outcome.step}; nothing was changed: {trainable.product}")
             return outcome
-        # all of the run must fit on the disk, once what a killed save left behind is removed
         with processes.together():
             if processes.is_first:
-                check_writable(config.out)
-                checkpoints, copies = config.out / "checkpoints", config.keep_checkpoints + 1  # the one being written
-                clean_checkpoints(checkpoints)
-                require_space(
-                    config.out,
-                    module=trainable.objective,
-                    copies=copies + (trainable.held_out is not None),  # the best one
-                    existing=len(list_complete(checkpoints)),
-                    product=trainable.bytes,
-                )
+                work.require_room()
             if trainable.begin is not None:
                 trainable.begin()
-        _report_all(trainable.lines, report)
-        outcome = _fit(config, trainable, processes, outcome, record=record, report=report)
-        _report_all(end_lines(outcome, config.out), report)
+        work.print(trainable.lines)
+        outcome = work.fit(outcome, record=record)
+        work.print(end_lines(outcome, config.out))
         if outcome.stopped_by is None:
             require_usable_images(outcome, config.out)
-            _write_product(config, trainable, processes, report)
+            work.write_product()
     return outcome
 
 
@@ -205,143 +196,148 @@ def run_record(config: RunFlags, metadata: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**flags, **metadata}, default=str))
 
 
-def _resume(config: RunFlags, trainable: Trainable, processes: Processes, report: Report) -> Outcome:
-    """How far the run came; its weights and optimizer state are restored."""
-    saved = load_together(config.out / "checkpoints", processes=processes, report=report)
-    if saved is None:
-        return Outcome(step=0)
-    restore(trainable.objective, trainable.optimizer, saved.tensors)
-    if "batch" in trainable.may_change:
-        before = Sharing(*(saved.facts["config"][name] for name in ("processes", "batch", "accumulate")))
-        now = Sharing(processes.size, config.batch, trainable.update.accumulate)
-        _report_all(sharing_lines(before, now, steps=config.steps - saved.step), report)
-    return Outcome.resumed(saved)
+@dataclass(frozen=True)
+class _Run:
+    """The parts of a run, in one process."""
 
+    config: RunFlags
+    trainable: Trainable
+    processes: Processes
+    report: Report
 
-def _fit(
-    config: RunFlags,
-    trainable: Trainable,
-    processes: Processes,
-    outcome: Outcome,
-    *,
-    record: dict[str, Any],
-    report: Report,
-) -> Outcome:
-    """Plan and train from where the run came to, with its log and its guard."""
-    objective, steps, start = trainable.objective, config.steps, outcome.step
-    batches, events = trainable.batches(outcome.position, steps - start), []
-    if start < steps:
-        plan, batches = _plan(config, trainable, batches, processes, start_step=start, report=report)
-        events = [("plan", plan.record())]
-        verb = f"resuming from step {start} of" if start else "starting"
-        report(f"{verb} {steps} steps; writing to {config.out}")
-    validate = None
-    if trainable.held_out is not None:
-        validate = partial(held_out_loss, objective, trainable.held_out, count=trainable.count, processes=processes)
-    log = Log(
-        config.out / "metrics.jsonl",
-        steps=steps,
-        start_step=start,
-        every=config.log_every,
-        verbose=processes.is_first,
-        sinks=choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record),
-    )
-    guard = Guard(
-        log,
-        processes,
-        nonfinite=config.nonfinite,
-        limit=config.nonfinite_limit,
-        record=config.out / "nonfinite.jsonl",
-    )
-    with log, trainable.arithmetic(processes.device):
-        for event in events:
-            log.event(*event)
-        outcome = fit(
-            objective,
-            batches,
-            trainable.optimizer,
-            count=trainable.count,
-            update=replace(trainable.update, seed=config.seed),
-            steps=steps,
-            saving=Saving(config.out / "checkpoints", config.save_every, config.keep_checkpoints, validate),
-            processes=processes,
-            log=log,
-            begin=outcome,
-            guard=guard,
-            facts={"config": record, "versions": versions()},
+    def print(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.report(line)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.config.out / "checkpoints"
+
+    def resume(self) -> Outcome:
+        """How far the run came; its weights and optimizer state are restored."""
+        config, trainable, processes = self.config, self.trainable, self.processes
+        saved = load_together(self.checkpoints, processes=processes, report=self.report)
+        if saved is None:
+            return Outcome(step=0)
+        restore(trainable.objective, trainable.optimizer, saved.tensors)
+        if "batch" in trainable.may_change:
+            before = Sharing(*(saved.facts["config"][name] for name in ("processes", "batch", "accumulate")))
+            now = Sharing(processes.size, config.batch, trainable.update.accumulate)
+            self.print(sharing_lines(before, now, steps=config.steps - saved.step))
+        return Outcome.resumed(saved)
+
+    def require_room(self) -> None:
+        """Refuse a disk that cannot hold the run, once what a killed save left behind is removed."""
+        check_writable(self.config.out)
+        clean_checkpoints(self.checkpoints)
+        require_space(
+            self.config.out,
+            module=self.trainable.objective,
+            # one more while it is written, and the best one
+            copies=self.config.keep_checkpoints + 1 + (self.trainable.held_out is not None),
+            existing=len(list_complete(self.checkpoints)),
+            product=self.trainable.bytes,
         )
-        dropped = {} if trainable.dataset is None else trainable.dataset.dropped
-        end = {
-            "step": outcome.step,
-            "bad_images": outcome.bad,
-            "dropped_annotations": {reason: entry.count for reason, entry in dropped.items()},
-            "skipped_steps": outcome.skipped,
-        }
-        if trainable.parts is not None:
-            end["parts"] = {name: round(float(part), 5) for name, part in trainable.parts().items()}
-        log.event("stop" if outcome.stopped_by else "end", end)
-    return outcome
 
+    def plan(self, batches: Iterable[Batch], *, start_step: int) -> tuple[Plan, Iterable[Batch]]:
+        """Print what the run does and needs; the plan, and the batches, including those that were measured."""
+        config, trainable, processes, objective = self.config, self.trainable, self.processes, self.trainable.objective
+        measured, stream = [], iter(batches)
+        if config.dry_run or config.steps - start_step >= MIN_PLANNED_STEPS:
+            with processes.together(), trainable.arithmetic(processes.device):
+                first = list(islice(stream, 1))
+                stream = chain(first, stream)
+                passes = [measure_pass(objective, batch, count=trainable.count) for batch in first]
+            measured = [cost for costs in processes.gather(passes) for cost in costs if cost is not None]
+        per_image, seconds = (max(numbers) for numbers in zip(*measured, strict=True)) if measured else (0, None)
+        memory = memory_of(objective, per_image, processes=processes, sharded=trainable.sharded) if measured else None
+        trained = trained_bytes(objective)
+        plan = Plan(
+            model=trainable.name,
+            device=str(processes.device),
+            trained=sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad),
+            parameters=trainable.parameters or sum(parameter.numel() for parameter in objective.parameters()),
+            images=trainable.images,
+            steps=config.steps,
+            start_step=start_step,
+            batch=config.batch,
+            accumulate=trainable.update.accumulate,
+            processes=processes.size,
+            memory=memory,
+            seconds=seconds,
+            writes={
+                str(trainable.product): trainable.bytes,
+                str(self.checkpoints): 3 * config.keep_checkpoints * trained,
+                str(config.out / "metrics.jsonl"): 0,
+                **({str(config.out / "tensorboard"): 0} if config.tensorboard else {}),
+            },
+        )
+        self.print(plan.lines())
+        return plan, stream
 
-def _plan(
-    config: RunFlags,
-    trainable: Trainable,
-    batches: Iterable[Batch],
-    processes: Processes,
-    *,
-    start_step: int,
-    report: Report,
-) -> tuple[Plan, Iterable[Batch]]:
-    """Print what the run does and needs; the plan, and the batches, including those that were measured."""
-    objective, measured, stream = trainable.objective, [], iter(batches)
-    if config.dry_run or config.steps - start_step >= MIN_PLANNED_STEPS:
-        with processes.together(), trainable.arithmetic(processes.device):
-            first = list(islice(stream, 1))
-            stream = chain(first, stream)
-            passes = [measure_pass(objective, batch, count=trainable.count) for batch in first]
-        measured = [cost for costs in processes.gather(passes) for cost in costs if cost is not None]
-    per_image, seconds = (max(numbers) for numbers in zip(*measured, strict=True)) if measured else (0, None)
-    trained = trained_bytes(objective)
-    plan = Plan(
-        model=trainable.name,
-        device=str(processes.device),
-        trained=sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad),
-        parameters=trainable.parameters or sum(parameter.numel() for parameter in objective.parameters()),
-        images=trainable.images,
-        steps=config.steps,
-        start_step=start_step,
-        batch=config.batch,
-        accumulate=trainable.update.accumulate,
-        processes=processes.size,
-        memory=memory_of(objective, per_image, processes=processes, sharded=trainable.sharded) if measured else None,
-        seconds=seconds,
-        writes={
-            str(trainable.product): trainable.bytes,
-            str(config.out / "checkpoints"): 3 * config.keep_checkpoints * trained,
-            str(config.out / "metrics.jsonl"): 0,
-            **({str(config.out / "tensorboard"): 0} if config.tensorboard else {}),
-        },
-    )
-    _report_all(plan.lines(), report)
-    return plan, stream
+    def fit(self, outcome: Outcome, *, record: dict[str, Any]) -> Outcome:
+        """Plan and train from where the run came to, with its log and its guard."""
+        config, trainable, processes = self.config, self.trainable, self.processes
+        plan, batches = None, trainable.batches(outcome.position, config.steps - outcome.step)
+        if outcome.step < config.steps:
+            plan, batches = self.plan(batches, start_step=outcome.step)
+            verb = f"resuming from step {outcome.step} of" if outcome.step else "starting"
+            self.report(f"{verb} {config.steps} steps; writing to {config.out}")
+        validate = None
+        if trainable.held_out is not None:
+            settings = {"count": trainable.count, "processes": processes}
+            validate = partial(held_out_loss, trainable.objective, trainable.held_out, **settings)
+        log = Log(
+            config.out / "metrics.jsonl",
+            steps=config.steps,
+            start_step=outcome.step,
+            every=config.log_every,
+            verbose=processes.is_first,
+            sinks=choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record),
+        )
+        file, limit = config.out / "nonfinite.jsonl", config.nonfinite_limit
+        guard = Guard(log, processes, nonfinite=config.nonfinite, limit=limit, record=file)
+        with log, trainable.arithmetic(processes.device):
+            if plan is not None:
+                log.event("plan", plan.record())
+            outcome = fit(
+                trainable.objective,
+                batches,
+                trainable.optimizer,
+                count=trainable.count,
+                update=replace(trainable.update, seed=config.seed),
+                steps=config.steps,
+                saving=Saving(self.checkpoints, config.save_every, config.keep_checkpoints, validate),
+                processes=processes,
+                log=log,
+                begin=outcome,
+                guard=guard,
+                facts={"config": record, "versions": versions()},
+            )
+            dropped = {} if trainable.dataset is None else trainable.dataset.dropped
+            end = {
+                "step": outcome.step,
+                "bad_images": outcome.bad,
+                "dropped_annotations": {reason: entry.count for reason, entry in dropped.items()},
+                "skipped_steps": outcome.skipped,
+            }
+            if trainable.parts is not None:
+                end["parts"] = {name: round(float(part), 5) for name, part in trainable.parts().items()}
+            log.event("stop" if outcome.stopped_by else "end", end)
+        return outcome
 
-
-def _write_product(config: RunFlags, trainable: Trainable, processes: Processes, report: Report) -> None:
-    """Write what was trained, of the last step or of the best checkpoint."""
-    if config.product == "best":
+    def write_product(self) -> None:
+        """Write what was trained, of the last step or of the best checkpoint."""
+        trainable, processes = self.trainable, self.processes
+        if self.config.product == "best":
+            with processes.together():
+                best = best_tensors(self.checkpoints, report=self.report)
+            restore(trainable.objective, trainable.optimizer, best)
+        tensors = collect(trainable.objective, trainable.optimizer, hold=processes.is_first)
         with processes.together():
-            best = best_tensors(config.out / "checkpoints", report=report)
-        restore(trainable.objective, trainable.optimizer, best)
-    tensors = collect(trainable.objective, trainable.optimizer, hold=processes.is_first)
-    with processes.together():
-        if processes.is_first:
-            hint = trainable.save(tensors)
-            report(f"done: {trainable.product}\n  {hint}")
-
-
-def _report_all(lines: Iterable[str], report: Report) -> None:
-    for line in lines:
-        report(line)
+            if processes.is_first:
+                hint = trainable.save(tensors)
+                self.report(f"done: {trainable.product}\n  {hint}")
 
 
 def require_one_process(processes: Processes, command: str) -> None:
