@@ -1,4 +1,4 @@
-"""A tiny CLIP and a tiny folder of images on disk, and commands on them."""
+"""A tiny CLIP, a tiny folder of images, and commands on them."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(zygote, tiny_model, image_folder):
-    """Run one command; its exit status and what it said."""
+    """Run one command; its exit status and what it printed."""
 
     def start(*flags, out: Path, data: Path = image_folder, **request) -> tuple[int, str]:
         said = out.with_name("said.txt")

@@ -1,4 +1,4 @@
-"""Run by test_shard.py as one of two processes: gradients of spread weights, beside those of whole weights."""
+"""Run by test_shard.py as one of two processes: gradients of sharded weights, beside those of whole weights."""
 
 import json
 import sys

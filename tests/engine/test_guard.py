@@ -1,4 +1,4 @@
-"""What is not finite moves nothing, is told with its images, and the host never waits for the device to know."""
+"""A step that is not finite changes nothing and is reported with its images; the host never waits for the device."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def lines(path) -> list[dict]:
 
 
 @pytest.mark.parametrize("at", [2, 5])  # with a step after it whose work was begun already, and at the end
-def test_stop_leaves_parameters_moments_and_counters_of_the_step_before(tmp_path, at):
+def test_stop_keeps_the_state_of_the_step_before(tmp_path, at):
     given, module = batches(6, broken=(at,)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     with pytest.raises(InputError, match=rf"step {at + 1}: .*'image {at}'.*nonfinite.jsonl.*--nonfinite skip"):
@@ -96,7 +96,7 @@ def test_stop_leaves_parameters_moments_and_counters_of_the_step_before(tmp_path
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl") if "loss" in line] == list(range(1, at + 1))
 
 
-def test_skip_leaves_the_step_out_counts_it_and_goes_on(tmp_path):
+def test_skip_counts_the_step_and_continues(tmp_path):
     given, module = batches(6, broken=(2, 5)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     outcome = train(tmp_path, module, optimizer, given, nonfinite="skip")
@@ -108,7 +108,7 @@ def test_skip_leaves_the_step_out_counts_it_and_goes_on(tmp_path):
     assert [line["step"] for line in lines(tmp_path / "nonfinite.jsonl")] == [3, 6]
 
 
-def test_too_many_in_a_row_end_the_run(tmp_path):
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
     module = Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     outcome = train(tmp_path, module, optimizer, batches(6, broken=(0, 1, 3, 4)), nonfinite="skip", limit=3)
@@ -117,14 +117,14 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
         train(tmp_path, module, optimizer, batches(6, broken=(1, 2, 3)), nonfinite="skip", limit=3)
 
 
-def test_of_several_batches_only_the_broken_one_is_named(tmp_path):
+def test_only_the_images_of_the_broken_batch_are_listed(tmp_path):
     module = Line()
     with pytest.raises(InputError, match=r"step 2: .*'image 3'") as caught:
         train(tmp_path, module, build_optimizer(module, weight_decay=0.1), batches(6, broken=(3,)), accumulate=2)
     assert "image 2" not in str(caught.value)
 
 
-def test_batches_that_are_accumulated_weigh_by_their_items(tmp_path):
+def test_accumulated_batches_are_weighted_by_their_items(tmp_path):
     given = batches(2)
     sample = given[1].samples[0]
     given[1].samples[0] = Sample("one box", sample.image, sample.boxes[:1])  # 3 boxes and 1: shares of 3/4 and 1/4
@@ -141,7 +141,7 @@ def test_batches_that_are_accumulated_weigh_by_their_items(tmp_path):
     assert line["items"] == 4 and line["loss"] == pytest.approx(union.item())
 
 
-def test_a_step_is_logged_when_the_next_one_is_under_way(tmp_path):
+def test_a_step_is_logged_when_the_next_one_is_queued(tmp_path):
     seen = []
 
     class Reader(Line):
@@ -155,7 +155,7 @@ def test_a_step_is_logged_when_the_next_one_is_under_way(tmp_path):
     assert seen == [0, 0, 1, 2, 4, 4] and len(lines(tmp_path / "metrics.jsonl")) == 6
 
 
-def test_the_host_asks_the_device_nothing_within_a_step():
+def test_the_host_does_not_wait_for_the_device_within_a_step():
     """Fake tensors have no values: whatever the host would have to wait for is an error here."""
     with FakeTensorMode():
         layer = nn.Linear(4, 6)

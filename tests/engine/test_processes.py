@@ -1,4 +1,4 @@
-"""Runs of several processes: equal to one, together in everything, and never waiting for one that is gone."""
+"""Runs of several processes: equal to one process, refusing together, and not waiting for a lost one."""
 
 import json
 import shutil
@@ -43,14 +43,14 @@ def test_two_processes_train_as_one_does(distill, two, tmp_path):
     assert said[1].count("step") == 0  # only the first process speaks
 
 
-def test_two_processes_are_told_how_to_go_on_with_both(two):
+def test_two_stopped_processes_print_how_to_resume_both(two):
     statuses, said = two(port=29518, kill=[signal.SIGTERM, 2])
     assert statuses == [143, 143], said[0]
     assert "\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill --data" in said[0]
     assert "torchrun" not in said[1]
 
 
-def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
+def test_a_refusal_of_the_first_process_ends_all(two, tmp_path):
     (tmp_path / "two" / "model").mkdir(parents=True)
     began = time.monotonic()
     statuses, said = two("--timeout", 60, port=29519)
@@ -59,7 +59,7 @@ def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
     assert time.monotonic() - began < 30  # nobody waited for an answer
 
 
-def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
+def test_a_refusal_of_any_process_ends_all(two, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / "cut.png").write_bytes((image_folder / "3.png").read_bytes()[:200])
@@ -73,7 +73,7 @@ def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
     [(signal.SIGKILL, "", 29521), (signal.SIGSTOP, "Timed out", 29522), (0, "", 29523)],
     ids=["killed", "stopped", "left with status 0"],
 )
-def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, tmp_path, number, reason, port):
+def test_a_lost_process_ends_the_others_with_the_reason_and_how_to_resume(two, tmp_path, number, reason, port):
     statuses, said = two("--timeout", 3, port=port, second={"kill": [number, 3]})
     assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], said[0]
     assert "step 4: another process of this run is gone or does not answer (" in said[0] or "step 3: " in said[0], said
@@ -84,7 +84,7 @@ def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, 
         assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
 
 
-def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tmp_path):
+def test_a_run_of_two_processes_is_resumed_by_one_that_accumulates(distill, two, tmp_path):
     """2 processes x 2 images, stopped; then 1 x 2 images x 2 batches: the same 4 images a step."""
     assert distill("--batch", 4, out="one")[0] == 0
     assert two(port=29524, kill=[signal.SIGTERM, 2])[0] == [143, 143]
@@ -101,7 +101,7 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
     assert now["position"] == 16 and (now["config"]["processes"], now["config"]["accumulate"]) == (1, 2)
 
 
-def test_other_images_a_step_are_told_and_the_epoch_shows_each_once(distill, two, tmp_path, image_folder):
+def test_a_change_of_images_per_step_is_reported_and_the_epoch_has_each_once(distill, two, tmp_path, image_folder):
     assert two(port=29525, kill=[signal.SIGTERM, 2])[0] == [143, 143]
     status, said = distill("--batch", 3, out="two")  # 8 images, then 2 steps of 3
     assert status == 0 and "from here on 3 images per step instead of 4" in said, said
@@ -117,7 +117,7 @@ def test_other_images_a_step_are_told_and_the_epoch_shows_each_once(distill, two
     assert len(shown) == 10 and set(shown.values()) == {2}  # 20 images are two epochs of 10
 
 
-def test_what_stays_equal_is_told():
+def test_what_stays_equal_is_reported():
     before = Sharing(processes=8, batch=2, accumulate=1)
     assert sharing_lines(before, before, steps=5) == []
     assert "the same 16 images" in str(sharing_lines(before, Sharing(2, 4, 2), steps=5))
@@ -127,7 +127,7 @@ def test_what_stays_equal_is_told():
     assert "16 cannot be kept with 3 processes" in str(sharing_lines(before, Sharing(3, 2, 1), steps=5))
 
 
-def test_the_command_to_go_on_names_all_nodes(monkeypatch):
+def test_the_command_to_resume_has_all_nodes(monkeypatch):
     monkeypatch.setattr("sys.argv", ["foveate", "distill", "--data", "my images"])
     assert resume_command() == "To resume, run:\n  foveate distill --data 'my images'"
     for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
@@ -161,7 +161,7 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
     assert trained and all(torch.equal(product[name], raw[f"parameter/student.model.{name}"]) for name in trained)
 
 
-def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two, tmp_path, image_folder):
+def test_sharded_weights_train_as_whole_ones_and_one_process_resumes(distill, two, tmp_path, image_folder):
     """--fsdp on two processes, stopped after 2 of 4 steps; one process with the same 4 images a step goes on."""
     flags = ["--alpha", 0.5, "--validate", image_folder, "--validate-images", 5]  # 3 for one process, 2 for the other
     assert distill("--batch", 4, *flags, out="one")[0] == 0
@@ -185,7 +185,7 @@ def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two
         torch.testing.assert_close(found, tensor, rtol=0, atol=2e-5)
 
 
-def test_spread_weights_are_measured_though_one_process_begins_without_a_image(two, tmp_path, image_folder):
+def test_sharded_weights_are_measured_if_one_process_starts_without_an_image(two, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / f"{epoch_order(10, seed=0, epoch=0)[1]}.png").write_bytes(b"bad")  # the second process's first
@@ -193,7 +193,7 @@ def test_spread_weights_are_measured_though_one_process_begins_without_a_image(t
     assert statuses == [0, 0] and "one forward and backward pass took" in said[0], said
 
 
-def test_spread_weights_to_the_end_in_bfloat16(two, tmp_path, tiny_model):
+def test_sharded_weights_to_the_end_in_bfloat16(two, tmp_path, tiny_model):
     statuses, said = two("--fsdp", "--precision", "bfloat16", "--checkpointing", "--accumulate", 2, port=29572)
     assert statuses == [0, 0], said
     product = load_file(tmp_path / "two" / "model" / "open_clip_model.safetensors")

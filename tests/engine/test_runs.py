@@ -1,4 +1,4 @@
-"""Whole runs of `python -m foveate.cli.main distill`: stopped, killed, damaged, continued by the same command."""
+"""Whole runs of `python -m foveate.cli.main distill`: stopped, killed, damaged, resumed by the same command."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def assert_same_bits(one: Path, other: Path, *, step: int = 4) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_four_steps_are_two_and_kill_9_and_two_to_the_bit(whole, distill, tmp_path, workers):
+def test_a_run_resumed_after_kill_9_has_the_same_bits(whole, distill, tmp_path, workers):
     # killed in the middle of step 4: step 3 is done but only step 2 is saved
     status, said = distill("--workers", workers, kill=[signal.SIGKILL, 4])
     assert status == -signal.SIGKILL
@@ -55,7 +55,7 @@ def test_four_steps_are_two_and_kill_9_and_two_to_the_bit(whole, distill, tmp_pa
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, tmp_path, number, expected, workers):
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(whole, distill, tmp_path, number, expected, workers):
     status, said = distill("--workers", workers, kill=[number, 3])  # to the whole group, as Ctrl-C and torchrun do
     assert status == expected
     assert (tmp_path / "run" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
@@ -64,7 +64,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, 
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_decoding_processes_outlive_a_signal_to_the_whole_group(distill):
+def test_decoding_processes_ignore_a_signal_to_the_whole_group(distill):
     status, said = distill("--steps", 60, "--workers", 2, kill=[signal.SIGTERM, 3])  # they have images left to decode
     assert status == 143 and "Stopped after step 3 of 60" in said, said
 
@@ -74,7 +74,7 @@ def events(out: Path) -> list[dict]:
     return [line for line in lines if line.get("event", "plan") != "plan"]
 
 
-def test_a_finished_run_stays_as_it_is_but_for_a_missing_product(whole, distill, tmp_path):
+def test_a_finished_run_only_writes_a_missing_product_again(whole, distill, tmp_path):
     run = tmp_path / "run"
     assert distill()[0] == 0
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]}
@@ -87,7 +87,7 @@ def test_a_finished_run_stays_as_it_is_but_for_a_missing_product(whole, distill,
     assert [event["event"] for event in events(run)] == ["end"]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, distill, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, distill, tmp_path):
     assert distill()[0] == 0
     file = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.safetensors"
     content = bytearray(file.read_bytes())
@@ -114,7 +114,7 @@ def test_other_weights_behind_the_same_flags_are_refused(distill, tmp_path, tiny
     assert status == 2 and "weights: there 000" in said
 
 
-def test_mixing_is_for_the_product_and_training_goes_on_from_the_raw_student(whole, distill, tmp_path, tiny_model):
+def test_only_the_product_is_mixed_and_training_resumes_from_the_student(whole, distill, tmp_path, tiny_model):
     assert distill("--alpha", 0.25, kill=[signal.SIGKILL, 3])[0] == -signal.SIGKILL
     assert distill("--alpha", 0.25)[0] == 0
     raw, plain = state(tmp_path / "run", 4), state(whole, 4)
@@ -128,7 +128,7 @@ def test_mixing_is_for_the_product_and_training_goes_on_from_the_raw_student(who
     assert moved and all("resblocks" in name for name in moved)
 
 
-def test_bad_images_are_counted_at_the_end_and_strict_stops_at_the_first(distill, tmp_path, image_folder):
+def test_unusable_images_are_counted_and_strict_stops_at_the_first(distill, tmp_path, image_folder):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for image in image_folder.iterdir():
@@ -161,7 +161,7 @@ def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, image
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_a_run_that_met_no_good_image_has_no_product(distill, tmp_path):
+def test_a_run_without_a_usable_image_has_no_product(distill, tmp_path):
     (tmp_path / "broken").mkdir()
     for number in range(3):
         (tmp_path / "broken" / f"{number}.png").write_bytes(b"not an image")
@@ -172,7 +172,7 @@ def test_a_run_that_met_no_good_image_has_no_product(distill, tmp_path):
     assert losses(tmp_path / "run") == {}
 
 
-def test_good_images_before_a_stop_count(distill, tmp_path, image_folder):
+def test_usable_images_before_a_stop_count(distill, tmp_path, image_folder):
     """One good image, seen in the first half of the run; the second half, started anew, meets only bad ones."""
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
@@ -184,7 +184,7 @@ def test_good_images_before_a_stop_count(distill, tmp_path, image_folder):
     assert [event["event"] for event in events(tmp_path / "run")] == ["stop", "end"]
 
 
-def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, image_folder):
+def test_ignored_annotations_are_reported_at_the_end(distill, tmp_path, image_folder):
     data = tmp_path / "coco"
     shutil.copytree(image_folder, data / "train2017")
     images = [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in (1, 3, 5, 7)]
@@ -206,7 +206,7 @@ def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_fo
     assert distill("--steps", 1)[0] == 0
 
 
-def test_mistakes_are_messages(distill, tmp_path):
+def test_mistakes_are_reported_as_messages(distill, tmp_path):
     for flags, message in (
         (["--layers", 0], "--layers: must be at least 1"),
         (["--student-size", 60], "Try 64"),
@@ -223,7 +223,7 @@ def test_a_run_without_a_finite_step_has_no_product(tmp_path):
         require_usable_images(Outcome(step=3, skipped=3), tmp_path)
 
 
-def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no_other(whole, distill, tmp_path):
+def test_a_full_disk_costs_only_the_checkpoint_being_written(whole, distill, tmp_path):
     assert distill(kill=[signal.SIGTERM, 2])[0] == 143
     saved = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.safetensors"
     before = saved.read_bytes()
@@ -235,7 +235,7 @@ def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_a_run_that_explodes_stops_with_the_images_and_may_be_told_to_go_on(distill, tmp_path):
+def test_a_run_that_is_not_finite_stops_with_its_images_or_skips_the_step(distill, tmp_path):
     explode = ["--lr", 1e30, "--save-every", 1]  # the second step and all after it are not finite
     status, said = distill(*explode)
     assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in said, said

@@ -1,4 +1,4 @@
-"""Weights spread over two processes: the gradients of whole weights, and half of them held by each."""
+"""Weights sharded over two processes: the gradients of whole weights, and half of them in each."""
 
 import json
 from pathlib import Path
@@ -36,5 +36,5 @@ def test_each_process_holds_its_part(found):
     assert 0.4 < found[0]["(False, False)"]["share"] < 0.6
 
 
-def test_dropped_padding_is_refused(found):
+def test_valid_tokens_are_refused(found):
     assert "--tokens all" in found[0]["refused"]

@@ -36,7 +36,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_region_text_in_four_steps_is_that_in_two_and_kill_9_and_two_to_the_bit(distill, tmp_path):
+def test_region_text_resumed_after_kill_9_has_the_same_bits(distill, tmp_path):
     names = tmp_path / "nouns.txt"
     names.write_text("\n".join(f"{a}{b}{c}" for a in "bcdfg" for b in "aeiou" for c in "lmnprs"))  # 150: 100 are drawn
     flags = ["--objective", "region-text", "--nouns", names]
@@ -57,9 +57,7 @@ def test_region_text_writes_the_nouns_of_the_captions_and_measures_held_out_imag
     assert "vocabulary" in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
-def test_image_text_trains_the_last_queries_too_and_leaves_out_images_without_caption(
-    distill, tmp_path, coco, tiny_model
-):
+def test_image_text_trains_the_last_queries_and_ignores_images_without_caption(distill, tmp_path, coco, tiny_model):
     status, said = distill("--objective", "image-text", "--steps", 2, "--validate", coco, data=coco)
     assert status == 0 and "1 left out because an image has no caption; the first: 9.png" in said, said
     assert "held-out loss" in said
@@ -102,6 +100,6 @@ def test_the_plan_of_pairs_is_measured_and_nothing_is_written(distill, tmp_path,
         ({"correlation_temperature": 0.2}, r"--correlation-temperature 0\.2: means nothing without --correlation"),
     ],
 )
-def test_flags_that_mean_nothing_are_refused(fields, message):
+def test_flags_without_effect_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         check_distill(DistillConfig(data="d", out=Path("o"), **fields))

@@ -1,4 +1,4 @@
-"""Two gloo processes see the gradient one process would see with all the images: averaged over all regions."""
+"""Two gloo processes compute the gradient of one process with all the images: averaged over all regions."""
 
 import json
 from pathlib import Path

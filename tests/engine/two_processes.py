@@ -1,4 +1,4 @@
-"""Run by test_two_processes.py as one process of a run: distils for a step and writes down its gradients."""
+"""Run by test_two_processes.py as one process of a run: distils for a step and saves its gradients."""
 
 import sys
 from copy import deepcopy

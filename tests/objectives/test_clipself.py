@@ -1,4 +1,4 @@
-"""The loss against a slow reading of Sec. 3.2, one region at a time; what is trained; gradients over processes."""
+"""The loss against a slow implementation of Sec. 3.2, one region at a time; what is trained; gradients."""
 
 from copy import deepcopy
 
@@ -112,7 +112,7 @@ def test_the_loss_is_the_mean_over_all_regions_of_the_batch(pair, pad):
 
 
 @torch.no_grad()
-def test_images_do_not_mix_and_the_crops_per_pass_do_not_matter(pair):
+def test_the_loss_depends_neither_on_other_images_nor_on_the_crops_per_pass(pair):
     wide, tall = two_samples().samples
     objective = ClipSelf(*pair, student_size=64)
     together = objective(Batch([wide, tall], []))
@@ -151,7 +151,7 @@ def test_a_batch_without_regions_is_a_zero_that_reaches_every_trained_parameter(
     assert count_regions(two_samples()) == 4
 
 
-def test_a_image_without_regions_changes_nothing_beside_others(pair):
+def test_an_image_without_regions_does_not_change_the_loss(pair):
     objective = ClipSelf(*pair, student_size=64)
     empty = Sample("empty", smooth_image(32, 32, seed=0), torch.zeros(0, 4))
     with torch.no_grad():
@@ -172,18 +172,18 @@ def moved(student: Clip, teacher: Clip, *, last: int | None = None, head="value"
     return {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-def test_only_blocks_move(pair):
+def test_only_blocks_are_trained(pair):
     names = moved(*pair)
     blocks = {name for name in pair[0].state_dict() if ".resblocks." in name and ".visual." in name}
     assert names == blocks
 
 
-def test_only_the_last_k_blocks_move(pair):
+def test_only_the_last_blocks_are_trained(pair):
     names = moved(*pair, last=1)
     assert names and all("visual.transformer.resblocks.2." in name for name in names)
 
 
-def test_queries_and_keys_of_the_last_block_stand_still_to_the_bit(pair):
+def test_queries_and_keys_of_the_last_block_do_not_change(pair):
     student, teacher = pair
     weight = student.visual.transformer.resblocks[2].attn.in_proj_weight
     bias = student.visual.transformer.resblocks[2].attn.in_proj_bias
@@ -216,7 +216,7 @@ def test_an_eva_tower_trains_without_the_last_queries_and_keys():
 
 
 @pytest.mark.parametrize("last", [0, -1, 4])
-def test_a_number_of_blocks_that_is_not_there_is_refused(pair, last):
+def test_a_wrong_number_of_blocks_is_refused(pair, last):
     with pytest.raises(InputError, match=f"must be 1 to 3, the blocks of tiny; got {last}"):
         train_layers(pair[0], last)
 
@@ -333,7 +333,7 @@ def test_valid_tokens_of_a_square_image_are_all_tokens(pair):
         torch.testing.assert_close(valid[name], gradient, rtol=0, atol=1e-6)
 
 
-def test_padding_is_not_seen_among_valid_tokens(pair):
+def test_valid_tokens_do_not_depend_on_the_padding(pair):
     """White padding instead of zeros changes the loss over all tokens, and not the loss over the valid ones."""
     batch = Batch([Sample("wide", smooth_image(40, 80, seed=3), torch.tensor([[3.0, 4, 30, 31]]))], [])
     losses = {
@@ -345,7 +345,7 @@ def test_padding_is_not_seen_among_valid_tokens(pair):
     assert abs(losses["all", "zero"] - losses["all", "black"]) > 1e-5
 
 
-def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
+def test_frozen_parameters_get_no_gradient_in_bfloat16_either(pair):
     student = pair[0]
     train_layers(student)
     copies = low_precision_copies(student.visual)
@@ -354,7 +354,7 @@ def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
     assert any(flags.values()) and not all(flags.values())
 
 
-def test_what_would_change_nothing_in_a_residual_network_is_refused():
+def test_flags_without_effect_on_a_residual_network_are_refused():
     tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
     shape = {**TINY_VIT["model_cfg"], "vision_cfg": tower}
     config = {"model_cfg": shape, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.3, 0.3, 0.3]}}
@@ -373,7 +373,7 @@ def test_a_head_that_the_teacher_cannot_have_is_refused_before_the_first_step(pa
         ClipSelf(student, teacher, student_size=64, correlation=Correlation(1.0, head="values3"))
 
 
-def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
+def test_no_gradient_is_computed_for_frozen_parameters(pair, monkeypatch):
     student, copied, copy = pair[0], [], torch._foreach_copy_
 
     def watched(to, of):
@@ -390,7 +390,7 @@ def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
 
 
 @pytest.mark.parametrize("low_precision", [False, True])
-def test_a_blocks_gradients_are_ready_before_the_backward_pass_is_through(pair, low_precision):
+def test_gradients_of_a_block_are_ready_during_the_backward_pass(pair, low_precision):
     """So that processes can exchange them meanwhile: the middle block's come before the first one's are begun."""
     student, teacher = pair
     train_layers(student)

@@ -1,4 +1,4 @@
-"""The term over which places are alike: against loops over pairs of places, and what it leaves alone."""
+"""The correlation term: against loops over pairs of locations, and which parameters it trains."""
 
 import math
 from copy import deepcopy
@@ -77,7 +77,7 @@ def test_the_losses_are_a_loop_over_pairs(temperature):
     assert correlation_losses(teacher, teacher, grids=grids, temperature=temperature).abs().max() < 1e-6
 
 
-def test_many_places_are_averaged_over_cells():
+def test_many_locations_are_averaged_over_cells():
     """28 x 3 tokens are 14 x 3 cells of two tokens each, so a map of doubled rows is the map of single ones."""
     draw = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(1, 6, 14, 3, generator=draw) for _ in range(2))
@@ -88,7 +88,7 @@ def test_many_places_are_averaged_over_cells():
 
 @pytest.mark.parametrize("tokens", ["all", "valid"])
 @torch.no_grad()
-def test_images_count_by_their_regions_and_padding_does_not(pair, tokens):
+def test_images_are_weighted_by_their_regions_and_padding_is_ignored(pair, tokens):
     """3 regions and 1 region: 3/4 of the one image's loss and 1/4 of the other's."""
     settings = {"student_size": 64, "tokens": tokens}
     plain = ClipSelf(*pair, **settings)(batch()).item()
@@ -107,7 +107,7 @@ def test_images_count_by_their_regions_and_padding_does_not(pair, tokens):
 
 
 @pytest.mark.parametrize("low_precision", [False, True])
-def test_it_trains_what_is_trained_without_it(pair, low_precision):
+def test_the_term_trains_the_same_parameters(pair, low_precision):
     partly = train_layers(pair[0])
     assert len(partly) == 1
     found = []

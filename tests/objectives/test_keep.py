@@ -1,4 +1,4 @@
-"""The term that keeps the image embedding: against a loop over single crops, and what it trains and leaves alone."""
+"""The term that preserves the image embedding: against a loop over single crops, and what it trains."""
 
 from copy import deepcopy
 
@@ -77,7 +77,7 @@ def test_the_term_is_a_loop_over_crops(pair, tokens, most):
 
 
 @torch.no_grad()
-def test_equal_towers_have_nothing_to_keep(pair):
+def test_the_term_of_equal_towers_is_zero(pair):
     teacher = pair[1]
     plain, both = (
         ClipSelf(deepcopy(teacher), teacher, student_size=64, keep=keep)(batch()) for keep in (None, CropKeeping(1.0))
@@ -96,7 +96,7 @@ WAYS = [Execution(low_precision=low, checkpointing=again) for low in (False, Tru
 
 @pytest.mark.parametrize("head", ["value", "values3", "attention"])
 @pytest.mark.parametrize("way", WAYS, ids=["plain", "checkpointing", "low precision", "both"])
-def test_it_trains_what_is_trained_without_it(pair, head: Head, way):
+def test_the_term_trains_the_same_parameters(pair, head: Head, way):
     """Every parameter CLIPSelf trains, in a batch without regions too; of the last block's queries and keys nothing."""
     train_layers(pair[0], head=head)
     plain, both = (
@@ -115,7 +115,7 @@ def test_it_trains_what_is_trained_without_it(pair, head: Head, way):
 
 
 @pytest.mark.parametrize("head", ["value", "values3"])
-def test_other_ways_give_the_same_gradients(pair, head: Head):
+def test_gradients_do_not_depend_on_the_execution(pair, head: Head):
     train_layers(pair[0], head=head)
     exact, again, low = (
         gradients(ClipSelf(*pair, student_size=64, head=head, keep=CropKeeping(1.0), execution=way), batch())
@@ -126,7 +126,7 @@ def test_other_ways_give_the_same_gradients(pair, head: Head):
     assert F.cosine_similarity(ours, theirs, dim=0) > 0.999
 
 
-def test_descent_on_the_term_brings_the_image_embedding_back(pair):
+def test_descent_on_the_term_restores_the_image_embedding(pair):
     student, teacher = pair
     train_layers(student)
     objective = ClipSelf(student, teacher, student_size=64, keep=CropKeeping(100.0))
@@ -137,7 +137,7 @@ def test_descent_on_the_term_brings_the_image_embedding_back(pair):
     assert slow(*pair, batch(), most=4) < 0.8 * before
 
 
-def test_a_teacher_of_other_images_is_refused(pair):
+def test_a_teacher_with_other_inputs_is_refused(pair):
     other = clip_of({**SHAPE, "vision_cfg": {**SHAPE["vision_cfg"], "image_size": 48}})
     ClipSelf(pair[0], other, student_size=64)
     with pytest.raises(InputError, match=r"--keep: student and teacher must take the same images .* got \(32, .*48"):

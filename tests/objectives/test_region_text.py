@@ -1,4 +1,4 @@
-"""Region-text supervision against a slow loop; what is compared with what; who learns."""
+"""Region-text supervision against a slow loop; the drawn classes; what is trained."""
 
 import math
 from copy import deepcopy
@@ -96,7 +96,7 @@ TINY = {
 }
 
 
-def test_in_clipself_the_gradient_reaches_the_student_alone():
+def test_in_clipself_only_the_student_gets_gradients():
     torch.manual_seed(0)
     config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.3] * 3}}
     student = Clip(open_clip.CLIP(**deepcopy(TINY)), name="tiny", config=config)

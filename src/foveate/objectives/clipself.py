@@ -134,25 +134,30 @@ class ClipSelf(nn.Module):
     def _encode_regions(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, " B"]]:
         """The student's embedding of every region, from dense maps of one size; and the correlation loss of each image,
         if it is used."""
-        student, size = self.student, self.student_size
+        inputs, boxes = self._student_input(samples)
+        # without padding, where it is not computed
+        height, width = self._input_size(samples[0])
+        inputs, patch = inputs[:, :, :height, :width], self.student.patch_size
+        frame = (self.student_size, self.student_size) if self.tokens == "valid" else None
+        dense = self.student.encode_dense(inputs, head=self.head, frame=frame)  # (B, D, h, w)
+        regions = pool_boxes(dense, boxes, stride=patch)  # (R, D)
+        if not self.correlation:
+            return regions, regions.new_zeros(0)
+        with torch.no_grad():
+            target = self.teacher.encode_dense(inputs, head=self.correlation.head, frame=frame)  # (B, D, h, w)
+        grids = [(height // patch, width // patch) for height, width in map(self._image_size, samples)]
+        return regions, correlation_losses(dense, target, grids=grids, temperature=self.correlation.temperature)
+
+    def _student_input(self, samples: list[Sample]) -> tuple[Float[Tensor, "B 3 H W"], list[Tensor]]:
+        """The images resized and padded to one square, and their boxes in its pixels."""
+        size, student = self.student_size, self.student
         images = [sample.image for sample in samples]
         inputs = square_inputs(images, size=size, mean=student.mean, std=student.std, pad=self.pad)  # (B, 3, H, W)
         boxes = []
         for sample in samples:
             height, width = sample.image.shape[1:]
             boxes.append(boxes_on_input(sample.boxes, height=height, width=width, size=size))
-        # without padding, where it is not computed
-        height, width = self._input_size(samples[0])
-        inputs, frame = inputs[:, :, :height, :width], (size, size) if self.tokens == "valid" else None
-        dense = student.encode_dense(inputs, head=self.head, frame=frame)  # (B, D, h, w)
-        regions = pool_boxes(dense, boxes, stride=student.patch_size)  # (R, D)
-        if not self.correlation:
-            return regions, regions.new_zeros(0)
-        with torch.no_grad():
-            target = self.teacher.encode_dense(inputs, head=self.correlation.head, frame=frame)  # (B, D, h, w)
-        sizes = map(self._image_size, samples)
-        grids = [(height // student.patch_size, width // student.patch_size) for height, width in sizes]
-        return regions, correlation_losses(dense, target, grids=grids, temperature=self.correlation.temperature)
+        return inputs, boxes
 
     def _input_size(self, sample: Sample) -> tuple[int, int]:
         """The part of its padded square that the student computes: (H, W) [pixels], in whole patches."""
