@@ -51,7 +51,6 @@ def save_checkpoint(
     """Write one checkpoint; once it is complete, remove all but the newest `keep` and the best.
 
     Args:
-        folder: of all checkpoints of the run.
         step: steps done.
         tensors: from `collect`.
         facts: small JSON, returned by `load_latest`; its `held_out_loss` is what `find_best` reads.
@@ -136,7 +135,6 @@ def load_latest(folder: Path, *, report: Callable[[str], object] = print) -> Che
     """The newest checkpoint that is not damaged; None where none was ever saved.
 
     Args:
-        folder: of all checkpoints of the run.
         report: prints which file of a skipped checkpoint is wrong, and how.
 
     Raises:
@@ -211,7 +209,6 @@ def collect(module: nn.Module, optimizer: torch.optim.Optimizer, *, hold: bool =
 
     Args:
         module: if its weights are sharded, all processes must call.
-        optimizer: over its trained parameters.
         hold: False: only take part in gathering sharded tensors; the result is empty.
     """
     tensors = {}
@@ -291,7 +288,6 @@ def require_space(folder: Path, *, module: nn.Module, copies: int, existing: int
     """Refuse to start where the checkpoints and the product would not fit on the disk.
 
     Args:
-        folder: on that disk.
         module: three float tensors are saved for each of its trained ones (itself and two moments).
         copies: checkpoints that may exist at once.
         existing: of them, those that are written already; at least one more will be.

@@ -101,10 +101,6 @@ def fit(
         loader: this process's batches, starting with that of the first step to do.
         optimizer: over the trained parameters; restored already when resuming.
         count: items of a batch (regions, for CLIPSelf), so that the loss is averaged over those of ALL processes.
-        update: learning rate, accumulation, clipping, seed.
-        steps: where to end.
-        saving: when and where to save.
-        processes: of the run.
         log: gets every step, one step later or before a save.
         begin: where an earlier part of the run ended; None: the start.
         guard: what happens where the loss or its gradient is not finite; None: the run stops.

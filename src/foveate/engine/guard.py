@@ -51,7 +51,6 @@ def check_finite(
         losses: of each batch of this process.
         shares: of each batch, in the items of all processes.
         norm: of the gradient, the same on all processes.
-        processes: of the run.
 
     Returns:
         `nonfinite`, `numbers` and `ready` of a `Step`.
@@ -84,7 +83,6 @@ class Guard:
 
         Args:
             log: gets the finite steps, and the others as events.
-            processes: of the run.
             nonfinite: "stop": raise at the first step that is not finite; "skip": count it and continue.
             limit: of steps skipped in a row.
             record: file that receives one JSON line for each step that is not finite.

@@ -29,9 +29,7 @@ def build_optimizer(
     """One fused AdamW over all parameters with `requires_grad`; the learning rate is set by `take_step`.
 
     Args:
-        module: what is trained.
         weight_decay: for matrices; 1-D tensors (norms, biases) get none.
-        betas, eps: of AdamW.
         partly: matrices whose untrained rows must not decay; `take_step` decays their trained rows.
     """
     by_hand = {id(parameter) for parameter, _ in partly}
@@ -49,8 +47,6 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     Args:
         step: from 0; the rate of the first of `warmup` steps is peak / warmup.
         peak: the rate at the last step of the warm-up.
-        warmup: steps.
-        steps: of the whole run; the rate would be 0 at step `steps`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -84,7 +80,6 @@ def take_step(
     are decayed here by AdamW's factor.
 
     Args:
-        optimizer: from `build_optimizer`.
         lr: learning rate, multiplied by the "lr_scale" of a group.
         weight_decay: of the trained rows of `partly`.
         partly: as given to `build_optimizer`.

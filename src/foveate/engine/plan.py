@@ -123,11 +123,6 @@ def measure_pass(objective: nn.Module, batch: Batch, *, count: Callable[[Batch],
     too has the whole batch, since kernels are chosen by shape, and BatchNorm may refuse fewer images. Gradients are
     removed, buffers (BatchNorm's statistics) and torch's random state put back.
 
-    Args:
-        objective: a scalar loss of a batch.
-        batch: of the run.
-        count: items of a batch, as `fit` takes it.
-
     Returns:
         Activations per image [bytes], and seconds; None where the batch has no item.
 
@@ -190,9 +185,7 @@ def memory_of(objective: nn.Module, per_image: int, *, processes: Processes, sha
     """Weights, and of what is trained a gradient and AdamW's two moments.
 
     Args:
-        objective: on its device.
         per_image: activations, from `measure_pass` [bytes].
-        processes: of the run.
         sharded: whether what is trained is sharded over them.
     """
     weights = sum(_bytes(tensor) for tensor in (*objective.parameters(), *objective.buffers()))

@@ -22,7 +22,6 @@ def write_product(baseline: Clip, tensors: dict[str, Tensor], folder: Path, *, a
     Args:
         baseline: the CLIP that the run started from; becomes the mixed one.
         tensors: of a checkpoint.
-        folder: OUT/model.
         alpha: weight of the student, saved in the folder; 1: no mixing.
     """
     state = baseline.model.state_dict()

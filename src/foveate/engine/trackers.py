@@ -49,13 +49,7 @@ class Tracker:
     """One run of W&B or trackio, named like the output folder; OUT/track.json has its id and the last step sent."""
 
     def __init__(self, name: Literal["wandb", "trackio"], out: Path, *, config: dict[str, Any]) -> None:
-        """Nothing is imported or written before `open`.
-
-        Args:
-            name: of the package.
-            out: folder of the run.
-            config: shown by the tracker as the run's configuration.
-        """
+        """Nothing is imported or written before `open`; the tracker shows `config` as the run's configuration."""
         self.name: Literal["wandb", "trackio"] = name
         self._out, self._config = out, config
 

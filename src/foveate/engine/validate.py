@@ -23,11 +23,9 @@ def held_out_loss(
     """The mean of the loss over all items of all held-out batches of all processes; nothing is trained.
 
     Args:
-        objective: as given to `fit`, in training mode; its BatchNorms normalise by the batch, and their running
+        objective, count: as given to `fit`; in training mode; its BatchNorms normalise by the batch, and their running
             statistics are put back.
         batches: this process's held-out batches, as many as every other process has.
-        count: items of a batch, as given to `fit`.
-        processes: of the run.
 
     Returns:
         The loss; None where it is not finite.

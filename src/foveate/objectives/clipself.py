@@ -101,12 +101,8 @@ class ClipSelf(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """1 - mean over ALL regions of the batch of cos(student region, teacher crop), or `compare`'s loss; and terms.
 
-        Args:
-            batch: images with the boxes of their regions.
-
-        Returns:
-            The loss, without terms in [0, 2]; where the batch has no region, a zero that still reaches every trained
-            parameter.
+        Without terms it is in [0, 2]. Where the batch has no region, the result is a zero that still reaches every
+        trained parameter.
         """
         samples = [sample for sample in batch.samples if len(sample.boxes)] or [_one_region(self.student.patch_size)]
         samples = [replace(sample, image=sample.image.to(self._device, non_blocking=True)) for sample in samples]

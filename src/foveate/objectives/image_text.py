@@ -42,11 +42,7 @@ class ImageText(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """CLIP's loss over the pairs of the batch; images with the same caption are positives of one another.
 
-        Args:
-            batch: images with a caption each.
-
-        Returns:
-            The loss; where the batch has no image, a zero that still reaches every trained parameter.
+        Where the batch has no image, the result is a zero that still reaches every trained parameter.
         """
         student, device = self.student, self.student.model.logit_scale.device
         samples = batch.samples or [blank_sample(student.patch_size)]

@@ -48,7 +48,6 @@ def keep_loss(
     by its crops, is that over their union.
 
     Args:
-        student: trained.
         crops: normalised, at the native size, image by image in random order.
         targets: the teacher's embeddings of them, L2-normalised.
         counts: crops of each image, at least 1; R in all.
@@ -69,12 +68,7 @@ def keep_loss(
 
 
 def trained_rows(visual: nn.Module, *, head: Head) -> Rows:
-    """The fused matrices of the last block, and their biases, of which the dense embedding uses some rows only.
-
-    Args:
-        visual: an image tower `tower_sizes` accepts.
-        head: the last block of the dense forward.
-    """
+    """The fused matrices of the last block, and their biases, of which the dense embedding (`head`) uses some rows."""
     names, rows = {id(parameter): name for name, parameter in visual.named_parameters()}, Rows()
     for parameter, used in last_block_use(visual, head=head)[1]:
         weight = names[id(parameter)]

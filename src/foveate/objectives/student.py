@@ -28,12 +28,10 @@ class Execution:
 
 
 def prepare_student(student: Clip, execution: Execution, *, size: int) -> RunBlock:
-    """Check a student, and set how it runs its blocks; how a teacher runs them.
+    """Check a student and set how it runs its blocks; returns how its teacher runs them.
 
     Args:
-        student: the CLIP that is trained.
-        execution: of its blocks.
-        size: side of its square input [pixels].
+        size: side of the student's square input [pixels].
 
     Raises:
         InputError: the size is not a multiple of the patch size, or a residual network is to be compiled or

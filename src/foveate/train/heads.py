@@ -37,18 +37,11 @@ def head_trainable(
     """A head as it is trained: by AdamW, its losses being means over images, written to OUT/model.
 
     Args:
-        config: flags.
-        processes: of the run.
-        head: a scalar loss of a batch; `parts` has its terms.
-        clip: that the head is trained on.
+        head: a scalar loss of a batch; its `parts` are the terms.
         groups: parameter groups of AdamW.
-        learning_rate: of a step, from 0.
-        partly: matrices trained in some rows only.
-        dataset: that is trained on.
-        sources: its images, and the held-out ones.
-        note: printed before the first step.
-        metadata: identifies the run beside its flags and initial weights.
-        save: writes the product; returns the command to use it.
+        sources: of the images of `dataset`, and of held-out ones.
+
+    The others are fields of `Update` and `Trainable`.
     """
     source, held_out = sources
     return Trainable(

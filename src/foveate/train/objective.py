@@ -90,11 +90,9 @@ def build_objective(
     """Build the objective.
 
     Args:
-        config: flags.
         student: after `train_layers`.
         baseline: the student before its first step; the teacher, or what it is copied from.
         student_size: side of the student's square input [pixels].
-        nouns: of `choose_nouns`.
     """
     low = config.precision == "bfloat16"
     execution = Execution(

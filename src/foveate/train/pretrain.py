@@ -143,7 +143,6 @@ class Contrastive(nn.Module):
         Args:
             clip: on its device; parameters with `requires_grad` are trained.
             captions: all that batches may have, with duplicates.
-            seed: of the run.
             patch_dropout: fraction of each image's patches that is dropped (Li et al., "Scaling Language-Image
                 Pre-training via Masking", 2023: twice the speed for the same images); by open_clip's ViTs only.
             whole_from: step from which no patches are dropped.
@@ -193,13 +192,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Muon for the transformers' matrices, AdamW for the rest of what is trained, as one optimizer."""
 
     def __init__(self, model: nn.Module, *, lr: float, lr_adam: float) -> None:
-        """Group the trained parameters of a CLIP.
-
-        Args:
-            model: its parameters with `requires_grad` are trained.
-            lr: peak learning rate of Muon; the loop sets the rates relative to it.
-            lr_adam: peak learning rate of AdamW.
-        """
+        """Group the trained parameters of a CLIP; the loop sets rates relative to `lr`, Muon's peak."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and "resblocks" in name]
         inner = {id(p) for p in matrices}
