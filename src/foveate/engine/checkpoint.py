@@ -65,10 +65,12 @@ def save_checkpoint(
     final = folder / f"step_{step:08d}"
     partial = final.with_name(final.name + ".partial")
     try:
+        # leftovers of a killed save
         for leftover in (partial, final):
             if leftover.exists():
                 shutil.rmtree(leftover)
         partial.mkdir(parents=True)
+        # all files, synced
         path = partial / "state.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         sync_to_disk(path)
@@ -76,6 +78,7 @@ def save_checkpoint(
         manifest = json.dumps({"step": step, "facts": facts, "files": files}, indent=1).encode()
         write_whole(partial / "manifest.json", manifest, sync=True)
         sync_to_disk(partial)
+        # rename, then mark complete: without the mark the checkpoint does not exist
         partial.rename(final)
         sync_to_disk(folder)
         write_whole(final / "COMPLETE", hashlib.sha256(manifest).hexdigest().encode(), sync=True)
@@ -88,6 +91,7 @@ def save_checkpoint(
         raise InputError(
             f"{final}: cannot write a checkpoint of {need:,} bytes: {error}. {advice}, then run the same command again."
         ) from error
+    # remove old ones, the mark first
     best = find_best(folder)
     for path in list_complete(folder)[:-keep]:
         if path != best:

@@ -46,6 +46,7 @@ def run(config: TrainFViT) -> None:
 
 def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainable:
     """Images, tower and detector; see `foveate.train.run.Prepare`."""
+    # data, CLIP and detector
     dataset, split = open_objects(config, report)
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
     tower = tower_digest(clip)
@@ -54,6 +55,7 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
     detector = _build(config, network, clip, dataset, split, is_lvis=is_lvis).train()
     if config.compile:
         compile_tower(clip)
+    # what the product says of its training
     folder = config.out / "model"
     about = About(
         model=config.model,
@@ -113,6 +115,7 @@ def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]
             "LVIS, VOC or Objects365, or of a world, or name the file with --annotations."
         )
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
+    # the names are the text of the classes
     names = [category.name for category in dataset.categories]
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)

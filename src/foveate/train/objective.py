@@ -100,11 +100,13 @@ def build_objective(
         compiled=config.compile,
         checkpointing=config.checkpointing,
     )
+    # what the student is saved with
     if config.window is not None:
         student.windows = default_windows(student.visual, size=config.window)
     student.pad = config.pad
     if config.objective == "image-text":
         return ImageText(student, student_size=student_size, pad=config.pad, execution=execution)
+    # CLIPSelf, with another loss or further terms if requested
     compare, correlation = None, None
     teacher = deepcopy(baseline).bfloat16() if low else baseline  # before a tokenizer exists
     if nouns is not None:  # embedded by the student's own text tower

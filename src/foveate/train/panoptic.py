@@ -57,6 +57,7 @@ def run(config: TrainPanoptic) -> None:
 
 def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Trainable:
     """Images, encoder and decoder; see `foveate.train.run.Prepare`."""
+    # data, CLIP and mask generator, with the defaults for this CLIP
     dataset, split = open_segments(given, report)
     clip = load(given.model, pretrained=given.pretrained, device=processes.device, seed=given.seed)
     tower = tower_digest(clip, whole=given.words)
@@ -67,6 +68,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
     generator = _build(config, network, clip, classes).train()
     if config.compile:
         compile_tower(clip)
+    # what the product says of its training
     folder = config.out / "model"
     about = About(
         model=config.model,

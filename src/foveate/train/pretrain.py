@@ -51,6 +51,7 @@ def run(config: Pretrain) -> None:
 def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable:
     """Pairs, towers and objective; see `foveate.train.run.Prepare`."""
     require_one_process(processes, "pretrain")
+    # pairs at the size of the described tower
     description = read_config(RESIDUAL if config.config == Path("residual") else config.config)
     side = description["model_cfg"]["vision_cfg"]["image_size"]
     images, captions = read_pairs(config.pairs, side=side)
@@ -58,12 +59,14 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         raise InputError(
             f"{config.pairs}: need at least one batch of {config.batch} pairs; got {len(images)}. Lower --batch."
         )
+    # the towers, from scratch; the text tower may be locked
     clip = Clip(build(description, name=str(config.out), seed=config.seed), name=str(config.out), config=description)
     clip.to(processes.device)
     if config.text_from is not None:
         _lock_text(clip.model, description, config.text_from)
     if config.compile:
         _compile(clip)
+    # the objective tokenizes all captions once
     held_out, texts = None, captions
     if config.validate is not None:
         pairs = read_pairs(Path(config.validate), side=side)

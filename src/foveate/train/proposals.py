@@ -134,6 +134,7 @@ def _open(config: Proposals, report: Report) -> Data:
             "Name a root of COCO, LVIS, Pascal VOC or Objects365, a world, or images with their COCO, LVIS or "
             "Objects365 JSON in --annotations. Images to make proposals for go into --images, and need no boxes."
         )
+    # base categories only, where the data has a split
     split = split_of(dataset, config.data, file=config.novel)
     is_split = split is not None
     if split is None:
@@ -185,6 +186,7 @@ def _open_held_out(config: Proposals, dataset: Dataset, split: BaseNovel) -> Eva
 
 def _network(config: Proposals, *, device: str) -> Proposer:
     """The pyramid and its RPN, initialised from the seed, on the device."""
+    # sizes and colour statistics follow the backbone
     mean, std, size = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, 192
     is_small = config.backbone == "conv" or config.model == SMALL_CLIP
     channels = config.channels or (64 if is_small else 128)

@@ -242,6 +242,7 @@ class _Run:
     def plan(self, batches: Iterable[Batch], *, start_step: int) -> tuple[Plan, Iterable[Batch]]:
         """Print what the run does and needs; the plan, and the batches, including those that were measured."""
         config, trainable, processes, objective = self.config, self.trainable, self.processes, self.trainable.objective
+        # memory and time, in every process, of its first batch
         measured, stream = [], iter(batches)
         if config.dry_run or config.steps - start_step >= MIN_PLANNED_STEPS:
             with processes.together(), trainable.arithmetic(processes.device):
@@ -251,6 +252,7 @@ class _Run:
             measured = [cost for costs in processes.gather(passes) for cost in costs if cost is not None]
         per_image, seconds = (max(numbers) for numbers in zip(*measured, strict=True)) if measured else (0, None)
         memory = memory_of(objective, per_image, processes=processes, sharded=trainable.sharded) if measured else None
+        # the plan of the slowest and largest process
         trained = trained_bytes(objective)
         plan = Plan(
             model=trainable.name,
@@ -278,11 +280,13 @@ class _Run:
     def fit(self, outcome: Outcome, *, record: dict[str, Any]) -> Outcome:
         """Plan and train from where the run came to, with its log and its guard."""
         config, trainable, processes = self.config, self.trainable, self.processes
+        # the plan, and the batches to come
         plan, batches = None, trainable.batches(outcome.position, config.steps - outcome.step)
         if outcome.step < config.steps:
             plan, batches = self.plan(batches, start_step=outcome.step)
             verb = f"resuming from step {outcome.step} of" if outcome.step else "starting"
             self.report(f"{verb} {config.steps} steps; writing to {config.out}")
+        # log, guard and held-out loss
         validate = None
         if trainable.held_out is not None:
             settings = {"count": trainable.count, "processes": processes}
@@ -314,6 +318,7 @@ class _Run:
                 guard=guard,
                 facts={"config": record, "versions": versions()},
             )
+            # the last line of the log
             dropped = {} if trainable.dataset is None else trainable.dataset.dropped
             end = {
                 "step": outcome.step,
