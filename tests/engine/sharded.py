@@ -67,25 +67,25 @@ def compare(clip: Clip, processes, *, bfloat16: bool, regions: tuple[int, int], 
 
 
 def main(model: str, out: str) -> None:
-    clip, found = load(model), {}
+    clip, results = load(model), {}
     with joined("cpu", timeout=30) as processes:
         for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
             settings = {"bfloat16": bfloat16, "checkpointing": checkpointing}
-            found[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
-        found["empty"] = compare(clip, processes, bfloat16=False, regions=(5, 0))
-        found["in parts"] = compare(deeper(clip), processes, bfloat16=False, regions=(5, 5), head="values3")
+            results[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
+        results["empty"] = compare(clip, processes, bfloat16=False, regions=(5, 0))
+        results["in parts"] = compare(deeper(clip), processes, bfloat16=False, regions=(5, 5), head="values3")
         terms = {"keep": CropKeeping(1.0, max_crops=2), "correlation": Correlation(1.0)}
         for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
             ways = {"bfloat16": bfloat16, "checkpointing": checkpointing}
-            found[f"terms {bfloat16, checkpointing}"] = compare(clip, processes, **ways, **terms, regions=(5, 5))
-        found["terms empty"] = compare(clip, processes, bfloat16=False, **terms, regions=(5, 0))
+            results[f"terms {bfloat16, checkpointing}"] = compare(clip, processes, **ways, **terms, regions=(5, 5))
+        results["terms empty"] = compare(clip, processes, bfloat16=False, **terms, regions=(5, 0))
         parts = {"bfloat16": False, "head": "values3"}
-        found["terms in parts"] = compare(deeper(clip), processes, **parts, **terms, regions=(5, 5))
+        results["terms in parts"] = compare(deeper(clip), processes, **parts, **terms, regions=(5, 5))
         try:
             shard_student(objective_of(clip, tokens="valid"), processes=processes)
         except InputError as error:
-            found["refused"] = str(error)
-    Path(out, f"rank{processes.rank}.json").write_text(json.dumps(found))
+            results["refused"] = str(error)
+    Path(out, f"rank{processes.rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -218,11 +218,11 @@ def test_any_flipped_bit_is_detected_and_the_previous_checkpoint_used(tmp_path):
             damaged = bytearray(whole)
             damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
             (newest / file).write_bytes(damaged)
-            told = []
-            loaded = load_latest(tmp_path, report=told.append)
+            messages = []
+            loaded = load_latest(tmp_path, report=messages.append)
             assert loaded is not None and loaded.step == 1
-            assert len(told) == 1 and "step_00000002" in told[0] and "damaged" in told[0]
-            assert "Going back to the checkpoint before it" in told[0]
+            assert len(messages) == 1 and "step_00000002" in messages[0] and "damaged" in messages[0]
+            assert "Going back to the checkpoint before it" in messages[0]
         (newest / file).write_bytes(whole)
     assert is_whole(tmp_path) == 2
 
@@ -246,10 +246,10 @@ def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
 def test_values_that_are_not_finite_are_refused(tmp_path):
     save(tmp_path, 1)
     save_checkpoint(tmp_path, step=2, tensors={"parameter/a": torch.tensor([1.0, float("nan")])}, facts={})
-    told = []
-    loaded = load_latest(tmp_path, report=told.append)
+    messages = []
+    loaded = load_latest(tmp_path, report=messages.append)
     assert loaded is not None and loaded.step == 1
-    assert "not finite, in parameter/a" in told[0]
+    assert "not finite, in parameter/a" in messages[0]
 
 
 def test_a_full_disk_is_named_and_the_previous_checkpoint_stays(tmp_path, monkeypatch):
@@ -276,7 +276,7 @@ def in_a_child(act) -> int:
     return child.exitcode
 
 
-def save_until_full(folder: Path, said: Path, make_full) -> None:
+def save_until_full(folder: Path, output: Path, make_full) -> None:
     """Save one checkpoint, then one that does not fit."""
     torch.set_num_threads(1)
     save(folder, 1)
@@ -286,7 +286,7 @@ def save_until_full(folder: Path, said: Path, make_full) -> None:
         large = {"parameter/a": torch.zeros(1000, 1000)}  # 4,000,000 bytes
         save_checkpoint(folder, step=2, tensors=large, facts={})
     except InputError as error:
-        said.write_text(str(error))
+        output.write_text(str(error))
     (after,) = (checkpoint.hashlib.sha256((path / "state.safetensors").read_bytes()) for path in folder.iterdir())
     assert after.digest() == before.digest() and is_whole(folder) == 1
     save(folder, 2)  # smaller: there is room for it, as after freeing some
@@ -295,7 +295,7 @@ def save_until_full(folder: Path, said: Path, make_full) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mounts")
 def test_a_really_full_disk(tmp_path):
     """A file system of 1 MB, seen by the child alone."""
-    said, disk = tmp_path / "said.txt", tmp_path / "disk"
+    output, disk = tmp_path / "output.txt", tmp_path / "disk"
     disk.mkdir()
 
     def act() -> None:
@@ -308,21 +308,21 @@ def test_a_really_full_disk(tmp_path):
         with pytest.raises(InputError, match=r"needs 24,000,000 free bytes.*the disk has 1,048,576"):
             # 4 MB a copy of a weight, and two moments: 12 MB a checkpoint
             require_space(disk, module=nn.Linear(1000, 1000, bias=False), copies=1)
-        save_until_full(disk / "checkpoints", said, lambda: None)
+        save_until_full(disk / "checkpoints", output, lambda: None)
 
     status = in_a_child(act)
     if status == 77:
         pytest.skip("this process may not mount")
     assert status == 0
-    assert "4,000,000 bytes" in said.read_text() and "The disk is full (ENOSPC)" in said.read_text()
+    assert "4,000,000 bytes" in output.read_text() and "The disk is full (ENOSPC)" in output.read_text()
 
 
 def test_a_file_size_limit(tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    assert in_a_child(lambda: save_until_full(tmp_path / "run", tmp_path / "said.txt", limit)) == 0
-    assert "4,000,000 bytes" in (tmp_path / "said.txt").read_text()
+    assert in_a_child(lambda: save_until_full(tmp_path / "run", tmp_path / "output.txt", limit)) == 0
+    assert "4,000,000 bytes" in (tmp_path / "output.txt").read_text()
 
 
 def test_the_best_checkpoint_is_kept_however_old(tmp_path):
@@ -355,7 +355,9 @@ def test_a_run_that_fitted_is_resumed(tmp_path, monkeypatch):
     require_space(tmp_path, module=module, copies=3, existing=2)  # of 3,600 bytes the first two took 2,400
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1199}))
     with pytest.raises(InputError, match="needs 1,200 free bytes, for 1 checkpoints of"):
-        require_space(tmp_path, module=module, copies=3, existing=5)  # more than now wanted, but one is still to come
+        require_space(
+            tmp_path, module=module, copies=3, existing=5
+        )  # fewer are requested now; one is still to come
 
 
 class Apart(Processes):

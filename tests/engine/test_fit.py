@@ -295,6 +295,6 @@ def test_a_step_that_is_not_finite_changes_no_running_statistics(tmp_path, bad_s
     saved = load_latest(tmp_path / "stopped")
     assert saved is not None and saved.step == bad_step - 1
     whole, optimizer, _ = train(tmp_path / "whole", batches[: bad_step - 1], steps=bad_step - 1, module=Normed())
-    wanted = collect(whole, optimizer)
-    assert "buffer/norm.running_mean" in wanted
-    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in wanted.items())
+    expected = collect(whole, optimizer)
+    assert "buffer/norm.running_mean" in expected
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in expected.items())

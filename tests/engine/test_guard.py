@@ -102,9 +102,9 @@ def test_skip_counts_the_step_and_continues(tmp_path):
     outcome = train(tmp_path, module, optimizer, given, nonfinite="skip")
     assert_same_bits(collect(module, optimizer), by_hand(given, leave_out=(2, 5)))
     assert outcome == Outcome(step=6, position=6, good=4, skipped=2)
-    said = lines(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in said if "loss" in line] == [1, 2, 4, 5]
-    assert [line["images"] for line in said if line.get("event") == "nonfinite"] == [["image 2"], ["image 5"]]
+    entries = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in entries if "loss" in line] == [1, 2, 4, 5]
+    assert [line["images"] for line in entries if line.get("event") == "nonfinite"] == [["image 2"], ["image 5"]]
     assert [line["step"] for line in lines(tmp_path / "nonfinite.jsonl")] == [3, 6]
 
 

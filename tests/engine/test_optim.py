@@ -57,11 +57,11 @@ def test_only_a_finite_step_changes_anything():
         layer = nn.Linear(4, 6)
         partly = [(layer.weight, slice(4, None))]
         optimizer = build_optimizer(layer, weight_decay=0.1, partly=partly)
-        for found in nonfinite:
+        for value in nonfinite:
             layer.weight.grad = torch.cat([torch.zeros(4, 4), torch.ones(2, 4)])
-            layer.bias.grad = torch.full((6,), float("nan") if found else 1.0)
-            found = None if found is None else torch.tensor(found)
-            take_step(optimizer, lr=1e-2, weight_decay=0.1, partly=partly, nonfinite=found)
+            layer.bias.grad = torch.full((6,), float("nan") if value else 1.0)
+            value = None if value is None else torch.tensor(value)
+            take_step(optimizer, lr=1e-2, weight_decay=0.1, partly=partly, nonfinite=value)
         return [layer.weight, layer.bias, *(v for p in optimizer.state for v in optimizer.state[p].values())]
 
     plain = stepped(None, None)

@@ -38,8 +38,8 @@ def three_blocks(tmp_path_factory) -> Path:
 
 def test_a_run_with_terms_and_gates_is_resumed_to_the_bit_and_mixes_its_gates(distill, three_blocks, tmp_path):
     flags = ["--model", three_blocks, *TERMS, *GATES, "--alpha", 0.25]
-    status, said = distill(*flags, out="whole")
-    assert status == 0, said
+    status, output = distill(*flags, out="whole")
+    assert status == 0, output
     assert distill(*flags, kill=[signal.SIGKILL, 4])[0] == -signal.SIGKILL
     assert distill(*flags)[0] == 0
     ours, theirs = (
@@ -86,5 +86,5 @@ def test_gates_are_trained_if_requested_and_never_decayed(three_blocks):
     ],
 )
 def test_flags_that_exclude_each_other_are_refused(distill, flags, message):
-    status, said = distill(*flags)
-    assert status == 2 and message in said.replace("\n", " ") and "Traceback" not in said, said
+    status, output = distill(*flags)
+    assert status == 2 and message in output.replace("\n", " ") and "Traceback" not in output, output

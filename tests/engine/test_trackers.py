@@ -75,18 +75,18 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
         tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=8, scale=3
     )  # what is lost is 3 times as high
     write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=4, stop=10)
-    found = curves(tmp_path / "tensorboard")
-    rate = found.pop("images_per_second")
-    assert found == {
+    recorded = curves(tmp_path / "tensorboard")
+    rate = recorded.pop("images_per_second")
+    assert recorded == {
         "loss": [(2, 0.75), (6, 0.75), (8, 1.0), (10, 1.25)],  # 3 * 2 / 8, then step / 8; step 4 had no items
         "lr": [(step, 0.5) for step in (2, 4, 6, 8, 10)],
         "gradient_norm": [(step, 2.0) for step in (2, 4, 6, 8, 10)],
         "items": [(step, 13.0) for step in (2, 4, 6, 8, 10)],
         "held_out_loss": [(5, 5.0), (10, 10.0)],
     }
-    told = [(step, numbers["images_per_second"]) for step, numbers in points(tmp_path) if "lr" in numbers]
+    rates = [(step, numbers["images_per_second"]) for step, numbers in points(tmp_path) if "lr" in numbers]
     assert [step for step, _ in rate] == [2, 4, 6, 8, 10]
-    assert [value for _, value in rate] == pytest.approx([value for _, value in told], rel=1e-6)
+    assert [value for _, value in rate] == pytest.approx([value for _, value in rates], rel=1e-6)
 
 
 def test_a_restarted_run_hides_the_first_start(tmp_path):
@@ -144,7 +144,7 @@ def test_another_tracker_starts_a_new_run(stand_in, tmp_path):
 
 
 class Failing:
-    """A sink that fails where it is told to."""
+    """A sink that fails at the requested call."""
 
     name = "failing"
 
@@ -174,8 +174,8 @@ def test_a_sink_that_fails_is_reported_once_and_not_used_again(tmp_path, capsys,
     failing, board = Failing(where), TensorBoard(tmp_path / "tensorboard")
     write(tmp_path, [failing, board], start=0, stop=10)
     assert failing.calls == calls
-    said = capsys.readouterr().err
-    assert said.count("failing failed (OSError: no space left) and is not used any more") == 1
+    output = capsys.readouterr().err
+    assert output.count("failing failed (OSError: no space left) and is not used any more") == 1
     assert [step for step, _ in points(tmp_path)] == [2, 4, 5, 6, 8, 10, 10]
     assert [step for step, _ in curves(tmp_path / "tensorboard")["lr"]] == [2, 4, 6, 8, 10]  # the other sink heard all
 

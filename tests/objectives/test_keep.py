@@ -71,9 +71,9 @@ def slow(student: Clip, teacher: Clip, batch: Batch, *, most: int) -> float:
 def test_the_term_is_a_loop_over_crops(pair, tokens, most):
     plain = ClipSelf(*pair, student_size=64, tokens=tokens)(batch()).item()
     both = ClipSelf(*pair, student_size=64, tokens=tokens, keep=CropKeeping(3.0, max_crops=most))(batch()).item()
-    wanted = slow(*pair, batch(), most=most)
-    assert wanted > 0.01 and both - plain == pytest.approx(3 * wanted, abs=1e-5)
-    assert abs(slow(*pair, batch(), most=9 if most == 2 else 2) - wanted) > 1e-4  # so that the number can be told
+    expected = slow(*pair, batch(), most=most)
+    assert expected > 0.01 and both - plain == pytest.approx(3 * expected, abs=1e-5)
+    assert abs(slow(*pair, batch(), most=9 if most == 2 else 2) - expected) > 1e-4  # so that the limit matters
 
 
 @torch.no_grad()
