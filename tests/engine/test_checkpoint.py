@@ -355,9 +355,7 @@ def test_a_run_that_fitted_is_resumed(tmp_path, monkeypatch):
     require_space(tmp_path, module=module, copies=3, existing=2)  # of 3,600 bytes the first two took 2,400
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1199}))
     with pytest.raises(InputError, match="needs 1,200 free bytes, for 1 checkpoints of"):
-        require_space(
-            tmp_path, module=module, copies=3, existing=5
-        )  # fewer are requested now; one is still to come
+        require_space(tmp_path, module=module, copies=3, existing=5)  # fewer are requested now; one is still to come
 
 
 class Apart(Processes):
