@@ -121,9 +121,8 @@ class ClipSelf(nn.Module):
                 term = keep_loss(self.student, crops, targets, counts=counts, max_crops=most, rows=rows)
                 loss = loss + self.keep.weight * term
         if self.correlation:  # an image is weighted by its regions, as it is in the loss
-            weights = torch.tensor([count / sum(counts) for count in counts]).to(
-                self._device, non_blocking=True
-            )  # (B,)
+            weights = torch.tensor([count / sum(counts) for count in counts])  # (B,)
+            weights = weights.to(self._device, non_blocking=True)
             loss = loss + self.correlation.weight * (torch.cat(correlations) @ weights)
         return loss if count_regions(batch) else loss * 0
 

@@ -45,19 +45,19 @@ def run(config: TrainCatSeg) -> None:
 
 def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Trainable:
     """Images, CLIP and network; see `foveate.train.run.Prepare`."""
-    # data, CLIP and network
+    # data and CLIP
     data, novel, rule = open_base_maps(config, report)
     held_out = _open_held_out(config, data)
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
     tower, is_small = tower_digest(clip, whole=True), clip.native_size <= SMALL_SIDE
     network, pretrained = _network(config, clip), _backbone_weights(config)
     classes = classes_of(data)
-    # initialised from the seed
+    # the network, initialised from the seed
     torch.manual_seed(config.seed)
     catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, is_varied=config.vary).train()
     if config.compile:
         compile_tower(clip)
-    # what the product says of its training
+    # what the product records of its training
     folder = config.out / "model"
     about = About(
         model=config.model,

@@ -55,7 +55,7 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
     detector = _build(config, network, clip, dataset, split, is_lvis=is_lvis).train()
     if config.compile:
         compile_tower(clip)
-    # what the product says of its training
+    # what the product records of its training
     folder = config.out / "model"
     about = About(
         model=config.model,

@@ -68,7 +68,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
     generator = _build(config, network, clip, classes).train()
     if config.compile:
         compile_tower(clip)
-    # what the product says of its training
+    # what the product records of its training
     folder = config.out / "model"
     about = About(
         model=config.model,

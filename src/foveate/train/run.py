@@ -242,7 +242,7 @@ class _Run:
     def plan(self, batches: Iterable[Batch], *, start_step: int) -> tuple[Plan, Iterable[Batch]]:
         """Print what the run does and needs; the plan, and the batches, including those that were measured."""
         config, trainable, processes, objective = self.config, self.trainable, self.processes, self.trainable.objective
-        # memory and time, in every process, of its first batch
+        # memory and time of the first batch of each process; the largest count
         measured, stream = [], iter(batches)
         if config.dry_run or config.steps - start_step >= MIN_PLANNED_STEPS:
             with processes.together(), trainable.arithmetic(processes.device):
@@ -252,7 +252,6 @@ class _Run:
             measured = [cost for costs in processes.gather(passes) for cost in costs if cost is not None]
         per_image, seconds = (max(numbers) for numbers in zip(*measured, strict=True)) if measured else (0, None)
         memory = memory_of(objective, per_image, processes=processes, sharded=trainable.sharded) if measured else None
-        # the plan of the slowest and largest process
         trained = trained_bytes(objective)
         plan = Plan(
             model=trainable.name,
