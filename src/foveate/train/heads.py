@@ -65,7 +65,7 @@ def head_trainable(
         dataset=dataset,
         notes=[note],
         autocast=config.precision == "bfloat16",
-        parts=lambda: head.parts,  # pyright: ignore[reportReturnType]
+        parts=lambda: head.parts,  # pyright: ignore[reportArgumentType]  a dict in every head
     )
 
 
