@@ -10,6 +10,7 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.student import Execution
 from foveate.types import Batch
 from inputs import Item, exact, to_batch
 from plain.data import PlainImages
@@ -58,9 +59,7 @@ class Ours:
             teacher,
             student_size=size,
             tokens="valid" if valid_tokens else "all",
-            low_precision=bfloat16,
-            compiled=compiled,
-            checkpointing=checkpointing,
+            execution=Execution(low_precision=bfloat16, compiled=compiled, checkpointing=checkpointing),
         )
         self.optimizer = build_optimizer(self.objective, weight_decay=WEIGHT_DECAY, partly=self.partly)
 

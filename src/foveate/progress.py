@@ -1,4 +1,4 @@
-"""The bar of commands that go through images."""
+"""The progress bar of commands that go through images."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -6,7 +6,7 @@ from rich.text import Text
 
 
 class Rate(ProgressColumn):
-    """Images a second, so far."""
+    """Images per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")

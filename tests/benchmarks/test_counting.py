@@ -11,6 +11,7 @@ from counting import Account, counting
 from foveate.clip.io.describe import build, describe_architecture
 from foveate.clip.model import Clip
 from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.student import Execution
 from foveate.ops.grid import grid_boxes
 from foveate.types import Batch, Sample
 
@@ -164,8 +165,8 @@ def test_a_step_of_a_large_tower_costs_what_its_sizes_say():
 
 def test_options_cost_what_they_promise():
     plain = step("ViT-B-32", student_size=448)
-    halved = step("ViT-B-32", student_size=448, low_precision=True)
-    recomputed = step("ViT-B-32", student_size=448, checkpointing=True)
+    halved = step("ViT-B-32", student_size=448, execution=Execution(low_precision=True))
+    recomputed = step("ViT-B-32", student_size=448, execution=Execution(checkpointing=True))
     valid = step("ViT-B-32", student_size=448, tokens="valid")
     student = objective_of("ViT-B-32", FakeTensorMode(allow_non_fake_inputs=True), student_size=448).student
     copies = 2 * sum(parameter.numel() for parameter in student.visual.parameters())

@@ -1,4 +1,4 @@
-"""A tiny CLIP and a tiny folder of images on disk, and commands on them."""
+"""A tiny CLIP, a tiny folder of images, and commands on them."""
 
 import os
 import signal
@@ -47,15 +47,15 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(zygote, tiny_model, image_folder):
-    """Run one command; its exit status and what it said."""
+    """Run one command; its exit status and what it printed."""
 
     def start(*flags, out: Path, data: Path = image_folder, **request) -> tuple[int, str]:
-        said = out.with_name("said.txt")
-        said.unlink(missing_ok=True)
+        output = out.with_name("output.txt")
+        output.unlink(missing_ok=True)
         fixed = ["--model", tiny_model, "--student-size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
         fixed += ["--workers", 0, "--log-every", 1, "--save-every", 2, "--device", "cpu"]
         arguments = ["distill", "--data", data, "--out", out, *fixed, *flags]
-        return zygote.wait(zygote.start(said, arguments, **request)), said.read_text()
+        return zygote.wait(zygote.start(output, arguments, **request)), output.read_text()
 
     return start
 
@@ -68,8 +68,8 @@ def distill(command, tmp_path):
 
 @pytest.fixture
 def two(zygote, tmp_path, tiny_model, image_folder):
-    """The command in two processes, as torchrun starts them; their statuses and what each said. What `second` asks of
-    the zygote is for the second process alone; SIGKILL gets it where it does not end by itself."""
+    """The command in two processes, as torchrun starts them; their statuses and outputs. `second` is a request for the
+    second process alone, which is killed where it does not end by itself."""
 
     def start(*flags, port: int, data: Path = image_folder, second: dict | None = None, **request) -> tuple:
         fixed = ["--data", data, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32]
@@ -89,18 +89,18 @@ def two(zygote, tmp_path, tiny_model, image_folder):
             "--log-every",
             1,
         ]
-        said = [tmp_path / f"said{rank}.txt" for rank in range(2)]
+        output = [tmp_path / f"output{rank}.txt" for rank in range(2)]
         processes = []
         for rank in range(2):
-            said[rank].unlink(missing_ok=True)
+            output[rank].unlink(missing_ok=True)
             environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             arguments = ["distill", *fixed, "--log-every", 1, "--device", "cpu", *flags]
             asked = {**request, **(second or {})} if rank else request
-            processes.append(zygote.start(said[rank], arguments, environment=environment, **asked))
+            processes.append(zygote.start(output[rank], arguments, environment=environment, **asked))
         first = zygote.wait(processes[0])
         if second:
             os.kill(processes[1], signal.SIGKILL)  # not reaped yet, so still this process
-        return [first, zygote.wait(processes[1])], [path.read_text() for path in said]
+        return [first, zygote.wait(processes[1])], [path.read_text() for path in output]
 
     return start

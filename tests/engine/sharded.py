@@ -1,4 +1,4 @@
-"""Run by test_shard.py as one of two processes: gradients of spread weights, beside those of whole weights."""
+"""Run by test_shard.py as one of two processes: gradients of sharded weights, beside those of whole weights."""
 
 import json
 import sys
@@ -14,6 +14,9 @@ from foveate.engine.optim import build_optimizer
 from foveate.engine.shard import shard_student
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.correlation import Correlation
+from foveate.objectives.keep import CropKeeping
+from foveate.objectives.student import Execution
 from foveate.types import Batch, Sample
 
 
@@ -31,14 +34,15 @@ def deeper(clip: Clip) -> Clip:
     return one
 
 
-def objective_of(clip: Clip, **settings) -> ClipSelf:
+def objective_of(clip: Clip, *, low_precision: bool = False, checkpointing: bool = False, **settings) -> ClipSelf:
     student = deepcopy(clip)
     with torch.no_grad():  # away from the teacher, where gradients are not small
         for number, parameter in enumerate(student.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     head = settings.get("head", "value")
     train_layers(student, head=head, gates=head == "values3")
-    return ClipSelf(student, deepcopy(clip), student_size=32, **settings)
+    execution = Execution(low_precision=low_precision, checkpointing=checkpointing)
+    return ClipSelf(student, deepcopy(clip), student_size=32, execution=execution, **settings)
 
 
 def compare(clip: Clip, processes, *, bfloat16: bool, regions: tuple[int, int], **settings) -> dict:
@@ -63,25 +67,25 @@ def compare(clip: Clip, processes, *, bfloat16: bool, regions: tuple[int, int], 
 
 
 def main(model: str, out: str) -> None:
-    clip, found = load(model), {}
+    clip, results = load(model), {}
     with joined("cpu", timeout=30) as processes:
         for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
             settings = {"bfloat16": bfloat16, "checkpointing": checkpointing}
-            found[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
-        found["empty"] = compare(clip, processes, bfloat16=False, regions=(5, 0))
-        found["in parts"] = compare(deeper(clip), processes, bfloat16=False, regions=(5, 5), head="values3")
-        terms = {"keep": 1.0, "keep_crops": 2, "correlation": 1.0}
+            results[str((bfloat16, checkpointing))] = compare(clip, processes, **settings, regions=(5, 5))
+        results["empty"] = compare(clip, processes, bfloat16=False, regions=(5, 0))
+        results["in parts"] = compare(deeper(clip), processes, bfloat16=False, regions=(5, 5), head="values3")
+        terms = {"keep": CropKeeping(1.0, max_crops=2), "correlation": Correlation(1.0)}
         for bfloat16, checkpointing in ((False, False), (False, True), (True, False)):
             ways = {"bfloat16": bfloat16, "checkpointing": checkpointing}
-            found[f"terms {bfloat16, checkpointing}"] = compare(clip, processes, **ways, **terms, regions=(5, 5))
-        found["terms empty"] = compare(clip, processes, bfloat16=False, **terms, regions=(5, 0))
+            results[f"terms {bfloat16, checkpointing}"] = compare(clip, processes, **ways, **terms, regions=(5, 5))
+        results["terms empty"] = compare(clip, processes, bfloat16=False, **terms, regions=(5, 0))
         parts = {"bfloat16": False, "head": "values3"}
-        found["terms in parts"] = compare(deeper(clip), processes, **parts, **terms, regions=(5, 5))
+        results["terms in parts"] = compare(deeper(clip), processes, **parts, **terms, regions=(5, 5))
         try:
             shard_student(objective_of(clip, tokens="valid"), processes=processes)
         except InputError as error:
-            found["refused"] = str(error)
-    Path(out, f"rank{processes.rank}.json").write_text(json.dumps(found))
+            results["refused"] = str(error)
+    Path(out, f"rank{processes.rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

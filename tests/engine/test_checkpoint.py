@@ -1,4 +1,4 @@
-"""Checkpoints survive a kill at any moment, and damage is noticed byte by byte."""
+"""Checkpoints survive a kill at any moment, and any damaged byte is detected."""
 
 import ctypes
 import errno
@@ -44,14 +44,14 @@ def save(folder: Path, step: int, keep: int = 2) -> Path:
 
 def is_whole(folder: Path) -> int:
     """The step of the newest whole checkpoint, after checking that its tensors are that step's."""
-    loaded = load_latest(folder, tell=str)
+    loaded = load_latest(folder, report=str)
     assert loaded is not None
     for name, tensor in state(loaded.step).items():
         assert torch.equal(loaded.tensors[name], tensor)
     return loaded.step
 
 
-def test_what_is_saved_is_loaded_and_old_ones_go(tmp_path):
+def test_saved_checkpoints_are_loaded_and_old_ones_removed(tmp_path):
     assert load_latest(tmp_path / "none") is None
     for step in (2, 4, 6):
         save(tmp_path, step)
@@ -102,7 +102,7 @@ def move(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.zero_grad()
 
 
-def test_running_statistics_go_on_to_the_bit(tmp_path):
+def test_running_statistics_are_resumed_to_the_bit(tmp_path):
     module, optimizer = normed(seed=0)
     module[0].eval()
     move(module, optimizer, range(2))
@@ -208,7 +208,7 @@ def test_kill_9_while_saving(tmp_path, seed):
     assert set(tmp_path.iterdir()) == set(list_complete(tmp_path))
 
 
-def test_any_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path):
+def test_any_flipped_bit_is_detected_and_the_previous_checkpoint_used(tmp_path):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     draw = random.Random(0)
@@ -218,16 +218,16 @@ def test_any_flipped_bit_is_noticed_and_the_one_before_is_used(tmp_path):
             damaged = bytearray(whole)
             damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
             (newest / file).write_bytes(damaged)
-            told = []
-            loaded = load_latest(tmp_path, tell=told.append)
+            messages = []
+            loaded = load_latest(tmp_path, report=messages.append)
             assert loaded is not None and loaded.step == 1
-            assert len(told) == 1 and "step_00000002" in told[0] and "damaged" in told[0]
-            assert "Going back to the checkpoint before it" in told[0]
+            assert len(messages) == 1 and "step_00000002" in messages[0] and "damaged" in messages[0]
+            assert "Going back to the checkpoint before it" in messages[0]
         (newest / file).write_bytes(whole)
     assert is_whole(tmp_path) == 2
 
 
-def test_a_file_cut_short_or_gone_is_noticed(tmp_path):
+def test_a_truncated_or_missing_file_is_detected(tmp_path):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     whole = (newest / "state.safetensors").read_bytes()
@@ -237,19 +237,19 @@ def test_a_file_cut_short_or_gone_is_noticed(tmp_path):
     assert is_whole(tmp_path) == 1
 
 
-def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
     (save(tmp_path, 1) / "state.safetensors").unlink()
     with pytest.raises(InputError, match="none of its 1 checkpoints is whole"):
-        load_latest(tmp_path, tell=str)
+        load_latest(tmp_path, report=str)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     save(tmp_path, 1)
     save_checkpoint(tmp_path, step=2, tensors={"parameter/a": torch.tensor([1.0, float("nan")])}, facts={})
-    told = []
-    loaded = load_latest(tmp_path, tell=told.append)
+    messages = []
+    loaded = load_latest(tmp_path, report=messages.append)
     assert loaded is not None and loaded.step == 1
-    assert "not finite, in parameter/a" in told[0]
+    assert "not finite, in parameter/a" in messages[0]
 
 
 def test_a_full_disk_is_named_and_the_previous_checkpoint_stays(tmp_path, monkeypatch):
@@ -276,7 +276,7 @@ def in_a_child(act) -> int:
     return child.exitcode
 
 
-def save_until_full(folder: Path, said: Path, make_full) -> None:
+def save_until_full(folder: Path, output: Path, make_full) -> None:
     """Save one checkpoint, then one that does not fit."""
     torch.set_num_threads(1)
     save(folder, 1)
@@ -286,16 +286,16 @@ def save_until_full(folder: Path, said: Path, make_full) -> None:
         large = {"parameter/a": torch.zeros(1000, 1000)}  # 4,000,000 bytes
         save_checkpoint(folder, step=2, tensors=large, facts={})
     except InputError as error:
-        said.write_text(str(error))
+        output.write_text(str(error))
     (after,) = (checkpoint.hashlib.sha256((path / "state.safetensors").read_bytes()) for path in folder.iterdir())
     assert after.digest() == before.digest() and is_whole(folder) == 1
     save(folder, 2)  # smaller: there is room for it, as after freeing some
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's mounts")
-def test_a_disk_that_is_full_for_real(tmp_path):
+def test_a_really_full_disk(tmp_path):
     """A file system of 1 MB, seen by the child alone."""
-    said, disk = tmp_path / "said.txt", tmp_path / "disk"
+    output, disk = tmp_path / "output.txt", tmp_path / "disk"
     disk.mkdir()
 
     def act() -> None:
@@ -308,24 +308,24 @@ def test_a_disk_that_is_full_for_real(tmp_path):
         with pytest.raises(InputError, match=r"needs 24,000,000 free bytes.*the disk has 1,048,576"):
             # 4 MB a copy of a weight, and two moments: 12 MB a checkpoint
             require_space(disk, module=nn.Linear(1000, 1000, bias=False), copies=1)
-        save_until_full(disk / "checkpoints", said, lambda: None)
+        save_until_full(disk / "checkpoints", output, lambda: None)
 
     status = in_a_child(act)
     if status == 77:
         pytest.skip("this process may not mount")
     assert status == 0
-    assert "4,000,000 bytes" in said.read_text() and "The disk is full (ENOSPC)" in said.read_text()
+    assert "4,000,000 bytes" in output.read_text() and "The disk is full (ENOSPC)" in output.read_text()
 
 
-def test_a_file_that_may_not_grow(tmp_path):
+def test_a_file_size_limit(tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    assert in_a_child(lambda: save_until_full(tmp_path / "run", tmp_path / "said.txt", limit)) == 0
-    assert "4,000,000 bytes" in (tmp_path / "said.txt").read_text()
+    assert in_a_child(lambda: save_until_full(tmp_path / "run", tmp_path / "output.txt", limit)) == 0
+    assert "4,000,000 bytes" in (tmp_path / "output.txt").read_text()
 
 
-def test_the_best_is_kept_beside_the_newest_however_old(tmp_path):
+def test_the_best_checkpoint_is_kept_however_old(tmp_path):
     for step, loss in enumerate((3.0, 1.0, None, 1.0, 2.0, float("nan")), start=1):
         facts = {} if step == 5 else {"held_out_loss": loss}
         save_checkpoint(tmp_path, step=step, tensors=state(step), facts=facts, keep=1)
@@ -349,13 +349,13 @@ def test_a_run_that_would_not_fit_is_refused(tmp_path, monkeypatch):
         require_space(tmp_path, module=module, copies=2, product=456)
 
 
-def test_a_run_that_fitted_may_go_on(tmp_path, monkeypatch):
+def test_a_run_that_fitted_is_resumed(tmp_path, monkeypatch):
     module = nn.Linear(10, 10, bias=False)  # 1200 bytes a checkpoint, as above
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 3600 - 2 * 1200}))
     require_space(tmp_path, module=module, copies=3, existing=2)  # of 3,600 bytes the first two took 2,400
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1199}))
     with pytest.raises(InputError, match="needs 1,200 free bytes, for 1 checkpoints of"):
-        require_space(tmp_path, module=module, copies=3, existing=5)  # more than now wanted, but one is still to come
+        require_space(tmp_path, module=module, copies=3, existing=5)  # fewer are requested now; one is still to come
 
 
 class Apart(Processes):
@@ -365,7 +365,7 @@ class Apart(Processes):
         return [thing, 0 if isinstance(thing, int) else None]
 
 
-def test_processes_that_find_different_checkpoints_do_not_go_on(tmp_path):
+def test_processes_that_find_different_checkpoints_are_refused(tmp_path):
     apart = Apart(0, 2, torch.device("cpu"))
     assert load_together(tmp_path, processes=apart) is None
     save(tmp_path, 4)
@@ -373,7 +373,7 @@ def test_processes_that_find_different_checkpoints_do_not_go_on(tmp_path):
         load_together(tmp_path, processes=apart)
 
 
-def test_the_digest_knows_every_value_and_name():
+def test_the_digest_depends_on_every_value_and_name():
     module = nn.Linear(3, 2)
     before = digest_module(module)
     assert digest_module(module) == before

@@ -1,4 +1,4 @@
-"""The loop with an objective small enough to follow by hand."""
+"""The loop, with an objective small enough to compute by hand."""
 
 import json
 import multiprocessing
@@ -14,7 +14,7 @@ from foveate.data.loader import BatchSampler, ImageSource, make_loader
 from foveate.data.sources import open_data
 from foveate.engine.checkpoint import collect, list_complete, load_latest, restore
 from foveate.engine.distributed import Processes, choose_device, joined
-from foveate.engine.fit import Outcome, fit
+from foveate.engine.fit import Outcome, Saving, Update, fit
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.engine.stop import signals_caught
@@ -40,14 +40,14 @@ class Line(nn.Module):
 
 
 class Noisy(Line):
-    """Draws inside the objective must also continue as if nothing had happened."""
+    """Draws inside the objective."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         return super().forward(batch) * torch.rand(())
 
 
 class Normed(Line):
-    """Looks at boxes through a BatchNorm, whose statistics move in the forward pass."""
+    """Boxes through a BatchNorm, whose statistics change in the forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,31 +75,37 @@ def count(batch: Batch) -> int:
     return sum(len(sample.boxes) for sample in batch.samples)
 
 
-def train(folder: Path, batches: list[Batch], *, steps: int = 6, module: Line | None = None, **changes) -> tuple:
+def train(
+    folder: Path,
+    batches: list[Batch],
+    *,
+    steps: int = 6,
+    module: Line | None = None,
+    save_every: int = 100,
+    keep: int = 10,
+    clip: float | None = None,
+) -> tuple:
     """Train from wherever the folder's checkpoints say; the module, its optimizer and the outcome."""
     folder.mkdir(exist_ok=True)
     module = module or Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
-    saved = load_latest(folder, tell=str)
+    saved = load_latest(folder, report=str)
     start, begin = 0, None
     if saved is not None:
         restore(module, optimizer, saved.tensors)
         start, begin = saved.step, Outcome.resumed(saved)
-    settings = {"save_every": 100, "keep": 10, "processes": ALONE} | changes
-    with Log(
-        folder / "metrics.jsonl", steps=steps, start_step=start, every=1, speak=settings["processes"].is_first
-    ) as log:
+    with Log(folder / "metrics.jsonl", steps=steps, start_step=start, every=1) as log:
         outcome = fit(
             module,
             batches[start:] if start else batches,
             optimizer,
             count=count,
-            learning_rate=lambda step: 0.01 / (step + 1),
+            update=Update(lambda step: 0.01 / (step + 1), clip=clip),
             steps=steps,
-            begin=begin,
+            saving=Saving(folder, save_every, keep),
+            processes=ALONE,
             log=log,
-            checkpoints=folder,
-            **settings,
+            begin=begin,
         )
     return module, optimizer, outcome
 
@@ -123,7 +129,7 @@ def test_the_loop_is_forward_backward_step(tmp_path):
     assert outcome == Outcome(step=6, position=6, good=6)
 
 
-def test_a_clipped_step_is_the_library_s(tmp_path):
+def test_a_clipped_step_equals_torch(tmp_path):
     batches = [batch_of(step) for step in range(3)]
     module, _, _ = train(tmp_path, batches, steps=3, clip=0.01)
     plain = Line()
@@ -139,7 +145,7 @@ def test_a_clipped_step_is_the_library_s(tmp_path):
     assert all(line["gradient_norm"] > 0.01 for line in lines)  # what is logged is the norm before
 
 
-def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
+def test_a_resumed_run_repeats_the_draws_inside_the_objective(tmp_path):
     batches = [batch_of(step) for step in range(4)]
     whole, whole_optimizer, _ = train(tmp_path / "whole", batches, steps=4, module=Noisy())
     with pytest.raises(ConnectionError):
@@ -153,7 +159,7 @@ def test_four_steps_are_two_and_two_with_draws_inside_the_objective(tmp_path):
 
 
 class Interrupted(Noisy):
-    """Loses its power after some calls."""
+    """Fails after some calls."""
 
     def __init__(self, *, after: int) -> None:
         super().__init__()
@@ -166,13 +172,13 @@ class Interrupted(Noisy):
         return super().forward(batch)
 
 
-def test_checkpoints_come_when_due_and_at_the_end(tmp_path):
+def test_checkpoints_are_saved_regularly_and_at_the_end(tmp_path):
     train(tmp_path, [batch_of(step) for step in range(7)], steps=7, save_every=3, keep=2)
     assert [path.name for path in list_complete(tmp_path)] == ["step_00000006", "step_00000007"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_a_batch_is_awaited_stops_before_it_is_trained_on(tmp_path, number):
+def test_a_signal_while_waiting_for_a_batch_stops_before_training_on_it(tmp_path, number):
     class Loader(list):
         def __iter__(self):
             for step, batch in enumerate(list.__iter__(self)):
@@ -198,7 +204,7 @@ def test_decoding_processes_ignore_the_signals_that_stop_a_run(image_folder):
     assert all(ignored >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT))
 
 
-def test_a_second_signal_acts_as_ever():
+def test_a_second_signal_has_its_usual_effect():
     with pytest.raises(KeyboardInterrupt), signals_caught() as caught:
         os.kill(os.getpid(), signal.SIGINT)
         assert caught == [signal.SIGINT]
@@ -206,7 +212,7 @@ def test_a_second_signal_acts_as_ever():
 
 
 @pytest.mark.parametrize("module", [Line(), Cliff()])
-def test_what_is_not_finite_stops_before_the_parameters_move(tmp_path, module):
+def test_a_step_that_is_not_finite_stops_before_the_parameters_change(tmp_path, module):
     batches = [batch_of(step) for step in range(4)]
     if not isinstance(module, Cliff):
         batches[2].samples[0].boxes[1, 1] = float("nan")
@@ -224,7 +230,7 @@ def test_what_is_not_finite_stops_before_the_parameters_move(tmp_path, module):
     assert len(list_complete(tmp_path)) == at - 1
 
 
-def test_a_step_without_items_moves_nothing(tmp_path):
+def test_a_step_without_items_changes_nothing(tmp_path):
     nothing = batch_of(0, boxes=0)
     module, _, outcome = train(tmp_path, [nothing, Batch([], [])], steps=2)
     assert torch.equal(module.weight, Line().weight) and outcome == Outcome(step=2, position=1, good=1)
@@ -235,7 +241,7 @@ def test_a_step_without_items_moves_nothing(tmp_path):
     assert torch.isfinite(one.weight).all()
 
 
-def test_bad_images_are_known_once_each_and_survive_a_stop(tmp_path):
+def test_unusable_images_are_listed_once_and_survive_a_stop(tmp_path):
     batches = [batch_of(step % 2, bad=step != 3) for step in range(6)]
     with pytest.raises(ConnectionError):
         train(tmp_path, batches, module=Interrupted(after=2), save_every=2)
@@ -246,13 +252,13 @@ def test_bad_images_are_known_once_each_and_survive_a_stop(tmp_path):
     assert outcome.bad == {"bad 0": "cut short", "bad 1": "cut short"} and outcome.good == 6
 
 
-def test_a_loader_that_ends_too_early_is_noticed(tmp_path):
+def test_a_loader_that_ends_too_early_is_detected(tmp_path):
     with pytest.raises(AssertionError, match="the loader ended after step 2 of 6"):
         train(tmp_path, [batch_of(0), batch_of(1)])
 
 
 @pytest.mark.parametrize("name", ["tpu", "mps", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(name):
+def test_a_missing_device_is_refused(name):
     with pytest.raises(InputError, match="--device"):
         choose_device(name, local_rank=None)
 
@@ -267,7 +273,7 @@ def test_incomplete_process_variables_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("bad_step", [4, 6])
 def test_the_steps_before_one_that_is_not_finite_are_saved(tmp_path, bad_step):
-    """Steps 1 to 3 (or 5) are finite and no save is due: they are kept, with the image to go on from."""
+    """Steps 1 to 3 (or 5) are finite and no save is due: they are saved, with the position in the stream."""
     batches = [batch_of(step) for step in range(6)]
     batches[bad_step - 1].samples[0].boxes[1, 1] = float("nan")
     with pytest.raises(InputError, match=f"step {bad_step}: "):
@@ -280,8 +286,8 @@ def test_the_steps_before_one_that_is_not_finite_are_saved(tmp_path, bad_step):
 
 
 @pytest.mark.parametrize("bad_step", [3, 6])
-def test_what_is_not_finite_moves_no_running_statistics(tmp_path, bad_step):
-    """Neither the bad step's images nor those of the step that was under way when it was noticed."""
+def test_a_step_that_is_not_finite_changes_no_running_statistics(tmp_path, bad_step):
+    """Neither by the images of that step nor by those of the step that was queued when it was detected."""
     batches = [batch_of(step) for step in range(6)]
     batches[bad_step - 1].samples[0].boxes[1, 1] = float("nan")
     with pytest.raises(InputError, match=f"step {bad_step}: "):
@@ -289,6 +295,6 @@ def test_what_is_not_finite_moves_no_running_statistics(tmp_path, bad_step):
     saved = load_latest(tmp_path / "stopped")
     assert saved is not None and saved.step == bad_step - 1
     whole, optimizer, _ = train(tmp_path / "whole", batches[: bad_step - 1], steps=bad_step - 1, module=Normed())
-    wanted = collect(whole, optimizer)
-    assert "buffer/norm.running_mean" in wanted
-    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in wanted.items())
+    expected = collect(whole, optimizer)
+    assert "buffer/norm.running_mean" in expected
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in expected.items())

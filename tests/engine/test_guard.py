@@ -1,4 +1,4 @@
-"""What is not finite moves nothing, is told with its images, and the host never waits for the device to know."""
+"""A step that is not finite changes nothing and is reported with its images; the host never waits for the device."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from foveate.engine.checkpoint import collect, list_complete
 from foveate.engine.distributed import Processes
-from foveate.engine.fit import Outcome, fit
-from foveate.engine.guard import Guard, judge
+from foveate.engine.fit import Outcome, Saving, Update, fit
+from foveate.engine.guard import Guard, check_finite
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, gradient_norm, take_step
 from foveate.errors import InputError
@@ -53,14 +53,12 @@ def train(folder, module, optimizer, given, *, accumulate=1, save_every=100, **r
             given,
             optimizer,
             count=count,
-            learning_rate=lambda step: 0.01 / (step + 1),
+            update=Update(lambda step: 0.01 / (step + 1), accumulate=accumulate),
             steps=steps,
-            accumulate=accumulate,
+            saving=Saving(folder / "checkpoints", save_every),
             processes=ALONE,
             log=log,
             guard=Guard(log, ALONE, record=folder / "nonfinite.jsonl", **rules),
-            checkpoints=folder / "checkpoints",
-            save_every=save_every,
         )
 
 
@@ -85,7 +83,7 @@ def lines(path) -> list[dict]:
 
 
 @pytest.mark.parametrize("at", [2, 5])  # with a step after it whose work was begun already, and at the end
-def test_stop_leaves_parameters_moments_and_counters_of_the_step_before(tmp_path, at):
+def test_stop_keeps_the_state_of_the_step_before(tmp_path, at):
     given, module = batches(6, broken=(at,)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     with pytest.raises(InputError, match=rf"step {at + 1}: .*'image {at}'.*nonfinite.jsonl.*--nonfinite skip"):
@@ -98,35 +96,35 @@ def test_stop_leaves_parameters_moments_and_counters_of_the_step_before(tmp_path
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl") if "loss" in line] == list(range(1, at + 1))
 
 
-def test_skip_leaves_the_step_out_counts_it_and_goes_on(tmp_path):
+def test_skip_counts_the_step_and_continues(tmp_path):
     given, module = batches(6, broken=(2, 5)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     outcome = train(tmp_path, module, optimizer, given, nonfinite="skip")
     assert_same_bits(collect(module, optimizer), by_hand(given, leave_out=(2, 5)))
     assert outcome == Outcome(step=6, position=6, good=4, skipped=2)
-    said = lines(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in said if "loss" in line] == [1, 2, 4, 5]
-    assert [line["images"] for line in said if line.get("event") == "nonfinite"] == [["image 2"], ["image 5"]]
+    entries = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in entries if "loss" in line] == [1, 2, 4, 5]
+    assert [line["images"] for line in entries if line.get("event") == "nonfinite"] == [["image 2"], ["image 5"]]
     assert [line["step"] for line in lines(tmp_path / "nonfinite.jsonl")] == [3, 6]
 
 
-def test_too_many_in_a_row_end_the_run(tmp_path):
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
     module = Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
     outcome = train(tmp_path, module, optimizer, batches(6, broken=(0, 1, 3, 4)), nonfinite="skip", limit=3)
     assert outcome.skipped == 4  # never three in a row
-    with pytest.raises(InputError, match=r"step 4: .*the last of 3 such steps in a row"):
+    with pytest.raises(InputError, match=r"step 4: .*This was skipped step 3 in a row"):
         train(tmp_path, module, optimizer, batches(6, broken=(1, 2, 3)), nonfinite="skip", limit=3)
 
 
-def test_of_several_batches_only_the_broken_one_is_named(tmp_path):
+def test_only_the_images_of_the_broken_batch_are_listed(tmp_path):
     module = Line()
     with pytest.raises(InputError, match=r"step 2: .*'image 3'") as caught:
         train(tmp_path, module, build_optimizer(module, weight_decay=0.1), batches(6, broken=(3,)), accumulate=2)
     assert "image 2" not in str(caught.value)
 
 
-def test_batches_that_are_accumulated_weigh_by_their_items(tmp_path):
+def test_accumulated_batches_are_weighted_by_their_items(tmp_path):
     given = batches(2)
     sample = given[1].samples[0]
     given[1].samples[0] = Sample("one box", sample.image, sample.boxes[:1])  # 3 boxes and 1: shares of 3/4 and 1/4
@@ -143,7 +141,7 @@ def test_batches_that_are_accumulated_weigh_by_their_items(tmp_path):
     assert line["items"] == 4 and line["loss"] == pytest.approx(union.item())
 
 
-def test_a_step_is_logged_when_the_next_one_is_under_way(tmp_path):
+def test_a_step_is_logged_when_the_next_one_is_queued(tmp_path):
     seen = []
 
     class Reader(Line):
@@ -157,7 +155,7 @@ def test_a_step_is_logged_when_the_next_one_is_under_way(tmp_path):
     assert seen == [0, 0, 1, 2, 4, 4] and len(lines(tmp_path / "metrics.jsonl")) == 6
 
 
-def test_the_host_asks_the_device_nothing_within_a_step():
+def test_the_host_does_not_wait_for_the_device_within_a_step():
     """Fake tensors have no values: whatever the host would have to wait for is an error here."""
     with FakeTensorMode():
         layer = nn.Linear(4, 6)
@@ -165,7 +163,7 @@ def test_the_host_asks_the_device_nothing_within_a_step():
         optimizer = build_optimizer(layer, weight_decay=0.1, partly=partly)
         loss = layer(torch.ones(2, 4)).mean()
         loss.backward()
-        nonfinite, numbers, _ = judge(
+        nonfinite, numbers, _ = check_finite(
             [loss, loss], [0.5, 0.5], norm=gradient_norm([*layer.parameters()]), processes=ALONE
         )
         take_step(optimizer, lr=0.1, weight_decay=0.1, partly=partly, nonfinite=nonfinite)
@@ -174,9 +172,9 @@ def test_the_host_asks_the_device_nothing_within_a_step():
             numbers.tolist()
 
 
-def test_judge_knows_a_bad_loss_and_a_bad_gradient():
+def test_losses_and_gradients_that_are_not_finite_are_recognised():
     fine, bad = torch.tensor(2.0), torch.tensor(math.inf)
     for losses, norm, expected in (([fine, fine], fine, 0.0), ([fine, bad], fine, 1.0), ([fine, fine], bad, 1.0)):
-        nonfinite, numbers, ready = judge(losses, [0.25, 0.75], norm=norm, processes=ALONE)
+        nonfinite, numbers, ready = check_finite(losses, [0.25, 0.75], norm=norm, processes=ALONE)
         assert nonfinite.item() == expected and ready is None
     assert numbers.tolist() == [2.0, 2.0, 2.0, math.inf]

@@ -1,4 +1,4 @@
-"""The learning rate by hand, who decays, and rows that must not move."""
+"""The learning rate by hand, which tensors decay, and rows that must not change."""
 
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ def test_only_matrices_decay():
     assert torch.equal(layer.bias.detach(), torch.ones(3))
 
 
-def test_partly_trained_rows_step_as_adamw_and_the_others_stand_still():
+def test_partly_trained_rows_step_as_adamw_and_the_others_do_not_change():
     torch.manual_seed(0)
     fused = nn.Linear(4, 6, bias=False)
     alone = nn.Parameter(fused.weight.detach()[4:].clone())  # the same two rows as a tensor of their own
@@ -51,17 +51,17 @@ def test_partly_trained_rows_step_as_adamw_and_the_others_stand_still():
     torch.testing.assert_close(fused.weight.detach()[4:], alone.detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_a_step_that_is_not_finite_moves_nothing_and_a_finite_one_moves_as_ever():
+def test_only_a_finite_step_changes_anything():
     def stepped(*nonfinite):
         torch.manual_seed(0)
         layer = nn.Linear(4, 6)
         partly = [(layer.weight, slice(4, None))]
         optimizer = build_optimizer(layer, weight_decay=0.1, partly=partly)
-        for found in nonfinite:
+        for value in nonfinite:
             layer.weight.grad = torch.cat([torch.zeros(4, 4), torch.ones(2, 4)])
-            layer.bias.grad = torch.full((6,), float("nan") if found else 1.0)
-            found = None if found is None else torch.tensor(found)
-            take_step(optimizer, lr=1e-2, weight_decay=0.1, partly=partly, nonfinite=found)
+            layer.bias.grad = torch.full((6,), float("nan") if value else 1.0)
+            value = None if value is None else torch.tensor(value)
+            take_step(optimizer, lr=1e-2, weight_decay=0.1, partly=partly, nonfinite=value)
         return [layer.weight, layer.bias, *(v for p in optimizer.state for v in optimizer.state[p].values())]
 
     plain = stepped(None, None)
@@ -76,7 +76,7 @@ def test_a_stepped_rate_warms_up_stays_and_falls_at_its_milestones():
     assert rates[4:] == [0.1, 0.1, 0.1**2, 0.1**2]
 
 
-def test_a_group_may_move_slower():
+def test_a_group_may_have_a_lower_rate():
     fast, slow = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW(
         [{"params": [fast]}, {"params": [slow], "lr_scale": 0.1}], lr=0.0, weight_decay=0.0, fused=True

@@ -1,4 +1,4 @@
-"""What a run is reported to need: derived by hand where it is exact, and nothing that reporting it would change."""
+"""The plan of a run: derived by hand where it is exact; measuring it changes nothing."""
 
 import json
 
@@ -39,7 +39,7 @@ def batch_of(*sizes: tuple[int, int]) -> Batch:
     return Batch([Sample(str(i), image, own) for i, (image, own) in enumerate(zip(images, boxes, strict=True))], [])
 
 
-def test_the_numbers_that_follow():
+def test_derived_numbers():
     assert RUN.images_per_step == 16 and RUN.seconds_left == 0.5 * 4 * 44_000
     assert RUN.memory is not None and RUN.memory.largest_batch == 6 and RUN.memory.needed(2) == 8e9
     assert Memory(3, 2, 1).largest_batch == 0
@@ -47,7 +47,7 @@ def test_the_numbers_that_follow():
     assert record["epochs"] == 6.0 and record["largest_batch"] == 6 and record["memory_needed"] == 8e9
 
 
-def test_the_lines_name_what_people_ask():
+def test_the_lines_of_a_plan():
     text = "\n".join(RUN.lines())
     parts = ["86.0 of 150.0 million", "118,287", "2 x 4 accumulated x 2 processes", "6.00 epochs", "8.0 GB of 20.0 GB"]
     for part in [*parts, "the largest batch that fits is about 6", "24:26:40", "out/model  600 MB"]:
@@ -73,7 +73,7 @@ class Squares(nn.Module):
         return scaled.square().mean()  # stores what is squared
 
 
-def test_what_a_pass_stores_is_counted_and_everything_put_back():
+def test_stored_activations_are_counted_and_everything_is_restored():
     images = [torch.ones(3, 40, 50, dtype=torch.uint8)] * 2
     batch = Batch([Sample(str(index), image, torch.zeros(0, 4)) for index, image in enumerate(images)], [])
     squares, state = Squares(), torch.get_rng_state()
@@ -85,7 +85,7 @@ def test_what_a_pass_stores_is_counted_and_everything_put_back():
     assert torch.equal(squares.norm.running_mean, torch.zeros(1)) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_weights_gradients_and_moments_are_fixed(objective):
+def test_fixed_memory_is_weights_gradients_and_moments(objective):
     whole, last = (memory_of(objective(last=last), 7, processes=ALONE) for last in (None, 1))
     trained = [sum(p.numel() for p in objective(last=last).parameters() if p.requires_grad) for last in (None, 1)]
     assert whole.fixed - last.fixed == 3 * 4 * (trained[0] - trained[1])  # a gradient and two moments, float32
@@ -96,7 +96,7 @@ def test_weights_gradients_and_moments_are_fixed(objective):
     assert spread.fixed == whole.fixed - 4 * 4 * trained[0] // 2
 
 
-def test_measuring_a_distillation_leaves_everything_as_it_was(objective):
+def test_measuring_a_distillation_changes_nothing(objective):
     batch, modules = batch_of((48, 64), (40, 40)), [objective(size=size) for size in (64, 256)]
     module, state = modules[0], torch.get_rng_state()
     before = {name: p.clone() for name, p in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""Runs of several processes: equal to one, together in everything, and never waiting for one that is gone."""
+"""Runs of several processes: equal to one process, refusing together, and not waiting for a lost one."""
 
 import json
 import shutil
@@ -35,37 +35,37 @@ def facts(out: Path) -> dict:
 def test_two_processes_train_as_one_does(distill, two, tmp_path):
     """Two processes with 2 images each see what one process with 4 sees, and average over the union's regions."""
     assert distill("--batch", 4, out="one")[0] == 0
-    statuses, said = two(port=29517)
-    assert statuses == [0, 0], said[0]
+    statuses, output = two(port=29517)
+    assert statuses == [0, 0], output[0]
     ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(theirs) == [1, 2, 3, 4]
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
-    assert said[1].count("step") == 0  # only the first process speaks
+    assert output[1].count("step") == 0  # only the first process speaks
 
 
-def test_two_processes_are_told_how_to_go_on_with_both(two):
-    statuses, said = two(port=29518, kill=[signal.SIGTERM, 2])
-    assert statuses == [143, 143], said[0]
-    assert "\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill --data" in said[0]
-    assert "torchrun" not in said[1]
+def test_two_stopped_processes_print_how_to_resume_both(two):
+    statuses, output = two(port=29518, kill=[signal.SIGTERM, 2])
+    assert statuses == [143, 143], output[0]
+    assert "\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill --data" in output[0]
+    assert "torchrun" not in output[1]
 
 
-def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
+def test_a_refusal_of_the_first_process_ends_all(two, tmp_path):
     (tmp_path / "two" / "model").mkdir(parents=True)
     began = time.monotonic()
-    statuses, said = two("--timeout", 60, port=29519)
-    assert statuses == [2, 2], said
-    assert all("holds model but no config.json" in words and "Traceback" not in words for words in said)
+    statuses, output = two("--timeout", 60, port=29519)
+    assert statuses == [2, 2], output
+    assert all("holds model but no config.json" in words and "Traceback" not in words for words in output)
     assert time.monotonic() - began < 30  # nobody waited for an answer
 
 
-def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
+def test_a_refusal_of_any_process_ends_all(two, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / "cut.png").write_bytes((image_folder / "3.png").read_bytes()[:200])
-    statuses, said = two("--strict", "--timeout", 60, port=29520, data=data)
-    assert statuses == [2, 2], said
-    assert all("image cut.png: " in words and "Traceback" not in words for words in said)
+    statuses, output = two("--strict", "--timeout", 60, port=29520, data=data)
+    assert statuses == [2, 2], output
+    assert all("image cut.png: " in words and "Traceback" not in words for words in output)
 
 
 @pytest.mark.parametrize(
@@ -73,26 +73,30 @@ def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
     [(signal.SIGKILL, "", 29521), (signal.SIGSTOP, "Timed out", 29522), (0, "", 29523)],
     ids=["killed", "stopped", "left with status 0"],
 )
-def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, tmp_path, number, reason, port):
-    statuses, said = two("--timeout", 3, port=port, second={"kill": [number, 3]})
-    assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], said[0]
-    assert "step 4: another process of this run is gone or does not answer (" in said[0] or "step 3: " in said[0], said
-    assert reason in said[0] and "the last checkpoint is of step 2" in said[0] and "Traceback" not in said[0], said[0]
-    assert "To resume, run:\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill" in said[0]
+def test_a_lost_process_ends_the_others_with_the_reason_and_how_to_resume(two, tmp_path, number, reason, port):
+    statuses, output = two("--timeout", 3, port=port, second={"kill": [number, 3]})
+    assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], output[0]
+    assert "step 4: another process of this run is gone or does not answer (" in output[0] or "step 3: " in output[0], (
+        output
+    )
+    assert reason in output[0] and "the last checkpoint is of step 2" in output[0] and "Traceback" not in output[0], (
+        output[0]
+    )
+    assert "To resume, run:\n  torchrun --nproc-per-node 2 -m foveate.cli.main distill" in output[0]
     if number == signal.SIGKILL:
         assert two(port=port + 10)[0] == [0, 0]
         assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
 
 
-def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tmp_path):
+def test_a_run_of_two_processes_is_resumed_by_one_that_accumulates(distill, two, tmp_path):
     """2 processes x 2 images, stopped; then 1 x 2 images x 2 batches: the same 4 images a step."""
     assert distill("--batch", 4, out="one")[0] == 0
     assert two(port=29524, kill=[signal.SIGTERM, 2])[0] == [143, 143]
     assert facts(tmp_path / "two")["position"] == 8
-    status, said = distill("--batch", 2, "--accumulate", 2, out="two")
-    assert status == 0, said
-    assert "resuming with 1 process x 2 images x 2 batches per step, where it was 2 processes x 2 images" in said
-    assert "the same 4 images in every step" in said and "equal to rounding, not to the bit" in said
+    status, output = distill("--batch", 2, "--accumulate", 2, out="two")
+    assert status == 0, output
+    assert "resuming with 1 process x 2 images x 2 batches per step, before 2 processes x 2 images" in output
+    assert "the same 4 images in every step" in output and "equal to rounding, not to the bit" in output
     ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(theirs) == [1, 2, 3, 4]
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
@@ -101,11 +105,11 @@ def test_two_processes_are_gone_on_with_by_one_that_accumulates(distill, two, tm
     assert now["position"] == 16 and (now["config"]["processes"], now["config"]["accumulate"]) == (1, 2)
 
 
-def test_other_images_a_step_are_told_and_the_epoch_shows_each_once(distill, two, tmp_path, image_folder):
+def test_a_change_of_images_per_step_is_reported_and_the_epoch_has_each_once(distill, two, tmp_path, image_folder):
     assert two(port=29525, kill=[signal.SIGTERM, 2])[0] == [143, 143]
-    status, said = distill("--batch", 3, out="two")  # 8 images, then 2 steps of 3
-    assert status == 0 and "from here on 3 images per step instead of 4" in said, said
-    assert "6 more images instead of 8" in said and "To keep 4, use --batch 4 with 1 process." in said
+    status, output = distill("--batch", 3, out="two")  # 8 images, then 2 steps of 3
+    assert status == 0 and "from here on 3 images per step instead of 4" in output, output
+    assert "6 more images instead of 8" in output and "To keep 4, use --batch 4 with 1 process." in output
     assert facts(tmp_path / "two")["position"] == 14
     # which images these are: 8 by two processes, then 12 by one
     config = DistillConfig(data=image_folder, out=tmp_path, batch=2, workers=0)
@@ -117,24 +121,24 @@ def test_other_images_a_step_are_told_and_the_epoch_shows_each_once(distill, two
     assert len(shown) == 10 and set(shown.values()) == {2}  # 20 images are two epochs of 10
 
 
-def test_what_stays_equal_is_told():
+def test_what_stays_equal_is_reported():
     before = Sharing(processes=8, batch=2, accumulate=1)
     assert sharing_lines(before, before, steps=5) == []
     assert "the same 16 images" in str(sharing_lines(before, Sharing(2, 4, 2), steps=5))
-    told = str(sharing_lines(before, Sharing(2, 2, 1), steps=5))
-    assert "4 images per step instead of 16" in told and "20 more images instead of 80" in told
-    assert "--batch 2 --accumulate 4 with 2 processes" in told  # 2 x 2 x 4 = 16
+    text = str(sharing_lines(before, Sharing(2, 2, 1), steps=5))
+    assert "4 images per step instead of 16" in text and "20 more images instead of 80" in text
+    assert "--batch 2 --accumulate 4 with 2 processes" in text  # 2 x 2 x 4 = 16
     assert "16 cannot be kept with 3 processes" in str(sharing_lines(before, Sharing(3, 2, 1), steps=5))
 
 
-def test_the_command_to_go_on_names_all_nodes(monkeypatch):
+def test_the_command_to_resume_has_all_nodes(monkeypatch):
     monkeypatch.setattr("sys.argv", ["foveate", "distill", "--data", "my images"])
     assert resume_command() == "To resume, run:\n  foveate distill --data 'my images'"
     for name, value in {"WORLD_SIZE": 8, "GROUP_WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
-    told = resume_command()
-    assert "on each of the 2 nodes" in told
-    assert "torchrun --nnodes 2 --nproc-per-node 4 -m foveate.cli.main distill --data 'my images'" in told
+    text = resume_command()
+    assert "on each of the 2 nodes" in text
+    assert "torchrun --nnodes 2 --nproc-per-node 4 -m foveate.cli.main distill --data 'my images'" in text
 
 
 def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(
@@ -142,8 +146,8 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
 ):
     flags = ["--validate", image_folder, "--validate-images", 7, "--keep-checkpoints", 1, "--product", "best"]
     flags += ["--save-every", 1, "--steps", 2, "--lr", 30]  # much too fast: the second step overshoots
-    status, said = distill("--batch", 4, *flags, out="one")
-    assert status == 0, said
+    status, output = distill("--batch", 4, *flags, out="one")
+    assert status == 0, output
     assert two(*flags, port=29526)[0] == [0, 0]
     alone, shared = (
         {line["step"]: line["held_out_loss"] for line in lines(tmp_path / name) if line.get("event") == "validation"}
@@ -151,8 +155,8 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
     )
     assert list(alone) == list(shared) == [1, 2]
     assert alone[1] == pytest.approx(shared[1], abs=1e-5)
-    assert f"step 1  held-out loss {alone[1]:.4f}" in said
-    assert alone[1] < alone[2] and "of step 1" in said
+    assert f"step 1  held-out loss {alone[1]:.4f}" in output
+    assert alone[1] < alone[2] and "of step 1" in output
     kept = [path.name for path in list_complete(tmp_path / "one" / "checkpoints")]
     assert kept == ["step_00000001", "step_00000002"]
     raw = load_file(tmp_path / "one" / "checkpoints" / kept[0] / "state.safetensors")
@@ -161,12 +165,12 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
     assert trained and all(torch.equal(product[name], raw[f"parameter/student.model.{name}"]) for name in trained)
 
 
-def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two, tmp_path, image_folder):
+def test_sharded_weights_train_as_whole_ones_and_one_process_resumes(distill, two, tmp_path, image_folder):
     """--fsdp on two processes, stopped after 2 of 4 steps; one process with the same 4 images a step goes on."""
     flags = ["--alpha", 0.5, "--validate", image_folder, "--validate-images", 5]  # 3 for one process, 2 for the other
     assert distill("--batch", 4, *flags, out="one")[0] == 0
-    statuses, said = two("--fsdp", *flags, port=29571, kill=[signal.SIGTERM, 3])
-    assert statuses == [143, 143], said
+    statuses, output = two("--fsdp", *flags, port=29571, kill=[signal.SIGTERM, 3])
+    assert statuses == [143, 143], output
     assert facts(tmp_path / "two")["position"] == 12
     assert distill("--batch", 4, *flags, out="two")[0] == 0
     ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -179,23 +183,23 @@ def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two
     assert held_out[1] == pytest.approx(held_out[0], abs=1e-5)
     one, other = (load_file(tmp_path / out / "model" / "open_clip_model.safetensors") for out in ("one", "two"))
     for name, tensor in one.items():
-        found = other[name].clone()
+        tensors = other[name].clone()
         if name.endswith("in_proj_bias"):  # keys' biases (32 to 63) have no gradient but rounding, which Adam blows up
-            found[32:64] = tensor[32:64]
-        torch.testing.assert_close(found, tensor, rtol=0, atol=2e-5)
+            tensors[32:64] = tensor[32:64]
+        torch.testing.assert_close(tensors, tensor, rtol=0, atol=2e-5)
 
 
-def test_spread_weights_are_measured_though_one_process_begins_without_a_image(two, tmp_path, image_folder):
+def test_sharded_weights_are_measured_if_one_process_starts_without_an_image(two, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / f"{epoch_order(10, seed=0, epoch=0)[1]}.png").write_bytes(b"bad")  # the second process's first
-    statuses, said = two("--fsdp", "--batch", 1, "--dry-run", "--timeout", 5, port=29573, data=data)
-    assert statuses == [0, 0] and "one forward and backward pass took" in said[0], said
+    statuses, output = two("--fsdp", "--batch", 1, "--dry-run", "--timeout", 5, port=29573, data=data)
+    assert statuses == [0, 0] and "one forward and backward pass took" in output[0], output
 
 
-def test_spread_weights_to_the_end_in_bfloat16(two, tmp_path, tiny_model):
-    statuses, said = two("--fsdp", "--precision", "bfloat16", "--checkpointing", "--accumulate", 2, port=29572)
-    assert statuses == [0, 0], said
+def test_sharded_weights_to_the_end_in_bfloat16(two, tmp_path, tiny_model):
+    statuses, output = two("--fsdp", "--precision", "bfloat16", "--checkpointing", "--accumulate", 2, port=29572)
+    assert statuses == [0, 0], output
     product = load_file(tmp_path / "two" / "model" / "open_clip_model.safetensors")
     before = load_file(tiny_model / "open_clip_model.safetensors")
     moved = [name for name in product if not torch.equal(product[name], before[name])]

@@ -1,4 +1,4 @@
-"""Whole runs of `python -m foveate.cli.main distill`: stopped, killed, damaged, continued by the same command."""
+"""Whole runs of `python -m foveate.cli.main distill`: stopped, killed, damaged, resumed by the same command."""
 
 import json
 import shutil
@@ -43,30 +43,30 @@ def assert_same_bits(one: Path, other: Path, *, step: int = 4) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_four_steps_are_two_and_kill_9_and_two_to_the_bit(whole, distill, tmp_path, workers):
+def test_a_run_resumed_after_kill_9_has_the_same_bits(whole, distill, tmp_path, workers):
     # killed in the middle of step 4: step 3 is done but only step 2 is saved
-    status, said = distill("--workers", workers, kill=[signal.SIGKILL, 4])
+    status, output = distill("--workers", workers, kill=[signal.SIGKILL, 4])
     assert status == -signal.SIGKILL
     assert list(losses(tmp_path / "run")) == [1, 2, 3] and not (tmp_path / "run" / "model").exists()
-    status, said = distill("--workers", workers)
-    assert status == 0 and "resuming from step 2 of 4" in said
+    status, output = distill("--workers", workers)
+    assert status == 0 and "resuming from step 2 of 4" in output
     assert_same_bits(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, distill, tmp_path, number, expected, workers):
-    status, said = distill("--workers", workers, kill=[number, 3])  # to the whole group, as Ctrl-C and torchrun do
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(whole, distill, tmp_path, number, expected, workers):
+    status, output = distill("--workers", workers, kill=[number, 3])  # to the whole group, as Ctrl-C and torchrun do
     assert status == expected
     assert (tmp_path / "run" / "checkpoints" / "step_00000003" / "COMPLETE").exists()
-    assert "Stopped after step 3 of 4; saved." in said and "foveate distill --data" in said
+    assert "Stopped after step 3 of 4; saved." in output and "foveate distill --data" in output
     assert distill()[0] == 0
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_decoding_processes_outlive_a_signal_to_the_whole_group(distill):
-    status, said = distill("--steps", 60, "--workers", 2, kill=[signal.SIGTERM, 3])  # they have images left to decode
-    assert status == 143 and "Stopped after step 3 of 60" in said, said
+def test_decoding_processes_ignore_a_signal_to_the_whole_group(distill):
+    status, output = distill("--steps", 60, "--workers", 2, kill=[signal.SIGTERM, 3])  # they have images left to decode
+    assert status == 143 and "Stopped after step 3 of 60" in output, output
 
 
 def events(out: Path) -> list[dict]:
@@ -74,12 +74,12 @@ def events(out: Path) -> list[dict]:
     return [line for line in lines if line.get("event", "plan") != "plan"]
 
 
-def test_a_finished_run_stays_as_it_is_but_for_a_missing_product(whole, distill, tmp_path):
+def test_a_finished_run_only_writes_a_missing_product_again(whole, distill, tmp_path):
     run = tmp_path / "run"
     assert distill()[0] == 0
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]}
-    status, said = distill()
-    assert status == 0 and "finished already, after step 4" in said
+    status, output = distill()
+    assert status == 0 and "finished already, after step 4" in output
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]} == before
     shutil.rmtree(run / "model")
     assert distill()[0] == 0
@@ -87,22 +87,22 @@ def test_a_finished_run_stays_as_it_is_but_for_a_missing_product(whole, distill,
     assert [event["event"] for event in events(run)] == ["end"]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole, distill, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, distill, tmp_path):
     assert distill()[0] == 0
     file = tmp_path / "run" / "checkpoints" / "step_00000004" / "state.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    status, said = distill()
-    assert status == 0 and f"{file}: damaged" in said and "resuming from step 2 of 4" in said
+    status, output = distill()
+    assert status == 0 and f"{file}: damaged" in output and "resuming from step 2 of 4" in output
     assert_same_bits(whole, tmp_path / "run")
 
 
 def test_another_runs_folder_is_refused(distill, tmp_path):
     assert distill()[0] == 0
-    status, said = distill("--lr", 2e-3)
-    assert status == 2 and "holds another run" in said and "lr: there 0.001, here 0.002" in said
-    assert "Traceback" not in said
+    status, output = distill("--lr", 2e-3)
+    assert status == 2 and "holds another run" in output and "lr: there 0.001, here 0.002" in output
+    assert "Traceback" not in output
 
 
 def test_other_weights_behind_the_same_flags_are_refused(distill, tmp_path, tiny_model):
@@ -110,11 +110,11 @@ def test_other_weights_behind_the_same_flags_are_refused(distill, tmp_path, tiny
     record = tmp_path / "run" / "config.json"
     content = json.loads(record.read_text())
     record.write_text(json.dumps({**content, "weights": "0" * 64}))
-    status, said = distill("--steps", 1)
-    assert status == 2 and "weights: there 000" in said
+    status, output = distill("--steps", 1)
+    assert status == 2 and "weights: there 000" in output
 
 
-def test_mixing_is_for_the_product_and_training_goes_on_from_the_raw_student(whole, distill, tmp_path, tiny_model):
+def test_only_the_product_is_mixed_and_training_resumes_from_the_student(whole, distill, tmp_path, tiny_model):
     assert distill("--alpha", 0.25, kill=[signal.SIGKILL, 3])[0] == -signal.SIGKILL
     assert distill("--alpha", 0.25)[0] == 0
     raw, plain = state(tmp_path / "run", 4), state(whole, 4)
@@ -128,7 +128,7 @@ def test_mixing_is_for_the_product_and_training_goes_on_from_the_raw_student(who
     assert moved and all("resblocks" in name for name in moved)
 
 
-def test_bad_images_are_counted_at_the_end_and_strict_stops_at_the_first(distill, tmp_path, image_folder):
+def test_unusable_images_are_counted_and_strict_stops_at_the_first(distill, tmp_path, image_folder):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for image in image_folder.iterdir():
@@ -137,13 +137,13 @@ def test_bad_images_are_counted_at_the_end_and_strict_stops_at_the_first(distill
     (mixed / "empty.png").touch()
     # 12 images in 4 steps of 3: one epoch, each image once; stopped and continued on the way
     distill(data=mixed, kill=[signal.SIGTERM, 2])
-    status, said = distill(data=mixed)
-    assert status == 0 and "images that could not be used: 2" in said
-    assert "  cut.png: " in said and "  empty.png: " in said
+    status, output = distill(data=mixed)
+    assert status == 0 and "images that could not be used: 2" in output
+    assert "  cut.png: " in output and "  empty.png: " in output
     end = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert end["event"] == "end" and sorted(end["bad_images"]) == ["cut.png", "empty.png"]
-    status, said = distill("--strict", out="strict", data=mixed)
-    assert status == 2 and "Traceback" not in said and ("cut.png" in said or "empty.png" in said)
+    status, output = distill("--strict", out="strict", data=mixed)
+    assert status == 2 and "Traceback" not in output and ("cut.png" in output or "empty.png" in output)
 
 
 def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, image_folder):
@@ -152,27 +152,27 @@ def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, image
     last = data / f"{epoch_order(10, seed=0, epoch=0)[9]}.png"  # of step 4, where steps 2 and 4 are saved
     kept = last.read_bytes()
     last.write_bytes(b"bad")
-    status, said = distill("--strict", data=data)
-    assert status == 2 and "strict: the first unreadable image ends the run" in said, said
+    status, output = distill("--strict", data=data)
+    assert status == 2 and "strict: the first unreadable image ends the run" in output, output
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
     last.write_bytes(kept)
-    status, said = distill(data=data)
-    assert status == 0 and "resuming from step 3 of 4" in said, said
+    status, output = distill(data=data)
+    assert status == 0 and "resuming from step 3 of 4" in output, output
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_a_run_that_met_no_good_image_has_no_product(distill, tmp_path):
+def test_a_run_without_a_usable_image_has_no_product(distill, tmp_path):
     (tmp_path / "broken").mkdir()
     for number in range(3):
         (tmp_path / "broken" / f"{number}.png").write_bytes(b"not an image")
     for _ in range(2):  # the same command again must not find a finished run either
-        status, said = distill(data=tmp_path / "broken")
-        assert status == 2 and "none of the 3 of this run could be" in said and "0.png: " in said, said
-        assert "Traceback" not in said and not (tmp_path / "run" / "model").exists()
+        status, output = distill(data=tmp_path / "broken")
+        assert status == 2 and "none of the 3 of this run could be" in output and "0.png: " in output, output
+        assert "Traceback" not in output and not (tmp_path / "run" / "model").exists()
     assert losses(tmp_path / "run") == {}
 
 
-def test_good_images_before_a_stop_count(distill, tmp_path, image_folder):
+def test_usable_images_before_a_stop_count(distill, tmp_path, image_folder):
     """One good image, seen in the first half of the run; the second half, started anew, meets only bad ones."""
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
@@ -184,7 +184,7 @@ def test_good_images_before_a_stop_count(distill, tmp_path, image_folder):
     assert [event["event"] for event in events(tmp_path / "run")] == ["stop", "end"]
 
 
-def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, image_folder):
+def test_ignored_annotations_are_reported_at_the_end(distill, tmp_path, image_folder):
     data = tmp_path / "coco"
     shutil.copytree(image_folder, data / "train2017")
     images = [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in (1, 3, 5, 7)]
@@ -193,20 +193,20 @@ def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, i
     content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}
     (data / "annotations").mkdir()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    status, said = distill("--regions", "boxes", data=data)
-    assert status == 0 and "2 ignored: box is outside the image" in said, said
+    status, output = distill("--regions", "boxes", data=data)
+    assert status == 0 and "2 ignored: box is outside the image" in output, output
     assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box is outside the image": 2}
 
 
 def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_folder):
-    status, said = distill("--steps", 1, data=tmp_path / "typo")
-    assert status == 2 and "typo" in said and not (tmp_path / "run").exists()
-    status, said = distill("--steps", 1, "--regions", "boxes")  # these images have no boxes
-    assert status == 2 and not (tmp_path / "run").exists(), said
+    status, output = distill("--steps", 1, data=tmp_path / "typo")
+    assert status == 2 and "typo" in output and not (tmp_path / "run").exists()
+    status, output = distill("--steps", 1, "--regions", "boxes")  # these images have no boxes
+    assert status == 2 and not (tmp_path / "run").exists(), output
     assert distill("--steps", 1)[0] == 0
 
 
-def test_mistakes_are_messages(distill, tmp_path):
+def test_mistakes_are_reported_as_messages(distill, tmp_path):
     for flags, message in (
         (["--layers", 0], "--layers: must be at least 1"),
         (["--student-size", 60], "Try 64"),
@@ -214,8 +214,8 @@ def test_mistakes_are_messages(distill, tmp_path):
         (["--device", "tpu"], "--device: must be"),
         (["--validate", tmp_path / "typo"], "typo"),
     ):
-        status, said = distill(*flags)
-        assert status == 2 and message in said and "Traceback" not in said, said
+        status, output = distill(*flags)
+        assert status == 2 and message in output and "Traceback" not in output, output
 
 
 def test_a_run_without_a_finite_step_has_no_product(tmp_path):
@@ -223,27 +223,27 @@ def test_a_run_without_a_finite_step_has_no_product(tmp_path):
         require_usable_images(Outcome(step=3, skipped=3), tmp_path)
 
 
-def test_a_disk_that_fills_up_costs_the_checkpoint_that_was_being_written_and_no_other(whole, distill, tmp_path):
+def test_a_full_disk_costs_only_the_checkpoint_being_written(whole, distill, tmp_path):
     assert distill(kill=[signal.SIGTERM, 2])[0] == 143
     saved = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.safetensors"
     before = saved.read_bytes()
-    status, said = distill(largest_file=len(before) // 2)
-    assert status == 2 and "cannot write a checkpoint of" in said and "Traceback" not in said, said
-    assert "then run the same command again" in said
+    status, output = distill(largest_file=len(before) // 2)
+    assert status == 2 and "cannot write a checkpoint of" in output and "Traceback" not in output, output
+    assert "then run the same command again" in output
     assert saved.read_bytes() == before and [path.name for path in saved.parent.parent.iterdir()] == ["step_00000002"]
     assert distill()[0] == 0
     assert_same_bits(whole, tmp_path / "run")
 
 
-def test_a_run_that_explodes_stops_with_the_images_and_may_be_told_to_go_on(distill, tmp_path):
+def test_a_run_that_is_not_finite_stops_with_its_images_or_skips_the_step(distill, tmp_path):
     explode = ["--lr", 1e30, "--save-every", 1]  # the second step and all after it are not finite
-    status, said = distill(*explode)
-    assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in said, said
+    status, output = distill(*explode)
+    assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in output, output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
-    status, said = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
-    assert status == 2 and "step 3: " in said and "the last of 2 such steps in a row" in said, said
-    status, said = distill(*explode, "--nonfinite", "skip")
-    assert status == 0 and "WARNING   3 of 4 steps were skipped" in said and "nonfinite.jsonl" in said, said
+    status, output = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
+    assert status == 2 and "step 3: " in output and "This was skipped step 2 in a row" in output, output
+    status, output = distill(*explode, "--nonfinite", "skip")
+    assert status == 0 and "WARNING   3 of 4 steps were skipped" in output and "nonfinite.jsonl" in output, output
     assert list(losses(tmp_path / "run")) == [1] and events(tmp_path / "run")[-1]["skipped_steps"] == 3
     record = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]
     assert all(len(line["images"]) == 3 for line in record) and {line["step"] for line in record} == {2, 3, 4}

@@ -1,4 +1,4 @@
-"""Runs with all terms and gates: planned, continued to the bit, and what becomes of the gates."""
+"""Runs with all terms and gates: planned, resumed to the bit, and the gates of the product."""
 
 import signal
 from copy import deepcopy
@@ -36,10 +36,10 @@ def three_blocks(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_with_terms_and_gates_goes_on_to_the_bit_and_mixes_its_gates_with_one(distill, three_blocks, tmp_path):
+def test_a_run_with_terms_and_gates_is_resumed_to_the_bit_and_mixes_its_gates(distill, three_blocks, tmp_path):
     flags = ["--model", three_blocks, *TERMS, *GATES, "--alpha", 0.25]
-    status, said = distill(*flags, out="whole")
-    assert status == 0, said
+    status, output = distill(*flags, out="whole")
+    assert status == 0, output
     assert distill(*flags, kill=[signal.SIGKILL, 4])[0] == -signal.SIGKILL
     assert distill(*flags)[0] == 0
     ours, theirs = (
@@ -62,7 +62,7 @@ def test_gates_of_a_product_are_mixed_with_those_it_started_from(three_blocks, t
     assert load(tmp_path / "two").gates.tolist() == [0.25, 1.0, 1.75, 2.5, 3.25, 4.0]
 
 
-def test_gates_are_trained_where_asked_and_never_decayed(three_blocks):
+def test_gates_are_trained_if_requested_and_never_decayed(three_blocks):
     student = load(three_blocks)
     student.gates = [[0.5, 2.0]] * 3
     train_layers(student, head="values3")
@@ -85,6 +85,6 @@ def test_gates_are_trained_where_asked_and_never_decayed(three_blocks):
         (["--correlation-temperature", 0], "--correlation-temperature: must be above 0"),
     ],
 )
-def test_what_cannot_be_is_refused(distill, flags, message):
-    status, said = distill(*flags)
-    assert status == 2 and message in said.replace("\n", " ") and "Traceback" not in said, said
+def test_flags_that_exclude_each_other_are_refused(distill, flags, message):
+    status, output = distill(*flags)
+    assert status == 2 and message in output.replace("\n", " ") and "Traceback" not in output, output

@@ -1,4 +1,4 @@
-"""TensorBoard and the trackers hold the numbers of metrics.jsonl, each step once, and none of them can end a run."""
+"""TensorBoard and the trackers get the numbers of metrics.jsonl, each step once, and cannot end a run."""
 
 import json
 import shutil
@@ -48,9 +48,9 @@ def stand_in(monkeypatch):
     return install
 
 
-def write(out, sinks, *, start, stop, scale=1.0, speak=True):
+def write(out, sinks, *, start, stop, scale=1.0, verbose=True):
     out.mkdir(exist_ok=True)
-    with Log(out / "metrics.jsonl", steps=10, start_step=start, every=2, speak=speak, sinks=sinks) as log:
+    with Log(out / "metrics.jsonl", steps=10, start_step=start, every=2, verbose=verbose, sinks=sinks) as log:
         for done in range(start + 1, stop + 1):
             loss = None if done == 4 else scale * done / 8
             log.step(done, loss=loss, lr=0.5, gradient_norm=2.0, images=4, items=13)
@@ -70,26 +70,26 @@ def points(out) -> list[tuple[int, dict[str, float]]]:
     return [(line["step"], {k: v for k, v in line.items() if k not in ("step", "event")}) for line in kept]
 
 
-def test_tensorboard_has_each_step_once_after_a_kill_and_a_resume(tmp_path):
+def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     write(
         tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=8, scale=3
     )  # what is lost is 3 times as high
     write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=4, stop=10)
-    found = curves(tmp_path / "tensorboard")
-    rate = found.pop("images_per_second")
-    assert found == {
+    recorded = curves(tmp_path / "tensorboard")
+    rate = recorded.pop("images_per_second")
+    assert recorded == {
         "loss": [(2, 0.75), (6, 0.75), (8, 1.0), (10, 1.25)],  # 3 * 2 / 8, then step / 8; step 4 had no items
         "lr": [(step, 0.5) for step in (2, 4, 6, 8, 10)],
         "gradient_norm": [(step, 2.0) for step in (2, 4, 6, 8, 10)],
         "items": [(step, 13.0) for step in (2, 4, 6, 8, 10)],
         "held_out_loss": [(5, 5.0), (10, 10.0)],
     }
-    told = [(step, numbers["images_per_second"]) for step, numbers in points(tmp_path) if "lr" in numbers]
+    rates = [(step, numbers["images_per_second"]) for step, numbers in points(tmp_path) if "lr" in numbers]
     assert [step for step, _ in rate] == [2, 4, 6, 8, 10]
-    assert [value for _, value in rate] == pytest.approx([value for _, value in told], rel=1e-6)
+    assert [value for _, value in rate] == pytest.approx([value for _, value in rates], rel=1e-6)
 
 
-def test_a_run_that_starts_over_leaves_nothing_of_the_first_start(tmp_path):
+def test_a_restarted_run_hides_the_first_start(tmp_path):
     write(tmp_path, [TensorBoard(tmp_path)], start=0, stop=5, scale=3)
     write(tmp_path, [TensorBoard(tmp_path)], start=0, stop=2)
     assert curves(tmp_path)["loss"] == [(2, 0.25)] and curves(tmp_path).get("held_out_loss", []) == []
@@ -105,12 +105,12 @@ def test_a_point_is_on_disk_at_once(tmp_path):
 
 
 def test_a_silent_process_opens_nothing(tmp_path):
-    write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=2, speak=False)
+    write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=2, verbose=False)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "key"), [("wandb", "id"), ("trackio", "name")])
-def test_a_tracker_goes_on_with_the_same_run_and_each_step_once(stand_in, tmp_path, name, key):
+def test_a_tracker_resumes_the_same_run_with_each_step_once(stand_in, tmp_path, name, key):
     module = stand_in(name, key)
     config, out = {"lr": 1e-3}, tmp_path / "b16"
     for start, stop in ((0, 8), (4, 10)):
@@ -135,7 +135,7 @@ def test_two_folders_of_one_name_are_two_runs(stand_in, tmp_path):
         assert [len(run.points) for run in module.runs.values()] == [1, 1]
 
 
-def test_another_tracker_begins_a_run_of_its_own(stand_in, tmp_path):
+def test_another_tracker_starts_a_new_run(stand_in, tmp_path):
     wandb, trackio = stand_in("wandb", "id"), stand_in("trackio", "name")
     write(tmp_path, [Tracker("wandb", tmp_path, config={})], start=0, stop=4)
     write(tmp_path, [Tracker("trackio", tmp_path, config={})], start=2, stop=6)
@@ -144,7 +144,7 @@ def test_another_tracker_begins_a_run_of_its_own(stand_in, tmp_path):
 
 
 class Failing:
-    """A sink that fails where it is told to."""
+    """A sink that fails at the requested call."""
 
     name = "failing"
 
@@ -170,17 +170,17 @@ class Failing:
     ("where", "calls"),
     [("open", ["open"]), ("record", ["open", "record"]), ("close", ["open", *["record"] * 7, "close"])],
 )
-def test_a_sink_that_fails_is_named_once_and_left_out(tmp_path, capsys, where, calls):
+def test_a_sink_that_fails_is_reported_once_and_not_used_again(tmp_path, capsys, where, calls):
     failing, board = Failing(where), TensorBoard(tmp_path / "tensorboard")
     write(tmp_path, [failing, board], start=0, stop=10)
     assert failing.calls == calls
-    said = capsys.readouterr().err
-    assert said.count("failing failed (OSError: no space left); going on without it") == 1
+    output = capsys.readouterr().err
+    assert output.count("failing failed (OSError: no space left) and is not used any more") == 1
     assert [step for step, _ in points(tmp_path)] == [2, 4, 5, 6, 8, 10, 10]
     assert [step for step, _ in curves(tmp_path / "tensorboard")["lr"]] == [2, 4, 6, 8, 10]  # the other sink heard all
 
 
-def test_tensorboard_may_lose_its_folder_on_the_way(tmp_path, capsys, monkeypatch):
+def test_tensorboard_may_lose_its_folder_during_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda args: None)  # its writing thread dies too
     folder, before = tmp_path / "tensorboard", set(threading.enumerate())
     with Log(tmp_path / "metrics.jsonl", steps=40, every=1, sinks=[TensorBoard(folder)]) as log:
@@ -194,24 +194,24 @@ def test_tensorboard_may_lose_its_folder_on_the_way(tmp_path, capsys, monkeypatc
     assert [step for step, _ in points(tmp_path)] == list(range(1, 41))
 
 
-def test_tensorboard_may_have_no_place_to_begin_with(tmp_path, capsys):
+def test_tensorboard_may_have_no_folder_at_the_start(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("not a folder")
     write(tmp_path, [TensorBoard(tmp_path / "tensorboard")], start=0, stop=10)
     assert capsys.readouterr().err.count("tensorboard failed (") == 1
     assert len(points(tmp_path)) == 7
 
 
-def test_a_tracker_that_never_finishes_is_left_behind(stand_in, tmp_path, capsys, monkeypatch):
+def test_a_tracker_that_never_finishes_is_abandoned(stand_in, tmp_path, capsys, monkeypatch):
     stand_in("wandb", "id")
     released = threading.Event()
     monkeypatch.setattr(Run, "finish", lambda self: released.wait())
-    monkeypatch.setattr(trackers, "PATIENCE", 0.05)
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
     write(tmp_path, [Tracker("wandb", tmp_path, config={})], start=0, stop=2)
     released.set()
     assert "wandb failed (TimeoutError: it has not sent everything after 0.05 s)" in capsys.readouterr().err
 
 
-def test_what_a_tracker_says_at_its_end_is_heard(stand_in, tmp_path, capsys, monkeypatch):
+def test_an_error_of_a_tracker_at_its_end_is_reported(stand_in, tmp_path, capsys, monkeypatch):
     stand_in("wandb", "id")
 
     def finish(self) -> None:
@@ -222,14 +222,14 @@ def test_what_a_tracker_says_at_its_end_is_heard(stand_in, tmp_path, capsys, mon
     assert "wandb failed (ConnectionError: no network)" in capsys.readouterr().err
 
 
-def test_a_damaged_track_file_is_named(stand_in, tmp_path, capsys):
+def test_a_damaged_track_file_is_reported(stand_in, tmp_path, capsys):
     module = stand_in("wandb", "id")
     (tmp_path / "track.json").write_text('{"id": ')
     write(tmp_path, [Tracker("wandb", tmp_path, config={})], start=0, stop=2)
     assert "track.json: must have tracker, id and step" in capsys.readouterr().err and not module.runs
 
 
-def test_the_flags_choose(tmp_path):
+def test_the_flags_choose_the_sinks(tmp_path):
     def chosen(tensorboard, track):
         return [sink.name for sink in choose_sinks(tmp_path, tensorboard=tensorboard, track=track, config={})]
 
@@ -239,7 +239,7 @@ def test_the_flags_choose(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_package_that_is_not_there_is_told_before_anything_is_written(
+def test_a_missing_package_is_reported_before_anything_is_written(
     tmp_path, image_folder, tiny_model, monkeypatch, name
 ):
     monkeypatch.setitem(sys.modules, name, None)  # what an import looks like where there is no such package

@@ -1,4 +1,4 @@
-"""Two gloo processes see the gradient one process would see with all the images: averaged over all regions."""
+"""Two gloo processes compute the gradient of one process with all the images: averaged over all regions."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ def run(zygote, tiny_model, tmp_path):
         for rank in range(size):
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": 29531}
             environment = {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
-            said = tmp_path / f"said_{mode}_{rank}_of_{size}.txt"
-            processes.append(zygote.start(said, arguments, script=SCRIPT, environment=environment))
-        assert [zygote.wait(process) for process in processes] == [0] * size, said.read_text()
+            output = tmp_path / f"output_{mode}_{rank}_of_{size}.txt"
+            processes.append(zygote.start(output, arguments, script=SCRIPT, environment=environment))
+        assert [zygote.wait(process) for process in processes] == [0] * size, output.read_text()
         return [tmp_path / f"{mode}_{rank}_of_{size}" for rank in range(size)]
 
     return start

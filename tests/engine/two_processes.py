@@ -1,4 +1,4 @@
-"""Run by test_two_processes.py as one process of a run: distils for a step and writes down its gradients."""
+"""Run by test_two_processes.py as one process of a run: distils for a step and saves its gradients."""
 
 import sys
 from copy import deepcopy
@@ -11,10 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 import foveate.engine.fit as fit_module
 from foveate.clip.load import load
 from foveate.engine.distributed import joined
-from foveate.engine.fit import fit
+from foveate.engine.fit import Saving, Update, fit
 from foveate.engine.log import Log
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
+from foveate.objectives.correlation import Correlation
+from foveate.objectives.keep import CropKeeping
 from foveate.types import Batch, Sample
 
 
@@ -70,7 +72,7 @@ def main(model: str, out: str, mode: str) -> None:
         for number, parameter in enumerate(student.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     train_layers(student)
-    terms = {"keep": 1.0, "keep_crops": 2, "correlation": 1.0} if mode.startswith("terms") else {}
+    terms = {"keep": CropKeeping(1.0, max_crops=2), "correlation": Correlation(1.0)} if mode.startswith("terms") else {}
     objective = (Broken if mode == "broken" else ClipSelf)(student, teacher, student_size=32, **terms)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = Recorder(trained)
@@ -89,14 +91,12 @@ def main(model: str, out: str, mode: str) -> None:
                     objective,
                     parts,
                     optimizer,
-                    accumulate=len(parts),
                     count=count_regions,
-                    learning_rate=lambda step: 1.0,
+                    update=Update(lambda step: 1.0, accumulate=len(parts)),
                     steps=1,
+                    saving=Saving(folder if processes.size == 1 else Path(out) / mode, every=1),
                     processes=processes,
                     log=log,
-                    checkpoints=folder if processes.size == 1 else Path(out) / mode,
-                    save_every=1,
                 )
             except InputError as error:
                 (folder / "refused.txt").write_text(str(error))

@@ -26,6 +26,7 @@ from foveate.clip.model import Clip
 from foveate.clip.tower import Windows
 from foveate.export import write
 from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.student import Execution
 from foveate.types import Batch, Sample
 
 FAMILIES = ("vit", "eva", "rn", "siglip")
@@ -83,7 +84,9 @@ def trained(family: str) -> dict[str, float]:
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.mul_(1.1)  # away from the teacher
-        objective = ClipSelf(student, twin(family), student_size=64, compiled=compiles, tokens="valid")
+        objective = ClipSelf(
+            student, twin(family), student_size=64, execution=Execution(compiled=compiles), tokens="valid"
+        )
         losses = [objective(batch) for batch in batches]
         torch.stack(losses).sum().backward()
         found.append([*losses, *(p.grad for p in student.parameters() if p.grad is not None)])

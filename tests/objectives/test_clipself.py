@@ -1,4 +1,4 @@
-"""The loss against a slow reading of Sec. 3.2, one region at a time; what is trained; gradients over processes."""
+"""The loss against a slow implementation of Sec. 3.2, one region at a time; what is trained; gradients."""
 
 from copy import deepcopy
 
@@ -17,6 +17,8 @@ from foveate.clip.precision import low_precision_copies
 from foveate.engine.optim import build_optimizer, take_step
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
+from foveate.objectives.correlation import Correlation
+from foveate.objectives.student import Execution
 from foveate.types import BadSample, Batch, Sample
 
 TINY_VIT = {
@@ -110,15 +112,14 @@ def test_the_loss_is_the_mean_over_all_regions_of_the_batch(pair, pad):
 
 
 @torch.no_grad()
-def test_images_do_not_mix_and_the_chunk_does_not_matter(pair):
+def test_the_loss_depends_neither_on_other_images_nor_on_the_crops_per_pass(pair):
     wide, tall = two_samples().samples
     objective = ClipSelf(*pair, student_size=64)
     together = objective(Batch([wide, tall], []))
     alone = [objective(Batch([sample], [])) for sample in (wide, tall)]
     torch.testing.assert_close(together, (3 * alone[0] + 1 * alone[1]) / 4, rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        ClipSelf(*pair, student_size=64, chunk=1)(Batch([wide, tall], [])), together, rtol=0, atol=1e-6
-    )
+    objective.crops_per_pass = 1
+    torch.testing.assert_close(objective(Batch([wide, tall], [])), together, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -150,7 +151,7 @@ def test_a_batch_without_regions_is_a_zero_that_reaches_every_trained_parameter(
     assert count_regions(two_samples()) == 4
 
 
-def test_a_image_without_regions_changes_nothing_beside_others(pair):
+def test_an_image_without_regions_does_not_change_the_loss(pair):
     objective = ClipSelf(*pair, student_size=64)
     empty = Sample("empty", smooth_image(32, 32, seed=0), torch.zeros(0, 4))
     with torch.no_grad():
@@ -171,18 +172,18 @@ def moved(student: Clip, teacher: Clip, *, last: int | None = None, head="value"
     return {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-def test_only_blocks_move(pair):
+def test_only_blocks_are_trained(pair):
     names = moved(*pair)
     blocks = {name for name in pair[0].state_dict() if ".resblocks." in name and ".visual." in name}
     assert names == blocks
 
 
-def test_only_the_last_k_blocks_move(pair):
+def test_only_the_last_blocks_are_trained(pair):
     names = moved(*pair, last=1)
     assert names and all("visual.transformer.resblocks.2." in name for name in names)
 
 
-def test_queries_and_keys_of_the_last_block_stand_still_to_the_bit(pair):
+def test_queries_and_keys_of_the_last_block_do_not_change(pair):
     student, teacher = pair
     weight = student.visual.transformer.resblocks[2].attn.in_proj_weight
     bias = student.visual.transformer.resblocks[2].attn.in_proj_bias
@@ -215,7 +216,7 @@ def test_an_eva_tower_trains_without_the_last_queries_and_keys():
 
 
 @pytest.mark.parametrize("last", [0, -1, 4])
-def test_a_number_of_blocks_that_is_not_there_is_refused(pair, last):
+def test_a_wrong_number_of_blocks_is_refused(pair, last):
     with pytest.raises(InputError, match=f"must be 1 to 3, the blocks of tiny; got {last}"):
         train_layers(pair[0], last)
 
@@ -265,7 +266,7 @@ def test_checkpointing_changes_no_bit_and_saves_less(pair):
     train_layers(student)
     plain = ClipSelf(student, teacher, student_size=64)
     kept, expected = saved_bytes(plain, two_samples()), gradients(plain, two_samples())
-    again = ClipSelf(student, teacher, student_size=64, checkpointing=True)
+    again = ClipSelf(student, teacher, student_size=64, execution=Execution(checkpointing=True))
     assert saved_bytes(again, two_samples()) < 0.7 * kept
     found = gradients(again, two_samples())
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
@@ -293,7 +294,7 @@ def test_bfloat16_copies_give_float32_gradients_near_the_exact_ones(pair, checkp
     train_layers(student)
     exact = ClipSelf(student, teacher, student_size=64)
     expected, loss = gradients(exact, two_samples()), exact(two_samples()).item()
-    low = ClipSelf(student, teacher, student_size=64, low_precision=True, checkpointing=checkpointing)
+    low = ClipSelf(student, teacher, student_size=64, execution=Execution(True, checkpointing=checkpointing))
     found = gradients(low, two_samples())
     assert found.keys() == expected.keys()
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
@@ -332,7 +333,7 @@ def test_valid_tokens_of_a_square_image_are_all_tokens(pair):
         torch.testing.assert_close(valid[name], gradient, rtol=0, atol=1e-6)
 
 
-def test_padding_is_not_seen_among_valid_tokens(pair):
+def test_valid_tokens_do_not_depend_on_the_padding(pair):
     """White padding instead of zeros changes the loss over all tokens, and not the loss over the valid ones."""
     batch = Batch([Sample("wide", smooth_image(40, 80, seed=3), torch.tensor([[3.0, 4, 30, 31]]))], [])
     losses = {
@@ -344,7 +345,7 @@ def test_padding_is_not_seen_among_valid_tokens(pair):
     assert abs(losses["all", "zero"] - losses["all", "black"]) > 1e-5
 
 
-def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
+def test_frozen_parameters_get_no_gradient_in_bfloat16_either(pair):
     student = pair[0]
     train_layers(student)
     copies = low_precision_copies(student.visual)
@@ -353,7 +354,7 @@ def test_what_is_frozen_costs_no_gradient_in_bfloat16_either(pair):
     assert any(flags.values()) and not all(flags.values())
 
 
-def test_what_would_change_nothing_in_a_residual_network_is_refused():
+def test_flags_without_effect_on_a_residual_network_are_refused():
     tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
     shape = {**TINY_VIT["model_cfg"], "vision_cfg": tower}
     config = {"model_cfg": shape, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.3, 0.3, 0.3]}}
@@ -361,18 +362,18 @@ def test_what_would_change_nothing_in_a_residual_network_is_refused():
     ClipSelf(one, one, student_size=64)
     for flag in ("compiled", "checkpointing"):
         with pytest.raises(InputError, match="RN tiny is a residual network and has none"):
-            ClipSelf(one, one, student_size=64, **{flag: True})
+            ClipSelf(one, one, student_size=64, execution=Execution(**{flag: True}))
 
 
 def test_a_head_that_the_teacher_cannot_have_is_refused_before_the_first_step(pair):
     student, teacher = pair
     teacher.visual.transformer.resblocks = teacher.visual.transformer.resblocks[:2]  # of three blocks
-    ClipSelf(student, teacher, student_size=64, correlation_head="values3")  # not looked at
+    ClipSelf(student, teacher, student_size=64)  # without the term it has none
     with pytest.raises(InputError, match=r"values3 is not defined here: it needs 3 attention blocks, .* has 2"):
-        ClipSelf(student, teacher, student_size=64, correlation=1.0, correlation_head="values3")
+        ClipSelf(student, teacher, student_size=64, correlation=Correlation(1.0, head="values3"))
 
 
-def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
+def test_no_gradient_is_computed_for_frozen_parameters(pair, monkeypatch):
     student, copied, copy = pair[0], [], torch._foreach_copy_
 
     def watched(to, of):
@@ -381,7 +382,7 @@ def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
 
     monkeypatch.setattr(torch, "_foreach_copy_", watched)
     train_layers(student, 1)
-    ClipSelf(*pair, student_size=32, low_precision=True)(two_samples()).backward()
+    ClipSelf(*pair, student_size=32, execution=Execution(low_precision=True))(two_samples()).backward()
     every = [parameter.numel() for parameter in student.visual.parameters()]
     trained = [parameter.numel() for parameter in student.visual.parameters() if parameter.requires_grad]
     assert sum(copied) == sum(every) + sum(trained)  # to bfloat16, and the gradients back
@@ -389,14 +390,14 @@ def test_no_gradient_is_made_up_for_what_is_frozen(pair, monkeypatch):
 
 
 @pytest.mark.parametrize("low_precision", [False, True])
-def test_a_blocks_gradients_are_ready_before_the_backward_pass_is_through(pair, low_precision):
+def test_gradients_of_a_block_are_ready_during_the_backward_pass(pair, low_precision):
     """So that processes can exchange them meanwhile: the middle block's come before the first one's are begun."""
     student, teacher = pair
     train_layers(student)
     first, middle, _ = tower_stages(student.visual)
     order = []
     middle.mlp.c_fc.weight.register_post_accumulate_grad_hook(lambda _: order.append("middle is ready"))
-    objective = ClipSelf(student, teacher, student_size=64, low_precision=low_precision)
+    objective = ClipSelf(student, teacher, student_size=64, execution=Execution(low_precision=low_precision))
     run = student.run_block
 
     def watched(tower, block, tokens, *rest):

@@ -1,4 +1,4 @@
-"""The term over which places are alike: against loops over pairs of places, and what it leaves alone."""
+"""The correlation term: against loops over pairs of locations, and which parameters it trains."""
 
 import math
 from copy import deepcopy
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from foveate.clip.model import Clip
 from foveate.objectives.clipself import ClipSelf, train_layers
-from foveate.objectives.correlation import correlation_losses
+from foveate.objectives.correlation import Correlation, correlation_losses
+from foveate.objectives.student import Execution
 from foveate.ops.resample import square_input
 from foveate.types import Batch, Sample
 
@@ -69,30 +70,30 @@ def test_the_losses_are_a_loop_over_pairs(temperature):
     draw = torch.Generator().manual_seed(0)
     student, teacher = (F.normalize(torch.randn(2, 6, 4, 5, generator=draw), dim=1) for _ in range(2))
     grids = [(4, 5), (2, 3)]
-    found = correlation_losses(student, teacher, grids=grids, temperature=temperature)
+    losses = correlation_losses(student, teacher, grids=grids, temperature=temperature)
     pairs = zip(student, teacher, grids, strict=True)
-    wanted = [slow(a[:, :h, :w], b[:, :h, :w], temperature=temperature) for a, b, (h, w) in pairs]
-    assert found.tolist() == pytest.approx(wanted, rel=1e-3) and min(wanted) > 0.01
+    expected = [slow(a[:, :h, :w], b[:, :h, :w], temperature=temperature) for a, b, (h, w) in pairs]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-3) and min(expected) > 0.01
     assert correlation_losses(teacher, teacher, grids=grids, temperature=temperature).abs().max() < 1e-6
 
 
-def test_many_places_are_averaged_over_cells():
+def test_many_locations_are_averaged_over_cells():
     """28 x 3 tokens are 14 x 3 cells of two tokens each, so a map of doubled rows is the map of single ones."""
     draw = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(1, 6, 14, 3, generator=draw) for _ in range(2))
     double = [one.repeat_interleave(2, dim=2) for one in (student, teacher)]
-    found = correlation_losses(*double, grids=[(28, 3)], temperature=0.1)
-    torch.testing.assert_close(found, correlation_losses(student, teacher, grids=[(14, 3)], temperature=0.1))
+    losses = correlation_losses(*double, grids=[(28, 3)], temperature=0.1)
+    torch.testing.assert_close(losses, correlation_losses(student, teacher, grids=[(14, 3)], temperature=0.1))
 
 
 @pytest.mark.parametrize("tokens", ["all", "valid"])
 @torch.no_grad()
-def test_images_count_by_their_regions_and_padding_does_not(pair, tokens):
+def test_images_are_weighted_by_their_regions_and_padding_is_ignored(pair, tokens):
     """3 regions and 1 region: 3/4 of the one image's loss and 1/4 of the other's."""
     settings = {"student_size": 64, "tokens": tokens}
     plain = ClipSelf(*pair, **settings)(batch()).item()
-    both = ClipSelf(*pair, **settings, correlation=2.0, correlation_temperature=0.2)(batch()).item()
-    wanted = 0.0
+    both = ClipSelf(*pair, **settings, correlation=Correlation(2.0, temperature=0.2))(batch()).item()
+    expected = 0.0
     for one, share, (h, w) in zip(batch().samples, (0.75, 0.25), ((6, 8), (8, 5)), strict=True):
         square = square_input(one.image, size=64, mean=pair[0].mean, std=pair[0].std)[None]
         seen = square[:, :, : 8 * h, : 8 * w] if tokens == "valid" else square
@@ -101,21 +102,22 @@ def test_images_count_by_their_regions_and_padding_does_not(pair, tokens):
             clip.encode_dense(seen, head=head, frame=frame)[0, :, :h, :w]
             for clip, head in zip(pair, ("value", "naclip"), strict=True)
         )
-        wanted += share * slow(ours, theirs, temperature=0.2)
-    assert wanted > 0.01 and both - plain == pytest.approx(2 * wanted, rel=1e-3)
+        expected += share * slow(ours, theirs, temperature=0.2)
+    assert expected > 0.01 and both - plain == pytest.approx(2 * expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("low_precision", [False, True])
-def test_it_trains_what_is_trained_without_it(pair, low_precision):
+def test_the_term_trains_the_same_parameters(pair, low_precision):
     partly = train_layers(pair[0])
     assert len(partly) == 1
-    found = []
-    for weight in (0.0, 1.0):
-        objective = ClipSelf(*pair, student_size=64, correlation=weight, low_precision=low_precision)
+    gradients = []
+    execution = Execution(low_precision=low_precision)
+    for correlation in (None, Correlation(1.0)):
+        objective = ClipSelf(*pair, student_size=64, correlation=correlation, execution=execution)
         objective.zero_grad()
         objective(batch()).backward()
-        found.append({name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None})
-    plain, both = found
+        gradients.append({name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None})
+    plain, both = gradients
     assert plain.keys() == both.keys() and all(name.startswith("student.") for name in both)
     assert any(not torch.equal(plain[name], both[name]) for name in both)
     weight = both["student.model.visual.transformer.resblocks.2.attn.in_proj_weight"]

@@ -12,6 +12,7 @@ from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.objectives.clipself import train_layers
 from foveate.objectives.image_text import ImageText, clamp_scale, contrastive_loss
+from foveate.objectives.student import Execution
 from foveate.ops.resample import square_inputs
 from foveate.types import BadSample, Batch, Sample
 
@@ -30,7 +31,7 @@ def slow_loss(images: list[list[float]], texts: list[list[float]], captions: lis
     return total / (2 * count)
 
 
-def test_it_is_its_definition_with_equal_captions_as_positives() -> None:
+def test_the_loss_is_its_definition_with_equal_captions_as_positives() -> None:
     generator = torch.Generator().manual_seed(0)
     images = F.normalize(torch.randn(6, 4, generator=generator), dim=1)
     texts = F.normalize(torch.randn(6, 4, generator=generator), dim=1)
@@ -39,7 +40,7 @@ def test_it_is_its_definition_with_equal_captions_as_positives() -> None:
     assert abs(loss.item() - slow_loss(images.tolist(), texts.tolist(), captions.tolist(), 5.0)) < 1e-5
 
 
-def test_all_captions_different_is_clips_own_loss() -> None:
+def test_with_different_captions_the_loss_is_clips() -> None:
     generator = torch.Generator().manual_seed(1)
     images = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
     texts = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
@@ -105,7 +106,7 @@ def test_the_objective_embeds_each_padded_square_and_its_caption(student):
         assert abs(ImageText(student, student_size=64)(batch).item() - expected) < 1e-4
 
 
-def test_it_reaches_the_last_queries_and_keys_and_nothing_of_the_text_tower(student):
+def test_gradients_reach_the_last_queries_and_keys_but_not_the_text_tower(student):
     objective = ImageText(student, student_size=64)
     objective(pairs()).backward()
     for name, parameter in objective.named_parameters():
@@ -119,7 +120,7 @@ def test_it_reaches_the_last_queries_and_keys_and_nothing_of_the_text_tower(stud
 def test_checkpointing_changes_no_bit_and_bfloat16_little(student, tiny):
     def gradients(**settings) -> dict[str, torch.Tensor]:
         clip = deepcopy(student, {id(tiny.tokenizer): tiny.tokenizer})
-        objective = ImageText(clip, student_size=64, **settings)
+        objective = ImageText(clip, student_size=64, execution=Execution(**settings))
         objective(pairs()).backward()
         return {name: p.grad for name, p in clip.named_parameters() if p.grad is not None}
 

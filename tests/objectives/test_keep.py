@@ -1,4 +1,4 @@
-"""The term that keeps the image embedding: against a loop over single crops, and what it trains and leaves alone."""
+"""The term that preserves the image embedding: against a loop over single crops, and what it trains."""
 
 from copy import deepcopy
 
@@ -11,6 +11,8 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
+from foveate.objectives.keep import CropKeeping
+from foveate.objectives.student import Execution
 from foveate.ops.resample import crop_and_resize, normalize
 from foveate.types import Batch, Sample
 
@@ -68,16 +70,18 @@ def slow(student: Clip, teacher: Clip, batch: Batch, *, most: int) -> float:
 @torch.no_grad()
 def test_the_term_is_a_loop_over_crops(pair, tokens, most):
     plain = ClipSelf(*pair, student_size=64, tokens=tokens)(batch()).item()
-    both = ClipSelf(*pair, student_size=64, tokens=tokens, keep=3.0, keep_crops=most)(batch()).item()
-    wanted = slow(*pair, batch(), most=most)
-    assert wanted > 0.01 and both - plain == pytest.approx(3 * wanted, abs=1e-5)
-    assert abs(slow(*pair, batch(), most=9 if most == 2 else 2) - wanted) > 1e-4  # so that the number can be told
+    both = ClipSelf(*pair, student_size=64, tokens=tokens, keep=CropKeeping(3.0, max_crops=most))(batch()).item()
+    expected = slow(*pair, batch(), most=most)
+    assert expected > 0.01 and both - plain == pytest.approx(3 * expected, abs=1e-5)
+    assert abs(slow(*pair, batch(), most=9 if most == 2 else 2) - expected) > 1e-4  # so that the limit matters
 
 
 @torch.no_grad()
-def test_equal_towers_have_nothing_to_keep(pair):
+def test_the_term_of_equal_towers_is_zero(pair):
     teacher = pair[1]
-    plain, both = (ClipSelf(deepcopy(teacher), teacher, student_size=64, keep=keep)(batch()) for keep in (0.0, 1.0))
+    plain, both = (
+        ClipSelf(deepcopy(teacher), teacher, student_size=64, keep=keep)(batch()) for keep in (None, CropKeeping(1.0))
+    )
     torch.testing.assert_close(plain, both, rtol=0, atol=1e-6)
 
 
@@ -87,16 +91,17 @@ def gradients(objective: ClipSelf, batch: Batch) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in objective.student.named_parameters() if p.grad is not None}
 
 
-WAYS = [{}, {"checkpointing": True}, {"low_precision": True}, {"low_precision": True, "checkpointing": True}]
+WAYS = [Execution(low_precision=low, checkpointing=again) for low in (False, True) for again in (False, True)]
 
 
 @pytest.mark.parametrize("head", ["value", "values3", "attention"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "+".join(way) or "plain")
-def test_it_trains_what_is_trained_without_it(pair, head: Head, way):
+@pytest.mark.parametrize("way", WAYS, ids=["plain", "checkpointing", "low precision", "both"])
+def test_the_term_trains_the_same_parameters(pair, head: Head, way):
     """Every parameter CLIPSelf trains, in a batch without regions too; of the last block's queries and keys nothing."""
     train_layers(pair[0], head=head)
     plain, both = (
-        gradients(ClipSelf(*pair, student_size=64, head=head, keep=keep, **way), batch()) for keep in (0.0, 1.0)
+        gradients(ClipSelf(*pair, student_size=64, head=head, keep=keep, execution=way), batch())
+        for keep in (None, CropKeeping(1.0))
     )
     assert plain.keys() == both.keys()
     assert all(gradient.dtype == torch.float32 for gradient in both.values())
@@ -104,25 +109,27 @@ def test_it_trains_what_is_trained_without_it(pair, head: Head, way):
     for kind in ("weight", "bias"):  # width 32: rows 0 to 63 are queries and keys
         assert both[last + kind][:64].any() == (head == "attention")
         assert (both[last + kind][64:] != plain[last + kind][64:]).any()
-    empty = gradients(ClipSelf(*pair, student_size=64, head=head, keep=1.0, **way), Batch([sample(2, 0)], []))
+    objective = ClipSelf(*pair, student_size=64, head=head, keep=CropKeeping(1.0), execution=way)
+    empty = gradients(objective, Batch([sample(2, 0)], []))
     assert empty.keys() == both.keys() and not any(gradient.any() for gradient in empty.values())
 
 
 @pytest.mark.parametrize("head", ["value", "values3"])
-def test_other_ways_give_the_same_gradients(pair, head: Head):
+def test_gradients_do_not_depend_on_the_execution(pair, head: Head):
     train_layers(pair[0], head=head)
     exact, again, low = (
-        gradients(ClipSelf(*pair, student_size=64, head=head, keep=1.0, **way), batch()) for way in (*WAYS[:2], WAYS[3])
+        gradients(ClipSelf(*pair, student_size=64, head=head, keep=CropKeeping(1.0), execution=way), batch())
+        for way in (*WAYS[:2], WAYS[3])
     )
     assert all(torch.equal(exact[name], again[name]) for name in exact)
     ours, theirs = (torch.cat([one[name].flatten() for name in exact]) for one in (low, exact))
     assert F.cosine_similarity(ours, theirs, dim=0) > 0.999
 
 
-def test_descent_on_the_term_brings_the_image_embedding_back(pair):
+def test_descent_on_the_term_restores_the_image_embedding(pair):
     student, teacher = pair
     train_layers(student)
-    objective = ClipSelf(student, teacher, student_size=64, keep=100.0)
+    objective = ClipSelf(student, teacher, student_size=64, keep=CropKeeping(100.0))
     before = slow(*pair, batch(), most=4)
     for _ in range(5):
         for name, gradient in gradients(objective, batch()).items():
@@ -130,8 +137,8 @@ def test_descent_on_the_term_brings_the_image_embedding_back(pair):
     assert slow(*pair, batch(), most=4) < 0.8 * before
 
 
-def test_a_teacher_of_other_images_is_refused(pair):
+def test_a_teacher_with_other_inputs_is_refused(pair):
     other = clip_of({**SHAPE, "vision_cfg": {**SHAPE["vision_cfg"], "image_size": 48}})
     ClipSelf(pair[0], other, student_size=64)
     with pytest.raises(InputError, match=r"--keep: student and teacher must take the same images .* got \(32, .*48"):
-        ClipSelf(pair[0], other, student_size=64, keep=1.0)
+        ClipSelf(pair[0], other, student_size=64, keep=CropKeeping(1.0))

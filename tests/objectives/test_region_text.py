@@ -1,4 +1,4 @@
-"""Region-text supervision against a slow loop; what is compared with what; who learns."""
+"""Region-text supervision against a slow loop; the drawn classes; what is trained."""
 
 import math
 from copy import deepcopy
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
-from foveate.objectives.region_text import RegionText, draw_columns, pseudo_labels, region_text_loss
+from foveate.objectives.region_text import RegionText, draw_classes, pseudo_labels, region_text_loss
 from foveate.types import Batch, Sample
 
 
@@ -37,7 +37,7 @@ def slow_loss(regions: list, nouns: list, labels: list[int], columns: list[int],
     return total / len(regions)
 
 
-def test_the_loss_is_a_sum_over_columns_and_a_mean_over_regions():
+def test_the_loss_is_a_sum_over_classes_and_a_mean_over_regions():
     regions, nouns, labels = rows(5, 4, seed=0), rows(9, 4, seed=1), torch.tensor([3, 3, 0, 8, 1])
     columns, counts = torch.tensor([0, 1, 3, 8, 5, 2, 7]), torch.tensor([True] * 5 + [False] * 2)
     loss = region_text_loss(regions, nouns[columns], labels[:, None] == columns, counts, scale=torch.tensor(6.0))
@@ -45,7 +45,7 @@ def test_the_loss_is_a_sum_over_columns_and_a_mean_over_regions():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_where_all_classes_are_columns_the_whole_is_the_slow_loop():
+def test_with_all_classes_drawn_the_loss_is_the_slow_loop():
     regions, crops, nouns = rows(6, 4, seed=2), rows(6, 4, seed=3), rows(7, 4, seed=4)
     labels = [max(range(7), key=lambda k: float(crop @ nouns[k])) for crop in crops]
     loss = RegionText(nouns, scale=3.0)(regions, crops)
@@ -53,37 +53,37 @@ def test_where_all_classes_are_columns_the_whole_is_the_slow_loop():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_columns_are_the_classes_present_and_random_others_up_to_the_number(seed):
+def test_drawn_classes_are_those_present_and_random_others_up_to_the_number(seed):
     torch.manual_seed(seed)
     labels = torch.randint(0, 1000, (40,))
-    chosen, counts = draw_columns(labels, classes=1000, columns=100)
+    chosen, counts = draw_classes(labels, count=1000, min_classes=100)
     columns = chosen[counts].tolist()
     assert set(labels.tolist()) <= set(columns) and len(columns) == len(set(columns)) == 100
-    others, _ = draw_columns(labels, classes=1000, columns=100)
-    assert set(chosen.tolist()) != set(others.tolist())  # drawn anew
+    others, _ = draw_classes(labels, count=1000, min_classes=100)
+    assert set(chosen.tolist()) != set(others.tolist())  # drawn again
     torch.manual_seed(seed)
     torch.randint(0, 1000, (40,))
-    assert torch.equal(draw_columns(labels, classes=1000, columns=100)[0], chosen)  # from the global generator
+    assert torch.equal(draw_classes(labels, count=1000, min_classes=100)[0], chosen)  # from the global generator
 
 
-def test_others_are_drawn_evenly():
+def test_other_classes_are_drawn_evenly():
     torch.manual_seed(0)
     labels, counted = torch.tensor([0, 0]), torch.zeros(10)
     for _ in range(3000):
-        chosen, counts = draw_columns(labels, classes=10, columns=4)
+        chosen, counts = draw_classes(labels, count=10, min_classes=4)
         counted[chosen[counts]] += 1
     # class 0 always, each of the 9 others in 3 of 9 draws: 1000 +- 26
     assert counted[0] == 3000 and (counted[1:] - 1000).abs().max() < 130
 
 
-def test_more_classes_than_columns_are_all_there_and_no_other():
+def test_all_present_classes_are_drawn_even_above_the_number():
     labels = torch.arange(150).repeat(2)
-    chosen, counts = draw_columns(labels, classes=1000, columns=100)
+    chosen, counts = draw_classes(labels, count=1000, min_classes=100)
     assert sorted(chosen[counts].tolist()) == list(range(150))
 
 
-def test_few_classes_are_all_columns_once():
-    chosen, counts = draw_columns(torch.tensor([2, 2, 0]), classes=5, columns=100)
+def test_few_classes_are_all_drawn_once():
+    chosen, counts = draw_classes(torch.tensor([2, 2, 0]), count=5, min_classes=100)
     assert sorted(chosen.tolist()) == [0, 1, 2, 3, 4] and counts.all()
     with pytest.raises(InputError, match="need at least 2"):
         RegionText(rows(1, 4, seed=0), scale=1.0)
@@ -96,7 +96,7 @@ TINY = {
 }
 
 
-def test_in_clipself_the_gradient_reaches_the_student_alone():
+def test_in_clipself_only_the_student_gets_gradients():
     torch.manual_seed(0)
     config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.3] * 3}}
     student = Clip(open_clip.CLIP(**deepcopy(TINY)), name="tiny", config=config)

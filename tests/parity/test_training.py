@@ -24,7 +24,7 @@ import foveate
 from foveate.clip.io.layouts import rename_eva
 from foveate.engine.checkpoint import collect
 from foveate.engine.distributed import Processes
-from foveate.engine.fit import fit
+from foveate.engine.fit import Saving, Update, fit
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, learning_rate
 from foveate.engine.product import write_product
@@ -141,14 +141,11 @@ def train(kind: str, state: dict[str, torch.Tensor], folder: Path) -> tuple[list
             [batch_of(step) for step in range(inputs.STEPS)],
             optimizer,
             count=count_regions,
-            learning_rate=rate,
+            update=Update(rate, weight_decay=inputs.WEIGHT_DECAY, partly=partly),
             steps=inputs.STEPS,
-            weight_decay=inputs.WEIGHT_DECAY,
-            partly=partly,
+            saving=Saving(folder / "checkpoints", every=10**6),
             processes=Processes(rank=0, size=1, device=torch.device("cpu")),
             log=log,
-            checkpoints=folder / "checkpoints",
-            save_every=10**6,
         )
     after = {name: value.detach().clone() for name, value in student.model.state_dict().items()}
     write_product(original, collect(objective, optimizer, hold=True), folder / "model", alpha=inputs.ALPHA)

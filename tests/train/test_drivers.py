@@ -1,4 +1,4 @@
-"""Every command that trains has all that a run has: signals, resuming, held-out loss, dry run, lost processes."""
+"""All commands that train share the driver: signals, resuming, held-out loss, dry run, lost processes."""
 
 import json
 import os
@@ -119,18 +119,18 @@ def test_a_dry_run_measures_and_writes_nothing(command, world, tmp_path, capsys)
 
 
 @EVERY
-def test_a_run_that_explodes_skips_its_steps_and_keeps_the_best_product(command, world, tmp_path, capsys, monkeypatch):
+def test_steps_that_are_not_finite_are_skipped_and_the_best_product_kept(command, world, tmp_path, capsys, monkeypatch):
     """The third and fourth of four steps are not finite: they move nothing, and the product is that of a good step."""
     from foveate.engine import fit as loop
 
-    judge, calls = loop.judge, []
+    check_finite, calls = loop.check_finite, []
 
     def explode(losses, shares, *, norm, processes):
         calls.append(norm)
         bad = norm * float("nan") if len(calls) > 2 else norm
-        return judge(losses, shares, norm=bad, processes=processes)
+        return check_finite(losses, shares, norm=bad, processes=processes)
 
-    monkeypatch.setattr(loop, "judge", explode)
+    monkeypatch.setattr(loop, "check_finite", explode)
     out = tmp_path / "run"
     main(typed(command, world, out, "--nonfinite", "skip", "--keep-checkpoints", "1", "--product", "best"))
     text = capsys.readouterr().err

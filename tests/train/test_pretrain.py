@@ -1,4 +1,4 @@
-"""Pretraining of ViTs and residual towers: the same command resumes to the bit, and open_clip reads what comes out."""
+"""Pretraining of ViTs and residual towers: the same command resumes to the bit, and open_clip reads the product."""
 
 import io
 import json
@@ -79,7 +79,7 @@ def train(made: tuple[Path, Path], out: Path, **changed) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["ViT", "residual, locked text"])
-def test_stopped_and_started_again_gives_the_same_bits(
+def test_a_resumed_run_has_the_same_bits(
     request: pytest.FixtureRequest, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = request.getfixturevalue("made" if kind == "ViT" else "residual")
@@ -102,7 +102,7 @@ def test_stopped_and_started_again_gives_the_same_bits(
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_it_learns_and_open_clip_reads_it(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_loss_falls_and_open_clip_reads_the_product(made: tuple[Path, Path], tmp_path: Path) -> None:
     rows = train(made, tmp_path, steps=40, whole_steps=10, save_every=40)
     # three captions, two of each in a batch of six: guessing gives log 6 = 1.79, knowing gives log 2 = 0.69
     assert rows[0]["loss"] > 1.5 and np.mean([row["loss"] for row in rows[-5:]]) < 1.2
@@ -115,7 +115,7 @@ def test_it_learns_and_open_clip_reads_it(made: tuple[Path, Path], tmp_path: Pat
     assert (image @ text.T).argmax(dim=1).tolist() == [0, 1, 2]
 
 
-def test_a_locked_text_tower_stays_and_the_residual_tower_learns(
+def test_a_locked_text_tower_does_not_change_and_the_residual_tower_is_trained(
     residual: tuple[Path, Path], source: Path, tmp_path: Path
 ) -> None:
     rows = train(residual, tmp_path, steps=40, lr_adam=1e-2, save_every=40, text_from=str(source))
@@ -128,7 +128,7 @@ def test_a_locked_text_tower_stays_and_the_residual_tower_learns(
     assert load(tmp_path).patch_size == 32
 
 
-def test_a_residual_tower_sees_whole_images_and_trains_a_text_tower_too(
+def test_a_residual_tower_drops_no_patches_and_trains_a_text_tower(
     residual: tuple[Path, Path], source: Path, tmp_path: Path
 ) -> None:
     rows = [train(residual, tmp_path / str(share), steps=2, patch_dropout=share) for share in (0.0, 0.5)]

@@ -1,8 +1,7 @@
-"""The processes of one run: read from torchrun's environment, joined by gloo, and by nccl for what lies on a GPU.
+"""The processes of one run, as torchrun started them: gloo for CPU tensors, nccl for those of a GPU.
 
-Small numbers and messages of the host travel by gloo, so that asking for them never waits for a GPU. Everything works
-the same in one process, where these functions do nothing. A process that dies or stalls ends the others within
-`timeout`, as `LostProcessError`. Absent: launching processes (torchrun does).
+Small numbers and messages of the host are sent by gloo, so that they never wait for a GPU. In one process these
+functions do nothing. A process that dies or stalls ends the others within `timeout`, as `LostProcessError`.
 """
 
 import os
@@ -21,7 +20,7 @@ from foveate.errors import InputError
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run died, left, or has not answered in time; this one cannot go on without it."""
+    """Another process of the run died, exited, or has not answered in time."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """The one process that writes files and speaks."""
+        """The process that writes files and prints."""
         return self.rank == 0
 
     def total(self, numbers: list[float]) -> list[float]:
-        """Sum each number of the host over the processes, in float64; every process gets the same sums."""
+        """Sum numbers of the host over the processes, in float64; every process gets the same sums."""
         if self.size == 1:
             return numbers
         vector = torch.tensor(numbers, dtype=torch.float64)
@@ -46,83 +45,81 @@ class Processes:
         return vector.tolist()
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over the processes, in place and where it lies; a GPU does so without the host waiting."""
+        """Sum a tensor over the processes, in place, on its device; the host does not wait for a GPU."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, thing: Any) -> list[Any]:
-        """What each process holds, by rank; every process gets all. For small things: messages, not tensors."""
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, by rank; every process gets all. For small objects such as messages."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that all processes leave together: what one of them refuses in it, all refuse.
+        """A block that all processes leave together: an InputError of one of them is raised in all.
 
         Raises:
             InputError: of this process, or the message of the first process that has one.
         """
-        own: InputError | None = None
+        refusal: InputError | None = None
         try:
             yield
         except InputError as error:
-            own = error
-        messages = [message for message in self.gather(None if own is None else str(own)) if message is not None]
-        if own is not None:
-            raise own
+            refusal = error
+        messages = self.gather(None if refusal is None else str(refusal))
+        messages = [message for message in messages if message is not None]
+        if refusal is not None:
+            raise refusal
         if messages:
             raise InputError(messages[0])
 
 
 @contextmanager
 def joined(device: str, *, timeout: int) -> Iterator[Processes]:
-    """Join the processes that torchrun started (or be the only one) for the length of the block.
+    """Join the processes that torchrun started, or be the only one, for the length of the block.
 
     Args:
         device: auto, cpu, cuda or cuda:N; with several processes, cuda means one GPU each.
         timeout: seconds without an answer from another process after which this one fails.
 
     Raises:
-        InputError: the device is not there, or torchrun's variables are incomplete.
+        InputError: the device does not exist, or torchrun's variables are incomplete.
         LostProcessError: another process is gone or silent.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    found = {name: os.environ[name] for name in names if name in os.environ}
-    size = int(found.get("WORLD_SIZE", "1"))
-    if size > 1 and len(found) < len(names):
-        missing = ", ".join(name for name in names if name not in found)
+    variables = {name: os.environ[name] for name in names if name in os.environ}
+    size = int(variables.get("WORLD_SIZE", "1"))
+    if size > 1 and len(variables) < len(names):
+        missing = ", ".join(name for name in names if name not in variables)
         raise InputError(f"WORLD_SIZE is {size} but {missing} is not set; start several processes with torchrun.")
-    here = choose_device(device, local_rank=int(found.get("LOCAL_RANK", "0")) if size > 1 else None)
+    chosen = choose_device(device, local_rank=int(variables.get("LOCAL_RANK", "0")) if size > 1 else None)
     if size == 1:
-        yield Processes(rank=0, size=1, device=here)
+        yield Processes(rank=0, size=1, device=chosen)
         return
-    backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    lost = False
+    is_lost = False
     try:
         with loss_noticed(lambda: "outside of the training loop"):
-            yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
+            yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
     except LostProcessError:
-        lost = True
+        is_lost = True
         raise
     finally:
-        if not lost:  # else taking leave could wait for what the lost process still owes
+        if not is_lost:  # else this could wait for the lost process
             dist.destroy_process_group()
 
 
 @contextmanager
 def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
-    """Tell torch's many errors for a process that is gone apart from all others, and say where it happened.
+    """Raise `LostProcessError` in place of torch's various errors for a process that is gone.
 
     Args:
-        where: asked when it happened; begins the message.
-
-    Raises:
-        LostProcessError: in place of those errors.
+        where: called when it happened; the beginning of the message.
     """
     try:
         yield
@@ -138,12 +135,12 @@ def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be spread over the processes (FSDP); all of them must ask."""
+    """The whole of a tensor that may be sharded over the processes (FSDP); all of them must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor on the device of another, spread over the processes as that one is; inverse of `whole_tensor`."""
+    """A whole tensor on the device of another, and sharded as that one is; the inverse of `whole_tensor`."""
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return tensor
@@ -151,18 +148,18 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def choose_device(name: str, *, local_rank: int | None) -> torch.device:
-    """The compute device by name; with several processes (`local_rank` given), the GPU of that number.
+    """The compute device by name; with several processes, the GPU numbered `local_rank`.
 
     Raises:
-        InputError: not a device's name, or there is no such GPU.
+        InputError: not a device's name, or the GPU does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device: must be auto, cpu, cuda or cuda:N; got {name}.") from error
-    if device.type not in ("cpu", "cuda"):
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"--device: must be auto, cpu, cuda or cuda:N; got {name}.")
     if device.type == "cpu":
         return device

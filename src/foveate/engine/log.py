@@ -1,7 +1,7 @@
-"""What a run says while it works: OUT/metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere.
+"""The log of a run: OUT/metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere.
 
-One JSON object a logged step, written at once, with `step` counted from 1. After a resume the lines past the resumed
-step are dropped, so that the file is one record of one run. The same numbers go to every `Sink` (see trackers.py).
+One JSON object per logged step, written at once, with `step` counted from 1. After a resume the lines past the resumed
+step are removed, so that the file is the record of one run. The same numbers go to every `Sink` (see trackers.py).
 """
 
 import json
@@ -19,28 +19,28 @@ from foveate.io.files import write_whole
 
 
 class Sink(Protocol):
-    """Another place for the numbers of a run. Whatever it raises, the run goes on without it."""
+    """Another destination of the numbers of a run. Whatever it raises, the run continues without it."""
 
     @property
     def name(self) -> str:
-        """Said when it fails."""
+        """Printed when it fails."""
         ...
 
     def open(self, start_step: int) -> None:
-        """Begin, or go on after `start_step`."""
+        """Start, or resume after `start_step`."""
         ...
 
     def record(self, step: int, numbers: dict[str, float]) -> None:
-        """Take the numbers of one step, counted from 1; a step may come twice, with other numbers."""
+        """Take the numbers of one step, counted from 1; a step may come twice, with different numbers."""
         ...
 
     def close(self) -> None:
-        """End; called once, if `open` and every `record` went well."""
+        """End; called once, if `open` and every `record` succeeded."""
         ...
 
 
 class Log:
-    """The run's metrics file and its progress; the processes that are not the first stay silent."""
+    """The metrics file and the progress of a run; only the first process writes and prints."""
 
     def __init__(
         self,
@@ -49,32 +49,29 @@ class Log:
         steps: int,
         start_step: int = 0,
         every: int = 10,
-        speak: bool = True,
+        verbose: bool = True,
         sinks: Sequence[Sink] = (),
     ) -> None:
-        """Open the log of a run.
+        """Set up the log of a run of `steps` steps, a line for every few of them.
 
         Args:
-            path: the metrics file; lines of steps after `start_step` are dropped.
-            steps: of the whole run.
-            start_step: steps already done.
-            every: steps between lines.
-            speak: whether this process writes and shows anything.
-            sinks: also told what the metrics file is told; opened and closed with it.
+            path: the metrics file; lines of steps after `start_step` are removed.
+            verbose: whether this process writes and prints anything.
+            sinks: get the same numbers; opened and closed with the log.
         """
-        self._path, self._steps, self._start, self._every, self._speak = path, steps, start_step, every, speak
-        self._sinks = list(sinks) if speak else []
+        self._path, self._steps, self._start, self._every, self._verbose = path, steps, start_step, every, verbose
+        self._sinks = list(sinks) if verbose else []
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._images, self._began, self._spoke = 0, time.monotonic(), float("-inf")
+        self._images, self._began, self._printed = 0, time.monotonic(), float("-inf")
         self._mean: float | None = None
 
     def __enter__(self) -> "Log":
-        if not self._speak:
+        if not self._verbose:
             return self
-        _drop_lines_after(self._path, self._start)
+        _remove_lines_after(self._path, self._start)
         self._file = self._path.open("a", encoding="utf-8")
-        self._tell_sinks(lambda sink: sink.open(self._start))
+        self._each_sink(lambda sink: sink.open(self._start))
         if self._console.is_terminal:
             columns = (BarColumn(), TextColumn("{task.completed}/{task.total}  {task.description}"))
             self._bar = Progress(*columns, console=self._console, refresh_per_second=2)
@@ -88,32 +85,32 @@ class Log:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._speak:
+        if self._verbose:
             self._file.close()
-        self._tell_sinks(lambda sink: sink.close())
+        self._each_sink(lambda sink: sink.close())
 
-    def say(self, message: str) -> None:
-        """Show one message, above the bar where there is one."""
+    def print(self, message: str) -> None:
+        """Print one message, above the progress bar if it is shown."""
         if self._bar is not None:
             self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
-        elif self._speak:
+        elif self._verbose:
             print(message, file=sys.stderr, flush=True)
 
     def step(self, done: int, *, loss: float | None, lr: float, gradient_norm: float, images: int, items: int) -> None:
-        """Record one finished step, summed over all processes.
+        """Record one finished step.
 
         Args:
             done: steps finished, this one included.
-            loss: mean over the items of this step; None where it had none: its line then has no loss.
+            loss: mean over the items of this step; None where it had no item.
             lr: the learning rate that was used.
             gradient_norm: Euclidean norm of the gradient.
-            images: good images of this step.
-            items: what the loss is the mean over (regions, for CLIPSelf).
+            images: usable ones, over all processes.
+            items: what the loss is the mean over (regions, for CLIPSelf), over all processes.
         """
         self._images += images
         if loss is not None:
             self._mean = loss if self._mean is None else 0.95 * self._mean + 0.05 * loss
-        if not self._speak:
+        if not self._verbose:
             return
         due = done % self._every == 0 or done == self._steps
         if due:
@@ -122,35 +119,34 @@ class Log:
             numbers = {**numbers, "lr": lr, "gradient_norm": gradient_norm, "items": items}
             numbers["images_per_second"] = round(rate, 3)
             self._write({"step": done, **numbers})
-            self._tell_sinks(lambda sink: sink.record(done, numbers))
+            self._each_sink(lambda sink: sink.record(done, numbers))
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self._status(done))
-        elif due and (time.monotonic() - self._spoke > 1 or done == self._steps):
-            self._spoke = time.monotonic()
-            self.say(f"step {done}/{self._steps}  {self._status(done)}")
+        elif due and (time.monotonic() - self._printed > 1 or done == self._steps):
+            self._printed = time.monotonic()
+            self.print(f"step {done}/{self._steps}  {self._status(done)}")
 
     def event(self, name: str, facts: dict[str, Any]) -> None:
-        """Write one line that is not a step; "end" is the last line of a whole run. A held-out loss is a number for the
-        sinks too."""
-        if not self._speak:
+        """Write one line that is not a step; "end" is the last line of a finished run. Sinks get a held-out loss."""
+        if not self._verbose:
             return
         self._write({"event": name, **facts})
         if facts.get("held_out_loss") is not None:
-            self._tell_sinks(lambda sink: sink.record(facts["step"], {"held_out_loss": facts["held_out_loss"]}))
+            self._each_sink(lambda sink: sink.record(facts["step"], {"held_out_loss": facts["held_out_loss"]}))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def _tell_sinks(self, tell: Callable[[Sink], None]) -> None:
-        """Tell every sink something; leave out from now on what fails, be it a full disk, the network or its own."""
+    def _each_sink(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink; one that fails (a full disk, the network, its own errors) is not used again."""
         for sink in list(self._sinks):
             try:
-                tell(sink)
+                call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
                 reason = f"{type(error).__name__}: {error}"
-                self.say(f"{sink.name} failed ({reason}); going on without it, {self._path.name} has all numbers")
+                self.print(f"{sink.name} failed ({reason}) and is not used any more; {self._path.name} has all numbers")
 
     def _status(self, done: int) -> str:
         elapsed = time.monotonic() - self._began
@@ -161,7 +157,7 @@ class Log:
 
 
 def clock(seconds: float) -> str:
-    """A duration as people read it: 0:07, 12:30, 1:02:03, 3 days 4:05:06."""
+    """A duration for people: 0:07, 12:30, 1:02:03, 3 days 4:05:06."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     if hours >= 72:
@@ -170,9 +166,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`, but no "end": the run goes on. A line cut short by a crash, and everything after
-    it, goes."""
+def _remove_lines_after(path: Path, step: int) -> None:
+    """Keep the lines up to `step`, but no "end"; a line cut short by a crash is removed with everything after it."""
     if not path.exists():
         return
     kept = []
@@ -181,9 +176,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
             entry = json.loads(line)
         except ValueError:
             break
-        if not line.endswith("\n") or not isinstance(entry, dict):
-            break
-        if entry.get("step", 0) > step:
+        if not line.endswith("\n") or not isinstance(entry, dict) or entry.get("step", 0) > step:
             break
         if entry.get("event") != "end":
             kept.append(line)

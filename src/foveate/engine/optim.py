@@ -1,8 +1,7 @@
 """AdamW as the paper uses it (Sec. 4.1): which tensors decay, the learning rate of a step, and the step itself.
 
-A learning rate is a pure function of the step, so there is no scheduler state to save. Distillation clips no gradient
-and has one rate; the detectors clip, and where they train the tower too its blocks move slower (`lr_scale` of a
-group).
+A learning rate is a pure function of the step, so no scheduler state is saved. Distillation has one rate; the heads
+train the blocks of a tower at a lower one (`lr_scale` of a parameter group).
 """
 
 import math
@@ -27,17 +26,11 @@ def build_optimizer(
     eps: float = 1e-8,
     partly: Sequence[PartlyTrained] = (),
 ) -> torch.optim.AdamW:
-    """One fused AdamW over everything that is trained, in the module's order.
+    """One fused AdamW over all parameters with `requires_grad`; the learning rate is set by `take_step`.
 
     Args:
-        module: its parameters with `requires_grad` are trained.
         weight_decay: for matrices; 1-D tensors (norms, biases) get none.
-        betas: decay of the two moments.
-        eps: added to the denominator.
-        partly: matrices whose untrained rows must not decay either; `take_step` decays their trained rows.
-
-    Returns:
-        The optimizer; the learning rate is set by `take_step`.
+        partly: matrices whose untrained rows must not decay; `take_step` decays their trained rows.
     """
     by_hand = {id(parameter) for parameter, _ in partly}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -52,10 +45,8 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
     """Linear warm-up to `peak`, then a cosine to zero.
 
     Args:
-        step: from 0; the first of `warmup` steps already moves, at peak / warmup.
-        peak: highest rate, reached at the last step of the warm-up.
-        warmup: steps of warm-up.
-        steps: of the whole run; the rate would be 0 at step `steps`.
+        step: from 0; the rate of the first of `warmup` steps is peak / warmup.
+        peak: the rate at the last step of the warm-up.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -63,16 +54,8 @@ def learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 
 
 def stepped_rate(step: int, *, peak: float, warmup: int, milestones: Sequence[int] = (), factor: float = 0.1) -> float:
-    """Linear warm-up to `peak`, which then stays, times `factor` from each milestone on (the detectors; A.3).
-
-    Args:
-        step: from 0; as for `learning_rate`.
-        peak: highest rate.
-        warmup: steps of warm-up.
-        milestones: steps from which the rate is lower.
-        factor: by which.
-    """
-    return peak * min(1.0, (step + 1) / max(1, warmup)) * factor ** sum(step >= one for one in milestones)
+    """Linear warm-up to `peak`, then constant, multiplied by `factor` from each milestone on (the heads; A.3)."""
+    return peak * min(1.0, (step + 1) / max(1, warmup)) * factor ** sum(step >= milestone for milestone in milestones)
 
 
 def gradient_norm(trained: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
@@ -90,18 +73,17 @@ def take_step(
     partly: Sequence[PartlyTrained] = (),
     nonfinite: Float[Tensor, ""] | None = None,
 ) -> None:
-    """One optimizer step at a given rate; none at all, moments and counters included, where `nonfinite` is 1.
+    """One optimizer step at a given rate; nothing changes, moments and counters included, where `nonfinite` is 1.
 
-    AdamW shrinks a whole tensor. Where only some rows are trained, the others have gradients of exact zero and so do
-    not move by Adam; their decay is what must not happen, so those tensors are outside the decayed group and the
-    trained rows are shrunk here by AdamW's own factor.
+    AdamW decays whole tensors. Of a tensor trained in some rows only, the other rows have zero gradients and are not
+    moved by Adam; so that they do not decay either, such tensors are outside the decayed group, and their trained rows
+    are decayed here by AdamW's factor.
 
     Args:
-        optimizer: from `build_optimizer`.
-        lr: learning rate, of a group with a "lr_scale" times this.
+        lr: learning rate, multiplied by the "lr_scale" of a group.
         weight_decay: of the trained rows of `partly`.
         partly: as given to `build_optimizer`.
-        nonfinite: 0 or 1, on the device of the parameters; the host need not know which.
+        nonfinite: 0 or 1, on the device of the parameters, so that the host does not wait.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -109,11 +91,11 @@ def take_step(
     for parameter, rows in partly:
         factor = torch.full((), 1 - rates.get(id(parameter), lr) * weight_decay, device=parameter.device)
         factor = factor if nonfinite is None else factor.masked_fill_(nonfinite > 0, 1.0)
-        if isinstance(parameter, DTensor):  # whose rows cannot be written to alone
+        if isinstance(parameter, DTensor):  # rows of a sharded tensor cannot be written alone
             factors = factor.new_ones(parameter.shape[0], 1)
             factors[rows] = factor
             parameter.mul_(spread_like(factors, parameter))
         else:
             parameter[rows].mul_(factor)
-    optimizer.found_inf = nonfinite  # pyright: ignore[reportAttributeAccessIssue]  as GradScaler tells a fused AdamW
+    optimizer.found_inf = nonfinite  # pyright: ignore[reportAttributeAccessIssue]  as GradScaler does
     optimizer.step()

@@ -1,8 +1,8 @@
-"""What a run will need, reported before its first step: memory, the largest batch that fits, time, and what is written.
+"""The plan of a run, printed before its first step: memory, the largest batch that fits, time, and what is written.
 
-All of it comes from one real forward and backward pass of the first batch, which leaves everything as it was: the run's
-bits do not change. On a GPU the memory is what the allocator handed out; on the CPU it is what the forward pass keeps
-for the backward pass, to which libraries add their own.
+It is measured in real forward and backward passes of the first batch, which leave everything as it was: the run's bits
+do not change. On a GPU the memory is what the allocator handed out; on the CPU it is what the forward pass stores for
+the backward pass, without the buffers of libraries.
 """
 
 import json
@@ -21,7 +21,7 @@ from foveate.engine.log import clock
 from foveate.errors import InputError
 from foveate.types import Batch
 
-_LOWER = (
+_ADVICE = (
     "Lower --batch and raise --accumulate by as much, or use a smaller input, --precision bfloat16 or "
     "--checkpointing, where the command has them."
 )
@@ -29,39 +29,39 @@ _LOWER = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one process on its device [bytes]."""
+    """The memory of one process on its device [bytes]."""
 
     fixed: int
     per_image: int
     available: int
 
     def needed(self, batch: int) -> int:
-        """With so many images in a forward pass."""
+        """With `batch` images in a forward pass."""
         return self.fixed + batch * self.per_image
 
     @property
     def largest_batch(self) -> int:
-        """How many images fit; may be 0."""
+        """Images that fit; may be 0."""
         return max(0, (self.available - self.fixed) // self.per_image)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do and need."""
+    """What a run does and needs."""
 
     model: str
     device: str
     trained: int  # parameters
     parameters: int  # of the whole model
-    images: int
+    images: int  # of the training data
     steps: int
     start_step: int
     batch: int  # images of a process in one forward pass
     accumulate: int
     processes: int
     memory: Memory | None  # None: not measured
-    seconds: float | None  # of a forward and backward pass; None: not measured
-    writes: dict[str, int]  # path -> bytes, 0 where it grows with the run
+    seconds: float | None  # of a warm forward and backward pass; None: not measured
+    writes: dict[str, int]  # path -> bytes; 0: grows with the run
 
     @property
     def images_per_step(self) -> int:
@@ -79,19 +79,19 @@ class Plan:
         return None if self.seconds is None else self.seconds * self.accumulate * (self.steps - self.start_step)
 
     def record(self) -> dict[str, object]:
-        """As JSON, with what follows from the numbers."""
+        """As JSON, with the derived numbers."""
         memory = self.memory
-        follows = {
+        derived = {
             "images_per_step": self.images_per_step,
             "epochs": round(self.epochs, 3),
             "memory_needed": None if memory is None else memory.needed(self.batch),
             "largest_batch": None if memory is None else memory.largest_batch,
             "seconds_left": self.seconds_left,
         }
-        return json.loads(json.dumps({**asdict(self), **follows}, default=str))
+        return json.loads(json.dumps({**asdict(self), **derived}, default=str))
 
     def lines(self) -> list[str]:
-        """The plan as lines to read."""
+        """The plan for people."""
         parts = f"{self.batch} x {self.accumulate} accumulated x {_count(self.processes, 'process')}"
         lines = [
             f"model     {self.model}: training {self.trained / 1e6:.1f} of {self.parameters / 1e6:.1f} million "
@@ -112,22 +112,16 @@ class Plan:
             ]
         lines += [f"writes    {path}  {_size(size) if size else ''}".rstrip() for path, size in self.writes.items()]
         if self.memory is not None and self.batch > self.memory.largest_batch:
-            lines.append(f"WARNING   a batch of {self.batch} may not fit. {_LOWER}")
+            lines.append(f"WARNING   a batch of {self.batch} may not fit. {_ADVICE}")
         return lines
 
 
-def measure_pass(
-    objective: nn.Module, batch: Batch, *, count: Callable[[Batch], int], repeat: bool = False
-) -> tuple[int, float] | None:
-    """One real forward and backward pass, after which everything is as it was.
+def measure_pass(objective: nn.Module, batch: Batch, *, count: Callable[[Batch], int]) -> tuple[int, float] | None:
+    """Memory and time of a real forward and backward pass, after which everything is as it was.
 
-    Gradients are dropped, buffers (BatchNorm's statistics) and torch's random state put back.
-
-    Args:
-        objective: a scalar loss of a batch.
-        batch: of the run.
-        count: items of a batch, as `fit` takes it.
-        repeat: measure a second pass, where the first one compiles or starts up a GPU.
+    The time is the shorter one of two passes: the first starts up libraries and compiles, which takes many times as
+    long, and other work on the machine slows either. Both have the whole batch, since kernels are chosen by shape, and
+    BatchNorm may refuse fewer images. Gradients are removed, buffers and torch's random state restored.
 
     Returns:
         Activations per image [bytes], and seconds; None where the batch has no item.
@@ -139,38 +133,37 @@ def measure_pass(
     device = next(objective.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            if repeat:
-                _pass(objective, batch, device)
-            kept, seconds = _pass(objective, batch, device)
+            _, first = _pass(objective, batch, device)
+            stored, second = _pass(objective, batch, device)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"--batch: must fit the memory of {device}; a pass of {len(batch.samples)} images does not. {_LOWER}"
+            f"--batch: must fit the memory of {device}; a pass of {len(batch.samples)} images does not. {_ADVICE}"
         ) from error
     with torch.no_grad():
         for buffer, value in zip(objective.buffers(), before, strict=True):
             buffer.copy_(value)
-    return (max(1, kept // len(batch.samples)), seconds) if count(batch) else None
+    return (max(1, stored // len(batch.samples)), min(first, second)) if count(batch) else None
 
 
 def _pass(objective: nn.Module, batch: Batch, device: torch.device) -> tuple[int, float]:
     """Bytes of activations and seconds of one pass, also of a batch without items: all processes must run alike."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         objective(batch).backward()
         torch.cuda.synchronize(device)
-        kept = torch.cuda.max_memory_allocated(device) - before
+        stored = torch.cuda.max_memory_allocated(device) - before
     else:
-        kept = _backward_counted(objective, batch)
-    seconds = time.perf_counter() - began
+        stored = _backward_counted(objective, batch)
+    seconds = time.perf_counter() - start
     for parameter in objective.parameters():
         parameter.grad = None
-    return kept, seconds
+    return stored, seconds
 
 
 def _backward_counted(objective: nn.Module, batch: Batch) -> int:
-    """Run a pass and count what autograd stores, each piece of memory once, weights apart [bytes]."""
+    """Run a pass and count what autograd stores, each storage once, without weights [bytes]."""
     weights = {
         _local(tensor).untyped_storage().data_ptr() for tensor in (*objective.parameters(), *objective.buffers())
     }
@@ -189,13 +182,11 @@ def _backward_counted(objective: nn.Module, batch: Batch) -> int:
 
 
 def memory_of(objective: nn.Module, per_image: int, *, processes: Processes, sharded: bool = False) -> Memory:
-    """What a process holds: weights, and of what is trained a gradient and AdamW's two moments.
+    """Weights, and of what is trained a gradient and AdamW's two moments.
 
     Args:
-        objective: as it is trained, on its device.
         per_image: activations, from `measure_pass` [bytes].
-        processes: of the run.
-        sharded: whether what is trained is spread over them.
+        sharded: whether what is trained is sharded over them.
     """
     weights = sum(_bytes(tensor) for tensor in (*objective.parameters(), *objective.buffers()))
     trained = trained_bytes(objective)
@@ -206,12 +197,12 @@ def memory_of(objective: nn.Module, per_image: int, *, processes: Processes, sha
 
 
 def trained_bytes(objective: nn.Module) -> int:
-    """Of the parameters that are trained, on all processes together."""
+    """Bytes of the trained parameters, on all processes together."""
     return sum(_bytes(parameter) for parameter in objective.parameters() if parameter.requires_grad)
 
 
 def _available(objective: nn.Module, processes: Processes) -> int:
-    """What the device has left for this process, and what the weights already take of it [bytes]."""
+    """Free memory of the device for this process, and what its weights already take [bytes]."""
     if processes.device.type == "cuda":
         return torch.cuda.mem_get_info(processes.device)[0] + torch.cuda.memory_allocated(processes.device)
     taken = sum(_bytes(_local(tensor)) for tensor in (*objective.parameters(), *objective.buffers()))

@@ -1,9 +1,8 @@
-"""The student's weights spread over the processes (FSDP2), for towers whose weights, gradients and moments do not fit
+"""The student's weights sharded over the processes (FSDP2), for towers whose weights, gradients and moments do not fit
 beside a batch: ViT-H/14 and above.
 
-Each block is gathered when it runs and let go after it; what is outside the blocks, and the last blocks, which a head
-runs in parts, are gathered for the whole step. Frozen things (the teacher, the text tower) stay whole on every process.
-Deliberately absent: offloading to the host, sharding of the teacher.
+Each block is gathered when it runs and released after it; what is outside the blocks, and the last blocks, which a head
+runs in parts, are gathered for the whole step. Frozen towers (the teacher, the text tower) are whole on every process.
 """
 
 from types import MethodType
@@ -23,19 +22,19 @@ from foveate.objectives.clipself import ClipSelf
 
 
 def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool = False) -> None:
-    """Spread the student's weights over the processes; the optimizer must be made after this.
+    """Shard the student's weights over the processes; the optimizer must be made after this.
 
     Args:
-        objective: whose student's trainable parameters are chosen (`train_layers`).
+        objective: after `train_layers` of its student.
         processes: at least two.
-        bfloat16: gather and compute in bfloat16, add gradients up in float32; the objective then needs no copies.
+        bfloat16: gather and compute in bfloat16, add gradients in float32; the objective then needs no copies.
 
     Raises:
-        InputError: one process, a residual network, or dropped padding (processes would not run in step).
+        InputError: one process, a residual network, or tokens "valid" (processes would not run in step).
     """
     student = objective.student
     if processes.size < 2:
-        raise InputError("--fsdp: needs at least 2 processes to spread the weights over; start them with torchrun.")
+        raise InputError("--fsdp: needs at least 2 processes to shard over; got 1. Start them with torchrun.")
     if isinstance(student.visual, ModifiedResNet):
         raise InputError(f"--fsdp: is for transformers; {student.name} is a residual network. Leave it out.")
     if objective.tokens == "valid":
@@ -45,17 +44,16 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     run, stages = student.run_block, tower_stages(student.visual)
 
-    def run_own(block: nn.Module, tower: ImageTower, *rest: Any) -> Tensor:
-        return run(tower, block, *rest)
+    def run_gathered(block: nn.Module, tower: ImageTower, *inputs: Any) -> Tensor:
+        return run(tower, block, *inputs)
 
     for block in stages[:-1]:
         # FSDP gathers around a method of the module it shards
-        block.run_gathered = MethodType(run_own, block)  # pyright: ignore[reportArgumentType]
+        block.run_gathered = MethodType(run_gathered, block)  # pyright: ignore[reportArgumentType]
     for block in blocks_run_whole(student.visual, head=objective.head):
         fully_shard(block, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block, "run_gathered")  # pyright: ignore[reportArgumentType]
-    student.run_block = lambda tower, block, *rest: block.run_gathered(tower, *rest)
-    of_tower = {id(parameter) for parameter in student.visual.parameters()}
-    others = (parameter for parameter in objective.parameters() if id(parameter) not in of_tower)
-    whole = {parameter for parameter in others if not parameter.requires_grad}  # gates of heads are trained
-    fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    student.run_block = lambda tower, block, *inputs: block.run_gathered(tower, *inputs)
+    tower = {id(parameter) for parameter in student.visual.parameters()}
+    frozen = {p for p in objective.parameters() if not p.requires_grad and id(p) not in tower}
+    fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=frozen)

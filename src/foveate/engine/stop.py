@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted, never acted upon; the loop looks when a step is whole."""
+"""Signals that stop a run: recorded by the handler, and read by the loop after each step."""
 
 import signal
 from collections.abc import Iterator
@@ -10,26 +10,25 @@ class StoppedError(Exception):
     """A signal ended work outside of the training loop."""
 
     def __init__(self, where: str, number: signal.Signals) -> None:
-        """Remember where, for the user, and which signal."""
+        """`where`: for the user's message."""
         super().__init__(where)
         self.where, self.number = where, number
 
 
 @contextmanager
 def signals_caught() -> Iterator[list[signal.Signals]]:
-    """Note SIGTERM and SIGINT in a list instead of dying; a second one acts as ever. Nothing else happens inside the
-    handler."""
+    """Record SIGTERM and SIGINT in a list instead of ending the process; a second one has its usual effect."""
     caught: list[signal.Signals] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         caught.append(signal.Signals(number))
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, handlers[signal.Signals(number)])
 
-    for number in before:
-        signal.signal(number, note)
+    for number in handlers:
+        signal.signal(number, record)
     try:
         yield caught
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,8 +1,6 @@
-"""Where a run's numbers go beside metrics.jsonl: TensorBoard's event files, and W&B or trackio where one is asked for.
+"""Sinks of a run's numbers beside metrics.jsonl: TensorBoard's event files, and W&B or trackio if requested.
 
-Each is a `Sink` of `Log`, which goes on without one that fails. None of their packages is imported before a run starts.
-A resumed run goes on in the same curves, each step once. Deliberately absent: images, histograms, system statistics
-of our own, other trackers.
+None of their packages is imported before a run starts. A resumed run continues the same curves, each step once.
 """
 
 import importlib
@@ -18,7 +16,7 @@ from foveate.errors import InputError
 from foveate.io.files import write_whole
 
 PROJECT = "foveate"
-PATIENCE = 30.0  # seconds that a tracker may take to send what it still holds
+CLOSE_SECONDS = 30.0  # that a tracker may take to send what it still holds
 
 
 class TensorBoard:
@@ -31,7 +29,7 @@ class TensorBoard:
         self._folder = folder
 
     def open(self, start_step: int) -> None:
-        """Begin an event file, before which the steps past `start_step` do not count."""
+        """Start an event file, which hides the earlier points past `start_step`."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
@@ -48,49 +46,43 @@ class TensorBoard:
 
 
 class Tracker:
-    """One run of W&B or trackio, named like the output folder; OUT/track.json says which, and how far it has come."""
+    """One run of W&B or trackio, named like the output folder; OUT/track.json has its id and the last step sent."""
 
     def __init__(self, name: Literal["wandb", "trackio"], out: Path, *, config: dict[str, Any]) -> None:
-        """Nothing is imported or written before `open`.
-
-        Args:
-            name: of the package.
-            out: folder of the run.
-            config: what the tracker shows as the run's settings.
-        """
+        """Nothing is imported or written before `open`; the tracker shows `config` as the run's configuration."""
         self.name: Literal["wandb", "trackio"] = name
         self._out, self._config = out, config
 
     def open(self, start_step: int) -> None:
-        """Start the tracker's run, or go on with the one of track.json, whatever `start_step` is.
+        """Start the tracker's run, or resume the one of track.json, whatever `start_step` is.
 
         Raises:
             ValueError: track.json is damaged.
-            Exception: any other of the tracker's own.
+            Exception: any error of the tracker.
         """
         self._id, self._sent = self._read()
-        self._write(self._sent)  # before the run exists: a start that fails half-way is found again
+        self._write(self._sent)  # before the run exists: a failed start is resumed
         start, title = import_tracker(self.name), self._out.resolve().name
         common = {"project": PROJECT, "resume": "allow", "config": self._config}
         match self.name:
             case "wandb":
                 common |= {"name": title, "id": self._id, "dir": str(self._out), "allow_val_change": True}
-            case "trackio":  # tells runs apart by their names only
+            case "trackio":  # identifies runs by their names only
                 common |= {"name": f"{title}-{self._id}"}
         self._run = start(**common)
 
     def record(self, step: int, numbers: dict[str, float]) -> None:
-        """Send the numbers of a step, if an earlier part of this run has not: trackers do not take points back."""
+        """Send the numbers of a step, unless an earlier part of this run did: trackers do not replace points."""
         if step > self._sent:
             self._run.log(numbers, step=step)
             self._write(step)
 
     def close(self) -> None:
-        """Let the tracker send what it still holds, but not for longer than `PATIENCE`: other processes wait.
+        """Let the tracker send what it still holds, for at most `CLOSE_SECONDS`: other processes wait.
 
         Raises:
-            TimeoutError: it has not come to an end.
-            Exception: any other of the tracker's own.
+            TimeoutError: it has not finished.
+            Exception: any error of the tracker.
         """
         errors: list[Exception] = []
 
@@ -102,22 +94,22 @@ class Tracker:
 
         thread = threading.Thread(target=finish, daemon=True)
         thread.start()
-        thread.join(PATIENCE)
+        thread.join(CLOSE_SECONDS)
         if thread.is_alive():
-            raise TimeoutError(f"it has not sent everything after {PATIENCE:g} s")
+            raise TimeoutError(f"it has not sent everything after {CLOSE_SECONDS:g} s")
         if errors:
             raise errors[0]
 
     def _read(self) -> tuple[str, int]:
-        """Id of the tracker's run and the last step sent to it; of a new one where there is none yet."""
+        """Id of the tracker's run and the last step sent; a new id and 0 where no run exists."""
         path = self._out / "track.json"
         if not path.exists():
             return uuid.uuid4().hex[:8], 0
         try:
-            found = json.loads(path.read_text())
-            tracker, identity, step = str(found["tracker"]), str(found["id"]), int(found["step"])
+            record = json.loads(path.read_text())
+            tracker, identity, step = str(record["tracker"]), str(record["id"]), int(record["step"])
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: must have tracker, id and step; remove it to begin a new run there") from error
+            raise ValueError(f"{path}: must have tracker, id and step; remove it to start a new run there") from error
         return (identity, step) if tracker == self.name else (uuid.uuid4().hex[:8], 0)
 
     def _write(self, step: int) -> None:
@@ -126,10 +118,10 @@ class Tracker:
 
 
 def import_tracker(name: Literal["wandb", "trackio"]) -> Callable[..., Any]:
-    """What starts a run of a tracker: its `init`.
+    """The function that starts a run of a tracker.
 
     Raises:
-        InputError: the package is not there (a folder of that name, as wandb leaves behind, is not it).
+        InputError: the package is not installed (a folder named `wandb`, as it leaves behind, has no `init`).
     """
     try:
         return importlib.import_module(name).init
@@ -140,13 +132,6 @@ def import_tracker(name: Literal["wandb", "trackio"]) -> Callable[..., Any]:
 def choose_sinks(
     out: Path, *, tensorboard: bool, track: Literal["none", "wandb", "trackio"], config: dict[str, Any]
 ) -> list[Sink]:
-    """What a run's `Log` is to tell its numbers, not yet opened.
-
-    Args:
-        out: folder of the run.
-        tensorboard: whether OUT/tensorboard is written.
-        track: a tracker, if any.
-        config: the run's record, shown by the tracker.
-    """
+    """The sinks of a run's `Log`, not yet opened."""
     sinks: list[Sink] = [TensorBoard(out / "tensorboard")] if tensorboard else []
     return sinks if track == "none" else [*sinks, Tracker(track, out, config=config)]

@@ -1,4 +1,4 @@
-"""The objective's loss over held-out images: always the same images and random draws, so that it compares."""
+"""The objective's loss over held-out images: always the same images and random draws, so that it is comparable."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,11 +23,9 @@ def held_out_loss(
     """The mean of the loss over all items of all held-out batches of all processes; nothing is trained.
 
     Args:
-        objective: as given to `fit`, in training mode; its BatchNorms normalise by the batch, and their running
+        objective, count: as given to `fit`; in training mode; its BatchNorms normalise by the batch, and their running
             statistics are put back.
-        batches: this process's share of the held-out images, as many batches as every other's.
-        count: as given to `fit`.
-        processes: of the run.
+        batches: this process's held-out batches, as many as every other process has.
 
     Returns:
         The loss; None where it is not finite.
@@ -35,19 +33,19 @@ def held_out_loss(
     Raises:
         InputError: no held-out image could be used.
     """
-    torch.manual_seed(0)  # what the objective draws, if anything, is the same each time; a step seeds anew
+    torch.manual_seed(0)  # the objective draws the same each time; a step sets its own seed
     running = [*running_statistics(objective).values()]
     before = [buffer.clone() for buffer in running]
     total, items = torch.zeros((), dtype=torch.float64, device=processes.device), 0
     stream = iter(batches)
     while True:
         batch = None
-        with processes.together():  # before each batch: none may run its own while another has refused
+        with processes.together():  # none may start a batch that another process refused
             batch = next(stream, None)
         if batch is None:
             break
         number = count(batch)
-        total += objective(batch).double() * number  # also of a batch without items: spread weights want all to run
+        total += objective(batch).double() * number  # without items too: sharded weights need all processes
         items += number
     for buffer, value in zip(running, before, strict=True):
         buffer.copy_(value)

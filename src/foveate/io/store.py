@@ -22,11 +22,6 @@ from foveate.errors import InputError
 from foveate.io.files import check_writable, write_whole
 from foveate.io.tensors import Stored, read_header
 
-HARMLESS = (
-    *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
-    *("tensorboard", "track", "dry_run"),
-)
-"""Fields without effect on the weights, which may change when a run is resumed."""
 MANIFEST = "manifest.json"
 NOTES = "notes"  # key of the notes in the metadata of a part
 _OWNER = "made_by"  # key of the owner in a manifest
@@ -36,7 +31,7 @@ _NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.part
 # ---------------------------------------------------------------------------------------------------- folders of runs
 
 
-def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = HARMLESS) -> bool:
+def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = ()) -> bool:
     """Claim the output folder for a run; it is created if needed.
 
     Args:

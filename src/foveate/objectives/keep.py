@@ -1,15 +1,16 @@
-"""Keep the image embedding what it was: the term beside CLIPSelf's (Sec. 3.2) that the paper does not have.
+"""Preserve the image embedding: a term beside CLIPSelf's (Sec. 3.2) that the paper does not have.
 
 CLIPSelf trains the blocks for the dense embedding alone, and the image embedding, which shares them, drifts. The
-teacher embeds crops in every step anyway: here the student embeds a few of the same crops as images, and should arrive
-at the same place.
+teacher embeds crops in every step anyway: here the student embeds a few of the same crops as images, and is drawn to
+the same embeddings.
 
     crops --teacher.encode_image--> (K, D) --+
       +-----student.encode_image--> (K, D) --+--> 1 - mean cosine
 
-Deliberately absent: images of its own (the targets cost nothing), and training of what the dense embedding does
-without: queries and keys of the last block stay the teacher's.
+What the dense embedding does not use is not trained: queries and keys of the last block stay the teacher's.
 """
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,15 @@ from foveate.clip.names import Head
 from foveate.clip.precision import using
 
 Rows = dict[str, list[slice]]
-"""By the names of a tower's fused tensors: which of their rows are trained."""
+"""Which rows of a tower's fused tensors are trained, by the tensors' names."""
+
+
+@dataclass(frozen=True)
+class CropKeeping:
+    """The settings of the term."""
+
+    weight: float
+    max_crops: int = 4  # per image
 
 
 def keep_loss(
@@ -30,42 +39,36 @@ def keep_loss(
     targets: Float[Tensor, "R D"],
     *,
     counts: list[int],
-    most: int,
+    max_crops: int,
     rows: Rows,
 ) -> Float[Tensor, ""]:
     """1 - mean over all crops of cos(student's image embedding, teacher's), from the first few crops of each image.
 
-    An image counts by all its crops, whichever are embedded, so that the mean over several batches, each weighed by
-    its crops, is that over their union.
+    An image is weighted by all its crops, whichever are embedded, so that the mean over several batches, each weighted
+    by its crops, is that over their union.
 
     Args:
-        student: learns.
         crops: normalised, at the native size, image by image in random order.
-        targets: the teacher's embeddings of them, of length 1.
+        targets: the teacher's embeddings of them, L2-normalised.
         counts: crops of each image, at least 1; R in all.
-        most: crops of an image that the student embeds.
-        rows: of `trained_rows`; the others get no gradient.
+        max_crops: crops per image that the student embeds.
+        rows: of `trained_rows`; other rows get no gradient.
 
     Returns:
         The loss, in [0, 2].
     """
-    kept = [min(count, most) for count in counts]
-    shares = [count / (len(crops) * some) for count, some in zip(counts, kept, strict=True) for _ in range(some)]
-    chosen = torch.cat([part[:most] for part in crops.split(counts)])  # (K, 3, S, S)
-    wanted = torch.cat([part[:most] for part in targets.split(counts)])  # (K, D)
-    with using(student.visual, _alive(student.visual, rows)):
-        found = student.encode_image(chosen)  # (K, D)
-    cosines = (found * wanted).sum(dim=1)  # (K,)
-    return 1 - cosines @ cosines.new_tensor(shares)
+    chosen = torch.cat([part[:max_crops] for part in crops.split(counts)])  # (K, 3, S, S)
+    expected = torch.cat([part[:max_crops] for part in targets.split(counts)])  # (K, D)
+    pairs = [(count, min(count, max_crops)) for count in counts]
+    weights = [count / (len(crops) * embedded) for count, embedded in pairs for _ in range(embedded)]  # K
+    with using(student.visual, _trained_in_rows(student.visual, rows)):
+        embeddings = student.encode_image(chosen)  # (K, D)
+    cosines = (embeddings * expected).sum(dim=1)  # (K,)
+    return 1 - cosines @ cosines.new_tensor(weights)
 
 
 def trained_rows(visual: nn.Module, *, head: Head) -> Rows:
-    """The fused matrices of the last block, and their biases, of which the dense embedding uses some rows only.
-
-    Args:
-        visual: an image tower `tower_sizes` accepts.
-        head: the last block of the dense forward.
-    """
+    """The fused matrices of the last block, and their biases, of which the dense embedding (`head`) uses some rows."""
     names, rows = {id(parameter): name for name, parameter in visual.named_parameters()}, Rows()
     for parameter, used in last_block_use(visual, head=head)[1]:
         weight = names[id(parameter)]
@@ -74,15 +77,15 @@ def trained_rows(visual: nn.Module, *, head: Head) -> Rows:
     return rows
 
 
-def _alive(visual: nn.Module, rows: Rows) -> dict[str, Tensor]:
-    """The tensors in these places now (copies in low precision, say), through which only some rows get gradients."""
-    found = {}
-    for name, used in rows.items():
+def _trained_in_rows(visual: nn.Module, rows: Rows) -> dict[str, Tensor]:
+    """The tower's tensors as they are now (low-precision copies, for example), with gradients in some rows only."""
+    tensors = {}
+    for name, slices in rows.items():
         path, _, leaf = name.rpartition(".")
         tensor = visual.get_submodule(path)._parameters[leaf]
-        assert tensor is not None, f"{name} is not there"
+        assert tensor is not None, f"{name} does not exist"
         is_used = torch.zeros(tensor.shape[0], *[1] * (tensor.ndim - 1), dtype=torch.bool, device=tensor.device)
-        for one in used:
-            is_used[one] = True
-        found[name] = torch.where(is_used, tensor, tensor.detach())
-    return found
+        for used in slices:
+            is_used[used] = True
+        tensors[name] = torch.where(is_used, tensor, tensor.detach())
+    return tensors

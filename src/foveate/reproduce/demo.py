@@ -94,7 +94,7 @@ def _check(config: Demo, root: Path) -> None:
             "demo: need at least one scene to train, to test and to compare; "
             f"got --train {config.train} --test {config.test} --agreement {config.agreement}."
         )
-    claim_folder(config.out, {**asdict(config), "out": str(config.out)})
+    claim_folder(config.out, {**asdict(config), "out": str(config.out)}, may_change=("out",))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which images a process of a run trains on, step by step, and on which its held-out loss is measured."""
+"""The batches that a process trains on, and those of its held-out loss."""
 
 from collections.abc import Callable, Iterable
 
@@ -21,16 +21,7 @@ Source = ImageSource | EvaluationSource | SemanticSource
 def training_batches(
     config: ReaderFlags, source: Source, processes: Processes
 ) -> Callable[[int, int], Iterable[Batch]]:
-    """How to get the batches of this process.
-
-    Args:
-        config: batch, accumulate, seed, workers, strict.
-        source: of the images.
-        processes: of the run.
-
-    Returns:
-        (images of the stream that were taken before, steps to come) -> the batches of these steps.
-    """
+    """(images taken before, steps to come) -> the batches of these steps in this process."""
 
     def batches(start: int, steps: int) -> BatchLoader:
         sampler = BatchSampler(
@@ -50,23 +41,20 @@ def training_batches(
 
 
 def count_images(batch: Batch) -> int:
-    """How many images the loss of a batch is the mean over."""
+    """The images that the loss of a batch is the mean over."""
     return len(batch.samples)
 
 
 def held_out_batches(config: ReaderFlags, source: Source | None, processes: Processes) -> BatchLoader | None:
-    """This process's share of the held-out images: the same ones, with the same regions, in every run.
+    """This process's part of the held-out images: the same ones, with the same regions, in every run.
 
-    Args:
-        config: batch, workers, and how many images.
-        source: of the held-out images; None: there are none.
-        processes: of the run; each gets as many batches, the last ones perhaps empty.
+    Each process gets the same number of batches; the last ones may be empty.
     """
     if source is None:
         return None
     chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_images]
-    mine = chosen[processes.rank :: processes.size]
-    places = [(0, index) for index in mine] if isinstance(source, ImageSource) else mine
-    longest = -(-len(chosen) // processes.size)
-    batches = [places[first : first + config.batch] for first in range(0, longest, config.batch)]
+    local = chosen[processes.rank :: processes.size]
+    items = [(0, index) for index in local] if isinstance(source, ImageSource) else local
+    longest = -(-len(chosen) // processes.size)  # images of a process
+    batches = [items[first : first + config.batch] for first in range(0, longest, config.batch)]
     return make_loader(source, batches, workers=config.workers)

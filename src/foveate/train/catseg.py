@@ -15,62 +15,49 @@ from foveate.data.label_maps import classes_of, open_label_maps
 from foveate.data.loader import SemanticSource
 from foveate.data.semantic import SemanticData, only_classes
 from foveate.data.splits import split_semantic
-from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import learning_rate
-from foveate.heads.catseg.guidance import STRIDE as PLACE
+from foveate.heads.catseg.guidance import STRIDE as BACKBONE_STRIDE
 from foveate.heads.catseg.guidance import read_backbone
 from foveate.heads.catseg.names import PUBLISHED
 from foveate.heads.catseg.product import About, Network, build_catseg, save_catseg
 from foveate.heads.common.product import tower_digest
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_catseg
 from foveate.train.defaults import SMALL_SIDE
 from foveate.train.flags import TrainCatSeg
-from foveate.train.heads import adamw, require_same_categories
+from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
 
-RATIO = 5 / 3  # side of the square at test : of a window, 640 : 384
-LONGEST = 4  # most that the longest edge may be at test, of the shortest, 2560 : 640
-STRIDE = 2 / 3  # from one window to the next, of a window
+TEST_RATIO = 5 / 3  # side of the square at test : of a window, 640 : 384
+MAX_ASPECT = 4  # longest : shortest edge at test, 2560 : 640
+STRIDE_RATIO = 2 / 3  # from one window to the next : of a window
 
 
 def run(config: TrainCatSeg) -> None:
-    """Train, or resume, and write the CAT-Seg.
-
-    Raises:
-        InputError: a flag, the data, the weights or the output folder is wrong.
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
-    """
+    """Train, or resume, and write the CAT-Seg; see `foveate.train.run.run`."""
     check_catseg(config)
     driver.run(config, prepare)
 
 
 def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Trainable:
-    """Images, CLIP and network.
-
-    Args:
-        config: checked flags.
-        processes: of the run.
-        report: prints where the data has no split of its own.
-
-    Raises:
-        InputError: the data or the weights are wrong, or do not go together.
-    """
+    """Images, CLIP and network; see `foveate.train.run.Prepare`."""
+    # data and CLIP
     data, novel, rule = open_base_maps(config, report)
     held_out = _open_held_out(config, data)
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
     tower, is_small = tower_digest(clip, whole=True), clip.native_size <= SMALL_SIDE
     network, pretrained = _network(config, clip), _backbone_weights(config)
     classes = classes_of(data)
+    # the network, initialised from the seed
     torch.manual_seed(config.seed)
     catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, is_varied=config.vary).train()
     if config.compile:
         compile_tower(clip)
+    # what the product records of its training
     folder = config.out / "model"
     about = About(
         model=config.model,
@@ -86,55 +73,45 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
         save_catseg(catseg, folder, about)
         return f"foveate segment IMAGES --model {folder} --out ..."
 
-    source, usual = SemanticSource(data), 1e-3 if is_small else 2e-4
-    peak = usual if config.lr is None else config.lr
-    return Trainable(
-        name=clip.name,
-        objective=catseg,
-        optimizer=adamw(catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_rate)),
+    # the small CLIP's rate, or CAT-Seg's
+    default_lr = 1e-3 if is_small else 2e-4
+    peak = default_lr if config.lr is None else config.lr
+    return head_trainable(
+        config,
+        processes,
+        catseg,
+        clip=clip,
+        groups=catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_rate),
         learning_rate=partial(learning_rate, peak=peak, warmup=config.warmup, steps=config.steps),
-        count=count_images,
-        images=len(source),
-        batches=training_batches(config, source, processes),
-        held_out=held_out_batches(config, held_out, processes),
-        save=save,
-        product=folder,
-        metadata={
-            "weights": digest_module(catseg),
-            "classes": [list(names) for names in classes],
-            "novel": list(novel),
-        },
-        dataset=data.dataset,
-        notes=[f"training on {len(classes)} classes of pixels ({rule})"],
-        accumulate=config.accumulate,
-        weight_decay=config.weight_decay,
         partly=catseg.partly,
-        clip=config.clip_gradient,
-        autocast=config.precision == "bfloat16",
-        parts=lambda: catseg.parts,
+        dataset=data.dataset,
+        sources=(SemanticSource(data), held_out),
+        note=f"training on {len(classes)} classes of pixels ({rule})",
+        metadata={"classes": [list(names) for names in classes], "novel": list(novel)},
+        save=save,
     )
 
 
 def open_base_maps(config: TrainCatSeg, report: Report) -> tuple[SemanticData, tuple[str, ...], str]:
-    """Open the training images with the classes that may be trained on.
+    """Open the training images with the base classes.
 
     Returns:
-        The data, in which pixels of other classes have none; the names of the novel classes; the rule, for people.
+        The data, in which pixels of other classes have no label; the names of the novel classes; the rule, for people.
 
     Raises:
-        InputError: as `open_label_maps`, no class is left, or the recipe's numbers are for other data.
+        InputError: as `open_label_maps`, no class is left, or the recipe is for other data.
     """
     data = open_label_maps(config, split=config.split)
     check_recipe_data(config.recipe, data.dataset.categories, root=config.data)
     parts = split_semantic(data.dataset, config.data, file=config.novel)
     if parts is None:
-        report(f"{config.data}: has no base and novel classes of its own; all are trained on. See --novel.")
+        report(f"{config.data}: has no split into base and novel classes; all are trained on. See --novel.")
         return data, (), "all classes"
     return only_classes(data, parts.base), parts.novel, parts.rule
 
 
 def _open_held_out(config: TrainCatSeg, data: SemanticData) -> SemanticSource | None:
-    """The held-out images with the classes that are trained on."""
+    """The held-out images with the trained classes."""
     if config.validate is None:
         return None
     held_out = open_label_maps(config, split=config.validate_split, root=Path(config.validate))
@@ -152,13 +129,14 @@ def _backbone_weights(config: TrainCatSeg) -> bool | dict[str, Tensor]:
 
 
 def _network(config: TrainCatSeg, clip: Clip) -> Network:
-    """The hyperparameters of the network; those not given are CAT-Seg's, or the small CLIP's."""
+    """The hyperparameters of the network; by default CAT-Seg's, or the small CLIP's."""
     is_small = clip.native_size <= SMALL_SIDE
-    usual, grid = (96, 12) if is_small else (384, 24)  # 24 places a side, of 16 pixels or of 14
-    size, hidden = config.size or usual, config.hidden or (32 if is_small else 128)
-    places = size // PLACE if config.version == "2023" else size * grid / usual  # as many as the backbone's map has
-    test_size = config.test_size or round(size * RATIO)
-    clip_size = config.clip_size or round(places * clip.patch_size)
+    default_size, grid = (96, 12) if is_small else (384, 24)  # 24 locations per side, of 16 pixels or of 14
+    size, hidden = config.size or default_size, config.hidden or (32 if is_small else 128)
+    # as many locations as the backbone's map has
+    locations = size // BACKBONE_STRIDE if config.version == "2023" else size * grid / default_size
+    test_size = config.test_size or round(size * TEST_RATIO)
+    clip_size = config.clip_size or round(locations * clip.patch_size)
     return Network(
         version=config.version,
         residual=config.residual or PUBLISHED[config.version],
@@ -166,8 +144,8 @@ def _network(config: TrainCatSeg, clip: Clip) -> Network:
         size=size,
         clip_size=clip_size,
         test_size=test_size,
-        longest=LONGEST * test_size,
-        stride=round(size * STRIDE),
+        longest=MAX_ASPECT * test_size,
+        stride=round(size * STRIDE_RATIO),
         window=_window(clip_size // clip.patch_size),
         hidden=hidden,
         guidance=hidden,
@@ -181,5 +159,5 @@ def _network(config: TrainCatSeg, clip: Clip) -> Network:
 
 
 def _window(grid: int) -> int:
-    """The largest window of at most 12 places that divides the map's side."""
+    """The largest window of at most 12 locations that divides the map's side."""
     return max(side for side in range(1, 13) if grid % side == 0)

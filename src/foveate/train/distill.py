@@ -1,6 +1,6 @@
 """`foveate distill`: CLIPSelf, or a baseline of it, from a folder of images to a model folder (Sec. 3.2).
 
-OUT/model/ is the product (alpha-mixed, an open_clip model folder). With another number of processes, another --batch or
+OUT/model is the product (alpha-mixed, an open_clip model folder). With another number of processes, another --batch or
 --accumulate CLIPSelf resumes from the same image, and reports what stays equal.
 """
 
@@ -25,6 +25,7 @@ from foveate.data.sources import open_data
 from foveate.data.splits import split_of, split_of_root
 from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
+from foveate.engine.fit import Update
 from foveate.engine.optim import build_optimizer, learning_rate
 from foveate.engine.product import write_product
 from foveate.engine.shard import shard_student
@@ -42,48 +43,33 @@ from foveate.train.run import SHARED, Trainable
 
 
 def run(config: DistillConfig) -> None:
-    """Distil, or resume, and write the CLIP.
-
-    Raises:
-        InputError: a flag, the data, the weights or the output folder is wrong.
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
-    """
+    """Distil, or resume, and write the CLIP; see `foveate.train.run.run`."""
     check_distill(config)
     driver.run(config, prepare)
 
 
 def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trainable:
-    """Images, towers and objective; the teacher is the student before its first step.
-
-    Args:
-        config: checked flags.
-        processes: of the run.
-        report: not used; what there is to say is in the notes.
-
-    Raises:
-        InputError: the data or the weights are wrong, or do not go together.
-    """
-    low = config.precision == "bfloat16"
+    """Images, towers and objective, as `foveate.train.run.Prepare`; the teacher is the student before training."""
     source = open_images(config, progress=processes.is_first)
     held_out = _open_held_out(config)
     nouns, count = choose_nouns(config, source.dataset), choose_count(config)
-    # the student, and a copy of it as it was: no text was used, so no tokenizer has been made yet
+    # the student, and a copy of it: no text was used, so no tokenizer exists yet
     student = load(config.model, pretrained=config.pretrained, device=str(processes.device), seed=config.seed)
     digest = digest_module(student) if processes.is_first else ""
-    original = deepcopy(student)
-    numbers = hyperparameters(config, patch_size=student.patch_size)
+    baseline = deepcopy(student)
+    settings = hyperparameters(config, patch_size=student.patch_size)
     partly = train_layers(student, config.layers, head=trained_head(config), gates=config.gates)
-    objective = build_objective(config, student, original, student_size=numbers.student_size, nouns=nouns)
+    objective = build_objective(config, student, baseline, student_size=settings.student_size, nouns=nouns)
     if config.fsdp and isinstance(objective, ClipSelf):
-        shard_student(objective, processes=processes, bfloat16=low)
-        _, partly = last_block_use(student.visual, head=config.head)  # sharding put other parameters in their place
-    if low:
-        original = original.cpu()
+        shard_student(objective, processes=processes, bfloat16=config.precision == "bfloat16")
+        _, partly = last_block_use(student.visual, head=config.head)  # sharding replaced the parameters
+    if config.precision == "bfloat16":
+        baseline = baseline.cpu()
     folder = config.out / "model"
 
     def save(tensors: dict[str, Tensor]) -> str:
-        original.windows, original.pad = student.windows, student.pad
-        write_product(original, tensors, folder, alpha=config.alpha)
+        baseline.windows, baseline.pad = student.windows, student.pad
+        write_product(baseline, tensors, folder, alpha=config.alpha)
         return f"foveate evaluate regions --model {folder} --data ..."
 
     def begin() -> None:
@@ -91,14 +77,19 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
             nouns.write(config.out)
 
     images_per_step = config.batch * config.accumulate * processes.size
-    state = original.model.state_dict().values()
+    state = baseline.model.state_dict().values()
     return Trainable(
         name=student.name,
         objective=objective,
         optimizer=build_optimizer(
-            objective, weight_decay=numbers.weight_decay, betas=config.betas, eps=config.eps, partly=partly
+            objective, weight_decay=settings.weight_decay, betas=config.betas, eps=config.eps, partly=partly
         ),
-        learning_rate=partial(learning_rate, peak=numbers.lr, warmup=numbers.warmup, steps=config.steps),
+        update=Update(
+            partial(learning_rate, peak=settings.lr, warmup=settings.warmup, steps=config.steps),
+            accumulate=config.accumulate,
+            weight_decay=settings.weight_decay,
+            partly=partly,
+        ),
         count=count,
         images=len(source),
         batches=training_batches(config, source, processes),
@@ -109,16 +100,13 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
         product_bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         metadata={
-            **asdict(numbers),
+            **asdict(settings),
             **contents_of(config),
             "weights": digest,
-            **({} if nouns is None else nouns.facts()),
+            **({} if nouns is None else nouns.metadata()),
         },
         dataset=source.dataset,
         notes=[*batch_notes(config.recipe, images_per_step), *([] if nouns is None else [nouns.line()])],
-        accumulate=config.accumulate,
-        weight_decay=numbers.weight_decay,
-        partly=partly,
         sharded=config.fsdp,
         may_change=may_change(config),
         begin=begin,
@@ -128,22 +116,21 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
 def may_change(config: DistillConfig) -> tuple[str, ...]:
     """The fields that may change between the parts of one distillation, beside those of any run.
 
-    How a step is computed and its images shared depends on the machines at hand (`sharing_lines` says what stays
-    equal). The objectives that learn from text tell a caption, or a noun, from others drawn for its batch: with other
-    batches they are others.
+    How a step is computed and its images are shared depends on the machines at hand (`sharing_lines` reports what stays
+    equal). The objectives that learn from text compare within a batch: with other batches they are different.
     """
     return (*(SHARED if config.objective == "clipself" else ()), "checkpointing", "fsdp")
 
 
 def contents_of(config: DistillConfig) -> dict[str, str]:
-    """What makes a run with other contents of --boxes or of its captions another run: the sha256 of each file.
+    """The sha256 of --boxes and of the captions, whose contents identify the run.
 
-    Captions are those of --captions, else those in the standard place of a COCO root where they are learned from.
+    Captions are those of --captions, else those of a COCO root, if the objective learns from them.
     """
-    usual = Path(config.data) / "annotations" / f"captions_{config.split}2017.json"
+    standard = Path(config.data) / "annotations" / f"captions_{config.split}2017.json"
     captions = config.captions
-    if captions is None and learns_from_captions(config) and usual.is_file():
-        captions = usual
+    if captions is None and learns_from_captions(config) and standard.is_file():
+        captions = standard
     digests = {}
     for name, path in {"boxes": config.boxes, "captions": captions}.items():
         if path is not None:
@@ -156,7 +143,7 @@ def contents_of(config: DistillConfig) -> dict[str, str]:
 
 
 def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
-    """The data set of the run and the regions to draw in it."""
+    """The data set of the run, with its regions."""
     regions = regions_of(config)
     dataset = open_data(
         config.data,
@@ -167,7 +154,7 @@ def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
         progress=progress,
     )
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
-    if learns_from_captions(config):  # before the boxes, whose records no longer know the texts of their shards
+    if learns_from_captions(config):  # before the boxes, whose records have no texts of shards
         dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     if config.boxes is not None:
         note = _check_boxes(config)
@@ -208,22 +195,22 @@ def _source(config: DistillConfig, dataset: Dataset, *, seed: int) -> ImageSourc
 
 
 def _check_boxes(config: DistillConfig) -> str | None:
-    """Refuse --boxes that were trained on novel categories; what the user must know of where they come from."""
+    """Refuse --boxes that were trained on novel categories; a note on their provenance."""
     assert config.boxes is not None
     split = split_of_root(config.data, split=config.split, annotations=config.annotations)
     if split is None:
         return check_provenance(config.boxes, None, allow=config.allow_novel)
-    known = (*split.base, *split.novel, *split.excluded)
-    return check_provenance(config.boxes, split.novel, known=known, allow=config.allow_novel)
+    categories = (*split.base, *split.novel, *split.excluded)
+    return check_provenance(config.boxes, split.novel, known=categories, allow=config.allow_novel)
 
 
 def _note_novel(config: DistillConfig, dataset: Dataset) -> Dataset:
-    """Note that the boxes of the annotations are also those of categories that are to be novel."""
+    """Note that annotated boxes include those of novel categories."""
     split = split_of(dataset, config.data)
     if split is None or not split.novel:
         return dataset
     note = (
         f"WARNING   --regions boxes: distils the annotated boxes of all categories, {len(split.novel)} novel ones too "
-        f"({split.rule}). For those of base categories alone name proposals with --boxes (see `foveate proposals`)."
+        f"({split.rule}). For those of base categories alone give proposals with --boxes (see `foveate proposals`)."
     )
     return replace(dataset, notes=(*dataset.notes, note))

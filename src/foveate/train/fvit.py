@@ -3,6 +3,7 @@
 OUT/model is what `foveate detect` and `foveate evaluate detection` take.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,6 @@ from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, as_classes, only_with_objects, split_of
-from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
@@ -29,38 +29,24 @@ from foveate.heads.fvit.product import About, Network, save_detector
 from foveate.io.files import default_cache
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_fvit
 from foveate.train.defaults import SMALL_SIDE
 from foveate.train.flags import TrainFViT
-from foveate.train.heads import adamw, require_same_categories
+from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
 
 
 def run(config: TrainFViT) -> None:
-    """Train, or resume, and write the detector.
-
-    Raises:
-        InputError: a flag, the data, the weights or the output folder is wrong.
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
-    """
+    """Train, or resume, and write the detector; see `foveate.train.run.run`."""
     check_fvit(config)
     driver.run(config, prepare)
 
 
 def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainable:
-    """Images, tower and detector.
-
-    Args:
-        config: checked flags.
-        processes: of the run.
-        report: prints where the data has no split of its own.
-
-    Raises:
-        InputError: the data or the weights are wrong, or do not go together.
-    """
+    """Images, tower and detector; see `foveate.train.run.Prepare`."""
+    # data, CLIP and detector
     dataset, split = open_objects(config, report)
     clip = load(config.model, pretrained=config.pretrained, device=processes.device, seed=config.seed)
     tower = tower_digest(clip)
@@ -69,6 +55,7 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
     detector = _build(config, network, clip, dataset, split, is_lvis=is_lvis).train()
     if config.compile:
         compile_tower(clip)
+    # what the product records of its training
     folder = config.out / "model"
     about = About(
         model=config.model,
@@ -89,45 +76,34 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
 
     def begin() -> None:
         if config.cache:
-            settings = {"size": detector.size, "layers": detector.tower.layers}
             detector.cache = FeatureCache(
-                config.out / "maps", clip, **settings, statistics=config.statistics, resize=config.resize
+                config.out / "maps",
+                clip,
+                size=detector.size,
+                layers=detector.tower.layers,
+                statistics=config.statistics,
+                resize=config.resize,
             )
 
-    source = EvaluationSource(dataset, masks=config.masks)
-    held_out = _open_held_out(config, dataset, split)
-    return Trainable(
-        name=clip.name,
-        objective=detector,
-        optimizer=adamw(detector.parameter_groups(weight_decay=config.weight_decay, ladder=config.ladder)),
+    trainable = head_trainable(
+        config,
+        processes,
+        detector,
+        clip=clip,
+        groups=detector.parameter_groups(weight_decay=config.weight_decay, ladder=config.ladder),
         learning_rate=partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
-        count=count_images,
-        images=len(source),
-        batches=training_batches(config, source, processes),
-        held_out=held_out_batches(config, held_out, processes),
-        save=save,
-        product=folder,
-        metadata={
-            "weights": digest_module(detector),
-            "base": list(split.base),
-            "novel": list(split.novel),
-            "rule": split.rule,
-        },
-        dataset=dataset,
-        notes=[f"training on the boxes of {len(split.base)} categories ({split.rule})"],
-        accumulate=config.accumulate,
-        weight_decay=config.weight_decay,
         partly=detector.tower.partly,
-        clip=config.clip_gradient,
-        autocast=config.precision == "bfloat16",
-        may_change=("benchmark",),
-        begin=begin,
-        parts=lambda: detector.parts,
+        dataset=dataset,
+        sources=(EvaluationSource(dataset, masks=config.masks), _open_held_out(config, dataset, split)),
+        note=f"training on the boxes of {len(split.base)} categories ({split.rule})",
+        metadata={"base": list(split.base), "novel": list(split.novel), "rule": split.rule},
+        save=save,
     )
+    return replace(trainable, may_change=("benchmark",), begin=begin)
 
 
 def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]:
-    """The images with the boxes of base categories, and what is base.
+    """The images with boxes of base categories, and the split of categories.
 
     Raises:
         InputError: no image has a box of a base category.
@@ -139,16 +115,17 @@ def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]
             "LVIS, VOC or Objects365, or of a world, or name the file with --annotations."
         )
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
+    # the names are the text of the classes
     names = [category.name for category in dataset.categories]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        duplicate = next(name for name in names if names.count(name) > 1)
         raise InputError(
-            f"--data {config.data}: need categories of different names; {twice!r} occurs twice, and no text can "
-            "tell them apart. Correct the annotation file."
+            f"--data {config.data}: need categories of different names, which are their text; {duplicate!r} occurs "
+            "twice. Correct the annotation file."
         )
     split = split_of(dataset, config.data, file=config.novel)
     if split is None:
-        report(f"{config.data}: has no base and novel categories of its own; all are base. See --novel.")
+        report(f"{config.data}: has no split into base and novel categories; all are base. See --novel.")
         split = BaseNovel(tuple(names), (), (), "all categories")
     objects = _with_objects(dataset, split)
     if not objects.records:
@@ -160,7 +137,7 @@ def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]
 
 
 def _open_held_out(config: TrainFViT, dataset: Dataset, split: BaseNovel) -> EvaluationSource | None:
-    """The held-out images with the boxes of base categories."""
+    """The held-out images with boxes of base categories."""
     if config.validate is None:
         return None
     held_out = open_data(Path(config.validate), split=config.validate_split, annotations=_kind(config))
@@ -173,17 +150,17 @@ def _kind(config: TrainFViT) -> Literal["instances", "masks"]:
 
 
 def _with_objects(dataset: Dataset, split: BaseNovel) -> Dataset:
-    """The images with something to learn from; crowds have a label of their own, the last."""
+    """The images with boxes of base categories; crowds get the last label."""
     return only_with_objects(as_classes(dataset, split.base), crowd=len(dataset.categories))
 
 
 def _network(config: TrainFViT, clip: Clip) -> Network:
-    """The hyperparameters of the detector; those not given are the paper's, or the small CLIP's."""
+    """The hyperparameters of the detector; by default the paper's, or the small CLIP's."""
     is_small = clip.native_size <= SMALL_SIDE
     channels = config.channels or (64 if is_small else 256)
-    usual = 192 if is_small else (640 if clip.patch_size == 16 else 64 * clip.patch_size)
+    default_size = 192 if is_small else (640 if clip.patch_size == 16 else 64 * clip.patch_size)
     return Network(
-        size=usual if config.size is None else config.size,
+        size=default_size if config.size is None else config.size,
         taps=config.taps or None,
         pyramid=config.pyramid,
         channels=channels,
@@ -201,18 +178,18 @@ def _network(config: TrainFViT, clip: Clip) -> Network:
 def _build(
     config: TrainFViT, network: Network, clip: Clip, dataset: Dataset, split: BaseNovel, *, is_lvis: bool
 ) -> FViT:
-    """The network with the text embeddings of the data's classes, its initial weights drawn from the seed."""
+    """The detector with the text embeddings of the data's classes, initialised from the seed."""
     names = [category.name for category in dataset.categories[:-1]]  # the last is "crowd"
     text = embed_vocabulary(clip, names, templates=config.templates, background="background", cache=default_cache())
     is_novel = torch.tensor([name not in split.base for name in names], device=text.device)
-    usual = 0.9 if is_lvis else 0.6
+    background_weight = 0.9 if is_lvis else 0.6
     torch.manual_seed(config.seed)
     detector = FViT(
         clip,
         network,
         text=text,
         is_novel=is_novel,
-        background_weight=usual if config.background_weight is None else config.background_weight,
+        background_weight=background_weight if config.background_weight is None else config.background_weight,
         match_low_quality=config.match_low_quality,
         rois=config.rois or (128 if clip.native_size <= SMALL_SIDE else 512),
         jitter=None if config.jitter == (1.0, 1.0) else config.jitter,

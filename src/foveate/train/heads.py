@@ -1,26 +1,77 @@
-"""What the heads have in common when they are trained: their optimizer, and that held-out data has their classes."""
+"""What the trainers of F-ViT, CAT-Seg and mask generators share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from foveate.clip.model import Clip
+from foveate.data.records import Dataset
+from foveate.engine.checkpoint import digest_module
+from foveate.engine.distributed import Processes
+from foveate.engine.fit import Update
+from foveate.engine.optim import PartlyTrained
 from foveate.errors import InputError
+from foveate.train.batches import Source, count_images, held_out_batches, training_batches
+from foveate.train.flags import HeadFlags
+from foveate.train.run import Trainable
 from foveate.types import Category
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """One fused AdamW over parameter groups; the learning rate is set at each step."""
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+def head_trainable(
+    config: HeadFlags,
+    processes: Processes,
+    head: nn.Module,
+    *,
+    clip: Clip,
+    groups: list[dict[str, Any]],
+    learning_rate: Callable[[int], float],
+    partly: Sequence[PartlyTrained] = (),
+    dataset: Dataset,
+    sources: tuple[Source, Source | None],
+    note: str,
+    metadata: dict[str, Any],
+    save: Callable[[dict[str, Tensor]], str],
+) -> Trainable:
+    """A head as it is trained: by AdamW, its losses being means over images, written to OUT/model.
 
+    Args:
+        head: a scalar loss of a batch; its `parts` are the terms.
+        groups: parameter groups of AdamW.
+        sources: of the images of `dataset`, and of held-out ones.
 
-def require_same_categories(found: Sequence[Category], trained: Sequence[Category], *, root: str) -> None:
-    """Refuse held-out data of other classes, whose labels would mean something else.
-
-    Raises:
-        InputError: the names differ, or their order.
+    The others are fields of `Update` and `Trainable`.
     """
-    names, needed = ([category.name for category in categories] for categories in (found, trained))
+    source, held_out = sources
+    return Trainable(
+        name=clip.name,
+        objective=head,
+        optimizer=torch.optim.AdamW(groups, lr=0.0, fused=True),
+        update=Update(
+            learning_rate,
+            accumulate=config.accumulate,
+            weight_decay=config.weight_decay,
+            partly=partly,
+            clip=config.clip_gradient,
+        ),
+        count=count_images,
+        images=len(source),
+        batches=training_batches(config, source, processes),
+        held_out=held_out_batches(config, held_out, processes),
+        save=save,
+        product=config.out / "model",
+        metadata={"weights": digest_module(head), **metadata},
+        dataset=dataset,
+        notes=[note],
+        autocast=config.precision == "bfloat16",
+        parts=lambda: head.parts,  # pyright: ignore[reportArgumentType]  a dict in every head
+    )
+
+
+def require_same_categories(held_out: Sequence[Category], trained: Sequence[Category], *, root: str) -> None:
+    """Refuse held-out data whose class names or their order differ, with an InputError."""
+    names, needed = ([category.name for category in categories] for categories in (held_out, trained))
     if names != needed:
         raise InputError(
             f"--validate {root}: needs the {len(needed)} classes of --data, in their order; got {len(names)}, "

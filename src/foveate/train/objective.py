@@ -1,7 +1,5 @@
-"""What `foveate distill` minimises: CLIPSelf (Sec. 3.2), or one of the two baselines it is compared with, which learn
-from text (Tab. 1, row 5; A.4).
-
-Deliberately absent: the loop, and everything the three have in common (`distill.py`).
+"""The objectives of `foveate distill`: CLIPSelf (Sec. 3.2), or one of two baselines that learn from text (Tab. 1,
+row 5; A.4). What the three have in common is in `distill.py`.
 """
 
 import hashlib
@@ -21,55 +19,54 @@ from foveate.data.records import Dataset
 from foveate.errors import InputError, listed
 from foveate.io.files import default_cache, write_whole
 from foveate.objectives.clipself import ClipSelf, count_regions
+from foveate.objectives.correlation import Correlation
 from foveate.objectives.image_text import ImageText
+from foveate.objectives.keep import CropKeeping
 from foveate.objectives.region_text import RegionText
+from foveate.objectives.student import Execution
 from foveate.train.batches import count_images
 from foveate.train.defaults import regions_of
 from foveate.train.flags import DistillConfig
 from foveate.types import Batch
 
-NOUN_TEMPLATES = ("a photo of {article} {}.",)  # one prompt per noun: 63 times some thousand nouns would take minutes
-_SHOWN = 12  # nouns
+NOUN_TEMPLATES = ("a photo of {article} {}.",)  # one prompt per noun: 63 for some thousand nouns take minutes
+_MAX_LISTED = 12
 
 
 @dataclass(frozen=True)
 class Nouns:
-    """The classes of region-text supervision, and how often each occurs in the captions, where they come from there."""
+    """The classes of region-text supervision."""
 
     vocabulary: Vocabulary
-    counted: list[tuple[str, int]] | None
+    counts: list[tuple[str, int]] | None  # how often each occurs in the captions; None: they are from a file
 
-    def facts(self) -> dict[str, str]:
-        """What makes a run with other nouns another run."""
-        words = json.dumps([list(words) for words in self.vocabulary.classes])
-        return {"vocabulary": hashlib.sha256(words.encode()).hexdigest()}
+    def metadata(self) -> dict[str, str]:
+        """What identifies a run with these nouns."""
+        names = json.dumps([list(names) for names in self.vocabulary.classes])
+        return {"vocabulary": hashlib.sha256(names.encode()).hexdigest()}
 
     def line(self) -> str:
         """For the user."""
         names = self.vocabulary.names
-        return f"nouns     {len(names):,}{' in the captions' if self.counted else ''}: {listed(names, _SHOWN)}"
+        return f"nouns     {len(names):,}{' in the captions' if self.counts else ''}: {listed(names, _MAX_LISTED)}"
 
     def write(self, out: Path) -> None:
-        """Keep what was counted in OUT/nouns.json, [noun, number] per line; a file given by the user exists already."""
-        if self.counted is not None:
-            lines = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in self.counted)
+        """Write the nouns of the captions to OUT/nouns.json, [noun, count] per line."""
+        if self.counts is not None:
+            lines = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in self.counts)
             write_whole(out / "nouns.json", f"[\n{lines}\n]\n".encode())
 
 
 def trained_head(config: DistillConfig) -> Head | None:
-    """The last block as it is trained; None: unchanged, which the embedding of whole images uses."""
+    """The last block of the trained forward; None: unchanged, for the embedding of whole images."""
     return None if config.objective == "image-text" else config.head
 
 
 def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
-    """The classes of region-text supervision, from a file or from the captions; other objectives have none.
-
-    Args:
-        config: flags.
-        dataset: with its captions, where they are needed.
+    """The classes of region-text supervision, from a file or from the captions; None for other objectives.
 
     Raises:
-        InputError: the file is not what it must be, or no noun occurs often enough.
+        InputError: the file is wrong, or no noun occurs often enough.
     """
     if config.objective != "region-text":
         return None
@@ -78,62 +75,56 @@ def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
             return Nouns(read_vocabulary(config.nouns), None)
         except InputError as error:
             raise InputError(f"--nouns {error}") from error
-    counted = count_nouns(dataset.captions, min_count=config.min_count)
-    return Nouns(Vocabulary(tuple((noun,) for noun, _ in counted)), counted)
+    counts = count_nouns(dataset.captions, min_count=config.min_count)
+    return Nouns(Vocabulary(tuple((noun,) for noun, _ in counts)), counts)
 
 
 def choose_count(config: DistillConfig) -> Callable[[Batch], int]:
-    """What the loss of a batch is the mean over: its regions, or its images."""
+    """Counts what the loss of a batch is the mean over: its regions, or its images."""
     return count_images if config.objective == "image-text" else count_regions
 
 
 def build_objective(
-    config: DistillConfig, student: Clip, original: Clip, *, student_size: int, nouns: Nouns | None
+    config: DistillConfig, student: Clip, baseline: Clip, *, student_size: int, nouns: Nouns | None
 ) -> ClipSelf | ImageText:
-    """Build what is minimised.
+    """Build the objective.
 
     Args:
-        config: flags.
-        student: what of it is trained is chosen already.
-        original: the student before its first step; the teacher, or what the teacher is copied from.
+        student: after `train_layers`.
+        baseline: the student before its first step; the teacher, or what it is copied from.
         student_size: side of the student's square input [pixels].
-        nouns: of `choose_nouns`.
     """
     low = config.precision == "bfloat16"
+    execution = Execution(
+        low_precision=low and not config.fsdp,  # FSDP gathers in bfloat16 itself
+        compiled=config.compile,
+        checkpointing=config.checkpointing,
+    )
+    # what the student is saved with
     if config.window is not None:
         student.windows = default_windows(student.visual, size=config.window)
     student.pad = config.pad
     if config.objective == "image-text":
-        return ImageText(
-            student,
-            student_size=student_size,
-            pad=config.pad,
-            low_precision=low,
-            compiled=config.compile,
-            checkpointing=config.checkpointing,
-        )
-    teacher = deepcopy(original).bfloat16() if low else original  # before a tokenizer is made
+        return ImageText(student, student_size=student_size, pad=config.pad, execution=execution)
+    # CLIPSelf, with another loss or further terms if requested
+    compare, correlation = None, None
+    teacher = deepcopy(baseline).bfloat16() if low else baseline  # before a tokenizer exists
+    if nouns is not None:  # embedded by the student's own text tower
+        rows = embed_vocabulary(student, nouns.vocabulary, templates=NOUN_TEMPLATES, cache=default_cache())  # (K, D)
+        compare = RegionText(rows, scale=student.model.logit_scale.detach().exp())
+    if config.correlation:
+        head, temperature = config.correlation_head, config.correlation_temperature
+        correlation = Correlation(config.correlation, head=head, temperature=temperature)
     return ClipSelf(
         student,
         teacher,
         student_size=student_size,
         pad=config.pad,
+        tokens=config.tokens,
         head=config.head,
         enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
-        tokens=config.tokens,
-        keep=config.keep,
-        keep_crops=config.keep_crops,
-        correlation=config.correlation,
-        correlation_head=config.correlation_head,
-        correlation_temperature=config.correlation_temperature,
-        low_precision=low and not config.fsdp,  # FSDP gathers in bfloat16 itself
-        compiled=config.compile,
-        checkpointing=config.checkpointing,
-        compare=None if nouns is None else _compare(student, nouns),
+        keep=CropKeeping(config.keep, max_crops=config.keep_crops) if config.keep else None,
+        correlation=correlation,
+        execution=execution,
+        compare=compare,
     )
-
-
-def _compare(student: Clip, nouns: Nouns) -> RegionText:
-    """Regions are told apart among nouns, as the student's own text tower embeds them."""
-    rows = embed_vocabulary(student, nouns.vocabulary, templates=NOUN_TEMPLATES, cache=default_cache())  # (K, D)
-    return RegionText(rows, scale=student.model.logit_scale.detach().exp())

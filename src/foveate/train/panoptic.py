@@ -19,7 +19,6 @@ from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, split_semantic
-from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
@@ -40,11 +39,10 @@ from foveate.heads.panoptic.product import (
 )
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_panoptic
 from foveate.train.defaults import LARGE, SMALL, SMALL_SIDE, resolve_defaults
 from foveate.train.flags import TrainPanoptic
-from foveate.train.heads import adamw, require_same_categories
+from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
@@ -52,27 +50,14 @@ from foveate.types import Category
 
 
 def run(config: TrainPanoptic) -> None:
-    """Train, or resume, and write the generator.
-
-    Raises:
-        InputError: a flag, the data, the weights or the output folder is wrong.
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
-    """
+    """Train, or resume, and write the mask generator; see `foveate.train.run.run`."""
     check_panoptic(config)
     driver.run(config, prepare)
 
 
 def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Trainable:
-    """Images, encoder and decoder.
-
-    Args:
-        given: checked flags.
-        processes: of the run.
-        report: prints where the data has no split of its own.
-
-    Raises:
-        InputError: the data or the weights are wrong, or do not go together.
-    """
+    """Images, encoder and decoder; see `foveate.train.run.Prepare`."""
+    # data, CLIP and mask generator, with the defaults for this CLIP
     dataset, split = open_segments(given, report)
     clip = load(given.model, pretrained=given.pretrained, device=processes.device, seed=given.seed)
     tower = tower_digest(clip, whole=given.words)
@@ -83,6 +68,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
     generator = _build(config, network, clip, classes).train()
     if config.compile:
         compile_tower(clip)
+    # what the product records of its training
     folder = config.out / "model"
     about = About(
         model=config.model,
@@ -101,46 +87,30 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         save_generator(generator, folder, about)
         return f"foveate evaluate panoptic --data ... --model {folder}"
 
-    source, held_out = EvaluationSource(dataset), _open_held_out(config, dataset, split)
     things = sum(kind.is_thing for kind in classes if kind.part == "base")
-    return Trainable(
-        name=clip.name,
-        objective=generator,
-        optimizer=adamw(generator.parameter_groups(weight_decay=config.weight_decay)),
+    return head_trainable(
+        config,
+        processes,
+        generator,
+        clip=clip,
+        groups=generator.parameter_groups(weight_decay=config.weight_decay),
         learning_rate=partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
-        count=count_images,
-        images=len(source),
-        batches=training_batches(config, source, processes),
-        held_out=held_out_batches(config, held_out, processes),
-        save=save,
-        product=folder,
+        dataset=dataset,
+        sources=(EvaluationSource(dataset), _open_held_out(config, dataset, split)),
+        note=f"training on the segments of {things} base classes of things and {len(split.base) - things} of stuff "
+        f"({split.rule})",
         metadata={
-            **_resolved(config),
-            "weights": digest_module(generator),
+            **{name: getattr(config, name) for name in asdict(LARGE)},
             "base": list(split.base),
             "novel": list(split.novel),
             "rule": split.rule,
         },
-        dataset=dataset,
-        notes=[
-            f"training on the segments of {things} base classes of things and {len(split.base) - things} of stuff "
-            f"({split.rule})"
-        ],
-        accumulate=config.accumulate,
-        weight_decay=config.weight_decay,
-        clip=config.clip_gradient,
-        autocast=config.precision == "bfloat16",
-        parts=lambda: generator.parts,
+        save=save,
     )
 
 
-def _resolved(config: TrainPanoptic) -> dict[str, Any]:
-    """The flags that may be left to the CLIP, as they are, for the record of the run."""
-    return {name: getattr(config, name) for name in asdict(LARGE)}
-
-
 def open_segments(config: TrainPanoptic, report: Report) -> tuple[Dataset, BaseNovel]:
-    """The images with a segment of a base class, whose crowds have a label of their own, and what is base.
+    """The images with a segment of a base class, and the split of classes.
 
     Raises:
         InputError: no image has a segment of a base class.
@@ -149,7 +119,7 @@ def open_segments(config: TrainPanoptic, report: Report) -> tuple[Dataset, BaseN
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
     split = split_semantic(dataset, config.data, file=config.novel)
     if split is None:
-        report(f"{config.data}: has no base and novel classes of its own; all are base. See --novel.")
+        report(f"{config.data}: has no split into base and novel classes; all are base. See --novel.")
         split = BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all classes")
     segments = as_segments(dataset, split)
     if not segments.records:
@@ -170,7 +140,7 @@ def _open_held_out(config: TrainPanoptic, dataset: Dataset, split: BaseNovel) ->
 
 
 def as_segments(dataset: Dataset, split: BaseNovel) -> Dataset:
-    """Give crowds a label of their own, the last, and leave out images with nothing to learn from."""
+    """Give crowds the last label, and remove images without a segment of a base class."""
     crowd = len(dataset.categories)
     is_base = [category.name in split.base for category in dataset.categories] + [False]
     records = []
@@ -179,19 +149,19 @@ def as_segments(dataset: Dataset, split: BaseNovel) -> Dataset:
         labels = tuple(crowd if is_crowd else label for label, is_crowd in pairs)
         if any(is_base[label] for label in labels):
             records.append(replace(record, labels=labels))
-    without = len(dataset.records) - len(records)
-    note = f"{without} of {len(dataset.records)} images have no segment of a base class and are not trained on"
-    last = max(category.id for category in dataset.categories) + 1
+    removed = len(dataset.records) - len(records)
+    note = f"{removed} of {len(dataset.records)} images have no segment of a base class and are not trained on"
+    crowd_id = max(category.id for category in dataset.categories) + 1
     return replace(
         dataset,
-        categories=(*dataset.categories, Category(last, "crowd", True)),
+        categories=(*dataset.categories, Category(crowd_id, "crowd", True)),
         records=tuple(records),
-        notes=(*dataset.notes, *([note] if without else [])),
+        notes=(*dataset.notes, *([note] if removed else [])),
     )
 
 
 def _classes(config: TrainPanoptic, dataset: Dataset, split: BaseNovel, report: Report) -> tuple[Class, ...]:
-    """What the product says of the classes."""
+    """The classes as the product has them."""
     categories = dataset.categories[:-1]  # the last is "crowd"
     parts: dict[str, Part] = {**dict.fromkeys(split.base, "base"), **dict.fromkeys(split.novel, "novel")}
     names = class_names(categories, config.labels, name=dataset.name, report=report)
@@ -200,22 +170,22 @@ def _classes(config: TrainPanoptic, dataset: Dataset, split: BaseNovel, report: 
 
 
 def _network(config: TrainPanoptic, clip: Clip) -> Network:
-    """The hyperparameters of the generator."""
+    """The hyperparameters of the mask generator."""
     names = ("channels", "queries", "width", "feedforward", "pixel_layers", "layers", "joint")
-    numbers: dict[str, Any] = {name: getattr(config, name) for name in names}
-    step = 2 * clip.patch_size if config.encoder is None else 64
-    usual = SMALL if clip.native_size <= SMALL_SIDE else LARGE
+    hyperparameters: dict[str, Any] = {name: getattr(config, name) for name in names}
+    step = 2 * clip.patch_size if config.encoder is None else 64  # of the size
+    defaults = SMALL if clip.native_size <= SMALL_SIDE else LARGE
     return Network(
-        size=usual.size // step * step if config.size is None else config.size,
+        size=defaults.size // step * step if config.size is None else config.size,
         encoder=None if config.encoder is None else str(config.encoder),
         pyramid=config.pyramid,
         taps=config.taps or None,
-        **numbers,
+        **hyperparameters,
     )
 
 
 def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[Class, ...]) -> MaskGenerator:
-    """The network, its initial weights drawn from the seed."""
+    """The mask generator, initialised from the seed."""
     words = nothing = None
     if config.words:
         vocabulary = Vocabulary(tuple(kind.words for kind in classes))

@@ -1,11 +1,9 @@
-"""`foveate pretrain`: a small CLIP from nothing, or all but its text tower, on image-caption pairs.
+"""`foveate pretrain`: a small CLIP from scratch, or all but its text tower, on image-caption pairs.
 
 The objective is the ordinary contrastive loss on whole images and nothing else, so that what the dense features lack
-is what CLIP lacks. The transformers' matrices are trained with Muon and all else, a whole residual tower too, with
-AdamW (AdamW alone is much slower to start a transformer on so few images). The text tower may be another CLIP's,
-locked (Zhai et al., "LiT", 2022). OUT is an open_clip folder, in fp16.
-
-Deliberately absent: several processes, and any loss on regions.
+is what CLIP lacks. The transformers' matrices are trained with Muon and all else, a residual tower too, with AdamW
+(AdamW alone starts a transformer much more slowly on so few images). The text tower may be that of another CLIP,
+locked (Zhai et al., "LiT", 2022). OUT is an open_clip folder, in fp16. Deliberately absent: several processes.
 """
 
 import math
@@ -29,6 +27,7 @@ from foveate.clip.model import Clip
 from foveate.data.datasets.shards import read_pairs
 from foveate.data.loader import epoch_order
 from foveate.engine.distributed import Processes
+from foveate.engine.fit import Update
 from foveate.errors import InputError
 from foveate.objectives.image_text import clamp_scale, contrastive_loss
 from foveate.ops.augment import random_views
@@ -44,28 +43,15 @@ RESIDUAL = SMALL_CONFIG.with_name("resnet.json")
 
 
 def run(config: Pretrain) -> None:
-    """Pretrain, or resume, and write the CLIP.
-
-    Raises:
-        InputError: a flag, the pairs, the description or the output folder is wrong.
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved.
-    """
+    """Pretrain, or resume, and write the CLIP; see `foveate.train.run.run`."""
     check_pretrain(config)
     driver.run(config, prepare)
 
 
 def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable:
-    """Pairs, towers and objective.
-
-    Args:
-        config: checked flags.
-        processes: of the run; one.
-        report: not used.
-
-    Raises:
-        InputError: a description or pairs that cannot be used, or a text tower of another kind.
-    """
+    """Pairs, towers and objective; see `foveate.train.run.Prepare`."""
     require_one_process(processes, "pretrain")
+    # pairs at the size of the described tower
     description = read_config(RESIDUAL if config.config == Path("residual") else config.config)
     side = description["model_cfg"]["vision_cfg"]["image_size"]
     images, captions = read_pairs(config.pairs, side=side)
@@ -73,19 +59,21 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         raise InputError(
             f"{config.pairs}: need at least one batch of {config.batch} pairs; got {len(images)}. Lower --batch."
         )
+    # the towers, from scratch; the text tower may be locked
     clip = Clip(build(description, name=str(config.out), seed=config.seed), name=str(config.out), config=description)
     clip.to(processes.device)
     if config.text_from is not None:
         _lock_text(clip.model, description, config.text_from)
     if config.compile:
         _compile(clip)
-    held_out, known = None, captions
+    # the objective tokenizes all captions once
+    held_out, texts = None, captions
     if config.validate is not None:
         pairs = read_pairs(Path(config.validate), side=side)
-        held_out, known = [_held_out(*pairs, count=config.validate_images)], [*captions, *pairs[1]]
+        held_out, texts = [_held_out(*pairs, count=config.validate_images)], [*captions, *pairs[1]]
     objective = Contrastive(
         clip,
-        known,
+        texts,
         seed=config.seed,
         patch_dropout=config.patch_dropout,
         whole_from=config.steps - config.whole_steps,
@@ -100,7 +88,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         name=config.config.stem,
         objective=objective,
         optimizer=MuonAndAdamW(clip.model, lr=config.lr, lr_adam=config.lr_adam),
-        learning_rate=partial(_learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps),
+        update=Update(partial(_learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps)),
         count=count_images,
         images=len(images),
         batches=lambda taken, steps: _batches(images, captions, config, first=taken // config.batch, steps=steps),
@@ -118,28 +106,28 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """The pairs of one step, from 0; None: held-out ones."""
+    """The pairs of one step."""
 
-    step: int | None = None
+    step: int | None = None  # from 0; None: held-out pairs
 
 
 def _batches(
     images: UInt8[Tensor, "B 3 H W"], captions: list[str], config: Pretrain, *, first: int, steps: int
 ) -> Iterator[PairBatch]:
-    """The batches of so many steps, from (seed, step) alone: epochs of shuffled pairs, without the incomplete batch at
+    """The batches of `steps` steps, from (seed, step) alone: epochs of shuffled pairs, without the incomplete batch at
     the end of each."""
     per_epoch = len(images) // config.batch
     for step in range(first, first + steps):
         epoch = torch.Generator().manual_seed(config.seed * 1_000_003 + step // per_epoch)
-        place = step % per_epoch * config.batch
-        chosen = torch.randperm(len(images), generator=epoch)[place : place + config.batch].tolist()
-        yield PairBatch([_pair(images, captions, index) for index in chosen], [], step)
+        start = step % per_epoch * config.batch
+        indices = torch.randperm(len(images), generator=epoch)[start : start + config.batch].tolist()
+        yield PairBatch([_pair(images, captions, index) for index in indices], [], step)
 
 
 def _held_out(images: UInt8[Tensor, "B 3 H W"], captions: list[str], *, count: int) -> PairBatch:
-    """The same held-out pairs in every run, as one batch: the loss depends on how many it tells apart."""
-    chosen = epoch_order(len(images), seed=0, epoch=0)[:count]
-    return PairBatch([_pair(images, captions, index) for index in chosen], [])
+    """The same held-out pairs in every run, as one batch: the loss depends on the number of pairs in it."""
+    indices = epoch_order(len(images), seed=0, epoch=0)[:count]
+    return PairBatch([_pair(images, captions, index) for index in indices], [])
 
 
 def _pair(images: UInt8[Tensor, "B 3 H W"], captions: list[str], index: int) -> Sample:
@@ -153,22 +141,21 @@ class Contrastive(nn.Module):
     """CLIP's loss over the pairs of a batch, on random views of the images; all draws come from (seed, step)."""
 
     def __init__(self, clip: Clip, captions: list[str], *, seed: int, patch_dropout: float, whole_from: int) -> None:
-        """Take the towers that learn.
+        """Set up the towers.
 
         Args:
             clip: on its device; parameters with `requires_grad` are trained.
-            captions: all that batches may have, equal ones too.
-            seed: of the run.
+            captions: all that batches may have, with duplicates.
             patch_dropout: fraction of each image's patches that is dropped (Li et al., "Scaling Language-Image
                 Pre-training via Masking", 2023: twice the speed for the same images); by open_clip's ViTs only.
-            whole_from: step from which images are whole.
+            whole_from: step from which no patches are dropped.
         """
         super().__init__()
         self.clip, self.seed, self.whole_from = clip, seed, whole_from
         self.dropout = PatchDropout(patch_dropout)
         clip.model.train()
         if isinstance(clip.visual, ModifiedResNet):
-            clip.visual.to(memory_format=torch.channels_last)  # 0.75 of a step's time on a CPU
+            clip.visual.to(memory_format=torch.channels_last)  # 0.75 of the time of a step on a CPU
         self.numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         self.tokens = clip.tokenize(list(self.numbers))  # (U, T)
         self.device = clip.model.logit_scale.device
@@ -181,15 +168,15 @@ class Contrastive(nn.Module):
         model = self.clip.model
         clamp_scale(model.logit_scale)  # as the optimizer left it
         numbers = torch.tensor([self.numbers[sample.caption or ""] for sample in batch.samples])  # (B,)
-        unique, place = numbers.unique(return_inverse=True)
+        unique, labels = numbers.unique(return_inverse=True)
         views = self._views(batch)
         with sdpa_kernel(self.attention), torch.autocast(self.device.type, torch.bfloat16):
             images = model.encode_image(views, normalize=True)  # (B, D)
-            texts = model.encode_text(self.tokens[unique].to(self.device), normalize=True)[place]  # (B, D)
-        return contrastive_loss(images.float(), texts.float(), place.to(self.device), scale=model.logit_scale.exp())
+            texts = model.encode_text(self.tokens[unique].to(self.device), normalize=True)[labels]  # (B, D)
+        return contrastive_loss(images.float(), texts.float(), labels.to(self.device), scale=model.logit_scale.exp())
 
     def _views(self, batch: PairBatch) -> Float[Tensor, "B 3 H W"]:
-        """Normalised images: random views in training, of which patches are dropped; held-out ones unchanged."""
+        """Normalised images: random views in training, held-out ones unchanged; sets the dropout of patches."""
         images = torch.stack([sample.image for sample in batch.samples]).to(self.device)
         is_whole = batch.step is None or batch.step >= self.whole_from
         if isinstance(self.clip.visual, VisionTransformer):
@@ -208,13 +195,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Muon for the transformers' matrices, AdamW for the rest of what is trained, as one optimizer."""
 
     def __init__(self, model: nn.Module, *, lr: float, lr_adam: float) -> None:
-        """Group the trained parameters.
-
-        Args:
-            model: a CLIP.
-            lr: peak learning rate of Muon, by which the loop sets the rates.
-            lr_adam: peak learning rate of AdamW.
-        """
+        """Group the trained parameters of a CLIP; the loop sets rates relative to `lr`, Muon's peak."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and "resblocks" in name]
         inner = {id(p) for p in matrices}
@@ -224,7 +205,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             self.parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
         self.parts.append(torch.optim.AdamW([rest], lr=lr_adam, betas=(0.9, 0.98), weight_decay=0.01))
         super().__init__([p for _, p in trained], {})
-        # one set of groups and states: what the loop sets and checkpoints restore reaches the parts
+        # the parts share groups and states, which the loop sets and checkpoints restore
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         for part in self.parts:
             part.state = self.state
@@ -249,22 +230,22 @@ def _learning_rate(step: int, *, peak: float, warmup: int, steps: int) -> float:
 
 
 def _lock_text(model: Module, description: dict[str, Any], source: str) -> None:
-    """Give a model the text tower of another CLIP, not to be trained; the logit scale is the model's own."""
-    other = load(source)
+    """Give a model the frozen text tower of another CLIP; the logit scale stays the model's."""
+    clip = load(source)
     expected, got = (
         {key: value for key, value in config["model_cfg"].items() if key != "vision_cfg"}
-        for config in (other.config, description)
+        for config in (clip.config, description)
     )
     if expected != got:
         raise InputError(
             f"--text-from {source}: --config must describe its text tower and embedding, {expected}; got {got}. "
             "Change all but vision_cfg."
         )
-    own = ("visual.", "logit_")
-    text = {key: value for key, value in other.model.state_dict().items() if not key.startswith(own)}
+    trained = ("visual.", "logit_")
+    text = {key: value for key, value in clip.model.state_dict().items() if not key.startswith(trained)}
     model.load_state_dict(model.state_dict() | text)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(own))
+        parameter.requires_grad_(name.startswith(trained))
 
 
 def _compile(clip: Clip) -> None:

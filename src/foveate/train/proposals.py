@@ -1,9 +1,9 @@
-"""`foveate proposals`: train a small RPN on the boxes of base categories, and write the proposals that it makes.
+"""`foveate proposals`: train a small RPN on the boxes of base categories, and write its proposals.
 
-DIR/proposals_SPLIT.json is what `foveate distill --boxes` takes: COCO's form, with one category "object", a score per
-box, and in `info.provenance` what was trained on, by which `distill` refuses proposals that saw a novel class.
-DIR/recall.json says how many base and novel objects of a held-out split they find. After a finished run the same
-command makes the files again (with another --keep, say). Deliberately absent: several processes.
+OUT/proposals_SPLIT.json is what `foveate distill --boxes` takes: COCO's form, with one category "object", a score per
+box, and in `info.provenance` the training categories, by which `distill` refuses proposals trained on novel classes.
+OUT/recall.json has the recall of base and novel objects of a held-out split. After a finished run the same command
+writes the files again (with another --keep, for example). Deliberately absent: several processes.
 """
 
 import json
@@ -26,6 +26,7 @@ from foveate.data.sources import open_data
 from foveate.data.splits import BaseNovel, as_objects, only_with_objects, split_of
 from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
+from foveate.engine.fit import Update
 from foveate.engine.optim import build_optimizer, learning_rate
 from foveate.engine.stop import StoppedError, signals_caught
 from foveate.errors import InputError
@@ -45,32 +46,18 @@ from foveate.train.run import Trainable, require_one_process
 from foveate.types import Sample
 
 MAY_CHANGE = ("images", "keep", "min_score", "pre_nms", "nms", "validate_split", "propose_batch")
-"""Fields that may change between the parts of one run: the same network is trained."""
+"""Fields that may change between the parts of one run: they do not change the trained network."""
 WARMUP, WEIGHT_DECAY = 20, 0.05
 
 
 def run(config: Proposals) -> None:
-    """Train, propose, measure.
-
-    Raises:
-        InputError: a flag, the data, the weights or the output folder is wrong.
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved.
-    """
+    """Train, propose, measure recall; see `foveate.train.run.run`."""
     check_proposals(config)
     driver.run(config, prepare)
 
 
 def prepare(config: Proposals, processes: Processes, report: Report) -> Trainable:
-    """Images and network.
-
-    Args:
-        config: checked flags.
-        processes: of the run; one.
-        report: prints what is measured, and where the data has no split of its own.
-
-    Raises:
-        InputError: the data or the weights are wrong, or do not go together.
-    """
+    """Images and network; see `foveate.train.run.Prepare`."""
     require_one_process(processes, "proposals")
     data = _open(config, report)
     proposer = _network(config, device=str(processes.device)).train()
@@ -78,15 +65,33 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
     names = {"training_categories": list(split.base), "novel_categories": list(split.novel), "rule": split.rule}
 
     def save(tensors: dict[str, Tensor]) -> str:
-        _write(config, proposer, data, path, report)
-        return f"foveate distill --data {config.images or config.data} --boxes {path} --out ..."
+        facts = {
+            **names,
+            "annotations": data.name,
+            "model": _model_name(config),
+            "steps": config.steps,
+            "seed": config.seed,
+            "version": versions()["foveate"],
+        }
+        root = config.images or config.data
+        with signals_caught() as caught:
+            boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
+            write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
+            if data.measured is not None:
+                boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
+                _measure(config, boxes, data.measured, split, facts=facts, report=report)
+        return f"foveate distill --data {root} --boxes {path} --out ..."
 
     source = EvaluationSource(data.objects, masks=False)
     return Trainable(
         name=_model_name(config),
         objective=proposer,
         optimizer=build_optimizer(proposer, weight_decay=WEIGHT_DECAY),
-        learning_rate=partial(learning_rate, peak=config.lr, warmup=WARMUP, steps=config.steps),
+        update=Update(
+            partial(learning_rate, peak=config.lr, warmup=WARMUP, steps=config.steps),
+            accumulate=config.accumulate,
+            weight_decay=WEIGHT_DECAY,
+        ),
         count=count_images,
         images=len(source),
         batches=training_batches(config, source, processes),
@@ -97,8 +102,6 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
         metadata={"pad": "black", "weights": digest_module(proposer), **names},
         dataset=data.objects,
         notes=[f"training on the boxes of {len(split.base)} categories ({split.rule})"],
-        accumulate=config.accumulate,
-        weight_decay=WEIGHT_DECAY,
         may_change=MAY_CHANGE,
     )
 
@@ -108,10 +111,10 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on, proposed for and measured on."""
+    """The data of a run."""
 
-    objects: Dataset  # boxes of base categories
-    proposed: Dataset  # gets proposals
+    objects: Dataset  # boxes of base categories, trained on
+    proposed: Dataset  # images that get proposals
     measured: Dataset | None  # for recall
     held_out: EvaluationSource | None  # for the held-out loss
     split: BaseNovel
@@ -122,7 +125,7 @@ def _open(config: Proposals, report: Report) -> Data:
     """Open all data, before anything is written.
 
     Raises:
-        InputError: there are no annotations, no boxes of base categories, or no held-out data as was asked for.
+        InputError: no annotations, no boxes of base categories, or no held-out data as requested.
     """
     dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
     if not dataset.categories:
@@ -131,12 +134,13 @@ def _open(config: Proposals, report: Report) -> Data:
             "Name a root of COCO, LVIS, Pascal VOC or Objects365, a world, or images with their COCO, LVIS or "
             "Objects365 JSON in --annotations. Images to make proposals for go into --images, and need no boxes."
         )
+    # base categories only, where the data has a split
     split = split_of(dataset, config.data, file=config.novel)
     is_split = split is not None
     if split is None:
-        report(f"{config.data}: has no base and novel categories of its own; training on all. See --novel.")
+        report(f"{config.data}: has no split into base and novel categories; training on all. See --novel.")
         split = BaseNovel(tuple(category.name for category in dataset.categories), (), (), "all categories")
-    others = None if config.images is None else open_data(config.images, split=config.split, annotations="none")
+    images = None if config.images is None else open_data(config.images, split=config.split, annotations="none")
     objects = as_objects(dataset, split.base)
     if all(crowd for record in objects.records for crowd in record.crowd):
         raise InputError(
@@ -145,7 +149,7 @@ def _open(config: Proposals, report: Report) -> Data:
         )
     return Data(
         objects=only_with_objects(objects) if is_split else objects,
-        proposed=others or dataset,
+        proposed=images or dataset,
         measured=_open_measured(config, dataset, report),
         held_out=_open_held_out(config, dataset, split),
         split=split,
@@ -154,15 +158,15 @@ def _open(config: Proposals, report: Report) -> Data:
 
 
 def _open_measured(config: Proposals, dataset: Dataset, report: Report) -> Dataset | None:
-    """The annotated images on which recall is measured, where there are any."""
-    wanted = config.validate_split or "val"
-    if config.validate_split is None and config.split == wanted:
+    """The annotated images on which recall is measured, if any exist."""
+    split = config.validate_split or "val"
+    if config.validate_split is None and config.split == split:
         return None
     try:
-        measured = open_data(config.data, split=wanted)
+        measured = open_data(config.data, split=split)
     except InputError as error:
         if config.validate_split is not None:
-            raise InputError(f"--validate-split {wanted}: {error}") from error
+            raise InputError(f"--validate-split {split}: {error}") from error
         report(f"no recall is measured: {error}")
         return None
     if {category.name for category in measured.categories} != {category.name for category in dataset.categories}:
@@ -181,7 +185,8 @@ def _open_held_out(config: Proposals, dataset: Dataset, split: BaseNovel) -> Eva
 
 
 def _network(config: Proposals, *, device: str) -> Proposer:
-    """The pyramid and its RPN, drawn from the seed, on the device."""
+    """The pyramid and its RPN, initialised from the seed, on the device."""
+    # sizes and colour statistics follow the backbone
     mean, std, size = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, 192
     is_small = config.backbone == "conv" or config.model == SMALL_CLIP
     channels = config.channels or (64 if is_small else 128)
@@ -212,46 +217,20 @@ def _network(config: Proposals, *, device: str) -> Proposer:
 # ----------------------------------------------------------------------------------------------------------- the files
 
 
-def _write(config: Proposals, proposer: Proposer, data: Data, path: Path, report: Report) -> None:
-    """Write the proposals, and their recall where it can be measured.
-
-    Raises:
-        StoppedError: a signal came.
-    """
-    split = data.split
-    facts = {
-        "training_categories": list(split.base),
-        "novel_categories": list(split.novel),
-        "rule": split.rule,
-        "annotations": data.name,
-        "model": _model_name(config),
-        "steps": config.steps,
-        "seed": config.seed,
-        "version": versions()["foveate"],
-    }
-    root = config.images or config.data
-    with signals_caught() as caught:
-        boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
-        write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
-        if data.measured is not None:
-            boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
-            _measure(config, boxes, data.measured, split, facts=facts, report=report)
-
-
 def _propose(
     config: Proposals, proposer: Proposer, dataset: Dataset, *, caught: Sequence[Signals], report: Report
 ) -> Iterator[tuple[Record, Sample, list[list[float]], list[float]]]:
     """Each usable image of a data set with its record, its boxes (xyxy) and their scores, best first.
 
     Raises:
-        StoppedError: a signal came.
+        StoppedError: a signal arrived.
     """
     records = {str(record.id): record for record in dataset.records}
     source = EvaluationSource(dataset, masks=False)
     loader = make_loader(
         source, OnceSampler(len(source), batch=config.propose_batch), workers=config.workers, strict=config.strict
     )
-    numbers = {"keep": config.keep, "min_score": config.min_score, "pre_nms": config.pre_nms, "nms": config.nms}
+    limits = {"keep": config.keep, "min_score": config.min_score, "pre_nms": config.pre_nms, "nms": config.nms}
     bad: list[dict[str, str]] = []
     with image_bar(show=True) as bar:
         task = bar.add_task(f"proposals for {dataset.name}", total=len(source))
@@ -259,11 +238,11 @@ def _propose(
             if caught:
                 raise StoppedError(
                     f"after {done * config.propose_batch} of {len(source)} images of {dataset.name}; the trained "
-                    "network is saved, but the boxes of these images are made again",
+                    "network is saved, but these images are processed again",
                     caught[0],
                 )
             bad += [{"id": image.id, "reason": image.reason} for image in batch.bad]
-            results = proposer.propose(batch.samples, **numbers) if batch.samples else []
+            results = proposer.propose(batch.samples, **limits) if batch.samples else []
             for sample, (boxes, scores) in zip(batch.samples, results, strict=True):
                 yield records[sample.id], sample, boxes.tolist(), scores.tolist()
             bar.advance(task, len(batch.samples) + len(batch.bad))
@@ -280,11 +259,11 @@ def _measure(
     facts: dict[str, Any],
     report: Report,
 ) -> None:
-    """Write how many of the held-out objects are found, and print it."""
+    """Write and print the recall of held-out objects."""
     images = []
     for record, sample, proposed, _ in boxes:
-        objects = [place for place, crowd in enumerate(record.crowd) if not crowd]
-        labels = [dataset.categories[record.labels[place]].name for place in objects]
+        objects = [index for index, is_crowd in enumerate(record.crowd) if not is_crowd]
+        labels = [dataset.categories[record.labels[index]].name for index in objects]
         images.append((sample.boxes[objects], labels, torch.tensor(proposed).reshape(-1, 4)))
     groups = {"base": split.base, "novel": split.novel}
     tops = sorted({min(10, config.keep), config.keep})
@@ -297,7 +276,7 @@ def _measure(
 
 
 def _model_name(config: Proposals) -> str:
-    """What the features came from; a folder by its last two names, which say nothing of the machine."""
+    """The model of the features; a folder by its last two names, without those of the machine."""
     if config.backbone == "conv":
         return "conv"
     path = Path(config.model)

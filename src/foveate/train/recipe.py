@@ -1,6 +1,6 @@
-"""What a run that was started by a recipe's name is held to: the data and the batch that its numbers are for.
+"""Checks of a run that was started by a recipe's name: the data and the batch that the recipe is for.
 
-The only place where training looks at `foveate.recipes`.
+The only module of training that reads `foveate.recipes`.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,19 @@ from foveate.types import Category
 
 
 def check_recipe_data(recipe: str | None, categories: Sequence[Category], *, root: Path | str) -> None:
-    """Refuse data of another kind than the recipe's numbers are for.
+    """Refuse data of another kind than the recipe is for, with an InputError.
 
     Args:
-        recipe: its name; None: the flags are the user's own.
-        categories: of the data set, all of them; none where only images were read.
-        root: the data set's, for the message.
-
-    Raises:
-        InputError: the data is of another kind.
+        recipe: its name; None: nothing is checked.
+        categories: all of the data set; none where only images were read.
+        root: of the data set, for the message.
     """
     row, kind = _find(recipe), kind_of(categories)
     if row is None or row.data in ("any", kind):
         return
-    got = f"{len(categories)} other categories" if categories else "none that were read"
+    got = f"{len(categories)} other categories" if categories else "no categories that were read"
     raise InputError(
-        f"--recipe {recipe}: must have {TITLES[row.data]}, which its numbers are for; --data {root} has "
+        f"--recipe {recipe}: must have {TITLES[row.data]}, which it is for; --data {root} has "
         f"{TITLES[kind] if kind != 'any' else got}. Name that data "
         "(its file with --annotations, or --kind of label maps), choose another "
         f"row of `foveate recipes`, or give the flags without --recipe: `foveate recipes {recipe}` prints them."
@@ -37,19 +34,14 @@ def check_recipe_data(recipe: str | None, categories: Sequence[Category], *, roo
 
 
 def batch_notes(recipe: str | None, images: int) -> list[str]:
-    """A warning where batch, accumulation and processes together are not what the recipe of a distillation means.
-
-    Args:
-        recipe: its name, if any.
-        images: per step, over all processes.
-    """
+    """A warning where `images` per step, over all processes, are not those of the recipe of a distillation."""
     row = _find(recipe)
     if row is None:
         return []
-    meant = row.fields.get("batch", DistillConfig.batch) * row.fields.get("accumulate", DistillConfig.accumulate)
-    if images == meant:
+    expected = row.fields.get("batch", DistillConfig.batch) * row.fields.get("accumulate", DistillConfig.accumulate)
+    if images == expected:
         return []
-    return [f"WARNING   {recipe} means {meant} images per step; these flags and processes take {images}"]
+    return [f"WARNING   {recipe} is for {expected} images per step; these flags and processes take {images}"]
 
 
 def _find(name: str | None) -> Recipe | None:

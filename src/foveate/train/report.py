@@ -1,7 +1,4 @@
-"""What a run prints beside its plan and its steps: how its steps are shared, what was skipped, how to resume it.
-
-Deliberately absent: the plan (`foveate.engine.plan`) and the numbers of the steps (`foveate.engine.log`).
-"""
+"""What a run prints beside its plan and its steps: how its steps are shared, what was skipped, how to resume it."""
 
 import os
 import shlex
@@ -19,7 +16,7 @@ from foveate.errors import InputError
 from foveate.io.files import bad_lines
 
 Report = Callable[[str], object]
-"""Prints a line for the user, in the first process only."""
+"""Prints a line for the user."""
 
 
 def reporter(processes: Processes) -> Report:
@@ -28,7 +25,7 @@ def reporter(processes: Processes) -> Report:
 
 
 def resume_command() -> str:
-    """How to resume: the command line that started this run, as torchrun's variables tell it."""
+    """How to resume: the command line that started this run, torchrun included."""
     size, nodes = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     local = os.environ.get("LOCAL_WORLD_SIZE", str(size))
     many = ["--nnodes", str(nodes)] if nodes > 1 else []
@@ -38,8 +35,8 @@ def resume_command() -> str:
 
 
 def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:
-    """Say that another process is gone and how to resume, and exit at once with status 1: what the GPUs of this process
-    still wait for will never come."""
+    """Print that another process is gone and how to resume, and exit at once with status 1: the GPUs of this process
+    would wait for the other for ever."""
     saved = [int(path.name.removeprefix("step_")) for path in list_complete(checkpoints)]
     last = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
     print(f"foveate: {error} This process ends too; {last}. {resume_command()}", file=sys.stderr, flush=True)
@@ -48,7 +45,7 @@ def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:
 
 
 def end_lines(outcome: Outcome, out: Path) -> list[str]:
-    """Which images could not be used, the first ten with their reasons, and how many steps were skipped."""
+    """The images that could not be used, the first ten with their reasons, and the number of skipped steps."""
     bad = [{"id": name, "reason": reason} for name, reason in sorted(outcome.bad.items())]
     lines = bad_lines(bad, listed="metrics.jsonl")
     if outcome.skipped:
@@ -60,11 +57,7 @@ def end_lines(outcome: Outcome, out: Path) -> list[str]:
 
 
 def require_usable_images(outcome: Outcome, out: Path) -> None:
-    """Refuse to call the initial weights the product of a run.
-
-    Raises:
-        InputError: no image of the whole run could be used, or no step was finite.
-    """
+    """Refuse to write untrained weights as the product, with an InputError."""
     if outcome.good == 0 and outcome.skipped:
         raise InputError(
             f"--nonfinite skip: needs steps that are finite; all {outcome.skipped} were skipped, so nothing was "
@@ -82,7 +75,7 @@ def require_usable_images(outcome: Outcome, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the images of a step are shared."""
+    """How the images of a step are shared among processes and batches."""
 
     processes: int
     batch: int
@@ -99,19 +92,13 @@ class Sharing:
 
 
 def sharing_lines(before: Sharing, now: Sharing, *, steps: int) -> list[str]:
-    """What stays equal where a run resumes with other processes or batches; nothing where these are the same.
-
-    Args:
-        before: how the part of the run that was saved shared its steps.
-        now: how this one does.
-        steps: left.
-    """
+    """What changes where a run resumes with other processes or batches, `steps` being left."""
     if before == now:
         return []
-    change = f"resuming with {now} per step, where it was {before}"
+    change = f"resuming with {now} per step, before {before}"
     if before.images == now.images:
         return [
-            f"{change}: the same {now.images} images in every step, their sums in another order. "
+            f"{change}: the same {now.images} images in every step, summed in another order. "
             "Results are equal to rounding, not to the bit."
         ]
     each = before.images // now.processes
@@ -121,6 +108,6 @@ def sharing_lines(before: Sharing, now: Sharing, *, steps: int) -> list[str]:
         advice = f"{before.images} cannot be kept with {now.processes} processes: it is not a multiple of that"
     return [
         f"{change}: from here on {now.images} images per step instead of {before.images}, so other gradients, and "
-        f"{steps * now.images:,} more images instead of {steps * before.images:,}. Every epoch still shows every "
+        f"{steps * now.images:,} more images instead of {steps * before.images:,}. Every epoch still has every "
         f"image exactly once. {advice}."
     ]
