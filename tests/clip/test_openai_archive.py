@@ -227,7 +227,7 @@ def test_tensors_with_wrong_sizes_are_refused(tmp_path, wrong, words):
         (b"\x80\x02K\x01K\x02a.", "items for a int"),
         (b"\x80\x02K\x01K\x02K\x03s.", "entries for a int"),
         (b"\x80\x02K\x01)R.", "a call of a int"),
-        (b"\x80\x02K\x01Q.", "no storage"),
+        (b"\x80\x02K\x01Q.", "not a storage"),
         (b"\x80\x022.", "."),
         (b"\x80\x02t.", "."),
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "."),

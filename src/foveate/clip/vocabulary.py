@@ -89,27 +89,18 @@ def _read(path: Path) -> str:
 
 def _json_classes(path: Path) -> tuple[list[tuple[str, list[Any]]], bool]:
     """The names of each class of a JSON file with their location, and whether classes may share them."""
+    text = _read(path)
     try:
-        content = json.loads(_read(path), object_pairs_hook=_Pairs)
-    except InputError:
-        raise
+        content = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need JSON; {type(error).__name__}: {error}. Correct the file.") from error
     if isinstance(content, _Pairs):
-        entries = [(f"{path}: entry {name!r}", name, synonyms) for name, synonyms in content]
-        classes = [(where, name, _checked_list(where, synonyms)) for where, name, synonyms in entries]
-        return [
-            (where, [name, *(synonym for synonym in synonyms if synonym != name)]) for where, name, synonyms in classes
-        ], False
+        classes = [(f"{path}: entry {name!r}", name, synonyms) for name, synonyms in content]
+        return [(where, [name, *_synonyms(where, rest, of=name)]) for where, name, rest in classes], False
     if isinstance(content, list):
-        is_text = [isinstance(entry, str) for entry in content]
-        may_share = all(is_text) and any(SYNONYMS in entry for entry in content)
+        may_share = all(isinstance(entry, str) for entry in content) and any(SYNONYMS in entry for entry in content)
         entries = [(f"{path}: entry {i}", entry) for i, entry in enumerate(content, start=1)]
-        classes = [
-            (where, entry.split(SYNONYMS) if isinstance(entry, str) else _checked_list(where, entry))
-            for where, entry in entries
-        ]
-        return classes, may_share
+        return [(where, _synonyms(where, entry)) for where, entry in entries], may_share
     raise InputError(
         f"{path}: need a list of names, a list of lists of synonyms, or an object name -> synonyms; "
         f"got {content!r:.60}."
@@ -120,10 +111,13 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object with all its keys, also repeated ones."""
 
 
-def _checked_list(where: str, value: Any) -> list[Any]:
+def _synonyms(where: str, value: Any, *, of: str | None = None) -> list[Any]:
+    """The names in an entry of a list, or the synonyms of a name in an object."""
+    if of is None and isinstance(value, str):
+        return value.split(SYNONYMS)
     if isinstance(value, _Pairs) or not isinstance(value, list):
         raise InputError(f"{where}: need a list of synonyms; got {value!r:.60}.")
-    return value
+    return [name for name in value if of is None or name != of]
 
 
 def _checked(

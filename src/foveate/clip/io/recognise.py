@@ -31,6 +31,7 @@ def recognise(
     Raises:
         InputError: no candidate fits (gives the sizes and the nearest ones), or several do (lists them).
     """
+    # candidates by the sizes they state
     sizes = weights_sizes(state)
     mismatches = {}  # of each candidate
     for name, config in described.items():
@@ -43,6 +44,7 @@ def recognise(
         and quick_gelu in (None, bool(described[name]["model_cfg"].get("quick_gelu")))
         and refusal(described[name]["model_cfg"]) is None
     }
+    # of these, those with all names and shapes
     fits = [name for name, model in empty.items() if is_fit(model, state)] or [
         name for name, model in empty.items() if is_fit(model, fit_names(state, model))
     ]

@@ -71,6 +71,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         got = "one without entries" if isinstance(content, dict) else _kind_of(content)
         raise InputError(f"{path}: need a dictionary of tensors; got {got}. Save the model's state_dict().")
+    # tensors of real numbers only
     invalid = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if invalid:
         raise InputError(
@@ -84,6 +85,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{path}: need real numbers; {len(complex_keys)} tensors are complex, first {complex_keys[0]!r}. "
             "Save the weights of a CLIP."
         )
+    # prefixes of wrappers
     while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in content)), None):
         content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
@@ -195,6 +197,7 @@ def put_state(
     check_state(model, state, source=source, name=name, allow_missing=allow_missing, allow_extra=allow_extra)
     expected = model.state_dict()
     used = {key: state[key] for key in expected if key in state}
+    # values, which `check_state` does not look at
     mistyped = [key for key, value in used.items() if value.is_floating_point() != expected[key].is_floating_point()]
     if mistyped:
         types = f"{used[mistyped[0]].dtype} instead of {expected[mistyped[0]].dtype}"

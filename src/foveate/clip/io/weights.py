@@ -66,12 +66,14 @@ def save_huggingface(clip: Clip, folder: str | Path, *, dtype: torch.dtype | Non
     Raises:
         InputError: transformers cannot express this CLIP, or the folder cannot be written.
     """
+    # configs and tokenizer
     described = describe_for_huggingface(clip.config, clip.model, name=clip.name)
     text = clip.config["model_cfg"]["text_cfg"]
     files = {name: _json(content) for name, content in described.items()} | _tokenizer_files(clip)
     if not text.get("hf_tokenizer_name"):
         written = tokenizer_for_huggingface(text.get("context_length", 77))
         files |= {name: content.encode() for name, content in written.items()}
+    # weights
     state = {key: value.contiguous().clone() for key, value in to_huggingface(_state(clip, dtype)).items()}
     extra = [key for key in state if not key.startswith(HF_PREFIXES)]
     if extra:
