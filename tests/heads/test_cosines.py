@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
-from foveate.heads.common.text import ClassEmbeddings, embed_words
+from foveate.heads.common.text import ClassEmbeddings, embed_classes
 from foveate.heads.cosines import Cosines
 from foveate.ops.argmax import best_labels, classes_at_once
 from foveate.ops.resample import normalize
@@ -23,8 +23,8 @@ def test_places_take_the_class_of_their_nearest_word():
     clip = load("foveate-small")
     patch, (height, width) = clip.patch_size, (64, 48)
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    words = embed_words(clip, Vocabulary((("grass", "lawn"), ("sky",), ("disc",))), templates="none")
-    assert words.owner.tolist() == [0, 0, 1, 2]
+    words = embed_classes(clip, Vocabulary((("grass", "lawn"), ("sky",), ("disc",))), templates="none")
+    assert words.labels.tolist() == [0, 0, 1, 2]
     (found,) = Cosines(clip, size=64).label_maps([Sample("a", image, torch.zeros(0, 4))], words)
 
     # 64 x 48 is the size it sees the image at, so nothing is resized
@@ -32,7 +32,7 @@ def test_places_take_the_class_of_their_nearest_word():
     scores = torch.empty(3, height // patch, width // patch)
     for y in range(height // patch):
         for x in range(width // patch):
-            each = [float(F.cosine_similarity(dense[:, y, x], row, dim=0)) for row in words.rows]
+            each = [float(F.cosine_similarity(dense[:, y, x], row, dim=0)) for row in words.embeddings]
             scores[:, y, x] = torch.tensor([max(each[0], each[1]), each[2], each[3]])
     large = F.interpolate(scores[None], size=(height, width), mode="bilinear", align_corners=False)[0]
     best = large.topk(2, dim=0).values

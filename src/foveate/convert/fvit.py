@@ -100,7 +100,7 @@ def _check(config: Convert) -> str:
     return config.clip
 
 
-def _classes(config: Convert, found: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
+def _classes(config: Convert, found: published.PublishedFile) -> tuple[tuple[str, ...], BaseNovel]:
     """The names of the file's classes, which it does not hold itself."""
     if config.annotations is not None:
         names, split = classes_of_annotations(config.annotations, file=config.novel)
@@ -120,14 +120,16 @@ def _classes(config: Convert, found: published.Published) -> tuple[tuple[str, ..
     return names, split
 
 
-def _texts(found: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
+def _texts(
+    found: published.PublishedFile, clip: Clip, names: tuple[str, ...], *, source: str
+) -> tuple[Tensor, list[str]]:
     """The embeddings of classes and background, and the names in their order."""
     named = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
     if found.text is None:
         print(f"{source}: holds no texts; they are embedded by the text tower of --clip", file=sys.stderr)
         return named, list(names)
     text = found.text.to(named.device)
-    order, least, unsure = published.order_of_names(text[:-1], named[:-1], source=source)
+    order, least, unsure = published.match_names(text[:-1], named[:-1], source=source)
     print(f"texts of the file and of --clip's text tower: cosine of at least {least:.4f}")
     if unsure:
         print(

@@ -68,8 +68,8 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     with folder_written_whole(config.out) as partial:
         save_generator(generator, partial, about)
         load_generator(partial)
-    if renamed.dropped:
-        print(f"left out: {len(renamed.dropped)} tensors that training alone needs, such as {renamed.dropped[0]}")
+    if renamed.ignored:
+        print(f"left out: {len(renamed.ignored)} tensors that training alone needs, such as {renamed.ignored[0]}")
     things, words = sum(one.is_thing for one in classes), sum(len(one.words) for one in classes)
     print(
         f"{config.out}: {len(renamed.names)} tensors, {network.queries} queries; trained on {things} classes of things "

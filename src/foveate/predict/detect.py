@@ -19,7 +19,7 @@ from foveate.data.batches import Batches
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.fvit.detector import FViT
-from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, rows_of
+from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, detected_rows
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.fvit.product import About, load_detector
 from foveate.io.files import check_target, default_cache, versions
@@ -104,7 +104,7 @@ def find_objects(
     """
     query = (text, torch.tensor(is_base), float(detector.scale.detach()), fusion)
     for samples in feed:
-        found = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
+        found = detector.candidates(samples, masked=lambda candidates: detected_rows(candidates, *query))
         for sample, candidates in zip(samples, found, strict=True):
             yield sample, detect(candidates, *query)
 

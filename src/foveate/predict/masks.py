@@ -13,12 +13,12 @@ from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
-from foveate.heads.common.text import embed_words
-from foveate.heads.panoptic.described import MIN_SCORE, Described, describe, is_published
-from foveate.heads.panoptic.fusion import PRESETS, Shares, seen_classes
-from foveate.heads.panoptic.names import SHARES, Preset, Templates
+from foveate.heads.common.text import embed_classes
+from foveate.heads.panoptic.described import MIN_SCORE, ModelDescription, describe, is_published
+from foveate.heads.panoptic.fusion import PRESETS, FusionWeights, seen_classes
+from foveate.heads.panoptic.names import FUSION_WEIGHTS, Preset, Templates
 from foveate.heads.panoptic.product import chosen_templates, load_generator
-from foveate.heads.panoptic.published import ClassMap, Published, match_classes, read_published
+from foveate.heads.panoptic.published import ClassMap, PublishedModel, match_classes, read_published
 from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.predict.flags import MaskFlags
 
@@ -31,7 +31,7 @@ def open_segmenter(
     vocabulary: Vocabulary,
     is_thing: Sequence[bool],
     *,
-    shares: Shares | None = None,
+    shares: FusionWeights | None = None,
     squash: bool = True,
     templates: Templates | None = None,
     min_score: float | None = None,
@@ -70,11 +70,11 @@ def open_segmenter(
         model, mapped = open_published(folder, vocabulary, input=flags.input, has_clip=namer is not None, device=target)
         text = None
         if namer is not None:
-            text = embed_words(namer, vocabulary, templates=chosen_templates(templates or "photo"))
+            text = embed_classes(namer, vocabulary, templates=chosen_templates(templates or "photo"))
         query = Query(text, mapped, things, torch.tensor(mapped.known))
         usual = PRESETS["generator" if namer is None else "odise-label"]
         least = MIN_SCORE if min_score is None else min_score
-        return PanopticSegmenter(model, namer, query, shares=shares or usual, min_score=least, **settings)
+        return PanopticSegmenter(model, namer, query, weights=shares or usual, min_score=least, **settings)
     if flags.input is not None:
         raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
                          "Leave it out.")  # fmt: skip
@@ -82,15 +82,15 @@ def open_segmenter(
     # a generator of ours: its own embeddings of the classes, and those of the CLIP that names masks
     generator, own, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
     namer = _load_namer(flags, target) or own
-    learned = embed_words(own, vocabulary, templates=chosen_templates(about.templates), length=about.words)
+    learned = embed_classes(own, vocabulary, templates=chosen_templates(about.templates), length=about.words)
     wanted = templates or about.templates
     if namer is own and wanted == about.templates and (about.words == "unit" or wanted in ONE_PROMPT):
         text = learned.normalized()
     else:
-        text = embed_words(namer, vocabulary, templates=chosen_templates(wanted))
+        text = embed_classes(namer, vocabulary, templates=chosen_templates(wanted))
     query = Query(text, learned, things, seen_classes(vocabulary, about.base))
     usual = PRESETS["odise-label" if about.knows_words else "clip"]
-    return PanopticSegmenter(generator, namer, query, shares=shares or usual, min_score=min_score or 0.0, **settings)
+    return PanopticSegmenter(generator, namer, query, weights=shares or usual, min_score=min_score or 0.0, **settings)
 
 
 def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
@@ -106,8 +106,8 @@ def share_numbers(name: str) -> tuple[float, float]:
     Raises:
         InputError: no preset, and not two numbers in [0, 1].
     """
-    if name in SHARES:
-        return SHARES[name]
+    if name in FUSION_WEIGHTS:
+        return FUSION_WEIGHTS[name]
     try:
         seen, unseen = (float(part) for part in name.split(","))
     except ValueError:
@@ -120,14 +120,14 @@ def share_numbers(name: str) -> tuple[float, float]:
     return seen, unseen
 
 
-def named_shares(name: str | None) -> Shares | None:
+def named_shares(name: str | None) -> FusionWeights | None:
     """CLIP's shares by a preset's name or as typed; None: not given."""
-    return None if name is None else Shares(*share_numbers(name))
+    return None if name is None else FusionWeights(*share_numbers(name))
 
 
 def open_published(
     folder: Path, vocabulary: Vocabulary, *, input: tuple[int, int] | None, has_clip: bool, device: torch.device
-) -> tuple[Published, ClassMap]:
+) -> tuple[PublishedModel, ClassMap]:
     """Read a folder of transformers, match its classes with a vocabulary, and report those without a match.
 
     Args:
@@ -150,7 +150,7 @@ def open_published(
         report(line)
     own = _classes_of(about, vocabulary, folder)
     mapped = match_classes(own, vocabulary, is_open=has_clip)
-    left = [name for name, index in zip(own.names, mapped.owner.tolist(), strict=True) if index < 0]
+    left = [name for name, index in zip(own.names, mapped.labels.tolist(), strict=True) if index < 0]
     unknown = [name for name, is_known in zip(vocabulary.names, mapped.known, strict=True) if not is_known]
     for names, what in (
         (left, "of the model are not asked for: masks of them " + ("go to CLIP" if has_clip else "are left out")),
@@ -161,7 +161,7 @@ def open_published(
     return read_published(folder, described=about, device=device), mapped
 
 
-def _classes_of(about: Described, asked: Vocabulary, folder: Path) -> Vocabulary:
+def _classes_of(about: ModelDescription, asked: Vocabulary, folder: Path) -> Vocabulary:
     """The classes of a folder of transformers; in the order of those asked for where it only numbers as many.
 
     Raises:

@@ -122,7 +122,7 @@ def write_panoptic_maps(
     """
     stems, images, annotations = _stems(feed), [], []
     for samples in feed:
-        for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
+        for sample, proposals in zip(samples, segmenter.mask_generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
             panoptic = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
             write_image(draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg")

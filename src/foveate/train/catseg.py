@@ -68,7 +68,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
     network, pretrained = _network(config, clip), _backbone_weights(config)
     classes = classes_of(data)
     torch.manual_seed(config.seed)
-    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, is_varied=config.vary).train()
+    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, augment=config.vary).train()
     if config.compile:
         compile_tower(clip)
     folder = config.out / "model"

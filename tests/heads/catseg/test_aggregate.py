@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveate.heads.catseg.aggregate import Aggregator, ClassBlock, WindowBlock, linear_attention, windows_see
+from foveate.heads.catseg.aggregate import Aggregator, ClassBlock, WindowBlock, linear_attention, shifted_window_mask
 from foveate.heads.catseg.guidance import Guidance
 
 
@@ -59,7 +59,7 @@ def test_linear_attention_is_its_definition():
 def test_which_tokens_of_a_shifted_window_see_each_other():
     # 4 x 4, windows of 2, all rolled by 1 to the left and up: the rows are now 1 2 | 3 0, likewise the columns. Rows 3
     # and 0 were no neighbours, so in the last windows they are apart.
-    seen = windows_see((4, 4), size=(2, 2), shift=1)
+    seen = shifted_window_mask((4, 4), size=(2, 2), shift=1)
     assert seen.shape == (4, 4, 4)
     all_, own = torch.ones(4, 4) > 0, torch.eye(4) > 0
     columns = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]) > 0  # upper right: 3 and 0 apart

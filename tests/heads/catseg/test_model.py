@@ -60,7 +60,7 @@ def test_the_loss_falls_on_two_scenes():
         window=4, hidden=16, guidance=16, decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(16, 8), heads=2,
         layers=1, most=256,
     )  # fmt: skip
-    model = CatSeg(load("foveate-small"), network, vocabulary=names, is_varied=False).train()
+    model = CatSeg(load("foveate-small"), network, vocabulary=names, augment=False).train()
     losses = steps(model, samples, 50, lr=1e-2)
     # whoever knew how often each class is, and nothing of the samples, would be left with .163
     shares = [sum(float((one.label_map.labels == k).float().mean()) for one in samples) / 2 for k in range(len(names))]
@@ -239,8 +239,11 @@ def test_what_does_not_fit_is_refused(catseg, tiny_clip):
     for settings, message in (
         ({"version": "2023"}, "takes a guidance backbone .*; got none"),
         ({"backbone": backbone(is_trained=False)}, "takes no backbone; got one"),
-        ({"version": "2023", "backbone": backbone(is_trained=False)}, "has 3 places a side and the tower's 6; need 24"),
-        ({"window": 4}, "need one that divides the 6 places a side; got 4"),
+        (
+            {"version": "2023", "backbone": backbone(is_trained=False)},
+            "has 3 locations per side and the tower's 6; need 24",
+        ),
+        ({"window": 4}, "need a divisor of 6, the map's locations per side; got 4"),
         ({"test_size": 80}, "at 48, 72, 96, ...; got 80"),
         (
             {"size": 50, "clip_size": 50, "test_size": 74},

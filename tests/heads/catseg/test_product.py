@@ -27,7 +27,7 @@ def written(tmp_path_factory):
     clip = load("foveate-small")
     digest = tower_digest(clip, whole=True)
     torch.manual_seed(0)
-    catseg = build_catseg(clip, NETWORK, classes=CLASSES, pretrained=False, is_varied=False).eval()
+    catseg = build_catseg(clip, NETWORK, classes=CLASSES, pretrained=False, augment=False).eval()
     with torch.no_grad():
         for parameter in catseg.parameters():
             if parameter.requires_grad:

@@ -63,7 +63,7 @@ def test_labels_move_with_their_pixels(height, width):
     flipped = 0
     for seed in range(8):
         torch.manual_seed(seed)
-        seen, found = training_view(sample, classes=3, size=32, is_varied=True, device=CPU)
+        seen, found = training_view(sample, classes=3, size=32, augment=True, device=CPU)
         assert seen.shape == (3, 32, 32) and seen.min() >= 0 and seen.max() <= 255
         assert found.dtype == torch.int64 and set(found.unique().tolist()) <= {-1, 0, 1, 2}
         bright = seen.mean(dim=0)
@@ -72,7 +72,7 @@ def test_labels_move_with_their_pixels(height, width):
         flipped += bool(bright[:, :16].mean() > bright[:, 16:].mean())
     if height > width:  # of which every crop holds both halves
         assert 0 < flipped < 8
-    seen, found = training_view(sample, classes=3, size=32, is_varied=False, device=CPU)
+    seen, found = training_view(sample, classes=3, size=32, augment=False, device=CPU)
     assert torch.equal(found[:, 20], torch.tensor([0] * 16 + [2] * 16))
 
 
@@ -84,4 +84,4 @@ def test_what_cannot_be_learned_from_is_refused():
         (LabelMap(torch.full((4, 5), 3)), "need classes below 3, as the vocabulary has; got 3"),
     ):
         with pytest.raises(InputError, match=message):
-            training_view(Sample("7", image, boxes, label_map=label_map), classes=3, size=8, is_varied=True, device=CPU)
+            training_view(Sample("7", image, boxes, label_map=label_map), classes=3, size=8, augment=True, device=CPU)

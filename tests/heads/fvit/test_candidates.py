@@ -24,7 +24,7 @@ def make(name: str, count: int, *, masks: bool = True) -> Candidates:
 
 
 def same(one: Candidates, other: Candidates) -> bool:
-    pairs = [(getattr(one, name), getattr(other, name)) for name in (*module.ROWS, "masks")]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in (*module.FIELDS, "masks")]
     return (one.id, one.height, one.width) == (other.id, other.height, other.width) and all(
         a is b if a is None else a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
     )
@@ -32,7 +32,7 @@ def same(one: Candidates, other: Candidates) -> bool:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD", 3)
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
 
 
 IDS = [str(number) for number in range(8)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.errors import InputError
 from foveate.heads.fvit import fusion as module
 from foveate.heads.fvit.candidates import Candidates
-from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, fuse_scores, keep_best, separate
+from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, fuse_scores, keep_best, shift_classes
 
 
 def slow_keep(boxes: Tensor, scores: Tensor, *, min_score: float, overlap: float, keep: int) -> list[tuple[int, int]]:
@@ -85,7 +85,7 @@ def test_growing_prefix_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     scores = torch.rand(200, 3, generator=generator).mul(50).round() / 50
     found = {}
     for first in (1, 3, 10_000):
-        monkeypatch.setattr(module, "FIRST", first)
+        monkeypatch.setattr(module, "PREFIX_FACTOR", first)
         rows, labels = keep_best(boxes, scores, min_score=0.0, overlap=0.3, keep=9)
         found[first] = (rows.tolist(), labels.tolist())
     assert found[1] == found[3] == found[10_000]
@@ -94,7 +94,7 @@ def test_growing_prefix_changes_nothing(monkeypatch: pytest.MonkeyPatch):
 
 def test_classes_apart_keep_their_fractions_of_a_pixel():
     boxes = torch.tensor([[0.3, 0.0, 1999.7, 1500.0], [0.3, 0.0, 1999.7, 1500.0]])
-    moved = separate(boxes, torch.tensor([0, 1202]))
+    moved = shift_classes(boxes, torch.tensor([0, 1202]))
     assert torch.equal(moved[0], boxes[0].double())
     assert float((moved[1] - moved[1, 0] - (boxes[1].double() - boxes[1, 0].double())).abs().max()) < 1e-8
     assert float(moved[1, 0]) > 1202 * 1999.7

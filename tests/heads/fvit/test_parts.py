@@ -85,18 +85,7 @@ def test_levels_by_size_of_box():
     # strides 4, 8, 16, 32: 56 pixels are the first box of... level floor(log2(side / 56)): 111 -> 0, 112 -> 1, 224 -> 2
     sides = torch.tensor([1.0, 56.0, 111.0, 112.0, 223.0, 224.0, 448.0, 2000.0, 0.0])
     boxes = torch.stack([sides * 0, sides * 0, sides * 2, sides / 2], dim=1)
-    assert choose_levels(boxes, finest=4.0).tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 0]
-    assert choose_levels(boxes, finest=3.5).tolist() == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        2,
-        3,
-        3,
-        0,
-    ]  # P = 14 too
+    assert choose_levels(boxes).tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 0]
 
 
 def test_boxes_are_pooled_with_true_scales_and_stay_in_order():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from foveate.heads.panoptic.criterion import Target, Weights, mask_losses, match, sample
+from foveate.heads.panoptic.criterion import LossWeights, Target, mask_losses, match, sample
 from foveate.ops.assign import assign
 
-WEIGHTS = Weights(points=64)
+WEIGHTS = LossWeights(points=64)
 
 
 @pytest.fixture

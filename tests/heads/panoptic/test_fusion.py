@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms, embed_words
+from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms, embed_classes
 from foveate.heads.panoptic.fusion import (
     PRESETS,
-    Shares,
+    FusionWeights,
     clip_logits,
     fuse,
     on_grid,
@@ -47,13 +47,13 @@ def test_presets_and_their_limits():
         "generator": (0, 0),
     }  # fmt: skip
     with pytest.raises(InputError, match=r"`unseen` in \[0, 1\]; got 1.2"):
-        Shares(0.5, 1.2)
+        FusionWeights(0.5, 1.2)
 
 
 def test_fusion_by_a_slow_loop():
     torch.manual_seed(0)
     generator, clip, seen = torch.randn(5, 8), 30 * torch.randn(5, 7), torch.rand(7) > 0.5
-    found = fuse(generator, clip, seen, Shares(0.35, 0.65))
+    found = fuse(generator, clip, seen, FusionWeights(0.35, 0.65))
     for row in range(5):
         g = [math.exp(one) for one in generator[row].tolist()]
         q = [math.exp(one) for one in clip[row].tolist()]
@@ -66,9 +66,12 @@ def test_fusion_by_a_slow_loop():
 
 def test_probabilities_too_small_for_a_number_leave_no_nan():
     generator = torch.tensor([[500.0, -500.0, 0.0]])
-    for shares in (Shares(1.0, 1.0), Shares(0.0, 0.0), Shares(0.3, 0.7)):
+    for shares in (FusionWeights(1.0, 1.0), FusionWeights(0.0, 0.0), FusionWeights(0.3, 0.7)):
         assert fuse(generator, torch.tensor([[-900.0, 900.0]]), torch.tensor([True, False]), shares).isfinite().all()
-    assert fuse(torch.zeros(0, 3), torch.zeros(0, 2), torch.tensor([True, False]), Shares(0.3, 0.7)).shape == (0, 3)
+    assert fuse(torch.zeros(0, 3), torch.zeros(0, 2), torch.tensor([True, False]), FusionWeights(0.3, 0.7)).shape == (
+        0,
+        3,
+    )
     alone = fuse(generator, None, torch.tensor([True, False]), PRESETS["generator"]).exp()
     assert torch.allclose(alone, torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-6)
 
@@ -79,7 +82,7 @@ def test_the_best_synonym_counts():
     assert best_of_synonyms(scores, words).tolist() == [[2.0, 3.0], [-1.0, 0.0]]
     # cosines with the four axes are 3, 4, 0, 0 fifths
     assert torch.allclose(clip_logits(torch.tensor([[30.0, 40, 0, 0]]), words, scale=10.0), torch.tensor([[8.0, 6.0]]))
-    with pytest.raises(InputError, match="a word a class"):
+    with pytest.raises(InputError, match="a synonym per class"):
         ClassEmbeddings(torch.eye(4), torch.tensor([1, 0, 1, 0]), 3)
 
 
@@ -91,10 +94,10 @@ def test_a_class_is_seen_by_any_of_its_words():
 
 def test_words_are_embedded_each_by_itself():
     clip = load("foveate-small")
-    words = embed_words(clip, Vocabulary((("circle", "disc"), ("star",))))
+    words = embed_classes(clip, Vocabulary((("circle", "disc"), ("star",))))
     alone = clip.encode_text(clip.tokenize(["a photo of a disc."]))
-    assert words.owner.tolist() == [0, 0, 1] and words.count == 2
-    assert torch.allclose(words.rows[1], alone[0], atol=1e-5)
+    assert words.labels.tolist() == [0, 0, 1] and words.count == 2
+    assert torch.allclose(words.embeddings[1], alone[0], atol=1e-5)
 
 
 def test_masks_on_the_grid_and_the_place_of_an_empty_one():

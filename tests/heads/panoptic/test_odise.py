@@ -15,7 +15,7 @@ from foveate.cli.main import main
 from foveate.data.world.write import WorldSize, write_world
 from foveate.errors import InputError
 from foveate.heads.panoptic import odise
-from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.panoptic.criterion import LossWeights
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
 from foveate.types import Batch
@@ -118,7 +118,7 @@ def encoder_of(clip, source) -> OdiseEncoder:
     embedding = unet.time_embedding
     width = (embedding if isinstance(embedding, nn.Linear) else embedding.linear_2).out_features
     captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=width)
-    return OdiseEncoder(vae, unet, captioner, kept=0.99915, channels=128)
+    return OdiseEncoder(vae, unet, captioner, alpha=0.99915, channels=128)
 
 
 def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
@@ -188,7 +188,7 @@ def test_a_larger_image_is_seen_in_crops(tiny_clip, monkeypatch):
     whole = encoder(images)
     monkeypatch.setattr(odise, "WINDOW", 128)
     with torch.no_grad():
-        left, right = encoder._see(images[..., :128]), encoder._see(images[..., 64:])
+        left, right = encoder._encode_crop(images[..., :128]), encoder._encode_crop(images[..., 64:])
         seen = encoder(images)
     for one, a, b, full in zip(seen, left, right, whole, strict=True):
         half = a.shape[3] // 2  # the crops have half of their width in common
@@ -219,7 +219,7 @@ def test_what_lies_beside_a_image_is_black(tiny_clip, tiny_decoder, scenes, monk
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
-    weights, novel = Weights(points=128), torch.zeros(64) > 0
+    weights, novel = LossWeights(points=128), torch.zeros(64) > 0
     encoder = encoder_of(tiny_clip(), source)
     model = MaskGenerator(encoder, tiny_decoder((128,) * 4), is_novel=novel, size=64, weights=weights)
     assert model(Batch(scenes(1), [])).isfinite() and len(model.propose(scenes(1))[0].masks) == 8
@@ -229,7 +229,7 @@ def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
 def test_a_folder(tiny_clip, tmp_path):
     unet = write_diffusion(tmp_path)
     encoder = read_odise(tmp_path, tiny_clip(), channels=128)
-    assert encoder.kept == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
+    assert encoder.alpha == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
     assert torch.equal(encoder.unet.conv_in.weight, unet.conv_in.weight)
     with pytest.raises(InputError, match="need a folder with a Stable Diffusion"):
         read_odise(tmp_path / "nowhere", tiny_clip())

@@ -13,8 +13,8 @@ from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest
-from foveate.heads.common.text import embed_words
-from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.common.text import embed_classes
+from foveate.heads.panoptic.criterion import LossWeights
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import (
     About,
@@ -52,9 +52,9 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
         decoder,
         is_novel=torch.tensor([one.part != "base" for one in CLASSES]),
         size=network.size,
-        words=embed_words(clip, vocabulary, templates=chosen_templates("photo"), length="raw") if words else None,
+        classes=embed_classes(clip, vocabulary, templates=chosen_templates("photo"), length="raw") if words else None,
         joint=network.joint,
-        weights=Weights(points=64),
+        weights=LossWeights(points=64),
         jitter=None,
         flip=False,
     )
@@ -84,14 +84,16 @@ def test_what_comes_back_proposes_the_same(tmp_path: Path, scenes, words):
     assert read.base.classes == (("ball", "sphere"), ("sky",))
     (one,), (other,) = generator.eval().propose([sample]), again.propose([sample])
     assert torch.equal(one.masks, other.masks)
-    asked = embed_words(clip, Vocabulary((("sky",), ("cat",))), templates=chosen_templates("photo"))
+    asked = embed_classes(clip, Vocabulary((("sky",), ("cat",))), templates=chosen_templates("photo"))
     assert torch.equal(generator.class_logits(one, asked), again.class_logits(other, asked))
     state = load_file(tmp_path / "generator.safetensors")
     assert not any(name.startswith("encoder.tower.") for name in state)  # the frozen tower is not copied
     assert ("words.rows" in state) == words
     if words:  # of base classes alone: ball, sphere, sky
-        assert again.words is not None and generator.words is not None
-        assert again.words.owner.tolist() == [0, 0, 1] and torch.equal(again.words.rows, generator.words.rows)
+        assert again.base_classes is not None and generator.base_classes is not None
+        assert again.base_classes.labels.tolist() == [0, 0, 1] and torch.equal(
+            again.base_classes.embeddings, generator.base_classes.embeddings
+        )
 
 
 def test_a_mask2former_from_a_folder_is_found_again_and_another_refused(tmp_path: Path, scenes):
