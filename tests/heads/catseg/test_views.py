@@ -1,4 +1,4 @@
-"""What is seen of an image: windows folded as a slow loop folds them, and labels that move with their pixels."""
+"""Views of an image: windows against a slow loop, and labels that follow their pixels."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_the_published_windows():
         offsets(length=10, window=4, stride=4)
 
 
-def test_windows_are_folded_as_a_loop_folds_them():
+def test_folding_windows_equals_a_loop():
     torch.manual_seed(0)
     windows = torch.rand(9, 2, 4, 4)  # 3 x 3 windows of 4, every 3, on 10 x 10
     found = fold_average(windows, length=10, stride=3)
@@ -54,7 +54,7 @@ def test_the_shortest_edge_is_resized_and_the_longest_bounded(size, wanted):
 
 
 @pytest.mark.parametrize("height,width", [(40, 90), (90, 40)])
-def test_labels_move_with_their_pixels(height, width):
+def test_labels_follow_their_pixels(height, width):
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, :, width // 2 :] = 200
     image[:, height // 2 :] += 50
@@ -76,7 +76,7 @@ def test_labels_move_with_their_pixels(height, width):
     assert torch.equal(found[:, 20], torch.tensor([0] * 16 + [2] * 16))
 
 
-def test_what_cannot_be_learned_from_is_refused():
+def test_invalid_label_maps_are_refused():
     image, boxes = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(0, 4)
     for label_map, message in (
         (None, "image 7: need the class of each pixel"),

@@ -1,4 +1,4 @@
-"""The generator as a whole: it learns two scenes, what is frozen stays, and masks lie where the image is."""
+"""The mask generator: it learns two scenes, frozen weights do not change, and masks are of the image."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def generator_of(clip, decoder: MaskDecoder, *, words: bool, **settings) -> Mask
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_the_loss_falls_on_two_scenes_and_the_tower_stays(tiny_decoder, scenes, words):
+def test_the_loss_falls_on_two_scenes_with_a_frozen_tower(tiny_decoder, scenes, words):
     clip, samples = load("foveate-small"), scenes(2)
     before = {name: one.clone() for name, one in clip.state_dict().items()}
     model = generator_of(clip, tiny_decoder(), words=words, size=96)
@@ -56,7 +56,7 @@ def test_the_loss_falls_on_two_scenes_and_the_tower_stays(tiny_decoder, scenes, 
 
 
 @pytest.mark.parametrize("words", [False, True])
-def test_gradients_reach_all_that_is_trained(tiny_clip, tiny_decoder, scenes, words):
+def test_all_trained_parameters_get_gradients(tiny_clip, tiny_decoder, scenes, words):
     model = generator_of(tiny_clip(), tiny_decoder(), words=words)
     model(Batch(scenes(2), [])).backward()
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
@@ -71,7 +71,7 @@ def test_gradients_reach_all_that_is_trained(tiny_clip, tiny_decoder, scenes, wo
     assert loss == 0 and all(one.grad is not None and not one.grad.any() for one in trained.values())
 
 
-def test_novel_segments_and_crowds_are_left_out(tiny_clip, tiny_decoder, scenes):
+def test_novel_segments_and_crowds_are_no_targets(tiny_clip, tiny_decoder, scenes):
     (sample,) = scenes(1)
     novel, base = (next(i for i, kind in enumerate(KINDS) if kind.is_novel == wanted) for wanted in (True, False))
     segments = sample.segments
@@ -107,7 +107,7 @@ def test_proposals_do_not_depend_on_the_batch_and_are_of_the_image(tiny_clip, ti
     assert model.propose([]) == []
 
 
-def test_what_is_proposed_comes_from_the_last_layer_by_hand(tiny_clip, tiny_decoder, scenes):
+def test_proposals_come_from_the_last_layer(tiny_clip, tiny_decoder, scenes):
     model, (sample,) = generator_of(tiny_clip(), tiny_decoder(), words=True).eval(), scenes(1)
     with torch.no_grad():
         found = model.decoder(model.encoder(model._inputs([sample], [no_jitter(*sample.image.shape[1:], size=64)])))
@@ -123,7 +123,7 @@ def test_what_is_proposed_comes_from_the_last_layer_by_hand(tiny_clip, tiny_deco
     assert torch.allclose(proposed.masks, whole, atol=1e-4)
 
 
-def test_padding_is_cut_off_exactly():
+def test_padding_is_cropped_exactly():
     masks = torch.randn(3, 8, 8)  # of a square of 64, 8 pixels a place
     whole = no_jitter(50, 100, size=64)  # fills 32 x 64
     assert torch.allclose(crop_padding(masks, Frame((64, 64), whole.fitted)), masks[:, :4], atol=1e-5)
@@ -133,7 +133,7 @@ def test_padding_is_cut_off_exactly():
     assert torch.allclose(between[:, 1], 0.15 * masks[:, 0] + 0.85 * masks[:, 1], atol=1e-5)
 
 
-def test_without_words_all_classes_are_alike(tiny_clip, tiny_decoder, scenes):
+def test_without_class_embeddings_all_classes_are_equal(tiny_clip, tiny_decoder, scenes):
     model = generator_of(tiny_clip(), tiny_decoder(), words=False)
     (found,) = model.propose(scenes(1))
     logits = model.class_logits(found, words_of(5, 16))
@@ -142,7 +142,7 @@ def test_without_words_all_classes_are_alike(tiny_clip, tiny_decoder, scenes):
     assert torch.allclose(probabilities[:, :5], expected[:, :1].expand(-1, 5) / 5, atol=1e-6)
 
 
-def test_words_are_compared_by_hand(tiny_clip, tiny_decoder, scenes):
+def test_class_logits_by_hand(tiny_clip, tiny_decoder, scenes):
     model = generator_of(tiny_clip(), tiny_decoder(), words=True)
     (found,) = model.propose(scenes(1))
     words = words_of(3, 16)
@@ -162,7 +162,7 @@ def test_patches_of_14_pixels(tiny_clip, tiny_decoder, scenes):
     assert model(Batch(scenes(1), [])).isfinite() and max(model.propose(scenes(1))[0].masks.shape[1:]) == 16
 
 
-def test_a_model_of_the_library_from_a_folder(tmp_path, scenes):
+def test_a_mask2former_from_a_folder(tmp_path, scenes):
     transformers = pytest.importorskip("transformers")
     swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2}
     swin |= {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
@@ -193,7 +193,7 @@ def test_a_model_of_the_library_from_a_folder(tmp_path, scenes):
         read_library(tmp_path)
 
 
-def test_what_does_not_fit_is_refused(tiny_clip, tiny_decoder):
+def test_arguments_that_do_not_fit_are_refused(tiny_clip, tiny_decoder):
     clip, decoder = tiny_clip(), tiny_decoder()
     with pytest.raises(InputError, match=r"multiple of the patch size 16; got 72"):
         generator_of(clip, decoder, words=False, size=72)

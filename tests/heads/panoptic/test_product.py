@@ -1,4 +1,4 @@
-"""A generator's folder: what comes back is what was saved, and what does not fit is refused."""
+"""A mask generator as a folder: round trip, refusals."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
 
 
 @pytest.mark.parametrize("words", [True, False])
-def test_what_comes_back_proposes_the_same(tmp_path: Path, scenes, words):
+def test_a_loaded_mask_generator_proposes_the_same(tmp_path: Path, scenes, words):
     generator, about = make(words=words)
     (sample,) = scenes(1)
     generator.train()(Batch([replace(sample, segments=None)], []))  # running statistics of the pyramid move
@@ -96,7 +96,7 @@ def test_what_comes_back_proposes_the_same(tmp_path: Path, scenes, words):
         )
 
 
-def test_a_mask2former_from_a_folder_is_found_again_and_another_refused(tmp_path: Path, scenes):
+def test_the_mask2former_of_training_is_needed(tmp_path: Path, scenes):
     from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
     def folder(name: str, seed: int) -> Path:
@@ -127,7 +127,7 @@ def test_a_mask2former_from_a_folder_is_found_again_and_another_refused(tmp_path
         load_generator(tmp_path / "g", encoder=folder("two", 1))
 
 
-def test_damage_is_told(tmp_path: Path):
+def test_damaged_files_are_refused(tmp_path: Path):
     generator, about = make()
     save_generator(generator, tmp_path / "g", about)
     path = tmp_path / "g/generator.json"

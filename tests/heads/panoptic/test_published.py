@@ -1,4 +1,4 @@
-"""A Mask2Former or MaskFormer of transformers with its classes: the library's outputs, classes by name, refusals."""
+"""A Mask2Former or MaskFormer of transformers with its classes: outputs, classes by name, refusals."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def original_rule(model, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["mask2former", "maskformer"])
-def test_the_librarys_outputs_by_the_original_rule(tmp_path, monkeypatch, kind):
+def test_outputs_equal_those_of_transformers_with_the_original_input(tmp_path, monkeypatch, kind):
     model = write_masks(tmp_path, NAMES, monkeypatch, kind=kind)
     own = read_published(tmp_path)
     assert own.vocabulary.classes[3] == ("sky", "heaven") and not any(one.requires_grad for one in own.parameters())
@@ -79,7 +79,7 @@ def test_the_librarys_outputs_by_the_original_rule(tmp_path, monkeypatch, kind):
     assert segments >= 8
 
 
-def test_what_is_found_does_not_depend_on_the_batch(tmp_path, monkeypatch):
+def test_proposals_do_not_depend_on_the_batch(tmp_path, monkeypatch):
     write_masks(tmp_path, NAMES, monkeypatch)
     own = read_published(tmp_path)
     samples = [image_of(80, 120), image_of(40, 120, seed=1), image_of(80, 120, seed=2)]
@@ -116,7 +116,7 @@ def test_images_are_resized_as_pillow_does():
 # ------------------------------------------------------------------------------------------------------ classes by name
 
 
-def test_classes_meet_by_name_then_by_any_word():
+def test_classes_match_by_name_then_by_any_synonym():
     own = Vocabulary((("ball",), ("Tree_Merged",), ("sky", "heaven"), ("zebra",), ("heaven",)))
     asked = Vocabulary((("sea",), ("heaven", "sky"), ("sphere", "BALL"), ("tree merged",)))
     mapped = match_classes(own, asked)
@@ -126,7 +126,7 @@ def test_classes_meet_by_name_then_by_any_word():
     assert match_classes(own, Vocabulary((("sea",),)), is_open=True).known == [False]
 
 
-def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
+def test_probabilities_of_classes_that_are_not_requested(tmp_path, monkeypatch):
     write_masks(tmp_path, NAMES, monkeypatch)
     own = read_published(tmp_path)
     (proposals,) = own.propose([image_of(80, 120)])
@@ -142,7 +142,7 @@ def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
     assert torch.allclose(found[:, 1], (p[:, 1] + p[:, 4] + p[:, 5]) / 2, atol=1e-6)
 
 
-def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
+def test_a_clip_may_classify_its_masks(tmp_path, monkeypatch, tiny_clip):
     from foveate.heads.common.text import ClassEmbeddings
 
     write_masks(tmp_path, NAMES, monkeypatch)
@@ -211,7 +211,7 @@ def test_things_of_cocos_classes_are_known(tmp_path):
     assert is_thing is not None and is_thing == (True,) * 80 + (False,) * 53
 
 
-def test_folders_that_are_not_one(tmp_path, monkeypatch):
+def test_other_folders_are_refused(tmp_path, monkeypatch):
     assert not is_published(tmp_path)
     path = tmp_path / "config.json"
     path.write_text("[]")

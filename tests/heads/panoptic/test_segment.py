@@ -1,4 +1,4 @@
-"""One image from proposals to maps: whose word counts, both ways to embed a mask, and an image without proposals."""
+"""One image from proposals to maps: fusion weights, both embeddings of a mask, and an image without proposals."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def make(tiny_clip, tiny_decoder):
 
 @pytest.mark.parametrize("region", ["dense", "masked"])
 @pytest.mark.parametrize("squash", [True, False])
-def test_all_three_maps_of_a_image(make, scenes, region, squash):
+def test_all_three_maps_of_an_image(make, scenes, region, squash):
     segmenter, (sample,) = make(region=region, size=40, squash=squash), scenes(1)
     scored = segmenter.score(sample)
     height, width = sample.image.shape[1:]
@@ -50,7 +50,7 @@ def test_all_three_maps_of_a_image(make, scenes, region, squash):
     assert all(label < 2 for label in segmenter.instances(scored).labels.tolist())
 
 
-def test_whose_word_counts(make, scenes):
+def test_fusion_weights_of_zero_and_one(make, scenes):
     (sample,) = scenes(1)
     only_generator, only_clip = make(weights=PRESETS["generator"]), make(weights=PRESETS["clip"])
     (proposals,) = only_generator.mask_generator.propose([sample])
@@ -75,7 +75,7 @@ def test_whose_word_counts(make, scenes):
         ("clip", [0.15, 0.375, 0.225, 0.25], 1),
     ],
 )
-def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expected, best):
+def test_golden_values_from_embeddings_to_the_map(make, scenes, preset, expected, best):
     # p = .6 .3 .1, nothing 1/3 of their sum, q = .2 .5 .3: logits of the better word of each class, the other one has
     # 1 less. Words lie along the axes, so that a mask at (l0, l1, ...) has the logits l where the scale is its length
     segmenter, axes = make(weights=PRESETS[preset]), torch.eye(16)
@@ -104,7 +104,7 @@ def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expecte
     assert segment.label == best and segment.score == pytest.approx(expected[best], abs=1e-6)
 
 
-def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
+def test_seen_and_unseen_classes_have_separate_fusion_weights(make, scenes):
     (sample,) = scenes(1)
     segmenter = make(weights=PRESETS["odise-label"])
     (proposals,) = segmenter.mask_generator.propose([sample])
@@ -117,7 +117,7 @@ def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
 
 
 @pytest.mark.parametrize("region", ["dense", "masked"])
-def test_a_image_without_proposals(make, scenes, region):
+def test_an_image_without_proposals(make, scenes, region):
     segmenter, (sample,) = make(region=region), scenes(1)
     (some,) = segmenter.mask_generator.propose([sample])
     none = replace(some, masks=some.masks[:0], embeddings=some.embeddings[:0])
@@ -131,14 +131,14 @@ def test_a_image_without_proposals(make, scenes, region):
     assert scored.class_logits.isfinite().all() and segmenter.panoptic(scored).segments == ()
 
 
-def test_a_generator_without_words_is_asked_with_clip_alone(make, scenes):
+def test_without_class_embeddings_clip_classifies_alone(make, scenes):
     with pytest.raises(InputError, match="knows no class"):
         make(words=False)
     segmenter = make(words=False, weights=PRESETS["clip"])
     assert segmenter.score(scenes(1)[0]).class_logits.isfinite().all()
 
 
-def test_what_was_learned_is_found_again(make, scenes):
+def test_learned_scenes_are_segmented(make, scenes):
     # one scene, learned by heart: its ground is found where it lies
     (sample,) = scenes(1)
     segments = sample.segments
@@ -163,7 +163,7 @@ def test_what_was_learned_is_found_again(make, scenes):
     assert (drawn & truth).sum() / (drawn | truth).sum() > 0.7
 
 
-def test_what_does_not_fit_is_refused(make):
+def test_arguments_that_do_not_fit_are_refused(make):
     with pytest.raises(InputError, match=r"multiple of the patch size 8; got 36"):
         make(size=36)
     words = ClassEmbeddings(torch.eye(2), torch.tensor([0, 1]), 2)
