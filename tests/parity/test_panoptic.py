@@ -124,7 +124,7 @@ def test_a_published_file_finds_the_same_masks_and_classes(odise):
     state = odise.state_dict()
     assert is_odise(state) and not is_odise({"backbone.conv1.weight": torch.zeros(1)})
     renamed = rename_odise(state, source="odise.pth")
-    assert renamed.dropped == ("criterion.empty_weight",)
+    assert renamed.ignored == ("criterion.empty_weight",)
     network = network_of(renamed, encoder="sd", source="odise.pth")
     assert (network.channels, network.width, network.feedforward, network.queries) == (128, 32, 64, 6)
     assert (network.layers, network.pixel_layers, network.joint) == (4, 1, 16)
