@@ -162,7 +162,8 @@ class MaskGenerator(nn.Module):
         square, proposals = (self.size, self.size), []
         for sample, jitter, outputs in zip(samples, jitters, self._last_layer(images), strict=True):
             outputs["masks"] = crop_padding(outputs["masks"], Frame(square, jitter.fitted))
-            proposals.append(Proposals(sample.id, *sample.image.shape[1:], **outputs))
+            height, width = sample.image.shape[1:]
+            proposals.append(Proposals(sample.id, height, width, **outputs))
         return proposals
 
     def _last_layer(self, images: Float[Tensor, "B 3 H W"]) -> list[dict[str, Tensor]]:
@@ -287,10 +288,11 @@ def propose_framed(
         options: of `framed_input`.
     """
     inputs = [framed_input(sample.image, **options) for sample in samples]
-    outputs = zip(samples, inputs, run_by_size(inputs, run), strict=True)
-    return [
-        Proposals(sample.id, *sample.image.shape[1:], **fields, frame=frame) for sample, (_, frame), fields in outputs
-    ]
+    proposals = []
+    for sample, (_, frame), fields in zip(samples, inputs, run_by_size(inputs, run), strict=True):
+        height, width = sample.image.shape[1:]
+        proposals.append(Proposals(sample.id, height, width, **fields, frame=frame))
+    return proposals
 
 
 def crop_padding(masks: Float[Tensor, "Q h w"], frame: Frame) -> Float[Tensor, "Q _ _"]:
