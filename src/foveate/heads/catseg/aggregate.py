@@ -227,7 +227,8 @@ class Aggregator(nn.Module):
         """
         super().__init__()
         self.embed = nn.Conv2d(prompts, hidden, kernel_size=7, padding=3)
-        self.image = nn.Sequential(nn.Conv2d(guides[0], guidance, kernel_size=3, padding=1), nn.ReLU())
+        # `picture` is the name in product files
+        self.picture = nn.Sequential(nn.Conv2d(guides[0], guidance, kernel_size=3, padding=1), nn.ReLU())
         self.text = nn.Sequential(nn.Linear(text_dim, guidance), nn.ReLU())
         self.layers = nn.ModuleList(
             Layer(hidden, guidance=guidance, heads=heads, window=window, padding=padding) for _ in range(layers)
@@ -245,7 +246,7 @@ class Aggregator(nn.Module):
             guidance: of the same images.
         """
         x = self.embed(cost.flatten(0, 1)).unflatten(0, (len(cost), -1))  # (B, K, C, h, w)
-        image_guide, text_guide = self.image(guidance.coarse), self.text(text)  # (B, G, h, w), (B, K, G)
+        image_guide, text_guide = self.picture(guidance.coarse), self.text(text)  # (B, G, h, w), (B, K, G)
         for layer in self.layers:
             x = layer(x, image_guide, text_guide)
         return self.decoder(x, guidance.middle, guidance.fine)

@@ -31,7 +31,7 @@ _HEAD: Table = (
     ("upsample1", "tower_guidance.middle"),
     ("upsample2", "tower_guidance.fine"),
     (f"{HEAD}conv1", "aggregator.embed"),
-    (f"{HEAD}guidance_projection.0", "aggregator.image.0"),
+    (f"{HEAD}guidance_projection.0", "aggregator.picture.0"),
     (f"{HEAD}text_guidance_projection.0", "aggregator.text.0"),
     (f"{HEAD}decoder_guidance_projection.0.0", "aggregator.decoder.first.guide.0"),
     (f"{HEAD}decoder_guidance_projection.1.0", "aggregator.decoder.second.guide.0"),
