@@ -16,7 +16,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from foveate.clip.load import load
 from foveate.data.images import read_image
 from foveate.heads.fvit.detector import FViT, Network
-from foveate.heads.fvit.fusion import PRESETS, detect, rows_of
+from foveate.heads.fvit.fusion import PRESETS, detect, detected_rows
 from foveate.types import Batch, Sample, Segments
 from inputs import photographs
 from measure import arguments, read, report, take_turns
@@ -82,7 +82,7 @@ def main() -> None:
     def find_ours() -> None:
         asking = (text.cpu(), ~is_novel.cpu(), 50.0, PRESETS["ov-coco"])
         with autocast:
-            found = ours.eval().candidates(samples, masked=lambda one: rows_of(one, *asking))
+            found = ours.eval().candidates(samples, masked=lambda one: detected_rows(one, *asking))
         for one in found:
             detect(one, *asking)
 

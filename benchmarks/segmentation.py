@@ -48,7 +48,7 @@ def main() -> None:
     encoder = TowerEncoder(clip)
     is_novel = torch.zeros(count, dtype=torch.bool)
     classes = ClassEmbeddings(rows, torch.arange(count), count)
-    generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, words=classes)
+    generator = MaskGenerator(encoder, build_decoder(encoder.widths), is_novel=is_novel, size=side, classes=classes)
     asked = Query(classes, classes, torch.ones(count, dtype=torch.bool), is_novel)
     segmenter = PanopticSegmenter(generator.to(device), clip, asked, size=side)
     other = load(options.model, seed=0, device=device)  # Cat-Seg changes what learns

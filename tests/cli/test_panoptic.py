@@ -25,7 +25,7 @@ from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.fusion_sweep import ThingObjects, panoptic_truth, sweep_fusion
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.evaluate.panoptic import evaluate_panoptic
-from foveate.heads.common.text import embed_words
+from foveate.heads.common.text import embed_classes
 from foveate.heads.panoptic.fusion import PRESETS
 from foveate.heads.panoptic.mask2former import MaskGenerator, Proposals
 from foveate.heads.panoptic.product import load_generator, read_about
@@ -141,7 +141,7 @@ def test_things_of_the_panoptic_annotation_are_those_of_the_instances_file(world
     swept = sweep_fusion(segmenter, data, [PRESETS["clip"]], instances=True)["shares"][0]["instances"]
     assert swept["objects"] == sum(data.categories[label].is_thing for one in data.records for label in one.labels)
     assert swept["masks"]["groups"].keys() == {"all", "seen", "unseen"}
-    segmenter.shares = PRESETS["clip"]
+    segmenter.weights = PRESETS["clip"]
     samples = [EvaluationSource(data)[place] for place in range(len(data.records))]
     found = [(one.id, segmenter.instances(segmenter.score(one))) for one in samples]
     truth = open_ground_truth(
@@ -174,7 +174,7 @@ def test_what_is_counted_is_what_the_protocol_counts_of_files(world, trained):
     source = EvaluationSource(data)
     samples = [source[place] for place in range(len(data.records))]
     for shares, one in zip((PRESETS["clip"], PRESETS["odise-label"]), swept["shares"], strict=True):
-        segmenter.shares = shares
+        segmenter.weights = shares
         found = ((sample.id, segmenter.panoptic(segmenter.score(sample))) for sample in samples)
         plain = evaluate_panoptic(found, data)
         assert all(plain[name] == one[name] for name in ("all", "things", "stuff"))
@@ -437,10 +437,11 @@ def test_words_are_learned_as_long_as_is_said(world, trained, tmp_path):
 def test_the_segmenter_of_a_folder_asks_for_any_classes(trained):
     vocabulary = Vocabulary((("box", "dashed box"), ("sky",), ("cat",)))
     segmenter = open_segmenter(MaskFlags(), trained / "model", vocabulary, [True, False, True], device="cpu")
-    assert segmenter.query.is_seen.tolist() == [True, True, False] and segmenter.shares == PRESETS["odise-label"]
-    raw, unit = segmenter.query.generator_words.rows, segmenter.query.words.rows  # one CLIP, embedded once
+    assert segmenter.query.is_seen.tolist() == [True, True, False] and segmenter.weights == PRESETS["odise-label"]
+    query = segmenter.query
+    raw, unit = query.generator_classes.embeddings, query.classes.embeddings  # one CLIP, embedded once
     assert torch.allclose(F.normalize(raw, dim=1), unit) and not torch.allclose(raw, unit)
-    expected = embed_words(load("foveate-small"), vocabulary)
-    assert torch.allclose(expected.rows, unit, atol=1e-6)
+    expected = embed_classes(load("foveate-small"), vocabulary)
+    assert torch.allclose(expected.embeddings, unit, atol=1e-6)
     generator, _, _ = load_generator(trained / "model")
     assert not generator.training

@@ -34,7 +34,7 @@ from foveate.heads.fvit.detector import FViT, Network
 from foveate.heads.fvit.fusion import fuse_scores, keep_best
 from foveate.heads.fvit.heads import BoxHead, MaskHead, box_loss, class_logits, decode_boxes
 from foveate.heads.fvit.product import TOWER, load_detector
-from foveate.heads.fvit.published import TABLE, order_of_names, published_benchmark, published_size, take_apart
+from foveate.heads.fvit.published import TABLE, match_names, published_benchmark, published_size, take_apart
 from foveate.heads.fvit.roi import choose_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import clip_boxes
@@ -125,10 +125,10 @@ def test_the_loss_of_boxes() -> None:
     assert gap(found, golden("fvit")["box_loss"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("finest", "name"), [(3.5, "levels14"), (4.0, "levels16")])
-def test_levels_of_rois(finest: float, name: str) -> None:
+@pytest.mark.parametrize("name", ["levels14", "levels16"])
+def test_levels_of_rois(name: str) -> None:
     boxes = torch.from_numpy(golden("fvit")["level_boxes"])
-    assert choose_levels(boxes, finest=finest).tolist() == golden("fvit")[name].tolist()
+    assert choose_levels(boxes).tolist() == golden("fvit")[name].tolist()
 
 
 def test_heads_of_ov_lvis_have_the_published_tensors() -> None:
@@ -370,14 +370,14 @@ def test_names_are_told_by_their_texts() -> None:
     torch.manual_seed(0)
     named = F.normalize(torch.randn(20, 16), dim=1)
     order = torch.randperm(20)
-    found, least, unsure = order_of_names(named[order], named, source="f")
+    found, least, unsure = match_names(named[order], named, source="f")
     assert torch.equal(found, order) and least > 0.999 and unsure == 0
     near = named.clone()
     near[1] = near[0]  # two words for one thing: the order given decides
-    found, _, unsure = order_of_names(near, near, source="f")
+    found, _, unsure = match_names(near, near, source="f")
     assert torch.equal(found, torch.arange(20)) and unsure == 1
     with pytest.raises(InputError, match="need the names of its 20 classes"):
-        order_of_names(torch.randn(20, 16), named, source="f")
+        match_names(torch.randn(20, 16), named, source="f")
 
 
 @pytest.fixture

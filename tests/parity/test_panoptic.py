@@ -18,7 +18,7 @@ from foveate.errors import InputError
 from foveate.heads.common.text import ClassEmbeddings
 from foveate.heads.panoptic.decoder import build_decoder
 from foveate.heads.panoptic.fusion import PRESETS, clip_logits, fuse
-from foveate.heads.panoptic.mask2former import MaskGenerator, WordHead
+from foveate.heads.panoptic.mask2former import ClassHead, MaskGenerator
 from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder
 from foveate.heads.panoptic.odise_file import PREDICTOR, is_odise, network_of, put_odise, rename_odise
@@ -33,7 +33,7 @@ def numbers():
 def test_odises_mask_head_through_its_key_table(numbers):
     theirs = draw_state(json.loads(str(numbers["shapes_head"])))
     small = {"feedforward": 32, "pixel_feedforward": 32, "pixel_layers": 1, "layers": 1}
-    head = WordHead(build_decoder((32,) * 4, width=256, **small), text_dim=768, joint=256, nothing=None).eval()
+    head = ClassHead(build_decoder((32,) * 4, width=256, **small), text_dim=768, joint=256, no_object=None).eval()
     renamed = rename_odise(
         {f"{PREDICTOR}post_mask_embed.{name}": one for name, one in theirs.items()}, source="file"
     ).state
@@ -111,12 +111,12 @@ def generator_for(network: Network) -> MaskGenerator:
     described = {"model_cfg": sizes, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     clip = Clip(open_clip.CLIP(**deepcopy(sizes)), name="tiny", config=described)
     captioner = ImplicitCaptioner(clip, empty=torch.zeros(5, 12), time_width=10)
-    encoder = OdiseEncoder(vae, unet, captioner, kept=0.99, channels=network.channels)
+    encoder = OdiseEncoder(vae, unet, captioner, alpha=0.99, channels=network.channels)
     decoder = build_decoder(encoder.widths, queries=network.queries, width=network.width,
                             feedforward=network.feedforward, pixel_feedforward=network.feedforward // 2,
                             pixel_layers=network.pixel_layers, layers=network.layers)  # fmt: skip
     words = ClassEmbeddings(torch.randn(2, 24), torch.arange(2), 2)
-    return MaskGenerator(encoder, decoder, is_novel=torch.zeros(2) > 0, size=network.size, words=words,
+    return MaskGenerator(encoder, decoder, is_novel=torch.zeros(2) > 0, size=network.size, classes=words,
                          joint=network.joint, longest=network.longest).eval()  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_a_published_file_finds_the_same_masks_and_classes(odise):
     state = odise.state_dict()
     assert is_odise(state) and not is_odise({"backbone.conv1.weight": torch.zeros(1)})
     renamed = rename_odise(state, source="odise.pth")
-    assert renamed.dropped == ("criterion.empty_weight",)
+    assert renamed.ignored == ("criterion.empty_weight",)
     network = network_of(renamed, encoder="sd", source="odise.pth")
     assert (network.channels, network.width, network.feedforward, network.queries) == (128, 32, 64, 6)
     assert (network.layers, network.pixel_layers, network.joint) == (4, 1, 16)
@@ -134,7 +134,7 @@ def test_a_published_file_finds_the_same_masks_and_classes(odise):
     maps = [torch.randn(2, 128, 64 // 2**place, 48 // 2**place) for place in range(4)]
     words = ClassEmbeddings(torch.randn(7, 24), torch.arange(7), 7)
     with torch.no_grad():
-        masks, logits = odise.find(maps, words.rows)
+        masks, logits = odise.find(maps, words.embeddings)
         found = model.decoder(maps)
         embeddings = model.head(found.states[-1], found.masks[-1], found.pixels)
         assert gap(found.masks[-1], masks) < TOLERANCE

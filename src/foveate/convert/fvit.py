@@ -93,7 +93,7 @@ def _check(config: Convert) -> str:
     return config.clip
 
 
-def _classes(config: Convert, parts: published.Published) -> tuple[tuple[str, ...], BaseNovel]:
+def _classes(config: Convert, parts: published.PublishedFile) -> tuple[tuple[str, ...], BaseNovel]:
     """The names of the classes, which are not in the file."""
     if config.annotations is not None:
         names, split = classes_of_annotations(config.annotations, file=config.novel)
@@ -112,14 +112,16 @@ def _classes(config: Convert, parts: published.Published) -> tuple[tuple[str, ..
     return names, split
 
 
-def _texts(parts: published.Published, clip: Clip, names: tuple[str, ...], *, source: str) -> tuple[Tensor, list[str]]:
+def _texts(
+    parts: published.PublishedFile, clip: Clip, names: tuple[str, ...], *, source: str
+) -> tuple[Tensor, list[str]]:
     """The text embeddings of classes and background, and the names in their order."""
     embedded = embed_vocabulary(clip, names, templates=TEMPLATES, background="background", cache=default_cache())
     if parts.text is None:
         print(f"{source}: has no text embeddings; those of the text tower of --clip are used", file=sys.stderr)
         return embedded, list(names)
     text = parts.text.to(embedded.device)
-    order, least, unsure = published.order_of_names(text[:-1], embedded[:-1], source=source)
+    order, least, unsure = published.match_names(text[:-1], embedded[:-1], source=source)
     print(f"text embeddings of the file and of --clip: cosine of at least {least:.4f}")
     if unsure:
         print(

@@ -42,7 +42,7 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     digest = tower_digest(clip, whole=True)
 
     # the mask generator
-    generator = build_odise(renamed, network, clip, tuple(item.words for item in classes), source=source)
+    generator = build_odise(renamed, network, clip, tuple(item.names for item in classes), source=source)
     about = About(
         model=config.clip,
         pretrained=config.pretrained,
@@ -60,9 +60,9 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     with folder_written_whole(config.out) as partial:
         save_generator(generator, partial, about)
         load_generator(partial)
-    if renamed.dropped:
-        print(f"ignored: {len(renamed.dropped)} tensors needed only for training, such as {renamed.dropped[0]}")
-    things, names = sum(item.is_thing for item in classes), sum(len(item.words) for item in classes)
+    if renamed.ignored:
+        print(f"ignored: {len(renamed.ignored)} tensors needed only for training, such as {renamed.ignored[0]}")
+    things, names = sum(item.is_thing for item in classes), sum(len(item.names) for item in classes)
     print(
         f"{config.out}: {len(renamed.names)} tensors, {network.queries} queries; trained on {things} classes of things "
         f"and {len(classes) - things} of stuff, with {names} names and synonyms"

@@ -23,7 +23,7 @@ from foveate.evaluate.ground_truth import GroundTruth, counting_names
 from foveate.evaluate.proposals import recall_of
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
 from foveate.heads.fvit.detector import FViT
-from foveate.heads.fvit.fusion import Fusion, compare, detect_from
+from foveate.heads.fvit.fusion import Fusion, candidate_cosines, detect_from_cosines
 from foveate.types import BadSample, Detections
 
 SMALL, MEDIUM = 32.0**2, 96.0**2  # areas below these [square pixels]
@@ -90,11 +90,9 @@ def sweep(
         raise InputError(f"text: need {len(truth.labels)} classes and background; got {len(text)} embeddings.")
     predictions: list[list[tuple[str, Detections]]] = [[] for _ in fusions]
     for candidates in store:
-        cosines = compare(candidates, text)
+        cosines = candidate_cosines(candidates, text)
         for fusion, detections in zip(fusions, predictions, strict=True):
-            fused = detect_from(
-                candidates, cosines, is_base, detector_scale=detector_scale, fusion=fusion, masks=truth.masks
-            )
+            fused = detect_from_cosines(candidates, cosines, is_base, detector_scale, fusion, masks=truth.masks)
             detections.append((candidates.id, fused))
     return [
         {"fusion": asdict(fusion), **evaluate_detection(detections, truth)}

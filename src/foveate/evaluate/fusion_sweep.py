@@ -20,7 +20,7 @@ from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.ground_truth import Object, open_ground_truth
 from foveate.evaluate.panoptic import PanopticTally
 from foveate.evaluate.semantic import Confusion
-from foveate.heads.panoptic.fusion import Shares
+from foveate.heads.panoptic.fusion import FusionWeights
 from foveate.heads.panoptic.segment import PanopticSegmenter, check_shares
 from foveate.ops.paste import encode_masks
 from foveate.types import Category, Detections, LabelMap, PanopticMap, Sample, SegmentInfo
@@ -31,7 +31,7 @@ MEASURES = ("PQ", "SQ", "RQ")
 def sweep_fusion(
     segmenter: PanopticSegmenter,
     dataset: Dataset,
-    weights: Sequence[Shares],
+    weights: Sequence[FusionWeights],
     *,
     semantic: bool = False,
     instances: bool = False,
@@ -58,7 +58,7 @@ def sweep_fusion(
     if query.count != len(categories):
         raise InputError(f"classes: need the {len(categories)} of {dataset.name}; got {query.count}.")
     for pair in weights:
-        check_shares(segmenter.generator, pair, has_clip=segmenter.clip is not None)
+        check_shares(segmenter.mask_generator, pair, has_clip=segmenter.clip is not None)
     needs_clip = any(pair.seen or pair.unseen for pair in weights)
     records = {str(record.id): record for record in dataset.records}
     things = ThingObjects(dataset) if instances else None
@@ -66,7 +66,7 @@ def sweep_fusion(
     batches = Batches(dataset, loading, masks=True)
     masks = 0
     for samples in batches:
-        for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
+        for sample, proposals in zip(samples, segmenter.mask_generator.propose(samples), strict=True):
             truth = panoptic_truth(sample, records[sample.id])
             if things is not None:
                 things.add(sample, truth)

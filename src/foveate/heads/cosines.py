@@ -1,8 +1,7 @@
-"""Segmentation that nobody trained: each place of the dense map is of the class whose words it is nearest to.
+"""Segmentation without training: each location of the dense feature map gets the class of the nearest text embedding.
 
-What MaskCLIP does without its refinements (Zhou et al., ECCV 2022), and the plainest question to ask a dense map: how
-good are its classes before anything is learned on top? Deliberately absent: windows over large images, smoothing,
-and a class for what is none.
+This is MaskCLIP without its refinements (Zhou et al., ECCV 2022). There are no windows over large images, no smoothing,
+and no background class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,19 +21,18 @@ from foveate.types import LabelMap, Sample
 
 
 class Cosines:
-    """Asks the dense map of a CLIP for classes."""
+    """Classifies the locations of a CLIP's dense feature map."""
 
     def __init__(self, clip: Clip, *, size: int | None = None, head: Head = "value") -> None:
-        """Choose how large it sees an image.
+        """Set the input size.
 
         Args:
             clip: with any tower.
-            size: of the longest side [pixels], a multiple of the patch; None: four times the CLIP's own, as for
-                regions.
-            head: of the dense map.
+            size: of the longest side [pixels], a multiple of the patch size; None: four times the CLIP's native size.
+            head: of the dense feature map.
 
         Raises:
-            InputError: a size that does not fit.
+            InputError: the size is no multiple of the patch size.
         """
         size = 4 * clip.native_size if size is None else size
         check_side(size, patch=clip.patch_size, flag="--size")
@@ -42,22 +40,18 @@ class Cosines:
         self.head: Head = head
 
     @torch.no_grad()
-    def label_maps(self, samples: Sequence[Sample], words: ClassEmbeddings) -> list[LabelMap]:
-        """The class of each pixel, by the best of a class's words.
+    def label_maps(self, samples: Sequence[Sample], classes: ClassEmbeddings) -> list[LabelMap]:
+        """The class of each pixel; a class has the score of its best synonym."""
+        return [best_labels(self._scores(sample, classes)) for sample in samples]
 
-        Args:
-            samples: images of any size.
-            words: of the K classes requested.
-        """
-        return [best_labels(self._scores(sample, words)) for sample in samples]
-
-    def _scores(self, sample: Sample, words: ClassEmbeddings) -> Iterator[Float[Tensor, "k H W"]]:
-        """Cosines of some classes after others, at the image's size."""
+    def _scores(self, sample: Sample, classes: ClassEmbeddings) -> Iterator[Float[Tensor, "k H W"]]:
+        """Cosines at the image's size, a chunk of classes at a time."""
         image = clip_input(self.clip, sample, size=self.size, squash=False)
         dense = self.clip.encode_dense(image[None], head=self.head)[0].float()  # (D, h, w)
-        places = F.normalize(dense, dim=0).flatten(1).T  # (h w, D)
-        cosines = best_of_synonyms(places @ words.rows.to(places.device).float().T, words)  # (h w, K)
+        locations = F.normalize(dense, dim=0).flatten(1).T  # (h w, D)
+        text = classes.embeddings.to(locations.device).float()  # (S, D)
+        cosines = best_of_synonyms(locations @ text.T, classes)  # (h w, K)
         maps = cosines.T.unflatten(1, dense.shape[1:])  # (K, h, w)
         size = tuple(sample.image.shape[1:])
-        for some in maps.split(classes_at_once(*size)):
-            yield F.interpolate(some[None], size=size, mode="bilinear", align_corners=False)[0]
+        for chunk in maps.split(classes_at_once(*size)):
+            yield F.interpolate(chunk[None], size=size, mode="bilinear", align_corners=False)[0]

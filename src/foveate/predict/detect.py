@@ -19,7 +19,7 @@ from foveate.data.batches import Batches
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.fvit.detector import FViT
-from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, rows_of
+from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, detected_rows
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.fvit.product import About, load_detector
 from foveate.io.files import check_target, default_cache, versions
@@ -87,7 +87,7 @@ def find_objects(
     """Detect in every readable image; `text` (K + 1, D) embeds the classes and, last, background."""
     query = (text, torch.tensor(is_base), float(detector.scale.detach()), fusion)
     for samples in batches:
-        per_image = detector.candidates(samples, masked=lambda candidates: rows_of(candidates, *query))
+        per_image = detector.candidates(samples, masked=lambda candidates: detected_rows(candidates, *query))
         for sample, candidates in zip(samples, per_image, strict=True):
             yield sample, detect(candidates, *query)
 

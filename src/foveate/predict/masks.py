@@ -13,12 +13,12 @@ from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
-from foveate.heads.common.text import embed_words
-from foveate.heads.panoptic.described import MIN_SCORE, Described, describe, is_published
-from foveate.heads.panoptic.fusion import PRESETS, Shares, seen_classes
-from foveate.heads.panoptic.names import SHARES, Preset, Templates
+from foveate.heads.common.text import embed_classes
+from foveate.heads.panoptic.described import MIN_SCORE, ModelDescription, describe, is_published
+from foveate.heads.panoptic.fusion import PRESETS, FusionWeights, seen_classes
+from foveate.heads.panoptic.names import FUSION_WEIGHTS, Preset, Templates
 from foveate.heads.panoptic.product import chosen_templates, load_generator
-from foveate.heads.panoptic.published import ClassMap, Published, match_classes, read_published
+from foveate.heads.panoptic.published import ClassMap, PublishedModel, match_classes, read_published
 from foveate.heads.panoptic.segment import PanopticSegmenter, Query
 from foveate.predict.flags import MaskFlags
 
@@ -31,7 +31,7 @@ def open_segmenter(
     vocabulary: Vocabulary,
     is_thing: Sequence[bool],
     *,
-    shares: Shares | None = None,
+    shares: FusionWeights | None = None,
     squash: bool = True,
     templates: Templates | None = None,
     min_score: float | None = None,
@@ -68,11 +68,11 @@ def open_segmenter(
         model, mapped = open_published(folder, vocabulary, input=flags.input, has_clip=namer is not None, device=target)
         text = None
         if namer is not None:
-            text = embed_words(namer, vocabulary, templates=chosen_templates(templates or "photo"))
+            text = embed_classes(namer, vocabulary, templates=chosen_templates(templates or "photo"))
         query = Query(text, mapped, things, torch.tensor(mapped.known))
         default = PRESETS["generator" if namer is None else "odise-label"]
         threshold = MIN_SCORE if min_score is None else min_score
-        return PanopticSegmenter(model, namer, query, shares=shares or default, min_score=threshold, **settings)
+        return PanopticSegmenter(model, namer, query, weights=shares or default, min_score=threshold, **settings)
     if flags.input is not None:
         raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
                          "Remove it.")  # fmt: skip
@@ -80,15 +80,15 @@ def open_segmenter(
     # a mask generator: the class embeddings of its own CLIP, and those of the CLIP that classifies masks
     generator, trained_clip, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
     namer = _load_namer(flags, target) or trained_clip
-    learned = embed_words(trained_clip, vocabulary, templates=chosen_templates(about.templates), length=about.words)
+    learned = embed_classes(trained_clip, vocabulary, templates=chosen_templates(about.templates), length=about.words)
     prompts = templates or about.templates
     if namer is trained_clip and prompts == about.templates and (about.words == "unit" or prompts in ONE_PROMPT):
         text = learned.normalized()
     else:
-        text = embed_words(namer, vocabulary, templates=chosen_templates(prompts))
+        text = embed_classes(namer, vocabulary, templates=chosen_templates(prompts))
     query = Query(text, learned, things, seen_classes(vocabulary, about.base))
     default = PRESETS["odise-label" if about.knows_words else "clip"]
-    return PanopticSegmenter(generator, namer, query, shares=shares or default, min_score=min_score or 0.0, **settings)
+    return PanopticSegmenter(generator, namer, query, weights=shares or default, min_score=min_score or 0.0, **settings)
 
 
 def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
@@ -100,8 +100,8 @@ def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
 
 def share_numbers(name: str) -> tuple[float, float]:
     """Fusion weights of seen and unseen classes: a preset, or two numbers in [0, 1]."""
-    if name in SHARES:
-        return SHARES[name]
+    if name in FUSION_WEIGHTS:
+        return FUSION_WEIGHTS[name]
     try:
         seen, unseen = (float(part) for part in name.split(","))
     except ValueError:
@@ -114,14 +114,14 @@ def share_numbers(name: str) -> tuple[float, float]:
     return seen, unseen
 
 
-def named_shares(name: str | None) -> Shares | None:
+def named_shares(name: str | None) -> FusionWeights | None:
     """The fusion weights of --shares; None: not given."""
-    return None if name is None else Shares(*share_numbers(name))
+    return None if name is None else FusionWeights(*share_numbers(name))
 
 
 def open_published(
     folder: Path, vocabulary: Vocabulary, *, input: tuple[int, int] | None, has_clip: bool, device: torch.device
-) -> tuple[Published, ClassMap]:
+) -> tuple[PublishedModel, ClassMap]:
     """Read a folder of transformers, match its classes with a vocabulary, and report those without a match.
 
     Args:
@@ -141,7 +141,7 @@ def open_published(
         report(line)
     model_classes = _classes_of(about, vocabulary, folder)
     mapped = match_classes(model_classes, vocabulary, is_open=has_clip)
-    not_requested = [name for name, index in zip(model_classes.names, mapped.owner.tolist(), strict=True) if index < 0]
+    not_requested = [name for name, index in zip(model_classes.names, mapped.labels.tolist(), strict=True) if index < 0]
     unknown = [name for name, is_known in zip(vocabulary.names, mapped.known, strict=True) if not is_known]
     for names, what in (
         (not_requested, f"of the model are not requested: their masks are {'left to CLIP' if has_clip else 'ignored'}"),
@@ -152,7 +152,7 @@ def open_published(
     return read_published(folder, described=about, device=device), mapped
 
 
-def _classes_of(about: Described, vocabulary: Vocabulary, folder: Path) -> Vocabulary:
+def _classes_of(about: ModelDescription, vocabulary: Vocabulary, folder: Path) -> Vocabulary:
     """The classes of a folder of transformers; if it only numbers them, those requested, in their order."""
     if about.has_names:
         return Vocabulary(about.classes)

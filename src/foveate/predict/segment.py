@@ -110,7 +110,7 @@ def write_panoptic_maps(
     """
     stems, images, annotations = _stems(batches), [], []
     for samples in batches:
-        for sample, proposals in zip(samples, segmenter.generator.propose(samples), strict=True):
+        for sample, proposals in zip(samples, segmenter.mask_generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
             panoptic = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
             write_image(draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg")

@@ -14,7 +14,7 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.catseg.product import load_catseg
 from foveate.heads.catseg.product import read_about as read_catseg
-from foveate.heads.common.text import embed_words
+from foveate.heads.common.text import embed_classes
 from foveate.heads.cosines import Cosines
 from foveate.heads.panoptic.described import describe, is_published
 from foveate.heads.panoptic.product import read_about as read_generator
@@ -92,7 +92,7 @@ def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.dev
     if finds_masks(folder):
         return _open_masks(config, folder, vocabulary, device=device)
     clip = load(config.model, pretrained=config.pretrained, device=device)
-    text = embed_words(clip, vocabulary, templates=config.templates)
+    text = embed_classes(clip, vocabulary, templates=config.templates)
     cosines = Cosines(clip, size=config.size, head=config.head)
     return Segmenter("cosines", None, lambda samples: cosines.label_maps(samples, text))
 
@@ -105,7 +105,7 @@ def _open_masks(config: Segmenting, folder: Path, vocabulary: Vocabulary, *, dev
     trained = Vocabulary(describe(folder).classes) if is_published(folder) else read_generator(folder).base
 
     def label_maps(samples: Sequence[Sample]) -> list[LabelMap]:
-        pairs = zip(samples, segmenter.generator.propose([*samples]), strict=True)
+        pairs = zip(samples, segmenter.mask_generator.propose([*samples]), strict=True)
         return [best_labels([segmenter.semantic(segmenter.score_proposals(*pair))]) for pair in pairs]
 
     return Segmenter("masks", trained, label_maps)

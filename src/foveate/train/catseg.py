@@ -54,7 +54,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
     classes = classes_of(data)
     # the network, initialised from the seed
     torch.manual_seed(config.seed)
-    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, is_varied=config.vary).train()
+    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, augment=config.vary).train()
     if config.compile:
         compile_tower(clip)
     # what the product records of its training

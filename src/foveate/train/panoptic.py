@@ -24,8 +24,8 @@ from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
 from foveate.heads.common.product import tower_digest
-from foveate.heads.common.text import embed_words
-from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.common.text import embed_classes
+from foveate.heads.panoptic.criterion import LossWeights
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import (
     About,
@@ -185,13 +185,15 @@ def _network(config: TrainPanoptic, clip: Clip) -> Network:
 
 
 def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[Class, ...]) -> MaskGenerator:
-    """The mask generator, initialised from the seed."""
-    words = nothing = None
+    """The network, its initial weights drawn from the seed."""
+    embedded = no_object = None
     if config.words:
         vocabulary = Vocabulary(tuple(kind.words for kind in classes))
-        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=config.embeddings)
+        embedded = embed_classes(
+            clip, vocabulary, templates=chosen_templates(config.templates), length=config.embeddings
+        )
         with torch.no_grad():
-            nothing = clip.encode_text(clip.tokenize([""]), normalize=config.embeddings == "unit")[0]
+            no_object = clip.encode_text(clip.tokenize([""]), normalize=config.embeddings == "unit")[0]
     torch.manual_seed(config.seed)
     encoder, decoder = build_parts(network, clip)
     assert config.points is not None, "resolved"
@@ -200,10 +202,10 @@ def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[C
         decoder,
         is_novel=torch.tensor([kind.part != "base" for kind in classes]),
         size=network.size,
-        words=words,
-        nothing=nothing,
+        classes=embedded,
+        no_object=no_object,
         joint=network.joint,
-        weights=Weights(points=config.points),
+        weights=LossWeights(points=config.points),
         jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
         flip=config.flip,
     )

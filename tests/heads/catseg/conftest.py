@@ -1,4 +1,4 @@
-"""Scaled-down CLIPs whose every number is random, and a small Cat-Seg on one."""
+"""Small random CLIPs, and a small CAT-Seg."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The aggregator's size, and its attentions against plain loops."""
+"""The aggregator's parameter count, and its attention against plain loops."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveate.heads.catseg.aggregate import Aggregator, ClassBlock, WindowBlock, linear_attention, windows_see
+from foveate.heads.catseg.aggregate import Aggregator, ClassBlock, WindowBlock, linear_attention, shifted_window_mask
 from foveate.heads.catseg.guidance import Guidance
 
 
@@ -44,7 +44,7 @@ def slow_linear(q, k, v, heads):
     return out
 
 
-def test_linear_attention_is_its_definition():
+def test_linear_attention_equals_its_definition():
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
     found = linear_attention(q, k, v, heads=2)
@@ -56,10 +56,10 @@ def test_linear_attention_is_its_definition():
     torch.testing.assert_close(linear_attention(q, k, v, heads=2, counts=counts), twice)
 
 
-def test_which_tokens_of_a_shifted_window_see_each_other():
+def test_the_mask_of_shifted_windows():
     # 4 x 4, windows of 2, all rolled by 1 to the left and up: the rows are now 1 2 | 3 0, likewise the columns. Rows 3
     # and 0 were no neighbours, so in the last windows they are apart.
-    seen = windows_see((4, 4), size=(2, 2), shift=1)
+    seen = shifted_window_mask((4, 4), size=(2, 2), shift=1)
     assert seen.shape == (4, 4, 4)
     all_, own = torch.ones(4, 4) > 0, torch.eye(4) > 0
     columns = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]) > 0  # upper right: 3 and 0 apart
@@ -69,7 +69,7 @@ def test_which_tokens_of_a_shifted_window_see_each_other():
 
 
 @pytest.mark.parametrize("grid,is_shifted", [((6, 9), False), ((6, 9), True), ((2, 3), True)])
-def test_a_window_block_against_a_loop(grid, is_shifted):
+def test_a_window_block_equals_a_loop(grid, is_shifted):
     torch.manual_seed(0)
     block = WindowBlock(8, guidance=4, heads=2, window=3, is_shifted=is_shifted).eval()
     x, guide = torch.randn(2, grid[0] * grid[1], 8), torch.randn(2, grid[0] * grid[1], 4)
@@ -100,7 +100,7 @@ def class_block(padding):
     return block
 
 
-def test_classes_that_lack_are_copies_of_one_learned_token():
+def test_missing_classes_are_copies_of_one_learned_token():
     block, plain = class_block(5), class_block(0)
     plain.load_state_dict({name: one for name, one in block.state_dict().items() if not name.startswith("padding")})
     x, text = torch.randn(2, 3, 8, 4, 2), torch.randn(2, 3, 4)
@@ -112,7 +112,7 @@ def test_classes_that_lack_are_copies_of_one_learned_token():
     torch.testing.assert_close(block(many, words), plain(many, words))  # as many as asked for: nothing lacks
 
 
-def test_classes_meet_place_by_place_and_in_training_on_averages():
+def test_class_attention_is_per_location_and_pools_in_training():
     block = class_block(0)
     x, text = torch.randn(1, 3, 8, 4, 4), torch.randn(1, 3, 4)
     alone = block(x[..., 1:2, 2:3], text)

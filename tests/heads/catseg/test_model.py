@@ -1,4 +1,4 @@
-"""Cat-Seg as a whole: what it finds, what it learns from, what learns and what stays."""
+"""CAT-Seg: predictions, losses, trained and frozen weights."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_loss_falls_on_two_scenes():
         window=4, hidden=16, guidance=16, decoder=(16, 8), decoder_guidance=(8, 4), tower_guidance=(16, 8), heads=2,
         layers=1, most=256,
     )  # fmt: skip
-    model = CatSeg(load("foveate-small"), network, vocabulary=names, is_varied=False).train()
+    model = CatSeg(load("foveate-small"), network, vocabulary=names, augment=False).train()
     losses = steps(model, samples, 50, lr=1e-2)
     # whoever knew how often each class is, and nothing of the samples, would be left with .163
     shares = [sum(float((one.label_map.labels == k).float().mean()) for one in samples) / 2 for k in range(len(names))]
@@ -89,7 +89,7 @@ def test_the_loss_by_hand():
 
 @pytest.mark.parametrize("residual", ["token", "cls"])
 @pytest.mark.parametrize("family", ["vit", "eva"])
-def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, make_images, family, residual):
+def test_only_query_and_value_matrices_of_the_clip_are_trained(catseg, make_images, family, residual):
     model = catseg(family, residual=residual).train()
     before = values_of(model)
     steps(model, make_images((50, 70), (60, 48)), 2, lr=1e-2)
@@ -113,7 +113,7 @@ def test_query_and_value_matrices_learn_and_nothing_else_of_the_clip(catseg, mak
             assert not where.any() and not parameter.requires_grad, name
 
 
-def test_keys_that_are_frozen_are_not_decayed_and_the_others_are(catseg, make_images):
+def test_frozen_keys_have_no_weight_decay(catseg, make_images):
     model = catseg("vit").train()
     name = "clip.model.visual.transformer.resblocks.0.attn.in_proj_weight"
     weight, before = dict(model.named_parameters())[name], values_of(model)[name]
@@ -157,7 +157,7 @@ def test_the_version_of_2023_trains_attention_of_the_image_tower(tiny_clip, make
     assert scales == ({1.0, 0.01, 0.02} if is_trained else {1.0, 0.01})
 
 
-def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, make_images):
+def test_the_residual_changes_the_dense_feature_map(catseg, make_images):
     token, cls = catseg(residual="token").eval(), catseg().eval()  # as in CAT-Seg's code of 2024
     images = make_images((48, 48))[0].image[None].float()
     text = token.embed_classes(["cat", "sky"])
@@ -168,7 +168,7 @@ def test_the_residual_decides_what_a_place_keeps_of_its_own(catseg, make_images)
     catseg("siglip", residual="token").train()(Batch(make_images((48, 60)), [])).backward()
 
 
-def test_only_the_best_classes_are_looked_at(catseg, make_images):
+def test_only_the_best_classes_are_aggregated(catseg, make_images):
     model = catseg(most=3).eval().requires_grad_(False)
     names = ["cat", "dog", "sky", "house", "tree", "river"]
     text = model.embed_classes(names)
@@ -186,7 +186,7 @@ def test_only_the_best_classes_are_looked_at(catseg, make_images):
     assert (model.train().logits(images, text) > -100).all()  # in training all are
 
 
-def test_predictions_are_windows_and_the_whole_averaged(catseg, make_images):
+def test_predictions_average_windows_and_the_whole_image(catseg, make_images):
     model = catseg().eval()
     (sample,) = make_images((40, 56))
     text = model.embed_classes(["cat", "sky"])
@@ -227,7 +227,7 @@ def test_images_and_views_do_not_depend_on_each_other(catseg, make_images, monke
     torch.testing.assert_close(both[:1], first, atol=1e-5, rtol=1e-5)
 
 
-def test_only_unusable_images_give_a_loss_of_zero_that_reaches_everything(catseg):
+def test_an_empty_batch_gives_a_zero_loss_with_all_gradients(catseg):
     model = catseg("eva").train()
     loss = model(Batch([], [BadSample("1", "damaged")]))
     loss.backward()
@@ -235,12 +235,15 @@ def test_only_unusable_images_give_a_loss_of_zero_that_reaches_everything(catseg
     assert all((one.grad is not None) == one.requires_grad for one in model.parameters())
 
 
-def test_what_does_not_fit_is_refused(catseg, tiny_clip):
+def test_arguments_that_do_not_fit_are_refused(catseg, tiny_clip):
     for settings, message in (
         ({"version": "2023"}, "takes a guidance backbone .*; got none"),
         ({"backbone": backbone(is_trained=False)}, "takes no backbone; got one"),
-        ({"version": "2023", "backbone": backbone(is_trained=False)}, "has 3 places a side and the tower's 6; need 24"),
-        ({"window": 4}, "need one that divides the 6 places a side; got 4"),
+        (
+            {"version": "2023", "backbone": backbone(is_trained=False)},
+            "has 3 locations per side and the tower's 6; need 24",
+        ),
+        ({"window": 4}, "need a divisor of 6, the map's locations per side; got 4"),
         ({"test_size": 80}, "at 48, 72, 96, ...; got 80"),
         (
             {"size": 50, "clip_size": 50, "test_size": 74},

@@ -1,4 +1,4 @@
-"""A Cat-Seg as a folder: what comes back, what is not copied, and what is refused."""
+"""A CAT-Seg as a folder: round trip, weights that are not copied, refusals."""
 
 import json
 
@@ -27,7 +27,7 @@ def written(tmp_path_factory):
     clip = load("foveate-small")
     digest = tower_digest(clip, whole=True)
     torch.manual_seed(0)
-    catseg = build_catseg(clip, NETWORK, classes=CLASSES, pretrained=False, is_varied=False).eval()
+    catseg = build_catseg(clip, NETWORK, classes=CLASSES, pretrained=False, augment=False).eval()
     with torch.no_grad():
         for parameter in catseg.parameters():
             if parameter.requires_grad:
@@ -38,7 +38,7 @@ def written(tmp_path_factory):
     return catseg, folder, about
 
 
-def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, make_images):
+def test_a_folder_loads_to_the_bit_and_has_only_trained_weights_of_the_clip(written, make_images):
     catseg, folder, about = written
     found, read = load_catseg(folder)
     assert read == about == read_about(folder)
@@ -55,14 +55,14 @@ def test_it_comes_back_to_the_bit_with_what_learned_of_the_clip_alone(written, m
     assert {name for name in trained if not name.startswith("clip.")} <= {*state}
 
 
-def test_it_can_be_trained_on(written, make_images):
+def test_a_loaded_catseg_can_be_trained(written, make_images):
     found, _ = load_catseg(written[1])
     loss = found.train()(Batch(make_images((48, 48)), []))
     loss.backward()
     assert found.parts["pixels"] == loss.detach() and found.aggregator.embed.weight.grad is not None
 
 
-def test_another_clip_is_refused_and_named(written, tmp_path):
+def test_another_clip_is_refused(written, tmp_path):
     _, folder, _ = written
     clip = load("foveate-small")
     with torch.no_grad():  # of the text tower: Cat-Seg embeds words with it
@@ -88,7 +88,7 @@ def test_another_clip_is_refused_and_named(written, tmp_path):
         ("catseg.safetensors", lambda text: "nothing", "need a catseg's weights"),
     ],
 )
-def test_damage_is_named(written, tmp_path, name, change, told):
+def test_damaged_files_are_refused(written, tmp_path, name, change, told):
     _, folder, _ = written
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -108,7 +108,7 @@ def test_values_that_are_not_finite_are_refused(written, tmp_path):
         load_catseg(tmp_path)
 
 
-def test_a_folder_of_something_else_says_what_makes_one(tmp_path):
+def test_another_folder_is_refused(tmp_path):
     (tmp_path / "detector.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(InputError, match=r"OUT/model of `foveate train-catseg`; catseg.json not found"):
         read_about(tmp_path)

@@ -1,4 +1,4 @@
-"""What is seen of an image: windows folded as a slow loop folds them, and labels that move with their pixels."""
+"""Views of an image: windows against a slow loop, and labels that follow their pixels."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_the_published_windows():
         offsets(length=10, window=4, stride=4)
 
 
-def test_windows_are_folded_as_a_loop_folds_them():
+def test_folding_windows_equals_a_loop():
     torch.manual_seed(0)
     windows = torch.rand(9, 2, 4, 4)  # 3 x 3 windows of 4, every 3, on 10 x 10
     found = fold_average(windows, length=10, stride=3)
@@ -54,7 +54,7 @@ def test_the_shortest_edge_is_resized_and_the_longest_bounded(size, wanted):
 
 
 @pytest.mark.parametrize("height,width", [(40, 90), (90, 40)])
-def test_labels_move_with_their_pixels(height, width):
+def test_labels_follow_their_pixels(height, width):
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, :, width // 2 :] = 200
     image[:, height // 2 :] += 50
@@ -63,7 +63,7 @@ def test_labels_move_with_their_pixels(height, width):
     flipped = 0
     for seed in range(8):
         torch.manual_seed(seed)
-        seen, found = training_view(sample, classes=3, size=32, is_varied=True, device=CPU)
+        seen, found = training_view(sample, classes=3, size=32, augment=True, device=CPU)
         assert seen.shape == (3, 32, 32) and seen.min() >= 0 and seen.max() <= 255
         assert found.dtype == torch.int64 and set(found.unique().tolist()) <= {-1, 0, 1, 2}
         bright = seen.mean(dim=0)
@@ -72,11 +72,11 @@ def test_labels_move_with_their_pixels(height, width):
         flipped += bool(bright[:, :16].mean() > bright[:, 16:].mean())
     if height > width:  # of which every crop holds both halves
         assert 0 < flipped < 8
-    seen, found = training_view(sample, classes=3, size=32, is_varied=False, device=CPU)
+    seen, found = training_view(sample, classes=3, size=32, augment=False, device=CPU)
     assert torch.equal(found[:, 20], torch.tensor([0] * 16 + [2] * 16))
 
 
-def test_what_cannot_be_learned_from_is_refused():
+def test_invalid_label_maps_are_refused():
     image, boxes = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(0, 4)
     for label_map, message in (
         (None, "image 7: need the class of each pixel"),
@@ -84,4 +84,4 @@ def test_what_cannot_be_learned_from_is_refused():
         (LabelMap(torch.full((4, 5), 3)), "need classes below 3, as the vocabulary has; got 3"),
     ):
         with pytest.raises(InputError, match=message):
-            training_view(Sample("7", image, boxes, label_map=label_map), classes=3, size=8, is_varied=True, device=CPU)
+            training_view(Sample("7", image, boxes, label_map=label_map), classes=3, size=8, augment=True, device=CPU)

@@ -1,4 +1,4 @@
-"""Parameter groups, and BatchNorm over processes: only what is trained."""
+"""Parameter groups, and SyncBN, of trained parameters only."""
 
 from torch import nn
 
@@ -15,7 +15,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
     ]
 
 
-def test_only_trained_batch_norms_are_synchronised_and_keep_their_parameters():
+def test_only_trained_batch_norms_are_replaced_and_parameters_are_the_same_objects():
     head = nn.ModuleDict({"tower": nn.Sequential(nn.BatchNorm2d(2)), "pyramid": nn.Sequential(nn.BatchNorm2d(2))})
     head["tower"].requires_grad_(False)
     names, parameters = [*head.state_dict()], [*head.parameters()]

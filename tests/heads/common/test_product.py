@@ -1,4 +1,4 @@
-"""Descriptions of heads: read back strictly, and what is wrong is named."""
+"""Descriptions of heads: round trip, refusals."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,7 +32,7 @@ INNER = {"size": 3, "kind": "a", "taps": None, "pair": [1, 2]}
 OUTER = {"name": "x", "share": 1, "inner": INNER, "names": [["a", "b"], []], "facts": {"seed": [0]}}
 
 
-def test_a_description_comes_back_with_its_types():
+def test_a_description_keeps_its_types():
     outer = read_dataclass(Outer, OUTER, source="f.json")
     assert outer == Outer("x", 1.0, Inner(3, "a", None, (1, 2)), (("a", "b"), ()), {"seed": [0]})
     inner = {**INNER, "taps": [1, 2, 3], "longest": 5}
@@ -54,6 +54,6 @@ def test_a_description_comes_back_with_its_types():
         ({"others": 3}, "Outer has unknown fields: others"),
     ],
 )
-def test_what_is_wrong_is_named(change, message):
+def test_invalid_fields_are_named(change, message):
     with pytest.raises(InputError, match=message):
         read_dataclass(Outer, {**OUTER, **change}, source="f.json: need a head")

@@ -1,4 +1,4 @@
-"""Translating names of published files by a table."""
+"""Translation of names of published files."""
 
 import torch
 
@@ -7,7 +7,7 @@ from foveate.heads.common.published import count_blocks, flipped, rename
 TABLE = (("a", "x"), ("a.*.conv", "x.blocks.*.0"), ("a.*.conv.norm", "x.blocks.*.1"), ("b.*.c.*", "y.*.*"))
 
 
-def test_the_longest_row_counts_and_the_rest_of_a_name_is_kept():
+def test_the_longest_row_counts_and_the_rest_of_a_name_stays():
     names = {
         "a.weight": "x.weight",
         "a.3.conv.weight": "x.blocks.3.0.weight",

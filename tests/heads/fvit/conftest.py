@@ -1,4 +1,4 @@
-"""A tiny random CLIP, and drawn scenes with things of 32 kinds."""
+"""A tiny random CLIP, and drawn scenes with objects of 32 classes."""
 
 from copy import deepcopy
 

@@ -1,4 +1,4 @@
-"""The store of candidates: what went in comes out, a killed run goes on, and another detector's is refused."""
+"""The store of candidates: round trip, resuming, refusals."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def make(name: str, count: int, *, masks: bool = True) -> Candidates:
 
 
 def same(one: Candidates, other: Candidates) -> bool:
-    pairs = [(getattr(one, name), getattr(other, name)) for name in (*module.ROWS, "masks")]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in (*module.FIELDS, "masks")]
     return (one.id, one.height, one.width) == (other.id, other.height, other.width) and all(
         a is b if a is None else a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
     )
@@ -32,14 +32,14 @@ def same(one: Candidates, other: Candidates) -> bool:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD", 3)
+    monkeypatch.setattr(module, "IMAGES_PER_PART", 3)
 
 
 IDS = [str(number) for number in range(8)]
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
+def test_stored_candidates_are_read_back(tmp_path: Path, masks: bool):
     made = [make(name, int(name) % 4, masks=masks) for name in IDS if name != "4"]  # two images without a proposal
     writer = CandidateWriter(tmp_path / "c", ids=IDS, made_by=MADE_BY)
     for one in made[:4]:
@@ -59,7 +59,7 @@ def test_what_went_in_comes_out(tmp_path: Path, masks: bool):
     ]  # fmt: skip
 
 
-def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
+def test_a_killed_run_resumes_after_its_last_complete_part(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     for name in IDS[:5]:  # one shard, and two images that are lost
         writer.add(make(name, 2))
@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path: Path):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
-def test_a_shard_of_other_images_is_made_again(tmp_path: Path):
+def test_a_part_of_other_images_is_made_again(tmp_path: Path):
     for folder, ids in (("one", IDS[:3]), ("two", IDS[3:6])):
         writer = CandidateWriter(tmp_path / folder, ids=ids, made_by=MADE_BY)
         for name in ids:
@@ -91,7 +91,7 @@ def test_a_shard_of_other_images_is_made_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone"])
-def test_a_damaged_shard_is_told_and_made_again(tmp_path: Path, harm: str):
+def test_a_damaged_part_is_reported_and_made_again(tmp_path: Path, harm: str):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     for name in IDS:
         writer.add(make(name, 2))
@@ -107,7 +107,7 @@ def test_a_damaged_shard_is_told_and_made_again(tmp_path: Path, harm: str):
     assert again.done == 3
 
 
-def test_candidates_made_otherwise_are_refused(tmp_path: Path):
+def test_candidates_of_another_detector_are_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     for name in IDS[:3]:
         writer.add(make(name, 1))
@@ -127,7 +127,7 @@ def test_candidates_made_otherwise_are_refused(tmp_path: Path):
         CandidateStore(tmp_path / "none")
 
 
-def test_what_does_not_belong_is_refused(tmp_path: Path):
+def test_invalid_candidates_are_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     with pytest.raises(InputError, match="need image 0 next, in the list's order; got 1"):
         writer.add(make("1", 1))
@@ -145,7 +145,7 @@ def test_what_does_not_belong_is_refused(tmp_path: Path):
         CandidateWriter(tmp_path / "t", ids=["1", "1"], made_by=MADE_BY)
 
 
-def test_an_index_of_other_images_is_refused(tmp_path: Path):
+def test_a_manifest_of_other_images_is_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS[:2], made_by=MADE_BY)
     for name in IDS[:2]:
         writer.add(make(name, 1))

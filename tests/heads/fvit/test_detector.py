@@ -1,4 +1,4 @@
-"""F-ViT as a whole: it learns, what is frozen stays, nothing is lost on empty images, and resuming is exact."""
+"""F-ViT: it learns, frozen weights do not change, empty images have finite losses, and resuming is exact."""
 
 import math
 from dataclasses import asdict, replace
@@ -87,7 +87,7 @@ def test_the_loss_falls_by_half_on_two_scenes():
 
 @pytest.mark.parametrize("trained_layers", [0, 2])
 @pytest.mark.parametrize("family", ["vit", "eva"])
-def test_gradients_reach_what_is_trained_and_nothing_else(tiny_clip, squares, family, trained_layers):
+def test_only_trained_parameters_get_gradients(tiny_clip, squares, family, trained_layers):
     clip = tiny_clip(family)
     model = detector(clip, masks=True, trained_layers=trained_layers)
     before = {name: one.clone() for name, one in model.state_dict().items()}
@@ -108,7 +108,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(tiny_clip, squares, fa
         assert not torch.equal(now[2 * width :], before[name][2 * width :])
 
 
-def test_the_ladder_goes_down_block_by_block(tiny_clip):
+def test_the_learning_rate_decays_block_by_block(tiny_clip):
     model = detector(tiny_clip(), trained_layers=2)
     groups = model.parameter_groups(weight_decay=0.1, ladder=0.5)
     # all that learns in a group decays, vectors too; a group of its own for the temperature, another for the last
@@ -156,7 +156,7 @@ def test_images_without_boxes_and_degenerate_ones_give_finite_losses(tiny_clip, 
     assert all(one.grad is not None and not one.grad.any() for one in trained(model).values())
 
 
-def test_proposals_without_any_area_leave_the_whole_image(tiny_clip, squares):
+def test_without_proposals_the_whole_image_is_one(tiny_clip, squares):
     model, samples = detector(tiny_clip(), **PLAIN), squares(2)
     with torch.no_grad():
         bias = model.rpn.network.head.bbox_pred.bias
@@ -166,7 +166,7 @@ def test_proposals_without_any_area_leave_the_whole_image(tiny_clip, squares):
         assert one.proposals.tolist() == [[0.0, 0.0, 64.0, 64.0]] and one.objectness.tolist() == [0.0]
 
 
-def test_candidates_do_not_depend_on_the_batch_and_lie_inside(tiny_clip, squares):
+def test_candidates_do_not_depend_on_the_batch_and_are_inside_the_image(tiny_clip, squares):
     model, samples = detector(tiny_clip(), masks=True), squares(3)
     samples[1] = replace(samples[1], image=samples[1].image[:, :40])
     model.eval()
@@ -197,7 +197,7 @@ def test_the_towers_score_is_pooled_at_the_proposal(tiny_clip, squares):
     assert torch.allclose(found.clip.float(), expected, atol=2e-3)
 
 
-def test_two_steps_killed_and_two_more_are_four_to_the_bit(tiny_clip, squares):
+def test_a_resumed_run_has_the_same_bits(tiny_clip, squares):
     samples = squares(2)
     whole = detector(tiny_clip(), masks=True)
     whole_optimizer = optimizer_of(whole)
@@ -218,7 +218,7 @@ def test_two_steps_killed_and_two_more_are_four_to_the_bit(tiny_clip, squares):
         assert torch.equal(second.state_dict()[name], tensor), name
 
 
-def test_half_precision_around_it(tiny_clip, squares):
+def test_training_under_autocast(tiny_clip, squares):
     model = detector(tiny_clip(), masks=True)
     exact = steps(model, optimizer_of(model), squares(2), range(1), lr=0.0)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -246,7 +246,7 @@ def test_the_other_pyramids_learn_too(tiny_clip, squares, pyramid):
     assert [name for name, one in trained(model).items() if one.grad is None] == []
 
 
-def test_the_cache_gives_the_same_losses_fresh_and_read(tiny_clip, squares, tmp_path, monkeypatch):
+def test_the_cache_gives_the_same_losses_written_and_read(tiny_clip, squares, tmp_path, monkeypatch):
     clip, samples = tiny_clip(), squares(2)
     plain = detector(clip, **PLAIN)
     expected = steps(plain, optimizer_of(plain), samples, range(2))
@@ -263,7 +263,7 @@ def test_the_cache_gives_the_same_losses_fresh_and_read(tiny_clip, squares, tmp_
         detector(clip, cache=cache, jitter=None, flip=True)
 
 
-def test_one_process_needs_no_synchronising(tiny_clip):
+def test_one_process_has_no_sync_batch_norm(tiny_clip):
     model = detector(tiny_clip())
     assert synchronise(model) is model
     assert not any(isinstance(one, nn.SyncBatchNorm) for one in model.modules())
@@ -282,7 +282,7 @@ def test_a_mask_head_without_objects_keeps_its_statistics_and_has_gradients(tiny
     assert not any(torch.equal(one, before[name]) for name, one in model.mask_head.named_buffers())
 
 
-def test_a_process_without_objects_comes_to_its_synchronised_layers(tiny_clip, squares):
+def test_a_process_without_objects_runs_its_synchronised_layers(tiny_clip, squares):
     seen = []
 
     class Synchronised(nn.SyncBatchNorm):  # which waits for all processes, and needs GPUs
@@ -299,7 +299,7 @@ def test_a_process_without_objects_comes_to_its_synchronised_layers(tiny_clip, s
     assert all(one.grad is not None and not one.grad.any() for one in model.mask_head.parameters())
 
 
-def test_the_input_is_normalised_and_resized_as_told(tiny_clip, squares):
+def test_statistics_and_resize_of_the_input(tiny_clip, squares):
     clip, (sample,) = tiny_clip(), squares(1, size=50)  # resized to 64
     bare = replace(sample, boxes=sample.boxes[:0], segments=None)
     found = {}
@@ -313,7 +313,7 @@ def test_the_input_is_normalised_and_resized_as_told(tiny_clip, squares):
     torch.testing.assert_close(found["resize",], (resize_longest(sample.image, size=64) / 255 - mean) / std)
 
 
-def test_what_does_not_fit_is_refused(tiny_clip):
+def test_arguments_that_do_not_fit_are_refused(tiny_clip):
     clip = tiny_clip()
     with pytest.raises(InputError, match=r"multiple of 16, two patches; got 72\. Try 64"):
         detector(clip, size=72)
@@ -323,7 +323,7 @@ def test_what_does_not_fit_is_refused(tiny_clip):
         detector(clip, is_novel=torch.ones(3) > 0)
 
 
-def test_masks_are_made_for_those_that_are_wanted_alone_and_are_the_same(tiny_clip, squares):
+def test_only_chosen_candidates_get_masks(tiny_clip, squares):
     model = detector(tiny_clip(), masks=True).eval()
     [everything] = model.candidates(squares(1))
     rows = torch.tensor([4, 1])

@@ -1,4 +1,4 @@
-"""Fused scores against published numbers, and suppression against a slow loop a class."""
+"""Fused scores against published values, and suppression against a slow loop per class."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.errors import InputError
 from foveate.heads.fvit import fusion as module
 from foveate.heads.fvit.candidates import Candidates
-from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, fuse_scores, keep_best, separate
+from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, fuse_scores, keep_best, shift_classes
 
 
 def slow_keep(boxes: Tensor, scores: Tensor, *, min_score: float, overlap: float, keep: int) -> list[tuple[int, int]]:
@@ -37,7 +37,7 @@ def random_boxes(count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * 40], dim=1)
 
 
-def test_golden_numbers():
+def test_golden_values():
     # p = [.6 .3 .1], q = [.2 .5 .3], class 1 base with weight .35, others .65: .6^.35 .2^.65 is class 0's, and so on
     p, q = torch.tensor([[0.6, 0.3, 0.1, 0.25]]), torch.tensor([[0.2, 0.5, 0.3, 0.1]])
     is_base = torch.tensor([True, False, False])
@@ -46,7 +46,7 @@ def test_golden_numbers():
     assert float(fused[3]) == pytest.approx(0.25**0.65 * 0.1**0.35, abs=1e-6)  # background counts as base
 
 
-def test_golden_numbers_of_f_vlm():
+def test_golden_values_of_f_vlm():
     # its own rule on top: background is the detector's p, then the row is divided by its sum
     p, q = torch.tensor([[0.45, 0.225, 0.075, 0.25]]), torch.tensor([[0.18, 0.45, 0.27, 0.1]])
     fused = fuse_scores(p.double(), q.double(), torch.tensor([True, False, False]), base=0.35, novel=0.65)[0]
@@ -65,7 +65,7 @@ def test_every_class_is_novel_without_base():
     ("count", "classes", "levels"), [(60, 7, 0), (50, 5, 4), (12, 1203, 0), (6, 1300, 3), (40, 1, 2)]
 )
 @pytest.mark.parametrize("keep", [1, 10, 10_000])
-def test_suppression_is_that_of_a_loop_over_classes(count: int, classes: int, levels: int, keep: int):
+def test_suppression_equals_a_loop_over_classes(count: int, classes: int, levels: int, keep: int):
     generator = torch.Generator().manual_seed(count + classes + keep)
     boxes = random_boxes(count, generator)
     if levels:  # ties, and overlaps of exactly one half and the like
@@ -79,22 +79,22 @@ def test_suppression_is_that_of_a_loop_over_classes(count: int, classes: int, le
         assert list(zip(rows.tolist(), labels.tolist(), strict=True)) == slow_keep(boxes, scores, **wanted)
 
 
-def test_growing_prefix_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_the_prefix_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(1)
     boxes = random_boxes(200, generator) * torch.tensor([0.2, 0.2, 1.0, 1.0])  # nearly all overlap: the prefix grows
     scores = torch.rand(200, 3, generator=generator).mul(50).round() / 50
     found = {}
     for first in (1, 3, 10_000):
-        monkeypatch.setattr(module, "FIRST", first)
+        monkeypatch.setattr(module, "PREFIX_FACTOR", first)
         rows, labels = keep_best(boxes, scores, min_score=0.0, overlap=0.3, keep=9)
         found[first] = (rows.tolist(), labels.tolist())
     assert found[1] == found[3] == found[10_000]
     assert len(found[1][0]) == 9
 
 
-def test_classes_apart_keep_their_fractions_of_a_pixel():
+def test_shifted_boxes_keep_fractions_of_a_pixel():
     boxes = torch.tensor([[0.3, 0.0, 1999.7, 1500.0], [0.3, 0.0, 1999.7, 1500.0]])
-    moved = separate(boxes, torch.tensor([0, 1202]))
+    moved = shift_classes(boxes, torch.tensor([0, 1202]))
     assert torch.equal(moved[0], boxes[0].double())
     assert float((moved[1] - moved[1, 0] - (boxes[1].double() - boxes[1, 0].double())).abs().max()) < 1e-8
     assert float(moved[1, 0]) > 1202 * 1999.7
@@ -127,7 +127,7 @@ def test_detect_by_hand():
     assert found.masks is None
 
 
-def test_detect_nothing_to_find():
+def test_detect_without_candidates_or_classes():
     none = candidates_of(
         torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 28, 28, dtype=torch.uint8)
     )
@@ -183,7 +183,7 @@ def test_bad_inputs_are_refused():
         Fusion(0.1, 0.5, 50.0, 0.1, 0.5, 10, 0.0)
 
 
-def test_a_fusion_may_fix_the_detectors_temperature():
+def test_a_fusion_can_fix_the_detectors_temperature():
     candidates = candidates_of(BOXES, torch.tensor([[1.0, 0.2, 0.0]] * len(BOXES)), torch.ones(len(BOXES), 3))
     base, fixed = torch.tensor([True, False]), replace(FUSION, detector_temperature=9.0, min_score=0.0)
     free = replace(FUSION, min_score=0.0)

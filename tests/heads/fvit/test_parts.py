@@ -42,7 +42,7 @@ def test_anchors_of_patches_of_14_are_not_rounded():
     assert found[3 * 64 + 3 + 1].tolist() == [7.0 - 28, -28.0, 7.0 + 28, 28.0]  # the second level, second place
 
 
-def test_taps_are_the_papers():
+def test_default_taps_are_those_of_the_paper():
     assert default_taps(12) == (3, 5, 7) and default_taps(24) == (6, 10, 14) and default_taps(6) == (1, 2, 3)
 
 
@@ -62,7 +62,7 @@ def test_levels_have_their_strides(tiny_clip, patch, kind):
 
 
 @pytest.mark.parametrize("family", ["vit", "eva", "siglip"])
-def test_one_forward_gives_taps_and_the_dense_map(tiny_clip, family):
+def test_one_pass_gives_taps_and_the_dense_feature_map(tiny_clip, family):
     clip = tiny_clip(family)
     images = torch.randn(2, 3, 64, 64)
     maps = Tower(clip)(images, dense=True)
@@ -85,21 +85,10 @@ def test_levels_by_size_of_box():
     # strides 4, 8, 16, 32: 56 pixels are the first box of... level floor(log2(side / 56)): 111 -> 0, 112 -> 1, 224 -> 2
     sides = torch.tensor([1.0, 56.0, 111.0, 112.0, 223.0, 224.0, 448.0, 2000.0, 0.0])
     boxes = torch.stack([sides * 0, sides * 0, sides * 2, sides / 2], dim=1)
-    assert choose_levels(boxes, finest=4.0).tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 0]
-    assert choose_levels(boxes, finest=3.5).tolist() == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        2,
-        3,
-        3,
-        0,
-    ]  # P = 14 too
+    assert choose_levels(boxes).tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 0]
 
 
-def test_boxes_are_pooled_with_true_scales_and_stay_in_order():
+def test_boxes_are_pooled_with_exact_scales_in_order():
     torch.manual_seed(0)
     strides = pyramid_strides(14)
     levels = [torch.randn(2, 3, round(140 / s), round(140 / s)) for s in strides[:4]]
@@ -128,7 +117,7 @@ def test_a_zero_vector_gives_no_nan_and_no_gradient():
     assert unit(torch.zeros(2, 3)).tolist() == [[0.0] * 3] * 2
 
 
-def test_novel_columns_take_no_part_and_background_counts_less():
+def test_novel_columns_are_ignored_and_background_is_weighted():
     logits = torch.tensor([[1.0, 5.0, 0.0], [0.0, 9.0, 2.0]], requires_grad=True)
     is_novel = torch.tensor([False, True])
     loss = class_loss(logits, torch.tensor([0, 2]), is_novel=is_novel, background_weight=0.6)
@@ -139,7 +128,7 @@ def test_novel_columns_take_no_part_and_background_counts_less():
     assert logits.grad[:, 1].tolist() == [0.0, 0.0] and (logits.grad[:, [0, 2]] != 0).all()
 
 
-def test_only_objects_learn_boxes_and_codes_are_inverse():
+def test_only_objects_have_a_box_loss_and_codes_are_inverse():
     rois = torch.tensor([[0.0, 0.0, 10.0, 20.0], [5.0, 5.0, 9.0, 9.0]])
     targets = torch.tensor([[2.0, 0.0, 12.0, 20.0], [0.0, 0.0, 0.0, 0.0]])
     codes = torch.zeros(2, 4, requires_grad=True)
@@ -151,7 +140,7 @@ def test_only_objects_learn_boxes_and_codes_are_inverse():
     assert torch.allclose(decode_boxes(torch.tensor([[2.0, 0.0, 0.0, 0.0]]), rois[:1]), targets[:1])
 
 
-def test_masks_are_cut_to_their_proposals():
+def test_masks_are_cropped_to_their_proposals():
     masks = torch.zeros(2, 56, 56, dtype=torch.bool)
     masks[1, :, :28] = True
     found = mask_targets(masks, torch.tensor([[0.0, 0.0, 56.0, 56.0], [28.0, 0.0, 56.0, 28.0]]), torch.tensor([1, 1]))
@@ -172,7 +161,7 @@ def test_proposals_are_drawn_with_their_objects():
     assert len(boxes) == 2 and found.tolist() == [5, 5]
 
 
-def test_boxes_are_assigned_as_the_published_detectors_are_trained():
+def test_boxes_are_assigned_as_in_the_published_detectors():
     # objects x boxes. Box 0 overlaps object 0 most but is object 1's best; box 3 is object 2's best, at .2
     overlaps = torch.tensor([[0.8, 0.9, 0.4, 0.0, 0.1], [0.75, 0.0, 0.1, 0.0, 0.1], [0.0, 0.0, 0.1, 0.2, 0.1]])
     numbers = {"positive": 0.7, "negative": 0.3}
@@ -183,7 +172,7 @@ def test_boxes_are_assigned_as_the_published_detectors_are_trained():
     assert match_boxes(tie, **numbers, best_from=0.3).tolist() == [1, 0, -1]
 
 
-def test_an_object_takes_its_best_proposal_from_another_one_only_where_told():
+def test_match_low_quality_gives_an_object_its_best_proposal():
     torch.manual_seed(0)
     objects, labels = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 16.0]]), torch.tensor([3, 4])
     proposals = torch.tensor([[0.0, 0.0, 10.0, 12.0]])  # IoU 10/12 and 12/16: most of object 0, the best of object 1
@@ -193,7 +182,7 @@ def test_an_object_takes_its_best_proposal_from_another_one_only_where_told():
         assert found.tolist() == [3, 4, label] and place.tolist() == [0, 1, label - 3]
 
 
-def test_the_first_stage_learns_boxes_by_l1_and_small_ones_not_at_all():
+def test_the_box_loss_of_the_first_stage_and_small_objects():
     torch.manual_seed(0)
     rpn = Rpn((8.0, 16.0), channels=4, samples=8, positive_iou=0.9)
     levels = [torch.randn(1, 4, 4, 4), torch.randn(1, 4, 2, 2)]
@@ -209,7 +198,7 @@ def test_the_first_stage_learns_boxes_by_l1_and_small_ones_not_at_all():
     assert not (labels > 0).any()
 
 
-def test_batch_norm_stands_where_the_published_lvis_detectors_have_it():
+def test_batch_norm_as_in_the_published_lvis_detectors():
     plain, normed = (Rpn((4.0, 8.0), channels=4, norm=norm).state_dict() for norm in (False, True))
     assert "network.head.conv.1.0.bias" in plain and "network.head.conv.1.0.bias" not in normed
     assert "network.head.conv.1.1.running_mean" in normed
@@ -217,7 +206,7 @@ def test_batch_norm_stands_where_the_published_lvis_detectors_have_it():
     assert "convs.3.1.running_var" in head.state_dict() and head(torch.randn(2, 4, 14, 14)).shape == (2, 28, 28)
 
 
-def test_embeddings_are_not_negative_but_where_told():
+def test_the_relu_of_embeddings_is_optional():
     torch.manual_seed(0)
     head = BoxHead(4, width=4, embed_dim=8).eval()
     pooled = torch.randn(6, 4, 7, 7)
@@ -226,7 +215,7 @@ def test_embeddings_are_not_negative_but_where_told():
     assert torch.equal(head(pooled)[0].relu(), published) and (head(pooled)[0] < 0).any()
 
 
-def test_the_cache_is_of_one_tower_and_of_pixels(tiny_clip, squares, tmp_path):
+def test_the_cache_depends_on_the_tower_and_on_pixels(tiny_clip, squares, tmp_path):
     clip, (one, two) = tiny_clip(), squares(2)
     tower = Tower(clip)
     cache = FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers)

@@ -1,12 +1,12 @@
-"""What masks learn from, against the library's own losses with our assignment in place of scipy's."""
+"""Losses of masks, against those of transformers with this package's assignment in place of scipy's."""
 
 import pytest
 import torch
 
-from foveate.heads.panoptic.criterion import Target, Weights, mask_losses, match, sample
+from foveate.heads.panoptic.criterion import LossWeights, Target, mask_losses, match, sample
 from foveate.ops.assign import assign
 
-WEIGHTS = Weights(points=64)
+WEIGHTS = LossWeights(points=64)
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def batch():
     return class_logits.requires_grad_(), masks.requires_grad_(), targets
 
 
-def test_the_same_as_the_librarys_losses(batch, monkeypatch):
+def test_losses_equal_those_of_transformers(batch, monkeypatch):
     modeling = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
     configuring = pytest.importorskip("transformers.models.mask2former.configuration_mask2former")
     monkeypatch.setattr(modeling, "requires_backends", lambda *_: None)
@@ -37,7 +37,7 @@ def test_the_same_as_the_librarys_losses(batch, monkeypatch):
     assert found["dice"].item() == pytest.approx(5 * expected["loss_dice"].item(), rel=1e-5)
 
 
-def test_a_query_that_is_right_is_matched():
+def test_the_right_query_is_matched():
     truth = torch.zeros(2, 16, 16, dtype=torch.bool)
     truth[0, :8], truth[1, 8:] = True, True
     masks = torch.stack([torch.zeros(16, 16), 20.0 * truth[1] - 10, 20.0 * truth[0] - 10])
@@ -49,7 +49,7 @@ def test_a_query_that_is_right_is_matched():
     assert match(logits, alike, Target(truth, torch.tensor([0, 1])), WEIGHTS)[1].tolist() == [1, 0]
 
 
-def test_bfloat16_does_not_make_queries_alike():
+def test_matching_under_bfloat16():
     truth = torch.zeros(1, 16, 16, dtype=torch.bool)
     truth[0, :8] = True
     masks = torch.stack([20.0 * truth[0] - 10, 20.02 * truth[0] - 10.01])  # a thousandth surer
@@ -57,7 +57,7 @@ def test_bfloat16_does_not_make_queries_alike():
         assert match(torch.zeros(2, 2), 0.1 * masks, Target(truth, torch.tensor([0])), WEIGHTS)[0].tolist() == [1]
 
 
-def test_images_without_targets_teach_that_nothing_is_there(batch):
+def test_images_without_targets_teach_no_object(batch):
     class_logits, masks, targets = batch
     nothing = Target(targets[0].masks[:0], targets[0].labels[:0])
     found = mask_losses(class_logits, masks, [nothing, nothing], WEIGHTS)
@@ -68,7 +68,7 @@ def test_images_without_targets_teach_that_nothing_is_there(batch):
     assert all(one.isfinite() for one in mask_losses(class_logits, masks, [more, nothing], WEIGHTS).values())
 
 
-def test_reading_between_places():
+def test_sampling_between_cells():
     one = torch.tensor([[[1.0, 3.0]]])  # centres at a quarter and three quarters
     places = torch.tensor([[[0.25, 0.5], [0.5, 0.5], [0.75, 0.5]]])
     assert sample(one, places).tolist() == [[1.0, 2.0, 3.0]]

@@ -1,4 +1,4 @@
-"""Classes of masks: the golden numbers, the presets, and embeddings of masks, empty ones too."""
+"""Classes of masks: golden values, presets, and embeddings of masks, also of empty ones."""
 
 import math
 
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms, embed_words
+from foveate.heads.common.text import ClassEmbeddings, best_of_synonyms, embed_classes
 from foveate.heads.panoptic.fusion import (
     PRESETS,
-    Shares,
+    FusionWeights,
     clip_logits,
     fuse,
     on_grid,
@@ -35,7 +35,7 @@ GENERATOR = torch.cat([P.log(), torch.full((1, 1), 1 / 3).log()], dim=1)
         ("generator", [0.45, 0.225, 0.075, 0.25]),  # p * 3/4
     ],
 )
-def test_golden_numbers(preset, expected):
+def test_golden_values(preset, expected):
     found = fuse(GENERATOR, Q.log(), SEEN, PRESETS[preset]).softmax(dim=1)
     assert torch.allclose(found, torch.tensor([expected]), rtol=0, atol=1e-6)
 
@@ -47,13 +47,13 @@ def test_presets_and_their_limits():
         "generator": (0, 0),
     }  # fmt: skip
     with pytest.raises(InputError, match=r"`unseen` in \[0, 1\]; got 1.2"):
-        Shares(0.5, 1.2)
+        FusionWeights(0.5, 1.2)
 
 
-def test_fusion_by_a_slow_loop():
+def test_fusion_equals_a_slow_loop():
     torch.manual_seed(0)
     generator, clip, seen = torch.randn(5, 8), 30 * torch.randn(5, 7), torch.rand(7) > 0.5
-    found = fuse(generator, clip, seen, Shares(0.35, 0.65))
+    found = fuse(generator, clip, seen, FusionWeights(0.35, 0.65))
     for row in range(5):
         g = [math.exp(one) for one in generator[row].tolist()]
         q = [math.exp(one) for one in clip[row].tolist()]
@@ -64,11 +64,14 @@ def test_fusion_by_a_slow_loop():
         assert torch.allclose(found[row], torch.tensor(expected).add(1e-8).log(), atol=2e-5)
 
 
-def test_probabilities_too_small_for_a_number_leave_no_nan():
+def test_probabilities_that_underflow_give_no_nan():
     generator = torch.tensor([[500.0, -500.0, 0.0]])
-    for shares in (Shares(1.0, 1.0), Shares(0.0, 0.0), Shares(0.3, 0.7)):
+    for shares in (FusionWeights(1.0, 1.0), FusionWeights(0.0, 0.0), FusionWeights(0.3, 0.7)):
         assert fuse(generator, torch.tensor([[-900.0, 900.0]]), torch.tensor([True, False]), shares).isfinite().all()
-    assert fuse(torch.zeros(0, 3), torch.zeros(0, 2), torch.tensor([True, False]), Shares(0.3, 0.7)).shape == (0, 3)
+    assert fuse(torch.zeros(0, 3), torch.zeros(0, 2), torch.tensor([True, False]), FusionWeights(0.3, 0.7)).shape == (
+        0,
+        3,
+    )
     alone = fuse(generator, None, torch.tensor([True, False]), PRESETS["generator"]).exp()
     assert torch.allclose(alone, torch.tensor([[1.0, 0.0, 0.0]]), atol=1e-6)
 
@@ -79,25 +82,25 @@ def test_the_best_synonym_counts():
     assert best_of_synonyms(scores, words).tolist() == [[2.0, 3.0], [-1.0, 0.0]]
     # cosines with the four axes are 3, 4, 0, 0 fifths
     assert torch.allclose(clip_logits(torch.tensor([[30.0, 40, 0, 0]]), words, scale=10.0), torch.tensor([[8.0, 6.0]]))
-    with pytest.raises(InputError, match="a word a class"):
+    with pytest.raises(InputError, match="a synonym per class"):
         ClassEmbeddings(torch.eye(4), torch.tensor([1, 0, 1, 0]), 3)
 
 
-def test_a_class_is_seen_by_any_of_its_words():
+def test_a_class_is_seen_by_any_synonym():
     trained = Vocabulary((("person", "Child"), ("sky",)))
     asked = Vocabulary((("boy", "child"), ("dog",), ("Sky", "clouds"), ("child_seat",)))
     assert seen_classes(asked, trained).tolist() == [True, False, True, False]
 
 
-def test_words_are_embedded_each_by_itself():
+def test_synonyms_are_embedded_separately():
     clip = load("foveate-small")
-    words = embed_words(clip, Vocabulary((("circle", "disc"), ("star",))))
+    words = embed_classes(clip, Vocabulary((("circle", "disc"), ("star",))))
     alone = clip.encode_text(clip.tokenize(["a photo of a disc."]))
-    assert words.owner.tolist() == [0, 0, 1] and words.count == 2
-    assert torch.allclose(words.rows[1], alone[0], atol=1e-5)
+    assert words.labels.tolist() == [0, 0, 1] and words.count == 2
+    assert torch.allclose(words.embeddings[1], alone[0], atol=1e-5)
 
 
-def test_masks_on_the_grid_and_the_place_of_an_empty_one():
+def test_masks_on_the_grid_and_the_location_of_an_empty_one():
     # 2 x 2 blocks of a 4 x 4 map: bilinear to 2 x 2 is the mean of each block's four
     full = torch.full((4, 4), -1.0)
     full[:2, :2] = 1.0
@@ -111,14 +114,14 @@ def test_masks_on_the_grid_and_the_place_of_an_empty_one():
     assert on_grid(torch.zeros(0, 4, 4), grid=(2, 3)).shape == (0, 2, 3)
 
 
-def test_pooling_takes_the_mean_of_directions():
+def test_pooling_averages_normalised_embeddings():
     dense = torch.tensor([[[3.0, 0.0]], [[0.0, 0.1]]])  # (D, 1, 2): lengths 3 and .1 do not matter
     logits = torch.tensor([[[1.0, 1.0]], [[-1.0, 2.0]], [[-3.0, -2.0]]])
     half = 0.5**0.5
     assert torch.allclose(pool_mask_logits(dense, logits), torch.tensor([[half, half], [0.0, 1.0], [0.0, 1.0]]))
 
 
-def test_patches_that_masked_attention_may_look_at():
+def test_patches_of_masked_attention():
     pixels = torch.full((2, 4, 4), -5.0)
     pixels[0, 0, 3] = 0.0  # one pixel of one half is enough
     assert touched_patches(pixels, grid=(2, 2), patch=2).int().tolist() == [[[0, 1], [0, 0]], [[0, 0], [0, 0]]]

@@ -1,4 +1,4 @@
-"""Masks to maps: by hand, against a slow loop, and against transformers where it does the same."""
+"""Masks to maps: by hand, against a slow loop, and against transformers where the rules agree."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def merged(rows: list[list[float]], planes: list[str], **settings) -> PanopticMa
     return panoptic_map(logits_of(rows), masks, IS_THING, size=(1, masks.shape[2]), **settings)
 
 
-def test_by_hand():
+def test_a_panoptic_map_by_hand():
     # pixel 0, 1: a thing (.8 x .9). 2: the thing has .8 x .4, stuff .6 x .9. 3: stuff. 4: the second stuff, merged
     # with the first. 5: whoever is best has 4 tenths only
     found = merged(
@@ -40,20 +40,20 @@ def test_by_hand():
     assert found.segments[0].score == pytest.approx(0.8) and found.segments[1].score == pytest.approx(0.6)
 
 
-def test_things_of_one_class_stay_apart_and_numbers_go_on_after_merged_stuff():
+def test_things_stay_separate_and_ids_continue_after_merged_stuff():
     rows = [[0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1]]
     found = merged(rows, ["9000", "0900", "0090", "0009"])
     assert found.ids.tolist() == [[1, 2, 1, 3]] and [one.label for one in found.segments] == [STUFF, THING, THING]
 
 
 @pytest.mark.parametrize(("lost", "stays"), [(1, True), (2, False)])
-def test_a_mask_that_lost_more_than_a_fifth_is_dropped(lost, stays):
+def test_a_mask_that_lost_more_than_a_fifth_is_removed(lost, stays):
     # five pixels, of which a surer mask takes one (4/5 are left) or two (3/5)
     found = merged([[0.6, 0.3, 0.1], [0.9, 0.05, 0.05]], ["99999", "9" * lost + "0" * (5 - lost)])
     assert found.ids.tolist() == [[1 + stays] * lost + [int(stays)] * (5 - lost)]
 
 
-def test_no_score_is_too_low_but_nothing_is_nothing():
+def test_low_scores_are_used_and_no_object_is_not():
     rows = [[0.34, 0.33, 0.33], [0.3, 0.3, 0.4]]
     assert merged(rows, ["90", "09"]).ids.tolist() == [[1, 0]]
     assert merged(rows, ["90", "09"], min_score=0.5).segments == ()  # what transformers does unless told otherwise
@@ -90,7 +90,7 @@ def slow_map(class_logits, mask_logits, is_thing, size):
     return ids, segments
 
 
-def test_against_a_slow_loop():
+def test_a_panoptic_map_equals_a_slow_loop():
     kinds = set()
     for seed in range(12):
         torch.manual_seed(seed)
@@ -131,7 +131,7 @@ def blocks() -> torch.Tensor:
     return masks
 
 
-def test_agrees_with_transformers_where_scores_are_sure():
+def test_panoptic_maps_equal_those_of_transformers_at_high_scores():
     # sure scores (1 - 1e-4): the library thresholds score x probability; stuff last: it numbers wrongly after merging
     labels = torch.tensor([0, 3, 1, 1, 2, 2])  # 2 and 3: stuff of masks 4, 5 (overlapping), 1
     class_logits = torch.full((6, 5), -10.0)
@@ -148,7 +148,7 @@ def test_agrees_with_transformers_where_scores_are_sure():
     assert len(found.segments) < 6  # something was merged
 
 
-def test_the_librarys_own_threshold_would_lose_segments():
+def test_the_default_threshold_of_transformers_loses_segments():
     class_logits = logits_of([[0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
     masks = blocks()[:2]
     processor, outputs = library(class_logits, masks)
@@ -157,7 +157,7 @@ def test_the_librarys_own_threshold_would_lose_segments():
     assert len(panoptic_map(class_logits, masks, IS_THING, size=(384, 384)).segments) == 2
 
 
-def test_semantic_agrees_with_transformers_and_is_a_sum():
+def test_semantic_maps_equal_those_of_transformers():
     torch.manual_seed(0)
     class_logits, masks = torch.randn(20, 5), torch.randn(20, 12, 12)  # more masks than are enlarged at once
     found = semantic_map(class_logits, masks, size=(384, 384))
@@ -185,7 +185,7 @@ def test_instances_by_hand():
     assert len(instances(torch.zeros(0, 3), torch.zeros(0, 2, 2), IS_THING, size=(2, 2)).boxes) == 0
 
 
-def test_instances_agree_with_transformers():
+def test_instances_equal_those_of_transformers():
     torch.manual_seed(1)
     class_logits, masks = torch.randn(6, 4), 3 * torch.randn(6, 384, 384)
     processor, outputs = library(class_logits, masks)

@@ -1,4 +1,4 @@
-"""ODISE's encoder on a tiny random Stable Diffusion; of its own parts what needs no diffusers."""
+"""ODISE's encoder on a tiny random Stable Diffusion; some parts without diffusers."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from foveate.cli.main import main
 from foveate.data.world.write import WorldSize, write_world
 from foveate.errors import InputError
 from foveate.heads.panoptic import odise
-from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.panoptic.criterion import LossWeights
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.odise import ImplicitCaptioner, OdiseEncoder, decode, denoise, encode, read_odise, starts
 from foveate.types import Batch
@@ -118,10 +118,10 @@ def encoder_of(clip, source) -> OdiseEncoder:
     embedding = unet.time_embedding
     width = (embedding if isinstance(embedding, nn.Linear) else embedding.linear_2).out_features
     captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=width)
-    return OdiseEncoder(vae, unet, captioner, kept=0.99915, channels=128)
+    return OdiseEncoder(vae, unet, captioner, alpha=0.99915, channels=128)
 
 
-def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
+def test_the_gate_starts_at_zero_and_then_passes_the_image_embedding(tiny_clip):
     clip = tiny_clip()
     captioner = ImplicitCaptioner(clip, empty=torch.randn(5, 12), time_width=3).train()
     images = 255 * torch.rand(2, 3, 32, 32)  # the native size, so nothing is resized
@@ -140,13 +140,13 @@ def test_the_gate_starts_closed_and_lets_in_what_clip_sees(tiny_clip):
 
 
 @pytest.mark.skipif(HAS_DIFFUSERS, reason="diffusers is installed")
-def test_without_diffusers_it_says_what_to_install(tiny_clip, tmp_path):
+def test_the_message_without_diffusers(tiny_clip, tmp_path):
     with pytest.raises(InputError, match=r"needs diffusers .*foveate\[seg\]"):
         read_odise(tmp_path, tiny_clip())
 
 
 @needs_diffusers
-def test_run_by_hand_the_library_gives_the_same():
+def test_features_equal_those_of_diffusers():
     vae, unet = diffusion()
     images, caption = torch.randn(2, 3, 64, 64), torch.randn(2, 5, 12)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_run_by_hand_the_library_gives_the_same():
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_four_maps_the_same_noise_and_what_learns(tiny_clip, source):
+def test_four_maps_fixed_noise_and_trained_parameters(tiny_clip, source):
     encoder = encoder_of(tiny_clip(), source).train()
     images = torch.randn(2, 3, 64, 128)
     maps = encoder(images)
@@ -179,7 +179,7 @@ def test_four_maps_the_same_noise_and_what_learns(tiny_clip, source):
     assert "captioner.gate" in learned and not encoder.unet.training and not encoder.vae.training
 
 
-def test_a_larger_image_is_seen_in_crops(tiny_clip, monkeypatch):
+def test_a_larger_image_is_processed_in_crops(tiny_clip, monkeypatch):
     assert (
         starts(512, window=512) == [0] and starts(1088, window=512) == [0, 512, 576] and starts(64, window=512) == [0]
     )
@@ -188,7 +188,7 @@ def test_a_larger_image_is_seen_in_crops(tiny_clip, monkeypatch):
     whole = encoder(images)
     monkeypatch.setattr(odise, "WINDOW", 128)
     with torch.no_grad():
-        left, right = encoder._see(images[..., :128]), encoder._see(images[..., 64:])
+        left, right = encoder._encode_crop(images[..., :128]), encoder._encode_crop(images[..., 64:])
         seen = encoder(images)
     for one, a, b, full in zip(seen, left, right, whole, strict=True):
         half = a.shape[3] // 2  # the crops have half of their width in common
@@ -197,7 +197,7 @@ def test_a_larger_image_is_seen_in_crops(tiny_clip, monkeypatch):
         assert torch.allclose(one[..., half : 2 * half], (a[..., half:] + b[..., :half]) / 2, atol=1e-6)
 
 
-def test_what_lies_beside_a_image_is_black(tiny_clip, tiny_decoder, scenes, monkeypatch):
+def test_padding_is_black(tiny_clip, tiny_decoder, scenes, monkeypatch):
     model = MaskGenerator(encoder_of(tiny_clip(), stand_in), tiny_decoder((128,) * 4), is_novel=torch.zeros(3) > 0,
                           size=64)  # fmt: skip
     inputs = []
@@ -218,25 +218,25 @@ def test_what_lies_beside_a_image_is_black(tiny_clip, tiny_decoder, scenes, monk
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
-    weights, novel = Weights(points=128), torch.zeros(64) > 0
+def test_a_mask_generator_on_it(tiny_clip, tiny_decoder, scenes, source):
+    weights, novel = LossWeights(points=128), torch.zeros(64) > 0
     encoder = encoder_of(tiny_clip(), source)
     model = MaskGenerator(encoder, tiny_decoder((128,) * 4), is_novel=novel, size=64, weights=weights)
     assert model(Batch(scenes(1), [])).isfinite() and len(model.propose(scenes(1))[0].masks) == 8
 
 
 @needs_diffusers
-def test_a_folder(tiny_clip, tmp_path):
+def test_reading_a_folder(tiny_clip, tmp_path):
     unet = write_diffusion(tmp_path)
     encoder = read_odise(tmp_path, tiny_clip(), channels=128)
-    assert encoder.kept == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
+    assert encoder.alpha == pytest.approx(0.99915) and encoder.captioner.empty.shape == (5, 12)
     assert torch.equal(encoder.unet.conv_in.weight, unet.conv_in.weight)
     with pytest.raises(InputError, match="need a folder with a Stable Diffusion"):
         read_odise(tmp_path / "nowhere", tiny_clip())
 
 
 @needs_diffusers
-def test_a_generator_on_it_is_trained_and_measured_from_the_command_line(tmp_path, capsys):
+def test_the_command_line_trains_and_evaluates_a_mask_generator(tmp_path, capsys):
     folder = tmp_path / "sd"
     folder.mkdir()
     write_diffusion(folder)

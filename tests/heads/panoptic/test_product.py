@@ -1,4 +1,4 @@
-"""A generator's folder: what comes back is what was saved, and what does not fit is refused."""
+"""A mask generator as a folder: round trip, refusals."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest
-from foveate.heads.common.text import embed_words
-from foveate.heads.panoptic.criterion import Weights
+from foveate.heads.common.text import embed_classes
+from foveate.heads.panoptic.criterion import LossWeights
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import (
     About,
@@ -52,9 +52,9 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
         decoder,
         is_novel=torch.tensor([one.part != "base" for one in CLASSES]),
         size=network.size,
-        words=embed_words(clip, vocabulary, templates=chosen_templates("photo"), length="raw") if words else None,
+        classes=embed_classes(clip, vocabulary, templates=chosen_templates("photo"), length="raw") if words else None,
         joint=network.joint,
-        weights=Weights(points=64),
+        weights=LossWeights(points=64),
         jitter=None,
         flip=False,
     )
@@ -74,7 +74,7 @@ def make(*, words: bool = True, network: Network = NETWORK) -> tuple[MaskGenerat
 
 
 @pytest.mark.parametrize("words", [True, False])
-def test_what_comes_back_proposes_the_same(tmp_path: Path, scenes, words):
+def test_a_loaded_mask_generator_proposes_the_same(tmp_path: Path, scenes, words):
     generator, about = make(words=words)
     (sample,) = scenes(1)
     generator.train()(Batch([replace(sample, segments=None)], []))  # running statistics of the pyramid move
@@ -84,17 +84,19 @@ def test_what_comes_back_proposes_the_same(tmp_path: Path, scenes, words):
     assert read.base.classes == (("ball", "sphere"), ("sky",))
     (one,), (other,) = generator.eval().propose([sample]), again.propose([sample])
     assert torch.equal(one.masks, other.masks)
-    asked = embed_words(clip, Vocabulary((("sky",), ("cat",))), templates=chosen_templates("photo"))
+    asked = embed_classes(clip, Vocabulary((("sky",), ("cat",))), templates=chosen_templates("photo"))
     assert torch.equal(generator.class_logits(one, asked), again.class_logits(other, asked))
     state = load_file(tmp_path / "generator.safetensors")
     assert not any(name.startswith("encoder.tower.") for name in state)  # the frozen tower is not copied
     assert ("words.rows" in state) == words
     if words:  # of base classes alone: ball, sphere, sky
-        assert again.words is not None and generator.words is not None
-        assert again.words.owner.tolist() == [0, 0, 1] and torch.equal(again.words.rows, generator.words.rows)
+        assert again.base_classes is not None and generator.base_classes is not None
+        assert again.base_classes.labels.tolist() == [0, 0, 1] and torch.equal(
+            again.base_classes.embeddings, generator.base_classes.embeddings
+        )
 
 
-def test_a_mask2former_from_a_folder_is_found_again_and_another_refused(tmp_path: Path, scenes):
+def test_the_mask2former_of_training_is_needed(tmp_path: Path, scenes):
     from transformers import Mask2FormerConfig, Mask2FormerModel, SwinConfig
 
     def folder(name: str, seed: int) -> Path:
@@ -125,7 +127,7 @@ def test_a_mask2former_from_a_folder_is_found_again_and_another_refused(tmp_path
         load_generator(tmp_path / "g", encoder=folder("two", 1))
 
 
-def test_damage_is_told(tmp_path: Path):
+def test_damaged_files_are_refused(tmp_path: Path):
     generator, about = make()
     save_generator(generator, tmp_path / "g", about)
     path = tmp_path / "g/generator.json"

@@ -1,4 +1,4 @@
-"""A Mask2Former or MaskFormer of transformers with its classes: the library's outputs, classes by name, refusals."""
+"""A Mask2Former or MaskFormer of transformers with its classes: outputs, classes by name, refusals."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tiny_models import MEAN, STD, write_masks
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.panoptic.described import describe, is_published
-from foveate.heads.panoptic.fusion import PRESETS, Shares
+from foveate.heads.panoptic.fusion import PRESETS, FusionWeights
 from foveate.heads.panoptic.merge import instances, panoptic_map, semantic_map
 from foveate.heads.panoptic.published import ClassMap, match_classes, read_published
 from foveate.heads.panoptic.segment import PanopticSegmenter, Query
@@ -54,13 +54,13 @@ def original_rule(model, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["mask2former", "maskformer"])
-def test_the_librarys_outputs_by_the_original_rule(tmp_path, monkeypatch, kind):
+def test_outputs_equal_those_of_transformers_with_the_original_input(tmp_path, monkeypatch, kind):
     model = write_masks(tmp_path, NAMES, monkeypatch, kind=kind)
     own = read_published(tmp_path)
     assert own.vocabulary.classes[3] == ("sky", "heaven") and not any(one.requires_grad for one in own.parameters())
     things = [True, True, False, False, True, False]
     mapped = match_classes(own.vocabulary, own.vocabulary)
-    segmenter = PanopticSegmenter(own, None, asked_of(mapped, things), shares=PRESETS["generator"], **RULE)
+    segmenter = PanopticSegmenter(own, None, asked_of(mapped, things), weights=PRESETS["generator"], **RULE)
     samples = [image_of(80, 120), image_of(120, 80, seed=1), image_of(40, 120, seed=2), image_of(80, 120, seed=3)]
     segments = 0
     for sample, proposals in zip(samples, own.propose(samples), strict=True):
@@ -79,13 +79,15 @@ def test_the_librarys_outputs_by_the_original_rule(tmp_path, monkeypatch, kind):
     assert segments >= 8
 
 
-def test_what_is_found_does_not_depend_on_the_batch(tmp_path, monkeypatch):
+def test_proposals_do_not_depend_on_the_batch(tmp_path, monkeypatch):
     write_masks(tmp_path, NAMES, monkeypatch)
     own = read_published(tmp_path)
     samples = [image_of(80, 120), image_of(40, 120, seed=1), image_of(80, 120, seed=2)]
     for one, other in zip(own.propose(samples), [own.propose([sample])[0] for sample in samples], strict=True):
         assert one.id == other.id and one.frame == other.frame
-        assert torch.allclose(one.masks, other.masks, atol=1e-4) and torch.allclose(one.own, other.own, atol=1e-4)
+        assert torch.allclose(one.masks, other.masks, atol=1e-4) and torch.allclose(
+            one.class_logits, other.class_logits, atol=1e-4
+        )
     assert own.propose([]) == []
 
 
@@ -114,33 +116,33 @@ def test_images_are_resized_as_pillow_does():
 # ------------------------------------------------------------------------------------------------------ classes by name
 
 
-def test_classes_meet_by_name_then_by_any_word():
+def test_classes_match_by_name_then_by_any_synonym():
     own = Vocabulary((("ball",), ("Tree_Merged",), ("sky", "heaven"), ("zebra",), ("heaven",)))
     asked = Vocabulary((("sea",), ("heaven", "sky"), ("sphere", "BALL"), ("tree merged",)))
     mapped = match_classes(own, asked)
-    assert mapped.owner.tolist() == [2, 3, 1, -1, 1] and mapped.known == [False, True, True, True]
+    assert mapped.labels.tolist() == [2, 3, 1, -1, 1] and mapped.known == [False, True, True, True]
     with pytest.raises(InputError, match="none of those asked for is one: sea"):
         match_classes(own, Vocabulary((("sea",),)))
     assert match_classes(own, Vocabulary((("sea",),)), is_open=True).known == [False]
 
 
-def test_probabilities_of_classes_that_are_not_asked_for(tmp_path, monkeypatch):
+def test_probabilities_of_classes_that_are_not_requested(tmp_path, monkeypatch):
     write_masks(tmp_path, NAMES, monkeypatch)
     own = read_published(tmp_path)
     (proposals,) = own.propose([image_of(80, 120)])
-    p = proposals.own.softmax(dim=1)  # ball star tree sky zebra sea, nothing
+    p = proposals.class_logits.softmax(dim=1)  # ball star tree sky zebra sea, nothing
     closed = ClassMap(torch.tensor([2, -1, 0, 0, -1, -1]), 4)  # of four classes the second and fourth are unknown
     found = own.class_logits(proposals, closed).softmax(dim=1)
     assert torch.allclose(found[:, 2], p[:, 0], atol=1e-6) and torch.allclose(found[:, 0], p[:, 2] + p[:, 3], atol=1e-6)
     assert found[:, [1, 3]].max() < 1e-30
     assert torch.allclose(found[:, 4], p[:, 6] + p[:, 1] + p[:, 4] + p[:, 5], atol=1e-6)
-    opened = ClassMap(closed.owner, 4, is_open=True)  # what the model does not know may be what CLIP says
+    opened = ClassMap(closed.labels, 4, is_open=True)  # what the model does not know may be what CLIP says
     found = own.class_logits(proposals, opened).softmax(dim=1)
     assert torch.allclose(found[:, 4], p[:, 6], atol=1e-6)
     assert torch.allclose(found[:, 1], (p[:, 1] + p[:, 4] + p[:, 5]) / 2, atol=1e-6)
 
 
-def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
+def test_a_clip_may_classify_its_masks(tmp_path, monkeypatch, tiny_clip):
     from foveate.heads.common.text import ClassEmbeddings
 
     write_masks(tmp_path, NAMES, monkeypatch)
@@ -148,16 +150,16 @@ def test_a_clip_may_name_its_masks(tmp_path, monkeypatch, tiny_clip):
     mapped = match_classes(own.vocabulary, Vocabulary((("ball",), ("dragon",), ("sky",))), is_open=True)
     words = ClassEmbeddings(F.normalize(torch.randn(3, 16), dim=1), torch.arange(3), 3)
     asked = Query(words, mapped, torch.ones(3) > 0, torch.tensor(mapped.known))
-    segmenter = PanopticSegmenter(own, clip, asked, shares=Shares(0.4, 1.0), size=64, min_score=0.1)
+    segmenter = PanopticSegmenter(own, clip, asked, weights=FusionWeights(0.4, 1.0), size=64, min_score=0.1)
     sample = image_of(80, 120)
     (proposals,) = own.propose([sample])
     evidence = segmenter.gather_evidence(sample, proposals)
     assert evidence.clip is not None and evidence.clip.shape == (20, 3)
-    scored = segmenter.fuse(evidence, Shares(1.0, 1.0))
+    scored = segmenter.fuse(evidence, FusionWeights(1.0, 1.0))
     known, nothing = scored.class_logits.softmax(dim=1).split([3, 1], dim=1)
     q = evidence.clip.softmax(dim=1)
     assert torch.allclose(known, q * (1 - nothing), atol=1e-5)
-    assert torch.allclose(nothing[:, 0], proposals.own.softmax(dim=1)[:, -1], atol=1e-5)
+    assert torch.allclose(nothing[:, 0], proposals.class_logits.softmax(dim=1)[:, -1], atol=1e-5)
     segmenter.panoptic(segmenter.score_proposals(sample, proposals))
     with pytest.raises(InputError, match=r"where no CLIP names masks; got 0\.3 and 0\.7\. Name one with --clip-with"):
         PanopticSegmenter(own, None, asked)
@@ -193,7 +195,7 @@ def test_a_folder_is_described_without_its_weights(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="whole positive sizes"):
             describe(tmp_path)
     path.unlink()
-    assert "took the published input" in describe(tmp_path).notes[0]
+    assert "using the published input" in describe(tmp_path).notes[0]
 
 
 def test_things_of_cocos_classes_are_known(tmp_path):
@@ -209,7 +211,7 @@ def test_things_of_cocos_classes_are_known(tmp_path):
     assert is_thing is not None and is_thing == (True,) * 80 + (False,) * 53
 
 
-def test_folders_that_are_not_one(tmp_path, monkeypatch):
+def test_other_folders_are_refused(tmp_path, monkeypatch):
     assert not is_published(tmp_path)
     path = tmp_path / "config.json"
     path.write_text("[]")
@@ -243,7 +245,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
     read_published(tmp_path)
     assert "ignored 1 tensors" in capsys.readouterr().err
     change(tmp_path, class_predictor__weight=torch.zeros(9, 32), class_predictor__bias=torch.zeros(9))
-    with pytest.raises(InputError, match=r"for the 6 classes of config\.json and for nothing; its weights are for 8"):
+    with pytest.raises(
+        InputError, match=r"for the 6 classes of config\.json and for \"no object\"; its weights are for 8"
+    ):
         read_published(tmp_path)
     change(tmp_path, class_predictor__weight=None)
     with pytest.raises(InputError, match=r"1 missing \(weight\)"):

@@ -1,4 +1,4 @@
-"""One image from proposals to maps: whose word counts, both ways to embed a mask, and an image without proposals."""
+"""One image from proposals to maps: fusion weights, both embeddings of a mask, and an image without proposals."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def make(tiny_clip, tiny_decoder):
         learned = asked if words else None
         encoder = TowerEncoder(tiny_clip(), channels=16)
         novel = torch.zeros(K) > 0
-        generator = MaskGenerator(encoder, tiny_decoder(), is_novel=novel, size=64, words=learned, joint=16)
+        generator = MaskGenerator(encoder, tiny_decoder(), is_novel=novel, size=64, classes=learned, joint=16)
         is_thing, is_seen = torch.tensor([True, True, False]), torch.tensor([True, False, False])
         return PanopticSegmenter(generator, tiny_clip(), Query(asked, asked, is_thing, is_seen), **settings)
 
@@ -37,7 +37,7 @@ def make(tiny_clip, tiny_decoder):
 
 @pytest.mark.parametrize("region", ["dense", "masked"])
 @pytest.mark.parametrize("squash", [True, False])
-def test_all_three_maps_of_a_image(make, scenes, region, squash):
+def test_all_three_maps_of_an_image(make, scenes, region, squash):
     segmenter, (sample,) = make(region=region, size=40, squash=squash), scenes(1)
     scored = segmenter.score(sample)
     height, width = sample.image.shape[1:]
@@ -50,14 +50,14 @@ def test_all_three_maps_of_a_image(make, scenes, region, squash):
     assert all(label < 2 for label in segmenter.instances(scored).labels.tolist())
 
 
-def test_whose_word_counts(make, scenes):
+def test_fusion_weights_of_zero_and_one(make, scenes):
     (sample,) = scenes(1)
-    only_generator, only_clip = make(shares=PRESETS["generator"]), make(shares=PRESETS["clip"])
-    (proposals,) = only_generator.generator.propose([sample])
-    known = only_generator.generator.class_logits(proposals, only_generator.query.generator_words)
+    only_generator, only_clip = make(weights=PRESETS["generator"]), make(weights=PRESETS["clip"])
+    (proposals,) = only_generator.mask_generator.propose([sample])
+    known = only_generator.mask_generator.class_logits(proposals, only_generator.query.generator_classes)
     assert torch.allclose(only_generator.score(sample).class_logits.exp(), known.softmax(dim=1), atol=1e-5)
     scored = only_clip.score(sample).class_logits.exp()
-    said = clip_logits(only_clip.embed(sample, proposals.masks), only_clip.query.words, scale=only_clip.scale)
+    said = clip_logits(only_clip.embed(sample, proposals.masks), only_clip.query.classes, scale=only_clip.scale)
     nothing = known.softmax(dim=1)[:, -1:]
     assert torch.allclose(scored, torch.cat([(1 - nothing) * said.softmax(dim=1), nothing], dim=1), atol=1e-5)
     only_clip.clip.encode_dense = None  # without a share it is not asked
@@ -75,14 +75,14 @@ def test_whose_word_counts(make, scenes):
         ("clip", [0.15, 0.375, 0.225, 0.25], 1),
     ],
 )
-def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expected, best):
+def test_golden_values_from_embeddings_to_the_map(make, scenes, preset, expected, best):
     # p = .6 .3 .1, nothing 1/3 of their sum, q = .2 .5 .3: logits of the better word of each class, the other one has
     # 1 less. Words lie along the axes, so that a mask at (l0, l1, ...) has the logits l where the scale is its length
-    segmenter, axes = make(shares=PRESETS[preset]), torch.eye(16)
+    segmenter, axes = make(weights=PRESETS[preset]), torch.eye(16)
     words = ClassEmbeddings(axes[:6], torch.tensor([0, 1, 2, 0, 1, 2]), K)
     named = Vocabulary((("cat", "kitty"), ("dog", "hound"), ("sky", "heaven")))
     is_seen = seen_classes(named, Vocabulary((("Kitty", "tom"), ("sea",))))  # by its second word
-    segmenter.query = replace(segmenter.query, words=words, generator_words=words, is_seen=is_seen)
+    segmenter.query = replace(segmenter.query, classes=words, generator_classes=words, is_seen=is_seen)
     p, q, nothing = (
         torch.tensor([0.6, 0.3, 0.1]).log(),
         torch.tensor([0.2, 0.5, 0.3]).log(),
@@ -90,7 +90,7 @@ def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expecte
     )
     known = torch.cat([p[:1] - 1, p[1:], p[:1], p[1:] - 1, nothing]) @ axes[:7]
     said = torch.cat([q[:2], q[2:] - 1, q[:2] - 1, q[2:]]) @ axes[:6]
-    head = segmenter.generator.head
+    head = segmenter.mask_generator.head
     for parameter, value in ((head.text.weight, axes), (head.text.bias, 0 * axes[0]), (head.nothing, axes[6])):
         parameter.data.copy_(value)
     head.log_scale.data.copy_(known.norm().log())
@@ -104,12 +104,12 @@ def test_golden_numbers_from_embeddings_to_the_map(make, scenes, preset, expecte
     assert segment.label == best and segment.score == pytest.approx(expected[best], abs=1e-6)
 
 
-def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
+def test_seen_and_unseen_classes_have_separate_fusion_weights(make, scenes):
     (sample,) = scenes(1)
-    segmenter = make(shares=PRESETS["odise-label"])
-    (proposals,) = segmenter.generator.propose([sample])
-    known = segmenter.generator.class_logits(proposals, segmenter.query.generator_words)
-    said = clip_logits(segmenter.embed(sample, proposals.masks), segmenter.query.words, scale=segmenter.scale)
+    segmenter = make(weights=PRESETS["odise-label"])
+    (proposals,) = segmenter.mask_generator.propose([sample])
+    known = segmenter.mask_generator.class_logits(proposals, segmenter.query.generator_classes)
+    said = clip_logits(segmenter.embed(sample, proposals.masks), segmenter.query.classes, scale=segmenter.scale)
     p, q = known[:, :-1].softmax(dim=1), said.softmax(dim=1)
     mixed = torch.stack([p[:, 0] ** 0.7 * q[:, 0] ** 0.3, *(p[:, k] ** 0.3 * q[:, k] ** 0.7 for k in (1, 2))], dim=1)
     found = segmenter.score(sample).class_logits.exp()[:, :-1]
@@ -117,9 +117,9 @@ def test_seen_and_unseen_classes_have_shares_of_their_own(make, scenes):
 
 
 @pytest.mark.parametrize("region", ["dense", "masked"])
-def test_a_image_without_proposals(make, scenes, region):
+def test_an_image_without_proposals(make, scenes, region):
     segmenter, (sample,) = make(region=region), scenes(1)
-    (some,) = segmenter.generator.propose([sample])
+    (some,) = segmenter.mask_generator.propose([sample])
     none = replace(some, masks=some.masks[:0], embeddings=some.embeddings[:0])
     scored = segmenter.score_proposals(sample, none)
     found = segmenter.panoptic(scored)
@@ -131,22 +131,22 @@ def test_a_image_without_proposals(make, scenes, region):
     assert scored.class_logits.isfinite().all() and segmenter.panoptic(scored).segments == ()
 
 
-def test_a_generator_without_words_is_asked_with_clip_alone(make, scenes):
+def test_without_class_embeddings_clip_classifies_alone(make, scenes):
     with pytest.raises(InputError, match="knows no class"):
         make(words=False)
-    segmenter = make(words=False, shares=PRESETS["clip"])
+    segmenter = make(words=False, weights=PRESETS["clip"])
     assert segmenter.score(scenes(1)[0]).class_logits.isfinite().all()
 
 
-def test_what_was_learned_is_found_again(make, scenes):
+def test_learned_scenes_are_segmented(make, scenes):
     # one scene, learned by heart: its ground is found where it lies
     (sample,) = scenes(1)
     segments = sample.segments
     place = int(segments.masks.flatten(1).sum(dim=1).argmax())
     one = replace(segments, **{name: getattr(segments, name)[place : place + 1] for name in ("boxes", "masks")})
     one = replace(one, labels=torch.tensor([2]), is_thing=torch.tensor([False]))
-    segmenter = make(shares=PRESETS["generator"])
-    model = segmenter.generator.train()
+    segmenter = make(weights=PRESETS["generator"])
+    model = segmenter.mask_generator.train()
     model.jitter, model.flip = None, False
     model.weights = replace(model.weights, points=256)
     optimizer = torch.optim.AdamW(model.parameter_groups(weight_decay=0.0), lr=3e-3)
@@ -163,7 +163,7 @@ def test_what_was_learned_is_found_again(make, scenes):
     assert (drawn & truth).sum() / (drawn | truth).sum() > 0.7
 
 
-def test_what_does_not_fit_is_refused(make):
+def test_arguments_that_do_not_fit_are_refused(make):
     with pytest.raises(InputError, match=r"multiple of the patch size 8; got 36"):
         make(size=36)
     words = ClassEmbeddings(torch.eye(2), torch.tensor([0, 1]), 2)

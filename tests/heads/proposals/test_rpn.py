@@ -1,4 +1,4 @@
-"""The RPN: pyramids, targets, crowds, suppression by a slow loop, mirrored images, and that it learns."""
+"""The RPN: pyramids, targets, crowds, suppression against a slow loop, mirrored images, learning."""
 
 from copy import deepcopy
 
@@ -63,7 +63,7 @@ def squares(count: int) -> list[Sample]:
         ({"layers": (1, 1, 1, 1), "width": 16, "image_size": 64}, (8, 16, 32)),  # a residual network
     ],
 )
-def test_a_tower_gives_three_strides_and_stays_as_it_is(vision, strides):
+def test_a_tower_gives_three_strides_and_stays_frozen(vision, strides):
     if "layers" in vision:
         vision = {**vision, "patch_size": None}
     pyramid = TowerPyramid(tiny_clip(**vision), channels=16)
@@ -99,7 +99,7 @@ def _iou(a: list[float], b: list[float]) -> float:
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-def test_suppression_is_that_of_a_slow_loop_over_all_levels():
+def test_suppression_equals_a_slow_loop_over_all_levels():
     generator = torch.Generator().manual_seed(3)
     corners = torch.rand(60, 2, generator=generator) * 20
     boxes = torch.cat([corners, corners + 5 + 10 * torch.rand(60, 2, generator=generator)], dim=1)
@@ -118,7 +118,7 @@ def test_suppression_is_that_of_a_slow_loop_over_all_levels():
     assert len(kept) > keep and {place < 40 for place in kept[:keep]} == {True, False}  # both levels, and cut
 
 
-def test_boxes_go_to_the_input_and_back():
+def test_boxes_are_transformed_to_the_input_and_back():
     boxes = torch.tensor([[3.0, 5.0, 40.0, 33.0], [0.0, 0.0, 50.0, 37.0]])
     there = boxes_on_input(boxes, height=37, width=50, size=64)
     assert torch.allclose(boxes_on_image(there, height=37, width=50, size=64), boxes, atol=1e-5)
@@ -151,7 +151,7 @@ def test_a_mirrored_image_has_mirrored_boxes():
     assert sample.image[0, 0].tolist() == [4, 3, 2, 1, 0]
 
 
-def test_anchors_in_a_crowd_are_no_background():
+def test_anchors_in_a_crowd_are_not_sampled():
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [6.0, 0.0, 16.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
     labels = torch.tensor([0.0, 0.0, 1.0])
     crowds = torch.tensor([[0.0, 0.0, 10.0, 100.0]])
@@ -170,7 +170,7 @@ def test_only_objects_are_positive():
     assert torch.equal(objects, sample.boxes) and torch.equal(crowds, boxes[1:])
 
 
-def test_a_batch_without_a_usable_image_gives_a_zero_that_reaches_all():
+def test_an_empty_batch_gives_a_zero_loss_with_all_gradients():
     model, empty = proposer(), Batch([], [BadSample("a", "broken")])
     loss = model(empty)
     loss.backward()
@@ -178,7 +178,7 @@ def test_a_batch_without_a_usable_image_gives_a_zero_that_reaches_all():
     assert all(one.grad is not None for one in model.parameters())
 
 
-def test_scales_without_a_pixel_are_refused():
+def test_scales_below_one_pixel_are_refused():
     # strides 4, 8, 16: a scale of 0.2 is a side of int(0.8) = 0, one of 0.25 of 1, whose halves round to 0 pixels
     for scale in (0.2, 0.25):
         with pytest.raises(InputError, match=rf"--scales: .* got 4\.0, {scale} times .* 4 pixels\. Try 0\.5 or more"):

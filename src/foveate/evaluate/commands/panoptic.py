@@ -17,9 +17,9 @@ from foveate.evaluate.map_results import read_panoptic_results
 from foveate.evaluate.panoptic import evaluate_panoptic
 from foveate.evaluate.report import finish, first_images, loading_of, log, start, table
 from foveate.heads.panoptic.described import is_published
-from foveate.heads.panoptic.fusion import Shares
+from foveate.heads.panoptic.fusion import FusionWeights
 from foveate.heads.panoptic.product import read_about
-from foveate.heads.panoptic.published import Published
+from foveate.heads.panoptic.published import PublishedModel
 from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.predict.masks import open_segmenter, share_numbers
 
@@ -34,10 +34,10 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
     if config.model is None:
         raise InputError("--model: need OUT/model of `foveate train-panoptic`; got none. To measure the predictions of "
                          "another program give --from-results DIR instead.")  # fmt: skip
-    requested = [(name, Shares(*share_numbers(name))) for name in config.shares]
+    requested = [(name, FusionWeights(*share_numbers(name))) for name in config.shares]
     # the fusion weights; with a mask generator without classes, CLIP alone classifies
     names, clip_name = _default_rows(config.model, config)
-    rows = requested or [(name, Shares(*share_numbers(name))) for name in names]
+    rows = requested or [(name, FusionWeights(*share_numbers(name))) for name in names]
     refused = [name for name, weights in rows if (weights.seen, weights.unseen) != (1, 1)]
     if refused and names == ("clip",):
         raise InputError(
@@ -94,8 +94,8 @@ def _default_rows(model: Path, config: Panoptic) -> tuple[tuple[str, ...], str |
 
 def _input_of(segmenter: PanopticSegmenter) -> dict[str, list[int]]:
     """Shortest and longest edge of the input of a model of transformers; empty for a mask generator."""
-    model = segmenter.generator
-    return {"input": [model.described.shortest, model.described.longest]} if isinstance(model, Published) else {}
+    model = segmenter.mask_generator
+    return {"input": [model.described.shortest, model.described.longest]} if isinstance(model, PublishedModel) else {}
 
 
 def _table(result: dict[str, Any], config: Panoptic) -> Table:

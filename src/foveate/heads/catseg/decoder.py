@@ -1,28 +1,26 @@
-"""The decoder of CAT-Seg: the map of each class made four times as fine, guided by finer maps of the image.
+"""The decoder of CAT-Seg: each class's map becomes four times as fine, guided by finer maps of the image.
 
-    C --up 2x, guidance, two 3x3 convs--> 64 --up 2x, guidance, two 3x3 convs--> 32 --3x3 conv--> 1 logit
-
-Deliberately absent: the last step to pixels, which is bilinear and belongs to whoever needs pixels.
+C --up 2x, guidance, two 3x3 convs--> 64 --up 2x, guidance, two 3x3 convs--> 32 --3x3 conv--> 1 logit
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-GROUP = 16  # channels normalised together
+GROUP_CHANNELS = 16  # of GroupNorm
 
 
 class Up(nn.Module):
-    """One step: twice as fine, beside the guidance, then two convolutions."""
+    """Upsampling by 2, concatenation with the guidance, and two convolutions."""
 
     def __init__(self, width: int, out: int, *, source: int, guidance: int) -> None:
         """Make the step.
 
         Args:
-            width: channels before it; the guidance takes its share of them.
-            out: channels after it.
+            width: input channels, and those of the convolutions' input.
+            out: output channels.
             source: channels of the image's map.
-            guidance: channels it is brought to.
+            guidance: channels that it is projected to.
         """
         super().__init__()
         self.guide = nn.Sequential(nn.Conv2d(source, guidance, kernel_size=3, padding=1), nn.ReLU())
@@ -38,7 +36,7 @@ class Up(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Two steps and a logit."""
+    """Two steps of upsampling, and a logit."""
 
     def __init__(
         self, width: int, *, guides: tuple[int, int], widths: tuple[int, int], guidance: tuple[int, int]
@@ -46,10 +44,10 @@ class Decoder(nn.Module):
         """Make the decoder.
 
         Args:
-            width: channels per class before it.
+            width: input channels per class.
             guides: channels of the image's maps, middle and fine.
             widths: channels per class after each step.
-            guidance: channels that each map is brought to.
+            guidance: channels that each map is projected to.
         """
         super().__init__()
         self.first = Up(width, widths[0], source=guides[0], guidance=guidance[0])
@@ -59,18 +57,12 @@ class Decoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "B K C h w"], middle: Float[Tensor, "B X _ _"], fine: Float[Tensor, "B Y H W"]
     ) -> Float[Tensor, "B K H W"]:
-        """Logits of each class; H = 4 h.
-
-        Args:
-            x: of each class a map.
-            middle: the image's map, twice as fine.
-            fine: the image's map, four times as fine.
-        """
+        """Logits of each class; H = 4 h. The image's maps are twice and four times as fine as `x`."""
         x = self.second(self.first(x, middle), fine)
         return self.logit(x.flatten(0, 1)).unflatten(0, x.shape[:2])[:, :, 0]
 
 
 def _conv(width: int, out: int) -> tuple[nn.Module, ...]:
-    """A 3x3 convolution that is normalised, so it needs no bias."""
+    """A 3x3 convolution with GroupNorm, so without bias."""
     conv = nn.Conv2d(width, out, kernel_size=3, padding=1, bias=False)
-    return conv, nn.GroupNorm(max(1, out // GROUP), out), nn.ReLU()
+    return conv, nn.GroupNorm(max(1, out // GROUP_CHANNELS), out), nn.ReLU()

@@ -1,9 +1,8 @@
-"""What guides CAT-Seg's aggregation: maps of the image at the dense map's grid, and twice and four times as fine.
+"""Guidance of CAT-Seg's aggregation: maps of the image at the cosines' grid, and twice and four times as fine.
 
-The version of 2024 makes them of the CLIP tower itself: the dense map, and two earlier blocks made finer by transposed
-convolutions. The version of 2023 asks a second network that was trained on ImageNet. Its weights are timm's own, or a
-file's (`read_backbone`). A Swin's maps are layer-normalised, as timm's own feature maps are not. Deliberately absent:
-networks that timm does not know.
+In the version of 2024 they come from the CLIP tower: the dense feature map, and two earlier blocks upsampled by
+transposed convolutions. In the version of 2023 they come from a network trained on ImageNet, with timm's weights or
+those of a file (`read_backbone`). A Swin's maps are layer-normalised, which timm's feature maps are not.
 """
 
 from pathlib import Path
@@ -31,13 +30,13 @@ class Guidance(NamedTuple):
 
 
 class TowerGuidance(nn.Module):
-    """The version of 2024: the dense map, and two taps of the tower made finer."""
+    """The version of 2024: the dense feature map, and two taps of the tower, upsampled."""
 
-    def __init__(self, width: int, *, channels: tuple[int, int] = (256, 128)) -> None:
-        """Make what is trained.
+    def __init__(self, width: int, *, channels: tuple[int, int]) -> None:
+        """Make the layers.
 
         Args:
-            width: of the taps.
+            width: channels of the taps.
             channels: of the middle and the fine map.
         """
         super().__init__()
@@ -45,51 +44,49 @@ class TowerGuidance(nn.Module):
         self.fine = nn.ConvTranspose2d(width, channels[1], kernel_size=4, stride=4)
 
     def forward(self, dense: Float[Tensor, "B D h w"], taps: list[Float[Tensor, "B C h w"]]) -> Guidance:
-        """Bring the tower's maps to three scales.
+        """Make maps of three scales.
 
         Args:
-            dense: the dense map, not normalised.
+            dense: not normalised.
             taps: two; the first becomes the middle map, the second the fine one.
         """
         return Guidance(dense, self.middle(taps[0]), self.fine(taps[1]))
 
 
 class Backbone(nn.Module):
-    """The version of 2023: a timm network at strides 16, 8 and 4; its BatchNorm statistics stay.
+    """The version of 2023: a timm network at strides 16, 8 and 4 with fixed BatchNorm statistics.
 
     Attributes:
         channels: of the coarse, middle and fine map.
-        is_trained: whether it learns.
     """
 
     def __init__(
         self, name: str, *, size: int = 384, is_trained: bool, pretrained: bool | dict[str, Tensor] = True
     ) -> None:
-        """Ask timm for a network.
+        """Build a timm network.
 
         Args:
-            name: "resnet101" is what goes with a ViT-B, "swin_base_patch4_window12_384" with a ViT-L.
+            name: "resnet101" with a ViT-B and "swin_base_patch4_window12_384" with a ViT-L in the paper.
             size: side of the square images [pixels].
-            is_trained: the paper's residual network learns slowly, its Swin not at all.
-            pretrained: True: timm's weights, of its cache or fetched; False: drawn; or weights (`read_backbone`).
+            is_trained: whether it is trained; the paper's residual network is, its Swin is not.
+            pretrained: True: timm's weights, cached or downloaded; False: random; or weights (`read_backbone`).
 
         Raises:
-            InputError: timm knows no such network, or it has no such strides, or its weights are not to be had or are
-                another network's.
+            InputError: timm has no such network, it has other strides, or its weights are not found or do not fit.
         """
         super().__init__()
         _check_name(name)
         sized: dict[str, Any] = {"img_size": size} if "swin" in name else {}
         with torch.device("meta"):
             whole: Any = timm.create_model(name, features_only=True, **sized)
-        strides, wanted = whole.feature_info.reduction(), [STRIDE // 4, STRIDE // 2, STRIDE]
-        if not set(wanted) <= set(strides):
-            raise InputError(f"backbone: need maps at strides 4, 8 and 16; {name} has {strides}.")
-        places = [strides.index(stride) for stride in wanted]
-        fine, middle, coarse = (whole.feature_info.channels()[place] for place in places)
+        strides, needed = whole.feature_info.reduction(), [STRIDE // 4, STRIDE // 2, STRIDE]
+        if not set(needed) <= set(strides):
+            raise InputError(f"backbone: need maps at strides 4, 8 and 16; {name} has {strides}. Choose another.")
+        indices = [strides.index(stride) for stride in needed]
+        fine, middle, coarse = (whole.feature_info.channels()[index] for index in indices)
         self.channels: tuple[int, int, int] = (coarse, middle, fine)
-        # without the stages that nobody asks for, which would hold parameters that never learn
-        self.network = _with_weights(name, pretrained, {"features_only": True, "out_indices": places, **sized})
+        # without the later stages, whose parameters would get no gradient
+        self.network = _with_weights(name, pretrained, {"features_only": True, "out_indices": indices, **sized})
         config: Any = self.network.default_cfg  # pyright: ignore[reportAttributeAccessIssue]
         self.mean, self.std = cast(Statistics, tuple(config["mean"])), cast(Statistics, tuple(config["std"]))
         norms = self.channels[::-1] if "swin" in name else ()  # as CAT-Seg's Swin has them, fine to coarse
@@ -103,35 +100,27 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Guidance:
-        """Make the maps.
-
-        Args:
-            images: RGB in [0, 255].
-        """
+        """Make the maps of images in [0, 255]."""
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             maps = self.network(normalize(images, mean=self.mean, std=self.std))
             if self.norms:  # channels are last in a Swin's maps
-                maps = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
+                maps = [norm(level) for norm, level in zip(self.norms, maps, strict=True)]
         pairs = zip(reversed(maps), self.channels, strict=True)  # some networks put channels last
-        return Guidance(*(one if one.shape[1] == count else one.permute(0, 3, 1, 2) for one, count in pairs))
+        return Guidance(*(level if level.shape[1] == count else level.permute(0, 3, 1, 2) for level, count in pairs))
 
 
 def read_backbone(path: Path | str, name: str) -> dict[str, Tensor]:
-    """Read weights of a timm network, named as timm's own file of it names them; nothing in the file is run.
-
-    Args:
-        path: as for `foveate.clip.io.states.read_state`.
-        name: of the network.
+    """Read weights of a timm network, in timm's names, with `foveate.clip.io.states.read_state`.
 
     Raises:
-        InputError: timm knows no such network, or the file is missing, damaged or of another network.
+        InputError: timm has no such network, or the file is missing, damaged or of another network.
     """
     _check_name(name)
     state = read_state(path)
     with torch.device("meta"):
         whole: Any = timm.create_model(name)
     head = str(whole.default_cfg.get("classifier", ""))
-    missing = [one for one, _ in whole.named_parameters() if one not in state and not one.startswith(head or " ")]
+    missing = [key for key, _ in whole.named_parameters() if key not in state and not key.startswith(head or " ")]
     if missing:
         raise InputError(
             f"{path}: need the weights of timm's {name}; {len(missing)} tensors are missing, such as {missing[0]}."
@@ -146,20 +135,17 @@ def _check_name(name: str) -> None:
 
 
 def _with_weights(name: str, pretrained: bool | dict[str, Tensor], settings: dict[str, Any]) -> nn.Module:
-    """The network with what it is to know."""
-    if isinstance(pretrained, dict):
-        try:
-            return timm.create_model(
-                name, pretrained=True, pretrained_cfg_overlay={"state_dict": pretrained}, **settings
-            )
-        except RuntimeError as error:  # of other shapes
-            raise InputError(f"backbone: need the weights of timm's {name}; {_first_line(error)}") from error
+    has_state = isinstance(pretrained, dict)
+    if has_state:
+        settings |= {"pretrained_cfg_overlay": {"state_dict": pretrained}}
     try:
-        return timm.create_model(name, pretrained=pretrained, **settings)
-    except (OSError, RuntimeError) as error:  # no network, no weights of this name, a damaged cache
+        return timm.create_model(name, pretrained=has_state or pretrained, **settings)
+    except (OSError, RuntimeError) as error:  # other shapes; no network, no weights of this name, a damaged cache
+        if has_state:
+            raise InputError(f"backbone: need the weights of timm's {name}; {_first_line(error)}") from error
         raise InputError(
-            f"backbone: need timm's weights of {name}, from its cache (that of huggingface_hub, HF_HOME) or fetched; "
-            f"{_first_line(error)} Give a file of them with --backbone-weights, or `none` to begin from drawn ones."
+            f"backbone: need timm's weights of {name}, from its cache (huggingface_hub's, HF_HOME) or downloaded; "
+            f"{_first_line(error)} Give a file of them with --backbone-weights, or `none` for random weights."
         ) from error
 
 

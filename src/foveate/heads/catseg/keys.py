@@ -1,11 +1,9 @@
-"""Names of tensors in published CAT-Seg files, and what they are called here (of 2024 and of 2023).
+"""Names of tensors in published CAT-Seg files (2024 and 2023), and their names here.
 
-    sem_seg_head.predictor.transformer.   the aggregator
-    sem_seg_head.predictor.clip_model.    the whole CLIP, in OpenAI's names
-    upsample1, upsample2                  2024: upsampling of two taps of the tower
-    backbone.                             2023: detectron2's ResNet-101, or a Swin-B with a LayerNorm per map
-
-Deliberately absent: the values (`foveate.heads.catseg.published`).
+sem_seg_head.predictor.transformer.   the aggregator
+sem_seg_head.predictor.clip_model.    the whole CLIP, in OpenAI's names
+upsample1, upsample2                  2024: upsampling of two taps of the tower
+backbone.                             2023: detectron2's ResNet-101, or a Swin-B with a LayerNorm per map
 """
 
 import re
@@ -33,7 +31,7 @@ _HEAD: Table = (
     ("upsample1", "tower_guidance.middle"),
     ("upsample2", "tower_guidance.fine"),
     (f"{HEAD}conv1", "aggregator.embed"),
-    (f"{HEAD}guidance_projection.0", "aggregator.image.0"),
+    (f"{HEAD}guidance_projection.0", "aggregator.picture.0"),
     (f"{HEAD}text_guidance_projection.0", "aggregator.text.0"),
     (f"{HEAD}decoder_guidance_projection.0.0", "aggregator.decoder.first.guide.0"),
     (f"{HEAD}decoder_guidance_projection.1.0", "aggregator.decoder.second.guide.0"),
@@ -63,12 +61,12 @@ _BACKBONE: Table = (  # detectron2's ResNet -> torchvision's and timm's names; r
     *((f"backbone.layers.{n}.downsample", f"backbone.network.layers_{n + 1}.downsample") for n in range(4)),
     *((f"backbone.norm{n}", f"backbone.norms.{n}") for n in range(4)),
 )
-_DERIVED = re.compile(r"\.(attn_mask|relative_position_index)$")  # tables that every model computes again
-_UNUSED = re.compile(r"^backbone\.(res5|layers\.3|layers\.2\.downsample|norm3)\.")  # a stage whose map is not used
+_DERIVED = re.compile(r"\.(attn_mask|relative_position_index)$")  # tables that every model computes
+_UNUSED = re.compile(r"^backbone\.(res5|layers\.3|layers\.2\.downsample|norm3)\.")  # stages whose maps are not used
 
 
 def is_derived(key: str) -> bool:
-    """Whether a tensor of the file holds a table that every model computes again."""
+    """Whether a tensor is a table that every model computes."""
     return _DERIVED.search(key) is not None
 
 
@@ -78,10 +76,10 @@ def is_unused(key: str) -> bool:
 
 
 def our_key(theirs: str) -> str | None:
-    """The name in `CatSeg` of a tensor of the aggregator, the upsampling or the backbone; None: it is unknown."""
+    """The name in `CatSeg` of a tensor of the aggregator, the upsampling or the backbone; None: unknown."""
     return rename(theirs, _BACKBONE if theirs.startswith(BACKBONE) else _HEAD)
 
 
 def published_key(ours: str) -> str:
-    """The name of the aggregator's or the upsampling's tensor in a published file; the inverse of `our_key`."""
+    """The inverse of `our_key` for the aggregator and the upsampling."""
     return rename(ours, flipped(_HEAD)) or ours

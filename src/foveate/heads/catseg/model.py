@@ -1,17 +1,15 @@
-"""CAT-Seg: segmentation with any vocabulary by aggregating a CLIP's cosines (Cho et al., CVPR 2024).
+"""CAT-Seg: open-vocabulary segmentation by aggregating a CLIP's cosines (Cho et al., CVPR 2024).
 
-    image --tower--> dense map . texts --> cosines of places with prompts --aggregator--> a logit per location and class
+    image --tower--> dense feature map . text embeddings --> cosines --aggregator--> a logit per location and class
 
-It learns from maps of the classes of pixels, and the tower's attention learns with it a hundred times slower. What is
-asked at test may be any texts (`embed_classes`). Two versions, between which the paper's numbers and CAT-Seg's own
-stand apart:
+It learns from label maps; the tower's attention is trained with a hundredth of the learning rate. There are two
+versions:
 
-    2024    one prompt per class, the CLIP tower guides, queries and values of both towers learn
-    2023    80 prompts per class, an ImageNet network guides, attention and positions of the image tower learn
+    2024    one prompt per class, guidance by the CLIP tower, queries and values of both towers trained
+    2023    80 prompts per class, guidance by an ImageNet network, attention and positions of the image tower trained
 
-`residual` says what the values of the tower's last block are added to: "cls", as in the code of 2024, or "token", as in
-that of 2023 and in CLIPSelf's own dense map. Deliberately absent: epochs, files, and the arg max over several images'
-vocabularies.
+The values of the tower's last block are added to the class token (`residual` "cls", in the code of 2024) or to each
+token ("token", in the code of 2023 and in CLIPSelf's dense feature map).
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,30 +53,29 @@ class Network:
 
     version: Version  # see the module
     residual: Residual  # see the module
-    backbone: str | None  # timm's name of the guidance network under 2023; None under 2024
+    backbone: str | None  # timm's name of the guidance network in 2023; None in 2024
     size: int  # side of a training crop and of a window at test [pixels]
     clip_size: int  # side that a crop is resized to for the tower [pixels]: 384, and 336 with a ViT-L/14
-    test_size: int  # an image's shortest edge at test, and side of the square it is then squashed to [pixels]
-    longest: int  # most that the longest edge may be at test [pixels]; 4 times `test_size` is published
+    test_size: int  # shortest edge at test, and side of the square that the image is then squashed to [pixels]
+    longest: int  # max longest edge at test [pixels]; 4 times `test_size` is published
     stride: int  # from one window to the next [pixels]
     window: int  # side of the attention's windows [tokens]
-    hidden: int  # channels per class
-    guidance: int  # channels of the guidance of the aggregation
-    decoder: tuple[int, int]  # channels per class after each step of the decoder
-    decoder_guidance: tuple[int, int]  # channels of the guidance of these steps
-    tower_guidance: tuple[int, int]  # channels of the tower's upsampled maps, under 2024
-    heads: int  # of the aggregator's attention
-    layers: int  # how often space and classes are aggregated
-    most: int  # max classes per view at test, under 2024, those of the greatest cosine; fewer are padded
+    hidden: int  # from here to `layers` see `Aggregator`
+    guidance: int
+    decoder: tuple[int, int]
+    decoder_guidance: tuple[int, int]
+    tower_guidance: tuple[int, int]  # channels of the tower's upsampled maps in 2024
+    heads: int
+    layers: int
+    most: int  # max classes per view at test in 2024, those of the highest cosines; fewer are padded
 
 
 class CatSeg(nn.Module):
-    """The objective (`loss = model(batch)`), and what it finds (`predict`, `label_maps`).
+    """The objective (`loss = model(batch)`) and the segmenter (`predict`, `label_maps`).
 
     Attributes:
-        version: "2024" or "2023".
-        head: of the dense map.
-        partly: matrices of the CLIP of which only some rows learn, see `foveate.engine.optim.take_step`.
+        head: of the dense feature map.
+        partly: matrices of the CLIP trained in some rows only, see `foveate.engine.optim.take_step`.
         parts: the loss of the last batch by name, detached, for the log.
     """
 
@@ -89,32 +86,31 @@ class CatSeg(nn.Module):
         *,
         vocabulary: Vocabulary | Sequence[str],
         backbone: Backbone | None = None,
-        is_varied: bool = True,
+        augment: bool = True,
     ) -> None:
-        """Put an aggregator on a CLIP, of which what does not learn is frozen here.
+        """Put an aggregator on a CLIP, which is partly frozen here.
 
         Args:
             clip: a vision transformer; changed here.
             network: hyperparameters.
             vocabulary: K classes of the training data.
-            backbone: the guidance network under 2023; None under 2024.
-            is_varied: crop, mirror and colour training images at random; else they are squashed.
+            backbone: the guidance network in 2023; None in 2024.
+            augment: crop, mirror and colour training images at random; else they are squashed.
 
         Raises:
-            InputError: a version, residual or tower there is not, sizes that do not fit, a backbone where none belongs
-                or none where one does.
+            InputError: the version, residual, tower, sizes and backbone do not go together.
         """
         super().__init__()
         _check(clip, network, backbone)
         self.head: Head = HEADS[network.residual]
         self.version, self.size, self.clip_size = network.version, network.size, network.clip_size
         self.test_size, self.longest, self.stride = network.test_size, network.longest, network.stride
-        self.most, self.is_varied = network.most, is_varied
+        self.max_classes, self.augment = network.most, augment
         self.clip = clip.eval()
         is_2024 = network.version == "2024"
         self.partly = (unfreeze_queries_and_values if is_2024 else unfreeze_attention)(clip, head=self.head)
         stages = len(tower_stages(clip.visual))
-        self.taps = (stages // 3 - 1, 2 * stages // 3 - 1, stages - 1)  # B: 3 and 7; L: 7 and 15; and the last
+        self.taps = (stages // 3 - 1, 2 * stages // 3 - 1, stages - 1)  # B: 3, 7 and 11; L: 7, 15 and 23
         self.backbone, self.tower_guidance = backbone, None
         if backbone is None:
             self.tower_guidance = TowerGuidance(tap_width(clip), channels=network.tower_guidance)
@@ -135,16 +131,16 @@ class CatSeg(nn.Module):
             padding=network.most if is_2024 else 0,
         )
         self.tokens: Tensor
-        tokens, self.words = self._tokenize(vocabulary)
+        tokens, self.synonym_counts = self._tokenize(vocabulary)
         self.register_buffer("tokens", tokens, persistent=False)
         self.parts: dict[str, Tensor] = {}
         self.to(next(clip.parameters()).device)
 
     @cached_property
     def text(self) -> Float[Tensor, "K P D"]:
-        """The classes to learn from, embedded once: under 2023 the text tower does not learn."""
+        """Embeddings of the training classes, computed once: the text tower is frozen in 2023."""
         with torch.no_grad():
-            return self._embed(self.tokens, self.words)
+            return self._embed(self.tokens, self.synonym_counts)
 
     def train(self, mode: bool = True) -> "CatSeg":
         """Switch to training; the tower stays in evaluation mode."""
@@ -156,80 +152,80 @@ class CatSeg(nn.Module):
         """The binary cross-entropy over all pixels of the crops and all classes.
 
         Args:
-            batch: images with label maps, of the vocabulary given; a pixel of class -1 is of no class, as one of
-                another class is, and not left out. Draws come from torch's global stream.
+            batch: images with label maps of the vocabulary; pixels of class -1 are negative for all classes. Random
+                numbers come from torch's global stream.
 
         Returns:
-            The loss; where no image could be used, a zero that still reaches every trained parameter.
+            The loss; for a batch without images a zero with a gradient (of zero) for every trained parameter.
         """
-        device = self.tokens.device
+        device, classes = self.tokens.device, len(self.synonym_counts)
         views = [
-            training_view(one, classes=len(self.words), size=self.size, is_varied=self.is_varied, device=device)
-            for one in batch.samples
+            training_view(sample, classes=classes, size=self.size, augment=self.augment, device=device)
+            for sample in batch.samples
         ] or [(torch.zeros(3, self.size, self.size, device=device), self.tokens.new_full((self.size, self.size), -1))]
         images, labels = (torch.stack(part) for part in zip(*views, strict=True))
-        text = self._embed(self.tokens, self.words) if self.version == "2024" else self.text
-        loss = pixel_loss(_finer(self.logits(images, text), size=self.size), labels)
+        text = self._embed(self.tokens, self.synonym_counts) if self.version == "2024" else self.text
+        loss = pixel_loss(_resize(self.logits(images, text), size=self.size), labels)
         self.parts = {"pixels": loss.detach()}
         return loss if batch.samples else loss * 0
 
     def logits(self, images: Float[Tensor, "B 3 S S"], text: Float[Tensor, "K P D"]) -> Float[Tensor, "B K H W"]:
-        """The logits of some views, four times as fine as the dense map.
+        """The logits of views, four times as fine as the dense feature map.
 
         Args:
-            images: RGB in [0, 255], of the side `size`.
-            text: of the classes asked about.
+            images: RGB in [0, 255], of side `size`.
+            text: of `embed_classes`.
         """
+        # cosines of all locations with all prompts
         inputs = normalize(squash(images, size=self.clip_size), mean=self.clip.mean, std=self.clip.std)
         *taps, last = self.clip.features(inputs, layers=self.taps, head=self.head)
         dense = dense_of_last(self.clip.visual, last)  # (B, D, h, w)
         guidance = self._guidance(images, dense, taps)
         cost = cost_volume(dense, text)  # (B, K, P, h, w)
-        words = F.normalize(F.normalize(text.float(), dim=2).mean(dim=1), dim=1).expand(
-            len(images), -1, -1
-        )  # (B, K, D)
-        count = len(text)
-        if self.training or self.version == "2023" or count <= self.most:
-            return self.aggregator(cost, words, guidance)
-        chosen = best_classes(cost, most=self.most)  # (B, M)
-        found = self.aggregator(take_classes(cost, chosen), take_classes(words, chosen), guidance)
-        return spread_classes(found, chosen, count=count)
+        means = F.normalize(F.normalize(text.float(), dim=2).mean(dim=1), dim=1)  # (K, D)
+        means = means.expand(len(images), -1, -1)  # (B, K, D)
+
+        # aggregation, at test in 2024 of the best classes only
+        if self.training or self.version == "2023" or len(text) <= self.max_classes:
+            return self.aggregator(cost, means, guidance)
+        chosen = best_classes(cost, max_classes=self.max_classes)  # (B, M)
+        logits = self.aggregator(take_classes(cost, chosen), take_classes(means, chosen), guidance)
+        return spread_classes(logits, chosen, count=len(text))
 
     @torch.no_grad()
     def embed_classes(self, vocabulary: Vocabulary | Sequence[str]) -> Float[Tensor, "K P D"]:
-        """Embed classes with the version's prompts, by the text tower as it is now.
+        """Embed classes with the version's prompts, by the text tower in its current state.
 
         Args:
-            vocabulary: a class's other words are left out under 2024 and averaged with the first under 2023.
+            vocabulary: synonyms after the first are ignored in 2024 and averaged with it in 2023.
 
         Raises:
             InputError: no class, or an empty name.
         """
-        tokens, words = self._tokenize(vocabulary)
-        return self._embed(tokens, words)
+        return self._embed(*self._tokenize(vocabulary))
 
     @torch.no_grad()
     def predict(
         self, samples: Sequence[Sample], text: Float[Tensor, "K P D"], *, at_once: int = 5
     ) -> list[Float[Tensor, "K _ _"]]:
-        """How likely each pixel is of each class, each class by itself.
+        """The probability of each class at each pixel, one class independent of another.
 
         Args:
             samples: images of any size.
             text: of `embed_classes`.
-            at_once: views of an image that are run together; fewer take less memory.
+            at_once: views per forward pass; fewer take less memory.
 
         Returns:
-            Of each image (K, H, W) in [0, 1], at its own size.
+            For each image (K, H, W) in [0, 1], at its size.
         """
-        return [torch.cat(list(self._found(sample, text, at_once))) for sample in samples]
+        return [torch.cat(list(self._probabilities(sample, text, at_once))) for sample in samples]
 
     @torch.no_grad()
     def label_maps(
         self, samples: Sequence[Sample], text: Float[Tensor, "K P D"], *, at_once: int = 5
     ) -> list[LabelMap]:
         """The most likely class of each pixel; as `predict`, without holding all classes at once."""
-        return [best_labels(self._found(sample, text, at_once)) for sample in samples]
+        return [best_labels(self._probabilities(sample, text, at_once)) for sample in samples]
 
     def parameter_groups(
         self, *, weight_decay: float, clip_scale: float = 0.01, backbone_scale: float = 0.01
@@ -238,19 +234,16 @@ class CatSeg(nn.Module):
 
         Args:
             weight_decay: of matrices; vectors and matrices trained in part (`partly`) have none.
-            clip_scale: factor of the CLIP's weights.
-            backbone_scale: factor of the backbone's, where it is trained.
+            clip_scale: factor of the CLIP's learning rate.
+            backbone_scale: factor of the backbone's.
         """
         partly = {id(parameter) for parameter, _ in self.partly}
-        parts = (
-            ([self.aggregator, self.tower_guidance], 1.0),
-            ([self.clip], clip_scale),
-            ([self.backbone], backbone_scale),
-        )
+        guidance = [] if self.tower_guidance is None else self.tower_guidance.parameters()
         return parameter_groups(
             [
-                ([parameter for module in modules if module is not None for parameter in module.parameters()], scale)
-                for modules, scale in parts
+                ([*self.aggregator.parameters(), *guidance], 1.0),
+                (self.clip.parameters(), clip_scale),
+                ([] if self.backbone is None else self.backbone.parameters(), backbone_scale),
             ],
             weight_decay=weight_decay,
             decays=lambda parameter: parameter.ndim >= 2 and id(parameter) not in partly,
@@ -259,7 +252,7 @@ class CatSeg(nn.Module):
     def _guidance(self, images: Tensor, dense: Tensor, taps: list[Tensor]) -> Guidance:
         if self.backbone is not None:
             return self.backbone(images)
-        assert self.tower_guidance is not None, "what does not guide by a backbone guides by the tower"
+        assert self.tower_guidance is not None, "there is neither a backbone nor a tower guidance"
         return self.tower_guidance(dense, taps)
 
     @property
@@ -267,51 +260,53 @@ class CatSeg(nn.Module):
         return template_set((PROMPT,) if self.version == "2024" else "clip")
 
     def _tokenize(self, vocabulary: Vocabulary | Sequence[str]) -> tuple[Int64[Tensor, "T context"], list[int]]:
-        """All prompts, and how many words each class has."""
+        """All prompts, and the number of synonyms of each class."""
         classes = vocabulary.classes if isinstance(vocabulary, Vocabulary) else [(name,) for name in vocabulary]
         if not classes or isinstance(vocabulary, str):
             raise InputError(f"vocabulary: need a list with at least one class name; got {vocabulary!r}.")
-        classes = [words[:1] for words in classes] if self.version == "2024" else classes
-        texts = [text for words in classes for word in words for text in self._templates.fill(word)]
-        return self.clip.tokenize(texts), [len(words) for words in classes]
+        classes = [names[:1] for names in classes] if self.version == "2024" else classes
+        prompts = [prompt for names in classes for name in names for prompt in self._templates.fill(name)]
+        return self.clip.tokenize(prompts), [len(names) for names in classes]
 
-    def _embed(self, tokens: Int64[Tensor, "T context"], words: list[int]) -> Float[Tensor, "K P D"]:
-        """Embed prompts, those of a class's words averaged template by template."""
-        each = torch.cat([self.clip.encode_text(part) for part in tokens.split(PROMPTS_AT_ONCE)])  # (T, D)
-        own = each.unflatten(0, (-1, len(self._templates.templates))).split(words)  # (words, P, D) each
-        return F.normalize(torch.stack([one.mean(dim=0) for one in own]), dim=2)
+    def _embed(self, tokens: Int64[Tensor, "T context"], synonym_counts: list[int]) -> Float[Tensor, "K P D"]:
+        """Embed prompts; those of a class's synonyms are averaged template by template."""
+        embeddings = torch.cat([self.clip.encode_text(part) for part in tokens.split(PROMPTS_AT_ONCE)])  # (T, D)
+        classes = embeddings.unflatten(0, (-1, len(self._templates.templates))).split(synonym_counts)  # (_, P, D) each
+        return F.normalize(torch.stack([synonyms.mean(dim=0) for synonyms in classes]), dim=2)
 
-    def _found(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
-        """Probabilities of some classes after others: windows folded, and the mean of that and the whole image."""
-        assert not self.training, "classes meet on a coarser map in training; call eval() first"
-        image = (
-            resize_shortest(sample.image, shortest=self.test_size, longest=self.longest)[None].to(text.device).float()
-        )
+    def _probabilities(self, sample: Sample, text: Tensor, at_once: int) -> Iterator[Float[Tensor, "k H W"]]:
+        """Probabilities at the image's size, a chunk of classes at a time: the mean of windows and the whole image."""
+        assert not self.training, "attention over classes pools in training; call eval() first"
+        # views: overlapping windows, and the whole image
+        image = resize_shortest(sample.image, shortest=self.test_size, longest=self.longest)
+        image = image[None].to(text.device).float()
         square = squash(image, size=self.test_size)[0]  # (3, L, L)
         windows = cut_windows(square, window=self.size, stride=self.stride)
         views = torch.cat([windows, squash(image, size=self.size)])  # (n + 1, 3, S, S)
-        logits = torch.cat([self.logits(some, text) for some in views.split(at_once)])  # (n + 1, K, H', W')
-        for some in logits.split(classes_at_once(*sample.image.shape[1:]), dim=1):
-            shares = _finer(some, size=self.size).sigmoid()  # (n + 1, k, S, S)
-            folded = fold_average(shares[:-1], length=self.test_size, stride=self.stride)
-            both = (folded[None] + _finer(shares[-1:], size=self.test_size)) / 2  # (1, k, L, L)
-            yield F.interpolate(both, size=tuple(sample.image.shape[1:]), mode="bilinear", align_corners=False)[0]
+        logits = torch.cat([self.logits(part, text) for part in views.split(at_once)])  # (n + 1, K, H', W')
+
+        # average, then resize
+        for chunk in logits.split(classes_at_once(*sample.image.shape[1:]), dim=1):
+            probabilities = _resize(chunk, size=self.size).sigmoid()  # (n + 1, k, S, S)
+            folded = fold_average(probabilities[:-1], length=self.test_size, stride=self.stride)
+            mean = (folded[None] + _resize(probabilities[-1:], size=self.test_size)) / 2  # (1, k, L, L)
+            yield F.interpolate(mean, size=tuple(sample.image.shape[1:]), mode="bilinear", align_corners=False)[0]
 
 
 def pixel_loss(logits: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """The mean of the binary cross-entropy over all pixels and classes; no target is laid out in full.
+    """The mean of the binary cross-entropy over all pixels and classes, without one-hot targets.
 
-    The loss of a logit x is softplus(x) where the pixel is not of the class and softplus(x) - x where it is.
+    The loss of a logit x is softplus(x) - x if the pixel is of the class, and softplus(x) otherwise.
 
     Args:
         logits: at the labels' size.
-        labels: 0 to K - 1; -1: of no class, which counts as every class's no.
+        labels: 0 to K - 1; -1: negative for all classes.
     """
-    own = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]  # (B, H, W)
-    return F.softplus(logits).mean() - (own * (labels >= 0)).sum() / logits.numel()
+    positive = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]  # (B, H, W)
+    return F.softplus(logits).mean() - (positive * (labels >= 0)).sum() / logits.numel()
 
 
-def _finer(maps: Float[Tensor, "B K h w"], *, size: int) -> Float[Tensor, "B K S S"]:
+def _resize(maps: Float[Tensor, "B K h w"], *, size: int) -> Float[Tensor, "B K S S"]:
     return F.interpolate(maps.float(), size=(size, size), mode="bilinear", align_corners=False)
 
 
@@ -331,9 +326,9 @@ def _check(clip: Clip, network: Network, backbone: Backbone | None) -> None:
     except InputError as error:
         raise InputError(f"residual: {error} Here: --residual token.") from error
     if (backbone is None) == (version == "2023"):
-        wanted = "a guidance backbone (resnet101 with a ViT-B)" if version == "2023" else "no backbone"
+        needed = "a guidance backbone (resnet101 with a ViT-B)" if version == "2023" else "no backbone"
         raise InputError(
-            f"backbone: the version of {version} takes {wanted}; got {'none' if backbone is None else 'one'}."
+            f"backbone: the version of {version} takes {needed}; got {'none' if backbone is None else 'one'}."
         )
     _check_sizes(network, patch=clip.patch_size, has_backbone=backbone is not None)
 
@@ -343,16 +338,16 @@ def _check_sizes(network: Network, *, patch: int, has_backbone: bool) -> None:
     check_side(network.clip_size, patch=patch, flag="--clip-size")
     grid = network.clip_size // patch
     if grid > window and grid % window:
-        raise InputError(f"--window: need one that divides the {grid} places a side; got {window}.")
+        raise InputError(f"--window: need a divisor of {grid}, the map's locations per side; got {window}.")
     if not 0 < stride <= size <= test_size or (test_size - size) % stride:
         raise InputError(
-            f"--test-size: need windows of {size} pixels every {stride} to end where the image does, at {size}, "
+            f"--test-size: need windows of {size} pixels every {stride} to end at the image's edge, at {size}, "
             f"{size + stride}, {size + 2 * stride}, ...; got {test_size}."
         )
     if has_backbone and size % STRIDE:
-        raise InputError(f"--size: need a multiple of {STRIDE} pixels, a place of the backbone's map; got {size}.")
+        raise InputError(f"--size: need a multiple of {STRIDE} pixels, the backbone's stride; got {size}.")
     if has_backbone and size // STRIDE != grid:
         raise InputError(
-            f"--clip-size: the backbone's map has {size // STRIDE} places a side and the tower's {grid}; need "
+            f"--clip-size: the backbone's map has {size // STRIDE} locations per side and the tower's {grid}; need "
             f"{size // STRIDE * patch}."
         )

@@ -1,12 +1,12 @@
-"""Names that the command line offers and CAT-Seg knows; here, so that they are read without importing torch."""
+"""Choices of CAT-Seg, in a module that imports no torch."""
 
 from typing import Literal
 
 Version = Literal["2024", "2023"]
-"""Of CAT-Seg; see `foveate.heads.catseg.model`."""
+"""See `foveate.heads.catseg.model`."""
 
 Residual = Literal["token", "cls"]
-"""What the values of the tower's last block are added to."""
+"""What the values of the tower's last block are added to: each token, or the class token."""
 
 PUBLISHED: dict[Version, Residual] = {"2024": "cls", "2023": "token"}
-"""What CAT-Seg's own code adds them to: the class token, or each token itself."""
+"""The residual in CAT-Seg's own code."""

@@ -1,9 +1,9 @@
 """A trained CAT-Seg as a folder: see `foveate.heads.common.product`.
 
-    FOLDER/catseg.safetensors   the aggregator, what guides it, and of the CLIP what was trained
+    FOLDER/catseg.safetensors   aggregator, guidance, and what was trained of the CLIP
            catseg.json          the CLIP's name and digest, the network, the classes of the training data
 
-Unlike a detector it holds no texts: the text tower is part of the CLIP, some of which was trained.
+It has no text embeddings, since the text tower may have been trained.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.heads.catseg.guidance import Backbone
 from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.common.product import (
-    CLIP_FOLDER,
     HeadKind,
     load_base,
     load_weights,
@@ -32,11 +31,10 @@ CATSEG = HeadKind(
     "catseg",
     format=2,
     command="train-catseg",
-    older="its attention over classes was built with another activation than CAT-Seg's (GELU for ReLU), so its weights "
-    "are those of another network",
+    older="its attention over classes had another activation than CAT-Seg's (GELU for ReLU)",
 )
-SWIN = "swin"  # in the name of a backbone that is not trained (CAT-Seg of 2023)
-CLIP = "clip."  # prefix of the CLIP's names in a CAT-Seg
+FROZEN_BACKBONE = "swin"  # in the name of a backbone that is not trained
+CLIP = "clip."  # prefix of the CLIP's names in the state
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class About:
     classes: tuple[tuple[str, ...], ...]  # of the training data, each with its synonyms
     novel: tuple[str, ...]  # of the data, not trained on
     training: dict[str, Any]  # data, steps, seed ...; for people
-    has_clip: bool = False  # the CLIP is in the folder, in `CLIP_FOLDER`; else it is found by its name
+    has_clip: bool = False  # the CLIP is in the folder, in `CLIP_FOLDER`
 
 
 def build_catseg(
@@ -59,24 +57,13 @@ def build_catseg(
     *,
     classes: tuple[tuple[str, ...], ...],
     pretrained: bool | dict[str, Tensor],
-    is_varied: bool,
+    augment: bool,
 ) -> CatSeg:
-    """Build a CAT-Seg with its backbone, if it has one.
-
-    Args:
-        clip: changed, see `CatSeg`.
-        network: hyperparameters.
-        classes: of the training data, each with its synonyms.
-        pretrained: of the backbone, see `Backbone`; False if the weights come from the folder.
-        is_varied: see `CatSeg`.
-
-    Raises:
-        InputError: as `CatSeg` and `Backbone`.
-    """
+    """Build a CAT-Seg with its backbone, if it has one; see `CatSeg`, and `Backbone` for `pretrained`."""
     name, backbone = network.backbone, None
     if name is not None:
-        backbone = Backbone(name, size=network.size, is_trained=SWIN not in name, pretrained=pretrained)
-    return CatSeg(clip, network, vocabulary=Vocabulary(classes), backbone=backbone, is_varied=is_varied)
+        backbone = Backbone(name, size=network.size, is_trained=FROZEN_BACKBONE not in name, pretrained=pretrained)
+    return CatSeg(clip, network, vocabulary=Vocabulary(classes), backbone=backbone, augment=augment)
 
 
 def save_catseg(catseg: CatSeg, folder: Path, about: About) -> None:
@@ -85,11 +72,7 @@ def save_catseg(catseg: CatSeg, folder: Path, about: About) -> None:
 
 
 def read_about(folder: Path) -> About:
-    """Read the description of a CAT-Seg.
-
-    Raises:
-        InputError: there is no CAT-Seg in it, or its description is damaged or of another version.
-    """
+    """Read the description of a CAT-Seg; see `read_description`."""
     return read_description(folder, CATSEG, About)
 
 
@@ -100,21 +83,18 @@ def load_catseg(
 
     Args:
         folder: of `save_catseg`.
-        clip: name or path of that CLIP; None: the one in the folder itself, or as in training.
+        clip: name or path of that CLIP; None: as in the description.
         device: of the CAT-Seg.
 
     Returns:
-        CAT-Seg in evaluation mode, and its description.
+        The CAT-Seg in evaluation mode, and its description.
 
     Raises:
         InputError: no CAT-Seg, damaged weights, or another CLIP than it was trained on.
     """
     about = read_about(folder)
-    model = str(folder / CLIP_FOLDER) if about.has_clip else about.model
-    base = load_base(
-        model, pretrained=about.pretrained, digest=about.tower, clip=clip, device=device, kind=CATSEG, whole=True
-    )
+    base = load_base(about, folder, clip=clip, device=device, kind=CATSEG, whole=True)
     state = read_weights(folder, CATSEG)
-    catseg = build_catseg(base, about.network, classes=about.classes, pretrained=False, is_varied=False)
+    catseg = build_catseg(base, about.network, classes=about.classes, pretrained=False, augment=False)
     load_weights(catseg, state, frozen=CLIP, folder=folder, kind=CATSEG)
     return catseg.eval(), about

@@ -1,9 +1,8 @@
-"""A published CAT-Seg file (2024 and 2023, B and L) as a folder that `foveate segment` opens.
+"""A published CAT-Seg file (2024 and 2023, B and L) as a folder for `foveate segment`.
 
-The file holds everything: the aggregator, the whole CLIP, and in 2023 the backbone that guides. All sizes are read off
-the shapes; what no shape shows (4 heads, windows of 12, 640 pixels at test) is CAT-Seg's. Deliberately absent:
-reading the file (`foveate.clip.io.checkpoint_file`), CLIPs that are not OpenAI's, and the class names, which a file
-lacks (all published ones were trained on COCO-Stuff).
+The file has the aggregator, the whole CLIP (OpenAI's), and in 2023 the guidance backbone. Sizes are read from shapes;
+hyperparameters that no shape shows (4 heads, windows of 12, 640 pixels at test) are CAT-Seg's. A file has no class
+names; all published ones were trained on COCO-Stuff.
 """
 
 import re
@@ -25,6 +24,7 @@ from foveate.errors import InputError
 from foveate.heads.catseg.keys import BACKBONE, CLIP, HEAD, is_derived, is_unused, our_key, published_key
 from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.catseg.names import PUBLISHED, Residual, Version
+from foveate.heads.catseg.product import CLIP as FROZEN
 from foveate.heads.catseg.product import About, build_catseg, save_catseg
 from foveate.heads.common.product import CLIP_FOLDER, tower_digest, trained_state
 from foveate.heads.common.published import count_blocks, refuse_unknown, shape_of
@@ -35,40 +35,40 @@ WHAT = "a published CAT-Seg"
 
 COCO_STUFF = tuple((name,) for name in NAMES)
 BACKBONES = {"resnet": "resnet101", "swin": "swin_base_patch4_window12_384"}  # of 2023, B and L
-PLACES = 24  # of the dense map, a side
+GRID_SIDE = 24  # of the dense feature map
 HEAD_WIDTH = 64  # of OpenAI's attention
-CONTEXT = 77  # tokens of a text
-WIDEST = 1024  # tower of OpenAI's; larger ones of open_clip have heads of other widths and another activation
-_CLIP_PARTS = re.compile(r"(.+\.attn\.)([qkv])_proj_weight")
+CONTEXT_LENGTH = 77
+MAX_WIDTH = 1024  # of OpenAI's towers; open_clip's larger ones have other head widths and another activation
+_SEPARATE_MATRIX = re.compile(r"(.+\.attn\.)([qkv])_proj_weight")
 
 
 @dataclass(frozen=True)
-class Published:
-    """What a published file holds."""
+class PublishedFile:
+    """The content of a published file."""
 
     network: Network
     clip_config: dict[str, Any]  # as open_clip describes a model
     clip: State  # in open_clip's names
     head: State  # in the names of `CatSeg`
-    names: dict[str, str]  # from these to the file's
-    unused: tuple[str, ...]  # of the file, ignored: stages of a backbone that guide nothing
+    names: dict[str, str]  # from the names of `CatSeg` to the file's
+    unused: tuple[str, ...]  # ignored names: stages of the backbone whose maps are not used
 
 
 def is_published(state: dict[str, Any]) -> bool:
-    """Whether tensors are a published CAT-Seg's, by their names."""
+    """Whether a state dictionary is a published CAT-Seg's, by its names."""
     return any(key.startswith(HEAD) for key in state) and any(key.startswith(CLIP) for key in state)
 
 
-def read_published(state: State, *, source: str, residual: Residual | None = None) -> Published:
-    """Sort the tensors of a published file, rename them, and read the sizes off their shapes.
+def read_published(state: State, *, source: str, residual: Residual | None = None) -> PublishedFile:
+    """Translate the names of a published file, and read the hyperparameters from its shapes.
 
     Args:
-        state: what stands under "model" in the file.
+        state: under "model" in the file.
         source: the file, for messages.
-        residual: see `CatSeg`; None: the version's. The file does not tell; one of 2023 by CLIPSelf's authors has cls.
+        residual: see `CatSeg`; None: the version's. A file does not have it; one of 2023 by CLIPSelf's authors has cls.
 
     Raises:
-        InputError: it lacks what sizes are read from, or has tensors that belong to no CAT-Seg; lists them.
+        InputError: tensors that sizes are read from are missing, or tensors are unknown.
     """
     clip, head, names, unused, unknown = {}, {}, {}, [], []
     for key, value in state.items():
@@ -87,36 +87,37 @@ def read_published(state: State, *, source: str, residual: Residual | None = Non
     refuse_unknown(unknown, source=source, what=WHAT)
     clip = _join_attention(clip)
     network = _network(state, source=source, residual=residual)
-    return Published(network, _describe_clip(clip, source=source), clip, head, names, tuple(unused))
+    return PublishedFile(network, _describe_clip(clip, source=source), clip, head, names, tuple(unused))
 
 
 def build_published(
-    found: Published, *, source: str, classes: tuple[tuple[str, ...], ...] = COCO_STUFF
+    file: PublishedFile, *, source: str, classes: tuple[tuple[str, ...], ...] = COCO_STUFF
 ) -> tuple[CatSeg, str]:
     """Build a CAT-Seg with the weights of a published file.
 
     Args:
-        found: of `read_published`.
+        file: of `read_published`.
         source: the file, for messages.
-        classes: it was trained on, each with its words.
+        classes: of the training data, each with its synonyms.
 
     Returns:
         The CAT-Seg in evaluation mode, and the digest of its CLIP.
 
     Raises:
-        InputError: tensors are missing, left over or of another shape (with both shapes), or not finite.
+        InputError: tensors are missing, unknown, of another shape, or not finite.
     """
     name = f"the CLIP of {source}"
-    model = build(found.clip_config, name=name, seed=0)
-    _check_fit(model.state_dict(), found.clip, called=lambda key: f"{CLIP}{key}", source=source)
-    model.load_state_dict(found.clip)
-    clip = Clip(model.eval(), name=name, config=found.clip_config)
+    model = build(file.clip_config, name=name, seed=0)
+    _check_fit(model.state_dict(), file.clip, called=lambda key: f"{CLIP}{key}", source=source)
+    model.load_state_dict(file.clip)
+    clip = Clip(model.eval(), name=name, config=file.clip_config)
     digest = tower_digest(clip, whole=True)
-    catseg = build_catseg(clip, found.network, classes=classes, pretrained=False, is_varied=False)
-    own = {key: one for key, one in trained_state(catseg, frozen="clip.").items() if not key.startswith("clip.")}
-    counts = {key: one for key, one in own.items() if key.endswith("num_batches_tracked")}
-    head = {**counts, **found.head}  # detectron2's frozen BatchNorm does not count
-    _check_fit(own, head, called=lambda key: found.names.get(key) or published_key(key), source=source)
+    catseg = build_catseg(clip, file.network, classes=classes, pretrained=False, augment=False)
+    state = trained_state(catseg, frozen=FROZEN)
+    expected = {key: value for key, value in state.items() if not key.startswith(FROZEN)}
+    counts = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    head = {**counts, **file.head}  # detectron2's frozen BatchNorm does not count
+    _check_fit(expected, head, called=lambda key: file.names.get(key) or published_key(key), source=source)
     catseg.load_state_dict(head, strict=False)  # the names were compared; the CLIP has its weights
     return catseg.eval(), digest
 
@@ -128,42 +129,28 @@ def write_published(
     source: str,
     residual: Residual | None = None,
     classes: tuple[tuple[str, ...], ...] = COCO_STUFF,
-) -> Published:
-    """Write a published file as a CAT-Seg's folder with its CLIP inside, so that the folder may be moved.
-
-    Args:
-        state: as for `read_published`.
-        folder: made if missing.
-        source: the file, for messages.
-        residual: as for `read_published`.
-        classes: as for `build_published`.
-
-    Returns:
-        What was in the file.
-
-    Raises:
-        InputError: as `read_published` and `build_published`.
-    """
-    found = read_published(state, source=source, residual=residual)
-    catseg, digest = build_published(found, source=source, classes=classes)
+) -> PublishedFile:
+    """Write a published file as a folder with a CAT-Seg and its CLIP; see `read_published` and `build_published`."""
+    file = read_published(state, source=source, residual=residual)
+    catseg, digest = build_published(file, source=source, classes=classes)
     save_clip(catseg.clip, folder / CLIP_FOLDER)
     about = About(
         model=CLIP_FOLDER,
         pretrained=None,
         tower=digest,
-        network=found.network,
+        network=file.network,
         classes=classes,
         novel=(),
         training={"file": Path(source).name},
         has_clip=True,
     )
     save_catseg(catseg, folder, about)
-    return found
+    return file
 
 
-def _check_fit(wanted: State, got: State, *, called: Callable[[str], str], source: str) -> None:
-    """Refuse tensors that do not fit; `called` gives the file's names."""
-    problems = differences(wanted, got, called=called)
+def _check_fit(expected: State, state: State, *, called: Callable[[str], str], source: str) -> None:
+    """Refuse tensors that do not fit; `called` returns the file's names."""
+    problems = differences(expected, state, called=called)
     if problems:
         raise InputError(
             f"{source}: need the weights of a published CAT-Seg; {problems}. Download it again, or give the file as "
@@ -172,24 +159,24 @@ def _check_fit(wanted: State, got: State, *, called: Callable[[str], str], sourc
 
 
 def _join_attention(clip: State) -> State:
-    """Put apart matrices of queries, keys and values together, as OpenAI has them; biases are together anyway."""
+    """Concatenate matrices of queries, keys and values, as in OpenAI's CLIP; biases are concatenated already."""
     joined, parts = {}, {}
     for key, value in clip.items():
-        part = _CLIP_PARTS.fullmatch(key)
+        part = _SEPARATE_MATRIX.fullmatch(key)
         if part is None:
             joined[key] = value
         else:
             parts.setdefault(part[1], {})[part[2]] = value
-    for place, one in parts.items():
-        if len(one) == 3:
-            joined[f"{place}in_proj_weight"] = torch.cat([one["q"], one["k"], one["v"]])
+    for prefix, matrices in parts.items():
+        if len(matrices) == 3:
+            joined[f"{prefix}in_proj_weight"] = torch.cat([matrices[name] for name in "qkv"])
         else:
-            joined |= {f"{place}{name}_proj_weight": value for name, value in one.items()}
+            joined |= {f"{prefix}{name}_proj_weight": value for name, value in matrices.items()}
     return joined
 
 
 def _network(state: State, *, source: str, residual: Residual | None) -> Network:
-    """The numbers of the network, from the shapes where these show them."""
+    """The hyperparameters, from shapes where possible."""
 
     def shape(key: str, dims: int = 4) -> tuple[int, ...]:
         return shape_of(state, key, dims=dims, source=source, what=WHAT)
@@ -203,14 +190,14 @@ def _network(state: State, *, source: str, residual: Residual | None) -> Network
         )
     version: Version = "2024" if has_taps else "2023"
     hidden = shape(f"{HEAD}conv1.weight")[0]
-    masks = [one for key, one in state.items() if key.startswith(HEAD) and key.endswith("attn_mask")]
+    masks = [value for key, value in state.items() if key.startswith(HEAD) and key.endswith("attn_mask")]
     patch = shape(f"{CLIP}visual.conv1.weight")[-1]
     return Network(
         version=version,
         residual=residual or PUBLISHED[version],
         backbone=BACKBONES[kinds[0]] if kinds else None,
         size=384,
-        clip_size=PLACES * patch,  # 384 of B, 336 of L
+        clip_size=GRID_SIDE * patch,  # B: 384, L: 336
         test_size=640,
         longest=2560,
         stride=256,
@@ -233,28 +220,28 @@ def _network(state: State, *, source: str, residual: Residual | None) -> Network
 
 
 def _backbone_kinds(state: State) -> list[str]:
-    """Which networks the tensors under "backbone." belong to."""
-    beginnings = {"resnet": f"{BACKBONE}stem.", "swin": f"{BACKBONE}patch_embed."}
-    return [kind for kind, start in beginnings.items() if any(key.startswith(start) for key in state)]
+    """The kinds of networks that the tensors under "backbone." belong to."""
+    prefixes = {"resnet": f"{BACKBONE}stem.", "swin": f"{BACKBONE}patch_embed."}
+    return [kind for kind, prefix in prefixes.items() if any(key.startswith(prefix) for key in state)]
 
 
 def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
-    """OpenAI's CLIP of these sizes, in open_clip's words."""
+    """The configuration of OpenAI's CLIP of these sizes, as open_clip writes it."""
 
     def shape(key: str, dims: int = 2) -> tuple[int, ...]:
         return shape_of(clip, key, dims=dims, source=source, what=WHAT, prefix=CLIP)
 
     width, _, _, patch = shape("visual.conv1.weight", 4)
     vocabulary, text_width = shape("token_embedding.weight")
-    for what, found in (("image", width), ("text", text_width)):
-        if found % HEAD_WIDTH or found > WIDEST:
+    for tower, size in (("image", width), ("text", text_width)):
+        if size % HEAD_WIDTH or size > MAX_WIDTH:
             raise InputError(
-                f"{source}: need an OpenAI CLIP, whose towers are multiples of {HEAD_WIDTH} and at most {WIDEST} wide; "
-                f"its {what} tower is {found} wide, as open_clip's larger ones, which are not converted."
+                f"{source}: need an OpenAI CLIP, with towers at most {MAX_WIDTH} wide, in multiples of {HEAD_WIDTH}; "
+                f"its {tower} tower is {size} wide, as open_clip's larger ones, which are not converted."
             )
-    if shape("positional_embedding") != (CONTEXT, text_width):
+    if shape("positional_embedding") != (CONTEXT_LENGTH, text_width):
         raise InputError(
-            f"{source}: need an OpenAI CLIP, whose {CLIP}positional_embedding is ({CONTEXT}, {text_width}); got "
+            f"{source}: need an OpenAI CLIP, whose {CLIP}positional_embedding is ({CONTEXT_LENGTH}, {text_width}); got "
             f"{shape('positional_embedding')}."
         )
     vision = {
@@ -265,7 +252,7 @@ def _describe_clip(clip: State, *, source: str) -> dict[str, Any]:
         "head_width": HEAD_WIDTH,
     }
     text = {
-        "context_length": CONTEXT,
+        "context_length": CONTEXT_LENGTH,
         "vocab_size": vocabulary,
         "width": text_width,
         "heads": text_width // HEAD_WIDTH,

@@ -1,1 +1,1 @@
-"""What the heads share: the frozen tower and the pyramid on it, anchors, text embeddings, groups, product folders."""
+"""What the heads share: the frozen tower, its pyramid, anchor predictions, text embeddings, product folders."""

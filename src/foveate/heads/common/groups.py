@@ -19,9 +19,8 @@ def parameter_groups(
     """Sort the trained parameters into groups for an optimizer.
 
     Args:
-        parts: parameters, each part with the factor of its learning rate; frozen ones are ignored.
+        parts: parameters with the factor of their learning rate; frozen ones are ignored.
         weight_decay: of the parameters for which `decays` is true; the others have none.
-        decays: whether a parameter has weight decay.
 
     Returns:
         "params", "weight_decay" and "lr_scale", the factor of the group's learning rate; no group is empty.
@@ -37,10 +36,10 @@ def parameter_groups(
 
 
 def synchronise(head: Head) -> Head:
-    """Let trained BatchNorm layers see the images of all processes (SyncBN), if there are several, on GPUs.
+    """Replace trained BatchNorm layers by SyncBN if there are several processes on GPUs.
 
-    On the CPU torch has no such layer: each process normalises by its own images, and the running statistics that are
-    saved are the first process's. Frozen layers stay as they are.
+    torch has no such layer on the CPU: each process normalises by its own images, and the running statistics of the
+    first process are saved.
     """
     if next(head.parameters()).device.type == "cuda" and dist.is_initialized() and dist.get_world_size() > 1:
         convert_trained_norms(head)
@@ -48,7 +47,7 @@ def synchronise(head: Head) -> Head:
 
 
 def convert_trained_norms(head: nn.Module) -> None:
-    """Replace the trained BatchNorm layers of a head by SyncBatchNorm, in place; parameters stay the same objects."""
+    """Replace the trained BatchNorm layers of a head by SyncBN, in place; parameters stay the same objects."""
     for parent in list(head.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, _BatchNorm) and any(parameter.requires_grad for parameter in layer.parameters()):

@@ -1,4 +1,4 @@
-"""Names that the command line offers and several heads know; here, so that they are read without importing torch."""
+"""Choices of several heads, in a module that imports no torch."""
 
 from typing import Literal
 
@@ -6,4 +6,4 @@ PyramidKind = Literal["taps", "simple", "fpn"]
 """Feature pyramids (Tab. A6); see `foveate.heads.common.pyramid`."""
 
 Length = Literal["raw", "unit"]
-"""Text embeddings as a mask generator gets them: as the text tower gives them (ODISE), or L2-normalised."""
+"""Text embeddings of a mask generator: as the text tower returns them (ODISE), or L2-normalised."""

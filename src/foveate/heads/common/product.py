@@ -1,12 +1,11 @@
-"""A trained head as a folder: its description beside what was trained (F-ViT, CAT-Seg, mask generators).
+"""A trained head as a folder (F-ViT, CAT-Seg, mask generators).
 
     FOLDER/NAME.json          the CLIP it was trained on, with its digest; hyperparameters; classes
-           NAME.safetensors   the head, and of the CLIP what was trained with it
-           clip/              the CLIP itself, only where it came with a published file
+           NAME.safetensors   the head, and what was trained of the CLIP
+           clip/              the CLIP itself, only if it came with a published file
 
-The rest of the CLIP is not copied: it is up to ten times as large. It is found by its name and recognised by its
-digest.
-Deliberately absent: optimizer state (the run's checkpoints have it), and the descriptions (each head's `product`).
+Frozen weights of the CLIP are not copied: the CLIP is up to ten times as large. It is found by its name and recognised
+by its digest. The dataclasses of the descriptions are in the `product` module of each head.
 """
 
 import hashlib
@@ -29,27 +28,27 @@ from foveate.clip.model import Clip
 from foveate.errors import InputError, listed
 from foveate.io.files import versions, write_whole
 
-CLIP_FOLDER = "clip"  # in the folder, of a CLIP that came with a published file
+CLIP_FOLDER = "clip"
 Description = TypeVar("Description")
 
 
 @dataclass(frozen=True)
 class HeadKind:
-    """Which head a folder holds."""
+    """The kind of head in a folder."""
 
-    name: str  # of its two files, and in messages
-    format: int  # of the description that is understood
-    command: str  # of `foveate`, which writes such folders
+    name: str  # stem of the two files
+    format: int  # of the description
+    command: str  # of `foveate` that writes such folders
     older: str = ""  # why an older format cannot be read
 
 
 def write_head(folder: Path, kind: HeadKind, about: Any, state: dict[str, Tensor]) -> None:
-    """Write a head; the weights last, so that a folder with weights is complete.
+    """Write a head to a folder, which is created if missing.
+
+    The weights are written last, so a folder with weights is complete.
 
     Args:
-        folder: created if missing.
-        kind: of the head.
-        about: its description, a dataclass.
+        about: a dataclass, see `read_dataclass`.
         state: of `trained_state`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,15 +59,10 @@ def write_head(folder: Path, kind: HeadKind, about: Any, state: dict[str, Tensor
 
 
 def read_description(folder: Path, kind: HeadKind, cls: type[Description]) -> Description:
-    """Read the description of a head's folder.
-
-    Args:
-        folder: of `write_head`.
-        kind: of the head.
-        cls: dataclass of the description.
+    """Read the description in a head's folder.
 
     Raises:
-        InputError: there is no such head in it, or its description is damaged or of another format.
+        InputError: the file is missing, damaged or of another format.
     """
     path, name = folder / f"{kind.name}.json", kind.name
     try:
@@ -81,25 +75,25 @@ def read_description(folder: Path, kind: HeadKind, cls: type[Description]) -> De
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need a {name}'s description; {type(error).__name__}: {error}.") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise InputError(f"{path}: need a {name}'s description with its `format`; there is none.")
-    found = content["format"]
-    if found != kind.format:
-        reason = f", and {kind.older}" if kind.older and isinstance(found, int) and found < kind.format else ""
-        raise InputError(f"{path}: need a {name} of format {kind.format}; got {found}{reason}. Train it again.")
-    described = {key: value for key, value in content.items() if key not in ("format", "versions")}
-    return read_dataclass(cls, described, source=f"{path}: need a {name}'s description")
+        raise InputError(f"{path}: need a {name}'s description with `format`; not found. Train it again.")
+    version = content.pop("format")
+    if version != kind.format:
+        reason = f", and {kind.older}" if kind.older and isinstance(version, int) and version < kind.format else ""
+        raise InputError(f"{path}: need a {name} of format {kind.format}; got {version}{reason}. Train it again.")
+    content.pop("versions", None)  # of the packages that wrote it
+    return read_dataclass(cls, content, source=f"{path}: need a {name}'s description")
 
 
 def read_dataclass(cls: type[Description], content: Any, *, source: str) -> Description:
-    """Build a dataclass from JSON: every field of its type, none that is unknown; one with a default may be missing.
+    """Build a dataclass from JSON. Fields with a default may be missing; unknown fields are refused.
 
     Args:
-        cls: of ints, floats, strings, bools, Literals, tuples, dictionaries, optional ones, and dataclasses of these.
-        content: of `json.loads`.
-        source: the beginning of the message: the file, and what is needed.
+        cls: its fields are ints, floats, strings, bools, Literals, tuples, dictionaries, optional values, and
+            dataclasses of these.
+        source: start of the message: the file, and what is needed.
 
     Raises:
-        InputError: names the field, what it must be and what it is.
+        InputError: a field is missing, unknown or of another type.
     """
     try:
         return _read_value(cls, content, cls.__name__)
@@ -108,15 +102,15 @@ def read_dataclass(cls: type[Description], content: Any, *, source: str) -> Desc
 
 
 def _read_value(kind: Any, value: Any, name: str) -> Any:
-    """Convert a JSON value to a type, or raise a ValueError that names the field."""
+    """Convert a JSON value to a type, or raise a ValueError with the field's name."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if is_dataclass(kind) and isinstance(kind, type):
         return _read_fields(kind, value, name)
     if NoneType in args:
-        (other,) = (arg for arg in args if arg is not NoneType)
-        return None if value is None else _read_value(other, value, name)
+        (inner,) = (arg for arg in args if arg is not NoneType)
+        return None if value is None else _read_value(inner, value, name)
     if origin is Literal:
         if value not in args:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, args))}; got {value!r}")
@@ -147,10 +141,10 @@ def _read_fields(cls: type, value: Any, name: str) -> Any:
 
 
 def read_weights(folder: Path, kind: HeadKind) -> dict[str, Tensor]:
-    """Read what was trained.
+    """Read the trained weights.
 
     Raises:
-        InputError: the file is missing or damaged, or holds values that are not finite.
+        InputError: the file is missing or damaged, or has values that are not finite.
     """
     path = folder / f"{kind.name}.safetensors"
     try:
@@ -158,37 +152,33 @@ def read_weights(folder: Path, kind: HeadKind) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: need a {kind.name}'s weights; {type(error).__name__}: {error}.") from error
     if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
-        raise InputError(f"{path}: holds values that are not finite. Train it again.")
+        raise InputError(f"{path}: weights must be finite; some are not. Train it again.")
     return state
 
 
 def load_weights(head: nn.Module, state: dict[str, Tensor], *, frozen: str, folder: Path, kind: HeadKind) -> None:
-    """Load what was trained into a head that was built from its description.
+    """Load the weights of `read_weights` into a head that was built from its description.
 
     Args:
-        head: changed here.
-        state: of `read_weights`.
         frozen: as in `trained_state`.
         folder: for messages.
-        kind: likewise.
 
     Raises:
-        InputError: the weights are of another head than the description's.
+        InputError: the weights do not fit the description.
     """
     problems = differences(trained_state(head, frozen=frozen), state)
     if problems:
         raise InputError(
             f"{folder / kind.name}.safetensors: need the weights that {kind.name}.json describes; {problems}."
         )
-    head.load_state_dict(state, strict=False)  # the names were compared: what is missing is frozen and not copied
+    head.load_state_dict(state, strict=False)  # the names were compared: only frozen weights are missing
 
 
 def trained_state(head: nn.Module, *, frozen: str) -> dict[str, Tensor]:
-    """The state of a head without its frozen network.
+    """The state of a head, with only the trained weights of its frozen network.
 
     Args:
-        head: with a network whose names begin with `frozen`; what is trained of it is included.
-        frozen: prefix of that network's names.
+        frozen: prefix of the names of that network.
     """
     trained = {name for name, parameter in head.named_parameters() if parameter.requires_grad}
     state = head.state_dict()
@@ -196,10 +186,9 @@ def trained_state(head: nn.Module, *, frozen: str) -> dict[str, Tensor]:
 
 
 def load_base(
-    model: str,
+    about: Any,
+    folder: Path,
     *,
-    pretrained: str | None,
-    digest: str,
     clip: str | Path | None,
     device: str | torch.device,
     kind: HeadKind,
@@ -208,38 +197,36 @@ def load_base(
     """Load the CLIP that a head was trained on, and check that it is the same.
 
     Args:
-        model: its name or path in training.
-        pretrained: likewise.
-        digest: of `tower_digest` in training.
-        clip: name or path now; None: as in training.
-        device: of the CLIP.
-        kind: of the head, for messages.
+        about: description of the head: `model` and `pretrained`, the CLIP's name in training, and `tower`, its digest.
+        folder: of the head; the CLIP is in it if the description has `has_clip`.
+        clip: name or path of the CLIP; None: as in the description.
         whole: as for `tower_digest`.
 
     Raises:
-        InputError: there is no such CLIP, or it is another.
+        InputError: the CLIP is not found, or is another.
     """
-    path = model if clip is None else clip
+    path = folder / CLIP_FOLDER if getattr(about, "has_clip", False) else about.model
+    path, pretrained = (path, about.pretrained) if clip is None else (clip, None)
     try:
-        base = load(path, pretrained=pretrained if clip is None else None, device=device)
+        base = load(path, pretrained=pretrained, device=device)
     except InputError as error:
         raise InputError(
-            f"{error} (the CLIP that the {kind.name} was trained on; say with --clip where it is)"
+            f"{error} (the CLIP that the {kind.name} was trained on; give its path with --clip)"
         ) from error
-    if tower_digest(base, whole=whole) != digest:
+    if tower_digest(base, whole=whole) != about.tower:
         tower = "this one" if whole else "the image tower of this one"
         raise InputError(
-            f"{path}: need the CLIP that the {kind.name} was trained on, {model}; {tower}, or its "
+            f"{path}: need the CLIP that the {kind.name} was trained on, {about.model}; {tower}, or its "
             "windows, are others. Name it with --clip."
         )
     return base
 
 
 def tower_digest(clip: Clip, *, whole: bool = False) -> str:
-    """Digest of the CLIP that a head is trained on: its weights, and its attention windows.
+    """Digest of the CLIP that a head is trained on: its weights and its attention windows.
 
     Args:
-        clip: before anything of it is trained.
+        clip: before any of it is trained.
         whole: include the text tower, for heads that embed class names with it.
     """
     weights = digest_state((clip.model if whole else clip.visual).state_dict())

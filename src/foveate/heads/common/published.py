@@ -1,8 +1,8 @@
-"""Published files of heads: names of tensors translated by tables, sizes read off shapes, unknown tensors refused.
+"""Published files of heads: tensor names are translated by tables, sizes are read from shapes.
 
-A row of a table is a prefix of their names, up to a dot, beside the prefix that replaces it; `*` stands for one part of
-a name (a number, say) that stays. Of several rows that match, the longest counts. What is left of a name is kept, so
-that tensors which no network has are found when weights and network are compared.
+A row of a table is a prefix of the file's names, up to a dot, beside the prefix that replaces it; `*` matches one part
+of a name (a number, say), which stays. The longest row that matches counts. The rest of a name stays, so that unknown
+tensors are found when weights and network are compared.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ def rename(name: str, table: Table) -> str | None:
         return None
     theirs, ours = max(matches, key=lambda row: row[0].count("."))
     pattern = theirs.split(".")
-    kept = iter([part for part, expected in zip(parts, pattern, strict=False) if expected == "*"])
-    return ".".join([*(next(kept) if part == "*" else part for part in ours.split(".")), *parts[len(pattern) :]])
+    numbers = iter([part for part, expected in zip(parts, pattern, strict=False) if expected == "*"])
+    return ".".join([*(next(numbers) if part == "*" else part for part in ours.split(".")), *parts[len(pattern) :]])
 
 
 def _matches(pattern: list[str], parts: list[str]) -> bool:
     is_long_enough = len(parts) >= len(pattern)
-    return is_long_enough and all(want in ("*", part) for want, part in zip(pattern, parts, strict=False))
+    return is_long_enough and all(expected in ("*", part) for expected, part in zip(pattern, parts, strict=False))
 
 
 def flipped(table: Table) -> Table:
@@ -46,7 +46,7 @@ def refuse_unknown(unknown: Sequence[str], *, source: str, what: str) -> None:
     Args:
         unknown: their names.
         source: the file, for the message.
-        what: is needed, likewise.
+        what: what is needed, for the message.
     """
     if unknown:
         raise InputError(
@@ -58,15 +58,13 @@ def refuse_unknown(unknown: Sequence[str], *, source: str, what: str) -> None:
 def shape_of(
     state: dict[str, Tensor], name: str, *, dims: int, source: str, what: str, prefix: str = ""
 ) -> tuple[int, ...]:
-    """The shape of a tensor that a size of the network is read from.
+    """The shape of a tensor.
 
     Args:
-        state: of the file.
-        name: of the tensor.
         dims: number of dimensions that it must have.
         source: the file, for messages.
-        what: is needed, likewise.
-        prefix: of the names in the file, likewise.
+        what: what is needed, for messages.
+        prefix: of the names in the file, for messages.
 
     Raises:
         InputError: the tensor is missing or has another number of dimensions.
@@ -80,5 +78,5 @@ def shape_of(
 
 
 def count_blocks(state: dict[str, Tensor], prefix: str) -> int:
-    """How many numbered blocks there are below a prefix."""
+    """The number of numbered blocks below a prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,10 +1,10 @@
-"""A feature pyramid on a frozen ViT: taps of several blocks resized to four scales, then top down (Sec. 3.3; A.3).
+"""A feature pyramid on a frozen ViT: outputs of several blocks (taps), resized to four scales, then top down (A.3).
 
     tap 1 --up 4x--> P/4    tap 2 --up 2x--> P/2    tap 3 --> P    last block without attention --pool 2x--> 2P
     each -> 1x1 conv, top down, 3x3 conv, BatchNorm everywhere -> 256 channels, and 4P subsampled from 2P
 
-`kind` chooses the ablation of Tab. A6: "taps" is the paper's; "fpn" makes all four scales from the last layer; "simple"
-does so too, without a top-down path, as ViTDet.
+Kinds (Tab. A6): "taps" is the paper's; "fpn" makes all four scales from the last layer; "simple" does so without a
+top-down path, as ViTDet.
 """
 
 from collections import OrderedDict
@@ -21,16 +21,9 @@ LEVELS = 5
 
 
 class Pyramid(nn.Module):
-    """Five feature maps of one width, at strides P/4, P/2, P, 2P and 4P."""
+    """Five feature maps with `channels` each, at strides P/4, P/2, P, 2P and 4P; `width` is the taps'."""
 
     def __init__(self, width: int, *, channels: int = 256, kind: PyramidKind = "taps") -> None:
-        """Make the layers on the tower's taps.
-
-        Args:
-            width: of the taps.
-            channels: of each level.
-            kind: see the module.
-        """
         super().__init__()
         self.scales = nn.ModuleList(
             [
@@ -50,16 +43,12 @@ class Pyramid(nn.Module):
             )
 
     def forward(self, taps: list[Float[Tensor, "B C h w"]]) -> list[Float[Tensor, "B X _ _"]]:
-        """The levels, finest first.
-
-        Args:
-            taps: four, or the last layer alone, from which all scales are then made.
-        """
+        """The levels, finest first; `taps` are four, or the last layer alone."""
         sources = taps if len(taps) > 1 else taps * len(self.scales)
         scaled = [scale(tap) for scale, tap in zip(self.scales, sources, strict=True)]
         if self.top_down is not None:
             return list(self.top_down(OrderedDict((str(index), level) for index, level in enumerate(scaled))).values())
-        assert self.flat is not None, "a pyramid goes top down or is flat"
+        assert self.flat is not None, "top_down and flat are both None"
         levels = [flat(level) for flat, level in zip(self.flat, scaled, strict=True)]
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
 

@@ -1,7 +1,6 @@
-"""What both region proposal networks share: predictions for every anchor, and the rule for crowds (A.3).
+"""Shared by both region proposal networks (`heads.proposals`, `heads.fvit.rpn`): predictions, and crowds (A.3).
 
-The class-agnostic proposer (`heads.proposals`) is torchvision's; the detector's first stage (`heads.fvit.rpn`) matches
-and regresses as mmdet does. Deliberately absent: losses and suppression, in which the two differ.
+Their losses and suppression differ: torchvision's there, mmdet's in the detector.
 """
 
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
-MAX_CROWD_SHARE = 0.5  # a box with more of its area in a crowd is not background
+MAX_CROWD_IOF = 0.5  # a box with more of its area in a crowd is not background
 NOT_SAMPLED = -1  # torchvision's label of anchors that are not sampled
 
 
 @dataclass(frozen=True)
 class AnchorPredictions:
-    """Predictions for every anchor of a batch of B images, A anchors each."""
+    """Predictions for a batch of B images with A anchors each."""
 
     objectness: Float[Tensor, "R 1"]  # R = B * A, logits
     deltas: Float[Tensor, "R 4"]
@@ -32,12 +31,11 @@ def predict_anchors(
     *,
     inputs: Float[Tensor, "B _ _ _"],
 ) -> AnchorPredictions:
-    """Predict objectness and box deltas for every anchor.
+    """Predict objectness and box deltas of every anchor.
 
     Args:
-        network: its head and its anchor generator are used.
         levels: of the feature pyramid, finest first.
-        inputs: the padded images, of which torchvision's anchor generator reads the size.
+        inputs: torchvision's anchor generator reads the size of the padded images.
     """
     objectness, deltas = network.head(levels)
     sizes = [(inputs.shape[2], inputs.shape[3])] * len(inputs)
@@ -50,20 +48,20 @@ def predict_anchors(
 def ignore_crowds(
     labels: Shaped[Tensor, " A"], boxes: Float[Tensor, "A 4"], crowds: Float[Tensor, "M 4"]
 ) -> Shaped[Tensor, " A"]:
-    """Take boxes that are mostly in a crowd out of the background; anchors here, proposals in a second stage.
+    """Exclude boxes that are mostly in one crowd from the background: anchors, or proposals of a second stage.
 
     Args:
-        labels: 0 is background, above 0 an object, below 0 not sampled; of any number type.
+        labels: 0 is background, above 0 an object, below 0 not sampled.
         boxes: xyxy, x1 < x2.
         crowds: xyxy, in the same pixels.
 
     Returns:
-        The labels, -1 for background whose share in a single crowd is above one half.
+        The labels, with -1 for background of which more than half is in a single crowd.
     """
     if not len(crowds):
         return labels
     corners = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])  # (A, M, 2)
     sides = (torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:]) - corners).clamp(min=0)  # (A, M, 2)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)  # (A,)
-    share = sides.prod(dim=2).amax(dim=1) / area  # (A,)
-    return labels.masked_fill((labels == 0) & (share > MAX_CROWD_SHARE), NOT_SAMPLED)
+    iof = sides.prod(dim=2).amax(dim=1) / area  # (A,), intersection over the box's area
+    return labels.masked_fill((labels == 0) & (iof > MAX_CROWD_IOF), NOT_SAMPLED)

@@ -1,4 +1,4 @@
-"""Text embeddings of classes that go by several names, and the score of a class: that of its best name."""
+"""Text embeddings of classes with synonyms; the score of a class is that of its best synonym."""
 
 import math
 from dataclasses import dataclass
@@ -15,61 +15,52 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.common.names import Length
 
-ODISE = ("a photo of a {}.",)
+ODISE_TEMPLATES = ("a photo of a {}.",)
 
 
 @dataclass(frozen=True)
 class ClassEmbeddings:
     """Text embeddings of all synonyms of K classes."""
 
-    rows: Float[Tensor, "S D"]  # L2-normalised; as the text tower gives them where a mask generator learns from such
-    owner: Int64[Tensor, " S"]  # the class of each synonym, 0 to K - 1; every class has one at least
+    embeddings: Float[Tensor, "S D"]  # L2-normalised, or raw for a mask generator that learns from raw ones
+    labels: Int64[Tensor, " S"]  # the class of each synonym, 0 to K - 1; every class has at least one
     count: int  # K
 
     def __post_init__(self) -> None:
-        owners = set(self.owner.tolist())
-        if len(self.rows) != len(self.owner) or owners != set(range(self.count)):
+        labels = set(self.labels.tolist())
+        if len(self.embeddings) != len(self.labels) or labels != set(range(self.count)):
             raise InputError(
-                f"words: need one class a word and a word a class; got {len(self.rows)} embeddings, "
-                f"{len(self.owner)} owners and {len(owners)} of {self.count} classes."
+                f"classes: need one label per synonym and a synonym per class; got {len(self.embeddings)} embeddings, "
+                f"{len(self.labels)} labels and {len(labels)} of {self.count} classes."
             )
 
     def normalized(self) -> "ClassEmbeddings":
         """The same classes with L2-normalised embeddings."""
-        return ClassEmbeddings(F.normalize(self.rows, dim=1), self.owner, self.count)
+        return ClassEmbeddings(F.normalize(self.embeddings, dim=1), self.labels, self.count)
 
 
-def embed_words(
+def embed_classes(
     clip: Clip,
     vocabulary: Vocabulary,
     *,
-    templates: TemplateName | tuple[str, ...] = ODISE,
+    templates: TemplateName | tuple[str, ...] = ODISE_TEMPLATES,
     length: Length = "unit",
-    batch: int = 512,
 ) -> ClassEmbeddings:
-    """Embed every synonym of a vocabulary by itself.
+    """Embed every synonym of a vocabulary.
 
     Args:
-        clip: whose text tower is used.
-        vocabulary: the classes.
-        templates: of each synonym; their mean is taken. ODISE's one is the default, "vild" or "clip" are larger sets.
-        length: unit = each prompt's embedding and their mean are L2-normalised (CLIP's classifier), raw = neither is
-            (what ODISE's mask generator learns from).
-        batch: prompts embedded at once.
+        templates: of each synonym; their mean is taken.
+        length: "unit": each prompt's embedding and the mean are L2-normalised (CLIP's classifier); "raw": neither is
+            (ODISE's mask generator).
     """
     synonyms = [name for names in vocabulary.classes for name in names]
-    owner = [label for label, names in enumerate(vocabulary.classes) for _ in names]
-    rows = embed_vocabulary(clip, synonyms, templates=templates, normalize=length == "unit", batch=batch)
-    return ClassEmbeddings(rows, torch.tensor(owner), len(vocabulary.classes))
+    labels = [label for label, names in enumerate(vocabulary.classes) for _ in names]
+    embeddings = embed_vocabulary(clip, synonyms, templates=templates, normalize=length == "unit")
+    return ClassEmbeddings(embeddings, torch.tensor(labels), len(vocabulary.classes))
 
 
 def best_of_synonyms(scores: Float[Tensor, "*Q S"], classes: ClassEmbeddings) -> Float[Tensor, "*Q K"]:
-    """The highest score among the synonyms of each class.
-
-    Args:
-        scores: of each synonym.
-        classes: which class each synonym belongs to.
-    """
-    owner = classes.owner.to(scores.device).expand_as(scores)
+    """The highest score among the synonyms of each class."""
+    labels = classes.labels.to(scores.device).expand_as(scores)
     lowest = scores.new_full((*scores.shape[:-1], classes.count), -math.inf)
-    return lowest.scatter_reduce(-1, owner, scores, "amax")
+    return lowest.scatter_reduce(-1, labels, scores, "amax")

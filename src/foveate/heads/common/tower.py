@@ -1,6 +1,6 @@
-"""A CLIP's image tower under a head: taps of several blocks, frozen but for the last ones (Sec. 3.3; A.3).
+"""A CLIP's image tower under a head: outputs of several blocks (taps), frozen but for the last blocks (Sec. 3.3; A.3).
 
-Deliberately absent: residual networks, whose stages have scales of their own; the class token.
+Residual networks are refused: their stages already have several scales.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from foveate.heads.common.names import PyramidKind
 from foveate.ops.resample import fitted_size, normalize
 from foveate.types import Sample
 
-TAP_TWELFTHS = (3, 5, 7)  # of the tower's depth: blocks 3, 5, 7 of 12 and 6, 10, 14 of 24, from 0
+TAP_TWELFTHS = (3, 5, 7)  # of the depth: blocks 3, 5, 7 of 12 and 6, 10, 14 of 24, from 0
 
 
 @dataclass(frozen=True)
 class TowerMaps:
-    """Feature maps of a batch from one forward pass of the tower."""
+    """Feature maps of a batch from one pass of the tower."""
 
-    taps: list[Float[Tensor, "B C h w"]]  # the last one is the last block's without attention
+    taps: list[Float[Tensor, "B C h w"]]  # the last is the last block without attention
     dense: Float[Tensor, "B D h w"] | None  # L2-normalised per location; None unless requested
 
 
 def default_taps(count: int) -> tuple[int, ...]:
-    """Indices of the blocks tapped before the last, of a tower with `count` stages, from 0."""
+    """Indices of the tapped blocks before the last, from 0, of a tower with `count` blocks."""
     return tuple(twelfths * count // 12 for twelfths in TAP_TWELFTHS)
 
 
@@ -43,13 +43,13 @@ class Tower(nn.Module):
     def __init__(
         self, clip: Clip, *, kind: PyramidKind = "taps", taps: Sequence[int] | None = None, trained: int = 0
     ) -> None:
-        """Freeze a CLIP, all but the last `trained` blocks of its image tower.
+        """Freeze a CLIP except the last `trained` blocks of its image tower.
 
         Args:
-            clip: changed here; its windows stay in force.
+            clip: changed here; its attention windows are used.
             kind: "taps" takes three taps and the last block, the others the last block alone.
             taps: indices of the three tapped blocks, from 0; None: the paper's, scaled to the tower's depth.
-            trained: blocks that are trained; what their dense form does not use stays frozen.
+            trained: number of blocks; weights that their dense form does not use stay frozen.
 
         Raises:
             InputError: a residual network, or block indices out of range.
@@ -68,13 +68,13 @@ class Tower(nn.Module):
             raise InputError(f"trained layers: need 0 to {count}, the blocks of {clip.name}; got {trained}.")
         self.clip = clip.requires_grad_(False).eval()
         self.layers = (*chosen, count - 1) if kind == "taps" else (count - 1,)
-        self.trained = tuple(stages[count - trained :])  # a tuple, since they have their names in `clip`
+        self.trained = tuple(stages[count - trained :])  # a tuple, so that they are not registered twice
         for stage in self.trained:
             stage.requires_grad_(True)
         unused, rows = last_block_use(clip.visual, head="value")
         for parameter in unused:
             parameter.requires_grad_(False)
-        self.partly = tuple(rows) if trained else ()  # matrices of which only some rows learn, see `engine.optim`
+        self.partly = tuple(rows) if trained else ()  # matrices trained in some rows only, see `engine.optim`
 
     def train(self, mode: bool = True) -> "Tower":
         """Switch to training; the CLIP itself stays in evaluation mode."""
@@ -87,7 +87,7 @@ class Tower(nn.Module):
 
         Args:
             images: normalised; H and W multiples of the patch size.
-            dense: compute the dense map too, from the last tap.
+            dense: compute the dense feature map too, from the last tap.
         """
         with nullcontext() if self.trained else torch.no_grad():
             taps = self.clip.features(images, layers=self.layers)
@@ -108,10 +108,8 @@ def clip_input(clip: Clip, sample: Sample, *, size: int, squash: bool) -> Float[
     """Resize and normalise an image for a CLIP.
 
     Args:
-        clip: whose device and statistics are used.
-        sample: the image.
-        size: side of a square, or, with the aspect kept to a patch, of the longest side [pixels].
-        squash: ignore the aspect.
+        size: side of the square, or longest side if the aspect is kept (to whole patches) [pixels].
+        squash: resize to a square, whatever the aspect.
     """
     patch, shape = clip.patch_size, (size, size)
     if not squash:

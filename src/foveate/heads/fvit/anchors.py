@@ -1,8 +1,7 @@
-"""Anchors at strides that are no whole numbers (A.3): a ViT-L/14's pyramid has 3.5, 7, 14, 28 and 56.
+"""Anchors at strides that are not whole numbers (A.3): a ViT-L/14's pyramid has 3.5, 7, 14, 28 and 56.
 
 torchvision's generator divides the input's side by the map's, rounding down, and rounds corners to whole pixels; both
-are wrong here. Its layout is kept: the first anchor of a row is centred on the input's edge. Deliberately absent:
-several scales per level.
+are wrong here. Its layout stays: the first anchor of a row is centred on the input's edge.
 """
 
 from collections.abc import Sequence
@@ -13,22 +12,16 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator
 
-RATIOS = (0.5, 1.0, 2.0)  # height / width
-SCALE = 8.0  # side of the square anchor of each level [its strides]
+RATIOS = (0.5, 1.0, 2.0)  # height / width; all anchors of a level have the area of the square one
+SCALE = 8.0  # side of the square anchor [strides of its level]
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, neither strides nor corners rounded."""
+    """torchvision's anchors without rounding of strides and corners, one scale per level."""
 
-    def __init__(self, strides: Sequence[float], *, scale: float = SCALE, ratios: Sequence[float] = RATIOS) -> None:
-        """One scale and some ratios per level.
-
-        Args:
-            strides: of each level, finest first [pixels].
-            scale: side of a square anchor [strides of its level].
-            ratios: height / width of the anchors of each place, all of the square one's area.
-        """
-        super().__init__(tuple((scale * stride,) for stride in strides), (tuple(ratios),) * len(strides))
+    def __init__(self, strides: Sequence[float]) -> None:
+        """Make the anchors of levels with these strides, finest first [pixels]."""
+        super().__init__(tuple((SCALE * stride,) for stride in strides), (RATIOS,) * len(strides))
         self.strides = tuple(float(stride) for stride in strides)
 
     def generate_anchors(
@@ -38,7 +31,7 @@ class Anchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Float[Tensor, "A 4"]:
-        """The anchors of one place, centred on (0, 0): xyxy [pixels]."""
+        """The anchors of one location, centred on (0, 0): xyxy [pixels]."""
         sides = torch.as_tensor(scales, dtype=dtype, device=device)
         roots = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         widths, heights = (sides / roots[:, None]).flatten(), (sides * roots[:, None]).flatten()  # (A,) each
@@ -48,7 +41,7 @@ class Anchors(AnchorGenerator):
         """All anchors of each image, (A, 4) xyxy in pixels of the input, level by level, row by row."""
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
-        grids = [list(one.shape[-2:]) for one in feature_maps]
+        grids = [list(level.shape[-2:]) for level in feature_maps]
         steps = [[torch.full((), stride, device=device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors(grids, steps))
         return [anchors] * len(image_list.image_sizes)

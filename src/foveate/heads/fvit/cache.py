@@ -1,12 +1,11 @@
-"""The frozen tower's maps of an image, computed once and read after: for training without augmentation (A.3).
+"""Cached maps of the frozen tower, for training without augmentation (A.3).
 
-    FOLDER/manifest.json         what the maps depend on: tower, input, taps, windows
-           ab/cdef....safetensors   one image: "tap/0" .., float16; the digest in its header
+    FOLDER/manifest.json            what the maps depend on: tower, input, taps, windows
+           ab/cdef....safetensors   one image: "tap/0" .., float16; the manifest's digest in its header
 
-An image goes by its pixels, not by its name, so the maps of another image set are never used. Every file is written
-under a temporary name and renamed, so that processes may share a folder and a kill leaves nothing half written. Fresh
-maps are rounded as stored ones are: a run that is stopped and goes on has the same bits. Deliberately absent: removing
-old files, maps of augmented images.
+An image is identified by its pixels, not by its name. Every file is written to a temporary name and renamed, so
+processes may share a folder. New maps are rounded as stored ones are: a resumed run has the same bits. Old files are
+never removed.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from foveate.types import Sample
 
 FORMAT = 3
 OWNER = "foveate maps"  # in the manifest
-LARGEST = 65504.0  # of float16
+MAX_FLOAT16 = 65504.0
 
 
 class FeatureCache:
@@ -45,18 +44,14 @@ class FeatureCache:
         statistics: Statistics = "imagenet",
         resize: Resize = "bilinear",
     ) -> None:
-        """Open a folder, or begin it.
+        """Open a folder, which is created if missing.
 
         Args:
-            folder: made where missing.
-            clip: whose tower makes the maps.
             size: side of the square input [pixels].
-            layers: the stages tapped, the last one included (`Tower.layers`).
-            statistics: what the input is normalised with.
-            resize: how images are resized.
+            layers: indices of the tapped blocks, with the last block (`Tower.layers`).
 
         Raises:
-            InputError: the folder holds maps of another tower, size or taps, or something else.
+            InputError: the folder holds maps of another tower, size or taps, or other files.
         """
         windows = None if clip.windows is None else [clip.windows.size, *clip.windows.blocks]
         mean, std = input_statistics(clip, statistics)
@@ -74,40 +69,32 @@ class FeatureCache:
         claim_cache(folder, made_by, owner=OWNER)
 
     def read(self, sample: Sample, *, device: torch.device) -> list[Tensor] | None:
-        """The taps of an image as a batch of one, float32; None where there are none, or only damaged ones."""
+        """The taps of an image, (1, C, h, w) float32; None if they are not cached or damaged."""
         path = self._path(sample)
         try:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("made_by") != self.digest:
                     return None
-                taps = [file.get_tensor(f"tap/{place}") for place in range(len(self.layers))]
+                taps = [file.get_tensor(f"tap/{index}") for index in range(len(self.layers))]
         except (OSError, SafetensorError):
             return None
         return [tap.to(device).float() for tap in taps]
 
     def write(self, sample: Sample, taps: list[Tensor]) -> list[Tensor]:
-        """Keep the taps of an image.
-
-        Args:
-            sample: the image.
-            taps: of a batch of one.
-
-        Returns:
-            The taps as `read` would give them.
-        """
-        named = {f"tap/{place}": _half(tap) for place, tap in enumerate(taps)}
-        content = save({name: one.cpu() for name, one in named.items()}, {"made_by": self.digest})
+        """Cache the taps of an image, (1, C, h, w), and return them as `read` would."""
+        halves = {f"tap/{index}": _half(tap) for index, tap in enumerate(taps)}
+        content = save({name: tap.cpu() for name, tap in halves.items()}, {"made_by": self.digest})
         write_whole(self._path(sample), content, shared=True)
-        return [one.float() for one in named.values()]
+        return [tap.float() for tap in halves.values()]
 
     def _path(self, sample: Sample) -> Path:
-        """An image's file, by its pixels."""
+        """The file of an image, named by its pixels."""
         pixels = sample.image.cpu().contiguous()
-        name = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
-        name.update(pixels.numpy().data)
-        key = name.hexdigest()
+        digest = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
+        digest.update(pixels.numpy().data)
+        key = digest.hexdigest()
         return self.folder / key[:2] / f"{key[2:]}.safetensors"
 
 
-def _half(one: Tensor) -> Tensor:
-    return one.detach().float().clamp(-LARGEST, LARGEST).half().contiguous()  # strides choose kernels, so bits
+def _half(tap: Tensor) -> Tensor:
+    return tap.detach().float().clamp(-MAX_FLOAT16, MAX_FLOAT16).half().contiguous()  # strides choose kernels, so bits

@@ -1,12 +1,11 @@
-"""What one pass of the detector leaves of each image, and a store of it on the disk (Sec. 3.3).
+"""Class-agnostic detections of an image, and a store of them on disk (Sec. 3.3).
 
-Box regression and masks are class-agnostic, so that a proposal has one box and one mask whatever is asked for, and all
-that depends on a vocabulary or on how scores are fused can be done again without the network.
+Box regression and masks are class-agnostic: a proposal has one box and one mask for any vocabulary. Everything that
+depends on the vocabulary or on the fusion of scores is computed from candidates, without the network.
 
 The store is a folder of parts (`foveate.io.store`) of 64 images each: proposals, objectness, boxes, detector, clip
-[, masks], one below the other; a part's notes say which rows are whose, and which images were bad. Its manifest says
-what the candidates depend on, and of which images they are.
-Deliberately absent: two processes that share the work, compression.
+[, masks], one below the other. The notes of a part say which rows belong to which image, and which images were
+unreadable. The manifest has what the candidates depend on, and the images. Only one process writes a store.
 """
 
 import hashlib
@@ -26,15 +25,17 @@ from foveate.errors import InputError
 from foveate.io.store import NOTES, Part, claim_parts, find_manifest, find_parts, write_part
 from foveate.types import BadSample
 
-SHARD = 64  # images
+IMAGES_PER_PART = 64
 OWNER = "foveate candidates"  # in the manifest
-ROWS = ("proposals", "objectness", "boxes", "detector", "clip")  # what every store holds; masks where there are any
+FIELDS = ("proposals", "objectness", "boxes", "detector", "clip")  # in every store; masks are optional
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The proposals of one image with all that scores are made of; embeddings are float16, on the disk and fresh, so
-    that both give the same result."""
+    """The proposals of one image with everything that scores are made of.
+
+    Embeddings are float16 in memory too, so that stored and new candidates give the same result.
+    """
 
     id: str
     height: int  # of the image [pixels]
@@ -43,26 +44,25 @@ class Candidates:
     objectness: Float[Tensor, " N"]  # in [0, 1]
     boxes: Float[Tensor, "N 4"]  # regressed; xyxy, pixels of the image, clipped
     detector: Float16[Tensor, "N D"]  # the box head's embedding, unit length
-    clip: Float16[Tensor, "N D"]  # the tower's dense map pooled at the proposal, unit length; zero stays zero
-    masks: UInt8[Tensor, "N S S"] | None = None  # 255 times the probability, drawn in `boxes`
+    clip: Float16[Tensor, "N D"]  # the dense feature map pooled at the proposal, unit length; zero stays zero
+    masks: UInt8[Tensor, "N S S"] | None = None  # 255 times the probability, relative to `boxes`
 
 
 class CandidateWriter:
-    """Writes the candidates of a list of images, in its order, and goes on where an earlier run was stopped.
+    """Writes the candidates of a list of images in its order, and resumes a stopped run.
 
-    `done` says how many images of the list are already there; hand in the others, good or bad, then `close`.
+    `done` is the number of images already written. Add the remaining images in order, then `close`.
     """
 
     def __init__(self, folder: Path, *, ids: Sequence[str], made_by: dict[str, str]) -> None:
-        """Claim a folder.
+        """Claim a folder, which is created if missing.
 
         Args:
-            folder: made where it does not exist.
-            ids: of all images, in the order in which they will come.
-            made_by: whatever the candidates depend on, such as the detector's digest and the input's size.
+            ids: of all images, in order.
+            made_by: everything the candidates depend on, such as the detector's digest and the input size.
 
         Raises:
-            InputError: it holds the candidates of another detector or of other images, or something else.
+            InputError: the folder holds the candidates of another detector or of other images, or other files.
         """
         if len(set(ids)) < len(ids):
             raise InputError(f"{folder}: need every image once; {len(ids) - len(set(ids))} of the list come again.")
@@ -70,49 +70,62 @@ class CandidateWriter:
         self._notes: list[dict[str, Any]] = []
         self._rows: dict[str, list[Tensor]] = {}
         parts = claim_parts(folder, {**made_by, "images": len(ids), "ids": _digest(ids)}, owner=OWNER)
-        self.done = self._keep_ours(parts)
+        self.done = self._count_done(parts)
 
-    def add(self, one: Candidates) -> None:
-        """Take the candidates of the next image."""
-        tensors = {name: getattr(one, name) for name in ROWS}
-        if one.masks is not None:
-            tensors["masks"] = one.masks
+    def add(self, candidates: Candidates) -> None:
+        """Add the candidates of the next image."""
+        tensors = {name: getattr(candidates, name) for name in FIELDS}
+        if candidates.masks is not None:
+            tensors["masks"] = candidates.masks
         if self._rows and self._rows.keys() != tensors.keys():
-            raise InputError(f"image {one.id}: need masks for all images or for none.")
+            raise InputError(f"image {candidates.id}: need masks for all images or for none.")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise InputError(f"image {one.id}: need finite candidates; its {name} hold NaN. Is the model whole?")
+                raise InputError(
+                    f"image {candidates.id}: need finite candidates; its {name} hold NaN. Check the model's weights."
+                )
             self._rows.setdefault(name, []).append(tensor.detach().cpu())
-        self._note({"id": one.id, "height": one.height, "width": one.width, "count": len(one.proposals)})
+        self._note(
+            {
+                "id": candidates.id,
+                "height": candidates.height,
+                "width": candidates.width,
+                "count": len(candidates.proposals),
+            }
+        )
 
-    def add_bad(self, one: BadSample) -> None:
-        """Take note that the next image could not be used."""
-        self._note({"id": one.id, "bad": one.reason})
+    def add_bad(self, image: BadSample) -> None:
+        """Record that the next image is unreadable."""
+        self._note({"id": image.id, "bad": image.reason})
 
     def close(self) -> None:
-        """Write what is left; all images must have come."""
+        """Write the last part.
+
+        Raises:
+            InputError: some images were not added.
+        """
         if self._notes:
             self._write()
         if self.done != len(self.ids):
             raise InputError(f"{self.folder}: need all {len(self.ids)} images; {self.done} came.")
 
     def _note(self, note: dict[str, Any]) -> None:
-        place = self.done + len(self._notes)
-        expected = self.ids[place] if place < len(self.ids) else None
+        index = self.done + len(self._notes)
+        expected = self.ids[index] if index < len(self.ids) else None
         if note["id"] != expected:
             raise InputError(f"{self.folder}: need image {expected} next, in the list's order; got {note['id']}.")
         self._notes.append(note)
-        if len(self._notes) == SHARD:
+        if len(self._notes) == IMAGES_PER_PART:
             self._write()
 
     def _write(self) -> None:
-        tensors = {name: torch.cat(many) for name, many in self._rows.items()}
+        tensors = {name: torch.cat(rows) for name, rows in self._rows.items()}
         content = save(tensors, {NOTES: json.dumps(self._notes)})
         self.done = write_part(self.folder, content, start=self.done, stop=self.done + len(self._notes)).stop
         self._notes, self._rows = [], {}
 
-    def _keep_ours(self, parts: list[Part]) -> int:
-        """Count the images of the parts from the first on; parts of other images and what follows are removed."""
+    def _count_done(self, parts: list[Part]) -> int:
+        """Count the images of the first parts that match the list, and remove the other parts."""
         done = 0
         for part in parts:
             if part.start == done and _ids_of(part.notes) == self.ids[part.start : part.stop]:
@@ -129,24 +142,24 @@ class CandidateStore:
         """Open a finished store.
 
         Raises:
-            InputError: no store, one that is not finished, or a shard that is missing or damaged.
+            InputError: no store, an unfinished one, or a part that is missing or damaged.
         """
-        there = find_manifest(folder, owner=OWNER)
-        if there is None:
-            raise InputError(f"{folder}: need a folder of candidates with its manifest.json; there is none. Make them.")
+        manifest = find_manifest(folder, owner=OWNER)
+        if manifest is None:
+            raise InputError(f"{folder}: need a folder of candidates with its manifest.json; not found. Make them.")
         self.folder, self._parts = folder, find_parts(folder)
         count = self._parts[-1].stop if self._parts else 0
-        if count < there["images"]:
+        if count < manifest["images"]:
             raise InputError(
-                f"{folder}: need the candidates of all {there['images']} images; got those of the first {count}, "
-                "the next part is missing or damaged. Give the command that makes them again: it resumes there."
+                f"{folder}: need the candidates of all {manifest['images']} images; got those of the first {count}, "
+                "the next part is missing or damaged. Run the command that makes them again: it resumes."
             )
         notes = [note for part in self._parts for note in part.notes]
         self.bad = [BadSample(note["id"], note["bad"]) for note in notes if "bad" in note]
         self.ids: list[str] = [note["id"] for note in notes if "bad" not in note]
-        if _digest(_ids_of(notes)) != there["ids"]:
+        if _digest(_ids_of(notes)) != manifest["ids"]:
             raise InputError(
-                f"{folder}: need the images that manifest.json is of; the parts hold others. Make it again."
+                f"{folder}: need parts of the images in manifest.json; the parts hold others. Make the store again."
             )
 
     def __len__(self) -> int:
@@ -166,7 +179,7 @@ def _read_part(part: Part) -> Iterator[Candidates]:
                 if "bad" in note:
                     continue
                 stop = start + note["count"]
-                tensors = {name: one[start:stop] for name, one in slices.items()}
+                tensors = {name: rows[start:stop] for name, rows in slices.items()}
                 yield Candidates(note["id"], note["height"], note["width"], **tensors)
                 start = stop
     except (SafetensorError, OSError) as error:

@@ -1,11 +1,10 @@
-"""F-ViT: a two-stage detector of any vocabulary on a frozen CLIP ViT (Sec. 3.3, A.3).
+"""F-ViT: a two-stage open-vocabulary detector on a frozen CLIP ViT (Sec. 3.3, A.3).
 
     images --jitter, pad--> frozen tower --taps--> pyramid --> RPN --> proposals
-    proposals --RoIAlign--> embedding . texts * T | box | mask
+    proposals --RoIAlign--> embedding . text embeddings * T | box | mask
 
-It learns from the boxes of base classes; of novel classes and those left out there is no box and no column. What it
-finds (`candidates`) knows no vocabulary: scores are made from embeddings, the detector's and the frozen tower's, by
-`fusion`. Deliberately absent: that fusion, the texts' templates, epochs, files.
+It learns from the boxes of base classes; other classes have neither boxes nor columns in training. `candidates` need no
+vocabulary: `fusion` makes scores from their embeddings, the detector's and the frozen tower's.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.heads.common.groups import parameter_groups
-from foveate.heads.common.inputs import check_masks, choose_jitter
+from foveate.heads.common.inputs import check_masks, choose_jitter, evaluating, jittered_inputs
 from foveate.heads.common.names import PyramidKind
 from foveate.heads.common.pyramid import Pyramid, pyramid_strides
 from foveate.heads.common.tower import Tower, TowerMaps, tap_width
@@ -44,11 +43,12 @@ from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.fvit.roi import pool_levels
 from foveate.heads.fvit.rpn import Rpn
 from foveate.ops.boxes import boxes_on_image, clip_boxes
-from foveate.ops.jitter import Jitter, jitter_boxes, jitter_image, jitter_masks, no_jitter
+from foveate.ops.jitter import Jitter, jitter_boxes, jitter_masks, no_jitter
 from foveate.ops.pool import pool_boxes
 from foveate.types import Batch, Sample, blank_sample
 
-Choice = Callable[[Candidates], Int64[Tensor, " M"]]
+RowChoice = Callable[[Candidates], Int64[Tensor, " M"]]
+INITIAL_SCALE = 50.0  # of T
 MASK_SHAPE = (28, 28)
 MASK_CHUNK = 256  # proposals per pass of the mask head
 
@@ -64,10 +64,10 @@ class Network:
     width: int  # of the heads' convolutions
     masks: bool
     proposals: int  # of the first stage, per image
-    trained_layers: int  # last blocks of the tower that are trained; 0 is the paper's
+    trained_layers: int  # number of last blocks of the tower that are trained; 0 is the paper's
     norm: bool  # BatchNorm in the convolutions of RPN and mask head; published for OV-LVIS
     relu_embedding: bool  # see `BoxHead`; True is published
-    statistics: Statistics  # that the input is normalised with; "imagenet" is published
+    statistics: Statistics  # see `foveate.heads.fvit.inputs`; "imagenet" is published
     resize: Resize  # see `foveate.ops.jitter.jitter_image`; "bilinear" is published
 
 
@@ -83,7 +83,7 @@ class Targets:
 
 
 class FViT(nn.Module):
-    """The objective (`loss = detector(batch)`), and what it finds (`candidates`).
+    """The objective (`loss = detector(batch)`) and the detector (`candidates`).
 
     Attributes:
         parts: the losses of the last batch by name, detached, for the log.
@@ -98,7 +98,6 @@ class FViT(nn.Module):
         text: Float[Tensor, "V D"],
         is_novel: Bool[Tensor, " K"],
         background_weight: float = 0.9,
-        scale: float = 50.0,
         rois: int = 512,
         match_low_quality: bool = False,
         jitter: tuple[float, float] | None = (0.1, 2.0),
@@ -111,18 +110,16 @@ class FViT(nn.Module):
             clip: its image tower is used, with its attention windows.
             network: hyperparameters.
             text: embeddings of the K classes of the data and, last, of "background"; V = K + 1.
-            is_novel: classes not to be learned from: novel ones, and those a split leaves out.
+            is_novel: classes that are not learned from: novel ones, and those a split leaves out.
             background_weight: of background proposals in the class loss; 0.6 on COCO, 0.9 on LVIS.
-            scale: T at the start.
-            rois: proposals per image that the second stage learns from, at most a quarter of them objects.
+            rois: proposals per image in the losses of the second stage, at most a quarter of them objects.
             match_low_quality: see `RoiSampler`; True is published for OV-LVIS.
-            jitter: least and greatest scale of the large-scale jitter in training; None: images as they are.
+            jitter: smallest and largest scale of the large-scale jitter in training; None: no jitter.
             flip: mirror half of the images in training.
-            cache: of the frozen tower's maps; asks for no jitter and no flip.
+            cache: of the frozen tower's maps; needs a frozen tower, no jitter and no flip.
 
         Raises:
-            InputError: a size that does not fit, texts of another number or size, no base class, a cache with
-                augmentation or a trained tower, or what `Tower` refuses.
+            InputError: the arguments do not go together; see also `Tower`.
         """
         super().__init__()
         _check(clip, text, is_novel, size=network.size)
@@ -138,7 +135,7 @@ class FViT(nn.Module):
         self.rpn = Rpn(self.strides, channels=channels, norm=network.norm, keep=network.proposals)
         self.box_head = BoxHead(channels, width=width, embed_dim=text.shape[1], relu_embedding=network.relu_embedding)
         self.mask_head = MaskHead(channels, width=width, norm=network.norm) if network.masks else None
-        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+        self.log_scale = nn.Parameter(torch.tensor(INITIAL_SCALE).log())
         self.sampler = RoiSampler(samples=rois, match_low_quality=match_low_quality)
         self.text: Tensor
         self.is_novel: Tensor
@@ -149,34 +146,34 @@ class FViT(nn.Module):
 
     @property
     def scale(self) -> Float[Tensor, ""]:
-        """The temperature T, which stays above 0."""
+        """The temperature T, above 0."""
         return self.log_scale.exp()
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """The sum of the losses of both stages, each a mean over what it sampled from the batch.
+        """The sum of the losses of both stages, each a mean over the samples of the batch.
 
         Args:
-            batch: images with `segments`: labels 0 to K - 1 are classes, K stands for a crowd that is neither object
-                nor background; stuff is not looked at. An image without segments is all background. Draws come from
-                torch's global stream.
+            batch: images with `segments`: labels 0 to K - 1 are classes, K is a crowd, neither object nor background;
+                stuff is ignored. An image without segments is background only. Random numbers come from torch's global
+                stream.
 
         Returns:
-            The loss; where no image could be used, a zero that still reaches every trained parameter.
+            The loss; for a batch without images a zero with a gradient (of zero) for every trained parameter.
         """
         samples = batch.samples or [blank_sample()]
         targets = [self._targets(sample) for sample in samples]
         levels = self.pyramid(self._maps(samples, targets, dense=False).taps)
 
-        # --- first stage
+        # first stage
         predictions = self.rpn(levels)
         boxes, crowds = [target.boxes for target in targets], [target.crowds for target in targets]
         objectness, anchor_box = self.rpn.losses(predictions, boxes, crowds)
         proposals, _ = self.rpn.propose(predictions, [target.jitter.fitted for target in targets])
 
-        # --- second stage
+        # second stage
         sampled = [
-            self.sampler(candidates, target.boxes, target.labels, target.crowds, background=len(self.is_novel))
-            for candidates, target in zip(proposals, targets, strict=True)
+            self.sampler(part, target.boxes, target.labels, target.crowds, background=len(self.is_novel))
+            for part, target in zip(proposals, targets, strict=True)
         ]
         rois, labels, matched = (list(part) for part in zip(*sampled, strict=True))
         classes, box = self._second_stage(levels, rois, labels, matched, targets)
@@ -205,10 +202,10 @@ class FViT(nn.Module):
         all_labels = torch.cat(labels)  # (R,)
         logits = class_logits(embeddings, self.text, scale=self.scale)
         classes = class_loss(logits, all_labels, is_novel=self.is_novel, background_weight=self.background_weight)
-        # background has no box of an object; its entry is not used
+        # the entries of background are not used
         boxes = [
-            target.boxes[index] if len(target.boxes) else own
-            for target, own, index in zip(targets, rois, matched, strict=True)
+            target.boxes[index] if len(target.boxes) else proposals
+            for target, proposals, index in zip(targets, rois, matched, strict=True)
         ]
         box = box_loss(codes, torch.cat(rois), torch.cat(boxes), all_labels != background)
         return (classes * 0, box * 0) if is_empty else (classes, box)
@@ -221,8 +218,8 @@ class FViT(nn.Module):
         matched: list[Int64[Tensor, " _"]],
         targets: list[Targets],
     ) -> Float[Tensor, ""]:
-        """Binary cross-entropy of the masks of those proposals that are objects."""
-        assert self.mask_head is not None, "masks are learned by a mask head"
+        """Binary cross-entropy of the masks of positive proposals."""
+        assert self.mask_head is not None, "no mask head"
         is_object = [image < len(self.is_novel) for image in labels]
         if not any(bool(image.any()) for image in is_object):
             return self._no_mask_loss(levels)
@@ -236,12 +233,12 @@ class FViT(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, torch.cat(truth).float())
 
     def _no_mask_loss(self, levels: list[Tensor]) -> Float[Tensor, ""]:
-        """A zero that reaches every parameter of the mask head, where no proposal of this process is an object.
+        """A zero with a gradient for every parameter of the mask head, in a process without positive proposals.
 
-        BatchNorm's running statistics stay as they are. SyncBN needs all processes in its layers, so there the head
-        gets one whole image.
+        BatchNorm's running statistics do not change. SyncBN waits for all processes, so there the head gets one whole
+        image.
         """
-        assert self.mask_head is not None, "masks are learned by a mask head"
+        assert self.mask_head is not None, "no mask head"
         if any(isinstance(layer, nn.SyncBatchNorm) for layer in self.mask_head.modules()):
             whole = torch.tensor([[0.0, 0.0, self.size, self.size]], device=self.text.device)
             rois = [whole, *(whole[:0] for _ in levels[0][1:])]
@@ -249,43 +246,40 @@ class FViT(nn.Module):
         return torch.stack([parameter.sum() for parameter in self.mask_head.parameters()]).sum() * 0
 
     @torch.no_grad()
-    def candidates(self, samples: list[Sample], *, masked: Choice | None = None) -> list[Candidates]:
-        """Find possible objects of any class; no vocabulary is needed.
+    def candidates(self, samples: list[Sample], *, masked: RowChoice | None = None) -> list[Candidates]:
+        """Detect possible objects of any class, without a vocabulary.
 
         Args:
             samples: decoded images; their boxes and segments are ignored.
-            masked: which rows of an image's candidates get a mask, if there is a mask head; the others' masks are
-                empty. None: all, which takes longer than everything else together.
+            masked: returns the rows of an image's candidates that get a mask, if there is a mask head; the others'
+                masks are empty. None: all, which takes longer than everything else together.
 
         Returns:
             One record per image, on the CPU.
         """
         if not samples:
             return []
-        was_training = self.training
-        self.eval()
-        samples = [Sample(sample.id, sample.image, sample.boxes[:0]) for sample in samples]
-        targets = [self._targets(sample) for sample in samples]
+        with evaluating(self):
+            samples = [Sample(sample.id, sample.image, sample.boxes[:0]) for sample in samples]
+            targets = [self._targets(sample) for sample in samples]
 
-        # --- proposals, their embeddings by the box head and by the frozen tower
-        maps = self._maps(samples, targets, dense=True)
-        assert maps.dense is not None, "the dense map was requested"
-        levels = self.pyramid(maps.taps)
-        proposals, scores = self.rpn.propose(self.rpn(levels), [target.jitter.fitted for target in targets])
-        embeddings, codes = self.box_head(pool_levels(levels, proposals, strides=self.strides, side=BOX_SIDE))
-        pooled = pool_boxes(maps.dense, proposals, stride=self.tower.clip.patch_size)
+            # proposals, and their embeddings by the box head and by the frozen tower
+            maps = self._maps(samples, targets, dense=True)
+            assert maps.dense is not None, "the dense map was requested"
+            levels = self.pyramid(maps.taps)
+            proposals, scores = self.rpn.propose(self.rpn(levels), [target.jitter.fitted for target in targets])
+            embeddings, codes = self.box_head(pool_levels(levels, proposals, strides=self.strides, side=BOX_SIDE))
+            pooled = pool_boxes(maps.dense, proposals, stride=self.tower.clip.patch_size)
 
-        # --- image by image
-        counts = [len(boxes) for boxes in proposals]
-        boxes = decode_boxes(codes, torch.cat(proposals)).split(counts)
-        pairs = zip(unit(embeddings).half().split(counts), pooled.half().split(counts), strict=True)
-        images = zip(samples, proposals, scores, boxes, pairs, strict=True)
-        candidates = [
-            self._candidates_of(*image, levels=[level[index : index + 1] for level in levels], masked=masked)
-            for index, image in enumerate(images)
-        ]
-        self.train(was_training)
-        return candidates
+            # image by image
+            counts = [len(boxes) for boxes in proposals]
+            boxes = decode_boxes(codes, torch.cat(proposals)).split(counts)
+            pairs = zip(unit(embeddings).half().split(counts), pooled.half().split(counts), strict=True)
+            images = zip(samples, proposals, scores, boxes, pairs, strict=True)
+            return [
+                self._candidates_of(*image, levels=[level[index : index + 1] for level in levels], masked=masked)
+                for index, image in enumerate(images)
+            ]
 
     def _candidates_of(
         self,
@@ -296,13 +290,13 @@ class FViT(nn.Module):
         embeddings: tuple[Float16[Tensor, "N D"], Float16[Tensor, "N D"]],
         *,
         levels: list[Float[Tensor, "1 C _ _"]],
-        masked: Choice | None,
+        masked: RowChoice | None,
     ) -> Candidates:
-        """The candidates of one image, in its own pixels; masks are of the regressed boxes."""
+        """The candidates of one image, in pixels of the image; masks are relative to the regressed boxes."""
         height, width = sample.image.shape[1:]
-        frame = {"height": height, "width": width}
-        on_image = [boxes_on_image(part, **frame, size=self.size) for part in (proposals, boxes)]
-        clipped = [clip_boxes(part, **frame).cpu() for part in on_image]
+        extent = {"height": height, "width": width}
+        on_image = [boxes_on_image(part, **extent, size=self.size) for part in (proposals, boxes)]
+        clipped = [clip_boxes(part, **extent).cpu() for part in on_image]
         detector, clip = (part.cpu() for part in embeddings)
         candidates = Candidates(sample.id, height, width, clipped[0], scores.cpu(), clipped[1], detector, clip)
         if self.mask_head is None:
@@ -315,8 +309,8 @@ class FViT(nn.Module):
         return replace(candidates, masks=masks)
 
     def _masks(self, levels: list[Float[Tensor, "1 C _ _"]], boxes: Float[Tensor, "N 4"]) -> Tensor:
-        """Probabilities in 255ths, relative to the boxes, a few at a time."""
-        assert self.mask_head is not None, "masks are made by a mask head"
+        """Mask probabilities in 255ths, relative to the boxes, a chunk at a time."""
+        assert self.mask_head is not None, "no mask head"
         parts = [torch.zeros(0, *MASK_SHAPE, dtype=torch.uint8)]
         for chunk in boxes.split(MASK_CHUNK) if len(boxes) else ():
             logits = self.mask_head(pool_levels(levels, [chunk], strides=self.strides, side=MASK_SIDE))
@@ -324,9 +318,8 @@ class FViT(nn.Module):
         return torch.cat(parts)  # (N, 28, 28)
 
     def _targets(self, sample: Sample) -> Targets:
-        """Draw the jitter of an image, and transform the objects that are learned from."""
-        scales = self.jitter if self.training else None
-        jitter = choose_jitter(sample, size=self.size, scales=scales, flip=self.flip and self.training)
+        """Draw the jitter of an image, and transform its base objects and crowds."""
+        jitter = choose_jitter(sample, size=self.size, scales=self.jitter, flip=self.flip, training=self.training)
         segments, device, count = sample.segments, self.text.device, len(self.is_novel)
         if segments is None:
             assert not len(sample.boxes), f"image {sample.id}: has boxes without classes"
@@ -338,18 +331,14 @@ class FViT(nn.Module):
         is_inside = is_inside & segments.is_thing.to(device)
         is_base = torch.cat([~self.is_novel, self.is_novel.new_zeros(1)])[labels]
         is_target, is_crowd = is_inside & is_base, is_inside & (labels == count)
-        masks = None if self.mask_head is None else self._target_masks(sample, is_target, jitter)
+        masks = None
+        if self.mask_head is not None:
+            check_masks(sample)
+            masks = jitter_masks(segments.masks[is_target.cpu()].to(device), jitter, size=self.size)
         return Targets(boxes[is_target], labels[is_target], masks, boxes[is_crowd], jitter)
 
-    def _target_masks(self, sample: Sample, is_target: Bool[Tensor, " N"], jitter: Jitter) -> Bool[Tensor, "M H W"]:
-        """The masks of the objects that are learned from."""
-        check_masks(sample)
-        assert sample.segments is not None, "checked"
-        masks = sample.segments.masks[is_target.cpu()].to(is_target.device)
-        return jitter_masks(masks, jitter, size=self.size)
-
     def _maps(self, samples: list[Sample], targets: list[Targets], *, dense: bool) -> TowerMaps:
-        """The tower's maps of a batch; from the cache where possible, unless the dense map is requested."""
+        """The tower's maps of a batch; from the cache if there is one, unless the dense map is requested."""
         if self.cache is None or dense:
             return self.tower(self._inputs(samples, targets), dense=dense)
         batch = []
@@ -363,20 +352,16 @@ class FViT(nn.Module):
 
     def _inputs(self, samples: list[Sample], targets: list[Targets]) -> Float[Tensor, "B 3 H W"]:
         options = {"size": self.size, "mean": self.mean, "std": self.std, "resize": self.resize}
-        images = [sample.image.to(self.text.device, non_blocking=True) for sample in samples]
-        jitters = [target.jitter for target in targets]
-        return torch.stack(
-            [jitter_image(image, jitter, **options) for image, jitter in zip(images, jitters, strict=True)]
-        )
+        return jittered_inputs(samples, [target.jitter for target in targets], device=self.text.device, **options)
 
     def parameter_groups(self, *, weight_decay: float, ladder: float = 0.7) -> list[dict[str, Any]]:
         """Trained parameters in groups, see `foveate.heads.common.groups.parameter_groups`.
 
         Args:
-            weight_decay: of all tensors, vectors too, as published; the temperature (whose logarithm is learned) and
-                matrices trained in part (`partly`) have none.
-            ladder: learning rate factor from one trained block of the tower to the one before it; the last has this
-                factor itself.
+            weight_decay: of all tensors, vectors too, as published; the temperature and the matrices trained in part
+                (`partly`) have none.
+            ladder: layer-wise decay of the learning rate over the tower's trained blocks, from the last to the first;
+                the last block has this factor.
         """
         undecayed = {id(parameter) for parameter, _ in self.tower.partly} | {id(self.log_scale)}
         blocks = [[*stage.parameters()] for stage in self.tower.trained]
@@ -395,7 +380,7 @@ def _check(clip: Clip, text: Tensor, is_novel: Tensor, *, size: int) -> None:
         raise InputError(f"--size: need a positive multiple of {step}, two patches; got {size}. Try {near}.")
     if text.ndim != 2 or tuple(text.shape) != (len(is_novel) + 1, clip.embed_dim):
         raise InputError(
-            f"text: need ({len(is_novel) + 1}, {clip.embed_dim}), one row a class and one for the background; got "
+            f"text: need ({len(is_novel) + 1}, {clip.embed_dim}), one row per class and one for the background; got "
             f"{tuple(text.shape)}."
         )
     if bool(is_novel.all()):

@@ -1,11 +1,11 @@
-"""Score fusion: what the detector says of a region, and what the frozen tower says of it (Sec. 3.3; F-VLM's eq. 2).
+"""Fusion of the detector's scores and the frozen tower's (Sec. 3.3; F-VLM's eq. 2).
 
-    p = softmax(T cos(box head's embedding, text))     q = softmax(Tv cos(tower's map at the proposal, text))
+    p = softmax(T cos(box head's embedding, text))     q = softmax(Tv cos(dense feature map at the proposal, text))
     score = p^(1 - a) q^a for base classes and background, p^(1 - b) q^b for novel ones; softmax over all K + 1
 
-Then each class suppresses its own overlapping boxes, and the best of all classes are kept. Nothing here needs the
-network: `detect` works on `Candidates`, which are as good from the disk. Deliberately absent: F-VLM's own rule for the
-background (the detector's p, then a division by the sum), which F-ViT does not use.
+Then overlapping boxes are suppressed within each class, and the best of all classes are returned. `Candidates` are
+enough: the network is not needed. F-ViT does not use F-VLM's rule for the background (the detector's p, then a division
+by the sum).
 """
 
 import math
@@ -23,20 +23,22 @@ from foveate.heads.fvit.names import Benchmark
 from foveate.ops.paste import paste_as_rle
 from foveate.types import Detections
 
-FIRST = 4  # the first prefix of the pairs that suppression looks at [times what is to be kept]
+PREFIX_FACTOR = 4  # pairs in the first pass of suppression [times `keep`]
+
+Cosines = tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]]
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """How two scores become one, and which pairs of a box and a class are kept."""
+    """How two scores become one, and which pairs of a box and a class are returned."""
 
-    base: float  # a: the tower's share of a base class's score, in [0, 1]
-    novel: float  # b: of a novel class's
+    base: float  # a: fusion weight of the tower's score of base classes, in [0, 1]
+    novel: float  # b: of novel classes
     temperature: float  # Tv, of the tower's softmax
-    min_score: float  # pairs above it count
+    min_score: float  # only pairs with a higher score are returned
     nms: float  # IoU above which the better of two boxes of a class suppresses the other
-    keep: int  # at most so many of an image
-    detector_temperature: float | None = None  # T, of the detector's softmax; None: what it learned
+    keep: int  # max detections per image
+    detector_temperature: float | None = None  # T, of the detector's softmax; None: the learned one
 
     def __post_init__(self) -> None:
         for name in ("base", "novel", "min_score", "nms"):
@@ -64,7 +66,7 @@ PRESETS: dict[Benchmark, Fusion] = {
 def fuse_scores(
     p: Float[Tensor, "N K1"], q: Float[Tensor, "N K1"], is_base: Bool[Tensor, " K"], *, base: float, novel: float
 ) -> Float[Tensor, "N K1"]:
-    """Take the geometric mean of two probabilities, weighed by kind of class (F-VLM's eq. 2).
+    """Geometric mean of two probabilities, weighted by kind of class (F-VLM's eq. 2).
 
     Args:
         p: the detector's, over K classes and, last, background.
@@ -74,15 +76,15 @@ def fuse_scores(
         novel: for the others.
 
     Returns:
-        In [0, 1]; the rows do not add up to 1.
+        In [0, 1]; the rows do not sum to 1.
     """
-    known = torch.cat([is_base, is_base.new_ones(1)]).to(p.device)  # (K + 1,)
-    weight = torch.where(known, base, novel).to(p.dtype)  # (K + 1,)
+    is_base = torch.cat([is_base, is_base.new_ones(1)]).to(p.device)  # (K + 1,)
+    weight = torch.where(is_base, base, novel).to(p.dtype)  # (K + 1,)
     return p ** (1 - weight) * q**weight
 
 
-def compare(candidates: Candidates, text: Float[Tensor, "K1 D"]) -> tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]]:
-    """Cosines of an image's candidates with the classes and, last, background: of the box head, and of the tower.
+def candidate_cosines(candidates: Candidates, text: Float[Tensor, "K1 D"]) -> Cosines:
+    """Cosines of the box head's and the tower's embeddings with the classes and, last, background.
 
     Raises:
         InputError: text of another width, or an embedding that is not finite.
@@ -90,13 +92,16 @@ def compare(candidates: Candidates, text: Float[Tensor, "K1 D"]) -> tuple[Float[
     if text.shape[1] != candidates.detector.shape[1]:
         raise InputError(
             f"text: need embeddings of {candidates.detector.shape[1]} numbers, as the candidates of image "
-            f"{candidates.id} have; got {text.shape[1]}. Is the text another model's?"
+            f"{candidates.id} have; got {text.shape[1]}. Use the text embeddings of the same model."
         )
-    words = normalize(text.float(), dim=1)  # (K + 1, D)
-    found = [normalize(one.to(words.device).float(), dim=1) @ words.T for one in (candidates.detector, candidates.clip)]
-    if not all(bool(one.isfinite().all()) for one in found):
+    text = normalize(text.float(), dim=1)  # (K + 1, D)
+    detector, clip = (
+        normalize(embeddings.to(text.device).float(), dim=1) @ text.T
+        for embeddings in (candidates.detector, candidates.clip)
+    )
+    if not (bool(detector.isfinite().all()) and bool(clip.isfinite().all())):
         raise InputError(f"image {candidates.id}: need finite embeddings; the candidates or the text hold NaN.")
-    return found[0], found[1]
+    return detector, clip
 
 
 def detect(
@@ -108,118 +113,110 @@ def detect(
     *,
     masks: bool = True,
 ) -> Detections:
-    """Ask an image's candidates for classes.
+    """Detect the classes of a vocabulary among an image's candidates.
 
     Args:
         candidates: of one image.
-        text: an embedding a class, and, last, that of background.
+        text: one embedding per class, and, last, that of background.
         is_base: which classes the detector was trained on; all False: every class is novel.
-        detector_scale: T, the detector's learned temperature, where `fusion` does not fix it.
-        fusion: how scores are made and which are kept.
-        masks: draw the masks of what is kept, where the candidates have them.
+        detector_scale: T, the detector's learned temperature, unless `fusion` fixes it.
+        fusion: how scores are fused and filtered.
+        masks: paste the masks into the image, if the candidates have them.
 
     Returns:
         At most `fusion.keep`, best first; of equal scores the better proposal's, then the earlier class's. Boxes
-        without area are none.
+        without area are ignored.
 
     Raises:
-        InputError: text that does not fit, or numbers that are not finite.
+        InputError: text that does not fit, or embeddings that are not finite.
     """
     if len(is_base) != len(text) - 1:
         raise InputError(f"text: need {len(is_base)} classes and background; got {len(text)} embeddings.")
-    return detect_from(
-        candidates, compare(candidates, text), is_base, detector_scale=detector_scale, fusion=fusion, masks=masks
+    return detect_from_cosines(
+        candidates, candidate_cosines(candidates, text), is_base, detector_scale, fusion, masks=masks
     )
 
 
-def rows_of(
+def detected_rows(
     candidates: Candidates,
     text: Float[Tensor, "K1 D"],
     is_base: Bool[Tensor, " K"],
     detector_scale: float,
     fusion: Fusion,
 ) -> Int64[Tensor, " M"]:
-    """Which candidates `detect` will keep, for whatever class: those whose masks are worth making."""
-    cosines = compare(candidates, text)
-    rows, _ = _choose(candidates, _fused(cosines, is_base, detector_scale=detector_scale, fusion=fusion), fusion)
+    """The candidates that `detect` will return for any class: those that need masks."""
+    rows, _, _ = _choose(candidates, candidate_cosines(candidates, text), is_base, detector_scale, fusion)
     return rows.unique()
 
 
-def detect_from(
+def detect_from_cosines(
     candidates: Candidates,
-    cosines: tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]],
+    cosines: Cosines,
     is_base: Bool[Tensor, " K"],
-    *,
     detector_scale: float,
     fusion: Fusion,
+    *,
     masks: bool,
 ) -> Detections:
-    """The part of `detect` that depends on the fusion; `compare` made the cosines."""
+    """`detect` with the result of `candidate_cosines`, for several fusions."""
     boxes = candidates.boxes.cpu()
-    scores = _fused(cosines, is_base, detector_scale=detector_scale, fusion=fusion)
-    rows, labels = _choose(candidates, scores, fusion)
-    drawn = None
+    rows, labels, scores = _choose(candidates, cosines, is_base, detector_scale, fusion)
+    encoded = None
     if masks and candidates.masks is not None:
-        unique, place = rows.unique(return_inverse=True)  # a proposal has one mask, whatever its classes
+        unique, index = rows.unique(return_inverse=True)  # a proposal has one mask for all its classes
         size = {"height": candidates.height, "width": candidates.width}
         pasted = paste_as_rle(candidates.masks[unique], boxes[unique], **size)
-        drawn = tuple(pasted[one] for one in place.tolist())
-    return Detections(boxes[rows], scores[rows, labels], labels, drawn)
-
-
-def _fused(
-    cosines: tuple[Float[Tensor, "N K1"], Float[Tensor, "N K1"]],
-    is_base: Bool[Tensor, " K"],
-    *,
-    detector_scale: float,
-    fusion: Fusion,
-) -> Float[Tensor, "N K"]:
-    """The fused scores, background left out."""
-    scale = detector_scale if fusion.detector_temperature is None else fusion.detector_temperature
-    p, q = (scale * cosines[0]).softmax(dim=1), (fusion.temperature * cosines[1]).softmax(dim=1)
-    return fuse_scores(p, q, is_base, base=fusion.base, novel=fusion.novel)[:, :-1].cpu()
+        encoded = tuple(pasted[position] for position in index.tolist())
+    return Detections(boxes[rows], scores, labels, encoded)
 
 
 def _choose(
-    candidates: Candidates, scores: Float[Tensor, "N K"], fusion: Fusion
-) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
-    """Rows and classes of what is kept; boxes without area are not."""
+    candidates: Candidates,
+    cosines: Cosines,
+    is_base: Bool[Tensor, " K"],
+    detector_scale: float,
+    fusion: Fusion,
+) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"], Float[Tensor, " M"]]:
+    """Rows, classes and fused scores of the detections."""
+    scale = detector_scale if fusion.detector_temperature is None else fusion.detector_temperature
+    p, q = (scale * cosines[0]).softmax(dim=1), (fusion.temperature * cosines[1]).softmax(dim=1)
+    scores = fuse_scores(p, q, is_base, base=fusion.base, novel=fusion.novel)[:, :-1].cpu()  # (N, K)
     boxes = candidates.boxes.cpu()
     has_area = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)  # (N,)
     scores = torch.where(has_area[:, None], scores, -1.0)  # a fused score is never below 0
-    return keep_best(boxes, scores, min_score=fusion.min_score, overlap=fusion.nms, keep=fusion.keep)
+    rows, labels = keep_best(boxes, scores, min_score=fusion.min_score, overlap=fusion.nms, keep=fusion.keep)
+    return rows, labels, scores[rows, labels]
 
 
 def keep_best(
     boxes: Float[Tensor, "N 4"], scores: Float[Tensor, "N K"], *, min_score: float, overlap: float, keep: int
 ) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
-    """Suppress overlapping boxes within each class, and keep the best pairs of a box and a class.
+    """Suppress overlapping boxes within each class, and return the best pairs of a box and a class.
 
-    Greedy suppression of a sorted list decides about a pair by those before it alone. So the pairs are looked at from
-    the best on, and only until enough of them survive: exact, and of a million pairs mostly a thousand suffice. Classes
-    are kept apart by moving each to a place of its own, in float64: float32 would lose half a pixel at 1,203 classes.
+    Greedy suppression decides about a pair by the better pairs alone. So only the best pairs are sorted and suppressed,
+    and more of them if too few survive: exact, and a thousand of a million pairs mostly suffice.
 
     Args:
         boxes: xyxy, pixels, the same for every class.
         scores: of each class.
-        min_score: pairs above it count.
-        overlap: IoU above which the later of two boxes of a class is left out.
-        keep: how many.
+        min_score: only pairs with a higher score are returned.
+        overlap: IoU above which the later of two boxes of a class is suppressed.
+        keep: max pairs.
 
     Returns:
         The rows of the boxes, and the classes: best first; of equal scores the earlier row, then the earlier class.
     """
     flat = scores.flatten()  # (N * K,)
-    counting = int((flat > min_score).sum())
-    size = min(counting, FIRST * keep)
+    total = int((flat > min_score).sum())
+    size = min(total, PREFIX_FACTOR * keep)
     while True:
         pairs = _best_pairs(flat, size)
         rows, labels = pairs // max(1, scores.shape[1]), pairs % max(1, scores.shape[1])
-        places = separate(boxes[rows], labels)
-        kept = nms(places, flat[pairs].double(), overlap)[:keep]  # sorts again, stably: no change
-        if len(kept) == keep or size == counting:
-            return rows[kept], labels[kept]
-        size = min(counting, 4 * size)
+        shifted = shift_classes(boxes[rows], labels)
+        index = nms(shifted, flat[pairs].double(), overlap)[:keep]  # sorts again, stably: no change
+        if len(index) == keep or size == total:
+            return rows[index], labels[index]
+        size = min(total, 4 * size)
 
 
 def _best_pairs(flat: Float[Tensor, " P"], size: int) -> Int64[Tensor, " size"]:
@@ -227,14 +224,17 @@ def _best_pairs(flat: Float[Tensor, " P"], size: int) -> Int64[Tensor, " size"]:
     if not size:
         return torch.zeros(0, dtype=torch.int64)
     least = flat.topk(size, sorted=False).values.min()
-    chosen = (flat >= least).nonzero()[:, 0]  # in order; more than requested where scores are equal
+    chosen = (flat >= least).nonzero()[:, 0]  # in order; more than `size` if scores are equal
     return chosen[flat[chosen].argsort(descending=True, stable=True)][:size]
 
 
-def separate(boxes: Float[Tensor, "M 4"], labels: Int64[Tensor, " M"]) -> Float[Tensor, "M 4"]:
-    """Move the boxes of each class to a place of its own, in float64, by multiples of a power of two: whole pixels and
-    their halves, quarters ... stay exact."""
+def shift_classes(boxes: Float[Tensor, "M 4"], labels: Int64[Tensor, " M"]) -> Float[Tensor, "M 4"]:
+    """Shift the boxes of each class so that boxes of different classes do not overlap.
+
+    In float64 and by multiples of a power of two, so that whole pixels and their halves, quarters ... stay exact;
+    float32 would lose half a pixel at 1,203 classes.
+    """
     if not len(boxes):
         return boxes.double()
-    apart = 2.0 ** math.frexp(float(boxes.abs().max()))[1]  # more than any coordinate
-    return boxes.double() + (labels.double() * 2 * apart)[:, None]
+    step = 2.0 ** math.frexp(float(boxes.abs().max()))[1]  # more than any coordinate
+    return boxes.double() + (labels.double() * 2 * step)[:, None]

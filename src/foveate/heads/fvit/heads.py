@@ -1,12 +1,11 @@
-"""What is said of a proposal: an embedding to compare with texts, a better box, a mask; and their losses (A.3).
+"""F-ViT's second stage: embedding, box and mask of a proposal, and their losses (A.3).
 
-    RoIAlign 7 -> 4 convs with BatchNorm -> 2 shared layers of D -> class layer: embedding | box layer -> 4 numbers
+    RoIAlign 7 -> 4 convs with BatchNorm -> 2 shared layers of D -> class layer: embedding | box layer -> 4 codes
     RoIAlign 14 -> 4 convs, with BatchNorm in the published detectors of OV-LVIS -> up 2x -> 28 x 28
 
-Box and mask know no class. The embedding ends with a ReLU, as in the published detectors. The classes are texts: logits
-are cosines times a learned temperature; the last text is "background". Columns of classes that must not be learned from
-are -inf in training. Assignment is mmdet's, as in the first stage; sampling and box codes are torchvision's.
-Deliberately absent: a mask head with BatchNorm in a process without positives (`foveate.heads.fvit.detector`).
+Box and mask are class-agnostic. The embedding ends with a ReLU, as in the published detectors. Logits are cosines with
+text embeddings times a learned temperature; the last text is "background". Columns of novel classes are -inf in
+training. Assignment is mmdet's, as in the first stage; sampling and box codes are torchvision's.
 """
 
 from itertools import pairwise
@@ -23,7 +22,9 @@ from foveate.heads.fvit.match import BACKGROUND, match_boxes
 
 BOX_SIDE, MASK_SIDE, MASK_OUT = 7, 14, 28
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-SHORTEST = 1e-6  # embeddings below this length are no direction
+ROI_IOU = 0.5  # least IoU of a positive proposal with its object
+POSITIVE_FRACTION = 0.25  # of the drawn proposals, at most
+MIN_LENGTH = 1e-6  # embeddings below this length have no direction
 
 
 class BoxHead(nn.Module):
@@ -36,12 +37,11 @@ class BoxHead(nn.Module):
             channels: of the pyramid.
             width: of the convolutions.
             embed_dim: D, also of the shared layers.
-            relu_embedding: end the class layer with a ReLU, as the published detectors do; without it an embedding
-                can point anywhere, as text embeddings do.
+            relu_embedding: end the class layer with a ReLU, as the published detectors do. Text embeddings have
+                negative components.
         """
         super().__init__()
-        sizes = (channels, *(width,) * 4)
-        self.convs = nn.Sequential(*(Conv2dNormActivation(a, b) for a, b in pairwise(sizes)))
+        self.convs = nn.Sequential(*(Conv2dNormActivation(a, b) for a, b in pairwise((channels, *(width,) * 4))))
         self.shared = nn.Sequential(
             nn.Flatten(),
             nn.Linear(width * BOX_SIDE**2, embed_dim),
@@ -53,9 +53,7 @@ class BoxHead(nn.Module):
         self.relu_embedding = relu_embedding
         codes = nn.Linear(embed_dim, 4)
         self.box = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), codes)
-        for module in self.convs.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _init_convolutions(self.convs)
         nn.init.normal_(codes.weight, std=0.001)
         nn.init.zeros_(codes.bias)
 
@@ -68,7 +66,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Pooled features to a mask of whatever the box holds."""
+    """Pooled features to a class-agnostic mask."""
 
     def __init__(self, channels: int, *, width: int, norm: bool = False) -> None:
         """Make the layers.
@@ -83,32 +81,34 @@ class MaskHead(nn.Module):
         self.convs = nn.Sequential(*(Conv2dNormActivation(a, b, norm_layer=layer) for a, b in pairwise(sizes)))
         self.up = nn.Sequential(nn.ConvTranspose2d(width, width, 2, 2), nn.ReLU())
         self.out = nn.Conv2d(width, 1, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module is not self.out:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _init_convolutions(self.convs)
+        _init_convolutions(self.up)
 
     def forward(self, pooled: Float[Tensor, "R C 14 14"]) -> Float[Tensor, "R 28 28"]:
         """Logits."""
         return self.out(self.up(self.convs(pooled)))[:, 0].float()
 
 
-class RoiSampler:
-    """Which proposals per image's second stage learns from, and what they are."""
+def _init_convolutions(layers: nn.Module) -> None:
+    for module in layers.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def __init__(
-        self, *, samples: int = 512, positive_share: float = 0.25, iou: float = 0.5, match_low_quality: bool = False
-    ) -> None:
+
+class RoiSampler:
+    """Draws the proposals of an image that the second stage learns from, and assigns their targets."""
+
+    def __init__(self, *, samples: int = 512, match_low_quality: bool = False) -> None:
         """Set the hyperparameters.
 
         Args:
             samples: proposals per image.
-            positive_share: of them, at most.
-            iou: with an object from which on a proposal is one.
-            match_low_quality: let each object have its best proposal (of at least `iou`), even one that overlaps
+            match_low_quality: let each object have its best proposal (of at least `ROI_IOU`), even one that overlaps
                 another object more; published for OV-LVIS.
         """
-        self.matching = {"positive": iou, "negative": iou, "best_from": iou if match_low_quality else None}
-        self.sample = BalancedPositiveNegativeSampler(samples, positive_share)
+        best_from = ROI_IOU if match_low_quality else None
+        self.matching = {"positive": ROI_IOU, "negative": ROI_IOU, "best_from": best_from}
+        self.sample = BalancedPositiveNegativeSampler(samples, POSITIVE_FRACTION)
 
     def __call__(
         self,
@@ -123,45 +123,42 @@ class RoiSampler:
 
         Args:
             proposals: xyxy, pixels of the input, not empty.
-            boxes: of the objects; likewise.
+            boxes: of the objects; likewise, may be empty.
             labels: of the objects.
             crowds: xyxy; background mostly inside one of these is not drawn.
-            background: label of what is no object.
+            background: its label.
 
         Returns:
-            The boxes drawn, their labels, and the object each one is (0 for background).
+            The boxes drawn, their labels, and the index of their object (0 for background).
         """
+        # match: objects are candidates too, each matched with itself
         all_boxes = torch.cat([boxes, proposals])  # (N + P, 4)
-        own = torch.arange(len(boxes), device=boxes.device)  # (N,), an object stands for itself
-        found = own.new_full((len(proposals),), BACKGROUND)
+        matched = torch.full((len(proposals),), BACKGROUND, device=boxes.device)
         if len(boxes):
-            found = match_boxes(box_iou(boxes, proposals), **self.matching)  # (P,)
-        matched = torch.cat([own, found])  # (N + P,)
+            matched = match_boxes(box_iou(boxes, proposals), **self.matching)  # (P,)
+        matched = torch.cat([torch.arange(len(boxes), device=boxes.device), matched])  # (N + P,)
+
+        # draw
         kinds = ignore_crowds((matched >= 0).long(), all_boxes, crowds)
         positive, negative = self.sample([kinds])
         drawn = torch.cat([positive[0].nonzero()[:, 0], negative[0].nonzero()[:, 0]])  # (S,)
-        of = matched[drawn]
-        known = torch.cat([labels, labels.new_full((1,), background)])  # (N + 1,), the last for those of -1
-        place = torch.where(of >= 0, of, len(labels))
-        return all_boxes[drawn], known[place], of.clamp(min=0)
+
+        # targets
+        index = matched[drawn]  # (S,)
+        all_labels = torch.cat([labels, labels.new_full((1,), background)])  # (N + 1,), the last for background
+        return all_boxes[drawn], all_labels[torch.where(index >= 0, index, len(labels))], index.clamp(min=0)
 
 
 def unit(embeddings: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
-    """Bring embeddings to length 1; one without direction stays zero, and has a gradient of zero."""
+    """L2-normalise embeddings; one of length zero stays zero, with a gradient of zero."""
     length = embeddings.float().norm(dim=1, keepdim=True)  # (R, 1)
-    return torch.where(length > SHORTEST, embeddings.float() / length.clamp(min=SHORTEST), 0.0)
+    return torch.where(length > MIN_LENGTH, embeddings.float() / length.clamp(min=MIN_LENGTH), 0.0)
 
 
 def class_logits(
     embeddings: Float[Tensor, "R D"], text: Float[Tensor, "V D"], *, scale: Float[Tensor, ""]
 ) -> Float[Tensor, "R V"]:
-    """Cosines with the texts, times the temperature, in float32.
-
-    Args:
-        embeddings: of any length.
-        text: of length 1, the background's last.
-        scale: T.
-    """
+    """Cosines with the text embeddings (L2-normalised, background last) times the temperature, in float32."""
     with torch.autocast(embeddings.device.type, enabled=False):
         return scale.float() * (unit(embeddings) @ text.float().T)
 
@@ -178,8 +175,8 @@ def class_loss(
     Args:
         logits: V = K + 1 columns.
         labels: K is background; never a novel class.
-        is_novel: columns that take no part.
-        background_weight: of proposals that are background; the others have 1.
+        is_novel: classes that are masked out.
+        background_weight: of background proposals; the others have 1.
     """
     hidden = F.pad(is_novel, (0, 1), value=False)  # (V,)
     losses = F.cross_entropy(logits.masked_fill(hidden, -torch.inf), labels, reduction="none")  # (R,)
@@ -193,35 +190,28 @@ def box_loss(
     targets: Float[Tensor, "R 4"],
     is_object: Bool[Tensor, " R"],
 ) -> Float[Tensor, ""]:
-    """L1 of the box codes of objects, over the number of all proposals.
-
-    Args:
-        codes: predicted.
-        rois: xyxy, where they start from.
-        targets: xyxy of the object of each.
-        is_object: the others say nothing.
-    """
-    wanted = BoxCoder(BOX_WEIGHTS).encode_single(targets[is_object], rois[is_object])
-    return F.l1_loss(codes[is_object], wanted, reduction="sum") / max(len(codes), 1)
+    """L1 of the box codes of objects, over the number of all proposals; boxes are xyxy."""
+    expected = BoxCoder(BOX_WEIGHTS).encode_single(targets[is_object], rois[is_object])
+    return F.l1_loss(codes[is_object], expected, reduction="sum") / max(len(codes), 1)
 
 
 def mask_targets(
-    masks: Bool[Tensor, "N H W"], rois: Float[Tensor, "R 4"], which: Int64[Tensor, " R"]
+    masks: Bool[Tensor, "N H W"], rois: Float[Tensor, "R 4"], index: Int64[Tensor, " R"]
 ) -> Bool[Tensor, "R 28 28"]:
-    """Cut each proposal's part out of its object's mask.
+    """Crop each proposal from the mask of its object.
 
     Args:
         masks: of the input.
         rois: xyxy, pixels of the input.
-        which: the mask of each.
+        index: the mask of each.
     """
-    used, place = which.unique(return_inverse=True)
-    numbered = torch.cat([place[:, None].to(rois.dtype), rois], dim=1)  # (R, 5)
+    used, position = index.unique(return_inverse=True)
+    numbered = torch.cat([position[:, None].to(rois.dtype), rois], dim=1)  # (R, 5)
     with torch.autocast(rois.device.type, enabled=False):
-        cut = roi_align(masks[used][:, None].float(), numbered, MASK_OUT, 1.0, sampling_ratio=-1, aligned=True)
-    return cut[:, 0] >= 0.5
+        crops = roi_align(masks[used][:, None].float(), numbered, MASK_OUT, 1.0, sampling_ratio=-1, aligned=True)
+    return crops[:, 0] >= 0.5
 
 
 def decode_boxes(codes: Float[Tensor, "R 4"], rois: Float[Tensor, "R 4"]) -> Float[Tensor, "R 4"]:
-    """The inverse of what `box_loss` encodes: xyxy, pixels of the input."""
+    """The inverse of the encoding of `box_loss`: xyxy, pixels of the input."""
     return BoxCoder(BOX_WEIGHTS).decode_single(codes, rois)

@@ -1,6 +1,6 @@
 """A trained detector as a folder (Sec. 3.3): see `foveate.heads.common.product`.
 
-FOLDER/detector.safetensors   the pyramid, both stages, the temperature, the texts; trained blocks of the tower
+FOLDER/detector.safetensors   pyramid, both stages, temperature, text embeddings; trained blocks of the tower
        detector.json          the tower's name and digest, the network, base and novel classes
 """
 
@@ -12,7 +12,6 @@ import torch
 
 from foveate.errors import InputError
 from foveate.heads.common.product import (
-    CLIP_FOLDER,
     HeadKind,
     load_base,
     load_weights,
@@ -27,10 +26,10 @@ DETECTOR = HeadKind(
     "detector",
     format=2,
     command="train-fvit",
-    older="its network was another than the published one: no ReLU after the class embedding, CLIP's colour "
-    "statistics, bicubic resizing, and other RoI levels at patches of 14",
+    older="its network differs from the published one: no ReLU after the class embedding, CLIP's mean and deviation, "
+    "bicubic resizing, and other RoI levels at patches of 14",
 )
-TOWER = "tower."  # prefix of the CLIP's names in a detector
+TOWER = "tower."  # prefix of the CLIP's names in the state
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,15 @@ class About:
 
     model: str  # the CLIP's name
     pretrained: str | None
-    tower: str  # digest of the image tower that was trained on
+    tower: str  # digest of the image tower before training
     network: Network
     base: tuple[str, ...]
     novel: tuple[str, ...]
     left_out: tuple[str, ...]
     templates: str
-    benchmark: str  # whose score fusion is the default
+    benchmark: str  # default fusion of scores
     training: dict[str, Any]  # data, steps, seed ...; for people
-    has_clip: bool = False  # the CLIP is in the folder, in `CLIP_FOLDER`; else it is found by its name
+    has_clip: bool = False  # the CLIP is in the folder, in `CLIP_FOLDER`
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,11 +60,7 @@ def save_detector(detector: FViT, folder: Path, about: About) -> None:
 
 
 def read_about(folder: Path) -> About:
-    """Read the description of a detector.
-
-    Raises:
-        InputError: there is no detector in it, or its description is damaged or of another version.
-    """
+    """Read the description of a detector; see `read_description`."""
     return read_description(folder, DETECTOR, About)
 
 
@@ -76,7 +71,7 @@ def load_detector(
 
     Args:
         folder: of `save_detector`.
-        clip: name or path of that CLIP; None: the one in the folder itself, or as in training.
+        clip: name or path of that CLIP; None: as in the description.
         device: of the detector.
 
     Returns:
@@ -86,12 +81,13 @@ def load_detector(
         InputError: no detector, damaged weights, or another tower than it was trained on.
     """
     about = read_about(folder)
-    model = str(folder / CLIP_FOLDER) if about.has_clip else about.model
-    tower = load_base(model, pretrained=about.pretrained, digest=about.tower, clip=clip, device=device, kind=DETECTOR)
+    tower = load_base(about, folder, clip=clip, device=device, kind=DETECTOR)
     state = read_weights(folder, DETECTOR)
     missing = [name for name in ("text", "is_novel") if name not in state]
     if missing:
-        raise InputError(f"{folder / DETECTOR.name}.safetensors: need a detector's weights; {missing[0]} is not there.")
+        raise InputError(
+            f"{folder / DETECTOR.name}.safetensors: need a detector's weights; {missing[0]} not found. Train it again."
+        )
     detector = FViT(tower, about.network, text=state["text"], is_novel=state["is_novel"], jitter=None, flip=False)
     load_weights(detector, state, frozen=TOWER, folder=folder, kind=DETECTOR)
     return detector.eval(), about

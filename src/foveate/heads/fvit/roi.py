@@ -1,7 +1,7 @@
-"""From the pyramid to one small map per box: RoIAlign on the level that fits the box's size (A.3).
+"""RoIAlign on the pyramid level that fits the box's size (A.3).
 
-torchvision's MultiScaleRoIAlign guesses each level's scale from sizes as a power of two, which is wrong for patches of
-14 pixels; here the strides are told. Deliberately absent: the coarsest level, on which only anchors live.
+torchvision's MultiScaleRoIAlign estimates each level's scale as a power of two, which is wrong for patches of 14
+pixels; here the strides are given. The coarsest level has anchors only.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,14 @@ POOLED_LEVELS = 4  # P/4 .. 2P
 FINEST_BOX = 56.0  # boxes below twice this side are pooled from the finest level [pixels of the input]
 
 
-def choose_levels(boxes: Float[Tensor, "R 4"], *, finest: float) -> Int64[Tensor, " R"]:
-    """Say which level each box is pooled from: FPN's rule as the published detectors have it.
+def choose_levels(boxes: Float[Tensor, "R 4"]) -> Int64[Tensor, " R"]:
+    """The level each box is pooled from, by FPN's rule as in the published detectors.
 
     Args:
         boxes: xyxy, pixels of the input.
-        finest: stride of the finest level [pixels]; the rule is one of pixels, the same for strides of 3.5 and 4.
 
     Returns:
-        floor(log2(sqrt(area) / 56)), at least 0 and at most 3; 0 for an empty box.
+        floor(log2(sqrt(area) / 56)), in 0 to 3; 0 for an empty box. The same for strides of 3.5 and 4.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()  # (R,)
     ratio = (sides / FINEST_BOX).clamp(min=1.0)
@@ -37,7 +36,7 @@ def pool_levels(
     strides: Sequence[float],
     side: int,
 ) -> Float[Tensor, "R C S S"]:
-    """Cut boxes out of the pyramid, bilinearly and in float32, whatever the arithmetic around.
+    """Pool boxes from the pyramid, bilinearly and in float32 even under autocast.
 
     Args:
         levels: at least the four finest.
@@ -46,19 +45,17 @@ def pool_levels(
         side: of the result, S.
 
     Returns:
-        One map per box, image by image, in the order given; R may be 0.
+        One map per box, image by image; R may be 0.
     """
     packed = torch.cat(boxes)  # (R, 4)
-    counts = torch.tensor([len(one) for one in boxes])
+    counts = torch.tensor([len(part) for part in boxes])
     image = torch.repeat_interleave(torch.arange(len(boxes)), counts).to(packed.device)  # (R,)
     rois = torch.cat([image[:, None].to(packed.dtype), packed], dim=1)  # (R, 5)
-    chosen = choose_levels(packed, finest=strides[0])
+    chosen = choose_levels(packed)
     pooled = levels[0].new_zeros((len(packed), levels[0].shape[1], side, side), dtype=torch.float32)
     with torch.autocast(packed.device.type, enabled=False):
-        for place in range(POOLED_LEVELS):
-            mine = (chosen == place).nonzero()[:, 0]
-            cut = roi_align(
-                levels[place].float(), rois[mine], side, 1 / strides[place], sampling_ratio=-1, aligned=True
-            )
-            pooled = pooled.index_copy(0, mine, cut)
+        for level, stride, index in zip(levels, strides, range(POOLED_LEVELS), strict=False):
+            rows = (chosen == index).nonzero()[:, 0]
+            part = roi_align(level.float(), rois[rows], side, 1 / stride, sampling_ratio=-1, aligned=True)
+            pooled = pooled.index_copy(0, rows, part)
     return pooled

@@ -1,9 +1,8 @@
-"""The detector's first stage: proposals of no class from all five levels (A.3).
+"""F-ViT's first stage: class-agnostic proposals from all five levels (A.3).
 
 torchvision's region proposal network with two convolutions (with BatchNorm in the published detectors of OV-LVIS) and
-anchors that are not rounded; its anchors are assigned and its boxes learned as mmdet does it. What it learns from is
-the caller's matter: the boxes of base classes. Suppression is level by level, as torchvision's and the paper's are.
-Deliberately absent: what `foveate.heads.proposals` has of its own: a pyramid, files of proposals.
+unrounded anchors. Assignment and box regression are mmdet's; suppression is level by level, as in torchvision and the
+paper. The caller passes the boxes of base classes.
 """
 
 from collections.abc import Sequence
@@ -19,9 +18,13 @@ from foveate.heads.common.rpn import NOT_SAMPLED, AnchorPredictions, ignore_crow
 from foveate.heads.fvit.anchors import Anchors
 from foveate.heads.fvit.match import BACKGROUND, match_boxes
 
+MATCHING = {"negative": 0.3, "best_from": 0.3}  # see `match_boxes`
+PRE_NMS = 2000  # best boxes of each level before suppression
+MAX_IOU = 0.7  # of two proposals of a level
+
 
 class Rpn(nn.Module):
-    """Objectness and boxes of anchors, their loss, and the proposals they make."""
+    """Objectness and boxes of anchors, their losses, and proposals."""
 
     def __init__(
         self,
@@ -31,10 +34,6 @@ class Rpn(nn.Module):
         norm: bool = False,
         samples: int = 256,
         positive_iou: float = 0.7,
-        negative_iou: float = 0.3,
-        best_iou: float = 0.3,
-        pre_nms: int = 2000,
-        nms: float = 0.7,
         keep: int = 1000,
     ) -> None:
         """Make the layers.
@@ -43,92 +42,92 @@ class Rpn(nn.Module):
             strides: of the levels [pixels].
             channels: of the levels.
             norm: BatchNorm after each convolution, which then has no bias; published for OV-LVIS.
-            samples: anchors per image that the loss looks at, at most half of them positive.
-            positive_iou: anchors that overlap an object by as much are positive.
-            negative_iou: anchors that overlap every object by less are negative.
-            best_iou: each object's best anchor is positive too, where it overlaps the object by as much.
-            pre_nms: best boxes of each level before suppression.
-            nms: of two boxes of a level that overlap by more, the one with the lower score goes.
+            samples: anchors per image in the losses, at most half of them positive.
+            positive_iou: see `match_boxes`.
             keep: proposals per image.
         """
         super().__init__()
         anchors = Anchors(strides)
-        self.matching = {"positive": positive_iou, "negative": negative_iou, "best_from": best_iou}
+        self.positive_iou = positive_iou
         self.network = RegionProposalNetwork(
             anchors,
             _head(channels, anchors.num_anchors_per_location()[0], norm=norm),
             positive_iou,
-            negative_iou,
+            MATCHING["negative"],
             samples,
             0.5,
-            {"training": pre_nms, "testing": pre_nms},
+            {"training": PRE_NMS, "testing": PRE_NMS},
             {"training": keep, "testing": keep},
-            nms,
+            MAX_IOU,
         )
 
     def forward(self, levels: list[Float[Tensor, "B C _ _"]]) -> AnchorPredictions:
         """Predict objectness and boxes of every anchor."""
-        return predict_anchors(self.network, levels, inputs=levels[0])  # our anchors do not ask for the input's size
+        return predict_anchors(self.network, levels, inputs=levels[0])  # `Anchors` does not use the input's size
 
     def losses(
-        self, found: AnchorPredictions, objects: list[Float[Tensor, "_ 4"]], crowds: list[Float[Tensor, "_ 4"]]
+        self, predictions: AnchorPredictions, objects: list[Float[Tensor, "_ 4"]], crowds: list[Float[Tensor, "_ 4"]]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The losses of objectness (binary cross-entropy) and box (L1), each the mean over the batch's sampled anchors.
+        """The losses of objectness (binary cross-entropy) and box (L1), means over the batch's sampled anchors.
 
         Args:
-            found: of `forward`.
+            predictions: of `forward`.
             objects: xyxy, pixels of the input; one tensor per image.
             crowds: likewise; background mostly inside one of these is not sampled.
         """
-        targets = zip(found.anchors, objects, crowds, strict=True)
-        labels, matched = (list(part) for part in zip(*(self._assign(*one) for one in targets), strict=True))
-        chosen = [torch.cat(one).nonzero()[:, 0] for one in self.network.fg_bg_sampler(labels)]
-        positive, sampled = chosen[0], torch.cat(chosen)  # (S+,), (S,)
-        codes = torch.cat(list(self.network.box_coder.encode(matched, found.anchors)))  # (R, 4)
-        box = F.l1_loss(found.deltas[positive], codes[positive], reduction="sum") / sampled.numel()
-        known = torch.cat(labels)[sampled]
-        return F.binary_cross_entropy_with_logits(found.objectness[sampled, 0], known), box
+        # assign and sample anchors
+        images = zip(predictions.anchors, objects, crowds, strict=True)
+        labels, matched = (list(part) for part in zip(*(self._assign(*image) for image in images), strict=True))
+        positive, negative = (torch.cat(part).nonzero()[:, 0] for part in self.network.fg_bg_sampler(labels))
+        sampled = torch.cat([positive, negative])  # (S,)
+
+        # losses
+        codes = torch.cat(list(self.network.box_coder.encode(matched, predictions.anchors)))  # (R, 4)
+        box = F.l1_loss(predictions.deltas[positive], codes[positive], reduction="sum") / sampled.numel()
+        is_object = torch.cat(labels)[sampled]
+        return F.binary_cross_entropy_with_logits(predictions.objectness[sampled, 0], is_object), box
 
     def _assign(
         self, anchors: Float[Tensor, "A 4"], objects: Float[Tensor, "N 4"], crowds: Float[Tensor, "M 4"]
     ) -> tuple[Float[Tensor, " A"], Float[Tensor, "A 4"]]:
-        """Labels of an image's anchors, below 0 for those not to be sampled, and the object of each."""
+        """Labels of an image's anchors, below 0 if not to be sampled, and the object of each."""
         if not len(objects):
             labels, matched = anchors.new_zeros(len(anchors)), torch.zeros_like(anchors)
         else:
-            places = match_boxes(box_iou(objects, anchors), **self.matching)  # (A,)
-            labels = torch.where(places >= 0, 1.0, torch.where(places == BACKGROUND, 0.0, float(NOT_SAMPLED)))
-            matched = objects[places.clamp(min=0)]
+            index = match_boxes(box_iou(objects, anchors), positive=self.positive_iou, **MATCHING)  # (A,)
+            labels = torch.where(index >= 0, 1.0, torch.where(index == BACKGROUND, 0.0, float(NOT_SAMPLED)))
+            matched = objects[index.clamp(min=0)]
         return ignore_crowds(labels, anchors, crowds), matched
 
     @torch.no_grad()
     def propose(
-        self, found: AnchorPredictions, fitted: list[tuple[int, int]]
+        self, predictions: AnchorPredictions, fitted: list[tuple[int, int]]
     ) -> tuple[list[Float[Tensor, "_ 4"]], list[Float[Tensor, " _"]]]:
-        """The best boxes of each image; where there is none, the whole image with score 0.
+        """The best boxes of each image; the whole image with score 0 if there are none.
 
         Args:
-            found: of `forward`.
-            fitted: (height, width) of what each input holds of its image [pixels]; boxes are cut to it.
+            predictions: of `forward`.
+            fitted: (height, width) of the image in each input [pixels]; boxes are clipped to it.
 
         Returns:
             Boxes and their scores in [0, 1], highest first.
         """
-        boxes = self.network.box_coder.decode(found.deltas.detach(), found.anchors).view(len(fitted), -1, 4)
-        found_boxes, scores = self.network.filter_proposals(boxes, found.objectness, fitted, found.counts)
-        for place, (height, width) in enumerate(fitted):
-            if not len(found_boxes[place]):
-                found_boxes[place] = boxes.new_tensor([[0.0, 0.0, width, height]])
-                scores[place] = boxes.new_zeros(1)
-        return found_boxes, scores
+        deltas, anchors = predictions.deltas.detach(), predictions.anchors
+        boxes = self.network.box_coder.decode(deltas, anchors).view(len(fitted), -1, 4)  # (B, A, 4)
+        proposals, scores = self.network.filter_proposals(boxes, predictions.objectness, fitted, predictions.counts)
+        for index, (height, width) in enumerate(fitted):
+            if not len(proposals[index]):
+                proposals[index] = boxes.new_tensor([[0.0, 0.0, width, height]])
+                scores[index] = boxes.new_zeros(1)
+        return proposals, scores
 
 
 def _head(channels: int, anchors: int, *, norm: bool) -> RPNHead:
-    """torchvision's layers, or the same with BatchNorm."""
+    """torchvision's layers, with BatchNorm if `norm`."""
     head = RPNHead(channels, anchors, conv_depth=2)
     if norm:
         head.conv = nn.Sequential(*(Conv2dNormActivation(channels, channels) for _ in range(2)))
         for module in head.conv.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)  # as RPNHead's own
+                nn.init.normal_(module.weight, std=0.01)  # as in RPNHead
     return head

@@ -1,1 +1,1 @@
-"""Panoptic segmentation of any vocabulary: masks from a generator, classes from it and from CLIP (ODISE; Tab. 5)."""
+"""Open-vocabulary panoptic segmentation: a mask generator, whose masks it and CLIP classify (ODISE; Tab. 5)."""

@@ -2,10 +2,9 @@
 
     encoder --4 maps--> pixel decoder (deformable attention) --3 maps, pixels--> queries, layer by layer --> masks
 
-The encoder is one's own choice: the frozen tower of a CLIP with a pyramid that learns (strides P/4 to 2P), the one of a
-transformers' model in a folder, or Stable Diffusion (`odise`). The decoder starts from nothing or from that folder. It
-knows ratios of strides alone, so P = 14 is as good. Deliberately absent: the library's classes of masks, and its
-losses, which want scipy (`criterion`).
+Encoders are the frozen tower of a CLIP with a trained pyramid (strides P/4 to 2P), the encoder of a transformers' model
+in a folder, and Stable Diffusion (`odise`). The decoder is initialised at random or from that folder. It depends on
+ratios of strides only, so P may be 14. transformers' class head and losses are not used; the losses need scipy.
 """
 
 import sys
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from foveate.clip.model import Clip
-from foveate.errors import InputError
+from foveate.errors import InputError, listed
 from foveate.heads.common.names import PyramidKind
 from foveate.heads.common.pyramid import Pyramid
 from foveate.heads.common.tower import Tower, tap_width
@@ -27,18 +26,18 @@ from foveate.heads.panoptic.described import IMAGENET
 from foveate.heads.panoptic.inputs import Pad
 
 LEVELS = 4
-HEADS = ("class_predictor.", "mask_embedder.", "criterion.")  # beside a model of the library, read by `published`
-DERIVED = ("relative_position_index",)  # of weights that transformers computes by itself
+HEADS = ("class_predictor.", "mask_embedder.", "criterion.")  # weights beside the model, read by `published`
+DERIVED = ("relative_position_index",)  # tables that transformers computes
 
 
 class Encoder(nn.Module):
-    """What makes four maps of images, finest first, each of half the size of the one before.
+    """Makes four maps of images, finest first, each half the size of the one before.
 
     Attributes:
-        widths: of the maps.
-        multiple: what the sides of its input must be multiples of [pixels].
-        mean, std: what images are normalised with, see `foveate.ops.resample.normalize`.
-        pad: what lies beside an image at test, see `foveate.heads.panoptic.inputs.framed_input`.
+        widths: channels of the maps.
+        multiple: of the sides of its input [pixels].
+        mean, std: of the RGB channels, see `foveate.ops.resample.normalize`.
+        pad: padding at test, see `foveate.heads.panoptic.inputs.framed_input`.
     """
 
     widths: tuple[int, ...]
@@ -53,22 +52,12 @@ class Encoder(nn.Module):
 
 
 class TowerEncoder(Encoder):
-    """The frozen tower of a CLIP and F-ViT's pyramid, which learns: maps at P/4, P/2, P and 2P."""
+    """The frozen tower of a CLIP and F-ViT's pyramid, which is trained: maps at P/4, P/2, P and 2P."""
 
     def __init__(
         self, clip: Clip, *, channels: int = 256, kind: PyramidKind = "taps", taps: tuple[int, ...] | None = None
     ):
-        """Freeze a tower and make what is trained on it.
-
-        Args:
-            clip: changed here; a vision transformer.
-            channels: of each map.
-            kind: see `foveate.heads.common.pyramid`.
-            taps: see `Tower`.
-
-        Raises:
-            InputError: what `Tower` refuses.
-        """
+        """Freeze a CLIP's tower and make the pyramid; see `Tower` and `Pyramid`."""
         super().__init__()
         self.tower = Tower(clip, kind=kind, taps=taps)
         self.pyramid = Pyramid(tap_width(clip), channels=channels, kind=kind)
@@ -81,65 +70,52 @@ class TowerEncoder(Encoder):
 
 
 class LibraryEncoder(Encoder):
-    """The encoder of a transformers' model: maps at 4, 8, 16 and 32."""
+    """The frozen encoder of a transformers' model: maps at 4, 8, 16 and 32."""
 
-    def __init__(self, backbone: Any, *, frozen: bool = True) -> None:
-        """Take a backbone of the library.
-
-        Args:
-            backbone: with four stages.
-            frozen: whether it learns nothing.
-        """
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
-        self.backbone, self.frozen = backbone, frozen
-        self.backbone.requires_grad_(not frozen)
+        self.backbone = backbone.requires_grad_(False)
         self.widths, self.multiple = tuple(backbone.channels), 32
         self.mean, self.std = IMAGENET
 
     def train(self, mode: bool = True) -> "LibraryEncoder":
-        """Switch to training; what is frozen stays in evaluation mode."""
+        """Switch to training; the backbone stays in evaluation mode."""
         super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
+        self.backbone.eval()
         return self
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps of normalised images."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with torch.no_grad():
             return list(self.backbone(images).feature_maps)
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What the queries are and see: at the start, and after each layer."""
+class DecoderOutput:
+    """Queries and their masks, initially and after each layer."""
 
     states: list[Float[Tensor, "B Q C"]]
     masks: list[Float[Tensor, "B Q h w"]]  # logits, at the finest map's stride
-    pixels: Float[Tensor, "B M h w"]  # what masks are cosines of
+    pixels: Float[Tensor, "B M h w"]  # features; masks are their products with the mask embeddings
 
 
 class MaskDecoder(nn.Module):
     """The library's pixel decoder and transformer decoder."""
 
     def __init__(self, library: Any, config: Any) -> None:
-        """Take the library's modules; `build_decoder` and `read_library` make them.
-
-        Args:
-            library: a module with `pixel_decoder` and `transformer`.
-            config: that they were made from.
-        """
+        """Take the modules of `build_decoder` or `read_library`: `pixel_decoder` and `transformer`."""
         super().__init__()
         self.library = library
         self.width: int = config.hidden_dim
         self.mask_width: int = config.mask_feature_size
         self.queries: int = config.num_queries
 
-    def forward(self, maps: list[Float[Tensor, "B _ _ _"]]) -> Decoded:
-        """Find masks on an encoder's maps."""
-        seen = self.library.pixel_decoder(maps)
-        found = self.library.transformer(seen.multi_scale_features, seen.mask_features, output_hidden_states=True)
-        states = [state.transpose(0, 1) for state in found.intermediate_hidden_states]  # (Q, B, C) -> (B, Q, C)
-        return Decoded(states, list(found.masks_queries_logits), seen.mask_features)
+    def forward(self, maps: list[Float[Tensor, "B _ _ _"]]) -> DecoderOutput:
+        """Decode an encoder's maps."""
+        pixels = self.library.pixel_decoder(maps)
+        output = self.library.transformer(pixels.multi_scale_features, pixels.mask_features, output_hidden_states=True)
+        states = [state.transpose(0, 1) for state in output.intermediate_hidden_states]  # (Q, B, C) -> (B, Q, C)
+        return DecoderOutput(states, list(output.masks_queries_logits), pixels.mask_features)
 
 
 def build_decoder(
@@ -153,15 +129,15 @@ def build_decoder(
     pixel_layers: int = 6,
     layers: int = 9,
 ) -> MaskDecoder:
-    """Make a decoder that starts from nothing.
+    """Make a decoder with random weights.
 
     Args:
-        widths: of the encoder's maps.
-        queries: Q, masks that are found of an image.
-        width: of everything in it; a multiple of 32.
-        heads: of its attention.
+        widths: channels of the encoder's maps.
+        queries: Q, masks per image.
+        width: of all features; a multiple of 32.
+        heads: of the attention.
         feedforward: width of the transformer decoder's MLPs.
-        pixel_feedforward: of the pixel decoder's.
+        pixel_feedforward: width of the pixel decoder's MLPs.
         pixel_layers: of the pixel decoder.
         layers: of the transformer decoder.
 
@@ -183,7 +159,7 @@ def build_decoder(
         dim_feedforward=feedforward,
         encoder_feedforward_dim=pixel_feedforward,
         encoder_layers=pixel_layers,
-        decoder_layers=layers + 1,  # the library counts what is predicted from the bare queries
+        decoder_layers=layers + 1,  # the library counts the initial queries as a layer
     )
     library = modeling.Mask2FormerPreTrainedModel(config)
     library.pixel_decoder = modeling.Mask2FormerPixelDecoder(config, feature_channels=list(widths))
@@ -192,16 +168,8 @@ def build_decoder(
     return MaskDecoder(library, config)
 
 
-def read_library(folder: Path, *, frozen: bool = True) -> tuple[LibraryEncoder, MaskDecoder]:
-    """Read a Mask2Former of transformers from a folder, without its classes.
-
-    Args:
-        folder: with config.json and model.safetensors.
-        frozen: whether its encoder learns nothing.
-
-    Raises:
-        InputError: no such model, one that lacks weights, or transformers is not installed.
-    """
+def read_library(folder: Path) -> tuple[LibraryEncoder, MaskDecoder]:
+    """Read a Mask2Former of transformers from a folder, without its class head; see `read_pretrained`."""
     modeling, configuring = _library()
     model, config = read_pretrained(
         folder, configuring.Mask2FormerConfig, modeling.Mask2FormerModel, what="Mask2Former"
@@ -209,15 +177,15 @@ def read_library(folder: Path, *, frozen: bool = True) -> tuple[LibraryEncoder, 
     library = nn.Module()
     library.pixel_decoder = model.pixel_level_module.decoder
     library.transformer = model.transformer_module
-    return LibraryEncoder(model.pixel_level_module.encoder, frozen=frozen), MaskDecoder(library, config)
+    return LibraryEncoder(model.pixel_level_module.encoder), MaskDecoder(library, config)
 
 
 def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) -> tuple[Any, Any]:
-    """Read a model of transformers from a folder; heads that the class does not have are ignored.
+    """Read a model of transformers from a folder; weights of its heads are ignored.
 
     Args:
         folder: with config.json and model.safetensors.
-        configuration: the library's class of it.
+        configuration: transformers' class.
         model: likewise.
         what: its name in messages.
 
@@ -225,18 +193,18 @@ def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) 
         The model and its configuration.
 
     Raises:
-        InputError: no such model, or one that lacks weights.
+        InputError: no such model, or missing weights.
     """
-    wanted = f"{folder}: need a folder with a {what} of transformers, config.json and model.safetensors"
+    needed = f"{folder}: need a folder with a {what} of transformers, config.json and model.safetensors"
     if not (folder / "config.json").is_file():
-        raise InputError(f"{wanted}; there is no {folder / 'config.json'}. Check the path.")
+        raise InputError(f"{needed}; there is no {folder / 'config.json'}. Check the path.")
     from transformers.utils import logging
 
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report the heads as unexpected; what matters is told below
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would warn of the heads; other problems are reported below
     try:
         config = configuration.from_pretrained(folder, local_files_only=True)
-        found, report = model.from_pretrained(
+        network, report = model.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -246,17 +214,18 @@ def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{wanted}; {first}") from error
+        raise InputError(f"{needed}; {first}") from error
     finally:
-        logging.set_verbosity(told)
-    if report["missing_keys"]:  # the library would draw them
+        logging.set_verbosity(verbosity)
+    if report["missing_keys"]:  # transformers initialises them at random
         missing = sorted(report["missing_keys"])
-        raise InputError(f"{wanted}; {len(missing)} of its weights are not there, such as {missing[0]}.")
-    left = [key for key in sorted(report["unexpected_keys"]) if not key.startswith(HEADS) and not key.endswith(DERIVED)]
-    if left:
-        some = ", ".join(left[:5])
-        print(f"{folder}: ignored {len(left)} tensors that its {what} has no place for: {some}", file=sys.stderr)
-    return found, config
+        raise InputError(f"{needed}; {len(missing)} of its weights are not there, such as {missing[0]}.")
+    unknown = [
+        key for key in sorted(report["unexpected_keys"]) if not key.startswith(HEADS) and not key.endswith(DERIVED)
+    ]
+    if unknown:
+        print(f"{folder}: ignored {len(unknown)} tensors that are not its {what}'s: {listed(unknown)}", file=sys.stderr)
+    return network, config
 
 
 def _library() -> tuple[Any, Any]:
@@ -265,6 +234,6 @@ def _library() -> tuple[Any, Any]:
         from transformers.models.mask2former import configuration_mask2former, modeling_mask2former
     except ImportError as error:
         raise InputError(
-            "Mask2Former needs transformers: pip install transformers. Masks from elsewhere do without it."
+            "Mask2Former needs transformers; it is not installed. Run: pip install transformers"
         ) from error
     return modeling_mask2former, configuration_mask2former

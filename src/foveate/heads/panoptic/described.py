@@ -1,9 +1,8 @@
-"""What a folder of transformers says of a Mask2Former or MaskFormer: its classes, and how images enter it.
+"""Classes and input of a Mask2Former or MaskFormer in a folder of transformers.
 
-Read from config.json and preprocessor_config.json without torch or transformers, so that the command line can tell what
-lies in a folder. Where the folder asks for a fixed height and width, which transformers' files of these models do, the
-original's sizes hold instead: shortest edge 800, longest at most 1333, which the published numbers were measured with.
-Deliberately absent: weights (`published`).
+Read from config.json and preprocessor_config.json without torch or transformers, for the command line. transformers'
+files of these models have a fixed height and width; then the original's sizes are used, with which the published
+results were measured: shortest edge 800, longest at most 1333.
 """
 
 import json
@@ -16,7 +15,7 @@ from foveate.errors import InputError
 
 Kind = Literal["mask2former", "maskformer"]
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 SHORTEST, LONGEST, MULTIPLE = 800, 1333, 32  # of the published configurations for COCO [pixels]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MIN_SCORE, OVERLAP = 0.8, 0.8  # object mask and overlap threshold of the published configurations
@@ -26,30 +25,30 @@ Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Described:
-    """A model of masks with its own classes, and its input."""
+class ModelDescription:
+    """Classes and input of a published model."""
 
     kind: Kind
-    classes: tuple[tuple[str, ...], ...]  # the words of each; the first is its name
+    classes: tuple[tuple[str, ...], ...]  # the synonyms of each; the first is its name
     has_names: bool  # False: the folder only numbers them
     shortest: int = SHORTEST  # edge of the input [pixels]
     longest: int = LONGEST
-    multiple: int = MULTIPLE  # the padded sides are multiples of it [pixels]
+    multiple: int = MULTIPLE  # of the padded sides [pixels]
     mean: Colour = IMAGENET[0]
     std: Colour = IMAGENET[1]
-    notes: tuple[str, ...] = ()  # what the user must be told
+    notes: tuple[str, ...] = ()  # warnings for the user
 
     @property
     def is_thing(self) -> tuple[bool, ...] | None:
-        """Which classes are things, where the classes are COCO's 133; None: not known."""
+        """Which classes are things, if they are COCO's 133; None: unknown."""
         count, first, last, things = _COCO
         if len(self.classes) != count or self.classes[0][0] != first or self.classes[things - 1][0] != last:
             return None
-        return tuple(place < things for place in range(count))
+        return tuple(index < things for index in range(count))
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder holds a model of masks of transformers, by its config.json.
+    """Whether a folder holds a Mask2Former or MaskFormer of transformers, by its config.json.
 
     Raises:
         InputError: it holds a OneFormer.
@@ -62,12 +61,12 @@ def is_published(folder: Path) -> bool:
     if kind == "oneformer":
         raise InputError(
             f"{folder}: need a Mask2Former or a MaskFormer; this is a OneFormer, which has to be told its task in "
-            "words. Use one of the others."
+            "words. Use another model."
         )
     return kind in get_args(Kind)
 
 
-def describe(folder: Path) -> Described:
+def describe(folder: Path) -> ModelDescription:
     """Read a folder of transformers.
 
     Raises:
@@ -79,67 +78,65 @@ def describe(folder: Path) -> Described:
     if kind not in get_args(Kind):
         raise InputError(f'{path}: need "model_type" {" or ".join(get_args(Kind))}; got {kind!r}. Check the folder.')
     names = _names(config, path)
-    has_names = bool(names) and not all(name == f"LABEL_{place}" for place, name in enumerate(names))
-    classes = tuple(tuple(word.strip() for word in name.split(",") if word.strip()) or (name,) for name in names)
-    return Described(cast(Kind, kind), classes, has_names, **_input(folder / PREPROCESSOR))
+    has_names = bool(names) and not all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    classes = tuple(tuple(part.strip() for part in name.split(",") if part.strip()) or (name,) for name in names)
+    return ModelDescription(cast(Kind, kind), classes, has_names, **_input(folder / PREPROCESSOR))
 
 
 def _names(config: dict[str, Any], path: Path) -> list[str]:
-    """The names of the classes in the order of their numbers; numbered ones where the folder has none."""
+    """The names of the classes in the order of their indices; "LABEL_0" .. if the folder has none."""
     table = config.get("id2label")
     if table is None:
-        count = config.get("num_labels", 2)  # transformers writes neither of a model with two classes
-        is_count = isinstance(count, int) and count <= MOST_CLASSES
-        table = {str(place): f"LABEL_{place}" for place in range(count if is_count else 0)}
-    wanted = [str(place) for place in range(len(table))] if isinstance(table, dict) else []
-    if (
-        not wanted
-        or {*table} != {*wanted}
-        or not all(isinstance(name, str) and name.strip() for name in table.values())
-    ):
+        count = config.get("num_labels", 2)  # transformers writes neither for two classes
+        is_count = isinstance(count, int) and count <= MAX_CLASSES
+        table = {str(index): f"LABEL_{index}" for index in range(count if is_count else 0)}
+    keys = [str(index) for index in range(len(table))] if isinstance(table, dict) else []
+    if not keys or {*table} != {*keys} or not all(isinstance(name, str) and name.strip() for name in table.values()):
         raise InputError(f'{path}: need "id2label" with a name for each class 0, 1, 2 ...; got {_short(table)}.')
-    return [table[place] for place in wanted]
+    return [table[key] for key in keys]
 
 
 def _input(path: Path) -> dict[str, Any]:
-    """How images enter the model, as arguments of `Described`."""
+    """The input, as arguments of `ModelDescription`."""
+    published = f"shortest edge {SHORTEST}, longest at most {LONGEST}"
     if not path.is_file():
-        return {"notes": (f"{path} is not there: took the published input, {_sizes(SHORTEST, LONGEST)}",)}
+        return {"notes": (f"{path} not found: using the published input, {published}",)}
     content = _read(path)
     size, longest, notes = content.get("size", SHORTEST), content.get("max_size", LONGEST), ()
     if isinstance(size, dict) and "shortest_edge" in size:
         size, longest = size["shortest_edge"], size.get("longest_edge", longest)
     elif isinstance(size, dict):
-        notes = (f"{path} asks for {_short(size)}: took the input of the published numbers instead, "
-                 f"{_sizes(SHORTEST, LONGEST)}; see --input",)  # fmt: skip
+        notes = (f"{path} has the size {_short(size)}: using the published input instead, {published}; see --input",)
         size, longest = SHORTEST, LONGEST
-    multiple = content.get("size_divisor") or MULTIPLE  # 0 in folders of fixed sizes, which are not followed
+    multiple = content.get("size_divisor") or MULTIPLE  # 0 in folders of fixed sizes
     colours = [content.get(name, default) for name, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)]
-    is_right = all(type(one) is int and one > 0 for one in (size, longest, multiple)) and all(map(_is_colour, colours))
-    if not is_right or min(colours[1]) <= 0 or size > longest or multiple > longest:
+    is_valid = all(type(side) is int and side > 0 for side in (size, longest, multiple))
+    if (
+        not is_valid
+        or not all(map(_is_colour, colours))
+        or min(colours[1]) <= 0
+        or size > longest
+        or multiple > longest
+    ):
         raise InputError(
             f"{path}: need whole positive sizes, and a mean and a deviation of three numbers; got {size!r}, "
-            f"{longest!r}, {multiple!r}, {_short(colours)}."
+            f"{longest!r}, {multiple!r}, {_short(colours)}. Correct the file."
         )
     factor = content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0
     if not (isinstance(factor, int | float) and abs(factor * 255 - 1) < 1e-3):
         raise InputError(
-            f"{path}: need colours that are divided by 255 before the mean is taken off; got do_rescale "
+            f"{path}: need colours that are divided by 255 before the mean is subtracted; got do_rescale "
             f"{content.get('do_rescale', True)!r} and rescale_factor {content.get('rescale_factor', 1 / 255)!r}."
         )
     if not content.get("do_normalize", True):
         colours = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
-    mean, std = (cast(Colour, tuple(float(one) for one in colour)) for colour in colours)
+    mean, std = (cast(Colour, tuple(map(float, colour))) for colour in colours)
     return {"shortest": size, "longest": longest, "multiple": multiple, "mean": mean, "std": std, "notes": notes}
 
 
-def _sizes(shortest: int, longest: int) -> str:
-    return f"shortest edge {shortest}, longest at most {longest}"
-
-
 def _is_colour(value: Any) -> bool:
-    is_three = isinstance(value, list | tuple) and len(value) == 3
-    return is_three and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
+    has_three = isinstance(value, list | tuple) and len(value) == 3
+    return has_three and all(isinstance(channel, int | float) and math.isfinite(channel) for channel in value)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Images as the published systems of masks see them at test: the shortest edge resized, padded to whole multiples.
-
-Deliberately absent: the padded square of training (`foveate.ops.jitter`).
-"""
+"""Inputs of the published segmenters at test: the shortest edge resized, padded to whole multiples."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
@@ -29,21 +26,20 @@ def framed_input(
     pad: Pad,
     device: torch.device,
 ) -> tuple[Float[Tensor, "3 H W"], Frame]:
-    """Resize, normalise and pad an image, no more than its own sides need.
+    """Resize, normalise and pad an image, with as little padding as possible.
 
     Args:
-        image: RGB, as it lies on disk.
+        image: RGB.
         shortest: edge of the input [pixels].
-        longest: most that the other may have [pixels].
+        longest: max of the other edge [pixels].
         multiple: of the padded sides [pixels].
         mean: of each channel, in [0, 1].
         std: likewise.
-        pad: zero = zeros after normalisation (Mask2Former, MaskFormer), black = black before it (ODISE, whose
-            normalisation is none: a mean of 0).
+        pad: "zero": zeros after normalisation (Mask2Former, MaskFormer); "black": black before it (ODISE).
         device: device of the result.
 
     Returns:
-        The input, and how the image lies in it.
+        The input, and the extent of the image in it.
     """
     resized = resize_shortest(image, shortest=shortest, longest=longest).to(device).float()
     h, w = resized.shape[1:]
@@ -58,7 +54,7 @@ def framed_input(
 def run_by_size(
     inputs: Sequence[tuple[Float[Tensor, "3 _ _"], Frame]], run: Callable[[Tensor], Sequence[Result]]
 ) -> list[Result]:
-    """Run inputs of one size together, so that none is padded because of another.
+    """Run inputs in batches of one size, so that no input is padded to another's size.
 
     Args:
         inputs: of `framed_input`.

@@ -1,22 +1,22 @@
-"""Names that the command line offers and this room knows; here, so that they are read without importing torch."""
+"""Choices of mask generators and their segmenter, in a module that imports no torch."""
 
 from typing import Literal
 
 Preset = Literal["odise-label", "odise-caption", "fc-clip", "clip", "generator"]
-"""Whose shares in the score of a class."""
+"""Fusion weights of a system."""
 
-SHARES: dict[Preset, tuple[float, float]] = {
+FUSION_WEIGHTS: dict[Preset, tuple[float, float]] = {
     "odise-label": (0.3, 0.7),
     "odise-caption": (0.35, 0.65),
     "fc-clip": (0.4, 0.8),
     "clip": (1.0, 1.0),
     "generator": (0.0, 0.0),
 }
-"""CLIP's share, of seen classes and of others. "clip" is "CLIP score only" of Tab. 5 as we read it: "no object" still
-comes from the generator."""
+"""CLIP's weight, of seen classes and of others. "clip" is "CLIP score only" of Tab. 5 as we read it: "no object" still
+comes from the mask generator."""
 
 Region = Literal["dense", "masked"]
-"""How CLIP embeds a mask: by the mean of its dense map, or by masked attention."""
+"""CLIP's embedding of a mask: the mean of its dense feature map, or masked attention."""
 
 Templates = Literal["photo", "vild", "clip", "none"]
-"""What class names are written into: ODISE's one template, or a set of `foveate.clip.templates`."""
+"""Prompt templates: ODISE's one, or a set of `foveate.clip.templates`."""

@@ -1,14 +1,13 @@
-"""ODISE's published files (label model): their names, ours, and the generator that is made of one (Tab. 5).
+"""ODISE's published files (label model) as mask generators of this package (Tab. 5).
 
     backbone.feature_projections.  -> encoder.bottlenecks.        backbone.feature_extractor. -> encoder.captioner.
     sem_seg_head.pixel_decoder.    -> decoder.library.pixel_decoder.
     sem_seg_head.predictor.        -> decoder.library.transformer., its post_mask_embed. -> head.
     category_head.                 -> head.
 
-The decoders have Mask2Former's original names, which its other files share. CLIP and Stable Diffusion are not in the
-file. The names of the mask head were compared with the published ones and its numbers with golden ones; the others are
-those of Mask2Former and detectron2, held by names and shapes alone. Deliberately absent: the caption model (its
-word head learns from captions), and Mask2Former's own backbones (transformers' folders have them).
+The decoders have Mask2Former's original names. CLIP and Stable Diffusion are not in the file. The mask head was
+compared with the published one by names and outputs; the others are Mask2Former's and detectron2's, compared by names
+and shapes only. The caption model is refused.
 """
 
 from dataclasses import dataclass
@@ -23,14 +22,14 @@ from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.common.product import trained_state
 from foveate.heads.common.published import Table, count_blocks, refuse_unknown, rename, shape_of
-from foveate.heads.common.text import embed_words
+from foveate.heads.common.text import embed_classes
 from foveate.heads.panoptic.mask2former import MaskGenerator
 from foveate.heads.panoptic.product import Network, build_parts
 
 State = dict[str, Tensor]
 
 SHORTEST, LONGEST = 1024, 2560  # edges of the published input at test [pixels]
-DROPPED = (
+IGNORED = (
     "criterion.",
     "clip_head.",
     "pixel_mean",
@@ -42,7 +41,7 @@ PROJECTIONS, EXTRACTOR = "backbone.feature_projections.", "backbone.feature_extr
 LIBRARY = "decoder.library."
 _PIXELS, _TRANSFORMER = f"{LIBRARY}pixel_decoder", f"{LIBRARY}transformer"
 _LAYERS = f"{_TRANSFORMER}.decoder.layers"
-_SELF = "self_attn.in_proj"  # split in three afterwards
+_SELF = "self_attn.in_proj"  # later split into q, k, v
 
 TABLE: Table = (
     # Mask2Former's pixel decoder
@@ -76,7 +75,7 @@ TABLE: Table = (
         ("mask_embed.1.layers.1", "mask.3"), ("mask_embed.1.layers.2", "mask.5"), ("logit_scale", "log_scale"))),
     ("category_head.text_proj", "head.text"),
     ("category_head.null_embed", "head.nothing"),
-    # what is trained on Stable Diffusion's features: detectron2's bottlenecks, and the implicit captioner
+    # on Stable Diffusion's features: detectron2's bottlenecks, and the implicit captioner
     *((f"{PROJECTIONS}*.{inner}{theirs}", f"encoder.bottlenecks.*.{ours}") for inner in ("", "0.") for theirs, ours in (
         ("conv1", "body.0"), ("conv1.norm", "body.1"), ("conv2", "body.3"), ("conv2.norm", "body.4"),
         ("conv3", "body.6"), ("conv3.norm", "body.7"), ("shortcut", "past.0"), ("shortcut.norm", "past.1"))),
@@ -88,68 +87,67 @@ TABLE: Table = (
 )  # fmt: skip
 _SQUEEZED = {"head.nothing": 1, "encoder.captioner.places": 2, "encoder.captioner.gate": 2,
              "encoder.captioner.time_place": 1, "encoder.captioner.time_gate": 1}  # fmt: skip
-OPTIONAL = ("encoder.captioner.places", "encoder.captioner.time")  # groups that a file may lack as a whole: then zero
+OPTIONAL = ("encoder.captioner.places", "encoder.captioner.time")  # prefixes that may be missing: then zero
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """The tensors of a file under our names."""
+class PublishedFile:
+    """The tensors of a file under this package's names."""
 
     state: State
-    names: dict[str, str]  # from ours to the file's
-    dropped: tuple[str, ...]  # of the file, needed in training alone
+    names: dict[str, str]  # from this package's to the file's
+    ignored: tuple[str, ...]  # names that only training needs
 
 
 def is_odise(state: dict[str, Any]) -> bool:
-    """Whether tensors are ODISE's label model, by their names."""
+    """Whether a state dictionary is ODISE's label model, by its names."""
     parts = ("category_head.text_proj.", f"{PREDICTOR}post_mask_embed.")
     return all(any(name.startswith(part) for name in state) for part in parts)
 
 
-def rename_odise(state: State, *, source: str) -> Renamed:
-    """Give the tensors of a file our names.
+def rename_odise(state: State, *, source: str) -> PublishedFile:
+    """Translate the names of a file.
 
     Args:
-        state: what stands under "model" in the file, or bare.
+        state: under "model" in the file, or bare.
         source: the file, for messages.
 
     Raises:
-        InputError: tensors that have no place here; lists them.
+        InputError: unknown tensors, or two of one name.
     """
-    found, names, dropped, unknown = {}, {}, [], []
+    renamed, names, ignored, unknown = {}, {}, [], []
     for name, value in state.items():
         ours = rename(name, TABLE)
-        if name.startswith(DROPPED):
-            dropped.append(name)
+        if name.startswith(IGNORED):
+            ignored.append(name)
         elif ours is None:
             unknown.append(name)
         elif ".self_attn.in_proj." in ours:
             if value.ndim == 0 or len(value) % 3:
                 raise InputError(f"{source}: need queries, keys and values in {name}; got {tuple(value.shape)}.")
-            for part, one in zip("qkv", value.chunk(3), strict=True):
-                own = ours.replace("in_proj", f"{part}_proj")
-                found[own], names[own] = one, name
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                key = ours.replace("in_proj", f"{letter}_proj")
+                renamed[key], names[key] = part, name
         else:
-            if ours in found:
+            if ours in renamed:
                 raise InputError(f"{source}: need each tensor once; {names[ours]} and {name} are the same one.")
             size = value.shape[value.ndim - _SQUEEZED[ours] :] if ours in _SQUEEZED else value.shape
-            found[ours], names[ours] = value.reshape(size) if value.numel() == size.numel() else value, name
+            renamed[ours], names[ours] = value.reshape(size) if value.numel() == size.numel() else value, name
     refuse_unknown(unknown, source=source, what="ODISE's label model, not its caption model")
-    return Renamed(found, names, tuple(dropped))
+    return PublishedFile(renamed, names, tuple(ignored))
 
 
-def network_of(renamed: Renamed, *, encoder: str, source: str) -> Network:
-    """The numbers of the network, from the shapes.
+def network_of(file: PublishedFile, *, encoder: str, source: str) -> Network:
+    """The hyperparameters, from shapes.
 
     Args:
-        renamed: the file.
         encoder: folder of the Stable Diffusion.
         source: the file, for messages.
 
     Raises:
-        InputError: a tensor that a number is read from is missing.
+        InputError: a tensor is missing.
     """
-    state = renamed.state
+    state = file.state
 
     def shape(name: str, *, dims: int = 2) -> tuple[int, ...]:
         return shape_of(state, name, dims=dims, source=source, what="ODISE's label model")
@@ -172,57 +170,51 @@ def network_of(renamed: Renamed, *, encoder: str, source: str) -> Network:
 
 
 def build_odise(
-    renamed: Renamed, network: Network, clip: Clip, classes: tuple[tuple[str, ...], ...], *, source: str
+    file: PublishedFile, network: Network, clip: Clip, classes: tuple[tuple[str, ...], ...], *, source: str
 ) -> MaskGenerator:
-    """Build a generator with the weights of a file.
+    """Build a mask generator with the weights of a file, in evaluation mode.
 
     Args:
-        renamed: the file.
+        file: of `rename_odise`.
         network: of `network_of`.
-        clip: that captions, and whose words the generator learned; changed here.
-        classes: the words of each class it was trained on.
+        clip: of the captioner and of the class embeddings; changed here.
+        classes: of the training data, each with its synonyms.
         source: the file, for messages.
 
-    Returns:
-        The generator in evaluation mode.
-
     Raises:
-        InputError: another Stable Diffusion or CLIP than the file's, or a file that is not whole.
+        InputError: another Stable Diffusion or CLIP than the file's, or an incomplete file.
     """
     encoder, decoder = build_parts(network, clip)
-    generator = MaskGenerator(
+    mask_generator = MaskGenerator(
         encoder,
         decoder,
         is_novel=torch.zeros(len(classes), dtype=torch.bool),
         size=network.size,
-        words=embed_words(clip, Vocabulary(classes), length="raw"),
+        classes=embed_classes(clip, Vocabulary(classes), length="raw"),
         joint=network.joint,
         jitter=None,
         flip=False,
         longest=network.longest,
     )
-    put_odise(generator, renamed, source=source)
-    return generator.eval()
+    put_odise(mask_generator, file, source=source)
+    return mask_generator.eval()
 
 
-def put_odise(generator: MaskGenerator, renamed: Renamed, *, source: str) -> None:
-    """Fill what is trained of a generator on Stable Diffusion, all of it or nothing.
-
-    Args:
-        generator: built from `network_of`; changed here.
-        renamed: the file.
-        source: the file, for messages.
+def put_odise(mask_generator: MaskGenerator, file: PublishedFile, *, source: str) -> None:
+    """Load the weights of a file into a mask generator that was built from `network_of`.
 
     Raises:
-        InputError: tensors are missing, left over or of another shape, or not finite.
+        InputError: tensors are missing, unknown, of another shape, or not finite; nothing is loaded.
     """
-    wanted = {name: one for name, one in trained_state(generator, frozen="encoder.").items() if name != "is_novel"}
-    absent = tuple(group for group in OPTIONAL if not any(name.startswith(group) for name in renamed.state))
-    given = {name: torch.zeros_like(one) for name, one in wanted.items() if name.startswith(absent)} | renamed.state
-    problems = differences(wanted, given, called=lambda name: renamed.names.get(name, f"our {name}"))
+    expected = trained_state(mask_generator, frozen="encoder.")
+    del expected["is_novel"]
+    absent = tuple(group for group in OPTIONAL if not any(name.startswith(group) for name in file.state))
+    zeros = {name: torch.zeros_like(value) for name, value in expected.items() if name.startswith(absent)}
+    state = zeros | file.state
+    problems = differences(expected, state, called=lambda name: file.names.get(name, f"our {name}"))
     if problems:
         raise InputError(
             f"{source}: need ODISE's label model, on the Stable Diffusion and the CLIP it was trained on; {problems}. "
             "Check --encoder and --clip, and that the file is whole."
         )
-    generator.load_state_dict(given, strict=False)  # the names were compared; the rest is frozen
+    mask_generator.load_state_dict(state, strict=False)  # the names were compared; the rest is frozen

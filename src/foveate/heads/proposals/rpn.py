@@ -1,13 +1,11 @@
-"""A region proposal network that knows objects but no classes (Sec. 3.2 "Proposals instead of patches"; A.3).
+"""A class-agnostic region proposal network (Sec. 3.2 "Proposals instead of patches"; A.3).
 
-    images --resize, pad--> pyramid --two 3x3 convs--> 3 anchors a place --> objectness, box
+    images --resize, pad--> pyramid --two 3x3 convs--> 3 anchors per location --> objectness, box
 
-Two losses over 256 anchors per image, up to half of them positive: cross-entropy of "is an object", smooth L1 of the
-box. It is trained on the boxes of base categories only. Novel and left-out objects have no box here: what lies on them
-is background, as in the paper's RPN on OV-COCO, so they are found only as far as they look like objects. Anchors that
-lie mostly in a crowd of a base category and on no object are left out of the loss. Anchors, matching, sampling and
-suppression are torchvision's, but suppression is over all levels together. Deliberately absent: classes, a second stage
-that refines the boxes, jitter of the scale.
+Two losses over 256 anchors per image, up to half of them positive: cross-entropy of the objectness, smooth L1 of the
+box. It is trained on the boxes of base classes only: novel objects are background, as in the paper's RPN on OV-COCO.
+Background anchors mostly in a crowd of a base class are not sampled. Anchors, matching, sampling and suppression are
+torchvision's, but suppression is over all levels together.
 """
 
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from torchvision.ops import nms as suppress
 
 from foveate.data.splits import IGNORED, OBJECT
 from foveate.errors import InputError
+from foveate.heads.common.inputs import evaluating
 from foveate.heads.common.rpn import AnchorPredictions, ignore_crowds, predict_anchors
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
 from foveate.ops.boxes import boxes_on_image, boxes_on_input, clip_boxes
@@ -28,13 +27,14 @@ from foveate.ops.resample import square_inputs
 from foveate.types import Batch, Sample, blank_sample
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
-SMALLEST_SIDE = 1.0  # of a proposal [pixels of the image]
+SAMPLES = 256  # anchors per image in the losses, at most half of them positive
+MIN_SIDE = 1.0  # of a proposal [pixels of the image]
 
-Found = tuple[Float[Tensor, "N 4"], Float[Tensor, " N"]]
+Boxes = tuple[Float[Tensor, "N 4"], Float[Tensor, " N"]]
 
 
 class Proposer(nn.Module):
-    """The objective (`loss = objective(batch)`), and the proposals that it learns to make (`propose`)."""
+    """The objective (`loss = objective(batch)`) and the proposal network (`propose`)."""
 
     def __init__(
         self,
@@ -47,25 +47,23 @@ class Proposer(nn.Module):
         scales: Sequence[float] = (8.0,),
         positive_iou: float = 0.7,
         negative_iou: float = 0.3,
-        samples: int = 256,
         flip: bool = True,
     ) -> None:
         """Put an RPN on a pyramid.
 
         Args:
-            pyramid: its feature maps.
+            pyramid: the backbone.
             size: side of the square input [pixels]; a multiple of the pyramid's coarsest stride.
             mean: of the RGB channels, in [0, 1].
             std: likewise.
             channels: of each level of the pyramid.
             scales: sides of the square anchors of each level [its strides].
-            positive_iou: anchors that overlap an object by as much are positive, and each object's best.
-            negative_iou: anchors that overlap every object by less are negative.
-            samples: anchors per image that the loss looks at, at most half of them positive.
-            flip: mirror half of the images in training, drawn from torch's global stream.
+            positive_iou: anchors with at least this IoU with an object are positive, and each object's best.
+            negative_iou: anchors with less IoU with every object are negative.
+            flip: mirror half of the images in training, at random from torch's global stream.
 
         Raises:
-            InputError: a size that does not fit, or scales that give anchors of no pixel.
+            InputError: a size that does not fit, or scales with anchors below one pixel.
         """
         super().__init__()
         coarsest = pyramid.strides[-1]
@@ -78,7 +76,7 @@ class Proposer(nn.Module):
             (RATIOS,) * len(pyramid.strides),
         )
         finest = pyramid.strides[0]
-        if any((one[:, 2:] - one[:, :2]).min() < 1 for one in anchors.cell_anchors):  # they are rounded to whole pixels
+        if any((cell[:, 2:] - cell[:, :2]).min() < 1 for cell in anchors.cell_anchors):  # rounded to whole pixels
             raise InputError(
                 f"--scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
                 f"finest stride, {finest} pixels. Try {2 / finest:g} or more."
@@ -88,27 +86,27 @@ class Proposer(nn.Module):
             RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=2),
             positive_iou,
             negative_iou,
-            samples,
+            SAMPLES,
             0.5,
-            {"training": 0, "testing": 0},  # suppression is `propose`'s, whose numbers are not the network's
+            {"training": 0, "testing": 0},  # this and the next two are not used; `propose` suppresses boxes
             {"training": 0, "testing": 0},
             0.7,
         )
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        """The objectness loss plus the box loss, each the mean over all sampled anchors of the batch.
+        """The objectness loss plus the box loss, means over all sampled anchors of the batch.
 
         Args:
-            batch: images with the boxes of objects; where `segments` are given, their labels tell objects from
-                ignored crowds (`data.splits.as_objects`). An image without any is all background.
+            batch: images with boxes of objects, and of crowds as labelled by `segments` (`data.splits.as_objects`). An
+                image without boxes is background only.
 
         Returns:
-            The loss; where no image could be used, a zero that still reaches every trained parameter.
+            The loss; for a batch without images a zero with a gradient (of zero) for every trained parameter.
         """
         samples = batch.samples or [blank_sample()]
         if self.flip:
             mirrored = (torch.rand(len(samples)) < 0.5).tolist()
-            samples = [_mirror(one) if is_flipped else one for one, is_flipped in zip(samples, mirrored, strict=True)]
+            samples = [_mirror(sample) if flip else sample for sample, flip in zip(samples, mirrored, strict=True)]
         predictions = self._predict(samples)
         anchors = predictions.anchors
         objects, crowds = zip(*map(self._targets, samples), strict=True)
@@ -122,49 +120,35 @@ class Proposer(nn.Module):
     @torch.no_grad()
     def propose(
         self, samples: list[Sample], *, keep: int, min_score: float = 0.0, pre_nms: int = 2000, nms: float = 0.7
-    ) -> list[Found]:
-        """Find the objects of images.
+    ) -> list[Boxes]:
+        """Propose boxes of objects.
 
         Args:
-            samples: decoded images; their boxes are not looked at.
-            keep: at most so many boxes per image.
-            min_score: leave out boxes of a lower score.
+            samples: decoded images; their boxes are ignored.
+            keep: max boxes per image.
+            min_score: of a box.
             pre_nms: best boxes of each level before suppression.
-            nms: of two boxes that overlap by more, over all levels, the one with the lower score goes.
+            nms: IoU above which a box of a lower score, of any level, is suppressed.
 
         Returns:
             For each image (N, 4) xyxy, pixels of the image and inside it, at least one pixel wide and high, and
             their scores in [0, 1], highest first.
         """
-        was_training = self.training
-        self.eval()
-        predictions = self._predict(samples)
-        boxes = self.rpn.box_coder.decode(predictions.deltas, predictions.anchors).view(
-            len(samples), -1, 4
-        )  # (B, A, 4)
+        with evaluating(self):
+            predictions = self._predict(samples)
+        deltas, anchors = predictions.deltas, predictions.anchors
+        boxes = self.rpn.box_coder.decode(deltas, anchors).view(len(samples), -1, 4)  # (B, A, 4)
         scores = predictions.objectness.view(len(samples), -1).sigmoid()  # (B, A)
-        self.train(was_training)
-        limits = {"keep": keep, "min_score": min_score, "pre_nms": pre_nms, "nms": nms}
-        return [self._best(*image, predictions.counts, **limits) for image in zip(samples, boxes, scores, strict=True)]
-
-    def _best(
-        self,
-        sample: Sample,
-        boxes: Float[Tensor, "A 4"],
-        scores: Float[Tensor, " A"],
-        counts: list[int],
-        *,
-        keep: int,
-        min_score: float,
-        pre_nms: int,
-        nms: float,
-    ) -> Found:
-        """The best boxes of one image, carried to its own pixels."""
-        height, width = sample.image.shape[1:]
-        boxes = boxes_on_image(boxes, height=height, width=width, size=self.size)
-        boxes = clip_boxes(boxes, height=height, width=width)
-        usable = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(dim=1) & (scores >= min_score)  # (A,)
-        return best_boxes(boxes, scores.masked_fill(~usable, -1.0), counts, keep=keep, pre_nms=pre_nms, nms=nms)
+        proposals = []
+        for sample, on_input, image_scores in zip(samples, boxes, scores, strict=True):
+            extent = {"height": sample.image.shape[1], "width": sample.image.shape[2]}
+            on_image = clip_boxes(boxes_on_image(on_input, **extent, size=self.size), **extent)
+            is_valid = ((on_image[:, 2:] - on_image[:, :2]) >= MIN_SIDE).all(dim=1) & (image_scores >= min_score)
+            image_scores = image_scores.masked_fill(~is_valid, -1.0)
+            proposals.append(
+                best_boxes(on_image, image_scores, predictions.counts, keep=keep, pre_nms=pre_nms, nms=nms)
+            )
+        return proposals
 
     def _predict(self, samples: list[Sample]) -> AnchorPredictions:
         images = [sample.image.to(self._device, non_blocking=True) for sample in samples]
@@ -193,30 +177,30 @@ def best_boxes(
     keep: int,
     pre_nms: int,
     nms: float,
-) -> Found:
-    """Take each level's best boxes, then of those that overlap the better one, over all levels.
+) -> Boxes:
+    """Suppress overlapping boxes among the best of each level.
 
     Args:
         boxes: xyxy, level by level.
-        scores: likewise; below 0: not to be taken.
-        counts: boxes of each level.
-        keep: at most so many.
-        pre_nms: of each level, before suppression.
-        nms: IoU above which the lower score goes.
+        scores: below 0 for boxes to be ignored.
+        counts: boxes per level.
+        keep: max boxes.
+        pre_nms: max boxes of each level before suppression.
+        nms: IoU above which the lower score is suppressed.
 
     Returns:
         Boxes and scores, highest first.
     """
-    taken = [part.topk(min(pre_nms, len(part))).indices for part in scores.split(counts)]
+    best = [part.topk(min(pre_nms, len(part))).indices for part in scores.split(counts)]
     starts = torch.tensor([0, *counts[:-1]]).cumsum(0).tolist()
-    places = torch.cat([start + one for start, one in zip(starts, taken, strict=True)])  # (A',)
-    places = places[scores[places] >= 0]
-    kept = places[suppress(boxes[places], scores[places], nms)[:keep]]
-    return boxes[kept], scores[kept]
+    index = torch.cat([start + part for start, part in zip(starts, best, strict=True)])  # (A',)
+    index = index[scores[index] >= 0]
+    index = index[suppress(boxes[index], scores[index], nms)[:keep]]
+    return boxes[index], scores[index]
 
 
 def _mirror(sample: Sample) -> Sample:
-    """An image and its boxes, left and right exchanged."""
+    """Mirror an image and its boxes."""
     right = sample.image.shape[2]
     x1, y1, x2, y2 = sample.boxes.unbind(dim=1)  # (N,) each
     return replace(sample, image=sample.image.flip(2), boxes=torch.stack([right - x2, y1, right - x1, y2], dim=1))
