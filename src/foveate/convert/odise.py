@@ -62,7 +62,7 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
         load_generator(partial)
     if renamed.ignored:
         print(f"ignored: {len(renamed.ignored)} tensors needed only for training, such as {renamed.ignored[0]}")
-    things, names = sum(item.is_thing for item in classes), sum(len(item.names) for item in classes)
+    things, names = sum(item.is_thing for item in classes), sum(len(item.words) for item in classes)
     print(
         f"{config.out}: {len(renamed.names)} tensors, {network.queries} queries; trained on {things} classes of things "
         f"and {len(classes) - things} of stuff, with {names} names and synonyms"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.data.strict import parse
+from foveate.data.validation import parse
 from foveate.errors import InputError
 from foveate.show.charts import name_ends, new_chart, write_figure
 from foveate.show.palette import COLOURS
