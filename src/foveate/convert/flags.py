@@ -36,11 +36,9 @@ class Convert:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
     clip: str | None = None
-    """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with --pretrained.
-    Its image tower is replaced by the file's where they differ. ODISE: the CLIP it was trained with, OpenAI's
-    ViT-L-14-336."""
-    pretrained: str | None = None
-    """F-ViT, ODISE: an open_clip tag or a file of weights for --clip."""
+    """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with its weights,
+    such as EVA02-B-16:merged2b_s8b_b131k. Its image tower is replaced by the file's where they differ. ODISE: the CLIP
+    it was trained with, OpenAI's ViT-L-14-336."""
     annotations: Path | None = None
     """F-ViT: COCO's or LVIS's annotation file for the class names, which the file does not hold; when not given,
     OV-COCO's 65. ODISE: COCO's panoptic annotation file, for names, things and stuff."""
@@ -59,7 +57,7 @@ class Convert:
     residual: Residual | None = None
     """CAT-Seg: what the values of the last block are added to, as --residual of `foveate train-catseg`; when not given,
     as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
-    classes: str | None = None
+    vocab: str | None = None
     """CAT-Seg: the classes it was trained on, separated by commas or in a .txt or .json file; when not given, the 171
     of COCO-Stuff, which all published ones were trained on."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.clip.io.weights import save_clip
-from foveate.clip.load import load
+from foveate.clip.load import load, split_weights
 from foveate.clip.model import Clip
 from foveate.clip.text import embed_vocabulary
 from foveate.convert.clip import check_weights
@@ -44,7 +44,7 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
     source = config.source
     found = published.take_apart(state, source=source)
     names, split = _classes(config, found)
-    clip = load(clip_name, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
+    clip = load(clip_name, device=choose_device("auto", local_rank=None))
     before = tower_digest(clip)
     published.put_tower(clip, found, source=source)
     has_clip = tower_digest(clip) != before  # no other folder has this CLIP
@@ -62,9 +62,10 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
     text, ordered = _texts(found, clip, names, source=source)
     is_novel = torch.tensor([name in split.novel for name in ordered], device=text.device)
     detector = published.build_published(found, clip, network, text=text, is_novel=is_novel, source=source)
+    model, pretrained = split_weights(clip_name)
     about = About(
-        model=clip_name,
-        pretrained=None if has_clip else config.pretrained,
+        model=model,
+        pretrained=None if has_clip else pretrained,
         tower=digest,
         network=network,
         base=split.base,
@@ -96,7 +97,7 @@ def _check(config: Convert) -> str:
             f"--clip: need the CLIP whose text tower {config.source}, an F-ViT, was trained with; the file has an "
             "image tower only. Give EVA-CLIP's own file or a distilled CLIP's folder."
         )
-    check_weights(config.clip, config.pretrained, flag="--clip")
+    check_weights(config.clip, flag="--clip")
     return config.clip
 
 

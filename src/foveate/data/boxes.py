@@ -1,4 +1,4 @@
-"""Boxes of one's own for images of one's own, read strictly: what `--boxes` of `foveate embed` and `distill` takes.
+"""Custom boxes, read strictly: what `--boxes` of `foveate embed` and `--regions` of `foveate distill` take.
 
     COCO     {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "bbox": [x, y, width, height]}, ...]}
     plain    {"file name": [[x1, y1, x2, y2], ...], ...}

@@ -76,7 +76,7 @@ def fetch_all(names: list[str], cache: Path | None, *, progress: bool = False) -
             if parts.scheme in ("", "file"):
                 paths.append(Path(unquote(parts.path) if parts.scheme else name))
             elif cache is None:
-                raise InputError(f"{name}: need a folder to keep it in; FOVEATE_CACHE is empty. Use --shard-cache.")
+                raise InputError(f"{name}: need a folder to keep it in; FOVEATE_CACHE is empty. Set it to a folder.")
             else:
                 paths.append(fetch(name, cache, place=f"shard {place} of {len(names)}"))
     return paths

@@ -20,7 +20,7 @@ class LabelMapFlags:
     a JSON list of names in the data set's order, as CAT-Seg's are."""
     maps: Path | None = None
     """Folder of label maps that `foveate convert-maps` wrote, of the full ADE20K or PASCAL Context."""
-    names: Path | None = None
+    image_list: Path | None = None
     """File of the ids of the images that count, one per line (PASCAL Context)."""
     novel: Path | None = None
     """JSON file {"base": [names], "novel": [names]}; when not given, what annotations/splits.json of the root says."""

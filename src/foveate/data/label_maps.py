@@ -56,7 +56,7 @@ def open_truth_maps(
         kind=config.kind,
         labels=config.labels,
         maps=config.maps,
-        names=config.names if root is None else None,
+        names=config.image_list if root is None else None,
         with_images=with_images,
     )
 
@@ -100,7 +100,9 @@ def open_semantic(
     if maps is not None and kind == "panoptic":
         raise InputError(f"--maps {maps}: need none for panoptic annotations, which name their maps. Leave it out.")
     if names is not None and kind not in CONTEXT:
-        raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Leave it out.")
+        raise InputError(
+            f"--image-list {names}: need none for {kind}, whose splits are folders or lists. Leave it out."
+        )
     match kind:
         case "panoptic":
             return _open_segments(root, split, labels, with_images)
@@ -177,7 +179,7 @@ def _open_context(
         found = [one for one in lists if one.is_file()]
         if not found:
             raise InputError(f"{year}: need the list of the images of split {split}; looked for {_listed(lists)}. "
-                             "Give a file with an id a line with --names.")  # fmt: skip
+                             "Give a file with an id per line with --image-list.")  # fmt: skip
         names = found[0]
     return read_context(year, maps, count=59 if few else 459, names=names, labels=chosen, with_images=with_images)
 
@@ -208,7 +210,7 @@ def _open_voc(
     note = (
         "background is asked for by this one word; Cat-Seg's published numbers also ask for 39 words of PASCAL Context "
         'and count them as background: give its list of 59 names as --labels, or synonyms, "0:background,word,word '
-        '...", and ask with --every-word'
+        '...", and ask with --all-synonyms'
     )
     return replace(data, dataset=replace(data.dataset, notes=(*data.dataset.notes, note)))
 
@@ -221,7 +223,7 @@ def _with_background(labels: Labels) -> Labels:
         return labels
     words = tuple(word for place in beside for word in labels.classes[place])
     ids, classes = (labels.ids[place] for place in own), (labels.classes[place] for place in own)
-    note = f"background is the {len(words)} names beside VOC's 20, {words[0]!r} and others: ask with --every-word"
+    note = f"background is the {len(words)} names beside VOC's 20, {words[0]!r} and others: ask with --all-synonyms"
     return Labels((*ids, 0), (*classes, words), notes=(*labels.notes, note))
 
 

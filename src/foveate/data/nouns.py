@@ -29,7 +29,7 @@ class Parser:
     singular: Callable[[str], str]  # of a plural
 
 
-def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int) -> list[tuple[str, int]]:
+def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int = 5) -> list[tuple[str, int]]:
     """Count the nouns in the captions of many images.
 
     Args:
@@ -48,8 +48,8 @@ def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int) -> list[
     if not kept:
         most = max(counts.values(), default=0)
         raise InputError(
-            f"--min-count {min_count}: need nouns that occur so often in the captions; of the {len(counts)} there, the "
-            f"most frequent occurs {most} times. Lower it, or name a vocabulary with --nouns."
+            f"--captions: need nouns that occur at least {min_count} times; of the {len(counts)} in the captions, the "
+            f"most frequent occurs {most} times. Give a list of nouns to --captions instead."
         )
     return sorted(kept, key=lambda pair: (-pair[1], pair[0]))
 
@@ -82,7 +82,7 @@ def load_parser() -> Parser:
     except ImportError as error:
         raise InputError(
             f"nouns of captions: need the package textblob; it cannot be imported ({error}). Install it with "
-            "pip install textblob, or name a vocabulary of your own with --nouns."
+            "pip install textblob, or give a list of nouns to --captions."
         ) from error
 
     def singular(word: str) -> str:

@@ -1,7 +1,7 @@
 """What region proposals were trained on, and refusing those that have seen what is to be novel (Sec. 3.2; A.3).
 
 Proposals are class-agnostic, but whoever trained them on boxes of a novel class has shown it to the method. So
-`foveate proposals` writes its training classes into its file, and `foveate distill --boxes` looks there:
+`foveate proposals` writes its training classes into its file, and `foveate distill --regions FILE` looks there:
 
     {"info": {"provenance": {"training_categories": [names], "novel_categories": [names], "rule": ..., ...}}, ...}
 
@@ -53,17 +53,13 @@ def read_provenance(path: Path) -> Provenance | None:
     return Provenance(training, novel)
 
 
-def check_provenance(
-    path: Path, novel: Collection[str] | None, *, known: Collection[str] = (), allow: bool = False
-) -> str | None:
+def check_provenance(path: Path, novel: Collection[str] | None, *, known: Collection[str] = ()) -> str | None:
     """Refuse proposals that were trained on a novel class.
 
     Args:
         path: the file of boxes.
         novel: names of the novel classes of the data; None where it has none, then those that the file names itself.
         known: names of all the data's classes, where these are known.
-        allow: take them all the same, with a note.
-
     Returns:
         What the user must be told, or None.
 
@@ -74,19 +70,17 @@ def check_provenance(
     found = read_provenance(path)
     if found is None:
         return (
-            f"--boxes {path}: does not say what it was trained on (info.provenance), so nobody can tell whether it has "
-            "seen novel classes; `foveate proposals` writes files that do"
+            f"--regions {path}: does not say what it was trained on (info.provenance), so nobody can tell whether it "
+            "has seen novel classes; `foveate proposals` writes files that do"
         )
     unseen = {_plain(name) for name in (found.novel_categories if novel is None else novel)}
     leaked = [name for name in found.training_categories if _plain(name) in unseen]
     if not leaked:
         return _doubt(path, found.training_categories, known)
-    said = f"{len(leaked)} novel classes: {listed(leaked)}"
-    if allow:
-        return f"WARNING   --allow-novel: the proposals of {path} were trained on {said}"
     raise InputError(
-        f"--boxes {path}: need proposals trained on base classes alone; these were trained on {said}. Make others with "
-        "`foveate proposals`, or, where nothing is to be novel, add --allow-novel."
+        f"--regions {path}: need proposals trained on base classes alone; these were trained on {len(leaked)} novel "
+        f"classes: {listed(leaked)}. Make others with `foveate proposals`, or, where nothing is to be novel, remove "
+        "the entry info.provenance from the file."
     )
 
 
@@ -103,7 +97,7 @@ def _doubt(path: Path, training: Collection[str], known: Collection[str]) -> str
     else:
         return None
     return (
-        f"WARNING   --boxes {path}: {reason}, so nobody can tell whether it has seen novel classes. Are these the "
+        f"WARNING   --regions {path}: {reason}, so nobody can tell whether it has seen novel classes. Are these the "
         "proposals of this data? `foveate proposals` makes some"
     )
 

@@ -81,13 +81,13 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
     }
     if not taken:
         raise InputError(
-            f"--boxes {path}: need boxes of the data's images; none of its {len(found)} (such as "
+            f"--regions {path}: need boxes of the data's images; none of its {len(found)} (such as "
             f"{next(iter(found))!r}) is among the {len(dataset.records)} (such as {str(dataset.records[0].id)!r}). "
             "Is it about another split or data set?"
         )
     if not any(record.boxes for record in taken.values()):
         raise InputError(
-            f"--boxes {path}: need boxes of at least 1 pixel inside their images; none is. They are in pixels of the "
+            f"--regions {path}: need boxes of at least 1 pixel inside their images; none is. They are in pixels of the "
             "image, not in parts of its sides: xyxy in {file name: ...}, xywh in COCO's form and in results."
         )
     records = tuple(
@@ -109,7 +109,7 @@ def note_boxless(dataset: Dataset) -> Dataset:
     )
     if 2 * len(none) > len(dataset.records):
         line = (
-            f"WARNING   {line}. That is most of what is learned from: name boxes of all images with --boxes "
+            f"WARNING   {line}. That is most of what is learned from: name boxes of all images with --regions "
             "(`foveate proposals` makes them), or in --data only the images that have some."
         )
     return replace(dataset, notes=(*dataset.notes, line))

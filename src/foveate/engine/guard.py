@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -75,8 +74,7 @@ class Guard:
         log: Log,
         processes: Processes,
         *,
-        nonfinite: Literal["stop", "skip"] = "stop",
-        limit: int = 20,
+        skip: int = 0,
         record: Path | None = None,
     ) -> None:
         """Remember what to do.
@@ -84,12 +82,11 @@ class Guard:
         Args:
             log: hears the finite steps, and of the others as events.
             processes: of the run.
-            nonfinite: "stop": raise at the first step that is not finite; "skip": count it and go on.
-            limit: of steps skipped in a row.
+            skip: steps in a row that are skipped where they are not finite; the next such step raises.
             record: file that receives one JSON line for each step that is not finite.
         """
-        self._log, self._processes, self._stop, self._record = log, processes, nonfinite == "stop", record
-        self._limit, self._in_a_row = limit, 0
+        self._log, self._processes, self._record = log, processes, record
+        self._skip, self._in_a_row = skip, 0
 
     def settle(self, step: Step) -> bool:
         """Log a step; whether it was finite.
@@ -106,7 +103,7 @@ class Guard:
         self._in_a_row += 1
         ids = self._guilty(step, own)
         self._write(step.number, mean=mean, norm=norm, ids=ids)
-        if self._stop or self._in_a_row >= self._limit:
+        if self._in_a_row > self._skip:
             raise InputError(self._message(step.number, mean=mean, norm=norm, ids=ids))
         return False
 
@@ -135,8 +132,8 @@ class Guard:
             f"images {names}{where}. Stopped before the optimizer moved anything: the last checkpoint, if there "
             "is one, is good. "
         )
-        if self._stop:
-            advice = "start again with a lower --lr, or leave such steps out with --nonfinite skip"
+        if not self._skip:
+            advice = "start again with a lower --lr, or skip such steps with --skip-nonfinite 20"
             return f"{message}Look at these images and their boxes, {advice}."
         return f"{message}It was the last of {self._in_a_row} such steps in a row; start again with a lower --lr."
 

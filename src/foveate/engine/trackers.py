@@ -138,15 +138,15 @@ def import_tracker(name: Literal["wandb", "trackio"]) -> Callable[..., Any]:
 
 
 def choose_sinks(
-    out: Path, *, tensorboard: bool, track: Literal["none", "wandb", "trackio"], config: dict[str, Any]
+    out: Path, *, track: Literal["tensorboard", "wandb", "trackio", "none"], config: dict[str, Any]
 ) -> list[Sink]:
     """What a run's `Log` is to tell its numbers, not yet opened.
 
     Args:
         out: folder of the run.
-        tensorboard: whether OUT/tensorboard is written.
-        track: a tracker, if any.
+        track: tensorboard writes OUT/tensorboard; or a tracker.
         config: the run's record, shown by the tracker.
     """
-    sinks: list[Sink] = [TensorBoard(out / "tensorboard")] if tensorboard else []
-    return sinks if track == "none" else [*sinks, Tracker(track, out, config=config)]
+    if track == "tensorboard":
+        return [TensorBoard(out / "tensorboard")]
+    return [] if track == "none" else [Tracker(track, out, config=config)]

@@ -23,7 +23,7 @@ class CropPacker:
             InputError: a batch below 1.
         """
         if batch < 1:
-            raise InputError(f"--crop-batch: need at least 1 crop; got {batch}.")
+            raise InputError(f"crop_batch: need at least 1 crop; got {batch}.")
         self.clip, self.batch = clip, batch
         self.waiting: list[Float[Tensor, "N 3 S S"]] = []
         self.done: list[Float[Tensor, "N D"]] = []

@@ -47,7 +47,7 @@ def open_labelled(
         InputError: the data are none of these, or neither of the two is found.
     """
     if names is not None and (data / "annotations").is_dir():
-        raise InputError(f"--names {names}: names class folders; {data} has annotations, and their categories' names.")
+        raise InputError(f"--labels {names}: names class folders; {data} has annotations, and their categories' names.")
     labelled = images = None
     has_captions = retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file()
     if classify or not has_captions:
@@ -129,12 +129,14 @@ def _read_names(path: Path, folders: list[str]) -> tuple[tuple[str, ...], ...]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--names {path}: need a JSON file; {type(error).__name__}: {error}.") from error
+        raise InputError(f"--labels {path}: need a JSON file; {type(error).__name__}: {error}.") from error
     if not isinstance(content, dict):
-        raise InputError(f"--names {path}: need an object, folder to name; got a {type(content).__name__}.")
+        raise InputError(f"--labels {path}: need an object, folder to name; got a {type(content).__name__}.")
     missing = [name for name in folders if name not in content]
     if missing:
-        raise InputError(f"--names {path}: need a name for every folder; {len(missing)} have none, first {missing[0]}.")
+        raise InputError(
+            f"--labels {path}: need a name for every folder; {len(missing)} have none, first {missing[0]}."
+        )
     classes = []
     for folder in folders:
         names = [content[folder]] if isinstance(content[folder], str) else content[folder]
@@ -143,6 +145,6 @@ def _read_names(path: Path, folders: list[str]) -> tuple[tuple[str, ...], ...]:
             or not names
             or not all(isinstance(name, str) and name.strip() for name in names)
         ):
-            raise InputError(f"--names {path}: need a name or a list of names for {folder}; got {names!r}.")
+            raise InputError(f"--labels {path}: need a name or a list of names for {folder}; got {names!r}.")
         classes.append(tuple(names))
     return tuple(classes)

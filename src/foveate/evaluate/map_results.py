@@ -295,7 +295,7 @@ def _read_map(path: Path, table: Int64[Tensor, " numbers"], *, classes: int, siz
         row, column = wrong[0].tolist()
         raise ImageError(
             f"{path}: need numbers of the data's {classes} classes; got {int(values[row, column])} in row {row}, "
-            f"column {column}, {len(wrong)} such pixels in all. See --numbers: index counts classes from 0, dataset "
+            f"column {column}, {len(wrong)} such pixels in all. See --map-ids: index counts classes from 0, dataset "
             "takes the numbers of the data's own maps."
         )
     return LabelMap(labels)

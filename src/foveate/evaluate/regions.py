@@ -125,9 +125,9 @@ def evaluate_regions(
 def _check_sizes(sizes: list[int], patch_size: int) -> None:
     """Refuse a sweep that is empty, repeats itself or does not fit the patches, before any work is done."""
     if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"--sizes: need different multiples of the patch size {patch_size}; got {sizes}.")
+        raise InputError(f"--size: need different multiples of the patch size {patch_size}; got {sizes}.")
     for size in sizes:
-        check_side(size, patch=patch_size, flag="--sizes")
+        check_side(size, patch=patch_size, flag="--size")
 
 
 def _regions_on_input(

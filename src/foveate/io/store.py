@@ -23,10 +23,7 @@ from foveate.errors import InputError
 from foveate.io.files import check_writable, write_whole
 from foveate.io.tensors import Stored, read_header
 
-HARMLESS = (
-    *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
-    *("tensorboard", "track", "dry_run"),
-)
+HARMLESS = ("out", "recipe", "workers", "log_every", "save_every", "strict", "track", "dry_run")
 """Fields that may change between the parts of one run: the weights come out the same."""
 MANIFEST = "manifest.json"
 NOTES = "notes"  # the key of a part's metadata that holds its notes

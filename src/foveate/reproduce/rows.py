@@ -23,7 +23,7 @@ Measure = Literal[
 
 DEFAULT_BATCH = 4  # of `foveate distill`
 _RECIPES = {recipe.name: recipe for recipe in RECIPES}
-_NOT_SHARED = ("model", "pretrained", "boxes")  # which CLIP and which regions: rows say so themselves
+_NOT_SHARED = ("model", "pretrained", "regions")  # which CLIP and which regions: rows say so themselves
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Scale:
     @property
     def size(self) -> int:
         """Side of the student's input, and of the dense input in evaluation [pixels]."""
-        return self.fields(self.distill)["student_size"]
+        return self.fields(self.distill)["size"]
 
     @property
     def alpha(self) -> float:
@@ -131,24 +131,24 @@ class Run:
 def runs_of(scale: Scale) -> dict[str, Run]:
     """Every training command, by name."""
     image_text_steps = max(1, scale.steps * scale.batch // 16)  # 16 per step, to tell captions apart; as many images
-    region_text = "--objective region-text --boxes {proposals}"
+    region_text = "--objective region-text --regions {proposals}"
     runs = [
         Run("clipself"),
         Run("m4", "--grid 4"),
         Run("m8", "--grid 8"),
         *(Run(f"last{count}", f"--layers {count}") for count in scale.layers),
-        *(Run(f"size{size}", f"--student-size {size}") for size in scale.sizes),
+        *(Run(f"size{size}", f"--size {size}") for size in scale.sizes),
         Run("image-text", f"--objective image-text --batch 16 --steps {image_text_steps}", ("captions",)),
-        Run("proposals", "--boxes {proposals}", ("proposals",)),
+        Run("proposals", "--regions {proposals}", ("proposals",)),
         Run("region-text", region_text, ("proposals", "captions")),
-        Run("region-text-names", f"{region_text} --nouns {{names}}", ("proposals",)),
+        Run("region-text-names", f"{region_text} --captions {{names}}", ("proposals",)),
         Run("window", f"--window {scale.window}"),
         Run("other-domain", "", ("pairs",), data="{data}/pairs"),
         Run("keep", "--keep 1"),
         Run("correlation", "--correlation 0.1"),
         Run("values3", "--head values3"),
-        Run("values3-gates", "--head values3 --gates"),
-        Run("values3-gates-correlation", "--head values3 --gates --correlation 0.1"),
+        Run("values3-gates", "--head gated"),
+        Run("values3-gates-correlation", "--head gated --correlation 0.1"),
     ]
     return {run.name: run for run in runs}
 

@@ -40,20 +40,18 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--results {path}: need a JSON file; {type(error).__name__}: {error}.") from error
+        raise InputError(f"{path}: need a JSON file; {type(error).__name__}: {error}.") from error
     try:
-        where = f"--results {path}: "
+        where = f"{path}: "
         dense = _by_size(content["dense"], kind, where=f"{where}dense")
         masked = _by_size(content.get("masked") or {}, kind, where=f"{where}masked")
         crop = None if content["crop"] is None else _top1(content["crop"], kind, where=f"{where}crop")
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"--results {path}: need a result of foveate evaluate regions --out; it is none ({error!r})."
-        ) from error
+        raise InputError(f"{path}: need a result of foveate evaluate regions --out; it is none ({error!r}).") from error
     if not dense:
-        raise InputError(f"--results {path}: need {WORDS[kind]} to show; it has none. Try another --kind.")
+        raise InputError(f"{path}: need {WORDS[kind]} to show; it has none. Try another --what.")
     return Sweep(dense, masked, crop)
 
 
@@ -82,7 +80,7 @@ def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
         kind: boxes, things or stuff.
     """
     if not 1 <= len(sweeps) <= len(COLOURS):
-        raise InputError(f"--results: need 1 to {len(COLOURS)} models in one chart; got {len(sweeps)}.")
+        raise InputError(f"need 1 to {len(COLOURS)} models in one chart; got {len(sweeps)}.")
     title = f"Top-1 mAcc of {WORDS[kind]}"
     figure, axes = new_chart(title, x_name="side of the dense input [pixels], log scale", y_name="mAcc [%]")
     ticks = sorted({size for sweep in sweeps.values() for size in (*sweep.dense, *sweep.masked)})

@@ -54,17 +54,20 @@ def count_images(batch: Batch) -> int:
     return len(batch.samples)
 
 
-def held_out_batches(config: ReaderFlags, source: Source | None, processes: Processes) -> BatchLoader | None:
+def held_out_batches(
+    config: ReaderFlags, source: Source | None, processes: Processes, *, count: int = 64
+) -> BatchLoader | None:
     """This process's share of the held-out images: the same ones, with the same regions, in every run.
 
     Args:
-        config: batch, workers, and how many images.
+        config: batch, workers.
         source: of the held-out images; None: there are none.
         processes: of the run; each gets as many batches, the last ones perhaps empty.
+        count: images, over all processes.
     """
     if source is None:
         return None
-    chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_images]
+    chosen = epoch_order(len(source), seed=0, epoch=0)[:count]
     mine = chosen[processes.rank :: processes.size]
     places = [(0, index) for index in mine] if isinstance(source, ImageSource) else mine
     longest = -(-len(chosen) // processes.size)

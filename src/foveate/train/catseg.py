@@ -28,7 +28,7 @@ from foveate.train import run as driver
 from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_catseg
 from foveate.train.defaults import SMALL_SIDE
-from foveate.train.flags import TrainCatSeg
+from foveate.train.flags import HELD_OUT, TrainCatSeg
 from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
@@ -68,7 +68,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
     network, pretrained = _network(config, clip), _backbone_weights(config)
     classes = classes_of(data)
     torch.manual_seed(config.seed)
-    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, is_varied=config.vary).train()
+    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, is_varied=config.augment).train()
     if config.compile:
         compile_tower(clip)
     folder = config.out / "model"
@@ -91,7 +91,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
     return Trainable(
         name=clip.name,
         objective=catseg,
-        optimizer=adamw(catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_rate)),
+        optimizer=adamw(catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_lr)),
         learning_rate=partial(learning_rate, peak=peak, warmup=config.warmup, steps=config.steps),
         count=count_images,
         images=len(source),
@@ -137,7 +137,7 @@ def _open_held_out(config: TrainCatSeg, data: SemanticData) -> SemanticSource | 
     """The held-out images with the classes that are trained on."""
     if config.validate is None:
         return None
-    held_out = open_truth_maps(config, split=config.validate_split, root=Path(config.validate))
+    held_out = open_truth_maps(config, split=HELD_OUT, root=Path(config.validate))
     held_out = only_classes(held_out, [category.name for category in data.dataset.categories])
     require_same_categories(held_out.dataset.categories, data.dataset.categories, root=config.validate)
     return SemanticSource(held_out)
@@ -155,10 +155,9 @@ def _network(config: TrainCatSeg, clip: Clip) -> Network:
     """The hyperparameters of the network; those not given are CAT-Seg's, or the small CLIP's."""
     is_small = clip.native_size <= SMALL_SIDE
     usual, grid = (96, 12) if is_small else (384, 24)  # 24 places a side, of 16 pixels or of 14
-    size, hidden = config.size or usual, config.hidden or (32 if is_small else 128)
+    size, hidden = config.size or usual, config.channels or (32 if is_small else 128)
     places = size // PLACE if config.version == "2023" else size * grid / usual  # as many as the backbone's map has
-    test_size = config.test_size or round(size * RATIO)
-    clip_size = config.clip_size or round(places * clip.patch_size)
+    test_size, clip_size = round(size * RATIO), round(places * clip.patch_size)
     return Network(
         version=config.version,
         residual=config.residual or PUBLISHED[config.version],
@@ -175,7 +174,7 @@ def _network(config: TrainCatSeg, clip: Clip) -> Network:
         decoder_guidance=(hidden // 4, hidden // 8),
         tower_guidance=(2 * hidden, hidden),
         heads=4,
-        layers=config.layers,
+        layers=config.depth,
         most=256,
     )
 

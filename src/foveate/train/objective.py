@@ -24,7 +24,7 @@ from foveate.objectives.clipself import ClipSelf, count_regions
 from foveate.objectives.image_text import ImageText
 from foveate.objectives.region_text import RegionText
 from foveate.train.batches import count_images
-from foveate.train.defaults import regions_of
+from foveate.train.defaults import nouns_file, regions_of
 from foveate.train.flags import DistillConfig
 from foveate.types import Batch
 
@@ -58,7 +58,12 @@ class Nouns:
 
 def trained_head(config: DistillConfig) -> Head | None:
     """The last block as it is trained; None: unchanged, which the embedding of whole images uses."""
-    return None if config.objective == "image-text" else config.head
+    return None if config.objective == "image-text" else dense_head(config)
+
+
+def dense_head(config: DistillConfig) -> Head:
+    """The last block of the student's dense forward; gated is values3 with gates."""
+    return "values3" if config.head == "gated" else config.head
 
 
 def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
@@ -73,12 +78,13 @@ def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
     """
     if config.objective != "region-text":
         return None
-    if config.nouns is not None:
+    file = nouns_file(config)
+    if file is not None:
         try:
-            return Nouns(read_vocabulary(config.nouns), None)
+            return Nouns(read_vocabulary(file), None)
         except InputError as error:
-            raise InputError(f"--nouns {error}") from error
-    counted = count_nouns(dataset.captions, min_count=config.min_count)
+            raise InputError(f"--captions {error}") from error
+    counted = count_nouns(dataset.captions)
     return Nouns(Vocabulary(tuple((noun,) for noun, _ in counted)), counted)
 
 
@@ -118,14 +124,11 @@ def build_objective(
         teacher,
         student_size=student_size,
         pad=config.pad,
-        head=config.head,
+        head=dense_head(config),
         enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
         tokens=config.tokens,
         keep=config.keep,
-        keep_crops=config.keep_crops,
         correlation=config.correlation,
-        correlation_head=config.correlation_head,
-        correlation_temperature=config.correlation_temperature,
         low_precision=low and not config.fsdp,  # FSDP gathers in bfloat16 itself
         compiled=config.compile,
         checkpointing=config.checkpointing,

@@ -3,7 +3,7 @@
 OUT/model is what `foveate evaluate panoptic` takes.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from foveate.engine.distributed import Processes
 from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
+from foveate.heads.common.names import Length
 from foveate.heads.common.product import tower_digest
 from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.criterion import Weights
@@ -42,13 +43,15 @@ from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
 from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_panoptic
-from foveate.train.defaults import LARGE, SMALL, SMALL_SIDE, resolve_defaults
-from foveate.train.flags import TrainPanoptic
+from foveate.train.defaults import LARGE, RESOLVED, SMALL, SMALL_SIDE, MaskGeneratorDefaults, resolve_defaults
+from foveate.train.flags import HELD_OUT, TrainPanoptic
 from foveate.train.heads import adamw, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
 from foveate.types import Category
+
+LENGTH: Length = "raw"  # of text embeddings: as the text tower returns them (ODISE)
 
 
 def run(config: TrainPanoptic) -> None:
@@ -75,12 +78,13 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
     """
     dataset, split = open_segments(given, report)
     clip = load(given.model, pretrained=given.pretrained, device=processes.device, seed=given.seed)
-    tower = tower_digest(clip, whole=given.words)
-    config = resolve_defaults(given, SMALL if clip.native_size <= SMALL_SIDE else LARGE)
+    tower = tower_digest(clip, whole=given.class_names)
+    usual = SMALL if clip.native_size <= SMALL_SIDE else LARGE
+    config = resolve_defaults(given, usual)
     assert config.lr is not None, "resolved"
     classes = _classes(config, dataset, split, report)
-    network = _network(config, clip)
-    generator = _build(config, network, clip, classes).train()
+    network = _network(config, usual, clip)
+    generator = _build(config, network, clip, classes, points=usual.points).train()
     if config.compile:
         compile_tower(clip)
     folder = config.out / "model"
@@ -91,9 +95,9 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         frozen=frozen_digest(generator.encoder),
         network=network,
         classes=classes,
-        knows_words=config.words,
+        knows_words=config.class_names,
         templates=config.templates,
-        words=config.embeddings,
+        words=LENGTH,
         training={"data": dataset.name, "steps": config.steps, "batch": config.batch, "seed": config.seed},
     )
 
@@ -136,7 +140,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
 
 def _resolved(config: TrainPanoptic) -> dict[str, Any]:
     """The flags that may be left to the CLIP, as they are, for the record of the run."""
-    return {name: getattr(config, name) for name in asdict(LARGE)}
+    return {name: getattr(config, name) for name in RESOLVED}
 
 
 def open_segments(config: TrainPanoptic, report: Report) -> tuple[Dataset, BaseNovel]:
@@ -164,7 +168,7 @@ def _open_held_out(config: TrainPanoptic, dataset: Dataset, split: BaseNovel) ->
     """The held-out images with a segment of a base class."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=config.validate_split, annotations="panoptic")
+    held_out = open_data(Path(config.validate), split=HELD_OUT, annotations="panoptic")
     require_same_categories(held_out.categories, dataset.categories[:-1], root=config.validate)
     return EvaluationSource(as_segments(held_out, split))
 
@@ -199,32 +203,37 @@ def _classes(config: TrainPanoptic, dataset: Dataset, split: BaseNovel, report: 
     return tuple(Class(names, category.is_thing, parts.get(category.name, "left out")) for category, names in pairs)
 
 
-def _network(config: TrainPanoptic, clip: Clip) -> Network:
-    """The hyperparameters of the generator."""
-    names = ("channels", "queries", "width", "feedforward", "pixel_layers", "layers", "joint")
-    numbers: dict[str, Any] = {name: getattr(config, name) for name in names}
+def _network(config: TrainPanoptic, usual: MaskGeneratorDefaults, clip: Clip) -> Network:
+    """The hyperparameters of the generator: of the flags, and those without a flag."""
+    assert config.channels is not None and config.queries is not None and config.depth is not None, "resolved"
     step = 2 * clip.patch_size if config.encoder is None else 64
-    usual = SMALL if clip.native_size <= SMALL_SIDE else LARGE
     return Network(
         size=usual.size // step * step if config.size is None else config.size,
         encoder=None if config.encoder is None else str(config.encoder),
         pyramid=config.pyramid,
         taps=config.taps or None,
-        **numbers,
+        channels=config.channels,
+        queries=config.queries,
+        layers=config.depth,
+        width=usual.width,
+        feedforward=usual.feedforward,
+        pixel_layers=usual.pixel_layers,
+        joint=usual.joint,
     )
 
 
-def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[Class, ...]) -> MaskGenerator:
+def _build(
+    config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[Class, ...], *, points: int
+) -> MaskGenerator:
     """The network, its initial weights drawn from the seed."""
     words = nothing = None
-    if config.words:
+    if config.class_names:
         vocabulary = Vocabulary(tuple(kind.words for kind in classes))
-        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=config.embeddings)
+        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=LENGTH)
         with torch.no_grad():
-            nothing = clip.encode_text(clip.tokenize([""]), normalize=config.embeddings == "unit")[0]
+            nothing = clip.encode_text(clip.tokenize([""]), normalize=False)[0]
     torch.manual_seed(config.seed)
     encoder, decoder = build_parts(network, clip)
-    assert config.points is not None, "resolved"
     generator = MaskGenerator(
         encoder,
         decoder,
@@ -233,8 +242,8 @@ def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[C
         words=words,
         nothing=nothing,
         joint=network.joint,
-        weights=Weights(points=config.points),
-        jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
-        flip=config.flip,
+        weights=Weights(points=points),
+        jitter=config.jitter if config.augment and config.jitter != (1.0, 1.0) else None,
+        flip=config.augment,
     )
     return synchronise(generator)

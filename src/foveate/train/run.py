@@ -10,6 +10,7 @@ Several processes: `torchrun --nproc-per-node 8 -m foveate.cli.main distill ...`
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -59,7 +60,9 @@ from foveate.train.report import (
 from foveate.types import Batch
 
 FEW_STEPS = 10  # a run of no more is as long as its measurement
-MAY_CHANGE = (*HARMLESS, "compile", "nonfinite", "nonfinite_limit")
+KEPT_CHECKPOINTS = 2  # the newest
+TIMEOUT = "FOVEATE_TIMEOUT"  # environment variable: seconds without an answer from another process; default: 120
+MAY_CHANGE = (*HARMLESS, "compile", "skip_nonfinite")
 """Fields that may change between the parts of any run: the same is learned."""
 SHARED = ("batch", "accumulate", "processes")
 """Fields that say how the images of a step are shared; some objectives let these change too."""
@@ -121,7 +124,7 @@ def run(config: RunFlags, prepare: Prepare) -> None:
         SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
     """
     try:
-        with joined(config.device, timeout=config.timeout) as processes:
+        with joined(config.device, timeout=_timeout()) as processes:
             outcome = train(config, prepare, processes)
     except LostProcessError as error:
         exit_lost(config.out / "checkpoints", error)
@@ -133,6 +136,14 @@ def run(config: RunFlags, prepare: Prepare) -> None:
         raise SystemExit(128 + outcome.stopped_by)
     saved = "saved" if outcome.step else "nothing to save yet"
     _exit_stopped(f"after step {outcome.step} of {config.steps}; {saved}", outcome.stopped_by)
+
+
+def _timeout() -> int:
+    """Seconds without an answer from another process after which the whole job ends."""
+    text = os.environ.get(TIMEOUT) or "120"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"${TIMEOUT}: must be a whole number of seconds, at least 1; got {text!r}. Unset it for 120.")
+    return int(text)
 
 
 def _exit_stopped(where: str, number: int) -> NoReturn:
@@ -158,7 +169,7 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
     report = reporter(processes)
     # data and weights before anything is written: what one process refuses all refuse
     with processes.together():
-        if processes.is_first and config.track != "none":
+        if processes.is_first and config.track in ("wandb", "trackio"):
             import_tracker(config.track)
         trainable = prepare(config, processes, report)
     if config.dry_run:
@@ -218,7 +229,7 @@ def _require_room(config: RunFlags, trainable: Trainable) -> None:
     check_writable(config.out)
     checkpoints = config.out / "checkpoints"
     clean_checkpoints(checkpoints)
-    copies = config.keep_checkpoints + 1 + (trainable.held_out is not None)  # one more while it is written; the best
+    copies = KEPT_CHECKPOINTS + 1 + (trainable.held_out is not None)  # one more while it is written; the best
     require_space(
         config.out,
         module=trainable.objective,
@@ -254,7 +265,7 @@ def _fit(
         start_step=start,
         every=config.log_every,
         speak=processes.is_first,
-        sinks=choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record),
+        sinks=choose_sinks(config.out, track=config.track, config=record),
     )
     with log, trainable.arithmetic(processes.device):
         for event in events:
@@ -274,16 +285,10 @@ def _fit(
             seed=config.seed,
             processes=processes,
             log=log,
-            guard=Guard(
-                log,
-                processes,
-                nonfinite=config.nonfinite,
-                limit=config.nonfinite_limit,
-                record=config.out / "nonfinite.jsonl",
-            ),
+            guard=Guard(log, processes, skip=config.skip_nonfinite, record=config.out / "nonfinite.jsonl"),
             checkpoints=config.out / "checkpoints",
             save_every=config.save_every,
-            keep=config.keep_checkpoints,
+            keep=KEPT_CHECKPOINTS,
             validate=validate,
             facts={"config": record, "versions": versions()},
         )
@@ -340,9 +345,9 @@ def _plan(
         seconds=seconds,
         writes={
             str(trainable.product): _product_bytes(trainable),
-            str(config.out / "checkpoints"): 3 * config.keep_checkpoints * trained,
+            str(config.out / "checkpoints"): 3 * KEPT_CHECKPOINTS * trained,
             str(config.out / "metrics.jsonl"): 0,
-            **({str(config.out / "tensorboard"): 0} if config.tensorboard else {}),
+            **({str(config.out / "tensorboard"): 0} if config.track == "tensorboard" else {}),
         },
     )
     _report_all(plan.lines(), report)

@@ -340,19 +340,19 @@ def _check(clip: Clip, network: Network, backbone: Backbone | None) -> None:
 
 def _check_sizes(network: Network, *, patch: int, has_backbone: bool) -> None:
     size, stride, test_size, window = network.size, network.stride, network.test_size, network.window
-    check_side(network.clip_size, patch=patch, flag="--clip-size")
+    check_side(network.clip_size, patch=patch, flag="--size, in proportion for the CLIP")
     grid = network.clip_size // patch
     if grid > window and grid % window:
         raise InputError(f"--window: need one that divides the {grid} places a side; got {window}.")
     if not 0 < stride <= size <= test_size or (test_size - size) % stride:
         raise InputError(
-            f"--test-size: need windows of {size} pixels every {stride} to end where the image does, at {size}, "
+            f"test_size: need windows of {size} pixels every {stride} to end where the image does, at {size}, "
             f"{size + stride}, {size + 2 * stride}, ...; got {test_size}."
         )
     if has_backbone and size % STRIDE:
         raise InputError(f"--size: need a multiple of {STRIDE} pixels, a place of the backbone's map; got {size}.")
     if has_backbone and size // STRIDE != grid:
         raise InputError(
-            f"--clip-size: the backbone's map has {size // STRIDE} places a side and the tower's {grid}; need "
+            f"--size: the backbone's map has {size // STRIDE} places a side and the tower's {grid}; need "
             f"{size // STRIDE * patch}."
         )

@@ -111,7 +111,7 @@ def _input(path: Path) -> dict[str, Any]:
         size, longest = size["shortest_edge"], size.get("longest_edge", longest)
     elif isinstance(size, dict):
         notes = (f"{path} asks for {_short(size)}: took the input of the published numbers instead, "
-                 f"{_sizes(SHORTEST, LONGEST)}; see --input",)  # fmt: skip
+                 f"{_sizes(SHORTEST, LONGEST)}; see --input-edges",)  # fmt: skip
         size, longest = SHORTEST, LONGEST
     multiple = content.get("size_divisor") or MULTIPLE  # 0 in folders of fixed sizes, which are not followed
     colours = [content.get(name, default) for name, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)]

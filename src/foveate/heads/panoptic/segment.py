@@ -216,8 +216,8 @@ def check_shares(generator: MaskGenerator | Published, shares: Shares, *, has_cl
     """
     if not has_clip and (shares.seen or shares.unseen):
         raise InputError(
-            f"shares: need 0 for CLIP, seen and unseen (`generator`), where no CLIP names masks; got {shares.seen:g} "
-            f"and {shares.unseen:g}. Name one with --clip-with."
+            f"--fusion: need 0 for CLIP, seen and unseen (`generator`), where no CLIP names masks; got {shares.seen:g} "
+            f"and {shares.unseen:g}. Name one with --classifier."
         )
     if not generator.knows_classes and shares != PRESETS["clip"]:
         raise InputError(

@@ -80,7 +80,7 @@ class Proposer(nn.Module):
         finest = pyramid.strides[0]
         if any((one[:, 2:] - one[:, :2]).min() < 1 for one in anchors.cell_anchors):  # they are rounded to whole pixels
             raise InputError(
-                f"--scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
+                f"scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
                 f"finest stride, {finest} pixels. Try {2 / finest:g} or more."
             )
         self.rpn = RegionProposalNetwork(
