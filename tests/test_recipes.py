@@ -75,7 +75,7 @@ def test_the_two_recipes_of_the_paper() -> None:
             for numbers in (one, synchronised):
                 assert numbers["steps"] == 44_358 and numbers["warmup"] == 1000
                 assert (numbers["lr"], numbers["weight_decay"]) == (1e-5, 0.1)
-                assert (numbers["alpha"], numbers["student_size"]) == (alpha, student)
+                assert (numbers["alpha"], numbers["size"]) == (alpha, student)
             assert one["batch"] * one.get("accumulate", 1) == 2
             assert synchronised["batch"] * synchronised.get("accumulate", 1) == 16
 

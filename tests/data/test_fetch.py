@@ -193,6 +193,6 @@ def test_a_missing_program_is_named(tmp_path, monkeypatch):
 
 def test_without_a_folder_to_keep_it_in_nothing_is_fetched(monkeypatch):
     monkeypatch.setenv("FOVEATE_CACHE", "")
-    with pytest.raises(InputError, match=r"need a folder to keep it in.*--shard-cache"):
+    with pytest.raises(InputError, match=r"need a folder to keep it in.*FOVEATE_CACHE is empty"):
         open_data("http://127.0.0.1:9/a.tar", split="train")
     assert fetch_all(["/d/a.tar"], None) == [Path("/d/a.tar")]

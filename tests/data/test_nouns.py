@@ -30,7 +30,9 @@ def test_they_are_counted_over_all_captions_and_sorted_by_frequency_then_name():
     captions = [("a dog and a cat", "a dog"), (), ("dogs and zebras", "an apple")]
     assert count_nouns(captions, min_count=1) == [("dog", 3), ("apple", 1), ("cat", 1), ("zebra", 1)]
     assert count_nouns(captions, min_count=3) == [("dog", 3)]
-    with pytest.raises(InputError, match=r"--min-count 4: .* of the 4 there, the most frequent occurs 3 times"):
+    with pytest.raises(
+        InputError, match=r"--captions: .* at least 4 times; of the 4 in the captions, the most frequent occurs 3 times"
+    ):
         count_nouns(captions, min_count=4)
 
 
@@ -47,5 +49,5 @@ def test_neither_network_nor_corpora_are_needed(monkeypatch):
 
 def test_a_missing_package_is_named_with_the_other_way(monkeypatch):
     monkeypatch.setitem(sys.modules, "textblob.en", None)
-    with pytest.raises(InputError, match=r"pip install textblob, .*--nouns"):
+    with pytest.raises(InputError, match=r"pip install textblob, .*--captions"):
         count_nouns([("a dog",)], min_count=1)

@@ -136,7 +136,7 @@ def test_images_without_a_box_are_told():
     assert line.startswith("1 of 2 images have no box") and line.endswith("the first: a.jpg")
     (line,) = note_boxless(THREE).dropped_lines()
     assert line.startswith("WARNING   2 of 3 images have no box") and "the first: a.jpg. That is most" in line
-    assert "--boxes" in line and "--data" in line
+    assert "--regions" in line and "--data" in line
 
 
 def test_boxes_that_training_cannot_use_are_none():

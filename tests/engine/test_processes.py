@@ -53,7 +53,7 @@ def test_two_processes_are_told_how_to_go_on_with_both(two):
 def test_what_the_first_process_refuses_all_refuse(two, tmp_path):
     (tmp_path / "two" / "model").mkdir(parents=True)
     began = time.monotonic()
-    statuses, said = two("--timeout", 60, port=29519)
+    statuses, said = two(port=29519, timeout=60)
     assert statuses == [2, 2], said
     assert all("holds model but no config.json" in words and "Traceback" not in words for words in said)
     assert time.monotonic() - began < 30  # nobody waited for an answer
@@ -63,7 +63,7 @@ def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / "cut.png").write_bytes((image_folder / "3.png").read_bytes()[:200])
-    statuses, said = two("--strict", "--timeout", 60, port=29520, data=data)
+    statuses, said = two("--strict", port=29520, timeout=60, data=data)
     assert statuses == [2, 2], said
     assert all("image cut.png: " in words and "Traceback" not in words for words in said)
 
@@ -74,7 +74,7 @@ def test_what_one_process_cannot_use_all_refuse(two, tmp_path, image_folder):
     ids=["killed", "stopped", "left with status 0"],
 )
 def test_a_lost_process_ends_the_others_with_a_reason_and_the_way_to_go_on(two, tmp_path, number, reason, port):
-    statuses, said = two("--timeout", 3, port=port, second={"kill": [number, 3]})
+    statuses, said = two(port=port, timeout=3, second={"kill": [number, 3]})
     assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], said[0]
     assert "step 4: another process of this run is gone or does not answer (" in said[0] or "step 3: " in said[0], said
     assert reason in said[0] and "the last checkpoint is of step 2" in said[0] and "Traceback" not in said[0], said[0]
@@ -140,7 +140,7 @@ def test_the_command_to_go_on_names_all_nodes(monkeypatch):
 def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(
     distill, two, tmp_path, image_folder
 ):
-    flags = ["--validate", image_folder, "--validate-images", 7, "--keep-checkpoints", 1, "--product", "best"]
+    flags = ["--validate", image_folder, "--product", "best"]
     flags += ["--save-every", 1, "--steps", 2, "--lr", 30]  # much too fast: the second step overshoots
     status, said = distill("--batch", 4, *flags, out="one")
     assert status == 0, said
@@ -163,7 +163,7 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
 
 def test_spread_weights_train_as_whole_ones_and_one_process_goes_on(distill, two, tmp_path, image_folder):
     """--fsdp on two processes, stopped after 2 of 4 steps; one process with the same 4 images a step goes on."""
-    flags = ["--alpha", 0.5, "--validate", image_folder, "--validate-images", 5]  # 3 for one process, 2 for the other
+    flags = ["--alpha", 0.5, "--validate", image_folder]
     assert distill("--batch", 4, *flags, out="one")[0] == 0
     statuses, said = two("--fsdp", *flags, port=29571, kill=[signal.SIGTERM, 3])
     assert statuses == [143, 143], said
@@ -189,7 +189,7 @@ def test_spread_weights_are_measured_though_one_process_begins_without_a_image(t
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / f"{epoch_order(10, seed=0, epoch=0)[1]}.png").write_bytes(b"bad")  # the second process's first
-    statuses, said = two("--fsdp", "--batch", 1, "--dry-run", "--timeout", 5, port=29573, data=data)
+    statuses, said = two("--fsdp", "--batch", 1, "--dry-run", port=29573, timeout=5, data=data)
     assert statuses == [0, 0] and "one forward and backward pass took" in said[0], said
 
 

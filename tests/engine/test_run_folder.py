@@ -123,11 +123,11 @@ def test_a_damaged_record_is_refused(tmp_path):
 def test_numbers_not_given_are_the_papers_or_the_small_clips() -> None:
     flags = {"data": Path("d"), "out": Path("o"), "steps": 44_358}
     b16 = hyperparameters(DistillConfig(**flags, model="EVA02-B-16"), patch_size=16)
-    assert (b16.lr, b16.weight_decay, b16.warmup, b16.student_size) == (1e-5, 0.1, 1000, 1024)  # Sec. 4.1
-    assert hyperparameters(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).student_size == 896
+    assert (b16.lr, b16.weight_decay, b16.warmup, b16.size) == (1e-5, 0.1, 1000, 1024)  # Sec. 4.1
+    assert hyperparameters(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).size == 896
     assert hyperparameters(DistillConfig(**flags), patch_size=8).lr == 1e-3
     mine = hyperparameters(DistillConfig(**flags, lr=3e-4, warmup=0), patch_size=8)
-    assert (mine.lr, mine.warmup, mine.student_size) == (3e-4, 0, 192)
+    assert (mine.lr, mine.warmup, mine.size) == (3e-4, 0, 192)
 
 
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):

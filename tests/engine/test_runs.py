@@ -193,7 +193,7 @@ def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, i
     content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}
     (data / "annotations").mkdir()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    status, said = distill("--regions", "boxes", data=data)
+    status, said = distill("--regions", "annotations", data=data)
     assert status == 0 and "2 left out because a box lies outside the image" in said, said
     assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box lies outside the image": 2}
 
@@ -201,7 +201,7 @@ def test_annotations_that_were_left_out_are_told_at_the_end(distill, tmp_path, i
 def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_folder):
     status, said = distill("--steps", 1, data=tmp_path / "typo")
     assert status == 2 and "typo" in said and not (tmp_path / "run").exists()
-    status, said = distill("--steps", 1, "--regions", "boxes")  # these images have no boxes
+    status, said = distill("--steps", 1, "--regions", "annotations")  # these images have no boxes
     assert status == 2 and not (tmp_path / "run").exists(), said
     assert distill("--steps", 1)[0] == 0
 
@@ -209,7 +209,7 @@ def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_fo
 def test_mistakes_are_messages(distill, tmp_path):
     for flags, message in (
         (["--layers", 0], "--layers: must be at least 1"),
-        (["--student-size", 60], "Try 64"),
+        (["--size", 60], "Try 64"),
         (["--seed", -1], "--seed: must be 0 to"),
         (["--device", "tpu"], "--device: must be"),
         (["--validate", tmp_path / "typo"], "typo"),
@@ -240,9 +240,9 @@ def test_a_run_that_explodes_stops_with_the_images_and_may_be_told_to_go_on(dist
     status, said = distill(*explode)
     assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in said, said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
-    status, said = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
+    status, said = distill(*explode, "--skip-nonfinite", 1)
     assert status == 2 and "step 3: " in said and "the last of 2 such steps in a row" in said, said
-    status, said = distill(*explode, "--nonfinite", "skip")
+    status, said = distill(*explode, "--skip-nonfinite", 20)
     assert status == 0 and "WARNING   3 of 4 steps were skipped" in said and "nonfinite.jsonl" in said, said
     assert list(losses(tmp_path / "run")) == [1] and events(tmp_path / "run")[-1]["skipped_steps"] == 3
     record = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]

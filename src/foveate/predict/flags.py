@@ -70,7 +70,7 @@ class Segment(Segmenting):
     out: Path
     """Folder to write to."""
     vocab: str | None = None
-    """Class names separated by commas, or a .txt or .json file of them with synonyms; when not given, the classes that
+    """Class names separated by commas, or a .txt or .json file of them with synonyms; default: the classes that
     the model was trained on."""
     panoptic: bool = False
     """Also separate the things of one class; needs a model of `foveate train-panoptic`, or a folder of transformers
@@ -97,11 +97,11 @@ class Fusing:
     """How the detector's score and the tower's become one, and which boxes are kept."""
 
     benchmark: Benchmark | None = None
-    """The numbers of this benchmark; when not given, those that the detector was trained for."""
+    """The numbers of this benchmark; default: those that the detector was trained for."""
     temperature: float | None = None
     """Tv, which the tower's cosines are multiplied by before the softmax."""
     detector_temperature: float | None = None
-    """T, which the detector's cosines are multiplied by; when not given, 50 with a transfer benchmark, as published,
+    """T, which the detector's cosines are multiplied by; default: 50 with a transfer benchmark, as published,
     and what the detector learned with all others."""
     min_score: float | None = None
     """Boxes with a higher score are kept."""
@@ -110,7 +110,7 @@ class Fusing:
     max_boxes: int | None = None
     """Maximum number of boxes per image."""
     templates: TemplateName | None = None
-    """What class names are written into; when not given, as in training."""
+    """What class names are written into; default: as in training."""
     clip: str | None = None
     """Path to the CLIP that the detector was trained on, where it has moved."""
 
@@ -130,7 +130,7 @@ class Detect(Fusing):
     out: Path
     """Folder to write to."""
     vocab: str | None = None
-    """Class names separated by commas, or a .txt or .json file of them; when not given, those of the training data."""
+    """Class names separated by commas, or a .txt or .json file of them; default: those of the training data."""
     draw: float = 0.3
     """Draw what has at least this score."""
     fusion: str | None = None
@@ -153,12 +153,15 @@ class Embed:
     F.json lists the images in order (id, height, width) and those that could not be read. An id is the path within
     the folder that was named, or the name of the file that was. F.safetensors holds, all L2-normalised,
 
-      --what image  image (B, D): row i is the i-th image of F.json. The whole image is fitted into a square of the
-                    model's own size, black around it, as CLIPSelf's teacher sees its crops.
-      --what dense  dense/ID (D, h, w): location (r, c) is the patch at (r, c) of the image resized to `resized` of
-                    F.json, [height, width]; the padding of the square input is left out.
-      --what boxes  boxes/ID (N, D): a row a box in the order of --boxes. Boxes are clipped to the image; those under
-                    one pixel wide or high in it have no row, and F.json lists their places as `dropped`.
+      --what image  image (B, D): row i is the i-th image of F.json. The whole
+                    image is fitted into a square of the model's own size, black
+                    around it, as CLIPSelf's teacher sees its crops.
+      --what dense  dense/ID (D, h, w): location (r, c) is the patch at (r, c)
+                    of the image resized to `resized` of F.json, [height,
+                    width]; the padding of the square input is left out.
+      --what boxes  boxes/ID (N, D): a row per box in the order of --boxes.
+                    Boxes are clipped to the image; those under one pixel wide
+                    or high have no row, and F.json lists them as `dropped`.
 
     The same command continues a stopped one (from F.safetensors.parts/); with as many threads it gives the same bytes.
     """

@@ -80,6 +80,6 @@ class Recipes:
     """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
 
     name: Annotated[str | None, Positional] = None
-    """Which one to show; or how the names begin of those to list, such as fvit. All are listed when not given."""
+    """Which one to show; or how the names begin of those to list, such as fvit. Default: all are listed."""
     json: bool = False
     """Write JSON, for programs."""

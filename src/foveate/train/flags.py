@@ -96,19 +96,19 @@ class DistillConfig(ReaderFlags):
     accumulate: int = 1
     """Batches per process and step, whose gradients are added up: batch 4 is batch 2 accumulated twice."""
     lr: float | None = None
-    """Peak learning rate; when not given, the paper's 1e-5, and 1e-3 for foveate-small."""
+    """Peak learning rate; default: the paper's 1e-5, and 1e-3 for foveate-small."""
     weight_decay: float | None = None
-    """AdamW's weight decay of matrices (norms, biases and other vectors have none); when not given, the paper's 0.1,
+    """AdamW's weight decay of matrices (norms, biases and other vectors have none); default: the paper's 0.1,
     and 0.05 for foveate-small."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas. The paper for OpenAI weights: 0.9 0.98."""
     eps: float = 1e-8
     """AdamW's epsilon. The paper for OpenAI weights: 1e-6."""
     warmup: int | None = None
-    """Steps of linear warm-up before the cosine to zero; when not given, a tenth of the steps but at most the paper's
+    """Steps of linear warm-up before the cosine to zero; default: a tenth of the steps but at most the paper's
     1000, and 20 for foveate-small."""
     layers: int | None = None
-    """Train only the last so many transformer blocks; all of them when not given."""
+    """Train only the last so many transformer blocks; default: all."""
     objective: Literal["clipself", "region-text", "image-text"] = "clipself"
     """What is learned: clipself, the teacher's embeddings of crops. Or a baseline that learns from text: region-text,
     the noun that the teacher finds in each crop (A.4); image-text, each image's caption (Tab. 1, row 5)."""
@@ -137,7 +137,7 @@ class DistillConfig(ReaderFlags):
     attention head, saved with the model, which is then measured with --head values3."""
     window: int | None = None
     """Side of the student's attention windows [patches], in all blocks but the last of each quarter. The paper: 16
-    (Sec. 4.4). The whole image when not given."""
+    (Sec. 4.4). Default: the whole image."""
     keep: float = 0.0
     """Weight of a term that keeps the student's own embedding of a crop close to the teacher's, so that the image
     embedding is not forgotten; 0: no such term."""
@@ -172,7 +172,7 @@ class HeadFlags(ReaderFlags):
     """Flags of the three heads that are trained on a CLIP."""
 
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}. When not given: what annotations/splits.json of the root says,
+    """JSON file {"base": [names], "novel": [names]}. Default: what annotations/splits.json of the root says,
     OV-COCO's for COCO, rare = novel for LVIS; else all categories are base."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
@@ -209,7 +209,7 @@ class TrainFViT(HeadFlags):
     milestones: tuple[int, ...] = ()
     """Steps from which the rate is a tenth of what it was; none: constant, as on OV-COCO."""
     size: int | None = None
-    """Side of the square input [pixels], a multiple of two patches; when not given, 640 for patches of 16, 896 for 14,
+    """Side of the square input [pixels], a multiple of two patches; default: 640 for patches of 16, 896 for 14,
     192 for foveate-small."""
     augment: bool = True
     """Mirror half of the images, and jitter them."""
@@ -229,22 +229,22 @@ class TrainFViT(HeadFlags):
     resize: Resize = "bilinear"
     """Resize images bilinearly without antialiasing (cv2's way), as published, or antialiased and bicubic."""
     background_weight: float | None = None
-    """Weight of the background in the class loss; when not given, 0.9 for LVIS and 0.6 else."""
+    """Weight of the background in the class loss; default: 0.9 for LVIS and 0.6 else."""
     pyramid: PyramidKind = "taps"
     """Feature pyramid (Tab. A6): four taps of the tower (the paper's); simple: ViTDet's, from the last block; fpn: the
     last block with a top-down path."""
     taps: tuple[int, ...] = ()
-    """Blocks that are tapped, from 0, before the last one; when not given, 3 5 7 of 12 and 6 10 14 of 24 blocks."""
+    """Blocks that are tapped, from 0, before the last one; default: 3 5 7 of 12 and 6 10 14 of 24 blocks."""
     layers: int = 0
     """Train the last so many blocks of the tower too; the paper freezes all."""
     layer_decay: float = 0.7
     """With --layers: the learning rate of each block, as a factor of the next block's."""
     channels: int | None = None
-    """Width of the pyramid and of the heads; when not given, 256, and 64 for foveate-small."""
+    """Width of the pyramid and of the heads; default: 256, and 64 for foveate-small."""
     templates: TemplateName = "vild"
     """Prompts for class names: ViLD's 63 templates, CLIP's 80 for ImageNet, or none."""
     benchmark: Literal["ov-coco", "ov-lvis-b", "ov-lvis-l"] | None = None
-    """Whose score fusion the detector uses later; when not given, OV-LVIS's for LVIS and OV-COCO's else."""
+    """Whose score fusion the detector uses later; default: OV-LVIS's for LVIS and OV-COCO's else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ class TrainCatSeg(LabelMapFlags, HeadFlags):
     batch: int = 4
     """Images per process and pass."""
     lr: float | None = None
-    """Learning rate of AdamW, which falls to 0 in a cosine; when not given, 2e-4, and 1e-3 for foveate-small."""
+    """Learning rate of AdamW, which falls to 0 in a cosine; default: 2e-4, and 1e-3 for foveate-small."""
     clip_lr: float = 0.01
     """Learning rate of the CLIP's attention, which is trained too, as a fraction of --lr."""
     weight_decay: float = 1e-4
@@ -276,13 +276,13 @@ class TrainCatSeg(LabelMapFlags, HeadFlags):
     """With --version 2023: the timm network that guides; resnet101 with a ViT-B, swin_base_patch4_window12_384 with a
     ViT-L."""
     backbone_weights: str | None = None
-    """Weights of the backbone: a file with timm's, or none: random ones, for trials; when not given, timm's own from
+    """Weights of the backbone: a file with timm's, or none: random ones, for trials; default: timm's own from
     its cache, or fetched."""
     size: int | None = None
-    """Side of a training crop, and of a window at test [pixels]; when not given, 384, and 96 for foveate-small. The
+    """Side of a training crop, and of a window at test [pixels]; default: 384, and 96 for foveate-small. The
     CLIP gets it in proportion (24 patches of 384 pixels); at test an image is squashed to a square of 5/3 of it."""
     channels: int | None = None
-    """Channels per class; when not given, 128, and 32 for foveate-small."""
+    """Channels per class; default: 128, and 32 for foveate-small."""
     depth: int = 2
     """How often space and classes are aggregated."""
     augment: bool = True
@@ -308,45 +308,45 @@ class TrainPanoptic(HeadFlags):
     recipe: str | None = None
     """Start from a row of `foveate recipes panoptic`; any flag given overrides its own."""
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; stuff that it does not name is base. When not given: what
+    """JSON file {"base": [names], "novel": [names]}; stuff that it does not name is base. Default: what
     annotations/splits.json of the root says; else all classes are base, as ODISE's 133 of COCO."""
     class_names: bool = True
     """Learn class names (ODISE's label model), or only class-agnostic masks."""
     labels: Path | None = None
     """File of the names of each class, `id:name,synonym` per line, as OpenSeg's lists, by the data's ids or in their
-    order; when not given, the names of the annotation file."""
+    order; default: the names of the annotation file."""
     templates: Templates = "photo"
     """Prompts for class names: ODISE's one template, ViLD's 63, CLIP's 80 for ImageNet, or none."""
     encoder: Path | None = None
     """Folder with a Mask2Former of transformers, whose decoder is then trained further, or with a Stable Diffusion as
-    diffusers writes it (ODISE's); when not given, the CLIP's tower."""
+    diffusers writes it (ODISE's); default: the CLIP's tower."""
     weight_decay: float = 0.05
     """AdamW's weight decay of matrices."""
     lr: float | None = None
-    """Learning rate of AdamW after the warm-up; when not given, 1e-4, and 4e-4 for foveate-small."""
+    """Learning rate of AdamW after the warm-up; default: 1e-4, and 4e-4 for foveate-small."""
     clip_gradient: float | None = None
-    """Maximum norm of the gradient; when not given, 0.01, and 10 for foveate-small."""
+    """Maximum norm of the gradient; default: 0.01, and 10 for foveate-small."""
     milestones: tuple[int, ...] = ()
     """Steps from which the rate is a tenth of what it was; none: constant."""
     size: int | None = None
     """Side of the square input [pixels], a multiple of two patches of the CLIP, of 32 for a Mask2Former's encoder, of
-    64 for Stable Diffusion; when not given, 1024 or what fits next below, and 128 for foveate-small."""
+    64 for Stable Diffusion; default: 1024 or what fits next below, and 128 for foveate-small."""
     augment: bool = True
     """Mirror half of the images, and jitter them."""
     jitter: tuple[float, float] | None = None
-    """Smallest and largest factor of the large-scale jitter; 1 1: none. When not given, 0.1 2, and 1 1 for
+    """Smallest and largest factor of the large-scale jitter; 1 1: none. Default: 0.1 2, and 1 1 for
     foveate-small."""
     pyramid: PyramidKind = "taps"
     """Feature pyramid on the CLIP's tower (Tab. A6): four taps; simple: from the last block; fpn: likewise with a
     top-down path."""
     taps: tuple[int, ...] = ()
-    """Blocks of the CLIP that are tapped, from 0, before the last one; when not given, 3 5 7 of 12, 6 10 14 of 24."""
+    """Blocks of the CLIP that are tapped, from 0, before the last one; default: 3 5 7 of 12, 6 10 14 of 24."""
     channels: int | None = None
-    """Width of the encoder's maps; when not given, 256, 512 for Stable Diffusion, 64 for foveate-small."""
+    """Width of the encoder's maps; default: 256, 512 for Stable Diffusion, 64 for foveate-small."""
     queries: int | None = None
-    """Masks per image; when not given, 100, and 30 for foveate-small."""
+    """Masks per image; default: 100, and 30 for foveate-small."""
     depth: int | None = None
-    """Layers of the decoder; when not given, 9, and 2 for foveate-small."""
+    """Layers of the decoder; default: 9, and 2 for foveate-small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +369,7 @@ class Proposals(ReaderFlags):
     annotations: Path | None = None
     """Annotation file to read instead of the standard one: COCO, LVIS or Objects365 JSON."""
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; boxes of base categories alone are trained on. When not given:
+    """JSON file {"base": [names], "novel": [names]}; boxes of base categories alone are trained on. Default:
     what annotations/splits.json of the root says, OV-COCO's for COCO, rare = novel for LVIS; else all categories are
     trained on."""
     images: Path | None = None
@@ -381,10 +381,10 @@ class Proposals(ReaderFlags):
     lr: float = 1e-3
     """Peak learning rate of AdamW: 20 steps of warm-up, a cosine to zero."""
     size: int | None = None
-    """Longest side of the input [pixels], a multiple of two patches; when not given, 64 patches and at most 1024, and
+    """Longest side of the input [pixels], a multiple of two patches; default: 64 patches and at most 1024, and
     192 for foveate-small and for conv."""
     channels: int | None = None
-    """Width of the pyramid and of the RPN; when not given, 128, and 64 for foveate-small and for conv."""
+    """Width of the pyramid and of the RPN; default: 128, and 64 for foveate-small and for conv."""
     augment: bool = True
     """Mirror half of the images in training, at random."""
     max_boxes: int = 100
@@ -415,7 +415,7 @@ class Pretrain(RunFlags):
     for an image tower (RN50's kind)."""
     text_from: str | None = None
     """A CLIP (foveate-small, or a saved model folder) whose text tower is taken and not trained, so that the new image
-    tower shares its embedding space and learns sooner. When not given, a text tower is trained too."""
+    tower shares its embedding space and learns sooner. Default: a text tower is trained too."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 256

@@ -231,7 +231,7 @@ def _build(
         vocabulary = Vocabulary(tuple(kind.words for kind in classes))
         words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=LENGTH)
         with torch.no_grad():
-            nothing = clip.encode_text(clip.tokenize([""]), normalize=False)[0]
+            nothing = clip.encode_text(clip.tokenize([""]), normalize=LENGTH == "unit")[0]
     torch.manual_seed(config.seed)
     encoder, decoder = build_parts(network, clip)
     generator = MaskGenerator(
