@@ -418,10 +418,10 @@ def test_numbers_that_are_not_given_depend_on_the_clip():
     assert (large.lr, large.clip_gradient, large.depth) == (1e-4, 0.01, 9)
 
 
-def test_class_names_are_learned_at_the_chosen_length(world, trained, tmp_path, monkeypatch):
+def test_class_names_are_learned_at_the_chosen_length(world, trained, tmp_path):
     raw = load_file(trained / "model/generator.safetensors")
-    monkeypatch.setattr("foveate.train.panoptic.LENGTH", "unit")
-    main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, "--steps", "1"])
+    more = ["--embeddings", "unit", "--steps", "1"]
+    main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, *more])
     unit = load_file(tmp_path / "g/model/generator.safetensors")
     assert (read_about(trained / "model").words, read_about(tmp_path / "g/model").words) == ("raw", "unit")
     rows = unit["words.rows"]

@@ -138,7 +138,7 @@ DEMO = Case(
     },
 )
 
-RECIPES = Case("", {}, {"name": To("", instead="world"), "json": "--json"}, prints=True)
+RECIPES = Case("", {}, {"name": To("", instead="world"), "format": "--format json"}, prints=True)
 TABLES = "--out {out}/r --dry-run --device cpu"
 
 REPRODUCE = Case(

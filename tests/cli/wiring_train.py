@@ -262,6 +262,7 @@ TRAIN_PANOPTIC = Case(
         "class_names": To("--no-class-names", reaches="MaskGenerator save_generator"),
         "labels": To("--labels {labels}", reaches="embed_vocabulary save_generator"),
         "templates": To("--templates clip", reaches="embed_vocabulary save_generator"),
+        "embeddings": To("--embeddings unit", reaches="embed_vocabulary MaskGenerator save_generator"),
         "encoder": To("--encoder {encoder}", base=RUN, reaches="build_parts"),
         "milestones": To("--milestones 2", reaches="fit"),
         "size": To("--size 32", reaches="build_parts MaskGenerator save_generator"),

@@ -52,7 +52,7 @@ def test_templates_and_kept_text_embeddings(model, clip, coco, tmp_path, monkeyp
         run_regions(config)
 
 
-@pytest.mark.parametrize("flag", ["limit", "batch", "crop-batch"])
+@pytest.mark.parametrize("flag", ["limit", "batch"])
 def test_wrong_numbers_are_refused_by_their_flag(model, coco, flag, capsys):
     with pytest.raises(SystemExit):
         main(f"evaluate regions --data {coco} --model {model} --size 32 --workers 0 --{flag} 0".split())

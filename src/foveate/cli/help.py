@@ -22,7 +22,7 @@ GROUPS = {
     "data": "data split annotations images image_list limit validate captions boxes from_results global_data kind maps "
     "map_ids labels novel vocab stuff crowd gallery train val test pairs only",
     "model": "model pretrained reference clip classifier cnn encoder backbone backbone_weights text_from config "
-    "version residual pyramid taps channels depth queries class_names lvis_heads relu_embedding head size input_edges "
+    "version residual pyramid taps channels depth queries class_names embeddings lvis_heads relu_embedding head size "
     "squash pad window statistics resize templates",
     "method": "objective regions grid grid_rule max_regions keep correlation alpha tokens augment jitter patch_dropout "
     "background_weight benchmark fusion temperature detector_temperature mask_pooling min_score nms max_boxes overlap "
@@ -30,7 +30,7 @@ GROUPS = {
     "optimisation": "steps batch accumulate lr clip_lr weight_decay betas eps warmup milestones layers layer_decay "
     "clip_gradient whole_steps",
     "run": "out recipe seed log_every save_every product skip_nonfinite track dry_run strict cache candidates results "
-    "plot page draw to format json opset",
+    "plot page draw to format opset",
     "machine": "device workers jobs precision dtype compile checkpointing fsdp",
 }
 """The flags of each group, by the names of their fields."""
@@ -68,6 +68,12 @@ def help_text(command: Command, config: type[Any], default: Any = None) -> str:
     example = f"Example:\n  foveate {command.words} {command.example}"
     groups = ["\n".join([f"{group}:", *lines]) for group, lines in entries.items() if lines]
     return "\n\n".join([" ".join([*usage, "[FLAGS]"]), *about, example, *groups])
+
+
+def flags_of(config: type[Any]) -> list[str]:
+    """The fields of a command that are flags, not positional arguments."""
+    hints = get_type_hints(config, include_extras=True)
+    return [field.name for field in fields(config) if not _unwrap(hints[field.name])[1]]
 
 
 def _field_docs(config: type[Any]) -> dict[str, str]:

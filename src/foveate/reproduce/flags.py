@@ -81,5 +81,5 @@ class Recipes:
 
     name: Annotated[str | None, Positional] = None
     """Which one to show; or how the names begin of those to list, such as fvit. Default: all are listed."""
-    json: bool = False
-    """Write JSON, for programs."""
+    format: Literal["text", "json"] = "text"
+    """json: for programs."""

@@ -11,7 +11,7 @@ from typing import Literal
 from foveate.clip.names import Pad, StudentHead, TemplateName
 from foveate.data.flags import LabelMapFlags
 from foveate.heads.catseg.names import Residual, Version
-from foveate.heads.common.names import PyramidKind
+from foveate.heads.common.names import Length, PyramidKind
 from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.panoptic.names import Templates
 
@@ -317,6 +317,8 @@ class TrainPanoptic(HeadFlags):
     order; default: the names of the annotation file."""
     templates: Templates = "photo"
     """Prompts for class names: ODISE's one template, ViLD's 63, CLIP's 80 for ImageNet, or none."""
+    embeddings: Length = "raw"
+    """Text embeddings as the generator gets them: as the text tower returns them (ODISE), or of length 1."""
     encoder: Path | None = None
     """Folder with a Mask2Former of transformers, whose decoder is then trained further, or with a Stable Diffusion as
     diffusers writes it (ODISE's); default: the CLIP's tower."""

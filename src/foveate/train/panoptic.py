@@ -24,7 +24,6 @@ from foveate.engine.distributed import Processes
 from foveate.engine.optim import stepped_rate
 from foveate.errors import InputError
 from foveate.heads.common.groups import synchronise
-from foveate.heads.common.names import Length
 from foveate.heads.common.product import tower_digest
 from foveate.heads.common.text import embed_words
 from foveate.heads.panoptic.criterion import Weights
@@ -50,8 +49,6 @@ from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
 from foveate.types import Category
-
-LENGTH: Length = "raw"  # of text embeddings: as the text tower returns them (ODISE)
 
 
 def run(config: TrainPanoptic) -> None:
@@ -97,7 +94,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         classes=classes,
         knows_words=config.class_names,
         templates=config.templates,
-        words=LENGTH,
+        words=config.embeddings,
         training={"data": dataset.name, "steps": config.steps, "batch": config.batch, "seed": config.seed},
     )
 
@@ -229,9 +226,9 @@ def _build(
     words = nothing = None
     if config.class_names:
         vocabulary = Vocabulary(tuple(kind.words for kind in classes))
-        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=LENGTH)
+        words = embed_words(clip, vocabulary, templates=chosen_templates(config.templates), length=config.embeddings)
         with torch.no_grad():
-            nothing = clip.encode_text(clip.tokenize([""]), normalize=LENGTH == "unit")[0]
+            nothing = clip.encode_text(clip.tokenize([""]), normalize=config.embeddings == "unit")[0]
     torch.manual_seed(config.seed)
     encoder, decoder = build_parts(network, clip)
     generator = MaskGenerator(
