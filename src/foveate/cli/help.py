@@ -23,7 +23,7 @@ GROUPS = {
     "map_ids labels novel vocab stuff crowd gallery train val test pairs only",
     "model": "model pretrained reference clip classifier cnn encoder backbone backbone_weights text_from config "
     "version residual pyramid taps channels depth queries class_names embeddings lvis_heads relu_embedding head size "
-    "squash pad window statistics resize templates",
+    "input_edges squash pad window statistics resize templates",
     "method": "objective regions grid grid_rule max_regions keep correlation alpha tokens augment jitter patch_dropout "
     "background_weight benchmark fusion temperature detector_temperature mask_pooling min_score nms max_boxes overlap "
     "all_synonyms panoptic what crops masked masks metrics style task view clusters",
@@ -58,7 +58,8 @@ def help_text(command: Command, config: type[Any], default: Any = None) -> str:
         value = _values(kind)
         if is_positional:
             group, left = "arguments", field.name.upper()
-            usage.append(left if get_origin(kind) is not tuple else f"{left} ...")
+            shown = left if get_origin(kind) is not tuple else f"{left} ..."
+            usage.append(shown if field.default is MISSING else f"[{shown}]")
         else:
             group, flag = GROUP_OF[field.name], field.name.replace("_", "-")
             left = f"--{flag}, --no-{flag}" if kind is bool else f"--{flag} {value}"
