@@ -100,7 +100,8 @@ def test_detectors_are_the_paper_s() -> None:
         config = TrainFViT(data=Path("d"), out=Path("o"), **coco.fields)
         assert config.batch * config.accumulate == 64 and config.steps == 5052 and not config.milestones
         assert (config.lr, config.weight_decay, config.clip_gradient, config.warmup) == (1e-4, 0.1, 1.0, 250)
-        assert config.jitter == (0.1, 2.0) and config.augment and config.size == side and config.background_weight == 0.6
+        assert config.jitter == (0.1, 2.0) and config.augment
+        assert config.size == side and config.background_weight == 0.6
         config = TrainFViT(data=Path("d"), out=Path("o"), **lvis.fields)
         assert abs(config.steps - 48 * 100_170 / 64) < 48 and config.masks and config.background_weight == 0.9
         assert [round(one / config.steps * 48) for one in config.milestones] == [32, 44] and config.size == wide
