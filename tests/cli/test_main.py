@@ -55,7 +55,7 @@ def test_every_command_explains_every_flag_in_its_group(
     lines = text.splitlines()
     assert example in lines and "(default: None)" not in text
     assert max(len(line) for line in lines if line != example) <= 80
-    lines = lines[lines.index(example) :]
+    lines = [*lines[lines.index(example) :], ""]
     for field in fields(command.load_config()):
         name = field.name.replace("_", "-")
         (place,) = (

@@ -24,7 +24,7 @@ from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
 from foveate.data.strict import DISTRUST, drop, escapes, fail, parse, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.detection_results import UNKNOWN_IMAGE
-from foveate.evaluate.flags import Numbers
+from foveate.evaluate.flags import MapIds
 from foveate.types import LabelMap, PanopticMap, SegmentInfo
 
 SEGMENTS = "segments.json"  # what `foveate segment` writes beside its label maps
@@ -179,7 +179,7 @@ def _segment(where: str, info: Any, categories: Mapping[Any, tuple[int, bool]]) 
 
 
 def read_label_maps(
-    folder: Path, data: SemanticData, *, numbers: Numbers = "index", skipped: dict[str, Dropped]
+    folder: Path, data: SemanticData, *, numbers: MapIds = "index", skipped: dict[str, Dropped]
 ) -> MapResults:
     """Open label maps; they are decoded one by one. Images without one count as missed.
 
@@ -230,7 +230,7 @@ def read_label_maps(
     return MapResults(read(), (rule,))
 
 
-def _meaning(data: SemanticData, numbers: Numbers) -> dict[int, int]:
+def _meaning(data: SemanticData, numbers: MapIds) -> dict[int, int]:
     """Number in a map -> label of its class, or NONE."""
     if numbers == "index":
         return dict.fromkeys(NO_CLASS, NONE) | {label: label for label in range(len(data.names))}
