@@ -13,7 +13,7 @@ from foveate.train.checks import check_distill
 from foveate.train.defaults import hyperparameters
 from foveate.train.distill import may_change
 from foveate.train.flags import DistillConfig
-from foveate.train.run import MAY_CHANGE, run_record
+from foveate.train.run import MAY_CHANGE, answer_timeout, run_record
 
 CONFIG = DistillConfig(data="images", out=Path("out"))
 
@@ -66,15 +66,15 @@ def test_another_run_is_refused_with_the_differing_fields(tmp_path):
 
 def test_fields_that_do_not_change_the_weights_may_change(tmp_path):
     claim_folder(tmp_path, record())
-    assert claim_folder(tmp_path, record(workers=0, save_every=7, keep_checkpoints=5, log_every=1, strict=True))
+    assert claim_folder(tmp_path, record(workers=0, save_every=7, track="none", log_every=1, strict=True))
 
 
 def test_a_distillation_may_go_on_with_other_machines_and_nothing_else_may(tmp_path):
     claim_folder(tmp_path, record())
-    changes = {"batch": 1, "accumulate": 8, "nonfinite": "skip", "nonfinite_limit": 3}
+    changes = {"batch": 1, "accumulate": 8, "skip_nonfinite": 3}
     other = {**record(**changes), "processes": 2}
     assert claim_folder(tmp_path, other, may_change=(*MAY_CHANGE, *may_change(CONFIG)))
-    with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  nonfinite: "):
+    with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  processes: "):
         claim_folder(tmp_path, other)  # pretraining
     with pytest.raises(InputError, match="validate: there None, here held_out"):
         claim_folder(tmp_path, record(validate="held_out/"), may_change=(*MAY_CHANGE, *may_change(CONFIG)))
@@ -136,3 +136,14 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
         hold_folder(tmp_path)
     held.close()
     hold_folder(tmp_path).close()
+
+
+def test_the_timeout_is_a_whole_number_of_seconds(monkeypatch):
+    monkeypatch.delenv("FOVEATE_TIMEOUT", raising=False)
+    assert answer_timeout() == 120
+    for text in ("0", "-1", "1.5", "two"):
+        monkeypatch.setenv("FOVEATE_TIMEOUT", text)
+        with pytest.raises(InputError, match=r"\$FOVEATE_TIMEOUT: must be a whole number of seconds, at least 1; got"):
+            answer_timeout()
+    monkeypatch.setenv("FOVEATE_TIMEOUT", "7")
+    assert answer_timeout() == 7

@@ -124,7 +124,7 @@ def run(config: RunFlags, prepare: Prepare) -> None:
         SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
     """
     try:
-        with joined(config.device, timeout=_timeout()) as processes:
+        with joined(config.device, timeout=answer_timeout()) as processes:
             outcome = train(config, prepare, processes)
     except LostProcessError as error:
         exit_lost(config.out / "checkpoints", error)
@@ -138,7 +138,7 @@ def run(config: RunFlags, prepare: Prepare) -> None:
     _exit_stopped(f"after step {outcome.step} of {config.steps}; {saved}", outcome.stopped_by)
 
 
-def _timeout() -> int:
+def answer_timeout() -> int:
     """Seconds without an answer from another process after which the whole job ends."""
     text = os.environ.get(TIMEOUT) or "120"
     if not text.isdecimal() or int(text) < 1:
