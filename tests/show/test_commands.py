@@ -51,7 +51,7 @@ def test_refuses(model, images, tmp_path):
         run_kmeans(KMeans(data=images, model=model, out=tmp_path / "k.jpg"))
     with pytest.raises(InputError, match="--limit"):
         run_similarity(Similarity(data=images, model=model, vocab="cup", out=tmp_path / "k.png", limit=0))
-    with pytest.raises(InputError, match="--vocab: need names or phrases"):
+    with pytest.raises(InputError, match="need a name in each place"):
         run_similarity(Similarity(data=images, model=model, vocab=" , ", out=tmp_path / "k.png"))
     for size in (0, -8, 60):
         for before in (None, model):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
+from foveate.clip.vocabulary import read_vocabulary
 from foveate.data.images import read_image
 from foveate.data.records import read_record
 from foveate.data.sources import open_data
@@ -33,9 +34,7 @@ def run_kmeans(config: KMeans) -> Path:
 def run_similarity(config: Similarity) -> Path:
     """Draw the sheet of similarity maps and return its path."""
     _check(config)
-    texts = [text.strip() for text in config.vocab.split(",")]
-    if not all(texts):
-        raise InputError(f'--vocab: need names or phrases, such as --vocab "a dog, cup"; got {config.vocab!r}.')
+    texts = read_vocabulary(config.vocab).names
     models = _load_models(config)
     size = _size(config, models)
     rows = [(text, image) for _, image in _read_images(config) for text in texts]

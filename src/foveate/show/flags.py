@@ -56,7 +56,7 @@ class Similarity(MapFlags):
     """Draw the similarity of images to a text."""
 
     vocab: str
-    """Class names or short phrases, separated by commas; every image is drawn for each of them."""
+    """Class names or short phrases separated by commas, or in a .txt or .json file; every image is drawn for each."""
     templates: TemplateName = "none"
     """Prompts: none takes the text as typed; vild (63) and clip (80) put bare class names into sentences."""
     limit: int = 3
