@@ -314,7 +314,7 @@ PRETRAIN = Case(
     {
         **{name: stand for name, stand in TRAINING.items() if name not in ("compile_tower", "open_data")},
         "clip.load:load": Stand(small_clip),
-        "clip.describe:build": Stand(lambda given: tiny_clip(given).model),
+        "clip.io.describe:build": Stand(lambda given: tiny_clip(given).model),
         "Clip.tokenize": Stand(tokens_of),
         "read_pairs": Stand(pairs),
         "_pair": Stand(without=("images", "captions")),
@@ -322,7 +322,7 @@ PRETRAIN = Case(
         "MuonAndAdamW": Stand(without=("model",)),
         "train.pretrain:_compile": Stand(give(None), without=("clip",)),
         "fit": Stand(through_all, without=("facts", "log", "guard")),
-        "clip.weights:save_clip": Stand(give(None), without=("clip",)),
+        "clip.io.weights:save_clip": Stand(give(None), without=("clip",)),
     },
     {
         **RUN_FIELDS,
