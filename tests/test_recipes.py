@@ -71,11 +71,11 @@ def test_the_two_recipes_of_the_paper() -> None:
             one = row(f"clipself-{size}-{regions}-1gpu").fields
             synchronised = row(f"clipself-{size}-{regions}-sync16").fields
             for ending in ("1gpu", "sync16"):
-                assert ("boxes" in row(f"clipself-{size}-{regions}-{ending}").needs) == (regions == "proposals")
+                assert ("regions" in row(f"clipself-{size}-{regions}-{ending}").needs) == (regions == "proposals")
             for numbers in (one, synchronised):
                 assert numbers["steps"] == 44_358 and numbers["warmup"] == 1000
                 assert (numbers["lr"], numbers["weight_decay"]) == (1e-5, 0.1)
-                assert (numbers["alpha"], numbers["student_size"]) == (alpha, student)
+                assert (numbers["alpha"], numbers["size"]) == (alpha, student)
             assert one["batch"] * one.get("accumulate", 1) == 2
             assert synchronised["batch"] * synchronised.get("accumulate", 1) == 16
 
@@ -100,7 +100,8 @@ def test_detectors_are_the_paper_s() -> None:
         config = TrainFViT(data=Path("d"), out=Path("o"), **coco.fields)
         assert config.batch * config.accumulate == 64 and config.steps == 5052 and not config.milestones
         assert (config.lr, config.weight_decay, config.clip_gradient, config.warmup) == (1e-4, 0.1, 1.0, 250)
-        assert config.jitter == (0.1, 2.0) and config.flip and config.size == side and config.background_weight == 0.6
+        assert config.jitter == (0.1, 2.0) and config.augment
+        assert config.size == side and config.background_weight == 0.6
         config = TrainFViT(data=Path("d"), out=Path("o"), **lvis.fields)
         assert abs(config.steps - 48 * 100_170 / 64) < 48 and config.masks and config.background_weight == 0.9
         assert [round(one / config.steps * 48) for one in config.milestones] == [32, 44] and config.size == wide
@@ -120,7 +121,7 @@ def test_cat_seg_is_its_authors() -> None:
     # downstream facts: 80,000 iterations of 4 images at 2e-4, decay 1e-4, gradients cut at .01, the CLIP at .01 of it
     config = TrainCatSeg(data=Path("d"), out=Path("o"), **row("catseg-2024").fields)
     assert (config.steps, config.batch, config.lr, config.weight_decay) == (80_000, 4, None, 1e-4)
-    assert (config.clip_gradient, config.clip_rate, config.warmup, config.version) == (0.01, 0.01, 0, "2024")
+    assert (config.clip_gradient, config.clip_lr, config.warmup, config.version) == (0.01, 0.01, 0, "2024")
     assert row("catseg-2023-l14").fields["backbone"].startswith("swin")
 
 
@@ -130,7 +131,7 @@ def test_the_generator_is_odise_s() -> None:
     usual = resolve_defaults(config, LARGE)
     assert config.steps == 92_188 and config.batch * config.accumulate == 64
     assert (usual.lr, usual.weight_decay, usual.clip_gradient) == (1e-4, 0.05, 0.01)
-    assert (usual.queries, usual.layers, usual.pixel_layers, usual.width) == (100, 9, 6, 256)
+    assert (usual.queries, usual.depth, LARGE.pixel_layers, LARGE.width) == (100, 9, 6, 256)
 
 
 def test_openai_towers_have_their_optimizer_numbers() -> None:

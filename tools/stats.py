@@ -5,7 +5,6 @@ Numbers to steer by, not limits: what they are for each release stands in CHANGE
 
 import argparse
 import ast
-import dataclasses
 import importlib
 import json
 import subprocess
@@ -137,14 +136,10 @@ def steps_to_backward(trees: dict[Path, ast.Module], graph: dict[Path, set[Path]
 
 
 def flags() -> dict[str, Any]:
-    """How many flags each command has, and how many names they have in all."""
+    """How many flags each command has, and how many names they have in all; positional arguments are no flags."""
     sys.path.insert(0, str(ROOT / "src"))
-    main_module = importlib.import_module("foveate.cli.main")
-    by_command: dict[str, set[str]] = {}
-    for command in main_module.COMMANDS:
-        module, _, name = command.config.partition(":")
-        config = getattr(importlib.import_module(module), name)
-        by_command[command.words] = {field.name for field in dataclasses.fields(config)}
+    commands, help_module = (importlib.import_module(f"foveate.cli.{name}") for name in ("commands", "help"))
+    by_command = {command.words: {*help_module.flags_of(command.load_config())} for command in commands.COMMANDS}
     return {
         "commands": len(by_command),
         "all": sum(map(len, by_command.values())),

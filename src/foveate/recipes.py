@@ -75,7 +75,7 @@ def words_of(fields: Fields) -> list[str]:
     """Settings as words of a command line.
 
     Args:
-        fields: values by the name of the field, such as student_size.
+        fields: values by the name of the field, such as max_regions.
     """
     words = []
     for name, value in fields.items():
@@ -98,8 +98,8 @@ LVIS_EPOCH = 1_565  # steps: LVIS v1's 100,170 training images at 64 per step
 PAPER: Fields = {
     "steps": STEPS, "lr": 1e-5, "weight_decay": 0.1, "warmup": 1000, "precision": "bfloat16", "save_every": 2000,
 }
-B16 = {"model": "EVA02-B-16", "pretrained": "merged2b_s8b_b131k", "student_size": 1024, "alpha": 0.7}
-L14 = {"model": "EVA02-L-14-336", "pretrained": "merged2b_s6b_b61k", "student_size": 896, "alpha": 0.95}
+B16 = {"model": "EVA02-B-16", "pretrained": "merged2b_s8b_b131k", "size": 1024, "alpha": 0.7}
+L14 = {"model": "EVA02-L-14-336", "pretrained": "merged2b_s6b_b61k", "size": 896, "alpha": 0.95}
 OPENAI = {"pretrained": "openai", "betas": (0.9, 0.98), "eps": 1e-6}
 B16_ONE, L14_ONE = {**PAPER, "batch": 2, **B16}, {**PAPER, "batch": 2, **L14}
 B16_SYNC, L14_SYNC = {**PAPER, "batch": 16, **B16}, {**PAPER, "batch": 16, **L14}  # batch x accumulate x processes
@@ -108,8 +108,8 @@ DETECTOR: Fields = {"accumulate": 8, "precision": "bfloat16"}  # of 8 images eac
 OV_COCO: Fields = {**DETECTOR, "steps": COCO_STEPS, "benchmark": "ov-coco", "background_weight": 0.6}
 OV_COCO_B16 = {**OV_COCO, "size": 640}
 OV_LVIS: Fields = {
-    **DETECTOR, "steps": 48 * LVIS_EPOCH, "milestones": (32 * LVIS_EPOCH, 44 * LVIS_EPOCH), "masks": True, "norm": True,
-    "match_low_quality": True, "background_weight": 0.9, "save_every": 2000,
+    **DETECTOR, "steps": 48 * LVIS_EPOCH, "milestones": (32 * LVIS_EPOCH, 44 * LVIS_EPOCH), "masks": True,
+    "lvis_heads": True, "background_weight": 0.9, "save_every": 2000,
 }
 CATSEG: Fields = {"steps": 80_000, "save_every": 2000}
 CATSEG_2023 = {**CATSEG, "version": "2023", "residual": "cls"}
@@ -118,8 +118,7 @@ ODISE: Fields = {
 }
 WORLD_FVIT: Fields = {
     "steps": 150, "lr": 1e-3, "warmup": 20, "size": 192,
-    "jitter": (1.0, 1.0), "flip": False, "cache": True,  # nothing varies, so that feature maps are computed once
-    "proposals": 300, "rois": 64,
+    "augment": False, "cache": True,  # nothing varies, so that feature maps are computed once
 }
 
 B16_TIME = "2 h on one of 8 A100-80G (published); 25 min on one H200 (estimate)"
@@ -131,7 +130,7 @@ B16_LIKE = "25 min on one H200 (estimate, as EVA-02 B/16)"
 L14_LIKE = "80 min on one H200 (estimate, as EVA-02 L/14)"
 NO_TIME = "not measured"
 
-BOXES, MODEL = {"boxes": "FILE"}, {"model": "RUN/model"}
+BOXES, MODEL = {"regions": "FILE"}, {"model": "RUN/model"}
 MAPS, LABELS = {**MODEL, "maps": "MAPS"}, {**MODEL, "labels": "FILE"}
 LVIS_FILE = {"annotations": "lvis_v1_train.json"}
 
@@ -141,15 +140,15 @@ HOW_SYNC = (
     "One process: --batch 4 --accumulate 4, or what fits (--dry-run says what does)."
 )
 HOW_PROPOSALS = (
-    " --boxes: COCO form or a list of results. For OV-COCO they must come from a proposal network that was trained on "
-    "the 48 base classes only."
+    " --regions: COCO form or a list of results. For OV-COCO they must come from a proposal network that was trained "
+    "on the 48 base classes only."
 )
 HOW_LVIS = f"{HOW_ONE} LVIS holds out some images of COCO train: its annotation file says which."
 HOW_SHARDS = f"{HOW_ONE} --data: the folder of the shards."
 HOW_COMPARED = f"Compare with clipself-b16-patches-1gpu. {HOW_ONE}"
 HOW_DETECTOR = (
     "64 images a step in all: batch x accumulate x processes = 64; BatchNorm sees those of one pass (of all "
-    "processes, on GPUs). --model: OUT/model of a distillation, or the CLIP as it comes to compare with."
+    "processes, on GPUs). --model: OUT/model of a distillation, or the pretrained CLIP as a baseline."
 )
 HOW_TRANSFER = "--model: OUT/model of fvit-ov-lvis-l14. --data: the other data set's root."
 HOW_CATSEG = "--data: COCO-Stuff's root. --model: OUT/model of a distilled OpenAI CLIP. 4 images a step in all."
@@ -215,10 +214,10 @@ DISTILLATIONS = (
            {**L14_ONE, "window": 16}, L14_LIKE, None, HOW_ONE),
     # --- what the method is compared with, and options of its objective; not of the paper's numbers
     Recipe("region-text-b16", "Tab. 8; A.4",
-           "Baseline: proposals are told apart among the nouns of the captions.",
+           "Baseline: proposals are classified among the nouns of the captions.",
            {**B16_ONE, "objective": "region-text"}, B16_LIKE, None,
-           f"Compare with clipself-b16-proposals-1gpu. {HOW_ONE}{HOW_PROPOSALS} Captions: COCO's; --nouns FILE in "
-           "place of parsing them.", BOXES),
+           f"Compare with clipself-b16-proposals-1gpu. {HOW_ONE}{HOW_PROPOSALS} Captions: COCO's; --captions FILE of "
+           "nouns in place of parsing them.", BOXES),
     Recipe("clipself-b16-keep", "none",
            "The student's own image embedding is held to the teacher's.",
            {**B16_ONE, "keep": 1.0}, B16_LIKE, None, HOW_COMPARED),
@@ -227,7 +226,7 @@ DISTILLATIONS = (
            {**B16_ONE, "correlation": 0.1}, B16_LIKE, None, HOW_COMPARED),
     Recipe("clipself-b16-values3-gates", "none",
            "The last three blocks' values with a weight per attention head, as DenseRC's head; without its loss.",
-           {**B16_ONE, "head": "values3", "gates": True}, B16_LIKE, None,
+           {**B16_ONE, "head": "gated"}, B16_LIKE, None,
            f"{HOW_COMPARED} Measure it with --head values3."),
     Recipe("image-text-b16", "Tab. 1, #5",
            "Baseline: CLIP's own contrastive loss on captions of whole images, at the same input size.",
@@ -245,27 +244,27 @@ DISTILLATIONS = (
                                                                                        {"grid_rule": "all"},  B16_LIKE),
           ("pad-zero",  "Sec. 3.2", "the student's input is padded with zeros, as the paper's text says",
                                                                                        {"pad": "zero"},       B16_LIKE),
-          ("size320",   "Sec. 4",   "the student's input is 320 pixels",               {"student_size": 320}, B16_LESS),
-          ("size480",   "Sec. 4",   "the student's input is 480 pixels",               {"student_size": 480}, B16_LESS),
-          ("size640",   "Sec. 4",   "the student's input is 640 pixels",               {"student_size": 640}, B16_LESS),
-          ("size800",   "Sec. 4",   "the student's input is 800 pixels",               {"student_size": 800}, B16_LESS),
+          ("size320",   "Sec. 4",   "the student's input is 320 pixels",               {"size": 320}, B16_LESS),
+          ("size480",   "Sec. 4",   "the student's input is 480 pixels",               {"size": 480}, B16_LESS),
+          ("size640",   "Sec. 4",   "the student's input is 640 pixels",               {"size": 640}, B16_LESS),
+          ("size800",   "Sec. 4",   "the student's input is 800 pixels",               {"size": 800}, B16_LESS),
       )),
 )
 
 # ------------------------------------------------------------------------------------------- what is trained on a tower
 
-VERSIONS = ("2023, B", "2023, L", "2024, B", "2024, L")  # of Cat-Seg: the columns of published mIoU below
+VERSIONS = ("2023, B", "2023, L", "2024, B", "2024, L")  # of CAT-Seg: the columns of published mIoU below
 FVIT: tuple[tuple[str, str, str, Fields, DataKind, Published | None], ...] = (
     ("ov-coco-b16", "Tab. 3; A.3", "F-ViT on B/16, OV-COCO: 48 base classes, 17 novel.", OV_COCO_B16, "coco",
-     {"novel AP50, EVA-02 as it comes": 17.5, "patches": 33.6, "proposals": 37.6}),
+     {"novel AP50, pretrained EVA-02": 17.5, "patches": 33.6, "proposals": 37.6}),
     ("ov-coco-l14", "Tab. 3; A.3", "F-ViT on L/14, OV-COCO.", {**OV_COCO, "size": 896}, "coco",
-     {"novel AP50, EVA-02 as it comes": 24.7, "patches": 38.4, "proposals": 44.3}),
+     {"novel AP50, pretrained EVA-02": 24.7, "patches": 38.4, "proposals": 44.3}),
     ("ov-lvis-b16", "Tab. 4; A.3", "F-ViT on B/16 with masks, OV-LVIS: 866 base classes, 337 rare ones are novel.",
      {**OV_LVIS, "size": 1024, "benchmark": "ov-lvis-b"}, "lvis",
-     {"mask APr, EVA-02 as it comes": 11.5, "patches": 25.3}),
+     {"mask APr, pretrained EVA-02": 11.5, "patches": 25.3}),
     ("ov-lvis-l14", "Tab. 4; A.3", "F-ViT on L/14 with masks, OV-LVIS.",
      {**OV_LVIS, "size": 896, "benchmark": "ov-lvis-l"}, "lvis",
-     {"mask APr, EVA-02 as it comes": 24.2, "patches": 34.9}),
+     {"mask APr, pretrained EVA-02": 24.2, "patches": 34.9}),
     ("ov-coco-b16-simple", "Tab. A6", "Ablation: ViTDet's pyramid on the last block.",
      {**OV_COCO_B16, "pyramid": "simple"}, "coco", None),
     ("ov-coco-b16-fpn", "Tab. A6", "Ablation: a feature pyramid on the last block.",
@@ -299,7 +298,7 @@ HEADS = (
              {"benchmark": f"transfer-{data}", **fields}, NO_TIME, published, HOW_TRANSFER, MODEL,
              "evaluate detection", data)
       for data, title, fields, published in TRANSFERS),
-    # --- Cat-Seg on a distilled tower
+    # --- CAT-Seg on a distilled tower
     *(Recipe(f"catseg-{name}", "semantic segmentation", what, fields, NO_TIME, published, HOW_CATSEG, MODEL,
              "train-catseg", "coco-stuff")
       for name, what, fields, published in (
@@ -313,8 +312,8 @@ HEADS = (
            {**CATSEG_2023, "backbone": "swin_base_patch4_window12_384"}, {"ADE-150 mIoU, patches": 34.5}),
       )),
     *(Recipe(f"semantic-{kind}", "semantic segmentation", f"mIoU on {title} of what was trained on COCO-Stuff.",
-             {"kind": kind, **({"every_word": True} if kind == "voc20b" else {})}, NO_TIME,
-             {f"Cat-Seg of {which}, without CLIPSelf": miou for which, miou in zip(VERSIONS, published, strict=True)},
+             {"kind": kind, **({"all_synonyms": True} if kind == "voc20b" else {})}, NO_TIME,
+             {f"CAT-Seg of {which}, without CLIPSelf": miou for which, miou in zip(VERSIONS, published, strict=True)},
              HOW_SEMANTIC + how, needs, "evaluate semantic", data)
       for kind, data, title, published, needs, how in SEMANTIC),
     # --- masks with classes of generator and CLIP
@@ -329,10 +328,10 @@ HEADS = (
            "--model: OUT/model of a distillation. 64 images a step: 8 x 8 passes on one process.",
            MODEL, "train-panoptic", "coco-panoptic"),
     Recipe("panoptic-ade", "Tab. 5", "PQ on ADE20K of masks that CLIPSelf's dense map names together with ODISE.",
-           {"shares": ("odise-label", "clip", "generator"), "size": 672, "semantic": True}, NO_TIME,
+           {"fusion": ("odise-label", "clip", "generator"), "size": 672, "metrics": ("pq", "miou")}, NO_TIME,
            {"PQ, fused, OpenAI L/14": 23.7},
-           "--clip-with: OUT/model of a distilled OpenAI L/14. --size 336 is its own input.",
-           {**MODEL, "clip_with": "RUN/model", "labels": "FILE"}, "evaluate panoptic", "ade20k"),
+           "--classifier: OUT/model of a distilled OpenAI L/14. --size 336 is its own input.",
+           {**MODEL, "classifier": "RUN/model", "labels": "FILE"}, "evaluate panoptic", "ade20k"),
 )
 
 # ------------------------------------------------- on the rendered world, small enough for a CPU: `foveate demo` and
@@ -341,11 +340,11 @@ HEADS = (
 WORLD = (
     Recipe("world", "none",
            "The shipped small CLIP on the rendered world (`foveate world DIR`): what `foveate demo` distils.",
-           {"steps": 260, "student_size": 192}, "2.5 min on two CPU cores (estimate, from one run of the demo)", None,
+           {"steps": 260, "size": 192}, "2.5 min on two CPU cores (estimate, from one run of the demo)", None,
            "One process, 4 images a step."),
     Recipe("world-short", "none",
            "The shipped small CLIP, distilled on the rendered world: a row of `foveate reproduce`.",
-           {"steps": 200, "student_size": 192}, "2.5 min on one CPU core (estimate, from the rows of results/)", None,
+           {"steps": 200, "size": 192}, "2.5 min on one CPU core (estimate, from the rows of results/)", None,
            "One process, 4 images per step."),
     Recipe("world-fvit", "none",
            "F-ViT on the rendered world, two epochs of whole images: a row of `foveate reproduce`.",

@@ -25,7 +25,7 @@ from foveate.train.catseg import _network
 from foveate.train.flags import TrainCatSeg
 from foveate.types import Sample
 
-TINY = ["--size", "64", "--hidden", "8", "--layers", "1", "--batch", "2", "--steps", "4", "--workers", "0",
+TINY = ["--size", "64", "--channels", "8", "--depth", "1", "--batch", "2", "--steps", "4", "--workers", "0",
         "--save-every", "2", "--log-every", "1", "--device", "cpu"]  # fmt: skip
 ASK = ["--workers", "0", "--device", "cpu"]
 
@@ -152,7 +152,7 @@ def test_every_word_speaks_for_its_class(world, tmp_path):
     more.write_text("".join(f"{one.id}:{'zebra crossing' if one.name == 'grass' else one.name}"
                             f"{',grass' if one.name == 'grass' else ''}\n" for one in names))  # fmt: skip
     found = {}
-    for labels, words in ((plain, []), (more, ["--every-word"])):
+    for labels, words in ((plain, []), (more, ["--all-synonyms"])):
         main(["evaluate", "semantic", "--data", str(world), "--model", "foveate-small", "--size", "64", "--labels",
               str(labels), *words, *ASK, "--out", str(tmp_path / "r.json")])  # fmt: skip
         found[labels.stem] = json.loads((tmp_path / "r.json").read_text())
@@ -193,9 +193,8 @@ def test_without_words_the_training_s_classes_are_asked_for(world, trained, tmp_
     [
         (["--version", "2023"], "--backbone: goes with --version 2023, which needs one"),
         (["--backbone", "resnet18"], "--backbone: goes with --version 2023"),
-        (["--hidden", "12"], "--hidden: must be a multiple of 8"),
-        (["--size", "60"], "--clip-size"),
-        (["--test-size", "90"], "--test-size"),
+        (["--channels", "12"], "--channels: must be a multiple of 8"),
+        (["--size", "60"], "--size, in proportion for the CLIP"),
         (["--kind", "ade150"], "need the list of its classes; looked for"),
         (["--novel", "NOVEL"], "all 42 are novel"),
     ],
@@ -241,11 +240,10 @@ def test_asking_needs_words_and_a_model_that_is_one(world, trained, tmp_path, ca
     [
         ("foveate-small", ["--limit", "0"], "--limit: need at least 1 image; got 0"),
         ("foveate-small", ["--limit", "-1"], "--limit: need at least 1 image; got -1"),
-        ("foveate-small", ["--at-once", "0"], "--at-once: must be at least 1; got 0"),
         ("foveate-small", ["--clip", "x"], "is a CLIP, which ignores it; got x"),
-        ("foveate-small", ["--clip-with", "x"], "--clip-with: --model foveate-small is a CLIP"),
+        ("foveate-small", ["--classifier", "x"], "--classifier: --model foveate-small is a CLIP"),
         ("TRAINED", ["--size", "64"], "is a CAT-Seg, which ignores it; got 64"),
-        ("TRAINED", ["--clip-with-pretrained", "x"], "--clip-with-pretrained: --model"),
+        ("TRAINED", ["--classifier", "x"], "--classifier: --model"),
         ("TRAINED", ["--pretrained", "x"], "--pretrained: --model"),
     ],
 )
@@ -307,7 +305,7 @@ def test_weights_of_the_backbone_come_from_a_file(world, tmp_path, capsys, monke
     assert "need the weights of timm's test_resnet; " in fails(capsys, *words, "--backbone-weights", str(weights), *out)
     save_file({name: torch.zeros(3, 3) for name in network.state_dict()}, weights)
     assert "need the weights of timm's test_resnet; " in fails(capsys, *words, "--backbone-weights", str(weights), *out)
-    err = fails(capsys, *words, "--size", "72", "--test-size", "72", "--backbone-weights", "none", *out)
+    err = fails(capsys, *words, "--size", "72", "--backbone-weights", "none", *out)
     assert "--size: need a multiple of 16 pixels" in err
     create = timm.create_model
 

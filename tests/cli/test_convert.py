@@ -41,7 +41,7 @@ def fails(typed, words, capsys):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--clip", "x"), ("--pretrained", "x"), ("--annotations", "x"), ("--novel", "x"), ("--size", "64")],
+    [("--clip", "x"), ("--annotations", "x"), ("--novel", "x"), ("--size", "64")],
 )
 def test_flags_of_published_heads_are_not_ignored(source, tmp_path, capsys, flag, value):
     fails(["convert", source, tmp_path / "out", flag, value], f"{flag}: goes with a published F-ViT", capsys)

@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "f"
-    small = "--size 64 --channels 8 --batch 2 --steps 1 --proposals 20 --rois 16 --templates none --workers 0"
+    small = "--size 64 --channels 8 --batch 2 --steps 1 --templates none --workers 0"
     main(["train-fvit", "--data", str(world), "--out", str(out), *small.split()])
     return out / "model"
 
@@ -150,7 +150,7 @@ def scored(root: Path, *more: str, split: str = "val") -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["coco", "objects365"])
 def test_twelve_numbers_of_the_command_are_those_of_pycocotools(monkeypatch, tmp_path, world, model, kind):
     file = {"coco": as_coco, "objects365": as_objects365}[kind](world, tmp_path)
-    more = ["--benchmark", f"transfer-{kind}", "--min-score", "0.05", "--most", "100"]
+    more = ["--benchmark", f"transfer-{kind}", "--min-score", "0.05", "--max-boxes", "100"]
     result = evaluate(monkeypatch, tmp_path, model, *more, moved=4.0)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(file))

@@ -44,8 +44,8 @@ def drawn(source: ImageSource, index: int) -> list[tuple[float, ...]]:
 
 def test_boxes_of_the_annotations_and_the_same_ones_named_as_proposals_train_the_same(world):
     notes = world / "annotations/instances_train2017.json"
-    annotated, named = source(world, regions="boxes"), source(world, boxes=notes)
-    assert regions_of(DistillConfig(data="d", out=Path("o"), boxes=notes)) == "boxes"
+    annotated, named = source(world, regions="annotations"), source(world, regions=str(notes))
+    assert regions_of(DistillConfig(data="d", out=Path("o"), regions=str(notes))) == "boxes"
     for index in range(3):
         assert drawn(annotated, index) == drawn(named, index) != drawn(source(world), index)
 
@@ -53,7 +53,7 @@ def test_boxes_of_the_annotations_and_the_same_ones_named_as_proposals_train_the
 def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
     results = [{"image_id": 2, "bbox": [10, 20, 30, 40], "score": 0.5}]
     (tmp_path / "r.json").write_text(json.dumps(results))
-    found = source(world, boxes=tmp_path / "r.json")
+    found = source(world, regions=str(tmp_path / "r.json"))
     assert drawn(found, 1) == [(10, 20, 40, 60)]
     saw, boxless = found.dataset.ignored_lines()
     assert "has no provenance" in saw and boxless.startswith("WARNING   2 of 3 images have no box")
@@ -61,11 +61,11 @@ def test_results_of_a_detector_go_by_cocos_numbers(world, tmp_path):
 
 def test_boxes_in_parts_of_the_sides_and_those_of_other_images_are_refused(world, tmp_path):
     (tmp_path / "parts.json").write_text(json.dumps({"000000000001.jpg": [[0.1, 0.2, 0.5, 0.6]]}))
-    with pytest.raises(InputError, match=r"--boxes .*parts\.json: .*got none\. Boxes are in pixels"):
-        source(world, boxes=tmp_path / "parts.json")
+    with pytest.raises(InputError, match=r"--regions .*parts\.json: .*got none\. Boxes are in pixels"):
+        source(world, regions=str(tmp_path / "parts.json"))
     (tmp_path / "others.json").write_text(json.dumps([{"image_id": "2", "bbox": [10, 20, 30, 40]}]))
     with pytest.raises(InputError, match=r"none of its 1 \(such as '2'\) is among the 3 \(such as '000000000001\.jpg'"):
-        source(world, boxes=tmp_path / "others.json")
+        source(world, regions=str(tmp_path / "others.json"))
 
 
 def test_shards_with_boxes_of_ones_own(tmp_path):
@@ -77,16 +77,11 @@ def test_shards_with_boxes_of_ones_own(tmp_path):
             info.size = len(part)
             tar.addfile(info, io.BytesIO(part))
     (tmp_path / "b.json").write_text(json.dumps({"k.png": [[1, 2, 30, 99]]}))
-    assert drawn(source(tmp_path, boxes=tmp_path / "b.json"), 0) == [(1, 2, 30, 30)]
-    named = source(tmp_path, boxes=tmp_path / "b.json", objective="region-text", min_count=1)
+    assert drawn(source(tmp_path, regions=str(tmp_path / "b.json")), 0) == [(1, 2, 30, 30)]
+    named = source(tmp_path, regions=str(tmp_path / "b.json"), objective="region-text")
     assert list(named.dataset.captions) == [("a dog",)] and drawn(named, 0) == [(1, 2, 30, 30)]
     with pytest.raises(InputError, match='regions "boxes" need annotated boxes'):
-        source(tmp_path, regions="boxes")
-
-
-def test_grid_and_boxes_together_are_refused():
-    with pytest.raises(InputError, match="--regions grid: draws no boxes"):
-        source("d", regions="grid", boxes=Path("b.json"))
+        source(tmp_path, regions="annotations")
 
 
 def test_a_folder_is_one_folder_with_and_without_its_slash():
@@ -95,9 +90,9 @@ def test_a_folder_is_one_folder_with_and_without_its_slash():
 
 
 def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_path, capsys):
-    flags = ["--steps", "1", "--batch", "1", "--student-size", "64", "--workers", "0", "--no-tensorboard"]
+    flags = ["--steps", "1", "--batch", "1", "--size", "64", "--workers", "0", "--track", "none"]
     boxes, out = tmp_path / "b.json", tmp_path / "run"
-    command = ["distill", "--data", str(world), "--boxes", str(boxes), "--out", str(out), "--device", "cpu", *flags]
+    command = ["distill", "--data", str(world), "--regions", str(boxes), "--out", str(out), "--device", "cpu", *flags]
     boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 60]]}')
     main(command)
     main(command)
@@ -118,19 +113,19 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
     for objective, found in (("image-text", {"captions_sha256": empty}), ("clipself", {})):
         assert contents_of(DistillConfig(data=str(tmp_path), out=out, objective=objective)) == found
     (tmp_path / "n.txt").write_text(" , ")
-    with pytest.raises(InputError, match=r"--nouns .*n\.txt"):
+    with pytest.raises(InputError, match=r"--captions .*n\.txt"):
         choose_nouns(
-            DistillConfig(data="d", out=out, objective="region-text", nouns=tmp_path / "n.txt"),
+            DistillConfig(data="d", out=out, objective="region-text", captions=tmp_path / "n.txt"),
             Dataset("d", (), (), {}),
         )
 
 
 def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp_path):
     novel = json.loads((world / "annotations/splits.json").read_text())["novel"]
-    (told,) = source(world, regions="boxes").dataset.ignored_lines()
-    assert told.startswith("WARNING   --regions boxes") and f"all categories, {len(novel)} novel ones too" in told
+    (told,) = source(world, regions="annotations").dataset.ignored_lines()
+    assert told.startswith("WARNING   --regions annotations") and f"all categories, {len(novel)} novel ones too" in told
     assert not any("novel ones too" in line for line in source(world).dataset.ignored_lines())
     plain = tmp_path / "w"
     shutil.copytree(world, plain)
     (plain / "annotations/splits.json").unlink()
-    assert source(plain, regions="boxes").dataset.ignored_lines() == []  # nobody says what is novel
+    assert source(plain, regions="annotations").dataset.ignored_lines() == []  # nobody says what is novel

@@ -27,7 +27,7 @@ from foveate.heads.fvit.heads import RoiSampler
 from foveate.heads.fvit.product import load_detector, read_about
 from foveate.predict.detect import candidates_identity
 
-TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--proposals", "20", "--rois", "16",
+TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4",
         "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",
         "--device", "cpu"]  # fmt: skip
 LVIS_GROUPS = ("base", "novel", "rare", "common", "frequent")
@@ -95,10 +95,10 @@ def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_o
             super().__init__(**numbers)
 
     monkeypatch.setattr("foveate.heads.fvit.detector.RoiSampler", Spied)
-    out, other = tmp_path / "f", ["--norm", "--no-relu-embedding", "--statistics", "clip", "--resize", "bicubic"]
-    cached = ["--cache", "--jitter", "1", "1", "--no-flip", "--match-low-quality"]
+    out, other = tmp_path / "f", ["--lvis-heads", "--no-relu-embedding", "--statistics", "clip", "--resize", "bicubic"]
+    cached = ["--cache", "--no-augment"]
     main(["train-fvit", "--data", str(world), "--out", str(out), *TINY, "--steps", "2", *other, *cached])
-    assert samplers == [{"samples": 16, "match_low_quality": True}]
+    assert samplers == [{"samples": 128, "match_low_quality": True}]
     index = json.loads((out / "maps/manifest.json").read_text())
     assert index["resize"] == "bicubic" and index["statistics"][0] == load("foveate-small").mean[0]
     detector, about = load_detector(out / "model")
@@ -125,7 +125,7 @@ def test_a_detector_of_an_earlier_form_is_refused_with_its_reason(world, trained
 
 
 def test_cached_maps_train_as_fresh_ones_do_but_for_their_rounding(world, tmp_path):
-    plain = [*TINY, "--jitter", "1", "1", "--no-flip"]
+    plain = [*TINY, "--no-augment"]
     losses = []
     for name, more in (("fresh", []), ("kept", ["--cache"])):
         main(["train-fvit", "--data", str(world), "--out", str(tmp_path / name), *plain, *more])
@@ -138,7 +138,7 @@ def test_cached_maps_train_as_fresh_ones_do_but_for_their_rounding(world, tmp_pa
 def test_detect_draws_and_writes_cocos_form(world, trained, tmp_path, capsys):
     out = tmp_path / "found"
     words = ["detect", str(world / "val2017"), "--model", str(trained / "model"), "--vocab", "ringed box, cat"]
-    main([*words, "--out", str(out), "--min-score", "0", "--most", "5", "--draw", "0", *ASK])
+    main([*words, "--out", str(out), "--min-score", "0", "--max-boxes", "5", "--draw", "0", *ASK])
     told = capsys.readouterr()
     assert "2 classes: " in told.err and "3 images, 15 boxes, 15 drawn" in told.out
     content = json.loads((out / "detections.json").read_text())
@@ -168,7 +168,7 @@ def test_a_image_smaller_than_a_patch_and_one_that_is_none_do_not_stop_the_other
 def test_evaluation_sweeps_what_the_network_left_once(world, trained, tmp_path, monkeypatch):
     words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
     kept = tmp_path / "kept"
-    more = ["--novel-weights", "0.5", "0.8", "--min-score", "0", "--candidates", str(kept)]
+    more = ["--fusion", "0.1,0.5", "0.1,0.8", "--min-score", "0", "--candidates", str(kept)]
     main([*words, *more, "--out", str(tmp_path / "one.json"), "--results", str(tmp_path / "results.json")])
     one = json.loads((tmp_path / "one.json").read_text())
     assert [found["fusion"]["novel"] for found in one["fusions"]] == [0.5, 0.8]
@@ -227,7 +227,7 @@ def test_the_wrong_tower_and_damaged_detectors_are_refused(world, trained, tmp_p
         (["--vocab", "cat, background"], "background"),
         (["--min-score", "2"], "min_score"),
         (["--draw", "-1"], "--draw"),
-        (["--weights", "0.1", "1.5"], "novel"),
+        (["--fusion", "0.1,1.5"], "--fusion: must be two numbers in [0, 1]"),
     ],
 )
 def test_bad_questions_are_refused(world, trained, tmp_path, capsys, more, says):
@@ -318,11 +318,11 @@ def test_what_a_detector_was_trained_on_is_base_where_the_data_has_no_split(worl
     # world's 24 base classes are base in the fusion, also where all 32 are measured alike: then the base's weight
     # changes the result, which it could not if every class were novel
     words = ["evaluate", "detection", "--data", str(world), "--model", str(trained / "model"), *ASK]
-    more = ["--benchmark", "transfer-coco", "--base-weights", "0", "1", "--min-score", "0"]
+    more = ["--benchmark", "transfer-coco", "--fusion", "0,1", "1,1", "--min-score", "0"]
     written = []
     for place in ("0", "1"):
         path = tmp_path / f"{place}.json"
-        main([*words, *more[:3], place, *more[5:], "--results", str(path), "--out", str(tmp_path / "o.json")])
+        main([*words, *more[:3], f"{place},1", *more[5:], "--results", str(path), "--out", str(tmp_path / "o.json")])
         written.append(path.read_text())
     assert written[0] != written[1]
 

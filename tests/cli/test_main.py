@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from foveate.cli.commands import COMMANDS, Command
+from foveate.cli.help import GROUP_OF, GROUPS, LEFT, flags_of
 from foveate.cli.main import main, parse
 
 EACH = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.words)
@@ -41,16 +43,40 @@ def test_a_group_is_listed_by_its_first_word(capsys: pytest.CaptureFixture[str])
 
 
 @EACH
-def test_every_command_explains_every_flag(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_every_flag_in_its_group(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as done:
         main([*command.words.split(), "--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    assert f"  foveate {command.words} {command.example}" in text and "(default: None)" not in text
-    flags = re.findall(r"--[a-z][a-z-]+", text)
-    assert flags
-    # tyro writes "(required)" or "(default: ...)" behind the help; a flag without help would show nothing before it
-    assert not re.search(r"│\s+--[a-z-]+ \S+\s+\((required|default)", text)
+    example = f"  foveate {command.words} {command.example}"
+    lines = text.splitlines()
+    assert example in lines and "(default: None)" not in text
+    assert max(len(line) for line in lines if line != example) <= 80
+    lines = [*lines[lines.index(example) :], ""]
+    for field in fields(command.load_config()):
+        name = field.name.replace("_", "-")
+        (place,) = (
+            n for n, line in enumerate(lines) if re.match(rf"  (--{name}|{field.name.upper()})[ ,]", f"{line} ")
+        )
+        heading = next(line for line in reversed(lines[:place]) if line and not line.startswith(" "))
+        assert heading == ("arguments:" if not lines[place].startswith("  --") else f"{GROUP_OF[field.name]}:")
+        words = (lines[place][LEFT:] + lines[place + 1]).strip()
+        assert words and not words.startswith("("), f"{name}: has no text"
+
+
+def test_a_flag_is_in_one_group_and_every_group_has_flags_of_commands() -> None:
+    listed = [name for names in GROUPS.values() for name in names.split()]
+    assert len(listed) == len(set(listed))
+    assert {*listed} <= {field.name for command in COMMANDS for field in fields(command.load_config())}
+
+
+def test_flags_keep_their_number() -> None:
+    """At most 130 names in all and 45 of distill: a new flag takes the place of another."""
+    flags = {command.words: flags_of(command.load_config()) for command in COMMANDS}
+    assert len(set().union(*flags.values())) <= 130 and len(flags["distill"]) <= 45
 
 
 @EACH
@@ -87,7 +113,7 @@ def test_a_mistyped_flag_gets_a_hint(typed: list[str], expected: str, capsys: py
         (["distill", "--data", "{tmp}", "--out", "{tmp}/run", "--layers", "0"], "--layers"),
         (["evaluate", "agreement", "--data", "{tmp}", "--model", "EVA02-B-61"], "EVA02-B-16"),
         (["evaluate", "regions", "--data", "{tmp}", "--model", "foveate-small"], "annotations"),
-        (["pretrain", "--pairs", "{tmp}", "--out", "{tmp}/m"], "tar"),
+        (["pretrain", "--data", "{tmp}", "--out", "{tmp}/m"], "tar"),
         (["embed", "{tmp}/none.png", "--out", "{tmp}/f.safetensors"], "none.png"),
         (["embed", "{tmp}", "--out", "{tmp}/f.npz"], ".safetensors"),
         (["show", "kmeans", "--data", "{tmp}", "--model", "foveate-small", "--out", "{tmp}/a.gif"], "PNG"),
@@ -116,7 +142,7 @@ def test_a_wrong_input_ends_with_a_message_and_no_traceback(
 
 
 def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ["demo", "--out", str(tmp_path / "demo"), "--train", "8", "--test", "6", "--steps", "2", "--agreement", "3"]
+    typed = ["demo", "--out", str(tmp_path / "demo"), "--train", "8", "--test", "6", "--steps", "2"]
     main(typed)
     assert "report.html" in capsys.readouterr().out
     result = json.loads((tmp_path / "demo" / "result.json").read_text())

@@ -37,8 +37,8 @@ from foveate.train.flags import TrainPanoptic
 from foveate.train.panoptic import as_segments
 from foveate.types import Detections
 
-TINY = ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32", "--points", "64",
-        "--batch", "2", "--steps", "2", "--workers", "0", "--save-every", "1", "--log-every", "1",
+TINY = ["--size", "64", "--depth", "2", "--queries", "5", "--channels", "16", "--batch", "2",
+        "--steps", "2", "--workers", "0", "--save-every", "1", "--log-every", "1",
         "--device", "cpu"]  # fmt: skip
 ASK = ["--workers", "0", "--device", "cpu"]
 
@@ -60,7 +60,7 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wordless(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "n"
-    main(["train-panoptic", "--data", str(world), "--out", str(out), *TINY, "--no-words", "--steps", "1"])
+    main(["train-panoptic", "--data", str(world), "--out", str(out), *TINY, "--no-class-names", "--steps", "1"])
     return out
 
 
@@ -103,15 +103,16 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
         str(world),
         "--model",
         str(trained / "model"),
-        "--semantic",
-        "--instances",
+        "--metrics",
+        "miou",
+        "ap",
         *ASK,
     ]
     count = []
     propose = MaskGenerator.propose
     monkeypatch.setattr(MaskGenerator, "propose", lambda self, some: count.append(len(some)) or propose(self, some))
     names = ["generator", "clip", "0.2,0.9"]
-    main([*words, "--shares", *names, "--out", str(tmp_path / "all.json")])
+    main([*words, "--fusion", *names, "--out", str(tmp_path / "all.json")])
     assert sum(count) == 3  # val's images, once
     told = capsys.readouterr()
     assert (
@@ -124,7 +125,7 @@ def test_several_shares_from_one_pass_are_each_measured_as_alone(world, trained,
         *(("generator", 0.0, 0.0), ("clip", 1.0, 1.0), ("0.2,0.9", 0.2, 0.9))
     ]
     for place, name in enumerate(names[:2]):
-        main([*words, "--shares", name, "--out", str(tmp_path / "one.json")])
+        main([*words, "--fusion", name, "--out", str(tmp_path / "one.json")])
         (alone,) = json.loads((tmp_path / "one.json").read_text())["shares"]
         assert alone == together["shares"][place]
     first = together["shares"][1]
@@ -263,7 +264,7 @@ def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
     areas = {one.label: int((truth.ids == one.id).sum()) for one in truth.segments}
     assert areas == {0: 3200, 2: 800, 3: 120} and int((truth.ids == 0).sum()) == 4800 - 4120
     words = ["evaluate", "panoptic", "--data", str(ade), "--model", str(trained / "model"), *ASK]
-    main([*words, "--semantic", "--instances", "--out", str(tmp_path / "o.json")])
+    main([*words, "--metrics", "pq", "miou", "ap", "--out", str(tmp_path / "o.json")])
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["images"] == 2 and [one["name"] for one in found["shares"]] == ["odise-label", "clip", "generator"]
     counts = [one["matched"] + one["missed"] for one in found["shares"][0]["per_class"]]
@@ -271,13 +272,13 @@ def test_the_panoptic_annotations_of_ade20k(ade, trained, tmp_path, capsys):
     # OpenSeg's list counts from 1; one of its words is learned
     lines = ("0:invalid_class_id", "1:wall", "2:building", "3:road,Grass", "4:window,windowpane")
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    main([*words, "--shares", "clip", "--labels", str(tmp_path / "list.txt")])
+    main([*words, "--fusion", "clip", "--labels", str(tmp_path / "list.txt")])
     told = capsys.readouterr().err
     assert "taken in their order" in told and "4 classes, of which the mask generator was trained on 1" in told
     assert "--split: must be val for ADE20K" in fails(capsys, *words, "--split", "train")
     # things that hide all of some stuff: the tool lists it, and no pixel of it is left
     Image.new("RGB", (80, 60), (120, 0, 6)).save(ade / "ade20k_panoptic_val/ADE_val_00000002.png")
-    main([*words, "--shares", "clip", "--out", str(tmp_path / "p.json")])
+    main([*words, "--fusion", "clip", "--out", str(tmp_path / "p.json")])
     found = json.loads((tmp_path / "p.json").read_text())
     assert found["images"] == 1 and "need pixels of every segment" in found["bad"][0]["reason"]
 
@@ -292,7 +293,7 @@ def test_a_mask2former_from_a_folder_trains_and_is_asked(world, tmp_path, capsys
         num_attention_heads=4, dim_feedforward=32, encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2,
     )  # fmt: skip
     Mask2FormerModel(config).save_pretrained(tmp_path / "m2f")
-    out, more = tmp_path / "g", ["--size", "64", "--points", "64", "--batch", "2", "--steps", "2", "--workers", "0"]
+    out, more = tmp_path / "g", ["--size", "64", "--batch", "2", "--steps", "2", "--workers", "0"]
     words = ["train-panoptic", "--data", str(world), "--device", "cpu", "--encoder", str(tmp_path / "m2f"), *more]
     assert "--taps: must be left out with --encoder" in fails(
         capsys, *words, "--out", str(out), "--taps", "1", "2", "3"
@@ -311,8 +312,8 @@ def test_a_mask2former_from_a_folder_trains_and_is_asked(world, tmp_path, capsys
 
 def test_a_generator_without_words_is_asked_with_clip_alone(world, wordless, tmp_path, capsys):
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(wordless / "model"), *ASK]
-    told = fails(capsys, *words, "--shares", "clip", "odise-label")
-    assert "--shares: must be `clip` alone" in told and "--no-words" in told and "odise-label" in told
+    told = fails(capsys, *words, "--fusion", "clip", "odise-label")
+    assert "--fusion: must be `clip` alone" in told and "--no-class-names" in told and "odise-label" in told
     main([*words, "--limit", "1", "--out", str(tmp_path / "n.json")])
     (one,) = json.loads((tmp_path / "n.json").read_text())["shares"]
     assert one["name"] == "clip" and not read_about(wordless / "model").knows_words
@@ -326,7 +327,7 @@ def test_another_clip_classifies_and_another_tower_is_refused(world, trained, tm
     save_clip(clip, tmp_path / "other")
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), "--limit", "1", *ASK]
     assert "need the CLIP that the generator was trained on" in fails(capsys, *words, "--clip", str(tmp_path / "other"))
-    more = ["--clip", str(tmp_path / "moved"), "--clip-with", str(tmp_path / "other"), "--region", "masked"]
+    more = ["--clip", str(tmp_path / "moved"), "--classifier", str(tmp_path / "other"), "--mask-pooling", "masked"]
     main([*words, *more, "--size", "96", "--no-squash", "--templates", "none", "--out", str(tmp_path / "o.json")])
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["clip"] == str(tmp_path / "other") and found["size"] == 96 and found["images"] == 1
@@ -339,7 +340,7 @@ def test_images_that_cannot_be_read_are_counted(world, trained, tmp_path, capsys
     images[0].write_bytes(b"no image")
     Image.new("RGB", (192, 192)).save(broken / "annotations/panoptic_val2017" / f"{images[1].stem}.png")  # no segment
     words = ["evaluate", "panoptic", "--data", str(broken), "--model", str(trained / "model"), *ASK]
-    main([*words, "--shares", "clip", "--out", str(tmp_path / "o.json")])
+    main([*words, "--fusion", "clip", "--out", str(tmp_path / "o.json")])
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["images"] == 1 and len(found["bad"]) == 2
     assert images[0].stem in capsys.readouterr().err
@@ -353,14 +354,14 @@ def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, cap
     path = tmp_path / "list.txt"
     path.write_text("\n".join(lines))
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(trained / "model"), "--limit", "1", *ASK]
-    main([*words, "--shares", "clip", "--labels", str(path)])
+    main([*words, "--fusion", "clip", "--labels", str(path)])
     told = capsys.readouterr().err
     assert "1 names are in two classes" in told
     # the first class, a novel one, has now a word in common with the second, which is base: 34 + none, since it is the
     # asked list that shares, and the first class's words are still no base class's
     assert "42 classes, of which" in told
     path.write_text("\n".join(f"{500 + number}:{line.partition(':')[2]}" for number, line in enumerate(lines)))
-    main([*words, "--shares", "clip", "--labels", str(path)])
+    main([*words, "--fusion", "clip", "--labels", str(path)])
     assert "its classes are used in their order" in capsys.readouterr().err
     path.write_text("1:cat")
     assert "--labels" in fails(capsys, *words, "--labels", str(path))
@@ -369,9 +370,9 @@ def test_words_of_a_list_and_a_word_of_two_classes(world, trained, tmp_path, cap
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--shares", "half"], "--shares: must be odise-label"),
-        (["--shares", "0.2,1.5"], "two numbers in [0, 1]"),
-        (["--shares", "0.2"], "two numbers"),
+        (["--fusion", "half"], "--fusion: must be odise-label"),
+        (["--fusion", "0.2,1.5"], "two numbers in [0, 1]"),
+        (["--fusion", "0.2"], "two numbers"),
         (["--size", "65"], "--size"),
         (["--model", "gone"], "need a folder with a generator"),
         (["--limit", "0"], "--limit"),
@@ -388,8 +389,7 @@ def test_bad_questions_are_refused(world, trained, capsys, more, says):
         (["--size", "72"], "--size"),
         (["--jitter", "2", "1"], "--jitter"),
         (["--queries", "0"], "--queries"),
-        (["--width", "40"], "multiple of 32"),
-        (["--width", "-32"], "--width: must be at least 1"),
+        (["--depth", "-1"], "--depth: must be at least 1"),
         (["--encoder", "gone"], "--encoder: must be a folder that exists; got gone"),
         (["--split", "test"], "split test"),
         (["--lr", "0"], "--lr"),
@@ -418,11 +418,11 @@ def test_crowds_are_nobodys(world):
 def test_numbers_that_are_not_given_depend_on_the_clip():
     config = TrainPanoptic(data=Path("d"), out=Path("o"), queries=7)
     small, large = resolve_defaults(config, SMALL), resolve_defaults(config, LARGE)
-    assert (small.queries, large.queries) == (7, 7) and (small.width, large.width) == (SMALL.width, 256)
-    assert (large.lr, large.clip_gradient, large.points, large.layers) == (1e-4, 0.01, 12544, 9)
+    assert (small.queries, large.queries) == (7, 7) and (small.channels, large.channels) == (SMALL.channels, 256)
+    assert (large.lr, large.clip_gradient, large.depth) == (1e-4, 0.01, 9)
 
 
-def test_words_are_learned_as_long_as_is_said(world, trained, tmp_path):
+def test_class_names_are_learned_at_the_chosen_length(world, trained, tmp_path):
     raw = load_file(trained / "model/generator.safetensors")
     more = ["--embeddings", "unit", "--steps", "1"]
     main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, *more])

@@ -1,4 +1,4 @@
-"""`foveate proposals` as users type it, and what `foveate distill --boxes` makes of its file."""
+"""`foveate proposals` as users type it, and what `foveate distill --regions` makes of its file."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from foveate.train.distill import open_images
 from foveate.train.flags import DistillConfig
 from foveate.types import Sample
 
-TINY = ["--backbone", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--keep", "7",
+TINY = ["--model", "conv", "--size", "64", "--channels", "8", "--batch", "2", "--steps", "4", "--max-boxes", "7",
         "--workers", "0", "--save-every", "2", "--device", "cpu"]  # fmt: skip
 
 
@@ -115,14 +115,14 @@ def test_a_signal_while_boxes_are_made_is_told_and_the_files_stay_whole(world, m
         os.kill(os.getpid(), signal.SIGTERM)
         return propose(self, samples, **numbers)
 
-    command = ["proposals", "--data", str(world), "--out", str(made), *TINY, "--propose-batch", "3"]
+    command = ["proposals", "--data", str(world), "--out", str(made), *TINY]
     monkeypatch.setattr(sys, "argv", ["foveate", *command])
     with monkeypatch.context() as patch:
         patch.setattr(Proposer, "propose", interrupted)
         with pytest.raises(SystemExit) as done:
             main(command)
     said = capsys.readouterr().err
-    assert done.value.code == 143 and "Stopped after 3 of 4 images of instances_train2017; the trained" in said
+    assert done.value.code == 143 and "Stopped after 2 of 4 images of instances_train2017; the trained" in said
     assert "To resume, run:\n  foveate proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert (made / "proposals_train.json").read_bytes() == before
 
@@ -132,8 +132,7 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
         main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--seed", "1"])
     assert "seed: there 0, here 1" in capsys.readouterr().err
     images = world / "val2017"
-    main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--keep", "3", "--images", str(images),
-          "--validate-split", "val"])  # fmt: skip
+    main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--max-boxes", "3", "--images", str(images)])
     content = json.loads((made / "proposals_train.json").read_text())
     assert len(content["images"]) == 2 and len(content["annotations"]) == 6
     main(["proposals", "--data", str(world), "--out", str(made), *TINY])  # as it was, for the other tests
@@ -144,7 +143,6 @@ def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_ar
     [
         (["--size", "70"], "--size: need a positive multiple of 16 pixels; got 70. Try 64"),
         (["--nms", "0"], "--nms: must be above 0 and at most 1; got 0.0"),
-        (["--validate-split", "test"], "--validate-split test: "),
         (["--novel", "none.json"], "none.json: need a base and novel names file; not found"),
     ],
 )
@@ -185,9 +183,9 @@ def test_names_of_this_machine_are_never_written(world, tmp_path):
 
 
 def distilled(world: Path, boxes: Path, out: Path, *flags: str) -> None:
-    numbers = ["--steps", "1", "--batch", "1", "--max-regions", "2", "--student-size", "64", "--workers", "0"]
-    named = ["--data", str(world), "--boxes", str(boxes), "--out", str(out)]
-    main(["distill", *named, *numbers, "--no-tensorboard", "--device", "cpu", *flags])
+    numbers = ["--steps", "1", "--batch", "1", "--max-regions", "2", "--size", "64", "--workers", "0"]
+    named = ["--data", str(world), "--regions", str(boxes), "--out", str(out)]
+    main(["distill", *named, *numbers, "--track", "none", "--device", "cpu", *flags])
 
 
 def test_distill_refuses_what_saw_a_novel_class_unless_told_otherwise(world, made, tmp_path, capsys):
@@ -201,20 +199,24 @@ def test_distill_refuses_what_saw_a_novel_class_unless_told_otherwise(world, mad
     said = capsys.readouterr().err
     assert done.value.code == 2 and "leak.json" in said and "1 novel classes: banded ball" in said
     assert not (tmp_path / "refused").exists()
-    distilled(world, leak, tmp_path / "run", "--allow-novel")
-    assert "WARNING   --allow-novel" in capsys.readouterr().err
-    assert json.loads((tmp_path / "run/config.json").read_text())["allow_novel"] is True
+    assert "remove the entry info.provenance from the file" in said
     # in a plain folder the file's own list of novel classes counts
     with pytest.raises(SystemExit):
         distilled(world / "train2017", leak, tmp_path / "plain")
     assert "1 novel classes: banded ball" in capsys.readouterr().err
+    # as the message says, without the entry the file is taken, with a note
+    leak.write_text(json.dumps({**content, "info": {}}))
+    distilled(world, leak, tmp_path / "run")
+    assert "has no provenance" in capsys.readouterr().err
 
 
 def test_distill_warns_of_proposals_of_other_classes(world, made, tmp_path):
     content = json.loads((made / "proposals_train.json").read_text())
     content["info"]["provenance"]["training_categories"] = ["walrus"]
     (tmp_path / "p.json").write_text(json.dumps(content))
-    source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=tmp_path / "p.json"), progress=False)
+    source = open_images(
+        DistillConfig(data=str(world), out=Path("o"), regions=str(tmp_path / "p.json")), progress=False
+    )
     assert [line for line in source.dataset.ignored_lines() if line.startswith("WARNING") and "'walrus'" in line]
 
 
@@ -222,6 +224,6 @@ def test_distill_says_where_a_file_does_not_say_what_it_saw(world, made):
     notes = {}
     own, annotated = made / "proposals_train.json", world / "annotations/instances_train2017.json"
     for name, path in (("own", own), ("annotated", annotated)):
-        source = open_images(DistillConfig(data=str(world), out=Path("o"), boxes=path), progress=False)
+        source = open_images(DistillConfig(data=str(world), out=Path("o"), regions=str(path)), progress=False)
         notes[name] = [line for line in source.dataset.ignored_lines() if "has no provenance" in line]
     assert not notes["own"] and len(notes["annotated"]) == 1

@@ -54,7 +54,7 @@ def result(path: Path, *words: str) -> dict:
 
 def test_its_own_classes_are_measured_by_name(world, folder, categories, tmp_path, capsys):
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(folder), *ASK]
-    found = result(tmp_path / "r.json", *words, "--semantic", "--instances")
+    found = result(tmp_path / "r.json", *words, "--metrics", "pq", "miou", "ap")
     told = capsys.readouterr()
     assert "2 classes of the model are not requested: their masks are ignored (zebra, sea)" in told.err
     first = ", ".join(one["name"] for one in categories[:2])
@@ -64,18 +64,18 @@ def test_its_own_classes_are_measured_by_name(world, folder, categories, tmp_pat
     assert found["classes"] == {"all": 42, "seen": 40}
     low = result(tmp_path / "l.json", *words, "--min-score", "0", "--overlap", "0.01")
     assert low["shares"][0]["segments"] > found["shares"][0]["segments"]
-    more = result(tmp_path / "m.json", *words, "--min-score", "0", "--overlap", "0.01", "--input", "96", "128")
+    more = result(tmp_path / "m.json", *words, "--min-score", "0", "--overlap", "0.01", "--input-edges", "96", "128")
     assert more["input"] == [96, 128] and more["shares"][0]["per_class"] != low["shares"][0]["per_class"]
 
 
 def test_a_clip_has_a_share(world, folder, tmp_path, capsys):
     words = ["evaluate", "panoptic", "--data", str(world), "--model", str(folder), "--limit", "1", *ASK]
-    shares = ["--clip-with", "foveate-small", "--shares", "generator", "clip", "0.4,1", "--min-score", "0"]
+    shares = ["--classifier", "foveate-small", "--fusion", "generator", "clip", "0.4,1", "--min-score", "0"]
     found = result(tmp_path / "r.json", *words, *shares)
     assert found["clip"] == "foveate-small" and len(found["shares"]) == 3
     assert "only CLIP can name them" in capsys.readouterr().err
-    said = fails(capsys, *words, "--shares", "clip")
-    assert "where no CLIP names masks" in said and "--clip-with" in said
+    said = fails(capsys, *words, "--fusion", "clip")
+    assert "where no CLIP names masks" in said and "--classifier" in said
 
 
 def test_segments_are_written(world, folder, categories, tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_flags_of_segment_reach_the_segmenter(world, folder, tmp_path, monkeypat
     image = str(next((world / "val2017").iterdir()))
     words = ["segment", image, "--model", str(folder), "--panoptic", *ASK]
     main([*words, "--out", str(tmp_path / "s")])
-    main([*words, "--out", str(tmp_path / "t"), "--min-score", "0.3", "--overlap", "0.4", "--input", "32", "48"])
+    main([*words, "--out", str(tmp_path / "t"), "--min-score", "0.3", "--overlap", "0.4", "--input-edges", "32", "48"])
     assert [(flags["min_score"], flags["overlap"], config.input) for config, flags in given] == [
         (None, 0.8, None),
         (0.3, 0.4, (32, 48)),
@@ -129,7 +129,7 @@ def test_classes_without_names_go_by_their_order(world, tmp_path, monkeypatch, c
     [
         (["--clip", "foveate-small"], "--clip: "),
         (["--encoder", "somewhere"], "--encoder: "),
-        (["--input", "90", "64"], "--input: must be the shortest edge and then the longest"),
+        (["--input-edges", "90", "64"], "--input-edges: must be the shortest edge and then the longest"),
         (["--min-score", "1.5"], "--min-score: must be in [0, 1]; got 1.5"),
         (["--overlap", "-1"], "--overlap: must be in [0, 1]; got -1"),
     ],

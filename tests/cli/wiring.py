@@ -92,7 +92,7 @@ LABEL_MAPS = {
     "kind": To("--kind panoptic", reaches="open_semantic"),
     "labels": To("--labels {labels}", reaches="open_semantic"),
     "maps": To("--maps {maps}", reaches="open_semantic"),
-    "names": To("--names {ids}", reaches="open_semantic"),
+    "image_list": To("--image-list {ids}", reaches="open_semantic"),
 }
 MEASURE = "--data {world} --model some --workers 0 --device cpu"
 MEASURED = {
@@ -103,7 +103,7 @@ MEASURED = {
 }
 
 
-def reading(call: str, *, crops: bool = True) -> dict[str, To]:
+def reading(call: str) -> dict[str, To]:
     """The flags of every command that reads images and measures, and the call that gets them."""
     return {
         "data": To("--data {other}", reaches=call),
@@ -113,7 +113,6 @@ def reading(call: str, *, crops: bool = True) -> dict[str, To]:
         "workers": To("--workers 1", reaches=call),
         "strict": To("--strict", reaches=call),
         "device": To("--device cuda", reaches="choose_device"),
-        **({"crop_batch": To("--crop-batch 7", reaches=call)} if crops else {}),
     }
 
 
@@ -145,7 +144,7 @@ def fusing(call: str) -> dict[str, To]:
         "detector_temperature": To("--detector-temperature 7", reaches=call),
         "min_score": To("--min-score 0.3", reaches=call),
         "nms": To("--nms 0.3", reaches=call),
-        "most": To("--most 7", reaches=call),
+        "max_boxes": To("--max-boxes 7", reaches=call),
         "templates": To("--templates clip", reaches="embed_vocabulary"),
         "clip": To("--clip another", reaches="load_detector"),
     }
@@ -202,15 +201,13 @@ def segmenting(words: str) -> dict[str, To]:
         "pretrained": To("--pretrained weights.pt", reaches="load"),
         "clip": To("--clip another", base=cat, reaches="load_catseg"),
         "encoder": To("--encoder {encoder}", base=masks, reaches="load_generator"),
-        "clip_with": To("--clip-with another", base=masks, reaches="load"),
-        "clip_with_pretrained": To(
-            "--clip-with-pretrained w.pt", base=masks, given="--clip-with another", reaches="load"
-        ),
+        "classifier": To("--classifier another", base=masks, reaches="load"),
         "size": To("--size 64", reaches="Cosines"),
         "head": To("--head sclip", reaches="Cosines"),
         "templates": To("--templates none", reaches="embed_vocabulary"),
-        "shares": To("--shares clip", base=masks, reaches="PanopticSegmenter"),
-        "region": To("--region masked", base=masks, reaches="PanopticSegmenter"),
-        "input": To("--input 32 64", base=words.replace("{model}", "{published}"), reaches="open_published"),
-        "at_once": To("--at-once 2", base=cat, reaches="CatSeg.label_maps"),
+        "fusion": To("--fusion clip", base=masks, reaches="PanopticSegmenter"),
+        "mask_pooling": To("--mask-pooling masked", base=masks, reaches="PanopticSegmenter"),
+        "input_edges": To(
+            "--input-edges 32 64", base=words.replace("{model}", "{published}"), reaches="open_published"
+        ),
     }

@@ -45,17 +45,14 @@ def measuring(call: str) -> dict[str, To]:
     }
 
 
-REFERENCE = {
-    "reference": To("--reference another", reaches="load"),
-    "reference_pretrained": To("--reference-pretrained weights.pt", given="--reference another", reaches="load"),
-}
+REFERENCE = {"reference": To("--reference another", reaches="load")}
 
 REGIONS = Case(
     MEASURE,
     {**MEASURED, "evaluate_regions": LAST},
     {
         **measuring("evaluate_regions"),
-        "sizes": To("--sizes 64 96", reaches="evaluate_regions"),
+        "size": To("--size 64 96", reaches="evaluate_regions"),
         "crops": To("--no-crops", reaches="evaluate_regions"),
         "masked": To("--masked", reaches="evaluate_regions"),
         "crowd": To("--no-crowd", reaches="evaluate_regions"),
@@ -71,7 +68,7 @@ AGREEMENT = Case(
         **REFERENCE,
         "size": To("--size 64", reaches="evaluate_agreement"),
         "grid": To("--grid 4", reaches="evaluate_agreement"),
-        "keep": To("--keep 5", reaches="evaluate_agreement"),
+        "max_regions": To("--max-regions 5", reaches="evaluate_agreement"),
         "gallery": To("--gallery 5", reaches="evaluate_agreement"),
         "seed": To("--seed 1", reaches="evaluate_agreement"),
     },
@@ -84,7 +81,7 @@ RETRIEVAL = Case(
         **measuring("evaluate_retrieval"),
         **REFERENCE,
         "size": To("--size 64", reaches="evaluate_retrieval"),
-        "regions": To("--no-regions", reaches="open_data evaluate_retrieval"),
+        "crops": To("--no-crops", reaches="open_data evaluate_retrieval"),
         "crowd": To("--no-crowd", reaches="evaluate_retrieval"),
         "gallery": To("--gallery 5", reaches="evaluate_retrieval"),
         "seed": To("--seed 1", reaches="evaluate_retrieval"),
@@ -100,11 +97,10 @@ GLOBAL = Case(
         **REFERENCE,
         "model": To("--model another", reaches="load"),
         "pretrained": To("--pretrained weights.pt", reaches="load"),
-        "names": To("--names {folder_names}", base=CLASSES, reaches="evaluate_global"),
+        "labels": To("--labels {folder_names}", base=CLASSES, reaches="evaluate_global"),
         "view": To("--view whole", reaches="evaluate_global"),
         "templates": To("--templates none", reaches="evaluate_global"),
-        "classify": To("--no-classify", reaches="evaluate_global"),
-        "retrieve": To("--no-retrieve", reaches="evaluate_global"),
+        "task": (To("--task classify", reaches="evaluate_global"), To("--task retrieve", reaches="evaluate_global")),
     },
 )
 
@@ -121,8 +117,8 @@ PARETO = Case(
         **{name: change for name, change in measuring("evaluate_pareto").items() if name != "pretrained"},
         **REFERENCE,
         "model": To("--model another", reaches="check_unmixed load evaluate_pareto"),
-        "names": To("--names {folder_names}", given="--global-data {classes}", reaches="evaluate_pareto"),
-        "alphas": To("--alphas 0 1", reaches="evaluate_pareto"),
+        "labels": To("--labels {folder_names}", given="--global-data {classes}", reaches="evaluate_pareto"),
+        "alpha": To("--alpha 0 1", reaches="evaluate_pareto"),
         "size": To("--size 64", reaches="evaluate_pareto"),
         "global_data": To("--global-data {classes}", reaches="evaluate_pareto"),
         "plot": To("--plot {out}/front.png", reaches="pareto_chart"),
@@ -147,7 +143,7 @@ DETECTION = Case(
         "evaluate_detection": LAST,
     },
     {
-        **reading("find_candidates", crops=False),
+        **reading("find_candidates"),
         **fusing("sweep"),
         "data": To("--data {other}", reaches="open_data"),
         "model": To("--model another", reaches="load_detector"),
@@ -157,8 +153,7 @@ DETECTION = Case(
         "vocab": To("--vocab 'plaid cross'", reaches="embed_vocabulary open_ground_truth"),
         "style": To("--style voc12", reaches="open_ground_truth sweep"),
         "masks": To("--masks", reaches="open_ground_truth sweep"),
-        "base_weights": To("--base-weights 0.1 0.2", reaches="sweep"),
-        "novel_weights": To("--novel-weights 0.1 0.2", reaches="sweep"),
+        "fusion": To("--fusion 0.1,0.2 0.3,0.4", reaches="sweep"),
         "candidates": To("--candidates {out}/kept", reaches="find_candidates"),
         "results": To("--results {out}/results.json", reaches="write_results"),
     },
@@ -169,16 +164,15 @@ PANOPTIC = Case(
     GENERATED,
     {**MASKS, "sources:open_panoptic": THROUGH, "sweep_fusion": LAST, "read_panoptic_results": LAST},
     {
-        **reading("sweep_fusion", crops=False),
+        **reading("sweep_fusion"),
         "data": To("--data {other}", reaches="open_panoptic"),
         "model": To("--model {generator}/../other_generator", reaches="load_generator"),
         "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_panoptic_results"),
         "clip": To("--clip another", reaches="load_generator"),
         "encoder": To("--encoder {encoder}", reaches="load_generator"),
-        "clip_with": To("--clip-with another", reaches="load"),
-        "clip_with_pretrained": To("--clip-with-pretrained w.pt", given="--clip-with another", reaches="load"),
-        "shares": To("--shares 0.2,0.9", reaches="sweep_fusion"),
-        "region": To("--region masked", reaches="PanopticSegmenter"),
+        "classifier": To("--classifier another", reaches="load"),
+        "fusion": To("--fusion 0.2,0.9", reaches="sweep_fusion"),
+        "mask_pooling": To("--mask-pooling masked", reaches="PanopticSegmenter"),
         "head": To("--head sclip", reaches="PanopticSegmenter"),
         "size": To("--size 128", reaches="PanopticSegmenter"),
         "squash": To("--no-squash", reaches="PanopticSegmenter"),
@@ -186,9 +180,8 @@ PANOPTIC = Case(
         "templates": To("--templates clip", reaches="embed_vocabulary"),
         "min_score": To("--min-score 0.3", reaches="PanopticSegmenter"),
         "overlap": To("--overlap 0.3", reaches="PanopticSegmenter"),
-        "input": To("--input 32 64", base="--data {world} --model {published}", reaches="open_published"),
-        "semantic": To("--semantic", reaches="sweep_fusion"),
-        "instances": To("--instances", reaches="sweep_fusion"),
+        "input_edges": To("--input-edges 32 64", base="--data {world} --model {published}", reaches="open_published"),
+        "metrics": (To("--metrics miou", reaches="sweep_fusion"), To("--metrics ap", reaches="sweep_fusion")),
     },
 )
 
@@ -201,13 +194,13 @@ SEMANTIC = Case(
         "read_label_maps": LAST,
     },
     {
-        **reading("Batches", crops=False),
+        **reading("Batches"),
         **LABEL_MAPS,
         **segmenting("--data {world} --model {model} --workers 0 --device cpu"),
         "novel": To("--novel {novel}", reaches="evaluate_semantic"),
         "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_label_maps"),
-        "numbers": To("--numbers dataset", base="--data {world} --from-results {maps}", reaches="read_label_maps"),
-        "every_word": To("--every-word", reaches="evaluate_semantic"),
+        "map_ids": To("--map-ids dataset", base="--data {world} --from-results {maps}", reaches="read_label_maps"),
+        "all_synonyms": To("--all-synonyms", reaches="evaluate_semantic"),
     },
 )
 

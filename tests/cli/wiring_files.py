@@ -61,7 +61,6 @@ CONVERT = Case(
         "text_from": To("--text-from another", reaches="load"),
         "dtype": To("--dtype float16", reaches="save_clip"),
         "clip": To("--clip another", base=OF_FVIT, reaches="load save_detector"),
-        "pretrained": To("--pretrained weights.pt", base=OF_FVIT, reaches="load save_detector"),
         "annotations": To("--annotations {world}/annotations/instances_val2017.json", base=OF_FVIT,
                           reaches="classes_of_annotations"),
         "labels": To("--labels {labels}", base=OF_ODISE, reaches="build_odise"),
@@ -70,7 +69,7 @@ CONVERT = Case(
         "benchmark": To("--benchmark ov-lvis-b", base=OF_FVIT, reaches="save_detector"),
         "size": To("--size 64", base=OF_FVIT, reaches="published_network save_detector"),
         "residual": To("--residual cls", base="catseg.pth {out}/c", reaches="write_published"),
-        "classes": To("--classes 'dog, cat'", base="catseg.pth {out}/c", reaches="write_published"),
+        "vocab": To("--vocab 'dog, cat'", base="catseg.pth {out}/c", reaches="write_published"),
     },
 )  # fmt: skip
 
@@ -113,7 +112,7 @@ WORLD = Case(
         "test": "--test 1",
         "pairs": "--pairs 1",
         "seed": "--seed 1",
-        "processes": "--processes 1",
+        "workers": "--workers 1",
     },
 )
 
@@ -134,13 +133,12 @@ DEMO = Case(
         "train": To("--train 7", reaches="write_world"),
         "test": To("--test 7", reaches="write_world"),
         "steps": To("--steps 7", reaches="run"),
-        "agreement": To("--agreement 7", reaches="evaluate_agreement"),
         "seed": To("--seed 1", reaches="write_world run evaluate_agreement"),
         "device": To("--device cuda", reaches="choose_device run"),
     },
 )
 
-RECIPES = Case("", {}, {"name": To("", instead="world"), "json": "--json"}, prints=True)
+RECIPES = Case("", {}, {"name": To("", instead="world"), "format": "--format json"}, prints=True)
 TABLES = "--out {out}/r --dry-run --device cpu"
 
 REPRODUCE = Case(
@@ -152,15 +150,13 @@ REPRODUCE = Case(
     },
     {
         "tables": To("", instead=f"tab2 {TABLES}"),
-        "on": "--on {world}",
+        "data": "--data {world}",
         "out": "--out {out}/s",
-        "results": To("--results {out}/rows", base="tab1 --out {out}/r", reaches="write_results write_page"),
-        "page": To("--page {out}/page.md", base="tab1 --out {out}/r", reaches="write_page"),
+        "page": To("--page {out}/page.md", base="tab1 --out {out}/r", reaches="write_results write_page"),
         "model": To("--model ViT-B-16 --pretrained w.pt"),
         "pretrained": To("--pretrained v.pt", given="--model ViT-B-16 --pretrained w.pt"),
-        "cnn": To("--cnn RN50 --cnn-pretrained w.pt", base=f"figs {TABLES}"),
-        "cnn_pretrained": To("--cnn-pretrained v.pt", base=f"figs {TABLES} --cnn RN50 --cnn-pretrained w.pt"),
-        "seeds": "--seeds 5",
+        "cnn": To("--cnn RN50:openai", base=f"figs {TABLES}"),
+        "seed": "--seed 5",
         "steps": "--steps 7",
         "limit": "--limit 7",
         "jobs": To("--jobs 1", base="tab1 --out {out}/r", reaches="_run_all"),

@@ -37,7 +37,7 @@ DETECT = Case(
         "out": To("--out {out}/another", reaches="write_whole write_image"),
         "vocab": To("--vocab 'plaid cross, tree, sky'", reaches="embed_vocabulary detect draw_detections"),
         "draw": To("--draw 0.5", reaches="draw_detections"),
-        "weights": To("--weights 0.1 0.2", reaches="detect"),
+        "fusion": To("--fusion 0.1,0.2", reaches="detect"),
     },
 )
 NAMES = "--vocab 'dog, cat, tree'"
@@ -98,10 +98,10 @@ def drawing(call: str) -> dict[str, To]:
         "data": To("--data {more}", reaches=call),
         "model": To("--model another", reaches=f"load {call}"),
         "out": To("--out {out}/other.png", reaches=call),
-        "before": To("--before another", reaches=f"load {call}"),
+        "reference": To("--reference another", reaches=f"load {call}"),
         "pretrained": To("--pretrained weights.pt", reaches="load"),
         "split": To("--split train", given="--data {world}", reaches=f"open_data {call}"),
-        "count": To("--count 1", given="--data {world}", reaches=call),
+        "limit": To("--limit 1", given="--data {world}", reaches=call),
         "size": To("--size 64", reaches=call),
         "head": To("--head sclip", reaches=call),
         "pad": To("--pad zero", reaches=call),
@@ -120,22 +120,22 @@ KMEANS = Case(
 )
 
 SIMILARITY = Case(
-    f"{DRAW} --text dog",
+    f"{DRAW} --vocab dog",
     {**MEASURED, "similarity_sheet": LAST},
     {
         **drawing("similarity_sheet"),
-        "text": To("--text cat tree", reaches="similarity_sheet"),
+        "vocab": To("--vocab 'cat, tree'", reaches="similarity_sheet"),
         "templates": To("--templates vild", reaches="similarity_sheet"),
     },
 )
 
 SIZES = Case(
-    "--results one=one.json --out {out}/drawn.png",
+    "one=one.json --out {out}/drawn.png",
     {"read_sweep": NOTHING, "sizes_chart": LAST},
     {
-        "results": To("--results one=one.json two.json", reaches="read_sweep sizes_chart"),
+        "results": To("", instead="one=one.json two.json --out {out}/drawn.png", reaches="read_sweep sizes_chart"),
         "out": To("--out {out}/other.png", reaches="sizes_chart"),
-        "kind": To("--kind stuff", reaches="read_sweep sizes_chart"),
+        "what": To("--what stuff", reaches="read_sweep sizes_chart"),
     },
 )
 

@@ -12,7 +12,7 @@ import torch
 
 from foveate.clip.io.describe import CONFIG_FILE, build
 from foveate.clip.io.weights import WEIGHTS_FILE, save_clip
-from foveate.clip.load import load
+from foveate.clip.load import load, split_weights
 from foveate.errors import InputError
 
 
@@ -36,6 +36,31 @@ def test_random_weights_are_reported(capsys):
     clip = load("ViT-S-32-alt", seed=0)
     assert "RANDOM" in capsys.readouterr().err
     assert clip.native_size == 224 and math.isclose(clip.mean[0], 0.48145466)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ViT-B-16:openai", ("ViT-B-16", "openai")),
+        ("ViT-B-16:/a/b:c.pt", ("ViT-B-16", "/a/b:c.pt")),
+        ("ViT-B-16", ("ViT-B-16", None)),
+        ("ViT-B-16:", ("ViT-B-16:", None)),
+        ("foveate-small", ("foveate-small", None)),
+        ("hf-hub:org/name", ("hf-hub:org/name", None)),
+        ("local-dir:runs/model", ("local-dir:runs/model", None)),
+        ("C:/runs/model", ("C:/runs/model", None)),
+        ("runs:1/model", ("runs:1/model", None)),
+    ],
+)
+def test_an_architecture_may_name_its_weights(name, parts):
+    assert split_weights(name) == parts
+
+
+def test_weights_named_twice_must_be_the_same():
+    with pytest.raises(InputError, match="ViT-B-16:openai names its weights; pretrained other names others"):
+        load("ViT-B-16:openai", "other")
+    with pytest.raises(InputError, match="'nosuch' is neither a file nor a tag of ViT-B-16"):
+        load("ViT-B-16:nosuch")
 
 
 @pytest.mark.parametrize(

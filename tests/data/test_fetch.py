@@ -193,6 +193,6 @@ def test_a_missing_program_is_reported(tmp_path, monkeypatch):
 
 def test_fetching_needs_a_cache_folder(monkeypatch):
     monkeypatch.setenv("FOVEATE_CACHE", "")
-    with pytest.raises(InputError, match=r"need a cache folder.*--shard-cache"):
+    with pytest.raises(InputError, match=r"need a cache folder.*FOVEATE_CACHE is empty"):
         open_data("http://127.0.0.1:9/a.tar", split="train")
     assert fetch_all(["/d/a.tar"], None) == [Path("/d/a.tar")]

@@ -152,7 +152,7 @@ def test_voc_needs_a_kind(tmp_path, kind, row):
     if listed is not None:
         assert truths(listed) == truths(data) and tuple(listed.names[:20]) == NAMES
         assert (listed.dataset.categories[-1].synonyms == ("sky",)) == (kind == "voc20b")
-        assert any("use --every-word" in note for note in listed.dataset.notes) == (kind == "voc20b")
+        assert any("use --all-synonyms" in note for note in listed.dataset.notes) == (kind == "voc20b")
     turned = [f"{21 - i}:{name}" for i, name in enumerate(NAMES, start=1)]
     with pytest.raises(InputError, match=r"ids of VOC; 20 of 20 .*20 is 'aeroplane', not 'tvmonitor'"):
         open_semantic(tmp_path, split="val", kind=kind, labels=write(tmp_path / "turned.txt", *turned))
@@ -172,7 +172,7 @@ def test_pascal_context_59(tmp_path):
     assert [record.id for record in data.dataset.records] == ["a"]  # of the split's list, not all images
     assert data.dataset.records[0].path == tmp_path / "VOC2010/JPEGImages/a.jpg"
     (tmp_path / "VOC2010/ImageSets/Main/val.txt").unlink()
-    with pytest.raises(InputError, match=r"pascalcontext_val\.txt, \S+val\.txt. .* with --names"):
+    with pytest.raises(InputError, match=r"pascalcontext_val\.txt, \S+val\.txt. .* with --image-list"):
         open_semantic(tmp_path, split="val")
     assert len(open_semantic(tmp_path, split="val", names=write(tmp_path / "n.txt", "a")).dataset.records) == 1
 

@@ -30,7 +30,7 @@ def test_nouns_are_counted_and_sorted_by_frequency_then_name():
     captions = [("a dog and a cat", "a dog"), (), ("dogs and zebras", "an apple")]
     assert count_nouns(captions, min_count=1) == [("dog", 3), ("apple", 1), ("cat", 1), ("zebra", 1)]
     assert count_nouns(captions, min_count=3) == [("dog", 3)]
-    with pytest.raises(InputError, match=r"--min-count 4: .* the most frequent of 4 nouns has 3"):
+    with pytest.raises(InputError, match=r"--captions: .* at least 4 .* the most frequent of 4 nouns has 3"):
         count_nouns(captions, min_count=4)
 
 
@@ -47,5 +47,5 @@ def test_no_network_and_no_corpora_are_needed(monkeypatch):
 
 def test_a_missing_package_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "textblob.en", None)
-    with pytest.raises(InputError, match=r"pip install textblob, .*--nouns"):
+    with pytest.raises(InputError, match=r"pip install textblob, .*--captions"):
         count_nouns([("a dog",)], min_count=1)

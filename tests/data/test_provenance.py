@@ -42,12 +42,12 @@ def test_names_that_cannot_be_compared_give_a_warning(written):
     assert check_provenance(written(["x"]), ["c"]) is None  # the data's classes are not known
 
 
-def test_novel_classes_are_refused_or_allowed(written):
+def test_novel_classes_are_refused(written):
     path = written(["a", "Hair_Drier", "c"])
-    with pytest.raises(InputError, match=r"p\.json: .* trained on 2 novel classes: Hair_Drier, c\. .* --allow-novel"):
+    with pytest.raises(
+        InputError, match=r"p\.json: .* trained on 2 novel classes: Hair_Drier, c\. .* remove the entry info"
+    ):
         check_provenance(path, ["hair drier", "c"])
-    note = check_provenance(path, ["hair drier", "c"], allow=True)
-    assert note is not None and note.startswith("WARNING") and "2 novel classes: Hair_Drier, c" in note
 
 
 def test_without_a_split_the_novel_classes_of_the_file_are_used(written):

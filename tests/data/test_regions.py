@@ -140,7 +140,7 @@ def test_images_without_a_usable_box_are_noted():
     assert line.startswith("1 of 2 images have no box") and line.endswith("the first: a.jpg")
     (line,) = note_boxless(THREE).ignored_lines()
     assert line.startswith("WARNING   2 of 3 images have no box") and "the first: a.jpg. That is most" in line
-    assert "foveate proposals" in line and "--data" in line
+    assert "--regions" in line and "--data" in line
 
 
 def test_the_note_counts_what_sample_proposals_rejects():

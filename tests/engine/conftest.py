@@ -52,7 +52,7 @@ def command(zygote, tiny_model, image_folder):
     def start(*flags, out: Path, data: Path = image_folder, **request) -> tuple[int, str]:
         output = out.with_name("output.txt")
         output.unlink(missing_ok=True)
-        fixed = ["--model", tiny_model, "--student-size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
+        fixed = ["--model", tiny_model, "--size", 32, "--steps", 4, "--batch", 3, "--lr", 1e-3, "--warmup", 1]
         fixed += ["--workers", 0, "--log-every", 1, "--save-every", 2, "--device", "cpu"]
         arguments = ["distill", "--data", data, "--out", out, *fixed, *flags]
         return zygote.wait(zygote.start(output, arguments, **request)), output.read_text()
@@ -71,8 +71,10 @@ def two(zygote, tmp_path, tiny_model, image_folder):
     """The command in two processes, as torchrun starts them; their statuses and outputs. `second` is a request for the
     second process alone, which is killed where it does not end by itself."""
 
-    def start(*flags, port: int, data: Path = image_folder, second: dict | None = None, **request) -> tuple:
-        fixed = ["--data", data, "--out", tmp_path / "two", "--model", tiny_model, "--student-size", 32]
+    def start(
+        *flags, port: int, data: Path = image_folder, timeout: int = 120, second: dict | None = None, **request
+    ) -> tuple:
+        fixed = ["--data", data, "--out", tmp_path / "two", "--model", tiny_model, "--size", 32]
         fixed += [
             "--steps",
             4,
@@ -94,7 +96,7 @@ def two(zygote, tmp_path, tiny_model, image_folder):
         for rank in range(2):
             output[rank].unlink(missing_ok=True)
             environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FOVEATE_TIMEOUT": str(timeout)}
             arguments = ["distill", *fixed, "--log-every", 1, "--device", "cpu", *flags]
             asked = {**request, **(second or {})} if rank else request
             processes.append(zygote.start(output[rank], arguments, environment=environment, **asked))

@@ -86,7 +86,7 @@ def lines(path) -> list[dict]:
 def test_stop_keeps_the_state_of_the_step_before(tmp_path, at):
     given, module = batches(6, broken=(at,)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
-    with pytest.raises(InputError, match=rf"step {at + 1}: .*'image {at}'.*nonfinite.jsonl.*--nonfinite skip"):
+    with pytest.raises(InputError, match=rf"step {at + 1}: .*'image {at}'.*nonfinite.jsonl.*--skip-nonfinite 20"):
         train(tmp_path, module, optimizer, given, save_every=2)
     assert_same_bits(collect(module, optimizer), by_hand(given[:at]))
     kept = [path.name for path in list_complete(tmp_path / "checkpoints")]  # the newest two, the step before with them
@@ -99,7 +99,7 @@ def test_stop_keeps_the_state_of_the_step_before(tmp_path, at):
 def test_skip_counts_the_step_and_continues(tmp_path):
     given, module = batches(6, broken=(2, 5)), Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
-    outcome = train(tmp_path, module, optimizer, given, nonfinite="skip")
+    outcome = train(tmp_path, module, optimizer, given, skip=20)
     assert_same_bits(collect(module, optimizer), by_hand(given, leave_out=(2, 5)))
     assert outcome == Outcome(step=6, position=6, good=4, skipped=2)
     entries = lines(tmp_path / "metrics.jsonl")
@@ -111,10 +111,10 @@ def test_skip_counts_the_step_and_continues(tmp_path):
 def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
     module = Line()
     optimizer = build_optimizer(module, weight_decay=0.1)
-    outcome = train(tmp_path, module, optimizer, batches(6, broken=(0, 1, 3, 4)), nonfinite="skip", limit=3)
+    outcome = train(tmp_path, module, optimizer, batches(6, broken=(0, 1, 3, 4)), skip=2)
     assert outcome.skipped == 4  # never three in a row
     with pytest.raises(InputError, match=r"step 4: .*This was skipped step 3 in a row"):
-        train(tmp_path, module, optimizer, batches(6, broken=(1, 2, 3)), nonfinite="skip", limit=3)
+        train(tmp_path, module, optimizer, batches(6, broken=(1, 2, 3)), skip=2)
 
 
 def test_only_the_images_of_the_broken_batch_are_listed(tmp_path):

@@ -108,7 +108,7 @@ def test_measuring_a_distillation_changes_nothing(objective):
 
 
 def test_a_dry_run_reports_and_leaves_no_trace(tiny_model, image_folder, tmp_path, capsys):
-    typed = ["distill", "--data", image_folder, "--out", tmp_path / "run", "--model", tiny_model, "--student-size", 64]
+    typed = ["distill", "--data", image_folder, "--out", tmp_path / "run", "--model", tiny_model, "--size", 64]
     typed += ["--steps", 100, "--batch", 3, "--accumulate", 2, "--workers", 0, "--device", "cpu", "--dry-run"]
     main([str(word) for word in typed])
     text = capsys.readouterr().err

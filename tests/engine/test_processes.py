@@ -53,7 +53,7 @@ def test_two_stopped_processes_print_how_to_resume_both(two):
 def test_a_refusal_of_the_first_process_ends_all(two, tmp_path):
     (tmp_path / "two" / "model").mkdir(parents=True)
     began = time.monotonic()
-    statuses, output = two("--timeout", 60, port=29519)
+    statuses, output = two(port=29519, timeout=60)
     assert statuses == [2, 2], output
     assert all("holds model but no config.json" in words and "Traceback" not in words for words in output)
     assert time.monotonic() - began < 30  # nobody waited for an answer
@@ -63,7 +63,7 @@ def test_a_refusal_of_any_process_ends_all(two, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / "cut.png").write_bytes((image_folder / "3.png").read_bytes()[:200])
-    statuses, output = two("--strict", "--timeout", 60, port=29520, data=data)
+    statuses, output = two("--strict", port=29520, timeout=60, data=data)
     assert statuses == [2, 2], output
     assert all("image cut.png: " in words and "Traceback" not in words for words in output)
 
@@ -74,7 +74,7 @@ def test_a_refusal_of_any_process_ends_all(two, tmp_path, image_folder):
     ids=["killed", "stopped", "left with status 0"],
 )
 def test_a_lost_process_ends_the_others_with_the_reason_and_how_to_resume(two, tmp_path, number, reason, port):
-    statuses, output = two("--timeout", 3, port=port, second={"kill": [number, 3]})
+    statuses, output = two(port=port, timeout=3, second={"kill": [number, 3]})
     assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], output[0]
     assert "step 4: another process of this run is gone or does not answer (" in output[0] or "step 3: " in output[0], (
         output
@@ -144,7 +144,7 @@ def test_the_command_to_resume_has_all_nodes(monkeypatch):
 def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_student_is_kept(
     distill, two, tmp_path, image_folder
 ):
-    flags = ["--validate", image_folder, "--validate-images", 7, "--keep-checkpoints", 1, "--product", "best"]
+    flags = ["--validate", image_folder, "--product", "best"]
     flags += ["--save-every", 1, "--steps", 2, "--lr", 30]  # much too fast: the second step overshoots
     status, output = distill("--batch", 4, *flags, out="one")
     assert status == 0, output
@@ -167,7 +167,7 @@ def test_the_held_out_loss_is_the_same_on_one_process_and_on_two_and_the_best_st
 
 def test_sharded_weights_train_as_whole_ones_and_one_process_resumes(distill, two, tmp_path, image_folder):
     """--fsdp on two processes, stopped after 2 of 4 steps; one process with the same 4 images a step goes on."""
-    flags = ["--alpha", 0.5, "--validate", image_folder, "--validate-images", 5]  # 3 for one process, 2 for the other
+    flags = ["--alpha", 0.5, "--validate", image_folder]
     assert distill("--batch", 4, *flags, out="one")[0] == 0
     statuses, output = two("--fsdp", *flags, port=29571, kill=[signal.SIGTERM, 3])
     assert statuses == [143, 143], output
@@ -193,7 +193,7 @@ def test_sharded_weights_are_measured_if_one_process_starts_without_an_image(two
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
     (data / f"{epoch_order(10, seed=0, epoch=0)[1]}.png").write_bytes(b"bad")  # the second process's first
-    statuses, output = two("--fsdp", "--batch", 1, "--dry-run", "--timeout", 5, port=29573, data=data)
+    statuses, output = two("--fsdp", "--batch", 1, "--dry-run", port=29573, timeout=5, data=data)
     assert statuses == [0, 0] and "one forward and backward pass took" in output[0], output
 
 

@@ -13,7 +13,7 @@ from foveate.train.checks import check_distill
 from foveate.train.defaults import hyperparameters
 from foveate.train.distill import may_change
 from foveate.train.flags import DistillConfig
-from foveate.train.run import MAY_CHANGE, run_record
+from foveate.train.run import MAY_CHANGE, answer_timeout, run_record
 
 CONFIG = DistillConfig(data="images", out=Path("out"))
 
@@ -66,16 +66,16 @@ def test_another_run_is_refused_with_the_differing_fields(tmp_path):
 
 def test_fields_that_do_not_change_the_weights_may_change(tmp_path):
     claim_folder(tmp_path, record())
-    same = record(workers=0, save_every=7, keep_checkpoints=5, log_every=1, strict=True)
+    same = record(workers=0, save_every=7, track="none", log_every=1, strict=True)
     assert claim_folder(tmp_path, same, may_change=MAY_CHANGE)
 
 
 def test_only_a_distillation_may_resume_with_other_batches_and_processes(tmp_path):
     claim_folder(tmp_path, record())
-    changes = {"batch": 1, "accumulate": 8, "nonfinite": "skip", "nonfinite_limit": 3}
+    changes = {"batch": 1, "accumulate": 8, "skip_nonfinite": 3}
     other = {**record(**changes), "processes": 2}
     assert claim_folder(tmp_path, other, may_change=(*MAY_CHANGE, *may_change(CONFIG)))
-    with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  nonfinite: "):
+    with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  processes: "):
         claim_folder(tmp_path, other)  # pretraining
     with pytest.raises(InputError, match="validate: there None, here held_out"):
         claim_folder(tmp_path, record(validate="held_out/"), may_change=(*MAY_CHANGE, *may_change(CONFIG)))
@@ -124,11 +124,11 @@ def test_a_damaged_record_is_refused(tmp_path):
 def test_default_hyperparameters_are_the_papers_or_the_small_clips() -> None:
     flags = {"data": Path("d"), "out": Path("o"), "steps": 44_358}
     b16 = hyperparameters(DistillConfig(**flags, model="EVA02-B-16"), patch_size=16)
-    assert (b16.lr, b16.weight_decay, b16.warmup, b16.student_size) == (1e-5, 0.1, 1000, 1024)  # Sec. 4.1
-    assert hyperparameters(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).student_size == 896
+    assert (b16.lr, b16.weight_decay, b16.warmup, b16.size) == (1e-5, 0.1, 1000, 1024)  # Sec. 4.1
+    assert hyperparameters(DistillConfig(**flags, model="EVA02-L-14-336"), patch_size=14).size == 896
     assert hyperparameters(DistillConfig(**flags), patch_size=8).lr == 1e-3
     mine = hyperparameters(DistillConfig(**flags, lr=3e-4, warmup=0), patch_size=8)
-    assert (mine.lr, mine.warmup, mine.student_size) == (3e-4, 0, 192)
+    assert (mine.lr, mine.warmup, mine.size) == (3e-4, 0, 192)
 
 
 def test_a_folder_is_locked_by_one_run(tmp_path):
@@ -137,3 +137,14 @@ def test_a_folder_is_locked_by_one_run(tmp_path):
         hold_folder(tmp_path)
     held.close()
     hold_folder(tmp_path).close()
+
+
+def test_the_timeout_is_a_whole_number_of_seconds(monkeypatch):
+    monkeypatch.delenv("FOVEATE_TIMEOUT", raising=False)
+    assert answer_timeout() == 120
+    for text in ("0", "-1", "1.5", "two"):
+        monkeypatch.setenv("FOVEATE_TIMEOUT", text)
+        with pytest.raises(InputError, match=r"\$FOVEATE_TIMEOUT: must be a whole number of seconds, at least 1; got"):
+            answer_timeout()
+    monkeypatch.setenv("FOVEATE_TIMEOUT", "7")
+    assert answer_timeout() == 7

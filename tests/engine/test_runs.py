@@ -193,7 +193,7 @@ def test_ignored_annotations_are_reported_at_the_end(distill, tmp_path, image_fo
     content = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "thing"}]}
     (data / "annotations").mkdir()
     (data / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    status, output = distill("--regions", "boxes", data=data)
+    status, output = distill("--regions", "annotations", data=data)
     assert status == 0 and "2 ignored: box is outside the image" in output, output
     assert events(tmp_path / "run")[-1]["dropped_annotations"] == {"box is outside the image": 2}
 
@@ -201,7 +201,7 @@ def test_ignored_annotations_are_reported_at_the_end(distill, tmp_path, image_fo
 def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_folder):
     status, output = distill("--steps", 1, data=tmp_path / "typo")
     assert status == 2 and "typo" in output and not (tmp_path / "run").exists()
-    status, output = distill("--steps", 1, "--regions", "boxes")  # these images have no boxes
+    status, output = distill("--steps", 1, "--regions", "annotations")  # these images have no boxes
     assert status == 2 and not (tmp_path / "run").exists(), output
     assert distill("--steps", 1)[0] == 0
 
@@ -209,7 +209,7 @@ def test_a_mistyped_folder_does_not_claim_the_output(distill, tmp_path, image_fo
 def test_mistakes_are_reported_as_messages(distill, tmp_path):
     for flags, message in (
         (["--layers", 0], "--layers: must be at least 1"),
-        (["--student-size", 60], "Try 64"),
+        (["--size", 60], "Try 64"),
         (["--seed", -1], "--seed: must be 0 to"),
         (["--device", "tpu"], "--device: must be"),
         (["--validate", tmp_path / "typo"], "typo"),
@@ -240,9 +240,9 @@ def test_a_run_that_is_not_finite_stops_with_its_images_or_skips_the_step(distil
     status, output = distill(*explode)
     assert status == 2 and "foveate: step 2: the loss and its gradient must be finite" in output, output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
-    status, output = distill(*explode, "--nonfinite", "skip", "--nonfinite-limit", 2)
+    status, output = distill(*explode, "--skip-nonfinite", 1)
     assert status == 2 and "step 3: " in output and "This was skipped step 2 in a row" in output, output
-    status, output = distill(*explode, "--nonfinite", "skip")
+    status, output = distill(*explode, "--skip-nonfinite", 20)
     assert status == 0 and "WARNING   3 of 4 steps were skipped" in output and "nonfinite.jsonl" in output, output
     assert list(losses(tmp_path / "run")) == [1] and events(tmp_path / "run")[-1]["skipped_steps"] == 3
     record = [json.loads(line) for line in (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()]

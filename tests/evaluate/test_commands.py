@@ -34,13 +34,13 @@ def test_the_regions_command(model, coco, tmp_path, capsys):
     written = json.loads((tmp_path / "new/r.json").read_text())
     assert written["dense"]["64"] == result["dense"][64] and written["crop"] == result["crop"]
     assert written["config"]["model"] == model and "torch" in written["versions"] and written["seconds"] > 0
-    assert run_regions(replace(config, sizes=(32,), crops=False, out=None))["crop"] is None
+    assert run_regions(replace(config, size=(32,), crops=False, out=None))["crop"] is None
 
 
 def test_templates_and_cached_text_embeddings(model, clip, coco, tmp_path, monkeypatch):
     """The command writes one cache file per template set, reads it again, and scores as without it."""
     monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "kept"))
-    config = Regions(data=coco, model=model, sizes=(32,), workers=0, templates="clip")
+    config = Regions(data=coco, model=model, size=(32,), workers=0, templates="clip")
     first = run_regions(config)
     assert first["templates"] == "clip" and len([*(tmp_path / "kept").iterdir()]) == 1
     assert run_regions(replace(config, templates="none"))["templates"] == "none"
@@ -52,10 +52,10 @@ def test_templates_and_cached_text_embeddings(model, clip, coco, tmp_path, monke
         run_regions(config)
 
 
-@pytest.mark.parametrize("flag", ["limit", "batch", "crop-batch"])
+@pytest.mark.parametrize("flag", ["limit", "batch"])
 def test_wrong_values_are_refused_with_their_flag(model, coco, flag, capsys):
     with pytest.raises(SystemExit):
-        main(f"evaluate regions --data {coco} --model {model} --sizes 32 --workers 0 --{flag} 0".split())
+        main(f"evaluate regions --data {coco} --model {model} --size 32 --workers 0 --{flag} 0".split())
     assert f"foveate: --{flag}: need at least 1 " in capsys.readouterr().err
 
 
@@ -69,7 +69,7 @@ def test_help_documents_what_the_head_does_not_change(capsys):
 def test_unreadable_images_are_reported(model, coco, tmp_path, capsys):
     shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
     (tmp_path / "val2017/3.png").write_bytes(b"")
-    config = Regions(data=tmp_path, model=model, sizes=(32,), workers=0)
+    config = Regions(data=tmp_path, model=model, size=(32,), workers=0)
     assert run_regions(config)["images"] == 4
     told = capsys.readouterr().err.splitlines()
     place = told.index("images that could not be used: 1")
@@ -106,7 +106,7 @@ def test_ignored_boxes_are_reported_and_written(model, coco, tmp_path, capsys):
     content["annotations"][1]["segments_info"][2]["bbox"] = [500, 0, 9, 9]
     notes.write_text(json.dumps(content))
     out = tmp_path / "r.json"
-    words = f"evaluate regions --data {tmp_path}/coco --model {model} --sizes 32 --no-crops --workers 0 --out {out}"
+    words = f"evaluate regions --data {tmp_path}/coco --model {model} --size 32 --no-crops --workers 0 --out {out}"
     main(words.split())
     reason, first = "box is outside the image", f"{notes}: annotation of image 2: segment 300"
     assert f"1 ignored: {reason}; the first: {first}" in capsys.readouterr().err

@@ -259,7 +259,9 @@ def test_wrong_flags_and_data_are_refused(world, tmp_path, capsys):
     told = refused(capsys, "detection", results, "--annotations", truth, "--nms", "0.5")
     assert "--nms: is for measuring a model" in told
     assert "--model: is for" in refused(capsys, "semantic", tmp_path, "--data", world, "--model", "foveate-small")
-    assert "--region: is for" in refused(capsys, "panoptic", tmp_path, "--data", world, "--region", "masked")
+    assert "--mask-pooling: is for" in refused(
+        capsys, "panoptic", tmp_path, "--data", world, "--mask-pooling", "masked"
+    )
     assert "need annotations to score against" in refused(capsys, "detection", results)
     assert "need one of" in refused(capsys, "detection", results, "--data", tmp_path / "none")
     assert "--limit: need at least 1" in refused(capsys, "detection", results, "--data", world, "--limit", "0")
@@ -429,9 +431,9 @@ def test_numbers_of_the_data_sets_own_maps(world, tmp_path, capsys):
     numbers = np.array([*(one.id for one in data.dataset.categories), 0], dtype=np.uint8)  # -1, the last: none
     for record in data.dataset.records:
         Image.fromarray(numbers[read_label_map(record, data).labels.numpy()]).save(folder / f"{record.path.stem}.png")
-    assert score("semantic", folder, "--data", world, "--numbers", "dataset")["mIoU"] == pytest.approx(100)
+    assert score("semantic", folder, "--data", world, "--map-ids", "dataset")["mIoU"] == pytest.approx(100)
     told = refused(capsys, "semantic", folder, "--data", world)
-    assert "need numbers of the data's 42 classes; got 42" in told and ".png" in told and "See --numbers" in told
+    assert "need numbers of the data's 42 classes; got 42" in told and ".png" in told and "See --map-ids" in told
 
 
 def test_output_of_segment_measures_as_the_model(world, tmp_path):

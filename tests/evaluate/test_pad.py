@@ -52,6 +52,6 @@ def test_evaluation_uses_the_models_padding(clip, coco, tmp_path):
         assert results[pad]["pad"] == pad
     assert results["black"]["dense"] != results["zero"]["dense"]
     save_clip(clip, tmp_path / "clip")  # zero
-    common = {"data": coco, "model": str(tmp_path / "clip"), "sizes": (64,), "crops": False, "workers": 0}
+    common = {"data": coco, "model": str(tmp_path / "clip"), "size": (64,), "crops": False, "workers": 0}
     assert run_regions(Regions(**common))["dense"] == results["zero"]["dense"]
     assert run_regions(Regions(**common, pad="black"))["dense"] == results["black"]["dense"]

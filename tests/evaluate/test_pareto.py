@@ -147,7 +147,7 @@ def test_wrong_arguments_are_refused(clip, wide_clip, coco, tmp_path):
     )
     rest = {"labelled": things, "captioned": None, "size": 32}
     for alphas in ([], [0.5, 0.5], [1.2], [-0.1]):
-        with pytest.raises(InputError, match="--alphas"):
+        with pytest.raises(InputError, match="--alpha"):
             evaluate_pareto({"s": clip}, clip, panoptic, alphas=alphas, **rest)
     with pytest.raises(InputError, match="at least one distilled model"):
         evaluate_pareto({}, clip, panoptic, alphas=[1.0], **rest)
@@ -167,7 +167,7 @@ def test_the_command(clip, other_clip, coco, tmp_path, capsys):
         save_clip(model, tmp_path / name)
     out, plot = tmp_path / "p.json", tmp_path / "p.png"
     words = f"evaluate pareto --data {coco} --reference {tmp_path}/teacher --size 32 --workers 0 --templates none"
-    main(f"{words} --model {tmp_path}/run/model b={tmp_path}/teacher --alphas 0 1 --out {out} --plot {plot}".split())
+    main(f"{words} --model {tmp_path}/run/model b={tmp_path}/teacher --alpha 0 1 --out {out} --plot {plot}".split())
     points = json.loads(out.read_text())["points"]
     assert [(point["model"], point["alpha"]) for point in points] == [("run", 0), ("run", 1), ("b", 0), ("b", 1)]
     with Image.open(plot) as image:

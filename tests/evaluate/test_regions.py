@@ -226,7 +226,7 @@ def test_limit_keeps_the_first_images(clip, coco):
 
 @pytest.mark.parametrize("sizes", [[], [32, 32], [30], [0]])
 def test_wrong_sizes_are_refused(clip, coco, sizes):
-    with pytest.raises(InputError, match=r"--sizes: need .*of the patch size 8"):
+    with pytest.raises(InputError, match=r"--size: need .*of the patch size 8"):
         evaluate_regions(clip, panoptic(coco), sizes=sizes)
 
 

@@ -157,9 +157,7 @@ def test_the_command(clip, coco, tmp_path, capsys):
     assert "its image among 3" in capsys.readouterr().out
     written = json.loads(out.read_text())
     assert written["size"] == 32 and written["config"]["gallery"] == 50
-    main(
-        f"evaluate retrieval --data {coco}/val2017 --no-regions --model {model} --reference {model} --workers 0".split()
-    )
+    main(f"evaluate retrieval --data {coco}/val2017 --no-crops --model {model} --reference {model} --workers 0".split())
     table = capsys.readouterr().out
     assert "128 px" in " ".join(table.split()) and "region" not in table
 
@@ -168,7 +166,7 @@ def test_wrong_arguments_are_refused(clip, wide_clip, coco):
     dataset = open_data(coco / "val2017", split="val")
     with pytest.raises(InputError, match="embedding size 24; got 40"):
         evaluate_retrieval(clip, wide_clip, dataset, size=64)
-    with pytest.raises(InputError, match="--no-regions"):
+    with pytest.raises(InputError, match="--no-crops"):
         evaluate_retrieval(clip, clip, dataset, size=64)
     with pytest.raises(InputError, match="gallery"):
         evaluate_retrieval(clip, clip, dataset, size=64, regions=False, gallery=0)

@@ -300,7 +300,7 @@ def test_the_command(clip, captions, folders, tmp_path, capsys):
     assert written["model"] == written["reference"] and written["dropped"]["image has no caption"]["count"] == 1
     table = capsys.readouterr().out
     assert "text to image, R@10" in table and "classification, overall, top-5" in table
-    main(f"evaluate global --data {folders}/set --names {folders}/names.json {tail}".split())
+    main(f"evaluate global --data {folders}/set --labels {folders}/names.json {tail}".split())
     written = json.loads(out.read_text())
     assert written["classification"]["of"] == "images" and written["retrieval"] is None and "reference" not in written
     write_shard(tmp_path / "a.tar", {"x.png": (captions / "val2017/1.png").read_bytes(), "x.txt": b"a cup"})
@@ -311,11 +311,11 @@ def test_the_command(clip, captions, folders, tmp_path, capsys):
         "r10": None,
         "count": 1,
     }
-    main(f"evaluate global --data {captions} --no-classify --limit 2 {tail}".split())
+    main(f"evaluate global --data {captions} --task retrieve --limit 2 {tail}".split())
     assert json.loads(out.read_text())["retrieval"]["images"] == 2
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(f"evaluate global --data {captions}/val2017 --no-classify {tail}".split())
+        main(f"evaluate global --data {captions}/val2017 --task retrieve {tail}".split())
     assert "need class folders, annotated things, or captions" in capsys.readouterr().err
 
 
@@ -325,5 +325,5 @@ def test_wrong_arguments_are_refused(clip):
 
 
 def test_names_of_folders_are_refused_with_annotations(captions, folders):
-    with pytest.raises(InputError, match=r"--names .*: names class folders"):
+    with pytest.raises(InputError, match=r"--labels .*: names class folders"):
         open_labelled(captions, split="val", names=folders / "names.json")

@@ -11,7 +11,7 @@ from foveate.data.datasets.coco import read_panoptic
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.world.write import WorldSize, write_world
 
-TINY = ["--size", "64", "--queries", "5", "--layers", "1", "--steps", "2", "--batch", "2", "--workers", "0",
+TINY = ["--size", "64", "--queries", "5", "--depth", "1", "--steps", "2", "--batch", "2", "--workers", "0",
         "--device", "cpu"]  # fmt: skip
 ASK = ["--workers", "0", "--device", "cpu"]
 
@@ -66,7 +66,7 @@ def test_stuff_can_be_named(world, masks, tmp_path, capsys):
 def test_images_smaller_than_a_patch_and_unreadable_ones(world, masks, tmp_path, capsys, words):
     if not words:
         masks = tmp_path / "g/model"
-        main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, "--no-words"])
+        main(["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), *TINY, "--no-class-names"])
     sizes = {"a": (1, 1), "b": (3, 5), "c": (40, 2), "d": (1, 19)}  # (width, height)
     (tmp_path / "p").mkdir()
     for name, size in sizes.items():
@@ -94,11 +94,11 @@ def test_fusion_weights_can_be_given(world, masks, tmp_path, capsys):
     words = ["segment", image, "--model", str(masks), "--panoptic", *ASK]
     found = {}
     for shares in ("generator", "clip", "0.0,0.0"):
-        main([*words, "--shares", shares, "--out", str(tmp_path / shares)])
+        main([*words, "--fusion", shares, "--out", str(tmp_path / shares)])
         found[shares] = json.loads((tmp_path / shares / "panoptic.json").read_text())["annotations"]
     assert found["0.0,0.0"] == found["generator"] != found["clip"]
-    main([*words, "--region", "masked", "--shares", "clip", "--out", str(tmp_path / "m")])
+    main([*words, "--mask-pooling", "masked", "--fusion", "clip", "--out", str(tmp_path / "m")])
     assert json.loads((tmp_path / "m/panoptic.json").read_text())["annotations"] != found["clip"]
     with pytest.raises(SystemExit) as done:
-        main([*words, "--shares", "odise", "--out", str(tmp_path / "x")])
-    assert done.value.code == 2 and "--shares: must be odise-label" in capsys.readouterr().err
+        main([*words, "--fusion", "odise", "--out", str(tmp_path / "x")])
+    assert done.value.code == 2 and "--fusion: must be odise-label" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def test_the_papers_hyperparameters_reach_the_command() -> None:
     jobs: dict[str, Job] = jobs_for(stage, rows)
     assert "--alpha 0.7" in " ".join(jobs["m4-0"].words) and "--steps 44358" in " ".join(jobs["m4-0"].words)
     assert "--layers 3" in " ".join(jobs["last3-0"].words)
-    assert " ".join(jobs["size320-0"].words).count("--student-size") == 1
+    assert " ".join(jobs["size320-0"].words).count("--size") == 1
 
 
 def test_a_row_has_the_settings_of_its_recipe() -> None:

@@ -108,10 +108,10 @@ def test_the_list_contains_every_recipe(capsys: pytest.CaptureFixture[str]) -> N
     main(["recipes"])
     text = capsys.readouterr().out
     assert all(f" {recipe.name} " in text for recipe in RECIPES)
-    main(["recipes", "--json"])
+    main(["recipes", "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in rows] == [recipe.name for recipe in RECIPES]
-    main(["recipes", NAME, "--json"])
+    main(["recipes", NAME, "--format", "json"])
     assert json.loads(capsys.readouterr().out) == next(one for one in rows if one["name"] == NAME)
 
 

@@ -43,7 +43,7 @@ def test_rows_measured_with_every_seed_are_written_and_shown(stage: Stage, tmp_p
     fill(stage, rows["m4"], 50.0, 51.0)  # one seed is missing
     text = write(stage, tmp_path)
     assert sorted(path.stem for path in (tmp_path / "results").iterdir()) == ["m6", "untouched"]
-    assert "| CLIP as it comes | 4.0 | 4.0 | 4.0 | 4.0 | boxes 18.2, crops 68.4 |" in text
+    assert "| pretrained CLIP | 4.0 | 4.0 | 4.0 | 4.0 | boxes 18.2, crops 68.4 |" in text
     assert "| 52.0 ± 1.0 | 52.0 ± 1.0 | 52.0 ± 1.0 | 52.0 ± 1.0 | boxes 72.1, things 74.4, stuff 46.8 |" in text
     assert "| M = 4 | not run |" in text
     assert (
@@ -81,9 +81,9 @@ def test_a_page_does_not_overwrite_another_file(tmp_path: Path) -> None:
 
 def test_rows_with_other_settings_are_ignored(stage: Stage, tmp_path: Path) -> None:
     fill(stage, next(row for row in rows_of(SMALL) if row.name == "untouched"), 4.0)
-    assert "| CLIP as it comes | 4.0 |" in write(stage, tmp_path)
+    assert "| pretrained CLIP | 4.0 |" in write(stage, tmp_path)
     write_page(tmp_path / "p.md", tmp_path / "results", scale=SMALL, settings={**settings_of(stage), "limit": 5})
-    assert "| CLIP as it comes |" not in (tmp_path / "p.md").read_text()
+    assert "| pretrained CLIP |" not in (tmp_path / "p.md").read_text()
 
 
 def test_absolute_paths_are_replaced_by_placeholders(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from foveate.reproduce.rows import B16, L14, OPENAI_B16, OPENAI_L14, SMALL, Scal
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COCO root: a world of six scenes to train on and four to report on."""
     folder = tmp_path_factory.mktemp("data") / "tiny"
-    main(["world", str(folder), "--train", "6", "--val", "4", "--test", "0", "--processes", "1"])
+    main(["world", str(folder), "--train", "6", "--val", "4", "--test", "0", "--workers", "1"])
     return folder
 
 
@@ -34,7 +34,7 @@ def test_a_table_end_to_end_then_again_and_after_a_lost_file(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    words = ["reproduce", "tabA1", "--on", str(root), "--out", str(out), "--seeds", "3", "--steps", "1", "--jobs", "1"]
+    words = ["reproduce", "tabA1", "--data", str(root), "--out", str(out), "--seed", "3", "--steps", "1", "--jobs", "1"]
     words += ["--limit", "3", "--device", "cpu"]
     main(words)
     assert "0 of 3 commands are done already" in capfd.readouterr().err
@@ -71,7 +71,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def world(folder: Path, name: str, *, train: int = 1, needs: tuple[str, ...] = ()) -> Job:
-    words = ("world", str(folder / name), "--val", "0", "--test", "0", "--processes", "1", "--train", str(train))
+    words = ("world", str(folder / name), "--val", "0", "--test", "0", "--workers", "1", "--train", str(train))
     return Job(name, words, folder / name / "world.json", needs)
 
 
@@ -158,7 +158,7 @@ def test_another_path_device_or_number_of_workers_is_the_same_command(stage: Sta
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_and_the_same_command_resumes(number: int, status: int, root: Path, tmp_path: Path) -> None:
-    words = ["reproduce", "tabA1", "--on", str(root), "--out", str(tmp_path / "out"), "--seeds", "0", "--steps", "1"]
+    words = ["reproduce", "tabA1", "--data", str(root), "--out", str(tmp_path / "out"), "--seed", "0", "--steps", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "foveate.cli.main", *words, "--limit", "2"], stderr=subprocess.PIPE, text=True
     )
@@ -175,10 +175,10 @@ def test_a_signal_stops_and_the_same_command_resumes(number: int, status: int, r
     [
         ([], "reproduce: need tables"),
         (
-            ["tab1", "--on", "nowhere"],
-            "--on: need world, or the folder of a COCO root, with annotations/ in it; got nowhere",
+            ["tab1", "--data", "nowhere"],
+            "--data: need world, or the folder of a COCO root, with annotations/ in it; got nowhere",
         ),
-        (["tab1", "--seeds", "1", "1"], "--seeds: need different numbers"),
+        (["tab1", "--seed", "1", "1"], "--seed: need different numbers"),
         (["tab1", "--jobs", "0"], "--jobs: need at least 1; got 0"),
         (["tab1", "--limit", "0"], "--limit: need at least 1; got 0"),
         (["tab1", "--model", "EVA02-B-16"], "--model EVA02-B-16: needs weights"),
@@ -192,7 +192,7 @@ def test_wrong_flags_are_refused(words: list[str], told: str, capfd: pytest.Capt
 
 
 def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
-    main(["reproduce", "tab2", "--out", str(tmp_path / "out"), "--seeds", "0", "--dry-run"])
+    main(["reproduce", "tab2", "--out", str(tmp_path / "out"), "--seed", "0", "--dry-run"])
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["world", "distill", "evaluate", "proposals", "distill", "evaluate"]
     assert not (tmp_path / "out").exists()
@@ -201,7 +201,7 @@ def test_a_dry_run_lists_the_commands_and_writes_nothing(capfd: pytest.CaptureFi
 def test_only_default_settings_write_to_the_projects_results() -> None:
     usual = Reproduce(("tab1",))
     assert runner._targets(usual) == (Path("results"), Path("docs/results.md"))
-    for other in ({"seeds": (0,)}, {"steps": 2}, {"limit": 4}, {"cnn": "x"}, {"on": "coco"}, {"model": "x"}):
+    for other in ({"seed": (0,)}, {"steps": 2}, {"limit": 4}, {"cnn": "x"}, {"data": "coco"}, {"model": "x"}):
         assert runner._targets(replace(usual, **other))[0] == usual.out / "results"
 
 
@@ -231,7 +231,7 @@ def test_a_saved_small_clip_in_a_folder_called_14_is_small(tmp_path: Path) -> No
 def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """Also after kill -9. The command is `reproduce` itself, which ends its own commands too."""
     inner, log = tmp_path / "inner", tmp_path / "outer" / "logs" / "inner.log"
-    words = ("reproduce", "tabA1", "--out", str(inner), "--seeds", "0")
+    words = ("reproduce", "tabA1", "--out", str(inner), "--seed", "0")
     code = (
         "import os, time; from pathlib import Path; from foveate.reproduce import runner\n"
         "from foveate.reproduce.commands import Job, Stage; from foveate.reproduce.rows import SMALL\n"
@@ -271,13 +271,13 @@ def test_few_steps_also_limit_the_trainings_on_the_student(root, tmp_path, capsy
         "ovd",
         "ovss",
         "ovps",
-        "--on",
+        "--data",
         str(root),
         "--out",
         str(tmp_path),
         "--steps",
         "2",
-        "--seeds",
+        "--seed",
         "0",
     ]
     main([*words, "--dry-run"])

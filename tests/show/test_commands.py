@@ -33,30 +33,30 @@ def height_of(path) -> int:
 
 def test_the_kmeans_command(model, images, tmp_path, capsys):
     one = run_kmeans(KMeans(data=images / "2.png", model=model, out=tmp_path / "one.png", size=64))
-    many = run_kmeans(KMeans(data=images, model=model, before=model, out=tmp_path / "many.png", size=64, count=3))
+    many = run_kmeans(KMeans(data=images, model=model, reference=model, out=tmp_path / "many.png", size=64, limit=3))
     assert height_of(many) > 2 * height_of(one)
     assert f"wrote {many}" in capsys.readouterr().out
 
 
 def test_the_similarity_command(model, images, tmp_path):
     """Every image is drawn for every text."""
-    config = {"data": images, "model": model, "size": 64, "count": 2}
-    one = run_similarity(Similarity(**config, text=("cup",), out=tmp_path / "1.png"))
-    two = run_similarity(Similarity(**config, text=("cup", "dog"), out=tmp_path / "2.png"))
+    config = {"data": images, "model": model, "size": 64, "limit": 2}
+    one = run_similarity(Similarity(**config, vocab="cup", out=tmp_path / "1.png"))
+    two = run_similarity(Similarity(**config, vocab="cup, dog", out=tmp_path / "2.png"))
     assert height_of(two) > 1.6 * height_of(one)
 
 
 def test_wrong_flags_are_refused(model, images, tmp_path):
     with pytest.raises(InputError, match="PNG file"):
         run_kmeans(KMeans(data=images, model=model, out=tmp_path / "k.jpg"))
-    with pytest.raises(InputError, match="count"):
-        run_similarity(Similarity(data=images, model=model, text=("cup",), out=tmp_path / "k.png", count=0))
-    with pytest.raises(InputError, match="--text: need at least one"):
-        run_similarity(Similarity(data=images, model=model, text=(), out=tmp_path / "k.png"))
+    with pytest.raises(InputError, match="--limit"):
+        run_similarity(Similarity(data=images, model=model, vocab="cup", out=tmp_path / "k.png", limit=0))
+    with pytest.raises(InputError, match="need a name in each position"):
+        run_similarity(Similarity(data=images, model=model, vocab=" , ", out=tmp_path / "k.png"))
     for size in (0, -8, 60):
         for before in (None, model):
             with pytest.raises(InputError, match=f"--size: .*; got {size}"):
-                run_kmeans(KMeans(data=images, model=model, before=before, out=tmp_path / "k.png", size=size))
+                run_kmeans(KMeans(data=images, model=model, reference=before, out=tmp_path / "k.png", size=size))
     with pytest.raises(InputError, match="which is a file"):
         run_kmeans(KMeans(data=images, model=model, out=images / "0.png" / "k.png"))
     with pytest.raises(InputError, match="--device"):
@@ -67,4 +67,4 @@ def test_a_coco_root_needs_no_annotations(model, images, tmp_path):
     images.rename(tmp_path / "val2017")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
-    run_kmeans(KMeans(data=tmp_path, model=model, out=tmp_path / "k.png", size=32, count=1))
+    run_kmeans(KMeans(data=tmp_path, model=model, out=tmp_path / "k.png", size=32, limit=1))

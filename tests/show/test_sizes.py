@@ -34,7 +34,7 @@ def test_sizes_are_read_in_ascending_order(tmp_path):
 
 def test_wrong_results_are_refused(tmp_path):
     for content, message in (
-        ("{", "need a --results file in JSON"),
+        ("{", "need a regions result file in JSON"),
         ("[]", "it is none"),
         ('{"dense": {"x": 1}, "crop": null}', "none"),
     ):
@@ -96,12 +96,12 @@ def test_many_long_names_are_inside_the_image_and_do_not_overlap():
 
 def test_the_command(tmp_path, capsys):
     result, out = write_result(tmp_path / "r.json"), tmp_path / "new/s.png"
-    main(f"show sizes --results before={result} {result} --kind things --out {out}".split())
+    main(f"show sizes before={result} {result} --what things --out {out}".split())
     assert f"wrote {out}" in capsys.readouterr().out
     with Image.open(out) as image:
         assert image.format == "PNG" and min(image.size) > 500
     with pytest.raises(SystemExit):
-        main(f"show sizes --results {result} {result} --out {out}".split())
+        main(f"show sizes {result} {result} --out {out}".split())
     assert "got 'r' twice" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(f"show sizes --results {result} --out {tmp_path}/s.jpg".split())
+        main(f"show sizes {result} --out {tmp_path}/s.jpg".split())

@@ -15,17 +15,16 @@ from foveate.cli.main import main
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import list_complete
 
-STEPS = ["--steps", "4", "--save-every", "2", "--log-every", "1", "--device", "cpu", "--no-tensorboard"]
-HEAD = ["--batch", "2", "--workers", "0", "--validate-images", "2"]
+STEPS = ["--steps", "4", "--save-every", "2", "--log-every", "1", "--device", "cpu", "--track", "none"]
+HEAD = ["--batch", "2", "--workers", "0"]
 COMMANDS = {
-    "distill": ["--student-size", "64", *HEAD],
-    "train-fvit": ["--size", "64", "--channels", "8", "--rois", "16", "--proposals", "20", "--templates", "none",
+    "distill": ["--size", "64", *HEAD],
+    "train-fvit": ["--size", "64", "--channels", "8", "--templates", "none",
                    "--warmup", "1", *HEAD],
-    "train-catseg": ["--size", "64", "--hidden", "8", "--layers", "1", *HEAD],
-    "train-panoptic": ["--size", "64", "--layers", "2", "--queries", "5", "--channels", "16", "--feedforward", "32",
-                       "--points", "64", *HEAD],
-    "proposals": ["--backbone", "conv", "--size", "64", "--channels", "8", "--keep", "7", *HEAD],
-    "pretrain": ["--batch", "4", "--validate-images", "4", "--whole-steps", "1"],
+    "train-catseg": ["--size", "64", "--channels", "8", "--depth", "1", *HEAD],
+    "train-panoptic": ["--size", "64", "--depth", "2", "--queries", "5", "--channels", "16", *HEAD],
+    "proposals": ["--model", "conv", "--size", "64", "--channels", "8", "--max-boxes", "7", *HEAD],
+    "pretrain": ["--batch", "4", "--whole-steps", "1"],
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("command", COMMANDS)
 SEVERAL = pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def typed(command: str, world: Path, out: Path, *more: str) -> list[str]:
     """The words of a command line, with a held-out loss."""
     named = {"--data": world, "--validate": world}
     if command == "pretrain":
-        named = {"--pairs": world / "pairs", "--validate": world / "pairs"}
+        named = {"--data": world / "pairs", "--validate": world / "pairs"}
     words = [str(word) for pair in named.items() for word in pair]
     return [command, *words, "--out", str(out), *COMMANDS[command], *STEPS, *more]
 
@@ -54,7 +53,9 @@ def typed(command: str, world: Path, out: Path, *more: str) -> list[str]:
 def execute(zygote, tmp_path):
     """Run words in one process, or in two as torchrun starts them; statuses and what each printed."""
 
-    def start(words: list[str], *, size: int = 1, second: dict | None = None, **request) -> tuple[list[int], list[str]]:
+    def start(
+        words: list[str], *, size: int = 1, timeout: int = 120, second: dict | None = None, **request
+    ) -> tuple[list[int], list[str]]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -62,7 +63,7 @@ def execute(zygote, tmp_path):
         for rank, output in enumerate(outputs):
             output.unlink(missing_ok=True)
             environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FOVEATE_TIMEOUT": str(timeout)}
             asked = {**request, **(second or {})} if rank else request
             processes.append(zygote.start(output, words, environment=environment if size > 1 else {}, **asked))
         statuses = [zygote.wait(processes[0])]
@@ -132,7 +133,7 @@ def test_steps_that_are_not_finite_are_skipped_and_the_best_product_kept(command
 
     monkeypatch.setattr(loop, "check_finite", explode)
     out = tmp_path / "run"
-    main(typed(command, world, out, "--nonfinite", "skip", "--keep-checkpoints", "1", "--product", "best"))
+    main(typed(command, world, out, "--skip-nonfinite", "20", "--product", "best"))
     text = capsys.readouterr().err
     assert "2 of 4 steps were skipped" in text and len((out / "nonfinite.jsonl").read_text().splitlines()) == 2
     before, after = (load_file(path / "state.safetensors") for path in list_complete(out / "checkpoints"))
@@ -170,8 +171,8 @@ def test_two_processes_that_are_stopped_print_torchrun_and_resume(command, world
 
 @SEVERAL
 def test_a_lost_process_ends_the_others_with_the_reason(command, world, execute, tmp_path):
-    words = typed(command, world, tmp_path / "two", "--timeout", "5")
-    statuses, printed = execute(words, size=2, second={"kill": [signal.SIGKILL, 3]})
+    words = typed(command, world, tmp_path / "two")
+    statuses, printed = execute(words, size=2, timeout=5, second={"kill": [signal.SIGKILL, 3]})
     assert statuses == [1, -signal.SIGKILL], printed
     assert "another process of this run is gone or does not answer" in printed[0] and "Traceback" not in printed[0]
     assert "the last checkpoint is of step 2" in printed[0]

@@ -70,10 +70,10 @@ def describe(path: Path, model: dict) -> Path:
 def train(made: tuple[Path, Path], out: Path, **changed) -> list[dict]:
     """Pretrain; the lines of the steps."""
     settings = {
-        "steps": 4, "batch": 6, "lr": 2e-3, "lr_adam": 2e-3, "warmup": 2, "whole_steps": 1, "save_every": 2,
-        "tensorboard": False, "device": "cpu", **changed,
+        "steps": 4, "batch": 6, "lr": 4e-3, "warmup": 2, "whole_steps": 1, "save_every": 2,
+        "track": "none", "device": "cpu", **changed,
     }  # fmt: skip
-    run(Pretrain(pairs=made[0], config=made[1], out=out, **settings))
+    run(Pretrain(data=made[0], config=made[1], out=out, **settings))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
 
@@ -118,7 +118,7 @@ def test_the_loss_falls_and_open_clip_reads_the_product(made: tuple[Path, Path],
 def test_a_locked_text_tower_does_not_change_and_the_residual_tower_is_trained(
     residual: tuple[Path, Path], source: Path, tmp_path: Path
 ) -> None:
-    rows = train(residual, tmp_path, steps=40, lr_adam=1e-2, save_every=40, text_from=str(source))
+    rows = train(residual, tmp_path, steps=40, lr=2e-2, save_every=40, text_from=str(source))
     # an untrained text tower tells three captions apart well enough; log 6 = 1.79 is guessing, log 2 = 0.69 knowing
     assert rows[0]["loss"] > 1.5 and np.mean([row["loss"] for row in rows[-5:]]) < 1.2
     before, after = load_file(source / WEIGHTS), load_file(tmp_path / WEIGHTS)

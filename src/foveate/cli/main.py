@@ -3,18 +3,15 @@
 A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
 """
 
-import inspect
-import re
 import sys
-from contextlib import redirect_stdout
 from dataclasses import fields, replace
-from io import BytesIO, TextIOWrapper
 from typing import Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from foveate.cli.commands import COMMANDS, Command, commands_under, find_command, help_lines
+from foveate.cli.commands import COMMANDS, commands_under, find_command, help_lines
+from foveate.cli.help import help_text
 from foveate.errors import InputError
 from foveate.io.files import versions
 
@@ -58,7 +55,8 @@ def parse(arguments: list[str]) -> Any:
         if recipe is not None:
             settings["default"] = defaults_of(find_recipe(recipe, verb=command.words))
     if HELP & {*flags}:
-        _print_help(command, config, settings)
+        print(help_text(command, config, settings.get("default")))
+        raise SystemExit(0)
     return tyro.cli(config, **settings)
 
 
@@ -77,21 +75,6 @@ def _print_list(arguments: list[str]) -> None:
     is_asked = not HELP.isdisjoint(arguments)
     print("\n".join(listed), file=sys.stdout if is_asked else sys.stderr)
     raise SystemExit(0 if is_asked else 2)
-
-
-def _print_help(command: Command, config: type[Any], settings: dict[str, Any]) -> None:
-    """Print the flags of a command, with its example before them."""
-    about = f"{inspect.getdoc(config)}\n\nExample:\n  foveate {command.words} {command.example}"
-    page = TextIOWrapper(BytesIO(), encoding=sys.stdout.encoding)
-    try:
-        with redirect_stdout(page):
-            tyro.cli(config, description=about, **settings)
-    except SystemExit as done:
-        page.seek(0)
-        # the text of a flag says what is chosen where it is not given: "(default: None)" would contradict it
-        text = re.sub(r"\(default:[ │\n]*None\)", lambda hint: re.sub(r"[^│\n]", " ", hint[0]), page.read())
-        print(re.sub(r"\n│? {40,}│?(?=\n)", "", text), end="")
-        raise SystemExit(done.code) from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class World:
     """64 px images with captions for pretraining (pairs/*.tar); the shipped small CLIP saw 60000."""
     seed: int = 0
     """Determines every byte, together with the numbers above."""
-    processes: int = 2
+    workers: int = 2
     """Processes that draw; the bytes do not depend on it."""
 
 
@@ -42,13 +42,13 @@ def run(config: World) -> None:
     from foveate.errors import InputError
 
     size = WorldSize(train=config.train, val=config.val, test=config.test, pairs=config.pairs, seed=config.seed)
-    if min(config.train, config.val, config.test, config.pairs, config.seed) < 0 or config.processes < 1:
-        raise InputError(f"world: need counts and a seed of 0 or above, and at least one process; got {config}.")
+    if min(config.train, config.val, config.test, config.pairs, config.seed) < 0 or config.workers < 1:
+        raise InputError(f"world: need counts and a seed of 0 or above, and at least one worker; got {config}.")
     _check_folder(config.folder)
     with Progress("drawing", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as bar:
         task = bar.add_task("", total=config.train + config.val + config.test + config.pairs)
         write_world(
-            config.folder, size, processes=config.processes, progress=lambda done, _: bar.update(task, completed=done)
+            config.folder, size, processes=config.workers, progress=lambda done, _: bar.update(task, completed=done)
         )
     print(
         f"{config.folder}: {config.train} train, {config.val} val and {config.test} test scenes, {config.pairs} pairs"

@@ -77,9 +77,10 @@ def load(
     """Load a CLIP with its weights.
 
     Args:
-        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"); "foveate-small"; a folder of open_clip
-            (also as "local-dir:FOLDER") or of Hugging Face transformers (CLIPModel, SiglipModel); "hf-hub:ORG/NAME",
-            which is downloaded; or a weights file, whose architecture is recognised.
+        name: an open_clip architecture ("EVA02-B-16", "ViT-B-16-quickgelu"), or ARCHITECTURE:PRETRAINED with its
+            weights ("ViT-B-16-quickgelu:openai"); "foveate-small"; a folder of open_clip (also as "local-dir:FOLDER")
+            or of Hugging Face transformers (CLIPModel, SiglipModel); "hf-hub:ORG/NAME", which is downloaded; or a
+            weights file, whose architecture is recognised.
         pretrained: a weights file, a folder, or an open_clip tag of the architecture, which is downloaded. None: the
             weights of the folder, or, for an architecture, random weights, with a warning.
         text_from: for the weights of an image tower alone or of an F-ViT: the CLIP it was trained with, whose text
@@ -138,6 +139,12 @@ def load_module(
     allow_extra: bool = False,
 ) -> tuple[Found, Module]:
     """Load the open_clip module alone, with any tower; the arguments are those of `load`."""
+    architecture, weights = split_weights(str(name))
+    if weights is not None and pretrained not in (None, weights):
+        raise InputError(
+            f"model: {name} names its weights; pretrained {pretrained} names others. Leave one of them out."
+        )
+    name, pretrained = architecture, pretrained or weights
     if text_from is not None:
         found = _find_towers(str(name), None if pretrained is None else str(pretrained), str(text_from))
     else:
@@ -156,6 +163,13 @@ def load_module(
     model = build(found.config, name=found.name, seed=seed)
     put_state(model, state, source=str(source), name=found.name, allow_missing=allow_missing, allow_extra=allow_extra)
     return found, model
+
+
+def split_weights(name: str) -> tuple[str, str | None]:
+    """Split ARCHITECTURE:PRETRAINED, such as ViT-B-16:openai; no other name is split, and has None."""
+    architecture, _, pretrained = name.partition(":")
+    is_split = pretrained and describe_architecture(architecture.replace("/", "-")) is not None
+    return (architecture, pretrained) if is_split else (name, None)
 
 
 def read_named(path: Path) -> dict[str, Tensor]:
@@ -199,7 +213,11 @@ def _check_activation(found: Found, source: Path, *, openai: bool, tag: bool) ->
 
 def _find_towers(name: str, pretrained: str | None, text_from: str) -> Found:
     """Find an image tower and the CLIP that provides the text tower."""
-    whole = _find(text_from) if pretrained is None else _with_weights(_find(name), text_from)
+    if pretrained is None:
+        text_name, weights = split_weights(text_from)
+        whole = _find(text_name) if weights is None else _with_weights(_find(text_name), weights)
+    else:
+        whole = _with_weights(_find(name), text_from)
     if whole.weights is None:
         raise InputError(f"text_from: need a CLIP with weights; {text_from} names an architecture. Give a file of it.")
     tower = Path(pretrained or name)

@@ -5,6 +5,9 @@ from typing import Literal
 Head = Literal["value", "value_only", "value_cls", "attention", "sclip", "clearclip", "naclip", "values3"]
 """Replacement of the last block in the dense path; see `foveate.clip.heads`."""
 
+StudentHead = Head | Literal["gated"]
+"""The head that a student is trained with: one of the above, or values3 with a learned factor per attention head."""
+
 RegionHead = Head | Literal["masked"]
 """How regions are embedded: by pooling the dense feature map of a head, or by masked attention (Tab. A3)."""
 

@@ -18,7 +18,7 @@ def convert_catseg(config: Convert, state: dict[str, Tensor]) -> None:
         InputError: the file is incomplete, or of another network.
     """
     source, residual = config.source, config.residual
-    classes = COCO_STUFF if config.classes is None else read_vocabulary(config.classes).classes
+    classes = COCO_STUFF if config.vocab is None else read_vocabulary(config.vocab).classes
     with folder_written_whole(config.out) as partial:
         converted = write_published(state, partial, source=source, residual=residual, classes=classes)
         load_catseg(partial)

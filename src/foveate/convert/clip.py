@@ -72,9 +72,10 @@ def convert_clip(config: Convert) -> None:
         print(f"from the input, with {config.dtype}: {images:.1e} and {texts:.1e}")
 
 
-def check_weights(name: str, pretrained: str | None, *, flag: str, cure: str = "Give --pretrained, or a file.") -> None:
+def check_weights(name: str, *, flag: str, cure: str | None = None) -> None:
     """Refuse the name of an architecture without weights (InputError)."""
-    if pretrained is None and describe_architecture(name) is not None:
+    if describe_architecture(name) is not None:
+        cure = cure or f"Give {flag} {name}:PRETRAINED, or a file."
         raise InputError(f"{flag} {name}: names an architecture without weights. {cure}")
 
 

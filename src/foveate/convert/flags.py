@@ -36,31 +36,29 @@ class Convert:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights in the file."""
     clip: str | None = None
-    """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with --pretrained.
-    Its image tower is replaced by the file's where they differ. ODISE: the CLIP it was trained with, OpenAI's
-    ViT-L-14-336."""
-    pretrained: str | None = None
-    """F-ViT, ODISE: an open_clip tag or a file of weights for --clip."""
+    """F-ViT: the CLIP whose text tower it was trained with, a file or a folder, or an architecture with its weights,
+    such as EVA02-B-16:merged2b_s8b_b131k. Its image tower is replaced by the file's where they differ. ODISE: the CLIP
+    it was trained with, OpenAI's ViT-L-14-336."""
     annotations: Path | None = None
-    """F-ViT: COCO's or LVIS's annotation file for the class names, which the file does not hold; when not given,
+    """F-ViT: COCO's or LVIS's annotation file for the class names, which the file does not hold; default:
     OV-COCO's 65. ODISE: COCO's panoptic annotation file, for names, things and stuff."""
     labels: Path | None = None
-    """ODISE: file of the words of each class, as --labels of `foveate train-panoptic`; when not given, the names of
+    """ODISE: file of the words of each class, as --labels of `foveate train-panoptic`; default: the names of
     --annotations."""
     encoder: Path | None = None
     """ODISE: folder of the Stable Diffusion (v1.3) it stands on, as diffusers writes it."""
     novel: Path | None = None
-    """F-ViT: JSON file {"base": [names], "novel": [names]}; when not given, LVIS's rare ones or OV-COCO's are novel."""
+    """F-ViT: JSON file {"base": [names], "novel": [names]}; default: LVIS's rare ones or OV-COCO's are novel."""
     benchmark: Benchmark | None = None
-    """F-ViT: whose score fusion it is asked with; when not given, OV-LVIS's where it finds masks, OV-COCO's else."""
+    """F-ViT: whose score fusion it is asked with; default: OV-LVIS's where it finds masks, OV-COCO's else."""
     size: int | None = None
-    """F-ViT: side of the square input [pixels]; when not given, the published one: 640 or (OV-LVIS) 1024 for patches of
+    """F-ViT: side of the square input [pixels]; default: the published one: 640 or (OV-LVIS) 1024 for patches of
     16, 896 for 14."""
     residual: Residual | None = None
-    """CAT-Seg: what the values of the last block are added to, as --residual of `foveate train-catseg`; when not given,
+    """CAT-Seg: what the values of the last block are added to, as --residual of `foveate train-catseg`; default:
     as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
-    classes: str | None = None
-    """CAT-Seg: the classes it was trained on, separated by commas or in a .txt or .json file; when not given, the 171
+    vocab: str | None = None
+    """CAT-Seg: the classes it was trained on, separated by commas or in a .txt or .json file; default: the 171
     of COCO-Stuff, which all published ones were trained on."""
 
 

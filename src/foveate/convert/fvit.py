@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.clip.io.weights import save_clip
-from foveate.clip.load import load
+from foveate.clip.load import load, split_weights
 from foveate.clip.model import Clip
 from foveate.clip.text import embed_vocabulary
 from foveate.convert.clip import check_weights
@@ -37,7 +37,7 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
     source = config.source
     parts = published.take_apart(state, source=source)
     names, split = _classes(config, parts)
-    clip = load(clip_name, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
+    clip = load(clip_name, device=choose_device("auto", local_rank=None))
     before = tower_digest(clip)
     published.put_tower(clip, parts, source=source)
     has_clip = tower_digest(clip) != before  # the CLIP is saved with the detector
@@ -54,9 +54,10 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
     text, ordered = _texts(parts, clip, names, source=source)
     is_novel = torch.tensor([name in split.novel for name in ordered], device=text.device)
     detector = published.build_published(parts, clip, network, text=text, is_novel=is_novel, source=source)
+    model, pretrained = split_weights(clip_name)
     about = About(
-        model=clip_name,
-        pretrained=None if has_clip else config.pretrained,
+        model=model,
+        pretrained=None if has_clip else pretrained,
         tower=digest,
         network=network,
         base=split.base,
@@ -89,7 +90,7 @@ def _check(config: Convert) -> str:
             f"--clip: need the CLIP whose text tower {config.source}, an F-ViT, was trained with; the file has an "
             "image tower only. Give EVA-CLIP's own file or the folder of a distilled CLIP."
         )
-    check_weights(config.clip, config.pretrained, flag="--clip")
+    check_weights(config.clip, flag="--clip")
     return config.clip
 
 

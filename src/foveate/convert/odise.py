@@ -6,13 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from foveate.clip.load import load
+from foveate.clip.load import load, split_weights
 from foveate.clip.model import Clip
 from foveate.convert.clip import check_weights
 from foveate.convert.flags import Convert
 from foveate.data.labels import class_names
-from foveate.data.validation import list_categories
-from foveate.data.validation import load as load_json
+from foveate.data.validation import list_categories, load as load_json
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest
@@ -37,15 +36,16 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     network = network_of(renamed, encoder=str(encoder), source=source)
     classes = _classes(config)
     assert config.clip is not None, "checked"
-    clip = load(config.clip, pretrained=config.pretrained, device=choose_device("auto", local_rank=None))
+    clip = load(config.clip, device=choose_device("auto", local_rank=None))
     _check_clip(clip, renamed.state["head.text.weight"].shape[1], config)
     digest = tower_digest(clip, whole=True)
 
     # the mask generator
     generator = build_odise(renamed, network, clip, tuple(item.names for item in classes), source=source)
+    model, pretrained = split_weights(config.clip)
     about = About(
-        model=config.clip,
-        pretrained=config.pretrained,
+        model=model,
+        pretrained=pretrained,
         tower=digest,
         frozen=frozen_digest(generator.encoder),
         network=network,
@@ -67,7 +67,7 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
         f"{config.out}: {len(renamed.names)} tensors, {network.queries} queries; trained on {things} classes of things "
         f"and {len(classes) - things} of stuff, with {names} names and synonyms"
     )
-    print(f"  foveate evaluate panoptic --data ... --model {config.out} --region masked --shares odise-label")
+    print(f"  foveate evaluate panoptic --data ... --model {config.out} --mask-pooling masked --fusion odise-label")
 
 
 def _check(config: Convert) -> Path:
@@ -81,9 +81,9 @@ def _check(config: Convert) -> Path:
     if config.clip is None:
         raise InputError(
             f"--clip: need the CLIP that {source}, an ODISE, was trained with (ViT-L-14-336 of OpenAI); the file does "
-            "not hold it. Give --clip ViT-L-14-336-quickgelu --pretrained openai, or its file."
+            "not hold it. Give --clip ViT-L-14-336-quickgelu:openai, or its file."
         )
-    check_weights(config.clip, config.pretrained, flag="--clip")
+    check_weights(config.clip, flag="--clip")
     if config.annotations is None:
         raise InputError(
             f"--annotations: need the panoptic annotation file of the training data (COCO's panoptic_val2017.json) "

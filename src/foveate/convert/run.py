@@ -32,9 +32,9 @@ CONVERTERS: dict[Head, Callable[[Convert, dict[str, Tensor]], None]] = {
 TESTS: dict[Head, Any] = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
 _FLAGS: dict[Head | None, tuple[str, ...]] = {
     None: ("to", "model", "text_from", "dtype"),
-    "F-ViT": ("clip", "pretrained", "annotations", "novel", "benchmark", "size"),
-    "CAT-Seg": ("residual", "classes"),
-    "ODISE": ("clip", "pretrained", "annotations", "labels", "encoder"),
+    "F-ViT": ("clip", "annotations", "novel", "benchmark", "size"),
+    "CAT-Seg": ("residual", "vocab"),
+    "ODISE": ("clip", "annotations", "labels", "encoder"),
 }  # flags of each kind of source; None: a CLIP
 
 
@@ -47,7 +47,7 @@ def run(config: Convert) -> None:
     _check_out(config.out)
     if config.model is None:
         cure = f"Give a weights file or a tag as SOURCE, and --model {config.source}."
-        check_weights(config.source, None, flag="SOURCE", cure=cure)
+        check_weights(config.source, flag="SOURCE", cure=cure)
     published = published_head(Path(config.source))
     if published is not None and published[0] == "F-ViT" and config.text_from is not None:
         published = None  # convert its image tower to a CLIP

@@ -1,4 +1,4 @@
-"""Custom boxes, read strictly: the files that `--boxes` of `foveate embed` and `distill` takes.
+"""Custom boxes, read strictly: the files that `--boxes` of `foveate embed` and `--regions` of `distill` take.
 
     COCO     {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "bbox": [x, y, width, height]}, ...]}
     plain    {"file name": [[x1, y1, x2, y2], ...], ...}

@@ -73,7 +73,7 @@ def fetch_all(names: list[str], cache: Path | None, *, progress: bool = False) -
             if parts.scheme in ("", "file"):
                 paths.append(Path(unquote(parts.path) if parts.scheme else name))
             elif cache is None:
-                raise InputError(f"{name}: need a cache folder; FOVEATE_CACHE is empty. Use --shard-cache.")
+                raise InputError(f"{name}: need a cache folder; FOVEATE_CACHE is empty. Set it to a folder.")
             else:
                 paths.append(fetch(name, cache, title=f"shard {number} of {len(names)}"))
     return paths

@@ -56,7 +56,7 @@ def open_label_maps(
         kind=config.kind,
         labels=config.labels,
         maps=config.maps,
-        names=config.names if root is None else None,
+        names=config.image_list if root is None else None,
         with_images=with_images,
     )
 
@@ -99,7 +99,7 @@ def open_semantic(
     if maps is not None and kind == "panoptic":
         raise InputError(f"--maps {maps}: need none for panoptic annotations, which name their maps. Remove it.")
     if names is not None and kind not in CONTEXT:
-        raise InputError(f"--names {names}: need none for {kind}, whose splits are folders or lists. Remove it.")
+        raise InputError(f"--image-list {names}: need none for {kind}, whose splits are folders or lists. Remove it.")
     match kind:
         case "panoptic":
             return _open_segments(root, split, labels, with_images)
@@ -175,7 +175,7 @@ def _open_context(
         names = next((path for path in paths if path.is_file()), None)
         if names is None:
             raise InputError(f"{year}: need the list of the images of split {split}; found none of {_joined(paths)}. "
-                             "Give a file with one id per line with --names.")  # fmt: skip
+                             "Give a file with one id per line with --image-list.")  # fmt: skip
     return read_context(year, maps, count=59 if is_59 else 459, names=names, labels=chosen, with_images=with_images)
 
 
@@ -206,7 +206,7 @@ def _open_voc(
     note = (
         "the background is queried by one name only; CAT-Seg's published results query 39 names of PASCAL Context too "
         'and count them as background: give its list of 59 names as --labels, or synonyms, "0:background,name,name '
-        '...", and use --every-word'
+        '...", and use --all-synonyms'
     )
     return replace(data, dataset=replace(data.dataset, notes=(*data.dataset.notes, note)))
 
@@ -218,7 +218,7 @@ def _with_background(labels: Labels) -> Labels:
     synonyms = tuple(name for number, names in rows if number > len(NAMES) for name in names)
     if not synonyms:
         return labels
-    note = f"background is the {len(synonyms)} names beside VOC's 20, such as {synonyms[0]!r}: use --every-word"
+    note = f"background is the {len(synonyms)} names beside VOC's 20, such as {synonyms[0]!r}: use --all-synonyms"
     ids, classes = (number for number, _ in voc), (names for _, names in voc)
     return Labels((*ids, 0), (*classes, synonyms), notes=(*labels.notes, note))
 

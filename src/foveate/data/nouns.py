@@ -28,7 +28,7 @@ class Parser:
     singular: Callable[[str], str]  # of a plural
 
 
-def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int) -> list[tuple[str, int]]:
+def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int = 5) -> list[tuple[str, int]]:
     """Count the nouns in the captions of many images.
 
     Args:
@@ -46,8 +46,8 @@ def count_nouns(captions: Iterable[tuple[str, ...]], *, min_count: int) -> list[
     frequent = [(noun, count) for noun, count in counts.items() if count >= min_count]
     if not frequent:
         raise InputError(
-            f"--min-count {min_count}: need nouns with at least so many occurrences in the captions; the most frequent "
-            f"of {len(counts)} nouns has {max(counts.values(), default=0)}. Lower it, or give a list with --nouns."
+            f"--captions: need nouns with at least {min_count} occurrences in the captions; the most frequent of "
+            f"{len(counts)} nouns has {max(counts.values(), default=0)}. Give a list of nouns to --captions instead."
         )
     return sorted(frequent, key=lambda pair: (-pair[1], pair[0]))
 
@@ -81,7 +81,7 @@ def load_parser() -> Parser:
     except ImportError as error:
         raise InputError(
             f"nouns of captions: need the package textblob; it cannot be imported ({error}). Install it with "
-            "pip install textblob, or give a list of nouns with --nouns."
+            "pip install textblob, or give a list of nouns to --captions."
         ) from error
 
     def singular(word: str) -> str:

@@ -1,7 +1,7 @@
 """The provenance of region proposals: refuses proposals that were trained on novel classes (Sec. 3.2; A.3).
 
 Proposals are class-agnostic, but a proposal network that was trained on boxes of a novel class has seen that class.
-`foveate proposals` therefore writes its training classes into its file, and `foveate distill` checks them:
+So `foveate proposals` writes its training classes into its file, and `foveate distill --regions FILE` checks them:
 
     {"info": {"provenance": {"training_categories": [names], "novel_categories": [names], "rule": ..., ...}}, ...}
 
@@ -47,16 +47,13 @@ def read_provenance(path: Path) -> Provenance | None:
     return Provenance(training, novel)
 
 
-def check_provenance(
-    path: Path, novel: Collection[str] | None, *, known: Collection[str] = (), allow: bool = False
-) -> str | None:
+def check_provenance(path: Path, novel: Collection[str] | None, *, known: Collection[str] = ()) -> str | None:
     """Refuse proposals that were trained on a novel class.
 
     Args:
         path: the file of boxes.
         novel: novel class names of the data; None: the data has none, and those of the file are used.
         known: all class names of the data, if known.
-        allow: return a warning instead of refusing.
 
     Returns:
         A line to report to the user, or None.
@@ -67,19 +64,17 @@ def check_provenance(
     provenance = read_provenance(path)
     if provenance is None:
         return (
-            f"--boxes {path}: has no provenance (info.provenance), so it is not known whether it has seen novel "
+            f"--regions {path}: has no provenance (info.provenance), so it is not known whether it has seen novel "
             "classes; `foveate proposals` writes files with provenance"
         )
     held_out = {_normalise(name) for name in (provenance.novel_categories if novel is None else novel)}
     leaked = [name for name in provenance.training_categories if _normalise(name) in held_out]
     if not leaked:
         return _warning(path, provenance.training_categories, known)
-    names = f"{len(leaked)} novel classes: {listed(leaked)}"
-    if allow:
-        return f"WARNING   --allow-novel: the proposals of {path} were trained on {names}"
     raise InputError(
-        f"--boxes {path}: need proposals trained on base classes only; these were trained on {names}. Make others with "
-        "`foveate proposals`, or, where nothing is to be novel, add --allow-novel."
+        f"--regions {path}: need proposals trained on base classes only; these were trained on {len(leaked)} novel "
+        f"classes: {listed(leaked)}. Make others with `foveate proposals`, or, where nothing is to be novel, remove "
+        "the entry info.provenance from the file."
     )
 
 
@@ -95,7 +90,7 @@ def _warning(path: Path, training: Collection[str], known: Collection[str]) -> s
     else:
         return None
     return (
-        f"WARNING   --boxes {path}: {reason}, so it is not known whether it has seen novel classes. Are these the "
+        f"WARNING   --regions {path}: {reason}, so it is not known whether it has seen novel classes. Are these the "
         "proposals of this data? `foveate proposals` makes some"
     )
 

@@ -74,14 +74,14 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
     }
     if not boxed:
         raise InputError(
-            f"--boxes {path}: need boxes of the data's images; none of its {len(boxes_by_name)} (such as "
+            f"--regions {path}: need boxes of the data's images; none of its {len(boxes_by_name)} (such as "
             f"{next(iter(boxes_by_name))!r}) is among the {len(dataset.records)} (such as "
             f"{str(dataset.records[0].id)!r}). Is this the file of another split or data set?"
         )
     if not any(record.boxes for record in boxed.values()):
         raise InputError(
-            f"--boxes {path}: need boxes of at least 1 pixel inside their images; got none. Boxes are in pixels of the "
-            "image, not in fractions of its sides: xyxy in {file name: ...}, xywh in COCO's form and in results."
+            f"--regions {path}: need boxes of at least 1 pixel inside their images; got none. Boxes are in pixels of "
+            "the image, not in fractions of its sides: xyxy in {file name: ...}, xywh in COCO's form and in results."
         )
     records = tuple(
         boxed[index] if index in boxed else replace(record, boxes=(), labels=(), crowd=())
@@ -101,8 +101,8 @@ def note_boxless(dataset: Dataset) -> Dataset:
     )
     if 2 * len(boxless) > len(dataset.records):
         line = (
-            f"WARNING   {line}. That is most of the training data: give a file with boxes of all images "
-            "(`foveate proposals` writes one), or a --data with boxes in most images."
+            f"WARNING   {line}. That is most of the training data: give --regions a file with boxes of all "
+            "images (`foveate proposals` writes one), or a --data with boxes in most images."
         )
     return replace(dataset, notes=(*dataset.notes, line))
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -75,26 +74,24 @@ class Guard:
         log: Log,
         processes: Processes,
         *,
-        nonfinite: Literal["stop", "skip"] = "stop",
-        limit: int = 20,
+        skip: int = 0,
         record: Path | None = None,
     ) -> None:
         """Set the rule for steps that are not finite.
 
         Args:
             log: gets the finite steps, and the others as events.
-            nonfinite: "stop": raise at the first step that is not finite; "skip": count it and continue.
-            limit: of steps skipped in a row.
+            skip: steps in a row that are skipped where they are not finite; the next such step raises.
             record: file that receives one JSON line for each step that is not finite.
         """
-        self._log, self._processes, self._stop, self._record = log, processes, nonfinite == "stop", record
-        self._limit, self._in_a_row = limit, 0
+        self._log, self._processes, self._record = log, processes, record
+        self._skip, self._in_a_row = skip, 0
 
     def finish(self, step: Step) -> bool:
         """Log a step; whether it was finite.
 
         Raises:
-            InputError: it was not, and such steps stop the run, or there were too many in a row.
+            InputError: it was not, and `skip` such steps came before it in a row.
         """
         *losses, mean, norm = step.read()
         if math.isfinite(mean) and math.isfinite(norm):
@@ -110,7 +107,7 @@ class Guard:
             if self._record is not None:
                 with self._record.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(facts) + "\n")
-        if self._stop or self._in_a_row >= self._limit:
+        if self._in_a_row > self._skip:
             raise InputError(self._message(step.number, mean=mean, norm=norm, ids=ids))
         return False
 
@@ -129,8 +126,8 @@ class Guard:
             f"images {names}{where}. Stopped before the optimizer moved anything: the last checkpoint, if one exists, "
             "is good. "
         )
-        if self._stop:
-            advice = "start again with a lower --lr, or skip such steps with --nonfinite skip"
+        if not self._skip:
+            advice = "start again with a lower --lr, or skip such steps with --skip-nonfinite 20"
             return f"{message}Look at these images and their boxes, {advice}."
         return f"{message}This was skipped step {self._in_a_row} in a row; start again with a lower --lr."
 

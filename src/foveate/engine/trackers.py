@@ -130,8 +130,9 @@ def import_tracker(name: Literal["wandb", "trackio"]) -> Callable[..., Any]:
 
 
 def choose_sinks(
-    out: Path, *, tensorboard: bool, track: Literal["none", "wandb", "trackio"], config: dict[str, Any]
+    out: Path, *, track: Literal["tensorboard", "wandb", "trackio", "none"], config: dict[str, Any]
 ) -> list[Sink]:
     """The sinks of a run's `Log`, not yet opened."""
-    sinks: list[Sink] = [TensorBoard(out / "tensorboard")] if tensorboard else []
-    return sinks if track == "none" else [*sinks, Tracker(track, out, config=config)]
+    if track == "tensorboard":
+        return [TensorBoard(out / "tensorboard")]
+    return [] if track == "none" else [Tracker(track, out, config=config)]

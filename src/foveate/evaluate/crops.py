@@ -14,7 +14,7 @@ class CropPacker:
 
     def __init__(self, clip: Clip, *, batch: int) -> None:
         if batch < 1:
-            raise InputError(f"--crop-batch: need at least 1 crop; got {batch}.")
+            raise InputError(f"crop_batch: need at least 1 crop; got {batch}.")
         self.clip, self.batch = clip, batch
         self.waiting: list[Float[Tensor, "N 3 S S"]] = []
         self.done: list[Float[Tensor, "N D"]] = []

@@ -15,7 +15,7 @@ Style = Literal["coco", "lvis", "voc07", "voc12"]
 View = Literal["centre", "whole"]
 """The part of an image that is embedded: its central square, or all of it in a padded square."""
 
-Numbers = Literal["index", "dataset"]
+MapIds = Literal["index", "dataset"]
 """What the numbers in label maps are; see `foveate.evaluate.map_results`."""
 
 
@@ -42,15 +42,7 @@ class ImageFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CropFlags(ImageFlags):
-    """The flags of the commands that embed crops too."""
-
-    crop_batch: int = 128
-    """Crops per batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseFlags(CropFlags):
+class DenseFlags(ImageFlags):
     """The flags of the commands that measure the dense map of one model."""
 
     model: str
@@ -74,7 +66,7 @@ class Regions(DenseFlags):
     head: Head = "value"
     """How the last block makes the dense map: value is the paper's; sclip, clearclip and naclip are the training-free
     ones. The rows of --masked and the crops do not depend on it."""
-    sizes: tuple[int, ...] = ()
+    size: tuple[int, ...] = ()
     """Sides of the dense input [pixels]; default: the model's own size, twice and four times it."""
     crops: bool = True
     """Also classify crops with the image tower."""
@@ -92,9 +84,8 @@ class ReferenceFlags(DenseFlags):
     """The flags of the commands that compare the dense map with the image embeddings of a reference."""
 
     reference: str | None = None
-    """CLIP that embeds crops and images, such as the one `model` was distilled from; default: `model` itself."""
-    reference_pretrained: str | None = None
-    """Weights file or open_clip tag, where `reference` is the name of an architecture."""
+    """CLIP that embeds crops and images, such as the one `model` was distilled from, or an architecture with its
+    weights, ViT-B-16:openai; default: `model` itself."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
 
@@ -105,8 +96,8 @@ class Agreement(ReferenceFlags):
 
     grid: int = 6
     """Most rows and columns of an image's grid of patches."""
-    keep: int = 20
-    """Most patches per image."""
+    max_regions: int = 20
+    """Maximum number of patches per image."""
     gallery: int = 50
     """Images whose crops a patch is ranked among."""
     seed: int = 0
@@ -118,8 +109,8 @@ class Retrieval(ReferenceFlags):
     """Let every location of the dense map retrieve its image and its region among others (Tab. A1 of the paper)."""
 
     data: Path
-    """COCO root with panoptic annotations, or with --no-regions any images."""
-    regions: bool = True
+    """COCO root with panoptic annotations, or with --no-crops any images."""
+    crops: bool = True
     """Also retrieve the crops of annotated regions."""
     crowd: bool = True
     """Keep segments marked as crowds, as the published evaluation does."""
@@ -130,14 +121,12 @@ class Retrieval(ReferenceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotFlags(CropFlags):
+class ZeroShotFlags(ImageFlags):
     """The flags of the commands that measure image embeddings."""
 
     reference: str | None = None
-    """CLIP before distillation, measured in the same run."""
-    reference_pretrained: str | None = None
-    """Weights file or open_clip tag, where `reference` is the name of an architecture."""
-    names: Path | None = None
+    """CLIP before distillation, measured in the same run, or an architecture with its weights, ViT-B-16:openai."""
+    labels: Path | None = None
     """JSON of the class names of class folders, {folder: name or [name, synonym, ...]}; default: the folders' names."""
     view: View = "centre"
     """Of whole images: their central square, as CLIP's own evaluations; or all of it in a padded square."""
@@ -155,10 +144,8 @@ class Global(ZeroShotFlags):
     """Name of a CLIP, or path to one (OUT/model of a run)."""
     pretrained: str | None = None
     """Weights file or open_clip tag, where `model` is the name of an architecture."""
-    classify: bool = True
-    """Classify, where the data has classes."""
-    retrieve: bool = True
-    """Retrieve, where the data has captions."""
+    task: Literal["all", "classify", "retrieve"] = "all"
+    """classify, where the data has classes; retrieve, where it has captions; or all that the data has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +158,7 @@ class Pareto(ZeroShotFlags):
     """Distilled models, each PATH or NAME=PATH (OUT/model of a run with --alpha 1)."""
     reference: str | None = None
     """The CLIP they were distilled from; needed."""
-    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    alpha: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Weights of the student; 0 is the teacher."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
@@ -189,8 +176,8 @@ class Pareto(ZeroShotFlags):
 class Detection(ImageFlags, Fusing):
     """Measure a detector: AP of base and novel categories on OV-COCO, LVIS, VOC, Objects365 or the world (Sec. 4.3).
 
-    The network sees each image once. Several --base-weights or --novel-weights measure every pair of them from its
-    cached candidates, and --candidates DIR keeps these for another command.
+    The network sees each image once. Several --fusion pairs are measured from its cached
+    candidates, and --candidates DIR keeps these for another command.
     """
 
     data: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  # not needed for --from-results
@@ -214,10 +201,9 @@ class Detection(ImageFlags, Fusing):
     mmdet's AP50 and AP75 at 11 points), COCO's (with a split: OV-COCO's) for all other."""
     masks: bool = False
     """Also measure masks, of a detector that finds them."""
-    base_weights: tuple[float, ...] = ()
-    """The tower's weight in the score of base classes, in [0, 1]; default: the benchmark's."""
-    novel_weights: tuple[float, ...] = ()
-    """The tower's weight in the score of novel classes, in [0, 1]; default: the benchmark's."""
+    fusion: tuple[str, ...] = ()
+    """The tower's weights in the score, pairs such as 0.1,0.8 in [0, 1]: of base classes and of novel ones, one row for
+    each pair; default: the benchmark's."""
     candidates: Path | None = None
     """Cache the network's candidates in this folder, or read them from it; default: a temporary folder."""
     results: Path | None = None
@@ -239,11 +225,11 @@ class Semantic(LabelMapFlags, Segmenting, ImageFlags):
     """Measure the predictions of another program, without any model: a folder with a label map for each image, named
     like it (PNG or TIFF of 8 or 16 bits, one number per pixel), or OUT of `foveate segment`. An image without a map is
     missed."""
-    numbers: Numbers = "index"
+    map_ids: MapIds = "index"
     """With --from-results, what the numbers in the maps are: index, the class's index in the data's list, from 0 (255
     or 65535: no class); dataset, the numbers of the data's own maps, as ADE20K's and VOC's servers take them. Maps of
     `foveate segment` need neither: their classes are matched by name."""
-    every_word: bool = False
+    all_synonyms: bool = False
     """Embed every name of a class on its own; the best of them counts for the class. CAT-Seg of 2024 takes the first
     name only, unless this is given."""
 
@@ -254,7 +240,7 @@ class Panoptic(MaskFlags, ImageFlags):
 
     Masks come from a mask generator (`foveate train-panoptic`), their classes from its own embeddings and from a CLIP,
     whose weight is smaller for classes that the generator has seen. The networks see each image once, however many
-    --shares are measured.
+    --fusion weights are measured.
     """
 
     data: Path
@@ -266,24 +252,23 @@ class Panoptic(MaskFlags, ImageFlags):
     """Measure the predictions of another program, without any model: the folder of panoptic PNGs with their JSON, as
     COCO's server takes it, or that JSON. The images of --data are not needed. Each image needs a prediction, as in
     panopticapi."""
-    shares: tuple[str, ...] = ()
+    fusion: tuple[str, ...] = ()
     """Fusion weights of CLIP in the score of a class, one row each: odise-label (.3 of seen, .7 of other classes),
     odise-caption (.35, .65), fc-clip (.4, .8), clip (1, 1), generator (0, 0), or two numbers such as 0.2,0.9. Default:
     odise-label, clip and generator; clip alone for a generator without classes, and generator alone for a folder of
-    transformers without --clip-with."""
+    transformers without --classifier."""
     squash: bool = True
     """Resize images to a square, as ODISE; else the aspect is kept and --size is of the longest side."""
     labels: Path | None = None
     """File of the names of each class, `id:name,synonym` a line, as OpenSeg's lists, by the data's ids or in their
     order; default: the names of the annotation file."""
     templates: Templates | None = None
-    """Prompts for class names for --clip-with; default: as in training."""
+    """Prompts for class names for --classifier; default: as in training."""
     min_score: float | None = None
     """Score that a mask must exceed to become a segment (object mask threshold); default: 0 (ODISE), and 0.8 for a
     folder of transformers (Mask2Former's for COCO)."""
     overlap: float = 0.8
     """Share of a mask that must be left where better masks cover it, for it to become a segment."""
-    semantic: bool = False
-    """Also measure mIoU, of the sum of all masks."""
-    instances: bool = False
-    """Also measure AP of the masks of things, by COCO's rule, against the things of the panoptic annotation."""
+    metrics: tuple[Literal["pq", "miou", "ap"], ...] = ("pq",)
+    """pq, always; miou: also mIoU, of the sum of all masks; ap: also AP of the masks of things, by COCO's rule, against
+    the things of the panoptic annotation."""

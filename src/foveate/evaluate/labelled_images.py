@@ -43,7 +43,7 @@ def open_labelled(
         InputError: the data is none of these, or has neither of the two.
     """
     if names is not None and (data / "annotations").is_dir():
-        raise InputError(f"--names {names}: names class folders; {data} has annotations, and their categories' names.")
+        raise InputError(f"--labels {names}: names class folders; {data} has annotations, and their categories' names.")
     labelled = images = None
     has_captions = retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file()
     if classify or not has_captions:
@@ -111,12 +111,14 @@ def annotated_things(dataset: Dataset, *, crowd: bool = True) -> LabelledImages:
 
 def _read_names(path: Path, folders: list[str]) -> tuple[tuple[str, ...], ...]:
     """The class names of each folder, from a JSON file."""
-    content = parse(path, kind="a --names")
+    content = parse(path, kind="a --labels")
     if not isinstance(content, dict):
-        raise InputError(f"--names {path}: need an object, folder to name; got a {type(content).__name__}.")
+        raise InputError(f"--labels {path}: need an object, folder to name; got a {type(content).__name__}.")
     missing = [name for name in folders if name not in content]
     if missing:
-        raise InputError(f"--names {path}: need a name for every folder; {len(missing)} have none, first {missing[0]}.")
+        raise InputError(
+            f"--labels {path}: need a name for every folder; {len(missing)} have none, first {missing[0]}."
+        )
     classes = []
     for folder in folders:
         names = [content[folder]] if isinstance(content[folder], str) else content[folder]
@@ -125,6 +127,6 @@ def _read_names(path: Path, folders: list[str]) -> tuple[tuple[str, ...], ...]:
             or not names
             or not all(isinstance(name, str) and name.strip() for name in names)
         ):
-            raise InputError(f"--names {path}: need a name or a list of names for {folder}; got {names!r}.")
+            raise InputError(f"--labels {path}: need a name or a list of names for {folder}; got {names!r}.")
         classes.append(tuple(names))
     return tuple(classes)

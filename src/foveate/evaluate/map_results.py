@@ -23,7 +23,7 @@ from foveate.data.semantic import MAP_SUFFIXES, NONE, UNKNOWN, SemanticData
 from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail, is_id, parse, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.detection_results import UNKNOWN_IMAGE
-from foveate.evaluate.flags import Numbers
+from foveate.evaluate.flags import MapIds
 from foveate.types import LabelMap, PanopticMap, SegmentInfo, normalize_name
 
 SEGMENTS = "segments.json"  # what `foveate segment` writes beside its label maps
@@ -169,7 +169,7 @@ def _segment(where: str, info: Any, categories: Mapping[Any, tuple[int, bool]]) 
 
 
 def read_label_maps(
-    folder: Path, data: SemanticData, *, numbers: Numbers = "index", skipped: dict[str, IgnoredEntries]
+    folder: Path, data: SemanticData, *, numbers: MapIds = "index", skipped: dict[str, IgnoredEntries]
 ) -> MapResults:
     """Open label maps; they are decoded one by one. Images without one count as missed.
 
@@ -219,7 +219,7 @@ def read_label_maps(
     return MapResults(read(), (rule,))
 
 
-def _labels_of(data: SemanticData, numbers: Numbers) -> dict[int, int]:
+def _labels_of(data: SemanticData, numbers: MapIds) -> dict[int, int]:
     """Number in a map -> label of its class, or NONE."""
     if numbers == "index":
         return dict.fromkeys(NO_CLASS, NONE) | {label: label for label in range(len(data.names))}
@@ -284,7 +284,7 @@ def _read_map(path: Path, table: Int64[Tensor, " numbers"], *, classes: int, siz
         row, column = wrong[0].tolist()
         raise ImageError(
             f"{path}: need numbers of the data's {classes} classes; got {int(values[row, column])} in row {row}, "
-            f"column {column}, {len(wrong)} such pixels in all. See --numbers: index counts classes from 0, dataset "
+            f"column {column}, {len(wrong)} such pixels in all. See --map-ids: index counts classes from 0, dataset "
             "takes the numbers of the data's own maps."
         )
     return LabelMap(labels)

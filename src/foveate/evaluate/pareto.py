@@ -62,7 +62,7 @@ def evaluate_pareto(
     if not students:
         raise InputError("--model: need at least one distilled model; got none.")
     if not alphas or len(set(alphas)) < len(alphas) or not all(0 <= alpha <= 1 for alpha in alphas):
-        raise InputError(f"--alphas: need different numbers in [0, 1], the student's weight; got {alphas}.")
+        raise InputError(f"--alpha: need different numbers in [0, 1], the student's weight; got {alphas}.")
     teacher_state = teacher.model.state_dict()
     for name, student in students.items():
         check_mixable(name, student, teacher_state)

@@ -62,9 +62,9 @@ def evaluate_regions(
         InputError: no size, a size the tower cannot take, a data set without segments, or no readable image.
     """
     if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"--sizes: need different multiples of the patch size {clip.patch_size}; got {sizes}.")
+        raise InputError(f"--size: need different multiples of the patch size {clip.patch_size}; got {sizes}.")
     for size in sizes:
-        check_side(size, patch=clip.patch_size, flag="--sizes")
+        check_side(size, patch=clip.patch_size, flag="--size")
     if not dataset.categories:
         raise InputError(f"{dataset.name}: need annotated segments to classify; got images without annotations. "
                          "Images without annotations can be measured by `foveate evaluate agreement`.")  # fmt: skip

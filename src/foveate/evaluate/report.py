@@ -18,7 +18,7 @@ from foveate.data.batches import Loading
 from foveate.data.records import Dataset, IgnoredEntries
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
-from foveate.evaluate.flags import CropFlags, ImageFlags
+from foveate.evaluate.flags import ImageFlags
 from foveate.io.files import bad_lines, check_target, versions, write_whole
 
 Cell = str | int | float | None
@@ -36,10 +36,7 @@ def start(config: ImageFlags) -> float:
 
 def loading_of(config: ImageFlags) -> Loading:
     """How images are read and batched."""
-    crops = {"crop_batch": config.crop_batch} if isinstance(config, CropFlags) else {}
-    return Loading(
-        batch=config.batch, limit=config.limit, workers=config.workers, strict=config.strict, progress=True, **crops
-    )
+    return Loading(batch=config.batch, limit=config.limit, workers=config.workers, strict=config.strict, progress=True)
 
 
 def first_images(dataset: Dataset, limit: int | None) -> Dataset:

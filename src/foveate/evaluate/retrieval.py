@@ -66,7 +66,7 @@ def evaluate_retrieval(
     if regions and not dataset.categories:
         raise InputError(
             f"{dataset.name}: need annotated segments to retrieve regions; got images without annotations. "
-            "Use --no-regions to retrieve only images."
+            "Use --no-crops to retrieve only images."
         )
     check_side(size, patch=student.patch_size, flag="--size")
     student.eval()

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ def run(config: Detect) -> Path:
     vocabulary = requested or Vocabulary(tuple((name,) for name in about.classes))
     is_base = trained_on(vocabulary, about)
     report_vocabulary(vocabulary.names, is_base, about)
-    weights = ((), ()) if config.weights is None else ((config.weights[0],), (config.weights[1],))
-    fusion = choose_fusions(config, about.benchmark, *weights)[0]
+    fusion = choose_fusions(config, about.benchmark, () if config.fusion is None else (config.fusion,))[0]
     text = embed_classes(detector, vocabulary, templates=config.templates or about.templates)
 
     # one drawing and one entry of COCO's form per image
@@ -119,21 +117,35 @@ def embed_classes(detector: FViT, vocabulary: Vocabulary, *, templates: Template
     return embed_vocabulary(clip, vocabulary, templates=name, background="background", cache=default_cache())
 
 
-def choose_fusions(
-    config: Fusing, benchmark: Benchmark | str, base: tuple[float, ...], novel: tuple[float, ...]
-) -> list[Fusion]:
+def choose_fusions(config: Fusing, benchmark: Benchmark | str, weights: tuple[str, ...]) -> list[Fusion]:
     """The fusion of a benchmark, changed by the flags, for each pair of weights of the tower's score.
 
     Args:
         benchmark: that the detector was trained for.
-        base: weights for base classes, as `novel` for novel ones; empty: the benchmark's.
+        weights: pairs "base,novel", of base and of novel classes; empty: the benchmark's.
+
+    Raises:
+        InputError: a pair is not two numbers in [0, 1].
     """
     name: Any = config.benchmark or benchmark
     changes: dict[str, Any] = {"temperature": config.temperature, "detector_temperature": config.detector_temperature}
-    changes |= {"min_score": config.min_score, "nms": config.nms, "keep": config.most}
+    changes |= {"min_score": config.min_score, "nms": config.nms, "keep": config.max_boxes}
     preset = replace(PRESETS[name], **{field: value for field, value in changes.items() if value is not None})
-    pairs = product(base or (preset.base,), novel or (preset.novel,))
+    pairs = [_weight_pair(text) for text in weights] or [(preset.base, preset.novel)]
     return [replace(preset, base=base_weight, novel=novel_weight) for base_weight, novel_weight in pairs]
+
+
+def _weight_pair(text: str) -> tuple[float, float]:
+    """Two numbers in [0, 1] separated by a comma."""
+    try:
+        base, novel = (float(part) for part in text.split(","))
+    except ValueError:
+        base = novel = -1.0
+    if not (0 <= base <= 1 and 0 <= novel <= 1):
+        raise InputError(
+            f"--fusion: must be two numbers in [0, 1] such as 0.1,0.8 (of base and of novel classes); got {text}."
+        )
+    return base, novel
 
 
 def coco_annotations(detections: Detections, *, image_id: int, first_id: int) -> list[dict[str, Any]]:

@@ -21,19 +21,18 @@ class MaskFlags:
     """Path to the CLIP that the model was trained on, where it has moved."""
     encoder: Path | None = None
     """With a generator of masks: path to the folder that its encoder was read from, where it has moved."""
-    clip_with: str | None = None
-    """With a generator of masks: the CLIP that names them, such as OUT/model of a distillation; default: its own; none
-    for a folder of transformers, which names its masks itself."""
-    clip_with_pretrained: str | None = None
-    """Weights file or open_clip tag, where --clip-with is the name of an architecture."""
-    region: Region = "dense"
+    classifier: str | None = None
+    """With a generator of masks: the CLIP that classifies them, such as OUT/model of a distillation, or an architecture
+    with its weights as ViT-B-16:openai; default: its own; none for a folder of transformers, which classifies its masks
+    itself."""
+    mask_pooling: Region = "dense"
     """With a generator of masks: how the CLIP embeds one: the mean of its dense map, or masked attention (ODISE's)."""
     head: Head = "value"
     """What becomes of the CLIP's last block; value is the paper's; see `foveate evaluate regions`."""
     size: int | None = None
     """Side of the square input of the CLIP that names masks [pixels], a multiple of its patch; default: its own. For
     foveate-small 192, three times its own, is far better on the world."""
-    input: tuple[int, int] | None = None
+    input_edges: tuple[int, int] | None = None
     """With a folder of transformers: the shortest edge of the input, and the most that the longest may have [pixels];
     default: the folder's, or 800 1333 where that asks for a fixed height and width."""
 
@@ -52,11 +51,9 @@ class Segmenting(MaskFlags):
     [pixels]. Default: four times the CLIP's own size, and its own size."""
     templates: TemplateName = "vild"
     """With a CLIP: what class names are written into: ViLD's 63 templates, CLIP's 80 for ImageNet, or nothing."""
-    shares: str | None = None
-    """With a generator of masks: CLIP's share in the score of a class, as --shares of `foveate evaluate panoptic`;
-    default: odise-label, and clip for a generator without words."""
-    at_once: int = 5
-    """With Cat-Seg: views of an image that are run together; fewer take less memory."""
+    fusion: str | None = None
+    """With a generator of masks: CLIP's weight in the score of a class, as --fusion of `foveate evaluate panoptic`;
+    default: odise-label, and clip for a generator without class names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class Segment(Segmenting):
     out: Path
     """Folder to write to."""
     vocab: str | None = None
-    """Class names separated by commas, or a .txt or .json file of them with synonyms; when not given, the classes that
+    """Class names separated by commas, or a .txt or .json file of them with synonyms; default: the classes that
     the model was trained on."""
     panoptic: bool = False
     """Also separate the things of one class; needs a model of `foveate train-panoptic`, or a folder of transformers
@@ -100,20 +97,20 @@ class Fusing:
     """How the detector's score and the tower's become one, and which boxes are kept."""
 
     benchmark: Benchmark | None = None
-    """The numbers of this benchmark; when not given, those that the detector was trained for."""
+    """The numbers of this benchmark; default: those that the detector was trained for."""
     temperature: float | None = None
     """Tv, which the tower's cosines are multiplied by before the softmax."""
     detector_temperature: float | None = None
-    """T, which the detector's cosines are multiplied by; when not given, 50 with a transfer benchmark, as published,
+    """T, which the detector's cosines are multiplied by; default: 50 with a transfer benchmark, as published,
     and what the detector learned with all others."""
     min_score: float | None = None
     """Boxes with a higher score are kept."""
     nms: float | None = None
     """Of two boxes of a class that overlap by more, the one with the lower score goes."""
-    most: int | None = None
+    max_boxes: int | None = None
     """Maximum number of boxes per image."""
     templates: TemplateName | None = None
-    """What class names are written into; when not given, as in training."""
+    """What class names are written into; default: as in training."""
     clip: str | None = None
     """Path to the CLIP that the detector was trained on, where it has moved."""
 
@@ -133,11 +130,12 @@ class Detect(Fusing):
     out: Path
     """Folder to write to."""
     vocab: str | None = None
-    """Class names separated by commas, or a .txt or .json file of them; when not given, those of the training data."""
+    """Class names separated by commas, or a .txt or .json file of them; default: those of the training data."""
     draw: float = 0.3
     """Draw what has at least this score."""
-    weights: tuple[float, float] | None = None
-    """The tower's share of the score, in [0, 1]: of classes that the detector was trained on, and of others."""
+    fusion: str | None = None
+    """The tower's weights in the score, such as 0.1,0.8 in [0, 1]: of classes that the detector was trained on, and of
+    others; default: the benchmark's."""
     batch: int = 8
     """Images per batch."""
     workers: int = 2
@@ -155,12 +153,15 @@ class Embed:
     F.json lists the images in order (id, height, width) and those that could not be read. An id is the path within
     the folder that was named, or the name of the file that was. F.safetensors holds, all L2-normalised,
 
-      --what image  image (B, D): row i is the i-th image of F.json. The whole image is fitted into a square of the
-                    model's own size, black around it, as CLIPSelf's teacher sees its crops.
-      --what dense  dense/ID (D, h, w): location (r, c) is the patch at (r, c) of the image resized to `resized` of
-                    F.json, [height, width]; the padding of the square input is left out.
-      --what boxes  boxes/ID (N, D): a row a box in the order of --boxes. Boxes are clipped to the image; those under
-                    one pixel wide or high in it have no row, and F.json lists their places as `dropped`.
+      --what image  image (B, D): row i is the i-th image of F.json. The whole
+                    image is fitted into a square of the model's own size, black
+                    around it, as CLIPSelf's teacher sees its crops.
+      --what dense  dense/ID (D, h, w): location (r, c) is the patch at (r, c)
+                    of the image resized to `resized` of F.json, [height,
+                    width]; the padding of the square input is left out.
+      --what boxes  boxes/ID (N, D): a row per box in the order of --boxes.
+                    Boxes are clipped to the image; those under one pixel wide
+                    or high have no row, and F.json lists them as `dropped`.
 
     The same command continues a stopped one (from F.safetensors.parts/); with as many threads it gives the same bytes.
     """

@@ -55,7 +55,7 @@ def open_segmenter(
     """
     things = torch.tensor([*is_thing], dtype=torch.bool)
     target = choose_device(device, local_rank=None)
-    settings: dict[str, Any] = {"region": flags.region, "head": flags.head, "size": flags.size}
+    settings: dict[str, Any] = {"region": flags.mask_pooling, "head": flags.head, "size": flags.size}
     settings |= {"squash": squash, "overlap": overlap}
 
     # a folder of transformers classifies its masks itself; a CLIP may be added
@@ -63,9 +63,11 @@ def open_segmenter(
         for flag, value in (("--clip", flags.clip), ("--encoder", flags.encoder)):
             if value is not None:
                 raise InputError(f"{flag}: {folder} is a folder of transformers, which needs no other model; got "
-                                 f"{value}. Remove it, or classify masks by --clip-with.")  # fmt: skip
+                                 f"{value}. Remove it, or classify masks by --classifier.")  # fmt: skip
         namer = _load_namer(flags, target)
-        model, mapped = open_published(folder, vocabulary, input=flags.input, has_clip=namer is not None, device=target)
+        model, mapped = open_published(
+            folder, vocabulary, input=flags.input_edges, has_clip=namer is not None, device=target
+        )
         text = None
         if namer is not None:
             text = embed_classes(namer, vocabulary, templates=chosen_templates(templates or "photo"))
@@ -73,9 +75,9 @@ def open_segmenter(
         default = PRESETS["generator" if namer is None else "odise-label"]
         threshold = MIN_SCORE if min_score is None else min_score
         return PanopticSegmenter(model, namer, query, weights=shares or default, min_score=threshold, **settings)
-    if flags.input is not None:
-        raise InputError(f"--input: goes with a folder of transformers; {folder} is none, and its input is square. "
-                         "Remove it.")  # fmt: skip
+    if flags.input_edges is not None:
+        raise InputError(f"--input-edges: goes with a folder of transformers; {folder} is none, and its input is "
+                         "square. Remove it.")  # fmt: skip
 
     # a mask generator: the class embeddings of its own CLIP, and those of the CLIP that classifies masks
     generator, trained_clip, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
@@ -92,10 +94,8 @@ def open_segmenter(
 
 
 def _load_namer(flags: MaskFlags, device: torch.device) -> Clip | None:
-    """The CLIP of --clip-with."""
-    if flags.clip_with is None:
-        return None
-    return load(flags.clip_with, pretrained=flags.clip_with_pretrained, device=device)
+    """The CLIP of --classifier."""
+    return None if flags.classifier is None else load(flags.classifier, device=device)
 
 
 def share_numbers(name: str) -> tuple[float, float]:
@@ -108,14 +108,14 @@ def share_numbers(name: str) -> tuple[float, float]:
         seen = unseen = -1.0
     if not (0 <= seen <= 1 and 0 <= unseen <= 1):
         raise InputError(
-            f"--shares: must be {', '.join(get_args(Preset))}, or two numbers in [0, 1] such as 0.3,0.7 (of classes "
+            f"--fusion: must be {', '.join(get_args(Preset))}, or two numbers in [0, 1] such as 0.3,0.7 (of classes "
             f"the mask generator was trained on, and of others); got {name}."
         )
     return seen, unseen
 
 
 def named_shares(name: str | None) -> FusionWeights | None:
-    """The fusion weights of --shares; None: not given."""
+    """The fusion weights of --fusion; None: not given."""
     return None if name is None else FusionWeights(*share_numbers(name))
 
 
@@ -134,8 +134,8 @@ def open_published(
     about = describe(folder)
     if input is not None:
         if not 1 <= input[0] <= input[1]:
-            raise InputError(f"--input: must be the shortest edge and then the longest, in pixels; got {input[0]} "
-                             f"{input[1]}.")  # fmt: skip
+            raise InputError(f"--input-edges: must be the shortest edge and then the longest, in pixels; got "
+                             f"{input[0]} {input[1]}.")  # fmt: skip
         about = replace(about, shortest=input[0], longest=input[1], notes=())
     for line in about.notes:
         report(line)

@@ -47,7 +47,7 @@ def run(config: Segment) -> Path:
             Path(config.model),
             vocabulary,
             is_thing,
-            shares=named_shares(config.shares),
+            shares=named_shares(config.fusion),
             min_score=config.min_score,
             overlap=0.8 if config.overlap is None else config.overlap,
             device=config.device,

@@ -12,8 +12,7 @@ import torch
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.heads.catseg.product import load_catseg
-from foveate.heads.catseg.product import read_about as read_catseg
+from foveate.heads.catseg.product import load_catseg, read_about as read_catseg
 from foveate.heads.common.text import embed_classes
 from foveate.heads.cosines import Cosines
 from foveate.heads.panoptic.described import describe, is_published
@@ -25,7 +24,7 @@ from foveate.types import LabelMap, Sample
 
 CATSEG = "catseg.json"  # in a folder of a CAT-Seg
 GENERATOR = "generator.json"
-OF_MASKS = ("encoder", "clip_with", "clip_with_pretrained", "shares", "input")  # flags of mask generators
+OF_MASKS = ("encoder", "classifier", "fusion", "input_edges")  # flags of mask generators
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,9 @@ def check_segmenting(config: Segmenting) -> None:
     Raises:
         InputError: a flag that the model ignores.
     """
-    if config.at_once < 1:
-        raise InputError(f"--at-once: must be at least 1; got {config.at_once}.")
     folder = Path(config.model)
     if (folder / GENERATOR).is_file():
-        kind, ignored_flags = "a mask generator", ("pretrained", "input")
+        kind, ignored_flags = "a mask generator", ("pretrained", "input_edges")
     elif is_published(folder):
         kind, ignored_flags = "a folder of transformers", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
@@ -88,7 +85,7 @@ def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.dev
     if (folder / CATSEG).is_file():
         catseg, about = load_catseg(folder, clip=config.clip, device=device)
         text, trained = catseg.embed_classes(vocabulary), Vocabulary(about.classes)
-        return Segmenter("catseg", trained, lambda samples: catseg.label_maps(samples, text, at_once=config.at_once))
+        return Segmenter("catseg", trained, lambda samples: catseg.label_maps(samples, text))
     if finds_masks(folder):
         return _open_masks(config, folder, vocabulary, device=device)
     clip = load(config.model, pretrained=config.pretrained, device=device)
@@ -100,7 +97,7 @@ def open_pixels(config: Segmenting, vocabulary: Vocabulary, *, device: torch.dev
 def _open_masks(config: Segmenting, folder: Path, vocabulary: Vocabulary, *, device: torch.device) -> Segmenter:
     is_thing = [True] * len(vocabulary.classes)
     segmenter = open_segmenter(
-        config, folder, vocabulary, is_thing, shares=named_shares(config.shares), device=str(device)
+        config, folder, vocabulary, is_thing, shares=named_shares(config.fusion), device=str(device)
     )
     trained = Vocabulary(describe(folder).classes) if is_published(folder) else read_generator(folder).base
 

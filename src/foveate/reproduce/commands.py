@@ -29,43 +29,43 @@ HEADS = {
 # fmt: off
 COMMON = "--data {data} --split {split} --workers {workers} --device {device} {limit} --out {out}"
 MEASURES: dict[Measure, str] = {
-    "regions":   "evaluate regions {model} {common} --sizes {size} {head}",
-    "sweep":     "evaluate regions {model} {common} --sizes {sweep}",
-    "masked":    "evaluate regions {model} {common} --sizes {size} --masked --no-crops",
+    "regions":   "evaluate regions {model} {common} --size {size} {head}",
+    "sweep":     "evaluate regions {model} {common} --size {sweep}",
+    "masked":    "evaluate regions {model} {common} --size {size} --masked --no-crops",
     "retrieval": "evaluate retrieval {model} {reference} {common} --size {size} --seed 0",
     "global":    "evaluate global {model} {reference} {common}",
     "pareto":    "evaluate pareto --model {mixed} {reference} {common} --size {size} {plot}",
     "detection": "evaluate detection --model {trained} {common}",
     "cosines":   "evaluate semantic {model} {common} {label_maps} --size {size} {head}",
-    "semantic":  "evaluate semantic --model {trained} {common} {label_maps} --at-once 1",
-    "panoptic":  "evaluate panoptic --model {trained} {common} {clip_with} --size {size} "
-                 "--shares generator clip odise-label",
+    "semantic":  "evaluate semantic --model {trained} {common} {label_maps}",
+    "panoptic":  "evaluate panoptic --model {trained} {common} {classifier} --size {size} "
+                 "--fusion generator clip odise-label",
 }
 COSTS: dict[Measure, float] = {"sweep": 2.0, "pareto": 5.0}  # of measurements; see `Job`
 DISTILL = (
     "distill --data {source} --out {out} {pretrained} {settings} --seed {seed} {flags} --workers {workers} "
-    "--device {device} --keep-checkpoints 1"
+    "--device {device}"
 )
 TRAIN_HEAD = (
     "{command} --data {data} --out {out} {model} {settings} {flags} --seed {seed} --workers {workers} --device {device}"
 )
-WORLD = "world {data} --train 600 --val 100 --test 300 --pairs 4000 --seed 0 --processes 1"
+WORLD = "world {data} --train 600 --val 100 --test 300 --pairs 4000 --seed 0 --workers 1"
 PROPOSALS = (
     "proposals --data {data} --out {out} {pretrained} --steps {proposal_steps} --size {size} --seed 0 "
     "--workers {workers} --device {device}"
 )
-PAIRS = "world {out} --train 0 --val 0 --test 0 --pairs 30000 --processes 1"
+PAIRS = "world {out} --train 0 --val 0 --test 0 --pairs 30000 --workers 1"
 CNN = (
-    "pretrain --pairs {pairs} --out {out} --config residual --text-from {clip} --steps 400 --lr-adam 3e-3 --seed 0 "
+    "pretrain --data {pairs} --out {out} --config residual --text-from {clip} --steps 400 --lr 6e-3 --seed 0 "
     "--device {device}"
 )
 FIGURES = {
-    "sizes":  "show sizes --results {results} --out {out}",
-    "kmeans": "show kmeans --data {data} --split {split} --model {student} --before {clip} {weights} --size {size} "
-              "--count 6 --device {device} --out {out}",
+    "sizes":  "show sizes {results} --out {out}",
+    "kmeans": "show kmeans --data {data} --split {split} --model {student} {reference} --size {size} "
+              "--limit 6 --device {device} --out {out}",
     "ovd":    "detect {images} --model {trained} --draw 0.5 --workers 0 --device {device} --out {folder}",
     "ovss":   "segment {images} --model {trained} --vocab {names} --workers 0 --device {device} --out {folder}",
-    "ovps":   "segment {images} --model {generator} --panoptic --clip-with {student} --size {size} --workers 0 "
+    "ovps":   "segment {images} --model {generator} --panoptic --classifier {student} --size {size} --workers 0 "
               "--device {device} --out {folder}",
 }
 # fmt: on
@@ -80,9 +80,10 @@ def _fill(template: str, values: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _clip(flag: str, model: Path | str, weights: str | None) -> tuple[str, ...]:
-    """The words that name a CLIP: --model M --pretrained W, or --reference M --reference-pretrained W."""
-    weights_flag = "--pretrained" if flag == "--model" else f"{flag}-pretrained"
-    return (flag, str(model)) if weights is None else (flag, str(model), weights_flag, weights)
+    """The words that name a CLIP: --model M --pretrained W, or --reference M:W."""
+    if weights is None:
+        return flag, str(model)
+    return (flag, str(model), "--pretrained", weights) if flag == "--model" else (flag, f"{model}:{weights}")
 
 
 # ------------------------------------------------------------------------------------------------------ stage and jobs
@@ -103,7 +104,6 @@ class Stage:
     limit: int | None = None  # images measured
     device: str = "auto"
     workers: int = 0
-    cnn_pretrained: str | None = None  # its weights
 
     @property
     def is_world(self) -> bool:
@@ -140,7 +140,6 @@ class Stage:
             "label_maps": self.scale.label_maps,
             "proposal_steps": self.scale.proposal_steps,
             "clip": self.model,
-            "weights": pretrained[2:],
             "pretrained": pretrained,
             "reference": _clip("--reference", self.model, self.pretrained),
             "names": self.names,
@@ -248,7 +247,7 @@ class _Plan:
         values = {
             "common": _fill(COMMON, {**stage.values, "out": out}),
             "model": _clip("--model", model, weights),
-            "head": tuple(flags[flags.index("--head") :][:2]) if "--head" in flags else (),  # as it was trained
+            "head": ("--head", "values3") if "--head" in flags else (),  # as it was trained, with gates or without
         }
         if row.measure == "pareto":
             needs = tuple(self.distill(runs_of(stage.scale)[run], seed, mixed=False) for run in MIXED_RUNS)
@@ -259,7 +258,7 @@ class _Plan:
         elif row.measure in HEADED:
             head = self.head(row, seed, needs, values["model"])
             needs = (*needs, head) if row.measure == "panoptic" else (head,)
-            values |= {"trained": stage.out / head / "model", "clip_with": _clip("--clip-with", model, weights)}
+            values |= {"trained": stage.out / head / "model", "classifier": _clip("--classifier", model, weights)}
         return self.add(name, MEASURES[row.measure], out, needs, cost=COSTS.get(row.measure, 0.7), values=values)
 
     def model(self, row: Row, seed: int) -> tuple[tuple[str, ...], Path | str, str | None]:
@@ -268,7 +267,7 @@ class _Plan:
         if row.run is None:
             return data, stage.model, stage.pretrained
         if row.run == "cnn":
-            return (*data, *self.cnn()), stage.cnn or stage.out / "cnn", stage.cnn_pretrained
+            return (*data, *self.cnn()), stage.cnn or stage.out / "cnn", None
         return (self.distill(runs_of(stage.scale)[row.run], seed),), _folder(stage, row.run, seed) / "model", None
 
     def distill(self, run: Run, seed: int, *, mixed: bool = True) -> str:

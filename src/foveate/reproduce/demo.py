@@ -40,6 +40,7 @@ from foveate.train import distill
 from foveate.train.checks import check_distill
 from foveate.train.flags import DistillConfig
 
+AGREEMENT = 100  # test scenes for the label-free agreement
 SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
 
 
@@ -89,10 +90,9 @@ def run(config: Demo) -> None:
 def _check(config: Demo, root: Path) -> None:
     """Refuse flags that cannot work, and a folder of another demo, before anything is rendered."""
     check_distill(_distill_config(config, root))
-    if min(config.train, config.test, config.agreement) < 1:
+    if min(config.train, config.test) < 1:
         raise InputError(
-            "demo: need at least one scene to train, to test and to compare; "
-            f"got --train {config.train} --test {config.test} --agreement {config.agreement}."
+            f"demo: need at least one scene to train and one to test; got --train {config.train} --test {config.test}."
         )
     claim_folder(config.out, {**asdict(config), "out": str(config.out)}, may_change=("out",))
 
@@ -111,14 +111,14 @@ def _distill_config(config: Demo, root: Path) -> DistillConfig:
         data=str(root),
         out=config.out / "distilled",
         steps=config.steps,
-        student_size=SIZE,
+        size=SIZE,
         seed=config.seed,
         device=config.device,
     )
 
 
 def _agree(student: Clip, reference: Clip, test: Dataset, config: Demo) -> dict[str, Any]:
-    loading = Loading(limit=config.agreement, progress=True)
+    loading = Loading(limit=AGREEMENT, progress=True)
     return evaluate_agreement(student, reference, test, size=SIZE, seed=config.seed, loading=loading)
 
 

@@ -25,8 +25,6 @@ class Demo:
     """Scenes to report on, never trained on."""
     steps: int = 260
     """Steps of CLIPSelf."""
-    agreement: int = 100
-    """Test scenes for the label-free agreement."""
     seed: int = 0
     """Draws the world, the order of the scenes and the patch grids."""
     device: str = "auto"
@@ -45,26 +43,23 @@ class Reproduce:
     """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
     attention), figs (input sizes, K-means), global (what is kept of whole images), terms (later work), or
     all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
-    on: str = "world"
+    data: str = "world"
     """world: rendered here; or a COCO root with panoptic annotations."""
     out: Path = Path("runs/reproduce")
     """Where runs, measurements and logs go."""
-    results: Path | None = None
-    """Folder of one JSON file per row; default: results for the world, OUT/results for anything else (other data,
-    another --model, --steps or --limit)."""
     page: Path | None = None
-    """The page; default: docs/results.md for the world, OUT/results.md for anything else. Plots go into a folder of
-    its name."""
+    """The page; default: docs/results.md for the world (and results/), OUT/results.md for anything else (other data,
+    another --model, --steps or --limit). Plots go into a folder of its name, a JSON file per row into results/ beside
+    it."""
     model: str = SMALL_CLIP
     """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
     where its patches are of 14 pixels)."""
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or a tag."""
     cnn: str | None = None
-    """A residual CLIP for the figures; default: the world's own, pretrained here; none on other data."""
-    cnn_pretrained: str | None = None
-    """Its weights, where it is the name of an architecture."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    """A residual CLIP for the figures, such as RN50:openai; default: the world's own, pretrained here; none on other
+    data."""
+    seed: tuple[int, ...] = (0, 1, 2)
     """Every training is run once with each."""
     steps: int | None = None
     """Steps of every training, in place of the scale's own."""
@@ -85,6 +80,6 @@ class Recipes:
     """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
 
     name: Annotated[str | None, Positional] = None
-    """Which one to show; or how the names begin of those to list, such as fvit. All are listed when not given."""
-    json: bool = False
-    """Write JSON, for programs."""
+    """Which one to show; or how the names begin of those to list, such as fvit. Default: all are listed."""
+    format: Literal["text", "json"] = "text"
+    """json: for programs."""

@@ -20,13 +20,13 @@ REQUIRED = {"data": "DIR", "out": "OUT"}  # placeholders of the flags that every
 def run(config: Recipes) -> None:
     """List all recipes, those with a prefix, or show one; InputError for an unknown name."""
     names = [recipe.name for recipe in RECIPES]
-    if config.name is None and config.json:
+    if config.name is None and config.format == "json":
         print(json.dumps([_as_json(recipe) for recipe in RECIPES], indent=2))
     elif config.name is None:
         _list("")
     elif config.name not in names and any(name.startswith(f"{config.name}-") for name in names):
         _list(f"{config.name}-")
-    elif config.json:
+    elif config.format == "json":
         print(json.dumps(_as_json(find_recipe(config.name)), indent=2))
     else:
         _show(find_recipe(config.name))

@@ -43,7 +43,7 @@ FIGURES = {
     "ovss": tuple(f"ovss-{name}/{number:012d}.jpg" for number in EXAMPLE_IDS for name in ("untouched", "patches")),
     "ovps": tuple(f"ovps/{number:012d}.jpg" for number in EXAMPLE_IDS),
 }
-COMMON_FLAGS = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device", "--keep-checkpoints"}
+COMMON_FLAGS = {"--data", "--out", "--model", "--pretrained", "--seed", "--workers", "--device"}
 COMMON_FLAGS |= {"--split", "--limit", "--plot"}  # not shown on the page
 BY_HAND = "<!-- below this line the page is written by hand, and kept when it is made again -->"  # of existing pages
 PAGE = """\

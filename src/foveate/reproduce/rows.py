@@ -23,7 +23,7 @@ Measure = Literal[
 
 DEFAULT_BATCH = 4  # of `foveate distill`
 _RECIPES = {recipe.name: recipe for recipe in RECIPES}
-_NOT_SHARED = ("model", "pretrained", "boxes")  # which CLIP and which regions: rows say so themselves
+_NOT_SHARED = ("model", "pretrained", "regions")  # which CLIP and which regions: rows say so themselves
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Scale:
     @property
     def size(self) -> int:
         """Side of the student's input, and of the dense input in evaluation [pixels]."""
-        return self.fields(self.distill)["student_size"]
+        return self.fields(self.distill)["size"]
 
     @property
     def alpha(self) -> float:
@@ -131,24 +131,24 @@ class Run:
 def runs_of(scale: Scale) -> dict[str, Run]:
     """Every training command, by name."""
     image_text_steps = max(1, scale.steps * scale.batch // 16)  # 16 per step, to tell captions apart; as many images
-    region_text = "--objective region-text --boxes {proposals}"
+    region_text = "--objective region-text --regions {proposals}"
     runs = [
         Run("clipself"),
         Run("m4", "--grid 4"),
         Run("m8", "--grid 8"),
         *(Run(f"last{count}", f"--layers {count}") for count in scale.layers),
-        *(Run(f"size{size}", f"--student-size {size}") for size in scale.sizes),
+        *(Run(f"size{size}", f"--size {size}") for size in scale.sizes),
         Run("image-text", f"--objective image-text --batch 16 --steps {image_text_steps}", ("captions",)),
-        Run("proposals", "--boxes {proposals}", ("proposals",)),
+        Run("proposals", "--regions {proposals}", ("proposals",)),
         Run("region-text", region_text, ("proposals", "captions")),
-        Run("region-text-names", f"{region_text} --nouns {{names}}", ("proposals",)),
+        Run("region-text-names", f"{region_text} --captions {{names}}", ("proposals",)),
         Run("window", f"--window {scale.window}"),
         Run("other-domain", "", ("pairs",), data="{data}/pairs"),
         Run("keep", "--keep 1"),
         Run("correlation", "--correlation 0.1"),
         Run("values3", "--head values3"),
-        Run("values3-gates", "--head values3 --gates"),
-        Run("values3-gates-correlation", "--head values3 --gates --correlation 0.1"),
+        Run("values3-gates", "--head gated"),
+        Run("values3-gates-correlation", "--head gated --correlation 0.1"),
     ]
     return {run.name: run for run in runs}
 
@@ -185,7 +185,7 @@ class Row:
 
 # fmt: off
 TOWERS = (  # name, title and run of what segmentation stands on; the paper has patches
-    ("untouched", "the CLIP as it comes",        None),
+    ("untouched", "the pretrained CLIP",        None),
     ("patches",   "CLIPSelf with image patches", "clipself"),
 )
 
@@ -196,8 +196,8 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
     window, few = f"{scale.window} x {scale.window}", scale.layers[0]
     return (
         # --- Tab. 1: what the method is made of
-        Row("untouched",  "tab1", "CLIP as it comes", None, published=(("boxes", 18.2), ("crops", 68.4))),
-        Row("image-text", "tab1", "#5: image-level supervision (captions), 16 images a step", "image-text"),
+        Row("untouched",  "tab1", "pretrained CLIP", None, published=(("boxes", 18.2), ("crops", 68.4))),
+        Row("image-text", "tab1", "#5: image-level supervision (captions), 16 images per step", "image-text"),
         Row("m4",         "tab1", "M = 4", "m4"),
         Row("m6",         "tab1", "M = 6, all blocks, largest input (CLIPSelf)", "clipself", published=published),
         Row("m8",         "tab1", "M = 8", "m8"),
@@ -210,25 +210,25 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
         Row("tab2-proposals", "tab2", "region proposals (trained on base categories)", "proposals"),
         # --- Tab. 8: against other training
         Row("tab8-region-text",  "tab8", "region-text pairs, on proposals, nouns of captions", "region-text"),
-        Row("tab8-region-names", "tab8", "the same, told the categories (not in the paper)", "region-text-names"),
+        Row("tab8-region-names", "tab8", "the same, category names as nouns (not in the paper)", "region-text-names"),
         Row("tab8-clipself",     "tab8", "CLIPSelf, on proposals", "proposals"),
         Row("tab8-global",       "tab8", "CLIPSelf, patches, global attention", "clipself", published=published),
         Row("tab8-window",       "tab8", f"CLIPSelf, patches, windows of {window} patches", "window"),
         Row("tab8-other",        "tab8", "CLIPSelf, patches, other images (CC3M in the paper)", "other-domain"),
         # --- Tab. A1: what each location retrieves
-        Row("tabA1-untouched", "tabA1", "CLIP as it comes", None,       "retrieval", RETRIEVAL),
+        Row("tabA1-untouched", "tabA1", "pretrained CLIP", None,       "retrieval", RETRIEVAL),
         Row("tabA1-clipself",  "tabA1", "CLIPSelf",         "clipself", "retrieval", RETRIEVAL),
         # --- Tab. A3: masked attention
-        Row("tabA3-pooled",   "tabA3", "CLIP as it comes, pooled",           None,       "masked", DENSE),
-        Row("tabA3-masked",   "tabA3", "CLIP as it comes, masked attention", None,       "masked",
+        Row("tabA3-pooled",   "tabA3", "pretrained CLIP, pooled",           None,       "masked", DENSE),
+        Row("tabA3-masked",   "tabA3", "pretrained CLIP, masked attention", None,       "masked",
             ("masked-boxes", "masked-things", "masked-stuff")),
         Row("tabA3-clipself", "tabA3", "CLIPSelf, pooled",                   "clipself", "masked", DENSE),
         # --- Fig. 2, 3, A1: over input sizes
-        Row("figs-vit",      "figs", "ViT as it comes",    None,       "sweep", ("crops", "smallest", "largest")),
-        Row("figs-cnn",      "figs", "CNN as it comes",    "cnn",      "sweep", ("crops", "smallest", "largest")),
+        Row("figs-vit",      "figs", "pretrained ViT",    None,       "sweep", ("crops", "smallest", "largest")),
+        Row("figs-cnn",      "figs", "pretrained CNN",    "cnn",      "sweep", ("crops", "smallest", "largest")),
         Row("figs-clipself", "figs", "ViT after CLIPSelf", "clipself", "sweep", ("crops", "smallest", "largest")),
         # --- what is kept of the whole image; not in the paper
-        Row("global-untouched", "global", "CLIP as it comes",                   None,         "global", GLOBAL),
+        Row("global-untouched", "global", "pretrained CLIP",                   None,         "global", GLOBAL),
         Row("global-clipself",  "global", "CLIPSelf",                           "clipself",   "global", GLOBAL),
         Row("global-keep",      "global", "CLIPSelf --keep 1",                  "keep",       "global", GLOBAL),
         Row("global-layers",    "global", f"CLIPSelf --layers {few}",           f"last{few}", "global", GLOBAL),
@@ -238,7 +238,7 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
         # --- F-ViT on a frozen tower, trained on boxes of base categories
         *(Row(f"ovd-{name}", "ovd", f"F-ViT on {title}", run, "detection", CLASSES, (("novel", novel),))
           for name, title, run, novel in (
-              ("untouched", "the CLIP as it comes",           None,        17.5),
+              ("untouched", "the pretrained CLIP",           None,        17.5),
               ("patches",   "CLIPSelf with image patches",    "clipself",  33.6),
               ("proposals", "CLIPSelf with region proposals", "proposals", 37.6),
           )),
@@ -247,22 +247,22 @@ def rows_of(scale: Scale) -> tuple[Row, ...]:
           for name, title, flags in (
               ("simple",   "ViTDet's pyramid on the last block",  "--pyramid simple"),
               ("fpn",      "a feature pyramid on the last block", "--pyramid fpn"),
-              ("unfrozen", "the tower learns too",                f"--layers {scale.blocks} --no-cache"),
+              ("unfrozen", "the tower is trained too",                f"--layers {scale.blocks} --no-cache"),
           )),
-        # --- classes of pixels, with nothing trained and with Cat-Seg trained on base classes
+        # --- classes of pixels, with nothing trained and with CAT-Seg trained on base classes
         *(Row(f"cosines-{name}", "ovss", f"cosines of the dense map: {title}", run, "cosines", CLASSES)
           for name, title, run in TOWERS),
         *(Row(f"ovss-{name}", "ovss", f"CAT-Seg on {title}", run, "semantic", CLASSES) for name, title, run in TOWERS),
-        # --- things and stuff: masks of a generator trained on base classes, named by it, by a CLIP, or by both
-        Row("ovps-generator", "ovps", "the generator's classes", None, "panoptic", PQ, shares="generator"),
+        # --- things and stuff: masks of a generator trained on base classes, classified by it, by a CLIP, or by both
+        Row("ovps-generator", "ovps", "the mask generator's classes", None, "panoptic", PQ, shares="generator"),
         *(Row(f"ovps-{name}{suffix}", "ovps", f"{prefix} {title}", run, "panoptic", PQ, shares=shares)
-          for shares, suffix, prefix in (("clip", "", "classes of"), ("odise-label", "-fused", "both, fused:"))
+          for shares, suffix, prefix in (("clip", "", "classes of"), ("odise-label", "-fused", "fused:"))
           for name, title, run in TOWERS),
         # --- options of ours beyond the paper
         *(Row(f"terms-{run}", "terms", title, run) for run, title in (
             ("clipself",                  "CLIPSelf"),
             ("correlation",               "+ correlation with the pretrained CLIP's own naclip map (KL)"),
-            ("values3",                   "head of the last three blocks' values"),
+            ("values3",                   "head values3 (values of the last three blocks)"),
             ("values3-gates",             "... with a gate (a plain number) per attention head"),
             ("values3-gates-correlation", "... and the correlation above"),
         )),
@@ -299,7 +299,7 @@ def _pairs(meaning: str) -> Iterator[tuple[str, str]]:
 CLAIMS = tuple(Claim(table, text, source, tuple(_pairs(meaning))) for table, text, source, meaning in (
     # table, text, source, what it means: "row > row: metrics", or "row.metric > row.metric"
     ("tab1", "CLIPSelf makes dense features recognise regions", "Tab. 1", "m6 > untouched: boxes things stuff"),
-    ("tab1", "captions of whole images do less for them", "Tab. 1, #5", "m6 > image-text: boxes things stuff"),
+    ("tab1", "captions of whole images help less", "Tab. 1, #5", "m6 > image-text: boxes things stuff"),
     ("tab1", "M = 6 is better than M = 4", "Tab. 1: the M chosen", "m6 > m4: boxes things"),
     ("tab1", "M = 6 is better than M = 8", "Tab. 1: the M chosen", "m6 > m8: boxes things"),
     ("tab1", "the more blocks are trained, the better", "Tab. 1",
@@ -307,42 +307,46 @@ CLAIMS = tuple(Claim(table, text, source, tuple(_pairs(meaning))) for table, tex
     ("tab1", "the larger the student's input, the better", "Tab. 1",
      "size1 > size0: boxes; size2 > size1: boxes; size3 > size2: boxes; m6 > size3: boxes"),
     ("tab2", "proposals are better for things than patches", "Tab. 2", "tab2-proposals > tab2-patches: boxes things"),
-    ("tab2", "and worse for stuff", "Tab. 2", "tab2-patches > tab2-proposals: stuff"),
+    ("tab2", "proposals are worse for stuff than patches", "Tab. 2", "tab2-patches > tab2-proposals: stuff"),
     ("tab8", "CLIPSelf is better than region-text pairs on the same boxes", "Tab. 8",
      "tab8-clipself > tab8-region-text: boxes things"),
-    ("tab8", "it works with window attention", "Sec. 4.4", "tab8-window > untouched: boxes things stuff"),
-    ("tab8", "it works on images of another domain", "Tab. 8", "tab8-other > untouched: boxes things stuff"),
-    ("tabA1", "a location comes to name its region", "Tab. A1", "tabA1-clipself > tabA1-untouched: region1 region5"),
-    ("tabA1", "and no longer its image", "Tab. A1", "tabA1-untouched > tabA1-clipself: image1 image5"),
+    ("tab8", "CLIPSelf works with window attention", "Sec. 4.4", "tab8-window > untouched: boxes things stuff"),
+    ("tab8", "CLIPSelf works on images of another domain", "Tab. 8", "tab8-other > untouched: boxes things stuff"),
+    ("tabA1", "CLIPSelf makes a location retrieve its region", "Tab. A1",
+     "tabA1-clipself > tabA1-untouched: region1 region5"),
+    ("tabA1", "CLIPSelf makes a location retrieve its image less often", "Tab. A1",
+     "tabA1-untouched > tabA1-clipself: image1 image5"),
     ("tabA3", "masked attention recognises regions better than pooling", "Tab. A3",
      "tabA3-masked.masked-boxes > tabA3-pooled.boxes; tabA3-masked.masked-things > tabA3-pooled.things; "
      "tabA3-masked.masked-stuff > tabA3-pooled.stuff"),
     ("tabA3", "CLIPSelf is better than masked attention", "Tab. A3",
      "tabA3-clipself.boxes > tabA3-masked.masked-boxes; tabA3-clipself.things > tabA3-masked.masked-things; "
      "tabA3-clipself.stuff > tabA3-masked.masked-stuff"),
-    ("figs", "a ViT knows crops and not places", "Fig. 2", "figs-vit.crops > figs-vit.largest"),
-    ("figs", "a CNN's places are better than a ViT's", "Fig. 2, A1", "figs-cnn > figs-vit: largest"),
+    ("figs", "a ViT recognises crops better than regions of its dense map", "Fig. 2",
+     "figs-vit.crops > figs-vit.largest"),
+    ("figs", "the dense map of a CNN is better than that of a ViT", "Fig. 2, A1", "figs-cnn > figs-vit: largest"),
     ("figs", "a CNN gains from a larger input", "Fig. 3, A1", "figs-cnn.largest > figs-cnn.smallest"),
-    ("figs", "a ViT does not", "Fig. 3, A1", "figs-vit.smallest > figs-vit.largest"),
-    ("figs", "after CLIPSelf it does", "Fig. 3", "figs-clipself.largest > figs-clipself.smallest"),
+    ("figs", "a ViT does not gain from a larger input", "Fig. 3, A1", "figs-vit.smallest > figs-vit.largest"),
+    ("figs", "after CLIPSelf a ViT gains from a larger input", "Fig. 3",
+     "figs-clipself.largest > figs-clipself.smallest"),
     ("global", "CLIPSelf forgets whole images", "its users",
      "global-untouched > global-clipself: classes image-to-text text-to-image"),
-    ("global", "--keep keeps them", "ours", "global-keep > global-clipself: classes image-to-text text-to-image"),
-    ("global", "and raises dense accuracy", "ours", "kept > m6: boxes things"),
-    ("ovd", "CLIPSelf makes F-ViT find novel categories", "Tab. 3",
+    ("global", "--keep retains them", "ours", "global-keep > global-clipself: classes image-to-text text-to-image"),
+    ("global", "--keep raises dense accuracy", "ours", "kept > m6: boxes things"),
+    ("ovd", "CLIPSelf makes F-ViT detect novel categories", "Tab. 3",
      "ovd-patches > ovd-untouched: novel; ovd-proposals > ovd-untouched: novel"),
     ("ovd", "taps of four blocks are better than the last block alone", "Tab. A6", "ovd-patches > ovd-fpn: novel base"),
     ("ovd", "a top-down path is better than ViTDet's pyramid", "Tab. A6", "ovd-fpn > ovd-simple: novel"),
-    ("ovd", "a tower that learns too helps base categories", "Tab. A6", "ovd-unfrozen > ovd-patches: base"),
-    ("ovd", "and hurts novel ones", "Tab. A6", "ovd-patches > ovd-unfrozen: novel"),
-    ("ovd", "proposals more than patches", "Tab. 3", "ovd-proposals > ovd-patches: novel"),
-    ("ovss", "CLIPSelf makes CAT-Seg name novel classes", "semantic segmentation",
+    ("ovd", "training the tower too helps base categories", "Tab. A6", "ovd-unfrozen > ovd-patches: base"),
+    ("ovd", "training the tower too hurts novel categories", "Tab. A6", "ovd-patches > ovd-unfrozen: novel"),
+    ("ovd", "proposals are better than patches", "Tab. 3", "ovd-proposals > ovd-patches: novel"),
+    ("ovss", "CLIPSelf makes CAT-Seg better on novel classes", "semantic segmentation",
      "ovss-patches > ovss-untouched: novel all"),
-    ("ovss", "aggregation is better than the cosines it aggregates", "Cat-Seg",
+    ("ovss", "aggregation is better than the cosines it aggregates", "CAT-Seg",
      "ovss-patches > cosines-patches: all novel"),
-    ("ovps", "CLIPSelf names masks better than the CLIP as it comes", "Tab. 5",
+    ("ovps", "CLIPSelf classifies masks better than the pretrained CLIP", "Tab. 5",
      "ovps-patches > ovps-untouched: all; ovps-patches-fused > ovps-untouched-fused: all"),
-    ("ovps", "generator and CLIP together are better than either", "ODISE",
+    ("ovps", "mask generator and CLIP fused are better than either", "ODISE",
      "ovps-patches-fused > ovps-generator: all; ovps-patches-fused > ovps-patches: all"),
     ("terms", "correlation with the pretrained CLIP's own map helps",
      "ours; not the term of R-SC or DenseRC, whose teacher is another",

@@ -63,7 +63,7 @@ def run(config: Reproduce) -> None:
     # refuse what cannot be written before hours are spent on it
     check_page(page)
     if results.exists() and not results.is_dir():
-        raise InputError(f"--results {results}: need a folder; this is a file. Name another.")
+        raise InputError(f"{results}: need a folder for the rows; this is a file. Name another --page.")
     config.out.mkdir(parents=True, exist_ok=True)
     with hold_folder(config.out):  # another command that writes there is refused
         _write_names(stage)
@@ -87,41 +87,45 @@ def run(config: Reproduce) -> None:
 
 def _targets(config: Reproduce) -> tuple[Path, Path]:
     """Folder of the rows' files, and the page: in the project for the defaults, else beside the runs."""
+    if config.page is not None:
+        return config.page.parent / "results", config.page
     defaults = Reproduce(config.tables)
-    names = ("on", "model", "pretrained", "cnn", "cnn_pretrained", "seeds", "steps", "limit")
-    results, page = Path("results"), Path("docs/results.md")
+    names = ("data", "model", "pretrained", "cnn", "seed", "steps", "limit")
     if any(getattr(config, name) != getattr(defaults, name) for name in names):
-        results, page = config.out / "results", config.out / "results.md"
-    return config.results or results, config.page or page
+        return config.out / "results", config.out / "results.md"
+    return Path("results"), Path("docs/results.md")
 
 
 def _stage(config: Reproduce, *, figures: Path) -> Stage:
     """Check the flags, and collect what the rows are run with."""
-    if config.on != "world" and not (Path(config.on) / "annotations").is_dir():
-        raise InputError(f"--on: need world, or the folder of a COCO root, with annotations/ in it; got {config.on}.")
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
-        raise InputError(f"--seeds: need different numbers of 0 or above; got {config.seeds}.")
+    if config.data != "world" and not (Path(config.data) / "annotations").is_dir():
+        raise InputError(
+            f"--data: need world, or the folder of a COCO root, with annotations/ in it; got {config.data}."
+        )
+    if not config.seed or len(set(config.seed)) < len(config.seed) or min(config.seed) < 0:
+        raise InputError(f"--seed: need different numbers of 0 or above; got {config.seed}.")
     for flag, minimum in (("jobs", 1), ("steps", 1), ("limit", 1), ("workers", 0)):
         value = getattr(config, flag)
         if value is not None and value < minimum:
             raise InputError(f"--{flag}: need at least {minimum}; got {value}.")
-    _check_weights("--model", config.model, "--pretrained", config.pretrained)
-    _check_weights("--cnn", config.cnn, "--cnn-pretrained", config.cnn_pretrained)
+    _check_weights("--model", config.model, config.pretrained)
+    _check_weights("--cnn", config.cnn, None)
     patch, native, is_eva = _tower(config.model)
     scale = scale_of(patch=patch, native=native, is_eva=is_eva)
     if config.steps is not None:
         scale = replace(scale, steps_given=config.steps, proposal_steps=min(config.steps, scale.proposal_steps))
-    shared = ("on", "out", "model", "pretrained", "seeds", "cnn", "cnn_pretrained", "limit", "device", "workers")
-    return Stage(figures=figures, scale=scale, **{name: getattr(config, name) for name in shared})
+    shared = ("out", "model", "pretrained", "cnn", "limit", "device", "workers")
+    values = {name: getattr(config, name) for name in shared}
+    return Stage(on=config.data, seeds=config.seed, figures=figures, scale=scale, **values)
 
 
-def _check_weights(flag: str, model: str | None, weights_flag: str, weights: str | None) -> None:
+def _check_weights(flag: str, model: str | None, weights: str | None) -> None:
     """Refuse the name of an architecture without weights."""
     if model in (None, SMALL_CLIP) or Path(model).exists() or ":" in model or weights is not None:
         return
     raise InputError(
-        f"{flag} {model}: needs weights; got an architecture, whose weights are random. Name a file or tag with "
-        f"{weights_flag}, or a model folder."
+        f"{flag} {model}: needs weights; got an architecture, whose weights are random. Give {model}:PRETRAINED with "
+        "a file or a tag, or a model folder."
     )
 
 
@@ -133,7 +137,9 @@ def _tower(model: str) -> tuple[int, int, bool]:
     if model == SMALL_CLIP:  # needs no library
         return 8, 64, False
     from foveate.clip.io.describe import describe_architecture, read_config
+    from foveate.clip.load import split_weights
 
+    model = split_weights(model)[0]
     described = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
     config = read_config(described) if described.is_file() else describe_architecture(model)
     vision: dict[str, Any] = config["model_cfg"]["vision_cfg"] if config else {"timm_model_name": "eva"}

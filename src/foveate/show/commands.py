@@ -6,6 +6,7 @@ from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
+from foveate.clip.vocabulary import read_vocabulary
 from foveate.data.images import read_image
 from foveate.data.records import read_record
 from foveate.data.sources import open_data
@@ -33,11 +34,10 @@ def run_kmeans(config: KMeans) -> Path:
 def run_similarity(config: Similarity) -> Path:
     """Draw the sheet of similarity maps; its path."""
     _check(config)
-    if not all(text.strip() for text in config.text) or not config.text:
-        raise InputError('--text: need at least one name or phrase, such as --text "a dog" cup; got none.')
+    texts = read_vocabulary(config.vocab).names
     models = _load_models(config)
     size = _size(config, models)
-    rows = [(text, image) for _, image in _read_images(config) for text in config.text]
+    rows = [(text, image) for _, image in _read_images(config) for text in texts]
     similarity_sheet(config.out, rows, models=models, size=size, head=config.head, templates=config.templates)
     print(f"wrote {config.out}")
     return config.out
@@ -47,14 +47,14 @@ def run_sizes(config: Sizes) -> Path:
     """Draw accuracy over input size; the chart's path."""
     check_png(config.out, flag="--out")
     if not config.results:
-        raise InputError("--results: need at least one NAME=FILE.json of foveate evaluate regions; got none.")
+        raise InputError("need at least one NAME=FILE.json of foveate evaluate regions; got none.")
     sweeps = {}
     for entry in config.results:
         name, path = split_named(entry)
         if name in sweeps:
-            raise InputError(f"--results: need different names; got {name!r} twice. Write NAME=FILE.json.")
-        sweeps[name] = read_sweep(path, kind=config.kind)
-    sizes_chart(config.out, sweeps, kind=config.kind)
+            raise InputError(f"need different names; got {name!r} twice. Write NAME=FILE.json.")
+        sweeps[name] = read_sweep(path, kind=config.what)
+    sizes_chart(config.out, sweeps, kind=config.what)
     print(f"wrote {config.out}")
     return config.out
 
@@ -62,8 +62,8 @@ def run_sizes(config: Sizes) -> Path:
 def _check(config: MapFlags) -> None:
     """Refuse flags that cannot work before any model is loaded."""
     check_png(config.out, flag="--out")
-    if config.count < 1:
-        raise InputError(f"--count: need at least 1 image; got {config.count}.")
+    if config.limit < 1:
+        raise InputError(f"--limit: need at least 1 image; got {config.limit}.")
 
 
 def _read_images(config: MapFlags) -> list[tuple[str, Tensor]]:
@@ -71,7 +71,7 @@ def _read_images(config: MapFlags) -> list[tuple[str, Tensor]]:
     if config.data.is_file():
         return [(config.data.name, read_image(config.data))]
     records = open_data(config.data, split=config.split, annotations="none").records
-    count = min(config.count, len(records))
+    count = min(config.limit, len(records))
     chosen = [records[index * len(records) // count] for index in range(count)]
     return [(str(record.id), read_record(record)) for record in chosen]
 
@@ -79,14 +79,12 @@ def _read_images(config: MapFlags) -> list[tuple[str, Tensor]]:
 def _load_models(config: MapFlags) -> list[tuple[str, Clip]]:
     """The models, each under its heading."""
     device = choose_device(config.device, local_rank=None)
-    first = config.model if config.before is None else config.before
-    clips = [load(first, pretrained=config.pretrained, device=device)]
-    if config.before is not None:
-        clips.append(load(config.model, device=device))
+    clips = [] if config.reference is None else [load(config.reference, device=device)]
+    clips.append(load(config.model, pretrained=config.pretrained, device=device))
     if config.pad is not None:
         for clip in clips:
             clip.pad = config.pad
-    headings = [config.model] if config.before is None else ["before", "after"]
+    headings = [config.model] if config.reference is None else ["before", "after"]
     return list(zip(headings, clips, strict=True))
 
 

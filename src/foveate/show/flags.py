@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from foveate.clip.names import Head, Pad, TemplateName
 from foveate.errors import InputError
 from foveate.io.files import check_target
@@ -19,13 +21,14 @@ class MapFlags:
     """Name of a CLIP, or path to one (OUT/model of a run)."""
     out: Path
     """PNG to write."""
-    before: str | None = None
-    """Draw this CLIP beside it, such as the one `model` was distilled from."""
+    reference: str | None = None
+    """Draw this CLIP beside it, such as the one `model` was distilled from (an architecture with its weights as
+    ViT-B-16:openai)."""
     pretrained: str | None = None
-    """Weights file or open_clip tag, where `before` (or, without it, `model`) is the name of an architecture."""
+    """Weights file or open_clip tag, where `model` is the name of an architecture."""
     split: str = "val"
     """train, val or test of a COCO root."""
-    count: int = 6
+    limit: int = 6
     """Images, evenly spaced over the data."""
     size: int | None = None
     """Side of the dense input [pixels]; default: four times the model's own size."""
@@ -52,11 +55,11 @@ class KMeans(MapFlags):
 class Similarity(MapFlags):
     """Draw the similarity of images to a text."""
 
-    text: tuple[str, ...]
-    """Class names or short phrases; every image is drawn for each of them."""
+    vocab: str
+    """Class names or short phrases separated by commas, or in a .txt or .json file; every image is drawn for each."""
     templates: TemplateName = "none"
     """Prompts: none takes the text as typed; vild (63) and clip (80) put bare class names into sentences."""
-    count: int = 3
+    limit: int = 3
     """Images, evenly spaced over the data."""
 
 
@@ -64,11 +67,11 @@ class Similarity(MapFlags):
 class Sizes:
     """Draw accuracy against input size from results of `foveate evaluate regions` (Fig. 2, 3 and A1 of the paper)."""
 
-    results: tuple[str, ...]
+    results: Positional[tuple[str, ...]]
     """NAME=FILE.json each, one per model; without NAME= the file's name is used."""
     out: Path
     """PNG to write."""
-    kind: Literal["boxes", "things", "stuff"] = "boxes"
+    what: Literal["boxes", "things", "stuff"] = "boxes"
     """Regions to show: thing boxes, or masks of things or of stuff."""
 
 

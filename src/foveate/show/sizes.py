@@ -31,20 +31,18 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
     Raises:
         InputError: the file does not exist, is no such result, has an invalid entry, or no region of that kind.
     """
-    content = parse(path, kind="a --results")
+    content = parse(path, kind="a regions result")
     try:
-        where = f"--results {path}: "
+        where = f"{path}: "
         dense = _by_size(content["dense"], kind, where=f"{where}dense")
         masked = _by_size(content.get("masked") or {}, kind, where=f"{where}masked")
         crop = None if content["crop"] is None else _top1(content["crop"], kind, where=f"{where}crop")
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"--results {path}: need a result of foveate evaluate regions --out; it is none ({error!r})."
-        ) from error
+        raise InputError(f"{path}: need a result of foveate evaluate regions --out; it is none ({error!r}).") from error
     if not dense:
-        raise InputError(f"--results {path}: need {KIND_NAMES[kind]} to show; it has none. Try another --kind.")
+        raise InputError(f"{path}: need {KIND_NAMES[kind]} to show; it has none. Try another --what.")
     return Sweep(dense, masked, crop)
 
 
@@ -67,7 +65,7 @@ def _top1(scores: dict[str, Any], kind: str, *, where: str) -> float | None:
 def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
     """Draw one line per model for its dense map, dashed for its crops, dotted for masked attention (Fig. 2, 3, A1)."""
     if not 1 <= len(sweeps) <= len(COLOURS):
-        raise InputError(f"--results: need 1 to {len(COLOURS)} models in one chart; got {len(sweeps)}.")
+        raise InputError(f"need 1 to {len(COLOURS)} models in one chart; got {len(sweeps)}.")
     title = f"Top-1 mAcc of {KIND_NAMES[kind]}"
     figure, axes = new_chart(title, x_name="side of the dense input [pixels], log scale", y_name="mAcc [%]")
     ticks = sorted({size for sweep in sweeps.values() for size in (*sweep.dense, *sweep.masked)})

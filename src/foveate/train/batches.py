@@ -45,14 +45,16 @@ def count_images(batch: Batch) -> int:
     return len(batch.samples)
 
 
-def held_out_batches(config: ReaderFlags, source: Source | None, processes: Processes) -> BatchLoader | None:
-    """This process's part of the held-out images: the same ones, with the same regions, in every run.
+def held_out_batches(
+    config: ReaderFlags, source: Source | None, processes: Processes, *, count: int = 64
+) -> BatchLoader | None:
+    """This process's part of `count` held-out images: the same ones, with the same regions, in every run.
 
     Each process gets the same number of batches; the last ones may be empty.
     """
     if source is None:
         return None
-    chosen = epoch_order(len(source), seed=0, epoch=0)[: config.validate_images]
+    chosen = epoch_order(len(source), seed=0, epoch=0)[:count]
     local = chosen[processes.rank :: processes.size]
     items = [(0, index) for index in local] if isinstance(source, ImageSource) else local
     longest = -(-len(chosen) // processes.size)  # images of a process

@@ -17,8 +17,7 @@ from foveate.data.semantic import SemanticData, only_classes
 from foveate.data.splits import split_semantic
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import learning_rate
-from foveate.heads.catseg.guidance import STRIDE as BACKBONE_STRIDE
-from foveate.heads.catseg.guidance import read_backbone
+from foveate.heads.catseg.guidance import STRIDE as BACKBONE_STRIDE, read_backbone
 from foveate.heads.catseg.names import PUBLISHED
 from foveate.heads.catseg.product import About, Network, build_catseg, save_catseg
 from foveate.heads.common.product import tower_digest
@@ -26,7 +25,7 @@ from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
 from foveate.train.checks import check_catseg
 from foveate.train.defaults import SMALL_SIDE
-from foveate.train.flags import TrainCatSeg
+from foveate.train.flags import HELD_OUT, TrainCatSeg
 from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
@@ -54,7 +53,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
     classes = classes_of(data)
     # the network, initialised from the seed
     torch.manual_seed(config.seed)
-    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, augment=config.vary).train()
+    catseg = build_catseg(clip, network, classes=classes, pretrained=pretrained, augment=config.augment).train()
     if config.compile:
         compile_tower(clip)
     # what the product records of its training
@@ -81,7 +80,7 @@ def prepare(config: TrainCatSeg, processes: Processes, report: Report) -> Traina
         processes,
         catseg,
         clip=clip,
-        groups=catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_rate),
+        groups=catseg.parameter_groups(weight_decay=config.weight_decay, clip_scale=config.clip_lr),
         learning_rate=partial(learning_rate, peak=peak, warmup=config.warmup, steps=config.steps),
         partly=catseg.partly,
         dataset=data.dataset,
@@ -114,7 +113,7 @@ def _open_held_out(config: TrainCatSeg, data: SemanticData) -> SemanticSource | 
     """The held-out images with the trained classes."""
     if config.validate is None:
         return None
-    held_out = open_label_maps(config, split=config.validate_split, root=Path(config.validate))
+    held_out = open_label_maps(config, split=HELD_OUT, root=Path(config.validate))
     held_out = only_classes(held_out, [category.name for category in data.dataset.categories])
     require_same_categories(held_out.dataset.categories, data.dataset.categories, root=config.validate)
     return SemanticSource(held_out)
@@ -132,11 +131,10 @@ def _network(config: TrainCatSeg, clip: Clip) -> Network:
     """The hyperparameters of the network; by default CAT-Seg's, or the small CLIP's."""
     is_small = clip.native_size <= SMALL_SIDE
     default_size, grid = (96, 12) if is_small else (384, 24)  # 24 locations per side, of 16 pixels or of 14
-    size, hidden = config.size or default_size, config.hidden or (32 if is_small else 128)
+    size, hidden = config.size or default_size, config.channels or (32 if is_small else 128)
     # as many locations as the backbone's map has
     locations = size // BACKBONE_STRIDE if config.version == "2023" else size * grid / default_size
-    test_size = config.test_size or round(size * TEST_RATIO)
-    clip_size = config.clip_size or round(locations * clip.patch_size)
+    test_size, clip_size = round(size * TEST_RATIO), round(locations * clip.patch_size)
     return Network(
         version=config.version,
         residual=config.residual or PUBLISHED[config.version],
@@ -153,7 +151,7 @@ def _network(config: TrainCatSeg, clip: Clip) -> Network:
         decoder_guidance=(hidden // 4, hidden // 8),
         tower_guidance=(2 * hidden, hidden),
         heads=4,
-        layers=config.layers,
+        layers=config.depth,
         most=256,
     )
 

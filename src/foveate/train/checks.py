@@ -3,11 +3,10 @@
 Deliberately absent: what only the data or the weights can tell.
 """
 
-from dataclasses import fields
-
 from foveate.errors import InputError
-from foveate.train.defaults import LARGE, resolve_defaults
+from foveate.train.defaults import LARGE, boxes_file, nouns_file, resolve_defaults
 from foveate.train.flags import (
+    CONV,
     DistillConfig,
     HeadFlags,
     Pretrain,
@@ -45,11 +44,8 @@ def _run_rules(config: RunFlags) -> list[Rule]:
         ("seed", 0 <= config.seed < 2**63, "0 to 2**63 - 1"),
         ("log-every", config.log_every >= 1, "at least 1"),
         ("save-every", config.save_every >= 1, "at least 1"),
-        ("keep-checkpoints", config.keep_checkpoints >= 1, "at least 1"),
-        ("validate-images", config.validate_images >= 1, "at least 1"),
         ("product", config.product == "last" or config.validate is not None, "last without --validate"),
-        ("nonfinite-limit", config.nonfinite_limit >= 1, "at least 1"),
-        ("timeout", config.timeout >= 1, "at least 1 second"),
+        ("skip-nonfinite", config.skip_nonfinite >= 0, "0 or above"),
     ]
     if isinstance(config, ReaderFlags):
         rules += [
@@ -79,6 +75,7 @@ def check_distill(config: DistillConfig) -> None:
     Raises:
         InputError: names the flag, what it must be and what it is.
     """
+    boxes = boxes_file(config)
     check(
         config,
         ("lr", _is_rate(config.lr), "above 0"),
@@ -87,53 +84,25 @@ def check_distill(config: DistillConfig) -> None:
         ("eps", config.eps > 0, "above 0"),
         ("warmup", config.warmup is None or config.warmup >= 0, "0 or above"),
         ("layers", config.layers is None or config.layers >= 1, "at least 1, or not given to train all blocks"),
-        ("min-count", config.min_count >= 1, "at least 1"),
+        ("regions", boxes is None or boxes.is_file(), "grid, annotations, or a file of boxes that exists"),
         ("grid", config.grid >= 1, "at least 1"),
         ("max-regions", config.max_regions >= 1, "at least 1"),
-        ("student-size", config.student_size is None or config.student_size >= 1, "at least one patch"),
+        ("size", config.size is None or config.size >= 1, "at least one patch"),
         ("window", config.window is None or config.window >= 1, "at least 1 patch"),
         ("keep", 0 <= config.keep <= MAX_KEEP, f"0 to {MAX_KEEP}, a weight (see --max-regions for a number)"),
-        ("keep-crops", config.keep_crops >= 1, "at least 1"),
         ("correlation", 0 <= config.correlation < float("inf"), "0 or above"),
-        ("correlation-temperature", 0 < config.correlation_temperature < float("inf"), "above 0"),
         ("alpha", 0 < config.alpha <= 1, "above 0 and at most 1 (1 = no mixing)"),
     )
-    if config.gates and config.head != "values3":
-        raise InputError(
-            f"--gates: weigh the heads whose values --head values3 adds up; got --head {config.head}. "
-            "Give --head values3 with it, or leave it out."
-        )
-    _check_terms(config)
     _check_objective(config)
-    if config.boxes is not None and config.regions == "grid":
-        raise InputError("--regions grid: draws no boxes, but --boxes names some. Leave one of them out.")
-
-
-def _check_terms(config: DistillConfig) -> None:
-    """Refuse settings of a term that has no weight."""
-    defaults = {field.name: field.default for field in fields(DistillConfig)}
-    terms = {"keep": ("keep_crops",), "correlation": ("correlation_head", "correlation_temperature")}
-    for weight, names in terms.items():
-        for name in names:
-            value = getattr(config, name)
-            if not getattr(config, weight) and value != defaults[name]:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {value}: means nothing without --{weight}. Give --{weight} a weight, "
-                    "or leave it out."
-                )
 
 
 def _check_objective(config: DistillConfig) -> None:
     """Refuse flags that an objective does not use, and a batch from which it cannot learn."""
-    min_count = config.min_count if config.min_count != DistillConfig.min_count else None
     unused = {
-        "clipself": {"captions": config.captions, "nouns": config.nouns, "min-count": min_count},
+        "clipself": {"captions": config.captions},
         "region-text": {},
         "image-text": {
-            "nouns": config.nouns,
-            "min-count": min_count,
-            "boxes": config.boxes,
-            "regions": config.regions,
+            "regions": config.regions if config.regions != "grid" else None,
             "window": config.window,
             "tokens": config.tokens if config.tokens != "all" else None,
             "head": config.head if config.head != "value" else None,
@@ -151,12 +120,10 @@ def _check_objective(config: DistillConfig) -> None:
             f"--batch: must be at least 2 with --objective image-text, which tells a caption from the others of its "
             f"batch; got {config.batch}."
         )
-    if config.captions is not None and config.nouns is not None:
-        raise InputError("--captions, --nouns: region-text takes its nouns from one of them. Leave the other out.")
-    if config.nouns is not None and min_count is not None:
+    if config.objective == "image-text" and nouns_file(config) is not None:
         raise InputError(
-            f"--min-count {min_count}: counts the nouns of captions; those of --nouns are all taken. Leave one of them "
-            "out."
+            f"--captions {config.captions}: must hold captions with --objective image-text; got a list of nouns, which "
+            "is for region-text."
         )
 
 
@@ -166,18 +133,15 @@ def _check_objective(config: DistillConfig) -> None:
 def check_fvit(config: TrainFViT) -> None:
     """As `check_distill`, for F-ViT."""
     low, high = config.jitter
-    augments = (low, high) != (1.0, 1.0) or config.flip
     check(
         config,
         ("milestones", all(step >= 1 for step in config.milestones), "steps of at least 1"),
         ("jitter", 0 < low <= high <= 10, "two factors, the smaller first, above 0 and at most 10"),
-        ("cache", not (config.cache and (augments or config.layers)), "off with --jitter, --flip or --layers: cached "
-         "are the maps of unchanged images in a frozen tower. Add --jitter 1 1 --no-flip"),
+        ("cache", not (config.cache and (config.augment or config.layers)), "off with --augment or --layers: cached "
+         "are the maps of unchanged images in a frozen tower. Add --no-augment"),
         ("layers", config.layers >= 0, "0 or above"),
-        ("ladder", 0 < config.ladder <= 1, "above 0 and at most 1"),
+        ("layer-decay", 0 < config.layer_decay <= 1, "above 0 and at most 1"),
         ("channels", config.channels is None or config.channels >= 8, "at least 8"),
-        ("proposals", config.proposals >= 1, "at least 1"),
-        ("rois", config.rois is None or config.rois >= 4, "at least 4"),
         ("background-weight", config.background_weight is None or 0 <= config.background_weight <= 10, "0 to 10"),
     )  # fmt: skip
 
@@ -186,10 +150,10 @@ def check_catseg(config: TrainCatSeg) -> None:
     """As `check_distill`, for CAT-Seg."""
     check(
         config,
-        ("clip-rate", 0 <= config.clip_rate <= 1, "0 to 1"),
+        ("clip-lr", 0 <= config.clip_lr <= 1, "0 to 1, a fraction of --lr"),
         ("size", config.size is None or config.size >= 32, "at least 32"),
-        ("hidden", config.hidden is None or (config.hidden >= 8 and config.hidden % 8 == 0), "a multiple of 8"),
-        ("layers", config.layers >= 1, "at least 1"),
+        ("channels", config.channels is None or (config.channels >= 8 and config.channels % 8 == 0), "a multiple of 8"),
+        ("depth", config.depth >= 1, "at least 1"),
     )
     if (config.backbone is not None) != (config.version == "2023"):
         raise InputError(
@@ -203,13 +167,12 @@ def check_catseg(config: TrainCatSeg) -> None:
 def check_panoptic(config: TrainPanoptic) -> None:
     """As `check_distill`, for mask generators."""
     given, config = config, resolve_defaults(config, LARGE)
-    of_library = ("queries", "width", "feedforward", "pixel_layers", "layers", "channels")
+    of_library = ("queries", "depth", "channels")
     is_library = config.encoder is not None and not (config.encoder / "model_index.json").is_file()
     unused = [name for name in of_library if is_library and getattr(given, name) is not None]
     is_missing = config.encoder is not None and not config.encoder.is_dir()
     low, high = config.jitter or (1.0, 1.0)
-    least = {**dict.fromkeys((*of_library, "joint"), 1), "points": 4}
-    small = [name for name in least if getattr(config, name) < least[name]]
+    small = [name for name in of_library if getattr(config, name) < 1]
     check(
         config,
         ("encoder", not is_missing, "a folder that exists"),
@@ -218,8 +181,8 @@ def check_panoptic(config: TrainPanoptic) -> None:
          "which is not the encoder then"),
         ("milestones", all(step >= 1 for step in config.milestones), "steps of at least 1"),
         ("jitter", 0 < low <= high <= 10, "two factors, the smaller first, above 0 and at most 10"),
-        *((name.replace("_", "-"), False, f"at least {least[name]}") for name in small),
-        *((name.replace("_", "-"), False, "left out with a Mask2Former's folder, whose own holds") for name in unused),
+        *((name, False, "at least 1") for name in small),
+        *((name, False, "left out with a Mask2Former's folder, whose own holds") for name in unused),
     )  # fmt: skip
 
 
@@ -232,15 +195,10 @@ def check_proposals(config: Proposals) -> None:
         config,
         ("lr", _is_rate(config.lr), "above 0"),
         ("channels", config.channels is None or (config.channels >= 8 and config.channels % 8 == 0), "a multiple of 8"),
-        ("scales", bool(config.scales) and all(0 < scale < 1000 for scale in config.scales), "numbers above 0"),
-        ("positive-iou", 0 < config.positive_iou <= 1, "above 0 and at most 1"),
-        ("negative-iou", 0 <= config.negative_iou <= config.positive_iou, "0 to --positive-iou"),
-        ("keep", config.keep >= 1, "at least 1"),
+        ("max-boxes", config.max_boxes >= 1, "at least 1"),
         ("min-score", 0 <= config.min_score <= 1, "0 to 1"),
-        ("pre-nms", config.pre_nms >= 1, "at least 1"),
         ("nms", 0 < config.nms <= 1, "above 0 and at most 1"),
-        ("propose-batch", config.propose_batch >= 1, "at least 1"),
-        ("compile", not config.compile or config.backbone == "tower", "off with --backbone conv, which has no blocks"),
+        ("compile", not config.compile or config.model != CONV, "off with --model conv, which has no blocks"),
     )
 
 
@@ -250,7 +208,6 @@ def check_pretrain(config: Pretrain) -> None:
         config,
         ("batch", config.batch >= 2, "at least 2: a caption is told from the others of its batch"),
         ("lr", _is_rate(config.lr), "above 0"),
-        ("lr-adam", _is_rate(config.lr_adam), "above 0"),
         ("warmup", config.warmup >= 0, "0 or above"),
         ("patch-dropout", 0 <= config.patch_dropout < 1, "0 or above and below 1"),
         ("whole-steps", config.whole_steps >= 0, "0 or above"),

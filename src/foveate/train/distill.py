@@ -34,9 +34,9 @@ from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.train import run as driver
 from foveate.train.batches import held_out_batches, training_batches
 from foveate.train.checks import check_distill
-from foveate.train.defaults import hyperparameters, learns_from_captions, regions_of
-from foveate.train.flags import DistillConfig
-from foveate.train.objective import build_objective, choose_count, choose_nouns, trained_head
+from foveate.train.defaults import boxes_file, hyperparameters, learns_from_captions, regions_of
+from foveate.train.flags import HELD_OUT, DistillConfig
+from foveate.train.objective import build_objective, choose_count, choose_nouns, dense_head, trained_head
 from foveate.train.recipe import batch_notes, check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import SHARED, Trainable
@@ -58,11 +58,12 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
     digest = digest_module(student) if processes.is_first else ""
     baseline = deepcopy(student)
     settings = hyperparameters(config, patch_size=student.patch_size)
-    partly = train_layers(student, config.layers, head=trained_head(config), gates=config.gates)
-    objective = build_objective(config, student, baseline, student_size=settings.student_size, nouns=nouns)
+    partly = train_layers(student, config.layers, head=trained_head(config), gates=config.head == "gated")
+    objective = build_objective(config, student, baseline, student_size=settings.size, nouns=nouns)
     if config.fsdp and isinstance(objective, ClipSelf):
         shard_student(objective, processes=processes, bfloat16=config.precision == "bfloat16")
-        _, partly = last_block_use(student.visual, head=config.head)  # sharding replaced the parameters
+        # sharding replaced the parameters
+        _, partly = last_block_use(student.visual, head=dense_head(config))
     if config.precision == "bfloat16":
         baseline = baseline.cpu()
     folder = config.out / "model"
@@ -123,7 +124,7 @@ def may_change(config: DistillConfig) -> tuple[str, ...]:
 
 
 def contents_of(config: DistillConfig) -> dict[str, str]:
-    """The sha256 of --boxes and of the captions, whose contents identify the run.
+    """The sha256 of the file of boxes and of the captions, whose contents identify the run.
 
     Captions are those of --captions, else those of a COCO root, if the objective learns from them.
     """
@@ -132,7 +133,7 @@ def contents_of(config: DistillConfig) -> dict[str, str]:
     if captions is None and learns_from_captions(config) and standard.is_file():
         captions = standard
     digests = {}
-    for name, path in {"boxes": config.boxes, "captions": captions}.items():
+    for name, path in {"boxes": boxes_file(config), "captions": captions}.items():
         if path is not None:
             with path.open("rb") as file:
                 digests[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -144,23 +145,22 @@ def contents_of(config: DistillConfig) -> dict[str, str]:
 
 def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
     """The data set of the run, with its regions."""
-    regions = regions_of(config)
+    boxes = boxes_file(config)
     dataset = open_data(
         config.data,
         split=config.split,
-        annotations="instances" if regions == "boxes" and config.boxes is None else "none",
+        annotations="instances" if config.regions == "annotations" else "none",
         annotation_file=config.annotations,
-        shard_cache=config.shard_cache,
         progress=progress,
     )
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
     if learns_from_captions(config):  # before the boxes, whose records have no texts of shards
         dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
-    if config.boxes is not None:
-        note = _check_boxes(config)
-        dataset = with_boxes(dataset, config.boxes)
+    if boxes is not None:
+        note = _check_boxes(config, boxes)
+        dataset = with_boxes(dataset, boxes)
         dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
-    elif regions == "boxes":
+    elif config.regions == "annotations":
         dataset = _note_novel(config, dataset)
     if config.objective == "image-text":
         dataset = only_captioned(dataset)
@@ -172,11 +172,9 @@ def _open_held_out(config: DistillConfig) -> ImageSource | None:
     if config.validate is None:
         return None
     annotations = "instances" if regions_of(config) == "boxes" else "none"
-    dataset = open_data(
-        config.validate, split=config.validate_split, annotations=annotations, shard_cache=config.shard_cache
-    )
+    dataset = open_data(config.validate, split=HELD_OUT, annotations=annotations)
     if config.objective == "image-text":
-        dataset = only_captioned(with_captions(dataset, root=config.validate, split=config.validate_split))
+        dataset = only_captioned(with_captions(dataset, root=config.validate, split=HELD_OUT))
     if annotations == "instances" and not any(record.boxes for record in dataset.records):
         raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none.")
     return _source(config, dataset, seed=0)
@@ -194,14 +192,13 @@ def _source(config: DistillConfig, dataset: Dataset, *, seed: int) -> ImageSourc
     )
 
 
-def _check_boxes(config: DistillConfig) -> str | None:
-    """Refuse --boxes that were trained on novel categories; a note on their provenance."""
-    assert config.boxes is not None
+def _check_boxes(config: DistillConfig, boxes: Path) -> str | None:
+    """Refuse boxes that were trained on novel categories; a note on their provenance."""
     split = split_of_root(config.data, split=config.split, annotations=config.annotations)
     if split is None:
-        return check_provenance(config.boxes, None, allow=config.allow_novel)
+        return check_provenance(boxes, None)
     categories = (*split.base, *split.novel, *split.excluded)
-    return check_provenance(config.boxes, split.novel, known=categories, allow=config.allow_novel)
+    return check_provenance(boxes, split.novel, known=categories)
 
 
 def _note_novel(config: DistillConfig, dataset: Dataset) -> Dataset:
@@ -210,7 +207,7 @@ def _note_novel(config: DistillConfig, dataset: Dataset) -> Dataset:
     if split is None or not split.novel:
         return dataset
     note = (
-        f"WARNING   --regions boxes: distils the annotated boxes of all categories, {len(split.novel)} novel ones too "
-        f"({split.rule}). For those of base categories alone give proposals with --boxes (see `foveate proposals`)."
+        f"WARNING   --regions annotations: distils the annotated boxes of all categories, {len(split.novel)} novel "
+        f"ones too ({split.rule}). For those of base categories alone give --regions FILE (see `foveate proposals`)."
     )
     return replace(dataset, notes=(*dataset.notes, note))

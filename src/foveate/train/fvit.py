@@ -31,7 +31,7 @@ from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
 from foveate.train.checks import check_fvit
 from foveate.train.defaults import SMALL_SIDE
-from foveate.train.flags import TrainFViT
+from foveate.train.flags import HELD_OUT, TrainFViT
 from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
@@ -90,7 +90,7 @@ def prepare(config: TrainFViT, processes: Processes, report: Report) -> Trainabl
         processes,
         detector,
         clip=clip,
-        groups=detector.parameter_groups(weight_decay=config.weight_decay, ladder=config.ladder),
+        groups=detector.parameter_groups(weight_decay=config.weight_decay, ladder=config.layer_decay),
         learning_rate=partial(stepped_rate, peak=config.lr, warmup=config.warmup, milestones=config.milestones),
         partly=detector.tower.partly,
         dataset=dataset,
@@ -140,7 +140,7 @@ def _open_held_out(config: TrainFViT, dataset: Dataset, split: BaseNovel) -> Eva
     """The held-out images with boxes of base categories."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=config.validate_split, annotations=_kind(config))
+    held_out = open_data(Path(config.validate), split=HELD_OUT, annotations=_kind(config))
     require_same_categories(held_out.categories, dataset.categories[:-1], root=config.validate)
     return EvaluationSource(_with_objects(held_out, split), masks=config.masks)
 
@@ -166,9 +166,9 @@ def _network(config: TrainFViT, clip: Clip) -> Network:
         channels=channels,
         width=channels,
         masks=config.masks,
-        proposals=config.proposals,
+        proposals=300 if is_small else 1000,
         trained_layers=config.layers,
-        norm=config.norm,
+        norm=config.lvis_heads,
         relu_embedding=config.relu_embedding,
         statistics=config.statistics,
         resize=config.resize,
@@ -190,9 +190,9 @@ def _build(
         text=text,
         is_novel=is_novel,
         background_weight=background_weight if config.background_weight is None else config.background_weight,
-        match_low_quality=config.match_low_quality,
-        rois=config.rois or (128 if clip.native_size <= SMALL_SIDE else 512),
-        jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
-        flip=config.flip,
+        match_low_quality=config.lvis_heads,
+        rois=64 if clip.native_size <= SMALL_SIDE else 512,
+        jitter=config.jitter if config.augment and config.jitter != (1.0, 1.0) else None,
+        flip=config.augment,
     )
     return synchronise(detector)

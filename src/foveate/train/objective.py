@@ -25,7 +25,7 @@ from foveate.objectives.keep import CropKeeping
 from foveate.objectives.region_text import RegionText
 from foveate.objectives.student import Execution
 from foveate.train.batches import count_images
-from foveate.train.defaults import regions_of
+from foveate.train.defaults import nouns_file, regions_of
 from foveate.train.flags import DistillConfig
 from foveate.types import Batch
 
@@ -59,7 +59,12 @@ class Nouns:
 
 def trained_head(config: DistillConfig) -> Head | None:
     """The last block of the trained forward; None: unchanged, for the embedding of whole images."""
-    return None if config.objective == "image-text" else config.head
+    return None if config.objective == "image-text" else dense_head(config)
+
+
+def dense_head(config: DistillConfig) -> Head:
+    """The last block of the student's dense forward; gated is values3 with gates."""
+    return "values3" if config.head == "gated" else config.head
 
 
 def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
@@ -70,12 +75,13 @@ def choose_nouns(config: DistillConfig, dataset: Dataset) -> Nouns | None:
     """
     if config.objective != "region-text":
         return None
-    if config.nouns is not None:
+    file = nouns_file(config)
+    if file is not None:
         try:
-            return Nouns(read_vocabulary(config.nouns), None)
+            return Nouns(read_vocabulary(file), None)
         except InputError as error:
-            raise InputError(f"--nouns {error}") from error
-    counts = count_nouns(dataset.captions, min_count=config.min_count)
+            raise InputError(f"--captions {error}") from error
+    counts = count_nouns(dataset.captions)
     return Nouns(Vocabulary(tuple((noun,) for noun, _ in counts)), counts)
 
 
@@ -107,24 +113,21 @@ def build_objective(
     if config.objective == "image-text":
         return ImageText(student, student_size=student_size, pad=config.pad, execution=execution)
     # CLIPSelf, with another loss or further terms if requested
-    compare, correlation = None, None
+    compare = None
     teacher = deepcopy(baseline).bfloat16() if low else baseline  # before a tokenizer exists
     if nouns is not None:  # embedded by the student's own text tower
         rows = embed_vocabulary(student, nouns.vocabulary, templates=NOUN_TEMPLATES, cache=default_cache())  # (K, D)
         compare = RegionText(rows, scale=student.model.logit_scale.detach().exp())
-    if config.correlation:
-        head, temperature = config.correlation_head, config.correlation_temperature
-        correlation = Correlation(config.correlation, head=head, temperature=temperature)
     return ClipSelf(
         student,
         teacher,
         student_size=student_size,
         pad=config.pad,
         tokens=config.tokens,
-        head=config.head,
+        head=dense_head(config),
         enlarge=1.5 if regions_of(config) == "boxes" else 1.0,
-        keep=CropKeeping(config.keep, max_crops=config.keep_crops) if config.keep else None,
-        correlation=correlation,
+        keep=CropKeeping(config.keep) if config.keep else None,
+        correlation=Correlation(config.correlation) if config.correlation else None,
         execution=execution,
         compare=compare,
     )

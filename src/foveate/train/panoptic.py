@@ -3,10 +3,9 @@
 OUT/model is what `foveate evaluate panoptic` takes.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +39,8 @@ from foveate.heads.panoptic.product import (
 from foveate.objectives.student import compile_tower
 from foveate.train import run as driver
 from foveate.train.checks import check_panoptic
-from foveate.train.defaults import LARGE, SMALL, SMALL_SIDE, resolve_defaults
-from foveate.train.flags import TrainPanoptic
+from foveate.train.defaults import LARGE, RESOLVED, SMALL, SMALL_SIDE, MaskGeneratorDefaults, resolve_defaults
+from foveate.train.flags import HELD_OUT, TrainPanoptic
 from foveate.train.heads import head_trainable, require_same_categories
 from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
@@ -60,12 +59,13 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
     # data, CLIP and mask generator, with the defaults for this CLIP
     dataset, split = open_segments(given, report)
     clip = load(given.model, pretrained=given.pretrained, device=processes.device, seed=given.seed)
-    tower = tower_digest(clip, whole=given.words)
-    config = resolve_defaults(given, SMALL if clip.native_size <= SMALL_SIDE else LARGE)
+    tower = tower_digest(clip, whole=given.class_names)
+    defaults = SMALL if clip.native_size <= SMALL_SIDE else LARGE
+    config = resolve_defaults(given, defaults)
     assert config.lr is not None, "resolved"
     classes = _classes(config, dataset, split, report)
-    network = _network(config, clip)
-    generator = _build(config, network, clip, classes).train()
+    network = _network(config, defaults, clip)
+    generator = _build(config, network, clip, classes, points=defaults.points).train()
     if config.compile:
         compile_tower(clip)
     # what the product records of its training
@@ -77,7 +77,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         frozen=frozen_digest(generator.encoder),
         network=network,
         classes=classes,
-        knows_words=config.words,
+        knows_words=config.class_names,
         templates=config.templates,
         words=config.embeddings,
         training={"data": dataset.name, "steps": config.steps, "batch": config.batch, "seed": config.seed},
@@ -100,7 +100,7 @@ def prepare(given: TrainPanoptic, processes: Processes, report: Report) -> Train
         note=f"training on the segments of {things} base classes of things and {len(split.base) - things} of stuff "
         f"({split.rule})",
         metadata={
-            **{name: getattr(config, name) for name in asdict(LARGE)},
+            **{name: getattr(config, name) for name in RESOLVED},
             "base": list(split.base),
             "novel": list(split.novel),
             "rule": split.rule,
@@ -134,7 +134,7 @@ def _open_held_out(config: TrainPanoptic, dataset: Dataset, split: BaseNovel) ->
     """The held-out images with a segment of a base class."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=config.validate_split, annotations="panoptic")
+    held_out = open_data(Path(config.validate), split=HELD_OUT, annotations="panoptic")
     require_same_categories(held_out.categories, dataset.categories[:-1], root=config.validate)
     return EvaluationSource(as_segments(held_out, split))
 
@@ -169,25 +169,31 @@ def _classes(config: TrainPanoptic, dataset: Dataset, split: BaseNovel, report: 
     return tuple(Class(names, category.is_thing, parts.get(category.name, "left out")) for category, names in pairs)
 
 
-def _network(config: TrainPanoptic, clip: Clip) -> Network:
-    """The hyperparameters of the mask generator."""
-    names = ("channels", "queries", "width", "feedforward", "pixel_layers", "layers", "joint")
-    hyperparameters: dict[str, Any] = {name: getattr(config, name) for name in names}
+def _network(config: TrainPanoptic, defaults: MaskGeneratorDefaults, clip: Clip) -> Network:
+    """The hyperparameters of the mask generator, from flags and defaults."""
+    assert config.channels is not None and config.queries is not None and config.depth is not None, "resolved"
     step = 2 * clip.patch_size if config.encoder is None else 64  # of the size
-    defaults = SMALL if clip.native_size <= SMALL_SIDE else LARGE
     return Network(
         size=defaults.size // step * step if config.size is None else config.size,
         encoder=None if config.encoder is None else str(config.encoder),
         pyramid=config.pyramid,
         taps=config.taps or None,
-        **hyperparameters,
+        channels=config.channels,
+        queries=config.queries,
+        layers=config.depth,
+        width=defaults.width,
+        feedforward=defaults.feedforward,
+        pixel_layers=defaults.pixel_layers,
+        joint=defaults.joint,
     )
 
 
-def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[Class, ...]) -> MaskGenerator:
+def _build(
+    config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[Class, ...], *, points: int
+) -> MaskGenerator:
     """The network, its initial weights drawn from the seed."""
     embedded = no_object = None
-    if config.words:
+    if config.class_names:
         vocabulary = Vocabulary(tuple(kind.words for kind in classes))
         embedded = embed_classes(
             clip, vocabulary, templates=chosen_templates(config.templates), length=config.embeddings
@@ -196,7 +202,6 @@ def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[C
             no_object = clip.encode_text(clip.tokenize([""]), normalize=config.embeddings == "unit")[0]
     torch.manual_seed(config.seed)
     encoder, decoder = build_parts(network, clip)
-    assert config.points is not None, "resolved"
     generator = MaskGenerator(
         encoder,
         decoder,
@@ -205,8 +210,8 @@ def _build(config: TrainPanoptic, network: Network, clip: Clip, classes: tuple[C
         classes=embedded,
         no_object=no_object,
         joint=network.joint,
-        weights=LossWeights(points=config.points),
-        jitter=None if config.jitter == (1.0, 1.0) else config.jitter,
-        flip=config.flip,
+        weights=LossWeights(points=points),
+        jitter=config.jitter if config.augment and config.jitter != (1.0, 1.0) else None,
+        flip=config.augment,
     )
     return synchronise(generator)

@@ -54,10 +54,10 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
     # pairs at the size of the described tower
     description = read_config(RESIDUAL if config.config == Path("residual") else config.config)
     side = description["model_cfg"]["vision_cfg"]["image_size"]
-    images, captions = read_pairs(config.pairs, side=side)
+    images, captions = read_pairs(config.data, side=side)
     if config.batch > len(images):
         raise InputError(
-            f"{config.pairs}: need at least one batch of {config.batch} pairs; got {len(images)}. Lower --batch."
+            f"{config.data}: need at least one batch of {config.batch} pairs; got {len(images)}. Lower --batch."
         )
     # the towers, from scratch; the text tower may be locked
     clip = Clip(build(description, name=str(config.out), seed=config.seed), name=str(config.out), config=description)
@@ -70,7 +70,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
     held_out, texts = None, captions
     if config.validate is not None:
         pairs = read_pairs(Path(config.validate), side=side)
-        held_out, texts = [_held_out(*pairs, count=config.validate_images)], [*captions, *pairs[1]]
+        held_out, texts = [_held_out(*pairs)], [*captions, *pairs[1]]
     objective = Contrastive(
         clip,
         texts,
@@ -87,7 +87,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
     return Trainable(
         name=config.config.stem,
         objective=objective,
-        optimizer=MuonAndAdamW(clip.model, lr=config.lr, lr_adam=config.lr_adam),
+        optimizer=MuonAndAdamW(clip.model, lr=config.lr),
         update=Update(partial(_learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps)),
         count=count_images,
         images=len(images),
@@ -124,7 +124,7 @@ def _batches(
         yield PairBatch([_pair(images, captions, index) for index in indices], [], step)
 
 
-def _held_out(images: UInt8[Tensor, "B 3 H W"], captions: list[str], *, count: int) -> PairBatch:
+def _held_out(images: UInt8[Tensor, "B 3 H W"], captions: list[str], *, count: int = 256) -> PairBatch:
     """The same held-out pairs in every run, as one batch: the loss depends on the number of pairs in it."""
     indices = epoch_order(len(images), seed=0, epoch=0)[:count]
     return PairBatch([_pair(images, captions, index) for index in indices], [])
@@ -194,16 +194,17 @@ class Contrastive(nn.Module):
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon for the transformers' matrices, AdamW for the rest of what is trained, as one optimizer."""
 
-    def __init__(self, model: nn.Module, *, lr: float, lr_adam: float) -> None:
-        """Group the trained parameters of a CLIP; the loop sets rates relative to `lr`, Muon's peak."""
+    def __init__(self, model: nn.Module, *, lr: float, adam_scale: float = 0.5) -> None:
+        """Group the trained parameters of a CLIP; the loop sets rates relative to `lr`, Muon's peak. AdamW's peak is
+        `adam_scale` of it."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and "resblocks" in name]
         inner = {id(p) for p in matrices}
-        rest = {"params": [p for _, p in trained if id(p) not in inner], "lr_scale": lr_adam / lr}
+        rest = {"params": [p for _, p in trained if id(p) not in inner], "lr_scale": adam_scale}
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:  # none in a residual tower beside a locked text tower, and Muon refuses an empty list
             self.parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
-        self.parts.append(torch.optim.AdamW([rest], lr=lr_adam, betas=(0.9, 0.98), weight_decay=0.01))
+        self.parts.append(torch.optim.AdamW([rest], lr=adam_scale * lr, betas=(0.9, 0.98), weight_decay=0.01))
         super().__init__([p for _, p in trained], {})
         # the parts share groups and states, which the loop sets and checkpoints restore
         self.param_groups = [group for part in self.parts for group in part.param_groups]

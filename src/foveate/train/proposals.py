@@ -1,9 +1,9 @@
 """`foveate proposals`: train a small RPN on the boxes of base categories, and write its proposals.
 
-OUT/proposals_SPLIT.json is what `foveate distill --boxes` takes: COCO's form, with one category "object", a score per
+OUT/proposals_SPLIT.json is what `foveate distill --regions` takes: COCO's form, with one category "object", a score per
 box, and in `info.provenance` the training categories, by which `distill` refuses proposals trained on novel classes.
 OUT/recall.json has the recall of base and novel objects of a held-out split. After a finished run the same command
-writes the files again (with another --keep, for example). Deliberately absent: several processes.
+writes the files again (with another --max-boxes, for example). Deliberately absent: several processes.
 """
 
 import json
@@ -39,13 +39,13 @@ from foveate.progress import image_bar
 from foveate.train import run as driver
 from foveate.train.batches import count_images, held_out_batches, training_batches
 from foveate.train.checks import check_proposals
-from foveate.train.flags import SMALL_CLIP, Proposals
+from foveate.train.flags import CONV, HELD_OUT, SMALL_CLIP, Proposals
 from foveate.train.heads import require_same_categories
 from foveate.train.report import Report
 from foveate.train.run import Trainable, require_one_process
 from foveate.types import Sample
 
-MAY_CHANGE = ("images", "keep", "min_score", "pre_nms", "nms", "validate_split", "propose_batch")
+MAY_CHANGE = ("images", "max_boxes", "min_score", "nms")
 """Fields that may change between the parts of one run: they do not change the trained network."""
 WARMUP, WEIGHT_DECAY = 20, 0.05
 
@@ -80,7 +80,7 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
             if data.measured is not None:
                 boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
                 _measure(config, boxes, data.measured, split, facts=facts, report=report)
-        return f"foveate distill --data {root} --boxes {path} --out ..."
+        return f"foveate distill --data {root} --regions {path} --out ..."
 
     source = EvaluationSource(data.objects, masks=False)
     return Trainable(
@@ -159,14 +159,11 @@ def _open(config: Proposals, report: Report) -> Data:
 
 def _open_measured(config: Proposals, dataset: Dataset, report: Report) -> Dataset | None:
     """The annotated images on which recall is measured, if any exist."""
-    split = config.validate_split or "val"
-    if config.validate_split is None and config.split == split:
+    if config.split == HELD_OUT:
         return None
     try:
-        measured = open_data(config.data, split=split)
+        measured = open_data(config.data, split=HELD_OUT)
     except InputError as error:
-        if config.validate_split is not None:
-            raise InputError(f"--validate-split {split}: {error}") from error
         report(f"no recall is measured: {error}")
         return None
     if {category.name for category in measured.categories} != {category.name for category in dataset.categories}:
@@ -179,7 +176,7 @@ def _open_held_out(config: Proposals, dataset: Dataset, split: BaseNovel) -> Eva
     """The images on which the held-out loss is measured."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=config.validate_split or "val")
+    held_out = open_data(Path(config.validate), split=HELD_OUT)
     require_same_categories(held_out.categories, dataset.categories, root=config.validate)
     return EvaluationSource(only_with_objects(as_objects(held_out, split.base)), masks=False)
 
@@ -188,9 +185,9 @@ def _network(config: Proposals, *, device: str) -> Proposer:
     """The pyramid and its RPN, initialised from the seed, on the device."""
     # sizes and colour statistics follow the backbone
     mean, std, size = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, 192
-    is_small = config.backbone == "conv" or config.model == SMALL_CLIP
+    is_small = config.model in (CONV, SMALL_CLIP)
     channels = config.channels or (64 if is_small else 128)
-    if config.backbone == "tower":
+    if config.model != CONV:
         clip = load(config.model, pretrained=config.pretrained, device=device, seed=config.seed)
         if config.compile:
             compile_tower(clip)
@@ -207,10 +204,7 @@ def _network(config: Proposals, *, device: str) -> Proposer:
         mean=mean,
         std=std,
         channels=channels,
-        scales=config.scales,
-        positive_iou=config.positive_iou,
-        negative_iou=config.negative_iou,
-        flip=config.flip,
+        flip=config.augment,
     ).to(device)
 
 
@@ -228,21 +222,21 @@ def _propose(
     records = {str(record.id): record for record in dataset.records}
     source = EvaluationSource(dataset, masks=False)
     loader = make_loader(
-        source, OnceSampler(len(source), batch=config.propose_batch), workers=config.workers, strict=config.strict
+        source, OnceSampler(len(source), batch=config.batch), workers=config.workers, strict=config.strict
     )
-    limits = {"keep": config.keep, "min_score": config.min_score, "pre_nms": config.pre_nms, "nms": config.nms}
+    propose = partial(proposer.propose, keep=config.max_boxes, min_score=config.min_score, nms=config.nms)
     bad: list[dict[str, str]] = []
     with image_bar(show=True) as bar:
         task = bar.add_task(f"proposals for {dataset.name}", total=len(source))
         for done, batch in enumerate(loader):
             if caught:
                 raise StoppedError(
-                    f"after {done * config.propose_batch} of {len(source)} images of {dataset.name}; the trained "
+                    f"after {done * config.batch} of {len(source)} images of {dataset.name}; the trained "
                     "network is saved, but these images are processed again",
                     caught[0],
                 )
             bad += [{"id": image.id, "reason": image.reason} for image in batch.bad]
-            results = proposer.propose(batch.samples, **limits) if batch.samples else []
+            results = propose(batch.samples) if batch.samples else []
             for sample, (boxes, scores) in zip(batch.samples, results, strict=True):
                 yield records[sample.id], sample, boxes.tolist(), scores.tolist()
             bar.advance(task, len(batch.samples) + len(batch.bad))
@@ -266,7 +260,7 @@ def _measure(
         labels = [dataset.categories[record.labels[index]].name for index in objects]
         images.append((sample.boxes[objects], labels, torch.tensor(proposed).reshape(-1, 4)))
     groups = {"base": split.base, "novel": split.novel}
-    tops = sorted({min(10, config.keep), config.keep})
+    tops = sorted({min(10, config.max_boxes), config.max_boxes})
     result = {"split": dataset.name, "images": len(images), **recall_of(images, groups, tops=tops)}
     content = {**result, "provenance": facts, "versions": versions()}
     write_whole(config.out / "recall.json", (json.dumps(content, indent=2) + "\n").encode())
@@ -277,8 +271,6 @@ def _measure(
 
 def _model_name(config: Proposals) -> str:
     """The model of the features; a folder by its last two names, without those of the machine."""
-    if config.backbone == "conv":
-        return "conv"
     path = Path(config.model)
     name = "/".join(path.parts[-2:]) if path.is_absolute() or path.is_dir() else config.model
     return name if config.pretrained is None else f"{name}, {Path(config.pretrained).name}"

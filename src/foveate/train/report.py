@@ -60,7 +60,7 @@ def require_usable_images(outcome: Outcome, out: Path) -> None:
     """Refuse to write untrained weights as the product, with an InputError."""
     if outcome.good == 0 and outcome.skipped:
         raise InputError(
-            f"--nonfinite skip: needs steps that are finite; all {outcome.skipped} were skipped, so nothing was "
+            f"--skip-nonfinite: needs steps that are finite; all {outcome.skipped} were skipped, so nothing was "
             "learned and no product is written. Look at the images in nonfinite.jsonl and choose another --out, or "
             f"remove {out}."
         )

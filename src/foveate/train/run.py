@@ -10,6 +10,7 @@ Several processes: `torchrun --nproc-per-node 8 -m foveate.cli.main distill ...`
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -58,9 +59,11 @@ from foveate.train.report import (
 from foveate.types import Batch
 
 MIN_PLANNED_STEPS = 11  # a shorter run takes no longer than its measurement
+KEPT_CHECKPOINTS = 2  # the newest
+TIMEOUT = "FOVEATE_TIMEOUT"  # environment variable: seconds without an answer from another process; default: 120
 MAY_CHANGE = (
-    *("out", "recipe", "shard_cache", "workers", "log_every", "save_every", "keep_checkpoints", "strict", "timeout"),
-    *("tensorboard", "track", "dry_run", "compile", "nonfinite", "nonfinite_limit"),
+    *("out", "recipe", "workers", "log_every", "save_every"),
+    *("strict", "track", "dry_run", "compile", "skip_nonfinite"),
 )
 """Fields that may change between the parts of any run: what is learned is the same."""
 SHARED = ("batch", "accumulate", "processes")
@@ -124,7 +127,7 @@ def run(config: RunFlags, prepare: Prepare) -> None:
         SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
     """
     try:
-        with joined(config.device, timeout=config.timeout) as processes:
+        with joined(config.device, timeout=answer_timeout()) as processes:
             outcome = train(config, prepare, processes)
     except LostProcessError as error:
         exit_lost(config.out / "checkpoints", error)
@@ -136,6 +139,14 @@ def run(config: RunFlags, prepare: Prepare) -> None:
         raise SystemExit(128 + outcome.stopped_by)
     saved = "saved" if outcome.step else "nothing to save yet"
     _exit_stopped(f"after step {outcome.step} of {config.steps}; {saved}", outcome.stopped_by)
+
+
+def answer_timeout() -> int:
+    """Seconds without an answer from another process after which the whole job ends."""
+    text = os.environ.get(TIMEOUT) or "120"
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"${TIMEOUT}: must be a whole number of seconds, at least 1; got {text!r}. Unset it for 120.")
+    return int(text)
 
 
 def _exit_stopped(where: str, number: int) -> NoReturn:
@@ -153,7 +164,7 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
     report = reporter(processes)
     # data and weights, before anything is written; an error of one process is raised in all
     with processes.together():
-        if processes.is_first and config.track != "none":
+        if processes.is_first and config.track in ("wandb", "trackio"):
             import_tracker(config.track)
         trainable = prepare(config, processes, report)
     work = _Run(config, trainable, processes, report)
@@ -234,7 +245,7 @@ class _Run:
             self.config.out,
             module=self.trainable.objective,
             # one more while it is written, and the best one
-            copies=self.config.keep_checkpoints + 1 + (self.trainable.held_out is not None),
+            copies=KEPT_CHECKPOINTS + 1 + (self.trainable.held_out is not None),
             existing=len(list_complete(self.checkpoints)),
             product=self.trainable.bytes,
         )
@@ -268,9 +279,9 @@ class _Run:
             seconds=seconds,
             writes={
                 str(trainable.product): trainable.bytes,
-                str(self.checkpoints): 3 * config.keep_checkpoints * trained,
+                str(self.checkpoints): 3 * KEPT_CHECKPOINTS * trained,
                 str(config.out / "metrics.jsonl"): 0,
-                **({str(config.out / "tensorboard"): 0} if config.tensorboard else {}),
+                **({str(config.out / "tensorboard"): 0} if config.track == "tensorboard" else {}),
             },
         )
         self.print(plan.lines())
@@ -296,10 +307,9 @@ class _Run:
             start_step=outcome.step,
             every=config.log_every,
             verbose=processes.is_first,
-            sinks=choose_sinks(config.out, tensorboard=config.tensorboard, track=config.track, config=record),
+            sinks=choose_sinks(config.out, track=config.track, config=record),
         )
-        file, limit = config.out / "nonfinite.jsonl", config.nonfinite_limit
-        guard = Guard(log, processes, nonfinite=config.nonfinite, limit=limit, record=file)
+        guard = Guard(log, processes, skip=config.skip_nonfinite, record=config.out / "nonfinite.jsonl")
         with log, trainable.arithmetic(processes.device):
             if plan is not None:
                 log.event("plan", plan.record())
@@ -310,7 +320,7 @@ class _Run:
                 count=trainable.count,
                 update=replace(trainable.update, seed=config.seed),
                 steps=config.steps,
-                saving=Saving(self.checkpoints, config.save_every, config.keep_checkpoints, validate),
+                saving=Saving(self.checkpoints, config.save_every, KEPT_CHECKPOINTS, validate),
                 processes=processes,
                 log=log,
                 begin=outcome,

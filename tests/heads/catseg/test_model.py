@@ -247,7 +247,7 @@ def test_arguments_that_do_not_fit_are_refused(catseg, tiny_clip):
         ({"test_size": 80}, "at 48, 72, 96, ...; got 80"),
         (
             {"size": 50, "clip_size": 50, "test_size": 74},
-            "--clip-size: .* multiple of the patch size 8; got 50",
+            "--size, in proportion for the CLIP: .* multiple of the patch size 8; got 50",
         ),
         ({"vocabulary": ()}, "need a list with at least one class name"),
     ):

@@ -242,7 +242,7 @@ def test_the_command_line_trains_and_evaluates_a_mask_generator(tmp_path, capsys
     write_diffusion(folder)
     world = tmp_path / "w"
     write_world(world, WorldSize(train=2, val=2, test=0, pairs=0, seed=0), processes=1)
-    small = ["--size", "64", "--channels", "128", "--queries", "4", "--width", "32", "--layers", "1", "--steps", "2"]
+    small = ["--size", "64", "--channels", "128", "--queries", "4", "--depth", "1", "--steps", "2"]
     where = ["--batch", "1", "--workers", "0", "--device", "cpu"]
     main(
         ["train-panoptic", "--data", str(world), "--out", str(tmp_path / "g"), "--encoder", str(folder), *small, *where]

@@ -161,7 +161,7 @@ def test_a_clip_may_classify_its_masks(tmp_path, monkeypatch, tiny_clip):
     assert torch.allclose(known, q * (1 - nothing), atol=1e-5)
     assert torch.allclose(nothing[:, 0], proposals.class_logits.softmax(dim=1)[:, -1], atol=1e-5)
     segmenter.panoptic(segmenter.score_proposals(sample, proposals))
-    with pytest.raises(InputError, match=r"where no CLIP names masks; got 0\.3 and 0\.7\. Name one with --clip-with"):
+    with pytest.raises(InputError, match=r"where no CLIP names masks; got 0\.3 and 0\.7\. Name one with --classifier"):
         PanopticSegmenter(own, None, asked)
 
 

@@ -181,7 +181,7 @@ def test_an_empty_batch_gives_a_zero_loss_with_all_gradients():
 def test_scales_below_one_pixel_are_refused():
     # strides 4, 8, 16: a scale of 0.2 is a side of int(0.8) = 0, one of 0.25 of 1, whose halves round to 0 pixels
     for scale in (0.2, 0.25):
-        with pytest.raises(InputError, match=rf"--scales: .* got 4\.0, {scale} times .* 4 pixels\. Try 0\.5 or more"):
+        with pytest.raises(InputError, match=rf"scales: .* got 4\.0, {scale} times .* 4 pixels\. Try 0\.5 or more"):
             proposer(scales=(4.0, scale))
     proposer(scales=(0.5,))
 

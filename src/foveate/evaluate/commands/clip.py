@@ -31,7 +31,7 @@ def run_regions(config: Regions) -> dict[str, Any]:
     result = evaluate_regions(
         clip,
         dataset,
-        sizes=list(config.sizes) or [clip.native_size, 2 * clip.native_size, 4 * clip.native_size],
+        sizes=list(config.size) or [clip.native_size, 2 * clip.native_size, 4 * clip.native_size],
         crops=config.crops,
         masked=config.masked,
         crowd=config.crowd,
@@ -61,12 +61,12 @@ def _regions_table(result: dict[str, Any], model: str) -> Table:
 def run_reference(config: Agreement | Retrieval) -> dict[str, Any]:
     """Compare the dense map with a reference's image embeddings: agreement with crops, or retrieval by locations."""
     started = start(config)
-    needs_regions = isinstance(config, Retrieval) and config.regions
+    needs_regions = isinstance(config, Retrieval) and config.crops
     dataset = open_data(config.data, split=config.split, annotations="panoptic" if needs_regions else "none")
     student = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     reference = student
     if config.reference is not None:
-        reference = load_model(config.reference, config.reference_pretrained, config.device)
+        reference = load_model(config.reference, None, config.device)
     shared: dict[str, Any] = {
         "size": 4 * student.native_size if config.size is None else config.size,
         "head": config.head,
@@ -75,10 +75,10 @@ def run_reference(config: Agreement | Retrieval) -> dict[str, Any]:
         "loading": loading_of(config),
     }
     if isinstance(config, Retrieval):
-        result = evaluate_retrieval(student, reference, dataset, regions=config.regions, crowd=config.crowd, **shared)
+        result = evaluate_retrieval(student, reference, dataset, regions=config.crops, crowd=config.crowd, **shared)
         shown = _retrieval_table(result, config)
     else:
-        result = evaluate_agreement(student, reference, dataset, grid=config.grid, keep=config.keep, **shared)
+        result = evaluate_agreement(student, reference, dataset, grid=config.grid, keep=config.max_regions, **shared)
         shown = _agreement_table(result, config)
     return finish(result, shown, config, datasets=[dataset], started=started)
 
@@ -113,13 +113,13 @@ def run_global(config: Global) -> dict[str, Any]:
     labelled, captioned = open_labelled(
         config.data,
         split=config.split,
-        names=config.names,
-        classify=config.classify,
-        retrieve=config.retrieve,
+        names=config.labels,
+        classify=config.task != "retrieve",
+        retrieve=config.task != "classify",
     )
     clips = {"model": load_model(config.model, config.pretrained, config.device)}
     if config.reference is not None:
-        reference = load_model(config.reference, config.reference_pretrained, config.device)
+        reference = load_model(config.reference, None, config.device)
         clips = {"reference": reference, **clips}
     result = evaluate_global(
         clips,
@@ -168,10 +168,10 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
     paths = _named_models(config.model)
     dataset = open_data(config.data, split=config.split, annotations="panoptic")
     whole = config.data if config.global_data is None else config.global_data
-    labelled, captioned = open_labelled(whole, split=config.split, names=config.names)
+    labelled, captioned = open_labelled(whole, split=config.split, names=config.labels)
     if labelled is None:
         raise InputError(f"{whole}: need class folders or annotated things for the global axis; it has only captions.")
-    teacher = load_model(config.reference, config.reference_pretrained, config.device)
+    teacher = load_model(config.reference, None, config.device)
     students = {name: load_model(str(path), None, config.device, pad=config.pad) for name, path in paths.items()}
     result = evaluate_pareto(
         students,
@@ -179,7 +179,7 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
         dataset,
         labelled=labelled,
         captioned=captioned,
-        alphas=list(config.alphas),
+        alphas=list(config.alpha),
         size=4 * teacher.native_size if config.size is None else config.size,
         head=config.head,
         view=config.view,

@@ -66,7 +66,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
     if not truth.objects:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
         raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; got none.")
-    fusions = choose_fusions(config, about.benchmark, config.base_weights, config.novel_weights)
+    fusions = choose_fusions(config, about.benchmark, config.fusion)
     base, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"

@@ -23,7 +23,7 @@ from foveate.heads.panoptic.published import PublishedModel
 from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.predict.masks import open_segmenter, share_numbers
 
-ROWS = ("odise-label", "clip", "generator")  # fusion weights that are measured when no --shares are given
+ROWS = ("odise-label", "clip", "generator")  # fusion weights that are measured when no --fusion is given
 
 
 def run_panoptic(config: Panoptic) -> dict[str, Any]:
@@ -34,14 +34,14 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
     if config.model is None:
         raise InputError("--model: need OUT/model of `foveate train-panoptic`; got none. To measure the predictions of "
                          "another program give --from-results DIR instead.")  # fmt: skip
-    requested = [(name, FusionWeights(*share_numbers(name))) for name in config.shares]
+    requested = [(name, FusionWeights(*share_numbers(name))) for name in config.fusion]
     # the fusion weights; with a mask generator without classes, CLIP alone classifies
     names, clip_name = _default_rows(config.model, config)
     rows = requested or [(name, FusionWeights(*share_numbers(name))) for name in names]
     refused = [name for name, weights in rows if (weights.seen, weights.unseen) != (1, 1)]
     if refused and names == ("clip",):
         raise InputError(
-            f"--shares: must be `clip` alone with {config.model}, which was trained with --no-words and has no "
+            f"--fusion: must be `clip` alone with {config.model}, which was trained with --no-class-names and has no "
             f"classes; got {refused[0]}."
         )
     dataset = open_panoptic(config.data, config.split)
@@ -64,8 +64,8 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
         segmenter,
         dataset,
         [weights for _, weights in rows],
-        semantic=config.semantic,
-        instances=config.instances,
+        semantic="miou" in config.metrics,
+        instances="ap" in config.metrics,
         loading=loading_of(config),
     )
     named = [{"name": name, **row} for (name, _), row in zip(rows, measured["shares"], strict=True)]
@@ -73,7 +73,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
         "generator": str(config.model),
         "clip": clip_name,
         "size": segmenter.size,
-        "region": config.region if clip_name else None,
+        "region": config.mask_pooling if clip_name else None,
         "min_score": segmenter.min_score,
         "overlap": segmenter.overlap,
         **_input_of(segmenter),
@@ -87,9 +87,9 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
 def _default_rows(model: Path, config: Panoptic) -> tuple[tuple[str, ...], str | None]:
     """The default rows, and the CLIP that classifies masks; None: the model itself."""
     if is_published(model):
-        return ("generator",) if config.clip_with is None else ROWS, config.clip_with
+        return ("generator",) if config.classifier is None else ROWS, config.classifier
     about = read_about(model)
-    return ROWS if about.knows_words else ("clip",), config.clip_with or config.clip or about.model
+    return ROWS if about.knows_words else ("clip",), config.classifier or config.clip or about.model
 
 
 def _input_of(segmenter: PanopticSegmenter) -> dict[str, list[int]]:
@@ -103,11 +103,11 @@ def _table(result: dict[str, Any], config: Panoptic) -> Table:
     for row in result["shares"]:
         cells = [*(row["all"][name] for name in ("PQ", "SQ", "RQ")), row["things"]["PQ"], row["stuff"]["PQ"]]
         cells += [row["groups"][name]["PQ"] for name in ("seen", "unseen")]
-        cells += [row["semantic"]["mIoU"]] if config.semantic else []
-        cells += [row["instances"]["masks"]["AP"]] if config.instances else []
+        cells += [row["semantic"]["mIoU"]] if "miou" in config.metrics else []
+        cells += [row["instances"]["masks"]["AP"]] if "ap" in config.metrics else []
         rows.append([row["name"], *cells])
     columns = ["CLIP's weight", "PQ", "SQ", "RQ", "PQ\nthings", "PQ\nstuff", "PQ\nseen", "PQ\nunseen"]
-    columns += [*(["mIoU"] if config.semantic else []), *(["AP\nmasks"] if config.instances else [])]
+    columns += [*(["mIoU"] if "miou" in config.metrics else []), *(["AP\nmasks"] if "ap" in config.metrics else [])]
     clip = f" with {result['clip']}, {result['size']} px" if result["clip"] else ""
     return table(f"{config.model}{clip}: {result['images']} images [%]", columns, rows)
 

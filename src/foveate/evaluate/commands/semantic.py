@@ -21,7 +21,7 @@ from foveate.evaluate.report import finish, first_images, loading_of, start, tab
 from foveate.evaluate.semantic import evaluate_semantic
 from foveate.predict.segmenters import check_segmenting, open_pixels
 
-RESULTS_FLAGS = ("kind", "labels", "maps", "names", "novel", "numbers")  # used with --from-results
+RESULTS_FLAGS = ("kind", "labels", "maps", "image_list", "novel", "map_ids")  # used with --from-results
 
 
 def run_semantic(config: Semantic) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
                          "another program give --from-results DIR instead.")  # fmt: skip
     check_segmenting(config)
     data = _open_data(config)
-    # with --every-word each name is a class to predict, which `class_of` maps back
+    # with --all-synonyms each name is a class to predict, which `class_of` maps back
     classes = Vocabulary(tuple((item.name, *item.synonyms) for item in data.dataset.categories))
     vocabulary, class_of = classes, None
-    if config.every_word:
+    if config.all_synonyms:
         class_of = [label for label, names in enumerate(classes.classes) for _ in names]
         vocabulary = Vocabulary(tuple((name,) for names in classes.classes for name in names))
     segmenter = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
@@ -61,7 +61,7 @@ def _open_data(config: Semantic, *, with_images: bool = True) -> SemanticData:
         kind=config.kind,
         labels=config.labels,
         maps=config.maps,
-        names=config.names,
+        names=config.image_list,
         with_images=with_images,
     )
     return replace(data, dataset=first_images(data.dataset, config.limit))
@@ -79,7 +79,7 @@ def _run_results(config: Semantic, path: Path) -> dict[str, Any]:
     started = start(config)
     data = _open_data(config, with_images=False)
     skipped: dict[str, IgnoredEntries] = {}
-    predictions = read_label_maps(path, data, numbers=config.numbers, skipped=skipped)
+    predictions = read_label_maps(path, data, numbers=config.map_ids, skipped=skipped)
     measured = evaluate_semantic(predictions.maps, data, seen=base_classes(config, data))
     result = {"results": str(path), **measured, "rules": [measured["rule"], *predictions.rules], "bad": []}
     dataset = with_notes(data.dataset, skipped, result)

@@ -335,19 +335,19 @@ def _check(clip: Clip, network: Network, backbone: Backbone | None) -> None:
 
 def _check_sizes(network: Network, *, patch: int, has_backbone: bool) -> None:
     size, stride, test_size, window = network.size, network.stride, network.test_size, network.window
-    check_side(network.clip_size, patch=patch, flag="--clip-size")
+    check_side(network.clip_size, patch=patch, flag="--size, in proportion for the CLIP")
     grid = network.clip_size // patch
     if grid > window and grid % window:
         raise InputError(f"--window: need a divisor of {grid}, the map's locations per side; got {window}.")
     if not 0 < stride <= size <= test_size or (test_size - size) % stride:
         raise InputError(
-            f"--test-size: need windows of {size} pixels every {stride} to end at the image's edge, at {size}, "
+            f"test_size: need windows of {size} pixels every {stride} to end at the image's edge, at {size}, "
             f"{size + stride}, {size + 2 * stride}, ...; got {test_size}."
         )
     if has_backbone and size % STRIDE:
         raise InputError(f"--size: need a multiple of {STRIDE} pixels, the backbone's stride; got {size}.")
     if has_backbone and size // STRIDE != grid:
         raise InputError(
-            f"--clip-size: the backbone's map has {size // STRIDE} locations per side and the tower's {grid}; need "
+            f"--size: the backbone's map has {size // STRIDE} locations per side and the tower's {grid}; need "
             f"{size // STRIDE * patch}."
         )

@@ -106,7 +106,9 @@ def _input(path: Path) -> dict[str, Any]:
     if isinstance(size, dict) and "shortest_edge" in size:
         size, longest = size["shortest_edge"], size.get("longest_edge", longest)
     elif isinstance(size, dict):
-        notes = (f"{path} has the size {_short(size)}: using the published input instead, {published}; see --input",)
+        notes = (
+            f"{path} has the size {_short(size)}: using the published input instead, {published}; see --input-edges",
+        )
         size, longest = SHORTEST, LONGEST
     multiple = content.get("size_divisor") or MULTIPLE  # 0 in folders of fixed sizes
     colours = [content.get(name, default) for name, default in zip(("image_mean", "image_std"), IMAGENET, strict=True)]

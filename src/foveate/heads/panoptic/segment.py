@@ -192,8 +192,8 @@ def check_shares(
     """
     if not has_clip and (weights.seen or weights.unseen):
         raise InputError(
-            f"fusion weights: need 0 for seen and unseen classes (`generator`) where no CLIP names masks; got "
-            f"{weights.seen:g} and {weights.unseen:g}. Name one with --clip-with."
+            f"--fusion: need 0 for seen and unseen classes (`generator`) where no CLIP names masks; got "
+            f"{weights.seen:g} and {weights.unseen:g}. Name one with --classifier."
         )
     if not mask_generator.knows_classes and weights != PRESETS["clip"]:
         raise InputError(

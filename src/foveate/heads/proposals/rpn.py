@@ -78,7 +78,7 @@ class Proposer(nn.Module):
         finest = pyramid.strides[0]
         if any((cell[:, 2:] - cell[:, :2]).min() < 1 for cell in anchors.cell_anchors):  # rounded to whole pixels
             raise InputError(
-                f"--scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
+                f"scales: need anchors with sides of at least 1 pixel; got {', '.join(map(str, scales))} times the "
                 f"finest stride, {finest} pixels. Try {2 / finest:g} or more."
             )
         self.rpn = RegionProposalNetwork(
