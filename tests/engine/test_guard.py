@@ -113,7 +113,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path):
     optimizer = build_optimizer(module, weight_decay=0.1)
     outcome = train(tmp_path, module, optimizer, batches(6, broken=(0, 1, 3, 4)), skip=2)
     assert outcome.skipped == 4  # never three in a row
-    with pytest.raises(InputError, match=r"step 4: .*This was skipped step 3 in a row"):
+    with pytest.raises(InputError, match=r"step 4: .*the last of 3 such steps in a row"):
         train(tmp_path, module, optimizer, batches(6, broken=(1, 2, 3)), skip=2)
 
 
