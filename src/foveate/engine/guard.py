@@ -129,7 +129,10 @@ class Guard:
         if not self._skip:
             advice = "start again with a lower --lr, or skip such steps with --skip-nonfinite 20"
             return f"{message}Look at these images and their boxes, {advice}."
-        return f"{message}It was the last of {self._in_a_row} such steps in a row, more than --skip-nonfinite allows; start again with a lower --lr."
+        return (
+            f"{message}It was the last of {self._in_a_row} such steps in a row, more than --skip-nonfinite allows. "
+            "Start again with a lower --lr."
+        )
 
 
 def ids_of(batches: Sequence[Batch]) -> list[list[str]]:
