@@ -42,7 +42,7 @@ def convert_odise(config: Convert, state: dict[str, Tensor]) -> None:
     digest = tower_digest(clip, whole=True)
 
     # the mask generator
-    generator = build_odise(renamed, network, clip, tuple(item.names for item in classes), source=source)
+    generator = build_odise(renamed, network, clip, tuple(item.words for item in classes), source=source)
     model, pretrained = split_weights(config.clip)
     about = About(
         model=model,

@@ -163,7 +163,7 @@ class MaskGenerator(nn.Module):
         for sample, jitter, outputs in zip(samples, jitters, self._last_layer(images), strict=True):
             outputs["masks"] = crop_padding(outputs["masks"], Frame(square, jitter.fitted))
             height, width = sample.image.shape[1:]
-            proposals.append(Proposals(sample.id, height, width, **outputs))
+            proposals.append(Proposals(sample.id, height, width, frame=None, **outputs))
         return proposals
 
     def _last_layer(self, images: Float[Tensor, "B 3 H W"]) -> list[dict[str, Tensor]]:
