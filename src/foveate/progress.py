@@ -9,6 +9,7 @@ class Rate(ProgressColumn):
     """Images per second."""
 
     def render(self, task: Task) -> Text:
+        """Show images per second."""
         return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
 
 

@@ -155,8 +155,10 @@ def _global_attention(tower: ImageTower, block: Any, tokens: Tensor, layout: Lay
 
 
 def _windowed_block(tower: ImageTower, block: Any, tokens: Tensor, layout: Layout) -> Tensor:
-    """A block with window attention: each window has a copy of the class token, and the copies are averaged after the
-    whole block (attention, residual and MLP; Sec. 4.4)."""
+    """A block with window attention (Sec. 4.4).
+
+    Each window has a copy of the class token; the copies are averaged after the whole block.
+    """
     # attention inside each of the n windows
     parts = [_split(x, layout) for x in tower.project_in(block, tokens, "qkv")]  # (B, n, prefix + S, C) each
     count, prefix = parts[0].shape[1], layout.prefix

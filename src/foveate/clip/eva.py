@@ -28,7 +28,7 @@ class EvaTower(ImageTower):
 
     @property
     def trunk(self) -> Any:
-        """timm's module, whose optional attributes `refusal` checks."""
+        """Timm's module, whose optional attributes `refusal` checks."""
         return self.visual.trunk
 
     def refusal(self) -> str | None:

@@ -1,5 +1,4 @@
-"""SigLIP and SigLIP 2 as a family of towers: timm's vision transformer with an attention pool inside open_clip's
-`TimmModel`.
+"""SigLIP and SigLIP 2: timm's vision transformer with an attention pool inside open_clip's `TimmModel`.
 
 There is no class token: after all blocks a pool with one learned query (attention, output projection, norm and MLP)
 computes the image embedding. The pool is the last block of every dense head: `value` is its value and output
@@ -32,7 +31,7 @@ class SiglipTower(ImageTower):
 
     @property
     def trunk(self) -> Any:
-        """timm's module, whose optional attributes `refusal` checks."""
+        """Timm's module, whose optional attributes `refusal` checks."""
         return self.visual.trunk
 
     def refusal(self) -> str | None:

@@ -123,8 +123,10 @@ class ImageTower(ABC):
 
     @abstractmethod
     def unused(self, *, part: str, mlp: bool) -> tuple[list[nn.Parameter], list[tuple[nn.Parameter, slice]]]:
-        """The parameters of the last block that are not used if only `part` of its projections is, with or without MLP;
-        and the matrices of which only some rows are used, with these rows."""
+        """The parameters of the last block that are unused with only `part` of its projections, with or without MLP.
+
+        The second value is the matrices of which only some rows are used, with these rows.
+        """
 
 
 def split_rows(width: int, part: str, *, letters: str = "qkv") -> slice:

@@ -1,5 +1,4 @@
-"""`foveate convert`: any CLIP that loads to a folder for open_clip, Hugging Face transformers or Foveate; and published
-files of heads to folders for the other commands.
+"""`foveate convert`: CLIPs to other layouts, and published files of heads to folders for the other commands.
 
 The result is opened before its folder is renamed to OUT.
 """

@@ -79,7 +79,7 @@ class Saving:
     validate: Callable[[], float | None] | None = None  # held-out loss, at every save; the lowest one is kept too
 
 
-def fit(
+def fit(  # noqa: C901  # one loop, to be read from top to bottom
     objective: nn.Module,
     loader: Iterable[Batch],
     optimizer: torch.optim.Optimizer,

@@ -1,5 +1,4 @@
-"""The student's weights sharded over the processes (FSDP2), for towers whose weights, gradients and moments do not fit
-beside a batch: ViT-H/14 and above.
+"""The student's weights sharded over the processes (FSDP2), for ViT-H/14 and above.
 
 Each block is gathered when it runs and released after it; what is outside the blocks, and the last blocks, which a head
 runs in parts, are gathered for the whole step. Frozen towers (the teacher, the text tower) are whole on every process.

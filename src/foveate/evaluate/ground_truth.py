@@ -201,8 +201,7 @@ def _from_records(dataset: Dataset, labels: Sequence[int]) -> list[Object]:
 def _from_file(
     path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int], *, masks: bool, difficult: bool
 ) -> tuple[list[Object], list[str]]:
-    """The objects of the data set's images as in the file (boxes are not clipped, none is ignored for its size), and
-    the rules."""
+    """The objects of the data set's images as in the file, not clipped and of any size, and the rules."""
     images = {record.id: number for number, record in enumerate(dataset.records)}
     in_file = {image.get("id"): None for image in content["images"] if isinstance(image, dict)}
     missing = [key for key in images if key not in in_file]

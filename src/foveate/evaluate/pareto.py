@@ -131,8 +131,7 @@ def check_mixable(name: str, student: Clip, teacher: dict[str, Tensor]) -> None:
 
 
 def check_unmixed(model: Path) -> None:
-    """Refuse a product with an alpha below 1 in its own configuration or in its run's config.json (RUN/model beside
-    RUN/config.json; older products do not record it themselves)."""
+    """Refuse a product with an alpha below 1 in its configuration, or in RUN/config.json, as older ones record it."""
     if not model.is_dir():
         return
     product, run = model / CONFIG_FILE, model.resolve().parent / "config.json"

@@ -1,4 +1,4 @@
-"""Retrieval by single locations: does a location of the dense map retrieve its image, and its region? (Tab. A1)
+"""Retrieval by single locations: does a location of the dense map retrieve its image, and its region (Tab. A1)?
 
 Each location of the student's map is a query (a) among the image embeddings of its image and of 49 others, and (b)
 among the embeddings of its region's crop and of 49 other regions' crops. A map that describes the whole image

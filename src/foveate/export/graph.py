@@ -113,8 +113,10 @@ def plan_export(clip: Clip, *, what: What, head: Head = "value", size: int | Non
 
 
 def example_inputs(plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """The inputs of a plan for a shape (batch, height, width), always the same: noise, and boxes inside, at, across and
-    beyond the border of the images."""
+    """The inputs of a plan for a shape (batch, height, width), always the same.
+
+    They are noise, and boxes inside, at, across and beyond the border of the images.
+    """
     batch, height, width = shape
     generator = torch.Generator().manual_seed(batch)
     images = torch.randn(batch, 3, height, width, generator=generator)

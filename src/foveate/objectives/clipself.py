@@ -1,5 +1,4 @@
-"""CLIPSelf (Sec. 3.2): the student's dense features of a region are trained to equal the teacher's embedding of that
-region, cropped and encoded as an image.
+"""CLIPSelf (Sec. 3.2): the student's feature of a region is trained to equal the teacher's embedding of its crop.
 
     images --crop, resize--> teacher.encode_image ------------------------> (R, D) --+
         +----resize, pad-----> student.encode_dense --pool_boxes at regions-> (R, D) --+--> 1 - mean cosine
@@ -127,8 +126,7 @@ class ClipSelf(nn.Module):
         return loss if count_regions(batch) else loss * 0
 
     def _encode_regions(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, " B"]]:
-        """The student's embedding of every region, from dense maps of one size; and the correlation loss of each image,
-        if it is used."""
+        """The student's embedding of every region from dense maps of one size, and each image's correlation loss."""
         inputs, boxes = self._student_input(samples)
         # without padding, where it is not computed
         height, width = self._input_size(samples[0])
@@ -165,8 +163,7 @@ class ClipSelf(nn.Module):
         return -(-height // patch) * patch, -(-width // patch) * patch
 
     def _encode_crops(self, samples: list[Sample]) -> tuple[Float[Tensor, "R D"], Float[Tensor, "_ 3 S S"]]:
-        """The teacher's embedding of every region, cropped from its full-resolution image; and these crops, if `keep`
-        is used."""
+        """The teacher's embedding of every region, cropped at full resolution; and, for `keep`, the crops."""
         crops = []
         for sample in samples:
             boxes = sample.boxes

@@ -1,5 +1,4 @@
-"""Images to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2, teacher crops and student
-input).
+"""Images to tower inputs on the compute device: crop, resize, pad, normalise (Sec. 3.2).
 
 The kernel is Pillow's antialiased bicubic (a = -0.5, support widened by the scale when shrinking, weights renormalised
 at the edge): crops differ from Pillow's only by its rounding to whole grey levels. Crops of similar size are two

@@ -68,8 +68,7 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
 
 
 def write_labels(axes: Axes, labels: list[Label]) -> None:
-    """Write the names of points beside them, at the nearest position without another label or point, inside the image
-    if possible.
+    """Write the names of points beside them, at the nearest free position, inside the image if possible.
 
     Args:
         axes: with its limits set.

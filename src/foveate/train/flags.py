@@ -249,8 +249,10 @@ class TrainFViT(HeadFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCatSeg(LabelMapFlags, HeadFlags):
-    """Train CAT-Seg (Cho et al., CVPR 2024) on a CLIP: the cosines of its dense map are aggregated to classes of
-    pixels. Classes of the data that a split calls novel are not trained on; any vocabulary may be used later."""
+    """Train CAT-Seg (Cho et al., CVPR 2024): it aggregates the cosines of a CLIP's dense map to classes of pixels.
+
+    Classes of the data that a split calls novel are not trained on; any vocabulary may be used later.
+    """
 
     recipe: str | None = None
     """Start from a row of `foveate recipes catseg`; any flag given overrides its own."""
@@ -291,8 +293,9 @@ class TrainCatSeg(LabelMapFlags, HeadFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPanoptic(HeadFlags):
-    """Train a mask generator as ODISE's (Tab. 5): Mask2Former's decoder on a frozen encoder, from the segments of
-    base classes only, things and stuff.
+    """Train a mask generator as ODISE's (Tab. 5): Mask2Former's decoder on a frozen encoder.
+
+    It learns from the segments of base classes only, things and stuff.
 
     The encoder is the tower of the CLIP, or a Mask2Former or a Stable Diffusion in a folder (--encoder). With
     --class-names it also learns which base class a mask is, from text embeddings, so that any vocabulary can be

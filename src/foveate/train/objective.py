@@ -1,5 +1,6 @@
-"""The objectives of `foveate distill`: CLIPSelf (Sec. 3.2), or one of two baselines that learn from text (Tab. 1,
-row 5; A.4). What the three have in common is in `distill.py`.
+"""The objectives of `foveate distill`: CLIPSelf (Sec. 3.2), or a baseline that learns from text (Tab. 1, row 5; A.4).
+
+What the three have in common is in `distill.py`.
 """
 
 import hashlib

@@ -114,8 +114,7 @@ class PairBatch(Batch):
 def _batches(
     images: UInt8[Tensor, "B 3 H W"], captions: list[str], config: Pretrain, *, first: int, steps: int
 ) -> Iterator[PairBatch]:
-    """The batches of `steps` steps, from (seed, step) alone: epochs of shuffled pairs, without the incomplete batch at
-    the end of each."""
+    """The batches of `steps` steps, from (seed, step) alone: epochs of shuffled pairs without incomplete batches."""
     per_epoch = len(images) // config.batch
     for step in range(first, first + steps):
         epoch = torch.Generator().manual_seed(config.seed * 1_000_003 + step // per_epoch)
@@ -195,8 +194,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Muon for the transformers' matrices, AdamW for the rest of what is trained, as one optimizer."""
 
     def __init__(self, model: nn.Module, *, lr: float, adam_scale: float = 0.5) -> None:
-        """Group the trained parameters of a CLIP; the loop sets rates relative to `lr`, Muon's peak. AdamW's peak is
-        `adam_scale` of it."""
+        """Group the trained parameters of a CLIP.
+
+        The loop sets rates relative to `lr`, Muon's peak; AdamW's peak is `adam_scale` of it.
+        """
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in trained if p.ndim == 2 and "resblocks" in name]
         inner = {id(p) for p in matrices}

@@ -35,8 +35,10 @@ def resume_command() -> str:
 
 
 def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:
-    """Print that another process is gone and how to resume, and exit at once with status 1: the GPUs of this process
-    would wait for the other for ever."""
+    """Print that another process is gone and how to resume, and exit with status 1.
+
+    At once, since the GPUs of this process would wait for the other for ever.
+    """
     saved = [int(path.name.removeprefix("step_")) for path in list_complete(checkpoints)]
     last = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
     print(f"foveate: {error} This process ends too; {last}. {resume_command()}", file=sys.stderr, flush=True)

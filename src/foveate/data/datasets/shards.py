@@ -105,6 +105,7 @@ class ShardRecords(LazySequence[Record]):
         return len(self._shard_of)
 
     def item(self, index: int) -> Record:
+        """Make the record of one image."""
         label, path = self._shards[self._shard_of[index]]
         key = self._keys[self._ends[index] : self._ends[index + 1]].decode()
         offset, size = self._images[index].tolist()
@@ -139,6 +140,7 @@ class ShardTexts(LazySequence[tuple[str, ...]]):
         return self._parts[:, 1] > 0
 
     def item(self, index: int) -> tuple[str, ...]:
+        """Read the text of one image; empty where it has none."""
         first, size = self._parts[index].tolist()
         if size <= 0:
             return ()

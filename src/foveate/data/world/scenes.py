@@ -33,6 +33,7 @@ class Kind:
 
     @property
     def is_thing(self) -> bool:
+        """Whether it is a thing; stuff has no shape."""
         return self.shape != ""
 
 

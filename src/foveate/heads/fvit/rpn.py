@@ -123,7 +123,7 @@ class Rpn(nn.Module):
 
 
 def _head(channels: int, anchors: int, *, norm: bool) -> RPNHead:
-    """torchvision's layers, with BatchNorm if `norm`."""
+    """Torchvision's layers, with BatchNorm if `norm`."""
     head = RPNHead(channels, anchors, conv_depth=2)
     if norm:
         head.conv = nn.Sequential(*(Conv2dNormActivation(channels, channels) for _ in range(2)))

@@ -229,7 +229,7 @@ def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) 
 
 
 def _library() -> tuple[Any, Any]:
-    """transformers' Mask2Former, and its configuration."""
+    """Transformers' Mask2Former, and its configuration."""
     try:
         from transformers.models.mask2former import configuration_mask2former, modeling_mask2former
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""ODISE's encoder: four maps of an image from a frozen Stable Diffusion (Tab. 5).
+r"""ODISE's encoder: four maps of an image from a frozen Stable Diffusion (Tab. 5).
 
     image --VAE encoder--> latent --noise of t = 0--> UNet, with CLIP's embedding as the caption --> maps
             \\ last block of its two coarsest levels          \\ output of each of its four levels
@@ -166,6 +166,7 @@ class Bottleneck(nn.Module):
             self.past = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(GROUPS, outputs))
 
     def forward(self, x: Float[Tensor, "B X h w"]) -> Float[Tensor, "B Y h w"]:
+        """Transform a map; its size stays."""
         return (self.body(x) + self.past(x)).relu()
 
 
