@@ -125,7 +125,9 @@ def test_a_detector_of_an_earlier_form_is_refused_with_its_reason(world, trained
 
 
 def test_cached_maps_train_as_fresh_ones_do_but_for_their_rounding(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("foveate.train.fvit.PROPOSALS", 20)  # so few that all are trained on, whatever their order
+    monkeypatch.setattr(
+        "foveate.train.fvit.SMALL_PROPOSALS", 20
+    )  # so few that all are trained on, whatever their order
     plain = [*TINY, "--no-augment"]
     losses = []
     for name, more in (("fresh", []), ("kept", ["--cache"])):

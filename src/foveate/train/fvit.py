@@ -37,6 +37,8 @@ from foveate.train.recipe import check_recipe_data
 from foveate.train.report import Report
 from foveate.train.run import Trainable
 
+PROPOSALS, SMALL_PROPOSALS = 1000, 300  # boxes per image from the first stage to the second; of a small CLIP
+
 
 def run(config: TrainFViT) -> None:
     """Train, or resume, and write the detector; see `foveate.train.run.run`."""
@@ -166,7 +168,7 @@ def _network(config: TrainFViT, clip: Clip) -> Network:
         channels=channels,
         width=channels,
         masks=config.masks,
-        proposals=300 if is_small else 1000,
+        proposals=SMALL_PROPOSALS if is_small else PROPOSALS,
         trained_layers=config.layers,
         norm=config.lvis_heads,
         relu_embedding=config.relu_embedding,
