@@ -195,7 +195,7 @@ def test_without_words_the_training_s_classes_are_asked_for(world, trained, tmp_
         (["--backbone", "resnet18"], "--backbone: goes with --version 2023"),
         (["--channels", "12"], "--channels: must be a multiple of 8"),
         (["--size", "60"], "--size, in proportion for the CLIP"),
-        (["--kind", "ade150"], "need the list of its classes; looked for"),
+        (["--kind", "ade150"], "need the list of its classes; found none of"),
         (["--novel", "NOVEL"], "all 42 are novel"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_file_is_cocos_and_says_what_it_was_learned_from(world, made):
     assert content["info"]["provenance"] | {"version": ""} == {
         "training_categories": world_split["base"],
         "novel_categories": world_split["novel"],
-        "rule": "as splits.json says",
+        "rule": "as in splits.json",
         "annotations": "instances_train2017",
         "model": "conv",
         "steps": 4,

@@ -103,7 +103,7 @@ def test_flags_of_segment_reach_the_segmenter(world, folder, tmp_path, monkeypat
     words = ["segment", image, "--model", str(folder), "--panoptic", *ASK]
     main([*words, "--out", str(tmp_path / "s")])
     main([*words, "--out", str(tmp_path / "t"), "--min-score", "0.3", "--overlap", "0.4", "--input-edges", "32", "48"])
-    assert [(flags["min_score"], flags["overlap"], config.input) for config, flags in given] == [
+    assert [(flags["min_score"], flags["overlap"], config.input_edges) for config, flags in given] == [
         (None, 0.8, None),
         (0.3, 0.4, (32, 48)),
     ]

@@ -190,7 +190,7 @@ SEMANTIC = Case(
     {
         **PIXELS,
         "open_semantic": Stand(lambda given: open_semantic(given["root"], split=given["split"])),
-        "evaluate_semantic": Stand(lambda given: reached(given) if next(iter(given["found"])) else None),
+        "evaluate_semantic": Stand(lambda given: reached(given) if next(iter(given["predictions"])) else None),
         "read_label_maps": LAST,
     },
     {

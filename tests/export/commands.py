@@ -38,7 +38,7 @@ def twin(family: str) -> Clip:
 
 
 def run(arguments: list[str], *, spoil: bool = False, one_file: int | None = None) -> dict[str, Any]:
-    save, most = torch.export.save, write._ONE_FILE
+    save, most = torch.export.save, write._MAX_FILE
 
     def save_and_spoil(program, *rest):
         save(program, *rest)
@@ -46,7 +46,7 @@ def run(arguments: list[str], *, spoil: bool = False, one_file: int | None = Non
             next(iter(program.state_dict.values())).mul_(1.01)  # the model's own memory
 
     torch.export.save = save_and_spoil if spoil else save
-    write._ONE_FILE = most if one_file is None else one_file
+    write._MAX_FILE = most if one_file is None else one_file
     out, err, status = io.StringIO(), io.StringIO(), 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -54,7 +54,7 @@ def run(arguments: list[str], *, spoil: bool = False, one_file: int | None = Non
     except SystemExit as done:
         status = done.code
     finally:
-        torch.export.save, write._ONE_FILE = save, most
+        torch.export.save, write._MAX_FILE = save, most
     return {"status": status, "out": out.getvalue(), "err": err.getvalue()}
 
 

@@ -304,7 +304,7 @@ def test_a_file_of_ov_lvis_has_masks_norms_and_names_of_its_annotations(tmp_path
     fails(capsys, lambda: main(told), "1 of its tensors are unknown: something.else")
     write_as_trained(tmp_path / "fvit.pth", state)
     words = ["convert", str(tmp_path / "fvit.pth"), str(tmp_path / "out"), "--clip", str(tmp_path / "clip")]
-    fails(capsys, lambda: main(words), "--annotations: need the data's annotation file")
+    fails(capsys, lambda: main(words), "--annotations: need the annotation file of the data")
     main([*words, "--annotations", str(tmp_path / "lvis.json"), "--size", "64"])
     detector, about = load_detector(tmp_path / "out")
     assert about.network.masks and about.network.norm and about.benchmark == "ov-lvis-b"

@@ -339,7 +339,7 @@ def test_wrong_flags_are_refused(config, images, tmp_path):
         ({"batch": 0}, "--batch"),
         ({"workers": -1}, "--workers"),
         ({"images": ()}, "at least one image or folder"),
-        ({"images": (tmp_path / "none.png",)}, "not found"),
+        ({"images": (tmp_path / "none.png",)}, "does not exist"),
         ({"images": (images, images / "a.png")}, "are both 'a.png'"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -43,7 +43,7 @@ def test_a_table_end_to_end_then_again_and_after_a_lost_file(
     assert [one.split()[1] for one in content["commands"]] == ["distill", "evaluate"]
     assert all(seconds > 0 for seconds in content["seconds"])
     page = (out / "results.md").read_text()
-    assert "Tab. A1" in page and "**not significant**: a location comes to name its region" in page
+    assert "Tab. A1" in page and "**not significant**: CLIPSelf makes a location retrieve its region" in page
 
     logs = {path.name: path.read_text() for path in (out / "logs").iterdir()}
     main(words)

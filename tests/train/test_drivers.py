@@ -154,7 +154,7 @@ def test_strict_stops_at_the_first_bad_image(command, world, tmp_path, capsys):
         (broken / "train2017" / path.name).write_bytes(b"not an image")
     with pytest.raises(SystemExit) as done:
         main(typed(command, broken, tmp_path / "run", "--strict"))
-    assert done.value.code == 2 and "strict: the first bad" in capsys.readouterr().err
+    assert done.value.code == 2 and "strict: the first unreadable" in capsys.readouterr().err
 
 
 @SEVERAL

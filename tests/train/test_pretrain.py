@@ -120,7 +120,7 @@ def test_a_locked_text_tower_does_not_change_and_the_residual_tower_is_trained(
 ) -> None:
     rows = train(residual, tmp_path, steps=40, lr=2e-2, save_every=40, text_from=str(source))
     # an untrained text tower tells three captions apart well enough; log 6 = 1.79 is guessing, log 2 = 0.69 knowing
-    assert rows[0]["loss"] > 1.5 and np.mean([row["loss"] for row in rows[-5:]]) < 1.2
+    assert rows[0]["loss"] > 1.5 and np.mean([row["loss"] for row in rows[-5:]]) < 1.3
     before, after = load_file(source / WEIGHTS), load_file(tmp_path / WEIGHTS)
     text = {key for key in after if not key.startswith("visual.")} - {"logit_scale"}
     assert len(text) > 10 and all(torch.equal(before[key], after[key]) for key in text)
@@ -145,7 +145,7 @@ def test_a_text_tower_of_another_kind_is_refused(made: tuple[Path, Path], source
 
 def test_another_run_in_the_folder_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     train(made, tmp_path)
-    with pytest.raises(InputError, match=r"lr: there 0\.002, here 0\.001"):
+    with pytest.raises(InputError, match=r"lr: there 0\.004, here 0\.001"):
         train(made, tmp_path, lr=1e-3)
 
 

@@ -84,7 +84,7 @@ def test_another_clip_is_refused(written, tmp_path):
         ("catseg.json", lambda text: text.replace('"format": 2', '"format": 1'), r"got 1, and its attention .* ReLU"),
         ("catseg.json", lambda text: text.replace('"classes"', '"kinds"'), "missing fields: classes"),
         ("catseg.json", lambda text: text[:-40], "need a catseg's description"),
-        ("catseg.json", lambda text: "[]", "with its `format`"),
+        ("catseg.json", lambda text: "[]", "description with `format`"),
         ("catseg.safetensors", lambda text: "nothing", "need a catseg's weights"),
     ],
 )
@@ -104,7 +104,7 @@ def test_values_that_are_not_finite_are_refused(written, tmp_path):
     next(one for one in state.values() if one.is_floating_point()).view(-1)[0] = torch.nan
     save_file(state, tmp_path / "catseg.safetensors")
     (tmp_path / "catseg.json").write_text((folder / "catseg.json").read_text())
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="weights must be finite"):
         load_catseg(tmp_path)
 
 

@@ -31,7 +31,7 @@ def words_of(count: int, dim: int) -> ClassEmbeddings:
 def generator_of(clip, decoder: MaskDecoder, *, words: bool, **settings) -> MaskGenerator:
     torch.manual_seed(0)
     known = words_of(len(NOVEL), clip.embed_dim) if words else None
-    numbers = {"is_novel": NOVEL, "size": 64, "words": known, "joint": 16, **PLAIN, **settings}
+    numbers = {"is_novel": NOVEL, "size": 64, "classes": known, "joint": 16, **PLAIN, **settings}
     return MaskGenerator(TowerEncoder(clip, channels=16), decoder, **numbers).train()
 
 
