@@ -11,6 +11,7 @@ A folder that may be two of them is refused.
 """
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.images import SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
 from foveate.data.records import Dataset
+from foveate.data.splits import SPLITS
 from foveate.data.validation import list_categories, load, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
@@ -185,8 +187,10 @@ def _open_root(root: Path, split: str, annotations: AnnotationKind) -> Dataset:
 def _recognise(root: Path, split: str) -> list[Layout]:
     """The layouts that a folder has."""
     splits = [f"{name}2017" for name in ("train", "val", "test")]
+    annotations = root / SPLITS.parent
+    is_annotated = annotations.is_dir() and [*islice(annotations.iterdir(), 2)] != [root / SPLITS]  # of any layout
     found: dict[Layout, bool] = {
-        "COCO": (root / "annotations").is_dir() or any((root / name).is_dir() for name in splits),
+        "COCO": is_annotated or any((root / name).is_dir() for name in splits),
         "Pascal VOC": bool(find_voc(root)),
         "Objects365": bool(find_objects365(root, split)),
     }
