@@ -3,8 +3,8 @@
 Letters in signatures and shape comments:
 
     B images           N boxes or segments of one image     R regions of a batch
-    K classes          D embedding size                     C token width
-    L tokens           H W pixels                           h w patch grid
+    K classes          D embedding size                     C channels, token width
+    L tokens           H W pixels                           h w locations of a dense map: its patch grid
     P patch size       Q queries
 
 Boxes are float32 xyxy in pixels with x1 < x2 and y1 < y2, one (N, 4) tensor per image: pixels of the *image file* in a

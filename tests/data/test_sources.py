@@ -68,6 +68,15 @@ def test_each_layout_is_recognised(tmp_path, make):
     assert bare.path == record.path and bare.boxes == ()
 
 
+def test_base_and_novel_names_do_not_make_a_root_cocos(tmp_path):
+    root = voc(tmp_path)
+    (root / "annotations").mkdir()
+    (root / "annotations/splits.json").write_text('{"base": ["cat"], "novel": ["dog"]}')
+    dataset = open_data(root, split="train")
+    split = split_of(dataset, root)
+    assert dataset.records[0].boxes == ((1, 2, 11, 22),) and split is not None and split.novel == ("dog",)
+
+
 @pytest.mark.parametrize("make", [coco, lvis, objects365])
 def test_an_annotation_file_is_recognised_by_its_content(tmp_path, make):
     root = make(tmp_path / "root")

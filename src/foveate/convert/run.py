@@ -22,14 +22,14 @@ from foveate.heads.fvit.published import is_published_fvit
 from foveate.heads.panoptic.odise_file import is_odise
 from foveate.io.files import check_target
 
-Head = Literal["F-ViT", "CAT-Seg", "ODISE"]
-CONVERTERS: dict[Head, Callable[[Convert, dict[str, Tensor]], None]] = {
+PublishedHead = Literal["F-ViT", "CAT-Seg", "ODISE"]
+CONVERTERS: dict[PublishedHead, Callable[[Convert, dict[str, Tensor]], None]] = {
     "F-ViT": convert_fvit,
     "CAT-Seg": convert_catseg,
     "ODISE": convert_odise,
 }
-TESTS: dict[Head, Any] = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
-_FLAGS: dict[Head | None, tuple[str, ...]] = {
+TESTS: dict[PublishedHead, Any] = {"F-ViT": is_published_fvit, "CAT-Seg": is_catseg, "ODISE": is_odise}
+_FLAGS: dict[PublishedHead | None, tuple[str, ...]] = {
     None: ("to", "model", "text_from", "dtype"),
     "F-ViT": ("clip", "annotations", "novel", "benchmark", "size"),
     "CAT-Seg": ("residual", "vocab"),
@@ -66,7 +66,7 @@ def _check_out(out: Path) -> None:
     check_target(out / "config.json", flag="OUT")
 
 
-def _check_flags(config: Convert, head: Head | None) -> None:
+def _check_flags(config: Convert, head: PublishedHead | None) -> None:
     """Refuse flags that the kind of file ignores (InputError)."""
     labels = {kind: "a CLIP" if kind is None else f"a published {kind}" for kind in _FLAGS}
     for name in sorted({flag for flags in _FLAGS.values() for flag in flags} - {*_FLAGS[head]}):
@@ -76,7 +76,7 @@ def _check_flags(config: Convert, head: Head | None) -> None:
             raise InputError(f"{flag}: goes with {kinds}; {config.source} is {labels[head]}. Leave it out.")
 
 
-def published_head(path: Path) -> tuple[Head, dict[str, Tensor]] | None:
+def published_head(path: Path) -> tuple[PublishedHead, dict[str, Tensor]] | None:
     """The kind and the tensors of a published head, recognised by their names; None: the file is something else."""
     if not path.is_file() or file_kind(path) != "torch":
         return None
@@ -89,7 +89,7 @@ def published_head(path: Path) -> tuple[Head, dict[str, Tensor]] | None:
     for part in (content.get("state_dict"), content.get("model"), content):  # mmdet's, detectron2's, bare
         entries = part if isinstance(part, dict) else {}
         state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-        kind: Head | None = next((head for head, is_such in TESTS.items() if is_such(state)), None)
+        kind: PublishedHead | None = next((head for head, is_such in TESTS.items() if is_such(state)), None)
         if kind is None:
             continue
         invalid = [name for name in entries if name not in state]

@@ -11,6 +11,7 @@ A folder that may be two of them is refused.
 """
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.images import SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
 from foveate.data.records import Dataset
+from foveate.data.splits import SPLITS
 from foveate.data.validation import list_categories, load, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
@@ -31,14 +33,16 @@ from foveate.types import Category
 
 ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
-Kind = Literal["instances", "masks", "panoptic", "none"]
+AnnotationKind = Literal["instances", "masks", "panoptic", "none"]
+Layout = Literal["COCO", "Pascal VOC", "Objects365"]
+"""Recognised roots, by the names that messages give them; LVIS is a COCO root with another annotation file."""
 
 
 def open_data(
     path: Path | str,
     *,
     split: str,
-    annotations: Kind = "instances",
+    annotations: AnnotationKind = "instances",
     annotation_file: Path | None = None,
     shard_cache: Path | None = None,
     progress: bool = False,
@@ -71,26 +75,7 @@ def open_data(
     if shards:
         name = path.name if path.is_dir() else str(path)
         return read_shards(shards, name=name, cache=cache, progress=progress)
-    kinds = _recognise(path, split)
-    if len(kinds) > 1:
-        raise InputError(
-            f"{path}: need one data set; this may be {' or '.join(kinds)}. Give the folder of one of them, or its "
-            "annotation file with --annotations."
-        )
-    match kinds:
-        case ["COCO"] if annotations == "none":
-            return read_folder(find_images(path, split))
-        case ["COCO"]:
-            return _open_coco(path, split, with_masks=annotations == "masks")
-        case [kind] if annotations == "masks":
-            raise InputError(f"{path}: need masks of objects, which COCO and LVIS have; this is {kind}.")
-        case ["Pascal VOC"]:
-            return read_voc(only_year(path, find_voc(path)), split=split, boxes=annotations == "instances")
-        case ["Objects365"] if annotations == "none" and (path / split).is_dir():
-            return read_folder(path / split)
-        case ["Objects365"]:
-            return read_objects365(find_objects365(path, split)[0], path, split=split)
-    return read_folder(path)
+    return _open_root(path, split, annotations)
 
 
 def open_annotations(root: Path | None, *, split: str, annotation_file: Path | None = None) -> Dataset:
@@ -172,11 +157,40 @@ def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> lis
     return shards
 
 
-def _recognise(root: Path, split: str) -> list[str]:
-    """The names of the layouts that a folder has."""
+def _open_root(root: Path, split: str, annotations: AnnotationKind) -> Dataset:
+    """Recognise a folder and read it; a folder with no layout is a folder of images."""
+    layouts = _recognise(root, split)
+    if len(layouts) > 1:
+        raise InputError(
+            f"{root}: need one data set; this may be {' or '.join(layouts)}. Give the folder of one of them, or its "
+            "annotation file with --annotations."
+        )
+    layout = layouts[0] if layouts else None
+    # without a last `case _`, so that pyright reports a layout that has no case
+    match layout:
+        case None:
+            return read_folder(root)
+        case "COCO" if annotations == "none":
+            return read_folder(find_images(root, split))
+        case "COCO":
+            return _open_coco(root, split, with_masks=annotations == "masks")
+        case _ if annotations == "masks":
+            raise InputError(f"{root}: need masks of objects, which COCO and LVIS have; this is {layout}.")
+        case "Pascal VOC":
+            return read_voc(only_year(root, find_voc(root)), split=split, boxes=annotations == "instances")
+        case "Objects365" if annotations == "none" and (root / split).is_dir():
+            return read_folder(root / split)
+        case "Objects365":
+            return read_objects365(find_objects365(root, split)[0], root, split=split)
+
+
+def _recognise(root: Path, split: str) -> list[Layout]:
+    """The layouts that a folder has."""
     splits = [f"{name}2017" for name in ("train", "val", "test")]
-    found = {
-        "COCO": (root / "annotations").is_dir() or any((root / name).is_dir() for name in splits),
+    annotations = root / SPLITS.parent
+    is_annotated = annotations.is_dir() and [*islice(annotations.iterdir(), 2)] != [root / SPLITS]  # of any layout
+    found: dict[Layout, bool] = {
+        "COCO": is_annotated or any((root / name).is_dir() for name in splits),
         "Pascal VOC": bool(find_voc(root)),
         "Objects365": bool(find_objects365(root, split)),
     }

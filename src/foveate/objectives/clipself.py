@@ -9,6 +9,7 @@ normalised on the device of the towers. Terms that may be added, each with a wei
 for training (`foveate.clip.io.states.mix_states`).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from typing import Literal
@@ -30,6 +31,9 @@ from foveate.ops.pool import pool_boxes
 from foveate.ops.resample import crop_and_resize, fitted_size, normalize, square_inputs
 from foveate.types import Batch, Sample, blank_sample
 
+Compare = Callable[[Float[Tensor, "R D"], Float[Tensor, "R D"]], Float[Tensor, ""]]
+"""(the student's regions, the teacher's crops), both L2-normalised -> the loss, a mean over the regions."""
+
 
 class ClipSelf(nn.Module):
     """The objective: `loss = objective(batch)`. DistributedDataParallel wraps this module and nothing else."""
@@ -50,7 +54,7 @@ class ClipSelf(nn.Module):
         keep: CropKeeping | None = None,
         correlation: Correlation | None = None,
         execution: Execution | None = None,
-        compare: nn.Module | None = None,
+        compare: Compare | None = None,
     ) -> None:
         """Pair a student with its frozen teacher.
 
@@ -66,8 +70,8 @@ class ClipSelf(nn.Module):
             keep: adds `keep_loss`.
             correlation: adds `correlation_losses`.
             execution: of the blocks of both towers.
-            compare: (regions, crops), both (R, D) and L2-normalised -> the loss, in place of 1 - mean cosine; see
-                `foveate.objectives.region_text`.
+            compare: the loss in place of 1 - mean cosine: a pure function, or a module if it has state (such as
+                `foveate.objectives.region_text.RegionText`).
 
         Raises:
             InputError: as `prepare_student`; or the towers have other embeddings or take other images, or the teacher
