@@ -80,7 +80,7 @@ def class_folders(folder: Dataset, *, names: Path | None = None) -> LabelledImag
         if not slash:
             raise InputError(
                 f"{folder.name}: need every image in the folder of its class, DIR/CLASS/IMAGE; {first} is in none. "
-                "Add --no-classify to measure only captions."
+                "Add --task retrieve to measure only captions."
             )
         folders[str(record.id)] = first
     order = sorted(set(folders.values()))
