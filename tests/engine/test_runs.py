@@ -79,7 +79,7 @@ def test_a_finished_run_only_writes_a_missing_product_again(whole, distill, tmp_
     assert distill()[0] == 0
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]}
     status, output = distill()
-    assert status == 0 and "finished already, after step 4" in output
+    assert status == 0 and "already finished, after step 4" in output
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]} == before
     shutil.rmtree(run / "model")
     assert distill()[0] == 0

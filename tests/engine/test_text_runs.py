@@ -80,7 +80,7 @@ def test_the_plan_of_pairs_is_measured_and_nothing_is_written(distill, tmp_path,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"captions": Path("c.json")}, r"--captions c\.json: means nothing to --objective clipself"),
+        ({"captions": Path("c.json")}, r"--captions c\.json: has no effect with --objective clipself"),
         ({"objective": "image-text", "regions": "annotations"}, "--regions annotations: means nothing"),
         ({"objective": "image-text", "captions": Path("n.json")}, "must hold captions .*; got a list of nouns"),
         ({"regions": "gone.json"}, "--regions: must be grid, annotations, or a file of boxes that exists; got gone"),

@@ -236,7 +236,7 @@ def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monke
     assert config.out.read_bytes() == whole and not parts.exists()
     read.clear()
     main(typed)  # finished: nothing is read
-    assert "is finished already" in capsys.readouterr().out and read == [] and config.out.read_bytes() == whole
+    assert "is already complete" in capsys.readouterr().out and read == [] and config.out.read_bytes() == whole
 
 
 def spy(method, seen: list):
@@ -274,7 +274,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
     with pytest.raises(InputError, match=r"f.json does not exist"):
         run(config)
     config.out.write_bytes(b"something")
-    with pytest.raises(InputError, match="no whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         run(config)
     Path(f"{tmp_path}/g.safetensors.parts").mkdir()
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")

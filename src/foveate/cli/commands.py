@@ -144,7 +144,7 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
     typed = " ".join(word for word in arguments[:2] if not word.startswith("-"))
     nearest = [difflib.get_close_matches(words, commands, n=1, cutoff=0.5) for words in (typed, arguments[0])]
     hint = next((f" Did you mean `foveate {names[0]}`?" for names in nearest if names), "")
-    raise InputError(f"need one of the commands that `foveate --help` lists; got {typed or arguments[0]!r}.{hint}")
+    raise InputError(f"need a command that `foveate --help` lists; got {typed or arguments[0]!r}.{hint}")
 
 
 def commands_under(word: str) -> tuple[Command, ...]:

@@ -62,7 +62,7 @@ def _check_folder(folder: Path) -> None:
     from foveate.errors import InputError
 
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: need a folder for the world; this is a file. Name another.")
+        raise InputError(f"{folder}: need a folder for the world; this is a file. Choose another folder.")
     for note in (folder / "world.json", folder / "world.partial"):
         try:
             parameters = json.loads(note.read_bytes()) if note.exists() else {}

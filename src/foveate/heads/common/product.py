@@ -214,10 +214,10 @@ def load_base(
             f"{error} (the CLIP that the {kind.name} was trained on; give its path with --clip)"
         ) from error
     if tower_digest(base, whole=whole) != about.tower:
-        tower = "this one" if whole else "the image tower of this one"
+        tower = "this CLIP" if whole else "the image tower of this CLIP"
         raise InputError(
-            f"{path}: need the CLIP that the {kind.name} was trained on, {about.model}; {tower}, or its "
-            "windows, are others. Name it with --clip."
+            f"{path}: need the CLIP that the {kind.name} was trained on, {about.model}; {tower} has "
+            "other weights or windows. Give its path with --clip."
         )
     return base
 
