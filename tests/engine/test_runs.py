@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, disti
 def test_another_runs_folder_is_refused(distill, tmp_path):
     assert distill()[0] == 0
     status, output = distill("--lr", 2e-3)
-    assert status == 2 and "holds another run" in output and "lr: there 0.001, here 0.002" in output
+    assert status == 2 and "holds another run" in output and "lr: stored 0.001, now 0.002" in output
     assert "Traceback" not in output
 
 

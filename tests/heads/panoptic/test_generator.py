@@ -197,7 +197,7 @@ def test_arguments_that_do_not_fit_are_refused(tiny_clip, tiny_decoder):
     clip, decoder = tiny_clip(), tiny_decoder()
     with pytest.raises(InputError, match=r"multiple of the patch size 16; got 72"):
         generator_of(clip, decoder, words=False, size=72)
-    with pytest.raises(InputError, match="at least one class"):
+    with pytest.raises(InputError, match="at least one base class"):
         generator_of(clip, decoder, words=False, is_novel=torch.ones(3) > 0)
     with pytest.raises(InputError, match=r"classes: need embeddings of 3 classes; got \d+"):
         generator_of(clip, decoder, words=True, is_novel=torch.zeros(3) > 0)
