@@ -67,7 +67,7 @@ def test_a_linked_folder_is_emptied(folder, tmp_path):
         (lambda folder: (folder / "manifest.json").write_text(json.dumps(ME)), "something else"),
         (
             lambda folder: claim_like(folder, {**ME, "model": "other"}),
-            "another command. Differing:\n  model: there",
+            "another command. Differing:\n  model: stored",
         ),
     ],
 )

@@ -14,7 +14,7 @@ class LabelMapFlags:
     """Root of a semantic segmentation data set: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K, PASCAL
     Context or VOC."""
     kind: SemanticKind | None = None
-    """Kind of data set; default: detected from its files. Required for VOC: 20, 20b or 21 classes."""
+    """Kind of data set; default: detected from its files; VOC needs voc20, voc20b or voc21."""
     labels: Path | None = None
     """List of classes, with synonyms for the data's classes, or for data sets without a list: `id:name,synonym` per
     line, or a JSON list of names in the data set's order, as in CAT-Seg."""

@@ -33,7 +33,7 @@ class RunFlags:
     batch: int = 8
     """Images per process and pass."""
     seed: int = 0
-    """Seed of the initial weights, the data order and everything else that is random."""
+    """Seed of the initial weights, the data order and all other randomness."""
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
     save_every: int = 500
@@ -68,7 +68,7 @@ class ReaderFlags(RunFlags):
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or an open_clip tag such as laion2b_s34b_b88k."""
     split: str = "train"
-    """Which part of the root is trained on."""
+    """Split of the data set to train on."""
     accumulate: int = 1
     """Batches per process and step, whose gradients are added up; BatchNorm sees one of them at a time."""
     workers: int = 1
@@ -211,12 +211,12 @@ class TrainFViT(HeadFlags):
     warmup: int = 250
     """Steps of linear warm-up."""
     milestones: tuple[int, ...] = ()
-    """Steps from which the rate is a tenth of what it was; none: constant, as on OV-COCO."""
+    """Steps at which the learning rate is divided by 10; none: constant, as on OV-COCO."""
     size: int | None = None
-    """Side of the square input [pixels], a multiple of two patches; default: 640 for patches of 16, 896 for 14,
+    """Side of the square input [pixels], a multiple of two patches; default: 640 for patch size 16, 896 for 14,
     192 for foveate-small."""
     augment: bool = True
-    """Mirror half of the images, and jitter them."""
+    """Random horizontal flips and large-scale jitter."""
     jitter: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest factor of the large-scale jitter; 1 1: none."""
     cache: bool = False
@@ -238,7 +238,7 @@ class TrainFViT(HeadFlags):
     """Feature pyramid (Tab. A6): four taps of the tower (the paper's); simple: ViTDet's, from the last block; fpn: the
     last block with a top-down path."""
     taps: tuple[int, ...] = ()
-    """Blocks that are tapped, from 0, before the last one; default: 3 5 7 of 12 and 6 10 14 of 24 blocks."""
+    """Blocks that feed the pyramid, from 0, before the last one; default: 3 5 7 of 12 and 6 10 14 of 24 blocks."""
     layers: int = 0
     """Also train the last N blocks of the tower; the paper freezes all."""
     layer_decay: float = 0.7
@@ -337,12 +337,12 @@ class TrainPanoptic(HeadFlags):
     clip_gradient: float | None = None
     """Maximum norm of the gradient; default: 0.01, and 10 for foveate-small."""
     milestones: tuple[int, ...] = ()
-    """Steps from which the rate is a tenth of what it was; none: constant."""
+    """Steps at which the learning rate is divided by 10; none: constant."""
     size: int | None = None
     """Side of the square input [pixels], a multiple of two patches of the CLIP, of 32 for a Mask2Former's encoder, of
     64 for Stable Diffusion; default: 1024 or the next smaller multiple, and 128 for foveate-small."""
     augment: bool = True
-    """Mirror half of the images, and jitter them."""
+    """Random horizontal flips and large-scale jitter."""
     jitter: tuple[float, float] | None = None
     """Smallest and largest factor of the large-scale jitter; 1 1: none. Default: 0.1 2, and 1 1 for
     foveate-small."""
@@ -350,7 +350,7 @@ class TrainPanoptic(HeadFlags):
     """Feature pyramid on the CLIP's tower (Tab. A6): four taps; simple: from the last block; fpn: likewise with a
     top-down path."""
     taps: tuple[int, ...] = ()
-    """Blocks of the CLIP that are tapped, from 0, before the last one; default: 3 5 7 of 12, 6 10 14 of 24."""
+    """Blocks of the CLIP that feed the pyramid, from 0, before the last one; default: 3 5 7 of 12, 6 10 14 of 24."""
     channels: int | None = None
     """Width of the encoder's maps; default: 256, 512 for Stable Diffusion, 64 for foveate-small."""
     queries: int | None = None
@@ -396,7 +396,7 @@ class Proposals(ReaderFlags):
     channels: int | None = None
     """Width of the pyramid and of the RPN; default: 128, and 64 for foveate-small and for conv."""
     augment: bool = True
-    """Mirror half of the images in training, at random."""
+    """Random horizontal flips in training."""
     max_boxes: int = 100
     """Maximum number of proposals per image."""
     min_score: float = 0.0
