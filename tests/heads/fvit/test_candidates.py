@@ -135,7 +135,7 @@ def test_invalid_candidates_are_refused(tmp_path: Path):
     writer.add(make("0", 1))
     with pytest.raises(InputError, match="masks for all images or for none"):
         writer.add(make("1", 1, masks=False))
-    with pytest.raises(InputError, match="need all 8 images; 1 came"):
+    with pytest.raises(InputError, match="need all 8 images; got 1"):
         writer.close()
     broken = make("0", 2)
     broken.detector[1, 2] = float("nan")
