@@ -36,7 +36,7 @@ def test_wrong_results_are_refused(tmp_path):
     for content, message in (
         ("{", "need a regions result file in JSON"),
         ("[]", "got another file"),
-        ('{"dense": {"x": 1}, "crop": null}', "none"),
+        ('{"dense": {"x": 1}, "crop": null}', "got another file"),
     ):
         (tmp_path / "r.json").write_text(content)
         with pytest.raises(InputError, match=message):
