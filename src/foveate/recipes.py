@@ -134,10 +134,10 @@ BOXES, MODEL = {"regions": "FILE"}, {"model": "RUN/model"}
 MAPS, LABELS = {**MODEL, "maps": "MAPS"}, {**MODEL, "labels": "FILE"}
 LVIS_FILE = {"annotations": "lvis_v1_train.json"}
 
-HOW_ONE = "One process, 2 images a step. More processes would make another recipe: see the -sync16 rows."
+HOW_ONE = "One process, 2 images per step. More processes make a different recipe: see the -sync16 rows."
 HOW_SYNC = (
     "16 images a step in all: batch x accumulate x processes = 16. torchrun with 8 processes: --batch 2. "
-    "One process: --batch 4 --accumulate 4, or what fits (--dry-run says what does)."
+    "One process: --batch 4 --accumulate 4, or whatever fits (--dry-run prints the largest batch)."
 )
 HOW_PROPOSALS = (
     " --regions: COCO form or a list of results. For OV-COCO they must come from a proposal network that was trained "
@@ -154,7 +154,7 @@ HOW_TRANSFER = "--model: OUT/model of fvit-ov-lvis-l14. --data: the other data s
 HOW_CATSEG = "--data: COCO-Stuff's root. --model: OUT/model of a distilled OpenAI CLIP. 4 images a step in all."
 HOW_SEMANTIC = "--model: OUT/model of a catseg row. --data: the other data set's root; "
 HOW_MAPS = "--maps: of `foveate convert-maps`."
-HOW_WORDS = "--labels: VOC's classes, and the other classes of PASCAL Context's 59 as words of the background."
+HOW_WORDS = "--labels: VOC's classes, and the other classes of PASCAL Context's 59 as synonyms of the background."
 HOW_WORLD = "One process. --model: foveate-small, or OUT/model of a distillation of it."
 
 # -------------------------------------------------------------------------------------------------------- distillation
@@ -163,18 +163,18 @@ DISTILLATIONS = (
     # name, place in the paper, what
     #     fields, time, published, how, needs[, verb, data]
     Recipe("clipself-b16-patches-1gpu", "Sec. 3.2, 4.1; Tab. 1, 2",
-           "EVA-02 B/16 on COCO, grid patches; what the published numbers came from.",
+           "EVA-02 B/16 on COCO, image patches; the setting of the published numbers.",
            B16_ONE, B16_TIME,
            {"COCO boxes, top-1 mAcc [%]": 72.1, "COCO thing masks, top-1 mAcc [%]": 74.4,
             "COCO stuff masks, top-1 mAcc [%]": 46.8, "OV-COCO, novel AP50": 33.6}, HOW_ONE),
     Recipe("clipself-b16-patches-sync16", "Sec. 3.2, 4.1",
-           "EVA-02 B/16 on COCO, grid patches; what the paper's text says, gradients averaged.",
+           "EVA-02 B/16 on COCO, image patches; gradients averaged over GPUs, as in the paper's text.",
            B16_SYNC, B16_SYNC_TIME, None, HOW_SYNC),
     Recipe("clipself-l14-patches-1gpu", "Sec. 3.2, 4.1",
-           "EVA-02 L/14 on COCO, grid patches; what the published numbers came from.",
+           "EVA-02 L/14 on COCO, image patches; the setting of the published numbers.",
            L14_ONE, L14_TIME, {"OV-COCO, novel AP50": 38.4}, HOW_ONE),
     Recipe("clipself-l14-patches-sync16", "Sec. 3.2, 4.1",
-           "EVA-02 L/14 on COCO, grid patches; what the paper's text says, gradients averaged.",
+           "EVA-02 L/14 on COCO, image patches; gradients averaged over GPUs, as in the paper's text.",
            L14_SYNC, L14_SYNC_TIME, None, HOW_SYNC),
     Recipe("clipself-b16-proposals-1gpu", "Sec. 3.2, 4.1; Tab. 2",
            "EVA-02 B/16 on COCO, region proposals: better for things, worse for stuff.",
@@ -189,10 +189,10 @@ DISTILLATIONS = (
            "EVA-02 L/14 on COCO, region proposals; gradients averaged.",
            L14_SYNC, L14_SYNC_TIME, None, HOW_SYNC + HOW_PROPOSALS, BOXES),
     Recipe("clipself-b16-lvis", "Sec. 3.3, A.3",
-           "EVA-02 B/16 for OV-LVIS: grid patches of the images of COCO train, which are LVIS's too.",
+           "EVA-02 B/16 for OV-LVIS: image patches of the images of COCO train, which are LVIS's too.",
            {**B16_ONE, "steps": LVIS_STEPS}, B16_LIKE, {"OV-LVIS, APr": 25.3}, HOW_LVIS, LVIS_FILE, data="lvis"),
     Recipe("clipself-l14-lvis", "Sec. 3.3, A.3",
-           "EVA-02 L/14 for OV-LVIS: grid patches of the images of COCO train, which are LVIS's too.",
+           "EVA-02 L/14 for OV-LVIS: image patches of the images of COCO train, which are LVIS's too.",
            {**L14_ONE, "steps": LVIS_STEPS}, L14_LIKE, {"OV-LVIS, APr": 34.9}, HOW_LVIS, LVIS_FILE, data="lvis"),
     Recipe("clipself-b16-cc3m", "Sec. 4",
            "EVA-02 B/16 on web images without annotations: CC3M as tar shards, the same steps.",
@@ -200,17 +200,17 @@ DISTILLATIONS = (
     Recipe("clipself-l14-cc3m", "Sec. 4",
            "EVA-02 L/14 on web images without annotations: CC3M as tar shards, the same steps.",
            L14_ONE, L14_LIKE, None, HOW_SHARDS),
-    Recipe("openai-b16-patches", "Tab. A3", "OpenAI's ViT-B-16 on COCO, grid patches.",
+    Recipe("openai-b16-patches", "Tab. A3", "OpenAI's ViT-B-16 on COCO, image patches.",
            {**B16_ONE, **OPENAI, "model": "ViT-B-16-quickgelu"}, B16_LIKE, None, HOW_ONE),
-    Recipe("openai-l14-patches", "Tab. A3", "OpenAI's ViT-L-14 on COCO, grid patches.",
+    Recipe("openai-l14-patches", "Tab. A3", "OpenAI's ViT-L-14 on COCO, image patches.",
            {**L14_ONE, **OPENAI, "model": "ViT-L-14-quickgelu"}, L14_LIKE, None, HOW_ONE),
-    Recipe("openai-l14-336-patches", "Tab. A3", "OpenAI's ViT-L-14-336 on COCO, grid patches.",
+    Recipe("openai-l14-336-patches", "Tab. A3", "OpenAI's ViT-L-14-336 on COCO, image patches.",
            {**L14_ONE, **OPENAI, "model": "ViT-L-14-336-quickgelu"}, L14_LIKE, None, HOW_ONE),
     Recipe("clipself-b16-window", "Sec. 4.4",
-           "EVA-02 B/16 on COCO, grid patches; the student attends within windows of 16 x 16 patches.",
+           "EVA-02 B/16 on COCO, image patches; the student attends within windows of 16 x 16 patches.",
            {**B16_ONE, "window": 16}, B16_LIKE, None, HOW_ONE),
     Recipe("clipself-l14-window", "Sec. 4.4",
-           "EVA-02 L/14 on COCO, grid patches; the student attends within windows of 16 x 16 patches.",
+           "EVA-02 L/14 on COCO, image patches; the student attends within windows of 16 x 16 patches.",
            {**L14_ONE, "window": 16}, L14_LIKE, None, HOW_ONE),
     # --- what the method is compared with, and options of its objective; not of the paper's numbers
     Recipe("region-text-b16", "Tab. 8; A.4",
@@ -219,17 +219,17 @@ DISTILLATIONS = (
            f"Compare with clipself-b16-proposals-1gpu. {HOW_ONE}{HOW_PROPOSALS} Captions: COCO's; --captions FILE of "
            "nouns in place of parsing them.", BOXES),
     Recipe("clipself-b16-keep", "none",
-           "The student's own image embedding is held to the teacher's.",
+           "A loss term keeps the student's image embeddings close to the teacher's.",
            {**B16_ONE, "keep": 1.0}, B16_LIKE, None, HOW_COMPARED),
     Recipe("clipself-b16-correlation", "none",
-           "Similarities of locations are held to those of the pretrained CLIP's own map; ours, not R-SC's term.",
+           "A loss term preserves the similarities between locations of the pretrained CLIP's map; ours, not R-SC's.",
            {**B16_ONE, "correlation": 0.1}, B16_LIKE, None, HOW_COMPARED),
     Recipe("clipself-b16-values3-gates", "none",
            "The last three blocks' values with a weight per attention head, as DenseRC's head; without its loss.",
            {**B16_ONE, "head": "gated"}, B16_LIKE, None,
            f"{HOW_COMPARED} Measure it with --head values3."),
     Recipe("image-text-b16", "Tab. 1, #5",
-           "Baseline: CLIP's own contrastive loss on captions of whole images, at the same input size.",
+           "Baseline: CLIP's contrastive loss on captions of whole images, at the same input size.",
            {**PAPER, **B16, "objective": "image-text", "batch": 16, "steps": STEPS // 8}, B16_LIKE, None,
            "One process, 16 images a step, as many as 2 x 44,358. Captions are COCO's."),
     # --- ablations: clipself-b16-patches-1gpu but for one flag
@@ -269,7 +269,7 @@ FVIT: tuple[tuple[str, str, str, Fields, DataKind, Published | None], ...] = (
      {**OV_COCO_B16, "pyramid": "simple"}, "coco", None),
     ("ov-coco-b16-fpn", "Tab. A6", "Ablation: a feature pyramid on the last block.",
      {**OV_COCO_B16, "pyramid": "fpn"}, "coco", None),
-    ("ov-coco-b16-unfrozen", "Tab. A6", "Ablation: the tower learns too, each block slower than the one behind it.",
+    ("ov-coco-b16-unfrozen", "Tab. A6", "Ablation: the tower is trained too, with lower rates in earlier blocks.",
      {**OV_COCO_B16, "layers": 12}, "coco", None),
 )
 TRANSFERS: tuple[tuple[DataKind, str, Fields, Published | None], ...] = (
@@ -294,7 +294,7 @@ HEADS = (
     *(Recipe(f"fvit-{name}", where, what, fields, NO_TIME, published, HOW_DETECTOR, MODEL, "train-fvit", data)
       for name, where, what, fields, data, published in FVIT),
     *(Recipe(f"transfer-{data}", "A.3, transfer",
-             f"F-ViT on L/14 trained on OV-LVIS, measured on {title} without more training; T = 50.",
+             f"F-ViT on L/14 trained on OV-LVIS, evaluated on {title} without further training; T = 50.",
              {"benchmark": f"transfer-{data}", **fields}, NO_TIME, published, HOW_TRANSFER, MODEL,
              "evaluate detection", data)
       for data, title, fields, published in TRANSFERS),
@@ -318,16 +318,16 @@ HEADS = (
       for kind, data, title, published, needs, how in SEMANTIC),
     # --- masks with classes of generator and CLIP
     Recipe("panoptic-odise", "Tab. 5",
-           "ODISE's generator of masks with class words, on Stable Diffusion's features, COCO's 133 classes.",
+           "ODISE's mask generator with class names, on Stable Diffusion's features, COCO's 133 classes.",
            ODISE, NO_TIME, None,
            "--encoder: Stable Diffusion 1.3 as diffusers writes it. 64 images a step: 8 x 8 passes on one process.",
            {"encoder": "SD", "labels": "FILE"}, "train-panoptic", "coco-panoptic"),
     Recipe("panoptic-tower", "none",
-           "The same on the frozen tower of a distilled CLIP: one network is encoder and classifier.",
+           "The same on the frozen tower of a distilled CLIP: it serves as both encoder and classifier.",
            ODISE, NO_TIME, None,
            "--model: OUT/model of a distillation. 64 images a step: 8 x 8 passes on one process.",
            MODEL, "train-panoptic", "coco-panoptic"),
-    Recipe("panoptic-ade", "Tab. 5", "PQ on ADE20K of masks that CLIPSelf's dense map names together with ODISE.",
+    Recipe("panoptic-ade", "Tab. 5", "PQ on ADE20K of masks classified by CLIPSelf's dense map together with ODISE.",
            {"fusion": ("odise-label", "clip", "generator"), "size": 672, "metrics": ("pq", "miou")}, NO_TIME,
            {"PQ, fused, OpenAI L/14": 23.7},
            "--classifier: OUT/model of a distilled OpenAI L/14. --size 336 is its own input.",

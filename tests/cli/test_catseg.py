@@ -191,8 +191,8 @@ def test_without_words_the_training_s_classes_are_asked_for(world, trained, tmp_
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--version", "2023"], "--backbone: goes with --version 2023, which needs one"),
-        (["--backbone", "resnet18"], "--backbone: goes with --version 2023"),
+        (["--version", "2023"], "--backbone: is for --version 2023, which needs one"),
+        (["--backbone", "resnet18"], "--backbone: is for --version 2023"),
         (["--channels", "12"], "--channels: must be a multiple of 8"),
         (["--size", "60"], "--size, in proportion for the CLIP"),
         (["--kind", "ade150"], "need the list of its classes; found none of"),
@@ -259,7 +259,7 @@ def test_flags_that_say_nothing_to_a_model_are_refused(world, trained, tmp_path,
 def test_stuff_is_a_matter_of_panoptic_segmentation(world, tmp_path, capsys):
     err = fails(capsys, "segment", str(world / "val2017"), "--model", "foveate-small", "--vocab", "a, b", "--stuff",
                 "b", *ASK, "--out", str(tmp_path / "s"))  # fmt: skip
-    assert "--stuff: goes with --panoptic" in err
+    assert "--stuff: needs --panoptic" in err
 
 
 def test_images_that_are_turned_or_broken_are_measured_by_their_maps(tmp_path, capsys):
@@ -319,4 +319,4 @@ def test_weights_of_the_backbone_come_from_a_file(world, tmp_path, capsys, monke
     assert "HF_HOME" in err and "Name or service not known" in err and "--backbone-weights" in err
     assert not (tmp_path / "e").exists()
     err = fails(capsys, "train-catseg", "--data", str(world), *TINY, "--backbone-weights", "none", *out)
-    assert "--backbone-weights: goes with --backbone" in err
+    assert "--backbone-weights: needs --backbone" in err

@@ -99,7 +99,7 @@ def test_other_things_are_not_overwritten(release, tmp_path, capsys):
     data = open_semantic(release, split="val", maps=tmp_path / "few")
     assert read_label_map(data.dataset.records[0], data).labels.tolist() == [[-1, 0, -1]] and data.names == ["door"]
     fails(["ade-full", release, "--out", few], "which is a file", capsys)
-    fails(["ade-full", release, "--out", release], "need another folder", capsys)
+    fails(["ade-full", release, "--out", release], "must differ from the folder to convert", capsys)
     fails(["ade-full", tmp_path / "gone", "--out", out], "gone: need the folder", capsys)
     fails(["ade-full", tmp_path, "--out", tmp_path / "new"], "need the JSON files", capsys)
     assert not (tmp_path / "new").exists()

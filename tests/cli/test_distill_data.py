@@ -96,7 +96,7 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
     boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 60]]}')
     main(command)
     main(command)
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     boxes.write_text('{"000000000001.jpg": [[10, 20, 40, 61]]}')
     with pytest.raises(SystemExit) as done:
         main(command)

@@ -194,12 +194,12 @@ def test_the_wrong_tower_and_damaged_detectors_are_refused(world, trained, tmp_p
     with torch.no_grad():
         next(clip.visual.parameters()).add_(0.01)
     save_clip(clip, tmp_path / "other")
-    with pytest.raises(InputError, match="the image tower of this one, or its windows, are others"):
+    with pytest.raises(InputError, match="the image tower of this CLIP has other weights or windows"):
         load_detector(trained / "model", clip=tmp_path / "other")
     looking = load("foveate-small")
     looking.windows = Windows(2, (0,))
     save_clip(looking, tmp_path / "windows")
-    with pytest.raises(InputError, match="or its windows"):
+    with pytest.raises(InputError, match="other weights or windows"):
         load_detector(trained / "model", clip=tmp_path / "windows")
     save_clip(load("foveate-small"), tmp_path / "moved")  # the same one, elsewhere
     moved, about = load_detector(trained / "model", clip=tmp_path / "moved")

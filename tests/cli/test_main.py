@@ -161,4 +161,4 @@ def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.
     assert again["regions"] == result["regions"]
     with pytest.raises(SystemExit):
         main([*typed, "--seed", "1"])
-    assert "seed: there 0, here 1" in capsys.readouterr().err
+    assert "seed: stored 0, now 1" in capsys.readouterr().err

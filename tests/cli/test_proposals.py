@@ -130,7 +130,7 @@ def test_a_signal_while_boxes_are_made_is_told_and_the_files_stay_whole(world, m
 def test_another_run_in_the_same_folder_is_refused_but_other_numbers_of_boxes_are_not(world, made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--seed", "1"])
-    assert "seed: there 0, here 1" in capsys.readouterr().err
+    assert "seed: stored 0, now 1" in capsys.readouterr().err
     images = world / "val2017"
     main(["proposals", "--data", str(world), "--out", str(made), *TINY, "--max-boxes", "3", "--images", str(images)])
     content = json.loads((made / "proposals_train.json").read_text())

@@ -75,7 +75,7 @@ def test_a_clip_has_a_share(world, folder, tmp_path, capsys):
     assert found["clip"] == "foveate-small" and len(found["shares"]) == 3
     assert "only CLIP can name them" in capsys.readouterr().err
     said = fails(capsys, *words, "--fusion", "clip")
-    assert "where no CLIP names masks" in said and "--classifier" in said
+    assert "where no CLIP classifies masks" in said and "--classifier" in said
 
 
 def test_segments_are_written(world, folder, categories, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_segments_are_written(world, folder, categories, tmp_path, capsys):
     read_panoptic(tmp_path / "p/panoptic.json", world / "val2017", tmp_path / "p")
     main([*words, "--vocab", "zebra, sea", "--out", str(tmp_path / "s")])
     assert json.loads((tmp_path / "s/segments.json").read_text())["classes"] == [["zebra"], ["sea"]]
-    assert "--min-score: goes with --panoptic; got 0.5 without it" in fails(
+    assert "--min-score: needs --panoptic; got 0.5 without it" in fails(
         capsys, *words, "--min-score", "0.5", "--out", str(tmp_path / "t")
     )
 
@@ -185,4 +185,4 @@ def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
 def test_flags_of_published_files_do_not_go_with_a_clip(tmp_path, capsys):
     for flag in ("--encoder", "--labels", "--clip", "--annotations"):
         said = fails(capsys, "convert", "foveate-small", str(tmp_path / "o"), flag, "x")
-        assert f"{flag}: goes with a published" in said and "foveate-small is a CLIP. Leave it out." in said
+        assert f"{flag}: is for a published" in said and "foveate-small is a CLIP. Remove it." in said

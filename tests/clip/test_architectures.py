@@ -27,11 +27,11 @@ SIZES = {
     "ViT-B-16-SigLIP2": (224, 16, 768, 13),
 }
 REFUSED = {
-    "convnext_base": "ConvNeXt has no dense head here",
+    "convnext_base": "ConvNeXt has no dense head in Foveate",
     "EVA02-E-14": "not EVA-02's pre-norm blocks",
     "PE-Core-B-16": "not EVA-02's pre-norm blocks",
     "MobileCLIP-B": "not gathered by SigLIP's attention pool",
-    "MobileCLIP-S1": "FastVit has no dense head here",
+    "MobileCLIP-S1": "FastVit has no dense head in Foveate",
     "ViT-L-14-CLIPA": "not the class token's",
 }
 

@@ -136,4 +136,4 @@ def test_loading_gates_prints_the_head_that_uses_them(clip, tmp_path, capsys):
     save_clip(clip, tmp_path / "with")
     for name, told in (("without", False), ("with", True)):
         load(tmp_path / name)
-        assert ("which the dense head values3 alone reads" in capsys.readouterr().err) == told
+        assert ("which only --head values3 uses" in capsys.readouterr().err) == told

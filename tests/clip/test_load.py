@@ -57,7 +57,7 @@ def test_an_architecture_may_name_its_weights(name, parts):
 
 
 def test_weights_named_twice_must_be_the_same():
-    with pytest.raises(InputError, match="ViT-B-16:openai names its weights; pretrained other names others"):
+    with pytest.raises(InputError, match="ViT-B-16:openai includes its weights; got pretrained other too"):
         load("ViT-B-16:openai", "other")
     with pytest.raises(InputError, match="'nosuch' is neither a file nor a tag of ViT-B-16"):
         load("ViT-B-16:nosuch")
@@ -307,12 +307,12 @@ def test_a_failed_download_names_alternatives(monkeypatch):
         raise OSError("away")
 
     monkeypatch.setattr("foveate.clip.load.download_pretrained", away)
-    with pytest.raises(InputError, match=r"could not download 'openai'.*away.*Give a file, or none.*--pretrained None"):
+    with pytest.raises(InputError, match=r"could not download 'openai'.*away.*Give a weights file.*--pretrained None"):
         load("ViT-B-16-quickgelu", pretrained="openai")
 
 
 def test_empty_folders_and_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="there is neither"):
+    with pytest.raises(InputError, match="found neither"):
         load(tmp_path)
     (tmp_path / "empty").touch()
     with pytest.raises(InputError, match="this one is empty"):

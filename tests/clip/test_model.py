@@ -281,7 +281,7 @@ def test_unsupported_towers_raise_lookup_errors():
 
     tower = TimmModel("resnet10t", embed_dim=8, image_size=32, pretrained=False)
     for ask in (tower_stages, lambda visual: last_block_use(visual, head="value")):
-        with pytest.raises(LookupError, match="ResNet has no dense head here"):
+        with pytest.raises(LookupError, match="ResNet has no dense head in Foveate"):
             ask(tower)
 
 

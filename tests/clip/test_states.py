@@ -200,7 +200,7 @@ def test_complex_and_broken_tensors_are_refused(tmp_path, odd):
 
 
 def test_integers_are_refused_as_weights():
-    with pytest.raises(InputError, match=r"of another type, first weight: torch.int64 instead of torch.float32"):
+    with pytest.raises(InputError, match=r"have another dtype, first weight: torch.int64 instead of torch.float32"):
         put_state(
             torch.nn.Linear(3, 2),
             {"weight": torch.ones(2, 3, dtype=torch.int64), "bias": torch.ones(2)},

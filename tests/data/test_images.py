@@ -225,12 +225,12 @@ def test_a_rotated_image_without_exif_is_refused(tmp_path):
 PHOTO = Image.fromarray(noise(40, 60))
 REFUSED = {  # name: (bytes, part of the message)
     "empty": (b"", "0 bytes"),
-    "one byte": (b"\xff", "none of these"),
-    "text": (b"<html>404</html>", "none of these"),
-    "gif": (encoded(PHOTO.convert("P"), "GIF"), "none of these"),
-    "tiff": (encoded(PHOTO, "TIFF"), "none of these"),
-    "postscript": (encoded(PHOTO, "EPS"), "none of these"),  # Pillow would start another program for it
-    "numpy": (b"\x93NUMPY\x01\x00", "none of these"),
+    "one byte": (b"\xff", "another format"),
+    "text": (b"<html>404</html>", "another format"),
+    "gif": (encoded(PHOTO.convert("P"), "GIF"), "another format"),
+    "tiff": (encoded(PHOTO, "TIFF"), "another format"),
+    "postscript": (encoded(PHOTO, "EPS"), "another format"),  # Pillow would start another program for it
+    "numpy": (b"\x93NUMPY\x01\x00", "another format"),
     "jpeg, half": (encoded(PHOTO, "JPEG")[:1000], "whole image"),
     "jpeg without its end": (encoded(PHOTO, "JPEG", quality=95)[:-300], "whole image"),
     "png, half": (encoded(PHOTO, "PNG")[:3000], "whole image"),

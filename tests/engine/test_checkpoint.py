@@ -222,7 +222,7 @@ def test_any_flipped_bit_is_detected_and_the_previous_checkpoint_used(tmp_path):
             loaded = load_latest(tmp_path, report=messages.append)
             assert loaded is not None and loaded.step == 1
             assert len(messages) == 1 and "step_00000002" in messages[0] and "damaged" in messages[0]
-            assert "Going back to the checkpoint before it" in messages[0]
+            assert "Using the previous checkpoint instead" in messages[0]
         (newest / file).write_bytes(whole)
     assert is_whole(tmp_path) == 2
 
@@ -239,7 +239,7 @@ def test_a_truncated_or_missing_file_is_detected(tmp_path):
 
 def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
     (save(tmp_path, 1) / "state.safetensors").unlink()
-    with pytest.raises(InputError, match="none of its 1 checkpoints is whole"):
+    with pytest.raises(InputError, match="none of its 1 checkpoints is complete"):
         load_latest(tmp_path, report=str)
 
 

@@ -76,7 +76,7 @@ def test_a_refusal_of_any_process_ends_all(two, tmp_path, image_folder):
 def test_a_lost_process_ends_the_others_with_the_reason_and_how_to_resume(two, tmp_path, number, reason, port):
     statuses, output = two(port=port, timeout=3, second={"kill": [number, 3]})
     assert statuses == [1, 0 if number == 0 else -signal.SIGKILL], output[0]
-    assert "step 4: another process of this run is gone or does not answer (" in output[0] or "step 3: " in output[0], (
+    assert "step 4: another process of this run died or stopped responding (" in output[0] or "step 3: " in output[0], (
         output
     )
     assert reason in output[0] and "the last checkpoint is of step 2" in output[0] and "Traceback" not in output[0], (

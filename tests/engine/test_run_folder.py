@@ -59,8 +59,8 @@ def test_another_run_is_refused_with_the_differing_fields(tmp_path):
     with pytest.raises(InputError) as caught:
         claim_folder(tmp_path, {**record(lr=1e-5, seed=3), "weights": "abd"})
     message = str(caught.value)
-    assert "lr: there 0.0001, here 1e-05" in message and "seed: there 0, here 3" in message
-    assert "weights: there abc, here abd" in message
+    assert "lr: stored 0.0001, now 1e-05" in message and "seed: stored 0, now 3" in message
+    assert "weights: stored abc, now abd" in message
     assert "warmup" not in message
 
 
@@ -75,9 +75,9 @@ def test_only_a_distillation_may_resume_with_other_batches_and_processes(tmp_pat
     changes = {"batch": 1, "accumulate": 8, "skip_nonfinite": 3}
     other = {**record(**changes), "processes": 2}
     assert claim_folder(tmp_path, other, may_change=(*MAY_CHANGE, *may_change(CONFIG)))
-    with pytest.raises(InputError, match="accumulate: there 1, here 8\n  batch: there 4, here 1\n  processes: "):
+    with pytest.raises(InputError, match="accumulate: stored 1, now 8\n  batch: stored 4, now 1\n  processes: "):
         claim_folder(tmp_path, other)  # pretraining
-    with pytest.raises(InputError, match="validate: there None, here held_out"):
+    with pytest.raises(InputError, match="validate: stored None, now held_out"):
         claim_folder(tmp_path, record(validate="held_out/"), may_change=(*MAY_CHANGE, *may_change(CONFIG)))
 
 
@@ -88,7 +88,9 @@ def test_objectives_that_learn_from_text_may_not_change_their_batches(tmp_path, 
     allowed = (*MAY_CHANGE, *may_change(text))
     assert claim_folder(tmp_path, record(objective=objective, compile=True, workers=0), may_change=allowed)
     other = {**record(objective=objective, batch=1, accumulate=4), "processes": 2}
-    with pytest.raises(InputError, match="accumulate: there 1, here 4\n  batch: there 4, here 1\n  processes: there 1"):
+    with pytest.raises(
+        InputError, match="accumulate: stored 1, now 4\n  batch: stored 4, now 1\n  processes: stored 1"
+    ):
         claim_folder(tmp_path, other, may_change=allowed)
 
 

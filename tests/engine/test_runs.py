@@ -79,7 +79,7 @@ def test_a_finished_run_only_writes_a_missing_product_again(whole, distill, tmp_
     assert distill()[0] == 0
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]}
     status, output = distill()
-    assert status == 0 and "finished already, after step 4" in output
+    assert status == 0 and "already finished, after step 4" in output
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in [run, *run.rglob("*")]} == before
     shutil.rmtree(run / "model")
     assert distill()[0] == 0
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, disti
 def test_another_runs_folder_is_refused(distill, tmp_path):
     assert distill()[0] == 0
     status, output = distill("--lr", 2e-3)
-    assert status == 2 and "holds another run" in output and "lr: there 0.001, here 0.002" in output
+    assert status == 2 and "holds another run" in output and "lr: stored 0.001, now 0.002" in output
     assert "Traceback" not in output
 
 

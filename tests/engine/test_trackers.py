@@ -175,7 +175,7 @@ def test_a_sink_that_fails_is_reported_once_and_not_used_again(tmp_path, capsys,
     write(tmp_path, [failing, board], start=0, stop=10)
     assert failing.calls == calls
     output = capsys.readouterr().err
-    assert output.count("failing failed (OSError: no space left) and is not used any more") == 1
+    assert output.count("failing failed (OSError: no space left) and is disabled") == 1
     assert [step for step, _ in points(tmp_path)] == [2, 4, 5, 6, 8, 10, 10]
     assert [step for step, _ in curves(tmp_path / "tensorboard")["lr"]] == [2, 4, 6, 8, 10]  # the other sink heard all
 

@@ -63,7 +63,7 @@ def test_help_documents_what_the_head_does_not_change(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "regions", "--help"])
     said = " ".join(word for word in capsys.readouterr().out.split() if word not in "│╭╮╰╯─")
-    assert "rows of --masked and the crops do not depend on it" in said
+    assert "does not affect the rows of --masked or the crops" in said
 
 
 def test_unreadable_images_are_reported(model, coco, tmp_path, capsys):

@@ -203,7 +203,7 @@ def test_unmeasured_results_are_counted_and_reported(world, tmp_path, capsys):
     }
     assert found["detections"] == 104 and found["beyond_cap"] == 4
     assert "2 ignored: result is of an image" in told and "4 results exceed the maximum" in told
-    assert "3 images have no result" in told and "also has masks, which --masks measures" in told
+    assert "3 images have no result" in told and "also has masks; add --masks to measure them" in told
     other = next(one["name"] for one in content["categories"] if one["id"] != good["category_id"])
     only = score("detection", path, "--annotations", truth, "--vocab", other)
     assert only["detections"] == 0 and only["boxes"]["AP"] in (0, None)  # asked for another class: none is there

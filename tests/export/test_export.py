@@ -100,7 +100,7 @@ def test_a_fixed_size_is_described_and_enforced(ask, folder, twin):
     path, clip = folder / "fixed" / "dense.onnx", twin("vit")
     typed = ["export", "--model", "vit", "--out", str(path.parent), "--size", "40", "--opset", "18"]
     answer = ask(arguments=typed)
-    assert answer["status"] == 0 and "FIXED to 40" in answer["out"]
+    assert answer["status"] == 0 and "fixed to 40" in answer["out"]
     said = description(path)
     assert said["sides"] == {"fixed": True, "height": 40, "width": 40} and said["opset"] == 18
     assert said["dynamic_axes"] == {"images": ["batch"]} and said["inputs"]["images"]["axes"] == ["batch", 3, 40, 40]

@@ -67,7 +67,7 @@ def test_a_linked_folder_is_emptied(folder, tmp_path):
         (lambda folder: (folder / "manifest.json").write_text(json.dumps(ME)), "something else"),
         (
             lambda folder: claim_like(folder, {**ME, "model": "other"}),
-            "another command. Differing:\n  model: there",
+            "another command. Differing:\n  model: stored",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_headers_are_read_and_checked(tmp_path):
 def test_a_cache_has_one_identity_and_format(tmp_path):
     for _ in range(2):
         claim_cache(tmp_path / "a", {"size": 3, "taps": [1, 2]}, owner="maps")
-    with pytest.raises(InputError, match=r"another command. Differing:\n  size: there 3, here 4\nGive"):
+    with pytest.raises(InputError, match=r"another command. Differing:\n  size: stored 3, now 4\nGive"):
         claim_cache(tmp_path / "a", {"size": 4, "taps": [1, 2]}, owner="maps")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "manifest.json.77.partial").write_bytes(b"half")  # of a killed process

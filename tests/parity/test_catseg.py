@@ -228,10 +228,10 @@ def test_flags_that_say_nothing_to_a_file_are_refused(tiny, tmp_path, capsys):
     file = write_file(tmp_path / "f.pth", tiny)
     for flag, value in (("--to", "hf"), ("--model", "ViT-B-16"), ("--text-from", "x"), ("--dtype", "float16")):
         told = fails(capsys, "convert", file, tmp_path / "c", flag, value)
-        assert f"{flag}: goes with a CLIP; {file} is a published CAT-Seg. Leave it out." in told
+        assert f"{flag}: is for a CLIP; {file} is a published CAT-Seg. Remove it." in told
     for flag, value in (("--residual", "cls"), ("--vocab", "cat, dog")):
         told = fails(capsys, "convert", "foveate-small", tmp_path / "c", flag, value)
-        assert f"{flag}: goes with a published CAT-Seg; foveate-small is a CLIP. Leave it out." in told
+        assert f"{flag}: is for a published CAT-Seg; foveate-small is a CLIP. Remove it." in told
     main(["convert", str(file), str(tmp_path / "c"), "--residual", "token", "--vocab", "cat, dog"])
     about = read_about(tmp_path / "c")
     assert about.network.residual == "token" and about.classes == (("cat",), ("dog",))

@@ -225,7 +225,7 @@ def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monke
     parts = Path(f"{config.out}.parts")
     left = {"manifest.json", "000000000-000000002.safetensors", "000000002-000000004.safetensors.partial"}
     assert {path.name for path in parts.iterdir()} == left
-    with pytest.raises(InputError, match=r"another command. Differing:\n  dtype: there float32, here float16\nGive"):
+    with pytest.raises(InputError, match=r"another command. Differing:\n  dtype: stored float32, now float16\nGive"):
         run(replace(config, batch=2, dtype="float16"))
     read = []
     monkeypatch.setattr(features.EvaluationSource, "__getitem__", spy(features.EvaluationSource.__getitem__, read))
@@ -236,7 +236,7 @@ def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monke
     assert config.out.read_bytes() == whole and not parts.exists()
     read.clear()
     main(typed)  # finished: nothing is read
-    assert "is finished already" in capsys.readouterr().out and read == [] and config.out.read_bytes() == whole
+    assert "is already complete" in capsys.readouterr().out and read == [] and config.out.read_bytes() == whole
 
 
 def spy(method, seen: list):
@@ -266,7 +266,7 @@ def test_a_damaged_part_and_later_ones_are_computed_again(config, tmp_path, monk
 
 def test_existing_files_of_others_are_refused(config, images, tmp_path):
     run(config)
-    with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: there 64, here 3"):
+    with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: stored 64, now 3"):
         run(replace(config, batch=3))
     with pytest.raises(InputError, match=r"input: there 6 images, .*here 1 images"):
         run(replace(config, images=(images / "a.png",)))
@@ -274,7 +274,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
     with pytest.raises(InputError, match=r"f.json does not exist"):
         run(config)
     config.out.write_bytes(b"something")
-    with pytest.raises(InputError, match="no whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         run(config)
     Path(f"{tmp_path}/g.safetensors.parts").mkdir()
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")
@@ -292,14 +292,14 @@ def test_a_changed_description_or_image_is_another_identity(config, clip, images
     before = config.out.read_bytes()
     time = image.stat().st_mtime_ns
     os.utime(image, ns=(time, time + 1_000_000_000))
-    with pytest.raises(InputError, match=r"Differing:\n  input: there 1 images, .*, here 1 images, .*\nGive"):
+    with pytest.raises(InputError, match=r"Differing:\n  input: stored 1 images, .*, now 1 images, .*\nGive"):
         run(config)
     os.utime(image, ns=(time, time))
     run(config)  # finished
     described = tmp_path / "model" / "open_clip_config.json"
     content = json.loads(described.read_text())
     described.write_text(json.dumps({**content, "foveate": {"windows": {"size": 2, "blocks": [0]}}}))
-    with pytest.raises(InputError, match=r"another command. Differing:\n  description: there \w+, here \w+\nGive"):
+    with pytest.raises(InputError, match=r"another command. Differing:\n  description: stored \w+, now \w+\nGive"):
         run(config)
     assert config.out.read_bytes() == before
 

@@ -56,10 +56,10 @@ def test_stuff_can_be_named(world, masks, tmp_path, capsys):
     assert things == {"grass": 0, "cat": 1, "rug": 0}  # grass was learned as stuff
     with pytest.raises(SystemExit) as done:
         main([*words, "--stuff", "dog", "--out", str(tmp_path / "t")])
-    assert done.value.code == 2 and "--stuff: need names of the vocabulary; 'dog' is none" in capsys.readouterr().err
+    assert done.value.code == 2 and "--stuff: need names in the vocabulary; 'dog' is not" in capsys.readouterr().err
     with pytest.raises(SystemExit) as done:
         main([*[word for word in words if word != "--panoptic"], "--stuff", "rug", "--out", str(tmp_path / "t")])
-    assert done.value.code == 2 and "--stuff: goes with --panoptic" in capsys.readouterr().err
+    assert done.value.code == 2 and "--stuff: needs --panoptic" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [True, False])

@@ -35,8 +35,8 @@ def test_sizes_are_read_in_ascending_order(tmp_path):
 def test_wrong_results_are_refused(tmp_path):
     for content, message in (
         ("{", "need a regions result file in JSON"),
-        ("[]", "it is none"),
-        ('{"dense": {"x": 1}, "crop": null}', "none"),
+        ("[]", "got another file"),
+        ('{"dense": {"x": 1}, "crop": null}', "got another file"),
     ):
         (tmp_path / "r.json").write_text(content)
         with pytest.raises(InputError, match=message):

@@ -139,7 +139,7 @@ def test_steps_that_are_not_finite_are_skipped_and_the_best_product_kept(command
     before, after = (load_file(path / "state.safetensors") for path in list_complete(out / "checkpoints"))
     trained = [name for name in after if name.startswith("parameter/")]
     assert trained and all(torch.equal(before[name], after[name]) for name in trained)
-    assert "the product is that of step 2" in text
+    assert "the product has the weights of step 2" in text
 
 
 @pytest.mark.parametrize("command", ["train-fvit", "train-catseg", "train-panoptic", "proposals"])
@@ -174,7 +174,7 @@ def test_a_lost_process_ends_the_others_with_the_reason(command, world, execute,
     words = typed(command, world, tmp_path / "two")
     statuses, printed = execute(words, size=2, timeout=5, second={"kill": [signal.SIGKILL, 3]})
     assert statuses == [1, -signal.SIGKILL], printed
-    assert "another process of this run is gone or does not answer" in printed[0] and "Traceback" not in printed[0]
+    assert "another process of this run died or stopped responding" in printed[0] and "Traceback" not in printed[0]
     assert "the last checkpoint is of step 2" in printed[0]
     assert "torchrun --nproc-per-node 2 -m foveate.cli.main" in printed[0]
 

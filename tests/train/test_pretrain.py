@@ -145,7 +145,7 @@ def test_a_text_tower_of_another_kind_is_refused(made: tuple[Path, Path], source
 
 def test_another_run_in_the_folder_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
     train(made, tmp_path)
-    with pytest.raises(InputError, match=r"lr: there 0\.004, here 0\.001"):
+    with pytest.raises(InputError, match=r"lr: stored 0\.004, now 0\.001"):
         train(made, tmp_path, lr=1e-3)
 
 

@@ -41,22 +41,22 @@ class Command:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("start", "demo", "distil the shipped CLIP on a rendered world: 5 minutes, 2 cores",
+    Command("start", "demo", "distil the shipped CLIP on rendered scenes: 5 minutes on 2 cores",
             "foveate.reproduce.flags:Demo", "foveate.reproduce.demo:run",
             "--out runs/demo"),
-    Command("start", "segment", "give every pixel of images a class of any vocabulary",
+    Command("start", "segment", "label every pixel of images with a class of any vocabulary",
             "foveate.predict.flags:Segment", "foveate.predict.segment:run",
             'images/ --model foveate-small --vocab "grass, dog, sky" --out segmented'),
     Command("start", "detect", "find objects of any vocabulary with a trained detector",
             "foveate.predict.flags:Detect", "foveate.predict.detect:run",
             'images/ --model runs/fvit/model --vocab "dog, red cup" --out detected'),
-    Command("start", "distill", "train a CLIP's dense features on its own image crops",
+    Command("start", "distill", "distil a CLIP's embeddings of crops into its dense features",
             "foveate.train.flags:DistillConfig", "foveate.train.distill:run",
             "--data coco --out runs/mine"),
     Command("start", "evaluate regions", "classify annotated regions by dense features and by crops",
             "foveate.evaluate.flags:Regions", "foveate.evaluate.commands.clip:run_regions",
             "--data coco --model runs/mine/model"),
-    Command("start", "show similarity", "draw where images match a text",
+    Command("start", "show similarity", "draw the similarity of image locations to a text",
             "foveate.show.flags:Similarity", "foveate.show.commands:run_similarity",
             '--data images/ --model runs/mine/model --vocab "a dog, grass" --out similarity.png'),
     Command("train", "train-fvit", "train F-ViT, an open-vocabulary detector",
@@ -68,7 +68,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("train", "train-panoptic", "train a mask generator for open-vocabulary panoptic segmentation",
             "foveate.train.flags:TrainPanoptic", "foveate.train.panoptic:run",
             "--data coco --model runs/mine/model --out runs/panoptic"),
-    Command("train", "proposals", "make region proposals for distill --regions",
+    Command("train", "proposals", "generate region proposals for distill --regions",
             "foveate.train.flags:Proposals", "foveate.train.proposals:run",
             "--data coco --out runs/proposals"),
     Command("train", "pretrain", "pretrain a small CLIP on images with captions",
@@ -83,7 +83,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("evaluate", "evaluate global", "zero-shot classification and retrieval of whole images",
             "foveate.evaluate.flags:Global", "foveate.evaluate.commands.clip:run_global",
             "--data imagenet/val --model runs/mine/model --reference foveate-small"),
-    Command("evaluate", "evaluate pareto", "mix student and teacher weights: dense against global accuracy",
+    Command("evaluate", "evaluate pareto", "interpolate student and teacher: dense against global accuracy",
             "foveate.evaluate.flags:Pareto", "foveate.evaluate.commands.clip:run_pareto",
             "--data coco --model runs/mine/model --reference foveate-small --plot pareto.png"),
     Command("evaluate", "evaluate detection", "AP of base and novel categories, of a model or a results file",
@@ -104,13 +104,13 @@ COMMANDS: tuple[Command, ...] = (
     Command("predict", "show sizes", "plot accuracy against input size from results files",
             "foveate.show.flags:Sizes", "foveate.show.commands:run_sizes",
             "before=before.json after=after.json --out sizes.png"),
-    Command("convert", "convert", "write a CLIP, or a published head, in another layout",
+    Command("convert", "convert", "convert a CLIP or a published detector or segmenter",
             "foveate.convert.flags:Convert", "foveate.convert.run:run",
             "runs/mine/model converted --to hf"),
     Command("convert", "export", "write a CLIP's image tower as ONNX or torch.export",
             "foveate.export.flags:Export", "foveate.export.run:run",
             "--model runs/mine/model --out dense.onnx"),
-    Command("data", "world", "render the embedded data set in COCO's format",
+    Command("data", "world", "render the synthetic data set in COCO's format",
             "foveate.cli.world:World", "foveate.cli.world:run",
             "world --train 1000"),
     Command("data", "convert-maps ade-full", "convert the label maps of the full ADE20K",
@@ -144,7 +144,7 @@ def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
     typed = " ".join(word for word in arguments[:2] if not word.startswith("-"))
     nearest = [difflib.get_close_matches(words, commands, n=1, cutoff=0.5) for words in (typed, arguments[0])]
     hint = next((f" Did you mean `foveate {names[0]}`?" for names in nearest if names), "")
-    raise InputError(f"need one of the commands that `foveate --help` lists; got {typed or arguments[0]!r}.{hint}")
+    raise InputError(f"need a command that `foveate --help` lists; got {typed or arguments[0]!r}.{hint}")
 
 
 def commands_under(word: str) -> tuple[Command, ...]:

@@ -1,4 +1,4 @@
-"""`foveate world`: render the embedded world as a COCO-format data set."""
+"""`foveate world`: render the synthetic world as a COCO-format data set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,26 +8,26 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class World:
-    """Render the world: scenes of textured things over stuff, written as COCO writes its data.
+    """Render the world, a synthetic data set in COCO's format: scenes of textured things over stuff.
 
-    The folder then serves as --data everywhere a COCO root does. The same flags give the same bytes; a folder that is
-    already complete is left as it is.
+    The folder can be passed to --data like a COCO root. The same flags give the same bytes; a complete folder is left
+    unchanged.
     """
 
     folder: Positional[Path]
-    """Where to write; new, empty, or holding this very world."""
+    """Folder to write; new, empty, or containing the same world."""
     train: int = 1000
-    """Scenes to train on (train2017/)."""
+    """Number of training scenes (train2017/)."""
     val: int = 300
-    """Scenes to tune on (val2017/)."""
+    """Number of validation scenes (val2017/)."""
     test: int = 300
-    """Scenes to report on (test2017/), from a random stream of their own."""
+    """Number of test scenes (test2017/), from a separate random stream."""
     pairs: int = 0
-    """64 px images with captions for pretraining (pairs/*.tar); the shipped small CLIP saw 60000."""
+    """Number of 64 px images with captions for pretraining (pairs/*.tar); the shipped small CLIP used 60000."""
     seed: int = 0
-    """Determines every byte, together with the numbers above."""
+    """Seed; together with the counts above it determines every byte."""
     workers: int = 2
-    """Processes that draw; the bytes do not depend on it."""
+    """Processes that render; the output does not depend on it."""
 
 
 def run(config: World) -> None:
@@ -62,7 +62,7 @@ def _check_folder(folder: Path) -> None:
     from foveate.errors import InputError
 
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: need a folder for the world; this is a file. Name another.")
+        raise InputError(f"{folder}: need a folder for the world; this is a file. Choose another folder.")
     for note in (folder / "world.json", folder / "world.partial"):
         try:
             parameters = json.loads(note.read_bytes()) if note.exists() else {}

@@ -43,7 +43,7 @@ def tower_of(visual: nn.Module) -> ImageTower:
         case ModifiedResNet():
             return ResNetTower(visual)
     trunk: Any = visual.trunk if isinstance(visual, TimmModel) else visual
-    raise LookupError(f"{type(trunk).__name__} has no dense head here")
+    raise LookupError(f"{type(trunk).__name__} has no dense head in Foveate")
 
 
 def class_embedding(visual: nn.Module, batch: PackedBatch, *, run: RunBlock = whole_block) -> Float[Tensor, "B D"]:
@@ -233,7 +233,7 @@ def check_windows(visual: nn.Module, windows: Any) -> Windows:
     """
     count = tower_of(visual).windowable
     if count == 0:
-        raise InputError("windows: need attention blocks; a residual network has none before its pool. Leave them out.")
+        raise InputError("windows: need attention blocks; a residual network has none before its pool. Remove them.")
     if not isinstance(windows, Windows):
         raise InputError(
             f"windows: need foveate.clip.tower.Windows(size, blocks); got {windows!r}. "

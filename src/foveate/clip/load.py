@@ -41,8 +41,8 @@ _WEIGHTS = (  # in a folder, the first of these
     HF_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 _IMAGE_TOWER = (
-    "{source}: need a whole CLIP; this is an image tower alone, {count} tensors, first {first!r}. Name the CLIP it "
-    "was trained with, whose text tower completes it: load(FILE, text_from=CLIP), "
+    "{source}: need a whole CLIP; this is only an image tower, {count} tensors, first {first!r}. Give the CLIP it "
+    "was trained with, whose text tower is added: load(FILE, text_from=CLIP), "
     "foveate convert FILE OUT --text-from CLIP."
 )
 
@@ -107,7 +107,7 @@ def load(
     if precision not in get_args(Precision):
         raise InputError(f"precision: must be one of {', '.join(get_args(Precision))}; got {precision!r}.")
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device: need one that is here; got {device} and no GPU can be used. Take cpu.")
+        raise InputError(f"device: need an available device; got {device}, but no GPU is available. Use cpu.")
     found, model = load_module(
         name,
         pretrained=pretrained,
@@ -122,10 +122,10 @@ def load(
         print(warning, file=sys.stderr)
     known = clip.config.get("foveate", {})
     if "pad" not in known and known.keys() & {"alpha", "windows", "gates"}:
-        print(f"{name}: does not say how its training padded images; black is taken (zeros before 2026-11-29).",
+        print(f"{name}: does not record how training images were padded; using black (zeros before 2026-11-29).",
               file=sys.stderr)  # fmt: skip
     if clip.gates is not None:
-        print(f"{name}: has gates of attention heads, which the dense head values3 alone reads.", file=sys.stderr)
+        print(f"{name}: has gates of attention heads, which only --head values3 uses.", file=sys.stderr)
     return clip.to(device, getattr(torch, precision)).eval()
 
 
@@ -141,9 +141,7 @@ def load_module(
     """Load the open_clip module alone, with any tower; the arguments are those of `load`."""
     architecture, weights = split_weights(str(name))
     if weights is not None and pretrained not in (None, weights):
-        raise InputError(
-            f"model: {name} names its weights; pretrained {pretrained} names others. Leave one of them out."
-        )
+        raise InputError(f"model: {name} includes its weights; got pretrained {pretrained} too. Remove one of them.")
     name, pretrained = architecture, pretrained or weights
     if text_from is not None:
         found = _find_towers(str(name), None if pretrained is None else str(pretrained), str(text_from))
@@ -259,7 +257,7 @@ def _find_in(folder: Path, name: str) -> Found:
         return Found(name, describe_huggingface(folder), folder)
     raise InputError(
         f"{folder}: need {CONFIG_FILE} (open_clip's) or {HF_CONFIG_FILE} (transformers') in this folder; "
-        "there is neither. Give a weights file to have its architecture recognised."
+        "found neither. Or give a weights file, whose architecture is detected."
     )
 
 
@@ -307,8 +305,8 @@ def _with_weights(found: Found, pretrained: str) -> Found:
         return Found(name, config, Path(download_pretrained(described)))
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a file, or none: RANDOM numbers, "
-            "enough to learn what a run takes (--dry-run --pretrained None)."
+            f"pretrained: could not download {pretrained!r} of {name} ({error}). Give a weights file. To estimate "
+            "time and memory, random weights are enough (--dry-run --pretrained None)."
         ) from error
 
 

@@ -129,5 +129,5 @@ def template_set(templates: TemplateName | tuple[str, ...]) -> TemplateSet:
             )
     for template in templates:
         if "{}" not in template:
-            raise InputError(f"templates: need {{}} in place of the class name; got {template!r}.")
+            raise InputError(f"templates: need {{}} as placeholder of the class name; got {template!r}.")
     return TemplateSet(tuple(templates))

@@ -89,7 +89,9 @@ def _class_names(vocabulary: Vocabulary | Sequence[str], background: str | None)
         return classes
     same = [names[0] for names in classes if normalize_name(background) in map(normalize_name, names)]
     if same:
-        raise InputError(f"background: need a name that no class has; {background!r} is class {same[0]!r}. Change it.")
+        raise InputError(
+            f"background: need a name that differs from all classes; {background!r} is class {same[0]!r}. Change it."
+        )
     return [*classes, (background,)]
 
 

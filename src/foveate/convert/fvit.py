@@ -77,7 +77,7 @@ def convert_fvit(config: Convert, state: dict[str, Tensor]) -> None:
         load_detector(partial)
     tower = f"of the file, in {config.out / CLIP_FOLDER} with the text tower of --clip" if has_clip else clip_name
     print(f"image tower: {tower}")
-    print(f"ignored: {len(parts.unused)} tensors that the detector does not need (fc_cls, rotary tables)")
+    print(f"ignored: {len(parts.unused)} tensors that inference does not need (fc_cls, rotary tables)")
     print(f"{config.out}: {len(names)} classes, {len(split.base)} base and {len(split.novel)} novel ({split.rule})")
     print(f"score fusion of {benchmark} (--benchmark), T = {float(detector.scale.detach()):.2f}; "
           f"{_settings(asdict(network))}")  # fmt: skip

@@ -43,7 +43,7 @@ def _check_out(out: Path, source: Path) -> None:
     if not source.is_dir():
         raise InputError(f"{source}: need the folder to convert; not found. Check the path.")
     if out.exists() and out.resolve() == source.resolve():
-        raise InputError(f"--out {out}: need another folder than the one to convert. Name a new one.")
+        raise InputError(f"--out {out}: must differ from the folder to convert. Choose a new folder.")
     check_target(out / "labels.txt", flag="--out")
 
 

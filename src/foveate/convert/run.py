@@ -73,7 +73,7 @@ def _check_flags(config: Convert, head: PublishedHead | None) -> None:
         if getattr(config, name) != getattr(Convert, name):
             kinds = " or ".join(labels[kind] for kind, flags in _FLAGS.items() if name in flags)
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag}: goes with {kinds}; {config.source} is {labels[head]}. Leave it out.")
+            raise InputError(f"{flag}: is for {kinds}; {config.source} is {labels[head]}. Remove it.")
 
 
 def published_head(path: Path) -> tuple[PublishedHead, dict[str, Tensor]] | None:

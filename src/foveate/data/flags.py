@@ -8,19 +8,19 @@ from foveate.data.names import SemanticKind
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMapFlags:
-    """Where the classes of pixels are."""
+    """Where the semantic ground truth is."""
 
     data: Path
-    """Root of images with a class for each pixel: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K,
-    PASCAL Context or VOC."""
+    """Root of a semantic segmentation data set: COCO with panoptic annotations or a world, COCO-Stuff, ADE20K, PASCAL
+    Context or VOC."""
     kind: SemanticKind | None = None
-    """What the root is; default: found by its files. VOC's maps are 20, 20b or 21 classes: say which."""
+    """Kind of data set; default: detected from its files; VOC needs voc20, voc20b or voc21."""
     labels: Path | None = None
-    """List of classes, with synonyms for the data's classes, or where it has none itself: `id:word,word` per line, or
-    a JSON list of names in the data set's order, as CAT-Seg's are."""
+    """List of classes, with synonyms for the data's classes, or for data sets without a list: `id:name,synonym` per
+    line, or a JSON list of names in the data set's order, as in CAT-Seg."""
     maps: Path | None = None
     """Folder of label maps that `foveate convert-maps` wrote, of the full ADE20K or PASCAL Context."""
     image_list: Path | None = None
-    """File of the ids of the images that count, one per line (PASCAL Context)."""
+    """File of the ids of the images to use, one per line (PASCAL Context)."""
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; default: what annotations/splits.json of the root says."""
+    """JSON file {"base": [names], "novel": [names]}; default: annotations/splits.json of the root."""

@@ -158,7 +158,7 @@ def _opened(
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: need a {kinds} image; the content is none of these, or its start is damaged. "
+            f"{name}: need a {kinds} image; the content has another format, or its header is damaged. "
             "Convert it, fetch it again, or remove it from the data."
         ) from error
     except Image.DecompressionBombError as error:

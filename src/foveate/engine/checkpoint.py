@@ -149,9 +149,11 @@ def load_latest(folder: Path, *, report: Callable[[str], object] = print) -> Che
         try:
             return load_checkpoint(path)
         except InputError as error:
-            report(f"{error} Going back to the checkpoint before it.")
+            report(f"{error} Using the previous checkpoint instead.")
     if paths:
-        raise InputError(f"{folder}: none of its {len(paths)} checkpoints is whole; remove the folder to start again.")
+        raise InputError(
+            f"{folder}: none of its {len(paths)} checkpoints is complete; remove the folder to start from scratch."
+        )
     return None
 
 

@@ -130,7 +130,7 @@ def loss_noticed(where: Callable[[], str]) -> Iterator[None]:
         text = str(error).splitlines()[0]  # gloo's: [file:line] What happened. Advice.
         reason = text.rpartition("] ")[2].partition(". ")[0] if "/gloo/" in text else text
         raise LostProcessError(
-            f"{where()}: another process of this run is gone or does not answer ({reason})."
+            f"{where()}: another process of this run died or stopped responding ({reason})."
         ) from error
 
 

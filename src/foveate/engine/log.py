@@ -146,7 +146,7 @@ class Log:
             except Exception as error:
                 self._sinks.remove(sink)
                 reason = f"{type(error).__name__}: {error}"
-                self.print(f"{sink.name} failed ({reason}) and is not used any more; {self._path.name} has all numbers")
+                self.print(f"{sink.name} failed ({reason}) and is disabled; {self._path.name} has all numbers")
 
     def _status(self, done: int) -> str:
         elapsed = time.monotonic() - self._began

@@ -47,5 +47,5 @@ def best_tensors(checkpoints: Path, *, report: Callable[[str], object]) -> dict[
     if path is None:
         raise InputError(f"--product best: no checkpoint in {checkpoints} has a finite held-out loss; use last.")
     best = load_checkpoint(path)
-    report(f"the product is that of step {best.step}")
+    report(f"the product has the weights of step {best.step}")
     return best.tensors

@@ -35,9 +35,9 @@ def shard_student(objective: ClipSelf, *, processes: Processes, bfloat16: bool =
     if processes.size < 2:
         raise InputError("--fsdp: needs at least 2 processes to shard over; got 1. Start them with torchrun.")
     if isinstance(student.visual, ModifiedResNet):
-        raise InputError(f"--fsdp: is for transformers; {student.name} is a residual network. Leave it out.")
+        raise InputError(f"--fsdp: is for transformers; {student.name} is a residual network. Remove it.")
     if objective.tokens == "valid":
-        raise InputError("--fsdp: every process must run the blocks equally often; use --tokens all with it.")
+        raise InputError("--fsdp: needs --tokens all, so that every process runs the blocks equally often.")
     mesh = init_device_mesh(processes.device.type, (processes.size,))
     kind = torch.bfloat16 if bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -110,7 +110,7 @@ class _Table:
         """Labels, boxes and scores; or an InputError that names the image."""
         if key in self.seen or (key not in self.truth.images and key not in self.truth.ignored):
             problem = "came twice" if key in self.seen else "is not in the data set"
-            raise InputError(f"image {key}: need the detections of each image of the data set once; it {problem}.")
+            raise InputError(f"image {key}: need detections of each image of the data set once; it {problem}.")
         if self.truth.masks and detections.masks is None:
             raise InputError(f"image {key}: need detections with masks; got none. Measure only the boxes.")
         labels, scores = detections.labels.cpu().numpy(), detections.scores.cpu().double().numpy()

@@ -79,8 +79,8 @@ def class_folders(folder: Dataset, *, names: Path | None = None) -> LabelledImag
         first, slash, _ = str(record.id).partition("/")
         if not slash:
             raise InputError(
-                f"{folder.name}: need every image in the folder of its class, DIR/CLASS/IMAGE; {first} is in none. "
-                "Add --no-classify to measure only captions."
+                f"{folder.name}: need every image in the folder of its class, DIR/CLASS/IMAGE; {first} is not. "
+                "Add --task retrieve to measure only captions."
             )
         folders[str(record.id)] = first
     order = sorted(set(folders.values()))

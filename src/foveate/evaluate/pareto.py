@@ -138,8 +138,8 @@ def check_unmixed(model: Path) -> None:
     for path, alpha in ((product, _read_entry(product, "foveate", "alpha")), (run, _read_entry(run, "alpha"))):
         if isinstance(alpha, int | float) and alpha < 1:
             raise InputError(
-                f"--model {model}: need the student itself; {path} says that this product is mixed already, with alpha "
-                f"{alpha}. Distil with --alpha 1 to another folder."
+                f"--model {model}: need the student itself; {path} records that this model is already mixed, with "
+                f"alpha {alpha}. Distil with --alpha 1 to another folder."
             )
 
 

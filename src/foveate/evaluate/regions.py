@@ -67,7 +67,7 @@ def evaluate_regions(
         check_side(size, patch=clip.patch_size, flag="--size")
     if not dataset.categories:
         raise InputError(f"{dataset.name}: need annotated segments to classify; got images without annotations. "
-                         "Images without annotations can be measured by `foveate evaluate agreement`.")  # fmt: skip
+                         "For images without annotations use `foveate evaluate agreement`.")  # fmt: skip
     clip.eval()
     names = [category.name for category in dataset.categories]
     text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)

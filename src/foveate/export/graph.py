@@ -87,7 +87,7 @@ def plan_export(clip: Clip, *, what: What, head: Head = "value", size: int | Non
     """
     patch = clip.patch_size
     if what == "image" and head != "value":
-        raise InputError(f"--head: is for dense feature maps, and --what image has none; got {head}. Leave it out.")
+        raise InputError(f"--head: is for dense feature maps; --what image does not use it; got {head}. Remove it.")
     check_head(clip.visual, head)
     if size is not None:
         check_side(size, patch=patch, flag="--size")

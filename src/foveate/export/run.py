@@ -40,7 +40,7 @@ def run(config: Export) -> dict[str, Any]:
     for name, axes in description["output"].items():
         print(f"  output {name}: {' x '.join(map(str, axes['axes']))} {axes['dtype']}")
     if config.size is not None:
-        print(f"  height and width are FIXED to {config.size}; only the numbers of images and regions are free")
+        print(f"  height and width are fixed to {config.size}; only the numbers of images and regions are dynamic")
     size = sum(path.with_name(name).stat().st_size for name in description["files"])
     print(f"wrote {path} ({' and '.join(description['files'])}: {size / 1e6:,.1f} MB) and {path.name}.json")
     return description
@@ -76,5 +76,5 @@ def _check_onnx(opset: int) -> None:
 
     if not 18 <= opset <= onnx_opset_version():
         raise InputError(
-            f"--opset: need 18 to {onnx_opset_version()}, the newest the installed onnx knows; got {opset}."
+            f"--opset: need 18 to {onnx_opset_version()}, the newest that the installed onnx supports; got {opset}."
         )

@@ -52,7 +52,7 @@ def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str]
     taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
     if taken:
         raise InputError(
-            f"--out {out}: must be new or this run's own; it holds {', '.join(taken)} but no config.json. "
+            f"--out {out}: must be new or the folder of this run; it holds {', '.join(taken)} but no config.json. "
             "Choose another folder."
         )
     write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
@@ -100,7 +100,7 @@ def refuse_another(
     fields = sorted({*stored, *identity} - {*may_change})
     differing = [name for name in fields if stored.get(name, absent) != identity.get(name, absent)]
     if differing:
-        lines = [f"  {name}: there {stored.get(name, absent)}, here {identity.get(name, absent)}" for name in differing]
+        lines = [f"  {name}: stored {stored.get(name, absent)}, now {identity.get(name, absent)}" for name in differing]
         raise InputError(
             f"{where}: holds {holds}. Differing:\n"
             + "\n".join(lines)

@@ -89,7 +89,7 @@ class ClipSelf(nn.Module):
         if keep and inputs[0] != inputs[1]:
             raise InputError(
                 f"--keep: student and teacher must take the same images (side, mean, std); got {inputs[0]} and "
-                f"{inputs[1]}. Leave it out."
+                f"{inputs[1]}. Remove it."
             )
         if correlation:
             check_head(teacher.visual, correlation.head)
@@ -221,7 +221,7 @@ def train_layers(
     count = len(blocks) if last is None else last
     if not 1 <= count <= len(blocks):
         raise InputError(
-            f"layers: must be 1 to {len(blocks)}, the blocks of {student.name}; got {last}. 0 would train nothing."
+            f"layers: must be 1 to {len(blocks)}, the blocks of {student.name}; got {last}. Train at least 1 block."
         )
     student.requires_grad_(False)
     for block in blocks[len(blocks) - count :]:

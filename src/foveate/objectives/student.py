@@ -45,7 +45,7 @@ def prepare_student(student: Clip, execution: Execution, *, size: int) -> RunBlo
     if (execution.compiled or execution.checkpointing) and isinstance(student.visual, ModifiedResNet):
         raise InputError(
             f"--compile, --checkpointing: act on transformer blocks; {student.name} is a residual network and has "
-            "none. Leave them out."
+            "none. Remove them."
         )
     run = compiled_blocks() if execution.compiled else whole_block
     student.run_block = in_low_precision(run) if execution.low_precision else run
@@ -76,5 +76,5 @@ def compile_tower(clip: Clip) -> None:
         InputError: a residual network, which has no blocks.
     """
     if isinstance(clip.visual, ModifiedResNet):
-        raise InputError(f"--compile: acts on transformer blocks; {clip.name} is a residual network. Leave it out.")
+        raise InputError(f"--compile: acts on transformer blocks; {clip.name} is a residual network. Remove it.")
     clip.run_block = compiled_blocks()

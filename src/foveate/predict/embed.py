@@ -55,7 +55,7 @@ def run(config: Embed) -> Path:
     if config.out.exists():
         _refuse_unless_ours(config.out, notes, identity)
         remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
-        print(f"{config.out}: is finished already; skipped")
+        print(f"{config.out}: is already complete; skipped")
         return config.out
     parts = claim_parts(folder, identity, owner=OWNER)
     done = parts[-1].stop if parts else 0
@@ -64,7 +64,7 @@ def run(config: Embed) -> Path:
     print(f"{count} images to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
     # with --strict, images that an earlier run without it skipped count too
     if config.strict and (bad := [note for part in parts for note in part.notes["bad"]]):
-        raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict ends at the first)")
+        raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict stops at the first)")
     began = time.perf_counter()
     parts += make_parts(
         _compute(config, clip, size),
@@ -93,7 +93,7 @@ def _check(config: Embed) -> None:
     if config.features == "boxes" and config.boxes is None:
         raise InputError("--what boxes: need a file of boxes; got none. Add --boxes F.json.")
     if config.features != "boxes" and config.boxes is not None:
-        raise InputError(f"--boxes: means --what boxes; got --what {config.what}. Leave one of the two out.")
+        raise InputError(f"--boxes: means --what boxes; got --what {config.what}. Remove one of them.")
     if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
         raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
     if config.features == "image" and config.size is not None:
@@ -135,7 +135,7 @@ def _check_header(config: Embed, dataset: Dataset, clip: Clip, size: int) -> Non
     need = header_size((f"{config.features}/{record.id}" for record in dataset.records), shape=shape)
     if need > MAX_HEADER:
         raise InputError(
-            f"IMAGES: {len(dataset.records):,} are too many for one safetensors file, whose header may have "
+            f"IMAGES: {len(dataset.records):,} images are too many for one safetensors file, whose header may have "
             f"{MAX_HEADER:,} bytes and would have up to {need:,}. Embed them in several commands."
         )
 
@@ -202,7 +202,9 @@ def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> Non
     try:
         existing, _ = read_header(out)
     except ValueError as error:
-        raise InputError(f"{out}: exists and is no whole safetensors file ({error}). Choose another --out.") from None
+        raise InputError(
+            f"{out}: exists and is not a complete safetensors file ({error}). Choose another --out."
+        ) from None
     refuse_another(out, existing, identity)
     if not notes.is_file():
         raise InputError(f"{out}: is finished, but {notes} does not exist. Delete {out} and run again.")

@@ -168,7 +168,7 @@ def make_parts(
         ) in loader.loader:  # torch's loader, without a limit on unreadable images: all are reported at the end
             samples = packed.unpack()
             if samples.bad and strict:
-                raise InputError(f"image {samples.bad[0].id}: {samples.bad[0].reason} (--strict ends at the first)")
+                raise InputError(f"image {samples.bad[0].id}: {samples.bad[0].reason} (--strict stops at the first)")
             if samples.samples:
                 features = compute(samples.samples)
                 for name, tensor in features.tensors.items():

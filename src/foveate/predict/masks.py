@@ -42,12 +42,12 @@ def open_segmenter(
 
     Args:
         flags: paths of the models, and how the CLIP embeds a mask.
-        folder: OUT/model of `foveate train-panoptic`, or a folder of transformers with a Mask2Former or MaskFormer.
+        folder: OUT/model of `foveate train-panoptic`, or a transformers folder with a Mask2Former or MaskFormer.
         vocabulary: the K classes, with their synonyms.
         shares: fusion weights; None: ODISE's label model's, or only CLIP for a mask generator without classes.
         squash: resize images to a square for that CLIP.
         templates: prompt templates for that CLIP; None: as in training.
-        min_score: score that a mask must exceed; None: 0, and 0.8 for a folder of transformers.
+        min_score: score that a mask must exceed; None: 0, and 0.8 for a transformers folder.
         overlap: minimum visible fraction of a mask.
 
     Raises:
@@ -58,12 +58,12 @@ def open_segmenter(
     settings: dict[str, Any] = {"region": flags.mask_pooling, "head": flags.head, "size": flags.size}
     settings |= {"squash": squash, "overlap": overlap}
 
-    # a folder of transformers classifies its masks itself; a CLIP may be added
+    # a transformers folder classifies its masks itself; a CLIP may be added
     if is_published(folder):
         for flag, value in (("--clip", flags.clip), ("--encoder", flags.encoder)):
             if value is not None:
-                raise InputError(f"{flag}: {folder} is a folder of transformers, which needs no other model; got "
-                                 f"{value}. Remove it, or classify masks by --classifier.")  # fmt: skip
+                raise InputError(f"{flag}: {folder} is a transformers folder, which needs no other model; got "
+                                 f"{value}. Remove it, or classify masks with --classifier.")  # fmt: skip
         namer = _load_namer(flags, target)
         model, mapped = open_published(
             folder, vocabulary, input=flags.input_edges, has_clip=namer is not None, device=target
@@ -76,8 +76,8 @@ def open_segmenter(
         threshold = MIN_SCORE if min_score is None else min_score
         return PanopticSegmenter(model, namer, query, weights=shares or default, min_score=threshold, **settings)
     if flags.input_edges is not None:
-        raise InputError(f"--input-edges: goes with a folder of transformers; {folder} is none, and its input is "
-                         "square. Remove it.")  # fmt: skip
+        raise InputError(f"--input-edges: goes with a transformers folder; {folder} is not one, and its input "
+                         "is square. Remove it.")  # fmt: skip
 
     # a mask generator: the class embeddings of its own CLIP, and those of the CLIP that classifies masks
     generator, trained_clip, about = load_generator(folder, clip=flags.clip, encoder=flags.encoder, device=target)
@@ -122,7 +122,7 @@ def named_shares(name: str | None) -> FusionWeights | None:
 def open_published(
     folder: Path, vocabulary: Vocabulary, *, input: tuple[int, int] | None, has_clip: bool, device: torch.device
 ) -> tuple[PublishedModel, ClassMap]:
-    """Read a folder of transformers, match its classes with a vocabulary, and report those without a match.
+    """Read a transformers folder, match its classes with a vocabulary, and report those without a match.
 
     Args:
         input: shortest and longest edge of its input [pixels]; None: the folder's.
@@ -153,7 +153,7 @@ def open_published(
 
 
 def _classes_of(about: ModelDescription, vocabulary: Vocabulary, folder: Path) -> Vocabulary:
-    """The classes of a folder of transformers; if it only numbers them, those requested, in their order."""
+    """The classes of a transformers folder; if it only numbers them, those requested, in their order."""
     if about.has_names:
         return Vocabulary(about.classes)
     if len(about.classes) != len(vocabulary.classes):

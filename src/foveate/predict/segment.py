@@ -57,7 +57,7 @@ def run(config: Segment) -> Path:
         pixels = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
         content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
     write_record(path, {"model": config.model}, content, feed, indent=1)
-    print(f"{feed.count} images, {len(vocabulary.classes)} classes asked for; look at {config.out}")
+    print(f"{feed.count} images, {len(vocabulary.classes)} classes requested; see {config.out}")
     return path
 
 
@@ -67,13 +67,13 @@ def _check(config: Segment) -> None:
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if config.panoptic and not finds_masks(Path(config.model)):
         raise InputError(
-            f"--panoptic: need --model OUT/model of `foveate train-panoptic`, or a folder of transformers with a "
+            f"--panoptic: need --model OUT/model of `foveate train-panoptic`, or a transformers folder with a "
             f"Mask2Former or MaskFormer; got {config.model}."
         )
     for name in ("stuff", "min_score", "overlap"):
         given = getattr(config, name)
         if given not in ("", None) and not config.panoptic:
-            raise InputError(f"--{name.replace('_', '-')}: goes with --panoptic; got {given!r} without it.")
+            raise InputError(f"--{name.replace('_', '-')}: needs --panoptic; got {given!r} without it.")
     check_segmenting(config)
 
 
@@ -131,7 +131,7 @@ def find_things(vocabulary: Vocabulary, folder: Path, *, stuff: str) -> list[boo
     synonyms = [{normalize_name(name) for name in names} for names in vocabulary.classes]
     unknown = requested - set().union(*synonyms)
     if unknown:
-        raise InputError(f"--stuff: need names of the vocabulary; {min(unknown)!r} is none.")
+        raise InputError(f"--stuff: need names in the vocabulary; {min(unknown)!r} is not.")
     all_stuff = requested | {normalize_name(name) for name in _stuff_of(folder)}
     return [not names & all_stuff for names in synonyms]
 

@@ -12,8 +12,7 @@ import torch
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.heads.catseg.product import load_catseg
-from foveate.heads.catseg.product import read_about as read_catseg
+from foveate.heads.catseg.product import load_catseg, read_about as read_catseg
 from foveate.heads.common.text import embed_classes
 from foveate.heads.cosines import Cosines
 from foveate.heads.panoptic.described import describe, is_published
@@ -47,7 +46,7 @@ def check_segmenting(config: Segmenting) -> None:
     if (folder / GENERATOR).is_file():
         kind, ignored_flags = "a mask generator", ("pretrained", "input_edges")
     elif is_published(folder):
-        kind, ignored_flags = "a folder of transformers", ("pretrained", "clip", "encoder")
+        kind, ignored_flags = "a transformers folder", ("pretrained", "clip", "encoder")
     elif (folder / CATSEG).is_file():
         kind, ignored_flags = "a CAT-Seg", ("pretrained", "size", *OF_MASKS)
     else:
@@ -56,7 +55,7 @@ def check_segmenting(config: Segmenting) -> None:
         value = getattr(config, name)
         if value is not None:
             raise InputError(f"--{name.replace('_', '-')}: --model {config.model} is {kind}, which ignores it; "
-                             f"got {value}. Leave it out.")  # fmt: skip
+                             f"got {value}. Remove it.")  # fmt: skip
 
 
 def finds_masks(folder: Path) -> bool:

@@ -12,74 +12,75 @@ from foveate.train.flags import SMALL_CLIP
 
 @dataclass(frozen=True)
 class Demo:
-    """The whole path on the rendered world: distil the shipped small CLIP and show what it learned.
+    """Distil the shipped small CLIP on rendered scenes, evaluate it, and write a report.
 
-    Writes OUT/report.html (one page to look at) and OUT/result.json. Needs no network, about five minutes on two cores.
+    Writes OUT/report.html and OUT/result.json. Runs offline, in about five minutes on two cores.
     """
 
     out: Path = Path("runs/demo")
-    """Folder of the demo; the same command continues a stopped one."""
+    """Folder of the demo; the same command resumes a stopped one."""
     train: int = 600
-    """Scenes to distil on."""
+    """Number of training scenes."""
     test: int = 300
-    """Scenes to report on, never trained on."""
+    """Number of held-out scenes to evaluate on."""
     steps: int = 260
-    """Steps of CLIPSelf."""
+    """Distillation steps."""
     seed: int = 0
-    """Draws the world, the order of the scenes and the patch grids."""
+    """Seed of the scenes, their order and the patch grids."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    """auto, cpu, cuda or cuda:N; auto uses CUDA if available."""
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run the rows of the paper's tables and write what came out beside the published numbers.
+    """Run the rows of the paper's tables and write a page of the results with the published numbers.
 
-    On the world everything runs offline, about two hours on two cores for `all`. On a COCO root it trains and
-    measures --model there. The same command resumes where it was stopped and skips what is done.
+    On the world (the rendered data set) everything runs offline; `all` takes about two hours on two cores. On a COCO
+    root it trains and evaluates --model. The same command resumes a stopped one and skips finished rows.
     """
 
     tables: Annotated[tuple[Literal[Table, "all"], ...], Positional]
-    """Which: tab1 (ablations), tab2 (patches or proposals), tab8 (other training), tabA1 (retrieval), tabA3 (masked
-    attention), figs (input sizes, K-means), global (what is kept of whole images), terms (later work), or
-    all of these; and the applications: ovd (detection), ovss (classes of pixels), ovps (things and stuff)."""
+    """Tables to run: tab1 (ablations), tab2 (patches or proposals), tab8 (other supervision), tabA1 (retrieval), tabA3
+    (masked attention), figs (input sizes, K-means), global (accuracy on whole images), terms (additional options of
+    the objective), or all of these. The applications are not part of all: ovd (detection), ovss (semantic
+    segmentation), ovps (panoptic segmentation)."""
     data: str = "world"
     """world: rendered here; or a COCO root with panoptic annotations."""
     out: Path = Path("runs/reproduce")
-    """Where runs, measurements and logs go."""
+    """Folder for runs, results and logs."""
     page: Path | None = None
-    """The page; default: docs/results.md for the world (and results/), OUT/results.md for anything else (other data,
-    another --model, --steps or --limit). Plots go into a folder of its name, a JSON file per row into results/ beside
+    """Results page to write; default: docs/results.md for the world, OUT/results.md otherwise (other data, --model,
+    --steps or --limit). Plots are written to a folder of the same name, and one JSON file per row to results/ beside
     it."""
     model: str = SMALL_CLIP
-    """The CLIP to distil; another than the small one is trained with the paper's hyperparameters (B/16's, or L/14's
-    where its patches are of 14 pixels)."""
+    """The CLIP to distil. Others than the small one are trained with the paper's hyperparameters (L/14's for patch size
+    14, B/16's otherwise)."""
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or a tag."""
     cnn: str | None = None
-    """A residual CLIP for the figures, such as RN50:openai; default: the world's own, pretrained here; none on other
-    data."""
+    """A CLIP with a CNN image tower for the figures, such as RN50:openai; default: on the world, a small one that is
+    pretrained first; none on other data."""
     seed: tuple[int, ...] = (0, 1, 2)
-    """Every training is run once with each."""
+    """Seeds; every training is run once with each."""
     steps: int | None = None
-    """Steps of every training, in place of the scale's own."""
+    """Steps of every training, instead of the defaults for the world or of the paper."""
     limit: int | None = None
-    """Only the first so many images are measured."""
+    """Evaluate only on the first N images."""
     jobs: int = 2
-    """Commands run at once, each with its share of the cores."""
+    """Number of commands run in parallel, each with its share of the cores."""
     workers: int = 0
-    """Processes that decode images, for each command; 0 = none besides its own."""
+    """Processes that decode images, per command; 0 decodes in the command's process."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    """auto, cpu, cuda or cuda:N; auto uses CUDA if available."""
     dry_run: bool = False
-    """List the commands, those to be run first, and stop there."""
+    """List the commands, pending ones first, and stop."""
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the named settings of distill, of what trains on it and of its measures, or show one with its words."""
+    """List the named settings of training and evaluation, or show one with its full command."""
 
     name: Annotated[str | None, Positional] = None
-    """Which one to show; or how the names begin of those to list, such as fvit. Default: all are listed."""
+    """Recipe to show, or a prefix of the recipes to list, such as fvit; default: list all."""
     format: Literal["text", "json"] = "text"
-    """json: for programs."""
+    """Output format; json for use in scripts."""

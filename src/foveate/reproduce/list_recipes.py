@@ -97,5 +97,5 @@ def _show(recipe: Recipe) -> None:
     table.add_row("data", recipe.data)
     table.add_row("how", recipe.how)
     Console().print(table)
-    print(f"\n{shlex.join(command_of(recipe, spelled=False))}\n\nwhich is\n")
+    print(f"\n{shlex.join(command_of(recipe, spelled=False))}\n\nis equivalent to\n")
     print(shlex.join(command_of(recipe, spelled=True)))  # no table: one line, to be copied

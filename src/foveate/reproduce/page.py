@@ -269,7 +269,7 @@ def check_page(page: Path) -> None:
     check_target(page, flag="--page")
     if page.exists() and BY_HAND not in page.read_text(errors="replace"):
         raise InputError(
-            f"--page {page}: need a new file or a page of `foveate reproduce`; this is another file. Name another."
+            f"--page {page}: need a new file or a page of `foveate reproduce`; this is another file. Choose another."
         )
 
 

@@ -63,7 +63,7 @@ def run(config: Reproduce) -> None:
     # refuse what cannot be written before hours are spent on it
     check_page(page)
     if results.exists() and not results.is_dir():
-        raise InputError(f"{results}: need a folder for the rows; this is a file. Name another --page.")
+        raise InputError(f"{results}: need a folder for the rows; this is a file. Choose another --page.")
     config.out.mkdir(parents=True, exist_ok=True)
     with hold_folder(config.out):  # another command that writes there is refused
         _write_names(stage)

@@ -18,49 +18,49 @@ class MapFlags:
     data: Path
     """An image, a folder of images, or a COCO root."""
     model: str
-    """Name of a CLIP, or path to one (OUT/model of a run)."""
+    """Name of a CLIP, or path to a CLIP folder (OUT/model of a run)."""
     out: Path
     """PNG to write."""
     reference: str | None = None
-    """Draw this CLIP beside it, such as the one `model` was distilled from (an architecture with its weights as
-    ViT-B-16:openai)."""
+    """CLIP to draw for comparison, such as the one --model was distilled from, or an architecture with its weights,
+    such as ViT-B-16:openai."""
     pretrained: str | None = None
-    """Weights file or open_clip tag, where `model` is the name of an architecture."""
+    """Weights file or open_clip tag, where --model is the name of an architecture."""
     split: str = "val"
     """train, val or test of a COCO root."""
     limit: int = 6
-    """Images, evenly spaced over the data."""
+    """Number of images, evenly spaced over the data."""
     size: int | None = None
-    """Side of the dense input [pixels]; default: four times the model's own size."""
+    """Side of the dense input [pixels]; default: four times the model's native size."""
     head: Head = "value"
     """How the last block makes the dense map: value is the paper's; sclip, clearclip and naclip are the training-free
     ones."""
     pad: Pad | None = None
     """Padding of the dense input: black before colour normalisation, or zero after it; default: each model's own."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 ...; auto = cuda where there is one."""
+    """auto, cpu, cuda or cuda:N; auto uses CUDA if available."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans(MapFlags):
-    """Draw what the dense map groups together (Fig. 4 of the paper)."""
+    """Draw K-means clusters of the dense map (Fig. 4 of the paper)."""
 
     clusters: int = 8
-    """Most groups per image."""
+    """Maximum number of clusters per image."""
     seed: int = 0
-    """Of the starting centres."""
+    """Seed of the initial centres."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity(MapFlags):
-    """Draw the similarity of images to a text."""
+    """Draw the similarity of each image location to a text."""
 
     vocab: str
     """Class names or short phrases separated by commas, or in a .txt or .json file; every image is drawn for each."""
     templates: TemplateName = "none"
-    """Prompts: none takes the text as typed; vild (63) and clip (80) put bare class names into sentences."""
+    """Prompt templates: none embeds the text as given; vild (63) and clip (80) are for class names."""
     limit: int = 3
-    """Images, evenly spaced over the data."""
+    """Number of images, evenly spaced over the data."""
 
 
 @dataclass(frozen=True, kw_only=True)

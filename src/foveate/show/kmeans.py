@@ -70,7 +70,7 @@ def kmeans_sheet(
         size: side of the padded square input [pixels].
     """
     if not 1 <= clusters <= len(GROUPS):
-        raise InputError(f"clusters: need 1 to {len(GROUPS)}, as many as colours can be told apart; got {clusters}")
+        raise InputError(f"clusters: need 1 to {len(GROUPS)}, as many as there are distinct colours; got {clusters}")
     note = (
         f"K-means on cosine, at most {clusters} groups; input {size} px, head {head}. Colours name groups, not classes."
     )

@@ -40,7 +40,9 @@ def read_sweep(path: Path, *, kind: str) -> Sweep:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: need a result of foveate evaluate regions --out; it is none ({error!r}).") from error
+        raise InputError(
+            f"{path}: need a result of `foveate evaluate regions --out`; got another file ({error!r})."
+        ) from error
     if not dense:
         raise InputError(f"{path}: need {KIND_NAMES[kind]} to show; it has none. Try another --what.")
     return Sweep(dense, masked, crop)

@@ -114,10 +114,10 @@ def _check_objective(config: DistillConfig) -> None:
     for flag, value in unused[config.objective].items():
         if value is not None:
             shown = f"--{flag}" if value is True else f"--{flag} {value}"
-            raise InputError(f"{shown}: means nothing to --objective {config.objective}. Leave one of them out.")
+            raise InputError(f"{shown}: has no effect with --objective {config.objective}. Remove one of them.")
     if config.objective == "image-text" and config.batch < 2:
         raise InputError(
-            f"--batch: must be at least 2 with --objective image-text, which tells a caption from the others of its "
+            f"--batch: must be at least 2 with --objective image-text, which contrasts the captions of a "
             f"batch; got {config.batch}."
         )
     if config.objective == "image-text" and nouns_file(config) is not None:
@@ -157,11 +157,11 @@ def check_catseg(config: TrainCatSeg) -> None:
     )
     if (config.backbone is not None) != (config.version == "2023"):
         raise InputError(
-            f"--backbone: goes with --version 2023, which needs one (resnet101 with a ViT-B); got "
+            f"--backbone: is for --version 2023, which needs one (resnet101 with a ViT-B); got "
             f"{config.backbone or 'none'} with --version {config.version}."
         )
     if config.backbone_weights is not None and config.backbone is None:
-        raise InputError(f"--backbone-weights: goes with --backbone; got {config.backbone_weights} without one.")
+        raise InputError(f"--backbone-weights: needs --backbone; got {config.backbone_weights} without one.")
 
 
 def check_panoptic(config: TrainPanoptic) -> None:
@@ -206,7 +206,7 @@ def check_pretrain(config: Pretrain) -> None:
     """As `check_distill`, for pretraining."""
     check(
         config,
-        ("batch", config.batch >= 2, "at least 2: a caption is told from the others of its batch"),
+        ("batch", config.batch >= 2, "at least 2: captions are contrasted within a batch"),
         ("lr", _is_rate(config.lr), "above 0"),
         ("warmup", config.warmup >= 0, "0 or above"),
         ("patch-dropout", 0 <= config.patch_dropout < 1, "0 or above and below 1"),

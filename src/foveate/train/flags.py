@@ -16,7 +16,7 @@ from foveate.heads.fvit.names import Resize, Statistics
 from foveate.heads.panoptic.names import Templates
 
 SMALL_CLIP = "foveate-small"  # the shipped small CLIP
-CONV = "conv"  # --model of proposals that stand on no CLIP
+CONV = "conv"  # --model of proposals without a CLIP
 SMALL_CONFIG = Path(__file__).parent.parent / "clip" / "small" / "open_clip_config.json"
 HELD_OUT = "val"  # split of a --validate root
 Track = Literal["tensorboard", "wandb", "trackio", "none"]
@@ -27,35 +27,36 @@ class RunFlags:
     """Flags of every run that trains."""
 
     out: Path
-    """Folder of this run; the same command resumes a stopped run. What was trained is written to OUT/model."""
+    """Folder of this run; the same command resumes a stopped run. The trained model is written to OUT/model."""
     steps: int = 600
     """Optimizer steps."""
     batch: int = 8
     """Images per process and pass."""
     seed: int = 0
-    """Seed of the initial weights, the data order and everything else that is random."""
+    """Seed of the initial weights, the data order and all other randomness."""
     log_every: int = 10
     """Steps between lines of OUT/metrics.jsonl."""
     save_every: int = 500
     """Steps between checkpoints."""
     validate: str | None = None
-    """Held-out data, as --data (split val, where it has splits): at every checkpoint the loss over 64 of its images is
-    measured, always the same ones with the same random draws. The checkpoint with the lowest loss is kept beside the
-    newest ones."""
+    """Held-out data, given like --data (split val, if it has splits): at every checkpoint the loss over a fixed set of
+    64 of its images is measured, with fixed random draws. The checkpoint with the lowest loss is kept in addition to
+    the newest ones."""
     product: Literal["last", "best"] = "last"
     """Which weights are written at the end: the last, or those with the lowest held-out loss."""
     skip_nonfinite: int = 0
     """Steps in a row with a non-finite loss or gradient that are skipped before the run stops; 0: stop at the first.
     Such a step never changes the weights; its images are in OUT/nonfinite.jsonl."""
     track: Track = "tensorboard"
-    """Where the numbers of OUT/metrics.jsonl go too: to OUT/tensorboard; or, with what is in OUT/config.json, to a run
-    of W&B or trackio that is named like the folder of OUT. Install and set up their packages yourself."""
+    """Where metrics are logged in addition to OUT/metrics.jsonl: tensorboard, to OUT/tensorboard; wandb or trackio, to
+    a run named after the folder OUT, with the configuration in OUT/config.json. Their packages must be installed and
+    set up."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N."""
     compile: bool = False
     """Run the blocks of the CLIP's towers through torch.compile: faster on a GPU, after a minute of compiling."""
     dry_run: bool = False
-    """Print what the run would do, need and write, measured on one batch, and stop there."""
+    """Print the plan of the run (time, memory, files), measured on one batch, and stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class ReaderFlags(RunFlags):
     pretrained: str | None = None
     """Weights of an open_clip architecture: a file, or an open_clip tag such as laion2b_s34b_b88k."""
     split: str = "train"
-    """Which part of the root is trained on."""
+    """Split of the data set to train on."""
     accumulate: int = 1
     """Batches per process and step, whose gradients are added up; BatchNorm sees one of them at a time."""
     workers: int = 1
@@ -81,7 +82,7 @@ class DistillConfig(ReaderFlags):
     """Distil a CLIP into itself, so that its dense features match its image crops (CLIPSelf)."""
 
     data: str
-    """Training images (no annotations needed): any folder of them; a COCO, LVIS, VOC or Objects365 root; tar shards
+    """Training images (no annotations needed): any folder of images; a COCO, LVIS, VOC or Objects365 root; tar shards
     as a folder, as "shards-{00000..00331}.tar", or as a URL of that form (cached in $FOVEATE_CACHE/shards)."""
     model: str = SMALL_CLIP
     """The CLIP to distil: foveate-small, an open_clip architecture such as EVA02-B-16, or a saved model folder."""
@@ -108,63 +109,66 @@ class DistillConfig(ReaderFlags):
     """Steps of linear warm-up before the cosine to zero; default: a tenth of the steps but at most the paper's
     1000, and 20 for foveate-small."""
     layers: int | None = None
-    """Train only the last so many transformer blocks; default: all."""
+    """Train only the last N transformer blocks; default: all."""
     objective: Literal["clipself", "region-text", "image-text"] = "clipself"
-    """What is learned: clipself, the teacher's embeddings of crops. Or a baseline that learns from text: region-text,
-    the noun that the teacher finds in each crop (A.4); image-text, each image's caption (Tab. 1, row 5)."""
+    """Training objective: clipself distils the teacher's embeddings of crops. The baselines learn from text:
+    region-text, the noun that the teacher assigns to each crop (A.4); image-text, each image's caption (Tab. 1, row
+    5)."""
     captions: Path | None = None
-    """Captions for the two baselines: JSON in COCO's form or {"file name": ["caption", ...]}; default: those of the
-    data, annotations/captions_SPLIT2017.json of a COCO root or KEY.txt beside KEY.jpg in tar shards. For region-text
-    also a list of nouns instead: .txt, one per line, or a JSON list. Nouns that occur in captions fewer than 5 times
-    are ignored; the others are in OUT/nouns.json, with their counts."""
+    """Captions for the two baselines: JSON in COCO's format or {"file name": ["caption", ...]}; default: those of the
+    data set, annotations/captions_SPLIT2017.json of a COCO root or KEY.txt beside KEY.jpg in tar shards. region-text
+    also accepts a list of nouns: .txt, one per line, or a JSON list. Nouns that occur fewer than 5 times in the
+    captions are ignored; the others are written to OUT/nouns.json, with their counts."""
     regions: str = "grid"
-    """What is distilled: grid, random grid patches; annotations, the annotated boxes; or a JSON FILE of boxes
-    (region proposals): in COCO's form, as a list of results, or {"file name": [[x1, y1, x2, y2], ...]}, in pixels."""
+    """Regions to distil: grid, the cells of random patch grids; annotations, the annotated boxes; or a JSON FILE of
+    boxes (region proposals): COCO annotations, a COCO results list, or {"file name": [[x1, y1, x2, y2], ...]}, in
+    pixels."""
     grid: int = 6
-    """Largest number of rows or columns of a patch grid (the paper's M)."""
+    """Maximum number of rows and columns of a patch grid (the paper's M)."""
     grid_rule: Literal["published", "all"] = "published"
-    """Grids drawn: the published code's 24 pairs (for M = 6), or all 36 of the paper's text."""
+    """Grid sizes to sample from: the published code's 24 (for M = 6), or all 36 as in the paper's text."""
     max_regions: int = 20
-    """Maximum number of patches per image and step."""
+    """Maximum number of regions per image and step."""
     size: int | None = None
     """Longest side of the student's input [pixels]; default: the paper's 64 patches and at most 1024 (1024 for B/16,
     896 for L/14), and 192 for foveate-small."""
     pad: Pad = "black"
     """Padding of the student's input: black before colour normalisation (published code) or zeros after it (the paper's
-    text). The model remembers it, and evaluation pads the same way."""
+    text). Stored with the model, so that evaluation pads the same way."""
     head: StudentHead = "value"
-    """The last block of the dense forward; value is the paper's. gated is values3 with a learned factor for each
-    attention head, saved with the model, which is then measured with --head values3."""
+    """How the last block makes the dense map; value is the paper's. gated is values3 with a learned factor per
+    attention head, saved with the model; evaluate such a model with --head values3."""
     window: int | None = None
     """Side of the student's attention windows [patches], in all blocks but the last of each quarter. The paper: 16
-    (Sec. 4.4). Default: the whole image."""
+    (Sec. 4.4). Default: global attention."""
     keep: float = 0.0
-    """Weight of a term that keeps the student's own embedding of a crop close to the teacher's, so that the image
-    embedding is not forgotten; 0: no such term."""
+    """Weight of a loss term that keeps the student's image embedding of a crop close to the teacher's, so that
+    whole-image accuracy is retained; 0: off."""
     correlation: float = 0.0
-    """Weight of a term that preserves the similarities between locations of the teacher's dense map (by its head
-    naclip, at temperature 0.1); 0: no such term."""
+    """Weight of a loss term that preserves the similarities between locations of the teacher's dense map (made with
+    the naclip head, at temperature 0.1); 0: off."""
     alpha: float = 1.0
-    """The product is alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95 for L/14; 1 = off."""
+    """Weight interpolation of the saved model: alpha * student + (1 - alpha) * teacher. The paper: 0.7 for B/16, 0.95
+    for L/14; 1: off."""
     save_every: int = 200
     """Steps between checkpoints."""
     validate: str | None = None
-    """Held-out images, as --data (split val, where it has splits): at every checkpoint the loss over 64 of them is
-    measured, always the same ones, and the checkpoint with the lowest loss is kept beside the newest ones. Where boxes
-    are distilled, those of its annotations."""
+    """Held-out images, given like --data (split val, if it has splits): at every checkpoint the loss over a fixed set
+    of 64 of them is measured, and the checkpoint with the lowest loss is kept in addition to the newest ones. If boxes
+    are distilled, its annotated boxes are used."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs. The weights
-    that are trained stay float32."""
+    """Arithmetic of the towers; bfloat16 is several times faster on a recent GPU and slower on most CPUs. The trained
+    weights stay float32."""
     tokens: Literal["all", "valid"] = "all"
-    """Which tokens of its padded square the student computes: all (paper), or only those that hold part of the image,
-    which is faster but not quite the paper's method: padding is then seen by no token."""
+    """Which tokens of the padded square the student computes: all (the paper), or only the valid ones that contain part
+    of the image, which is faster but not exactly the paper's method, since no token attends to padding."""
     checkpointing: bool = False
-    """Store only the input of each of the student's blocks and compute it again in the backward pass: far less memory,
-    about a third more time."""
+    """Activation checkpointing: store only the input of each of the student's blocks and recompute the rest in the
+    backward pass; far less memory, about a third more time."""
     fsdp: bool = False
     """Shard the student's weights over the processes (FSDP2): for towers as large as ViT-H/14."""
     recipe: str | None = None
-    """Start from the flags that `foveate recipes` lists under this name; any flag given overrides its own."""
+    """Use the flags that `foveate recipes` lists under this name as defaults; explicit flags override them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +176,8 @@ class HeadFlags(ReaderFlags):
     """Flags of the three heads that are trained on a CLIP."""
 
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}. Default: what annotations/splits.json of the root says,
-    OV-COCO's for COCO, rare = novel for LVIS; else all categories are base."""
+    """JSON file {"base": [names], "novel": [names]}. Default: annotations/splits.json of the root, OV-COCO's split for
+    COCO, rare = novel for LVIS; otherwise all categories are base."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.1
@@ -197,7 +201,7 @@ class TrainFViT(HeadFlags):
     annotations: Path | None = None
     """Annotation file to read instead of the standard one: COCO, LVIS or Objects365 JSON."""
     recipe: str | None = None
-    """Start from a row of `foveate recipes fvit`; any flag given overrides its own."""
+    """Use the flags of this row of `foveate recipes fvit` as defaults; explicit flags override them."""
     steps: int = 600
     """Optimizer steps. The paper: 3 epochs of OV-COCO, 48 of OV-LVIS, 64 images per step."""
     lr: float = 1e-4
@@ -207,36 +211,36 @@ class TrainFViT(HeadFlags):
     warmup: int = 250
     """Steps of linear warm-up."""
     milestones: tuple[int, ...] = ()
-    """Steps from which the rate is a tenth of what it was; none: constant, as on OV-COCO."""
+    """Steps at which the learning rate is divided by 10; none: constant, as on OV-COCO."""
     size: int | None = None
-    """Side of the square input [pixels], a multiple of two patches; default: 640 for patches of 16, 896 for 14,
+    """Side of the square input [pixels], a multiple of two patches; default: 640 for patch size 16, 896 for 14,
     192 for foveate-small."""
     augment: bool = True
-    """Mirror half of the images, and jitter them."""
+    """Random horizontal flips and large-scale jitter."""
     jitter: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest factor of the large-scale jitter; 1 1: none."""
     cache: bool = False
-    """Cache the frozen tower's maps in OUT/maps, with --no-augment."""
+    """Cache the frozen tower's feature maps in OUT/maps; needs --no-augment."""
     masks: bool = False
-    """Learn masks too, from an annotation file with outlines (COCO, LVIS)."""
+    """Also train a mask head; needs annotations with polygons (COCO, LVIS)."""
     lvis_heads: bool = False
-    """As published for OV-LVIS: BatchNorm in the convolutions of the RPN and of the mask head, and each object takes
-    its best proposal, even from an object that it overlaps more."""
+    """Heads as published for OV-LVIS: BatchNorm in the convolutions of the RPN and of the mask head, and low-quality
+    matches: each object is assigned its best proposal, even if that overlaps another object more."""
     relu_embedding: bool = True
-    """End the layer of class embeddings with a ReLU, as published."""
+    """Apply a ReLU to the class embeddings of proposals, as published."""
     statistics: Statistics = "imagenet"
-    """Normalise images with ImageNet's mean and deviation, as published, or with the CLIP's own."""
+    """Normalise images with ImageNet's mean and standard deviation, as published, or with the CLIP's."""
     resize: Resize = "bilinear"
-    """Resize images bilinearly without antialiasing (cv2's way), as published, or antialiased and bicubic."""
+    """Resize images bilinearly without antialiasing (as cv2), as published, or bicubically with antialiasing."""
     background_weight: float | None = None
-    """Weight of the background in the class loss; default: 0.9 for LVIS and 0.6 else."""
+    """Weight of the background in the class loss; default: 0.9 for LVIS, 0.6 otherwise."""
     pyramid: PyramidKind = "taps"
     """Feature pyramid (Tab. A6): four taps of the tower (the paper's); simple: ViTDet's, from the last block; fpn: the
     last block with a top-down path."""
     taps: tuple[int, ...] = ()
-    """Blocks that are tapped, from 0, before the last one; default: 3 5 7 of 12 and 6 10 14 of 24 blocks."""
+    """Blocks that feed the pyramid, from 0, before the last one; default: 3 5 7 of 12 and 6 10 14 of 24 blocks."""
     layers: int = 0
-    """Train the last so many blocks of the tower too; the paper freezes all."""
+    """Also train the last N blocks of the tower; the paper freezes all."""
     layer_decay: float = 0.7
     """With --layers: the learning rate of each block, as a factor of the next block's."""
     channels: int | None = None
@@ -244,18 +248,19 @@ class TrainFViT(HeadFlags):
     templates: TemplateName = "vild"
     """Prompts for class names: ViLD's 63 templates, CLIP's 80 for ImageNet, or none."""
     benchmark: Literal["ov-coco", "ov-lvis-b", "ov-lvis-l"] | None = None
-    """Whose score fusion the detector uses later; default: OV-LVIS's for LVIS and OV-COCO's else."""
+    """Benchmark whose score fusion the detector uses at inference; default: OV-LVIS's for LVIS, OV-COCO's
+    otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCatSeg(LabelMapFlags, HeadFlags):
-    """Train CAT-Seg (Cho et al., CVPR 2024): it aggregates the cosines of a CLIP's dense map to classes of pixels.
+    """Train CAT-Seg (Cho et al., CVPR 2024): semantic segmentation by aggregating the cosines of a CLIP's dense map.
 
-    Classes of the data that a split calls novel are not trained on; any vocabulary may be used later.
+    Classes that the split lists as novel are not trained on; any vocabulary can be used at inference.
     """
 
     recipe: str | None = None
-    """Start from a row of `foveate recipes catseg`; any flag given overrides its own."""
+    """Use the flags of this row of `foveate recipes catseg` as defaults; explicit flags override them."""
     steps: int = 600
     """Optimizer steps. CAT-Seg: 80,000 of 4 images."""
     batch: int = 4
@@ -269,62 +274,62 @@ class TrainCatSeg(LabelMapFlags, HeadFlags):
     clip_gradient: float = 0.01
     """Maximum norm of the gradient."""
     version: Version = "2024"
-    """2024: one prompt per class, the CLIP guides; 2023 (the paper's): 80 prompts per class, an ImageNet network
-    guides."""
+    """2024: one prompt per class, guidance features from the CLIP; 2023 (the paper's): 80 prompts per class, guidance
+    features from an ImageNet backbone."""
     residual: Residual | None = None
-    """What the values of the last block are added to: each token, as in CLIPSelf's dense map, or the class token; when
-    not given, as in CAT-Seg's code of the version: cls in 2024, token in 2023."""
+    """What the values of the last block are added to: token, each token, as in CLIPSelf's dense map; cls, the class
+    token. Default: as in CAT-Seg's code: cls for version 2024, token for 2023."""
     backbone: str | None = None
-    """With --version 2023: the timm network that guides; resnet101 with a ViT-B, swin_base_patch4_window12_384 with a
-    ViT-L."""
+    """With --version 2023: timm backbone of the guidance features; resnet101 with a ViT-B,
+    swin_base_patch4_window12_384 with a ViT-L."""
     backbone_weights: str | None = None
-    """Weights of the backbone: a file with timm's, or none: random ones, for trials; default: timm's own from
-    its cache, or fetched."""
+    """Weights of the backbone: a file in timm's layout, or none for random weights (for tests); default: timm's
+    pretrained weights, from its cache or downloaded."""
     size: int | None = None
-    """Side of a training crop, and of a window at test [pixels]; default: 384, and 96 for foveate-small. The
-    CLIP gets it in proportion (24 patches of 384 pixels); at test an image is squashed to a square of 5/3 of it."""
+    """Side of a training crop, and of a window at test time [pixels]; default: 384, and 96 for foveate-small. The
+    CLIP's input scales with it (24 patches for 384 pixels); at test time images are resized to a square of 5/3 of
+    it."""
     channels: int | None = None
     """Channels per class; default: 128, and 32 for foveate-small."""
     depth: int = 2
-    """How often space and classes are aggregated."""
+    """Number of aggregation layers, each over space and then over classes."""
     augment: bool = True
-    """Crop, mirror and colour training images at random; else they are squashed whole."""
+    """Random crops, flips and colour jitter; otherwise whole images are resized to a square."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPanoptic(HeadFlags):
-    """Train a mask generator as ODISE's (Tab. 5): Mask2Former's decoder on a frozen encoder.
+    """Train a mask generator like ODISE's (Tab. 5): Mask2Former's decoder on a frozen encoder.
 
     It learns from the segments of base classes only, things and stuff.
 
     The encoder is the tower of the CLIP, or a Mask2Former or a Stable Diffusion in a folder (--encoder). With
     --class-names it also learns which base class a mask is, from text embeddings, so that any vocabulary can be
-    queried; with --no-class-names it is class-agnostic, and CLIP alone classifies. The widths of the decoder and its
-    other sizes are ODISE's, and smaller for foveate-small. ODISE takes 92,188 steps of 64 images of COCO,
-    with a tenth of the rate from step 81,945 and a hundredth from 88,773 on. On 100 images of the world foveate-small
-    takes --batch 2 --steps 800 --milestones 680 --warmup 20, six minutes on a core: stuff is found, of things every
-    third.
+    queried; with --no-class-names it is class-agnostic, and only CLIP classifies. The decoder has ODISE's dimensions,
+    and smaller ones for foveate-small. ODISE trains for 92,188 steps of 64 COCO images, with a tenth of the learning
+    rate from step 81,945 and a hundredth from step 88,773. On 100 images of the world, foveate-small needs --batch 2
+    --steps 800 --milestones 680 --warmup 20, six minutes on one core; this finds stuff and a third of the things.
     """
 
     data: Path
     """COCO root with panoptic annotations, or a world."""
     recipe: str | None = None
-    """Start from a row of `foveate recipes panoptic`; any flag given overrides its own."""
+    """Use the flags of this row of `foveate recipes panoptic` as defaults; explicit flags override them."""
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; stuff that it does not name is base. Default: what
-    annotations/splits.json of the root says; else all classes are base, as ODISE's 133 of COCO."""
+    """JSON file {"base": [names], "novel": [names]}; stuff that it does not name is base. Default:
+    annotations/splits.json of the root; otherwise all classes are base, as ODISE's 133 of COCO."""
     class_names: bool = True
-    """Learn class names (ODISE's label model), or only class-agnostic masks."""
+    """Also learn to classify masks by class name (ODISE's label model); otherwise masks are class-agnostic."""
     labels: Path | None = None
-    """File of the names of each class, `id:name,synonym` per line, as OpenSeg's lists, by the data's ids or in their
+    """File of the names of each class, `id:name,synonym` per line, as in OpenSeg, by the data set's ids or in their
     order; default: the names of the annotation file."""
     templates: Templates = "photo"
     """Prompts for class names: ODISE's one template, ViLD's 63, CLIP's 80 for ImageNet, or none."""
     embeddings: Length = "raw"
-    """Text embeddings as the generator gets them: as the text tower returns them (ODISE), or of length 1."""
+    """Text embeddings of the class head: raw, as the text tower returns them (ODISE), or unit, L2-normalised."""
     encoder: Path | None = None
-    """Folder with a Mask2Former of transformers, whose decoder is then trained further, or with a Stable Diffusion as
-    diffusers writes it (ODISE's); default: the CLIP's tower."""
+    """A transformers Mask2Former folder, whose decoder is then fine-tuned, or a diffusers Stable Diffusion folder
+    (ODISE's); default: the CLIP's image tower."""
     weight_decay: float = 0.05
     """AdamW's weight decay of matrices."""
     lr: float | None = None
@@ -332,12 +337,12 @@ class TrainPanoptic(HeadFlags):
     clip_gradient: float | None = None
     """Maximum norm of the gradient; default: 0.01, and 10 for foveate-small."""
     milestones: tuple[int, ...] = ()
-    """Steps from which the rate is a tenth of what it was; none: constant."""
+    """Steps at which the learning rate is divided by 10; none: constant."""
     size: int | None = None
     """Side of the square input [pixels], a multiple of two patches of the CLIP, of 32 for a Mask2Former's encoder, of
-    64 for Stable Diffusion; default: 1024 or what fits next below, and 128 for foveate-small."""
+    64 for Stable Diffusion; default: 1024 or the next smaller multiple, and 128 for foveate-small."""
     augment: bool = True
-    """Mirror half of the images, and jitter them."""
+    """Random horizontal flips and large-scale jitter."""
     jitter: tuple[float, float] | None = None
     """Smallest and largest factor of the large-scale jitter; 1 1: none. Default: 0.1 2, and 1 1 for
     foveate-small."""
@@ -345,7 +350,7 @@ class TrainPanoptic(HeadFlags):
     """Feature pyramid on the CLIP's tower (Tab. A6): four taps; simple: from the last block; fpn: likewise with a
     top-down path."""
     taps: tuple[int, ...] = ()
-    """Blocks of the CLIP that are tapped, from 0, before the last one; default: 3 5 7 of 12, 6 10 14 of 24."""
+    """Blocks of the CLIP that feed the pyramid, from 0, before the last one; default: 3 5 7 of 12, 6 10 14 of 24."""
     channels: int | None = None
     """Width of the encoder's maps; default: 256, 512 for Stable Diffusion, 64 for foveate-small."""
     queries: int | None = None
@@ -356,13 +361,13 @@ class TrainPanoptic(HeadFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals(ReaderFlags):
-    """Make region proposals that have seen base categories only, for `foveate distill --regions FILE`.
+    """Train an RPN on base categories only and generate region proposals for `foveate distill --regions FILE`.
 
-    One process: a run takes minutes, and the boxes of a data set are written to one file in the order of its images.
+    Runs in one process: it takes minutes, and the proposals are written to one file in the order of the images.
     """
 
     data: Path
-    """COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world: what is trained on."""
+    """Training data: COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world."""
     out: Path
     """Folder of this run; the same command resumes a stopped run. The proposals are written to
     OUT/proposals_SPLIT.json."""
@@ -370,19 +375,19 @@ class Proposals(ReaderFlags):
     """The CLIP whose frozen features are used: foveate-small, an open_clip architecture such as EVA02-B-16, or a
     saved model folder. Or conv, a small convolutional network that is trained with the rest."""
     split: str = "train"
-    """Which part of the root is trained on, and gets proposals."""
+    """Split that is trained on and that proposals are generated for."""
     annotations: Path | None = None
     """Annotation file to read instead of the standard one: COCO, LVIS or Objects365 JSON."""
     novel: Path | None = None
-    """JSON file {"base": [names], "novel": [names]}; boxes of base categories alone are trained on. Default:
-    what annotations/splits.json of the root says, OV-COCO's for COCO, rare = novel for LVIS; else all categories are
+    """JSON file {"base": [names], "novel": [names]}; only boxes of base categories are trained on. Default:
+    annotations/splits.json of the root, OV-COCO's split for COCO, rare = novel for LVIS; otherwise all categories are
     trained on."""
     images: Path | None = None
-    """Images to make proposals for (a folder, or a root, of which SPLIT is taken), instead of those trained on."""
+    """Images to generate proposals for (a folder, or the SPLIT of a root), instead of the training images."""
     steps: int = 300
     """Optimizer steps; 300 find 96 % of the rendered world's base objects at IoU 0.5 among 100 boxes."""
     batch: int = 8
-    """Images per pass, and per batch when proposals are made."""
+    """Images per step, and per batch when proposals are generated."""
     lr: float = 1e-3
     """Peak learning rate of AdamW: 20 steps of warm-up, a cosine to zero."""
     size: int | None = None
@@ -391,13 +396,13 @@ class Proposals(ReaderFlags):
     channels: int | None = None
     """Width of the pyramid and of the RPN; default: 128, and 64 for foveate-small and for conv."""
     augment: bool = True
-    """Mirror half of the images in training, at random."""
+    """Random horizontal flips in training."""
     max_boxes: int = 100
     """Maximum number of proposals per image."""
     min_score: float = 0.0
-    """Leave out proposals of a lower score, in [0, 1]."""
+    """Minimum score of a proposal, in [0, 1]."""
     nms: float = 0.7
-    """Of two boxes that overlap by more, the one with the lower score is removed."""
+    """IoU threshold of non-maximum suppression."""
     save_every: int = 200
     """Steps between checkpoints."""
 
@@ -407,8 +412,8 @@ class Pretrain(RunFlags):
     """Pretrain a CLIP on image-caption pairs with the contrastive loss.
 
     The shipped small CLIP was made by this command (its card, clip/small/README.md, has the exact line and its log).
-    The same command resumes a stopped run. One process: a caption is told from the others of its batch, which a second
-    process would not see. A pair that cannot be read is refused before the first step.
+    The same command resumes a stopped run. Runs in one process: captions are contrasted within a batch, and embeddings
+    are not gathered over processes. Unreadable pairs are rejected before the first step.
     """
 
     data: Path
@@ -416,11 +421,11 @@ class Pretrain(RunFlags):
     out: Path
     """Folder for the model (an open_clip folder), metrics.jsonl and the checkpoints to resume from."""
     config: Path = SMALL_CONFIG
-    """open_clip_config.json of the model to build; the small CLIP's by default. "residual" is its sibling with a CNN
-    for an image tower (RN50's kind)."""
+    """open_clip_config.json of the model to build; the small CLIP's by default. "residual" builds its variant with
+    a CNN image tower (like RN50)."""
     text_from: str | None = None
-    """A CLIP (foveate-small, or a saved model folder) whose text tower is taken and not trained, so that the new image
-    tower shares its embedding space and learns sooner. Default: a text tower is trained too."""
+    """A CLIP (foveate-small, or a saved model folder) whose text tower is used, frozen, so that the new image
+    tower shares its embedding space and learns faster. Default: the text tower is trained too."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 256
@@ -433,11 +438,11 @@ class Pretrain(RunFlags):
     """Fraction of each image's patches dropped while training, twice the speed (ViTs only; a residual tower sees whole
     images)."""
     whole_steps: int = 300
-    """The last so many steps see whole images."""
+    """Number of final steps on whole images, without patch dropout."""
     log_every: int = 1
     """Steps between lines of OUT/metrics.jsonl."""
     save_every: int = 100
     """Steps between checkpoints."""
     validate: str | None = None
-    """Folder of held-out pairs, as --data: at every checkpoint the loss over 256 of them is measured, always the same
-    ones, seen whole. The checkpoint with the lowest loss is kept beside the newest ones."""
+    """Folder of held-out pairs, given like --data: at every checkpoint the loss over a fixed set of 256 of them is
+    measured, without patch dropout. The checkpoint with the lowest loss is kept in addition to the newest ones."""

@@ -75,5 +75,5 @@ def require_same_categories(held_out: Sequence[Category], trained: Sequence[Cate
     if names != needed:
         raise InputError(
             f"--validate {root}: needs the {len(needed)} classes of --data, in their order; got {len(names)}, "
-            f"{sorted({*names} ^ {*needed})[:3] or 'in another order'}. Name another part of the same data."
+            f"{sorted({*names} ^ {*needed})[:3] or 'in another order'}. Give another split of the same data."
         )

@@ -253,7 +253,7 @@ def _lock_text(model: Module, description: dict[str, Any], source: str) -> None:
 def _compile(clip: Clip) -> None:
     """Run the blocks of both towers through torch.compile."""
     if isinstance(clip.visual, ModifiedResNet):
-        raise InputError("--compile: acts on transformer blocks; a residual tower has none. Leave it out.")
+        raise InputError("--compile: acts on transformer blocks; a residual tower has none. Remove it.")
     for part in clip.model.modules():
         if isinstance(part, nn.ModuleList):
             for block in part:

@@ -26,8 +26,8 @@ def check_recipe_data(recipe: str | None, categories: Sequence[Category], *, roo
         return
     got = f"{len(categories)} other categories" if categories else "no categories that were read"
     raise InputError(
-        f"--recipe {recipe}: must have {TITLES[row.data]}, which it is for; --data {root} has "
-        f"{TITLES[kind] if kind != 'any' else got}. Name that data "
+        f"--recipe {recipe}: must have {TITLES[row.data]}, as in the recipe; --data {root} has "
+        f"{TITLES[kind] if kind != 'any' else got}. Give that data "
         "(its file with --annotations, or --kind of label maps), choose another "
         f"row of `foveate recipes`, or give the flags without --recipe: `foveate recipes {recipe}` prints them."
     )

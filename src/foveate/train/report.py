@@ -63,7 +63,7 @@ def require_usable_images(outcome: Outcome, out: Path) -> None:
     if outcome.good == 0 and outcome.skipped:
         raise InputError(
             f"--skip-nonfinite: needs steps that are finite; all {outcome.skipped} were skipped, so nothing was "
-            "learned and no product is written. Look at the images in nonfinite.jsonl and choose another --out, or "
+            "learned and no product is written. Check the images in nonfinite.jsonl and choose another --out, or "
             f"remove {out}."
         )
     if outcome.good == 0:

@@ -182,7 +182,7 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
                 stack.enter_context(hold_folder(config.out))
         outcome = work.resume()
         if outcome.step == config.steps and trainable.files and all(path.exists() for path in trainable.files):
-            report(f"finished already, after step {outcome.step}; nothing was changed: {trainable.product}")
+            report(f"already finished, after step {outcome.step}; nothing was changed: {trainable.product}")
             return outcome
         with processes.together():
             if processes.is_first:

@@ -243,7 +243,7 @@ def test_arguments_that_do_not_fit_are_refused(catseg, tiny_clip):
             {"version": "2023", "backbone": backbone(is_trained=False)},
             "has 3 locations per side and the tower's 6; need 24",
         ),
-        ({"window": 4}, "need a divisor of 6, the map's locations per side; got 4"),
+        ({"window": 4}, "multiple of the attention window, 4; got 6 locations"),
         ({"test_size": 80}, "at 48, 72, 96, ...; got 80"),
         (
             {"size": 50, "clip_size": 50, "test_size": 74},

@@ -111,9 +111,9 @@ def test_candidates_of_another_detector_are_refused(tmp_path: Path):
     writer = CandidateWriter(tmp_path, ids=IDS, made_by=MADE_BY)
     for name in IDS[:3]:
         writer.add(make(name, 1))
-    with pytest.raises(InputError, match=r"another command(.|\n)*detector: there abc, here def"):
+    with pytest.raises(InputError, match=r"another command(.|\n)*detector: stored abc, now def"):
         CandidateWriter(tmp_path, ids=IDS, made_by={**MADE_BY, "detector": "def"})
-    with pytest.raises(InputError, match=r"another command(.|\n)*images: there 8, here 7"):
+    with pytest.raises(InputError, match=r"another command(.|\n)*images: stored 8, now 7"):
         CandidateWriter(tmp_path, ids=IDS[:7], made_by=MADE_BY)
     assert (tmp_path / "000000000-000000003.safetensors").exists()
     other = tmp_path / "other"
@@ -135,13 +135,13 @@ def test_invalid_candidates_are_refused(tmp_path: Path):
     writer.add(make("0", 1))
     with pytest.raises(InputError, match="masks for all images or for none"):
         writer.add(make("1", 1, masks=False))
-    with pytest.raises(InputError, match="need all 8 images; 1 came"):
+    with pytest.raises(InputError, match="need all 8 images; got 1"):
         writer.close()
     broken = make("0", 2)
     broken.detector[1, 2] = float("nan")
     with pytest.raises(InputError, match="image 0: need finite candidates; its detector"):
         CandidateWriter(tmp_path / "n", ids=IDS, made_by=MADE_BY).add(broken)
-    with pytest.raises(InputError, match="every image once; 1 of the list come again"):
+    with pytest.raises(InputError, match="every image once; 1 of the list are repeated"):
         CandidateWriter(tmp_path / "t", ids=["1", "1"], made_by=MADE_BY)
 
 

@@ -319,7 +319,7 @@ def test_arguments_that_do_not_fit_are_refused(tiny_clip):
         detector(clip, size=72)
     with pytest.raises(InputError, match=r"text: need \(4, 16\), .* got \(3, 16\)"):
         detector(clip, text=torch.zeros(3, 16))
-    with pytest.raises(InputError, match="at least one class"):
+    with pytest.raises(InputError, match="at least one base class"):
         detector(clip, is_novel=torch.ones(3) > 0)
 
 

@@ -121,7 +121,7 @@ def test_classes_match_by_name_then_by_any_synonym():
     asked = Vocabulary((("sea",), ("heaven", "sky"), ("sphere", "BALL"), ("tree merged",)))
     mapped = match_classes(own, asked)
     assert mapped.labels.tolist() == [2, 3, 1, -1, 1] and mapped.known == [False, True, True, True]
-    with pytest.raises(InputError, match="none of those asked for is one: sea"):
+    with pytest.raises(InputError, match="none of those requested is one: sea"):
         match_classes(own, Vocabulary((("sea",),)))
     assert match_classes(own, Vocabulary((("sea",),)), is_open=True).known == [False]
 
@@ -161,7 +161,9 @@ def test_a_clip_may_classify_its_masks(tmp_path, monkeypatch, tiny_clip):
     assert torch.allclose(known, q * (1 - nothing), atol=1e-5)
     assert torch.allclose(nothing[:, 0], proposals.class_logits.softmax(dim=1)[:, -1], atol=1e-5)
     segmenter.panoptic(segmenter.score_proposals(sample, proposals))
-    with pytest.raises(InputError, match=r"where no CLIP names masks; got 0\.3 and 0\.7\. Name one with --classifier"):
+    with pytest.raises(
+        InputError, match=r"where no CLIP classifies masks; got 0\.3 and 0\.7\. Give one with --classifier"
+    ):
         PanopticSegmenter(own, None, asked)
 
 
@@ -221,7 +223,7 @@ def test_other_folders_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="need \"model_type\" mask2former or maskformer; got 'clip'"):
         describe(tmp_path)
     path.write_text('{"model_type": "oneformer"}')
-    with pytest.raises(InputError, match="told its task in words"):
+    with pytest.raises(InputError, match="needs a task prompt"):
         is_published(tmp_path)
     path.write_text('{"model_type": "mask2former", "id2label": {"0": "a", "2": "b"}}')
     with pytest.raises(InputError, match="a name for each class"):
@@ -253,5 +255,5 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"1 missing \(weight\)"):
         read_published(tmp_path)
     change(tmp_path, class_predictor__bias=None, model__transformer_module__level_embed__weight=None)
-    with pytest.raises(InputError, match=r"1 of its weights are not there, such as .*level_embed\.weight"):
+    with pytest.raises(InputError, match=r"1 of its weights are missing, such as .*level_embed\.weight"):
         read_published(tmp_path)

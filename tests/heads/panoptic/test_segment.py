@@ -132,7 +132,7 @@ def test_an_image_without_proposals(make, scenes, region):
 
 
 def test_without_class_embeddings_clip_classifies_alone(make, scenes):
-    with pytest.raises(InputError, match="knows no class"):
+    with pytest.raises(InputError, match="trained without class names"):
         make(words=False)
     segmenter = make(words=False, weights=PRESETS["clip"])
     assert segmenter.score(scenes(1)[0]).class_logits.isfinite().all()

@@ -53,7 +53,7 @@ def recognise(
     if fits:
         raise InputError(
             f"{source}: these weights fit several architectures, {', '.join(fits)}, which differ in properties that "
-            f'weights do not show (such as the activation). Choose: load({fits[0]!r}, pretrained="{source}").'
+            f'weights do not determine (such as the activation). Choose one: load({fits[0]!r}, pretrained="{source}").'
         )
     got = ", ".join(f"{key} {value}" for key, value in sizes.items() if value is not None) or "nothing of a CLIP"
     nearest = sorted(mismatches, key=lambda name: mismatches[name])[:5] if sizes else []

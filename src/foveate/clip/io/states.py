@@ -76,7 +76,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if invalid:
         raise InputError(
             f"{path}: need tensors only, at the top or under {', '.join(_NESTED)}; {len(invalid)} of {len(content)} "
-            f"entries are something else, first {invalid[0]!r} ({_kind_of(content[invalid[0]])}). "
+            f"entries are not tensors, first {invalid[0]!r} ({_kind_of(content[invalid[0]])}). "
             f"It begins with {listed([repr(key) for key in content], 5)}. Save the model's state_dict() alone."
         )
     complex_keys = [key for key, value in content.items() if value.is_complex()]
@@ -202,7 +202,7 @@ def put_state(
     if mistyped:
         types = f"{used[mistyped[0]].dtype} instead of {expected[mistyped[0]].dtype}"
         raise InputError(
-            f"{source}: {len(mistyped)} tensors are of another type, first {mistyped[0]}: {types}. "
+            f"{source}: {len(mistyped)} tensors have another dtype, first {mistyped[0]}: {types}. "
             "Give the weights of this architecture."
         )
     broken = _not_finite(used)

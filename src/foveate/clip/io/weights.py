@@ -57,7 +57,7 @@ def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = Non
 
 
 def save_huggingface(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Save a ViT or SigLIP as a folder of transformers: CLIPModel or SiglipModel, preprocessing and tokenizer.
+    """Save a ViT or SigLIP as a transformers folder: CLIPModel or SiglipModel, preprocessing and tokenizer.
 
     Args:
         folder: created if needed.

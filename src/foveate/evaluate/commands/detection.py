@@ -52,7 +52,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
     dataset, split, model = _open_data(config)
     detector, about = open_detector(model, clip=config.clip, device=config.device)
     if config.masks and not about.network.masks:
-        raise InputError(f"--masks: need a detector that finds masks; {model} was trained without --masks.")
+        raise InputError(f"--masks: need a detector that predicts masks; {model} was trained without --masks.")
     # the classes that are detected, and which of them the detector was trained on
     vocabulary = _vocabulary(config, dataset, split)
     is_base = trained_on(vocabulary, about)
@@ -164,7 +164,7 @@ def _run_results(config: Detection, path: Path) -> dict[str, Any]:
     predictions = [(key, prediction) for key, prediction in detections if len(prediction.scores)]
     measured = evaluate_detection(predictions, _open_truth(config, dataset, vocabulary, split))
     if not config.masks and any(prediction.masks is not None for _, prediction in predictions):
-        log(f"{path}: also has masks, which --masks measures")
+        log(f"{path}: also has masks; add --masks to measure them")
     result = {"results": str(path), **measured, "bad": []}
     dataset = with_notes(dataset, skipped, result)
     return finish(result, _results_table(result), config, datasets=[dataset], started=started)
@@ -184,7 +184,7 @@ def _results_split(config: Detection, dataset: Dataset) -> BaseNovel | None:
     is_requested = config.novel is not None or (root / SPLITS).is_file() or benchmark == "ov-coco"
     if split is None or is_requested or split.novel != OV_COCO_NOVEL:
         return split
-    log("all 80 categories count, as in COCO; --benchmark ov-coco measures OV-COCO's 48 base and 17 novel ones")
+    log("measuring all 80 categories, as in COCO; --benchmark ov-coco measures OV-COCO's 48 base and 17 novel ones")
     return None
 
 

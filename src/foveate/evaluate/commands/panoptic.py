@@ -33,7 +33,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
     started = start(config)
     if config.model is None:
         raise InputError("--model: need OUT/model of `foveate train-panoptic`; got none. To measure the predictions of "
-                         "another program give --from-results DIR instead.")  # fmt: skip
+                         "another tool give --from-results DIR instead.")  # fmt: skip
     requested = [(name, FusionWeights(*share_numbers(name))) for name in config.fusion]
     # the fusion weights; with a mask generator without classes, CLIP alone classifies
     names, clip_name = _default_rows(config.model, config)

@@ -30,8 +30,8 @@ def run_semantic(config: Semantic) -> dict[str, Any]:
         return _run_results(config, config.from_results)
     started = start(config)
     if config.model is None:
-        raise InputError("--model: need OUT/model of a training, or a CLIP; got none. To measure the label maps of "
-                         "another program give --from-results DIR instead.")  # fmt: skip
+        raise InputError("--model: need OUT/model of a training run, or a CLIP; got none. To measure the label maps of "
+                         "another tool give --from-results DIR instead.")  # fmt: skip
     check_segmenting(config)
     data = _open_data(config)
     # with --all-synonyms each name is a class to predict, which `class_of` maps back

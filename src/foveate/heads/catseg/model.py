@@ -338,7 +338,9 @@ def _check_sizes(network: Network, *, patch: int, has_backbone: bool) -> None:
     check_side(network.clip_size, patch=patch, flag="--size, in proportion for the CLIP")
     grid = network.clip_size // patch
     if grid > window and grid % window:
-        raise InputError(f"--window: need a divisor of {grid}, the map's locations per side; got {window}.")
+        raise InputError(
+            f"--size: need a map whose side is a multiple of the attention window, {window}; got {grid} locations."
+        )
     if not 0 < stride <= size <= test_size or (test_size - size) % stride:
         raise InputError(
             f"test_size: need windows of {size} pixels every {stride} to end at the image's edge, at {size}, "

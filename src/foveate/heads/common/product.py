@@ -17,8 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
-from safetensors.torch import save
+from safetensors.torch import load as read_tensors, save
 from torch import Tensor, nn
 
 from foveate.clip.io.digest import digest_state
@@ -214,10 +213,10 @@ def load_base(
             f"{error} (the CLIP that the {kind.name} was trained on; give its path with --clip)"
         ) from error
     if tower_digest(base, whole=whole) != about.tower:
-        tower = "this one" if whole else "the image tower of this one"
+        tower = "this CLIP" if whole else "the image tower of this CLIP"
         raise InputError(
-            f"{path}: need the CLIP that the {kind.name} was trained on, {about.model}; {tower}, or its "
-            "windows, are others. Name it with --clip."
+            f"{path}: need the CLIP that the {kind.name} was trained on, {about.model}; {tower} has "
+            "other weights or windows. Give its path with --clip."
         )
     return base
 

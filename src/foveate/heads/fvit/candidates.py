@@ -65,7 +65,7 @@ class CandidateWriter:
             InputError: the folder holds the candidates of another detector or of other images, or other files.
         """
         if len(set(ids)) < len(ids):
-            raise InputError(f"{folder}: need every image once; {len(ids) - len(set(ids))} of the list come again.")
+            raise InputError(f"{folder}: need every image once; {len(ids) - len(set(ids))} of the list are repeated.")
         self.folder, self.ids = folder, list(ids)
         self._notes: list[dict[str, Any]] = []
         self._rows: dict[str, list[Tensor]] = {}
@@ -107,7 +107,7 @@ class CandidateWriter:
         if self._notes:
             self._write()
         if self.done != len(self.ids):
-            raise InputError(f"{self.folder}: need all {len(self.ids)} images; {self.done} came.")
+            raise InputError(f"{self.folder}: need all {len(self.ids)} images; got {self.done}.")
 
     def _note(self, note: dict[str, Any]) -> None:
         index = self.done + len(self._notes)

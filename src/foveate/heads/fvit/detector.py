@@ -384,4 +384,4 @@ def _check(clip: Clip, text: Tensor, is_novel: Tensor, *, size: int) -> None:
             f"{tuple(text.shape)}."
         )
     if bool(is_novel.all()):
-        raise InputError("is_novel: need at least one class to learn from; all are novel or left out.")
+        raise InputError("is_novel: need at least one base class; all are novel or ignored.")

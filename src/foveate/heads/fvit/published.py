@@ -83,7 +83,7 @@ def take_apart(state: dict[str, Tensor], *, source: str) -> PublishedFile:
     """
     broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        raise InputError(f"{source}: {len(broken)} tensors hold NaN or infinity ({listed(broken)}). Take another file.")
+        raise InputError(f"{source}: {len(broken)} tensors hold NaN or infinity ({listed(broken)}). Use another file.")
 
     # the head
     head, unused, unknown = {}, [], []

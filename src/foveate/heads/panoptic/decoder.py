@@ -197,7 +197,7 @@ def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) 
     """
     needed = f"{folder}: need a folder with a {what} of transformers, config.json and model.safetensors"
     if not (folder / "config.json").is_file():
-        raise InputError(f"{needed}; there is no {folder / 'config.json'}. Check the path.")
+        raise InputError(f"{needed}; {folder / 'config.json'} not found. Check the path.")
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -219,7 +219,7 @@ def read_pretrained(folder: Path, configuration: Any, model: Any, *, what: str) 
         logging.set_verbosity(verbosity)
     if report["missing_keys"]:  # transformers initialises them at random
         missing = sorted(report["missing_keys"])
-        raise InputError(f"{needed}; {len(missing)} of its weights are not there, such as {missing[0]}.")
+        raise InputError(f"{needed}; {len(missing)} of its weights are missing, such as {missing[0]}.")
     unknown = [
         key for key in sorted(report["unexpected_keys"]) if not key.startswith(HEADS) and not key.endswith(DERIVED)
     ]

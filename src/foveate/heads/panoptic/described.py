@@ -1,4 +1,4 @@
-"""Classes and input of a Mask2Former or MaskFormer in a folder of transformers.
+"""Classes and input of a Mask2Former or MaskFormer in a transformers folder.
 
 Read from config.json and preprocessor_config.json without torch or transformers, for the command line. transformers'
 files of these models have a fixed height and width; then the original's sizes are used, with which the published
@@ -60,14 +60,14 @@ def is_published(folder: Path) -> bool:
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind == "oneformer":
         raise InputError(
-            f"{folder}: need a Mask2Former or a MaskFormer; this is a OneFormer, which has to be told its task in "
-            "words. Use another model."
+            f"{folder}: need a Mask2Former or a MaskFormer; this is a OneFormer, which needs a task "
+            "prompt. Use another model."
         )
     return kind in get_args(Kind)
 
 
 def describe(folder: Path) -> ModelDescription:
-    """Read a folder of transformers.
+    """Read a transformers folder.
 
     Raises:
         InputError: no Mask2Former or MaskFormer, or a damaged description.

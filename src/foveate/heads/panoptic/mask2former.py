@@ -91,7 +91,7 @@ class MaskGenerator(nn.Module):
         super().__init__()
         check_side(size, patch=encoder.multiple, flag="--size")
         if bool(is_novel.all()):
-            raise InputError("is_novel: need at least one class to learn from; all are novel or left out.")
+            raise InputError("is_novel: need at least one base class; all are novel or ignored.")
         if classes is not None and classes.count != len(is_novel):
             raise InputError(f"classes: need embeddings of {len(is_novel)} classes; got {classes.count}.")
         self.encoder, self.decoder = encoder, decoder

@@ -182,8 +182,8 @@ def load_generator(
     parts = build_parts(network, base)
     if frozen_digest(parts[0]) != about.frozen:
         raise InputError(
-            f"{path}: need the encoder that the generator was trained on, {about.network.encoder}; this is another. "
-            "Name it with --encoder."
+            f"{path}: need the encoder that the mask generator was trained on, {about.network.encoder}; this is "
+            "another. Give its path with --encoder."
         )
 
     # the trained weights

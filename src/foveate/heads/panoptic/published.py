@@ -1,4 +1,4 @@
-"""A published Mask2Former or MaskFormer with its own classes, from a folder of transformers.
+"""A published Mask2Former or MaskFormer with its own classes, from a transformers folder.
 
     image --shortest edge, normalise, pad to 32--> model --> Q masks, logits of its J classes and of "no object"
 
@@ -63,7 +63,7 @@ def match_classes(classes: Vocabulary, requested: Vocabulary, *, is_open: bool =
     if max(labels) < 0 and not is_open:
         raise InputError(
             f"classes: need some of the model's {len(classes.classes)}, such as {listed(classes.names)}; none of those "
-            f"asked for is one: {listed(requested.names)}. Name them as the model does, or let a CLIP name masks."
+            f"requested is one: {listed(requested.names)}. Use the model's names, or classify masks with --classifier."
         )
     return ClassMap(torch.tensor(labels), len(requested.classes), is_open)
 
@@ -154,7 +154,7 @@ class _MaskFormer(nn.Module):
 def read_published(
     folder: Path, *, described: ModelDescription | None = None, device: str | torch.device = "cpu"
 ) -> PublishedModel:
-    """Read a model from a folder of transformers, with config.json and model.safetensors, in evaluation mode.
+    """Read a model from a transformers folder, with config.json and model.safetensors, in evaluation mode.
 
     Args:
         folder: of `save_pretrained`.

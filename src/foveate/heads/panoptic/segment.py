@@ -192,11 +192,11 @@ def check_shares(
     """
     if not has_clip and (weights.seen or weights.unseen):
         raise InputError(
-            f"--fusion: need 0 for seen and unseen classes (`generator`) where no CLIP names masks; got "
-            f"{weights.seen:g} and {weights.unseen:g}. Name one with --classifier."
+            f"--fusion: need 0 for seen and unseen classes (`generator`) where no CLIP classifies masks; got "
+            f"{weights.seen:g} and {weights.unseen:g}. Give one with --classifier."
         )
     if not mask_generator.knows_classes and weights != PRESETS["clip"]:
         raise InputError(
             f"fusion weights: need 1 for seen and unseen classes (`clip`) with a mask generator that was trained "
-            f"without class names; it knows no class; got {weights.seen:g} and {weights.unseen:g}."
+            f"without class names; got {weights.seen:g} and {weights.unseen:g}."
         )
