@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset as TorchDataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from foveate.data.captions import draw_caption
 from foveate.data.images import ImageError

@@ -12,7 +12,8 @@ import torch
 from foveate.clip.load import load
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
-from foveate.heads.catseg.product import load_catseg, read_about as read_catseg
+from foveate.heads.catseg.product import load_catseg
+from foveate.heads.catseg.product import read_about as read_catseg
 from foveate.heads.common.text import embed_classes
 from foveate.heads.cosines import Cosines
 from foveate.heads.panoptic.described import describe, is_published

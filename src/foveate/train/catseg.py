@@ -17,7 +17,8 @@ from foveate.data.semantic import SemanticData, only_classes
 from foveate.data.splits import split_semantic
 from foveate.engine.distributed import Processes
 from foveate.engine.optim import learning_rate
-from foveate.heads.catseg.guidance import STRIDE as BACKBONE_STRIDE, read_backbone
+from foveate.heads.catseg.guidance import STRIDE as BACKBONE_STRIDE
+from foveate.heads.catseg.guidance import read_backbone
 from foveate.heads.catseg.names import PUBLISHED
 from foveate.heads.catseg.product import About, Network, build_catseg, save_catseg
 from foveate.heads.common.product import tower_digest

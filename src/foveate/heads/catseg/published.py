@@ -24,7 +24,8 @@ from foveate.errors import InputError
 from foveate.heads.catseg.keys import BACKBONE, CLIP, HEAD, is_derived, is_unused, our_key, published_key
 from foveate.heads.catseg.model import CatSeg, Network
 from foveate.heads.catseg.names import PUBLISHED, Residual, Version
-from foveate.heads.catseg.product import About, CLIP as FROZEN, build_catseg, save_catseg
+from foveate.heads.catseg.product import CLIP as FROZEN
+from foveate.heads.catseg.product import About, build_catseg, save_catseg
 from foveate.heads.common.product import CLIP_FOLDER, tower_digest, trained_state
 from foveate.heads.common.published import count_blocks, refuse_unknown, shape_of
 

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors, save
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.clip.io.digest import digest_state
