@@ -44,7 +44,7 @@ def fails(typed, words, capsys):
     [("--clip", "x"), ("--annotations", "x"), ("--novel", "x"), ("--size", "64")],
 )
 def test_flags_of_published_heads_are_not_ignored(source, tmp_path, capsys, flag, value):
-    fails(["convert", source, tmp_path / "out", flag, value], f"{flag}: goes with a published F-ViT", capsys)
+    fails(["convert", source, tmp_path / "out", flag, value], f"{flag}: is for a published F-ViT", capsys)
 
 
 @pytest.mark.parametrize("layout", ["open_clip", "hf", "foveate"])

@@ -101,7 +101,7 @@ def test_a_finished_run_notices_that_its_boxes_or_captions_changed(world, tmp_pa
     with pytest.raises(SystemExit) as done:
         main(command)
     said = capsys.readouterr().err
-    assert done.value.code == 2 and "holds another run" in said and "  boxes_sha256: there " in said
+    assert done.value.code == 2 and "holds another run" in said and "  boxes_sha256: stored " in said
     # of the empty file, as `sha256sum` prints it
     boxes.write_bytes(b"")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -158,7 +158,7 @@ def test_odises_file_becomes_a_generator(world, categories, tmp_path, capsys):
     base += ["--clip", "foveate-small"]
     assert "--annotations: need the panoptic annotation file" in fails(capsys, *base)
     base += ["--annotations", annotations]
-    assert "--dtype: goes with a CLIP" in fails(capsys, *base, "--dtype", "float16")
+    assert "--dtype: is for a CLIP" in fails(capsys, *base, "--dtype", "float16")
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"{one['id']}:{one['name']},{one['name']} thing\n" for one in categories))
     main([*base, "--labels", str(labels)])

@@ -111,7 +111,7 @@ def test_other_weights_behind_the_same_flags_are_refused(distill, tmp_path, tiny
     content = json.loads(record.read_text())
     record.write_text(json.dumps({**content, "weights": "0" * 64}))
     status, output = distill("--steps", 1)
-    assert status == 2 and "weights: there 000" in output
+    assert status == 2 and "weights: stored 000" in output
 
 
 def test_only_the_product_is_mixed_and_training_resumes_from_the_student(whole, distill, tmp_path, tiny_model):

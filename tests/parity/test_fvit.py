@@ -337,7 +337,7 @@ def test_what_is_missing_or_of_another_size_is_refused(tiny, tmp_path, capsys) -
     fails(capsys, lambda: main(without), "--clip: need the CLIP whose text tower")
     told = "without weights. Give --clip EVA02-B-16:PRETRAINED"
     fails(capsys, lambda: main([*without, "--clip", "EVA02-B-16"]), told)
-    fails(capsys, lambda: convert(tiny, out, "--to", "hf"), "--to: goes with a CLIP")
+    fails(capsys, lambda: convert(tiny, out, "--to", "hf"), "--to: is for a CLIP")
     faults = {
         "neck.fpn_convs.2.bn.bias": (None, "1 missing (pyramid.top_down.layer_blocks.2.1.bias)"),
         "rpn_head.rpn_cls.weight": (torch.zeros(6, 8, 1, 1), "is (6, 8, 1, 1) instead of (3, 8, 1, 1)"),

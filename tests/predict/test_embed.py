@@ -268,7 +268,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
     run(config)
     with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: stored 64, now 3"):
         run(replace(config, batch=3))
-    with pytest.raises(InputError, match=r"input: there 6 images, .*here 1 images"):
+    with pytest.raises(InputError, match=r"input: stored 6 images, .*now 1 images"):
         run(replace(config, images=(images / "a.png",)))
     config.out.with_suffix(".json").unlink()
     with pytest.raises(InputError, match=r"f.json does not exist"):

@@ -229,9 +229,9 @@ def test_the_cache_depends_on_the_tower_and_on_pixels(tiny_clip, squares, tmp_pa
     (file,) = tmp_path.rglob("*.safetensors")
     with pytest.raises(InputError, match=r"another command. Differing:\n  size: stored 64, now 80\n"):
         FeatureCache(tmp_path / "c", clip, size=80, layers=tower.layers)
-    with pytest.raises(InputError, match="Differing:\n  resize: there"):
+    with pytest.raises(InputError, match="Differing:\n  resize: stored"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, resize="bicubic")
-    with pytest.raises(InputError, match="Differing:\n  statistics: there"):
+    with pytest.raises(InputError, match="Differing:\n  statistics: stored"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, statistics="clip")
     with torch.no_grad():
         clip.visual.conv1.weight += 1
