@@ -235,7 +235,7 @@ def test_the_cache_depends_on_the_tower_and_on_pixels(tiny_clip, squares, tmp_pa
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers, statistics="clip")
     with torch.no_grad():
         clip.visual.conv1.weight += 1
-    with pytest.raises(InputError, match="Differing:\n  tower: there"):
+    with pytest.raises(InputError, match="Differing:\n  tower: stored"):
         FeatureCache(tmp_path / "c", clip, size=64, layers=tower.layers)
     (tmp_path / "c" / "manifest.json").unlink()
     with pytest.raises(InputError, match="need the manifest of files by foveate maps"):
