@@ -17,7 +17,8 @@ from foveate.cli.main import main
 from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
-from foveate.data.splits import read_split
+from foveate.data.records import Dataset
+from foveate.data.splits import BaseNovel, read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
 from foveate.errors import InputError
@@ -26,6 +27,9 @@ from foveate.evaluate.flags import Detection
 from foveate.heads.fvit.heads import RoiSampler
 from foveate.heads.fvit.product import load_detector, read_about
 from foveate.predict.detect import candidates_identity
+from foveate.train import fvit
+from foveate.train.flags import TrainFViT
+from foveate.types import Category
 
 TINY = ["--size", "64", "--channels", "8", "--batch", "2", "--steps", "4",
         "--templates", "none", "--warmup", "1", "--workers", "0", "--save-every", "2", "--log-every", "1",
@@ -113,6 +117,20 @@ def test_settings_of_the_network_are_in_its_product_and_in_what_candidates_are_o
         candidates_identity(detector, replace(about, network=replace(about.network, **one))) for one in ({}, *changed)
     ]
     assert len({json.dumps(one) for one in kinds}) == 4
+
+
+def test_the_background_weight_is_lvis_for_data_with_frequencies(world, monkeypatch):
+    """Published: 0.9 for OV-LVIS, 0.6 for OV-COCO."""
+    monkeypatch.setattr(fvit, "FViT", lambda *_, **settings: settings)
+    monkeypatch.setattr(fvit, "synchronise", lambda detector: detector)
+    categories = tuple(Category(number, name, True) for number, name in enumerate(("dog", "cat", "crowd")))
+    data = Dataset("made", categories, (), {})
+    config = TrainFViT(data=world, out=world / "never", templates="none")
+    built = [
+        fvit._build(config, None, load("foveate-small"), data, BaseNovel(("dog",), ("cat",), (), ""), is_lvis=is_lvis)
+        for is_lvis in (False, True)
+    ]
+    assert [settings["background_weight"] for settings in built] == [0.6, 0.9]
 
 
 def test_a_detector_of_an_earlier_form_is_refused_with_its_reason(world, trained, tmp_path, capsys):

@@ -18,7 +18,7 @@ from foveate.types import Batch, Sample
 
 
 def build_small_catseg(arguments: dict[str, Any]) -> CatSeg:
-    """A Cat-Seg, but for those that a large network guides."""
+    """A CAT-Seg, but for those that a large network guides."""
     return reached(arguments) if arguments["network"].backbone else build_catseg(**arguments)
 
 

@@ -23,7 +23,7 @@ CLASSES = (("cat", "kitty"), ("dog",), ("sky",))
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A Cat-Seg on the small CLIP, moved away from where it began, with its folder."""
+    """A CAT-Seg on the small CLIP, moved away from where it began, with its folder."""
     clip = load("foveate-small")
     digest = tower_digest(clip, whole=True)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_a_loaded_catseg_can_be_trained(written, make_images):
 def test_another_clip_is_refused(written, tmp_path):
     _, folder, _ = written
     clip = load("foveate-small")
-    with torch.no_grad():  # of the text tower: Cat-Seg embeds words with it
+    with torch.no_grad():  # of the text tower: CAT-Seg embeds words with it
         clip.model.text_projection += 1e-3
     save_clip(clip, tmp_path / "other")
     with pytest.raises(InputError, match="need the CLIP that the catseg was trained on, foveate-small"):
