@@ -111,8 +111,9 @@ def test_is_pattern(tmp_path):
 )
 def test_programs_shells_and_other_schemes_are_refused(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match=r"need (letters, digits and|a pattern without \$|a path or a URL of)"):
-        open_data(pattern, split="train", shard_cache=tmp_path / "cache")
+        open_data(pattern, split="train")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,29 +140,31 @@ def test_local_patterns_are_read_in_place(tmp_path):
 
 
 @needs_curl
-def test_shards_are_fetched_once(tmp_path, served):
+def test_shards_are_fetched_once(tmp_path, monkeypatch, served):
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path))
     folder, address, asked = served
     for number in range(2):
         write_tar(folder / f"s-{number}.tar", {f"{number}.png": image()})
     pattern = f"{address}/s-{{0..1}}.tar"
     for _ in range(2):
-        dataset = open_data(pattern, split="train", shard_cache=tmp_path / "kept")
+        dataset = open_data(pattern, split="train")
         assert [str(record.id).partition(":")[2] for record in dataset.records] == ["0", "1"]
         assert [r.path.read_bytes() for r in dataset.records] == [(folder / f"s-{n}.tar").read_bytes() for n in (0, 1)]
     assert asked == ["/s-0.tar", "/s-1.tar"]
-    assert {path.suffix for path in (tmp_path / "kept").iterdir()} == {".tar", ""}  # the shards and the lock
+    assert {path.suffix for path in (tmp_path / "shards").iterdir()} == {".tar", "", ".npz"}  # shards, lock, index
 
 
 @needs_curl
 @pytest.mark.parametrize("name", ["missing.tar", "cut.tar", "page.tar", "short.tar"])
-def test_incomplete_downloads_are_not_cached(tmp_path, served, name):
+def test_incomplete_downloads_are_not_cached(tmp_path, monkeypatch, served, name):
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path))
     folder, address, _ = served
     write_tar(folder / "cut.tar", {"1.png": image()})
     (folder / "page.tar").write_bytes(b"<html>please sign in</html>")
     (folder / "short.tar").write_bytes((folder / "cut.tar").read_bytes()[:600])
     with pytest.raises(InputError, match=f"{name}: shard 1 of 1 could not be fetched into"):
-        open_data(f"{address}/{name}", split="train", shard_cache=tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [".lock"]
+        open_data(f"{address}/{name}", split="train")
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [".lock"]
 
 
 @contextmanager

@@ -44,7 +44,6 @@ def open_data(
     split: str,
     annotations: AnnotationKind = "instances",
     annotation_file: Path | None = None,
-    shard_cache: Path | None = None,
     progress: bool = False,
 ) -> Dataset:
     """Read a data set of any kind in the module's table.
@@ -56,15 +55,13 @@ def open_data(
             list the images of the split, whose ids are their names in its folder.
         annotation_file: read this file instead of that of the standard layout; its content shows whether it is COCO's,
             LVIS's or Objects365's, and it defines the images.
-        shard_cache: folder of fetched shards; default: $FOVEATE_CACHE/shards.
-        progress: show a bar while shards are fetched and scanned.
+        progress: show a bar while shards are fetched (into $FOVEATE_CACHE/shards) and scanned.
 
     Raises:
         InputError: the data set is not recognised or may be two, or a file is malformed.
     """
     cache = default_cache()
-    fetched = cache / "shards" if shard_cache is None and cache is not None else shard_cache
-    shards = _find_shards(path, fetched, progress=progress)
+    shards = _find_shards(path, None if cache is None else cache / "shards", progress=progress)
     path = Path(path)
     if annotation_file is not None or annotations == "panoptic":
         if shards:

@@ -116,12 +116,18 @@ class Plan:
         return lines
 
 
-def measure_pass(objective: nn.Module, batch: Batch, *, count: Callable[[Batch], int]) -> tuple[int, float] | None:
+def measure_pass(
+    objective: nn.Module, batch: Batch, *, count: Callable[[Batch], int], repeat: bool = False
+) -> tuple[int, float] | None:
     """Memory and time of a real forward and backward pass, after which everything is as it was.
 
-    The time is the shorter one of two passes: the first starts up libraries and compiles, which takes many times as
-    long, and other work on the machine slows either. Both have the whole batch, since kernels are chosen by shape, and
-    BatchNorm may refuse fewer images. Gradients are removed, buffers and torch's random state restored.
+    Gradients are removed, buffers and torch's random state restored.
+
+    Args:
+        objective: a scalar loss of a batch.
+        batch: the first of the run.
+        count: items of a batch, as in `fit`.
+        repeat: measure a second pass, where the first one compiles or starts up a GPU.
 
     Returns:
         Activations per image [bytes], and seconds; None where the batch has no item.
@@ -133,8 +139,9 @@ def measure_pass(objective: nn.Module, batch: Batch, *, count: Callable[[Batch],
     device = next(objective.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            _, first = _pass(objective, batch, device)
-            stored, second = _pass(objective, batch, device)
+            if repeat:
+                _pass(objective, batch, device)
+            stored, seconds = _pass(objective, batch, device)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"--batch: must fit the memory of {device}; a pass of {len(batch.samples)} images does not. {_ADVICE}"
@@ -142,7 +149,7 @@ def measure_pass(objective: nn.Module, batch: Batch, *, count: Callable[[Batch],
     with torch.no_grad():
         for buffer, value in zip(objective.buffers(), before, strict=True):
             buffer.copy_(value)
-    return (max(1, stored // len(batch.samples)), min(first, second)) if count(batch) else None
+    return (max(1, stored // len(batch.samples)), seconds) if count(batch) else None
 
 
 def _pass(objective: nn.Module, batch: Batch, device: torch.device) -> tuple[int, float]:

@@ -259,7 +259,8 @@ class _Run:
             with processes.together(), trainable.arithmetic(processes.device):
                 first = list(islice(stream, 1))
                 stream = chain(first, stream)
-                passes = [measure_pass(objective, batch, count=trainable.count) for batch in first]
+                repeat = config.compile or processes.device.type == "cuda"
+                passes = [measure_pass(objective, batch, count=trainable.count, repeat=repeat) for batch in first]
             measured = [cost for costs in processes.gather(passes) for cost in costs if cost is not None]
         per_image, seconds = (max(numbers) for numbers in zip(*measured, strict=True)) if measured else (0, None)
         memory = memory_of(objective, per_image, processes=processes, sharded=trainable.sharded) if measured else None
