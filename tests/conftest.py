@@ -51,6 +51,7 @@ class Zygote:
 def zygote() -> Iterator[Zygote]:
     one = Zygote()
     yield one
-    assert one.process.stdin is not None
+    assert one.process.stdin is not None and one.process.stdout is not None
     one.process.stdin.close()
+    one.process.stdout.close()
     one.process.wait(timeout=20)

@@ -97,6 +97,7 @@ def test_the_plain_loader_sees_the_images_we_see(make_clip):
     teacher = make_clip("vit")
     [(path, boxes)] = photographs(1, crops=3)
     image, pil_image = read_image(path), Image.open(path)
+    pil_image.load()  # closes the file
     size, mean, std = 160, teacher.mean, teacher.std
     ours = normalize(crop_and_resize(image, torch.tensor(boxes), size=48), mean=mean, std=std)
     plain = torch.stack([crop_square(pil_image, box, 48, mean, std) for box in boxes])

@@ -172,6 +172,7 @@ def test_images_are_segmented_drawn_and_recorded(world, trained, tmp_path):
     )
     for one in record["images"]:
         labels = Image.open(out / one["file_name"])
+        labels.load()  # closes the file
         assert labels.mode == "P" and labels.size == (one["width"], one["height"])
         values = torch.tensor(list(labels.getdata()))
         counted = {name: int((values == place).sum()) for place, name in enumerate(("grass", "sand", "disc"))}
@@ -179,6 +180,7 @@ def test_images_are_segmented_drawn_and_recorded(world, trained, tmp_path):
             name: pixels for name, pixels in counted.items() if pixels
         }
         drawn = Image.open(out / Path(one["file_name"]).with_suffix(".jpg"))
+        drawn.load()
         assert drawn.mode == "RGB" and drawn.width >= one["width"]
 
 

@@ -16,9 +16,10 @@ GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
 
 
-def golden(name: str) -> "np.lib.npyio.NpzFile":
+def golden(name: str) -> dict[str, np.ndarray]:
     """The golden arrays of one system."""
-    return np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+        return dict(file)
 
 
 def draw(name: str, shape: tuple[int, ...] | list[int]) -> Tensor:
