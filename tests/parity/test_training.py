@@ -92,11 +92,11 @@ def test_ten_steps_are_the_public_ones(kind: str, tmp_path: Path) -> None:
     losses, norms, after, product = train(kind, before, tmp_path)
     rename = rename_of(kind)
     assert losses == pytest.approx(expected["loss"].tolist(), rel=TOLERANCE)
-    for key in (key for key in expected.files if key.startswith("g:")):
+    for key in (key for key in expected if key.startswith("g:")):
         assert norms.get(rename(key[2:]), 0.0) == pytest.approx(float(expected[key]), rel=TOLERANCE), key
     for sign, state in (("w:", after), ("p:", product)):
         difference = moved = 0.0
-        for key in (key for key in expected.files if key.startswith(sign)):
+        for key in (key for key in expected if key.startswith(sign)):
             name = key[2:]
             at = inputs.places(name, before[name].numel())
             used = compared(name, at)
