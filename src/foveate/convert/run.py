@@ -21,6 +21,7 @@ from foveate.heads.catseg.published import is_published as is_catseg
 from foveate.heads.fvit.published import is_published_fvit
 from foveate.heads.panoptic.odise_file import is_odise
 from foveate.io.files import check_target
+from foveate.io.store import hold_target
 
 PublishedHead = Literal["F-ViT", "CAT-Seg", "ODISE"]
 CONVERTERS: dict[PublishedHead, Callable[[Convert, dict[str, Tensor]], None]] = {
@@ -51,11 +52,12 @@ def run(config: Convert) -> None:
     if published is not None and published[0] == "F-ViT" and config.text_from is not None:
         published = None  # convert its image tower to a CLIP
     _check_flags(config, None if published is None else published[0])
-    if published is None:
-        convert_clip(config)
-    else:
-        head, state = published
-        CONVERTERS[head](config, state)
+    with hold_target(config.out):
+        if published is None:
+            convert_clip(config)
+        else:
+            head, state = published
+            CONVERTERS[head](config, state)
 
 
 def _check_out(out: Path) -> None:
