@@ -76,7 +76,7 @@ def inputs_of(config: FileFlags) -> Iterator[tuple[str, Path]]:
         entries = value if isinstance(value, tuple) else (value,)
         for text in (str(entry) for entry in entries if isinstance(entry, str | Path)):
             for start in (0, *(match.end() for match in re.finditer("[=:]", text))):
-                if text[start:] and os.path.exists(text[start:]):
+                if os.path.exists(text[start:]):  # noqa: PTH110  # false for a text that is too long for a path
                     yield POSITIONAL.get(name, f"--{name.replace('_', '-')}"), Path(text[start:])
 
 
@@ -95,36 +95,29 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
             written among images that the command reads; or a target exists, and neither has the command's mark nor
             is empty.
     """
-    files: dict[tuple[int, int], str] = {}
-    folders: list[tuple[str, str, Path]] = []
-    for flag, path in inputs:
-        if path.is_dir():
-            folders.append((flag, f"{flag} {path}", path.resolve()))
-        elif (key := _place(path)) is not None:
-            files.setdefault(key, f"{flag} {path}")
-    _check_drawings(targets, [(named, folder) for flag, named, folder in folders if flag in IMAGE_FLAGS])
-    foreign: list[Target] = []
-    written: dict[object, str] = {}
+    # no file twice, and no drawings in folders of images
     for target in targets:
         check_target(target.path, flag=target.flag)
-        key = _place(target.path)
-        if (other := written.setdefault(key or _resolved(target.path)[1], target.flag)) != target.flag:
+    flags = {_resolved(target.path)[0]: target.flag for target in reversed(targets)}
+    for target in targets:
+        if (other := flags[_resolved(target.path)[0]]) != target.flag:
             raise InputError(f"{target.flag}: need another file than {other}; got {target.path} for both. Rename one.")
-        if not os.path.lexists(target.path):
-            continue
-        if key is not None and key in files:
+    given = [(flag, path, _place(path)) for flag, path in inputs]
+    folders = [(flag, path) for flag, path, _ in given if path.is_dir()]
+    _check_drawings(targets, [(flag, path) for flag, path in folders if flag in IMAGE_FLAGS])
+    # no inputs, which --overwrite does not change, and no file of something else
+    files = {place: (flag, path) for flag, path, place in given if place is not None}
+    foreign: list[Target] = []
+    for target in (target for target in targets if os.path.lexists(target.path)):
+        source = files.get(_place(target.path))
+        if source is None and not _is_own(target):
+            source = next((entry for entry in folders if _is_inside(target.path, entry[1])), None)
+            foreign.append(target)
+        if source is not None:
             raise InputError(
-                f"{target.flag}: need a file that is not an input; {target.path} is {files[key]}. Choose another name."
+                f"{target.flag}: need a file that is not an input; {target.path} is {'in ' * source[1].is_dir()}"
+                f"{source[0]} {source[1]}. Choose another name."
             )
-        if target.is_own(target.path) or (target.path.is_file() and not target.path.stat().st_size):
-            continue
-        for _, named, folder in folders:
-            if any(path.is_relative_to(folder) for path in _resolved(target.path)):
-                raise InputError(
-                    f"{target.flag}: need a file that is not an input; {target.path} exists in {named}. Choose "
-                    "another name."
-                )
-        foreign.append(target)
     if foreign and not config.overwrite:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise InputError(
@@ -137,12 +130,17 @@ def _check_drawings(targets: Sequence[Target], folders: Sequence[tuple[str, Path
     """Refuse drawings among the images that a command reads, which the next command would read too."""
     drawn = {target.path.parent: target for target in targets if target.path.suffix.lower() in DRAWINGS}
     for target in drawn.values():
-        for named, folder in folders:
-            if _resolved(target.path)[1].is_relative_to(folder) and not (folder / "annotations").is_dir():
+        for flag, folder in folders:
+            if _is_inside(target.path, folder) and not (folder / "annotations").is_dir():
                 raise InputError(
-                    f"{target.flag}: need a folder outside {named}, whose images are all read; {target.path} would be "
-                    "one of them. Choose another folder."
+                    f"{target.flag}: need a folder outside {flag} {folder}, whose images are all read; {target.path} "
+                    "would be one of them. Choose another folder."
                 )
+
+
+def _is_own(target: Target) -> bool:
+    """Whether an existing file may be replaced: it is the command's own, or empty."""
+    return target.is_own(target.path) or (target.path.is_file() and not target.path.stat().st_size)
 
 
 def _place(path: Path) -> tuple[int, int] | None:
@@ -154,6 +152,11 @@ def _place(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, or what it leads to, is in a folder or one below it."""
+    return any(place.is_relative_to(folder.resolve()) for place in _resolved(path))
+
+
 def _resolved(path: Path) -> tuple[Path, Path]:
-    """What a path leads to, and the path itself in its resolved folder."""
-    return path.resolve(), path.parent.resolve() / path.name
+    """The path itself in its resolved folder, and what it leads to."""
+    return path.parent.resolve() / path.name, path.resolve()

@@ -25,6 +25,7 @@ from foveate.io.tensors import Stored, read_header
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"  # in a folder while a process writes to it
+# what a run writes in its folder, beside its product
 RUN_NAMES = (
     "model",
     "checkpoints",

@@ -58,11 +58,10 @@ def _embed(config: Embed) -> Path:
     _check_header(config, dataset, clip, size)
     identity = _identity(config, dataset, clip, size)
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
-    if config.out.exists():
-        if _is_complete(config.out, notes, identity, overwrite=config.overwrite):
-            remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
-            print(f"{config.out}: is already complete; skipped")
-            return config.out
+    if config.out.exists() and _is_complete(config.out, notes, identity, overwrite=config.overwrite):
+        remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
+        print(f"{config.out}: is already complete; skipped")
+        return config.out
     parts = claim_parts(folder, identity, owner=OWNER)
     done = parts[-1].stop if parts else 0
     resumed = f"; {done} are done already" if done else ""

@@ -106,7 +106,7 @@ def _grow(figure: Figure, axes: Axes, need: float) -> float:
     return tall * POINTS
 
 
-def write_figure(figure: Figure, path: Path, *, made_by: str) -> None:
+def write_figure(figure: Figure, path: Path, *, made_by: str = "foveate") -> None:
     """Write a figure as a PNG with the mark of its command, atomically; its folder is created."""
     png = BytesIO()
     figure.savefig(png, format="png", metadata={MARK: made_by})
