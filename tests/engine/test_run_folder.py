@@ -134,11 +134,8 @@ def test_default_hyperparameters_are_the_papers_or_the_small_clips() -> None:
 
 
 def test_a_folder_is_locked_by_one_run(tmp_path):
-    with (
-        hold_folder(tmp_path),
-        pytest.raises(InputError, match="another process is writing there"),
-        hold_folder(tmp_path),
-    ):
+    refused = pytest.raises(InputError, match="another process is writing there")
+    with hold_folder(tmp_path), refused, hold_folder(tmp_path):
         pass
     (tmp_path / ".lock").touch()  # of a process that was killed
     with hold_folder(tmp_path), hold_target(tmp_path / "a" / "b.onnx"):

@@ -106,7 +106,7 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
     folders = [(flag, path) for flag, path, _ in given if path.is_dir()]
     _check_drawings(targets, [(flag, path) for flag, path in folders if flag in IMAGE_FLAGS])
     # no inputs, which --overwrite does not change, and no file of something else
-    files = {place: (flag, path) for flag, path, place in given if place is not None}
+    files: dict[object, tuple[str, Path]] = {place: (flag, path) for flag, path, place in given if place is not None}
     foreign: list[Target] = []
     for target in (target for target in targets if os.path.lexists(target.path)):
         source = files.get(_place(target.path))
