@@ -95,7 +95,7 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
             written among images that the command reads; or a target exists, and neither has the command's mark nor
             is empty.
     """
-    # no file twice, and no drawings in folders of images
+    # no file twice
     for target in targets:
         check_target(target.path, flag=target.flag)
     flags = {_resolved(target.path)[0]: target.flag for target in reversed(targets)}
@@ -104,8 +104,7 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
             raise InputError(f"{target.flag}: need another file than {other}; got {target.path} for both. Rename one.")
     given = [(flag, path, _place(path)) for flag, path in inputs]
     folders = [(flag, path) for flag, path, _ in given if path.is_dir()]
-    _check_drawings(targets, [(flag, path) for flag, path in folders if flag in IMAGE_FLAGS])
-    # no inputs, which --overwrite does not change, and no file of something else
+    # no inputs, which --overwrite does not change; no drawings in folders of images; no file of something else
     files: dict[object, tuple[str, Path]] = {place: (flag, path) for flag, path, place in given if place is not None}
     foreign: list[Target] = []
     for target in (target for target in targets if os.path.lexists(target.path)):
@@ -118,6 +117,7 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
                 f"{target.flag}: need a file that is not an input; {target.path} is {'in ' * source[1].is_dir()}"
                 f"{source[0]} {source[1]}. Choose another name."
             )
+    _check_drawings(targets, [(flag, path) for flag, path in folders if flag in IMAGE_FLAGS])
     if foreign and not config.overwrite:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise InputError(
