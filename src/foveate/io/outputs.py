@@ -139,8 +139,8 @@ def _check_drawings(targets: Sequence[Target], folders: Sequence[tuple[str, Path
 
 
 def _is_own(target: Target) -> bool:
-    """Whether an existing file may be replaced: it is the command's own, or empty."""
-    return target.is_own(target.path) or (target.path.is_file() and not target.path.stat().st_size)
+    """Whether an existing path may be replaced: it is a file of the command, or an empty one."""
+    return target.path.is_file() and (not target.path.stat().st_size or target.is_own(target.path))
 
 
 def _place(path: Path) -> tuple[int, int] | None:
