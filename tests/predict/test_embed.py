@@ -22,6 +22,7 @@ from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.errors import InputError
+from foveate.io.outputs import has_mark
 from foveate.predict import features
 from foveate.predict.embed import _digest_description, run
 from foveate.predict.flags import Embed
@@ -57,6 +58,7 @@ def config(images, tmp_path) -> Embed:
 
 
 def notes_of(config: Embed) -> dict:
+    assert has_mark(config.out.with_suffix(".json"), "foveate embed")
     return json.loads(config.out.with_suffix(".json").read_text())
 
 
