@@ -45,6 +45,12 @@ def run(config: Convert) -> None:
         InputError: the input does not load, the layout cannot express it, OUT is not empty, or the result differs.
     """
     _check_out(config.out)
+    with hold_target(config.out):
+        _check_out(config.out)  # another process may have finished
+        _convert(config)
+
+
+def _convert(config: Convert) -> None:
     if config.model is None:
         cure = f"Give a weights file or a tag as SOURCE, and --model {config.source}."
         check_weights(config.source, flag="SOURCE", cure=cure)
@@ -52,12 +58,11 @@ def run(config: Convert) -> None:
     if published is not None and published[0] == "F-ViT" and config.text_from is not None:
         published = None  # convert its image tower to a CLIP
     _check_flags(config, None if published is None else published[0])
-    with hold_target(config.out):
-        if published is None:
-            convert_clip(config)
-        else:
-            head, state = published
-            CONVERTERS[head](config, state)
+    if published is None:
+        convert_clip(config)
+    else:
+        head, state = published
+        CONVERTERS[head](config, state)
 
 
 def _check_out(out: Path) -> None:
