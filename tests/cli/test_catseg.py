@@ -21,6 +21,7 @@ from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.log import Log
 from foveate.evaluate.semantic import Confusion
 from foveate.heads.catseg.product import load_catseg, read_about
+from foveate.io.outputs import has_mark
 from foveate.train.catseg import _network
 from foveate.train.flags import TrainCatSeg
 from foveate.types import Sample
@@ -164,6 +165,7 @@ def test_images_are_segmented_drawn_and_recorded(world, trained, tmp_path):
     out = tmp_path / "s"
     main(["segment", str(world / "val2017"), "--model", str(trained / "model"), "--vocab", "grass, sand, disc",
           "--out", str(out), *ASK])  # fmt: skip
+    assert all(has_mark(path, "foveate segment") for path in out.iterdir())
     record = json.loads((out / "segments.json").read_text())
     assert (
         record["classes"] == [["grass"], ["sand"], ["disc"]]

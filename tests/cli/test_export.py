@@ -7,7 +7,6 @@ import pytest
 
 from foveate.cli.main import main
 from foveate.export.flags import Export
-from foveate.export.run import target_of
 
 NOWHERE = "no-such-model"  # refused as soon as it is looked for
 
@@ -56,7 +55,7 @@ def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path, monkeypat
 
 
 def test_a_folder_gets_a_file_named_after_what_is_in_it(tmp_path):
-    assert target_of(Export(model="x", out=tmp_path / "ViT-B.16", what="regions")) == tmp_path / "ViT-B.16/regions.onnx"
-    assert target_of(Export(model="x", out=tmp_path / "a.pt2", format="torch")) == tmp_path / "a.pt2"
+    assert Export(model="x", out=tmp_path / "ViT-B.16", what="regions").path == tmp_path / "ViT-B.16/regions.onnx"
+    assert Export(model="x", out=tmp_path / "a.pt2", format="torch").path == tmp_path / "a.pt2"
     (tmp_path / "b.onnx").mkdir()
-    assert target_of(Export(model="x", out=tmp_path / "b.onnx")) == tmp_path / "b.onnx" / "dense.onnx"
+    assert Export(model="x", out=tmp_path / "b.onnx").path == tmp_path / "b.onnx" / "dense.onnx"

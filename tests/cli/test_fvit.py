@@ -26,6 +26,7 @@ from foveate.evaluate.commands.detection import _table
 from foveate.evaluate.flags import Detection
 from foveate.heads.fvit.heads import RoiSampler
 from foveate.heads.fvit.product import load_detector, read_about
+from foveate.io.outputs import has_mark
 from foveate.predict.detect import candidates_identity
 from foveate.train import fvit
 from foveate.train.flags import TrainFViT
@@ -162,6 +163,7 @@ def test_detect_draws_and_writes_cocos_form(world, trained, tmp_path, capsys):
     main([*words, "--out", str(out), "--min-score", "0", "--max-boxes", "5", "--draw", "0", *ASK])
     told = capsys.readouterr()
     assert "2 classes: " in told.err and "3 images, 15 boxes, 15 drawn" in told.out
+    assert all(has_mark(path, "foveate detect") for path in out.iterdir())
     content = json.loads((out / "detections.json").read_text())
     assert [one["name"] for one in content["categories"]] == ["ringed box", "cat"]
     assert len(content["images"]) == 3 and len(content["annotations"]) == 15

@@ -37,9 +37,13 @@ CASES: dict[str, Case] = {
     **wiring_files.CASES,
 }
 UNRECORDED = {
-    (words, "out"): "the JSON file that the finished measurement is written to"
+    (words, name): reason
     for words in CASES
-    if words.startswith("evaluate ")
+    for name, reason in (
+        ("out", "the JSON file that the finished measurement is written to" if words.startswith("evaluate ") else ""),
+        ("overwrite", "existing files are checked before the command: see test_outputs.py"),
+    )
+    if reason
 }  # flags whose value changes no recorded call, by command and name, with the reason
 FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in COMMANDS}
 CHANGES = [

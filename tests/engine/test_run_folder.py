@@ -8,7 +8,7 @@ import pytest
 
 from foveate.cli.main import parse
 from foveate.errors import InputError
-from foveate.io.store import claim_folder, hold_folder
+from foveate.io.store import claim_folder, hold_folder, hold_target
 from foveate.train.checks import check_distill
 from foveate.train.defaults import hyperparameters
 from foveate.train.distill import may_change
@@ -134,11 +134,13 @@ def test_default_hyperparameters_are_the_papers_or_the_small_clips() -> None:
 
 
 def test_a_folder_is_locked_by_one_run(tmp_path):
-    held = hold_folder(tmp_path)
-    with pytest.raises(InputError, match="another process is writing there"):
-        hold_folder(tmp_path)
-    held.close()
-    hold_folder(tmp_path).close()
+    refused = pytest.raises(InputError, match="another process is writing there")
+    with hold_folder(tmp_path), refused, hold_folder(tmp_path):
+        pass
+    (tmp_path / ".lock").touch()  # of a process that was killed
+    with hold_folder(tmp_path), hold_target(tmp_path / "a" / "b.onnx"):
+        assert (tmp_path / ".lock").exists() and (tmp_path / "a" / ".b.onnx.lock").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_timeout_is_a_whole_number_of_seconds(monkeypatch):

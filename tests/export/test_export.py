@@ -8,6 +8,7 @@ import torch
 
 from foveate.clip.load import load
 from foveate.clip.tower import Windows
+from foveate.io.outputs import has_mark
 from foveate.ops.resample import normalize
 
 FAMILIES = ("vit", "eva", "rn", "siglip")
@@ -32,6 +33,7 @@ def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 def description(path):
+    assert has_mark(path.with_name(f"{path.name}.json"), "foveate export")
     return json.loads(path.with_name(f"{path.name}.json").read_text())
 
 

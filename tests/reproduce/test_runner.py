@@ -241,14 +241,13 @@ def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     process = subprocess.Popen([sys.executable, "-c", code])
     started = inner / "logs" / "world.log"
     wait_until(started.exists, log)
-    with pytest.raises(InputError, match="another process is writing there"):
-        hold_folder(inner)
+    with pytest.raises(InputError, match="another process is writing there"), hold_folder(inner):
+        pass
     process.kill()
     process.wait()
 
     def is_free() -> bool:
-        with contextlib.suppress(InputError):
-            hold_folder(inner).close()
+        with contextlib.suppress(InputError), hold_folder(inner):
             return True
         return False
 

@@ -3,6 +3,7 @@
 from matplotlib.axes import Axes
 from PIL import Image
 
+from foveate.io.outputs import has_mark
 from foveate.show.charts import new_chart, write_figure
 from foveate.show.pareto import Label, pareto_chart, write_labels
 
@@ -21,6 +22,7 @@ def test_rings_and_labels(tmp_path, monkeypatch):
     ]
     keys = ("model", "alpha", "boxes", "classification", "front")
     pareto_chart(tmp_path / "p.png", [dict(zip(keys, row, strict=True)) for row in rows], size=192, whole="images")
+    assert has_mark(tmp_path / "p.png", "foveate evaluate pareto")
     lines, (rings, _) = [args for args, _ in drawn[:2]], drawn[2]
     assert [args[:2] for args in lines] == [([80.0, 60.0], [4.0, 50.0]), ([80.0, 50.0], [4.0, 40.0])]
     assert [list(one) for one in rings[:2]] == [[60.0, 80.0, 80.0], [50.0, 4.0, 4.0]]

@@ -14,6 +14,7 @@ from foveate.cli.commands import COMMANDS, commands_under, find_command, help_li
 from foveate.cli.help import help_text
 from foveate.errors import InputError
 from foveate.io.files import versions
+from foveate.io.outputs import check_command
 
 HELP = {"--help", "-h"}
 VERSION = (["--version"], ["-V"])
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         config = parse(typed)
+        check_command(config)
         find_command(typed)[0].load_procedure()(config)
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         print(f"foveate: {error}", file=sys.stderr)

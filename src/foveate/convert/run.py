@@ -21,6 +21,7 @@ from foveate.heads.catseg.published import is_published as is_catseg
 from foveate.heads.fvit.published import is_published_fvit
 from foveate.heads.panoptic.odise_file import is_odise
 from foveate.io.files import check_target
+from foveate.io.store import hold_target
 
 PublishedHead = Literal["F-ViT", "CAT-Seg", "ODISE"]
 CONVERTERS: dict[PublishedHead, Callable[[Convert, dict[str, Tensor]], None]] = {
@@ -44,6 +45,12 @@ def run(config: Convert) -> None:
         InputError: the input does not load, the layout cannot express it, OUT is not empty, or the result differs.
     """
     _check_out(config.out)
+    with hold_target(config.out):
+        _check_out(config.out)  # another process may have finished
+        _convert(config)
+
+
+def _convert(config: Convert) -> None:
     if config.model is None:
         cure = f"Give a weights file or a tag as SOURCE, and --model {config.source}."
         check_weights(config.source, flag="SOURCE", cure=cure)

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
 from foveate.data.flags import LabelMapFlags
 from foveate.heads.panoptic.names import Templates
+from foveate.io.outputs import FileFlags, Target
 from foveate.predict.flags import Fusing, MaskFlags, Segmenting
 
 Style = Literal["coco", "lvis", "voc07", "voc12"]
@@ -20,7 +21,7 @@ MapIds = Literal["index", "dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags:
+class ImageFlags(FileFlags):
     """How images are read and where the result is written."""
 
     data: Path
@@ -39,6 +40,10 @@ class ImageFlags:
     """Stop at the first unreadable image instead of counting it."""
     out: Path | None = None
     """Write the result to this JSON file."""
+
+    def targets(self) -> list[Target]:
+        """See `FileFlags`."""
+        return [] if self.out is None else [self.target("--out", self.out)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class DenseFlags(ImageFlags):
 class Regions(DenseFlags):
     """Classify annotated regions from the dense map and from crops (Fig. 2, 3 and Tab. 1 of the paper)."""
 
+    made_by: ClassVar[str] = "foveate evaluate regions"
     data: Path
     """COCO root with panoptic annotations, or a world written by `foveate world`."""
     head: Head = "value"
@@ -94,6 +100,7 @@ class ReferenceFlags(DenseFlags):
 class Agreement(ReferenceFlags):
     """Compare the dense map with the model's own crops, without labels, on any folder of images."""
 
+    made_by: ClassVar[str] = "foveate evaluate agreement"
     grid: int = 6
     """Maximum number of rows and columns of a patch grid."""
     max_regions: int = 20
@@ -108,6 +115,7 @@ class Agreement(ReferenceFlags):
 class Retrieval(ReferenceFlags):
     """Retrieve images and regions with the locations of the dense map as queries (Tab. A1 of the paper)."""
 
+    made_by: ClassVar[str] = "foveate evaluate retrieval"
     data: Path
     """COCO root with panoptic annotations, or with --no-crops any images."""
     crops: bool = True
@@ -139,6 +147,7 @@ class ZeroShotFlags(ImageFlags):
 class Global(ZeroShotFlags):
     """Zero-shot classification and retrieval with image embeddings of whole images."""
 
+    made_by: ClassVar[str] = "foveate evaluate global"
     data: Path
     """Folder of class folders (ImageNet's layout), COCO root (crops of things; captions), or tar shards with texts."""
     model: str
@@ -153,6 +162,7 @@ class Global(ZeroShotFlags):
 class Pareto(ZeroShotFlags):
     """Interpolate student and teacher weights, and measure dense against whole-image accuracy of each mixture."""
 
+    made_by: ClassVar[str] = "foveate evaluate pareto"
     data: Path
     """COCO root with panoptic annotations, or a world written by `foveate world`."""
     model: tuple[str, ...]
@@ -172,6 +182,10 @@ class Pareto(ZeroShotFlags):
     plot: Path | None = None
     """PNG to draw: dense accuracy against global accuracy."""
 
+    def targets(self) -> list[Target]:
+        """See `FileFlags`."""
+        return [*super().targets(), *([] if self.plot is None else [self.target("--plot", self.plot)])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detection(ImageFlags, Fusing):
@@ -181,6 +195,7 @@ class Detection(ImageFlags, Fusing):
     --candidates DIR stores for later commands.
     """
 
+    made_by: ClassVar[str] = "foveate evaluate detection"
     data: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  # not needed for --from-results
     """COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world; needed unless --from-results and
     --annotations are given."""
@@ -210,6 +225,11 @@ class Detection(ImageFlags, Fusing):
     results: Path | None = None
     """Also write the detections of the first --fusion pair as a COCO results list."""
 
+    def targets(self) -> list[Target]:
+        """See `FileFlags`; a results list has no place for a mark, and is recognised by the form of its lines."""
+        results = [] if self.results is None else [Target("--results", self.results, _is_results_list)]
+        return [*super().targets(), *results]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Semantic(LabelMapFlags, Segmenting, ImageFlags):
@@ -219,6 +239,7 @@ class Semantic(LabelMapFlags, Segmenting, ImageFlags):
     lists it as base.
     """
 
+    made_by: ClassVar[str] = "foveate evaluate semantic"
     model: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  # not needed for --from-results
     """OUT/model of `foveate train-catseg` or `train-panoptic`; or a CLIP, whose dense map is compared with the class
     names. Needed unless --from-results is given."""
@@ -244,6 +265,7 @@ class Panoptic(MaskFlags, ImageFlags):
     however many --fusion weights are measured.
     """
 
+    made_by: ClassVar[str] = "foveate evaluate panoptic"
     data: Path
     """COCO root with panoptic annotations, a world, or ADEChallengeData2016 with ade20k_panoptic_val and its .json."""
     model: Path | None = None
@@ -273,3 +295,8 @@ class Panoptic(MaskFlags, ImageFlags):
     metrics: tuple[Literal["pq", "miou", "ap"], ...] = ("pq",)
     """pq: always measured; miou: also mIoU of the sum of all masks; ap: also COCO's mask AP of things, against the
     things of the panoptic annotations."""
+
+
+def _is_results_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(14) in (b'[\n{"image_id":', b"[\n]\n")

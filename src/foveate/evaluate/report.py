@@ -19,16 +19,15 @@ from foveate.data.records import Dataset, IgnoredEntries
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.evaluate.flags import ImageFlags
-from foveate.io.files import bad_lines, check_target, versions, write_whole
+from foveate.io.files import bad_lines, versions, write_whole
+from foveate.io.outputs import MARK
 
 Cell = str | int | float | None
 MAX_NAME = 24  # characters of a name that is not wrapped in a narrow terminal
 
 
 def start(config: ImageFlags) -> float:
-    """Check --out and --limit before any work is done, and return the start time [seconds]."""
-    if config.out is not None:
-        check_target(config.out, flag="--out")
+    """Check --limit before any work is done, and return the start time [seconds]."""
     if config.limit is not None and config.limit < 1:
         raise InputError(f"--limit: need at least 1 image; got {config.limit}.")
     return time.perf_counter()
@@ -87,7 +86,7 @@ def finish(
     log("\n".join([*lines, *bad_lines(result["bad"], listed="--out FILE")]))
     if config.out is not None:
         flags = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-        content = {**result, "config": flags, "versions": versions()}
+        content = {MARK: config.made_by, **result, "config": flags, "versions": versions()}
         write_whole(config.out, (json.dumps(content, indent=2) + "\n").encode())
     return result
 

@@ -22,9 +22,10 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.errors import InputError
 from foveate.export.describe import describe
-from foveate.export.flags import Format, What
+from foveate.export.flags import Export, Format, What
 from foveate.export.graph import Plan, example_inputs, plan_export
 from foveate.io.files import folder_written_whole
+from foveate.io.outputs import MARK
 
 Run = Callable[[tuple[Tensor, ...]], Tensor]
 
@@ -80,7 +81,8 @@ def export_clip(
         _refuse_differences(parity, path)
         files = sorted(file.name for file in partial.iterdir())
         description = describe(clip, plan, what=what, format=format, head=head, size=size, opset=opset)
-        description |= {"file": path.name, "files": files, "parity": {"limit": MAX_DIFFERENCE, "shapes": parity}}
+        description = {MARK: Export.made_by, **description, "file": path.name, "files": files}
+        description["parity"] = {"limit": MAX_DIFFERENCE, "shapes": parity}
         (partial / f"{path.name}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     if f"{path.name}.data" not in files:
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of an earlier, larger model

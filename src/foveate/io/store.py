@@ -11,18 +11,31 @@ A file of another name, or a manifest of another format, is neither written nor 
 
 import fcntl
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from foveate.errors import InputError
 from foveate.io.files import check_writable, write_whole
 from foveate.io.tensors import Stored, read_header
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"  # in a folder while a process writes to it
+# what a run writes in its folder, beside its product
+RUN_NAMES = (
+    "model",
+    "checkpoints",
+    "metrics.jsonl",
+    "nonfinite.jsonl",
+    "track.json",
+    "nouns.json",
+    "recall.json",
+    "tensorboard",
+)
 NOTES = "notes"  # key of the notes in the metadata of a part
 _OWNER = "made_by"  # key of the owner in a manifest
 _NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.partial)?")
@@ -31,12 +44,15 @@ _NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.part
 # ---------------------------------------------------------------------------------------------------- folders of runs
 
 
-def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str] = ()) -> bool:
+def claim_folder(
+    out: Path, record: dict[str, Any], *, may_change: Sequence[str] = (), writes: Sequence[str] = ()
+) -> bool:
     """Claim the output folder for a run; it is created if needed.
 
     Args:
         record: of `run_record`.
         may_change: fields that may differ in the same run.
+        writes: names of files and folders in `out` that the run writes, beside those of every run.
 
     Returns:
         Whether the folder already belongs to this run; then nothing is written.
@@ -49,7 +65,7 @@ def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str]
         refuse_another(f"--out {out}", _read_record(path), record, holds="another run", may_change=may_change)
         return True
     check_writable(out)
-    taken = [name for name in ("model", "checkpoints", "metrics.jsonl") if (out / name).exists()]
+    taken = [name for name in dict.fromkeys((*RUN_NAMES, *writes)) if os.path.lexists(out / name)]
     if taken:
         raise InputError(
             f"--out {out}: must be new or the folder of this run; it holds {', '.join(taken)} but no config.json. "
@@ -59,21 +75,48 @@ def claim_folder(out: Path, record: dict[str, Any], *, may_change: Sequence[str]
     return False
 
 
-def hold_folder(out: Path) -> TextIO:
-    """Lock a claimed folder until the returned file is closed or the process ends.
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Lock a folder while files are written to it; it is created if needed, and removed if it stays empty.
 
     Raises:
         InputError: another process has the lock.
     """
-    file = (out / ".lock").open("a")
+    with _locked(out / LOCK, out):
+        yield
+
+
+@contextmanager
+def hold_target(path: Path) -> Iterator[None]:
+    """Lock a file or folder that is written elsewhere and renamed to `path`; as `hold_folder`, but beside it."""
+    with _locked(path.with_name(f".{path.name}{LOCK}"), path):
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, out: Path) -> Iterator[None]:
+    """Lock a file that exists only while it is locked, or after its process was killed."""
+    created = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = lock.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise InputError(f"{out}: another process is writing there. Wait for it, or choose another.") from error
+        except OSError:  # a file system without locks
+            pass
+        if lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+            break
+        file.close()  # its process removed the file after we opened it
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise InputError(f"--out {out}: another process is writing there. Wait for it, or choose another.") from error
-    except OSError:  # a file system without locks
-        pass
-    return file
+        yield
+    finally:
+        with file, suppress(OSError):
+            lock.unlink()
+            for folder in created:  # if nothing was written
+                folder.rmdir()
 
 
 def refuse_another(

@@ -21,9 +21,10 @@ from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.fusion import PRESETS, Fusion, detect, detected_rows
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.fvit.product import About, load_detector
-from foveate.io.files import check_target, default_cache, versions
+from foveate.io.files import default_cache, versions
+from foveate.io.store import hold_folder
 from foveate.predict.flags import Detect, Fusing
-from foveate.predict.images import file_stems, open_images, write_record
+from foveate.predict.images import check_drawings, file_stems, open_images, write_record
 from foveate.show.detections import draw_detections, write_image
 from foveate.types import Detections, Sample
 
@@ -31,9 +32,14 @@ from foveate.types import Detections, Sample
 def run(config: Detect) -> Path:
     """Detect, draw, write detections.json, and return its path."""
     _check(config)
-    path = config.out / "detections.json"
     requested = None if config.vocab is None else read_vocabulary(config.vocab)
     batches = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
+    check_drawings(config, batches, suffixes=(".jpg",))
+    with hold_folder(config.out):
+        return _detect(config, batches, requested)
+
+
+def _detect(config: Detect, batches: Batches, requested: Vocabulary | None) -> Path:
     detector, about = open_detector(config.model, clip=config.clip, device=config.device)
     vocabulary = requested or Vocabulary(tuple((name,) for name in about.classes))
     is_base = trained_on(vocabulary, about)
@@ -49,14 +55,14 @@ def run(config: Detect) -> Path:
         drawing = draw_detections(
             sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
         )
-        write_image(drawing, config.out / f"{stems[sample.id]}.jpg")
+        write_image(drawing, config.out / f"{stems[sample.id]}.jpg", made_by=config.made_by)
         drawn += int((detections.scores >= config.draw).sum())
         number, (height, width) = len(images) + 1, sample.image.shape[1:]
         images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
         annotations += coco_annotations(detections, image_id=number, first_id=len(annotations) + 1)
     categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary.names, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_record(path, {"model": str(config.model), "fusion": asdict(fusion)}, content, batches, indent=None)
+    path = write_record(config, {"model": str(config.model), "fusion": asdict(fusion)}, content, batches, indent=None)
     print(f"{len(images)} images, {len(annotations)} boxes, {drawn} drawn; see {config.out}")
     return path
 
@@ -67,7 +73,6 @@ def _check(config: Detect) -> None:
         raise InputError(f"--out {config.out}: need a folder; this is a file.")
     if not 0 <= config.draw <= 1:
         raise InputError(f"--draw: must be 0 to 1; got {config.draw}.")
-    check_target(config.out / "detections.json", flag="--out")
 
 
 def open_detector(folder: Path, *, clip: str | None, device: str) -> tuple[FViT, About]:

@@ -20,8 +20,9 @@ from foveate.data.boxes import ImageBoxes, read_boxes
 from foveate.data.records import Dataset
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
-from foveate.io.files import bad_lines, check_target, versions, write_whole
-from foveate.io.store import Part, claim_parts, refuse_another, remove_parts
+from foveate.io.files import bad_lines, versions, write_whole
+from foveate.io.outputs import MARK
+from foveate.io.store import Part, claim_parts, hold_target, refuse_another, remove_parts
 from foveate.io.tensors import MAX_HEADER, header_size, join_tensors, read_header
 from foveate.ops.resample import check_side
 from foveate.predict.features import Features, box_features, dense_features, image_features, make_parts
@@ -29,7 +30,7 @@ from foveate.predict.flags import Embed
 from foveate.predict.images import list_images
 from foveate.types import Sample
 
-OWNER = "foveate embed"  # in the manifest of the parts
+OWNER = Embed.made_by  # in the manifest of the parts
 BATCH = {"image": 64, "dense": 8, "boxes": 8}
 
 
@@ -41,6 +42,11 @@ def run(config: Embed) -> Path:
             command.
     """
     _check(config)
+    with hold_target(config.out):
+        return _embed(config)
+
+
+def _embed(config: Embed) -> Path:
     started = time.perf_counter()
     dataset = list_images(config.images)
     if config.boxes is not None:
@@ -52,8 +58,7 @@ def run(config: Embed) -> Path:
     _check_header(config, dataset, clip, size)
     identity = _identity(config, dataset, clip, size)
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
-    if config.out.exists():
-        _refuse_unless_ours(config.out, notes, identity)
+    if config.out.exists() and _is_complete(config.out, notes, identity, overwrite=config.overwrite):
         remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
         print(f"{config.out}: is already complete; skipped")
         return config.out
@@ -86,16 +91,10 @@ def run(config: Embed) -> Path:
 
 def _check(config: Embed) -> None:
     """Refuse flags that cannot work before anything is loaded."""
-    if config.out.suffix != ".safetensors":
-        raise InputError(f"--out: need the name of a .safetensors file; got {config.out}.")
-    check_target(config.out, flag="--out")
-    check_target(config.out.with_suffix(".json"), flag="--out (the .json beside it)")
     if config.features == "boxes" and config.boxes is None:
         raise InputError("--what boxes: need a file of boxes; got none. Add --boxes F.json.")
     if config.features != "boxes" and config.boxes is not None:
         raise InputError(f"--boxes: means --what boxes; got --what {config.what}. Remove one of them.")
-    if config.boxes is not None and config.boxes.absolute() == config.out.with_suffix(".json").absolute():
-        raise InputError(f"--out: would overwrite the boxes in {config.boxes}; name another file.")
     if config.features == "image" and config.size is not None:
         raise InputError("--size: is for dense and boxes; whole images are embedded at the model's native size.")
     if config.features == "dense" and config.head == "masked":
@@ -197,17 +196,22 @@ def _digest_description(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _refuse_unless_ours(out: Path, notes: Path, identity: dict[str, str]) -> None:
-    """Accept an existing file only if it is what this command would write."""
+def _is_complete(out: Path, notes: Path, identity: dict[str, str], *, overwrite: bool) -> bool:
+    """Whether an existing file is what this command would write; another is refused, unless it may be replaced."""
     try:
         existing, _ = read_header(out)
     except ValueError as error:
+        if overwrite:
+            return False
         raise InputError(
             f"{out}: exists and is not a complete safetensors file ({error}). Choose another --out."
         ) from None
+    if overwrite and existing != identity:
+        return False
     refuse_another(out, existing, identity)
     if not notes.is_file():
         raise InputError(f"{out}: is finished, but {notes} does not exist. Delete {out} and run again.")
+    return True
 
 
 def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
@@ -218,7 +222,7 @@ def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, 
         remove_parts(folder, identity, owner=OWNER)
         raise InputError("\n".join(["IMAGES: all are unreadable", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
-    content: dict[str, Any] = {**identity, "images": images, "bad": bad}
+    content: dict[str, Any] = {MARK: config.made_by, **identity, "images": images, "bad": bad}
     write_whole(notes, _one_a_line(content))
     tensors = [tensor for part in parts for tensor in part.tensors]
     join_tensors(tensors, config.out, metadata=identity, stacked=config.features == "image")

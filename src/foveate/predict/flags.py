@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from foveate.clip.names import Head, RegionHead, TemplateName
+from foveate.errors import InputError
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.panoptic.names import Region
+from foveate.io.outputs import FileFlags, Target
 
 What = Literal["image", "dense", "boxes"]
 
@@ -58,7 +60,7 @@ class Segmenting(MaskFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment(Segmenting):
+class Segment(Segmenting, FileFlags):
     """Label every pixel of images with a class of any vocabulary.
 
     Writes to OUT an overlay NAME.jpg and a label map NAME.png per image (pixel values are class indices in the
@@ -66,6 +68,7 @@ class Segment(Segmenting):
     instances of things are separated, and NAME.png and panoptic.json are in COCO's panoptic format.
     """
 
+    made_by: ClassVar[str] = "foveate segment"
     images: Positional[tuple[Path, ...]]
     """Images, or folders that are searched recursively."""
     out: Path
@@ -92,6 +95,15 @@ class Segment(Segmenting):
     strict: bool = False
     """Stop at the first unreadable image instead of listing it."""
 
+    @property
+    def record(self) -> Path:
+        """The JSON file in OUT beside the drawings."""
+        return self.out / ("panoptic.json" if self.panoptic else "segments.json")
+
+    def targets(self) -> list[Target]:
+        """See `FileFlags`; the drawings are checked when their images are listed."""
+        return [self.target("--out", self.record)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fusing:
@@ -117,13 +129,14 @@ class Fusing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detect(Fusing):
+class Detect(Fusing, FileFlags):
     """Find objects of any vocabulary in images with a trained F-ViT.
 
     Writes to OUT a drawing with boxes for each image, with the classes the detector was trained on in blue and others
     in red (App. D), and detections.json in COCO's format: images, categories and annotations with scores.
     """
 
+    made_by: ClassVar[str] = "foveate detect"
     images: Positional[tuple[Path, ...]]
     """Images, or folders that are searched recursively."""
     model: Path
@@ -146,9 +159,18 @@ class Detect(Fusing):
     strict: bool = False
     """Stop at the first unreadable image instead of listing it."""
 
+    @property
+    def record(self) -> Path:
+        """The JSON file in OUT beside the drawings."""
+        return self.out / "detections.json"
+
+    def targets(self) -> list[Target]:
+        """See `FileFlags`; the drawings are checked when their images are listed."""
+        return [self.target("--out", self.record)]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(FileFlags):
     """Write features of images into F.safetensors, and F.json beside it.
 
     F.json lists the images in order (id, height, width) and those that could not be read. An id is the path within
@@ -168,6 +190,7 @@ class Embed:
     byte-identical.
     """
 
+    made_by: ClassVar[str] = "foveate embed"
     images: Positional[tuple[Path, ...]]
     """Images, or folders that are searched recursively."""
     out: Path
@@ -194,6 +217,13 @@ class Embed:
     """Type in which features are stored; they are computed in float32."""
     strict: bool = False
     """Stop at the first unreadable image instead of listing it."""
+
+    def targets(self) -> list[Target]:
+        """See `FileFlags`; the command compares an existing .safetensors with its own identity."""
+        if self.out.suffix != ".safetensors":
+            raise InputError(f"--out: need the name of a .safetensors file; got {self.out}.")
+        notes = self.target("--out (the .json beside it)", self.out.with_suffix(".json"))
+        return [Target("--out", self.out, lambda _: True), notes]
 
     @property
     def features(self) -> What:

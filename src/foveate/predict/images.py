@@ -1,6 +1,7 @@
 """The images of a command, listed by name and read in batches; the names of its output files, and its record."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from foveate.data.datasets.folder import read_folder
 from foveate.data.records import Dataset, Record
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
+from foveate.io.outputs import MARK, check_outputs, inputs_of
+from foveate.predict.flags import Detect, Segment
 
 
 def list_images(paths: Sequence[Path]) -> Dataset:
@@ -64,18 +67,30 @@ def file_stems(ids: Sequence[str]) -> dict[str, str]:
     return dict(zip(ids, stems, strict=True))
 
 
+def check_drawings(config: Segment | Detect, batches: Batches, *, suffixes: Sequence[str]) -> None:
+    """Refuse to replace an image that is read, or one that the command did not write; see `check_outputs`."""
+    records = batches.dataset.records
+    stems = file_stems([str(record.id) for record in records]).values()
+    paths = [config.out / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
+    existing = [config.target("--out", path) for path in paths if os.path.lexists(path)]
+    images = [("IMAGES", record.path) for record in records] if existing else []
+    check_outputs(config, existing or [config.target("--out", paths[0])], inputs=[*inputs_of(config), *images])
+
+
 def write_record(
-    path: Path, info: dict[str, Any], content: dict[str, Any], batches: Batches, *, indent: int | None
-) -> None:
-    """Write the JSON file of a command, and print the unreadable images.
+    config: Segment | Detect, info: dict[str, Any], content: dict[str, Any], batches: Batches, *, indent: int | None
+) -> Path:
+    """Write the JSON file of a command, print the unreadable images, and return the file's path.
 
     Args:
+        config: the flags of the command.
         info: metadata; the unreadable images and the versions of the packages are added.
         content: the rest of the file.
         batches: after the last batch.
     """
     bad = batches.bad_listed()
-    record = {"info": {**info, "bad": bad, "versions": versions()}, **content}
-    write_whole(path, (json.dumps(record, indent=indent) + "\n").encode())
-    for line in bad_lines(bad, listed=str(path)):
+    record = {"info": {MARK: config.made_by, **info, "bad": bad, "versions": versions()}, **content}
+    write_whole(config.record, (json.dumps(record, indent=indent) + "\n").encode())
+    for line in bad_lines(bad, listed=str(config.record)):
         print(line, file=sys.stderr)
+    return config.record

@@ -10,9 +10,10 @@ from foveate.errors import InputError
 from foveate.heads.panoptic.described import describe, is_published
 from foveate.heads.panoptic.product import read_about
 from foveate.heads.panoptic.segment import PanopticSegmenter
-from foveate.io.files import check_target, write_whole
+from foveate.io.files import write_whole
+from foveate.io.store import hold_folder
 from foveate.predict.flags import Segment
-from foveate.predict.images import file_stems, open_images, write_record
+from foveate.predict.images import check_drawings, file_stems, open_images, write_record
 from foveate.predict.masks import named_shares, open_segmenter, report
 from foveate.predict.segmenters import (
     Segmenter,
@@ -26,8 +27,6 @@ from foveate.show.map_files import panoptic_categories, panoptic_png, panoptic_r
 from foveate.show.segmentation import draw_label_map, draw_panoptic
 from foveate.types import normalize_name
 
-LABELS, PANOPTIC = "segments.json", "panoptic.json"  # the file in OUT beside the images
-
 
 def run(config: Segment) -> Path:
     """Segment, draw, write the record, and return its path.
@@ -36,10 +35,14 @@ def run(config: Segment) -> Path:
         InputError: a flag, the vocabulary, the model or its CLIP is wrong, or no image can be read.
     """
     _check(config)
-    path = config.out / (PANOPTIC if config.panoptic else LABELS)
-    check_target(path, flag="--out")
     feed = open_images(config.images, batch=config.batch, workers=config.workers, strict=config.strict)
+    check_drawings(config, feed, suffixes=(".jpg", ".png"))
     vocabulary = known_classes(Path(config.model)) if config.vocab is None else read_vocabulary(config.vocab)
+    with hold_folder(config.out):
+        return _segment(config, feed, vocabulary)
+
+
+def _segment(config: Segment, feed: Batches, vocabulary: Vocabulary) -> Path:
     if config.panoptic:
         is_thing = find_things(vocabulary, Path(config.model), stuff=config.stuff)
         segmenter = open_segmenter(
@@ -56,7 +59,7 @@ def run(config: Segment) -> Path:
     else:
         pixels = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
         content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
-    write_record(path, {"model": config.model}, content, feed, indent=1)
+    path = write_record(config, {"model": config.model}, content, feed, indent=1)
     print(f"{feed.count} images, {len(vocabulary.classes)} classes requested; see {config.out}")
     return path
 
@@ -87,8 +90,10 @@ def write_label_maps(segmenter: Segmenter, batches: Batches, out: Path, *, vocab
     for samples in batches:
         for sample, label_map in zip(samples, segmenter.label_maps(samples), strict=True):
             stem = stems[sample.id]
-            write_image(draw_label_map(sample.image, label_map, names=names), out / f"{stem}.jpg")
-            write_label_map(out / f"{stem}.png", label_map, classes=len(names))
+            write_image(
+                draw_label_map(sample.image, label_map, names=names), out / f"{stem}.jpg", made_by=Segment.made_by
+            )
+            write_label_map(out / f"{stem}.png", label_map, classes=len(names), made_by=Segment.made_by)
             height, width = label_map.labels.shape
             counts = label_map.labels[label_map.labels >= 0].bincount(minlength=len(names)).tolist()
             present = sorted(((count, name) for name, count in zip(names, counts, strict=True) if count), reverse=True)
@@ -113,8 +118,10 @@ def write_panoptic_maps(
         for sample, proposals in zip(samples, segmenter.mask_generator.propose(samples), strict=True):
             stem, number = stems[sample.id], len(images) + 1
             panoptic = segmenter.panoptic(segmenter.score_proposals(sample, proposals))
-            write_image(draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg")
-            write_whole(out / f"{stem}.png", panoptic_png(panoptic))
+            write_image(
+                draw_panoptic(sample.image, panoptic, names=names), out / f"{stem}.jpg", made_by=Segment.made_by
+            )
+            write_whole(out / f"{stem}.png", panoptic_png(panoptic, made_by=Segment.made_by))
             height, width = panoptic.ids.shape
             images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
             annotations.append(panoptic_record(panoptic, image_id=number, file_name=f"{stem}.png"))

@@ -104,6 +104,7 @@ class Stage:
     limit: int | None = None  # images measured
     device: str = "auto"
     workers: int = 0
+    redraws: bool = False  # the page exists: its figures are replaced
 
     @property
     def is_world(self) -> bool:

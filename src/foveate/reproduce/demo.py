@@ -30,7 +30,7 @@ from foveate.evaluate.colour import colour_bound
 from foveate.evaluate.regions import evaluate_regions
 from foveate.evaluate.report import table
 from foveate.io.files import write_whole
-from foveate.io.store import claim_folder
+from foveate.io.store import claim_folder, hold_folder
 from foveate.reproduce.flags import Demo
 from foveate.show.curves import read_losses
 from foveate.show.kmeans import kmeans_sheet
@@ -41,14 +41,20 @@ from foveate.train.checks import check_distill
 from foveate.train.flags import DistillConfig
 
 AGREEMENT = 100  # test scenes for the label-free agreement
+DRAWINGS = ("kmeans.png", "similarity.png")
 SIZE = 192  # longest side of the scenes, and of the dense input [pixels]
 
 
 def run(config: Demo) -> None:
     """Run every stage, and print the scores and the path of the report."""
-    seconds: dict[str, float] = {}
     root = config.out / "world"
     _check(config, root)
+    with hold_folder(config.out):
+        _run(config, root)
+
+
+def _run(config: Demo, root: Path) -> None:
+    seconds: dict[str, float] = {}
     with _timed(seconds, "world"):
         world.run(world.World(root, train=config.train, val=0, test=config.test, seed=config.seed))
     device = str(choose_device(config.device, local_rank=None))
@@ -94,7 +100,8 @@ def _check(config: Demo, root: Path) -> None:
         raise InputError(
             f"demo: need at least one scene to train and one to test; got --train {config.train} --test {config.test}."
         )
-    claim_folder(config.out, {**asdict(config), "out": str(config.out)}, may_change=("out",))
+    record = {**asdict(config), "out": str(config.out)}
+    claim_folder(config.out, record, may_change=("out",), writes=("report.html", "result.json", *DRAWINGS))
 
 
 @contextmanager
@@ -127,7 +134,7 @@ def _figures(out: Path, test: Dataset, before: Clip, after: Clip, *, count: int 
     models = [("before", before), ("after", after)]
     records = sorted(test.records, key=lambda record: -len(record.labels))[:count]
     images = [(str(record.id), read_image(record.path)) for record in records]
-    groups, heat = out / "kmeans.png", out / "similarity.png"
+    groups, heat = (out / name for name in DRAWINGS)
     kmeans_sheet(groups, images, models=models, size=SIZE, clusters=8)
     queries = []
     for record, (_, image) in zip(records, images, strict=True):

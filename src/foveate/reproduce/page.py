@@ -273,6 +273,18 @@ def check_page(page: Path) -> None:
         )
 
 
+def check_results(folder: Path, rows: Sequence[Row]) -> None:
+    """Refuse to overwrite a file that is not the result of a row."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: need a folder for the rows; this is a file. Choose another --page.")
+    for path in (folder / f"{row.name}.json" for row in rows):
+        if path.exists() and not path.read_bytes().startswith(b'{\n  "row": '):
+            raise InputError(
+                f"{path}: need a new file or the result of a row of `foveate reproduce`; something else wrote it. "
+                "Choose another --page."
+            )
+
+
 def write_page(page: Path, folder: Path, *, scale: Scale, settings: dict[str, Any]) -> None:
     """Write a page of Markdown from the rows' files in a folder; files with other settings are ignored."""
     results = {name: row for name, row in read_results(folder).items() if row["settings"] == settings}

@@ -28,7 +28,7 @@ from foveate.io.files import versions, write_whole
 from foveate.io.store import hold_folder
 from foveate.reproduce.commands import Job, Stage, figures_for, jobs_for, skip_reason
 from foveate.reproduce.flags import Reproduce
-from foveate.reproduce.page import RULES, check_page, settings_of, write_page, write_results
+from foveate.reproduce.page import RULES, check_page, check_results, settings_of, write_page, write_results
 from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
 from foveate.train.flags import SMALL_CLIP
 
@@ -62,8 +62,8 @@ def run(config: Reproduce) -> None:
         return
     # refuse what cannot be written before hours are spent on it
     check_page(page)
-    if results.exists() and not results.is_dir():
-        raise InputError(f"{results}: need a folder for the rows; this is a file. Choose another --page.")
+    check_results(results, rows)
+    stage = replace(stage, redraws=page.exists())
     config.out.mkdir(parents=True, exist_ok=True)
     with hold_folder(config.out):  # another command that writes there is refused
         _write_names(stage)
@@ -167,7 +167,14 @@ def _write_names(stage: Stage) -> None:
 
         categories = open_data(stage.data, split=stage.split, annotations="panoptic").categories
         names = [category.name for category in categories]
-    write_whole(stage.names, "".join(f"{name}\n" for name in names).encode())
+    content = "".join(f"{name}\n" for name in names).encode()
+    # a folder of earlier commands has their stamps, unless they were stopped at once
+    if stage.names.exists() and not (stage.out / "done").is_dir() and stage.names.read_bytes() != content:
+        raise InputError(
+            f"{stage.names}: need a new file or one of `foveate reproduce`; something else wrote it. Choose another "
+            "--out."
+        )
+    write_whole(stage.names, content)
 
 
 # -------------------------------------------------------------------------------------------------------------- stamps
@@ -309,11 +316,12 @@ def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Po
     _stamp(stage, job.name).unlink(missing_ok=True)
     log = _log(stage, job.name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    replaces = stage.redraws and any(Path(word).is_relative_to(stage.figures) for word in job.words)
     with log.open("a") as file:
         file.write(f"\n$ foveate {shlex.join(job.words)}\n")
         file.flush()
         return subprocess.Popen(
-            [sys.executable, "-c", CHILD, *job.words],
+            [sys.executable, "-c", CHILD, *job.words, *(["--overwrite"] if replaces else [])],
             env=environment,
             stdin=subprocess.PIPE,  # closes with this process
             stdout=file,

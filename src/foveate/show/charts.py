@@ -17,6 +17,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from foveate.io.files import write_whole
+from foveate.io.outputs import MARK
 from foveate.show.palette import FRAME, GRID, INK, QUIET
 
 WIDTH, HEIGHT = 6.6, 4.2  # [inches]
@@ -105,10 +106,10 @@ def _grow(figure: Figure, axes: Axes, need: float) -> float:
     return tall * POINTS
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, atomically; its folder is created."""
+def write_figure(figure: Figure, path: Path, *, made_by: str = "foveate") -> None:
+    """Write a figure as a PNG with the mark of its command, atomically; its folder is created."""
     png = BytesIO()
-    figure.savefig(png, format="png")
+    figure.savefig(png, format="png", metadata={MARK: made_by})
     write_whole(path, png.getvalue())
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from foveate.io.files import write_whole
+from foveate.io.outputs import MARK
 from foveate.show.palette import BASE, NOVEL
 from foveate.types import Detections
 
@@ -51,10 +52,10 @@ def draw_detections(
     return drawn
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    """Write an image atomically as a PNG or JPEG, by its name."""
+def write_image(image: Image.Image, path: Path, *, made_by: str) -> None:
+    """Write an image atomically as a JPEG, with the mark of its command."""
     content = BytesIO()
-    image.save(content, format="PNG" if path.suffix.lower() == ".png" else "JPEG", quality=92)
+    image.save(content, format="JPEG", quality=92, comment=f"{MARK}: {made_by}")
     write_whole(path, content.getvalue())
 
 

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from foveate.clip.names import Head, Pad, TemplateName
 from foveate.errors import InputError
-from foveate.io.files import check_target
+from foveate.io.outputs import FileFlags, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapFlags:
+class MapFlags(FileFlags):
     """The flags of the commands that draw maps of images."""
 
     data: Path
@@ -40,11 +40,16 @@ class MapFlags:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto uses CUDA if available."""
 
+    def targets(self) -> list[Target]:
+        """See `FileFlags`."""
+        return [self.target("--out", self.out)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans(MapFlags):
     """Draw K-means clusters of the dense map (Fig. 4 of the paper)."""
 
+    made_by: ClassVar[str] = "foveate show kmeans"
     clusters: int = 8
     """Maximum number of clusters per image."""
     seed: int = 0
@@ -55,6 +60,7 @@ class KMeans(MapFlags):
 class Similarity(MapFlags):
     """Draw the similarity of each image location to a text."""
 
+    made_by: ClassVar[str] = "foveate show similarity"
     vocab: str
     """Class names or short phrases separated by commas, or in a .txt or .json file; every image is drawn for each."""
     templates: TemplateName = "none"
@@ -64,15 +70,20 @@ class Similarity(MapFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(FileFlags):
     """Draw accuracy against input size from results of `foveate evaluate regions` (Fig. 2, 3 and A1 of the paper)."""
 
+    made_by: ClassVar[str] = "foveate show sizes"
     results: Positional[tuple[str, ...]]
     """NAME=FILE.json each, one per model; without NAME= the file's name is used."""
     out: Path
     """PNG to write."""
     what: Literal["boxes", "things", "stuff"] = "boxes"
     """Regions to show: thing boxes, or masks of things or of stuff."""
+
+    def targets(self) -> list[Target]:
+        """See `FileFlags`."""
+        return [self.target("--out", self.out)]
 
 
 def split_named(entry: str) -> tuple[str, Path]:
@@ -85,7 +96,6 @@ def split_named(entry: str) -> tuple[str, Path]:
 
 
 def check_png(path: Path, *, flag: str) -> None:
-    """Refuse what is not the name of a PNG file that can be written."""
+    """Refuse what is not the name of a PNG file."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{flag}: need the name of a PNG file; got {path}.")
-    check_target(path, flag=flag)

@@ -83,7 +83,7 @@ def kmeans_sheet(
                 labels = match_labels(labels, previous)
             previous = labels
             _draw_groups(axes, labels, patch=clip.patch_size)
-    write_figure(figure, path)
+    write_figure(figure, path, made_by="foveate show kmeans")
 
 
 def _draw_groups(axes: Axes, labels: Int64[Tensor, "h w"], *, patch: int) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from foveate.errors import InputError
 from foveate.io.files import write_whole
+from foveate.io.outputs import MARK
 from foveate.show.palette import class_colours
 from foveate.types import LabelMap, PanopticMap
 
@@ -23,13 +25,14 @@ NONE_8, NONE_16 = 2**8 - 1, 2**16 - 1  # pixels of no class
 LARGEST_ID = 2**24 - 1  # the 24 bits of one colour
 
 
-def write_label_map(path: Path, label_map: LabelMap, *, classes: int) -> None:
+def write_label_map(path: Path, label_map: LabelMap, *, classes: int, made_by: str = "foveate") -> None:
     """Write the class of every pixel as a PNG, atomically.
 
     Up to 255 classes: 8 bits with a palette, 255 for none. More: 16-bit grey, 65535 for none.
 
     Args:
         classes: of the vocabulary, not of the map, so that all files of a run have the same depth.
+        made_by: the command, as the mark of the file.
 
     Raises:
         InputError: too many classes for 16 bits, the map has a class beyond them, or the name is not that of a PNG.
@@ -50,16 +53,16 @@ def write_label_map(path: Path, label_map: LabelMap, *, classes: int) -> None:
     image = Image.fromarray(values)
     if none == NONE_8:
         image.putpalette(class_colours(NONE_8).tobytes() + bytes(3))  # black for none
-    write_whole(path, _png(image))
+    write_whole(path, _png(image, made_by))
 
 
-def panoptic_png(panoptic: PanopticMap) -> bytes:
+def panoptic_png(panoptic: PanopticMap, *, made_by: str = "foveate") -> bytes:
     """Encode a map's ids as COCO's PNG: the colour R + 256 G + 65536 B of a pixel is its segment, black none."""
     ids = panoptic.ids.cpu()  # (H, W)
     smallest, largest = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
     assert smallest >= 0 and largest <= LARGEST_ID, f"ids {smallest}..{largest} are no colours of 24 bits"
     colours = torch.stack([ids & 255, ids >> 8 & 255, ids >> 16], dim=2)  # (H, W, 3)
-    return _png(Image.fromarray(colours.numpy().astype(np.uint8)))
+    return _png(Image.fromarray(colours.numpy().astype(np.uint8)), made_by)
 
 
 def panoptic_record(panoptic: PanopticMap, *, image_id: int | str, file_name: str) -> dict[str, Any]:
@@ -93,7 +96,8 @@ def panoptic_categories(names: Sequence[str], is_thing: Sequence[bool]) -> list[
     ]
 
 
-def _png(image: Image.Image) -> bytes:
-    content = BytesIO()
-    image.save(content, format="PNG")
+def _png(image: Image.Image, made_by: str) -> bytes:
+    content, texts = BytesIO(), PngInfo()
+    texts.add_text(MARK, made_by)
+    image.save(content, format="PNG", pnginfo=texts)
     return content.getvalue()

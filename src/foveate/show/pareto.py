@@ -64,7 +64,7 @@ def pareto_chart(path: Path, points: list[dict[str, Any]], *, size: int, whole: 
         0.02, 0.03, "numbers: alpha; rings: no other mix is as good in both and better in one",
         transform=axes.transAxes, fontsize=7, color=QUIET,
     )  # fmt: skip
-    write_figure(figure, path)
+    write_figure(figure, path, made_by="foveate evaluate pareto")
 
 
 def write_labels(axes: Axes, labels: list[Label]) -> None:

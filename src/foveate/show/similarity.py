@@ -73,4 +73,4 @@ def similarity_sheet(
         bar.set_ticks([low, (low + high) / 2, high], labels=[f"{value:.2f}" for value in (low, (low + high) / 2, high)])
         bar.ax.tick_params(labelsize=6.5, colors=INK, length=2)
         bar.outline.set_visible(False)
-    write_figure(figure, path)
+    write_figure(figure, path, made_by="foveate show similarity")

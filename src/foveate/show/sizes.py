@@ -86,4 +86,4 @@ def sizes_chart(path: Path, sweeps: dict[str, Sweep], *, kind: str) -> None:
     top = max(y for y, _, _ in ends)
     axes.set_ylim(0, min(100, max(5, 1.08 * top)))
     name_ends(axes, ends)
-    write_figure(figure, path)
+    write_figure(figure, path, made_by="foveate show sizes")

@@ -178,7 +178,10 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         # claim and lock the folder until the run ends
         with processes.together():
             if processes.is_first:
-                claim_folder(config.out, record, may_change=(*MAY_CHANGE, *trainable.may_change))
+                files = [path for path in (trainable.product, *trainable.files) if path != config.out]
+                names = [path.relative_to(config.out).parts[0] for path in files]
+                may_change = (*MAY_CHANGE, *trainable.may_change)
+                claim_folder(config.out, record, may_change=may_change, writes=names)
                 stack.enter_context(hold_folder(config.out))
         outcome = work.resume()
         if outcome.step == config.steps and trainable.files and all(path.exists() for path in trainable.files):

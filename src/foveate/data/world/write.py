@@ -28,6 +28,7 @@ from pycocotools import mask as rle
 
 from foveate.data.world.scenes import KINDS, THINGS, Scene, describe, draw_pair, draw_scene
 from foveate.errors import InputError
+from foveate.io.store import LOCK, hold_folder
 
 SPLITS = ("train", "val", "test", "pairs")  # the index seeds the random generators
 PAIRS_PER_SHARD = 10_000
@@ -62,7 +63,14 @@ def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: 
     parameters = {"format": 2, **asdict(size)}
     if _is_complete(folder, parameters):
         return
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    with hold_folder(folder):
+        _render(folder, size, parameters, processes=processes, progress=progress)
+
+
+def _render(
+    folder: Path, size: WorldSize, parameters: dict[str, int], *, processes: int, progress: Progress | None
+) -> None:
+    (folder / "annotations").mkdir(exist_ok=True)
     _write_json(folder / "world.partial", parameters)
     counts = asdict(size)
     done, total = 0, sum(counts[split] for split in SPLITS)
@@ -105,7 +113,7 @@ def _is_complete(folder: Path, parameters: dict[str, int]) -> bool:
                 raise InputError(f"{folder}: need a folder for this world; it contains another one "
                                  f"({', '.join(differences)}). Choose another folder, or delete it.")  # fmt: skip
             return name == "world.json"
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise InputError(f"{folder}: need an empty or new folder; it contains other files. Choose another folder.")
     return False
 

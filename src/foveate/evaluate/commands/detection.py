@@ -21,7 +21,6 @@ from foveate.evaluate.flags import Detection, Style
 from foveate.evaluate.ground_truth import GroundTruth, counting_names, open_ground_truth
 from foveate.evaluate.report import finish, first_images, loading_of, log, start, table
 from foveate.heads.fvit.fusion import detect
-from foveate.io.files import check_target
 from foveate.predict.detect import (
     candidates_identity,
     choose_fusions,
@@ -46,8 +45,6 @@ def run_detection(config: Detection) -> dict[str, Any]:
     """Measure a detector or a list of results; print and write the result, and return it."""
     if config.from_results is not None:
         return _run_results(config, config.from_results)
-    if config.results is not None:
-        check_target(config.results, flag="--results")
     started = start(config)
     dataset, split, model = _open_data(config)
     detector, about = open_detector(model, clip=config.clip, device=config.device)
