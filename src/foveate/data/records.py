@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class LazySequence(Sequence[Item]):
-    """A sequence whose subclasses create an item on demand, in `item`; indices and slices are those of a tuple."""
+    """A sequence whose subclasses create an item on demand, in `item`; it is indexed and compared as a tuple is."""
 
     @abstractmethod
     def item(self, index: int) -> Item:
@@ -33,6 +33,11 @@ class LazySequence(Sequence[Item]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.item(index % len(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LazySequence | tuple):
+            return NotImplemented
+        return len(self) == len(other) and all(own == item for own, item in zip(self, other, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class Dataset:
 
     name: str
     categories: tuple[Category, ...]
-    records: Sequence[Record]  # a tuple; of tar shards a view that creates records on demand (millions fit in memory)
+    records: Sequence[Record]  # a tuple, or created on demand: millions of shards' or annotated ones fit in memory
     ignored: dict[str, IgnoredEntries]  # by reason
     notes: tuple[str, ...] = ()  # other lines to report to the user
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from foveate.data.annotation_file import load
 from foveate.data.datasets.coco import list_things, read_panoptic
 from foveate.data.datasets.folder import read_folder
 from foveate.data.datasets.lvis import file_categories, is_lvis, read_lvis
@@ -26,7 +27,7 @@ from foveate.data.images import SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
 from foveate.data.records import Dataset
 from foveate.data.splits import SPLITS
-from foveate.data.validation import list_categories, load, short
+from foveate.data.validation import list_categories, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
 from foveate.types import Category
@@ -132,7 +133,9 @@ def _separate_synonyms(category: Category) -> Category:
 
 def _read_annotations(file: Path) -> Dataset:
     content = load(file, kind="an annotation")
-    dataset = list_things(file, content, None, categories=file_categories(file, content), name_of=_any_name)
+    dataset = list_things(
+        file, content, None, categories=file_categories(file, content), name_of=_any_name, naming="any"
+    )
     return replace(dataset, ignored={})  # metrics use the boxes as they are in the file, see `evaluate.ground_truth`
 
 
@@ -225,7 +228,7 @@ def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> 
             raise InputError(f"--annotations {file}: need masks of objects; Objects365 has none.")
         return read_objects365(file, root, split=split, content=content)
     # COCO's names are relative to the root itself, or to its folder of the split
-    names = [image.get("file_name") for image in content["images"][:100] if isinstance(image, dict)]
+    names = [image.get("file_name") for image in islice(content["images"], 100) if isinstance(image, dict)]
     is_below_root = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
     images = root / f"{split}2017"
     folder = images if images.is_dir() and not is_below_root else root

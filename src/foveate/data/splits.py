@@ -13,11 +13,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from foveate.data.annotation_file import load
 from foveate.data.datasets.lvis import file_categories, list_lvis_categories
 from foveate.data.fetch import is_pattern
 from foveate.data.layout import box_files
 from foveate.data.records import Dataset, Record
-from foveate.data.validation import list_categories, load, parse, short
+from foveate.data.validation import list_categories, parse, short
 from foveate.errors import InputError
 from foveate.types import Category
 

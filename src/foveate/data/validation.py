@@ -22,6 +22,7 @@ from foveate.types import Category
 NOT_FINITE = "box is not finite"
 OUTSIDE = "box is outside the image"
 TINY = "box is under 1 pixel inside the image"
+MAX_SIDE = 2**31 - 1  # of an image [pixels]
 REPAIR_FILE = "Correct the file, or fetch it again."
 UNTRUSTED_FILE = "Correct the file; do not trust where it came from."
 
@@ -64,18 +65,18 @@ def is_id(value: object) -> bool:
 # --------------------------------------------------------------------------------------------------------- COCO's JSON
 
 
-def load(path: Path, *, kind: str) -> dict[str, Any]:
-    """Parse a file with COCO's three lists."""
-    content = parse(path, kind=kind)
-    check_lists(path, content, kind=kind, lists=("images", "annotations", "categories"))
-    return content
+def parse(path: Path, *, kind: str, unique: bool = False, keep: bool = True) -> Any:
+    """Parse a JSON file.
 
-
-def parse(path: Path, *, kind: str, unique: bool = False) -> Any:
-    """Parse a JSON file; with `unique`, a key repeated within an object is refused."""
+    Args:
+        kind: of the file, for messages.
+        unique: a key repeated within an object is refused.
+        keep: False: only check it; its objects become None.
+    """
     where = str(path)
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=partial(_unique_keys, where) if unique else None)
+        hook = partial(_unique_keys, where) if unique else None if keep else lambda _: None
+        return json.loads(path.read_bytes(), object_pairs_hook=hook)
     except InputError:
         raise
     except OSError as error:
@@ -200,7 +201,7 @@ def list_images(
         where = check_entry(path, entry, "image", seen)
         name = name_of(where, entry)
         for key in ("height", "width"):
-            if field(where, entry, key, int, "an integer number of pixels") < 1:
+            if not 1 <= field(where, entry, key, int, "an integer number of pixels") <= MAX_SIDE:
                 fail(where, f"`{key}` of at least 1 pixel", short(entry[key]))
         if str(entry["id"]) in texts:  # 1 and "1" would look the same in messages and results
             fail(where, "ids that differ as text", "the same id as a number and as a string")
