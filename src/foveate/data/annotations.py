@@ -11,21 +11,23 @@ import mmap
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from foveate.data.annotation_file import cache_path, identity_of
-from foveate.data.records import Box, IgnoredEntries, LazySequence, Record
+from foveate.data.records import Box, LazySequence, Record
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.io.tensors import read_header
 
 Arrays = Mapping[str, np.ndarray]
 DTYPES = {"F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+REMOVED = -1  # new label of an object that is removed
+PATH = "\0"  # the path of the annotation file in cached texts
 
 
 class Stored(NamedTuple):
@@ -160,40 +162,48 @@ def _text(arrays: Arrays, key: str, index: int) -> str:
 
 
 def stored_arrays(
-    path: Path, variant: str, read: Callable[[], tuple[Arrays, dict[str, IgnoredEntries]]]
-) -> tuple[Arrays, dict[str, IgnoredEntries], Stored | None]:
+    path: Path, variant: str, read: Callable[[], tuple[Arrays, dict[str, Any]]]
+) -> tuple[Arrays, dict[str, Any], Stored | None]:
     """The arrays of an annotation file: cached ones, or those that `read` returns, which are then cached.
 
     Args:
         path: of the annotation file.
         variant: which of its content is read, and how; arrays of several variants are cached.
-        read: reads the file; raises InputError.
+        read: reads the file: the arrays, and in the types of JSON what else is known of it, such as what was ignored;
+            raises InputError.
 
     Returns:
-        The arrays, the entries of the file that were ignored, and where the arrays are cached, if they are.
+        The arrays, what else is known, and where they are cached, if they are.
     """
     identity = identity_of(path)
     cached = cache_path(path, f"{hashlib.sha256(variant.encode()).hexdigest()[:16]}.safetensors")
     stored = None if identity is None or cached is None else Stored(cached, json.dumps([identity, variant]))
     found = None if stored is None else _open(stored)
     if found is None:
-        arrays, ignored = read()
+        arrays, facts = read()
         if stored is None or identity != identity_of(path):  # the file was changed while it was read
-            return arrays, ignored, None
-        _save(stored, arrays, {reason: asdict(_moved(path, entry, "")) for reason, entry in ignored.items()})
+            return arrays, facts, None
+        _save(stored, arrays, _respelled(facts, str(path), PATH))
         found = _open(stored)
         if found is None:
-            return arrays, ignored, None
-    arrays, notes = found
-    return arrays, {reason: _moved(Path(), IgnoredEntries(**notes[reason]), str(path)) for reason in notes}, stored
+            return arrays, facts, None
+    arrays, facts = found
+    return arrays, _respelled(facts, PATH, str(path)), stored
 
 
-def _moved(path: Path, ignored: IgnoredEntries, to: str) -> IgnoredEntries:
-    """Ignored entries of a file whose path, at the start of their names, changes."""
-    return IgnoredEntries(ignored.count, to + ignored.first.removeprefix(str(path)))
+def _respelled(value: Any, old: str, new: str) -> Any:
+    """A value of JSON with another path at the start of its texts: that of the file as this command was given it."""
+    match value:
+        case str():
+            return new + value.removeprefix(old) if value.startswith(old) else value
+        case dict():
+            return {key: _respelled(item, old, new) for key, item in value.items()}
+        case list() | tuple():
+            return [_respelled(item, old, new) for item in value]
+    return value
 
 
-def _open(stored: Stored) -> tuple[Arrays, dict] | None:
+def _open(stored: Stored) -> tuple[Arrays, dict[str, Any]] | None:
     """Map cached arrays into memory; None: they are missing, damaged or of another file."""
     try:
         metadata, tensors = read_header(stored.path)
@@ -207,21 +217,21 @@ def _open(stored: Stored) -> tuple[Arrays, dict] | None:
             flat = np.frombuffer(content, dtype, (tensor.end - tensor.begin) // dtype.itemsize, tensor.begin)
             arrays[tensor.name] = flat.reshape(tensor.shape)
         # the digest touches all pages of this process's map, which workers then share
-        return (arrays, json.loads(metadata["ignored"])) if metadata["digest"] == _digest(arrays, metadata) else None
+        return (arrays, json.loads(metadata["facts"])) if metadata["digest"] == _digest(arrays, metadata) else None
     except Exception:  # damaged in any way
         return None
 
 
-def _save(stored: Stored, arrays: Arrays, ignored: dict[str, dict]) -> None:
+def _save(stored: Stored, arrays: Arrays, facts: dict[str, Any]) -> None:
     """Cache arrays; if that fails, later runs read the annotation file again."""
-    metadata = {"identity": stored.identity, "ignored": json.dumps(ignored)}
+    metadata = {"identity": stored.identity, "facts": json.dumps(facts)}
     metadata["digest"] = _digest(arrays, metadata)
     with suppress(OSError), written_whole(stored.path, shared=True) as partial:
         save_file(dict(arrays), partial, metadata=metadata)
 
 
 def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(metadata["ignored"].encode())
+    digest = hashlib.sha256(metadata["facts"].encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
@@ -273,14 +283,14 @@ def objects_of(records: Sequence[Record]) -> Objects:
 
 
 class RelabelledRecords(LazySequence[Record]):
-    """Some of the records of a sequence, with new labels and without the objects whose new label is below 0."""
+    """Some of the records of a sequence, with new labels and without the objects whose new label is `REMOVED`."""
 
     def __init__(self, records: Sequence[Record], labels: np.ndarray, *, images: np.ndarray | None = None) -> None:
         """Store the labels.
 
         Args:
             records: with labels.
-            labels: (M,) the new label of each of their objects; below 0: the object is removed.
+            labels: (M,) the new label of each of their objects, or `REMOVED`.
             images: (N,) indices of the records that are used; None: all.
         """
         self._records, self._labels = records, labels.astype(np.int32)
@@ -294,7 +304,7 @@ class RelabelledRecords(LazySequence[Record]):
         """Make the record of one image."""
         image = int(self._images[index])
         record, labels = self._records[image], self._labels[self._ends[image] : self._ends[image + 1]].tolist()
-        used = [i for i, label in enumerate(labels) if label >= 0]
+        used = [i for i, label in enumerate(labels) if label != REMOVED]
         return replace(
             record,
             boxes=tuple(record.boxes[i] for i in used),
@@ -306,14 +316,10 @@ class RelabelledRecords(LazySequence[Record]):
 
     def objects(self) -> Objects:
         """The objects of these records."""
-        objects = objects_of(self._records)
-        parts = [np.arange(objects.ends[image], objects.ends[image + 1]) for image in self._images]
-        chosen = np.concatenate([np.zeros(0, np.int64), *parts])
-        labels = self._labels[chosen]
-        lengths = np.array([int((self._labels[part] >= 0).sum()) for part in parts], dtype=np.int64)
-        chosen = chosen[labels >= 0]
-        return Objects(_ends(lengths), objects.boxes[chosen], labels[labels >= 0], objects.crowd[chosen])
-
-    def only(self, images: np.ndarray) -> "RelabelledRecords":
-        """Some of these records, by their indices."""
-        return RelabelledRecords(self._records, self._labels, images=self._images[images])
+        objects, count = objects_of(self._records), np.diff(self._ends)[self._images]
+        # the objects of the chosen images, in their order
+        chosen = np.arange(count.sum()) + np.repeat(self._ends[self._images] - _ends(count)[:-1], count)
+        is_used = self._labels[chosen] != REMOVED
+        ends = _ends(is_used)[_ends(count)]
+        chosen = chosen[is_used]
+        return Objects(ends, objects.boxes[chosen], self._labels[chosen], objects.crowd[chosen])

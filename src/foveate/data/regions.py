@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foveate.data.annotations import objects_of
 from foveate.data.boxes import ImageBoxes, parse_boxes
 from foveate.data.records import Box, Dataset, IgnoredEntries, Record
 from foveate.data.validation import OUTSIDE, TINY, clip_box, count_ignored
@@ -92,12 +94,13 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
 
 def note_boxless(dataset: Dataset) -> Dataset:
     """Add a note with the number of images without a usable box; a warning where these are more than half."""
-    boxless = [record for record in dataset.records if not any(map(_is_usable, record.boxes))]
-    if not boxless:
+    objects = objects_of(dataset.records)
+    boxless = np.flatnonzero(~objects.any_per_image(_are_usable(objects.boxes)))
+    if not len(boxless):
         return dataset
     line = (
         f"{len(boxless)} of {len(dataset.records)} images have no box of 8 x 8 to 1024 x 1024 pixels: "
-        f"their top left corner is distilled (a quarter of each side); the first: {boxless[0].id}"
+        f"their top left corner is distilled (a quarter of each side); the first: {dataset.records[int(boxless[0])].id}"
     )
     if 2 * len(boxless) > len(dataset.records):
         line = (
@@ -107,10 +110,11 @@ def note_boxless(dataset: Dataset) -> Dataset:
     return replace(dataset, notes=(*dataset.notes, line))
 
 
-def _is_usable(box: Box) -> bool:
-    """Whether `sample_proposals` keeps a box, as far as known before its image is decoded."""
-    width, height = box[2] - max(box[0], 0.0), box[3] - max(box[1], 0.0)
-    return width >= 1 and height >= 1 and MIN_AREA <= width * height <= MAX_AREA
+def _are_usable(boxes: np.ndarray) -> np.ndarray:
+    """Whether `sample_proposals` keeps each box of (N, 4), as far as known before its image is decoded."""
+    width, height = (boxes[:, 2:] - boxes[:, :2].clip(min=0)).T
+    area = width * height
+    return (width >= 1) & (height >= 1) & (area >= MIN_AREA) & (area <= MAX_AREA)
 
 
 def _replace_boxes(record: Record, given: ImageBoxes, where: str, ignored: dict[str, IgnoredEntries]) -> Record:

@@ -16,6 +16,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from foveate.data.annotations import REMOVED, RelabelledRecords, objects_of
 from foveate.data.images import ImageError, check_inside, check_size, list_images, read_image, read_values
 from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
@@ -309,22 +310,11 @@ def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
         notes=(*dataset.notes, *([note] if len(names) < len(known) else [])),
     )
     if data.coding is None:
-        records = tuple(_relabel(record, new_labels) for record in dataset.records)
-        return replace(data, dataset=replace(selected, records=records))
+        chosen = np.array([new_labels.get(label, REMOVED) for label in range(len(dataset.categories))])
+        labels = chosen[objects_of(dataset.records).labels]
+        return replace(data, dataset=replace(selected, records=RelabelledRecords(dataset.records, labels)))
     coding = {number: new_labels.get(label, NONE) for number, label in data.coding.labels.items()}
     return replace(data, dataset=selected, coding=replace(data.coding, labels=coding))
-
-
-def _relabel(record: Record, new_labels: Mapping[int, int]) -> Record:
-    """A panoptic record with the segments of some labels, which get new ones."""
-    indices = [i for i, label in enumerate(record.labels) if label in new_labels]
-    return replace(
-        record,
-        boxes=tuple(record.boxes[i] for i in indices),
-        labels=tuple(new_labels[record.labels[i]] for i in indices),
-        crowd=tuple(record.crowd[i] for i in indices),
-        segment_ids=tuple(record.segment_ids[i] for i in indices),
-    )
 
 
 def with_labels(data: SemanticData, labels: Labels) -> SemanticData:

@@ -82,7 +82,7 @@ def list_things(
     """
     labels = {category.id: label for label, category in enumerate(categories)}
 
-    def read() -> tuple[Arrays, dict[str, IgnoredEntries]]:
+    def read() -> tuple[Arrays, dict[str, Any]]:
         images = list_images(path, content["images"], name_of=name_of)
         numbers = {key: number for number, key in enumerate(images)}
         things, ignored, seen = ObjectList(), {}, set()
@@ -95,11 +95,11 @@ def list_things(
             else:
                 box, label, crowd, mask = thing
                 things.add(numbers[key], box, label, crowd=crowd, mask=mask)
-        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, ignored
+        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, {"ignored": _plain(ignored)}
 
-    arrays, ignored, stored = stored_arrays(path, f"{naming}, masks: {with_masks}", read)
+    arrays, facts, stored = stored_arrays(path, f"{naming}, masks: {with_masks}", read)
     records = _with_files(path, AnnotatedRecords(arrays, folders=(folder,), stored=stored), "names", folder)
-    return Dataset(path.stem, categories, records, ignored, file=path)
+    return Dataset(path.stem, categories, records, _ignored(facts), file=path)
 
 
 def _check_instance(path: Path, entry: Any, seen: set[int | str]) -> str:
@@ -141,7 +141,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     categories = list_categories(path, content["categories"], need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
 
-    def read() -> tuple[Arrays, dict[str, IgnoredEntries]]:
+    def read() -> tuple[Arrays, dict[str, Any]]:
         images = list_images(path, content["images"])
         numbers = {key: number for number, key in enumerate(images)}
         things, ignored, pngs = ObjectList(), {}, {}
@@ -163,14 +163,24 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         annotated = {key: image for key, image in images.items() if key in pngs}
         arrays = things.arrays(len(images), segments=True)
         arrays["ends"] = arrays["ends"][[*(numbers[key] for key in annotated), len(images)]]  # the others have none
-        return {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated)), **arrays}, ignored
+        arrays |= {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated))}
+        return arrays, {"ignored": _plain(ignored)}
 
-    arrays, ignored, stored = stored_arrays(path, "panoptic", read)
+    arrays, facts, stored = stored_arrays(path, "panoptic", read)
     folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
     records = AnnotatedRecords(arrays, folders=folders, stored=stored)
     for key, folder in zip(("names", "pngs"), folders, strict=True):
         records = _with_files(path, records, key, folder)
-    return Dataset(path.stem, categories, records, ignored)
+    return Dataset(path.stem, categories, records, _ignored(facts))
+
+
+def _plain(ignored: dict[str, IgnoredEntries]) -> dict[str, list]:
+    """Ignored entries as they are cached."""
+    return {reason: [entries.count, entries.first] for reason, entries in ignored.items()}
+
+
+def _ignored(facts: dict[str, Any]) -> dict[str, IgnoredEntries]:
+    return {reason: IgnoredEntries(*entries) for reason, entries in facts["ignored"].items()}
 
 
 def _image_arrays(images: dict[int | str, ListedImage]) -> Arrays:
