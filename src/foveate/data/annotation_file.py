@@ -82,8 +82,6 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
             annotations = Entries([], partial(_entries, path, kind, "annotations"))
             return {"categories": outline["categories"], "images": images, "annotations": annotations}
     content = _parse(path, kind=kind)
-    check_lists(path, content, kind=kind, lists=LISTS)
-    content = {"categories": [*content["categories"]], **{key: content[key] for key in LISTS[:2]}}
     if cached is not None and identity == identity_of(path):
         first = [*islice(content["images"], FIRST_IMAGES + 1)]
         outline = {"identity": identity, "categories": content["categories"], "images": first[:FIRST_IMAGES]}
@@ -126,27 +124,31 @@ def _digest(path: Path, signature: tuple[int, ...]) -> str:
 
 
 def _entries(path: Path, kind: str, key: str) -> Iterable[Any]:
-    content = _parse(path, kind=kind)
-    check_lists(path, content, kind=kind, lists=LISTS)
-    return content[key]
+    return _parse(path, kind=kind)[key]
 
 
-def _parse(path: Path, *, kind: str) -> Any:
-    """The content of a file; of a large one with the three lists these alone, images and annotations as `Entries`."""
+def _parse(path: Path, *, kind: str) -> dict[str, Any]:
+    """The three lists of a file; of a large one, images and annotations are `Entries`."""
     try:
         if path.stat().st_size <= WHOLE_BYTES:
-            return parse(path, kind=kind)
+            return _parse_whole(path, kind=kind)
         with path.open("rb") as file:
             spans = _find_members(file)
             if not all(_is_list(file, spans.get(key)) for key in LISTS):
-                return parse(path, kind=kind)  # which says what is wrong with it
+                return _parse_whole(path, kind=kind)  # which says what is wrong with it
             for key in spans.keys() - LISTS:
                 json.loads(_read(file, spans[key].begin, spans[key].end))
     except (OSError, ValueError, RecursionError):
         parse(path, kind=kind, keep=False)  # which says what is wrong, in little memory
-        return parse(path, kind=kind)
+        return _parse_whole(path, kind=kind)
     lists = {key: Entries((), partial(_parse_parts, path, spans[key], kind=kind)) for key in LISTS}
     return {**lists, "categories": [*lists["categories"]]}
+
+
+def _parse_whole(path: Path, *, kind: str) -> dict[str, Any]:
+    content = parse(path, kind=kind)
+    check_lists(path, content, kind=kind, lists=LISTS)
+    return content
 
 
 def _parse_parts(path: Path, span: Span, *, kind: str) -> Iterator[Any]:
