@@ -25,7 +25,7 @@ from foveate.io.files import default_cache, write_whole
 
 WHOLE_BYTES = 4_000_000  # a smaller file is parsed at once
 PART_BYTES = 1_000_000  # entries are parsed in parts of about this size
-MAX_MEMBERS = 1_000  # of the top-level object of a file that is parsed in parts
+MAX_MEMBERS, MAX_KEY = 1_000, 10_000  # of the top-level object of a file that is parsed in parts; bytes of a key
 FIRST_IMAGES = 200  # cached beside the categories; `lvis.py` and `objects365.py` probe as many
 FORMAT = 1  # of everything that is cached of an annotation file; raise it when other boxes would be read from it
 LISTS = ("images", "annotations", "categories")
@@ -76,8 +76,9 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
     """
     cached = None if (identity := identity_of(path)) is None else cache_path(path, "outline.json")
     with suppress(OSError, ValueError, LookupError, TypeError):  # missing, or damaged: read the file
-        outline = json.loads(cached.read_bytes()) if cached is not None else {}
-        if outline["identity"] == identity and isinstance(outline["categories"], list):
+        digest, text = cached.read_bytes().split(b"\n") if cached is not None else (b"", b"{}")
+        outline = json.loads(text)
+        if outline["identity"] == identity and digest == _digest_of(text):
             images = Entries(outline["images"], partial(_entries, path, kind, "images") if outline["more"] else None)
             annotations = Entries([], partial(_entries, path, kind, "annotations"))
             return {"categories": outline["categories"], "images": images, "annotations": annotations}
@@ -85,11 +86,11 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
     if cached is not None and identity == identity_of(path):
         first = [*islice(content["images"], FIRST_IMAGES + 1)]
         outline = {"identity": identity, "categories": content["categories"], "images": first[:FIRST_IMAGES]}
-        text = json.dumps({**outline, "more": len(first) > FIRST_IMAGES})
+        text = json.dumps({**outline, "more": len(first) > FIRST_IMAGES}).encode()
         with suppress(OSError):
             for stale in cached.parent.glob(f"{cached.name.partition('.')[0]}.*"):  # of another content of the file
                 stale.unlink(missing_ok=True)
-            write_whole(cached, text.encode(), shared=True)
+            write_whole(cached, _digest_of(text) + b"\n" + text, shared=True)
     return content
 
 
@@ -111,6 +112,10 @@ def cache_path(path: Path, suffix: str) -> Path | None:
     cache = default_cache()
     name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:32]
     return None if cache is None else cache / "annotations" / f"{name}.{suffix}"
+
+
+def _digest_of(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 @lru_cache(maxsize=16)
@@ -185,13 +190,13 @@ def _find_members(file: BinaryIO) -> dict[str, Span]:
         raise ValueError("not one whole object")
     spans: dict[str, Span] = {}
     for begin, stop in pairwise(bounds):
-        member = _read(file, begin + 1, min(stop, begin + PART_BYTES))
-        match = MEMBER.match(member)
+        match = MEMBER.match(_read(file, begin + 1, min(stop, begin + MAX_KEY)))
         if match is None:
             raise ValueError("a member without a key")
-        trailing = _read(file, max(begin + 1 + match.end(), stop - PART_BYTES), stop)
-        value = (begin + 1 + match.end(), stop - len(trailing) + len(trailing.rstrip()))
-        spans[json.loads(match[1])] = Span(*value, [comma for comma in commas if begin < comma < stop])
+        first = begin + 1 + match.end()
+        ending = _read(file, max(first, stop - MAX_KEY), stop)  # with the space before the comma
+        end = stop - len(ending) + len(ending.rstrip())
+        spans[json.loads(match[1])] = Span(first, end, [comma for comma in commas if begin < comma < stop])
     return spans
 
 
