@@ -94,6 +94,18 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
+def load_list(path: Path, *, kind: str) -> Any:
+    """Parse a file that is one list, of a large one as `Entries`; a file of something else as what it is."""
+    try:
+        if path.stat().st_size > WHOLE_BYTES:
+            with path.open("rb") as file:
+                span = _find_list(file)
+            return Entries((), partial(_parse_parts, path, span, kind=kind))
+    except (OSError, ValueError):
+        pass  # said by `parse`
+    return parse(path, kind=kind)
+
+
 def identity_of(path: Path) -> str | None:
     """What identifies the content of a file in the cache; None: nothing is cached, or the file cannot be read."""
     if default_cache() is None:
@@ -174,7 +186,7 @@ def _find_members(file: BinaryIO) -> dict[str, Span]:
     """The values of the object in a file; ValueError where its brackets do not match, or something is beside it."""
     bounds, commas, end = [], [], -1  # commas between members, and between the entries of all lists
     for at, codes, depths in _structure(file):
-        if end >= 0 or (not bounds and codes[0] != b"{"[0]):
+        if end >= 0 or (not bounds and codes[0] != OPENING[0]):
             raise ValueError("not one object")
         first = [] if bounds else [int(at[0])]
         outer = np.flatnonzero((depths == 0) | ((depths == 1) & (codes == COMMA)))
@@ -198,6 +210,21 @@ def _find_members(file: BinaryIO) -> dict[str, Span]:
         end = stop - len(ending) + len(ending.rstrip())
         spans[json.loads(match[1])] = Span(first, end, [comma for comma in commas if begin < comma < stop])
     return spans
+
+
+def _find_list(file: BinaryIO) -> Span:
+    """The list in a file; ValueError where its brackets do not match, or something is beside it."""
+    begin, end, commas = -1, -1, []
+    for at, codes, depths in _structure(file):
+        if end >= 0 or (begin < 0 and codes[0] != OPENING[1]) or (depths[:-1] < 1).any():
+            raise ValueError("not one list")
+        begin = int(at[0]) if begin < 0 else begin
+        commas += at[np.flatnonzero((depths == 1) & (codes == COMMA))[-1:]].tolist()
+        if depths[-1] < 1:
+            end = int(at[-1])
+    if end < 0 or _read(file, end, end + 1) != b"]" or (_read(file, 0, begin) + _read(file, end + 1, None)).strip():
+        raise ValueError("not one whole list")
+    return Span(begin, end + 1, commas)
 
 
 def _structure(file: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
