@@ -100,41 +100,40 @@ class ObjectList:
     """Collects the objects of a file in its order, which need not be that of the images."""
 
     def __init__(self) -> None:
-        self._images, self._labels, self._numbers = array("q"), array("i"), array("i")
-        self._boxes, self._crowd, self._masks, self._lengths = array("d"), array("b"), bytearray(), array("q")
+        self._images, self._labels, self._segments = array("i"), array("i"), array("i")
+        self._boxes, self._crowd, self._masks, self._lengths = array("d"), array("b"), bytearray(), array("i")
 
-    def add(self, image: int, box: Box, label: int, *, crowd: bool, mask: bytes = b"", number: int = 0) -> None:
-        """Append an object of an image, given by its index; `number` is the id of a panoptic segment."""
+    def add(self, image: int, box: Box, label: int, *, crowd: bool, mask: bytes = b"", segment: int = 0) -> None:
+        """Append an object of an image, given by its index; `segment` is the id of a panoptic one."""
         self._images.append(image)
         self._boxes.extend(box)
         self._labels.append(label)
         self._crowd.append(crowd)
-        self._numbers.append(number)
-        self._masks += mask
-        self._lengths.append(len(mask))
+        if segment:
+            self._segments.append(segment)
+        if mask:
+            self._lengths.append(len(mask))
+            self._masks += mask
 
     def arrays(self, images: int, *, masks: bool = False, segments: bool = False) -> dict[str, np.ndarray]:
         """The arrays of objects of `AnnotatedRecords`, in the order of the images."""
-        of = np.array(self._images, dtype=np.int64)  # (M,)
+        of = np.frombuffer(self._images, dtype=np.int32)  # (M,)
         order = np.argsort(of, kind="stable")
         arrays = {
             "ends": _ends(np.bincount(of, minlength=images)),
-            "boxes": np.array(self._boxes, dtype=np.float64).reshape(-1, 4)[order],
-            "labels": np.array(self._labels, dtype=np.int32)[order],
-            "crowd": np.array(self._crowd, dtype=np.bool_)[order],
+            "boxes": np.frombuffer(self._boxes).reshape(-1, 4)[order],
+            "labels": np.frombuffer(self._labels, dtype=np.int32)[order],
+            "crowd": np.frombuffer(self._crowd, dtype=np.bool_)[order],
         }
         if segments:
-            arrays["segments"] = np.array(self._numbers, dtype=np.int32)[order]
+            arrays["segments"] = np.frombuffer(self._segments, dtype=np.int32)[order]
         if masks:
-            lengths, content, sorted_masks = (
-                np.array(self._lengths, dtype=np.int64),
-                memoryview(self._masks),
-                bytearray(),
-            )
+            lengths = np.frombuffer(self._lengths, dtype=np.int32)
+            content, in_order = memoryview(self._masks), bytearray()
             firsts = _ends(lengths)
             for first, length in zip(firsts[order].tolist(), lengths[order].tolist(), strict=True):
-                sorted_masks += content[first : first + length]
-            arrays |= {"masks": np.frombuffer(sorted_masks, dtype=np.uint8), "masks_ends": _ends(lengths[order])}
+                in_order += content[first : first + length]
+            arrays |= {"masks": np.frombuffer(in_order, dtype=np.uint8), "masks_ends": _ends(lengths[order])}
         return arrays
 
 

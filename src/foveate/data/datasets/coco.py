@@ -156,7 +156,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
                 fail(where, "one annotation per image", "a second one")
             pngs[key] = field(where, entry, "file_name", str, "the name of a PNG file")
             for box, label, crowd, number in _segments(where, entry["segments_info"], labels, images[key], ignored):
-                things.add(numbers[key], box, label, crowd=crowd, number=number)
+                things.add(numbers[key], box, label, crowd=crowd, segment=number)
         for key in images:
             if key not in pngs:
                 count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
