@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foveate.clip.io.checkpoint_file import is_torchscript, read_archive, read_checkpoint
 from foveate.clip.io.describe import read_json
+from foveate.clip.io.digest import read_tensors
 from foveate.clip.io.pickle_reader import Placeholder
 from foveate.errors import InputError, listed
 
@@ -111,12 +110,7 @@ def _kind_of(value: Any) -> str:
 def _read_file(path: Path, kind: Kind) -> Any:
     match kind:
         case "safetensors":
-            try:
-                return load_file(path)
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
-                raise InputError(
-                    f"{path}: not a readable safetensors file ({error}). Download or copy it again."
-                ) from error
+            return read_tensors(path, need="weights")
         case "torchscript":
             return read_archive(path)
         case "torch":
