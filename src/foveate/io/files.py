@@ -122,8 +122,6 @@ def reason_of(error: OSError) -> str:
             return "not found"
         case PermissionError():
             return "permission denied: this user may not read it (the file itself may be whole)"
-        case IsADirectoryError():
-            return "it is a folder"
         case _:
             return str(error)
 

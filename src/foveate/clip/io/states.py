@@ -18,6 +18,7 @@ from foveate.clip.io.describe import read_json
 from foveate.clip.io.digest import read_tensors
 from foveate.clip.io.pickle_reader import Placeholder
 from foveate.errors import InputError, listed
+from foveate.io.files import reason_of
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
@@ -36,8 +37,11 @@ def file_kind(path: Path) -> Kind:
         raise InputError(f"{path}: need a weights file; this is a folder. Name a file in it.")
     if not path.is_file():
         raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); not found. Check the path.")
-    with path.open("rb") as file:
-        head = file.read(40)
+    try:
+        with path.open("rb") as file:
+            head = file.read(40)
+    except OSError as error:
+        raise InputError(f"{path}: need a weights file; {reason_of(error)}.") from error
     if not head:
         raise InputError(f"{path}: need a weights file; this one is empty. Download or copy it again.")
     if head.startswith(b"version https://git-lfs"):

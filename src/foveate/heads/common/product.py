@@ -24,7 +24,8 @@ from foveate.clip.io.states import differences
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.errors import InputError, listed
-from foveate.io.files import versions, write_whole
+from foveate.io.files import reason_of, versions, write_whole
+from foveate.io.json_text import parse_json
 
 CLIP_FOLDER = "clip"
 Description = TypeVar("Description")
@@ -64,11 +65,11 @@ def read_description(folder: Path, kind: HeadKind, cls: type[Description]) -> De
     """
     path, name = folder / f"{kind.name}.json", kind.name
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {kind.command}`; {path.name} not "
-            "found."
+            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {kind.command}`; {path.name} "
+            f"{reason_of(error)}."
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need a {name}'s description; {type(error).__name__}: {error}.") from error
