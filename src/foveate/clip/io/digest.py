@@ -41,6 +41,7 @@ def read_tensors(path: Path, *, need: str) -> dict[str, Tensor]:
         InputError: the file cannot be read, is damaged, or has tensors other than those of its digest.
     """
     try:
+        path.open("rb").close()  # safetensors calls a file that may not be read missing
         state = load_file(path)
         with safe_open(path, framework="pt") as file:
             expected = (file.metadata() or {}).get(DIGEST)

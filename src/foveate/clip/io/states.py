@@ -33,11 +33,11 @@ def file_kind(path: Path) -> Kind:
     Raises:
         InputError: the file does not exist, is empty or is a Git LFS pointer.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: need a weights file; this is a folder. Name a file in it.")
-    if not path.is_file():
-        raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); not found. Check the path.")
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: need a weights file; this is a folder. Name a file in it.")
+        if not path.is_file():
+            raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); not found. Check the path.")
         with path.open("rb") as file:
             head = file.read(40)
     except OSError as error:
