@@ -81,13 +81,14 @@ def read_image(
     """
     name = str(path) if name is None else name
     with _opened(Path(path), name, part=part, expected_size=expected_size) as image:
-        turn = _turn(name, image, expected_size)
         if image.width * image.height > LARGE:
-            return torch.from_numpy(_read_large(Path(path), name, image, part=part, turn=turn))
-        _load(name, image)
-        rgb = _to_rgb(image)
-        upright = rgb if turn is None else rgb.transpose(turn)
-        planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
+            planes = _read_large(Path(path), name, image, part=part, expected_size=expected_size)
+        else:
+            _load(name, image)
+            turn = _turn(name, image, expected_size)
+            rgb = _to_rgb(image)
+            upright = rgb if turn is None else rgb.transpose(turn)
+            planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
     return torch.from_numpy(planes)
 
 
@@ -203,12 +204,33 @@ def list_images(folder: Path | str) -> list[Path]:
     for path in images:
         if path.is_symlink():
             check_inside(path, folder)
+    _check_names(folder, images)
     if not images:
         raise InputError(
             f"{folder}: need images ({', '.join(SUFFIXES)}) in it or in folders below it; got none. "
             "Check the path (linked folders are not entered)."
         )
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a file name is valid UTF-8, and can be written into JSON."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_names(folder: Path, paths: list[Path]) -> None:
+    """Refuse files whose names are in another encoding."""
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    wrong = [name for name in names if not is_unicode(name)]
+    if wrong:
+        raise InputError(
+            f"{folder}: need file names in UTF-8; got {len(wrong)} in another encoding, the first {wrong[0]!r}. "
+            "Rename them, or move them away."
+        )
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -311,19 +333,25 @@ def _load(name: str, image: Image.Image) -> None:
 
 
 def _read_large(
-    path: Path, name: str, image: Image.Image, *, part: tuple[int, int] | None, turn: Image.Transpose | None
+    path: Path,
+    name: str,
+    image: Image.Image,
+    *,
+    part: tuple[int, int] | None,
+    expected_size: tuple[int, int] | None,
 ) -> UInt8[np.ndarray, "3 H W"]:
     """Decode a large image with little memory beside the result."""
-    size = image.size
-    if not _has_luma(image):
-        _load(name, image)
-        return _from_strips(image, size, turn)
-    with _opened(path, name, part=part) as colours:
+    has_luma = _has_luma(image)
+    if has_luma:
         image.draft("L", None)
-        _load(name, image)
-        colours.draft("YCbCr", (size[0] // 2, size[1] // 2))
+    _load(name, image)
+    turn = _turn(name, image, expected_size)
+    if not has_luma:
+        return _from_strips(image, turn)
+    with _opened(path, name, part=part) as colours:
+        colours.draft("YCbCr", (image.width // 2, image.height // 2))
         colours.load()
-        return _from_strips(image, size, turn, colours=colours)
+        return _from_strips(image, turn, colours=colours)
 
 
 def _has_luma(image: Image.Image) -> bool:
@@ -333,16 +361,16 @@ def _has_luma(image: Image.Image) -> bool:
 
 
 def _from_strips(
-    image: Image.Image, size: tuple[int, int], turn: Image.Transpose | None, *, colours: Image.Image | None = None
+    image: Image.Image, turn: Image.Transpose | None, *, colours: Image.Image | None = None
 ) -> UInt8[np.ndarray, "3 H W"]:
     """Convert a decoded image to upright RGB, strip by strip.
 
     Args:
         image: or its brightness alone.
-        size: (width, height) [pixels].
+        turn: EXIF rotation.
         colours: YCbCr at half the size, for `image` as brightness.
     """
-    width, height = size
+    width, height = image.size
     is_sideways = turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
     planes = np.empty((3, width, height) if is_sideways else (3, height, width), dtype=np.uint8)
     rows = _unturned(planes, turn)  # (3, height, width) of the file
