@@ -113,6 +113,8 @@ MALFORMED: dict[str, Callable[[str], str]] = {
     "no list": lambda text: text.replace('"images"', '"image"'),
     "an object for a list": lambda text: json.dumps({**json.loads(text), "images": {"a": [1, 2]}}),
     "a string for a list": lambda text: json.dumps({**json.loads(text), "annotations": "[]"}),
+    "a key twice": lambda text: text.replace('"id": 50,', '"id": 50, "id": 50,'),
+    "a list twice": lambda text: text.replace('"x": "]"', '"images": []'),
     "an entry that is no object": lambda text: text.replace('}], "images"', '}, 7], "images"'),
 }
 

@@ -22,6 +22,7 @@ import numpy as np
 from foveate.data.validation import REPAIR_FILE, check_lists, parse
 from foveate.errors import InputError
 from foveate.io.files import default_cache, write_whole
+from foveate.io.json_text import parse_json
 
 WHOLE_BYTES = 4_000_000  # a smaller file is parsed at once
 PART_BYTES = 1_000_000  # entries are parsed in parts of about this size
@@ -154,7 +155,7 @@ def _parse(path: Path, *, kind: str) -> dict[str, Any]:
             if not all(_is_list(file, spans.get(key)) for key in LISTS):
                 return _parse_whole(path, kind=kind)  # which says what is wrong with it
             for key in spans.keys() - LISTS:
-                json.loads(_read(file, spans[key].begin, spans[key].end))
+                parse_json(_read(file, spans[key].begin, spans[key].end))
     except (OSError, ValueError, RecursionError):
         parse(path, kind=kind, keep=False)  # which says what is wrong, in little memory
         return _parse_whole(path, kind=kind)
@@ -173,7 +174,7 @@ def _parse_parts(path: Path, span: Span, *, kind: str) -> Iterator[Any]:
     with path.open("rb") as file:
         for comma, following in pairwise((span.begin, *span.commas, span.end - 1)):
             try:
-                entries = json.loads(b"[%b]" % _read(file, comma + 1, following))
+                entries = parse_json(b"[%b]" % _read(file, comma + 1, following))
                 if not entries and span.commas:
                     raise ValueError("a comma without an entry")
             except (ValueError, RecursionError) as error:
@@ -205,10 +206,12 @@ def _find_members(file: BinaryIO) -> dict[str, Span]:
         match = MEMBER.match(_read(file, begin + 1, min(stop, begin + MAX_KEY)))
         if match is None:
             raise ValueError("a member without a key")
+        if (key := json.loads(match[1])) in spans:
+            raise ValueError("a key twice")
         first = begin + 1 + match.end()
         ending = _read(file, max(first, stop - MAX_KEY), stop)  # with the space before the comma
         end = stop - len(ending) + len(ending.rstrip())
-        spans[json.loads(match[1])] = Span(first, end, [comma for comma in commas if begin < comma < stop])
+        spans[key] = Span(first, end, [comma for comma in commas if begin < comma < stop])
     return spans
 
 

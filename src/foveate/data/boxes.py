@@ -60,7 +60,7 @@ def parse_boxes(path: Path) -> dict[str | int, ImageBoxes]:
     Raises:
         InputError: another form, a repeated name or id, or a box that is not four finite numbers; names file and entry.
     """
-    content = parse(path, kind="a boxes", unique=True)
+    content = parse(path, kind="a boxes")
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         return _read_coco(path, content)
     if isinstance(content, list) and content and isinstance(content[0], dict):

@@ -100,7 +100,7 @@ def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Ign
         InputError: another form, a repeated id or name, a caption that is not a string, or no caption at all; names the
             file, the entry and the reason.
     """
-    content = parse(path, kind="a captions", unique=True)
+    content = parse(path, kind="a captions")
     ignored: dict[str, IgnoredEntries] = {}
     annotations = content.get("annotations") if isinstance(content, dict) else None
     # a plain file may have an image called "annotations"

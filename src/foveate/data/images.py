@@ -5,6 +5,10 @@ decompression bomb costs nothing. Only Pillow's JPEG, PNG, WebP and BMP readers 
 readers label maps; torchvision's PNG reader ends the process on damaged files. The result is what a viewer shows: EXIF
 rotation applied, 16-bit grey scaled to 8 bits, alpha composited over a given colour, CMYK, palette and grey converted,
 the first frame of an animation. Label maps keep their values. Colour profiles are ignored; truncated files are refused.
+
+An image of more than 25 million pixels is converted in strips; of a JPEG, brightness and colour are decoded apart, the
+colour at half the size (Pillow's draft), as most encoders store it. So one of 50 million pixels takes 260 MB, 150 MB of
+them the result, and coordinates stay those of the file. Other formats have no draft: PNG and BMP take 360 MB.
 """
 
 import io
@@ -20,15 +24,20 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from foveate.data.jpeg import file_content, find_gap, is_cut_short
 from foveate.errors import InputError
+from foveate.io.files import reason_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAP_FORMATS = ("PNG", "TIFF")  # of label maps; lossless
 NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "TIFF": "TIFF"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 50_000_000
+LARGE = 25_000_000  # pixels; larger images are converted in strips
+STRIP = 64  # rows, a multiple of 2
 MAX_ASPECT = 20.0
 BYTES_PER_PIXEL = 8  # an upper bound for files: 16-bit RGBA, uncompressed
 BACKGROUND = (128, 128, 128)  # of transparent pixels
@@ -72,11 +81,14 @@ def read_image(
     """
     name = str(path) if name is None else name
     with _opened(Path(path), name, part=part, expected_size=expected_size) as image:
-        image.load()
-        turn = _turn(name, image, expected_size)
-        rgb = _to_rgb(image)
-        upright = rgb if turn is None else rgb.transpose(turn)
-        planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
+        if image.width * image.height > LARGE:
+            planes = _read_large(Path(path), name, image, part=part, expected_size=expected_size)
+        else:
+            _load(name, image)
+            turn = _turn(name, image, expected_size)
+            rgb = _to_rgb(image)
+            upright = rgb if turn is None else rgb.transpose(turn)
+            planes = np.stack([np.asarray(plane) for plane in upright.split()])  # (3, H, W); beats a transpose
     return torch.from_numpy(planes)
 
 
@@ -166,6 +178,8 @@ def _opened(
             f"{name}: need at most {MAX_PIXELS:,} pixels; {error} Make it smaller or remove it."
         ) from error
     except Exception as error:  # Pillow's readers raise exceptions of any kind on a damaged file
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not a decoder's
+            raise ImageError(f"{name}: need a readable file; {reason_of(error)}. Check its permissions.") from error
         raise ImageError(
             f"{name}: need a whole image; decoding stopped with {type(error).__name__}: {error}. "
             "The file is damaged or truncated: fetch it again, or remove it from the data."
@@ -190,12 +204,33 @@ def list_images(folder: Path | str) -> list[Path]:
     for path in images:
         if path.is_symlink():
             check_inside(path, folder)
+    _check_names(folder, images)
     if not images:
         raise InputError(
             f"{folder}: need images ({', '.join(SUFFIXES)}) in it or in folders below it; got none. "
             "Check the path (linked folders are not entered)."
         )
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a file name is valid UTF-8, and can be written into JSON."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_names(folder: Path, paths: list[Path]) -> None:
+    """Refuse files whose names are in another encoding."""
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    wrong = [name for name in names if not is_unicode(name)]
+    if wrong:
+        raise InputError(
+            f"{folder}: need file names in UTF-8; got {len(wrong)} in another encoding, the first {wrong[0]!r}. "
+            "Rename them, or move them away."
+        )
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -213,7 +248,7 @@ def _open(path: Path, name: str, part: tuple[int, int] | None) -> Path | io.Byte
     try:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise ImageError(
             f"{name}: need an image file; {reason}. Check the folder, and whether the download is complete."
         ) from error
@@ -232,7 +267,7 @@ def _open(path: Path, name: str, part: tuple[int, int] | None) -> Path | io.Byte
             file.seek(first)
             content = file.read(size)
     except OSError as error:
-        raise ImageError(f"{name}: need a readable file; {error}. Fetch it again.") from error
+        raise ImageError(f"{name}: need a readable file; {reason_of(error)}. Check its permissions.") from error
     if len(content) < size:
         raise ImageError(
             f"{name}: need {size:,} bytes at {first:,}; the file ends after {len(content):,} of them. "
@@ -278,6 +313,97 @@ def _turn(name: str, image: Image.Image, expected_size: tuple[int, int] | None) 
         f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; it is "
         f"{shown[0]} x {shown[1]} after EXIF rotation. Restore the image (was it rotated, or its EXIF block removed?)."
     )
+
+
+def _load(name: str, image: Image.Image) -> None:
+    """Decode an image; a JPEG without all the data that its header promises is refused."""
+    if not isinstance(image, JpegImageFile) or image.fp is None:
+        image.load()
+        return
+    with file_content(image.fp) as content:
+        gap, end = find_gap(content)
+        if gap is None:
+            image.load()
+            gap = "less data than pixels" if end is not None and is_cut_short(content, end, image) else None
+    if gap is not None:
+        raise ImageError(
+            f"{name}: need a whole JPEG; it has {gap}. The file is damaged or truncated: fetch it again, or remove it "
+            "from the data."
+        )
+
+
+def _read_large(
+    path: Path,
+    name: str,
+    image: Image.Image,
+    *,
+    part: tuple[int, int] | None,
+    expected_size: tuple[int, int] | None,
+) -> UInt8[np.ndarray, "3 H W"]:
+    """Decode a large image with little memory beside the result."""
+    has_luma = _has_luma(image)
+    if has_luma:
+        image.draft("L", None)
+    _load(name, image)
+    turn = _turn(name, image, expected_size)
+    if not has_luma:
+        return _from_strips(image, turn)
+    with _opened(path, name, part=part) as colours:
+        colours.draft("YCbCr", (image.width // 2, image.height // 2))
+        colours.load()
+        return _from_strips(image, turn, colours=colours)
+
+
+def _has_luma(image: Image.Image) -> bool:
+    """Whether a file is a JPEG of brightness and two colour channels, from which libjpeg computes RGB."""
+    is_jpeg = isinstance(image, JpegImageFile) and image.mode == "RGB" and image.info.get("adobe_transform", 1) == 1
+    return is_jpeg and [layer[0] for layer in getattr(image, "layer", [])] == [1, 2, 3]
+
+
+def _from_strips(
+    image: Image.Image, turn: Image.Transpose | None, *, colours: Image.Image | None = None
+) -> UInt8[np.ndarray, "3 H W"]:
+    """Convert a decoded image to upright RGB, strip by strip.
+
+    Args:
+        image: or its brightness alone.
+        turn: EXIF rotation.
+        colours: YCbCr at half the size, for `image` as brightness.
+    """
+    width, height = image.size
+    is_sideways = turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+    planes = np.empty((3, width, height) if is_sideways else (3, height, width), dtype=np.uint8)
+    rows = _unturned(planes, turn)  # (3, height, width) of the file
+    for top in range(0, height, STRIP):
+        bottom = min(top + STRIP, height)
+        strip = image.crop((0, top, width, bottom))
+        if colours is not None:
+            box = (0, top / 2, width / 2, bottom / 2)
+            full = colours.resize(strip.size, Image.Resampling.BILINEAR, box=box)
+            strip = Image.merge("YCbCr", (strip, *full.split()[1:]))
+        rows[:, top:bottom] = np.asarray(_to_rgb(strip)).transpose(2, 0, 1)
+    return planes
+
+
+def _unturned(planes: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
+    """A view of upright planes (3, H, W) as they were before the transpose `turn`."""
+    match turn:
+        case Image.Transpose.FLIP_LEFT_RIGHT:
+            return planes[:, :, ::-1]
+        case Image.Transpose.FLIP_TOP_BOTTOM:
+            return planes[:, ::-1]
+        case Image.Transpose.ROTATE_180:
+            return planes[:, ::-1, ::-1]
+        case Image.Transpose.TRANSPOSE:
+            return planes.transpose(0, 2, 1)
+        case Image.Transpose.TRANSVERSE:
+            return planes[:, ::-1, ::-1].transpose(0, 2, 1)
+        case Image.Transpose.ROTATE_90:
+            return planes[:, ::-1].transpose(0, 2, 1)
+        case Image.Transpose.ROTATE_270:
+            return planes[:, :, ::-1].transpose(0, 2, 1)
+        case _:
+            return planes
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

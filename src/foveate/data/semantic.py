@@ -5,6 +5,7 @@ A value that the coding lacks is an error, never a class and never ignored. Pano
 world) are semantic ones too: each segment's pixels have its label.
 """
 
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
 from foveate.data.records import Dataset, Record, read_record
 from foveate.errors import InputError, listed
-from foveate.io.files import written_whole
+from foveate.io.files import write_whole
 from foveate.progress import image_bar
 from foveate.types import LabelMap, PanopticMap
 
@@ -262,11 +263,12 @@ def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
     """Write a label map, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
     assert (bits, path.suffix) in ((8, ".png"), (16, ".tif")), f"{path}: {bits} bits"
     image = Image.fromarray(values.numpy().astype(np.uint8 if bits == 8 else np.uint16))
-    with written_whole(path) as partial:
-        if bits == 8:
-            image.save(partial, format="PNG")
-        else:
-            image.save(partial, format="TIFF", compression="tiff_adobe_deflate")
+    content = io.BytesIO()
+    if bits == 8:
+        image.save(content, format="PNG")
+    else:
+        image.save(content, format="TIFF", compression="tiff_adobe_deflate")
+    write_whole(path, content.getvalue())
 
 
 def _list_maps(folder: Path) -> dict[str, Path]:

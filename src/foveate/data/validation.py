@@ -5,18 +5,17 @@ with the file, the entry and the field. A single unusable box (not finite, outsi
 is ignored and counted in `Dataset.ignored`, which every command reports. Boxes across the border are clipped.
 """
 
-import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
 from foveate.data.images import check_inside
 from foveate.data.records import Box, IgnoredEntries
 from foveate.errors import InputError
+from foveate.io.files import reason_of
+from foveate.io.json_text import RepeatedKeyError, parse_json
 from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
@@ -65,20 +64,21 @@ def is_id(value: object) -> bool:
 # --------------------------------------------------------------------------------------------------------- COCO's JSON
 
 
-def parse(path: Path, *, kind: str, unique: bool = False, keep: bool = True) -> Any:
+def parse(path: Path, *, kind: str, keep: bool = True) -> Any:
     """Parse a JSON file.
 
     Args:
         kind: of the file, for messages.
-        unique: a key repeated within an object is refused.
         keep: False: only check it; its objects become None.
+
+    Raises:
+        InputError: it cannot be read, is not JSON, or a key is repeated within an object.
     """
     where = str(path)
     try:
-        hook = partial(_unique_keys, where) if unique else None if keep else lambda _: None
-        return json.loads(path.read_bytes(), object_pairs_hook=hook)
-    except InputError:
-        raise
+        return parse_json(path.read_bytes(), keep=keep)
+    except RepeatedKeyError as error:
+        raise InputError(f"{where}: need {error}. {REPAIR_FILE}") from error
     except OSError as error:
         raise InputError(f"{where}: need {kind} file; {reason_of(error)}. Check the path.") from error
     except (ValueError, RecursionError) as error:
@@ -102,19 +102,6 @@ def read_text(path: Path, *, need: str, max_bytes: int) -> str:
         raise InputError(f"{path}: need {need} in UTF-8; {error}. Save it again in that encoding.") from error
     except OSError as error:
         raise InputError(f"{path}: need {need}; {reason_of(error)}. Check the path.") from error
-
-
-def reason_of(error: OSError) -> str:
-    """Why a file could not be read, for a message."""
-    return "not found" if isinstance(error, FileNotFoundError) else str(error)
-
-
-def _unique_keys(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = Counter(key for key, _ in pairs)
-    for key, count in counts.items():
-        if count > 1:
-            fail(where, "unique keys in each object", f"{short(key)} {count} times")
-    return dict(pairs)
 
 
 def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) -> None:

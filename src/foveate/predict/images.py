@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.data.batches import Batches, Loading
 from foveate.data.datasets.folder import read_folder
+from foveate.data.images import is_unicode
 from foveate.data.records import Dataset, Record
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
@@ -40,15 +41,6 @@ def list_images(paths: Sequence[Path]) -> Dataset:
                 raise InputError(f"{path}: need file names in UTF-8; got {name!r}. Rename the file.")
             records[name] = record
     return Dataset("images", (), tuple(records.values()), {})
-
-
-def is_unicode(name: str) -> bool:
-    """Whether a file name is valid UTF-8 and can be written into JSON."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def open_images(paths: Sequence[Path], *, batch: int, workers: int, strict: bool) -> Batches:

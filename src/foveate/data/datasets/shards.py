@@ -25,7 +25,7 @@ from foveate.data.images import SUFFIXES, read_image
 from foveate.data.records import Dataset, IgnoredEntries, LazySequence, Member, Record
 from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail
 from foveate.errors import InputError
-from foveate.io.files import write_whole
+from foveate.io.files import reason_of, write_whole
 from foveate.progress import image_bar
 
 MAX_TEXT = 1_000_000  # bytes
@@ -169,7 +169,7 @@ def index_shard(path: Path, *, cache: Path | None = None) -> Index:
         with path.open("rb") as file:
             head = file.read(8 * BLOCK)
     except OSError as error:
-        raise InputError(f"{path}: need a tar shard; {error}. Check the path.") from error
+        raise InputError(f"{path}: need a tar shard; {reason_of(error)}. Check the path.") from error
     resolved = str(path.resolve())
     identity = [INDEX_VERSION, resolved, status.st_size, status.st_mtime_ns, hashlib.sha256(head).hexdigest()]
     name = hashlib.sha256(resolved.encode(errors="surrogateescape")).hexdigest()[:32]

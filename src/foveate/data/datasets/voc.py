@@ -24,10 +24,10 @@ from foveate.data.validation import (
     fail,
     image_paths,
     read_text,
-    reason_of,
     short,
 )
 from foveate.errors import InputError
+from foveate.io.files import reason_of
 from foveate.types import Category
 
 NAMES = (
