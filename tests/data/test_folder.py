@@ -29,7 +29,8 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 
 def test_splits_that_are_used_together_are_noted(tmp_path):
-    for name in ("images/train/1.png", "images/val/cats/2.png", "images/test/3.png", "maps/Train/4.png", "valley/5.png"):
+    names = ("images/train/1.png", "images/val/cats/2.png", "images/test/3.png", "maps/Train/4.png", "valley/5.png")
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 3)).save(tmp_path / name)
     dataset = read_folder(tmp_path)

@@ -419,12 +419,13 @@ def test_files_that_are_not_read_are_counted_by_reason_with_the_first(tmp_path):
     (tmp_path / "data/linked").symlink_to(tmp_path / "other")
     listing = list_images(tmp_path / "data")
     assert [path.name for path in listing.images] == ["a.jpg", "x.jpg"]
+    unread = "image in a format that is not read (1 .avif, 2 .gif, 1 .jpg_large, 1 without suffix): convert it"
     assert listing.ignored == {
-        "image in a format that is not read (1 .avif, 2 .gif, 1 .jpg_large, 1 without suffix): convert it": (5, "d.jpg_large"),
+        unread: (5, "d.jpg_large"),
         "download that is not complete": (1, "b.jpg.part"),
         "compressed shard, which is not read: unpack it": (1, "0.tar.gz"),
         "linked folder, which is not entered": (1, "linked"),
-    }  # fmt: skip
+    }
 
 
 def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch):

@@ -22,11 +22,12 @@ from foveate.data.datasets.objects365 import find_objects365, is_objects365, rea
 from foveate.data.datasets.shards import read_shards
 from foveate.data.datasets.voc import find_voc, only_year, read_voc
 from foveate.data.fetch import expand, fetch_all, is_pattern
-from foveate.data.images import SUFFIXES
+from foveate.data.file_names import relative_name
+from foveate.data.images import COMPRESSED_SHARDS, SUFFIXES
 from foveate.data.layout import box_files, find_coco, find_images
-from foveate.data.records import Dataset
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.splits import SPLITS
-from foveate.data.validation import list_categories, load, short
+from foveate.data.validation import count_ignored, escapes, list_categories, load, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
 from foveate.types import Category
@@ -71,7 +72,8 @@ def open_data(
         return _open_annotated(path, annotation_file, split, with_masks=annotations == "masks")
     if shards:
         name = path.name if path.is_dir() else str(path)
-        return read_shards(shards, name=name, cache=cache, progress=progress)
+        dataset = read_shards(shards, name=name, cache=cache, progress=progress)
+        return replace(dataset, ignored={**dataset.ignored, **_beside_shards(path)})
     return _open_root(path, split, annotations)
 
 
@@ -148,10 +150,23 @@ def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> lis
     path = Path(path)
     if path.is_file() and path.suffix == ".tar":
         return [path]
+    if path.is_file() and path.name.lower().endswith(COMPRESSED_SHARDS):
+        raise InputError(f"{path}: need a tar shard that is not compressed; got a compressed one. Unpack it to .tar.")
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
     if shards and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
         raise InputError(f"{path}: need shards or images; the folder has both. Put them into separate folders.")
     return shards
+
+
+def _beside_shards(folder: Path) -> dict[str, IgnoredEntries]:
+    """What is in a folder of shards and is not read."""
+    ignored: dict[str, IgnoredEntries] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.lower().endswith(COMPRESSED_SHARDS):
+            count_ignored(ignored, "compressed shard, which is not read: unpack it", path.name)
+        elif path.is_dir() and not path.name.startswith("."):
+            count_ignored(ignored, "folder beside shards, which is not entered", path.name)
+    return ignored
 
 
 def _open_root(root: Path, split: str, annotations: AnnotationKind) -> Dataset:
@@ -226,7 +241,8 @@ def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> 
         return read_objects365(file, root, split=split, content=content)
     # COCO's names are relative to the root itself, or to its folder of the split
     names = [image.get("file_name") for image in content["images"][:100] if isinstance(image, dict)]
-    is_below_root = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
+    below = [relative_name(name, root) for name in names if isinstance(name, str)]
+    is_below_root = any(not escapes(name) and (root / name).is_file() for name in below)
     images = root / f"{split}2017"
     folder = images if images.is_dir() and not is_below_root else root
     categories = list_categories(file, content["categories"])

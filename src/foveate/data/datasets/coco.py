@@ -93,13 +93,14 @@ def list_things(
             count_ignored(ignored, box if isinstance(box, str) else str(mask), where)
         else:
             things[entry["image_id"]].append((box, label, crowd, mask))
-    paths = _image_paths(path, {key: image.name for key, image in images.items()}, folder)
+    notes: list[str] = []
+    paths = _image_paths(path, {key: image.name for key, image in images.items()}, folder, notes)
     records = []
     for key, image in images.items():
         boxes, numbers, crowds, masks = zip(*things[key], strict=True) if things[key] else ((), (), (), ())
         record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
         records.append(replace(record, masks=masks) if with_masks else record)
-    return Dataset(path.stem, categories, tuple(records), ignored, file=path)
+    return Dataset(path.stem, categories, tuple(records), ignored, tuple(notes), file=path)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
@@ -133,8 +134,9 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         name = field(where, entry, "file_name", str, "the name of a PNG file")
         segments = _segments(where, entry["segments_info"], labels, image, ignored)
         annotated[entry["image_id"]] = (segments, name)
-    paths = _image_paths(path, {key: images[key].name for key in annotated}, image_folder)
-    pngs = image_paths(path, {key: name for key, (_, name) in annotated.items()}, Path(png_folder))
+    notes: list[str] = []
+    paths = _image_paths(path, {key: images[key].name for key in annotated}, image_folder, notes)
+    pngs = image_paths(path, {key: name for key, (_, name) in annotated.items()}, Path(png_folder), notes=notes)
     records = []
     for key, image in images.items():
         if key in annotated:
@@ -144,14 +146,16 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
         else:
             count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
-    return Dataset(path.stem, categories, tuple(records), ignored)
+    return Dataset(path.stem, categories, tuple(records), ignored, tuple(notes))
 
 
-def _image_paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
+def _image_paths(
+    path: Path, names: dict[int | str, str], folder: Path | str | None, notes: list[str]
+) -> dict[int | str, Path]:
     """The images' paths; without a folder their names, which are not opened."""
     if folder is None:
         return {key: Path(name) for key, name in names.items()}
-    return image_paths(path, names, Path(folder))
+    return image_paths(path, names, Path(folder), notes=notes)
 
 
 def _segments(
