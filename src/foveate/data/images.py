@@ -156,6 +156,19 @@ def check_size(path: Path | str, size: tuple[int, int]) -> None:
             _turn(str(path), image, size)
 
 
+def upright_size(path: Path | str) -> tuple[int, int]:
+    """Read (height, width) [pixels] of an image as it is shown, after EXIF rotation, from its header.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    with _opened(Path(path), str(path)) as image:
+        # of TIFF, Pillow states the upright size, but the rotation too
+        turn = None if image.format == "TIFF" else _turn(str(path), image, None)
+        is_on_side = turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+        return (image.width, image.height) if is_on_side else (image.height, image.width)
+
+
 @contextmanager
 def _opened(
     path: Path,

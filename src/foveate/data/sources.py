@@ -4,6 +4,10 @@
     annotations/lvis_v1_SPLIT.json + {train,val}2017/     LVIS v1                             `lvis.py`
     [VOCdevkit/]VOC2012/{JPEGImages,ImageSets/Main}       Pascal VOC                          `voc.py`
     [annotations/]zhiyuan_objv2_SPLIT.json                Objects365                          `objects365.py`
+    annotations/instances_{default,SPLIT}.json + images/  COCO's form as CVAT exports it      `coco.py`
+    labels.json + data/                                   COCO's form as FiftyOne exports it  `coco.py`
+    [SPLIT/]_annotations.coco.json beside the images      COCO's form as Roboflow exports it  `coco.py`
+    images/[SPLIT/] + labels/[SPLIT/]*.txt                YOLO's text files                   `yolo.py`
     *.tar, "shards-{000..331}.tar", URLs                  tar shards in webdataset layout     `shards.py`
     anything else                                         a folder of images                  `folder.py`
 
@@ -21,10 +25,11 @@ from foveate.data.datasets.lvis import file_categories, is_lvis, read_lvis
 from foveate.data.datasets.objects365 import find_objects365, is_objects365, read_objects365
 from foveate.data.datasets.shards import read_shards
 from foveate.data.datasets.voc import find_voc, only_year, read_voc
+from foveate.data.datasets.yolo import read_yolo
 from foveate.data.fetch import expand, fetch_all, is_pattern
 from foveate.data.file_names import relative_name
 from foveate.data.images import COMPRESSED_SHARDS, SUFFIXES
-from foveate.data.layout import box_files, find_coco, find_images
+from foveate.data.layout import Export, box_files, choose_subset, find_coco, find_exports, find_images
 from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.splits import SPLITS
 from foveate.data.validation import count_ignored, escapes, list_categories, load, short
@@ -35,7 +40,7 @@ from foveate.types import Category
 ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
 AnnotationKind = Literal["instances", "masks", "panoptic", "none"]
-Layout = Literal["COCO", "Pascal VOC", "Objects365"]
+Layout = Literal["COCO", "Pascal VOC", "Objects365"] | Export
 """Recognised roots, by the names that messages give them; LVIS is a COCO root with another annotation file."""
 
 
@@ -94,7 +99,8 @@ def open_annotations(root: Path | None, *, split: str, annotation_file: Path | N
         raise InputError("data: need annotations to score against; got none. Give an annotation file or a root.")
     years = find_voc(root, with_images=False)
     files = box_files(root, split)
-    found = [*years, *(file for file in files if file.is_file()), *find_objects365(root, split)[:1]]
+    exports = [choose_subset(root, layout, split).annotations for layout in _exports(root) if layout != "YOLO"]
+    found = [*years, *(file for file in files if file.is_file()), *find_objects365(root, split)[:1], *exports]
     if len(found) != 1:
         expected = ", ".join(map(str, [*files, root / "VOCdevkit/VOC2007"]))
         got = " and ".join(map(str, found)) or "none"
@@ -186,8 +192,16 @@ def _open_root(root: Path, split: str, annotations: AnnotationKind) -> Dataset:
             return read_folder(find_images(root, split))
         case "COCO":
             return _open_coco(root, split, with_masks=annotations == "masks")
+        case "CVAT" | "FiftyOne" | "Roboflow" | "YOLO" if annotations == "none":
+            return read_folder(choose_subset(root, layout, split).images)
+        case "CVAT" | "FiftyOne" | "Roboflow":
+            file, images = choose_subset(root, layout, split)
+            return _read_instances(file, images, root, with_masks=annotations == "masks")
         case _ if annotations == "masks":
             raise InputError(f"{root}: need masks of objects, which COCO and LVIS have; this is {layout}.")
+        case "YOLO":
+            labels, images = choose_subset(root, layout, split)
+            return read_yolo(root, images=images, labels=labels)
         case "Pascal VOC":
             return read_voc(only_year(root, find_voc(root)), split=split, boxes=annotations == "instances")
         case "Objects365" if annotations == "none" and (root / split).is_dir():
@@ -206,9 +220,17 @@ def _recognise(root: Path, split: str) -> list[Layout]:
         "Pascal VOC": bool(find_voc(root)),
         "Objects365": bool(find_objects365(root, split)),
     }
-    if found["Objects365"] and not any((root / name).is_dir() for name in splits):
-        found["COCO"] = False  # Objects365 has a folder `annotations` too
-    return [name for name, is_found in found.items() if is_found]
+    exports = _exports(root)
+    if (found["Objects365"] or "CVAT" in exports) and not any((root / name).is_dir() for name in splits):
+        found["COCO"] = False  # they have a folder `annotations` too
+    return [*(name for name, is_found in found.items() if is_found), *exports]
+
+
+def _exports(root: Path) -> list[Export]:
+    """The layouts of tools that a folder has; none of them in a COCO root."""
+    if any((root / f"{name}2017").is_dir() for name in ("train", "val", "test")):
+        return []
+    return [layout for layout, subsets in find_exports(root).items() if subsets]
 
 
 def _open_coco(root: Path, split: str, *, with_masks: bool) -> Dataset:
@@ -223,11 +245,15 @@ def _open_coco(root: Path, split: str, *, with_masks: bool) -> Dataset:
     files = find_coco(root, split)
     if files.instances is None:
         raise InputError(f"{root}: need {instances}; not found. To use only the images, give {files.images}.")
-    content = load(files.instances, kind="a COCO instances")
+    return _read_instances(files.instances, files.images, root, with_masks=with_masks)
+
+
+def _read_instances(file: Path, images: Path, root: Path, *, with_masks: bool) -> Dataset:
+    content = load(file, kind="a COCO instances")
     if is_lvis(content):
-        return read_lvis(files.instances, root, content=content, with_masks=with_masks)
-    categories = list_categories(files.instances, content["categories"])
-    return list_things(files.instances, content, files.images, categories=categories, with_masks=with_masks)
+        return read_lvis(file, root, content=content, with_masks=with_masks)
+    categories = list_categories(file, content["categories"])
+    return list_things(file, content, images, categories=categories, with_masks=with_masks)
 
 
 def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> Dataset:

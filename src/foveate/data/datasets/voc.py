@@ -64,7 +64,7 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
     names = read_list(list_path)
     paths, notes = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}, list[str]()
     if with_images:
-        jpegs = {name: path.name for name, path in paths.items()}
+        jpegs: dict[int | str, str] = {name: path.name for name, path in paths.items()}
         paths = image_paths(list_path, jpegs, folder / "JPEGImages", notes=notes)
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
     ignored: dict[str, IgnoredEntries] = {}
