@@ -7,7 +7,7 @@ world) are semantic ones too: each segment's pixels have its label.
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from foveate.data.annotations import REMOVED, RelabelledRecords, objects_of
 from foveate.data.images import ImageError, check_inside, check_size, list_images, read_image, read_values
 from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
-from foveate.data.records import Dataset, Record, read_record
+from foveate.data.records import Dataset, IgnoredEntries, Record, read_record
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
 from foveate.progress import image_bar
@@ -29,7 +29,7 @@ from foveate.types import LabelMap, PanopticMap
 
 NONE = -1  # label of a pixel without a class
 UNKNOWN = -2
-SUFFIX = ".jpg"  # of the images of all these data sets; other files beside them are ignored
+SUFFIX = ".jpg"  # of the images of all these data sets; maps may be in the same folder
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
 PREPARED = "annotations_detectron2"  # folder of label maps prepared for detectron2's readers, as CAT-Seg's are
 LIST = "labels.txt"  # beside converted maps: their classes
@@ -127,17 +127,22 @@ def decode_label_map(record: Record, data: SemanticData) -> LabelMap:
     return LabelMap(labels)
 
 
-def read_image_and_labels(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
+def read_image_and_labels(
+    record: Record, data: SemanticData, *, remarks: list[str] | None = None
+) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
     """Read an image and its label map; EXIF rotation is applied if that makes the sizes equal.
+
+    Args:
+        remarks: as for `read_image`.
 
     Raises:
         ImageError: as `read_label_map` and `read_image`.
     """
     if data.coding is None:
-        return read_record(record), read_label_map(record, data)
+        return read_record(record, remarks=remarks), read_label_map(record, data)
     label_map = decode_label_map(record, data)
     height, width = label_map.labels.shape
-    return read_image(record.path, expected_size=(height, width)), label_map
+    return read_image(record.path, expected_size=(height, width), remarks=remarks), label_map
 
 
 def flatten(panoptic: PanopticMap) -> LabelMap:
@@ -164,7 +169,7 @@ def pair_files(
 
     Args:
         name: of the data set and split, for messages.
-        image_folder: folder of the images, JPEG, also in folders below it.
+        image_folder: folder of the images, also in folders below it; of .jpg and another suffix .jpg is used.
         maps: folder of the label maps, PNG or TIFF.
         only: paths without suffix of the images to use, in this order; None: all, sorted.
         with_images: False: the images need not exist; each map stands for one.
@@ -179,9 +184,11 @@ def pair_files(
         if not folder.is_dir() and (with_images or folder == maps):
             raise InputError(f"{folder}: need the folder of the {what} of {name}; not found. Check the path.")
     map_paths = _list_maps(maps)
+    ignored: dict[str, IgnoredEntries] = {}
     if with_images:
-        files = [path for path in list_images(image_folder) if path.suffix.lower() == SUFFIX]
-        images = {path.relative_to(image_folder).with_suffix("").as_posix(): path for path in files}
+        listing = list_images(image_folder)
+        ignored = {reason: IgnoredEntries(*entries) for reason, entries in listing.ignored.items()}
+        images = _images_by_key(listing.images, image_folder, known={*map_paths, *(only or ())})
     else:
         images = {key: image_folder / f"{key}{SUFFIX}" for key in sorted(map_paths)}
     keys = list(images) if only is None else list(only)
@@ -195,7 +202,17 @@ def pair_files(
     extra = len(map_paths) - len(keys) if only is None else 0
     notes = (*labels.notes, *([f"{extra} label maps ignored: no image with that name"] if extra else []))
     records = tuple(Record(key, images[key], semantic=map_paths[key]) for key in keys)
-    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding, has_images=with_images)
+    return SemanticData(Dataset(name, labels.categories(), records, ignored, notes), coding, has_images=with_images)
+
+
+def _images_by_key(paths: Sequence[Path], folder: Path, *, known: Collection[str]) -> dict[str, Path]:
+    """The images by their path without suffix: .jpg, and others where a map or a list has that name."""
+    images: dict[str, Path] = {}
+    for path in paths:
+        key, is_usual = path.relative_to(folder).with_suffix("").as_posix(), path.suffix.lower() == SUFFIX
+        if is_usual or (key in known and key not in images):
+            images[key] = path
+    return images
 
 
 def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:

@@ -98,8 +98,9 @@ def list_things(
         return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, {"ignored": _plain(ignored)}
 
     arrays, facts, stored = stored_arrays(path, f"{naming}, masks: {with_masks}", read)
-    records = _with_files(path, AnnotatedRecords(arrays, folders=(folder,), stored=stored), "names", folder)
-    return Dataset(path.stem, categories, records, _ignored(facts), file=path)
+    records, notes = AnnotatedRecords(arrays, folders=(folder,), stored=stored), list[str]()
+    records = _with_files(path, records, "names", folder, notes)
+    return Dataset(path.stem, categories, records, _ignored(facts), tuple(notes), file=path)
 
 
 def _check_instance(path: Path, entry: Any, seen: set[int | str]) -> str:
@@ -168,10 +169,10 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
 
     arrays, facts, stored = stored_arrays(path, "panoptic", read)
     folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
-    records = AnnotatedRecords(arrays, folders=folders, stored=stored)
+    records, notes = AnnotatedRecords(arrays, folders=folders, stored=stored), list[str]()
     for key, folder in zip(("names", "pngs"), folders, strict=True):
-        records = _with_files(path, records, key, folder)
-    return Dataset(path.stem, categories, records, _ignored(facts))
+        records = _with_files(path, records, key, folder, notes)
+    return Dataset(path.stem, categories, records, _ignored(facts), tuple(notes))
 
 
 def _plain(ignored: dict[str, IgnoredEntries]) -> dict[str, list]:
@@ -189,12 +190,14 @@ def _image_arrays(images: dict[int | str, ListedImage]) -> Arrays:
     return {"sizes": sizes, **packed("ids", map(json.dumps, images)), **names}
 
 
-def _with_files(path: Path, records: AnnotatedRecords, key: str, folder: Path | None) -> AnnotatedRecords:
+def _with_files(
+    path: Path, records: AnnotatedRecords, key: str, folder: Path | None, notes: list[str]
+) -> AnnotatedRecords:
     """Check the files of the images (or PNGs) in a folder; the records with the paths that were found."""
     if folder is None:
         return records
     names = records.names(key)
-    paths = image_paths(path, names, folder)
+    paths = image_paths(path, names, folder, notes=notes)
     if all(found == folder / name for found, name in zip(paths.values(), names.values(), strict=True)):
         return records
     found = packed(key, (os.path.relpath(file, folder) for file in paths.values()))
