@@ -58,6 +58,7 @@ class Sample:
     caption: str | None = None  # where an objective learns from captions
     label_map: LabelMap | None = None  # semantic data
     is_boxless: bool = False  # no box was usable: `boxes` is a corner of the image, which is not enlarged
+    remark: str = ""  # what is odd about the image, which is used all the same
 
 
 def blank_sample(side: int = 8) -> Sample:

@@ -129,3 +129,26 @@ def test_annotated_boxes_of_novel_categories_are_told_and_not_refused(world, tmp
     shutil.copytree(world, plain)
     (plain / "annotations/splits.json").unlink()
     assert source(plain, regions="annotations").dataset.ignored_lines() == []  # nobody says what is novel
+
+
+def test_ignored_files_odd_images_and_training_images_that_are_held_out_are_reported(world, tmp_path, capsys):
+    data, held_out, out = tmp_path / "data", tmp_path / "held", tmp_path / "run"
+    shutil.copytree(world / "train2017", data)
+    shutil.copytree(world / "val2017", held_out)
+    shutil.copy(data / "000000000002.jpg", held_out / "copy.jpg")
+    Image.new("RGB", (40, 30), "blue").save(data / "blue.png")
+    (data / "a.gif").touch()
+    (held_out / "b.gif").touch()
+    flags = ["--steps", "2", "--batch", "2", "--size", "64", "--workers", "0", "--track", "none", "--device", "cpu"]
+    main(["distill", "--data", str(data), "--validate", str(held_out), "--out", str(out), *flags])
+    text = capsys.readouterr().err
+    for line in (
+        "1 ignored: image in a format that is not read (1 .gif): convert it; the first: a.gif",
+        "--validate: 1 ignored: image in a format that is not read (1 .gif): convert it; the first: b.gif",
+        "WARNING   --validate: 1 of the 2 held-out images are training images: their loss says nothing about other "
+        "images; the first: copy.jpg is 000000000002.jpg of --data",
+        "1 used: image of one colour; the first: blue.png",
+    ):
+        assert text.splitlines().count(line) == 1, text
+    end = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert end["remarks"] == {"blue.png": "image of one colour"}

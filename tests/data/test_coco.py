@@ -1,17 +1,20 @@
 """COCO annotation files: records, ignored entries, and errors with file, entry and field."""
 
 import copy
+import gzip
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from foveate.data.datasets.coco import read_instances, read_panoptic
 from foveate.data.layout import find_coco
 from foveate.data.records import IgnoredEntries
 from foveate.data.sources import open_panoptic
+from foveate.data.validation import parse
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -327,6 +330,87 @@ def test_one_missing_image_is_accepted_but_not_all(folder):
         read_instances(path, folder)
     with pytest.raises(InputError, match="not found"):
         read_instances(path, folder / "gone")
+
+
+def test_names_that_mean_files_of_the_folder_are_accepted_with_a_note(folder):
+    content = changed(changed(INSTANCES, "images.0.file_name", "images\\a.jpg"), "images.1.file_name", "deep\\b.jpg")
+    dataset = read_instances(written(folder, content), folder)
+    assert [record.path for record in dataset.records] == [folder / "a.jpg", folder / "deep/b.jpg"]
+    (line,) = dataset.ignored_lines()
+    assert line.startswith(f"{folder.parent}/notes.json: none of its 2 names of images exists as written; 2 were found")
+    # absolute names within the folder, also through a link, are names
+    alias = folder.parent / "alias"
+    alias.symlink_to(folder)
+    for root in (folder, alias):
+        content = changed(INSTANCES, "images.0.file_name", str(root / "a.jpg"))
+        dataset = read_instances(written(folder, content), alias)
+        assert [record.path for record in dataset.records] == [alias / "a.jpg", alias / "deep/b.jpg"]
+        assert dataset.ignored_lines() == []
+    # a name read otherwise may not lead out either
+    (folder / "a.jpg").unlink()
+    (folder.parent / "secret.jpg").touch()
+    (folder / "a.jpg").symlink_to(folder.parent / "secret.jpg")
+    content = changed(changed(INSTANCES, "images.0.file_name", "x\\a.jpg"), "images.1.file_name", "deep\\b.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: need a file inside .* link to"):
+        read_instances(written(folder, content), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/home/me/deep/b.jpg", r"leads out of it. Name the images relative to the folder: deep/b\.jpg exists"),
+        ("D:\\me\\a.jpg", r"leads out of it. Name the images relative to the folder: a\.jpg exists"),
+        ("%2e%2e/images/../x.jpg", "leads out of it. Correct the file; do not trust"),
+        ("x" * 300, "leads out of it"),
+        ("notes.jpg", r"none of 1 exists \(the first: 'notes.jpg'\). They exist in .*: give that folder"),
+        ("c.jpg", r"It has 3 images, such as a\.jpg"),
+        ("b.png", r"They cannot be taken for others: .* but these may be other files, such as label maps"),
+    ],
+)
+def test_the_refusal_says_what_is_known(folder, name, message):
+    (folder.parent / "notes.jpg").touch()
+    content = {**INSTANCES, "images": [{**INSTANCES["images"][0], "file_name": name}], "annotations": []}
+    with pytest.raises(InputError, match=message):
+        read_instances(written(folder, content), folder)
+
+
+def test_a_png_in_place_of_a_jpeg_is_an_image_if_it_has_colours(folder):
+    for name in ("a.jpg", "a.png", "deep/b.jpg"):
+        (folder / name).unlink()
+    for mode in ("RGB", "P", "L"):
+        for name in ("a.png", "deep/b.png"):
+            Image.new(mode, (60, 40)).save(folder / name)
+        if mode == "RGB":
+            assert [record.path.suffix for record in read_instances(written(folder, INSTANCES), folder).records]
+        else:
+            with pytest.raises(InputError, match="but these may be label maps"):
+                read_instances(written(folder, INSTANCES), folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"{}"), "in JSON; it is a file compressed with gzip. Unpack it first, or give another file"),
+        (b"PK\x03\x04....", "it is a zip archive. Unpack it first"),
+        (b"BZh91AY", "compressed with bzip2"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html><p>404", "a page of HTML, as after a failed download. Fetch it again"),
+        (b"\xff\xd8\xff\xe0", "it is a JPEG image"),
+        (b"", "it has 0 bytes"),
+        (b"{}\n{}\n", "one object per line"),
+        (b"{", "JSONDecodeError"),
+    ],
+)
+def test_what_is_no_json_is_named(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        parse(tmp_path / "a.json", kind="an annotation")
+
+
+def test_json_in_utf_16_is_read(tmp_path):
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
+        (tmp_path / "a.json").write_bytes('{"a": "é"}'.encode(encoding))
+        assert parse(tmp_path / "a.json", kind="an annotation") == {"a": "é"}
 
 
 # ------------------------------------------------------------------------------------------------------------ real COCO

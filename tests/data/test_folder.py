@@ -4,6 +4,8 @@ import pytest
 from PIL import Image
 
 from foveate.data.datasets.folder import read_folder
+from foveate.data.images import ONE_COLOUR
+from foveate.data.loader import EvaluationSource, make_loader
 from foveate.errors import InputError
 
 
@@ -24,3 +26,26 @@ def test_records_are_named_by_their_path_within_the_folder(tmp_path):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(InputError, match="got none"):
         read_folder(tmp_path)
+
+
+def test_splits_that_are_used_together_are_noted(tmp_path):
+    names = ("images/train/1.png", "images/val/cats/2.png", "images/test/3.png", "maps/Train/4.png", "valley/5.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(tmp_path / name)
+    dataset = read_folder(tmp_path)
+    (line,) = dataset.ignored_lines()
+    assert line.startswith(f"{tmp_path}/images: holds test/, train/, val/: all are used.")
+    assert read_folder(tmp_path / "images/train").ignored_lines() == []
+
+
+def test_ignored_files_and_remarks_are_lines(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    (tmp_path / "b.gif").touch()
+    dataset = read_folder(tmp_path)
+    loader = make_loader(EvaluationSource(dataset, masks=False), [[0]], workers=1)
+    assert [sample.remark for batch in loader for sample in batch.samples] == [ONE_COLOUR]
+    assert dataset.ignored_lines() == [
+        "1 ignored: image in a format that is not read (1 .gif): convert it; the first: b.gif",
+        "1 used: image of one colour; the first: a.png",
+    ]

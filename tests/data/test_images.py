@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from foveate.data import images
-from foveate.data.images import ImageError, list_images, read_image
+from foveate.data.images import DARK, ONE_COLOUR, ImageError, check_size, list_images, read_image
 from foveate.errors import InputError
 
 
@@ -44,6 +44,13 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 def header(width: int, height: int, *, depth: int = 8, colour: int = 2) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+def tiled(width: int, length: int, *, side: int = 16) -> bytes:
+    """A TIFF of side x side grey pixels that states tiles of this size and has no data."""
+    tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 277: 1, 322: width, 323: length, 324: 8, 325: side * side}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
 
 
 def put(folder: Path, content: bytes, name: str = "image.bin") -> Path:
@@ -79,6 +86,15 @@ SOLID = {  # name: (bytes, expected colour, tolerance in grey levels)
     "palette png": (encoded(solid("RGB", (10, 20, 30)).quantize(2), "PNG"), (10, 20, 30), 0),
     "webp": (encoded(solid("RGB", (10, 20, 30)), "WEBP", lossless=True), (10, 20, 30), 0),
     "bmp": (encoded(solid("RGB", (10, 20, 30)), "BMP"), (10, 20, 30), 0),
+    "tiff": (encoded(solid("RGB", (10, 20, 30)), "TIFF"), (10, 20, 30), 0),
+    "grey tiff, deflate": (encoded(solid("L", 77), "TIFF", compression="tiff_deflate"), (77, 77, 77), 0),
+    "16-bit grey tiff": (encoded(solid("I;16", 0x8000), "TIFF"), (128, 128, 128), 0),
+    "rgba tiff": (encoded(solid("RGBA", (255, 0, 0, 128)), "TIFF"), (192, 64, 64), 1),
+    "tiff, first page": (
+        encoded(solid("RGB", "red"), "TIFF", save_all=True, append_images=[solid("RGB", "blue")]),
+        (255, 0, 0),
+        0,
+    ),
     "1-bit bmp": (encoded(solid("1", 0), "BMP"), (0, 0, 0), 0),
     # alpha 128 of 255 on grey 128: 255 * 128/255 + 128 * 127/255 = 191.7, and 0 + 63.7
     "rgba png": (encoded(solid("RGBA", (255, 0, 0, 128)), "PNG"), (192, 64, 64), 1),
@@ -226,9 +242,20 @@ PHOTO = Image.fromarray(noise(40, 60))
 REFUSED = {  # name: (bytes, part of the message)
     "empty": (b"", "0 bytes"),
     "one byte": (b"\xff", "another format"),
-    "text": (b"<html>404</html>", "another format"),
-    "gif": (encoded(PHOTO.convert("P"), "GIF"), "another format"),
-    "tiff": (encoded(PHOTO, "TIFF"), "another format"),
+    "text": (b"404 not found", "another format"),
+    "html": (b"<html>404</html>", "it is a page of HTML, .* Fetch it again"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS.* with `git lfs pull`"),
+    "gif": (encoded(PHOTO.convert("P"), "GIF"), "it is a GIF image. Convert it"),
+    "avif": (encoded(PHOTO, "AVIF") if features.check("avif") else b"\0\0\0 ftypavif", "it is an AVIF image"),
+    "svg": (b"<svg xmlns='x'/>", "it is an SVG image"),
+    "float tiff": (encoded(solid("F", 0.5), "TIFF"), "8 or 16 bits; it has floating-point numbers"),
+    "palette tiff": (encoded(PHOTO.convert("P"), "TIFF"), "it has a palette"),
+    "cmyk tiff": (encoded(PHOTO.convert("CMYK"), "TIFF"), "it has CMYK"),
+    "1-bit tiff": (encoded(PHOTO.convert("1"), "TIFF"), "it has 1 bit"),
+    "32-bit tiff": (encoded(solid("I", 70000), "TIFF"), "it has 32-bit integers"),
+    "tiff, half": (encoded(PHOTO, "TIFF")[:3000], "image"),
+    "tiff of large tiles": (tiled(60_000, 60_000), "tiles of at most 50,000,000 pixels; it has 3,600,000,000"),
+    "144 Mpx tiff": (tiled(16, 16, side=12_000), "at most 50,000,000 pixels"),
     "postscript": (encoded(PHOTO, "EPS"), "another format"),  # Pillow would start another program for it
     "numpy": (b"\x93NUMPY\x01\x00", "another format"),
     "jpeg, half": (encoded(PHOTO, "JPEG")[:1000], "whole image"),
@@ -368,12 +395,96 @@ def test_decompression_bombs_take_no_memory(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- folders
 
 
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
 def test_images_are_listed_by_path_without_hidden_and_other_files(tmp_path):
-    for name in ("b.JPG", "a/2.png", "a/10.webp", ".hidden.png", ".cache/x.png", "notes.txt", "a.bmp", "c.jpeg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert names == ["a.bmp", "a/10.webp", "a/2.png", "b.JPG", "c.jpeg"]
+    touch(tmp_path, "b.JPG", "a/2.png", "a/10.webp", ".hidden.png", ".cache/x.png", "notes.txt", "a.bmp", "c.jpeg")
+    touch(tmp_path, "._b.jpg", "Thumbs.db", "d.jfif", "e.JPE", "f.TIF", "g.tiff", "labels/b.txt", "README")
+    listing = list_images(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in listing.images]
+    assert names == ["a.bmp", "a/10.webp", "a/2.png", "b.JPG", "c.jpeg", "d.jfif", "e.JPE", "f.TIF", "g.tiff"]
+    assert listing.ignored == {}
+
+
+def test_files_that_are_not_read_are_counted_by_reason_with_the_first(tmp_path):
+    touch(tmp_path / "data", "a.jpg", "y.gif", "x.GIF", "z.avif", "b.jpg.part", "c.tmp", "0.tar.gz", "secret/x.jpg")
+    (tmp_path / "data/hash").write_bytes(encoded(PHOTO, "PNG"))  # an image by content, without a suffix
+    (tmp_path / "data/d.jpg_large").write_bytes(encoded(PHOTO, "JPEG"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "data/linked").symlink_to(tmp_path / "other")
+    listing = list_images(tmp_path / "data")
+    assert [path.name for path in listing.images] == ["a.jpg", "x.jpg"]
+    unread = "image in a format that is not read (1 .avif, 2 .gif, 1 .jpg_large, 1 without suffix): convert it"
+    assert listing.ignored == {
+        unread: (5, "d.jpg_large"),
+        "download that is not complete": (1, "b.jpg.part"),
+        "compressed shard, which is not read: unpack it": (1, "0.tar.gz"),
+        "linked folder, which is not entered": (1, "linked"),
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "locked/b.jpg")
+    scan = os.scandir
+
+    def refused(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert list_images(tmp_path).ignored == {"folder that cannot be read": (1, "locked")}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.gif", "b.gif", "c"), r"got none, but 2 \.gif, 1 without suffix\. Check"),
+        (("0.tar.gz", "1.tgz"), r"Compressed shards are not read: unpack them to \.tar, such as 0\.tar\.gz"),
+        (("parts/0.tar",), r"Give the folder of the shards: .*parts\."),
+    ],
+)
+def test_a_folder_without_images_is_refused_with_what_is_in_it(tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
+        list_images(touch(tmp_path, *names))
+
+
+def test_what_is_odd_about_an_image_is_remarked(tmp_path):
+    def remarks_of(image: Image.Image, kind: str = "PNG") -> list[str]:
+        remarks: list[str] = []
+        read_image(put(tmp_path, encoded(image, kind)), remarks=remarks)
+        return remarks
+
+    assert remarks_of(PHOTO) == [] and remarks_of(solid("RGB", (3, 3, 3))) == [ONE_COLOUR]
+    nearly = solid("RGB", (3, 3, 3), (65, 65))
+    nearly.putpixel((1, 1), (3, 3, 4))  # not among the pixels that are looked at first
+    assert remarks_of(nearly) == []
+    dark = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    for kind in ("PNG", "TIFF"):
+        assert remarks_of(Image.fromarray(dark), kind) == [DARK]
+        assert remarks_of(Image.fromarray(dark + 1), kind) == []  # 4096
+    assert remarks_of(Image.fromarray((dark // 256).astype(np.uint8))) == []  # dark, but of 8 bits
+    for largest, expected in ((4095, [DARK]), (4096, [])):  # of RGB Pillow keeps the upper 8 bits
+        rows = struct.pack(">BHHH", 0, 0, 0, 0) + struct.pack(">BHHH", 0, largest, 0, 0)
+        image = png(header(1, 2, depth=16), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        remarks: list[str] = []
+        read_image(put(tmp_path, image), remarks=remarks)
+        assert remarks == expected
+
+
+def test_a_rotated_tiff_is_shown_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = put(tmp_path, encoded(PHOTO, "TIFF", exif=exif))
+    expected = torch.from_numpy(noise(40, 60)).rot90(-1).permute(2, 0, 1)
+    for size in (None, (60, 40)):
+        assert torch.equal(read_image(path, expected_size=size), expected)
+    check_size(path, (60, 40))
 
 
 def test_a_missing_or_empty_folder_is_refused(tmp_path):
@@ -391,9 +502,9 @@ def test_links_may_not_leave_the_folder(tmp_path):
     (inside / "a.png").touch()
     (inside / "loop").symlink_to(inside)  # linked folders are not entered
     (inside / "b.png").symlink_to(inside / "a.png")
-    assert [path.name for path in list_images(inside)] == ["a.png", "b.png"]
+    assert [path.name for path in list_images(inside).images] == ["a.png", "b.png"]
     (tmp_path / "alias").symlink_to(inside)  # the folder itself may be a link
-    assert len(list_images(tmp_path / "alias")) == 2
+    assert len(list_images(tmp_path / "alias").images) == 2
     (inside / "c.png").symlink_to(outside / "x.png")
     with pytest.raises(InputError, match="link to"):
         list_images(inside)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from foveate.data.loader import ImageSource, pack
-from foveate.data.records import Dataset, Member, Record
-from foveate.data.regions import UNKNOWN_IMAGE, note_boxless, sample_proposals, with_boxes
+from foveate.data.records import Dataset, IgnoredEntries, Member, Record
+from foveate.data.regions import AMBIGUOUS, UNKNOWN_IMAGE, note_boxless, sample_proposals, with_boxes
 from foveate.data.validation import OUTSIDE, TINY
 from foveate.errors import InputError
 
@@ -114,7 +114,23 @@ def test_two_images_with_one_name_need_their_folders(tmp_path):
     two = make_images(Record("x/a.jpg", Path("/d/x/a.jpg")), Record("y/a.jpg", Path("/d/y/a.jpg")))
     dataset = with_boxes(two, written(tmp_path, {"a.jpg": [[0, 0, 9, 9]], "y/a.jpg": [[0, 0, 8, 8]]}))
     assert [record.boxes for record in dataset.records] == [(), ((0, 0, 8, 8),)]
-    assert dataset.ignored[UNKNOWN_IMAGE].count == 1  # "a.jpg" could be either
+    where = f"{tmp_path}/boxes.json: image 'a.jpg' is x/a.jpg and y/a.jpg"
+    assert dataset.ignored == {AMBIGUOUS: IgnoredEntries(1, where)}
+    with pytest.raises(InputError, match=r"none of its 1 .* 1: name means two images; .* is x/a.jpg and y/a.jpg\)"):
+        with_boxes(two, written(tmp_path, {"a.jpg": [[0, 0, 9, 9]]}))
+
+
+def test_names_that_mean_images_are_accepted_with_a_note(tmp_path):
+    content = {"train2017\\a.JPG": [[0, 0, 9, 9]], "deep\\000000000012.JPG": [[0, 0, 8, 8]]}
+    dataset = with_boxes(THREE, written(tmp_path, content))
+    assert [record.boxes for record in dataset.records] == [((0, 0, 9, 9),), ((0, 0, 8, 8),), ()]
+    (line,) = dataset.ignored_lines()
+    assert "none of its 2 names of images exists as written; 2 were found with another case" in line
+
+
+def test_a_file_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match="need boxes of at least one image; got COCO's form without images"):
+        with_boxes(THREE, written(tmp_path, {"images": [], "annotations": []}))
 
 
 def test_an_image_named_twice_or_of_another_size_is_refused(tmp_path):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from foveate.data.datasets.folder import read_folder
-from foveate.data.datasets.shards import NO_FILE, NO_IMAGE, index_shard, read_pairs, read_shards, split_name
+from foveate.data.datasets.shards import FURTHER, NO_FILE, NO_IMAGE, index_shard, read_pairs, read_shards, split_name
 from foveate.data.images import ImageError, read_image
 from foveate.data.loader import BatchSampler, ImageSource, make_loader
-from foveate.data.records import Dataset, Record, read_record
+from foveate.data.records import Dataset, IgnoredEntries, Record, read_record
 from foveate.errors import InputError
 from foveate.types import BadSample
 
@@ -206,6 +206,33 @@ def test_links_and_keys_without_an_image_are_counted(tmp_path):
         NO_IMAGE: (1, "s.tar:2"),
         NO_FILE: (3, "s.tar:3"),
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "further"),
+    [
+        (("0001.jpg", "IMG_2024.01.02.jpg", "cat v1.2.jpg", "Dr. Who.JPG"),
+         ("0001", "IMG_2024.01.02", "cat v1.2", "Dr. Who"), None),
+        (("a/v1.0.png", "a/v1.1.png"), ("a/v1.0", "a/v1.1"), None),
+        (("7.0.jpg", "7.1.jpg", "8.0.jpg"), ("7.0", "7.1", "8.0"), None),  # several images of one document
+        (("1.jpg", "1.seg.png", "2.jpg", "2.seg.png", "2.2.jpg"), ("1", "2"), (3, "1.seg.png")),
+        (("1.image.png", "2.image.png"), ("1", "2"), None),  # the one field
+        (("1.image.png", "1.mask.png", "2.image.png", "2.mask.png", "x.jpg"), ("x",), (4, "1.image.png")),
+    ],
+)  # fmt: skip
+def test_keys_of_names_with_dots(tmp_path, names, keys, further):
+    write_tar(tmp_path / "s.tar", {name: jpeg((1, 2, 3)) for name in names})
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        dataset = shards(tmp_path / "s.tar", cache=cache)
+        assert ids(dataset) == [f"s.tar:{key}" for key in keys]
+        expected = {} if further is None else {FURTHER: IgnoredEntries(further[0], f"s.tar:{further[1]}")}
+        assert dataset.ignored == expected
+
+
+def test_texts_of_names_with_dots(tmp_path):
+    members = {"a.b.c.png": jpeg((1, 2, 3)), "a.b.c.txt": b"one", "d.png": jpeg((1, 2, 3)), "d.txt": b"two"}
+    write_tar(tmp_path / "s.tar", {**members, "d.short.txt": b"another field"})
+    assert read_pairs(tmp_path, side=16)[1] == ["one", "two"]
 
 
 def test_a_shard_without_images_is_refused(tmp_path):

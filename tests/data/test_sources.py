@@ -1,6 +1,7 @@
 """Recognition of data sets by their files."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,65 @@ def voc(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
+def cvat(root: Path) -> Path:
+    put(root / "images/default/1.png")
+    note(root / "annotations/instances_default.json")
+    return root
+
+
+def cvat_splits(root: Path) -> Path:
+    put(root / "images/Train/1.png")
+    put(root / "images/Validation/2.png")
+    note(root / "annotations/instances_Train.json")
+    note(root / "annotations/instances_Validation.json", "2.png")
+    return root
+
+
+def fiftyone(root: Path) -> Path:
+    put(root / "data/1.png")
+    note(root / "labels.json")
+    return root
+
+
+def roboflow(root: Path) -> Path:
+    for split, name in (("train", "1.png"), ("valid", "2.png")):
+        put(root / split / name)
+        note(root / split / "_annotations.coco.json", name)
+    return root
+
+
+def roboflow_split(root: Path) -> Path:
+    return roboflow(root) / "train"
+
+
+def yolo(root: Path, images: str = "images/train", labels: str = "labels/train") -> Path:
+    put(root / images / "deep/1.png")
+    (root / labels / "deep").mkdir(parents=True)
+    (root / labels / "deep/1.txt").write_text(f"0 {6 / 40} {12 / 30} {10 / 40} {20 / 30}\n")
+    (root / labels / "classes.txt").write_text("not used\n")
+    (root / "data.yaml").write_text("path: /elsewhere\ntrain: ../secret\nnc: 1\nnames: ['cat']\n")
+    return root
+
+
+def yolo_by_split(root: Path) -> Path:
+    return yolo(root, "train/images", "train/labels")
+
+
+def yolo_without_splits(root: Path) -> Path:
+    return yolo(root, "images", "labels")
+
+
+EXPORTS = [cvat, cvat_splits, fiftyone, roboflow, roboflow_split]
+YOLO = [yolo, yolo_by_split, yolo_without_splits]
+
+
+@pytest.mark.parametrize("make", [coco, lvis, voc, objects365, *EXPORTS, *YOLO])
 def test_each_layout_is_recognised(tmp_path, make):
     root = make(tmp_path)
-    (record,) = open_data(root, split="train").records
-    assert record.boxes == ((1, 2, 11, 22),) and record.size == (30, 40) and record.path.is_file()
+    dataset = open_data(root, split="train")
+    (record,) = dataset.records
+    assert record.boxes == (pytest.approx((1, 2, 11, 22)),) and dataset.ignored_lines() == []
+    assert record.size == (30, 40) and record.path.is_file()
     (bare,) = open_data(root, split="train", annotations="none").records
     assert bare.path == record.path and bare.boxes == ()
 
@@ -114,7 +169,33 @@ def test_lvis_images_with_file_names(tmp_path, url, image):
         assert open_data(tmp_path, split="val").categories[0].frequency == "r"
 
 
-@pytest.mark.parametrize("make", [coco, lvis, voc, objects365])
+@pytest.mark.parametrize("make", [cvat_splits, roboflow, yolo])
+def test_another_split_of_an_export(tmp_path, make):
+    root = make(tmp_path)
+    if make is yolo:
+        with pytest.raises(InputError, match="need the images of split val in the layout of YOLO; it has train"):
+            open_data(root, split="val")
+    else:
+        assert [record.path.name for record in open_data(root, split="val").records] == ["2.png"]
+        with pytest.raises(InputError, match="need the images of split test"):
+            open_data(root, split="test")
+
+
+def test_masks_are_those_of_cocos_form(tmp_path):
+    assert open_data(cvat(tmp_path / "c"), split="train", annotations="masks").records
+    with pytest.raises(InputError, match="need masks of objects, which COCO and LVIS have; this is YOLO"):
+        open_data(yolo(tmp_path / "y"), split="train", annotations="masks")
+
+
+def test_images_are_found_below_the_root_that_is_given(tmp_path):
+    root = cvat(tmp_path)
+    file = (root / "annotations/instances_default.json").rename(root / "mine.json")
+    dataset = open_data(root, split="train", annotation_file=file)
+    assert dataset.records[0].path == root / "images/default/1.png"
+    assert "with the files in other folders, such as '1.png': images/default/1.png" in dataset.ignored_lines()[0]
+
+
+@pytest.mark.parametrize("make", [coco, lvis, voc, objects365, *EXPORTS])
 def test_annotations_can_be_read_without_the_images(tmp_path, make):
     root = make(tmp_path)
     whole = open_data(root, split="train")
@@ -122,8 +203,9 @@ def test_annotations_can_be_read_without_the_images(tmp_path, make):
         path.unlink()
     annotated = open_annotations(root, split="train")
     assert annotated.categories == whole.categories and annotated.records[0].boxes == whole.records[0].boxes
-    with pytest.raises(InputError, match=r"need one of .* got none|split: must be"):
-        open_annotations(root, split="other")
+    if make not in (cvat, fiftyone, roboflow_split):  # which have no splits
+        with pytest.raises(InputError, match=r"need one of .* got none|split: must be|need the images of split other"):
+            open_annotations(root, split="other")
 
 
 def test_file_names_may_contain_their_folder(tmp_path):
@@ -158,6 +240,24 @@ def test_shards_have_no_annotations(tmp_path):
     for arguments in ({"annotations": "panoptic"}, {"annotation_file": tmp_path / "x.json"}):
         with pytest.raises(InputError, match="got tar shards"):
             open_data(tmp_path, split="train", **arguments)
+
+
+def test_compressed_shards_and_what_is_beside_shards(tmp_path):
+    (tmp_path / "0.tar.gz").touch()
+    with pytest.raises(InputError, match=r"0\.tar\.gz: need a tar shard that is not compressed"):
+        open_data(tmp_path / "0.tar.gz", split="train")
+    with pytest.raises(InputError, match=r"got none, but 1 \.tar\.gz\. Compressed shards are not read"):
+        open_data(tmp_path, split="train")
+    put(tmp_path / "1.png")
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        tar.add(tmp_path / "1.png", "1.png")
+    (tmp_path / "1.png").unlink()
+    put(tmp_path / "more/2.png")
+    lines = open_data(tmp_path, split="train").ignored_lines()
+    assert lines == [
+        "1 ignored: compressed shard, which is not read: unpack it; the first: 0.tar.gz",
+        "1 ignored: folder beside shards, which is not entered; the first: more",
+    ]
 
 
 def test_anything_else_is_a_folder_of_images(tmp_path):

@@ -369,3 +369,18 @@ def test_a_run_without_readable_images_leaves_no_files(config, images, tmp_path)
     with pytest.raises(InputError, match="head: must be one of"):
         run(replace(config, what="dense", size=64, head="valu"))
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_ignored_files_and_odd_images_are_reported_and_listed(config, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (40, 30), "blue").save(folder / "blue.tif")
+    (folder / "a.avif").touch()
+    run(replace(config, images=(folder,)))
+    lines = [
+        "1 ignored: image in a format that is not read (1 .avif): convert it; the first: a.avif",
+        "1 used: image of one colour; the first: blue.tif",
+    ]
+    assert capsys.readouterr().err.splitlines()[-2:] == lines
+    notes = notes_of(config)
+    assert notes["ignored"] == lines and notes["images"][0]["remark"] == "image of one colour"

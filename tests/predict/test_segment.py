@@ -80,10 +80,15 @@ def test_images_smaller_than_a_patch_and_unreadable_ones(world, masks, tmp_path,
     for name, size in sizes.items():
         Image.new("RGB", size, (90, 160, 60)).save(tmp_path / f"p/{name}.png")
     (tmp_path / "p/e.png").write_bytes(b"no image")
+    (tmp_path / "p/f.gif").touch()
     main(["segment", str(tmp_path / "p"), "--model", str(masks), "--panoptic", "--out", str(tmp_path / "s"), *ASK])
     content = json.loads((tmp_path / "s/panoptic.json").read_text())
     assert {Path(one["file_name"]).stem: (one["width"], one["height"]) for one in content["images"]} == sizes
-    assert [one["id"] for one in content["info"]["bad"]] == ["e.png"] and "e.png" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert [one["id"] for one in content["info"]["bad"]] == ["e.png"] and "e.png" in printed
+    ignored, remark = content["info"]["ignored"]
+    assert "(1 .gif)" in ignored and remark == "4 used: image of one colour; the first: a.png"
+    assert ignored in printed.splitlines() and remark in printed.splitlines()
     assert all(size_of(tmp_path / f"s/{name}.png") == size for name, size in sizes.items())
 
 

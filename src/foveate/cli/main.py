@@ -1,9 +1,13 @@
 """The command line: finds the command in the table, reads its flags off its dataclass (tyro), and runs its procedure.
 
 A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
+Characters that the terminal's encoding lacks, and bytes of file names that are no characters, are printed as escapes.
 """
 
+import io
+import os
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +27,8 @@ VERSION = (["--version"], ["-V"])
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run one command; exit with 2 and a message when the input is wrong."""
     typed = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if typed in VERSION:
         print(f"foveate {versions()['foveate']}")
         return
@@ -30,12 +36,31 @@ def main(arguments: list[str] | None = None) -> None:
         config = parse(typed)
         check_command(config)
         find_command(typed)[0].load_procedure()(config)
+        _flush_output()
+    except UnicodeEncodeError as error:  # a name that no check refused
+        print(f"foveate: need names in UTF-8; got {error.object!r:.200}. Rename the file or folder.", file=sys.stderr)
+        raise SystemExit(2) from None
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
+        with suppress(InputError):
+            _flush_output()
         print(f"foveate: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("foveate: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _flush_output() -> None:
+    """Write what was printed; where that fails (a file on a full disk), Python would end with a traceback of its own.
+
+    Raises:
+        InputError: the output cannot be written.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(f"standard output: need a file or pipe that can be written; {error}.") from error
 
 
 def parse(arguments: list[str]) -> Any:

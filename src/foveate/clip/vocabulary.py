@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, listed
+from foveate.io.files import reason_of
 from foveate.types import normalize_name
 
 MAX_BYTES = 16_000_000  # ImageNet's 21,841 classes with all their synonyms take about 1 MB
@@ -83,8 +84,7 @@ def _read(path: Path) -> str:
             f"{path}: need text in UTF-8; byte {error.start} is not. Save it again in that encoding."
         ) from error
     except OSError as error:
-        reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{path}: need a vocabulary file; {reason}. Check the path.") from error
+        raise InputError(f"{path}: need a vocabulary file; {reason_of(error)}. Check the path.") from error
 
 
 def _json_classes(path: Path) -> tuple[list[tuple[str, list[Any]]], bool]:

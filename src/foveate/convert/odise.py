@@ -10,9 +10,9 @@ from foveate.clip.load import load, split_weights
 from foveate.clip.model import Clip
 from foveate.convert.clip import check_weights
 from foveate.convert.flags import Convert
+from foveate.data.annotation_file import load as load_json
 from foveate.data.labels import class_names
 from foveate.data.validation import list_categories
-from foveate.data.validation import load as load_json
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.heads.common.product import tower_digest

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.data.file_names import read_names
 from foveate.data.records import Box
 from foveate.data.validation import fail, is_id, is_number, known_id, parse, short
 
@@ -43,9 +44,12 @@ def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, ImageBoxes]:
     known = set(images)
     for name, boxes in parse_boxes(path).items():
         if not isinstance(name, str) or name not in known:
-            similar = next((key for key in known if Path(key).name == Path(str(name)).name), min(known))
-            need = f"one of the {len(known)} images, by its path within its folder (such as {similar!r})"
-            fail(f"{path}: image {name!r}", need, "a name that is not among them")
+            reading = read_names([str(name)], sorted(known))
+            meant = [key for key in sorted(known) if Path(key).name == Path(str(name)).name]
+            meant = meant or ([*reading.files.values()] if reading is not None else [min(known)])
+            need = f"one of the {len(known)} images, by its path within its folder (such as {meant[0]!r})"
+            got = f"a name of {len(meant)} images" if len(meant) > 1 else "a name that is not among them"
+            fail(f"{path}: image {name!r}", need, got)
         found[name] = boxes
     return found
 
@@ -60,7 +64,9 @@ def parse_boxes(path: Path) -> dict[str | int, ImageBoxes]:
     Raises:
         InputError: another form, a repeated name or id, or a box that is not four finite numbers; names file and entry.
     """
-    content = parse(path, kind="a boxes", unique=True)
+    content = parse(path, kind="a boxes")
+    if isinstance(content, dict) and content.get("images") == []:
+        fail(str(path), "boxes of at least one image", "COCO's form without images", "Did a filter leave nothing?")
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         return _read_coco(path, content)
     if isinstance(content, list) and content and isinstance(content[0], dict):

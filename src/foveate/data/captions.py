@@ -100,7 +100,7 @@ def read_captions(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Ign
         InputError: another form, a repeated id or name, a caption that is not a string, or no caption at all; names the
             file, the entry and the reason.
     """
-    content = parse(path, kind="a captions", unique=True)
+    content = parse(path, kind="a captions")
     ignored: dict[str, IgnoredEntries] = {}
     annotations = content.get("annotations") if isinstance(content, dict) else None
     # a plain file may have an image called "annotations"
@@ -152,8 +152,8 @@ def _add(texts: list[str], text: str, where: str, ignored: dict[str, IgnoredEntr
 def _from_file(dataset: Dataset, path: Path) -> Dataset:
     """The data set with the captions of a file, in the order of its images."""
     by_name, ignored = read_captions(path)
-    ignored = {**dataset.ignored, **ignored}
-    matched = match_images(by_name, dataset.records, path, ignored, reason=UNKNOWN_IMAGE)
+    ignored, notes = {**dataset.ignored, **ignored}, list(dataset.notes)
+    matched = match_images(by_name, dataset.records, path, ignored, reason=UNKNOWN_IMAGE, notes=notes)
     by_index = {index: by_name[name] for index, name in matched.items()}
     if not any(by_index.values()):
         raise InputError(
@@ -162,7 +162,7 @@ def _from_file(dataset: Dataset, path: Path) -> Dataset:
             "or these have none. Is this the file of another split or data set?"
         )
     captions = tuple(by_index.get(index, ()) for index in range(len(dataset.records)))
-    return replace(dataset, captions=captions, ignored=ignored)
+    return replace(dataset, captions=captions, ignored=ignored, notes=tuple(notes))
 
 
 class _Subset(LazySequence[Item]):

@@ -9,7 +9,6 @@ No list is part of the package: each data set has its own. Names are equal if th
 `foveate.clip.text` embeds names in prompt templates; `foveate.clip.vocabulary` reads custom lists.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal
 from foveate.data.validation import fail, read_text, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
+from foveate.io.json_text import parse_json
 from foveate.types import Category, normalize_name
 
 INVALID = "invalid_class_id"
@@ -174,7 +174,7 @@ def labels_of(categories: Sequence[Category]) -> Labels:
 def _json_rows(source: str, text: str, ids: Sequence[int] | None) -> list[tuple[str, int, list[str]]]:
     """The rows (where, id, names) of a JSON list."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: need a JSON list of names; {type(error).__name__}: {error}.") from error
     for entry in content:

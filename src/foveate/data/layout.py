@@ -1,12 +1,32 @@
-"""Files of one split in COCO's standard layout.
+"""Files of one split in COCO's standard layout, and in those that annotation tools export.
 
-ROOT/{train,val,test}2017/    ROOT/annotations/{instances,panoptic,captions}_SPLIT2017.json + panoptic_SPLIT2017/
+    COCO        {train,val,test}2017/    annotations/{instances,panoptic,captions}_SPLIT2017.json + panoptic_SPLIT2017/
+    CVAT        images/{SUBSET,}/        annotations/instances_SUBSET.json; SUBSET is a split or "default"
+    FiftyOne    data/                    labels.json
+    Roboflow    {train,valid,test}/      _annotations.coco.json in each
+    YOLO        images/{SUBSET,}/ + labels/{SUBSET,}/, or {train,valid,test}/{images,labels}/
+
+A split may be called otherwise in the exports, as in `ALIASES`.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from foveate.errors import InputError, listed
+
+Export = Literal["CVAT", "FiftyOne", "Roboflow", "YOLO"]
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+class Subset(NamedTuple):
+    """The annotations of some images, and the folder of these."""
+
+    annotations: Path  # a file; of YOLO a folder
+    images: Path
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,62 @@ def find_coco(root: Path | str, split: str) -> CocoFiles:
 def box_files(root: Path, split: str) -> tuple[Path, Path]:
     """Paths of COCO's and LVIS's annotation files of a split, whether or not they exist."""
     return root / "annotations" / f"instances_{split}2017.json", root / "annotations" / f"lvis_v1_{split}.json"
+
+
+def find_exports(root: Path) -> dict[Export, dict[str, Subset]]:
+    """Find the subsets of each layout that a tool may have exported into a folder, by their names ("": all images)."""
+    images, labels = root / "images", root / "labels"
+    splits = [root / name for names in ALIASES.values() for name in names]
+    cvat = {path.stem.removeprefix("instances_"): path for path in root.glob("annotations/instances_*.json")}
+    found: dict[Export, dict[str, Subset]] = {
+        "CVAT": {
+            name: Subset(path, images / name if (images / name).is_dir() else images)
+            for name, path in cvat.items()
+            if images.is_dir() and not name.endswith("2017")
+        },
+        "FiftyOne": {"": Subset(root / "labels.json", root / "data")} if (root / "data").is_dir() else {},
+        "Roboflow": {
+            "" if folder == root else folder.name: Subset(folder / "_annotations.coco.json", folder)
+            for folder in (root, *splits)
+        },
+        "YOLO": {folder.name: Subset(folder / "labels", folder / "images") for folder in splits},
+    }
+    if labels.is_dir():
+        with os.scandir(labels) as entries:
+            inner = [name for name in (entry.name for entry in entries if entry.is_dir()) if _is_split(name)]
+        found["YOLO"] |= {name: Subset(labels / name, images / name) for name in inner} or {"": Subset(labels, images)}
+    return {
+        layout: {name: subset for name, subset in subsets.items() if _is_subset(layout, subset)}
+        for layout, subsets in found.items()
+    }
+
+
+def choose_subset(root: Path, layout: Export, split: str) -> Subset:
+    """Choose the subset of a split of a layout that a tool exported; one without splits is used for each.
+
+    Raises:
+        InputError: there is none.
+    """
+    subsets = find_exports(root)[layout]
+    chosen = [name for name in subsets if _is_split(name, ALIASES.get(split, (split,)))]
+    chosen = chosen or [name for name in subsets if name in ("", "default")]
+    if len(chosen) != 1:
+        raise InputError(
+            f"{root}: need the images of split {split} in the layout of {layout}; it has "
+            f"{listed(sorted(chosen or subsets))}. Give another split, or the folder of the images and --annotations."
+        )
+    return subsets[chosen[0]]
+
+
+def _is_split(name: str, aliases: Iterable[str] = (*chain(*ALIASES.values()),)) -> bool:
+    """Whether a folder is called as a split is, also with a year."""
+    return name.lower().rstrip("0123456789") in aliases
+
+
+def _is_subset(layout: Export, subset: Subset) -> bool:
+    if layout != "YOLO":
+        return subset.annotations.is_file()
+    return subset.images.is_dir() and subset.annotations.is_dir() and any(subset.annotations.glob("*.txt"))
 
 
 def _listing(folder: Path) -> str:

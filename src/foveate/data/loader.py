@@ -173,9 +173,9 @@ class ImageSource(TorchDataset[Sample | BadSample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | BadSample:
         epoch, index = key
-        record = self.dataset.records[index]
+        record, remarks = self.dataset.records[index], list[str]()
         try:
-            image = read_record(record)
+            image = read_record(record, remarks=remarks)
         except ImageError as error:
             return BadSample(str(record.id), str(error))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, index))
@@ -192,7 +192,8 @@ class ImageSource(TorchDataset[Sample | BadSample]):
             caption = None if captions is None else draw_caption(captions, generator=generator)
         except InputError as error:
             return BadSample(str(record.id), str(error))
-        return Sample(str(record.id), image, boxes, caption=caption, is_boxless=is_boxless)
+        remark = "; ".join(remarks)
+        return Sample(str(record.id), image, boxes, caption=caption, is_boxless=is_boxless, remark=remark)
 
 
 class EvaluationSource(TorchDataset[Sample | BadSample]):
@@ -220,14 +221,14 @@ class EvaluationSource(TorchDataset[Sample | BadSample]):
         return len(self.dataset.records)
 
     def __getitem__(self, index: int) -> Sample | BadSample:
-        record, categories = self.dataset.records[index], self.dataset.categories
+        record, categories, remarks = self.dataset.records[index], self.dataset.categories, list[str]()
         try:
-            image = read_record(record)
+            image = read_record(record, remarks=remarks)
             is_panoptic = self.masks and record.panoptic is not None
             segments = panoptic_segments(record, categories) if is_panoptic else self._objects(record)
         except ImageError as error:
             return BadSample(str(record.id), str(error))
-        return Sample(str(record.id), image, segments.boxes, segments)
+        return Sample(str(record.id), image, segments.boxes, segments, remark="; ".join(remarks))
 
     def _objects(self, record: Record) -> Segments:
         things = [self.dataset.categories[label].is_thing for label in record.labels]
@@ -252,12 +253,12 @@ class SemanticSource(TorchDataset[Sample | BadSample]):
         return len(self.dataset.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | BadSample:
-        record = self.dataset.records[key if isinstance(key, int) else key[1]]
+        record, remarks = self.dataset.records[key if isinstance(key, int) else key[1]], list[str]()
         try:
-            image, label_map = read_image_and_labels(record, self.data)
+            image, label_map = read_image_and_labels(record, self.data, remarks=remarks)
         except ImageError as error:
             return BadSample(str(record.id), str(error))
-        return Sample(str(record.id), image, torch.zeros(0, 4), label_map=label_map)
+        return Sample(str(record.id), image, torch.zeros(0, 4), label_map=label_map, remark="; ".join(remarks))
 
 
 # ---------------------------------------------------------------------------------------------------------- the batches
@@ -280,6 +281,7 @@ class PackedBatch:
     captions: list[str | None]
     classes: Int16[Tensor, " pixels"] | None  # of semantic data, image by image
     boxless: list[bool]
+    remarks: list[str]
     bad: list[BadSample]
 
     def pin_memory(self) -> "PackedBatch":
@@ -294,7 +296,8 @@ class PackedBatch:
         if self.classes is not None:
             classes = self.classes.long().split([height * width for height, width in self.shapes])
             maps = [LabelMap(flat.view(shape)) for flat, shape in zip(classes, self.shapes, strict=True)]
-        parts = zip(self.ids, self.shapes, images, boxes, self.segments, self.captions, maps, self.boxless, strict=True)
+        rest = (self.segments, self.captions, maps, self.boxless, self.remarks)
+        parts = zip(self.ids, self.shapes, images, boxes, *rest, strict=True)
         samples = [Sample(key, flat.view(3, *shape), *rest) for key, shape, flat, *rest in parts]
         return Batch(samples, self.bad)
 
@@ -314,6 +317,7 @@ def pack(items: Sequence[Sample | BadSample]) -> PackedBatch:
         captions=[sample.caption for sample in good],
         classes=torch.cat(maps) if maps else None,
         boxless=[sample.is_boxless for sample in good],
+        remarks=[sample.remark for sample in good],
         bad=[item for item in items if isinstance(item, BadSample)],
     )
 
@@ -325,11 +329,13 @@ class BatchLoader:
     loader: DataLoader[PackedBatch]
     strict: bool
     name: str
+    remarks: dict[str, str]  # the data set's, which the images that are read add to
 
     def __iter__(self) -> Iterator[Batch]:
         count, unreadable = 0, 0
         for packed in self.loader:
             batch = packed.unpack()
+            self.remarks.update({sample.id: sample.remark for sample in batch.samples if sample.remark})
             if batch.bad and self.strict:
                 first = batch.bad[0]
                 raise InputError(f"image {first.id}: {first.reason} (strict: the first unreadable image ends the run)")
@@ -387,4 +393,4 @@ def make_loader(
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
     )
-    return BatchLoader(loader, strict, source.dataset.name)
+    return BatchLoader(loader, strict, source.dataset.name, source.dataset.remarks)

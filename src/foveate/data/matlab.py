@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.data.validation import fail
+from foveate.io.files import reason_of
 
 MAX_BYTES = 50_000_000  # of the elements of a file, uncompressed
 MATRIX, COMPRESSED = 14, 15  # types of elements
@@ -33,7 +34,7 @@ def read_matrix(path: Path, name: str) -> Int64[Tensor, "H W"]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        fail(str(path), NEED, str(error))
+        fail(str(path), NEED, reason_of(error))
     if len(content) < 128 or content[126:128] not in (b"IM", b"MI") or b"MATLAB 5.0" not in content[:116]:
         fail(str(path), NEED, "another file", "Files of level 7.3 must be saved again with -v7.")
     order = "<" if content[126:128] == b"IM" else ">"

@@ -1,8 +1,9 @@
 """What every data set reader returns: the images of a split, their files, and their annotations."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -17,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class LazySequence(Sequence[Item]):
-    """A sequence whose subclasses create an item on demand, in `item`; indices and slices are those of a tuple."""
+    """A sequence whose subclasses create an item on demand, in `item`; it is indexed and compared as a tuple is."""
 
     @abstractmethod
     def item(self, index: int) -> Item:
@@ -33,6 +34,11 @@ class LazySequence(Sequence[Item]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.item(index % len(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LazySequence | tuple):
+            return NotImplemented
+        return len(self) == len(other) and all(own == item for own, item in zip(self, other, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +90,37 @@ class Dataset:
 
     name: str
     categories: tuple[Category, ...]
-    records: Sequence[Record]  # a tuple; of tar shards a view that creates records on demand (millions fit in memory)
+    records: Sequence[Record]  # a tuple, or created on demand: millions of shards' or annotated ones fit in memory
     ignored: dict[str, IgnoredEntries]  # by reason
     notes: tuple[str, ...] = ()  # other lines to report to the user
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
     file: Path | None = None  # the COCO, LVIS or Objects365 file of the boxes and categories, if any
+    remarks: dict[str, str] = field(default_factory=dict)  # image id -> what was odd when it was decoded; filled then
 
     def ignored_lines(self) -> list[str]:
-        """What was ignored when the data was read, and the notes, one line each."""
+        """What was ignored when the data was read, the notes, and the remarks so far, one line each."""
         lines = [f"{entries.count} ignored: {reason}; the first: {entries.first}"
                  for reason, entries in self.ignored.items()]  # fmt: skip
-        return [*lines, *self.notes]
+        return [*lines, *self.notes, *remark_lines(self.remarks)]
 
 
-def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:
+def remark_lines(remarks: dict[str, str]) -> list[str]:
+    """A line for each remark: the number of images, and the first."""
+    first: dict[str, str] = {}
+    for key, remark in remarks.items():
+        first.setdefault(remark, key)
+    counts = Counter(remarks.values())
+    return [f"{counts[remark]} used: {remark}; the first: {key}" for remark, key in first.items()]
+
+
+def read_record(record: Record, *, remarks: list[str] | None = None) -> UInt8[Tensor, "3 H W"]:
     """Decode a record's image within the bounds of `read_image`.
 
     The expected size is the annotated one, or else that of the label map; EXIF rotation is applied where the sizes
     then agree.
+
+    Args:
+        remarks: as for `read_image`.
 
     Raises:
         ImageError: the image does not exist, cannot be decoded, or is not of that size.
@@ -110,6 +129,6 @@ def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:
         size = record.size
         if size is None and record.semantic is not None:
             size = header_size(record.semantic)
-        return read_image(record.path, expected_size=size)
-    part = (record.member.offset, record.member.size)
-    return read_image(record.path, expected_size=record.size, part=part, name=f"{record.path}:{record.member.key}")
+        return read_image(record.path, expected_size=size, remarks=remarks)
+    part, name = (record.member.offset, record.member.size), f"{record.path}:{record.member.key}"
+    return read_image(record.path, expected_size=record.size, part=part, name=name, remarks=remarks)

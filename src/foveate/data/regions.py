@@ -5,24 +5,27 @@ counted. Scores are not used: the published rule draws at random from all boxes.
 `provenance.py` checks which classes the proposals were trained on.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foveate.data.annotations import objects_of
 from foveate.data.boxes import ImageBoxes, parse_boxes
-from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.file_names import MAX_DEPTH, read_names
+from foveate.data.records import Box, Dataset, IgnoredEntries, Item, Record
 from foveate.data.validation import OUTSIDE, TINY, clip_box, count_ignored
 from foveate.errors import InputError
 
 Name = TypeVar("Name", bound=str | int)
 MIN_AREA, MAX_AREA = 8.0**2, 1024.0**2  # of a proposal [pixels of the image squared]
 UNKNOWN_IMAGE = "image of the boxes file is not in the data"
+AMBIGUOUS = "name means two images; give its path below the folder"
 
 
 def sample_proposals(
@@ -66,18 +69,21 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
     Raises:
         InputError: the file has another form, names none of the images, or states another image size than the data.
     """
-    boxes_by_name, ignored = parse_boxes(path), dict(dataset.ignored)
-    matched = match_images(boxes_by_name, dataset.records, path, ignored, reason=UNKNOWN_IMAGE)
+    boxes_by_name, ignored, notes = parse_boxes(path), dict(dataset.ignored), list(dataset.notes)
+    matched = match_images(boxes_by_name, dataset.records, path, ignored, reason=UNKNOWN_IMAGE, notes=notes)
     boxed = {
         index: _replace_boxes(dataset.records[index], boxes_by_name[name], f"{path}: image {name!r}", ignored)
         for index, name in matched.items()
     }
     if not boxed:
+        twice = ignored.get(AMBIGUOUS)
         raise InputError(
             f"--regions {path}: need boxes of the data's images; none of its {len(boxes_by_name)} (such as "
             f"{next(iter(boxes_by_name))!r}) is among the {len(dataset.records)} (such as "
-            f"{str(dataset.records[0].id)!r}). Is this the file of another split or data set?"
-        )
+            f"{str(dataset.records[0].id)!r}). "
+            + (f"{twice.count}: {AMBIGUOUS} ({twice.first})." if twice else
+               "Is this the file of another split or data set?")
+        )  # fmt: skip
     if not any(record.boxes for record in boxed.values()):
         raise InputError(
             f"--regions {path}: need boxes of at least 1 pixel inside their images; got none. Boxes are in pixels of "
@@ -87,17 +93,18 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
         boxed[index] if index in boxed else replace(record, boxes=(), labels=(), crowd=())
         for index, record in enumerate(dataset.records)
     )
-    return replace(dataset, records=records, ignored=ignored)
+    return replace(dataset, records=records, ignored=ignored, notes=tuple(notes))
 
 
 def note_boxless(dataset: Dataset) -> Dataset:
     """Add a note with the number of images without a usable box; a warning where these are more than half."""
-    boxless = [record for record in dataset.records if not any(map(_is_usable, record.boxes))]
-    if not boxless:
+    objects = objects_of(dataset.records)
+    boxless = np.flatnonzero(~objects.any_per_image(_are_usable(objects.boxes)))
+    if not len(boxless):
         return dataset
     line = (
         f"{len(boxless)} of {len(dataset.records)} images have no box of 8 x 8 to 1024 x 1024 pixels: "
-        f"their top left corner is distilled (a quarter of each side); the first: {boxless[0].id}"
+        f"their top left corner is distilled (a quarter of each side); the first: {dataset.records[int(boxless[0])].id}"
     )
     if 2 * len(boxless) > len(dataset.records):
         line = (
@@ -107,10 +114,11 @@ def note_boxless(dataset: Dataset) -> Dataset:
     return replace(dataset, notes=(*dataset.notes, line))
 
 
-def _is_usable(box: Box) -> bool:
-    """Whether `sample_proposals` keeps a box, as far as known before its image is decoded."""
-    width, height = box[2] - max(box[0], 0.0), box[3] - max(box[1], 0.0)
-    return width >= 1 and height >= 1 and MIN_AREA <= width * height <= MAX_AREA
+def _are_usable(boxes: np.ndarray) -> np.ndarray:
+    """Whether `sample_proposals` keeps each box of (N, 4), as far as known before its image is decoded."""
+    width, height = (boxes[:, 2:] - boxes[:, :2].clip(min=0)).T
+    area = width * height
+    return (width >= 1) & (height >= 1) & (area >= MIN_AREA) & (area <= MAX_AREA)
 
 
 def _replace_boxes(record: Record, given: ImageBoxes, where: str, ignored: dict[str, IgnoredEntries]) -> Record:
@@ -141,10 +149,10 @@ def _clip_to_origin(box: Box) -> Box | str:
     return TINY if x2 - x1 < 1 or y2 - y1 < 1 else (x1, y1, x2, y2)
 
 
-def index_by_name(records: Sequence[Record]) -> dict[str | int, int]:
-    """Every name that identifies an image -> its index; a name of two images is not in it."""
+def index_by_name(records: Sequence[Record]) -> tuple[dict[str | int, int], dict[str | int, tuple[int, int]]]:
+    """Every name that identifies an image -> its index; and the names of two images -> the indices of the first two."""
     indices: dict[str | int, int] = {}
-    counts: Counter[str | int] = Counter()
+    twice: dict[str | int, tuple[int, int]] = {}
     exact: dict[str | int, int] = {}
     for index, record in enumerate(records):
         exact[record.id] = index
@@ -153,13 +161,21 @@ def index_by_name(records: Sequence[Record]) -> dict[str | int, int]:
         names |= {"/".join(path.parts[-depth:]) for depth in range(1, min(len(path.parts), 4) + 1)}
         names |= {int(name) for name in names if isinstance(name, str) and name.isdecimal() and len(name) < 19}
         for name in names:
-            indices[name] = index
-            counts[name] += 1
-    return {name: index for name, index in indices.items() if counts[name] == 1} | exact
+            first = indices.setdefault(name, index)
+            if first != index:
+                twice.setdefault(name, (first, index))
+    unique = {name: index for name, index in indices.items() if name not in twice} | exact
+    return unique, {name: pair for name, pair in twice.items() if name not in exact}
 
 
 def match_images(
-    names: Iterable[Name], records: Sequence[Record], path: Path, ignored: dict[str, IgnoredEntries], *, reason: str
+    names: Iterable[Name],
+    records: Sequence[Record],
+    path: Path,
+    ignored: dict[str, IgnoredEntries],
+    *,
+    reason: str,
+    notes: list[str],
 ) -> dict[int, Name]:
     """Find the image of each entry of a file.
 
@@ -169,6 +185,7 @@ def match_images(
         path: of the file, for messages.
         ignored: receives the entries whose image is not in the data.
         reason: key of these entries in `ignored`.
+        notes: receives a line if the names are not used as written (see `file_names.py`).
 
     Returns:
         Index of a record -> name of its entry.
@@ -176,10 +193,19 @@ def match_images(
     Raises:
         InputError: two entries match one image.
     """
-    indices, matched = index_by_name(records), {}
+    names = list(names)
+    indices, twice = index_by_name(records)
+    found = {name: find_index(indices, name) for name in names}
+    doubled = {name: find_index(twice, name) for name in names if found[name] is None}
+    if not any(index is not None for index in (*found.values(), *doubled.values())):
+        found |= _read_otherwise([name for name in names if isinstance(name, str)], records, path, notes)
+    matched: dict[int, Name] = {}
     for name in names:
-        index, where = find_index(indices, name), f"{path}: image {name!r}"
-        if index is None:
+        index, where = found[name], f"{path}: image {name!r}"
+        pair = doubled.get(name)
+        if index is None and pair is not None:
+            count_ignored(ignored, AMBIGUOUS, f"{where} is {records[pair[0]].id} and {records[pair[1]].id}")
+        elif index is None:
             count_ignored(ignored, reason, where)
         elif index in matched:
             raise InputError(f"{where}: need every image once; it is {records[index].id}, which {matched[index]!r} is "
@@ -189,7 +215,20 @@ def match_images(
     return matched
 
 
-def find_index(indices: dict[str | int, int], name: str | int) -> int | None:
+def _read_otherwise(names: list[str], records: Sequence[Record], path: Path, notes: list[str]) -> dict[str, int]:
+    """The index of the image that each name means, where none is a name as written and there is no doubt."""
+    files: dict[str, int] = {}
+    for index, record in enumerate(records):
+        parts = record.path.parts if record.member is None else PurePosixPath(record.member.key).parts
+        files.setdefault("/".join(parts[-MAX_DEPTH:]), index)
+    reading = read_names(names, list(files))
+    if reading is None or reading.doubt:
+        return {}
+    notes.append(f"{path}: {reading.line()}")
+    return {name: files[file] for name, file in reading.files.items()}
+
+
+def find_index(indices: dict[str | int, Item], name: str | int) -> Item | None:
     """Look up an image by its whole name, else by the name without suffix (shards' keys)."""
     if name in indices or isinstance(name, int):
         return indices.get(name)

@@ -5,8 +5,9 @@ A value that the coding lacks is an error, never a class and never ignored. Pano
 world) are semantic ones too: each segment's pixels have its label.
 """
 
+import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,18 +17,19 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from foveate.data.annotations import REMOVED, RelabelledRecords, objects_of
 from foveate.data.images import ImageError, check_inside, check_size, list_images, read_image, read_values
 from foveate.data.labels import Labels, labels_text, write_labels
 from foveate.data.panoptic import read_panoptic_map
-from foveate.data.records import Dataset, Record, read_record
+from foveate.data.records import Dataset, IgnoredEntries, Record, read_record
 from foveate.errors import InputError, listed
-from foveate.io.files import written_whole
+from foveate.io.files import write_whole
 from foveate.progress import image_bar
 from foveate.types import LabelMap, PanopticMap
 
 NONE = -1  # label of a pixel without a class
 UNKNOWN = -2
-SUFFIX = ".jpg"  # of the images of all these data sets; other files beside them are ignored
+SUFFIX = ".jpg"  # of the images of all these data sets; maps may be in the same folder
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
 PREPARED = "annotations_detectron2"  # folder of label maps prepared for detectron2's readers, as CAT-Seg's are
 LIST = "labels.txt"  # beside converted maps: their classes
@@ -125,17 +127,22 @@ def decode_label_map(record: Record, data: SemanticData) -> LabelMap:
     return LabelMap(labels)
 
 
-def read_image_and_labels(record: Record, data: SemanticData) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
+def read_image_and_labels(
+    record: Record, data: SemanticData, *, remarks: list[str] | None = None
+) -> tuple[UInt8[Tensor, "3 H W"], LabelMap]:
     """Read an image and its label map; EXIF rotation is applied if that makes the sizes equal.
+
+    Args:
+        remarks: as for `read_image`.
 
     Raises:
         ImageError: as `read_label_map` and `read_image`.
     """
     if data.coding is None:
-        return read_record(record), read_label_map(record, data)
+        return read_record(record, remarks=remarks), read_label_map(record, data)
     label_map = decode_label_map(record, data)
     height, width = label_map.labels.shape
-    return read_image(record.path, expected_size=(height, width)), label_map
+    return read_image(record.path, expected_size=(height, width), remarks=remarks), label_map
 
 
 def flatten(panoptic: PanopticMap) -> LabelMap:
@@ -162,7 +169,7 @@ def pair_files(
 
     Args:
         name: of the data set and split, for messages.
-        image_folder: folder of the images, JPEG, also in folders below it.
+        image_folder: folder of the images, also in folders below it; of .jpg and another suffix .jpg is used.
         maps: folder of the label maps, PNG or TIFF.
         only: paths without suffix of the images to use, in this order; None: all, sorted.
         with_images: False: the images need not exist; each map stands for one.
@@ -177,9 +184,11 @@ def pair_files(
         if not folder.is_dir() and (with_images or folder == maps):
             raise InputError(f"{folder}: need the folder of the {what} of {name}; not found. Check the path.")
     map_paths = _list_maps(maps)
+    ignored: dict[str, IgnoredEntries] = {}
     if with_images:
-        files = [path for path in list_images(image_folder) if path.suffix.lower() == SUFFIX]
-        images = {path.relative_to(image_folder).with_suffix("").as_posix(): path for path in files}
+        listing = list_images(image_folder)
+        ignored = {reason: IgnoredEntries(*entries) for reason, entries in listing.ignored.items()}
+        images = _images_by_key(listing.images, image_folder, known={*map_paths, *(only or ())})
     else:
         images = {key: image_folder / f"{key}{SUFFIX}" for key in sorted(map_paths)}
     keys = list(images) if only is None else list(only)
@@ -193,7 +202,17 @@ def pair_files(
     extra = len(map_paths) - len(keys) if only is None else 0
     notes = (*labels.notes, *([f"{extra} label maps ignored: no image with that name"] if extra else []))
     records = tuple(Record(key, images[key], semantic=map_paths[key]) for key in keys)
-    return SemanticData(Dataset(name, labels.categories(), records, {}, notes), coding, has_images=with_images)
+    return SemanticData(Dataset(name, labels.categories(), records, ignored, notes), coding, has_images=with_images)
+
+
+def _images_by_key(paths: Sequence[Path], folder: Path, *, known: Collection[str]) -> dict[str, Path]:
+    """The images by their path without suffix: .jpg, and others where a map or a list has that name."""
+    images: dict[str, Path] = {}
+    for path in paths:
+        key, is_usual = path.relative_to(folder).with_suffix("").as_posix(), path.suffix.lower() == SUFFIX
+        if is_usual or (key in known and key not in images):
+            images[key] = path
+    return images
 
 
 def first_folder(root: Path, names: Sequence[str], *, what: str) -> Path:
@@ -261,11 +280,12 @@ def write_map(path: Path, values: Int64[Tensor, "H W"], *, bits: int) -> None:
     """Write a label map, whole or not at all: PNG of 8 bits, or TIFF of 16; the inverse of `read_values`."""
     assert (bits, path.suffix) in ((8, ".png"), (16, ".tif")), f"{path}: {bits} bits"
     image = Image.fromarray(values.numpy().astype(np.uint8 if bits == 8 else np.uint16))
-    with written_whole(path) as partial:
-        if bits == 8:
-            image.save(partial, format="PNG")
-        else:
-            image.save(partial, format="TIFF", compression="tiff_adobe_deflate")
+    content = io.BytesIO()
+    if bits == 8:
+        image.save(content, format="PNG")
+    else:
+        image.save(content, format="TIFF", compression="tiff_adobe_deflate")
+    write_whole(path, content.getvalue())
 
 
 def _list_maps(folder: Path) -> dict[str, Path]:
@@ -309,22 +329,11 @@ def only_classes(data: SemanticData, names: Sequence[str]) -> SemanticData:
         notes=(*dataset.notes, *([note] if len(names) < len(known) else [])),
     )
     if data.coding is None:
-        records = tuple(_relabel(record, new_labels) for record in dataset.records)
-        return replace(data, dataset=replace(selected, records=records))
+        chosen = np.array([new_labels.get(label, REMOVED) for label in range(len(dataset.categories))])
+        labels = chosen[objects_of(dataset.records).labels]
+        return replace(data, dataset=replace(selected, records=RelabelledRecords(dataset.records, labels)))
     coding = {number: new_labels.get(label, NONE) for number, label in data.coding.labels.items()}
     return replace(data, dataset=selected, coding=replace(data.coding, labels=coding))
-
-
-def _relabel(record: Record, new_labels: Mapping[int, int]) -> Record:
-    """A panoptic record with the segments of some labels, which get new ones."""
-    indices = [i for i, label in enumerate(record.labels) if label in new_labels]
-    return replace(
-        record,
-        boxes=tuple(record.boxes[i] for i in indices),
-        labels=tuple(new_labels[record.labels[i]] for i in indices),
-        crowd=tuple(record.crowd[i] for i in indices),
-        segment_ids=tuple(record.segment_ids[i] for i in indices),
-    )
 
 
 def with_labels(data: SemanticData, labels: Labels) -> SemanticData:

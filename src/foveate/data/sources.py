@@ -4,6 +4,10 @@
     annotations/lvis_v1_SPLIT.json + {train,val}2017/     LVIS v1                             `lvis.py`
     [VOCdevkit/]VOC2012/{JPEGImages,ImageSets/Main}       Pascal VOC                          `voc.py`
     [annotations/]zhiyuan_objv2_SPLIT.json                Objects365                          `objects365.py`
+    annotations/instances_{default,SPLIT}.json + images/  COCO's form as CVAT exports it      `coco.py`
+    labels.json + data/                                   COCO's form as FiftyOne exports it  `coco.py`
+    [SPLIT/]_annotations.coco.json beside the images      COCO's form as Roboflow exports it  `coco.py`
+    images/[SPLIT/] + labels/[SPLIT/]*.txt                YOLO's text files                   `yolo.py`
     *.tar, "shards-{000..331}.tar", URLs                  tar shards in webdataset layout     `shards.py`
     anything else                                         a folder of images                  `folder.py`
 
@@ -15,18 +19,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from foveate.data.annotation_file import load
 from foveate.data.datasets.coco import list_things, read_panoptic
 from foveate.data.datasets.folder import read_folder
 from foveate.data.datasets.lvis import file_categories, is_lvis, read_lvis
 from foveate.data.datasets.objects365 import find_objects365, is_objects365, read_objects365
 from foveate.data.datasets.shards import read_shards
 from foveate.data.datasets.voc import find_voc, only_year, read_voc
+from foveate.data.datasets.yolo import read_yolo
 from foveate.data.fetch import expand, fetch_all, is_pattern
-from foveate.data.images import SUFFIXES
-from foveate.data.layout import box_files, find_coco, find_images
-from foveate.data.records import Dataset
+from foveate.data.file_names import relative_name
+from foveate.data.images import COMPRESSED_SHARDS, SUFFIXES
+from foveate.data.layout import Export, box_files, choose_subset, find_coco, find_exports, find_images
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.splits import SPLITS
-from foveate.data.validation import list_categories, load, short
+from foveate.data.validation import count_ignored, escapes, list_categories, short
 from foveate.errors import InputError
 from foveate.io.files import default_cache
 from foveate.types import Category
@@ -34,7 +41,7 @@ from foveate.types import Category
 ADE_PANOPTIC = "ade20k_panoptic_val"  # written by Mask2Former's tools into ADEChallengeData2016
 
 AnnotationKind = Literal["instances", "masks", "panoptic", "none"]
-Layout = Literal["COCO", "Pascal VOC", "Objects365"]
+Layout = Literal["COCO", "Pascal VOC", "Objects365"] | Export
 """Recognised roots, by the names that messages give them; LVIS is a COCO root with another annotation file."""
 
 
@@ -71,7 +78,8 @@ def open_data(
         return _open_annotated(path, annotation_file, split, with_masks=annotations == "masks")
     if shards:
         name = path.name if path.is_dir() else str(path)
-        return read_shards(shards, name=name, cache=cache, progress=progress)
+        dataset = read_shards(shards, name=name, cache=cache, progress=progress)
+        return replace(dataset, ignored={**dataset.ignored, **_beside_shards(path)})
     return _open_root(path, split, annotations)
 
 
@@ -92,7 +100,8 @@ def open_annotations(root: Path | None, *, split: str, annotation_file: Path | N
         raise InputError("data: need annotations to score against; got none. Give an annotation file or a root.")
     years = find_voc(root, with_images=False)
     files = box_files(root, split)
-    found = [*years, *(file for file in files if file.is_file()), *find_objects365(root, split)[:1]]
+    exports = [choose_subset(root, layout, split).annotations for layout in _exports(root) if layout != "YOLO"]
+    found = [*years, *(file for file in files if file.is_file()), *find_objects365(root, split)[:1], *exports]
     if len(found) != 1:
         expected = ", ".join(map(str, [*files, root / "VOCdevkit/VOC2007"]))
         got = " and ".join(map(str, found)) or "none"
@@ -132,7 +141,9 @@ def _separate_synonyms(category: Category) -> Category:
 
 def _read_annotations(file: Path) -> Dataset:
     content = load(file, kind="an annotation")
-    dataset = list_things(file, content, None, categories=file_categories(file, content), name_of=_any_name)
+    dataset = list_things(
+        file, content, None, categories=file_categories(file, content), name_of=_any_name, naming="any"
+    )
     return replace(dataset, ignored={})  # metrics use the boxes as they are in the file, see `evaluate.ground_truth`
 
 
@@ -148,10 +159,23 @@ def _find_shards(path: Path | str, cache: Path | None, *, progress: bool) -> lis
     path = Path(path)
     if path.is_file() and path.suffix == ".tar":
         return [path]
+    if path.is_file() and path.name.lower().endswith(COMPRESSED_SHARDS):
+        raise InputError(f"{path}: need a tar shard that is not compressed; got a compressed one. Unpack it to .tar.")
     shards = sorted(path.glob("*.tar")) if path.is_dir() else []
     if shards and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
         raise InputError(f"{path}: need shards or images; the folder has both. Put them into separate folders.")
     return shards
+
+
+def _beside_shards(folder: Path) -> dict[str, IgnoredEntries]:
+    """What is in a folder of shards and is not read."""
+    ignored: dict[str, IgnoredEntries] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.lower().endswith(COMPRESSED_SHARDS):
+            count_ignored(ignored, "compressed shard, which is not read: unpack it", path.name)
+        elif path.is_dir() and not path.name.startswith("."):
+            count_ignored(ignored, "folder beside shards, which is not entered", path.name)
+    return ignored
 
 
 def _open_root(root: Path, split: str, annotations: AnnotationKind) -> Dataset:
@@ -171,8 +195,16 @@ def _open_root(root: Path, split: str, annotations: AnnotationKind) -> Dataset:
             return read_folder(find_images(root, split))
         case "COCO":
             return _open_coco(root, split, with_masks=annotations == "masks")
+        case "CVAT" | "FiftyOne" | "Roboflow" | "YOLO" if annotations == "none":
+            return read_folder(choose_subset(root, layout, split).images)
+        case "CVAT" | "FiftyOne" | "Roboflow":
+            file, images = choose_subset(root, layout, split)
+            return _read_instances(file, images, root, with_masks=annotations == "masks")
         case _ if annotations == "masks":
             raise InputError(f"{root}: need masks of objects, which COCO and LVIS have; this is {layout}.")
+        case "YOLO":
+            labels, images = choose_subset(root, layout, split)
+            return read_yolo(root, images=images, labels=labels)
         case "Pascal VOC":
             return read_voc(only_year(root, find_voc(root)), split=split, boxes=annotations == "instances")
         case "Objects365" if annotations == "none" and (root / split).is_dir():
@@ -191,9 +223,17 @@ def _recognise(root: Path, split: str) -> list[Layout]:
         "Pascal VOC": bool(find_voc(root)),
         "Objects365": bool(find_objects365(root, split)),
     }
-    if found["Objects365"] and not any((root / name).is_dir() for name in splits):
-        found["COCO"] = False  # Objects365 has a folder `annotations` too
-    return [name for name, is_found in found.items() if is_found]
+    exports = _exports(root)
+    if (found["Objects365"] or "CVAT" in exports) and not any((root / name).is_dir() for name in splits):
+        found["COCO"] = False  # they have a folder `annotations` too
+    return [*(name for name, is_found in found.items() if is_found), *exports]
+
+
+def _exports(root: Path) -> list[Export]:
+    """The layouts of tools that a folder has; none of them in a COCO root."""
+    if any((root / f"{name}2017").is_dir() for name in ("train", "val", "test")):
+        return []
+    return [layout for layout, subsets in find_exports(root).items() if subsets]
 
 
 def _open_coco(root: Path, split: str, *, with_masks: bool) -> Dataset:
@@ -208,11 +248,15 @@ def _open_coco(root: Path, split: str, *, with_masks: bool) -> Dataset:
     files = find_coco(root, split)
     if files.instances is None:
         raise InputError(f"{root}: need {instances}; not found. To use only the images, give {files.images}.")
-    content = load(files.instances, kind="a COCO instances")
+    return _read_instances(files.instances, files.images, root, with_masks=with_masks)
+
+
+def _read_instances(file: Path, images: Path, root: Path, *, with_masks: bool) -> Dataset:
+    content = load(file, kind="a COCO instances")
     if is_lvis(content):
-        return read_lvis(files.instances, root, content=content, with_masks=with_masks)
-    categories = list_categories(files.instances, content["categories"])
-    return list_things(files.instances, content, files.images, categories=categories, with_masks=with_masks)
+        return read_lvis(file, root, content=content, with_masks=with_masks)
+    categories = list_categories(file, content["categories"])
+    return list_things(file, content, images, categories=categories, with_masks=with_masks)
 
 
 def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> Dataset:
@@ -225,8 +269,9 @@ def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> 
             raise InputError(f"--annotations {file}: need masks of objects; Objects365 has none.")
         return read_objects365(file, root, split=split, content=content)
     # COCO's names are relative to the root itself, or to its folder of the split
-    names = [image.get("file_name") for image in content["images"][:100] if isinstance(image, dict)]
-    is_below_root = any(isinstance(name, str) and "\0" not in name and (root / name).is_file() for name in names)
+    names = [image.get("file_name") for image in islice(content["images"], 100) if isinstance(image, dict)]
+    below = [relative_name(name, root) for name in names if isinstance(name, str)]
+    is_below_root = any(not escapes(name) and (root / name).is_file() for name in below)
     images = root / f"{split}2017"
     folder = images if images.is_dir() and not is_below_root else root
     categories = list_categories(file, content["categories"])

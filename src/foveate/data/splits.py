@@ -13,11 +13,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from foveate.data.annotation_file import load
+from foveate.data.annotations import REMOVED, RelabelledRecords, objects_of
 from foveate.data.datasets.lvis import file_categories, list_lvis_categories
 from foveate.data.fetch import is_pattern
 from foveate.data.layout import box_files
-from foveate.data.records import Dataset, Record
-from foveate.data.validation import list_categories, load, parse, short
+from foveate.data.records import Dataset
+from foveate.data.validation import list_categories, parse, short
 from foveate.errors import InputError
 from foveate.types import Category
 
@@ -178,11 +182,9 @@ def as_objects(dataset: Dataset, names: Collection[str]) -> Dataset:
         The same images with two categories: "object", and "ignored" for crowds of these categories, which are neither
         object nor background. Crowds of the other categories are removed: a novel one must not affect the loss.
     """
-    used = [category.name in names for category in dataset.categories]
-    records = tuple(
-        _select(record, used, [IGNORED if is_crowd else OBJECT for is_crowd in record.crowd])
-        for record in dataset.records
-    )
+    objects = objects_of(dataset.records)
+    labels = np.where(_is_used(dataset, names)[objects.labels], np.where(objects.crowd, IGNORED, OBJECT), REMOVED)
+    records = RelabelledRecords(dataset.records, labels)
     categories = (Category(OBJECT, "object", True), Category(IGNORED, "ignored", True))
     return replace(dataset, categories=categories, file=None, records=records)
 
@@ -198,14 +200,10 @@ def as_classes(dataset: Dataset, names: Collection[str]) -> Dataset:
         The same images and categories and a last one, "crowd": crowds of these categories, which are neither object nor
         background.
     """
-    used = [category.name in names for category in dataset.categories]
-    crowd = len(dataset.categories)
-    records = []
-    for record in dataset.records:
-        labels = [crowd if is_crowd else i for i, is_crowd in zip(record.labels, record.crowd, strict=True)]
-        records.append(_select(record, used, labels))
+    objects, crowd = objects_of(dataset.records), len(dataset.categories)
+    labels = np.where(_is_used(dataset, names)[objects.labels], np.where(objects.crowd, crowd, objects.labels), REMOVED)
     categories = (*dataset.categories, Category(max(item.id for item in dataset.categories) + 1, "crowd", True))
-    return replace(dataset, categories=categories, file=None, records=tuple(records))
+    return replace(dataset, categories=categories, file=None, records=RelabelledRecords(dataset.records, labels))
 
 
 def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
@@ -215,24 +213,18 @@ def only_with_objects(dataset: Dataset, *, crowd: int = IGNORED) -> Dataset:
         dataset: of `as_objects` or `as_classes`.
         crowd: label of crowds, which are no objects.
     """
-    records = tuple(record for record in dataset.records if any(label != crowd for label in record.labels))
-    without = len(dataset.records) - len(records)
+    objects = objects_of(dataset.records)
+    images = np.flatnonzero(objects.any_per_image(objects.labels != crowd))
+    without = len(dataset.records) - len(images)
     if not without:
         return dataset
     note = f"{without} of {len(dataset.records)} images ignored: no object of a base category"
+    records = RelabelledRecords(dataset.records, objects.labels, images=images)
     return replace(dataset, records=records, notes=(*dataset.notes, note))
 
 
-def _select(record: Record, used: Sequence[bool], labels: Sequence[int]) -> Record:
-    """The record with the annotations of the used categories, and new labels."""
-    indices = [i for i, label in enumerate(record.labels) if used[label]]
-    return replace(
-        record,
-        boxes=tuple(record.boxes[i] for i in indices),
-        labels=tuple(labels[i] for i in indices),
-        crowd=tuple(record.crowd[i] for i in indices),
-        masks=tuple(record.masks[i] for i in indices) if record.masks else (),
-    )
+def _is_used(dataset: Dataset, names: Collection[str]) -> np.ndarray:
+    return np.array([category.name in names for category in dataset.categories], dtype=np.bool_)
 
 
 def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> BaseNovel | None:

@@ -5,25 +5,30 @@ with the file, the entry and the field. A single unusable box (not finite, outsi
 is ignored and counted in `Dataset.ignored`, which every command reports. Boxes across the border are clipped.
 """
 
-import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn
 
+from foveate.data.file_names import OTHER_SUFFIX, Reading, existing_tail, files_below, read_names, relative_name
 from foveate.data.images import check_inside
 from foveate.data.records import Box, IgnoredEntries
 from foveate.errors import InputError
+from foveate.io.content import HEAD, content_kind
+from foveate.io.files import reason_of
+from foveate.io.json_text import RepeatedKeyError, parse_json
 from foveate.types import Category
 
 NOT_FINITE = "box is not finite"
 OUTSIDE = "box is outside the image"
 TINY = "box is under 1 pixel inside the image"
+MAX_SIDE = 2**31 - 1  # of an image [pixels]
 REPAIR_FILE = "Correct the file, or fetch it again."
 UNTRUSTED_FILE = "Correct the file; do not trust where it came from."
+MAX_NAME = 255  # bytes of a part of a path, on any system
+MAX_PROBED = 100  # names looked for in another folder
 
 
 class ListedImage(NamedTuple):
@@ -64,26 +69,34 @@ def is_id(value: object) -> bool:
 # --------------------------------------------------------------------------------------------------------- COCO's JSON
 
 
-def load(path: Path, *, kind: str) -> dict[str, Any]:
-    """Parse a file with COCO's three lists."""
-    content = parse(path, kind=kind)
-    check_lists(path, content, kind=kind, lists=("images", "annotations", "categories"))
-    return content
+def parse(path: Path, *, kind: str, keep: bool = True) -> Any:
+    """Parse a JSON file.
 
+    Args:
+        kind: of the file, for messages.
+        keep: False: only check it; its objects become None.
 
-def parse(path: Path, *, kind: str, unique: bool = False) -> Any:
-    """Parse a JSON file; with `unique`, a key repeated within an object is refused."""
+    Raises:
+        InputError: it cannot be read, is not JSON, or a key is repeated within an object.
+    """
     where = str(path)
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=partial(_unique_keys, where) if unique else None)
-    except InputError:
-        raise
+        return parse_json(path.read_bytes(), keep=keep)
+    except RepeatedKeyError as error:
+        raise InputError(f"{where}: need {error}. {REPAIR_FILE}") from error
     except OSError as error:
         raise InputError(f"{where}: need {kind} file; {reason_of(error)}. Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where}: need {kind} file in JSON; {type(error).__name__}: {error}. {REPAIR_FILE}"
-        ) from error
+        got, do = f"{type(error).__name__}: {error}", REPAIR_FILE
+        with path.open("rb") as file:
+            content = content_kind(file.read(HEAD))
+        if content is not None:
+            got, do = f"it is {content.noun}", f"{content.advice}, or give another file."
+        elif path.stat().st_size == 0:
+            got = "it has 0 bytes"
+        elif "Extra data" in str(error):
+            got = f"{error} (one object per line? JSON Lines are not read)"
+        raise InputError(f"{where}: need {kind} file in JSON; {got}. {do}") from error
 
 
 def read_text(path: Path, *, need: str, max_bytes: int) -> str:
@@ -101,19 +114,6 @@ def read_text(path: Path, *, need: str, max_bytes: int) -> str:
         raise InputError(f"{path}: need {need} in UTF-8; {error}. Save it again in that encoding.") from error
     except OSError as error:
         raise InputError(f"{path}: need {need}; {reason_of(error)}. Check the path.") from error
-
-
-def reason_of(error: OSError) -> str:
-    """Why a file could not be read, for a message."""
-    return "not found" if isinstance(error, FileNotFoundError) else str(error)
-
-
-def _unique_keys(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = Counter(key for key, _ in pairs)
-    for key, count in counts.items():
-        if count > 1:
-            fail(where, "unique keys in each object", f"{short(key)} {count} times")
-    return dict(pairs)
 
 
 def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) -> None:
@@ -200,7 +200,7 @@ def list_images(
         where = check_entry(path, entry, "image", seen)
         name = name_of(where, entry)
         for key in ("height", "width"):
-            if field(where, entry, key, int, "an integer number of pixels") < 1:
+            if not 1 <= field(where, entry, key, int, "an integer number of pixels") <= MAX_SIDE:
                 fail(where, f"`{key}` of at least 1 pixel", short(entry[key]))
         if str(entry["id"]) in texts:  # 1 and "1" would look the same in messages and results
             fail(where, "ids that differ as text", "the same id as a number and as a string")
@@ -235,35 +235,85 @@ def clip_box(box: Box, *, height: int, width: int) -> Box | str:
     return TINY if x2 - x1 < 1 or y2 - y1 < 1 else (x1, y1, x2, y2)
 
 
-def image_paths(json_path: Path, names: dict[int | str, str], folder: Path) -> dict[int | str, Path]:
-    """Join file names to their folder; none may lead out of it, also through a link, and at least one must exist."""
+def image_paths(
+    json_path: Path, names: dict[int | str, str], folder: Path, *, notes: list[str] | None = None
+) -> dict[int | str, Path]:
+    """Join file names to their folder; none may lead out of it, also through a link, and at least one must exist.
+
+    If none exists as written, the files that they mean are looked for in the folder (see `file_names.py`).
+
+    Args:
+        json_path: of the file that names them, for messages.
+        names: by the image's id; absolute ones must be in the folder.
+        folder: of the images.
+        notes: receives a line if the names are not used as written.
+
+    Raises:
+        InputError: the folder does not exist, a name or a link leads out of it, or no image is found; names the reason.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: need the folder of the files named in {json_path}; not found. Check the path.")
+    names = {key: relative_name(name, folder) for key, name in names.items()}
     for key, name in names.items():
         if escapes(name):
+            tail = existing_tail(name, folder, is_safe=lambda tail: not escapes(tail))
+            do = UNTRUSTED_FILE if tail is None else f"Name the images relative to the folder: {tail} exists in it."
             where = f"{json_path}: image {short(key)}"
-            fail(where, f"`file_name` inside {folder}", f"{short(name)}, which leads out of it", UNTRUSTED_FILE)
+            fail(where, f"`file_name` inside {folder}", f"{short(name)}, which leads out of it", do)
     paths = {key: folder / name for key, name in names.items()}
-    # one pass over each folder instead of one look-up per image: file -> whether it is a link
+    is_link = _existing(paths.values(), folder)
+    if paths and not any(path in is_link for path in paths.values()):
+        reading = _read_names(json_path, list(dict.fromkeys(names.values())), folder)
+        paths = {key: folder / reading.files.get(name, name) for key, name in names.items()}
+        is_link = _existing(paths.values(), folder)
+        if notes is not None:
+            notes.append(f"{json_path}: {reading.line()}")
+    for path in paths.values():
+        if is_link.get(path):
+            check_inside(path, folder)
+    return paths
+
+
+def _existing(paths: Iterable[Path], folder: Path) -> dict[Path, bool]:
+    """The files in the folders of some paths, and whether each is a link; a pass over each folder, no look-ups."""
     is_link: dict[Path, bool] = {}
-    for parent in {path.parent for path in paths.values()}:
+    for parent in {path.parent for path in paths}:
         if parent.is_dir():
             check_inside(parent, folder)
             with os.scandir(parent) as entries:
                 is_link.update({parent / entry.name: entry.is_symlink() for entry in entries})
-    for path in paths.values():
-        if is_link.get(path):
-            check_inside(path, folder)
-    if paths and not any(path in is_link for path in paths.values()):
-        first = next(iter(paths.values()))
-        raise InputError(
-            f"{json_path}: need the files it names in {folder}; none of {len(paths)} exists (the first: {first}). "
-            "Is this the folder of another split?"
-        )
-    return paths
+    return is_link
+
+
+def _read_names(json_path: Path, names: list[str], folder: Path) -> Reading:
+    """The files that names mean, none of which exists as written; InputError if that is in doubt."""
+    files = files_below(folder)
+    reading = read_names(names, files)
+    if reading is not None and not reading.doubt and reading.how.endswith(OTHER_SUFFIX):
+        with (folder / next(iter(reading.files.values()))).open("rb") as file:
+            head = file.read(26)
+        if head.startswith(b"\x89PNG") and head[25:] in (b"\0", b"\3"):  # grey or a palette
+            reading = replace(reading, doubt="these may be label maps")
+    if reading is not None and not reading.doubt:
+        return reading
+    above = folder.absolute().parent
+    is_above = any((above / name).is_file() for name in names[:MAX_PROBED])
+    if is_above:
+        do = f"They exist in {above}: give that folder."
+    elif reading is not None:
+        do = f"They cannot be taken for others: {reading.line()}, but {reading.doubt}. Correct the names or the folder."
+    elif files:
+        do = f"It has {len(files)} images, such as {files[0]}: is it the folder of another split?"
+    else:
+        do = "It has no images: is this the folder of another split?"
+    raise InputError(
+        f"{json_path}: need the files it names in {folder}; none of {len(names)} exists (the first: {names[0]!r}). {do}"
+    )
 
 
 def escapes(name: str) -> bool:
     """Whether a file name leads out of its folder, on any system, or is not a file name at all."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if len(name) > MAX_NAME and any(len(part.encode(errors="replace")) > MAX_NAME for part in posix.parts):
+        return True
     return posix.is_absolute() or bool(windows.anchor) or ".." in posix.parts + windows.parts or "\0" in name

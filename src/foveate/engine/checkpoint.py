@@ -12,7 +12,6 @@ statistics are saved: those of SyncBatchNorm are equal in all; plain ones differ
 Deliberately absent: random states (the loop derives them from seed, process and step) and sharded writing.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -33,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from foveate.clip.io.digest import digest_state
 from foveate.engine.distributed import Processes, spread_like, whole_tensor
 from foveate.errors import InputError
-from foveate.io.files import sync_to_disk, write_whole
+from foveate.io.files import is_disk_full, sync_to_disk, write_whole
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        is_full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
+        is_full = is_disk_full(error, folder)
         advice = "The disk is full (ENOSPC): free some space" if is_full else "Check the folder"
         raise InputError(
             f"{final}: cannot write a checkpoint of {need:,} bytes: {error}. {advice}, then run the same command again."

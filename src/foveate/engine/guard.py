@@ -18,6 +18,7 @@ from torch import Tensor
 from foveate.engine.distributed import Processes
 from foveate.engine.log import Log
 from foveate.errors import InputError
+from foveate.io.files import full_disk_named
 from foveate.types import Batch
 
 
@@ -105,8 +106,9 @@ class Guard:
             facts = {"step": step.number, "value": str(mean), "gradient_norm": str(norm), "images": ids}
             self._log.event("nonfinite", facts)
             if self._record is not None:
-                with self._record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(facts) + "\n")
+                text = json.dumps(facts) + "\n"
+                with full_disk_named(self._record, need=len(text)), self._record.open("a", encoding="utf-8") as file:
+                    file.write(text)
         if self._in_a_row > self._skip:
             raise InputError(self._message(step.number, mean=mean, norm=norm, ids=ids))
         return False

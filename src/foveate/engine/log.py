@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from foveate.io.files import write_whole
+from foveate.io.files import full_disk_named, write_whole
 
 
 class Sink(Protocol):
@@ -135,8 +135,10 @@ class Log:
             self._each_sink(lambda sink: sink.record(facts["step"], {"held_out_loss": facts["held_out_loss"]}))
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        text = json.dumps(line) + "\n"
+        with full_disk_named(self._path, need=len(text)):
+            self._file.write(text)
+            self._file.flush()
 
     def _each_sink(self, call: Callable[[Sink], None]) -> None:
         """Call every sink; one that fails (a full disk, the network, its own errors) is not used again."""

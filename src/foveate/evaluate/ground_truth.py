@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foveate.data.annotation_file import load
 from foveate.data.instance_masks import encode_mask
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
-from foveate.data.validation import check_entry, fail, flag, known_id, load, short
+from foveate.data.validation import check_entry, fail, flag, known_id, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.flags import Style
 

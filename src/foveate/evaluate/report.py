@@ -80,9 +80,12 @@ def finish(
     for reason, entry in (item for dataset in datasets for item in dataset.ignored.items()):
         dropped[reason] = dropped[reason] + entry if reason in dropped else entry
     result["dropped"] = {reason: asdict(entry) for reason, entry in dropped.items()}
+    remarks = {key: remark for dataset in datasets for key, remark in dataset.remarks.items()}
+    if remarks:
+        result["remarks"] = remarks
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
-    lines = [line for dataset in datasets for line in dataset.ignored_lines()]
+    lines = dict.fromkeys(line for dataset in datasets for line in dataset.ignored_lines())
     log("\n".join([*lines, *bad_lines(result["bad"], listed="--out FILE")]))
     if config.out is not None:
         flags = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}

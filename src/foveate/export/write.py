@@ -24,7 +24,7 @@ from foveate.errors import InputError
 from foveate.export.describe import describe
 from foveate.export.flags import Export, Format, What
 from foveate.export.graph import Plan, example_inputs, plan_export
-from foveate.io.files import folder_written_whole
+from foveate.io.files import folder_written_whole, is_disk_full
 from foveate.io.outputs import MARK
 
 Run = Callable[[tuple[Tensor, ...]], Tensor]
@@ -142,6 +142,8 @@ def _save_onnx(program: ExportedProgram, path: Path, plan: Plan, *, opset: int) 
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
+        if is_disk_full(error, path):
+            raise  # `folder_written_whole` names it
         raise InputError(
             f"{path.name}: PyTorch's exporter cannot convert this model to ONNX ({str(error).splitlines()[0]}). "
             "Try another --opset, or --format torch."

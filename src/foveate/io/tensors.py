@@ -75,7 +75,9 @@ def join_tensors(tensors: Iterable[Stored], out: Path, *, metadata: dict[str, st
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8, as in the library
-    with written_whole(out, sync=True) as partial, partial.open("wb") as file:  # the caller deletes the parts next
+    need = 8 + len(text) + offset
+    with written_whole(out, sync=True, need=need) as partial, partial.open("wb") as file:
+        # synced, because the caller deletes the parts next
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             _copy(tensor, file)

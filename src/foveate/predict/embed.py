@@ -83,7 +83,7 @@ def _embed(config: Embed) -> Path:
         strict=config.strict,
     )
     seconds = time.perf_counter() - began
-    _finish(config, parts, folder, identity)
+    _finish(config, dataset, parts, folder, identity)
     count -= done
     print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} per second, after {began - started:.1f} s to load")
     return config.out
@@ -214,7 +214,7 @@ def _is_complete(out: Path, notes: Path, identity: dict[str, str], *, overwrite:
     return True
 
 
-def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
+def _finish(config: Embed, dataset: Dataset, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:
     """Write both files, the tensors last, report them, and remove the parts."""
     images = [note for part in parts for note in part.notes["images"]]
     bad = [note for part in parts for note in part.notes["bad"]]
@@ -222,12 +222,15 @@ def _finish(config: Embed, parts: list[Part], folder: Path, identity: dict[str, 
         remove_parts(folder, identity, owner=OWNER)
         raise InputError("\n".join(["IMAGES: all are unreadable", *bad_lines(bad, listed="nothing")]))
     notes = config.out.with_suffix(".json")
+    dataset.remarks.update({note["id"]: note["remark"] for note in images if "remark" in note})
+    ignored = dataset.ignored_lines()
     content: dict[str, Any] = {MARK: config.made_by, **identity, "images": images, "bad": bad}
+    content |= {"ignored": ignored} if ignored else {}
     write_whole(notes, _one_a_line(content))
     tensors = [tensor for part in parts for tensor in part.tensors]
     join_tensors(tensors, config.out, metadata=identity, stacked=config.features == "image")
     print(f"wrote {config.out} ({config.out.stat().st_size:,} bytes) and {notes}")
-    for line in [*_dropped_lines(config, images), *bad_lines(bad, listed=str(notes))]:
+    for line in [*ignored, *_dropped_lines(config, images), *bad_lines(bad, listed=str(notes))]:
         print(line, file=sys.stderr)
     remove_parts(folder, identity, owner=OWNER)
 

@@ -110,7 +110,8 @@ def box_features(clip: Clip, samples: list[Sample], *, size: int, head: RegionHe
 
 
 def _note(sample: Sample) -> dict[str, Any]:
-    return {"id": sample.id, "height": sample.image.shape[1], "width": sample.image.shape[2]}
+    note = {"id": sample.id, "height": sample.image.shape[1], "width": sample.image.shape[2]}
+    return {**note, "remark": sample.remark} if sample.remark else note
 
 
 @dataclass

@@ -9,7 +9,8 @@ from typing import Any
 
 from foveate.data.batches import Batches, Loading
 from foveate.data.datasets.folder import read_folder
-from foveate.data.records import Dataset, Record
+from foveate.data.images import is_unicode
+from foveate.data.records import Dataset, IgnoredEntries, Record
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
 from foveate.io.outputs import MARK, check_outputs, inputs_of
@@ -27,12 +28,17 @@ def list_images(paths: Sequence[Path]) -> Dataset:
     if not paths:
         raise InputError("IMAGES: need at least one image or folder; got none.")
     records: dict[str, Record] = {}
+    ignored, notes = dict[str, IgnoredEntries](), list[str]()
     for path in paths:
         if (path / "annotations").is_dir():
             raise InputError(f"{path}: is a COCO root; name a folder of images in it, such as {path / 'val2017'}.")
         if not path.exists():
             raise InputError(f"{path}: need an image or a folder of images; it does not exist. Check the path.")
-        for record in read_folder(path).records if path.is_dir() else (Record(path.name, path),):
+        folder = read_folder(path) if path.is_dir() else Dataset(path.name, (), (Record(path.name, path),), {})
+        notes += folder.notes
+        for reason, entries in folder.ignored.items():
+            ignored[reason] = ignored[reason] + entries if reason in ignored else entries
+        for record in folder.records:
             name = str(record.id)
             if name in records:
                 raise InputError(
@@ -42,16 +48,7 @@ def list_images(paths: Sequence[Path]) -> Dataset:
             if not is_unicode(name):
                 raise InputError(f"{path}: need file names in UTF-8; got {name!r}. Rename the file.")
             records[name] = record
-    return Dataset("images", (), tuple(records.values()), {})
-
-
-def is_unicode(name: str) -> bool:
-    """Whether a file name is valid UTF-8 and can be written into JSON."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return Dataset("images", (), tuple(records.values()), ignored, tuple(notes))
 
 
 def open_images(paths: Sequence[Path], *, batch: int, workers: int, strict: bool) -> Batches:
@@ -80,17 +77,18 @@ def check_drawings(config: Segment | Detect, batches: Batches, *, suffixes: Sequ
 def write_record(
     config: Segment | Detect, info: dict[str, Any], content: dict[str, Any], batches: Batches, *, indent: int | None
 ) -> Path:
-    """Write the JSON file of a command, print the unreadable images, and return the file's path.
+    """Write the JSON file of a command, print what was ignored and the unreadable images, and return the file's path.
 
     Args:
         config: the flags of the command.
-        info: metadata; the unreadable images and the versions of the packages are added.
+        info: metadata; these lines, the unreadable images and the versions of the packages are added.
         content: the rest of the file.
         batches: after the last batch.
     """
-    bad = batches.bad_listed()
-    record = {"info": {MARK: config.made_by, **info, "bad": bad, "versions": versions()}, **content}
+    bad, lines = batches.bad_listed(), batches.dataset.ignored_lines()
+    ignored = {"ignored": lines} if lines else {}
+    record = {"info": {MARK: config.made_by, **info, "bad": bad, **ignored, "versions": versions()}, **content}
     write_whole(config.record, (json.dumps(record, indent=indent) + "\n").encode())
-    for line in bad_lines(bad, listed=str(config.record)):
+    for line in (*lines, *bad_lines(bad, listed=str(config.record))):
         print(line, file=sys.stderr)
     return config.record

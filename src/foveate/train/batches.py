@@ -11,10 +11,13 @@ from foveate.data.loader import (
     epoch_order,
     make_loader,
 )
+from foveate.data.overlap import shared_images
+from foveate.data.records import Dataset
 from foveate.engine.distributed import Processes
 from foveate.train.flags import ReaderFlags
 from foveate.types import Batch
 
+HELD_OUT_IMAGES = 64  # that the held-out loss is computed of, at most
 Source = ImageSource | EvaluationSource | SemanticSource
 
 
@@ -45,18 +48,37 @@ def count_images(batch: Batch) -> int:
     return len(batch.samples)
 
 
-def held_out_batches(
-    config: ReaderFlags, source: Source | None, processes: Processes, *, count: int = 64
-) -> BatchLoader | None:
-    """This process's part of `count` held-out images: the same ones, with the same regions, in every run.
+def held_out_batches(config: ReaderFlags, source: Source | None, processes: Processes) -> BatchLoader | None:
+    """This process's part of the held-out images: the same ones, with the same regions, in every run.
 
     Each process gets the same number of batches; the last ones may be empty.
     """
     if source is None:
         return None
-    chosen = epoch_order(len(source), seed=0, epoch=0)[:count]
+    chosen = _chosen(source)
     local = chosen[processes.rank :: processes.size]
     items = [(0, index) for index in local] if isinstance(source, ImageSource) else local
     longest = -(-len(chosen) // processes.size)  # images of a process
     batches = [items[first : first + config.batch] for first in range(0, longest, config.batch)]
     return make_loader(source, batches, workers=config.workers)
+
+
+def held_out_lines(dataset: Dataset, source: Source | None) -> list[str]:
+    """What is reported of the held-out data: ignored files, and training images in it."""
+    if source is None:
+        return []
+    lines = [f"--validate: {line}" for line in source.dataset.ignored_lines()]
+    chosen = [source.dataset.records[index] for index in _chosen(source)]
+    shared = shared_images(dataset.records, chosen)
+    if shared:
+        held_out, trained = shared[0]
+        lines.append(
+            f"WARNING   --validate: {len(shared)} of the {len(chosen)} held-out images are training images: their loss "
+            f"says nothing about other images; the first: {held_out.id} is {trained.id} of --data"
+        )
+    return lines
+
+
+def _chosen(source: Source) -> list[int]:
+    """The indices of the held-out images that the loss is computed of."""
+    return epoch_order(len(source), seed=0, epoch=0)[:HELD_OUT_IMAGES]

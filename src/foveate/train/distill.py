@@ -95,6 +95,7 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
         images=len(source),
         batches=training_batches(config, source, processes),
         held_out=held_out_batches(config, held_out, processes),
+        held_out_source=held_out,
         save=save,
         product=folder,
         files=(folder / WEIGHTS_FILE, folder / CONFIG_FILE),

@@ -59,6 +59,7 @@ def head_trainable(
         images=len(source),
         batches=training_batches(config, source, processes),
         held_out=held_out_batches(config, held_out, processes),
+        held_out_source=held_out,
         save=save,
         product=config.out / "model",
         metadata={"weights": digest_module(head), **metadata},

@@ -7,12 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.vocabulary import Vocabulary
+from foveate.data.annotations import RelabelledRecords, objects_of
 from foveate.data.labels import class_names
 from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
@@ -141,21 +143,17 @@ def _open_held_out(config: TrainPanoptic, dataset: Dataset, split: BaseNovel) ->
 
 def as_segments(dataset: Dataset, split: BaseNovel) -> Dataset:
     """Give crowds the last label, and remove images without a segment of a base class."""
-    crowd = len(dataset.categories)
-    is_base = [category.name in split.base for category in dataset.categories] + [False]
-    records = []
-    for record in dataset.records:
-        pairs = zip(record.labels, record.crowd, strict=True)
-        labels = tuple(crowd if is_crowd else label for label, is_crowd in pairs)
-        if any(is_base[label] for label in labels):
-            records.append(replace(record, labels=labels))
-    removed = len(dataset.records) - len(records)
+    crowd, objects = len(dataset.categories), objects_of(dataset.records)
+    labels = np.where(objects.crowd, crowd, objects.labels)
+    is_base = np.array([*(category.name in split.base for category in dataset.categories), False])
+    images = np.flatnonzero(objects.any_per_image(is_base[labels]))
+    removed = len(dataset.records) - len(images)
     note = f"{removed} of {len(dataset.records)} images have no segment of a base class and are not trained on"
     crowd_id = max(category.id for category in dataset.categories) + 1
     return replace(
         dataset,
         categories=(*dataset.categories, Category(crowd_id, "crowd", True)),
-        records=tuple(records),
+        records=RelabelledRecords(dataset.records, labels, images=images),
         notes=(*dataset.notes, *([note] if removed else [])),
     )
 

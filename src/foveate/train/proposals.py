@@ -96,6 +96,7 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
         images=len(source),
         batches=training_batches(config, source, processes),
         held_out=held_out_batches(config, data.held_out, processes),
+        held_out_source=data.held_out,
         save=save,
         product=path,
         product_bytes=0,

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from foveate.data.records import Dataset
+from foveate.data.records import Dataset, remark_lines
 from foveate.engine.checkpoint import (
     clean_checkpoints,
     collect,
@@ -45,6 +45,7 @@ from foveate.engine.validate import held_out_loss
 from foveate.errors import InputError
 from foveate.io.files import check_writable
 from foveate.io.store import claim_folder, hold_folder
+from foveate.train.batches import Source, held_out_lines
 from foveate.train.flags import RunFlags
 from foveate.train.report import (
     Report,
@@ -85,6 +86,7 @@ class Trainable:
     product: Path
     metadata: dict[str, Any]  # identifies the run beside its flags: digests, class names
     held_out: Iterable[Batch] | None = None  # this process's held-out batches
+    held_out_source: Source | None = None  # that they are read from
     dataset: Dataset | None = None  # whose ignored annotations are reported
     notes: Sequence[str] = ()  # printed before the first step
     autocast: bool = False  # compute in bfloat16 under torch.autocast
@@ -96,10 +98,11 @@ class Trainable:
     begin: Callable[[], None] | None = None  # called in every process once the folder is claimed
     parts: Callable[[], dict[str, Tensor]] | None = None  # the terms of the last loss by name, held out or not
 
-    @property
     def lines(self) -> list[str]:
         """What is printed of the data before the first step."""
-        return [*self.notes, *([] if self.dataset is None else self.dataset.ignored_lines())]
+        if self.dataset is None:
+            return [*self.notes]
+        return [*self.notes, *self.dataset.ignored_lines(), *held_out_lines(self.dataset, self.held_out_source)]
 
     @property
     def bytes(self) -> int:
@@ -169,7 +172,7 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         trainable = prepare(config, processes, report)
     work = _Run(config, trainable, processes, report)
     if config.dry_run:
-        work.print(trainable.lines)
+        work.print(trainable.lines() if processes.is_first else ())
         work.plan(trainable.batches(0, config.steps), start_step=0)
         report("--dry-run: nothing was trained and nothing was written")
         return Outcome(step=0)
@@ -192,9 +195,10 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
                 work.require_room()
             if trainable.begin is not None:
                 trainable.begin()
-        work.print(trainable.lines)
+        work.print(trainable.lines() if processes.is_first else ())
         outcome = work.fit(outcome, record=record)
-        work.print(end_lines(outcome, config.out))
+        remarks = {} if trainable.dataset is None else trainable.dataset.remarks
+        work.print([*remark_lines(remarks), *end_lines(outcome, config.out)])
         if outcome.stopped_by is None:
             require_usable_images(outcome, config.out)
             work.write_product()
@@ -339,6 +343,11 @@ class _Run:
                 "dropped_annotations": {reason: entry.count for reason, entry in dropped.items()},
                 "skipped_steps": outcome.skipped,
             }
+            if trainable.dataset is not None:
+                for remarks in processes.gather(trainable.dataset.remarks):
+                    trainable.dataset.remarks.update(remarks)
+                if trainable.dataset.remarks:
+                    end["remarks"] = trainable.dataset.remarks
             if trainable.parts is not None:
                 end["parts"] = {name: round(float(part), 5) for name, part in trainable.parts().items()}
             log.event("stop" if outcome.stopped_by else "end", end)

@@ -17,6 +17,8 @@ from timm.layers.mlp import Mlp
 from torch import nn
 
 from foveate.errors import InputError, listed
+from foveate.io.files import reason_of
+from foveate.io.json_text import parse_json
 
 CONFIG_FILE = "open_clip_config.json"
 GELUS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}  # name -> approximation; SigLIP's is tanh
@@ -92,8 +94,10 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
         InputError: the file cannot be read, or is not a dictionary.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: need {what}; {reason_of(error)}.") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need {what}; could not read it ({error}). Download or copy it again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: need {what}, a dictionary; got a {type(content).__name__}. Download it again.")

@@ -1,10 +1,18 @@
-"""A digest of a set of tensors, for the identity of caches, checkpoints and feature files."""
+"""A digest of a set of tensors: for the identity of caches, checkpoints and feature files, and inside our products."""
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
+
+from foveate.errors import InputError
+from foveate.io.files import reason_of
+
+DIGEST = "foveate_sha256"  # key in the metadata of a safetensors file
 
 
 def digest_state(state: Mapping[str, Tensor]) -> str:
@@ -14,3 +22,43 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def digest_metadata(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata of a product's safetensors file, by which `read_tensors` recognises a changed bit."""
+    return {DIGEST: _digest(state)}
+
+
+def read_tensors(path: Path, *, need: str) -> dict[str, Tensor]:
+    """Read a safetensors file, and check the digest in its metadata.
+
+    A file without a digest is read as it is: of other programs, of older versions, or saved again by a library.
+
+    Args:
+        need: what the file must be, for the message.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or has tensors other than those of its digest.
+    """
+    try:
+        path.open("rb").close()  # safetensors calls a file that may not be read missing
+        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get(DIGEST)
+    except OSError as error:
+        raise InputError(f"{path}: need {need}; {reason_of(error)}.") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: need {need}; not a readable safetensors file ({error}). Download or copy it again."
+        ) from error
+    if expected not in (None, _digest(state)):
+        raise InputError(
+            f"{path}: need the tensors it was written with; they have another sha256 than its metadata. The file is "
+            f"damaged: copy or make it again. If a program changed the tensors on purpose, save them without {DIGEST}."
+        )
+    return state
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    return digest_state({f"{name} {value.dtype} {list(value.shape)}": value for name, value in state.items()})

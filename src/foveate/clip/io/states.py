@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foveate.clip.io.checkpoint_file import is_torchscript, read_archive, read_checkpoint
 from foveate.clip.io.describe import read_json
+from foveate.clip.io.digest import read_tensors
 from foveate.clip.io.pickle_reader import Placeholder
 from foveate.errors import InputError, listed
+from foveate.io.files import reason_of
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
@@ -33,12 +33,15 @@ def file_kind(path: Path) -> Kind:
     Raises:
         InputError: the file does not exist, is empty or is a Git LFS pointer.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: need a weights file; this is a folder. Name a file in it.")
-    if not path.is_file():
-        raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); not found. Check the path.")
-    with path.open("rb") as file:
-        head = file.read(40)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: need a weights file; this is a folder. Name a file in it.")
+        if not path.is_file():
+            raise InputError(f"{path}: need a weights file (.safetensors, .pt, .pth, .bin); not found. Check the path.")
+        with path.open("rb") as file:
+            head = file.read(40)
+    except OSError as error:
+        raise InputError(f"{path}: need a weights file; {reason_of(error)}.") from error
     if not head:
         raise InputError(f"{path}: need a weights file; this one is empty. Download or copy it again.")
     if head.startswith(b"version https://git-lfs"):
@@ -111,12 +114,7 @@ def _kind_of(value: Any) -> str:
 def _read_file(path: Path, kind: Kind) -> Any:
     match kind:
         case "safetensors":
-            try:
-                return load_file(path)
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
-                raise InputError(
-                    f"{path}: not a readable safetensors file ({error}). Download or copy it again."
-                ) from error
+            return read_tensors(path, need="weights")
         case "torchscript":
             return read_archive(path)
         case "torch":

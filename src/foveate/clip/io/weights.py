@@ -4,7 +4,7 @@ Training checkpoints are written by `foveate.engine.checkpoint`.
 """
 
 import json
-from contextlib import suppress
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.clip.io.describe import CONFIG_FILE, published_tokenizers, to_json
+from foveate.clip.io.digest import digest_metadata
 from foveate.clip.io.hf.names import HF_PREFIXES, to_huggingface
 from foveate.clip.io.hf.write import describe_for_huggingface, tokenizer_for_huggingface
 from foveate.clip.model import Clip
 from foveate.errors import InputError
-from foveate.io.files import sync_to_disk
+from foveate.io.files import DiskFullError, full_disk_named, sync_to_disk
 
 WEIGHTS_FILE, HF_WEIGHTS_FILE = "open_clip_model.safetensors", "model.safetensors"
+_PARTIAL = ".save_clip.partial"  # folder of the files that are not renamed yet; safetensors has temporary names there
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
     "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
@@ -31,9 +33,9 @@ _TOKENIZER = (
 def save_clip(clip: Clip, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Save a CLIP as a folder that `foveate.load` and open_clip (`local-dir:FOLDER`) open.
 
-    All files are written under temporary names, flushed to the disk and renamed, the weights first. A Hugging Face
-    tokenizer is copied from the folder of the CLIP, or written if it was downloaded; before its first use only its
-    published name is stored.
+    All files are written under temporary names, flushed to the disk and renamed, the weights first. The digest of the
+    tensors is in the metadata of the weights, and `foveate.load` checks it. A Hugging Face tokenizer is copied from the
+    folder of the CLIP, or written if it was downloaded; before its first use only its published name is stored.
 
     Args:
         folder: created if needed.
@@ -112,23 +114,27 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _write(folder: Path, weights: str, state: dict[str, Tensor], files: dict[str, bytes]) -> None:
-    """Write weights and the small files beside them, under temporary names first."""
-    parts = {name: folder / f".{name}.part" for name in (weights, *files)}
+    """Write weights and the small files beside them, in a temporary folder first."""
+    partial = folder / _PARTIAL
+    parts = {name: partial / name for name in (weights, *files)}
+    need = sum(value.numel() * value.element_size() for value in state.values())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, parts[weights], metadata={"format": "pt"})
-        for name, content in files.items():
-            parts[name].write_bytes(content)
-        parts[weights].chmod(parts[next(iter(files))].stat().st_mode)  # safetensors lets only the owner read
-        for name, part in parts.items():
-            sync_to_disk(part)
-            part.replace(folder / name)
-            sync_to_disk(folder)
+        with full_disk_named(folder / weights, need=need):
+            shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+            partial.mkdir(parents=True)
+            save_file(state, parts[weights], metadata={"format": "pt", **digest_metadata(state)})
+            for name, content in files.items():
+                parts[name].write_bytes(content)
+            parts[weights].chmod(parts[next(iter(files))].stat().st_mode)  # safetensors lets only the owner read
+            for name, part in parts.items():
+                sync_to_disk(part)
+                part.replace(folder / name)
+                sync_to_disk(folder)
+    except DiskFullError:
+        raise
     except (OSError, SafetensorError) as error:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-        need = sum(value.numel() * value.element_size() for value in state.values())
         raise InputError(
-            f"{folder}: cannot write a model of {need:,} bytes: {error}. Free some space or choose another folder."
+            f"{folder}: cannot write a model of {need:,} bytes: {error}. Choose another folder."
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -3,13 +3,18 @@
 LVIS and Objects365, whose boxes have the same form, use `list_things`. Captions are read in `data/captions.py`.
 """
 
+import json
+import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from foveate.data.annotation_file import load
+from foveate.data.annotations import AnnotatedRecords, Arrays, ObjectList, packed, stored_arrays
 from foveate.data.instance_masks import encode_mask
-from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.records import Box, Dataset, IgnoredEntries
 from foveate.data.validation import (
     ListedImage,
     box_of,
@@ -23,7 +28,6 @@ from foveate.data.validation import (
     known_id,
     list_categories,
     list_images,
-    load,
     short,
 )
 from foveate.types import Category
@@ -59,47 +63,65 @@ def list_things(
     *,
     categories: tuple[Category, ...],
     name_of: Callable[[str, dict[str, Any]], str] = file_name,
+    naming: str = "file_name",
     with_masks: bool = False,
 ) -> Dataset:
-    """Convert the parsed content of an instances file to records.
+    """Convert the content of an instances file to records.
 
     Args:
-        path: of the file, for messages.
-        content: from `validation.load`.
+        path: of the file.
+        content: from `annotation_file.load`.
         folder: the folder that the image names are relative to; None: the images are not needed.
         categories: of the file, sorted by id.
         name_of: (the entry's name in messages, the entry) -> the path of its image below the folder.
+        naming: what `name_of` does, in a word: the objects are cached with the names that it returned.
         with_masks: read the masks too; objects without one are ignored.
 
     Raises:
         InputError: as `read_instances`.
     """
     labels = {category.id: label for label, category in enumerate(categories)}
-    images = list_images(path, content["images"], name_of=name_of)
-    things: dict[int | str, list[tuple[Box, int, bool, bytes]]] = {key: [] for key in images}
-    ignored: dict[str, IgnoredEntries] = {}
-    seen: set[int | str] = set()
-    for entry in content["annotations"]:
-        if isinstance(entry, dict) and "segments_info" in entry:
-            fail(str(path), "a `bbox` per annotation", "`segments_info`: a panoptic file", "Give the instances file.")
-        where = check_entry(path, entry, "annotation", seen)
-        image = images[known_id(where, entry, "image_id", images)]
-        label = labels[known_id(where, entry, "category_id", labels)]
-        crowd = flag(where, entry, "iscrowd", default=0)
-        size = {"height": image.height, "width": image.width}
-        box = box_of(where, entry.get("bbox"), **size)
-        mask = encode_mask(where, entry.get("segmentation"), **size) if with_masks else b""
-        if isinstance(box, str) or isinstance(mask, str):
-            count_ignored(ignored, box if isinstance(box, str) else str(mask), where)
-        else:
-            things[entry["image_id"]].append((box, label, crowd, mask))
-    paths = _image_paths(path, {key: image.name for key, image in images.items()}, folder)
-    records = []
-    for key, image in images.items():
-        boxes, numbers, crowds, masks = zip(*things[key], strict=True) if things[key] else ((), (), (), ())
-        record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
-        records.append(replace(record, masks=masks) if with_masks else record)
-    return Dataset(path.stem, categories, tuple(records), ignored, file=path)
+
+    def read() -> tuple[Arrays, dict[str, Any]]:
+        images = list_images(path, content["images"], name_of=name_of)
+        numbers = {key: number for number, key in enumerate(images)}
+        things, ignored, seen = ObjectList(), {}, set()
+        for entry in content["annotations"]:
+            where = _check_instance(path, entry, seen)
+            key = known_id(where, entry, "image_id", images)
+            thing = _thing(where, entry, labels, images[key], with_masks=with_masks)
+            if isinstance(thing, str):
+                count_ignored(ignored, thing, where)
+            else:
+                box, label, crowd, mask = thing
+                things.add(numbers[key], box, label, crowd=crowd, mask=mask)
+        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, {"ignored": _plain(ignored)}
+
+    arrays, facts, stored = stored_arrays(path, f"{naming}, masks: {with_masks}", read)
+    records, notes = AnnotatedRecords(arrays, folders=(folder,), stored=stored), list[str]()
+    records = _with_files(path, records, "names", folder, notes)
+    return Dataset(path.stem, categories, records, _ignored(facts), tuple(notes), file=path)
+
+
+def _check_instance(path: Path, entry: Any, seen: set[int | str]) -> str:
+    """Check that an entry can be an object; return how messages name it."""
+    if isinstance(entry, dict) and "segments_info" in entry:
+        fail(str(path), "a `bbox` per annotation", "`segments_info`: a panoptic file", "Give the instances file.")
+    return check_entry(path, entry, "annotation", seen)
+
+
+def _thing(
+    where: str, entry: dict[str, Any], labels: dict[int, int], image: ListedImage, *, with_masks: bool
+) -> tuple[Box, int, bool, bytes] | str:
+    """The box, label, crowd and mask of an object, or the reason why it is ignored."""
+    label = labels[known_id(where, entry, "category_id", labels)]
+    crowd = flag(where, entry, "iscrowd", default=0)
+    size = {"height": image.height, "width": image.width}
+    box = box_of(where, entry.get("bbox"), **size)
+    mask = encode_mask(where, entry.get("segmentation"), **size) if with_masks else b""
+    if isinstance(box, str):
+        return box
+    return mask if isinstance(mask, str) else (box, label, crowd, mask)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
@@ -119,39 +141,67 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     content = load(path, kind="a COCO panoptic")
     categories = list_categories(path, content["categories"], need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
-    images = list_images(path, content["images"])
-    ignored: dict[str, IgnoredEntries] = {}
-    annotated: dict[int | str, tuple[list[tuple[Box, int, bool, int]], str]] = {}
-    for entry in content["annotations"]:
-        image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        where = f"{path}: annotation of image {image_id}"
-        if not isinstance(entry, dict) or not isinstance(entry.get("segments_info"), list):
-            fail(where, "`segments_info`, a list", short(entry), "Is this an instances file? Give the panoptic file.")
-        image = images[known_id(where, entry, "image_id", images)]
-        if image_id in annotated:
-            fail(where, "one annotation per image", "a second one")
-        name = field(where, entry, "file_name", str, "the name of a PNG file")
-        segments = _segments(where, entry["segments_info"], labels, image, ignored)
-        annotated[entry["image_id"]] = (segments, name)
-    paths = _image_paths(path, {key: images[key].name for key in annotated}, image_folder)
-    pngs = image_paths(path, {key: name for key, (_, name) in annotated.items()}, Path(png_folder))
-    records = []
-    for key, image in images.items():
-        if key in annotated:
-            segments = annotated[key][0]
-            boxes, numbers, crowds, ids = zip(*segments, strict=True) if segments else ((), (), (), ())
-            size = (image.height, image.width)
-            records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
-        else:
-            count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
-    return Dataset(path.stem, categories, tuple(records), ignored)
+
+    def read() -> tuple[Arrays, dict[str, Any]]:
+        images = list_images(path, content["images"])
+        numbers = {key: number for number, key in enumerate(images)}
+        things, ignored, pngs = ObjectList(), {}, {}
+        for entry in content["annotations"]:
+            image_id = entry.get("image_id") if isinstance(entry, dict) else None
+            where = f"{path}: annotation of image {image_id}"
+            if not isinstance(entry, dict) or not isinstance(entry.get("segments_info"), list):
+                need = "Is this an instances file? Give the panoptic file."
+                fail(where, "`segments_info`, a list", short(entry), need)
+            key = known_id(where, entry, "image_id", images)
+            if key in pngs:
+                fail(where, "one annotation per image", "a second one")
+            pngs[key] = field(where, entry, "file_name", str, "the name of a PNG file")
+            for box, label, crowd, number in _segments(where, entry["segments_info"], labels, images[key], ignored):
+                things.add(numbers[key], box, label, crowd=crowd, segment=number)
+        for key in images:
+            if key not in pngs:
+                count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
+        annotated = {key: image for key, image in images.items() if key in pngs}
+        arrays = things.arrays(len(images), segments=True)
+        arrays["ends"] = arrays["ends"][[*(numbers[key] for key in annotated), len(images)]]  # the others have none
+        arrays |= {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated))}
+        return arrays, {"ignored": _plain(ignored)}
+
+    arrays, facts, stored = stored_arrays(path, "panoptic", read)
+    folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
+    records, notes = AnnotatedRecords(arrays, folders=folders, stored=stored), list[str]()
+    for key, folder in zip(("names", "pngs"), folders, strict=True):
+        records = _with_files(path, records, key, folder, notes)
+    return Dataset(path.stem, categories, records, _ignored(facts), tuple(notes))
 
 
-def _image_paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
-    """The images' paths; without a folder their names, which are not opened."""
+def _plain(ignored: dict[str, IgnoredEntries]) -> dict[str, list]:
+    """Ignored entries as they are cached."""
+    return {reason: [entries.count, entries.first] for reason, entries in ignored.items()}
+
+
+def _ignored(facts: dict[str, Any]) -> dict[str, IgnoredEntries]:
+    return {reason: IgnoredEntries(*entries) for reason, entries in facts["ignored"].items()}
+
+
+def _image_arrays(images: dict[int | str, ListedImage]) -> Arrays:
+    sizes = np.array([(image.height, image.width) for image in images.values()], dtype=np.int64).reshape(-1, 2)
+    names = packed("names", (image.name for image in images.values()))
+    return {"sizes": sizes, **packed("ids", map(json.dumps, images)), **names}
+
+
+def _with_files(
+    path: Path, records: AnnotatedRecords, key: str, folder: Path | None, notes: list[str]
+) -> AnnotatedRecords:
+    """Check the files of the images (or PNGs) in a folder; the records with the paths that were found."""
     if folder is None:
-        return {key: Path(name) for key, name in names.items()}
-    return image_paths(path, names, Path(folder))
+        return records
+    names = records.names(key)
+    paths = image_paths(path, names, folder, notes=notes)
+    if all(found == folder / name for found, name in zip(paths.values(), names.values(), strict=True)):
+        return records
+    found = packed(key, (os.path.relpath(file, folder) for file in paths.values()))
+    return AnnotatedRecords({**records.arrays, **found}, folders=records.folders)
 
 
 def _segments(

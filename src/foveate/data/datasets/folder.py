@@ -1,9 +1,12 @@
 """A folder of images -> records: CLIPSelf needs no annotations, so any folder is a data set (Sec. 3.2)."""
 
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from foveate.data.images import list_images
-from foveate.data.records import Dataset, Record
+from foveate.data.records import Dataset, IgnoredEntries, Record
+
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def read_folder(folder: Path | str) -> Dataset:
@@ -16,5 +19,29 @@ def read_folder(folder: Path | str) -> Dataset:
         InputError: as `list_images`.
     """
     folder = Path(folder)
-    records = tuple(Record(path.relative_to(folder).as_posix(), path) for path in list_images(folder))
-    return Dataset(name=folder.resolve().name, categories=(), records=records, ignored={})
+    listing = list_images(folder)
+    records = tuple(Record(path.relative_to(folder).as_posix(), path) for path in listing.images)
+    ignored = {reason: IgnoredEntries(*entries) for reason, entries in listing.ignored.items()}
+    notes = split_notes(folder, (str(record.id) for record in records))
+    return Dataset(folder.resolve().name, (), records, ignored, notes)
+
+
+def split_notes(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """A note where images of several splits are used together, by the folders that they are in.
+
+    Args:
+        folder: that was opened.
+        names: of the images, relative to it.
+    """
+    splits: dict[PurePosixPath, set[str]] = {}  # folder -> folders in it that are called as splits are
+    for parent in {name.rpartition("/")[0] for name in names}:
+        path = PurePosixPath(parent)
+        for above in (path, *path.parents):
+            if above.name.lower() in SPLIT_NAMES:
+                splits.setdefault(above.parent, set()).add(above.name)
+    return tuple(
+        f"{folder / above}: holds {', '.join(f'{name}/' for name in sorted(found))}: all are used. "
+        "To use one split alone, give its folder."
+        for above, found in sorted(splits.items())
+        if len(found) > 1
+    )

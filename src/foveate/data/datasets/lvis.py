@@ -10,12 +10,14 @@ The categories that were checked in an image (`neg_category_ids` ...) are read b
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from foveate.data.annotation_file import load
 from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
-from foveate.data.validation import check_entry, escapes, fail, field, file_name, list_categories, load, short
+from foveate.data.validation import check_entry, escapes, fail, field, file_name, list_categories, short
 from foveate.types import Category
 
 FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
@@ -43,8 +45,10 @@ def read_lvis(
     path, root = Path(json_path), Path(coco_root)
     content = load(path, kind="an LVIS") if content is None else content
     categories = list_lvis_categories(path, content["categories"])
-    name_of = _naming(root, content)
-    return list_things(path, content, root, categories=categories, name_of=name_of, with_masks=with_masks)
+    naming, name_of = _naming(root, content)
+    return list_things(
+        path, content, root, categories=categories, name_of=name_of, naming=naming, with_masks=with_masks
+    )
 
 
 def is_lvis(content: dict[str, Any]) -> bool:
@@ -60,17 +64,17 @@ def is_lvis(content: dict[str, Any]) -> bool:
     return "neg_category_ids" in image or ("coco_url" in image and "file_name" not in image)
 
 
-def _naming(root: Path, content: dict[str, Any]) -> Callable[[str, dict[str, Any]], str]:
+def _naming(root: Path, content: dict[str, Any]) -> tuple[str, Callable[[str, dict[str, Any]], str]]:
     """How the file names its images: by URL, or by `file_name` if only that leads to existing images."""
-    images = [image for image in content["images"][:MAX_PROBED] if isinstance(image, dict)]
+    images = [image for image in islice(content["images"], MAX_PROBED) if isinstance(image, dict)]
     urls = [image["coco_url"].split("/") for image in images if isinstance(image.get("coco_url"), str)]
     names = [image["file_name"] for image in images if isinstance(image.get("file_name"), str)]
     if not names or _any_file(root, ["/".join(parts[-2:]) for parts in urls]):
-        return _path_in_url
+        return "coco_url", _path_in_url
     folder = next((folder for folder in FOLDERS if _any_file(root / folder, names)), None)
     if folder is None:
-        return _path_in_url if urls else file_name
-    return lambda where, entry: (Path(folder) / file_name(where, entry)).as_posix()
+        return ("coco_url", _path_in_url) if urls else ("file_name", file_name)
+    return f"{folder}/file_name", lambda where, entry: (Path(folder) / file_name(where, entry)).as_posix()
 
 
 def _any_file(root: Path, names: list[str]) -> bool:

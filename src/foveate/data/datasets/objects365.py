@@ -12,9 +12,10 @@ from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from foveate.data.annotation_file import load
 from foveate.data.datasets.coco import list_things
 from foveate.data.records import Dataset
-from foveate.data.validation import escapes, fail, file_name, list_categories, load
+from foveate.data.validation import escapes, fail, file_name, list_categories
 from foveate.errors import InputError
 
 MAX_PROBED = 200  # images looked for to find the folder of all; some are missing in the archives
@@ -49,7 +50,9 @@ def read_objects365(
         return "/".join(PurePosixPath(name).parts[-depth:])
 
     categories = list_categories(path, content["categories"])
-    return list_things(path, content, folder, categories=categories, name_of=name_of)
+    return list_things(
+        path, content, folder, categories=categories, name_of=name_of, naming=f"last {depth} of file_name"
+    )
 
 
 def find_objects365(root: Path, split: str) -> list[Path]:

@@ -3,17 +3,22 @@
 A shard's headers are scanned once into an index of the offsets of each key's image and text. An image in a shard is
 then an image in a file (`Record.member`), so a training run shuffles, splits and resumes shards exactly as a folder.
 Members of other kinds are never opened; a key is a name up to the first dot of its last part, and its image and text
-may be anywhere in the shard. Compressed shards, which cannot be read at an offset, are not supported.
+may be anywhere in the shard. An image with more dots in its name (IMG_2024.01.02.jpg) has no kind by that rule: its key
+ends at the last dot, unless its key has an image or several keys have such a member (0001.mask.png), which are further
+fields, ignored and counted. Compressed shards, which cannot be read at an offset, are not supported.
 """
 
 import hashlib
 import io
 import json
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +30,16 @@ from foveate.data.images import SUFFIXES, read_image
 from foveate.data.records import Dataset, IgnoredEntries, LazySequence, Member, Record
 from foveate.data.validation import UNTRUSTED_FILE, count_ignored, escapes, fail
 from foveate.errors import InputError
-from foveate.io.files import write_whole
+from foveate.io.files import reason_of, write_whole
 from foveate.progress import image_bar
 
 MAX_TEXT = 1_000_000  # bytes
 BLOCK = 512  # bytes; of a tar file
-INDEX_VERSION = 1  # a cached index of another version is not used
+INDEX_VERSION = 2  # a cached index of another version is not used
 NO_IMAGE = "key has no image"
 NO_FILE = "member is a link or a device"
+FURTHER = "member is a further image of its key (KEY.field.png), by its name"
+WORD = re.compile(r"[A-Za-z][A-Za-z_-]*\d?")  # the name of a field, as in 0001.mask.png
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,7 @@ class Index:
     keys: tuple[str, ...]
     images: np.ndarray  # (K, 2) int64: first byte and number of bytes; -1 -1 if a key has none
     texts: np.ndarray  # (K, 2), the same
-    links: int  # members with the name of an image or a text that are not files
-    first_link: str
+    ignored: dict[str, IgnoredEntries]  # members with the name of an image or a text; the first by its name
 
 
 def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, progress: bool = False) -> Dataset:
@@ -72,14 +78,15 @@ def read_shards(paths: Sequence[Path], *, name: str, cache: Path | None, progres
             index = index_shard(path, cache=cache)
             for i in np.flatnonzero(index.images[:, 1] < 0):
                 count_ignored(ignored, NO_IMAGE, f"{label}:{index.keys[i]}")
-            if index.links:
-                links = IgnoredEntries(index.links, f"{label}:{index.first_link}")
-                ignored[NO_FILE] = ignored[NO_FILE] + links if NO_FILE in ignored else links
+            for reason, entries in index.ignored.items():
+                entries = IgnoredEntries(entries.count, f"{label}:{entries.first}")
+                ignored[reason] = ignored[reason] + entries if reason in ignored else entries
             indices.append(index)
     records = ShardRecords(tuple(zip(labels, paths, strict=True)), indices)
     if not len(records):
         kinds = " ".join(SUFFIXES)
-        raise InputError(f"{name}: need images ({kinds}) in the shards; got none in {len(paths)}. Check the path.")
+        but = "".join(f"; {entries.count}: {reason}, such as {entries.first}" for reason, entries in ignored.items())
+        raise InputError(f"{name}: need images ({kinds}) in the shards; got none in {len(paths)}{but}. Check the path.")
     return Dataset(name, (), records, ignored)
 
 
@@ -169,7 +176,7 @@ def index_shard(path: Path, *, cache: Path | None = None) -> Index:
         with path.open("rb") as file:
             head = file.read(8 * BLOCK)
     except OSError as error:
-        raise InputError(f"{path}: need a tar shard; {error}. Check the path.") from error
+        raise InputError(f"{path}: need a tar shard; {reason_of(error)}. Check the path.") from error
     resolved = str(path.resolve())
     identity = [INDEX_VERSION, resolved, status.st_size, status.st_mtime_ns, hashlib.sha256(head).hexdigest()]
     name = hashlib.sha256(resolved.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -188,29 +195,27 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
+class _Found(NamedTuple):
+    """A member with the name of an image or a text."""
+
+    name: str
+    offset: int  # [bytes]
+    size: int  # [bytes]
+    is_file: bool
+
+
 def _scan(path: Path) -> Index:
-    images: dict[str, tuple[int, int]] = {}
-    texts: dict[str, tuple[int, int]] = {}
-    keys: dict[str, None] = {}  # in order of appearance
-    links: list[str] = []
+    members: list[_Found] = []
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-                key, suffix = split_name(name)
-                if not key.rpartition("/")[2] or (suffix != "txt" and f".{suffix}" not in SUFFIXES):
-                    continue
-                where = f"{path}: member {name!r}"
-                if escapes(name):
-                    fail(where, "a name inside the shard", "one that leads elsewhere", UNTRUSTED_FILE)
-                if not member.isreg() or member.issparse():
-                    links.append(key)
-                    continue
-                parts = texts if suffix == "txt" else images
-                if key in parts:
-                    fail(where, "one image and one text per key", "a second one", "Use unique keys.")
-                parts[key] = (member.offset_data, member.size)
-                keys[key] = None
+                if split_name(name)[0].rpartition("/")[2] and name.lower().endswith((*SUFFIXES, ".txt")):
+                    if escapes(name):
+                        where = f"{path}: member {name!r}"
+                        fail(where, "a name inside the shard", "one that leads elsewhere", UNTRUSTED_FILE)
+                    is_file = member.isreg() and not member.issparse()
+                    members.append(_Found(name, member.offset_data, member.size, is_file))
             file.seek(tar.offset)
             if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes a damaged header, or a truncated file, for the end
                 raise tarfile.ReadError(f"it is truncated or damaged at byte {tar.offset:,}, before its end mark")
@@ -220,10 +225,63 @@ def _scan(path: Path) -> Index:
         raise InputError(
             f"{path}: need a whole tar file, not compressed; {type(error).__name__}: {error}. Fetch or write it again."
         ) from error
+    return _index(path, members)
+
+
+def _index(path: Path, members: list[_Found]) -> Index:
+    """The images and texts among members, by key."""
+    images: dict[str, tuple[int, int]] = {}
+    texts: dict[str, tuple[int, int]] = {}
+    keys: dict[str, None] = {}  # in order of appearance
+    ignored: dict[str, IgnoredEntries] = {}
+    key_of = _keys([member.name for member in members])
+    for member in members:
+        key, is_text = key_of[member.name], _is_text(member.name)
+        parts = texts if is_text else images
+        if key is None:
+            if not is_text:
+                count_ignored(ignored, FURTHER, member.name)
+        elif not member.is_file:
+            count_ignored(ignored, NO_FILE, key)
+        elif key in parts:
+            where = f"{path}: member {member.name!r}"
+            fail(where, "one image and one text per key", "a second one", "Use unique keys.")
+        else:
+            parts[key] = (member.offset, member.size)
+            keys[key] = None
     offsets, text_offsets = (
         np.array([parts.get(key, (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2) for parts in (images, texts)
     )
-    return Index(tuple(keys), offsets, text_offsets, len(links), links[0] if links else "")
+    return Index(tuple(keys), offsets, text_offsets, ignored)
+
+
+def _keys(names: list[str]) -> dict[str, str | None]:
+    """The key of each image or text, by its name; None: it is a further field of its key."""
+    keys, middles = dict[str, str | None](), dict[str, str]()  # middles: what is between the first dot and the last
+    for name in names:
+        key, kind = split_name(name)
+        if "." in kind:
+            middles[name] = kind.rpartition(".")[0]
+        else:
+            keys[name] = key
+    with_image = {key for name, key in keys.items() if not _is_text(name)}
+    counts = Counter(middle for name, middle in middles.items() if not _is_text(name))
+    fields = {middle for middle, count in counts.items() if count > 1 and WORD.fullmatch(middle)}
+    for name, middle in middles.items():
+        if not _is_text(name):
+            key = split_name(name)[0]
+            is_further = key in with_image or (middle in fields and len(fields) > 1)
+            keys[name] = None if is_further else key if middle in fields else name.rpartition(".")[0]
+    with_image = {key for name, key in keys.items() if not _is_text(name)}
+    for name in middles:
+        if _is_text(name):
+            key = name.rpartition(".")[0]
+            keys[name] = key if key in with_image else None
+    return keys
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
 
 
 def _load_index(path: Path, identity: str) -> Index | None:
@@ -233,7 +291,9 @@ def _load_index(path: Path, identity: str) -> Index | None:
             if str(saved["facts"]) != identity:
                 return None
             keys = tuple(json.loads(bytes(saved["keys"])))
-            index = Index(keys, saved["images"], saved["texts"], int(saved["links"]), str(saved["first_link"]))
+            members = json.loads(str(saved["ignored"]))
+            ignored = {reason: IgnoredEntries(*entries) for reason, entries in members.items()}
+            index = Index(keys, saved["images"], saved["texts"], ignored)
     except Exception:  # missing, or damaged in any way: scan again
         return None
     shape = (len(keys), 2)
@@ -244,10 +304,8 @@ def _save_index(path: Path, index: Index, identity: str) -> None:
     """Cache an index; if that fails, later runs scan again."""
     buffer = io.BytesIO()
     keys = np.frombuffer(json.dumps(index.keys).encode(), dtype=np.uint8)
-    np.savez(
-        buffer, facts=identity, keys=keys, images=index.images, texts=index.texts,
-        links=index.links, first_link=index.first_link,
-    )  # fmt: skip
+    ignored = json.dumps({reason: [entries.count, entries.first] for reason, entries in index.ignored.items()})
+    np.savez(buffer, facts=identity, keys=keys, images=index.images, texts=index.texts, ignored=ignored)
     with suppress(OSError):
         write_whole(path, buffer.getvalue(), shared=True)
 

@@ -24,10 +24,10 @@ from foveate.data.validation import (
     fail,
     image_paths,
     read_text,
-    reason_of,
     short,
 )
 from foveate.errors import InputError
+from foveate.io.files import reason_of
 from foveate.types import Category
 
 NAMES = (
@@ -62,9 +62,10 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
         raise InputError(f'split: must be {", ".join(SPLITS)} for Pascal VOC; got "{split}".')
     list_path = folder / "ImageSets" / "Main" / f"{split}.txt"
     names = read_list(list_path)
-    paths = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}
+    paths, notes = {name: folder / "JPEGImages" / f"{name}.jpg" for name in names}, list[str]()
     if with_images:
-        paths = image_paths(list_path, {name: path.name for name, path in paths.items()}, folder / "JPEGImages")
+        jpegs: dict[int | str, str] = {name: path.name for name, path in paths.items()}
+        paths = image_paths(list_path, jpegs, folder / "JPEGImages", notes=notes)
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
     ignored: dict[str, IgnoredEntries] = {}
     records = [
@@ -73,7 +74,7 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
         else Record(name, paths[name])
         for name in names
     ]
-    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), ignored)
+    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), ignored, tuple(notes))
 
 
 def read_voc_maps(

@@ -16,17 +16,16 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.clip.io.digest import digest_state
+from foveate.clip.io.digest import digest_metadata, digest_state, read_tensors
 from foveate.clip.io.states import differences
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.errors import InputError, listed
-from foveate.io.files import versions, write_whole
+from foveate.io.files import reason_of, versions, write_whole
+from foveate.io.json_text import parse_json
 
 CLIP_FOLDER = "clip"
 Description = TypeVar("Description")
@@ -54,7 +53,7 @@ def write_head(folder: Path, kind: HeadKind, about: Any, state: dict[str, Tensor
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": kind.format, **asdict(about), "versions": versions()}
     write_whole(folder / f"{kind.name}.json", (json.dumps(content, indent=2) + "\n").encode())
-    weights = save({key: value.contiguous() for key, value in state.items()})
+    weights = save({key: value.contiguous() for key, value in state.items()}, digest_metadata(state))
     write_whole(folder / f"{kind.name}.safetensors", weights)
 
 
@@ -66,11 +65,11 @@ def read_description(folder: Path, kind: HeadKind, cls: type[Description]) -> De
     """
     path, name = folder / f"{kind.name}.json", kind.name
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {kind.command}`; {path.name} not "
-            "found."
+            f"{folder}: need a folder with a {name}, such as OUT/model of `foveate {kind.command}`; {path.name} "
+            f"{reason_of(error)}."
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: need a {name}'s description; {type(error).__name__}: {error}.") from error
@@ -147,10 +146,7 @@ def read_weights(folder: Path, kind: HeadKind) -> dict[str, Tensor]:
         InputError: the file is missing or damaged, or has values that are not finite.
     """
     path = folder / f"{kind.name}.safetensors"
-    try:
-        state = read_tensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: need a {kind.name}'s weights; {type(error).__name__}: {error}.") from error
+    state = read_tensors(path, need=f"a {kind.name}'s weights")
     if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
         raise InputError(f"{path}: weights must be finite; some are not. Train it again.")
     return state

@@ -5,13 +5,13 @@ files of these models have a fixed height and width; then the original's sizes a
 results were measured: shortest edge 800, longest at most 1333.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from foveate.errors import InputError
+from foveate.io.json_text import parse_json
 
 Kind = Literal["mask2former", "maskformer"]
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -54,7 +54,7 @@ def is_published(folder: Path) -> bool:
         InputError: it holds a OneFormer.
     """
     try:
-        content = json.loads((folder / CONFIG).read_bytes())
+        content = parse_json((folder / CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
     kind = content.get("model_type") if isinstance(content, dict) else None
@@ -143,7 +143,7 @@ def _is_colour(value: Any) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: need transformers' description of a model; {type(error).__name__}: {_short(error)}."
