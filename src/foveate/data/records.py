@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -79,6 +79,15 @@ class IgnoredEntries:
 
 
 @dataclass(frozen=True)
+class Consistency:
+    """What the annotations of a file contradict; see `consistency.py`."""
+
+    kinds: dict[str, IgnoredEntries] = field(default_factory=dict)  # what was counted, by kind; nothing is ignored
+    doubt: str = ""  # why the file is refused unless the user accepts it
+    outside: tuple[int | str, ...] = ()  # ids of images whose boxes fit only the turned image; the first ones
+
+
+@dataclass(frozen=True)
 class Dataset:
     """The images of one split in the file's order, and the categories sorted by id."""
 
@@ -89,12 +98,23 @@ class Dataset:
     notes: tuple[str, ...] = ()  # other lines to report to the user
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
     file: Path | None = None  # the COCO, LVIS or Objects365 file of the boxes and categories, if any
+    consistency: Consistency = Consistency()
 
     def ignored_lines(self) -> list[str]:
-        """What was ignored when the data was read, and the notes, one line each."""
+        """What was ignored when the data was read, what contradicts, and the notes, one line each."""
         lines = [f"{entries.count} ignored: {reason}; the first: {entries.first}"
                  for reason, entries in self.ignored.items()]  # fmt: skip
-        return [*lines, *self.notes]
+        kinds = self.consistency.kinds.items()
+        return [
+            *lines,
+            *(f"{entries.count} {kind}; the first: {entries.first}" for kind, entries in kinds),
+            *self.notes,
+        ]
+
+    def ignored_sentence(self) -> str:
+        """The lines as the end of a message that refuses data in which nothing is left; empty: there are none."""
+        lines = self.ignored_lines()
+        return f" When it was read: {'. '.join(lines)}." if lines else ""
 
 
 def read_record(record: Record) -> UInt8[Tensor, "3 H W"]:

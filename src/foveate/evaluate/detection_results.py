@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from foveate.data.records import Dataset, IgnoredEntries, Record
-from foveate.data.validation import count_ignored, fail, is_id, is_number, parse, short
+from foveate.data.validation import count_ignored, fail, is_id, is_number, parse, short, whole
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -149,7 +149,7 @@ def _check_same_data(path: Path, content: Sequence[Any], dataset: Dataset) -> No
 
 
 def _is_known(value: Any, ids: Mapping[Any, Any]) -> bool:
-    return is_id(value) and value in ids
+    return is_id(whole(value)) and value in ids
 
 
 def _check_known(where: str, entry: dict[str, Any], key: str, ids: Mapping[Any, Any], *, of: str) -> None:

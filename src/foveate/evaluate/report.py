@@ -81,6 +81,9 @@ def finish(
     for reason, entry in (item for dataset in datasets for item in dataset.ignored.items()):
         dropped[reason] = dropped[reason] + entry if reason in dropped else entry
     result["dropped"] = {reason: asdict(entry) for reason, entry in dropped.items()}
+    result["contradictory"] = {
+        kind: asdict(entry) for dataset in datasets for kind, entry in dataset.consistency.kinds.items()
+    }
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
     lines = [line for dataset in datasets for line in dataset.ignored_lines()]

@@ -151,6 +151,7 @@ def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
         split=config.split,
         annotations="instances" if config.regions == "annotations" else "none",
         annotation_file=config.annotations,
+        accept=config.accept_annotations,
         progress=progress,
     )
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
@@ -172,11 +173,12 @@ def _open_held_out(config: DistillConfig) -> ImageSource | None:
     if config.validate is None:
         return None
     annotations = "instances" if regions_of(config) == "boxes" else "none"
-    dataset = open_data(config.validate, split=HELD_OUT, annotations=annotations)
+    dataset = open_data(config.validate, split=HELD_OUT, annotations=annotations, accept=config.accept_annotations)
     if config.objective == "image-text":
         dataset = only_captioned(with_captions(dataset, root=config.validate, split=HELD_OUT))
     if annotations == "instances" and not any(record.boxes for record in dataset.records):
-        raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none.")
+        raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none."
+                         f"{dataset.ignored_sentence()}")  # fmt: skip
     return _source(config, dataset, seed=0)
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foveate.data.consistency import Checks
 from foveate.data.instance_masks import encode_mask
-from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.records import Box, Dataset, Record
 from foveate.data.validation import (
     ListedImage,
-    box_of,
     check_entry,
     count_ignored,
     fail,
@@ -25,6 +25,7 @@ from foveate.data.validation import (
     list_images,
     load,
     short,
+    unused_categories,
 )
 from foveate.types import Category
 
@@ -48,7 +49,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str, *, with_mask
     """
     path = Path(json_path)
     content = load(path, kind="a COCO instances")
-    categories = list_categories(path, content["categories"])
+    categories = list_categories(path, content)
     return list_things(path, content, Path(image_folder), categories=categories, with_masks=with_masks)
 
 
@@ -77,7 +78,9 @@ def list_things(
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"], name_of=name_of)
     things: dict[int | str, list[tuple[Box, int, bool, bytes]]] = {key: [] for key in images}
-    ignored: dict[str, IgnoredEntries] = {}
+    checks = Checks(path)
+    checks.see_images(images)
+    ignored = checks.ignored
     seen: set[int | str] = set()
     for entry in content["annotations"]:
         if isinstance(entry, dict) and "segments_info" in entry:
@@ -87,8 +90,8 @@ def list_things(
         label = labels[known_id(where, entry, "category_id", labels)]
         crowd = flag(where, entry, "iscrowd", default=0)
         size = {"height": image.height, "width": image.width}
-        box = box_of(where, entry.get("bbox"), **size)
-        mask = encode_mask(where, entry.get("segmentation"), **size) if with_masks else b""
+        mask = encode_mask(where, entry.get("segmentation"), **size, ignored=ignored) if with_masks else b""
+        box = checks.box_of(where, entry, image, label=label, crowd=crowd, mask=mask)
         if isinstance(box, str) or isinstance(mask, str):
             count_ignored(ignored, box if isinstance(box, str) else str(mask), where)
         else:
@@ -99,7 +102,8 @@ def list_things(
         boxes, numbers, crowds, masks = zip(*things[key], strict=True) if things[key] else ((), (), (), ())
         record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
         records.append(replace(record, masks=masks) if with_masks else record)
-    return Dataset(path.stem, categories, tuple(records), ignored, file=path)
+    notes, consistency = tuple(unused_categories(content).values()), checks.finish(len(content["annotations"]))
+    return Dataset(path.stem, categories, tuple(records), ignored, notes, file=path, consistency=consistency)
 
 
 def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_folder: Path | str) -> Dataset:
@@ -117,10 +121,12 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     """
     path = Path(json_path)
     content = load(path, kind="a COCO panoptic")
-    categories = list_categories(path, content["categories"], need_isthing=True)
+    categories = list_categories(path, content, need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
     images = list_images(path, content["images"])
-    ignored: dict[str, IgnoredEntries] = {}
+    checks = Checks(path)
+    checks.see_images(images)
+    ignored = checks.ignored
     annotated: dict[int | str, tuple[list[tuple[Box, int, bool, int]], str]] = {}
     for entry in content["annotations"]:
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
@@ -131,7 +137,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         if image_id in annotated:
             fail(where, "one annotation per image", "a second one")
         name = field(where, entry, "file_name", str, "the name of a PNG file")
-        segments = _segments(where, entry["segments_info"], labels, image, ignored)
+        segments = _segments(where, entry["segments_info"], labels, image, checks)
         annotated[entry["image_id"]] = (segments, name)
     paths = _image_paths(path, {key: images[key].name for key in annotated}, image_folder)
     pngs = image_paths(path, {key: name for key, (_, name) in annotated.items()}, Path(png_folder))
@@ -144,7 +150,8 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
         else:
             count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
-    return Dataset(path.stem, categories, tuple(records), ignored)
+    notes, consistency = tuple(unused_categories(content).values()), checks.finish(checks.boxes + 1)
+    return Dataset(path.stem, categories, tuple(records), ignored, notes, consistency=consistency)
 
 
 def _image_paths(path: Path, names: dict[int | str, str], folder: Path | str | None) -> dict[int | str, Path]:
@@ -155,7 +162,7 @@ def _image_paths(path: Path, names: dict[int | str, str], folder: Path | str | N
 
 
 def _segments(
-    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, ignored: dict[str, IgnoredEntries]
+    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, checks: Checks
 ) -> list[tuple[Box, int, bool, int]]:
     """The usable segments of one image: (box, label, crowd, id)."""
     segments = []
@@ -166,9 +173,9 @@ def _segments(
             fail(name, f"an `id` in 1..{MAX_COLOUR} (a colour)", short(entry["id"]))
         label = labels[known_id(name, entry, "category_id", labels)]
         crowd = flag(name, entry, "iscrowd", default=0)
-        box = box_of(name, entry.get("bbox"), height=image.height, width=image.width)
+        box = checks.box_of(name, entry, image, label=label, crowd=crowd)
         if isinstance(box, str):
-            count_ignored(ignored, box, name)
+            count_ignored(checks.ignored, box, name)
         else:
             segments.append((box, label, crowd, entry["id"]))
     return segments
