@@ -24,22 +24,24 @@ from foveate.data.validation import NOT_FINITE, ListedImage, clip_box, count_ign
 from foveate.errors import InputError
 
 MAX_SHARE = 0.2  # of the boxes; above it the file is refused
+MIN_FITTING = 0.9  # of the contradicting boxes, which another meaning explains
 MIN_REFUSED = 3  # objects; fewer never refuse a file
 SLACK_PIXELS, SLACK = 3.0, 0.02  # rounding [pixels, part of the image's side]
 MAX_HEADERS, MAX_PNGS = 64, 16  # images of which headers, and panoptic PNGs, are read when the data is opened
 
 NO_BOX = "object has no `bbox`, and no mask to take it from"
-BOX_OF_MASK = "objects without `bbox`, whose box is the extent of their mask"
-BEYOND = f"boxes reach beyond their image by more than {SLACK:.0%}"
-OFF_MASK = "boxes are not the extent of their mask"
-TWICE = "objects are listed twice (equal image, category and box)"
-IMAGE_TWICE = "images are listed twice (one file under two ids)"
-UNLISTED = "images have pixels of segments that their annotations do not list, or that were ignored"
+BOX_OF_MASK = "object has no `bbox`: its box is the extent of its mask"
+BEYOND = f"box reaches beyond its image by more than {SLACK:.0%}"
+OFF_MASK = "box is not the extent of its mask"
+TWICE = "object is listed twice (equal image, category and box)"
+IMAGE_TWICE = "image is listed twice (one file under two ids)"
+UNLISTED = "image has pixels of segments that its annotation does not list, or that were ignored"
 
 Form = Literal["[x, y, width, height]", "[x1, y1, x2, y2]"]
 CORNERS = "are these corners [x1, y1, x2, y2]?"
 SIDES = "are these [x, y, width, height]?"
 CENTRES = "are these centres [x, y, width, height]?"
+NEGATIVE = "their width or height is negative."
 TURNED = "were the images turned (width and height swapped)?"
 OTHER_SIZE = "are these boxes of other images, or of another size of them?"
 ACCEPT = "Correct the file; --accept-annotations takes it as it is."
@@ -58,7 +60,7 @@ class Checks:
         self.path, self.form = path, form
         self.ignored: dict[str, IgnoredEntries] = {}
         self.kinds: dict[str, IgnoredEntries] = {}
-        self.boxes = self.crowds = self.parts = self.images = 0
+        self.boxes = self.crowds = self.parts = self.fit_corners = self.images = 0
         self.contradicting: IgnoredEntries | None = None
         self.meanings: Counter[str] = Counter()  # of the contradicting boxes, those that fit another meaning
         self.seen: set[int] = set()  # hashes of (image, category, box)
@@ -165,34 +167,45 @@ class Checks:
             and abs(y2 - extent[3]) <= down
         )
         if is_beyond or is_off or w < 0 or h < 0 or (area and w > x and h > y and _is_area_of_corners(box, area)):
-            self._contradict(where, box, image, extent)
+            is_turned = self._contradict(where, box, image, extent)
             if is_off and not isinstance(clipped, str):
                 count_ignored(self.kinds, OFF_MASK, where)
             if is_beyond and not isinstance(clipped, str):
                 count_ignored(self.kinds, BEYOND, where)
-            is_outside = is_beyond and _is_within((x, y, x2, y2), _turned(image))
-            if is_outside and key is not None and len(self.outside) < MAX_HEADERS:
+            if is_turned and key is not None and len(self.outside) < MAX_HEADERS:
                 self.outside[key[0]] = None
-        elif isinstance(clipped, str):
-            self.parts += min(box) >= 0 and max(box) <= 1 and not all(side == int(side) for side in box)
+        self.fit_corners += x < w <= image.width + across and y < h <= image.height + down
+        self.parts += isinstance(clipped, str) and min(box) >= 0 and max(box) <= 1 and any(side % 1 for side in box)
         return clipped
 
-    def _contradict(self, where: str, box: Box, image: ListedImage, extent: Box | None) -> None:
-        """Count a box that contradicts its image, and the other meanings that it may have."""
-        x, y, w, h = box
+    def _contradict(self, where: str, box: Box, image: ListedImage, extent: Box | None) -> bool:
+        """Count a box that contradicts its image, and the other meanings that it may have.
+
+        Returns:
+            Whether it is one of the turned image.
+        """
         entry = IgnoredEntries(1, where)
         self.contradicting = entry if self.contradicting is None else self.contradicting + entry
-        meanings = {
-            CORNERS: (x, y, w, h),
-            TURNED: (x, y, x + w, y + h),
-            CENTRES: (x - w / 2, y - h / 2, x + w / 2, y + h / 2),
-        }
+        x, y, w, h = box
+        sides = (x, y, x + w, y + h)
         if self.form == "[x1, y1, x2, y2]":
-            meanings = {SIDES: (x, y, x + x + w, y + y + h), TURNED: meanings[TURNED]}
-        for meaning, (x1, y1, x2, y2) in meanings.items():
-            frame = _turned(image) if meaning is TURNED else image
-            if x2 > x1 and y2 > y1 and _is_within((x1, y1, x2, y2), frame):
-                self.meanings[meaning] += extent is None or _is_near((x1, y1, x2, y2), extent, frame)
+            meanings = {SIDES: (x, y, x + sides[2], y + sides[3])}
+        else:
+            meanings = {CORNERS: box, CENTRES: (x - w / 2, y - h / 2, x + w / 2, y + h / 2)}
+            self.meanings[NEGATIVE] += w < 0 or h < 0
+        for meaning, corners in meanings.items():
+            is_near = extent is None or _is_near(corners, extent, image)
+            self.meanings[meaning] += is_near and _is_within(corners, image)
+        turned = ListedImage(image.name, image.width, image.height)
+        is_turned = _is_within(sides, turned)
+        if extent is None or _is_near(sides, extent, image):
+            is_turned = is_turned and not _is_within(sides, image)
+        else:  # the mask, in the image as stored, turned to either side
+            x1, y1, x2, y2 = extent
+            either = ((image.height - y2, x1, image.height - y1, x2), (y1, image.width - x2, y2, image.width - x1))
+            is_turned = is_turned and any(_is_near(sides, corners, turned) for corners in either)
+        self.meanings[TURNED] += is_turned
+        return is_turned
 
     def finish(self, entries: int) -> Consistency:
         """What was counted.
@@ -212,9 +225,9 @@ class Checks:
                 f"{need}; {self.parts} of {self.boxes} are parts of the sides, all from 0 to 1 (normalised). "
                 "Multiply them by the image's width and height."
             )
-        if contradicting is not None and _is_rule(contradicting.count, self.boxes):
-            meaning, fitting = max(self.meanings.items(), key=lambda item: item[1], default=("", 0))
-            question = meaning if 2 * fitting > contradicting.count else OTHER_SIZE
+        if contradicting is not None and (_is_rule(contradicting.count, self.boxes) or self._are_corners()):
+            meaning, fitting = self.meanings.most_common(1)[0]
+            question = meaning if fitting >= MIN_FITTING * contradicting.count else OTHER_SIZE
             return (
                 f"{need}; {contradicting.count} of {self.boxes} contradict their image, area or mask, the first: "
                 f"{contradicting.first}; {question} {ACCEPT}"
@@ -234,10 +247,15 @@ class Checks:
         for kind, total in ((IMAGE_TWICE, self.images), (TWICE, self.boxes)):
             if kind in self.kinds and _is_rule(self.kinds[kind].count, total):
                 return (
-                    f"{self.path}: need every image and object once; {self.kinds[kind].count} of {total} {kind}, the "
-                    f"first: {self.kinds[kind].first}. Was a file merged with itself? {ACCEPT}"
+                    f"{self.path}: need every image and object once; {self.kinds[kind].count} times of {total}: "
+                    f"{kind}, the first: {self.kinds[kind].first}. Was a file merged with itself? {ACCEPT}"
                 )
         return ""
+
+    def _are_corners(self) -> bool:
+        """Whether every box fits as corners, and some fit only so; near the origin corners fit as sides too."""
+        count = 0 if self.contradicting is None else self.contradicting.count
+        return self.fit_corners == self.boxes and MIN_REFUSED <= count == self.meanings[CORNERS]
 
 
 def box_of_segmentation(where: str, entry: dict[str, Any], image: ListedImage) -> Box | None:
@@ -293,9 +311,10 @@ def accepted(dataset: Dataset, *, accept: bool) -> Dataset:
         InputError: a contradiction that is the rule, which is not accepted.
     """
     found = dataset.consistency
-    if not found.doubt:
-        found = _with_segments(dataset) if any(record.panoptic for record in dataset.records[:1]) else found
-        found = found if found.doubt else _with_turns(dataset, found)
+    if not found.doubt and any(record.panoptic for record in dataset.records[:1]):
+        found = _with_segments(dataset)
+    if CORNERS not in found.doubt:
+        found = _with_turns(dataset, found)
     if found.doubt and not accept:
         raise InputError(found.doubt)
     return dataset if found == dataset.consistency else replace(dataset, consistency=found)
@@ -312,15 +331,15 @@ def _with_turns(dataset: Dataset, found: Consistency) -> Consistency:
     if not turned:
         return found
     suspects = [record for record in turned if record.id in outside]
-    kind = f"images of {len(records)} looked at are annotated as stored; their EXIF rotation is not applied"
+    kind = f"image is annotated as stored: its EXIF rotation is not applied ({len(records)} images looked at)"
     kinds = {**found.kinds, kind: IgnoredEntries(len(turned), str(turned[0].path))}
     doubt = found.doubt
     if len(suspects) >= min(MIN_REFUSED, len(turned)) and len(suspects) > MAX_SHARE * len(turned):
         doubt = (
-            f"{dataset.name}: need boxes in the frame of the stated height and width; {len(turned)} of {len(records)} "
-            f"images looked at have an EXIF rotation but the size of the stored image, and in {len(suspects)} of them "
-            f"boxes reach beyond it and fit the rotated image, the first: {suspects[0].path}; are the boxes those of "
-            f"the image as shown? Then write its height and width. {ACCEPT}"
+            f"{dataset.file or dataset.name}: need boxes in the frame of the stated height and width; {len(turned)} of "
+            f"{len(records)} images looked at are stated as stored, but their EXIF block rotates them, and the boxes "
+            f"of {len(suspects)} fit only the rotated image, the first: {suspects[0].path}. Write the height and width "
+            "of the rotated image; --accept-annotations takes the file as it is."
         )
     return replace(found, kinds=kinds, doubt=doubt)
 
@@ -358,7 +377,7 @@ def _with_segments(dataset: Dataset) -> Consistency:
     kinds = dict(dataset.consistency.kinds)
     for kind in (OFF_MASK, UNLISTED):
         if kind in found.kinds:
-            kinds[f"{kind} (of {len(records)} images looked at)"] = found.kinds[kind]
+            kinds[f"{kind} ({len(records)} images looked at)"] = found.kinds[kind]
     return replace(dataset.consistency, kinds=kinds, doubt=found.doubt)
 
 
@@ -375,13 +394,9 @@ def _slack(image: ListedImage) -> tuple[float, float]:
     return max(SLACK_PIXELS, SLACK * image.width), max(SLACK_PIXELS, SLACK * image.height)
 
 
-def _turned(image: ListedImage) -> ListedImage:
-    return ListedImage(image.name, image.width, image.height)
-
-
 def _is_within(box: Box, image: ListedImage) -> bool:
     across, down = _slack(image)
-    is_within = box[0] >= -across and box[1] >= -down
+    is_within = -across <= box[0] < box[2] and -down <= box[1] < box[3]
     return is_within and box[2] <= image.width + across and box[3] <= image.height + down
 
 

@@ -103,7 +103,7 @@ def extent_of_polygons(value: Any) -> Box | None:
             if isinstance(corners, list) and _has_corners(corners):
                 xs, ys = corners[::2], corners[1::2]
                 x1, y1, x2, y2 = min(x1, *xs), min(y1, *ys), max(x2, *xs), max(y2, *ys)
-        return (x1, y1, x2, y2) if math.isfinite(x1 + y1 + x2 + y2) else None
+        return (float(x1), float(y1), float(x2), float(y2)) if math.isfinite(x1 + y1 + x2 + y2) else None
     except (TypeError, OverflowError):  # corners that are no numbers
         return None
 

@@ -107,7 +107,7 @@ class Dataset:
         kinds = self.consistency.kinds.items()
         return [
             *lines,
-            *(f"{entries.count} {kind}; the first: {entries.first}" for kind, entries in kinds),
+            *(f"{entries.count} found: {kind}; the first: {entries.first}" for kind, entries in kinds),
             *self.notes,
         ]
 

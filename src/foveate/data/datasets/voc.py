@@ -9,12 +9,13 @@ are objects like others. Boxes follow the rules of `validation.py`. XML with a D
 refused. In label maps 1 to 20 are the classes, 0 is the background, 255 the border.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
 from foveate.data.consistency import Checks
-from foveate.data.images import shown_size
+from foveate.data.images import ImageError, shown_size
 from foveate.data.labels import Labels
 from foveate.data.records import Box, Dataset, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
@@ -40,7 +41,7 @@ SPLITS = ("train", "val", "trainval", "test")
 MAX_XML = 1_000_000  # bytes
 MAX_LIST = 50_000_000  # bytes
 NO_BOX = "object has no `bndbox`"
-SIZE_OF_IMAGE = "annotations state no size (0 x 0); it is that of the image"
+SIZE_OF_IMAGE = "annotation states no size (0 x 0): it is that of the image"
 BORDER = 255  # of an object in a label map
 
 Background = Literal["none", "last", "first"]
@@ -197,9 +198,11 @@ def _read_record(path: Path, name: str, image: Path, checks: Checks) -> Record:
 def _read_size(path: Path, root: ElementTree.Element, image: Path, checks: Checks) -> tuple[int, int]:
     """(height, width) [pixels]; 0 x 0, or no size, is unknown: that of the image as shown."""
     sides = {side: (root.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")}
-    if all(text in ("0", "0.0", "") for text in sides.values()) and image.is_file():
-        count_ignored(checks.kinds, SIZE_OF_IMAGE, str(path))
-        return shown_size(image)
+    if all(text in ("0", "0.0", "") for text in sides.values()):
+        with suppress(ImageError):
+            size = shown_size(image)
+            count_ignored(checks.kinds, SIZE_OF_IMAGE, str(path))
+            return size
     height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
     if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # False for NaN and infinity too
         fail(str(path), "a size in integer pixels, at least 1", f"{height:g} x {width:g}")
