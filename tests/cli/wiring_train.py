@@ -128,7 +128,10 @@ DISTILL = Case(
     {
         **RUN_FIELDS,
         **READER_FIELDS,
-        **ACCEPTED,
+        "accept_annotations": (
+            ACCEPTED["accept_annotations"],
+            To("--accept-annotations", given="--regions {boxes}", reaches="with_boxes"),
+        ),
         "data": To("--data {other}", reaches="open_data"),
         "out": To("--out {out}/another", reaches="fit write_product"),
         "split": To("--split val", reaches="open_data"),

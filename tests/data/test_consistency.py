@@ -24,6 +24,7 @@ from foveate.data.consistency import (
 )
 from foveate.data.instance_masks import FLAT, extent_of_polygons
 from foveate.data.panoptic import compare_segments
+from foveate.data.regions import with_boxes
 from foveate.data.sources import open_annotations, open_data
 from foveate.data.validation import ListedImage
 from foveate.errors import InputError
@@ -321,3 +322,25 @@ def test_segments_that_the_json_lacks_are_told(tmp_path):
     extents, pixels = compare_segments(dataset.records[1])
     assert extents == [(0, 100, 160, 120), (20, 20, 50, 60)] and pixels == 1200
     assert accepted(dataset, accept=False).consistency.kinds == dataset.consistency.kinds
+
+
+# ------------------------------------------------------------------------------------------------------ files of boxes
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"1.png": [[60, 50, 30, 20]] * 4}, r"need boxes \[x1, y1, x2, y2\] .* are these \[x, y, width, height\]"),
+        ([{"image_id": 1, "bbox": [90, 70, 130, 110]}] * 4, r"\[x, y, width, height\] .* are these corners"),
+        ({"1.png": [[0.1, 0.2, 0.5, 0.6]] * 4}, "4 of 4 are parts of the sides"),
+    ],
+)
+def test_files_of_boxes_are_checked_with_the_sizes_of_the_images(tmp_path, entries, says):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "1.png")
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(entries))
+    dataset = open_data(tmp_path, split="val")
+    with pytest.raises(InputError, match=says):
+        with_boxes(dataset, file)
+    file.write_text(json.dumps({"1.png": [[1, 1, 50, 60], [10, 10, WIDTH + 20, 60], [1, 1, 50, 60]]}))
+    assert list(with_boxes(dataset, file).consistency.kinds) == [BEYOND]  # proposals may repeat

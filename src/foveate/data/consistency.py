@@ -9,6 +9,7 @@ loose.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from foveate.data.images import ImageError, is_turned_by_exif
+from foveate.data.boxes import ImageBoxes
+from foveate.data.images import ImageError, is_turned_by_exif, shown_size
 from foveate.data.instance_masks import encode_mask, extent_of_mask, extent_of_polygons
 from foveate.data.panoptic import compare_segments
 from foveate.data.records import Box, Consistency, Dataset, IgnoredEntries, Record
@@ -318,6 +320,36 @@ def accepted(dataset: Dataset, *, accept: bool) -> Dataset:
     if found.doubt and not accept:
         raise InputError(found.doubt)
     return dataset if found == dataset.consistency else replace(dataset, consistency=found)
+
+
+def check_boxes(path: Path, images: Sequence[tuple[Record, ImageBoxes]], *, accept: bool) -> Consistency:
+    """Check the boxes of a file of boxes, which need no classes and may be repeated.
+
+    Args:
+        path: of the file, for messages.
+        images: with the boxes that the file has of each. Where neither states its size, the headers of some are read.
+        accept: `--accept-annotations`.
+
+    Raises:
+        InputError: as `accepted`.
+    """
+    as_corners = any(boxes.as_corners for _, boxes in images)
+    checks = Checks(path, form="[x1, y1, x2, y2]" if as_corners else "[x, y, width, height]")
+    unknown = 0
+    for record, given in images:
+        size = record.size or ((given.height, given.width) if given.height and given.width else None)
+        if size is None and unknown < MAX_HEADERS and record.member is None:
+            unknown += 1
+            with suppress(ImageError):  # reported where it is read
+                size = shown_size(record.path)
+        if size is not None:
+            for x1, y1, x2, y2 in given.boxes:
+                image = ListedImage(str(record.id), *size)
+                checks.see(f"{path}: image {record.id}", (x1, y1, x2 - x1, y2 - y1), image, crowd=False)
+    found = checks.finish(checks.boxes + 1)
+    if found.doubt and not accept:
+        raise InputError(found.doubt)
+    return found
 
 
 def _with_turns(dataset: Dataset, found: Consistency) -> Consistency:

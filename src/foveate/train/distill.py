@@ -159,7 +159,7 @@ def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
         dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     if boxes is not None:
         note = _check_boxes(config, boxes)
-        dataset = with_boxes(dataset, boxes)
+        dataset = with_boxes(dataset, boxes, accept=config.accept_annotations)
         dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
     elif config.regions == "annotations":
         dataset = _note_novel(config, dataset)
