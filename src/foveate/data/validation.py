@@ -207,16 +207,17 @@ def unused_categories(content: dict[str, Any]) -> dict[int | str, str]:
             reason = "is the supercategory of others" if is_parent else "names the background"
             text = f"category {short(entry['name'])} is not used as a class: it {reason} and owns no object"
             suspects[whole(entry["id"])] = text
-    annotations = content.get("annotations")
-    if not suspects or not isinstance(annotations, list) or not annotations:
+    if not suspects:
         return {}
-    for entry in annotations:
+    is_empty = True
+    for entry in content.get("annotations", ()):
+        is_empty = False
         parts = entry.get("segments_info", [entry]) if isinstance(entry, dict) else []
         for part in parts if isinstance(parts, list) else []:
             key = part.get("category_id") if isinstance(part, dict) else None
             if is_number(key):
                 suspects.pop(whole(key), None)
-    return suspects
+    return {} if is_empty else suspects
 
 
 def file_name(where: str, entry: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from foveate.data.validation import (
     ListedImage,
     check_entry,
     count_ignored,
+    escapes,
     fail,
     field,
     file_name,
@@ -90,7 +91,7 @@ def list_things(
         label = labels[known_id(where, entry, "category_id", labels)]
         crowd = flag(where, entry, "iscrowd", default=0)
         size = {"height": image.height, "width": image.width}
-        mask = encode_mask(where, entry.get("segmentation"), **size, ignored=ignored) if with_masks else b""
+        mask = encode_mask(where, entry.get("segmentation"), **size, faults=checks.kinds) if with_masks else b""
         box = checks.box_of(where, entry, image, label=label, crowd=crowd, mask=mask)
         if isinstance(box, str) or isinstance(mask, str):
             count_ignored(ignored, box if isinstance(box, str) else str(mask), where)
@@ -102,7 +103,7 @@ def list_things(
         boxes, numbers, crowds, masks = zip(*things[key], strict=True) if things[key] else ((), (), (), ())
         record = Record(key, paths[key], image.height, image.width, boxes, numbers, crowds)
         records.append(replace(record, masks=masks) if with_masks else record)
-    notes, consistency = tuple(unused_categories(content).values()), checks.finish(len(content["annotations"]))
+    notes, consistency = tuple(unused_categories(content).values()), checks.finish()
     return Dataset(path.stem, categories, tuple(records), ignored, notes, file=path, consistency=consistency)
 
 
@@ -137,11 +138,13 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         if image_id in annotated:
             fail(where, "one annotation per image", "a second one")
         name = field(where, entry, "file_name", str, "the name of a PNG file")
-        segments = _segments(where, entry["segments_info"], labels, image, checks)
+        png = None if escapes(name) else Path(png_folder) / name
+        segments = _segments(where, entry["segments_info"], labels, image, checks, png)
         annotated[entry["image_id"]] = (segments, name)
     paths = _image_paths(path, {key: images[key].name for key in annotated}, image_folder)
     pngs = image_paths(path, {key: name for key, (_, name) in annotated.items()}, Path(png_folder))
     records = []
+    notes, consistency = tuple(unused_categories(content).values()), checks.finish()
     for key, image in images.items():
         if key in annotated:
             segments = annotated[key][0]
@@ -150,7 +153,6 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             records.append(Record(key, paths[key], *size, boxes, numbers, crowds, ids, pngs[key]))
         else:
             count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
-    notes, consistency = tuple(unused_categories(content).values()), checks.finish(checks.boxes + 1)
     return Dataset(path.stem, categories, tuple(records), ignored, notes, consistency=consistency)
 
 
@@ -162,7 +164,7 @@ def _image_paths(path: Path, names: dict[int | str, str], folder: Path | str | N
 
 
 def _segments(
-    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, checks: Checks
+    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, checks: Checks, png: Path | None
 ) -> list[tuple[Box, int, bool, int]]:
     """The usable segments of one image: (box, label, crowd, id)."""
     segments = []
@@ -173,7 +175,7 @@ def _segments(
             fail(name, f"an `id` in 1..{MAX_COLOUR} (a colour)", short(entry["id"]))
         label = labels[known_id(name, entry, "category_id", labels)]
         crowd = flag(name, entry, "iscrowd", default=0)
-        box = checks.box_of(name, entry, image, label=label, crowd=crowd)
+        box = checks.box_of(name, entry, image, label=label, crowd=crowd, png=png)
         if isinstance(box, str):
             count_ignored(checks.ignored, box, name)
         else:

@@ -78,7 +78,7 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
         else Record(name, paths[name])
         for name in names
     ]
-    consistency = checks.finish(checks.boxes + 1)
+    consistency = checks.finish()
     return Dataset(
         f"{folder.resolve().name} {split}", categories, tuple(records), checks.ignored, consistency=consistency
     )
