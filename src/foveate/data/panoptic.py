@@ -82,7 +82,7 @@ def extent_of_segment(path: Path, key: int, *, size: tuple[int, int]) -> Box | N
 
 
 def _extent(mask: Bool[np.ndarray, "H W"]) -> Box | None:
-    rows, columns = mask.any(axis=1).nonzero()[0].tolist(), mask.any(axis=0).nonzero()[0].tolist()
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
     return (columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0) if rows else None
 
 
