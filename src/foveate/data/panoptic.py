@@ -7,12 +7,13 @@ segment of the record (unlabelled ones, and segments that were ignored) are in n
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from foveate.data.images import ImageError, read_image
-from foveate.data.records import Record
+from foveate.data.records import Box, Record
 from foveate.types import Category, PanopticMap, SegmentInfo, Segments
 
 MAX_MASK_BYTES = 4_000_000_000  # one byte per pixel and segment
@@ -49,6 +50,40 @@ def panoptic_segments(record: Record, categories: Sequence[Category]) -> Segment
         labels=torch.tensor(record.labels, dtype=torch.int64),
         is_thing=is_thing,
     )
+
+
+def compare_segments(record: Record) -> tuple[list[Box | None], int]:
+    """Decode an image's PNG to compare it with the annotated segments.
+
+    Returns:
+        The extent of each segment, xyxy in pixels, None without a pixel; and how many pixels have a colour that is
+        neither 0 nor an annotated segment's.
+
+    Raises:
+        ImageError: as `read_colours`.
+    """
+    assert record.panoptic is not None, f"{record.id}: not a record of a panoptic file"
+    colours = read_colours(record.panoptic, size=record.size).numpy()  # (H, W)
+    unlisted = int((colours != 0).sum())
+    extents: list[Box | None] = []
+    for key in record.segment_ids:  # one at a time, in NumPy, which is several times faster than `mask_extents` here
+        mask = colours == key  # (H, W)
+        extents.append(_extent(mask))
+        unlisted -= int(mask.sum())
+    return extents, unlisted
+
+
+def extent_of_segment(path: Path, key: int, *, size: tuple[int, int]) -> Box | None:
+    """The extent of one segment in a PNG of (height, width) pixels: xyxy; None: it has no pixel, or no PNG."""
+    try:
+        return _extent(read_colours(path, size=size).numpy() == key)
+    except ImageError:  # reported where it is read
+        return None
+
+
+def _extent(mask: Bool[np.ndarray, "H W"]) -> Box | None:
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
+    return (columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0) if rows else None
 
 
 def read_panoptic_map(record: Record, categories: Sequence[Category]) -> PanopticMap:
